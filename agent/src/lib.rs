@@ -1,0 +1,1 @@
+//! gpuacct, the accountant of a GPU node.

@@ -1,0 +1,2 @@
+//! gpuacct.
+fn main() {}

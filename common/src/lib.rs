@@ -1,0 +1,2 @@
+//! The bytes that cross the kernel boundary.
+#![no_std]

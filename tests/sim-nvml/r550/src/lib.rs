@@ -1,0 +1,1 @@
+//! The simulated NVML, as driver R550 would export it.

@@ -1,0 +1,2 @@
+//! gpuacct build system.
+fn main() {}
