@@ -1,0 +1,317 @@
+//! What the sources hand to the core: observations, never decisions.
+//!
+//! Every variant is plain data with its time in it. Nothing here is trusted to be complete, in
+//! order or on time; the core says what it makes of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::model::{
+    BootTime, CgroupKey, ContainerId, GpuUuid, Nanos, Pid, PodUid, SourceId, SourceState,
+    StartTicks, UnobservedReason,
+};
+
+/// One observation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Events of the eBPF object, as drained from the ring in one go.
+    Kernel(KernelBatch),
+    /// One scan of `/proc`.
+    Processes(ProcessScan),
+    /// What a runtime or the kubelet says of a container.
+    Identity(IdentityUpdate),
+    /// The GPUs that NVML lists now; replaces the list before it.
+    Gpus(Vec<GpuInfo>),
+    /// One closed window of one GPU.
+    Window(GpuWindow),
+    /// The processes that have a context on one GPU.
+    GpuProcesses(GpuProcesses),
+    /// A source changed its state.
+    Health(SourceHealth),
+}
+
+/// What came out of the ring buffer in one drain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelBatch {
+    /// The events, in ring order. CPUs submit concurrently: neighbours may be out of order in time.
+    pub events: Vec<KernelEvent>,
+    /// Everything that was submitted before this instant is in this batch or in one before it.
+    pub drained_through: BootTime,
+    /// The object's own counters, summed over CPUs, read after the drain.
+    pub counters: EventCounters,
+}
+
+/// The eBPF object's counters, all since it was loaded. At rest `seen = submitted + lost`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct EventCounters {
+    /// Events that an attach point wanted to report.
+    pub seen: u64,
+    /// Events that reached the ring.
+    pub submitted: u64,
+    /// Events that found no room in the ring.
+    pub lost: u64,
+    /// Records that the agent could not decode.
+    pub undecodable: u64,
+}
+
+/// One event of the eBPF object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// A thread group was born.
+    Fork(ProcessEvent),
+    /// A process replaced its image. The pid and start time stay, also when a thread other than
+    /// the leader called it.
+    Exec(ProcessEvent),
+    /// The last thread of a process is out. May be reported more than once.
+    Exit(ProcessEvent),
+    /// A process was moved to another cgroup: `process.cgroups` is where it is now.
+    Attach(ProcessEvent),
+    /// A cgroup, announced when it is made or first seen on a process. Ancestors are announced
+    /// before their children, each once; any may be announced again.
+    Cgroup(CgroupAnnouncement),
+}
+
+/// A process as the kernel saw it at an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessEvent {
+    /// When it happened.
+    pub at: BootTime,
+    /// The thread group, in the initial pid namespace.
+    pub pid: Pid,
+    /// The real parent's thread group at that moment.
+    pub parent: Pid,
+    /// `start_boottime` of the thread group's leader.
+    pub start: BootTime,
+    /// Depth of its pid namespace; 0 is the initial one.
+    pub pid_namespace_level: u32,
+    /// The cgroups it is in: cgroup v2's first, then those of the v1 controllers that the agent
+    /// asked for. At least one.
+    pub cgroups: CgroupSet,
+}
+
+/// The cgroups of one process that the eBPF object reports: at most one per hierarchy read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupSet {
+    /// The cgroup in the v2 hierarchy; the root where v2 is not in use.
+    pub unified: CgroupKey,
+    /// The cgroup of a v1 controller, on v1 and hybrid hosts.
+    pub legacy: Option<CgroupKey>,
+}
+
+/// A cgroup's name and place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupAnnouncement {
+    /// Which one.
+    pub key: CgroupKey,
+    /// The kernfs id of its parent, in the same hierarchy; absent for a hierarchy's root.
+    pub parent: Option<u64>,
+    /// The last component of its path; empty for a root. Bytes that are not UTF-8 are replaced.
+    pub name: Arc<str>,
+}
+
+/// Everything that one walk over `/proc` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessScan {
+    /// When the walk began. A process that died before is not in it; one that was born after may
+    /// or may not be.
+    pub started: BootTime,
+    /// When it ended.
+    pub finished: BootTime,
+    /// The processes.
+    pub processes: Vec<ScannedProcess>,
+    /// Processes that vanished, or whose files could not be read, during the walk.
+    pub skipped: u32,
+}
+
+/// One process of `/proc`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScannedProcess {
+    /// Its pid.
+    pub pid: Pid,
+    /// Its parent.
+    pub parent: Pid,
+    /// Field 22 of `/proc/<pid>/stat`.
+    pub start: StartTicks,
+    /// The lines of `/proc/<pid>/cgroup`: hierarchy number (0 is v2) and path. Shared between
+    /// processes, since many have the same.
+    pub cgroups: Arc<[(u32, Arc<str>)]>,
+}
+
+/// Who said what a container is called. Ordered from the best to the poorest.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum IdentitySource {
+    /// The Docker Engine API.
+    Docker,
+}
+
+impl IdentitySource {
+    /// The label value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+        }
+    }
+}
+
+/// An answer about one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityUpdate {
+    /// It exists and this is what it is.
+    Found(ContainerIdentity),
+    /// The source answers and does not know it.
+    NotFound {
+        /// Who was asked.
+        source: IdentitySource,
+        /// For whom.
+        id: ContainerId,
+        /// Why it is not known, as a label value: `not_found`, `invalid_reply`, …
+        reason: &'static str,
+    },
+    /// The source says that it has been removed. What was learnt of it stays.
+    Removed {
+        /// Who said so.
+        source: IdentitySource,
+        /// Which.
+        id: ContainerId,
+    },
+}
+
+/// What a source knows of a container. All text is bounded by the source to 253 bytes a value
+/// (labels: 64 of them at most), control characters replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerIdentity {
+    /// Its id.
+    pub id: ContainerId,
+    /// Who says so.
+    pub source: IdentitySource,
+    /// The runtime's own name for it, without a leading slash.
+    pub name: Option<Arc<str>>,
+    /// The image as the user wrote it.
+    pub image: Option<Arc<str>>,
+    /// Kubernetes' name of the container (`io.kubernetes.container.name`).
+    pub kubernetes: Option<KubernetesNames>,
+    /// All labels.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+/// A container's names in Kubernetes. Complete or absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesNames {
+    /// `io.kubernetes.pod.namespace`.
+    pub namespace: Arc<str>,
+    /// `io.kubernetes.pod.name`.
+    pub pod: Arc<str>,
+    /// `io.kubernetes.pod.uid`.
+    pub pod_uid: PodUid,
+    /// `io.kubernetes.container.name`.
+    pub container: Arc<str>,
+}
+
+/// A GPU as NVML lists it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GpuInfo {
+    /// Its UUID.
+    pub uuid: GpuUuid,
+    /// NVML's index, for people.
+    pub index: u32,
+    /// The product's name.
+    pub model: Arc<str>,
+    /// The driver's version.
+    pub driver: Arc<str>,
+    /// Whether the library is the simulated one.
+    pub simulated: bool,
+    /// Frame buffer size in bytes; absent where NVML does not say.
+    pub memory_total: Option<u64>,
+}
+
+/// One stretch of one GPU's time, closed. The windows of a GPU tile its time: each starts where
+/// the one before it ended.
+///
+/// `end - start = busy + idle + Σ unobserved` and
+/// `busy = Σ credits + below_resolution + no_row`, to the nanosecond.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuWindow {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// Where the window before it ended.
+    pub start: BootTime,
+    /// The newest device sample, or where an unobservable stretch was closed.
+    pub end: BootTime,
+    /// Busy time by the device's own samples.
+    pub busy: Nanos,
+    /// Time for which the device's samples advanced and were not busy.
+    pub idle: Nanos,
+    /// The rest, by reason.
+    pub unobserved: Vec<(UnobservedReason, Nanos)>,
+    /// Busy time by pid, as the driver's rows give it. One entry per pid.
+    pub credits: Vec<Credit>,
+    /// Busy time that rows own and whole percents hide.
+    pub below_resolution: Nanos,
+    /// Busy time that no row can own.
+    pub no_row: Nanos,
+    /// How the window came about.
+    pub quality: WindowQuality,
+}
+
+/// One process's part of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credit {
+    /// The pid as NVML gave it: of the initial namespace, if the agent runs in that.
+    pub pid: Pid,
+    /// Its busy time in the window.
+    pub busy: Nanos,
+}
+
+/// What was noticed while a window was taken; all of it is counted and exported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct WindowQuality {
+    /// Device samples that the window is made from.
+    pub samples: u32,
+    /// A sample landed between the calls in three tries running: the window was taken anyway.
+    pub torn: bool,
+    /// Rows that cannot be right: pid 0, a timestamp outside the window, more than 100 percent.
+    pub invalid_rows: u32,
+    /// Time by which the rows exceeded the device, cut from them.
+    pub cut: Nanos,
+}
+
+/// The processes that have a context on a GPU: the union of NVML's compute, graphics and MPS
+/// lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuProcesses {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// When the lists were read.
+    pub at: BootTime,
+    /// One entry per pid.
+    pub processes: Vec<GpuProcess>,
+    /// Memory used on the device, in bytes, by everyone.
+    pub memory_used: Option<u64>,
+}
+
+/// One process on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuProcess {
+    /// The pid as NVML gave it.
+    pub pid: Pid,
+    /// Its frame buffer memory in bytes; absent where NVML does not say.
+    pub memory: Option<u64>,
+}
+
+/// A source's state and since when.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SourceHealth {
+    /// Which.
+    pub source: SourceId,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub state: SourceState,
+    /// Since when it has been in that state.
+    pub since: BootTime,
+    /// Where it is: a socket, a library, an endpoint; empty where it has no place.
+    pub place: Arc<str>,
+}

@@ -1,0 +1,12 @@
+//! The accountant itself: arithmetic and state machines over plain data.
+//!
+//! Nothing here performs I/O, reads a clock or awaits. Time is an argument, observations come in
+//! as [`input::Input`], the books go out as a [`snapshot::Snapshot`]. That is what lets the core be
+//! tested, fuzzed and replayed without a kernel or a GPU, and it is held by a test: no file below
+//! names tokio, aya, nvml-wrapper, bollard, tonic, opentelemetry or a database.
+//!
+//! Units: integer nanoseconds, bytes. Times are on the boot clock unless the type says otherwise.
+
+pub mod input;
+pub mod model;
+pub mod snapshot;

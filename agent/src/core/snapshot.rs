@@ -1,0 +1,307 @@
+//! The books as they stand after a commit: what every output shows, and all that it may show.
+//!
+//! A snapshot is immutable and shared. Prometheus, OTLP and the socket read the same one, so they
+//! cannot disagree about an amount; a slow output merely shows an older one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
+use super::model::{
+    BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, StartTicks, UnattributedReason,
+    UnobservedReason, WallTime,
+};
+
+/// The books at one commit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Grows by one with every commit.
+    pub sequence: u64,
+    /// When it was committed.
+    pub at: BootTime,
+    /// The same instant on the wall clock.
+    pub wall: WallTime,
+    /// When this agent began, on the wall clock: the start of its own counters.
+    pub agent_started: WallTime,
+    /// One book per GPU, in NVML's order.
+    pub gpus: Vec<GpuBook>,
+    /// What is published of containers.
+    pub container_series: Vec<ContainerSeries>,
+    /// What is published of namespaces.
+    pub namespace_series: Vec<NamespaceSeries>,
+    /// What is published of host processes.
+    pub host_series: Vec<HostSeries>,
+    /// Every account of a container, held-back ones included, with its whole amount.
+    pub accounts: Vec<ContainerAccount>,
+    /// Every source and its state, in the order of `SourceId::ALL`.
+    pub sources: Vec<SourceHealth>,
+    /// The eBPF object's counters.
+    pub events: EventCounters,
+    /// The agent's own counters and sizes.
+    pub agent: AgentBook,
+}
+
+/// One GPU's book.
+///
+/// `elapsed = busy + idle + Σ unobserved`; `busy = Σ containers + Σ host + Σ unattributed`, whole
+/// amounts. Both are checked on every commit, see [`GpuBook::imbalance`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuBook {
+    /// The GPU.
+    pub gpu: GpuInfo,
+    /// When its book was opened: the start of its counters.
+    pub start: WallTime,
+    /// Time accounted for.
+    pub elapsed: Nanos,
+    /// Busy time by the device's own samples, taken apart from the accounts.
+    pub busy: Nanos,
+    /// Idle time.
+    pub idle: Nanos,
+    /// Time that could not be observed: every reason, also those at zero.
+    pub unobserved: Vec<(UnobservedReason, Nanos)>,
+    /// Busy time without an owner: every reason, also those at zero.
+    pub unattributed: Vec<(UnattributedReason, Nanos)>,
+    /// Busy time that is booked to an owner and not yet published.
+    pub pending: Nanos,
+    /// Nanoseconds by which the accounts differ from the device's busy time, signed; zero unless
+    /// there is a defect.
+    pub imbalance: i64,
+    /// Share of the last minute during which the GPU was busy, 0..=1; absent before the first
+    /// window.
+    pub utilization: Option<f64>,
+    /// What became of the last minute's time.
+    pub coverage: Coverage,
+    /// Device memory in use, in bytes.
+    pub memory_used: Option<u64>,
+    /// Windows closed.
+    pub windows: u64,
+    /// Windows taken although a sample landed between the calls.
+    pub torn_windows: u64,
+    /// Rows dropped because they cannot be right.
+    pub invalid_rows: u64,
+    /// Time by which rows exceeded the device, cut.
+    pub cut: Nanos,
+}
+
+/// How much of a GPU's last minute is known and owned.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// The stretch that this is about: a minute, or less after a start.
+    pub elapsed: Nanos,
+    /// Busy time in it.
+    pub busy: Nanos,
+    /// Busy time that has an owner.
+    pub attributed: Nanos,
+    /// Busy time that has none, by reason; zeros left out.
+    pub unattributed: Vec<(UnattributedReason, Nanos)>,
+    /// Time that was not observed, by reason; zeros left out.
+    pub unobserved: Vec<(UnobservedReason, Nanos)>,
+}
+
+/// The labels under which a container's series goes out. None is ever empty.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ContainerLabels {
+    /// Kubernetes namespace, or `(none)`, or `(unresolved)`.
+    pub namespace: Arc<str>,
+    /// Pod name, likewise.
+    pub pod: Arc<str>,
+    /// Container name: Kubernetes' if it has one, else the runtime's.
+    pub container: Arc<str>,
+    /// Pod uid, from the kernel's cgroup or from the runtime.
+    pub pod_uid: Arc<str>,
+    /// Container id, from the kernel's cgroup.
+    pub container_id: Arc<str>,
+}
+
+/// One published series of a container on a GPU. Its labels never change and `busy` never falls.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContainerSeries {
+    /// Labels, frozen at first publication.
+    pub labels: ContainerLabels,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The start of the counter, for OTLP and OpenMetrics.
+    pub start: WallTime,
+    /// The published amount: zero until `zero_for` is over.
+    pub busy: Nanos,
+    /// Device memory in use now, in bytes; absent where nothing is known.
+    pub memory: Option<u64>,
+    /// How the names were found.
+    pub attribution: Attribution,
+    /// The image, for the info series; `(none)` or `(unresolved)` where not known.
+    pub image: Arc<str>,
+    /// Who runs it by the shape of its cgroup: `docker`, `containerd`, `cri-o`, `podman`, ….
+    pub runtime: Arc<str>,
+}
+
+/// How far a container's names are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Attribution {
+    /// Held back: the names are being asked for.
+    Held,
+    /// Named.
+    Named {
+        /// By whom.
+        source: IdentitySource,
+    },
+    /// Published under the ids that the kernel gave, since the grace was over.
+    IdOnly {
+        /// Why no name was found.
+        reason: IdOnlyReason,
+    },
+}
+
+impl Attribution {
+    /// The label value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Named { .. } => "named",
+            Self::IdOnly { .. } => "id_only",
+        }
+    }
+}
+
+/// Why a container goes without names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdOnlyReason {
+    /// No source of names is there.
+    NoSource,
+    /// A source that was there does not answer.
+    SourceDown,
+    /// The sources answer and do not know this container.
+    NotFound,
+    /// An answer contradicted the pod uid in the container's cgroup.
+    PodUidMismatch,
+    /// No answer came within the grace.
+    Timeout,
+}
+
+impl IdOnlyReason {
+    /// The label value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSource => "no_source",
+            Self::SourceDown => "source_down",
+            Self::NotFound => "not_found",
+            Self::PodUidMismatch => "pod_uid_mismatch",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// One published series of a namespace on a GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NamespaceSeries {
+    /// Kubernetes namespace, `(none)` for containers outside Kubernetes, `(unresolved)` for
+    /// containers that ended without a name.
+    pub namespace: Arc<str>,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The start of the counter.
+    pub start: WallTime,
+    /// The published amount.
+    pub busy: Nanos,
+}
+
+/// One published series of host processes on a GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostSeries {
+    /// systemd unit or cgroup path.
+    pub unit: HostUnit,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The start of the counter.
+    pub start: WallTime,
+    /// The published amount.
+    pub busy: Nanos,
+}
+
+/// A container's account on one GPU, as it stands in the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContainerAccount {
+    /// Names as known now.
+    pub labels: ContainerLabels,
+    /// The container.
+    pub id: ContainerId,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// How far the names are known.
+    pub attribution: Attribution,
+    /// The whole amount.
+    pub busy: Nanos,
+    /// Share of the GPU over the last ten seconds, 0..=1.
+    pub share: f64,
+    /// Device memory in use now, in bytes.
+    pub memory: Option<u64>,
+    /// The image.
+    pub image: Arc<str>,
+    /// Who runs it, by the shape of its cgroup.
+    pub runtime: Arc<str>,
+    /// First charge.
+    pub first_used: WallTime,
+    /// Last charge.
+    pub last_used: WallTime,
+    /// Whether its last process is gone.
+    pub ended: bool,
+    /// All labels that its runtime gave.
+    pub runtime_labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+/// The agent's own counters and sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentBook {
+    /// Processes that the table holds alive.
+    pub processes: u64,
+    /// Processes kept after their death until every window has passed them.
+    pub exited_processes: u64,
+    /// cgroups known by path.
+    pub cgroups: u64,
+    /// Processes, cgroups or accounts that a full table turned away.
+    pub table_overflows: u64,
+    /// Scans of `/proc` that were merged.
+    pub scans: u64,
+    /// Scans asked for because events were lost.
+    pub rescans_after_loss: u64,
+    /// Windows that were booked before the event stream had caught up with them.
+    pub windows_not_awaited: u64,
+    /// Containers held back now.
+    pub containers_held: u64,
+    /// Containers that are published with names.
+    pub containers_named: u64,
+    /// Containers that are published by id only.
+    pub containers_id_only: u64,
+    /// Containers whose names came after they had been published by id.
+    pub named_late: u64,
+    /// Answers refused since their pod uid contradicts the cgroup's.
+    pub identities_refused: u64,
+    /// Commits.
+    pub commits: u64,
+    /// Commits whose books did not balance.
+    pub imbalances: u64,
+}
+
+/// A process that uses a GPU, for `status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuProcessView {
+    /// Its pid.
+    pub pid: Pid,
+    /// Its start; absent if the agent never saw the process.
+    pub start: Option<StartTicks>,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The owner in words: a container id, a host unit, or a reason in parentheses.
+    pub owner: Arc<str>,
+    /// Whether it is alive.
+    pub alive: bool,
+    /// Share of the GPU over the last ten seconds, 0..=1.
+    pub share: f64,
+    /// Device memory in use, in bytes.
+    pub memory: Option<u64>,
+}

@@ -1,0 +1,9 @@
+//! The outside world, turned into plain data.
+//!
+//! A source may fail, block, lie or come late; nothing behind it notices more than an observation
+//! with its age and its error. Two sources never import each other, and none imports an output.
+
+pub mod gpu;
+pub mod identity;
+pub mod kernel;
+pub mod procfs;
