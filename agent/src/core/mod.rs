@@ -7,6 +7,14 @@
 //!
 //! Units: integer nanoseconds, bytes. Times are on the boot clock unless the type says otherwise.
 
+pub mod accountant;
+pub mod attribute;
+pub mod cgroup_path;
+pub mod directory;
 pub mod input;
+pub mod ledger;
 pub mod model;
+pub mod placement;
+pub mod process_table;
+pub mod publication;
 pub mod snapshot;

@@ -244,14 +244,14 @@ pub struct ContainerAccount {
     pub image: Arc<str>,
     /// Who runs it, by the shape of its cgroup.
     pub runtime: Arc<str>,
-    /// First charge.
-    pub first_used: WallTime,
-    /// Last charge.
-    pub last_used: WallTime,
+    /// End of the first window that charged it; absent if none has.
+    pub first_used: Option<WallTime>,
+    /// End of the last.
+    pub last_used: Option<WallTime>,
     /// Whether its last process is gone.
     pub ended: bool,
     /// All labels that its runtime gave.
-    pub runtime_labels: BTreeMap<Arc<str>, Arc<str>>,
+    pub runtime_labels: Arc<BTreeMap<Arc<str>, Arc<str>>>,
 }
 
 /// The agent's own counters and sizes.

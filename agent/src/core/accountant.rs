@@ -1,0 +1,1339 @@
+//! The core as a whole: observations in, snapshots out, and a few wishes to the sources.
+//!
+//! It owns every table. Whoever drives it hands over inputs as they come, commits at least every
+//! two seconds, and carries out the [`Effect`]s; there is no other way in or out.
+//!
+//! A window is booked only when the event stream has been drained past its end, so that a process
+//! that was born and died inside it is known. That wait is bounded: a kernel source that is down
+//! must not hold the books.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::attribute;
+use super::directory::{Directory, SourcesOfNames};
+use super::input::{
+    EventCounters, GpuProcess, GpuProcesses, GpuWindow, Input, KernelBatch, KernelEvent,
+    ProcessEvent, ProcessScan, SourceHealth,
+};
+use super::ledger::Ledger;
+use super::model::{
+    BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, PodUid, ProcessId, SourceId,
+    SourceState, UNRESOLVED, UnattributedReason,
+};
+use super::placement::{Owner, PlacementId, PlacementTable};
+use super::process_table::{ProcessTable, Sighting};
+use super::publication::{self, Gate, Policy};
+use super::snapshot::{
+    AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
+    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
+};
+
+/// The container label of what runs in a pod's own cgroup.
+const POD_ITSELF: &str = "(pod)";
+/// The namespace label beyond [`Settings::namespace_limit`].
+const OVERFLOW: &str = "(overflow)";
+/// How long the dead are kept at least: the driver's ring spans 12 s, and a reader may be late.
+const KEEP_DEAD: Nanos = Nanos::from_secs(15);
+/// How long the dead are kept at most, however far a GPU's windows lag.
+const KEEP_DEAD_AT_MOST: Nanos = Nanos::from_secs(60);
+
+/// Bounds and times of the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Grace, zero and retention.
+    pub policy: Policy,
+    /// Processes, the dead that are kept included.
+    pub process_limit: usize,
+    /// cgroups.
+    pub cgroup_limit: usize,
+    /// Containers whose names are remembered.
+    pub container_limit: usize,
+    /// Open accounts.
+    pub account_limit: usize,
+    /// Namespaces with a counter of their own, times GPUs.
+    pub namespace_limit: usize,
+    /// How long a window waits for the event stream to pass its end.
+    pub await_events: Nanos,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: Policy {
+                grace: Nanos::from_secs(10),
+                zero_for: Nanos::from_secs(60),
+                keep_for: Nanos::from_secs(600),
+            },
+            process_limit: 262_144,
+            cgroup_limit: 16_384,
+            container_limit: 8_192,
+            account_limit: 10_000,
+            namespace_limit: 4_096,
+            await_events: Nanos::from_secs(2),
+        }
+    }
+}
+
+/// What the core wants done. Each may be dropped: it is asked for again if it is still needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Ask the sources of names for this container.
+    LookUp(ContainerId),
+    /// Scan `/proc`: something was lost, or a process is not known.
+    Rescan,
+    /// Have the kernel side announce every cgroup anew.
+    AnnounceAnew,
+}
+
+#[derive(Debug)]
+struct Payer {
+    attribution: Attribution,
+    held_since: BootTime,
+    labels: ContainerLabels,
+    image: Arc<str>,
+    runtime: Arc<str>,
+}
+
+#[derive(Debug, Default)]
+struct DeviceLists {
+    processes: Vec<GpuProcess>,
+    memory_used: Option<u64>,
+    memory: HashMap<Owner, u64>,
+}
+
+#[derive(Debug)]
+struct NamespaceBook {
+    amount: Nanos,
+    gate: Gate,
+}
+
+/// The core.
+#[derive(Debug)]
+pub struct Accountant {
+    settings: Settings,
+    started: Clock,
+    processes: ProcessTable,
+    placements: PlacementTable,
+    directory: Directory,
+    ledger: Ledger,
+    payers: HashMap<Owner, Payer>,
+    namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
+    lists: HashMap<GpuUuid, DeviceLists>,
+    sources: BTreeMap<SourceId, SourceHealth>,
+    waiting: VecDeque<(BootTime, GpuWindow)>,
+    drained_through: BootTime,
+    events: EventCounters,
+    effects: Vec<Effect>,
+    counts: AgentBook,
+    sequence: u64,
+}
+
+impl Accountant {
+    /// An accountant with empty books.
+    #[must_use]
+    pub fn new(settings: Settings, clock: Clock) -> Self {
+        Self {
+            settings,
+            started: clock,
+            processes: ProcessTable::new(settings.process_limit),
+            placements: PlacementTable::new(settings.cgroup_limit),
+            directory: Directory::new(settings.container_limit),
+            ledger: Ledger::new(settings.account_limit),
+            payers: HashMap::new(),
+            namespaces: BTreeMap::new(),
+            lists: HashMap::new(),
+            sources: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            drained_through: BootTime::default(),
+            events: EventCounters::default(),
+            effects: Vec::new(),
+            counts: AgentBook::default(),
+            sequence: 0,
+        }
+    }
+
+    /// Takes one observation.
+    pub fn take(&mut self, input: Input, clock: Clock) {
+        match input {
+            Input::Kernel(batch) => self.take_events(batch),
+            Input::Processes(scan) => self.take_scan(&scan),
+            Input::Identity(update) => self.directory.learn(update, clock.boot),
+            Input::Gpus(gpus) => self.ledger.list(gpus, clock),
+            Input::Window(window) => self.waiting.push_back((clock.boot, window)),
+            Input::GpuProcesses(lists) => self.take_lists(lists, clock),
+            Input::Health(health) => {
+                self.sources.insert(health.source, health);
+            }
+        }
+        self.introduce_containers(clock.boot);
+    }
+
+    /// What the core wants done since this was last asked.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    fn wish(&mut self, effect: Effect) {
+        if !self.effects.contains(&effect) {
+            self.effects.push(effect);
+        }
+    }
+
+    fn take_events(&mut self, batch: KernelBatch) {
+        let losses = |counters: &EventCounters| counters.lost + counters.undecodable;
+        if losses(&batch.counters) > losses(&self.events) {
+            self.counts.rescans_after_loss += 1;
+            self.wish(Effect::AnnounceAnew);
+            self.wish(Effect::Rescan);
+        }
+        self.events = batch.counters;
+        for event in batch.events {
+            match event {
+                KernelEvent::Fork(event) => self.sight(&event, Sighting::Fork),
+                KernelEvent::Exec(event) => self.sight(&event, Sighting::Exec),
+                KernelEvent::Attach(event) => self.sight(&event, Sighting::Attach),
+                KernelEvent::Exit(event) => {
+                    // A process whose birth was lost is known by its death at least.
+                    let id = ProcessId {
+                        pid: event.pid,
+                        start: event.start.into(),
+                    };
+                    if self.processes.placement(id).is_none() {
+                        self.sight(&event, Sighting::Scan);
+                    }
+                    self.processes.exit(event.pid, event.start, event.at);
+                }
+                KernelEvent::Cgroup(announcement) => {
+                    if self.placements.announce(&announcement) {
+                        self.wish(Effect::AnnounceAnew);
+                    }
+                }
+            }
+        }
+        self.drained_through = self.drained_through.max(batch.drained_through);
+    }
+
+    fn sight(&mut self, event: &ProcessEvent, sighting: Sighting) {
+        let place = self.placements.of_keys(event.cgroups);
+        self.put(event.pid, event.start, event.at, place, sighting);
+    }
+
+    fn put(
+        &mut self,
+        pid: Pid,
+        start: BootTime,
+        at: BootTime,
+        place: PlacementId,
+        sighting: Sighting,
+    ) {
+        let placements = &mut self.placements;
+        // Held before the old one is let go, since they may be the same.
+        placements.hold(place);
+        let held = self
+            .processes
+            .observe(pid, start, at, place, sighting, &mut |gone| {
+                placements.release(gone);
+            });
+        if !held {
+            placements.release(place);
+        } else {
+            // Resolving now, while it is fresh, introduces its container to the directory.
+            let _ = placements.owner(place);
+        }
+    }
+
+    fn take_scan(&mut self, scan: &ProcessScan) {
+        let mut seen = HashSet::with_capacity(scan.processes.len());
+        for process in &scan.processes {
+            seen.insert((process.pid, process.start));
+            let id = ProcessId {
+                pid: process.pid,
+                start: process.start,
+            };
+            let place = self.placements.of_paths(&process.cgroups);
+            self.placements.hold(place);
+            let owner = self.placements.owner(place).map(|(owner, _)| owner.clone());
+            let known = self
+                .processes
+                .placement(id)
+                .and_then(|known| self.placements.owner(known))
+                .map(|(owner, _)| owner.clone());
+            // A path and a number that mean the same owner are no move.
+            let place = match self.processes.placement(id) {
+                Some(known_place) if known.is_some() && known == owner => {
+                    self.placements.hold(known_place);
+                    self.placements.release(place);
+                    known_place
+                }
+                _ => place,
+            };
+            self.put(
+                process.pid,
+                process.start.earliest(),
+                scan.started,
+                place,
+                Sighting::Scan,
+            );
+            self.placements.release(place);
+        }
+        self.processes
+            .close_unseen(scan.started, &|pid, start| seen.contains(&(pid, start)));
+        self.counts.scans += 1;
+    }
+
+    fn take_lists(&mut self, lists: GpuProcesses, clock: Clock) {
+        let mut memory = HashMap::<Owner, u64>::new();
+        let book = self.ledger.book_of(&lists.gpu);
+        for process in &lists.processes {
+            let (_, owner) = attribute::owner_of(
+                process.pid,
+                lists.at,
+                lists.at,
+                &self.processes,
+                &mut self.placements,
+            );
+            let Ok(owner) = owner else { continue };
+            if let Some(bytes) = process.memory {
+                *memory.entry(owner.clone()).or_default() += bytes;
+            }
+            // Opened before it is charged, its series shows 0 all the earlier.
+            if let Some(book) = book {
+                self.ledger.open(book, &owner, clock.wall_of(lists.at));
+            }
+        }
+        self.lists.insert(
+            lists.gpu,
+            DeviceLists {
+                processes: lists.processes,
+                memory_used: lists.memory_used,
+                memory,
+            },
+        );
+    }
+
+    fn introduce_containers(&mut self, now: BootTime) {
+        for container in self.placements.take_new_containers() {
+            self.directory.see(
+                &container.id,
+                container.pod.as_ref().map(|pod| &pod.uid),
+                container.runtime.as_str(),
+                now,
+            );
+        }
+    }
+
+    fn book_waiting(&mut self, clock: Clock) {
+        let kernel_up = self
+            .sources
+            .get(&SourceId::Kernel)
+            .is_some_and(|health| health.state == SourceState::Up);
+        let mut still = VecDeque::new();
+        let mut held_back = HashSet::new();
+        while let Some((since, window)) = self.waiting.pop_front() {
+            let caught_up = self.drained_through >= window.end;
+            let waited_enough = clock.boot.since(since) >= self.settings.await_events;
+            // A GPU's windows are booked in their order.
+            if held_back.contains(&window.gpu) || (kernel_up && !caught_up && !waited_enough) {
+                held_back.insert(window.gpu.clone());
+                still.push_back((since, window));
+                continue;
+            }
+            self.counts.windows_not_awaited += u64::from(!caught_up);
+            let charges = attribute::charges(&window, &self.processes, &mut self.placements);
+            self.introduce_containers(clock.boot);
+            let unknown = charges.iter().any(|charge| {
+                matches!(
+                    charge.owner,
+                    Err(UnattributedReason::UnknownPid | UnattributedReason::UnknownCgroup)
+                )
+            });
+            if unknown {
+                self.wish(Effect::Rescan);
+            }
+            if let Some(unlisted) = self.ledger.book(window, charges, clock)
+                && !waited_enough
+            {
+                // Its GPU is about to be listed; if not, there is no book to put it in.
+                held_back.insert(unlisted.gpu.clone());
+                still.push_back((since, unlisted));
+            }
+        }
+        self.waiting = still;
+    }
+
+    /// Books what is ready, settles names, publishes, checks the balance.
+    pub fn commit(&mut self, clock: Clock) -> Snapshot {
+        self.book_waiting(clock);
+        self.settle_names(clock.boot);
+        self.publish(clock);
+        self.close_ended(clock);
+        self.forget_dead(clock.boot);
+        self.sequence += 1;
+        self.counts.commits += 1;
+        self.snapshot(clock)
+    }
+
+    fn settle_names(&mut self, now: BootTime) {
+        let sources = self.sources_of_names();
+        let owners: Vec<Owner> = self
+            .ledger
+            .accounts()
+            .map(|((_, owner), _)| owner)
+            .filter(|owner| !matches!(owner, Owner::Host(_)))
+            .cloned()
+            .collect();
+        for owner in owners {
+            let payer = self.payers.entry(owner.clone()).or_insert_with(|| Payer {
+                attribution: Attribution::Held,
+                held_since: now,
+                labels: no_names(&owner),
+                image: UNRESOLVED.into(),
+                runtime: UNRESOLVED.into(),
+            });
+            if matches!(payer.attribution, Attribution::Named { .. }) {
+                continue;
+            }
+            let grace_over = now.since(payer.held_since) >= self.settings.policy.grace;
+            match &owner {
+                Owner::Container(id) => {
+                    let names = self.directory.names(id);
+                    payer.image = names.image;
+                    payer.runtime = names.runtime;
+                    if let Some(source) = names.source {
+                        if matches!(payer.attribution, Attribution::IdOnly { .. }) {
+                            self.counts.named_late += 1;
+                        }
+                        payer.labels = names.labels;
+                        payer.attribution = Attribution::Named { source };
+                        continue;
+                    }
+                    if payer.attribution == Attribution::Held {
+                        payer.labels = names.labels;
+                        if grace_over {
+                            let reason = self.directory.reason(id, sources);
+                            payer.attribution = Attribution::IdOnly { reason };
+                        }
+                    }
+                    if self.directory.should_ask(id, now) {
+                        self.effects.push(Effect::LookUp(id.clone()));
+                    }
+                }
+                Owner::Pod(_) | Owner::Host(_) => {
+                    if grace_over {
+                        payer.attribution = Attribution::IdOnly {
+                            reason: IdOnlyReason::NoSource,
+                        };
+                    }
+                }
+            }
+        }
+    }
+
+    fn sources_of_names(&self) -> SourcesOfNames {
+        match self.sources.get(&SourceId::Docker).map(|h| &h.state) {
+            Some(SourceState::Up) => SourcesOfNames::Up,
+            Some(SourceState::Down { .. }) => SourcesOfNames::Down,
+            Some(SourceState::Absent | SourceState::Disabled) | None => SourcesOfNames::None,
+        }
+    }
+
+    fn publish(&mut self, clock: Clock) {
+        let policy = &self.settings.policy;
+        for ((book, owner), account) in self.ledger.accounts_mut() {
+            match owner {
+                Owner::Host(_) => {
+                    // A unit needs nobody's answer.
+                    publication::publish_named(account, &no_names(owner), policy, clock);
+                }
+                Owner::Container(_) | Owner::Pod(_) => {
+                    let Some(payer) = self.payers.get(owner) else {
+                        continue;
+                    };
+                    publication::publish(account, payer.attribution, &payer.labels, policy, clock);
+                    if matches!(payer.attribution, Attribution::Named { .. }) {
+                        feed(
+                            &mut self.namespaces,
+                            self.settings.namespace_limit,
+                            *book,
+                            &payer.labels.namespace,
+                            account,
+                            clock,
+                        );
+                    }
+                }
+            }
+        }
+        for namespace in self.namespaces.values_mut() {
+            namespace.gate.show(namespace.amount, policy, clock.boot);
+        }
+    }
+
+    fn close_ended(&mut self, clock: Clock) {
+        let live: HashSet<PlacementId> = self.processes.live_placements().collect();
+        let live: HashSet<Owner> = live
+            .into_iter()
+            .filter_map(|place| self.placements.owner(place).map(|(owner, _)| owner.clone()))
+            .collect();
+        for ((_, owner), account) in self.ledger.accounts_mut() {
+            if live.contains(owner) {
+                account.ended = None;
+            } else {
+                account.ended.get_or_insert(clock.boot);
+            }
+        }
+        let policy = &self.settings.policy;
+        let namespaces = &mut self.namespaces;
+        let limit = self.settings.namespace_limit;
+        let mut closed = false;
+        // The account's last word to its namespace, if nobody ever named it.
+        let mut unsettled = Vec::new();
+        self.ledger.close(&mut |(book, owner), account| {
+            let done = publication::is_done(account, policy, clock);
+            if done && !matches!(owner, Owner::Host(_)) && account.fed < account.busy {
+                unsettled.push((*book, account.busy.minus(account.fed)));
+            }
+            closed |= done;
+            done
+        });
+        for (book, amount) in unsettled {
+            namespace_book(namespaces, limit, book, &UNRESOLVED.into(), clock).amount += amount;
+        }
+        if closed {
+            let open: HashSet<&Owner> = self
+                .ledger
+                .accounts()
+                .map(|((_, owner), _)| owner)
+                .collect();
+            self.payers.retain(|owner, _| open.contains(owner));
+        }
+    }
+
+    fn forget_dead(&mut self, now: BootTime) {
+        let passed = self
+            .ledger
+            .books()
+            .iter()
+            .filter_map(|book| book.through)
+            .min()
+            .unwrap_or(now);
+        let before = passed.max(now.minus(KEEP_DEAD_AT_MOST)).minus(KEEP_DEAD);
+        let placements = &mut self.placements;
+        self.processes
+            .forget(before, &mut |place| placements.release(place));
+    }
+
+    fn snapshot(&mut self, clock: Clock) -> Snapshot {
+        let imbalances = self.ledger.imbalances();
+        self.counts.imbalances += u64::from(imbalances.iter().any(|difference| *difference != 0));
+        let mut pending = vec![Nanos::ZERO; self.ledger.books().len()];
+        let mut shares = HashMap::<(usize, Owner), f64>::new();
+        for (at, book) in self.ledger.books().iter().enumerate() {
+            let (span, charges) = book.recent();
+            for charge in charges {
+                if let Ok(owner) = &charge.owner {
+                    *shares.entry((at, owner.clone())).or_default() += ratio(charge.busy, span);
+                }
+            }
+        }
+        let mut snapshot = Snapshot {
+            sequence: self.sequence,
+            at: clock.boot,
+            wall: clock.wall,
+            agent_started: self.started.wall,
+            events: self.events,
+            sources: self.sources.values().cloned().collect(),
+            ..Snapshot::default()
+        };
+        for ((at, owner), account) in self.ledger.accounts() {
+            let gpu = &self.ledger.books()[*at].gpu.uuid;
+            pending[*at] += account.busy.minus(account.published());
+            if let Owner::Host(unit) = owner {
+                snapshot
+                    .host_series
+                    .extend(account.named.as_ref().map(|series| HostSeries {
+                        unit: unit.clone(),
+                        gpu: gpu.clone(),
+                        start: series.gate.start,
+                        busy: series.gate.visible,
+                    }));
+                continue;
+            }
+            let Some(payer) = self.payers.get(owner) else {
+                continue;
+            };
+            let memory = self
+                .lists
+                .get(gpu)
+                .and_then(|lists| lists.memory.get(owner))
+                .copied();
+            for (series, is_current) in [
+                (&account.id_only, account.named.is_none()),
+                (&account.named, true),
+            ] {
+                snapshot
+                    .container_series
+                    .extend(series.as_ref().map(|series| ContainerSeries {
+                        labels: series.labels.clone(),
+                        gpu: gpu.clone(),
+                        start: series.gate.start,
+                        busy: series.gate.visible,
+                        memory: memory.filter(|_| is_current),
+                        attribution: payer.attribution,
+                        image: Arc::clone(&payer.image),
+                        runtime: Arc::clone(&payer.runtime),
+                    }));
+            }
+            let (id, runtime_labels) = match owner {
+                Owner::Container(id) => (id.clone(), self.directory.runtime_labels(id)),
+                Owner::Pod(_) | Owner::Host(_) => (ContainerId::from(NONE), Arc::default()),
+            };
+            snapshot.accounts.push(ContainerAccount {
+                labels: payer.labels.clone(),
+                id,
+                gpu: gpu.clone(),
+                attribution: payer.attribution,
+                busy: account.busy,
+                share: shares.get(&(*at, owner.clone())).copied().unwrap_or(0.0),
+                memory,
+                image: Arc::clone(&payer.image),
+                runtime: Arc::clone(&payer.runtime),
+                first_used: account.first_used,
+                last_used: account.last_used,
+                ended: account.ended.is_some(),
+                runtime_labels,
+            });
+        }
+        snapshot
+            .accounts
+            .sort_by(|a, b| (&a.labels, &a.gpu).cmp(&(&b.labels, &b.gpu)));
+        snapshot
+            .container_series
+            .sort_by(|a, b| (&a.labels, &a.gpu).cmp(&(&b.labels, &b.gpu)));
+        snapshot
+            .host_series
+            .sort_by(|a, b| (&a.unit, &a.gpu).cmp(&(&b.unit, &b.gpu)));
+        snapshot.namespace_series = self
+            .namespaces
+            .iter()
+            .map(|((at, namespace), book)| NamespaceSeries {
+                namespace: Arc::clone(namespace),
+                gpu: self.ledger.books()[*at].gpu.uuid.clone(),
+                start: book.gate.start,
+                busy: book.gate.visible,
+            })
+            .collect();
+        snapshot.gpus = self
+            .ledger
+            .books()
+            .iter()
+            .zip(imbalances)
+            .zip(pending)
+            .map(|((book, imbalance), pending)| {
+                let coverage = book.coverage();
+                GpuBook {
+                    gpu: book.gpu.clone(),
+                    start: book.start,
+                    elapsed: book.elapsed,
+                    busy: book.busy,
+                    idle: book.idle,
+                    unobserved: book.unobserved.iter().map(|(r, n)| (*r, *n)).collect(),
+                    unattributed: book.unattributed.iter().map(|(r, n)| (*r, *n)).collect(),
+                    pending,
+                    imbalance,
+                    utilization: (!coverage.elapsed.is_zero())
+                        .then(|| ratio(coverage.busy, coverage.elapsed)),
+                    coverage,
+                    memory_used: self
+                        .lists
+                        .get(&book.gpu.uuid)
+                        .and_then(|lists| lists.memory_used),
+                    windows: book.windows,
+                    torn_windows: book.torn_windows,
+                    invalid_rows: book.invalid_rows,
+                    cut: book.cut,
+                }
+            })
+            .collect();
+        let attribution = |wanted: &str| {
+            let count = self
+                .payers
+                .values()
+                .filter(|payer| payer.attribution.as_str() == wanted)
+                .count();
+            count as u64
+        };
+        snapshot.agent = AgentBook {
+            processes: self.processes.alive(),
+            exited_processes: self.processes.exited(),
+            cgroups: self.placements.cgroups(),
+            table_overflows: self.processes.overflows()
+                + self.placements.overflows()
+                + self.directory.overflows()
+                + self.ledger.overflows(),
+            containers_held: attribution("held"),
+            containers_named: attribution("named"),
+            containers_id_only: attribution("id_only"),
+            identities_refused: self.directory.refused(),
+            ..self.counts
+        };
+        snapshot
+    }
+
+    /// The processes that use a GPU now or did within the last ten seconds.
+    #[must_use]
+    pub fn gpu_processes(&mut self, now: BootTime) -> Vec<GpuProcessView> {
+        let mut views = BTreeMap::<(GpuUuid, Pid), GpuProcessView>::new();
+        let mut owners = HashMap::<(GpuUuid, Pid), Result<Owner, UnattributedReason>>::new();
+        for book in self.ledger.books() {
+            let (span, charges) = book.recent();
+            for charge in charges {
+                let key = (book.gpu.uuid.clone(), charge.pid);
+                owners.insert(key.clone(), charge.owner.clone());
+                let view = views.entry(key).or_insert_with(|| GpuProcessView {
+                    pid: charge.pid,
+                    start: charge.process.map(|process| process.start),
+                    gpu: book.gpu.uuid.clone(),
+                    owner: "".into(),
+                    alive: false,
+                    share: 0.0,
+                    memory: None,
+                });
+                view.share += ratio(charge.busy, span);
+            }
+        }
+        for (gpu, lists) in &self.lists {
+            for process in &lists.processes {
+                let key = (gpu.clone(), process.pid);
+                let (found, owner) = attribute::owner_of(
+                    process.pid,
+                    now,
+                    now,
+                    &self.processes,
+                    &mut self.placements,
+                );
+                owners.entry(key.clone()).or_insert(owner);
+                let view = views.entry(key).or_insert_with(|| GpuProcessView {
+                    pid: process.pid,
+                    start: found.map(|process| process.start),
+                    gpu: gpu.clone(),
+                    owner: "".into(),
+                    alive: false,
+                    share: 0.0,
+                    memory: None,
+                });
+                view.memory = process.memory;
+            }
+        }
+        views
+            .into_iter()
+            .map(|(key, mut view)| {
+                view.owner = match owners.get(&key) {
+                    Some(Ok(Owner::Container(id))) => Arc::clone(&id.0),
+                    Some(Ok(Owner::Pod(uid))) => format!("pod {uid}").into(),
+                    Some(Ok(Owner::Host(unit))) => Arc::clone(&unit.0),
+                    Some(Err(reason)) => format!("({})", reason.as_str()).into(),
+                    None => UNRESOLVED.into(),
+                };
+                view.alive = view.start.is_some_and(|start| {
+                    self.processes.is_alive(ProcessId {
+                        pid: view.pid,
+                        start,
+                    })
+                });
+                view
+            })
+            .collect()
+    }
+}
+
+fn namespace_book<'a>(
+    namespaces: &'a mut BTreeMap<(usize, Arc<str>), NamespaceBook>,
+    limit: usize,
+    book: usize,
+    namespace: &Arc<str>,
+    clock: Clock,
+) -> &'a mut NamespaceBook {
+    let key = (book, Arc::clone(namespace));
+    let key = if namespaces.len() >= limit && !namespaces.contains_key(&key) {
+        (book, OVERFLOW.into())
+    } else {
+        key
+    };
+    namespaces.entry(key).or_insert_with(|| NamespaceBook {
+        amount: Nanos::ZERO,
+        gate: Gate::new(clock.wall, clock.boot),
+    })
+}
+
+fn feed(
+    namespaces: &mut BTreeMap<(usize, Arc<str>), NamespaceBook>,
+    limit: usize,
+    book: usize,
+    namespace: &Arc<str>,
+    account: &mut super::ledger::Account,
+    clock: Clock,
+) {
+    let book = namespace_book(namespaces, limit, book, namespace, clock);
+    book.amount += account.busy.minus(account.fed);
+    account.fed = account.busy;
+}
+
+/// What a payer is called before anybody has named it.
+fn no_names(owner: &Owner) -> ContainerLabels {
+    let none = || Arc::<str>::from(NONE);
+    let unresolved = || Arc::<str>::from(UNRESOLVED);
+    match owner {
+        Owner::Container(id) => ContainerLabels {
+            namespace: unresolved(),
+            pod: unresolved(),
+            container: unresolved(),
+            pod_uid: unresolved(),
+            container_id: Arc::clone(&id.0),
+        },
+        Owner::Pod(PodUid(uid)) => ContainerLabels {
+            namespace: unresolved(),
+            pod: unresolved(),
+            container: POD_ITSELF.into(),
+            pod_uid: Arc::clone(uid),
+            container_id: none(),
+        },
+        Owner::Host(HostUnit(unit)) => ContainerLabels {
+            namespace: none(),
+            pod: none(),
+            container: Arc::clone(unit),
+            pod_uid: none(),
+            container_id: none(),
+        },
+    }
+}
+
+fn ratio(part: Nanos, whole: Nanos) -> f64 {
+    if whole.is_zero() {
+        0.0
+    } else {
+        part.as_secs_f64() / whole.as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::input::{
+        CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, GpuInfo, IdentitySource,
+        IdentityUpdate, KubernetesNames, ScannedProcess, WindowQuality,
+    };
+    use crate::core::model::{CgroupKey, StartTicks, UnobservedReason, WallTime};
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+    const UID: &str = "11111111-2222-3333-4444-555555555555";
+
+    fn clock(nanos: u64) -> Clock {
+        Clock {
+            boot: BootTime(nanos),
+            wall: WallTime(1_700_000_000 * SECOND + nanos),
+        }
+    }
+
+    fn gpu() -> GpuUuid {
+        GpuUuid::from("GPU-0")
+    }
+
+    /// A node with one GPU whose time the test tells in milliseconds.
+    struct Node {
+        accountant: Accountant,
+        now: u64,
+        windowed: u64,
+    }
+
+    impl Node {
+        fn new(grace: u64, zero_for: u64) -> Self {
+            let settings = Settings {
+                policy: Policy {
+                    grace: Nanos::from_millis(grace),
+                    zero_for: Nanos::from_millis(zero_for),
+                    keep_for: Nanos::from_secs(600),
+                },
+                ..Settings::default()
+            };
+            let mut node = Self {
+                accountant: Accountant::new(settings, clock(100 * SECOND)),
+                now: 100 * SECOND,
+                windowed: 100 * SECOND,
+            };
+            node.take(Input::Gpus(vec![GpuInfo {
+                uuid: gpu(),
+                index: 0,
+                model: "test".into(),
+                driver: "1".into(),
+                simulated: true,
+                memory_total: None,
+            }]));
+            node.health(SourceId::Kernel, SourceState::Up);
+            for (id, parent, name) in [
+                (1, None, ""),
+                (2, Some(1), "docker"),
+                (3, Some(2), A),
+                (4, Some(2), B),
+                (5, Some(1), "system.slice"),
+                (6, Some(5), "sshd.service"),
+                (7, Some(1), "kubepods"),
+                (8, Some(7), "burstable"),
+                (9, Some(8), &format!("pod{UID}")),
+                (10, Some(9), A),
+            ] {
+                let key = CgroupKey { hierarchy: 0, id };
+                node.events(vec![KernelEvent::Cgroup(CgroupAnnouncement {
+                    key,
+                    parent,
+                    name: name.into(),
+                })]);
+            }
+            node
+        }
+
+        fn take(&mut self, input: Input) {
+            self.accountant.take(input, clock(self.now));
+        }
+
+        fn events(&mut self, events: Vec<KernelEvent>) {
+            let batch = KernelBatch {
+                events,
+                drained_through: BootTime(self.now),
+                counters: self.accountant.events,
+            };
+            self.take(Input::Kernel(batch));
+        }
+
+        fn health(&mut self, source: SourceId, state: SourceState) {
+            let since = BootTime(self.now);
+            self.take(Input::Health(SourceHealth {
+                source,
+                state,
+                since,
+                place: "".into(),
+            }));
+        }
+
+        fn event(&self, pid: u32, start: u64, cgroup: u64) -> ProcessEvent {
+            ProcessEvent {
+                at: BootTime(self.now),
+                pid: Pid(pid),
+                parent: Pid(1),
+                start: BootTime(start),
+                pid_namespace_level: 0,
+                cgroups: CgroupSet {
+                    unified: CgroupKey {
+                        hierarchy: 0,
+                        id: cgroup,
+                    },
+                    legacy: None,
+                },
+            }
+        }
+
+        fn fork(&mut self, pid: u32, cgroup: u64) -> u64 {
+            let start = self.now;
+            let event = self.event(pid, start, cgroup);
+            self.events(vec![KernelEvent::Fork(event)]);
+            start
+        }
+
+        fn exit(&mut self, pid: u32, start: u64, cgroup: u64) {
+            let event = self.event(pid, start, cgroup);
+            self.events(vec![KernelEvent::Exit(event)]);
+        }
+
+        /// Time passes, and the GPU's window up to now is closed with these credits (ms).
+        fn pass(&mut self, millis: u64, credits: &[(u32, u64)]) {
+            self.now += millis * 1_000_000;
+            let credits: Vec<Credit> = credits
+                .iter()
+                .map(|&(pid, millis)| Credit {
+                    pid: Pid(pid),
+                    busy: Nanos::from_millis(millis),
+                })
+                .collect();
+            let busy: Nanos = credits.iter().map(|credit| credit.busy).sum();
+            let window = GpuWindow {
+                gpu: gpu(),
+                start: BootTime(self.windowed),
+                end: BootTime(self.now),
+                busy,
+                idle: Nanos(self.now - self.windowed).minus(busy),
+                unobserved: vec![],
+                credits,
+                below_resolution: Nanos::ZERO,
+                no_row: Nanos::ZERO,
+                quality: WindowQuality::default(),
+            };
+            self.windowed = self.now;
+            self.take(Input::Window(window));
+            self.events(vec![]);
+        }
+
+        fn commit(&mut self) -> Snapshot {
+            let snapshot = self.accountant.commit(clock(self.now));
+            for book in &snapshot.gpus {
+                assert_eq!(book.imbalance, 0, "{book:?}");
+            }
+            snapshot
+        }
+
+        fn named(&mut self, id: &str, pod_uid: Option<&str>) {
+            self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+                id: id.into(),
+                source: IdentitySource::Docker,
+                name: Some("web".into()),
+                image: Some("img".into()),
+                kubernetes: pod_uid.map(|uid| KubernetesNames {
+                    namespace: "ml".into(),
+                    pod: "train-0".into(),
+                    pod_uid: uid.into(),
+                    container: "main".into(),
+                }),
+                labels: Default::default(),
+            })));
+        }
+    }
+
+    /// What is published, as (container label, container id's first letter, ms).
+    fn published(snapshot: &Snapshot) -> Vec<(String, char, u64)> {
+        snapshot
+            .container_series
+            .iter()
+            .map(|series| {
+                (
+                    series.labels.container.to_string(),
+                    series.labels.container_id.chars().next().unwrap_or('?'),
+                    series.busy.0 / 1_000_000,
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_job_that_dies_before_its_window_is_booked_to_its_container() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let start = node.fork(7, 3);
+        node.now += 300_000_000;
+        node.exit(7, start, 3);
+        node.pass(700, &[(7, 300)]);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 300)]);
+    }
+
+    #[test]
+    fn a_window_waits_for_the_event_stream_but_not_for_ever() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.now += SECOND;
+        let mut event = node.event(7, node.now - SECOND / 2, 3);
+        event.at = BootTime(node.now - SECOND / 2);
+        let window = GpuWindow {
+            gpu: gpu(),
+            start: BootTime(node.windowed),
+            end: BootTime(node.now),
+            busy: Nanos::from_millis(400),
+            idle: Nanos::from_millis(600),
+            unobserved: vec![],
+            credits: vec![Credit {
+                pid: Pid(7),
+                busy: Nanos::from_millis(400),
+            }],
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            quality: WindowQuality::default(),
+        };
+        node.take(Input::Window(window.clone()));
+        assert_eq!(node.commit().gpus[0].windows, 0, "the stream is behind");
+        node.now += 50_000_000;
+        node.events(vec![KernelEvent::Fork(event)]);
+        let snapshot = node.commit();
+        assert_eq!(snapshot.gpus[0].windows, 1);
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 400)]);
+
+        let mut late = window;
+        late.start = BootTime(node.windowed + SECOND);
+        late.end = BootTime(node.now + 10 * SECOND);
+        late.idle = late.end.since(late.start).minus(late.busy);
+        node.take(Input::Window(late));
+        assert_eq!(node.commit().gpus[0].windows, 1);
+        node.now += 2 * SECOND;
+        let snapshot = node.commit();
+        assert_eq!(snapshot.gpus[0].windows, 2);
+        assert_eq!(snapshot.agent.windows_not_awaited, 1);
+    }
+
+    #[test]
+    fn held_then_zero_then_whole_and_the_namespace_is_fed() {
+        let mut node = Node::new(10_000, 3_000);
+        node.fork(7, 10);
+        node.pass(1_000, &[(7, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), []);
+        assert_eq!(snapshot.gpus[0].pending, Nanos::from_millis(500));
+        assert_eq!(
+            node.accountant.take_effects(),
+            [Effect::LookUp(A.into())],
+            "the names are asked for"
+        );
+        node.named(A, Some(UID));
+        node.pass(1_000, &[(7, 500)]);
+        assert_eq!(published(&node.commit()), [("main".into(), 'a', 0)]);
+        for _ in 0..2 {
+            node.pass(1_000, &[(7, 500)]);
+            assert_eq!(published(&node.commit()), [("main".into(), 'a', 0)]);
+        }
+        node.pass(1_000, &[(7, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("main".into(), 'a', 2_500)]);
+        assert_eq!(snapshot.gpus[0].pending, Nanos::ZERO);
+        let namespace = &snapshot.namespace_series[0];
+        assert_eq!(&*namespace.namespace, "ml");
+        assert_eq!(namespace.busy, Nanos::from_millis(2_500));
+    }
+
+    #[test]
+    fn an_unknown_container_goes_out_by_id_and_later_by_name_with_nothing_counted_twice() {
+        let mut node = Node::new(2_000, 1_000);
+        node.health(
+            SourceId::Docker,
+            SourceState::Down {
+                class: "refused".into(),
+                reason: "".into(),
+                next_retry: None,
+            },
+        );
+        node.fork(7, 10);
+        for _ in 0..5 {
+            node.pass(1_000, &[(7, 1_000)]);
+            node.commit();
+        }
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [(UNRESOLVED.into(), 'a', 5_000)]);
+        assert_eq!(&*snapshot.container_series[0].labels.pod_uid, UID);
+        assert_eq!(
+            snapshot.accounts[0].attribution,
+            Attribution::IdOnly {
+                reason: IdOnlyReason::SourceDown
+            }
+        );
+        assert!(snapshot.namespace_series.is_empty(), "not settled yet");
+        node.named(A, Some(UID));
+        node.pass(1_000, &[(7, 1_000)]);
+        node.commit();
+        node.pass(1_000, &[(7, 1_000)]);
+        let snapshot = node.commit();
+        assert_eq!(
+            published(&snapshot),
+            [(UNRESOLVED.into(), 'a', 5_000), ("main".into(), 'a', 2_000)]
+        );
+        assert_eq!(snapshot.accounts[0].busy, Nanos::from_secs(7));
+        assert_eq!(snapshot.namespace_series[0].busy, Nanos::from_secs(7));
+        assert_eq!(snapshot.agent.named_late, 1);
+    }
+
+    #[test]
+    fn what_a_container_never_named_used_reaches_the_unresolved_namespace_when_it_closes() {
+        let mut node = Node::new(1_000, 0);
+        let start = node.fork(7, 3);
+        node.pass(1_000, &[(7, 1_000)]);
+        node.commit();
+        node.exit(7, start, 3);
+        let mut last = node.commit();
+        for _ in 0..1_300 {
+            node.pass(1_000, &[]);
+            last = node.commit();
+        }
+        assert!(last.accounts.is_empty() && last.container_series.is_empty());
+        assert_eq!(&*last.namespace_series[0].namespace, UNRESOLVED);
+        assert_eq!(last.namespace_series[0].busy, Nanos::from_secs(1));
+        assert_eq!(last.gpus[0].busy, Nanos::from_secs(1));
+    }
+
+    #[test]
+    fn a_host_process_has_a_family_of_its_own() {
+        let mut node = Node::new(0, 0);
+        node.fork(7, 6);
+        node.pass(1_000, &[(7, 250)]);
+        let snapshot = node.commit();
+        assert!(snapshot.container_series.is_empty());
+        assert_eq!(snapshot.host_series[0].unit.as_str(), "sshd.service");
+        assert_eq!(snapshot.host_series[0].busy, Nanos::from_millis(250));
+    }
+
+    #[test]
+    fn lost_events_lead_to_a_scan_and_the_scan_mends_the_table() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.take(Input::Kernel(KernelBatch {
+            events: vec![],
+            drained_through: BootTime(node.now),
+            counters: EventCounters {
+                seen: 10,
+                submitted: 9,
+                lost: 1,
+                undecodable: 0,
+            },
+        }));
+        assert_eq!(
+            node.accountant.take_effects(),
+            [Effect::AnnounceAnew, Effect::Rescan]
+        );
+        node.pass(1_000, &[(7, 500)]);
+        assert_eq!(
+            node.commit().gpus[0].coverage.unattributed,
+            [(UnattributedReason::UnknownPid, Nanos::from_millis(500))]
+        );
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(7),
+                parent: Pid(1),
+                start: StartTicks(100),
+                cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
+            }],
+            skipped: 0,
+        }));
+        node.pass(1_000, &[(7, 500)]);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn a_scan_of_what_events_have_shown_is_no_move() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let start = node.fork(7, 3);
+        node.now += SECOND / 2;
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(7),
+                parent: Pid(1),
+                start: BootTime(start).into(),
+                cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
+            }],
+            skipped: 0,
+        }));
+        node.pass(500, &[(7, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
+        assert_eq!(snapshot.agent.processes, 1);
+    }
+
+    /// One step of an arbitrary life of the node.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Fork(u32, u64),
+        Exit(u32),
+        Move(u32, u64),
+        Pass(u64, Vec<(u32, u64)>),
+        Named(bool),
+        Lose,
+        Unobserved(u64),
+        Commit,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let pid = 1..6u32;
+        let cgroup = prop_oneof![Just(3u64), Just(4), Just(6), Just(10), Just(99)];
+        prop_oneof![
+            (pid.clone(), cgroup.clone()).prop_map(|(pid, cgroup)| Step::Fork(pid, cgroup)),
+            pid.clone().prop_map(Step::Exit),
+            (pid.clone(), cgroup).prop_map(|(pid, cgroup)| Step::Move(pid, cgroup)),
+            (300..5_000u64, prop::collection::vec((pid, 0..60u64), 0..4))
+                .prop_map(|(millis, credits)| Step::Pass(millis, credits)),
+            any::<bool>().prop_map(Step::Named),
+            Just(Step::Lose),
+            (1..3_000u64).prop_map(Step::Unobserved),
+            Just(Step::Commit),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: the books balance (checked in `commit`), nothing
+        /// that is published ever falls or changes its labels, and all that the device was busy is
+        /// somewhere.
+        #[test]
+        fn published_amounts_never_fall(steps in prop::collection::vec(step(), 1..80)) {
+            let mut node = Node::new(2_000, 1_000);
+            let mut starts = HashMap::new();
+            let mut seen = HashMap::<(ContainerLabels, WallTime), Nanos>::new();
+            for step in steps {
+                match step {
+                    Step::Fork(pid, cgroup) => {
+                        node.now += 20_000_000;
+                        starts.insert(pid, node.fork(pid, cgroup));
+                    }
+                    Step::Exit(pid) => {
+                        if let Some(start) = starts.remove(&pid) {
+                            node.exit(pid, start, 3);
+                        }
+                    }
+                    Step::Move(pid, cgroup) => {
+                        if let Some(start) = starts.get(&pid) {
+                            let event = node.event(pid, *start, cgroup);
+                            node.events(vec![KernelEvent::Attach(event)]);
+                        }
+                    }
+                    Step::Pass(millis, credits) => node.pass(millis, &credits),
+                    Step::Named(first) => {
+                        if first { node.named(A, Some(UID)) } else { node.named(B, None) }
+                    }
+                    Step::Lose => {
+                        let mut counters = node.accountant.events;
+                        counters.lost += 1;
+                        node.take(Input::Kernel(KernelBatch {
+                            events: vec![],
+                            drained_through: BootTime(node.now),
+                            counters,
+                        }));
+                    }
+                    Step::Unobserved(millis) => {
+                        node.now += millis * 1_000_000;
+                        let window = GpuWindow {
+                            gpu: gpu(),
+                            start: BootTime(node.windowed),
+                            end: BootTime(node.now),
+                            busy: Nanos::ZERO,
+                            idle: Nanos::ZERO,
+                            unobserved: vec![(
+                                UnobservedReason::DriverError,
+                                Nanos(node.now - node.windowed),
+                            )],
+                            credits: vec![],
+                            below_resolution: Nanos::ZERO,
+                            no_row: Nanos::ZERO,
+                            quality: WindowQuality::default(),
+                        };
+                        node.windowed = node.now;
+                        node.take(Input::Window(window));
+                    }
+                    Step::Commit => {}
+                }
+                let snapshot = node.commit();
+                let mut now = HashMap::new();
+                for series in &snapshot.container_series {
+                    let key = (series.labels.clone(), series.start);
+                    prop_assert!(now.insert(key, series.busy).is_none(), "one series twice");
+                }
+                for (key, before) in &seen {
+                    prop_assert!(now.get(key) >= Some(before), "{key:?} fell below {before:?}");
+                }
+                seen = now;
+                let book = &snapshot.gpus[0];
+                let out: Nanos = snapshot.container_series.iter().map(|s| s.busy)
+                    .chain(snapshot.host_series.iter().map(|s| s.busy))
+                    .chain(book.unattributed.iter().map(|(_, amount)| *amount))
+                    .sum();
+                prop_assert_eq!(out.plus(book.pending), book.busy);
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Who owns the busy time of a window: NVML's pids, looked up in the process table.
+//!
+//! Pure: a window, the tables, and out come charges that add up to the window's busy time. A pid
+//! that two owners had inside the window is ambiguous, since a row says nothing of when in the
+//! window it was busy; two holders of one container are not.
+
+use super::input::GpuWindow;
+use super::model::{BootTime, Nanos, Pid, ProcessId, UnattributedReason};
+use super::placement::{Owner, PlacementTable};
+use super::process_table::ProcessTable;
+
+/// Part of a window's busy time, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charge {
+    /// The process as the driver named it; absent for busy time that no row owns.
+    pub pid: Option<Pid>,
+    /// The process itself, where one is known.
+    pub process: Option<ProcessId>,
+    /// Who pays, or why nobody does.
+    pub owner: Result<Owner, UnattributedReason>,
+    /// How much.
+    pub busy: Nanos,
+}
+
+/// Splits a window's busy time into charges. They sum to `window.busy` if the window keeps its own
+/// invariant.
+#[must_use]
+pub fn charges(
+    window: &GpuWindow,
+    processes: &ProcessTable,
+    placements: &mut PlacementTable,
+) -> Vec<Charge> {
+    let rest = [
+        (UnattributedReason::BelowResolution, window.below_resolution),
+        (UnattributedReason::NoRow, window.no_row),
+    ];
+    window
+        .credits
+        .iter()
+        .map(|credit| {
+            let (process, owner) =
+                owner_of(credit.pid, window.start, window.end, processes, placements);
+            Charge {
+                pid: Some(credit.pid),
+                process,
+                owner,
+                busy: credit.busy,
+            }
+        })
+        .chain(rest.map(|(reason, busy)| Charge {
+            pid: None,
+            process: None,
+            owner: Err(reason),
+            busy,
+        }))
+        .filter(|charge| !charge.busy.is_zero())
+        .collect()
+}
+
+/// Who owned a pid in `(from, to]`.
+pub fn owner_of(
+    pid: Pid,
+    from: BootTime,
+    to: BootTime,
+    processes: &ProcessTable,
+    placements: &mut PlacementTable,
+) -> (Option<ProcessId>, Result<Owner, UnattributedReason>) {
+    let holders = processes.holders(pid, from, to);
+    let Some(newest) = holders.first() else {
+        return (None, Err(UnattributedReason::UnknownPid));
+    };
+    let mut found: Option<Owner> = None;
+    for placement in holders
+        .iter()
+        .flat_map(|holder| holder.placements.iter().flatten())
+    {
+        let Some((owner, _)) = placements.owner(*placement) else {
+            return (Some(newest.process), Err(UnattributedReason::UnknownCgroup));
+        };
+        match &found {
+            None => found = Some(owner.clone()),
+            Some(other) if other == owner => {}
+            Some(_) => return (None, Err(UnattributedReason::AmbiguousPid)),
+        }
+    }
+    (
+        Some(newest.process),
+        found.ok_or(UnattributedReason::UnknownCgroup),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::input::{Credit, WindowQuality};
+    use crate::core::model::GpuUuid;
+    use crate::core::process_table::Sighting;
+    use std::sync::Arc;
+
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn s(seconds: u64) -> BootTime {
+        BootTime(seconds * 1_000_000_000)
+    }
+
+    struct Tables(ProcessTable, PlacementTable);
+
+    impl Tables {
+        fn new() -> Self {
+            Self(ProcessTable::new(100), PlacementTable::new(100))
+        }
+
+        fn live(&mut self, pid: u32, from: u64, to: u64, path: &str) {
+            let paths: Arc<[(u32, Arc<str>)]> = Arc::new([(0, path.into())]);
+            let place = self.1.of_paths(&paths);
+            self.1.hold(place);
+            self.0.observe(
+                Pid(pid),
+                s(from),
+                s(from),
+                place,
+                Sighting::Fork,
+                &mut |_| {},
+            );
+            if to > 0 {
+                self.0.exit(Pid(pid), s(from), s(to));
+            }
+        }
+    }
+
+    #[test]
+    fn every_way_in_which_a_row_finds_its_owner_or_a_reason() {
+        let mut tables = Tables::new();
+        let docker = |id: &str| format!("/docker/{id}");
+        tables.live(1, 1, 0, &docker(A)); // alive
+        tables.live(2, 1, 11, &docker(A)); // died inside the window
+        tables.live(3, 1, 11, &docker(A)); // then reused by another container
+        tables.live(3, 12, 0, &docker(B));
+        tables.live(4, 1, 11, &docker(A)); // then reused by the same container
+        tables.live(4, 12, 0, &docker(A));
+        tables.live(5, 1, 0, "/system.slice/sshd.service");
+        let place = tables.1.of_keys(Default::default()); // never announced
+        tables.1.hold(place);
+        tables
+            .0
+            .observe(Pid(6), s(1), s(1), place, Sighting::Fork, &mut |_| {});
+
+        let credits: Vec<_> = (1..=7)
+            .map(|pid| Credit {
+                pid: Pid(pid),
+                busy: Nanos(u64::from(pid) * 10),
+            })
+            .collect();
+        let window = GpuWindow {
+            gpu: GpuUuid::from("GPU-0"),
+            start: s(10),
+            end: s(13),
+            busy: Nanos(280 + 3 + 5),
+            idle: Nanos(s(3).0 - 288),
+            unobserved: vec![],
+            credits,
+            below_resolution: Nanos(3),
+            no_row: Nanos(5),
+            quality: WindowQuality::default(),
+        };
+        let charges = charges(&window, &tables.0, &mut tables.1);
+        let a = || Ok(Owner::Container(A.into()));
+        let expect = [
+            (a(), 10),
+            (a(), 20),
+            (Err(UnattributedReason::AmbiguousPid), 30),
+            (a(), 40),
+            (Ok(Owner::Host("sshd.service".into())), 50),
+            (Err(UnattributedReason::UnknownCgroup), 60),
+            (Err(UnattributedReason::UnknownPid), 70),
+            (Err(UnattributedReason::BelowResolution), 3),
+            (Err(UnattributedReason::NoRow), 5),
+        ];
+        let got: Vec<_> = charges
+            .iter()
+            .map(|charge| (charge.owner.clone(), charge.busy.0))
+            .collect();
+        assert_eq!(got, expect);
+        assert_eq!(
+            charges.iter().map(|charge| charge.busy).sum::<Nanos>(),
+            window.busy
+        );
+    }
+}

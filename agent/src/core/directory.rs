@@ -1,0 +1,492 @@
+//! What containers are called: the answers of the sources of names, by container id.
+//!
+//! The id and the pod uid come from the kernel's cgroup and need nobody's answer. Names do, and a
+//! label can be set by anyone who can start a container: an answer whose pod uid contradicts the
+//! cgroup's is refused and counted. Answers are kept when they come, also for containers that have
+//! not used a GPU yet, so that a short job is known before it is charged.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::input::{ContainerIdentity, IdentitySource, IdentityUpdate};
+use super::model::{BootTime, ContainerId, NONE, Nanos, PodUid, UNRESOLVED};
+use super::snapshot::{ContainerLabels, IdOnlyReason};
+
+/// How long an unanswered question rests before it is put again.
+const ASK_AGAIN: Nanos = Nanos::from_secs(2);
+
+/// All labels of a container.
+pub type Labels = Arc<BTreeMap<Arc<str>, Arc<str>>>;
+
+#[derive(Debug, Default)]
+struct Entry {
+    identity: Option<ContainerIdentity>,
+    /// The identity's labels, shared with every snapshot.
+    labels: Labels,
+    /// From the cgroup, if a process of the container has been seen.
+    kernel: Option<Kernel>,
+    not_found: bool,
+    refused: bool,
+    removed: bool,
+    asked: Option<BootTime>,
+    /// Last time that anything was learnt or wanted.
+    touched: BootTime,
+}
+
+#[derive(Clone, Debug)]
+struct Kernel {
+    pod_uid: Option<PodUid>,
+    runtime: Arc<str>,
+}
+
+/// A container's names, as good as they are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// The labels; `(unresolved)` where a name is missing.
+    pub labels: ContainerLabels,
+    /// Who gave the names; absent while nobody has.
+    pub source: Option<IdentitySource>,
+    /// The image.
+    pub image: Arc<str>,
+    /// Who runs it, by the shape of its cgroup.
+    pub runtime: Arc<str>,
+}
+
+/// The directory.
+#[derive(Debug)]
+pub struct Directory {
+    entries: HashMap<ContainerId, Entry>,
+    limit: usize,
+    refused: u64,
+    overflows: u64,
+}
+
+impl Directory {
+    /// A directory of at most `limit` containers.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            entries: HashMap::new(),
+            limit,
+            refused: 0,
+            overflows: 0,
+        }
+    }
+
+    /// Answers that contradicted the kernel.
+    #[must_use]
+    pub const fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Containers that the full directory turned away.
+    #[must_use]
+    pub const fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    /// Notes what the kernel's cgroup says of a container.
+    pub fn see(
+        &mut self,
+        id: &ContainerId,
+        pod_uid: Option<&PodUid>,
+        runtime: &str,
+        now: BootTime,
+    ) {
+        let Some(entry) = self.entry(id, now) else {
+            return;
+        };
+        if entry.kernel.is_none() {
+            entry.kernel = Some(Kernel {
+                pod_uid: pod_uid.cloned(),
+                runtime: runtime.into(),
+            });
+            // What was believed while the kernel had not been heard may contradict it.
+            if let Some(identity) = entry.identity.take()
+                && !Self::accept(entry, identity)
+            {
+                self.refused += 1;
+            }
+        }
+    }
+
+    /// Takes an answer.
+    pub fn learn(&mut self, update: IdentityUpdate, now: BootTime) {
+        match update {
+            IdentityUpdate::Found(identity) => {
+                let Some(entry) = self.entry(&identity.id.clone(), now) else {
+                    return;
+                };
+                let better = entry
+                    .identity
+                    .as_ref()
+                    .is_none_or(|known| identity.source <= known.source);
+                if better && !Self::accept(entry, identity) {
+                    self.refused += 1;
+                }
+            }
+            IdentityUpdate::NotFound { id, .. } => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.not_found = true;
+                    entry.touched = now;
+                }
+            }
+            IdentityUpdate::Removed { id, .. } => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.removed = true;
+                    entry.touched = now;
+                }
+            }
+        }
+    }
+
+    fn accept(entry: &mut Entry, mut identity: ContainerIdentity) -> bool {
+        let claimed = identity.kubernetes.as_ref().map(|names| &names.pod_uid);
+        let known = entry
+            .kernel
+            .as_ref()
+            .and_then(|kernel| kernel.pod_uid.as_ref());
+        if let (Some(claimed), Some(known)) = (claimed, known)
+            && !same_uid(claimed, known)
+        {
+            entry.refused = true;
+            return false;
+        }
+        entry.not_found = false;
+        entry.removed = false;
+        let labels = std::mem::take(&mut identity.labels);
+        if !labels.is_empty() || entry.identity.is_none() {
+            entry.labels = Arc::new(labels);
+        }
+        entry.identity = Some(identity);
+        true
+    }
+
+    fn entry(&mut self, id: &ContainerId, now: BootTime) -> Option<&mut Entry> {
+        if !self.entries.contains_key(id) {
+            if self.entries.len() >= self.limit {
+                self.make_room();
+            }
+            if self.entries.len() >= self.limit {
+                self.overflows += 1;
+                return None;
+            }
+        }
+        let entry = self.entries.entry(id.clone()).or_default();
+        entry.touched = entry.touched.max(now);
+        Some(entry)
+    }
+
+    /// Drops the eighth that was least recently wanted; whoever wants one of them asks again.
+    fn make_room(&mut self) {
+        let mut ages: Vec<_> = self.entries.values().map(|entry| entry.touched).collect();
+        ages.sort_unstable();
+        let Some(&oldest_kept) = ages.get(self.limit.div_ceil(8)) else {
+            return;
+        };
+        self.entries.retain(|_, entry| entry.touched >= oldest_kept);
+    }
+
+    /// Whether somebody should be asked for this container now. Says so once, then not again for
+    /// two seconds.
+    pub fn should_ask(&mut self, id: &ContainerId, now: BootTime) -> bool {
+        if self.is_named(id) {
+            return false;
+        }
+        let Some(entry) = self.entry(id, now) else {
+            return false;
+        };
+        let due = entry
+            .asked
+            .is_none_or(|asked| now.since(asked) >= ASK_AGAIN);
+        if due {
+            entry.asked = Some(now);
+        }
+        due
+    }
+
+    fn is_named(&self, id: &ContainerId) -> bool {
+        self.entries.get(id).is_some_and(|entry| {
+            let in_pod = entry
+                .kernel
+                .as_ref()
+                .is_some_and(|kernel| kernel.pod_uid.is_some());
+            entry
+                .identity
+                .as_ref()
+                // A container in a pod's cgroup is named only by the pod's names.
+                .is_some_and(|identity| identity.kubernetes.is_some() || !in_pod)
+        })
+    }
+
+    /// Why a container has no names, given what is known of its sources.
+    #[must_use]
+    pub fn reason(&self, id: &ContainerId, sources: SourcesOfNames) -> IdOnlyReason {
+        let entry = self.entries.get(id);
+        if entry.is_some_and(|entry| entry.refused) {
+            IdOnlyReason::PodUidMismatch
+        } else if entry.is_some_and(|entry| entry.not_found || entry.identity.is_some()) {
+            IdOnlyReason::NotFound
+        } else {
+            match sources {
+                SourcesOfNames::None => IdOnlyReason::NoSource,
+                SourcesOfNames::Down => IdOnlyReason::SourceDown,
+                SourcesOfNames::Up => IdOnlyReason::Timeout,
+            }
+        }
+    }
+
+    /// All labels that the container's runtime gave.
+    #[must_use]
+    pub fn runtime_labels(&self, id: &ContainerId) -> Labels {
+        self.entries
+            .get(id)
+            .map(|entry| Arc::clone(&entry.labels))
+            .unwrap_or_default()
+    }
+
+    /// What a container is called, as far as known.
+    #[must_use]
+    pub fn names(&self, id: &ContainerId) -> Names {
+        let none = || Arc::<str>::from(NONE);
+        let unresolved = || Arc::<str>::from(UNRESOLVED);
+        let entry = self.entries.get(id);
+        let kernel = entry.and_then(|entry| entry.kernel.as_ref());
+        let kernel_uid = kernel.and_then(|kernel| kernel.pod_uid.as_ref());
+        let identity = entry.and_then(|entry| entry.identity.as_ref());
+        let named = self.is_named(id);
+        let labels = match identity {
+            Some(ContainerIdentity {
+                kubernetes: Some(names),
+                ..
+            }) => ContainerLabels {
+                namespace: non_empty(&names.namespace),
+                pod: non_empty(&names.pod),
+                container: non_empty(&names.container),
+                pod_uid: non_empty(&names.pod_uid.0),
+                container_id: Arc::clone(&id.0),
+            },
+            // A container of a plain runtime: Kubernetes' names do not apply.
+            Some(identity) if named => ContainerLabels {
+                namespace: none(),
+                pod: none(),
+                container: identity.name.as_ref().map_or_else(unresolved, non_empty),
+                pod_uid: none(),
+                container_id: Arc::clone(&id.0),
+            },
+            _ => ContainerLabels {
+                namespace: unresolved(),
+                pod: unresolved(),
+                container: unresolved(),
+                pod_uid: kernel_uid.map_or_else(unresolved, |uid| Arc::clone(&uid.0)),
+                container_id: Arc::clone(&id.0),
+            },
+        };
+        Names {
+            labels,
+            source: identity.filter(|_| named).map(|identity| identity.source),
+            image: identity
+                .and_then(|identity| identity.image.as_ref())
+                .map_or_else(unresolved, non_empty),
+            runtime: kernel.map_or_else(unresolved, |kernel| Arc::clone(&kernel.runtime)),
+        }
+    }
+}
+
+/// What the sources of names are doing, all together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourcesOfNames {
+    /// None is there.
+    None,
+    /// One that was there does not answer, and no other does.
+    Down,
+    /// At least one answers.
+    Up,
+}
+
+fn non_empty(text: &Arc<str>) -> Arc<str> {
+    if text.is_empty() {
+        UNRESOLVED.into()
+    } else {
+        Arc::clone(text)
+    }
+}
+
+/// Static pods' uids have no dashes in some places and have them in others.
+fn same_uid(a: &PodUid, b: &PodUid) -> bool {
+    let bare = |uid: &PodUid| uid.0.chars().filter(|c| *c != '-').collect::<String>();
+    bare(a) == bare(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::input::KubernetesNames;
+
+    const UID: &str = "11111111-2222-3333-4444-555555555555";
+
+    fn id() -> ContainerId {
+        ContainerId::from("c0ffee")
+    }
+
+    fn found(uid: Option<&str>) -> IdentityUpdate {
+        IdentityUpdate::Found(ContainerIdentity {
+            id: id(),
+            source: IdentitySource::Docker,
+            name: Some("k8s_main".into()),
+            image: Some("cuda:12".into()),
+            kubernetes: uid.map(|uid| KubernetesNames {
+                namespace: "ml".into(),
+                pod: "train-0".into(),
+                pod_uid: PodUid::from(uid),
+                container: "main".into(),
+            }),
+            labels: Default::default(),
+        })
+    }
+
+    fn directory() -> Directory {
+        Directory::new(100)
+    }
+
+    fn text(labels: &ContainerLabels) -> [&str; 5] {
+        [
+            &labels.namespace,
+            &labels.pod,
+            &labels.container,
+            &labels.pod_uid,
+            &labels.container_id,
+        ]
+    }
+
+    #[test]
+    fn names_in_every_state_of_knowledge() {
+        let uid = PodUid::from(UID);
+        let now = BootTime(1);
+        // (pod uid in the cgroup, answer) -> labels, source
+        let rows: [(Option<&PodUid>, Option<IdentityUpdate>, [&str; 5], bool); 6] = [
+            (
+                None,
+                None,
+                [UNRESOLVED, UNRESOLVED, UNRESOLVED, UNRESOLVED, "c0ffee"],
+                false,
+            ),
+            (
+                Some(&uid),
+                None,
+                [UNRESOLVED, UNRESOLVED, UNRESOLVED, UID, "c0ffee"],
+                false,
+            ),
+            (
+                None,
+                Some(found(None)),
+                [NONE, NONE, "k8s_main", NONE, "c0ffee"],
+                true,
+            ),
+            (
+                None,
+                Some(found(Some(UID))),
+                ["ml", "train-0", "main", UID, "c0ffee"],
+                true,
+            ),
+            (
+                Some(&uid),
+                Some(found(Some(UID))),
+                ["ml", "train-0", "main", UID, "c0ffee"],
+                true,
+            ),
+            // In a pod's cgroup, and the answer knows of no pod: that names nobody.
+            (
+                Some(&uid),
+                Some(found(None)),
+                [UNRESOLVED, UNRESOLVED, UNRESOLVED, UID, "c0ffee"],
+                false,
+            ),
+        ];
+        for (pod_uid, answer, labels, named) in rows {
+            let mut directory = directory();
+            directory.see(&id(), pod_uid, "docker", now);
+            if let Some(answer) = answer.clone() {
+                directory.learn(answer, now);
+            }
+            let names = directory.names(&id());
+            assert_eq!(text(&names.labels), labels, "{pod_uid:?} {answer:?}");
+            assert_eq!(names.source.is_some(), named, "{pod_uid:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_for_another_pod_is_refused_whichever_is_heard_first() {
+        let uid = PodUid::from(UID);
+        for kernel_first in [true, false] {
+            let mut directory = directory();
+            let lie = found(Some("99999999-2222-3333-4444-555555555555"));
+            if kernel_first {
+                directory.see(&id(), Some(&uid), "docker", BootTime(1));
+                directory.learn(lie, BootTime(2));
+            } else {
+                directory.learn(lie, BootTime(1));
+                directory.see(&id(), Some(&uid), "docker", BootTime(2));
+            }
+            assert_eq!(directory.names(&id()).source, None);
+            assert_eq!(&*directory.names(&id()).labels.namespace, UNRESOLVED);
+            assert_eq!(directory.refused(), 1);
+            assert_eq!(
+                directory.reason(&id(), SourcesOfNames::Up),
+                IdOnlyReason::PodUidMismatch
+            );
+        }
+    }
+
+    #[test]
+    fn a_static_pods_uid_is_the_same_with_and_without_dashes() {
+        let mut directory = directory();
+        let bare = PodUid::from(UID.replace('-', "").as_str());
+        directory.see(&id(), Some(&bare), "docker", BootTime(1));
+        directory.learn(found(Some(UID)), BootTime(2));
+        assert_eq!(&*directory.names(&id()).labels.pod, "train-0");
+    }
+
+    #[test]
+    fn a_question_is_put_once_and_again_after_a_while() {
+        let mut directory = directory();
+        let s = |seconds: u64| BootTime(seconds * 1_000_000_000);
+        let asked: Vec<_> = [10, 11, 12, 13, 14]
+            .map(|at| directory.should_ask(&id(), s(at)))
+            .into();
+        assert_eq!(asked, [true, false, true, false, true]);
+        directory.learn(found(None), s(15));
+        assert!(!directory.should_ask(&id(), s(60)));
+    }
+
+    #[test]
+    fn every_reason_can_be_given() {
+        use SourcesOfNames::{Down, None, Up};
+        let mut directory = directory();
+        assert_eq!(directory.reason(&id(), None), IdOnlyReason::NoSource);
+        assert_eq!(directory.reason(&id(), Down), IdOnlyReason::SourceDown);
+        assert_eq!(directory.reason(&id(), Up), IdOnlyReason::Timeout);
+        directory.see(&id(), Option::None, "docker", BootTime(1));
+        directory.learn(
+            IdentityUpdate::NotFound {
+                source: IdentitySource::Docker,
+                id: id(),
+                reason: "not_found",
+            },
+            BootTime(2),
+        );
+        assert_eq!(directory.reason(&id(), Up), IdOnlyReason::NotFound);
+    }
+
+    #[test]
+    fn a_full_directory_makes_room_from_the_least_recently_wanted() {
+        let mut directory = Directory::new(8);
+        for n in 0..20u64 {
+            let id = ContainerId::from(format!("c{n}").as_str());
+            directory.see(&id, None, "docker", BootTime(n));
+        }
+        assert!(directory.entries.len() <= 8);
+        assert!(directory.entries.contains_key(&ContainerId::from("c19")));
+        assert!(!directory.entries.contains_key(&ContainerId::from("c0")));
+    }
+}

@@ -1,0 +1,529 @@
+//! The books: one account per GPU and payer, in integer nanoseconds, and one book per GPU to which
+//! the accounts must add up.
+//!
+//! The device's elapsed, busy and idle time are added up apart from the accounts, so that the
+//! balance `busy = Σ containers + Σ host + Σ unattributed` is a check that can fail, not a
+//! definition. What an account that was closed held stays in the balance.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::attribute::Charge;
+use super::input::{GpuInfo, GpuWindow};
+use super::model::{
+    BootTime, Clock, GpuUuid, Nanos, Pid, ProcessId, UnattributedReason, UnobservedReason, WallTime,
+};
+use super::placement::Owner;
+use super::publication::Series;
+use super::snapshot::Coverage;
+
+/// What "now" means for a share.
+pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
+/// What coverage and utilisation are about.
+pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
+
+/// One payer's account on one GPU.
+#[derive(Debug)]
+pub struct Account {
+    /// The whole amount.
+    pub busy: Nanos,
+    /// When it was opened: no charge is older.
+    pub opened: WallTime,
+    /// The end of the first window that charged it, if any did.
+    pub first_used: Option<WallTime>,
+    /// The end of the last.
+    pub last_used: Option<WallTime>,
+    /// What is published of it under the ids alone.
+    pub id_only: Option<Series>,
+    /// What is published of it under its names, or, for the host, its unit.
+    pub named: Option<Series>,
+    /// How much of it the namespace's counter has been given.
+    pub fed: Nanos,
+    /// Since when its payer has had no process.
+    pub ended: Option<BootTime>,
+}
+
+impl Account {
+    fn new(opened: WallTime) -> Self {
+        Self {
+            busy: Nanos::ZERO,
+            opened,
+            first_used: None,
+            last_used: None,
+            id_only: None,
+            named: None,
+            fed: Nanos::ZERO,
+            ended: None,
+        }
+    }
+
+    /// What is out, under whatever labels.
+    #[must_use]
+    pub fn published(&self) -> Nanos {
+        [&self.id_only, &self.named]
+            .into_iter()
+            .flatten()
+            .map(|series| series.gate.visible)
+            .sum()
+    }
+}
+
+/// One process's part of one window, for "now".
+#[derive(Clone, Debug)]
+pub struct RecentCharge {
+    /// As the driver named it.
+    pub pid: Pid,
+    /// The process, where known.
+    pub process: Option<ProcessId>,
+    /// Who paid.
+    pub owner: Result<Owner, UnattributedReason>,
+    /// How much.
+    pub busy: Nanos,
+}
+
+#[derive(Debug)]
+struct Past {
+    end: BootTime,
+    elapsed: Nanos,
+    busy: Nanos,
+    unattributed: Vec<(UnattributedReason, Nanos)>,
+    unobserved: Vec<(UnobservedReason, Nanos)>,
+    /// Emptied after [`SHARE_SPAN`].
+    charges: Vec<RecentCharge>,
+}
+
+/// One GPU's book.
+#[derive(Debug)]
+pub struct Book {
+    /// The GPU.
+    pub gpu: GpuInfo,
+    /// When the book was opened.
+    pub start: WallTime,
+    /// Time accounted for, by the windows' bounds.
+    pub elapsed: Nanos,
+    /// Busy time, by the device's own samples.
+    pub busy: Nanos,
+    /// Idle time.
+    pub idle: Nanos,
+    /// Unobserved time by reason.
+    pub unobserved: BTreeMap<UnobservedReason, Nanos>,
+    /// Busy time without an owner by reason.
+    pub unattributed: BTreeMap<UnattributedReason, Nanos>,
+    /// What accounts that are closed held.
+    pub closed: Nanos,
+    /// The end of the last window.
+    pub through: Option<BootTime>,
+    /// Windows booked.
+    pub windows: u64,
+    /// Windows that were torn.
+    pub torn_windows: u64,
+    /// Rows that were dropped.
+    pub invalid_rows: u64,
+    /// Time cut from rows.
+    pub cut: Nanos,
+    past: VecDeque<Past>,
+}
+
+impl Book {
+    fn new(gpu: GpuInfo, start: WallTime) -> Self {
+        Self {
+            gpu,
+            start,
+            elapsed: Nanos::ZERO,
+            busy: Nanos::ZERO,
+            idle: Nanos::ZERO,
+            unobserved: UnobservedReason::ALL.map(|r| (r, Nanos::ZERO)).into(),
+            unattributed: UnattributedReason::ALL.map(|r| (r, Nanos::ZERO)).into(),
+            closed: Nanos::ZERO,
+            through: None,
+            windows: 0,
+            torn_windows: 0,
+            invalid_rows: 0,
+            cut: Nanos::ZERO,
+            past: VecDeque::new(),
+        }
+    }
+
+    /// The last minute.
+    #[must_use]
+    pub fn coverage(&self) -> Coverage {
+        let mut unattributed = BTreeMap::<_, Nanos>::new();
+        let mut unobserved = BTreeMap::<_, Nanos>::new();
+        let mut coverage = Coverage::default();
+        for past in &self.past {
+            coverage.elapsed += past.elapsed;
+            coverage.busy += past.busy;
+            for &(reason, amount) in &past.unattributed {
+                *unattributed.entry(reason).or_default() += amount;
+            }
+            for &(reason, amount) in &past.unobserved {
+                *unobserved.entry(reason).or_default() += amount;
+            }
+        }
+        coverage.attributed = coverage.busy.minus(unattributed.values().copied().sum());
+        coverage.unattributed = unattributed.into_iter().collect();
+        coverage.unobserved = unobserved.into_iter().collect();
+        coverage
+    }
+
+    /// The charges of the last ten seconds, and how long those were.
+    #[must_use]
+    pub fn recent(&self) -> (Nanos, impl Iterator<Item = &RecentCharge>) {
+        let from = self.through.unwrap_or_default().minus(SHARE_SPAN);
+        let recent = move |past: &&Past| past.end > from;
+        (
+            self.past
+                .iter()
+                .filter(recent)
+                .map(|past| past.elapsed)
+                .sum(),
+            self.past
+                .iter()
+                .filter(recent)
+                .flat_map(|past| &past.charges),
+        )
+    }
+}
+
+/// The ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    books: Vec<Book>,
+    accounts: HashMap<(usize, Owner), Account>,
+    account_limit: usize,
+    overflows: u64,
+}
+
+impl Ledger {
+    /// A ledger of at most `account_limit` open accounts; amounts beyond go to
+    /// [`UnattributedReason::Overflow`].
+    #[must_use]
+    pub fn new(account_limit: usize) -> Self {
+        Self {
+            books: Vec::new(),
+            accounts: HashMap::new(),
+            account_limit,
+            overflows: 0,
+        }
+    }
+
+    /// Accounts that were not opened since the ledger is full.
+    #[must_use]
+    pub const fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    /// The books, in NVML's order.
+    #[must_use]
+    pub fn books(&self) -> &[Book] {
+        &self.books
+    }
+
+    /// Takes NVML's list: new GPUs get a book, known ones keep theirs, missing ones too.
+    pub fn list(&mut self, gpus: Vec<GpuInfo>, clock: Clock) {
+        for gpu in gpus {
+            match self.books.iter_mut().find(|book| book.gpu.uuid == gpu.uuid) {
+                Some(book) => book.gpu = gpu,
+                None => self.books.push(Book::new(gpu, clock.wall)),
+            }
+        }
+    }
+
+    /// The place of a GPU's book.
+    #[must_use]
+    pub fn book_of(&self, gpu: &GpuUuid) -> Option<usize> {
+        self.books.iter().position(|book| book.gpu.uuid == *gpu)
+    }
+
+    /// Opens a payer's account on a GPU if there is none. Returns whether there is one now.
+    pub fn open(&mut self, book: usize, owner: &Owner, opened: WallTime) -> bool {
+        let key = (book, owner.clone());
+        if !self.accounts.contains_key(&key) {
+            if self.accounts.len() >= self.account_limit {
+                self.overflows += 1;
+                return false;
+            }
+            self.accounts.insert(key, Account::new(opened));
+        }
+        true
+    }
+
+    /// Books a window, split into `charges`. A book that was not listed before is left alone and
+    /// the window given back.
+    pub fn book(
+        &mut self,
+        window: GpuWindow,
+        charges: Vec<Charge>,
+        clock: Clock,
+    ) -> Option<GpuWindow> {
+        let Some(at) = self.book_of(&window.gpu) else {
+            return Some(window);
+        };
+        let opened = clock.wall_of(window.start);
+        let used = clock.wall_of(window.end);
+        let mut unattributed = Vec::new();
+        let mut recent = Vec::with_capacity(charges.len());
+        for charge in charges {
+            let owner = charge.owner.and_then(|owner| {
+                if self.open(at, &owner, opened) {
+                    Ok(owner)
+                } else {
+                    Err(UnattributedReason::Overflow)
+                }
+            });
+            match &owner {
+                Ok(owner) => {
+                    if let Some(account) = self.accounts.get_mut(&(at, owner.clone())) {
+                        account.busy += charge.busy;
+                        account.first_used.get_or_insert(used);
+                        account.last_used = Some(used);
+                    }
+                }
+                Err(reason) => {
+                    *self.books[at].unattributed.entry(*reason).or_default() += charge.busy;
+                    unattributed.push((*reason, charge.busy));
+                }
+            }
+            if let Some(pid) = charge.pid {
+                recent.push(RecentCharge {
+                    pid,
+                    process: charge.process,
+                    owner,
+                    busy: charge.busy,
+                });
+            }
+        }
+        let book = &mut self.books[at];
+        let elapsed = window.end.since(window.start);
+        book.elapsed += elapsed;
+        book.busy += window.busy;
+        book.idle += window.idle;
+        for &(reason, amount) in &window.unobserved {
+            *book.unobserved.entry(reason).or_default() += amount;
+        }
+        book.windows += 1;
+        book.torn_windows += u64::from(window.quality.torn);
+        book.invalid_rows += u64::from(window.quality.invalid_rows);
+        book.cut += window.quality.cut;
+        book.through = Some(window.end);
+        book.past.push_back(Past {
+            end: window.end,
+            elapsed,
+            busy: window.busy,
+            unattributed,
+            unobserved: window.unobserved,
+            charges: recent,
+        });
+        while let Some(past) = book.past.front()
+            && past.end.plus(COVERAGE_SPAN) <= window.end
+        {
+            book.past.pop_front();
+        }
+        for past in &mut book.past {
+            if past.end.plus(SHARE_SPAN) > window.end {
+                break;
+            }
+            past.charges = Vec::new();
+        }
+        None
+    }
+
+    /// Every open account.
+    pub fn accounts(&self) -> impl Iterator<Item = (&(usize, Owner), &Account)> {
+        self.accounts.iter()
+    }
+
+    /// Every open account, to publish from.
+    pub fn accounts_mut(&mut self) -> impl Iterator<Item = (&(usize, Owner), &mut Account)> {
+        self.accounts.iter_mut()
+    }
+
+    /// Closes the accounts that `done` says are done. What they held stays in their book.
+    pub fn close(&mut self, done: &mut dyn FnMut(&(usize, Owner), &Account) -> bool) {
+        let books = &mut self.books;
+        self.accounts.retain(|key, account| {
+            let close = done(key, account);
+            if close {
+                books[key.0].closed += account.busy;
+            }
+            !close
+        });
+    }
+
+    /// For each book: the nanoseconds by which the accounts, or else the parts of the elapsed time,
+    /// do not add up, signed.
+    #[must_use]
+    pub fn imbalances(&self) -> Vec<i64> {
+        let mut owned: Vec<Nanos> = self
+            .books
+            .iter()
+            .map(|book| book.closed.plus(book.unattributed.values().copied().sum()))
+            .collect();
+        for ((book, _), account) in &self.accounts {
+            owned[*book] += account.busy;
+        }
+        let difference = |a: Nanos, b: Nanos| {
+            i64::try_from(i128::from(a.0) - i128::from(b.0)).unwrap_or(i64::MAX)
+        };
+        self.books
+            .iter()
+            .zip(owned)
+            .map(|(book, owned)| {
+                let parts = book
+                    .busy
+                    .plus(book.idle)
+                    .plus(book.unobserved.values().copied().sum());
+                match difference(book.busy, owned) {
+                    0 => difference(book.elapsed, parts),
+                    found => found,
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::input::WindowQuality;
+    use crate::core::model::{ContainerId, HostUnit};
+
+    fn gpu(index: u32) -> GpuInfo {
+        GpuInfo {
+            uuid: GpuUuid::from(format!("GPU-{index}").as_str()),
+            index,
+            model: "test".into(),
+            driver: "1".into(),
+            simulated: true,
+            memory_total: None,
+        }
+    }
+
+    fn clock() -> Clock {
+        Clock {
+            boot: BootTime(100_000_000_000),
+            wall: WallTime(1_700_000_100_000_000_000),
+        }
+    }
+
+    fn window(start: u64, busy: u64, idle: u64, unobserved: u64) -> GpuWindow {
+        GpuWindow {
+            gpu: gpu(0).uuid,
+            start: BootTime(start),
+            end: BootTime(start + busy + idle + unobserved),
+            busy: Nanos(busy),
+            idle: Nanos(idle),
+            unobserved: vec![(UnobservedReason::SampleGap, Nanos(unobserved))],
+            credits: vec![],
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            quality: WindowQuality::default(),
+        }
+    }
+
+    fn charge(owner: Result<Owner, UnattributedReason>, busy: u64) -> Charge {
+        Charge {
+            pid: Some(Pid(1)),
+            process: None,
+            owner,
+            busy: Nanos(busy),
+        }
+    }
+
+    fn container(id: &str) -> Result<Owner, UnattributedReason> {
+        Ok(Owner::Container(ContainerId::from(id)))
+    }
+
+    fn ledger() -> Ledger {
+        let mut ledger = Ledger::new(100);
+        ledger.list(vec![gpu(0), gpu(1)], clock());
+        ledger
+    }
+
+    #[test]
+    fn the_books_balance_through_charges_closures_and_reasons() {
+        let mut ledger = ledger();
+        let charges = vec![
+            charge(container("a"), 50),
+            charge(Ok(Owner::Host(HostUnit::from("sshd.service"))), 30),
+            charge(Err(UnattributedReason::NoRow), 20),
+        ];
+        assert!(
+            ledger
+                .book(window(0, 100, 40, 5), charges, clock())
+                .is_none()
+        );
+        assert_eq!(ledger.imbalances(), [0, 0]);
+        ledger.close(&mut |_, _| true);
+        assert_eq!(ledger.accounts().count(), 0);
+        assert_eq!(ledger.imbalances(), [0, 0]);
+        assert_eq!(ledger.books()[0].closed, Nanos(80));
+    }
+
+    #[test]
+    fn the_check_can_fail() {
+        let mut ledger = ledger();
+        // The device was busy for 100 and only 90 were charged.
+        let _ = ledger.book(
+            window(0, 100, 0, 0),
+            vec![charge(container("a"), 90)],
+            clock(),
+        );
+        assert_eq!(ledger.imbalances(), [10, 0]);
+        let mut ledger = super::tests::ledger();
+        let mut torn = window(0, 100, 50, 0);
+        torn.end = BootTime(149);
+        let _ = ledger.book(torn, vec![charge(container("a"), 100)], clock());
+        assert_eq!(ledger.imbalances(), [-1, 0]);
+    }
+
+    #[test]
+    fn a_window_of_an_unlisted_gpu_comes_back_whole() {
+        let mut ledger = Ledger::new(100);
+        let back = ledger.book(window(0, 1, 1, 1), vec![], clock());
+        assert_eq!(back, Some(window(0, 1, 1, 1)));
+    }
+
+    #[test]
+    fn a_full_ledger_books_to_overflow_and_keeps_known_accounts() {
+        let mut ledger = Ledger::new(1);
+        ledger.list(vec![gpu(0)], clock());
+        for start in [0, 100] {
+            let charges = vec![charge(container("a"), 60), charge(container("b"), 40)];
+            let _ = ledger.book(window(start, 100, 0, 0), charges, clock());
+        }
+        assert_eq!(ledger.imbalances(), [0]);
+        assert_eq!(ledger.overflows(), 2);
+        let book = &ledger.books()[0];
+        assert_eq!(book.unattributed[&UnattributedReason::Overflow], Nanos(80));
+    }
+
+    #[test]
+    fn shares_are_of_ten_seconds_and_coverage_of_a_minute() {
+        let mut ledger = ledger();
+        let second = 1_000_000_000;
+        for n in 0..100 {
+            let owner = if n < 95 { "a" } else { "b" };
+            let charges = vec![
+                charge(container(owner), second / 2),
+                charge(Err(UnattributedReason::UnknownPid), second / 4),
+            ];
+            let busy = second / 2 + second / 4;
+            let _ = ledger.book(window(n * second, busy, second / 4, 0), charges, clock());
+        }
+        let book = &ledger.books()[0];
+        let (span, charges) = book.recent();
+        assert_eq!(span, Nanos::from_secs(10));
+        let a: Nanos = charges
+            .filter(|charge| charge.owner == container("a"))
+            .map(|charge| charge.busy)
+            .sum();
+        assert_eq!(a, Nanos(5 * second / 2));
+        let coverage = book.coverage();
+        assert_eq!(coverage.elapsed, Nanos::from_secs(60));
+        assert_eq!(coverage.attributed, Nanos::from_secs(30));
+        assert_eq!(
+            coverage.unattributed,
+            [(UnattributedReason::UnknownPid, Nanos::from_secs(15))]
+        );
+    }
+}

@@ -1,0 +1,672 @@
+//! Which process had which pid when, and in which cgroup: what a pid of NVML is looked up in.
+//!
+//! A process is `Running → Exited → Forgotten`. An exited one is kept until every GPU's window has
+//! passed it, since the driver reports busy time of the dead for seconds. Pids are reused, in
+//! seconds where `pid_max` is small, so a pid has a chain of incarnations, told apart by their
+//! start in ticks: the kernel's events give nanoseconds, `/proc` gives ticks.
+//!
+//! Events may be lost, doubled, or out of order across CPUs, and a scan may overlap them. So
+//! nothing here counts transitions; each observation only says "this process was in this place at
+//! that time", and the table keeps the latest such fact, the one before it, and the exit.
+//!
+//! The table does not know what a cgroup means: it holds [`PlacementId`]s, which
+//! [`super::placement`] resolves.
+
+use std::collections::HashMap;
+
+use super::model::{BootTime, Nanos, Pid, ProcessId, StartTicks};
+use super::placement::PlacementId;
+
+/// How long before a window a process may have died and still be credited in it: the driver names
+/// the process that was active when a sample was taken, for the period before that sample. Samples
+/// are 1/6 s apart on current products; rows of processes that died longer ago are not theirs.
+pub const CREDIT_SLACK: Nanos = Nanos::from_millis(250);
+
+/// No slot, the end of a chain.
+const NIL: u32 = u32::MAX;
+
+/// Bits of a record's `pid_and_flags` that are the pid; the kernel's `PID_MAX_LIMIT` is 2^22.
+const PID_MASK: u32 = (1 << 24) - 1;
+/// The process replaced its image in the place where it is now.
+const EXEC_HERE: u32 = 1 << 30;
+/// The process replaced its image in the place where it was before.
+const EXEC_BEFORE: u32 = 1 << 31;
+
+/// One incarnation of a pid. 40 bytes; with its index entry a process costs at most 64.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    start: BootTime,
+    /// When it died; [`BootTime::MAX`] while it lives.
+    exit: BootTime,
+    /// Since when `placement` is known to hold.
+    since: BootTime,
+    pid_and_flags: u32,
+    placement: PlacementId,
+    /// Where it was before `since`, if that was elsewhere.
+    previous: Option<PlacementId>,
+    /// The incarnation of this pid before this one, or the next free slot.
+    older: u32,
+}
+
+const _: () = assert!(size_of::<Record>() == 40);
+
+impl Record {
+    const fn pid(&self) -> Pid {
+        Pid(self.pid_and_flags & PID_MASK)
+    }
+
+    const fn has(&self, flag: u32) -> bool {
+        self.pid_and_flags & flag != 0
+    }
+
+    fn ticks(&self) -> StartTicks {
+        StartTicks::from(self.start)
+    }
+
+    fn is_alive(&self) -> bool {
+        self.exit == BootTime::MAX
+    }
+}
+
+/// What kind of observation put a process where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// It was born there.
+    Fork,
+    /// It replaced its image there.
+    Exec,
+    /// It was moved there.
+    Attach,
+    /// A scan of `/proc` found it there.
+    Scan,
+}
+
+/// Who had a pid in a stretch of time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub process: ProcessId,
+    /// Where it was. Two entries if it moved within the stretch.
+    pub placements: [Option<PlacementId>; 2],
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct ProcessTable {
+    /// Newest incarnation by pid.
+    newest: HashMap<u32, u32>,
+    records: Vec<Record>,
+    free: Option<u32>,
+    alive: u64,
+    exited: u64,
+    limit: usize,
+    overflows: u64,
+}
+
+impl ProcessTable {
+    /// A table for at most `limit` processes, the dead that are kept included.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit: limit.min(NIL as usize),
+            ..Self::default()
+        }
+    }
+
+    /// Processes alive.
+    #[must_use]
+    pub const fn alive(&self) -> u64 {
+        self.alive
+    }
+
+    /// Processes that are dead and kept.
+    #[must_use]
+    pub const fn exited(&self) -> u64 {
+        self.exited
+    }
+
+    /// Processes that the full table turned away.
+    #[must_use]
+    pub const fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    /// Notes that a process was in a place at a time. Returns whether the placement's user count
+    /// grew, i.e. a new reference to `placement` is now held (see [`ProcessTable::forget`] for
+    /// where it is given back).
+    pub fn observe(
+        &mut self,
+        pid: Pid,
+        start: BootTime,
+        at: BootTime,
+        placement: PlacementId,
+        sighting: Sighting,
+        release: &mut dyn FnMut(PlacementId),
+    ) -> bool {
+        let ticks = StartTicks::from(start);
+        let Some(slot) = self.find(pid, ticks) else {
+            return self.insert(pid, start, at, placement, sighting);
+        };
+        let record = &mut self.records[slot as usize];
+        if sighting != Sighting::Scan {
+            // The kernel's nanoseconds are finer than the tick that a scan gave.
+            record.start = start;
+        }
+        if record.exit < at && sighting != Sighting::Fork && self.newest.get(&pid.0) == Some(&slot)
+        {
+            // Somebody thought it dead, and here it is: a scan had not been able to read it.
+            record.exit = BootTime::MAX;
+            self.exited -= 1;
+            self.alive += 1;
+        }
+        let mut held = false;
+        if record.placement != placement {
+            if at >= record.since {
+                if let Some(gone) = record.previous.replace(record.placement) {
+                    release(gone);
+                }
+                record.placement = placement;
+                record.since = at;
+                let exec_before = if record.has(EXEC_HERE) {
+                    EXEC_BEFORE
+                } else {
+                    0
+                };
+                record.pid_and_flags = record.pid().0 | exec_before;
+                held = true;
+            } else if record.previous.is_none() {
+                // Older news that came late: it says where the process was before it moved.
+                record.previous = Some(placement);
+                held = true;
+            }
+        }
+        if sighting == Sighting::Exec {
+            if record.placement == placement {
+                record.pid_and_flags |= EXEC_HERE;
+            } else if record.previous == Some(placement) {
+                record.pid_and_flags |= EXEC_BEFORE;
+            }
+        }
+        held
+    }
+
+    fn insert(
+        &mut self,
+        pid: Pid,
+        start: BootTime,
+        at: BootTime,
+        placement: PlacementId,
+        sighting: Sighting,
+    ) -> bool {
+        if self.alive + self.exited >= self.limit as u64 || pid.0 > PID_MASK {
+            self.overflows += 1;
+            return false;
+        }
+        let mut record = Record {
+            start,
+            exit: BootTime::MAX,
+            // Known since its birth, unless the news is that it came here from elsewhere.
+            since: if sighting == Sighting::Attach {
+                at
+            } else {
+                start
+            },
+            pid_and_flags: if sighting == Sighting::Exec {
+                pid.0 | EXEC_HERE
+            } else {
+                pid.0
+            },
+            placement,
+            previous: None,
+            older: NIL,
+        };
+        // Chains are kept newest first. A younger incarnation means that this one is dead.
+        let mut younger = None;
+        let mut next = self.newest.get(&pid.0).copied().unwrap_or(NIL);
+        while next != NIL && self.records[next as usize].start > start {
+            younger = Some(next);
+            next = self.records[next as usize].older;
+        }
+        record.older = next;
+        if let Some(younger) = younger {
+            record.exit = self.records[younger as usize].start;
+            self.exited += 1;
+        } else {
+            self.alive += 1;
+        }
+        if next != NIL && self.records[next as usize].is_alive() {
+            // Its exit was lost: a pid is free again only when its holder is gone.
+            self.records[next as usize].exit = start;
+            self.alive -= 1;
+            self.exited += 1;
+        }
+        let slot = match self.free {
+            Some(slot) => {
+                let next_free = self.records[slot as usize].older;
+                self.free = (next_free != NIL).then_some(next_free);
+                self.records[slot as usize] = record;
+                slot
+            }
+            None => {
+                if self.records.len() == self.records.capacity() {
+                    // Doubling would keep up to twice the memory that a process may cost.
+                    self.records.reserve_exact(self.records.len() / 8 + 1024);
+                }
+                self.records.push(record);
+                u32::try_from(self.records.len() - 1).unwrap_or(NIL)
+            }
+        };
+        match younger {
+            Some(younger) => self.records[younger as usize].older = slot,
+            None => {
+                self.newest.insert(pid.0, slot);
+            }
+        }
+        true
+    }
+
+    /// Notes that a process is dead. Idempotent; unknown processes are ignored, since an exit alone
+    /// does not say where GPU time of theirs should go that the caller cannot learn from the event.
+    pub fn exit(&mut self, pid: Pid, start: BootTime, at: BootTime) {
+        if let Some(slot) = self.find(pid, StartTicks::from(start)) {
+            let record = &mut self.records[slot as usize];
+            if record.is_alive() {
+                record.exit = at;
+                self.alive -= 1;
+                self.exited += 1;
+            }
+        }
+    }
+
+    /// Notes that, of all processes born before `started`, only those that `seen` knows were alive
+    /// then. Returns how many had died unnoticed.
+    pub fn close_unseen(
+        &mut self,
+        started: BootTime,
+        seen: &dyn Fn(Pid, StartTicks) -> bool,
+    ) -> u64 {
+        let mut closed = 0;
+        for &slot in self.newest.values() {
+            let record = &mut self.records[slot as usize];
+            if record.is_alive()
+                && record.start < started
+                && record.since < started
+                && !seen(record.pid(), record.ticks())
+            {
+                record.exit = started;
+                closed += 1;
+            }
+        }
+        self.alive -= closed;
+        self.exited += closed;
+        closed
+    }
+
+    fn find(&self, pid: Pid, ticks: StartTicks) -> Option<u32> {
+        let mut slot = self.newest.get(&pid.0).copied().unwrap_or(NIL);
+        while slot != NIL {
+            let record = &self.records[slot as usize];
+            if record.ticks() == ticks {
+                return Some(slot);
+            }
+            slot = record.older;
+        }
+        None
+    }
+
+    /// Everyone who had `pid` at some point of `(from, to]`. If nobody had, whoever held it last
+    /// within [`CREDIT_SLACK`] before that.
+    #[must_use]
+    pub fn holders(&self, pid: Pid, from: BootTime, to: BootTime) -> Vec<Holder> {
+        let mut holders = Vec::new();
+        let mut slot = self.newest.get(&pid.0).copied().unwrap_or(NIL);
+        while slot != NIL {
+            let record = &self.records[slot as usize];
+            if record.start <= to && record.exit > from {
+                holders.push(Self::holder(record, from, to));
+            } else if holders.is_empty()
+                && record.start <= to
+                && record.exit.plus(CREDIT_SLACK) > from
+            {
+                holders.push(Self::holder(record, from.minus(CREDIT_SLACK), to));
+                return holders;
+            }
+            slot = record.older;
+        }
+        holders
+    }
+
+    fn holder(record: &Record, from: BootTime, to: BootTime) -> Holder {
+        // A runtime's child that was moved into its container and replaced its image there did
+        // nothing in the place where it was forked: a GPU context does not survive an exec, and
+        // it had no image of its own before. Anything else that moved has two places.
+        let starter = record.has(EXEC_HERE) && !record.has(EXEC_BEFORE) && record.since > from;
+        let here = (record.since <= to).then_some(record.placement);
+        let before = record
+            .previous
+            .filter(|_| record.since > from && !(starter && here.is_some()));
+        Holder {
+            process: ProcessId {
+                pid: record.pid(),
+                start: record.ticks(),
+            },
+            placements: match (here, before) {
+                // It has not arrived yet, and where it was is not known: where it is stands for it.
+                (None, None) => [Some(record.placement), None],
+                (here, before) => [here, before],
+            },
+        }
+    }
+
+    /// Where a process is, as far as the table knows it.
+    #[must_use]
+    pub fn placement(&self, process: ProcessId) -> Option<PlacementId> {
+        self.find(process.pid, process.start)
+            .map(|slot| self.records[slot as usize].placement)
+    }
+
+    /// Whether the process is alive.
+    #[must_use]
+    pub fn is_alive(&self, process: ProcessId) -> bool {
+        self.find(process.pid, process.start)
+            .is_some_and(|slot| self.records[slot as usize].is_alive())
+    }
+
+    /// Forgets the processes that died before `before`, giving their placements back.
+    pub fn forget(&mut self, before: BootTime, release: &mut dyn FnMut(PlacementId)) {
+        if self.exited == 0 {
+            return;
+        }
+        let mut freed = Vec::new();
+        let records = &mut self.records;
+        self.newest.retain(|_, head| {
+            // Unlink every dead incarnation of the chain that is old enough.
+            let mut keep_head = NIL;
+            let mut last_kept = NIL;
+            let mut slot = *head;
+            while slot != NIL {
+                let next = records[slot as usize].older;
+                if records[slot as usize].exit < before {
+                    freed.push(slot);
+                } else {
+                    if last_kept == NIL {
+                        keep_head = slot;
+                    } else {
+                        records[last_kept as usize].older = slot;
+                    }
+                    last_kept = slot;
+                    records[slot as usize].older = NIL;
+                }
+                slot = next;
+            }
+            *head = keep_head;
+            keep_head != NIL
+        });
+        self.exited -= freed.len() as u64;
+        for slot in freed {
+            let record = &mut self.records[slot as usize];
+            release(record.placement);
+            if let Some(previous) = record.previous {
+                release(previous);
+            }
+            record.older = self.free.unwrap_or(NIL);
+            self.free = Some(slot);
+        }
+        if self.alive + self.exited == 0 {
+            self.records = Vec::new();
+            self.free = None;
+        }
+    }
+
+    /// The placements of all living processes, one entry per process.
+    pub fn live_placements(&self) -> impl Iterator<Item = PlacementId> + '_ {
+        self.newest
+            .values()
+            .map(|&slot| &self.records[slot as usize])
+            .filter(|record| record.is_alive())
+            .map(|record| record.placement)
+    }
+
+    /// Bytes of memory that the table holds, roughly: records and index.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        // hashbrown: one control byte an entry, 8/7 of the capacity in buckets.
+        self.records.capacity() * size_of::<Record>()
+            + self.newest.capacity() * (size_of::<(u32, u32)>() + 1) * 8 / 7
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: PlacementId = PlacementId::new(1);
+    const BOX_A: PlacementId = PlacementId::new(2);
+    const BOX_B: PlacementId = PlacementId::new(3);
+
+    fn s(seconds: u64) -> BootTime {
+        BootTime(seconds * 1_000_000_000)
+    }
+
+    fn ms(millis: u64) -> BootTime {
+        BootTime(millis * 1_000_000)
+    }
+
+    fn table() -> ProcessTable {
+        ProcessTable::new(1 << 20)
+    }
+
+    fn see(
+        table: &mut ProcessTable,
+        pid: u32,
+        start: BootTime,
+        at: BootTime,
+        place: PlacementId,
+        how: Sighting,
+    ) {
+        table.observe(Pid(pid), start, at, place, how, &mut |_| {});
+    }
+
+    fn places(table: &ProcessTable, pid: u32, from: BootTime, to: BootTime) -> Vec<PlacementId> {
+        let mut places: Vec<_> = table
+            .holders(Pid(pid), from, to)
+            .into_iter()
+            .flat_map(|holder| holder.placements)
+            .flatten()
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    #[test]
+    fn a_process_is_found_from_birth_to_death_and_a_little_after() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        table.exit(Pid(7), s(10), ms(10_300));
+        // (from, to) in ms -> found
+        for (from, to, found) in [
+            (9_000, 9_999, false),
+            (9_000, 10_000, true),
+            (10_100, 10_200, true),
+            (10_299, 11_000, true),
+            (10_300, 11_000, true),  // within the slack
+            (10_549, 11_000, true),  // within the slack, barely
+            (10_550, 11_000, false), // beyond
+        ] {
+            assert_eq!(
+                !places(&table, 7, ms(from), ms(to)).is_empty(),
+                found,
+                "({from}, {to}]"
+            );
+        }
+    }
+
+    #[test]
+    fn a_reused_pid_has_two_holders_only_in_windows_that_both_touch() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        table.exit(Pid(7), s(10), s(11));
+        see(&mut table, 7, s(12), s(12), BOX_B, Sighting::Fork);
+        assert_eq!(places(&table, 7, s(10), ms(11_500)), [BOX_A]);
+        assert_eq!(places(&table, 7, ms(10_500), s(13)), [BOX_A, BOX_B]);
+        assert_eq!(places(&table, 7, ms(11_500), s(13)), [BOX_B]);
+        assert_eq!((table.alive(), table.exited()), (1, 1));
+    }
+
+    #[test]
+    fn a_lost_exit_is_inferred_from_the_pid_being_taken_again() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        see(&mut table, 7, s(20), s(20), BOX_B, Sighting::Fork);
+        assert_eq!((table.alive(), table.exited()), (1, 1));
+        assert_eq!(places(&table, 7, s(21), s(22)), [BOX_B]);
+        assert_eq!(places(&table, 7, s(18), s(19)), [BOX_A]);
+    }
+
+    #[test]
+    fn an_older_incarnation_that_is_reported_late_is_dead_already() {
+        let mut table = table();
+        see(&mut table, 7, s(20), s(20), BOX_B, Sighting::Fork);
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        assert_eq!((table.alive(), table.exited()), (1, 1));
+        assert_eq!(places(&table, 7, s(11), s(12)), [BOX_A]);
+        assert_eq!(places(&table, 7, s(21), s(22)), [BOX_B]);
+    }
+
+    #[test]
+    fn a_scan_and_an_event_are_one_process_if_their_ticks_agree() {
+        let mut table = table();
+        // The scan knows 10.01 s (a tick), the kernel 10.0187 s.
+        see(&mut table, 7, ms(10_010), s(12), BOX_A, Sighting::Scan);
+        table.exit(Pid(7), BootTime(10_018_700_000), s(13));
+        assert_eq!((table.alive(), table.exited()), (0, 1));
+    }
+
+    #[test]
+    fn a_move_between_containers_gives_two_places_in_that_window_and_one_after() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        see(&mut table, 7, s(10), s(11), BOX_A, Sighting::Exec);
+        see(&mut table, 7, s(10), s(15), BOX_B, Sighting::Attach);
+        assert_eq!(places(&table, 7, s(12), s(14)), [BOX_A]);
+        assert_eq!(places(&table, 7, s(14), s(16)), [BOX_A, BOX_B]);
+        assert_eq!(places(&table, 7, s(15), s(16)), [BOX_B]);
+    }
+
+    #[test]
+    fn a_move_that_is_reported_before_the_birth_comes_to_the_same() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(15), BOX_B, Sighting::Attach);
+        see(&mut table, 7, s(10), s(11), BOX_A, Sighting::Exec);
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        assert_eq!(places(&table, 7, s(12), s(14)), [BOX_A]);
+        assert_eq!(places(&table, 7, s(14), s(16)), [BOX_A, BOX_B]);
+    }
+
+    #[test]
+    fn a_starter_that_moves_into_its_container_and_execs_there_is_only_there() {
+        let mut table = table();
+        see(&mut table, 7, ms(10_000), ms(10_000), HOST, Sighting::Fork);
+        see(
+            &mut table,
+            7,
+            ms(10_000),
+            ms(10_010),
+            BOX_A,
+            Sighting::Attach,
+        );
+        assert_eq!(places(&table, 7, s(9), s(11)), [HOST, BOX_A]);
+        see(&mut table, 7, ms(10_000), ms(10_020), BOX_A, Sighting::Exec);
+        assert_eq!(places(&table, 7, s(9), s(11)), [BOX_A]);
+    }
+
+    #[test]
+    fn exits_are_idempotent_and_exits_of_strangers_are_ignored() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        table.exit(Pid(7), s(10), s(11));
+        table.exit(Pid(7), s(10), s(14));
+        table.exit(Pid(7), s(9), s(14));
+        table.exit(Pid(8), s(9), s(14));
+        assert_eq!((table.alive(), table.exited()), (0, 1));
+        assert!(places(&table, 7, s(12), s(13)).is_empty());
+    }
+
+    #[test]
+    fn a_scan_closes_those_it_should_have_seen_and_no_others() {
+        let mut table = table();
+        see(&mut table, 1, s(1), s(1), HOST, Sighting::Fork);
+        see(&mut table, 2, s(1), s(1), HOST, Sighting::Fork);
+        see(&mut table, 3, s(30), s(30), HOST, Sighting::Fork); // born during the scan
+        let closed = table.close_unseen(s(20), &|pid, _| pid == Pid(1));
+        assert_eq!(closed, 1);
+        assert_eq!((table.alive(), table.exited()), (2, 1));
+        assert!(places(&table, 2, s(21), s(22)).is_empty());
+        assert_eq!(places(&table, 3, s(30), s(31)), [HOST]);
+    }
+
+    #[test]
+    fn a_process_that_a_scan_had_missed_lives_again_when_it_is_seen() {
+        let mut table = table();
+        see(&mut table, 1, s(1), s(1), HOST, Sighting::Fork);
+        table.close_unseen(s(20), &|_, _| false);
+        assert_eq!((table.alive(), table.exited()), (0, 1));
+        see(&mut table, 1, s(1), s(30), HOST, Sighting::Scan);
+        assert_eq!((table.alive(), table.exited()), (1, 0));
+        assert_eq!(places(&table, 1, s(40), s(41)), [HOST]);
+    }
+
+    #[test]
+    fn the_dead_are_forgotten_with_their_placements_and_slots_are_used_again() {
+        let mut table = table();
+        let mut released = Vec::new();
+        for pid in 0..100 {
+            see(&mut table, pid, s(10), s(10), HOST, Sighting::Fork);
+            see(&mut table, pid, s(10), s(11), BOX_A, Sighting::Attach);
+            table.exit(Pid(pid), s(10), s(12 + u64::from(pid)));
+        }
+        table.forget(s(62), &mut |id| released.push(id));
+        assert_eq!((table.alive(), table.exited()), (0, 50));
+        assert_eq!(released.len(), 100);
+        let records = table.records.len();
+        for pid in 200..250 {
+            see(&mut table, pid, s(70), s(70), HOST, Sighting::Fork);
+        }
+        assert_eq!(table.records.len(), records, "freed slots are used first");
+        assert_eq!((table.alive(), table.exited()), (50, 50));
+    }
+
+    #[test]
+    fn forgetting_keeps_a_living_incarnation_behind_a_dead_pid() {
+        let mut table = table();
+        for incarnation in 0..5 {
+            let start = s(10 + incarnation * 10);
+            see(&mut table, 7, start, start, BOX_A, Sighting::Fork);
+        }
+        table.forget(s(45), &mut |_| {});
+        assert_eq!((table.alive(), table.exited()), (1, 1));
+        assert_eq!(table.holders(Pid(7), s(48), s(60)).len(), 2);
+        table.forget(s(100), &mut |_| {});
+        assert_eq!(table.holders(Pid(7), s(48), s(60)).len(), 1);
+    }
+
+    #[test]
+    fn a_full_table_turns_newcomers_away_and_says_so() {
+        let mut table = ProcessTable::new(2);
+        for pid in 1..=5 {
+            see(&mut table, pid, s(10), s(10), HOST, Sighting::Fork);
+        }
+        assert_eq!((table.alive(), table.overflows()), (2, 3));
+    }
+
+    #[test]
+    fn a_hundred_thousand_processes_cost_at_most_64_bytes_each() {
+        let mut table = ProcessTable::new(200_000);
+        for pid in 0..100_000 {
+            see(&mut table, pid, s(10), s(10), HOST, Sighting::Fork);
+        }
+        let each = table.memory() as f64 / 100_000.0;
+        assert!(each <= 64.0, "{each} bytes");
+    }
+}

@@ -1,0 +1,297 @@
+//! When an amount goes out, and under which labels: hold, then name, then never blank.
+//!
+//! ```text
+//!            named within the grace
+//!   Held ───────────────────────────────▶ Named
+//!     │ grace over                          ▲
+//!     └─────────────▶ IdOnly ───────────────┘ named late
+//! ```
+//!
+//! A series' labels are frozen when it is first shown. It is shown at 0 for `zero_for`, so that a
+//! scrape sees the 0 before the amount and `increase()` counts the whole of it, and never falls
+//! after. What went out under the ids stays there when names come late; the rest goes to the named
+//! series, which starts at 0.
+
+use super::ledger::Account;
+use super::model::{BootTime, Clock, Nanos, WallTime};
+use super::snapshot::{Attribution, ContainerLabels};
+
+/// How long things are held, shown at zero and kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a container may be held back for its names.
+    pub grace: Nanos,
+    /// How long a new series shows 0: at least one scrape interval.
+    pub zero_for: Nanos,
+    /// How long a series is shown after its container has ended and its last amount is out.
+    pub keep_for: Nanos,
+}
+
+/// A counter on its way out: shown at 0 first, then with its amount, and never less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Where the counter starts.
+    pub start: WallTime,
+    /// When it was first shown, at 0.
+    pub shown: BootTime,
+    /// What it shows.
+    pub visible: Nanos,
+    /// When that last changed.
+    pub changed: BootTime,
+}
+
+impl Gate {
+    /// A counter that is first shown now.
+    #[must_use]
+    pub const fn new(start: WallTime, now: BootTime) -> Self {
+        Self {
+            start,
+            shown: now,
+            visible: Nanos::ZERO,
+            changed: now,
+        }
+    }
+
+    /// Shows `amount` if the zero has been shown for long enough.
+    pub fn show(&mut self, amount: Nanos, policy: &Policy, now: BootTime) {
+        if now.since(self.shown) >= policy.zero_for && amount > self.visible {
+            self.visible = amount;
+            self.changed = now;
+        }
+    }
+
+    /// Whether it has shown what it has for as long as it should.
+    fn is_done(&self, policy: &Policy, now: BootTime) -> bool {
+        let settled = self.shown.plus(policy.zero_for).max(self.changed);
+        now >= settled.plus(policy.keep_for)
+    }
+}
+
+/// One published series of one account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Series {
+    /// The labels it went out with.
+    pub labels: ContainerLabels,
+    /// Its counter.
+    pub gate: Gate,
+}
+
+impl Series {
+    fn new(labels: ContainerLabels, start: WallTime, now: BootTime) -> Self {
+        Self {
+            labels,
+            gate: Gate::new(start, now),
+        }
+    }
+}
+
+/// Brings an account's series up to what its amount and its payer's attribution say.
+pub fn publish(
+    account: &mut Account,
+    attribution: Attribution,
+    labels: &ContainerLabels,
+    policy: &Policy,
+    clock: Clock,
+) {
+    match attribution {
+        Attribution::Held => {}
+        Attribution::IdOnly { .. } => {
+            let series = account
+                .id_only
+                .get_or_insert_with(|| Series::new(labels.clone(), account.opened, clock.boot));
+            series.gate.show(account.busy, policy, clock.boot);
+        }
+        Attribution::Named { .. } => publish_named(account, labels, policy, clock),
+    }
+}
+
+/// Likewise for a payer that has its name.
+pub fn publish_named(
+    account: &mut Account,
+    labels: &ContainerLabels,
+    policy: &Policy,
+    clock: Clock,
+) {
+    // What is out under the ids stays there: nothing touches that series from here on.
+    let before = account.id_only.as_ref().map(|series| series.gate.visible);
+    let series = account.named.get_or_insert_with(|| {
+        // It begins at 0 when the account does, or where the ids' series stopped.
+        let start = if before.is_some() {
+            clock.wall
+        } else {
+            account.opened
+        };
+        Series::new(labels.clone(), start, clock.boot)
+    });
+    let amount = account.busy.minus(before.unwrap_or_default());
+    series.gate.show(amount, policy, clock.boot);
+}
+
+/// Whether all of an ended account is out and has been for long enough.
+#[must_use]
+pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
+    let Some(ended) = account.ended else {
+        return false;
+    };
+    let series = [&account.id_only, &account.named];
+    clock.boot.since(ended) >= policy.keep_for
+        && account.published() == account.busy
+        && series.iter().any(|series| series.is_some())
+        && series
+            .into_iter()
+            .flatten()
+            .all(|series| series.gate.is_done(policy, clock.boot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::input::IdentitySource;
+    use crate::core::ledger::Ledger;
+    use crate::core::model::{ContainerId, UNRESOLVED};
+    use crate::core::placement::Owner;
+    use crate::core::snapshot::IdOnlyReason;
+
+    const POLICY: Policy = Policy {
+        grace: Nanos::from_secs(10),
+        zero_for: Nanos::from_secs(60),
+        keep_for: Nanos::from_secs(600),
+    };
+    const ID_ONLY: Attribution = Attribution::IdOnly {
+        reason: IdOnlyReason::Timeout,
+    };
+    const NAMED: Attribution = Attribution::Named {
+        source: IdentitySource::Docker,
+    };
+
+    fn clock(seconds: u64) -> Clock {
+        Clock {
+            boot: BootTime(seconds * 1_000_000_000),
+            wall: WallTime((1_700_000_000 + seconds) * 1_000_000_000),
+        }
+    }
+
+    fn labels(pod: &str) -> ContainerLabels {
+        ContainerLabels {
+            namespace: "ml".into(),
+            pod: pod.into(),
+            container: "main".into(),
+            pod_uid: "uid".into(),
+            container_id: "id".into(),
+        }
+    }
+
+    fn account() -> Account {
+        let mut ledger = Ledger::new(1);
+        let owner = Owner::Container(ContainerId::from("id"));
+        ledger.open(0, &owner, clock(1).wall);
+        let mut taken = None;
+        for (_, account) in ledger.accounts_mut() {
+            taken = Some(std::mem::replace(
+                account,
+                Account {
+                    busy: Nanos::ZERO,
+                    opened: WallTime(0),
+                    first_used: None,
+                    last_used: None,
+                    id_only: None,
+                    named: None,
+                    fed: Nanos::ZERO,
+                    ended: None,
+                },
+            ));
+        }
+        taken.expect("it was opened")
+    }
+
+    /// Plays (second, busy so far, attribution) and returns what is visible under the ids and
+    /// under the names after each.
+    fn play(story: &[(u64, u64, Attribution)]) -> Vec<(Option<u64>, Option<u64>)> {
+        let mut account = account();
+        story
+            .iter()
+            .map(|&(at, busy, attribution)| {
+                account.busy = Nanos(busy);
+                let pod = match attribution {
+                    Attribution::Named { .. } => "train-0",
+                    _ => UNRESOLVED,
+                };
+                publish(&mut account, attribution, &labels(pod), &POLICY, clock(at));
+                let visible = |series: &Option<Series>| series.as_ref().map(|s| s.gate.visible.0);
+                (visible(&account.id_only), visible(&account.named))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn held_back_then_zero_then_the_whole_amount() {
+        assert_eq!(
+            play(&[
+                (1, 5, Attribution::Held),
+                (8, 9, NAMED),
+                (67, 20, NAMED),
+                (68, 21, NAMED),
+                (69, 30, NAMED),
+            ]),
+            [
+                (None, None),
+                (None, Some(0)),
+                (None, Some(0)),
+                (None, Some(21)),
+                (None, Some(30)),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_went_out_under_the_ids_stays_there() {
+        assert_eq!(
+            play(&[
+                (11, 5, ID_ONLY),
+                (71, 40, ID_ONLY),
+                (72, 42, ID_ONLY),
+                (80, 50, NAMED),
+                (139, 60, NAMED),
+                (140, 61, NAMED),
+            ]),
+            [
+                (Some(0), None),
+                (Some(40), None),
+                (Some(42), None),
+                (Some(42), Some(0)),
+                (Some(42), Some(0)),
+                (Some(42), Some(19)),
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_that_was_only_shown_as_zero_is_lost_to_the_ids() {
+        assert_eq!(
+            play(&[(11, 5, ID_ONLY), (20, 9, NAMED), (80, 12, NAMED)]),
+            [(Some(0), None), (Some(0), Some(0)), (Some(0), Some(12)),]
+        );
+    }
+
+    #[test]
+    fn labels_are_frozen_at_first_publication() {
+        let mut account = account();
+        publish(&mut account, NAMED, &labels("train-0"), &POLICY, clock(1));
+        publish(&mut account, NAMED, &labels("renamed"), &POLICY, clock(2));
+        assert_eq!(account.named.map(|s| s.labels), Some(labels("train-0")));
+    }
+
+    #[test]
+    fn an_account_is_done_when_its_whole_amount_has_been_out_for_long_enough() {
+        let mut account = account();
+        account.busy = Nanos(7);
+        account.ended = Some(clock(10).boot);
+        publish(&mut account, NAMED, &labels("train-0"), &POLICY, clock(20));
+        assert!(!is_done(&account, &POLICY, clock(5000)), "still at zero");
+        publish(&mut account, NAMED, &labels("train-0"), &POLICY, clock(80));
+        assert!(!is_done(&account, &POLICY, clock(679)));
+        assert!(is_done(&account, &POLICY, clock(680)));
+        account.ended = None;
+        assert!(!is_done(&account, &POLICY, clock(680)), "it lives again");
+    }
+}
