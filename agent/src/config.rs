@@ -1,0 +1,563 @@
+//! The agent's configuration: read whole, checked once, before anything is attached or bound.
+//!
+//! One TOML file, every key of it optional. Durations are text (`"10s"`, `"1m 30s"`), sizes are
+//! bytes. A key that does not exist, a value of the wrong type and a value that cannot work are
+//! errors that name the key, what was found and what is allowed. `gpuacct config` prints what is in
+//! force.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+/// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
+/// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
+pub const DEFAULT_PORT: u16 = 10_944;
+
+/// What can be wrong with a configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML, has an unknown key, or a value of the wrong type.
+    #[error("{origin}: {message}")]
+    Syntax {
+        /// The file, or `configuration`.
+        origin: String,
+        /// Where in it, which key, what was found and what was expected.
+        message: String,
+    },
+    /// A value that cannot work.
+    #[error("{key} is {found}, allowed is {allowed}")]
+    Value {
+        /// The key, with its table.
+        key: &'static str,
+        /// What was found.
+        found: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+}
+
+/// A length of time, written as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl Span {
+    const fn secs(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|span| Duration::try_from(span).ok())
+            .map(Self)
+            .ok_or_else(|| format!("found {text:?}, expected a duration such as \"10s\" or \"5m\""))
+    }
+}
+
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match jiff::SignedDuration::try_from(self.0) {
+            Ok(span) => write!(f, "{span:#}"),
+            Err(_) => write!(f, "{}s", self.0.as_secs()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The eBPF object.
+    pub kernel: Kernel,
+    /// Scans of `/proc`.
+    pub procfs: Procfs,
+    /// NVML.
+    pub gpu: Gpu,
+    /// The Docker Engine API.
+    pub docker: Docker,
+    /// When amounts go out.
+    pub publish: Publish,
+    /// `/metrics` and the probes.
+    pub prometheus: Prometheus,
+    /// The local socket.
+    pub socket: Socket,
+    /// OTLP.
+    pub otlp: Otlp,
+    /// The agent's log.
+    pub log: Log,
+}
+
+/// The eBPF object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kernel {
+    /// Size of the ring buffer in bytes: a power of two, 4 KiB to 64 MiB.
+    pub ring_bytes: u32,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            ring_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Scans of `/proc`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Procfs {
+    /// How often `/proc` is scanned though nothing was lost.
+    pub interval: Span,
+}
+
+impl Default for Procfs {
+    fn default() -> Self {
+        Self {
+            interval: Span::secs(60),
+        }
+    }
+}
+
+/// NVML.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gpu {
+    /// The library; absent to look where drivers put it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library: Option<PathBuf>,
+    /// How often a window is closed. The driver's ring spans about ten seconds.
+    pub interval: Span,
+    /// How often the process lists are read without a reason.
+    pub lists_interval: Span,
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Self {
+            library: None,
+            interval: Span::secs(1),
+            lists_interval: Span::secs(5),
+        }
+    }
+}
+
+/// The Docker Engine API.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Docker {
+    /// Whether it is asked at all.
+    pub enabled: bool,
+    /// Its sockets; those that are not there are looked for again.
+    pub sockets: Vec<PathBuf>,
+    /// How long a call may take.
+    pub timeout: Span,
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            sockets: vec!["/var/run/docker.sock".into()],
+            timeout: Span::secs(5),
+        }
+    }
+}
+
+/// When amounts go out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Publish {
+    /// How long a container may be held back for its names.
+    pub grace: Span,
+    /// How long a new series shows 0: at least one scrape interval.
+    pub zero_for: Span,
+    /// How long the series of a container that ended are kept.
+    pub keep_for: Span,
+}
+
+impl Default for Publish {
+    fn default() -> Self {
+        Self {
+            grace: Span::secs(10),
+            zero_for: Span::secs(60),
+            keep_for: Span::secs(600),
+        }
+    }
+}
+
+/// `/metrics` and the probes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Prometheus {
+    /// Whether it is served.
+    pub enabled: bool,
+    /// Where.
+    pub listen: SocketAddr,
+}
+
+impl Default for Prometheus {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 0], DEFAULT_PORT)),
+        }
+    }
+}
+
+/// The local socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Socket {
+    /// Where; made with mode 0600.
+    pub path: PathBuf,
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self {
+            path: DEFAULT_SOCKET.into(),
+        }
+    }
+}
+
+/// Where the agent's socket is unless configured.
+pub const DEFAULT_SOCKET: &str = "/run/gpuacct/gpuacct.sock";
+
+/// How OTLP is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OtlpProtocol {
+    /// gRPC.
+    #[default]
+    #[serde(rename = "grpc")]
+    Grpc,
+    /// HTTP with protobuf.
+    #[serde(rename = "http/protobuf")]
+    Http,
+}
+
+/// OTLP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Otlp {
+    /// The receiver's base address, e.g. `http://otel-collector:4317`; absent for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// How it is spoken to.
+    pub protocol: OtlpProtocol,
+    /// How often the books are sent.
+    pub interval: Span,
+    /// How long one request may take.
+    pub timeout: Span,
+    /// Headers (gRPC metadata) sent with each request.
+    pub headers: BTreeMap<String, String>,
+    /// Resource attributes besides `service.name`, `service.version` and `host.name`, e.g.
+    /// `k8s.node.name`.
+    pub resource: BTreeMap<String, String>,
+}
+
+impl Default for Otlp {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            protocol: OtlpProtocol::default(),
+            interval: Span::secs(60),
+            timeout: Span::secs(10),
+            headers: BTreeMap::new(),
+            resource: BTreeMap::new(),
+        }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// The agent's log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A level, or directives as `tracing-subscriber` takes them: `info`, `gpuacct=debug`.
+    pub level: String,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: LogFormat::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, is not TOML, has unknown keys, or values that cannot work.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads text that came from `origin`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::read`].
+    pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            origin: origin.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that cannot work.
+    ///
+    /// # Errors
+    ///
+    /// The first such value.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let ring = self.kernel.ring_bytes;
+        let ring_allowed = ring.is_power_of_two() && (1 << 12..=1 << 26).contains(&ring);
+        ensure(
+            ring_allowed,
+            "kernel.ring_bytes",
+            ring,
+            "a power of two from 4096 to 67108864",
+        )?;
+        let spans: [(&'static str, Span, u64, u64, &'static str); 9] = [
+            (
+                "procfs.interval",
+                self.procfs.interval,
+                1_000,
+                3_600_000,
+                "1s to 1h",
+            ),
+            // Beyond 5 s the driver's ring may be overwritten before it is read.
+            ("gpu.interval", self.gpu.interval, 100, 5_000, "100ms to 5s"),
+            (
+                "gpu.lists_interval",
+                self.gpu.lists_interval,
+                1_000,
+                60_000,
+                "1s to 1m",
+            ),
+            (
+                "docker.timeout",
+                self.docker.timeout,
+                100,
+                60_000,
+                "100ms to 1m",
+            ),
+            ("publish.grace", self.publish.grace, 0, 600_000, "0s to 10m"),
+            (
+                "publish.zero_for",
+                self.publish.zero_for,
+                0,
+                600_000,
+                "0s to 10m",
+            ),
+            (
+                "publish.keep_for",
+                self.publish.keep_for,
+                0,
+                86_400_000,
+                "0s to 24h",
+            ),
+            (
+                "otlp.interval",
+                self.otlp.interval,
+                1_000,
+                3_600_000,
+                "1s to 1h",
+            ),
+            (
+                "otlp.timeout",
+                self.otlp.timeout,
+                100,
+                60_000,
+                "100ms to 1m",
+            ),
+        ];
+        for (key, span, least, most, allowed) in spans {
+            let millis = span.0.as_millis();
+            let in_range = (u128::from(least)..=u128::from(most)).contains(&millis);
+            ensure(in_range, key, span, allowed)?;
+        }
+        for path in self.docker.sockets.iter().chain([&self.socket.path]) {
+            // sun_path, with its terminating zero.
+            let fits = path.is_absolute() && path.as_os_str().len() < 108;
+            ensure(
+                fits,
+                "docker.sockets or socket.path",
+                path.display(),
+                "an absolute path of at most 107 bytes",
+            )?;
+        }
+        if let Some(library) = &self.gpu.library {
+            ensure(
+                library.is_absolute(),
+                "gpu.library",
+                library.display(),
+                "an absolute path",
+            )?;
+        }
+        if let Some(endpoint) = &self.otlp.endpoint {
+            let allowed = endpoint
+                .strip_prefix("http://")
+                .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+            ensure(allowed, "otlp.endpoint", endpoint, "http://HOST[:PORT]")?;
+        }
+        Ok(())
+    }
+
+    /// The configuration as a file.
+    ///
+    /// # Errors
+    ///
+    /// A path in it is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+}
+
+fn ensure(
+    holds: bool,
+    key: &'static str,
+    found: impl std::fmt::Display,
+    allowed: &'static str,
+) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        key,
+        found: found.to_string(),
+        allowed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_defaults_and_what_is_printed_reads_back() {
+        let config = Config::parse("", "test").unwrap();
+        assert_eq!(config, Config::default());
+        let printed = config.to_toml().unwrap();
+        assert_eq!(
+            Config::parse(&printed, "printed").unwrap(),
+            config,
+            "{printed}"
+        );
+    }
+
+    #[test]
+    fn every_kind_of_mistake_is_named_with_its_key_and_what_is_allowed() {
+        for (text, expect) in [
+            (
+                "[gpu]\nintervall = \"1s\"",
+                "unknown field `intervall`, expected one of `library`",
+            ),
+            ("[gpus]\n", "unknown field `gpus`"),
+            (
+                "[gpu]\ninterval = 1",
+                "invalid type: integer `1`, expected a string",
+            ),
+            (
+                "[gpu]\ninterval = \"soon\"",
+                "found \"soon\", expected a duration such as",
+            ),
+            (
+                "[gpu]\ninterval = \"-1s\"",
+                "found \"-1s\", expected a duration such as",
+            ),
+            (
+                "[gpu]\ninterval = \"7s\"",
+                "gpu.interval is 7s, allowed is 100ms to 5s",
+            ),
+            (
+                "[kernel]\nring_bytes = 5000",
+                "kernel.ring_bytes is 5000, allowed is a power of two",
+            ),
+            ("[kernel]\nring_bytes = -1", "invalid value: integer `-1`"),
+            (
+                "[prometheus]\nlisten = \"everywhere\"",
+                "invalid socket address",
+            ),
+            (
+                "[otlp]\nprotocol = \"udp\"",
+                "unknown variant `udp`, expected `grpc` or `http/protobuf`",
+            ),
+            (
+                "[otlp]\nendpoint = \"collector:4317\"",
+                "otlp.endpoint is collector:4317, allowed is http://",
+            ),
+            (
+                "[docker]\nsockets = [\"docker.sock\"]",
+                "is docker.sock, allowed is an absolute path",
+            ),
+            ("[gpu\n", "TOML parse error"),
+        ] {
+            let error = Config::parse(text, "test").unwrap_err().to_string();
+            assert!(error.contains(expect), "{text:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = Config::read(Path::new("/nonexistent/gpuacct.toml")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot read the configuration file /nonexistent/gpuacct.toml"
+        );
+    }
+}
