@@ -7,6 +7,7 @@
 //!
 //! Units: integer nanoseconds, bytes. Times are on the boot clock unless the type says otherwise.
 
+pub mod cgroup_path;
 pub mod input;
 pub mod model;
 pub mod snapshot;
