@@ -1,1 +1,586 @@
-//! Scans of /proc.
+//! What is running, by a walk over `/proc`.
+//!
+//! The kernel's events tell of every birth and death from the moment they are attached; this tells
+//! what was there before, and mends what was lost. It runs at the start, when the core asks, and on
+//! a slow timer, always on a thread of its own: with 100,000 processes a walk takes the better part
+//! of a second.
+//!
+//! A process is read through an open directory, which stays bound to that process: when the pid is
+//! taken by another one in the middle of it, the read fails and nothing of two processes is mixed.
+//!
+//! It reads no command lines, no environments and no memory maps. Kernel threads are left out: they
+//! use no GPU, and there can be thousands.
+//!
+//! Units: start times in ticks of [`USER_HZ`](crate::core::model::USER_HZ) since boot.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
+use rustix::io::Errno;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::core::input::{Input, ProcessScan, ScannedProcess, SourceHealth};
+use crate::core::model::{BootTime, Clock, Nanos, Pid, SourceId, SourceState, StartTicks};
+
+/// Two scans begin at least this far apart, however many are asked for.
+const MIN_GAP: Duration = Duration::from_secs(1);
+/// How soon a scan that failed altogether is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// `PF_KTHREAD` of the kernel's `sched.h`, in field 9 of `stat`.
+const PF_KTHREAD: u64 = 0x0020_0000;
+/// Longest file that is read. A `stat` has some 300 bytes; a `cgroup` at most one path of 4 KiB a
+/// hierarchy, of which there are at most a dozen and a half.
+const MAX_FILE: usize = 128 * 1024;
+
+/// Where and how often to look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The proc file system of the initial pid namespace.
+    pub root: PathBuf,
+    /// How often to scan without being asked.
+    pub interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/proc"),
+            interval: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why no scan could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The root cannot be opened or listed.
+    #[error("cannot list {root}: {source}")]
+    List {
+        /// The root of the proc file system.
+        root: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Not one process was found, and at least the reader's own must be there.
+    #[error("{root} lists no process: found {skipped} that could not be read")]
+    Empty {
+        /// The root of the proc file system.
+        root: PathBuf,
+        /// Entries that look like processes.
+        skipped: u32,
+    },
+}
+
+impl ScanError {
+    /// The label value.
+    fn class(&self) -> &'static str {
+        match self {
+            Self::List { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => "permission",
+                io::ErrorKind::NotFound => "not_found",
+                _ => "io",
+            },
+            Self::Empty { .. } => "empty",
+        }
+    }
+}
+
+/// Scans at the start, whenever `requests` asks for it and on the timer, until `shutdown` turns true
+/// or nobody reads `out` any more.
+///
+/// Requests that come before a scan has begun are served by that one; a request that comes while
+/// one runs is served by the next, since the walk may already have passed what it is about.
+pub async fn run(
+    config: Config,
+    mut requests: mpsc::Receiver<()>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let follow = async {
+        let mut health: Option<SourceHealth> = None;
+        let mut open = true;
+        loop {
+            let begun = Instant::now();
+            while requests.try_recv().is_ok() {}
+            let root = config.root.clone();
+            let scanned = tokio::task::spawn_blocking(move || scan(root, clock)).await;
+            let (inputs, pause) = match scanned {
+                Ok(Ok(scan)) => (
+                    (SourceState::Up, Some(Input::Processes(scan))),
+                    config.interval,
+                ),
+                Ok(Err(error)) => ((down(&error, clock), None), RETRY),
+                // Only if the runtime is going down or the scan panicked; either way there is
+                // nothing to report and the next round decides.
+                Err(_) => {
+                    warn!("procfs: the scan did not finish");
+                    sleep_until(begun + MIN_GAP).await;
+                    continue;
+                }
+            };
+            let (state, scan) = inputs;
+            if let Some(news) = changed(&mut health, state, &config, clock)
+                && out.send(Input::Health(news)).await.is_err()
+            {
+                return;
+            }
+            if let Some(scan) = scan
+                && out.send(scan).await.is_err()
+            {
+                return;
+            }
+            tokio::select! {
+                () = sleep_until(begun + pause) => {}
+                request = requests.recv(), if open => open = request.is_some(),
+            }
+            sleep_until(begun + MIN_GAP).await;
+        }
+    };
+    tokio::select! {
+        // Both a `true` and a dropped sender mean the end.
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        () = follow => {}
+    }
+}
+
+fn down(error: &ScanError, clock: fn() -> Clock) -> SourceState {
+    let retry = Nanos(u64::try_from(RETRY.as_nanos()).unwrap_or(u64::MAX));
+    SourceState::Down {
+        class: error.class().into(),
+        reason: error.to_string().into(),
+        next_retry: Some(clock().boot.plus(retry)),
+    }
+}
+
+/// The new health, if it is news.
+fn changed(
+    health: &mut Option<SourceHealth>,
+    state: SourceState,
+    config: &Config,
+    clock: fn() -> Clock,
+) -> Option<SourceHealth> {
+    if health.as_ref().is_some_and(|h| h.state == state) {
+        return None;
+    }
+    let same = health
+        .as_ref()
+        .filter(|h| h.state.as_str() == state.as_str());
+    if same.is_none() {
+        match &state {
+            SourceState::Down { class, reason, .. } => warn!(%class, %reason, "procfs: down"),
+            _ => info!(state = state.as_str(), "procfs"),
+        }
+    }
+    let news = SourceHealth {
+        source: SourceId::Procfs,
+        since: same.map_or_else(|| clock().boot, |h| h.since),
+        state,
+        place: config.root.to_string_lossy().into(),
+    };
+    *health = Some(news.clone());
+    Some(news)
+}
+
+/// One walk over `root`. Blocks.
+///
+/// # Errors
+/// If `root` cannot be listed, or lists processes of which none can be read.
+pub fn scan(root: PathBuf, clock: fn() -> Clock) -> Result<ProcessScan, ScanError> {
+    let started = clock().boot;
+    let mut walk = Walk::default();
+    if let Err(error) = walk.over(&root) {
+        return Err(ScanError::List {
+            root,
+            source: error.into(),
+        });
+    }
+    if walk.processes.is_empty() {
+        return Err(ScanError::Empty {
+            root,
+            skipped: walk.skipped,
+        });
+    }
+    Ok(walk.finish(started, clock().boot))
+}
+
+#[derive(Default)]
+struct Walk {
+    processes: Vec<ScannedProcess>,
+    skipped: u32,
+    cgroups: Interner,
+    /// Reused from file to file.
+    buffer: Vec<u8>,
+}
+
+impl Walk {
+    fn over(&mut self, root: &std::path::Path) -> Result<(), Errno> {
+        let root = open(CWD, root, OFlags::DIRECTORY)?;
+        for entry in Dir::read_from(&root)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            let Some(pid) = decimal(name).and_then(|pid| u32::try_from(pid).ok()) else {
+                continue;
+            };
+            match self.process(&root, entry.file_name(), Pid(pid)) {
+                Some(Some(process)) => self.processes.push(process),
+                Some(None) => {}
+                None => self.skipped = self.skipped.saturating_add(1),
+            }
+        }
+        Ok(())
+    }
+
+    /// One process; `Some(None)` for a kernel thread, `None` if it is gone or cannot be read.
+    fn process(
+        &mut self,
+        root: &OwnedFd,
+        name: &std::ffi::CStr,
+        pid: Pid,
+    ) -> Option<Option<ScannedProcess>> {
+        let directory = open(root, name, OFlags::DIRECTORY).ok()?;
+        self.read(&directory, "stat")?;
+        let stat = Stat::parse(&self.buffer)?;
+        if stat.flags & PF_KTHREAD != 0 {
+            return Some(None);
+        }
+        self.read(&directory, "cgroup")?;
+        let cgroups = self.cgroups.lines(&self.buffer)?;
+        Some(Some(ScannedProcess {
+            pid,
+            parent: stat.parent,
+            start: stat.start,
+            cgroups,
+        }))
+    }
+
+    /// Reads a whole file into the buffer; `None` if it cannot be, or has no end in sight.
+    fn read(&mut self, directory: &OwnedFd, name: &str) -> Option<()> {
+        let file = open(directory, name, OFlags::empty()).ok()?;
+        self.buffer.clear();
+        loop {
+            let filled = self.buffer.len();
+            if filled >= MAX_FILE {
+                return None;
+            }
+            self.buffer.resize(filled.saturating_mul(2).max(4096), 0);
+            let read =
+                rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut self.buffer[filled..]));
+            self.buffer.truncate(filled + read.unwrap_or(0));
+            match read {
+                Ok(0) => return Some(()),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn finish(self, started: BootTime, finished: BootTime) -> ProcessScan {
+        ProcessScan {
+            started,
+            finished,
+            processes: self.processes,
+            skipped: self.skipped,
+        }
+    }
+}
+
+fn open(
+    at: impl std::os::fd::AsFd,
+    path: impl rustix::path::Arg,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
+    openat(
+        at,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC | flags,
+        Mode::empty(),
+    )
+}
+
+/// What is taken from `/proc/<pid>/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    parent: Pid,
+    flags: u64,
+    start: StartTicks,
+}
+
+impl Stat {
+    /// The second field is the command in parentheses, and a process may put anything into that,
+    /// parentheses, spaces and newlines included; what follows the last parenthesis is the kernel's.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let end = text.iter().rposition(|b| *b == b')')?;
+        let mut fields = text[end + 1..]
+            .split(u8::is_ascii_whitespace)
+            .filter(|field| !field.is_empty());
+        // Fields 4, 9 and 22; the first one here is field 3.
+        let parent = decimal(fields.nth(1)?)?;
+        let flags = decimal(fields.nth(4)?)?;
+        let start = decimal(fields.nth(12)?)?;
+        Some(Self {
+            parent: Pid(u32::try_from(parent).ok()?),
+            flags,
+            start: StartTicks(start),
+        })
+    }
+}
+
+/// A number and nothing else.
+fn decimal(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+type Lines = Arc<[(u32, Arc<str>)]>;
+
+/// Files and paths that have been met in this walk, each kept once: processes are many, cgroups few.
+#[derive(Default)]
+struct Interner {
+    files: HashMap<Box<[u8]>, Lines>,
+    paths: HashMap<Box<[u8]>, Arc<str>>,
+}
+
+impl Interner {
+    /// The lines of a `cgroup` file, `<hierarchy>:<controllers>:<path>` each. A path may contain
+    /// colons, and anything else but newlines, which the kernel refuses in a cgroup's name. `None`
+    /// if a line is none.
+    fn lines(&mut self, file: &[u8]) -> Option<Lines> {
+        if let Some(known) = self.files.get(file) {
+            return Some(Arc::clone(known));
+        }
+        let mut lines = Vec::new();
+        for line in file.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let mut fields = line.splitn(3, |b| *b == b':');
+            let hierarchy = u32::try_from(decimal(fields.next()?)?).ok()?;
+            let _controllers = fields.next()?;
+            lines.push((hierarchy, self.path(fields.next()?)));
+        }
+        let lines: Lines = lines.into();
+        self.files.insert(file.into(), Arc::clone(&lines));
+        Some(lines)
+    }
+
+    fn path(&mut self, path: &[u8]) -> Arc<str> {
+        if let Some(known) = self.paths.get(path) {
+            return Arc::clone(known);
+        }
+        let text: Arc<str> = OsStr::to_string_lossy(os(path)).into();
+        self.paths.insert(path.into(), Arc::clone(&text));
+        text
+    }
+}
+
+fn os(bytes: &[u8]) -> &OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::sources::clock;
+
+    /// A `stat` line of a process with this command, parent, flags and start.
+    fn stat(comm: &str, parent: u32, flags: u64, start: u64) -> String {
+        format!(
+            "7 ({comm}) S {parent} 7 7 0 -1 {flags} 1 2 3 4 5 6 7 8 20 0 1 0 {start} 9 10 \
+             18446744073709551615 0 0 0\n"
+        )
+    }
+
+    fn proc_of(files: &[(u32, &str, &str)]) -> TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (pid, stat, cgroup) in files {
+            let directory = root.path().join(pid.to_string());
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join("stat"), stat).unwrap();
+            fs::write(directory.join("cgroup"), cgroup).unwrap();
+        }
+        // What else there is in a /proc.
+        fs::create_dir(root.path().join("sys")).unwrap();
+        fs::write(root.path().join("uptime"), "1 1\n").unwrap();
+        fs::create_dir(root.path().join("12x")).unwrap();
+        root
+    }
+
+    #[test]
+    fn a_stat_is_read_whatever_the_command_is_called() {
+        let expected = Some(Stat {
+            parent: Pid(41),
+            flags: 4_194_560,
+            start: StartTicks(1234),
+        });
+        for comm in [
+            "sleep",
+            "",
+            ") S 1 1",
+            "a b",
+            "(((",
+            ")))",
+            "new\nline",
+            "Web Content)",
+        ] {
+            let text = stat(comm, 41, 4_194_560, 1234);
+            assert_eq!(Stat::parse(text.as_bytes()), expected, "{comm:?}");
+        }
+        assert_eq!(
+            Stat::parse(b"7 (\xff\xfe) S 41 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 1234 9"),
+            expected
+        );
+    }
+
+    #[test]
+    fn a_stat_that_is_none_is_refused() {
+        let whole = stat("sleep", 41, 0, 1234);
+        let start = whole.find("1234").unwrap();
+        for cut in 0..start {
+            assert_eq!(Stat::parse(&whole.as_bytes()[..cut]), None, "{cut}");
+        }
+        for text in [
+            "7 (x) S -1 7 7 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 1 9",
+            "7 (x) S 4294967296 7 7 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 1 9",
+            "7 (x) S 1 7 7 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 +1 9",
+            "7 (x) S 1 7 7 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 18446744073709551616 9",
+        ] {
+            assert_eq!(Stat::parse(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_walk_finds_processes_and_counts_what_it_could_not_read() {
+        let docker = "4:memory:/docker/x\n0::/docker/x\n";
+        let root = proc_of(&[
+            (1, &stat("init", 0, 0, 1), "0::/init.scope\n"),
+            (2, &stat("kthreadd", 0, PF_KTHREAD, 1), "0::/\n"),
+            (7, &stat("train)\n", 1, 0, 77), docker),
+            (8, &stat("train", 7, 0, 78), docker),
+            (9, "garbage", docker),
+            (10, &stat("x", 1, 0, 1), "no colons"),
+            (11, &stat("x", 1, 0, 1), "1:name=systemd:/a:b\n"),
+        ]);
+        fs::create_dir(root.path().join("12")).unwrap();
+
+        let scan = scan(root.path().to_owned(), clock::now).unwrap();
+        assert!(scan.started <= scan.finished);
+        assert_eq!(scan.skipped, 3);
+        let mut found: Vec<_> = scan
+            .processes
+            .iter()
+            .map(|p| (p.pid.0, p.parent.0, p.start.0, p.cgroups.to_vec()))
+            .collect();
+        found.sort();
+        let docker = vec![(4, "/docker/x".into()), (0, "/docker/x".into())];
+        assert_eq!(
+            found,
+            [
+                (1, 0, 1, vec![(0, "/init.scope".into())]),
+                (7, 1, 77, docker.clone()),
+                (8, 7, 78, docker),
+                (11, 1, 1, vec![(1, "/a:b".into())]),
+            ]
+        );
+        let of = |pid| {
+            let found = scan.processes.iter().find(|p| p.pid == Pid(pid));
+            Arc::clone(&found.unwrap().cgroups)
+        };
+        assert!(Arc::ptr_eq(&of(7), &of(8)), "equal files are kept once");
+        assert!(Arc::ptr_eq(&of(7)[0].1, &of(7)[1].1), "equal paths too");
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_skipped() {
+        let endless = format!("0::/{}\n", "x".repeat(MAX_FILE));
+        let root = proc_of(&[
+            (1, &stat("init", 0, 0, 1), "0::/\n"),
+            (2, &stat("x", 1, 0, 1), &endless),
+        ]);
+        let scan = scan(root.path().to_owned(), clock::now).unwrap();
+        assert_eq!((scan.processes.len(), scan.skipped), (1, 1));
+    }
+
+    #[test]
+    fn a_root_that_is_no_proc_is_an_error() {
+        let root = proc_of(&[]);
+        let error = scan(root.path().to_owned(), clock::now).unwrap_err();
+        assert_eq!(error.class(), "empty");
+        let error = scan(root.path().join("nowhere"), clock::now).unwrap_err();
+        assert_eq!(error.class(), "not_found");
+    }
+
+    #[test]
+    fn the_machines_own_proc_shows_this_process() {
+        let scan = scan(PathBuf::from("/proc"), clock::now).unwrap();
+        let own = scan
+            .processes
+            .iter()
+            .find(|p| p.pid == Pid(std::process::id()))
+            .unwrap();
+        assert!(own.start.earliest() <= scan.started);
+        assert!(!own.cgroups.is_empty());
+        assert_eq!(own.parent.0, std::os::unix::process::parent_id());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_gathered_and_failures_are_reported_and_mended() {
+        let root = proc_of(&[]);
+        let config = Config {
+            root: root.path().to_owned(),
+            interval: Duration::from_secs(60),
+        };
+        let (ask, requests) = mpsc::channel(8);
+        let (out, mut inputs) = mpsc::channel(8);
+        let (stop, shutdown) = watch::channel(false);
+        let task = tokio::spawn(run(config, requests, out, clock::now, shutdown));
+
+        // Nothing there yet; then there is, and the source notices by itself.
+        let Some(Input::Health(health)) = inputs.recv().await else {
+            panic!("expected a health report");
+        };
+        assert_eq!(health.source, SourceId::Procfs);
+        assert_eq!(health.state.as_str(), "down");
+        let directory = root.path().join("1");
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("cgroup"), "0::/\n").unwrap();
+        fs::write(directory.join("stat"), stat("init", 0, 0, 1)).unwrap();
+        loop {
+            match inputs.recv().await.unwrap() {
+                Input::Health(health) if health.state == SourceState::Up => break,
+                // It is down for another while as long as the files are being written.
+                Input::Health(health) => assert_eq!(health.state.as_str(), "down"),
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+        assert!(matches!(inputs.recv().await, Some(Input::Processes(_))));
+
+        // Five requests, one scan; the next comes with the timer.
+        let asked = Instant::now();
+        for _ in 0..5 {
+            ask.send(()).await.unwrap();
+        }
+        assert!(matches!(inputs.recv().await, Some(Input::Processes(_))));
+        assert!(asked.elapsed() < Duration::from_secs(60), "on request");
+        let scanned = Instant::now();
+        assert!(matches!(inputs.recv().await, Some(Input::Processes(_))));
+        assert!(scanned.elapsed() > Duration::from_secs(50), "on the timer");
+
+        // Without anyone to ask, the timer alone.
+        drop(ask);
+        assert!(matches!(inputs.recv().await, Some(Input::Processes(_))));
+        stop.send(true).unwrap();
+        task.await.unwrap();
+    }
+}

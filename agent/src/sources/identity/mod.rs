@@ -1,1 +1,243 @@
-//! Names for containers.
+//! Names for containers, from whoever knows them.
+//!
+//! The kernel's cgroup says which container pays; these sources say what it is called. Each answers
+//! on its own, and none is needed for the books: usage is booked on the id.
+//!
+//! What a runtime returns was written by whoever started the container, so it is made fit for use
+//! here, before anything else sees it: bounded in length and number, free of control characters,
+//! and believed to be Kubernetes' only where it is complete and has the shape of Kubernetes' names.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::core::input::KubernetesNames;
+use crate::core::model::PodUid;
+
+pub mod docker;
+
+/// Longest text that is passed on, in bytes: Kubernetes' own longest name.
+pub const MAX_TEXT: usize = 253;
+/// Most labels of a container that are passed on.
+pub const MAX_LABELS: usize = 64;
+
+/// What a source of names met, since the agent began. Shared with whoever exports it.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests sent.
+    pub calls: AtomicU64,
+    /// Requests that were not answered in time.
+    pub timeouts: AtomicU64,
+    /// Replies that are not what the API promises.
+    pub invalid_replies: AtomicU64,
+    /// Connections that were lost or could not be made.
+    pub disconnects: AtomicU64,
+    /// Events received.
+    pub events: AtomicU64,
+    /// Lookups turned away: too many were waiting, or the id is none.
+    pub lookups_refused: AtomicU64,
+    /// Texts that were cut, or in which control characters were replaced.
+    pub texts_changed: AtomicU64,
+    /// Labels left out, since the container has too many.
+    pub labels_dropped: AtomicU64,
+    /// Sets of Kubernetes labels that are incomplete or cannot be Kubernetes'.
+    pub kubernetes_refused: AtomicU64,
+}
+
+impl Counters {
+    fn count(counter: &AtomicU64) {
+        Self::add(counter, 1);
+    }
+
+    fn add(counter: &AtomicU64, amount: usize) {
+        // Nothing is ordered by these: they are only read to be shown.
+        counter.fetch_add(u64::try_from(amount).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// `text` without control characters, cut at [`MAX_TEXT`] bytes on a character's boundary.
+fn clean(text: &str, counters: &Counters) -> Arc<str> {
+    if text.len() <= MAX_TEXT && !text.contains(char::is_control) {
+        return text.into();
+    }
+    Counters::count(&counters.texts_changed);
+    let mut cleaned = String::with_capacity(text.len().min(MAX_TEXT));
+    for c in text.chars() {
+        let c = if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        };
+        if cleaned.len() + c.len_utf8() > MAX_TEXT {
+            break;
+        }
+        cleaned.push(c);
+    }
+    cleaned.into()
+}
+
+/// [`clean`], where there is something to show.
+fn clean_name(text: Option<&str>, counters: &Counters) -> Option<Arc<str>> {
+    text.filter(|text| !text.is_empty())
+        .map(|text| clean(text, counters))
+}
+
+/// All labels, bounded. Kubernetes' go first, then the rest in order of their keys, so that a
+/// container with too many always loses the same ones.
+fn clean_labels(
+    labels: &HashMap<String, String>,
+    counters: &Counters,
+) -> BTreeMap<Arc<str>, Arc<str>> {
+    let mut keys: Vec<_> = labels.keys().collect();
+    keys.sort_by_key(|key| (!key.starts_with("io.kubernetes."), *key));
+    Counters::add(
+        &counters.labels_dropped,
+        keys.len().saturating_sub(MAX_LABELS),
+    );
+    keys.into_iter()
+        .take(MAX_LABELS)
+        .map(|key| (clean(key, counters), clean(&labels[key], counters)))
+        .collect()
+}
+
+/// The container's names in Kubernetes, if its labels have all of them and each could be one.
+///
+/// Anyone who can start a container can set these labels; whether they are believed is decided by
+/// the pod uid in the container's cgroup, which is not this source's to see.
+fn kubernetes_names(
+    labels: &HashMap<String, String>,
+    counters: &Counters,
+) -> Option<KubernetesNames> {
+    const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+    const POD: &str = "io.kubernetes.pod.name";
+    const POD_UID: &str = "io.kubernetes.pod.uid";
+    const CONTAINER: &str = "io.kubernetes.container.name";
+    if ![NAMESPACE, POD, POD_UID, CONTAINER]
+        .iter()
+        .any(|key| labels.contains_key(*key))
+    {
+        return None;
+    }
+    let name = |key: &str| {
+        labels
+            .get(key)
+            .filter(|text| is_kubernetes_name(text))
+            .map(String::as_str)
+    };
+    let names = (|| {
+        Some(KubernetesNames {
+            namespace: name(NAMESPACE)?.into(),
+            pod: name(POD)?.into(),
+            pod_uid: PodUid::from(name(POD_UID)?),
+            container: name(CONTAINER)?.into(),
+        })
+    })();
+    if names.is_none() {
+        Counters::count(&counters.kubernetes_refused);
+    }
+    names
+}
+
+/// Whether Kubernetes could have given this name: letters, digits, dashes and dots. It keeps a label
+/// from posing as `(none)` or `(unresolved)`. Capitals occur in one name, the sandbox's `POD`.
+fn is_kubernetes_name(text: &str) -> bool {
+    (1..=MAX_TEXT).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(of: &[(&str, &str)]) -> HashMap<String, String> {
+        of.iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    fn read(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn texts_are_bounded_and_each_change_is_counted() {
+        let rows = [
+            ("plain", "plain".to_owned(), 0),
+            ("", String::new(), 0),
+            ("quo\"ted", "quo\"ted".to_owned(), 0),
+            ("a\nb\0c\u{7f}", "a\u{fffd}b\u{fffd}c\u{fffd}".to_owned(), 1),
+            (&"x".repeat(253), "x".repeat(253), 0),
+            (&"x".repeat(1 << 20), "x".repeat(253), 1),
+            // Two bytes each, 253 is odd: one byte stays free.
+            (&"ü".repeat(200), "ü".repeat(126), 1),
+            // A replacement is longer than what it replaces.
+            (&"\n".repeat(253), "\u{fffd}".repeat(84), 1),
+        ];
+        for (text, expected, changed) in rows {
+            let counters = Counters::default();
+            assert_eq!(*clean(text, &counters), *expected);
+            assert_eq!(read(&counters.texts_changed), changed, "{expected}");
+        }
+    }
+
+    #[test]
+    fn of_too_many_labels_kubernetes_own_stay_and_the_rest_is_counted() {
+        let mut many: HashMap<_, _> = (0..100)
+            .map(|i| (format!("app{i:03}"), "v".repeat(300)))
+            .collect();
+        many.insert("io.kubernetes.pod.name".to_owned(), "train-0".to_owned());
+        let counters = Counters::default();
+        let kept = clean_labels(&many, &counters);
+        assert_eq!(kept.len(), MAX_LABELS);
+        assert_eq!(kept["io.kubernetes.pod.name"], "train-0".into());
+        assert_eq!(kept["app062"].len(), MAX_TEXT);
+        assert!(!kept.contains_key("app063"));
+        assert_eq!(read(&counters.labels_dropped), 37);
+        assert_eq!(read(&counters.texts_changed), 63);
+    }
+
+    #[test]
+    fn kubernetes_names_are_complete_and_well_formed_or_absent() {
+        let complete = [
+            ("io.kubernetes.pod.namespace", "ml"),
+            ("io.kubernetes.pod.name", "train-0.worker"),
+            (
+                "io.kubernetes.pod.uid",
+                "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab",
+            ),
+            ("io.kubernetes.container.name", "POD"),
+            ("app", "train"),
+        ];
+        let counters = Counters::default();
+        let names = kubernetes_names(&labels(&complete), &counters).unwrap();
+        assert_eq!(&*names.namespace, "ml");
+        assert_eq!(&*names.pod, "train-0.worker");
+        assert_eq!(names.pod_uid.as_str(), complete[2].1);
+        assert_eq!(&*names.container, "POD");
+        assert!(kubernetes_names(&labels(&complete[4..]), &counters).is_none());
+        assert_eq!(read(&counters.kubernetes_refused), 0);
+
+        let long = "x".repeat(254);
+        for bad in ["", "(none)", "(unresolved)", "a b", "ünï", "a\n", &long] {
+            for at in 0..4 {
+                let mut row = complete;
+                row[at].1 = bad;
+                assert!(
+                    kubernetes_names(&labels(&row), &counters).is_none(),
+                    "{row:?}"
+                );
+            }
+        }
+        for at in 0..4 {
+            let mut row = complete.to_vec();
+            row.remove(at);
+            assert!(
+                kubernetes_names(&labels(&row), &counters).is_none(),
+                "{row:?}"
+            );
+        }
+        assert_eq!(read(&counters.kubernetes_refused), 32);
+    }
+}

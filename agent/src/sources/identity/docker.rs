@@ -1,0 +1,953 @@
+//! Names from the Docker Engine API, Podman's included.
+//!
+//! A daemon is judged by whether it answers, never by what it calls itself: no version is asked
+//! for, and none is needed, since the client sends paths without one and the daemon then speaks its
+//! own. It may be absent, come late, hang, restart or reply with garbage; each is a state with a
+//! name, and each is tried again for ever.
+//!
+//! A session: ping, then a list of everything, then events from just before the list, so that
+//! nothing falls between the two. Events carry a container's names themselves, so a job is named
+//! even if it is gone before anyone could ask about it. What the core looks up is inspected; a
+//! daemon that does not know a container is asked again at growing intervals, since the kernel
+//! may have been faster than the daemon.
+//!
+//! It refuses to change anything: every request is a GET.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::error::Error as StdError;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::errors::Error as ApiError;
+use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
+use bollard::query_parameters::{
+    EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::{Counters, clean, clean_labels, clean_name, kubernetes_names};
+use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input, SourceHealth};
+use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState, WallTime};
+
+/// The socket that the Docker Engine listens on.
+pub const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/docker.sock"];
+
+/// First wait after a failure; it doubles from there.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+/// Inspections under way at one time: enough to hide the round trip, too few to bother a daemon.
+const MAX_IN_FLIGHT: usize = 4;
+/// Containers that wait for an answer. More are turned away and counted; the core asks again.
+const MAX_WANTED: usize = 4096;
+/// Containers remembered as announced. Beyond it a start event costs an inspection.
+const MAX_ANNOUNCED: usize = 16_384;
+/// When to ask again for a container that the daemon did not know, and after the last to give up.
+const MISS_LADDER: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(16),
+    Duration::from_secs(60),
+];
+/// How far before the list the events begin: more than a clock step of NTP's slewing, few enough
+/// seconds to be cheap.
+const OVERLAP: Nanos = Nanos::from_secs(2);
+/// bollard's own limit also covers the head of the event stream, which some servers hold back until
+/// the first event. Every other call has [`Config::timeout`] around it.
+const NO_LIMIT_SECONDS: u64 = 365 * 24 * 60 * 60;
+
+/// Where the daemon may be and how patient to be with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Sockets to try, in order; the first that answers is used. Paths of the same socket count
+    /// once.
+    pub sockets: Vec<PathBuf>,
+    /// How long any one request may take.
+    pub timeout: Duration,
+    /// How often a daemon that sends no events is asked whether it is still there.
+    pub ping_interval: Duration,
+    /// Longest wait between attempts.
+    pub retry_max: Duration,
+    /// How often to look for a socket that is not there.
+    pub look_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            sockets: DEFAULT_SOCKETS.map(PathBuf::from).to_vec(),
+            timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(10),
+            retry_max: Duration::from_secs(30),
+            look_interval: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Follows the daemon until `shutdown` turns true or nobody reads `out` any more.
+///
+/// `lookups` may be closed: then only what the daemon tells by itself is passed on. A full `out`
+/// holds this source and nothing else.
+pub async fn run(
+    config: Config,
+    counters: Arc<Counters>,
+    lookups: mpsc::Receiver<ContainerId>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut source = Source {
+        config,
+        counters,
+        lookups: Some(lookups),
+        out,
+        clock,
+        wanted: Wanted::default(),
+        announced: HashSet::new(),
+        health: None,
+        resume: None,
+        seen: false,
+    };
+    tokio::select! {
+        // Both a `true` and a dropped sender mean the end.
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        Closed = source.follow() => {}
+    }
+}
+
+/// Nobody reads the observations any more.
+struct Closed;
+
+/// Why a daemon could not be used, or not any longer.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("no socket at {0}, where there was one")]
+    Vanished(String),
+    #[error("{path}: not a socket")]
+    NotASocket { path: String },
+    #[error("{path}: {source}")]
+    Unreachable { path: String, source: io::Error },
+    #[error("{call}: no answer within {limit:?}")]
+    Timeout { call: &'static str, limit: Duration },
+    #[error("{call}: {}", chain(.source))]
+    Call {
+        call: &'static str,
+        class: &'static str,
+        source: ApiError,
+    },
+    #[error("the event stream ended")]
+    Ended,
+}
+
+impl Fault {
+    fn call(call: &'static str, source: ApiError) -> Self {
+        let class = class_of(&source);
+        Self::Call {
+            call,
+            class,
+            source,
+        }
+    }
+
+    /// The label value.
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Vanished(_) => "vanished",
+            Self::NotASocket { .. } => "not_a_socket",
+            Self::Unreachable { source, .. } => io_class(source.kind()),
+            Self::Timeout { .. } => "timeout",
+            Self::Call { class, .. } => class,
+            Self::Ended => "closed",
+        }
+    }
+
+    /// Whether the connection is at fault, rather than what was asked.
+    fn is_of_the_connection(&self) -> bool {
+        matches!(
+            self.class(),
+            "refused" | "vanished" | "permission" | "closed" | "io"
+        )
+    }
+}
+
+/// A short class for a failed call.
+fn class_of(error: &ApiError) -> &'static str {
+    match error {
+        ApiError::RequestTimeoutError => return "timeout",
+        ApiError::DockerResponseServerError { .. } => return "status",
+        ApiError::SocketNotFoundError(_) => return "vanished",
+        _ => {}
+    }
+    for error in causes(error) {
+        if let Some(http) = error.downcast_ref::<hyper::Error>() {
+            if http.is_incomplete_message() || http.is_closed() || http.is_canceled() {
+                return "closed";
+            }
+        } else if let Some(io) = error.downcast_ref::<io::Error>()
+            // An error of another kind in an io::Error's clothes is the next one in the chain.
+            && io.get_ref().is_none()
+        {
+            return io_class(io.kind());
+        }
+    }
+    "protocol"
+}
+
+fn io_class(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::ConnectionRefused => "refused",
+        ErrorKind::NotFound => "vanished",
+        ErrorKind::PermissionDenied => "permission",
+        ErrorKind::TimedOut => "timeout",
+        ErrorKind::UnexpectedEof
+        | ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::NotConnected => "closed",
+        _ => "io",
+    }
+}
+
+/// An error and what caused it. `io::Error::source` skips the error that it wraps; this does not.
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        }
+    })
+    // Nothing in use nests so deep; a cycle would.
+    .take(16)
+}
+
+/// An error's message with those of its causes, without the repetitions.
+fn chain(error: &ApiError) -> String {
+    let mut text = String::new();
+    for cause in causes(error) {
+        let message = cause.to_string();
+        if !text.contains(&message) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&message);
+        }
+    }
+    text
+}
+
+/// The sockets that are there now.
+#[derive(Default)]
+struct Candidates {
+    sockets: Vec<Socket>,
+    /// Why a path that exists cannot be tried.
+    obstacle: Option<(PathBuf, Fault)>,
+}
+
+/// A socket as a file: another daemon's is another file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Socket {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+fn candidates(paths: &[PathBuf]) -> Candidates {
+    let mut found = Candidates::default();
+    for path in paths {
+        let fault = match std::fs::metadata(path) {
+            Ok(file) if file.file_type().is_socket() => {
+                let socket = Socket {
+                    path: path.clone(),
+                    device: file.dev(),
+                    inode: file.ino(),
+                    changed: (file.ctime(), file.ctime_nsec()),
+                };
+                let known = |s: &Socket| (s.device, s.inode) == (socket.device, socket.inode);
+                if !found.sockets.iter().any(known) {
+                    found.sockets.push(socket);
+                }
+                continue;
+            }
+            // What Docker makes of a bind mount whose source is missing is a directory.
+            Ok(_) => Fault::NotASocket {
+                path: path.display().to_string(),
+            },
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
+            Err(source) => Fault::Unreachable {
+                path: path.display().to_string(),
+                source,
+            },
+        };
+        found.obstacle.get_or_insert((path.clone(), fault));
+    }
+    found
+}
+
+/// What the daemon said of one container.
+enum Answer {
+    Found(Box<ContainerIdentity>),
+    /// It does not know it, or what it said cannot be used; a label value says which.
+    Missing(&'static str),
+}
+
+struct Source {
+    config: Config,
+    counters: Arc<Counters>,
+    /// Gone once its other end is.
+    lookups: Option<mpsc::Receiver<ContainerId>>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+    wanted: Wanted,
+    /// Containers that the daemon has told about and not removed since.
+    announced: HashSet<ContainerId>,
+    health: Option<SourceHealth>,
+    /// When the last event happened, by the daemon's clock: where the next session resumes.
+    resume: Option<WallTime>,
+    /// Whether there has ever been a socket.
+    seen: bool,
+}
+
+impl Source {
+    async fn follow(&mut self) -> Closed {
+        let mut retry = Backoff::default();
+        loop {
+            match self.attempt(&mut retry).await {
+                Ok(()) => {}
+                Err(closed) => return closed,
+            }
+        }
+    }
+
+    /// One round over the sockets, and the wait after it.
+    async fn attempt(&mut self, retry: &mut Backoff) -> Result<(), Closed> {
+        let Candidates { sockets, obstacle } = candidates(&self.config.sockets);
+        self.seen |= !sockets.is_empty() || obstacle.is_some();
+
+        let mut failure = None;
+        for socket in &sockets {
+            let mut was_up = false;
+            let fault = self.session(&socket.path, &mut was_up).await?;
+            self.wanted.call_back();
+            Counters::count(&self.counters.disconnects);
+            match fault.class() {
+                // Counted where it happened for a single container; here for the session.
+                "protocol" => {
+                    Counters::count(&self.counters.invalid_replies);
+                    // Else the event that could not be read would be replayed for ever. The list
+                    // makes up for it.
+                    self.resume = None;
+                }
+                "timeout" => Counters::count(&self.counters.timeouts),
+                _ => {}
+            }
+            failure.get_or_insert((socket.path.clone(), fault));
+            if was_up {
+                retry.reset();
+                break;
+            }
+        }
+
+        let wait = if let Some((path, fault)) = failure.or(obstacle) {
+            let wait = retry.next(self.config.retry_max);
+            self.down(&path, &fault, wait).await?;
+            wait
+        } else {
+            let wait = self.config.look_interval;
+            let place = self.config.sockets.first().cloned().unwrap_or_default();
+            if self.seen {
+                let fault = Fault::Vanished(place.display().to_string());
+                self.down(&place, &fault, wait).await?;
+            } else {
+                self.report(SourceState::Absent, &place).await?;
+            }
+            wait
+        };
+        if self.wait(wait, &sockets).await {
+            retry.reset();
+        }
+        Ok(())
+    }
+
+    /// Waits, and takes lookups meanwhile. True if it ended early since other sockets are there now
+    /// than `before`.
+    async fn wait(&mut self, span: Duration, before: &[Socket]) -> bool {
+        let end = Instant::now() + span;
+        let look = self.config.look_interval;
+        let mut look = interval_at(Instant::now() + look, look);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return false,
+                _ = look.tick() => {
+                    if candidates(&self.config.sockets).sockets != before {
+                        return true;
+                    }
+                }
+                id = receive(&mut self.lookups) => self.look_up(id),
+            }
+        }
+    }
+
+    /// Talks to one daemon until it cannot be talked to any more.
+    async fn session(&mut self, path: &Path, was_up: &mut bool) -> Result<Fault, Closed> {
+        let path_text = path.to_string_lossy();
+        let docker =
+            match Docker::connect_with_unix(&path_text, NO_LIMIT_SECONDS, API_DEFAULT_VERSION) {
+                Ok(docker) => docker,
+                Err(error) => return Ok(Fault::call("connect", error)),
+            };
+        if let Err(fault) = self.ping(&docker).await {
+            return Ok(fault);
+        }
+
+        // The events begin before the list does, whichever is answered first.
+        let since = self
+            .resume
+            .unwrap_or_else(|| WallTime((self.clock)().wall.0.saturating_sub(OVERLAP.0)));
+        let mut events = std::pin::pin!(
+            docker.events(Some(
+                EventsOptionsBuilder::default()
+                    .since(&format!(
+                        "{}.{:09}",
+                        since.0 / 1_000_000_000,
+                        since.0 % 1_000_000_000
+                    ))
+                    .filters(&HashMap::from([
+                        ("type", vec!["container"]),
+                        // Podman says `remove` for `destroy`. Without a filter a health check would
+                        // send three events each time that it runs.
+                        (
+                            "event",
+                            vec!["create", "start", "rename", "destroy", "remove"]
+                        ),
+                    ]))
+                    .build(),
+            ))
+        );
+        match self.list(&docker).await {
+            Ok(containers) => self.announce_all(containers).await?,
+            Err(fault) => return Ok(fault),
+        }
+        *was_up = true;
+        self.report(SourceState::Up, path).await?;
+
+        let ping = self.config.ping_interval;
+        let mut ping = interval_at(Instant::now() + ping, ping);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut inspections = FuturesUnordered::new();
+        loop {
+            while inspections.len() < MAX_IN_FLIGHT
+                && let Some(id) = self.wanted.take_due(Instant::now())
+            {
+                inspections.push(self.describe(docker.clone(), id));
+            }
+            let due = if inspections.len() < MAX_IN_FLIGHT {
+                self.wanted.next_due()
+            } else {
+                None
+            };
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) => self.on_event(event).await?,
+                    Some(Err(error)) => return Ok(Fault::call("events", error)),
+                    None => return Ok(Fault::Ended),
+                },
+                Some((id, answer)) = inspections.next() => match answer {
+                    Ok(answer) => self.on_answer(id, answer).await?,
+                    Err(fault) => return Ok(fault),
+                },
+                id = receive(&mut self.lookups) => self.look_up(id),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                // Awaited in place: if there is no answer the session is over anyway.
+                _ = ping.tick() => if let Err(fault) = self.ping(&docker).await {
+                    return Ok(fault);
+                },
+            }
+        }
+    }
+
+    async fn ping(&self, docker: &Docker) -> Result<(), Fault> {
+        call("ping", &self.config, &self.counters, docker.ping())
+            .await
+            .map(|_| ())
+    }
+
+    /// Every container, or every running one where the whole list cannot be read: one container in
+    /// a state that this client has never heard of must not cost the names of all.
+    async fn list(&self, docker: &Docker) -> Result<Vec<ContainerSummary>, Fault> {
+        let options = ListContainersOptionsBuilder::default();
+        let all = options.clone().all(true).build();
+        let all = docker.list_containers(Some(all));
+        match call("list", &self.config, &self.counters, all).await {
+            Err(fault) if fault.class() == "protocol" => {
+                Counters::count(&self.counters.invalid_replies);
+                let running = options
+                    .filters(&HashMap::from([("status", vec!["running"])]))
+                    .build();
+                let running = docker.list_containers(Some(running));
+                call("list", &self.config, &self.counters, running).await
+            }
+            other => other,
+        }
+    }
+
+    /// Asks for one container. A daemon may hang on one container, or say something of it that
+    /// cannot be read, and answer for all others: then the list is asked, which takes no lock of
+    /// the container and says less.
+    fn describe(
+        &self,
+        docker: Docker,
+        id: ContainerId,
+    ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
+        let (config, counters) = (self.config.clone(), Arc::clone(&self.counters));
+        async move {
+            let options = None::<InspectContainerOptions>;
+            let inspection = docker.inspect_container(id.as_str(), options);
+            let answer = match call("inspect", &config, &counters, inspection).await {
+                Ok(reply) => Ok(inspected(&id, reply, &counters)),
+                Err(Fault::Call {
+                    source:
+                        ApiError::DockerResponseServerError {
+                            status_code: 404, ..
+                        },
+                    ..
+                }) => Ok(Answer::Missing("not_found")),
+                Err(fault) if fault.is_of_the_connection() => Err(fault),
+                Err(fault) => {
+                    if fault.class() == "timeout" {
+                        Counters::count(&counters.timeouts);
+                    } else {
+                        Counters::count(&counters.invalid_replies);
+                    }
+                    let options = ListContainersOptionsBuilder::default()
+                        .all(true)
+                        .filters(&HashMap::from([("id", vec![id.as_str()])]))
+                        .build();
+                    let list = docker.list_containers(Some(options));
+                    match call("list", &config, &counters, list).await {
+                        Ok(list) => Ok(list
+                            .into_iter()
+                            .find(|summary| summary.id.as_deref() == Some(id.as_str()))
+                            .map_or(Answer::Missing("not_found"), |summary| {
+                                Answer::Found(Box::new(summarised(&id, summary, &counters)))
+                            })),
+                        Err(fault) if fault.class() == "protocol" => {
+                            Counters::count(&counters.invalid_replies);
+                            Ok(Answer::Missing("invalid_reply"))
+                        }
+                        Err(fault) => Err(fault),
+                    }
+                }
+            };
+            (id, answer)
+        }
+    }
+
+    /// Passes on a list, and the disappearance of what is not on it any more.
+    async fn announce_all(&mut self, containers: Vec<ContainerSummary>) -> Result<(), Closed> {
+        let mut gone = std::mem::take(&mut self.announced);
+        for summary in containers {
+            let Some(id) = summary.id.as_deref().and_then(container_id) else {
+                Counters::count(&self.counters.invalid_replies);
+                continue;
+            };
+            gone.remove(&id);
+            // The list shows an image by its digest once its name means another one; what the user
+            // wrote is only in the container itself.
+            if summary
+                .image
+                .as_deref()
+                .is_none_or(|i| i.starts_with("sha256:"))
+            {
+                self.want(id, false);
+                continue;
+            }
+            let identity = summarised(&id, summary, &self.counters);
+            self.found(identity).await?;
+        }
+        for id in gone {
+            self.removed(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_event(&mut self, event: EventMessage) -> Result<(), Closed> {
+        Counters::count(&self.counters.events);
+        let actor = event.actor.unwrap_or_default();
+        let id = actor.id.as_deref().and_then(container_id);
+        let (Some(action), Some(id)) = (event.action.as_deref(), id) else {
+            Counters::count(&self.counters.invalid_replies);
+            return Ok(());
+        };
+        if let Some(at) = event.time_nano.and_then(|at| u64::try_from(at).ok()) {
+            self.resume = self.resume.max(Some(WallTime(at)));
+        }
+        match action {
+            "create" | "start" => {
+                if self.announced.contains(&id) {
+                    return Ok(());
+                }
+                // What the event says is enough to go by, also if the container is gone before it
+                // can be inspected. An inspection still follows: in an event the container's name
+                // and image hide labels called `name` and `image`.
+                if let Some(attributes) = actor.attributes
+                    && let Some(identity) = evented(&id, attributes, &self.counters)
+                {
+                    self.found(identity).await?;
+                }
+                self.want(id, false);
+            }
+            "rename" => self.want(id, false),
+            "destroy" | "remove" => {
+                // An answer that is still under way finds nobody who wants it.
+                self.wanted.forget(&id);
+                self.removed(id).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn on_answer(&mut self, id: ContainerId, answer: Answer) -> Result<(), Closed> {
+        match answer {
+            Answer::Found(identity) => {
+                if self.wanted.forget(&id) {
+                    self.found(*identity).await?;
+                }
+            }
+            Answer::Missing(reason) => {
+                if reason == "invalid_reply" {
+                    warn!(container = %id, "docker: a reply about one container cannot be read");
+                }
+                if self.wanted.missed(&id, Instant::now()) {
+                    self.send(Input::Identity(IdentityUpdate::NotFound {
+                        source: IdentitySource::Docker,
+                        id,
+                        reason,
+                    }))
+                    .await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
+        if self.announced.len() < MAX_ANNOUNCED {
+            self.announced.insert(identity.id.clone());
+        }
+        self.send(Input::Identity(IdentityUpdate::Found(identity)))
+            .await
+    }
+
+    async fn removed(&mut self, id: ContainerId) -> Result<(), Closed> {
+        self.announced.remove(&id);
+        self.send(Input::Identity(IdentityUpdate::Removed {
+            source: IdentitySource::Docker,
+            id,
+        }))
+        .await
+    }
+
+    fn look_up(&mut self, id: Option<ContainerId>) {
+        match id {
+            Some(id) => match container_id(id.as_str()) {
+                Some(id) => self.want(id, true),
+                None => Counters::count(&self.counters.lookups_refused),
+            },
+            None => self.lookups = None,
+        }
+    }
+
+    fn want(&mut self, id: ContainerId, asked: bool) {
+        if !self.wanted.want(id, asked, Instant::now()) {
+            Counters::count(&self.counters.lookups_refused);
+        }
+    }
+
+    async fn down(&mut self, path: &Path, fault: &Fault, wait: Duration) -> Result<(), Closed> {
+        let wait = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        let state = SourceState::Down {
+            class: fault.class().into(),
+            reason: clean(&fault.to_string(), &self.counters),
+            next_retry: Some((self.clock)().boot.plus(wait)),
+        };
+        self.report(state, path).await
+    }
+
+    /// Passes on a state if it is news.
+    async fn report(&mut self, state: SourceState, place: &Path) -> Result<(), Closed> {
+        let place = place.to_string_lossy();
+        let before = self.health.as_ref();
+        if before.is_some_and(|h| h.state == state && *h.place == *place) {
+            return Ok(());
+        }
+        let same = before.filter(|h| h.state.as_str() == state.as_str());
+        if same.is_none() {
+            match &state {
+                SourceState::Down { class, reason, .. } => {
+                    warn!(%place, %class, %reason, "docker: down");
+                }
+                _ => info!(%place, state = state.as_str(), "docker"),
+            }
+        }
+        let health = SourceHealth {
+            source: SourceId::Docker,
+            since: same.map_or_else(|| (self.clock)().boot, |h| h.since),
+            state,
+            place: place.as_ref().into(),
+        };
+        self.health = Some(health.clone());
+        self.send(Input::Health(health)).await
+    }
+
+    async fn send(&self, input: Input) -> Result<(), Closed> {
+        self.out.send(input).await.map_err(|_| Closed)
+    }
+}
+
+/// The next lookup; none ever, once nobody can send one.
+async fn receive(lookups: &mut Option<mpsc::Receiver<ContainerId>>) -> Option<ContainerId> {
+    match lookups {
+        Some(lookups) => lookups.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One request, bounded in time.
+async fn call<T>(
+    name: &'static str,
+    config: &Config,
+    counters: &Counters,
+    request: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, Fault> {
+    Counters::count(&counters.calls);
+    match timeout(config.timeout, request).await {
+        Ok(reply) => reply.map_err(|error| Fault::call(name, error)),
+        Err(_) => Err(Fault::Timeout {
+            call: name,
+            limit: config.timeout,
+        }),
+    }
+}
+
+/// An id as the API gives it. It is looked up by its text, so it must be fit for a path.
+fn container_id(text: &str) -> Option<ContainerId> {
+    let well_formed =
+        text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    well_formed.then(|| ContainerId::from(text))
+}
+
+fn inspected(id: &ContainerId, reply: ContainerInspectResponse, counters: &Counters) -> Answer {
+    if reply.id.as_deref() != Some(id.as_str()) {
+        Counters::count(&counters.invalid_replies);
+        return Answer::Missing("invalid_reply");
+    }
+    let config = reply.config.unwrap_or_default();
+    Answer::Found(Box::new(identity(
+        id,
+        reply.name.as_deref(),
+        config.image.as_deref(),
+        &config.labels.unwrap_or_default(),
+        counters,
+    )))
+}
+
+fn summarised(
+    id: &ContainerId,
+    summary: ContainerSummary,
+    counters: &Counters,
+) -> ContainerIdentity {
+    let names = summary.names.unwrap_or_default();
+    // A container that others link to has names below theirs as well: `/web/database`.
+    let own = names
+        .iter()
+        .find(|name| !name.trim_start_matches('/').contains('/'))
+        .or(names.first());
+    identity(
+        id,
+        own.map(String::as_str),
+        summary.image.as_deref(),
+        &summary.labels.unwrap_or_default(),
+        counters,
+    )
+}
+
+/// The attributes of a create or start event: the labels, and among them, in place of labels so
+/// called, the container's name and image.
+fn evented(
+    id: &ContainerId,
+    mut attributes: HashMap<String, String>,
+    counters: &Counters,
+) -> Option<ContainerIdentity> {
+    let name = attributes.remove("name")?;
+    let image = attributes.remove("image");
+    Some(identity(
+        id,
+        Some(&name),
+        image.as_deref(),
+        &attributes,
+        counters,
+    ))
+}
+
+fn identity(
+    id: &ContainerId,
+    name: Option<&str>,
+    image: Option<&str>,
+    labels: &HashMap<String, String>,
+    counters: &Counters,
+) -> ContainerIdentity {
+    ContainerIdentity {
+        id: id.clone(),
+        source: IdentitySource::Docker,
+        name: clean_name(name.map(|name| name.trim_start_matches('/')), counters),
+        image: clean_name(image, counters),
+        kubernetes: kubernetes_names(labels, counters),
+        labels: clean_labels(labels, counters),
+    }
+}
+
+/// The containers that wait for an answer, each once, ordered by when to ask.
+#[derive(Default)]
+struct Wanted {
+    wants: HashMap<ContainerId, Want>,
+    /// Those of `wants` that are not being asked for right now.
+    queue: BTreeSet<(Instant, ContainerId)>,
+}
+
+struct Want {
+    /// When it is to be asked for; absent while it is.
+    due: Option<Instant>,
+    /// Whether the core looked it up, and so wants to be told if it is not known.
+    asked: bool,
+    /// Times that the daemon did not know it.
+    misses: usize,
+}
+
+impl Wanted {
+    /// Puts a container in line. False if the line is too long.
+    fn want(&mut self, id: ContainerId, asked: bool, now: Instant) -> bool {
+        if let Some(want) = self.wants.get_mut(&id) {
+            // Asked already, or a negative answer that still holds; an event ends its hold.
+            want.asked |= asked;
+            if !asked && let Some(due) = want.due.replace(now) {
+                self.queue.remove(&(due, id.clone()));
+                self.queue.insert((now, id));
+            }
+            return true;
+        }
+        if self.wants.len() >= MAX_WANTED {
+            return false;
+        }
+        self.queue.insert((now, id.clone()));
+        self.wants.insert(
+            id,
+            Want {
+                due: Some(now),
+                asked,
+                misses: 0,
+            },
+        );
+        true
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.queue.first().map(|(due, _)| *due)
+    }
+
+    /// The next to ask for, if its time has come.
+    fn take_due(&mut self, now: Instant) -> Option<ContainerId> {
+        if self.next_due()? > now {
+            return None;
+        }
+        let (_, id) = self.queue.pop_first()?;
+        if let Some(want) = self.wants.get_mut(&id) {
+            want.due = None;
+        }
+        Some(id)
+    }
+
+    /// It has been answered, or is not of interest any more. Whether it was wanted.
+    fn forget(&mut self, id: &ContainerId) -> bool {
+        let Some(want) = self.wants.remove(id) else {
+            return false;
+        };
+        if let Some(due) = want.due {
+            self.queue.remove(&(due, id.clone()));
+        }
+        true
+    }
+
+    /// The daemon does not know it. Whether the core should be told.
+    fn missed(&mut self, id: &ContainerId, now: Instant) -> bool {
+        let Some(want) = self.wants.get_mut(id) else {
+            return false;
+        };
+        let asked = want.asked;
+        match MISS_LADDER.get(want.misses) {
+            Some(pause) if asked => {
+                want.misses += 1;
+                want.due = Some(now + *pause);
+                self.queue.insert((now + *pause, id.clone()));
+            }
+            // Given up, or known from an event only and gone since.
+            _ => {
+                self.wants.remove(id);
+            }
+        }
+        asked
+    }
+
+    /// A session is over: what was being asked for has to be asked for again.
+    fn call_back(&mut self) {
+        let now = Instant::now();
+        for (id, want) in &mut self.wants {
+            if want.due.is_none() {
+                want.due = Some(now);
+                self.queue.insert((now, id.clone()));
+            }
+        }
+    }
+}
+
+/// Waits that double, each shortened at random by up to a half, so that the agents of a cluster do
+/// not knock in step.
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    fn next(&mut self, longest: Duration) -> Duration {
+        let whole = RETRY_MIN
+            .saturating_mul(1 << self.failures.min(16))
+            .min(longest);
+        self.failures = self.failures.saturating_add(1);
+        // The standard library seeds each of these anew; more randomness a jitter does not need.
+        let random = RandomState::new().hash_one(self.failures) % 1024;
+        let random = u32::try_from(random).unwrap_or(0);
+        whole / 2 + whole / 2048 * random
+    }
+
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
