@@ -1,0 +1,468 @@
+//! The composition: every source, the core, every output, wired once and taken down in order.
+//!
+//! Everything but NVML and the ring has its place on one thread: the agent's work is small and its
+//! memory must be, too. What may block (NVML, the ring, `/proc`) is on threads of its own.
+//!
+//! The order matters. What can be refused (addresses, sockets) is taken first, so that a wrong
+//! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
+//! scanned, and events that come meanwhile queue, so that no process falls between the two.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, error, info, warn};
+
+use crate::config::{Config, OtlpProtocol};
+use crate::core::accountant::{Accountant, Effect, Settings};
+use crate::core::input::{Input, SourceHealth};
+use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
+use crate::core::publication::Policy;
+use crate::core::snapshot::Snapshot;
+use crate::outputs::condition::STUCK_AFTER;
+use crate::outputs::counters::OutputCounters;
+use crate::outputs::socket::Query;
+use crate::outputs::{otlp, prometheus, socket};
+use crate::sources::clock::now;
+use crate::sources::gpu::nvml;
+use crate::sources::identity::{self, docker};
+use crate::sources::kernel::{KernelConfig, KernelError, KernelSource};
+use crate::sources::procfs;
+
+/// Observations under way to the core.
+const INPUTS: usize = 256;
+/// Questions under way to the sources of names; what finds no room is asked again.
+const LOOKUPS: usize = 256;
+/// Queries under way from the socket.
+const QUERIES: usize = 16;
+/// How often the books are committed. The design allows two seconds at most.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// Inputs taken in a row before a commit that is due gets its turn.
+const INPUTS_IN_A_ROW: usize = 64;
+/// How long a clean shutdown may take.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long a source that cannot be loaded rests at first, and at most.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(60);
+
+/// Why the agent could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// `/metrics` has no address.
+    #[error(transparent)]
+    Prometheus(#[from] prometheus::BindError),
+    /// The local socket cannot be made.
+    #[error("cannot make the local socket")]
+    Socket(#[from] socket::SocketError),
+    /// OTLP cannot be spoken as configured.
+    #[error("cannot send over otlp")]
+    Otlp(#[from] otlp::OtlpError),
+    /// A signal handler cannot be installed.
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// What was configured cannot be had: an address, the socket, a receiver's address. A source that
+/// is missing is none: it is reported as such and tried again.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    let mut signals = Signals::listen().map_err(AppError::Signals)?;
+    let socket = socket::bind(&config.socket.path)?;
+    let listener = if config.prometheus.enabled {
+        Some(prometheus::bind(config.prometheus.listen).await?)
+    } else {
+        None
+    };
+    let sender = match otlp_config(&config) {
+        Some(config) => Some(otlp::Sender::new(config)?),
+        None => None,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let (inputs, inputs_taken) = mpsc::channel(INPUTS);
+    let (queries, queries_taken) = mpsc::channel(QUERIES);
+    let (lookups, lookups_taken) = mpsc::channel(LOOKUPS);
+    let (rescans, rescans_taken) = mpsc::channel(1);
+    let (announce, announce_taken) = mpsc::channel(1);
+    let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
+    let counters = Arc::new(OutputCounters::default());
+    let mut sources = JoinSet::new();
+    let mut outputs = JoinSet::new();
+
+    if let Some(listener) = &listener {
+        let address = listener.local_addr().map(|at| at.to_string());
+        info!(address = address.unwrap_or_default(), "serving /metrics");
+    }
+    for (source, is_on) in [
+        (SourceId::Docker, config.docker.enabled),
+        (SourceId::Otlp, sender.is_some()),
+    ] {
+        let state = if is_on {
+            SourceState::Absent
+        } else {
+            SourceState::Disabled
+        };
+        tell(&inputs, source, state, "").await;
+    }
+
+    // The sources.
+    let nvml = nvml::spawn(
+        nvml::Config {
+            library: config.gpu.library.clone(),
+            interval: config.gpu.interval.0,
+            lists_interval: config.gpu.lists_interval.0,
+            ..nvml::Config::default()
+        },
+        inputs.clone(),
+        stopped.clone(),
+    );
+    let blocked = nvml.blocked();
+    sources.spawn(follow_kernel(
+        KernelConfig {
+            ring_bytes: config.kernel.ring_bytes,
+            ..KernelConfig::default()
+        },
+        inputs.clone(),
+        announce_taken,
+        rescans.clone(),
+        stopped.clone(),
+    ));
+    sources.spawn(procfs::run(
+        procfs::Config {
+            interval: config.procfs.interval.0,
+            ..procfs::Config::default()
+        },
+        rescans_taken,
+        inputs.clone(),
+        now,
+        stopped.clone(),
+    ));
+    if config.docker.enabled {
+        sources.spawn(docker::run(
+            docker::Config {
+                sockets: config.docker.sockets.clone(),
+                timeout: config.docker.timeout.0,
+                ..docker::Config::default()
+            },
+            Arc::new(identity::Counters::default()),
+            lookups_taken,
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        ));
+    }
+
+    // The outputs.
+    if let Some(listener) = listener {
+        let exposition = prometheus::Exposition {
+            snapshots: snapshot.clone(),
+            blocked: blocked.clone(),
+            counters: Arc::clone(&counters),
+            clock: now,
+            stuck_after: STUCK_AFTER,
+        };
+        let stopped = stopped.clone();
+        outputs.spawn(async move {
+            if let Err(error) = prometheus::serve(listener, exposition, until(stopped)).await {
+                error!(%error, "serving /metrics ended");
+            }
+        });
+    }
+    let desk = socket::Desk {
+        snapshots: snapshot.clone(),
+        blocked,
+        queries,
+        counters: Arc::clone(&counters),
+        clock: now,
+    };
+    let socket_stopped = stopped.clone();
+    outputs.spawn(async move {
+        if let Err(error) = socket::serve(socket, desk, until(socket_stopped)).await {
+            error!(%error, "serving the local socket ended");
+        }
+    });
+    if let Some(sender) = sender {
+        outputs.spawn(sender.run(
+            snapshot,
+            Arc::clone(&counters),
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        ));
+    }
+    drop(inputs);
+
+    let core = Core {
+        accountant: Accountant::new(settings(&config), now()),
+        snapshots,
+        lookups,
+        rescans,
+        announce,
+    };
+    let core = tokio::spawn(core.run(inputs_taken, queries_taken, stopped.clone()));
+
+    signals.recv().await;
+    info!("stopping");
+    let began = Instant::now();
+    // The core commits what has come before it ends, and the outputs show that commit.
+    let _ = stop.send(true);
+    let drained = timeout(DRAIN, async {
+        if let Err(error) = core.await {
+            error!(%error, "the core did not end in order");
+        }
+        while outputs.join_next().await.is_some() {}
+        sources.shutdown().await;
+    });
+    if drained.await.is_err() {
+        warn!("not everything ended within {DRAIN:?}");
+    }
+    debug!(took = ?began.elapsed(), "stopped");
+    Ok(())
+}
+
+/// Done when the agent is to stop.
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn tell(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState, place: &str) {
+    let health = SourceHealth {
+        source,
+        state,
+        since: now().boot,
+        place: place.into(),
+    };
+    // Nobody listens any more only when the agent is stopping.
+    let _ = inputs.send(Input::Health(health)).await;
+}
+
+fn settings(config: &Config) -> Settings {
+    let nanos = |span: Duration| Nanos(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX));
+    Settings {
+        policy: Policy {
+            grace: nanos(config.publish.grace.0),
+            zero_for: nanos(config.publish.zero_for.0),
+            keep_for: nanos(config.publish.keep_for.0),
+        },
+        ..Settings::default()
+    }
+}
+
+fn otlp_config(config: &Config) -> Option<otlp::Config> {
+    let endpoint = config.otlp.endpoint.clone()?;
+    Some(otlp::Config {
+        protocol: match config.otlp.protocol {
+            OtlpProtocol::Grpc => otlp::Protocol::Grpc,
+            OtlpProtocol::Http => otlp::Protocol::Http,
+        },
+        interval: config.otlp.interval.0,
+        timeout: config.otlp.timeout.0,
+        headers: config.otlp.headers.clone(),
+        resource: config.otlp.resource.clone(),
+        ..otlp::Config::new(endpoint)
+    })
+}
+
+/// The one task that owns the books.
+struct Core {
+    accountant: Accountant,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    lookups: mpsc::Sender<ContainerId>,
+    rescans: mpsc::Sender<()>,
+    announce: mpsc::Sender<()>,
+}
+
+impl Core {
+    async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut queries: mpsc::Receiver<Query>,
+        mut stopped: watch::Receiver<bool>,
+    ) {
+        let mut commits = interval(COMMIT_EVERY);
+        // After a pause of the machine one commit is enough.
+        commits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(INPUTS_IN_A_ROW);
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stop| *stop) => break,
+                _ = commits.tick() => self.commit(),
+                Some(query) = queries.recv() => self.answer(query),
+                taken = inputs.recv_many(&mut batch, INPUTS_IN_A_ROW) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    self.take(&mut batch);
+                }
+            }
+        }
+        while inputs.try_recv().map(|input| batch.push(input)).is_ok() {}
+        self.take(&mut batch);
+        self.commit();
+    }
+
+    fn take(&mut self, batch: &mut Vec<Input>) {
+        let clock = now();
+        for input in batch.drain(..) {
+            if let Input::Health(health) = &input {
+                log_health(health);
+            }
+            self.accountant.take(input, clock);
+        }
+        self.carry_out();
+    }
+
+    fn commit(&mut self) {
+        let snapshot = self.accountant.commit(now());
+        for book in &snapshot.gpus {
+            if book.imbalance != 0 {
+                error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
+            }
+        }
+        self.snapshots.send_replace(Arc::new(snapshot));
+        self.carry_out();
+    }
+
+    fn carry_out(&mut self) {
+        for effect in self.accountant.take_effects() {
+            // A full channel means that it is being done, or will be asked for again.
+            let dropped = match effect {
+                Effect::LookUp(id) => self.lookups.try_send(id).is_err(),
+                Effect::Rescan => self.rescans.try_send(()).is_err(),
+                Effect::AnnounceAnew => self.announce.try_send(()).is_err(),
+            };
+            if dropped {
+                debug!("a wish of the core was not taken");
+            }
+        }
+    }
+
+    fn answer(&mut self, query: Query) {
+        match query {
+            Query::Processes(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.accountant.gpu_processes(now().boot));
+            }
+        }
+    }
+}
+
+fn log_health(health: &SourceHealth) {
+    let source = health.source.as_str();
+    let place = &*health.place;
+    match &health.state {
+        SourceState::Up => info!(source, place, "source is up"),
+        SourceState::Absent | SourceState::Disabled => {
+            info!(source, place, state = health.state.as_str(), "source is not used");
+        }
+        SourceState::Down { class, reason, .. } => {
+            warn!(source, place, class = &**class, reason = &**reason, "source is down");
+        }
+    }
+}
+
+/// Keeps the eBPF object loaded, hands on what it reports, and has `/proc` scanned when it has
+/// just been attached: what was born before that is known from there.
+async fn follow_kernel(
+    config: KernelConfig,
+    inputs: mpsc::Sender<Input>,
+    mut announce: mpsc::Receiver<()>,
+    rescans: mpsc::Sender<()>,
+    stopped: watch::Receiver<bool>,
+) {
+    let follow = async {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let config = config.clone();
+            let loaded = tokio::task::spawn_blocking(move || KernelSource::load(&config)).await;
+            let reason = match loaded {
+                Ok(Ok((source, mut batches))) => {
+                    pause = RETRY_FIRST;
+                    tell(&inputs, SourceId::Kernel, SourceState::Up, "").await;
+                    // Full means that a scan is about to begin anyway.
+                    let _ = rescans.try_send(());
+                    loop {
+                        tokio::select! {
+                            batch = batches.recv() => match batch {
+                                Some(batch) => {
+                                    if inputs.send(Input::Kernel(batch)).await.is_err() {
+                                        return;
+                                    }
+                                }
+                                None => break,
+                            },
+                            Some(()) = announce.recv() => source.clear_announced(),
+                        }
+                    }
+                    ("stream", "the event stream ended".to_owned())
+                }
+                Ok(Err(error)) => (kernel_class(&error), chain(&error)),
+                Err(error) => ("panic", error.to_string()),
+            };
+            let state = SourceState::Down {
+                class: reason.0.into(),
+                reason: reason.1.into(),
+                next_retry: Some(now().boot.plus(Nanos(
+                    u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX),
+                ))),
+            };
+            tell(&inputs, SourceId::Kernel, state, "").await;
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MOST);
+        }
+    };
+    tokio::select! {
+        () = until(stopped) => {}
+        () = follow => {}
+    }
+}
+
+fn kernel_class(error: &KernelError) -> &'static str {
+    match error {
+        KernelError::NoObject => "no_object",
+        KernelError::OldKernel { .. } => "old_kernel",
+        KernelError::NoBtf(_) | KernelError::Btf(_) => "no_btf",
+        KernelError::NoTracepoint { .. } => "no_tracepoint",
+        KernelError::Refused { .. } => "permission",
+        _ => "load",
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
