@@ -1,0 +1,275 @@
+//! Turns the ring's records into events.
+//!
+//! The records are the object's own, and are still checked byte for byte: a record of another
+//! length, kind or shape is an error to be counted, never a guess.
+
+use bytes::Buf;
+use gpuacct_common::event::{
+    CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, Header, KIND_ATTACH, KIND_CGROUP, KIND_EXEC,
+    KIND_EXIT, KIND_FORK, ProcessRecord, UNIFIED_HIERARCHY,
+};
+use thiserror::Error;
+
+use crate::core::input::{CgroupAnnouncement, CgroupSet, KernelEvent, ProcessEvent};
+use crate::core::model::{BootTime, CgroupKey, Pid};
+
+/// Why a record is not an event.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DecodeError {
+    /// It is shorter than a header.
+    #[error("record of {found} bytes, its header alone has {}", size_of::<Header>())]
+    Headless {
+        /// Its length.
+        found: usize,
+    },
+    /// It says that it is of another length than it is.
+    #[error("record of {found} bytes says that it has {stated}")]
+    Size {
+        /// Its length.
+        found: usize,
+        /// What its header says.
+        stated: usize,
+    },
+    /// It is of another length than its kind.
+    #[error("record of kind {kind} has {found} bytes, expected {expected}")]
+    Length {
+        /// Its kind.
+        kind: u16,
+        /// Its length.
+        found: usize,
+        /// The kind's.
+        expected: usize,
+    },
+    /// Its kind is not known.
+    #[error("record of kind {kind}, which is not known")]
+    Kind {
+        /// Which.
+        kind: u16,
+    },
+    /// The name of a cgroup does not fit where it is.
+    #[error("cgroup name of {found} bytes in {CGROUP_NAME_BYTES}")]
+    Name {
+        /// What its length is said to be.
+        found: u32,
+    },
+}
+
+/// A decoded record: the CPU that wrote it, as far as that can be told, and what it says.
+pub type Decoded = (Option<u32>, Result<KernelEvent, DecodeError>);
+
+/// Decodes one record.
+#[must_use]
+pub fn decode(record: &[u8]) -> Decoded {
+    let found = record.len();
+    if found < size_of::<Header>() {
+        return (None, Err(DecodeError::Headless { found }));
+    }
+    let mut rest = record;
+    let kind = rest.get_u16_ne();
+    let stated = usize::from(rest.get_u16_ne());
+    let cpu = rest.get_u32_ne();
+    let at = BootTime(rest.get_u64_ne());
+    if stated != found {
+        return (None, Err(DecodeError::Size { found, stated }));
+    }
+    let event = match kind {
+        KIND_FORK => process(kind, at, rest).map(KernelEvent::Fork),
+        KIND_EXEC => process(kind, at, rest).map(KernelEvent::Exec),
+        KIND_EXIT => process(kind, at, rest).map(KernelEvent::Exit),
+        KIND_ATTACH => process(kind, at, rest).map(KernelEvent::Attach),
+        KIND_CGROUP => cgroup(kind, rest).map(KernelEvent::Cgroup),
+        _ => Err(DecodeError::Kind { kind }),
+    };
+    (Some(cpu), event)
+}
+
+fn expect(kind: u16, rest: &[u8], record_bytes: usize) -> Result<(), DecodeError> {
+    let expected = record_bytes - size_of::<Header>();
+    if rest.len() == expected {
+        Ok(())
+    } else {
+        Err(DecodeError::Length {
+            kind,
+            found: rest.len() + size_of::<Header>(),
+            expected: record_bytes,
+        })
+    }
+}
+
+fn process(kind: u16, at: BootTime, mut rest: &[u8]) -> Result<ProcessEvent, DecodeError> {
+    expect(kind, rest, size_of::<ProcessRecord>())?;
+    let pid = Pid(rest.get_u32_ne());
+    let parent = Pid(rest.get_u32_ne());
+    let start = BootTime(rest.get_u64_ne());
+    let pid_namespace_level = rest.get_u32_ne();
+    rest.advance(4);
+    let unified = cgroup_key(&mut rest);
+    let legacy = cgroup_key(&mut rest);
+    Ok(ProcessEvent {
+        at,
+        pid,
+        parent,
+        start,
+        pid_namespace_level,
+        cgroups: CgroupSet {
+            unified,
+            legacy: (legacy.hierarchy != UNIFIED_HIERARCHY).then_some(legacy),
+        },
+    })
+}
+
+fn cgroup(kind: u16, mut rest: &[u8]) -> Result<CgroupAnnouncement, DecodeError> {
+    expect(kind, rest, size_of::<CgroupRecord>())?;
+    let key = cgroup_key(&mut rest);
+    let parent_id = rest.get_u64_ne();
+    let flags = rest.get_u32_ne();
+    let found = rest.get_u32_ne();
+    let name = usize::try_from(found)
+        .ok()
+        .filter(|len| *len < CGROUP_NAME_BYTES)
+        .and_then(|len| rest.get(..len))
+        .ok_or(DecodeError::Name { found })?;
+    Ok(CgroupAnnouncement {
+        key,
+        parent: (flags & CGROUP_ROOT == 0).then_some(parent_id),
+        name: String::from_utf8_lossy(name).into(),
+    })
+}
+
+/// The caller has checked the length.
+fn cgroup_key(rest: &mut &[u8]) -> CgroupKey {
+    let hierarchy = rest.get_u32_ne();
+    rest.advance(4);
+    let id = rest.get_u64_ne();
+    CgroupKey { hierarchy, id }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PROCESS: usize = size_of::<ProcessRecord>();
+    const CGROUP: usize = size_of::<CgroupRecord>();
+
+    fn header(kind: u16, size: usize) -> Vec<u8> {
+        let mut record = Vec::new();
+        record.put_u16_ne(kind);
+        record.put_u16_ne(u16::try_from(size).unwrap());
+        record.put_u32_ne(3);
+        record.put_u64_ne(1_000);
+        record
+    }
+
+    fn process_record(kind: u16, legacy: (u32, u64)) -> Vec<u8> {
+        let mut record = header(kind, PROCESS);
+        record.put_u32_ne(42);
+        record.put_u32_ne(1);
+        record.put_u64_ne(900);
+        record.put_u32_ne(2);
+        record.put_u32_ne(0xdead);
+        for (hierarchy, id) in [(0, 77), legacy] {
+            record.put_u32_ne(hierarchy);
+            record.put_u32_ne(0xbeef);
+            record.put_u64_ne(id);
+        }
+        record
+    }
+
+    fn cgroup_record(flags: u32, name_len: u32, name: &[u8]) -> Vec<u8> {
+        let mut record = header(KIND_CGROUP, CGROUP);
+        record.put_u32_ne(4);
+        record.put_u32_ne(0);
+        record.put_u64_ne(88);
+        record.put_u64_ne(7);
+        record.put_u32_ne(flags);
+        record.put_u32_ne(name_len);
+        record.put_slice(name);
+        record.resize(CGROUP, 0xff);
+        record
+    }
+
+    fn the_process(legacy: Option<CgroupKey>) -> ProcessEvent {
+        ProcessEvent {
+            at: BootTime(1_000),
+            pid: Pid(42),
+            parent: Pid(1),
+            start: BootTime(900),
+            pid_namespace_level: 2,
+            cgroups: CgroupSet {
+                unified: CgroupKey { hierarchy: 0, id: 77 },
+                legacy,
+            },
+        }
+    }
+
+    fn the_cgroup(parent: Option<u64>, name: &str) -> KernelEvent {
+        KernelEvent::Cgroup(CgroupAnnouncement {
+            key: CgroupKey { hierarchy: 4, id: 88 },
+            parent,
+            name: name.into(),
+        })
+    }
+
+    #[test]
+    fn each_kind_is_read_as_it_was_written() {
+        let legacy = Some(CgroupKey { hierarchy: 4, id: 5 });
+        let rows = [
+            (process_record(KIND_FORK, (4, 5)), KernelEvent::Fork(the_process(legacy))),
+            (process_record(KIND_EXEC, (0, 0)), KernelEvent::Exec(the_process(None))),
+            (process_record(KIND_EXIT, (4, 5)), KernelEvent::Exit(the_process(legacy))),
+            (process_record(KIND_ATTACH, (4, 5)), KernelEvent::Attach(the_process(legacy))),
+            (cgroup_record(0, 3, b"pod"), the_cgroup(Some(7), "pod")),
+            (cgroup_record(CGROUP_ROOT, 0, b""), the_cgroup(None, "")),
+            (cgroup_record(0, 4, b"a\xff\"\n"), the_cgroup(Some(7), "a\u{fffd}\"\n")),
+            (cgroup_record(0, 255, &[b'n'; 255]), the_cgroup(Some(7), &"n".repeat(255))),
+        ];
+        for (record, expected) in rows {
+            assert_eq!(decode(&record), (Some(3), Ok(expected)));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_record_is_said() {
+        let mut padded = process_record(KIND_FORK, (0, 0));
+        padded.put_u64_ne(0);
+        let mut resized = padded.clone();
+        resized[2..4].copy_from_slice(&u16::try_from(PROCESS + 8).unwrap().to_ne_bytes());
+        let rows = [
+            (vec![], "record of 0 bytes, its header alone has 16"),
+            (header(KIND_FORK, 16)[..15].to_vec(), "record of 15 bytes, its header alone has 16"),
+            (padded, "record of 80 bytes says that it has 72"),
+            (resized, "record of kind 1 has 80 bytes, expected 72"),
+            (header(KIND_CGROUP, 16), "record of kind 5 has 16 bytes, expected 304"),
+            (header(0, 16), "record of kind 0, which is not known"),
+            (header(6, 16), "record of kind 6, which is not known"),
+            (cgroup_record(0, 256, &[b'n'; 256]), "cgroup name of 256 bytes in 256"),
+            (cgroup_record(0, u32::MAX, b""), "cgroup name of 4294967295 bytes in 256"),
+        ];
+        for (record, expected) in rows {
+            assert_eq!(decode(&record).1.unwrap_err().to_string(), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_event_or_an_error(record in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = decode(&record);
+        }
+
+        #[test]
+        fn any_bytes_of_the_right_shape_are_an_event_or_an_error(
+            kind in 0u16..8,
+            body in proptest::collection::vec(any::<u8>(), CGROUP),
+        ) {
+            for size in [PROCESS, CGROUP] {
+                let mut record = header(kind, size);
+                record.extend_from_slice(&body[..size - 16]);
+                let (cpu, _) = decode(&record);
+                prop_assert_eq!(cpu, Some(3));
+            }
+        }
+    }
+}

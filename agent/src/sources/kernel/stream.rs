@@ -1,0 +1,469 @@
+//! Drains the ring, on a thread of its own that does nothing else.
+//!
+//! # When it drains
+//!
+//! The object submits its records without waking anybody, and wakes this thread only when a quarter
+//! of the ring is full. Otherwise the thread comes every [`PERIOD`], so an event waits that long at
+//! most, whether or not another one follows. The ring is watched edge-triggered: its file is
+//! readable whenever anything is in it, and a plain poll would return for every single record.
+//!
+//! # What `drained_through` promises
+//!
+//! That every event up to then is in this batch or one before. A drain ends at the first record
+//! that is reserved and not yet written, so an empty ring is not enough: for each CPU the records
+//! taken out and those lost must make up all that the CPU had seen when the drain began. Where they
+//! do not, the drain is repeated a few times and else makes no promise; the next one will.
+//!
+//! # When nobody listens
+//!
+//! The channel to the core is bounded. While it is full, events collect here up to [`MAX_PENDING`];
+//! from then on they stay in the ring. If that fills up too, the object counts what it had to drop,
+//! which is the one place where an event can be lost, and the one counter that says so: a rise of
+//! `lost` is what makes the core scan `/proc` again. The thread also voids the announcements of
+//! cgroups then, once the loss is over, so that those are made again.
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use aya::maps::{Array, MapData, MapError, PerCpuArray, RingBuf};
+use aya_log::EbpfLogger;
+use gpuacct_common::counter::{self, LOST, SEEN, SLOTS, SUBMITTED};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tracing::{debug, error, info, trace, warn};
+
+use crate::core::input::{EventCounters, KernelBatch};
+use crate::core::model::BootTime;
+
+use super::decode::decode;
+
+/// How often the ring is drained without being asked: the latency of an event on a quiet node.
+pub(super) const PERIOD: Duration = Duration::from_millis(100);
+/// An empty drain is reported when the last report is this old, so that `drained_through` goes on.
+/// With [`PERIOD`] that is every second drain.
+const REPORT_EMPTY_AFTER: Duration = Duration::from_millis(150);
+/// How many events are kept while the core is busy: about two megabytes.
+const MAX_PENDING: usize = 16_384;
+/// How often a drain is repeated for a record that is being written.
+const SETTLE_ATTEMPTS: usize = 8;
+
+const RING: u64 = 0;
+const CALL: u64 = 1;
+
+/// The boot clock now.
+pub(super) fn boot_time() -> BootTime {
+    let now = clock_gettime(ClockId::Boottime);
+    // Neither is negative: the boot clock starts at zero.
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    BootTime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+/// What the thread and its owner both see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    stop: AtomicBool,
+    clear_announced: AtomicBool,
+    counters: Mutex<EventCounters>,
+    /// Makes the thread look at the flags above.
+    call: OwnedFd,
+}
+
+impl Shared {
+    pub(super) fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            stop: AtomicBool::new(false),
+            clear_announced: AtomicBool::new(false),
+            counters: Mutex::default(),
+            call: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        }))
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.call();
+    }
+
+    pub(super) fn clear_announced(&self) {
+        self.clear_announced.store(true, Ordering::Release);
+        self.call();
+    }
+
+    pub(super) fn counters(&self) -> EventCounters {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&self) {
+        // The one failure is a count at its limit, and then the thread is being called already.
+        let _ = rustix::io::write(&self.call, &1u64.to_ne_bytes());
+    }
+}
+
+/// The maps that the thread works on.
+pub(super) struct Maps {
+    pub(super) ring: RingBuf<MapData>,
+    pub(super) counters: PerCpuArray<MapData, [u64; SLOTS]>,
+    pub(super) generation: Array<MapData, u64>,
+    pub(super) log: EbpfLogger<ObjectLog>,
+}
+
+/// The thread's state.
+pub(super) struct Stream {
+    ring: RingBuf<MapData>,
+    counters: PerCpuArray<MapData, [u64; SLOTS]>,
+    generation: Array<MapData, u64>,
+    log: Option<EbpfLogger<ObjectLog>>,
+    epoll: OwnedFd,
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<KernelBatch>,
+    /// Records taken out of the ring, by the CPU that wrote them.
+    taken: Vec<u64>,
+    /// Records taken out that do not say which CPU wrote them.
+    taken_of_unknown_cpu: u64,
+    undecodable: u64,
+    pending: KernelBatch,
+    last_report: Instant,
+    losses: Losses,
+}
+
+/// Whether records were lost, and whether that is over.
+#[derive(Debug, Default)]
+struct Losses {
+    known: u64,
+    ongoing: bool,
+}
+
+impl Losses {
+    /// Takes the present count and says whether a loss has just come to its end: announcing
+    /// cgroups anew while the ring is full would only lose more.
+    fn ended(&mut self, count: u64) -> bool {
+        let grew = count > self.known;
+        self.known = count;
+        let ended = self.ongoing && !grew;
+        self.ongoing = grew;
+        ended
+    }
+}
+
+impl Stream {
+    pub(super) fn new(
+        maps: Maps,
+        shared: Arc<Shared>,
+        sender: mpsc::Sender<KernelBatch>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &maps.ring, epoll::EventData::new_u64(RING), edge)?;
+        epoll::add(
+            &epoll,
+            &shared.call,
+            epoll::EventData::new_u64(CALL),
+            epoll::EventFlags::IN,
+        )?;
+        Ok(Self {
+            ring: maps.ring,
+            counters: maps.counters,
+            generation: maps.generation,
+            log: Some(maps.log),
+            epoll,
+            shared,
+            sender,
+            taken: Vec::new(),
+            taken_of_unknown_cpu: 0,
+            undecodable: 0,
+            pending: KernelBatch::default(),
+            last_report: Instant::now(),
+            losses: Losses::default(),
+        })
+    }
+
+    /// Runs until it is told to stop, the receiver is gone, or a system call fails that cannot.
+    pub(super) fn run(mut self) {
+        if let Err(error) = self.run_inner() {
+            error!(%error, "kernel events have ended");
+        }
+    }
+
+    fn run_inner(&mut self) -> Result<(), StreamError> {
+        loop {
+            self.wait()?;
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            self.drain()?;
+            self.forward_log();
+            if self.hand_over().is_err() {
+                debug!("the receiver of kernel events is gone");
+                return Ok(());
+            }
+        }
+    }
+
+    /// Until the ring calls, the owner calls, or it is time.
+    fn wait(&mut self) -> Result<(), StreamError> {
+        let period = Timespec::try_from(PERIOD).unwrap_or_default();
+        let called = if self.is_full() {
+            // A ring that stays full calls for every record, and there is nothing to do about it.
+            let mut fds = [PollFd::new(&self.shared.call, PollFlags::IN)];
+            uninterrupted(poll(&mut fds, Some(&period)))? > 0
+        } else {
+            let mut events = Vec::with_capacity(2);
+            let space = rustix::buffer::spare_capacity(&mut events);
+            uninterrupted(epoll::wait(&self.epoll, space, Some(&period)))?;
+            events.iter().any(|event| event.data.u64() == CALL)
+        };
+        if called {
+            let mut count = [0; 8];
+            uninterrupted(rustix::io::read(&self.shared.call, &mut count))?;
+        }
+        if self.shared.clear_announced.swap(false, Ordering::AcqRel) {
+            self.clear_announced()?;
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.pending.events.len() >= MAX_PENDING
+    }
+
+    fn drain(&mut self) -> Result<(), StreamError> {
+        let began = boot_time();
+        let at_start = self.read_counters()?;
+        let mut attempt = 0;
+        let now = loop {
+            self.take_all();
+            let now = self.read_counters()?;
+            if self.has_taken_all(&at_start, &now) {
+                self.pending.drained_through = began;
+                break now;
+            }
+            attempt += 1;
+            if attempt == SETTLE_ATTEMPTS || self.is_full() {
+                trace!(attempt, "records of before this drain are not in the ring yet");
+                break now;
+            }
+            thread::yield_now();
+        };
+
+        let counters = self.sum(&now);
+        if self.losses.ended(counters.lost + counters.undecodable) {
+            warn!(
+                lost = counters.lost,
+                undecodable = counters.undecodable,
+                "kernel events were lost, their processes must be looked for in /proc"
+            );
+            self.clear_announced()?;
+        }
+        self.pending.counters = counters;
+        *self
+            .shared
+            .counters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = counters;
+        Ok(())
+    }
+
+    /// Takes what is in the ring, as far as there is room for it.
+    fn take_all(&mut self) {
+        while !self.is_full() {
+            let Some(record) = self.ring.next() else {
+                return;
+            };
+            let (cpu, event) = decode(&record);
+            drop(record);
+            match cpu.and_then(|cpu| self.taken.get_mut(usize::try_from(cpu).ok()?)) {
+                Some(taken) => *taken += 1,
+                None => self.taken_of_unknown_cpu += 1,
+            }
+            match event {
+                Ok(event) => self.pending.events.push(event),
+                Err(error) => {
+                    self.undecodable += 1;
+                    debug!(%error, "record dropped");
+                }
+            }
+        }
+    }
+
+    fn has_taken_all(&self, at_start: &[[u64; SLOTS]], now: &[[u64; SLOTS]]) -> bool {
+        missing(at_start, now, &self.taken) <= self.taken_of_unknown_cpu
+    }
+
+    /// Every CPU's counters.
+    fn read_counters(&mut self) -> Result<Vec<[u64; SLOTS]>, StreamError> {
+        let values = self.counters.get(&0, 0).map_err(StreamError::Counters)?;
+        self.taken.resize(values.len(), 0);
+        Ok(values.to_vec())
+    }
+
+    fn sum(&self, counters: &[[u64; SLOTS]]) -> EventCounters {
+        let sum = |counter| counters.iter().map(|cpu| total(cpu, counter)).sum();
+        EventCounters {
+            seen: sum(SEEN),
+            submitted: sum(SUBMITTED),
+            lost: sum(LOST),
+            undecodable: self.undecodable,
+        }
+    }
+
+    fn clear_announced(&mut self) -> Result<(), StreamError> {
+        let generation = self.generation.get(&0, 0).map_err(StreamError::Generation)?;
+        self.generation
+            .set(0, generation.wrapping_add(1), 0)
+            .map_err(StreamError::Generation)
+    }
+
+    /// Carries the object's own messages into the agent's log.
+    fn forward_log(&mut self) {
+        // aya-log panics on a record that it cannot read. It must not take the events with it.
+        let forwarded = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(log) = &mut self.log {
+                log.flush();
+            }
+        }));
+        if forwarded.is_err() {
+            self.log = None;
+            error!("a message of the eBPF object cannot be read, its log is closed");
+        }
+    }
+
+    /// Hands the pending batch over if there is room for it. `Err` if nobody will ever take it.
+    fn hand_over(&mut self) -> Result<(), ()> {
+        if self.pending.events.is_empty() && self.last_report.elapsed() < REPORT_EMPTY_AFTER {
+            return if self.sender.is_closed() { Err(()) } else { Ok(()) };
+        }
+        let next = KernelBatch {
+            events: Vec::new(),
+            ..self.pending
+        };
+        match self.sender.try_send(std::mem::replace(&mut self.pending, next)) {
+            Ok(()) => {
+                self.last_report = Instant::now();
+                Ok(())
+            }
+            Err(TrySendError::Full(batch)) => {
+                self.pending = batch;
+                Ok(())
+            }
+            Err(TrySendError::Closed(_)) => Err(()),
+        }
+    }
+}
+
+/// Records that had been seen `at_start` and that are by `now` neither taken nor lost.
+///
+/// Per CPU, since there records are made one after the other: in a sum over CPUs a later record of
+/// one would stand in for an earlier one of another.
+fn missing(at_start: &[[u64; SLOTS]], now: &[[u64; SLOTS]], taken: &[u64]) -> u64 {
+    at_start
+        .iter()
+        .zip(now)
+        .zip(taken)
+        .map(|((at_start, now), taken)| {
+            total(at_start, SEEN).saturating_sub(total(now, LOST).saturating_add(*taken))
+        })
+        .sum()
+}
+
+/// One counter of one CPU, over all attach points.
+fn total(cpu: &[u64; SLOTS], which: usize) -> u64 {
+    cpu.chunks_exact(counter::COUNTERS)
+        .map(|attach_point| attach_point[which])
+        .sum()
+}
+
+fn uninterrupted<T: Default>(result: Result<T, Errno>) -> Result<T, StreamError> {
+    match result {
+        Err(Errno::INTR | Errno::AGAIN) => Ok(T::default()),
+        result => result.map_err(|errno| StreamError::Wait(errno.into())),
+    }
+}
+
+/// Why the thread cannot go on. None of them happens while the maps are there.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error("cannot wait for the ring")]
+    Wait(#[source] io::Error),
+    #[error("cannot read the object's counters")]
+    Counters(#[source] MapError),
+    #[error("cannot void the announcements of cgroups")]
+    Generation(#[source] MapError),
+}
+
+/// Writes the object's messages into the agent's log, under a target of their own.
+pub(super) struct ObjectLog;
+
+impl log::Log for ObjectLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let message = record.args();
+        match record.level() {
+            log::Level::Error => error!(target: "gpuacct::ebpf", "{message}"),
+            log::Level::Warn => warn!(target: "gpuacct::ebpf", "{message}"),
+            log::Level::Info => info!(target: "gpuacct::ebpf", "{message}"),
+            log::Level::Debug => debug!(target: "gpuacct::ebpf", "{message}"),
+            log::Level::Trace => trace!(target: "gpuacct::ebpf", "{message}"),
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counters of one CPU: `(seen, lost)` at the first two attach points.
+    fn cpu(rows: [(u64, u64); 2]) -> [u64; SLOTS] {
+        let mut counters = [0; SLOTS];
+        for (attach_point, (seen, lost)) in (0u32..).zip(rows) {
+            counters[counter::slot(attach_point, SEEN)] = seen;
+            counters[counter::slot(attach_point, LOST)] = lost;
+        }
+        counters
+    }
+
+    #[test]
+    fn a_record_is_missing_until_it_is_taken_or_lost() {
+        let quiet = cpu([(0, 0), (0, 0)]);
+        let rows = [
+            ("nothing happened", vec![quiet], vec![quiet], vec![0], 0),
+            ("taken", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(3, 0), (2, 0)])], vec![5], 0),
+            ("lost", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(3, 1), (2, 1)])], vec![3], 0),
+            ("being written", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(3, 0), (2, 0)])], vec![4], 1),
+            ("seen later", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(9, 0), (9, 0)])], vec![5], 0),
+            (
+                "another cpu's later record does not stand in",
+                vec![cpu([(1, 0), (0, 0)]), quiet],
+                vec![cpu([(1, 0), (0, 0)]), cpu([(7, 0), (0, 0)])],
+                vec![0, 7],
+                1,
+            ),
+        ];
+        for (what, at_start, now, taken, expected) in rows {
+            assert_eq!(missing(&at_start, &now, &taken), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn announcements_are_voided_once_a_loss_is_over() {
+        let mut losses = Losses::default();
+        let ended: Vec<bool> = [0, 0, 5, 9, 9, 9, 12, 12]
+            .into_iter()
+            .map(|count| losses.ended(count))
+            .collect();
+        assert_eq!(
+            ended,
+            [false, false, false, false, true, false, false, true]
+        );
+    }
+}

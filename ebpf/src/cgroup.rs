@@ -1,0 +1,154 @@
+//! Announcements of cgroups: names and places, the ancestors' first, each once.
+//!
+//! A record of a process carries only its cgroups' numbers. The agent learns what they are called
+//! from these announcements, and so never has to search a cgroup file system for a directory that
+//! may be gone by then.
+
+use aya_ebpf::helpers::bpf_get_current_task;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use aya_ebpf::programs::BtfTracePointContext;
+use aya_log_ebpf::warn;
+use gpuacct_common::event::{
+    CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, KIND_CGROUP, UNIFIED_HIERARCHY,
+};
+use gpuacct_common::global::MAX_CGROUP_DEPTH;
+
+use crate::kernel::{Cgroup, Node, Task, reference};
+use crate::maps::{self, ANNOUNCED, EVENTS, WALKS};
+use crate::process::header;
+
+/// The way from a cgroup up to the first ancestor that has been announced.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// Addresses of kernfs nodes, the lowest first.
+    nodes: [u64; MAX_CGROUP_DEPTH],
+    /// How many of them are in use.
+    len: u64,
+}
+
+/// Whether a cgroup's hierarchy is one of those that are reported: v2's, and the one in which the
+/// legacy controller is mounted. All processes agree about the latter, so the current one is asked.
+#[inline(always)]
+pub(crate) fn is_reported(cgroup: Cgroup) -> bool {
+    let Some(hierarchy) = cgroup.hierarchy() else {
+        return false;
+    };
+    if hierarchy == UNIFIED_HIERARCHY {
+        return true;
+    }
+    // SAFETY: the helper takes nothing and cannot fail.
+    let current = Task::at(unsafe { bpf_get_current_task() } as *const u8);
+    current.legacy_cgroup().and_then(|legacy| legacy.hierarchy()) == Some(hierarchy)
+}
+
+/// Announces `cgroup` and those of its ancestors that the agent does not know, the highest first.
+#[inline(always)]
+pub(crate) fn announce(ctx: &BtfTracePointContext, attach_point: u32, cgroup: Cgroup) {
+    let (Some(node), Some(hierarchy)) = (cgroup.node(), cgroup.hierarchy()) else {
+        // The record of the process, which comes next, cannot be made either, and is counted.
+        return;
+    };
+    if walk(attach_point, node, hierarchy).is_none() {
+        warn!(
+            ctx,
+            "cgroup {} of hierarchy {} has more than {} ancestors unknown to the agent: the highest are left out",
+            node.id().unwrap_or(0),
+            hierarchy,
+            MAX_CGROUP_DEPTH
+        );
+    }
+    submit_walk(attach_point, hierarchy);
+}
+
+/// Notes the nodes to be announced in [`WALKS`]. `None` if there are more than fit; a cgroup made
+/// while the agent runs never gets there, since its parent was announced when it was made.
+#[inline(always)]
+fn walk(attach_point: u32, from: Node, hierarchy: u32) -> Option<()> {
+    let walk = WALKS.get_ptr_mut(attach_point)?;
+    // SAFETY: the value is this CPU's and this attach point's alone, see `maps::WALKS`.
+    let walk = unsafe { &mut *walk };
+    walk.len = 0;
+    let generation = maps::generation();
+    let mut node = from;
+    for index in 0..MAX_CGROUP_DEPTH {
+        let id = node.id()?;
+        // SAFETY: the value is a plain u64; a writer on another CPU makes it one generation or the
+        // other, both of which are right.
+        let announced = unsafe { ANNOUNCED.get(&reference(hierarchy, id)) };
+        if announced.is_some_and(|announced| *announced == generation) {
+            return Some(());
+        }
+        walk.nodes[index] = node.address();
+        walk.len = index as u64 + 1;
+        match node.parent()? {
+            Some(parent) => node = parent,
+            None => return Some(()),
+        }
+    }
+    None
+}
+
+/// Submits the nodes that [`walk`] noted, from the last to the first. One that does not reach the
+/// ring ends it, for its children must not come before it; all are tried again at the next event.
+#[inline(always)]
+fn submit_walk(attach_point: u32, hierarchy: u32) {
+    let Some(walk) = WALKS.get_ptr_mut(attach_point) else {
+        return;
+    };
+    // SAFETY: as in `walk`.
+    let walk = unsafe { &*walk };
+    let len = walk.len;
+    for done in 0..MAX_CGROUP_DEPTH as u64 {
+        if done >= len {
+            return;
+        }
+        // The mask is for the verifier, which does not see that `len` is at most the array's.
+        let index = (len - 1 - done) as usize & (MAX_CGROUP_DEPTH - 1);
+        let seen = maps::seen(attach_point);
+        let submitted = submit(Node::at(walk.nodes[index]), hierarchy).is_some();
+        seen.ended(submitted);
+        if !submitted {
+            return;
+        }
+    }
+}
+
+/// `None` if a field cannot be read or the ring has no room.
+#[inline(always)]
+fn submit(node: Node, hierarchy: u32) -> Option<()> {
+    let key = reference(hierarchy, node.id()?);
+    let (parent_id, flags) = match node.parent()? {
+        Some(parent) => (parent.id()?, 0),
+        None => (0, CGROUP_ROOT),
+    };
+    let name = node.name()?;
+    let generation = maps::generation();
+
+    let mut entry = EVENTS.reserve::<CgroupRecord>(0)?;
+    let record = entry.as_mut_ptr();
+    // SAFETY: the entry is this record's size, aligned to 8, and ours until it is submitted. The
+    // helper writes at most the name's room, and a closing zero.
+    let name_len = unsafe {
+        (*record).header = header(KIND_CGROUP, size_of::<CgroupRecord>());
+        (*record).cgroup = key;
+        (*record).parent_id = parent_id;
+        (*record).flags = flags;
+        let copied = bpf_probe_read_kernel_str(
+            (&raw mut (*record).name).cast(),
+            CGROUP_NAME_BYTES as u32,
+            name as *const _,
+        );
+        (*record).name_len = if copied > 0 { copied as u32 - 1 } else { 0 };
+        copied
+    };
+    if name_len < 0 {
+        entry.discard(0);
+        return None;
+    }
+    entry.submit(maps::submit_flags());
+    // Only now: a cgroup that never reached the ring must be announced again.
+    let _ = ANNOUNCED.insert(&key, &generation, 0);
+    Some(())
+}
+
+const _: () = assert!(MAX_CGROUP_DEPTH.is_power_of_two());

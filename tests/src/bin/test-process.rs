@@ -1,0 +1,182 @@
+//! A process that does one thing of which the kernel tests want to see the events.
+//!
+//! Each verb prints a line when it is where it should be, and goes on when it is sent a line or
+//! when its input ends. The system calls are bare, since the standard library has good reasons to
+//! offer none of this: a leader that ends before its threads, a process that is forked without an
+//! exec, one that is born into another cgroup.
+
+use std::io::{BufRead, Write};
+use std::{env, fs, io, process, thread};
+
+use anyhow::{Context, Result, bail, ensure};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["wait"] => {
+            announce(process::id());
+            await_line();
+            Ok(())
+        }
+        ["leader-ends-first"] => leader_ends_first(),
+        ["exec-from-thread"] => exec_from_thread(),
+        ["pid-namespace"] => pid_namespace(),
+        ["into-cgroup", path] => into_cgroup(path),
+        ["fork", count] => fork_many(count.parse()?),
+        ["reuse-pid"] => reuse_pid(),
+        _ => bail!("unknown arguments {arguments:?}"),
+    }
+}
+
+fn announce(what: impl std::fmt::Display) {
+    println!("{what}");
+    // Whoever reads this waits for it.
+    let _ = io::stdout().flush();
+}
+
+/// Returns at the end of a line or of the input.
+fn await_line() {
+    let mut line = String::new();
+    let _ = io::stdin().lock().read_line(&mut line);
+}
+
+/// The leader ends, a zombie remains, a thread goes on until it is told to end.
+fn leader_ends_first() -> Result<()> {
+    let thread = thread::spawn(|| {
+        // The leader is a zombie once its state says so.
+        loop {
+            let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+            if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+                break;
+            }
+            thread::yield_now();
+        }
+        announce("leader is gone");
+        await_line();
+        // SAFETY: ends this process, and was not going to return.
+        unsafe { libc::_exit(0) }
+    });
+    std::mem::forget(thread);
+    // SAFETY: ends the calling thread alone; nothing of it is used by the other.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!("a thread that has ended does not go on")
+}
+
+/// A thread that is not the leader replaces the process by one that waits.
+fn exec_from_thread() -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let me = env::current_exe()?;
+    let thread = thread::spawn(move || process::Command::new(me).arg("wait").exec());
+    match thread.join() {
+        Ok(error) => Err(error).context("cannot exec"),
+        Err(_) => bail!("the thread panicked"),
+    }
+}
+
+/// A child that is process 1 of a pid namespace of its own. Prints its pid outside.
+fn pid_namespace() -> Result<()> {
+    // SAFETY: affects only children that are yet to be made.
+    ensure!(unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0, "unshare: {}", io::Error::last_os_error());
+    // SAFETY: there is no other thread; the child makes one system call, and reads.
+    match unsafe { libc::fork() } {
+        -1 => bail!("fork: {}", io::Error::last_os_error()),
+        0 => {
+            await_line();
+            // SAFETY: as in `leader_ends_first`.
+            unsafe { libc::_exit(i32::from(process::id() != 1)) }
+        }
+        child => {
+            announce(child);
+            wait_for(child)
+        }
+    }
+}
+
+/// A child that is born in the cgroup at `path`. Prints its pid.
+fn into_cgroup(path: &str) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    let directory = fs::File::open(path)?;
+    // SAFETY: all zeros are "nothing asked for" in each of its fields.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::try_from(libc::CLONE_INTO_CGROUP)?;
+    arguments.exit_signal = u64::try_from(libc::SIGCHLD)?;
+    arguments.cgroup = u64::try_from(directory.as_raw_fd())?;
+    // SAFETY: the arguments live through the call; without CLONE_VM it is a fork, and the child
+    // makes one system call.
+    let child = unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
+    };
+    match child {
+        -1 => bail!("clone3: {}", io::Error::last_os_error()),
+        // SAFETY: as above.
+        0 => unsafe { libc::_exit(0) },
+        child => {
+            wait_for(i32::try_from(child)?)?;
+            announce(child);
+            await_line();
+            Ok(())
+        }
+    }
+}
+
+/// Forks that many children, one after the other, each of which ends at once.
+fn fork_many(count: u32) -> Result<()> {
+    announce("ready");
+    await_line();
+    for _ in 0..count {
+        wait_for(fork_and_exit()?)?;
+    }
+    announce("done");
+    Ok(())
+}
+
+/// In a pid namespace of its own, where nobody else takes numbers: two children, one after the
+/// other, with the same pid. Prints the pid of process 1 outside, and the children's inside.
+fn reuse_pid() -> Result<()> {
+    // SAFETY: as in `pid_namespace`.
+    ensure!(unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0, "unshare: {}", io::Error::last_os_error());
+    // SAFETY: there is no other thread.
+    match unsafe { libc::fork() } {
+        -1 => bail!("fork: {}", io::Error::last_os_error()),
+        0 => {
+            let result = (0..2).try_for_each(|_| {
+                // The next child gets the number after this.
+                fs::write("/proc/sys/kernel/ns_last_pid", "499")?;
+                let child = fork_and_exit()?;
+                wait_for(child)?;
+                ensure!(child == 500, "child is {child}, expected 500");
+                Ok(())
+            });
+            if let Err(error) = &result {
+                eprintln!("{error:#}");
+            }
+            // SAFETY: as above.
+            unsafe { libc::_exit(i32::from(result.is_err())) }
+        }
+        child => {
+            wait_for(child)?;
+            announce(child);
+            Ok(())
+        }
+    }
+}
+
+fn fork_and_exit() -> Result<i32> {
+    // SAFETY: there is no other thread, and the child makes one system call.
+    match unsafe { libc::fork() } {
+        -1 => bail!("fork: {}", io::Error::last_os_error()),
+        // SAFETY: as above.
+        0 => unsafe { libc::_exit(0) },
+        child => Ok(child),
+    }
+}
+
+fn wait_for(child: i32) -> Result<()> {
+    let mut status = 0;
+    // SAFETY: `status` lives through the call.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    ensure!(waited == child, "waitpid: {}", io::Error::last_os_error());
+    ensure!(status == 0, "child {child} ended with status {status:#x}");
+    Ok(())
+}
