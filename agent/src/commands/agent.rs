@@ -1,0 +1,117 @@
+//! `gpuacct agent`: reads the configuration, starts the log, runs the agent.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::{complain, config::read};
+use crate::app;
+use crate::config::{Config, ConfigError, LogFormat};
+use crate::outputs::telemetry::Telemetry;
+
+/// Run the accountant of this node in the foreground
+///
+/// Needs root on the host's pid namespace, Linux 5.8 or later with BTF. Flags override the
+/// configuration file. Ends on SIGTERM or SIGINT with 0; with 1 if it cannot start, with 2 if the
+/// configuration is wrong.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where /metrics, /healthz and /readyz are served
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// The local socket for `gpuacct status`
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// NVIDIA's management library, if it is not where drivers put it
+    #[arg(long, value_name = "PATH")]
+    nvml_library: Option<PathBuf>,
+    /// What is logged: a level, or directives such as gpuacct=debug
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+impl Options {
+    fn config(self) -> Result<Config, ConfigError> {
+        let mut config = read(self.config.as_deref())?;
+        if let Some(listen) = self.listen {
+            config.prometheus.listen = listen;
+        }
+        if let Some(socket) = self.socket {
+            config.socket.path = socket;
+        }
+        if self.nvml_library.is_some() {
+            config.gpu.library = self.nvml_library;
+        }
+        if let Some(level) = self.log {
+            config.log.level = level;
+        }
+        config.check()?;
+        Ok(config)
+    }
+}
+
+/// Runs the agent until it is told to stop.
+#[must_use]
+pub fn run(options: Options) -> ExitCode {
+    let config = match options.config() {
+        Ok(config) => config,
+        Err(error) => return complain(&error, 2),
+    };
+    let filter = match EnvFilter::try_new(&config.log.level) {
+        Ok(filter) => filter,
+        Err(error) => {
+            let found = config.log.level;
+            let error = ConfigError::Value {
+                key: "log.level",
+                found: format!("{found:?} ({error})"),
+                allowed: "error, warn, info, debug, trace, or directives such as gpuacct=debug",
+            };
+            return complain(&error, 2);
+        }
+    };
+    // One thread runs everything that does not block.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("gpuacct")
+        .max_blocking_threads(4)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, 1),
+    };
+    runtime.block_on(async {
+        let telemetry = match Telemetry::start(&config) {
+            Ok(telemetry) => telemetry,
+            Err(error) => return complain(&error, 1),
+        };
+        let stderr = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let (text, json) = match config.log.format {
+            LogFormat::Text => (Some(stderr()), None),
+            LogFormat::Json => (None, Some(stderr().json())),
+        };
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(text)
+            .with(json)
+            .with(telemetry.log_layer())
+            .init();
+        let ended = app::run(config).await;
+        telemetry.stop().await;
+        match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                error!(error = &failure as &dyn std::error::Error, "cannot go on");
+                ExitCode::FAILURE
+            }
+        }
+    })
+}

@@ -1,0 +1,268 @@
+//! The built agent, run as a user runs it: a process with a configuration file, asked through its
+//! own command line and its HTTP endpoints.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use gpuacct::config::Config;
+use gpuacct::outputs::socket::StatusReport;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long the agent may take to come or go, and an expectation to come true. Only ever waited for
+/// when something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How often to look.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Where the built agent is: named by `GPUACCT_BIN`, as `cargo xtask` does.
+///
+/// # Errors
+/// If there is none, or it was built without the eBPF object.
+pub fn binary() -> Result<PathBuf> {
+    let path = std::env::var_os("GPUACCT_BIN").context(
+        "GPUACCT_BIN does not name the built agent; `cargo xtask test` builds it and does",
+    )?;
+    let path = PathBuf::from(path);
+    ensure!(path.is_file(), "{} is not a file", path.display());
+    Ok(path)
+}
+
+/// A running agent. Killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    binary: PathBuf,
+    config: Config,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// Starts an agent in `dir` with `config`, whose addresses are made its own: a free port of the
+    /// loopback interface and a socket in `dir`. Waits until it publishes.
+    ///
+    /// # Errors
+    /// If it does not come up; the message has the end of its log.
+    pub fn start(dir: &Path, mut config: Config, environment: &[(&str, &Path)]) -> Result<Self> {
+        let binary = binary()?;
+        if config.prometheus.listen.ip().is_unspecified() {
+            config.prometheus.listen = free_address()?;
+        }
+        config.socket.path = dir.join("agent.sock");
+        let file = dir.join("gpuacct.toml");
+        fs::write(&file, config.to_toml()?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let log = dir.join("agent.log");
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot open {}", log.display()))?;
+        let child = Command::new(&binary)
+            .args(["agent", "--config"])
+            .arg(&file)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().context("cannot share the log")?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("cannot start {}", binary.display()))?;
+        let mut agent = Self {
+            child,
+            binary,
+            config,
+            log,
+        };
+        agent.wait_for("it to publish", |agent| {
+            if let Some(status) = agent.child.try_wait()? {
+                bail!("it ended with {status}");
+            }
+            Ok(agent.get("/readyz").is_ok_and(|(code, _)| code == 200))
+        })?;
+        Ok(agent)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it serves `/metrics`.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.config.prometheus.listen
+    }
+
+    /// What `gpuacct status` prints with these arguments, and how it exits.
+    ///
+    /// # Errors
+    /// If it cannot be run.
+    pub fn status_text(&self, arguments: &[&str]) -> Result<(String, ExitStatus)> {
+        let output = Command::new(&self.binary)
+            .args(["status", "--socket"])
+            .arg(&self.config.socket.path)
+            .args(arguments)
+            .output()
+            .context("cannot run gpuacct status")?;
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        Ok((text, output.status))
+    }
+
+    /// What `gpuacct status -o json` says.
+    ///
+    /// # Errors
+    /// If the agent does not answer, or not with a status.
+    pub fn status(&self) -> Result<StatusReport> {
+        let (text, status) = self.status_text(&["-o", "json"])?;
+        serde_json::from_str(&text).with_context(|| format!("{status}: {text:?}"))
+    }
+
+    /// A GET on its HTTP port: code and body.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        get(&format!("http://{}{path}", self.address()), "*/*")
+    }
+
+    /// The lines of `/metrics` whose metric is `family`, verbatim.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn metric_lines(&self, family: &str) -> Result<Vec<String>> {
+        let (code, text) = self.get("/metrics")?;
+        ensure!(code == 200, "/metrics answers {code}");
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(family)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Looks until `holds` says so.
+    ///
+    /// # Errors
+    /// If it does not within [`PATIENCE`], or a look fails; the message has the end of the log.
+    pub fn wait_for(
+        &mut self,
+        what: &str,
+        mut holds: impl FnMut(&mut Self) -> Result<bool>,
+    ) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match holds(self) {
+                Ok(true) => return Ok(()),
+                Ok(false) if Instant::now() < deadline => std::thread::sleep(POLL),
+                Ok(false) => bail!("waited in vain for {what}; {}", self.log_end()),
+                Err(error) => {
+                    let end = self.log_end();
+                    return Err(error.context(format!("while waiting for {what}; {end}")));
+                }
+            }
+        }
+    }
+
+    /// Looks at the status until `holds` says so, and returns the one for which it did.
+    ///
+    /// # Errors
+    /// As [`Agent::wait_for`].
+    pub fn wait_for_status(
+        &mut self,
+        what: &str,
+        holds: impl Fn(&StatusReport) -> bool,
+    ) -> Result<StatusReport> {
+        let mut found = None;
+        self.wait_for(what, |agent| {
+            let status = agent.status()?;
+            let done = holds(&status);
+            found = Some(status);
+            Ok(done)
+        })?;
+        found.context("the loop looks at least once")
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log_end(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().rev().take(30).collect();
+        let end: Vec<&str> = lines.into_iter().rev().collect();
+        format!("the agent's log ends:\n{}", end.join("\n"))
+    }
+
+    /// Its whole log.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).context("cannot read the agent's log")
+    }
+
+    /// Asks it to end, waits, and says how it did.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "it does not end; {}",
+                self.log_end()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id())?;
+        let pid = Pid::from_raw(pid).context("a pid is not zero")?;
+        kill_process(pid, signal).context("cannot signal the agent")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A GET: code and body.
+///
+/// # Errors
+/// If there is no answer.
+pub fn get(url: &str, accept: &str) -> Result<(u16, String)> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(10)))
+        .build()
+        .into();
+    let mut response = agent
+        .get(url)
+        .header("accept", accept)
+        .call()
+        .with_context(|| format!("GET {url}"))?;
+    let code = response.status().as_u16();
+    let body = response.body_mut().with_config().limit(1 << 28);
+    Ok((code, body.read_to_string()?))
+}
+
+/// An address of the loopback interface whose port is free now.
+///
+/// # Errors
+/// If none is.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
+    Ok(listener.local_addr()?)
+}
