@@ -3,6 +3,7 @@
 //! Observations flow one way. [`sources`] turn the outside world into plain data, [`core`] joins
 //! and books it, [`outputs`] show the last committed snapshot. Only `app` sees all three.
 
+pub mod commands;
 pub mod core;
 pub mod outputs;
 pub mod sources;

@@ -17,6 +17,9 @@ const EVENT_TOLERANCE: u64 = 1_000;
 /// How long a call into NVML may take before it counts as blocked. Drivers are known to take a few
 /// seconds over a first call.
 pub const BLOCKED_AFTER: Nanos = Nanos::from_secs(10);
+/// How old the last commit may be before the core counts as stuck. It commits every 2 s at most;
+/// a machine that is short of CPU may take several times that.
+pub const STUCK_AFTER: Nanos = Nanos::from_secs(30);
 
 /// The reasons for which the agent is degraded; none if it is well.
 ///
@@ -27,9 +30,20 @@ pub const BLOCKED_AFTER: Nanos = Nanos::from_secs(10);
 ///    an account was missing.
 /// 5. More than one kernel event in a thousand was lost or could not be decoded.
 /// 6. A call into NVML has not returned for [`BLOCKED_AFTER`].
+/// 7. Nothing has been committed yet, or not for [`STUCK_AFTER`].
 #[must_use]
 pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTime) -> Vec<String> {
+    if snapshot.sequence == 0 {
+        return vec!["nothing has been committed yet".to_owned()];
+    }
     let mut reasons = Vec::new();
+    let age = now.since(snapshot.at);
+    if age > STUCK_AFTER {
+        reasons.push(format!(
+            "the last commit is {} s old",
+            age.0 / Nanos::SECOND.0
+        ));
+    }
     for source in &snapshot.sources {
         if let SourceState::Down { reason, .. } = &source.state {
             reasons.push(format!("{} is down: {reason}", source.source.as_str()));
@@ -133,15 +147,14 @@ mod tests {
         assert_eq!(degraded(&healthy(), None, NOW), Vec::<String>::new());
         assert_eq!(
             degraded(&Snapshot::default(), None, NOW),
-            Vec::<String>::new(),
-            "an agent that has not begun is not degraded"
+            ["nothing has been committed yet"]
         );
     }
 
     #[test]
     fn each_fault_is_a_reason_of_its_own() {
         type Fault = fn(&mut Snapshot);
-        let rows: [(Fault, &str); 8] = [
+        let rows: [(Fault, &str); 9] = [
             (
                 |s| {
                     s.sources[3].state = SourceState::Down {
@@ -205,6 +218,10 @@ mod tests {
                     };
                 },
                 "kernel is down: CAP_BPF is missing",
+            ),
+            (
+                |s| s.at = NOW.minus(Nanos::from_secs(31)),
+                "the last commit is 31 s old",
             ),
         ];
         for (fault, expected) in rows {

@@ -9,6 +9,7 @@ pub mod condition;
 pub mod counters;
 pub mod instruments;
 pub mod prometheus;
+pub mod socket;
 
 #[cfg(test)]
 pub(crate) mod sample;
