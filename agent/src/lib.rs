@@ -1,8 +1,12 @@
 //! gpuacct, the accountant of a GPU node: which container used how much of which GPU.
 //!
 //! Observations flow one way. [`sources`] turn the outside world into plain data, [`core`] joins
-//! and books it, [`outputs`] show the last committed snapshot. Only `app` sees all three.
+//! and books it, [`outputs`] show the last committed snapshot. Only [`app`] sees all three.
 
+#![deny(unsafe_code)]
+
+pub mod app;
+pub mod commands;
 pub mod config;
 pub mod core;
 pub mod outputs;

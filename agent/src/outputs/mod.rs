@@ -1,2 +1,19 @@
 //! What the last committed snapshot looks like from outside. An output never feeds anything
 //! upstream, and a slow or dead one never holds the others.
+
+use std::sync::Arc;
+
+use crate::core::model::Clock;
+
+pub mod condition;
+pub mod counters;
+pub mod instruments;
+pub mod prometheus;
+pub mod socket;
+
+#[cfg(test)]
+pub(crate) mod sample;
+
+/// Reads both clocks. Given to the outputs rather than called by them, so that a test can say what
+/// time it is.
+pub type ReadClock = Arc<dyn Fn() -> Clock + Send + Sync>;

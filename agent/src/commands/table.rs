@@ -1,0 +1,226 @@
+//! Columns of text for people, never wider than asked for.
+//!
+//! Names are of any length; columns that hold them give way first, and lose their middle: the
+//! beginning of a name says whose it is and the end says which.
+
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+/// The width that a terminal can be relied upon to have.
+pub(super) const WIDTH: usize = 80;
+/// Between two columns.
+const GAP: usize = 2;
+/// What a flexible column keeps as long as there is any other way.
+const FLEXIBLE_MIN: usize = 10;
+
+/// Where a column's text stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Align {
+    /// Words.
+    Left,
+    /// Figures.
+    Right,
+    /// Words of any length, elided where there is no room.
+    Flexible,
+}
+
+/// A table, filled row by row.
+#[derive(Debug)]
+pub(super) struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these columns.
+    pub(super) fn new(columns: &[(&'static str, Align)]) -> Self {
+        Self {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds a row: a cell for each column.
+    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        debug_assert_eq!(N, self.columns.len(), "a cell for each column");
+        self.rows.push(cells.map(|cell| printable(&cell)).to_vec());
+    }
+
+    /// Writes the heading and the rows, none wider than `width`.
+    pub(super) fn write(&self, page: &mut String, width: usize) {
+        let widths = self.widths(width);
+        let heading: Vec<_> = self
+            .columns
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        for row in std::iter::once(&heading).chain(&self.rows) {
+            let begin = page.len();
+            for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
+                if page.len() > begin {
+                    page.push_str(&" ".repeat(GAP));
+                }
+                let cell = elide(cell, *width);
+                let padding = " ".repeat(width - cell.width().min(*width));
+                match align {
+                    Align::Right => page.extend([padding, cell]),
+                    Align::Left | Align::Flexible => page.extend([cell, padding]),
+                }
+            }
+            page.truncate(page.trim_end_matches(' ').len());
+            page.push('\n');
+        }
+    }
+
+    fn widths(&self, width: usize) -> Vec<usize> {
+        let mut widths: Vec<usize> = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(column, (name, _))| {
+                self.rows
+                    .iter()
+                    .filter_map(|row| row.get(column))
+                    .map(|cell| cell.width())
+                    .chain([name.width()])
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        let gaps = GAP * widths.len().saturating_sub(1);
+        while widths.iter().sum::<usize>() + gaps > width {
+            // The widest flexible column gives way; if none can, the widest of all.
+            let flexible = (0..widths.len())
+                .filter(|column| self.columns[*column].1 == Align::Flexible)
+                .filter(|column| widths[*column] > FLEXIBLE_MIN)
+                .max_by_key(|column| widths[*column]);
+            let Some(column) = flexible.or_else(|| {
+                (0..widths.len())
+                    .filter(|column| widths[*column] > 1)
+                    .max_by_key(|column| widths[*column])
+            }) else {
+                break;
+            };
+            widths[column] -= 1;
+        }
+        widths
+    }
+}
+
+/// Writes `text` and a line end, broken at spaces so that no line is wider than [`WIDTH`]; lines
+/// after the first begin with `indent`. A line break at the beginning is kept.
+pub(super) fn wrap(page: &mut String, text: &str, indent: &str) {
+    let body = text.trim_start_matches('\n');
+    page.push_str(&text[..text.len() - body.len()]);
+    let lead = body.len() - body.trim_start_matches(' ').len();
+    page.push_str(&body[..lead]);
+    let mut used = lead;
+    let mut first = true;
+    for word in printable(&body[lead..]).split(' ') {
+        let word = elide(word, WIDTH - indent.len());
+        let needed = word.width() + usize::from(!first);
+        if !first && used + needed > WIDTH {
+            page.push('\n');
+            page.push_str(indent);
+            used = indent.len() + word.width();
+        } else {
+            if !first {
+                page.push(' ');
+            }
+            used += needed;
+        }
+        page.push_str(&word);
+        first = false;
+    }
+    page.push('\n');
+}
+
+/// Without what could move the cursor: names come from outside and a terminal obeys them.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.width().is_none() { ' ' } else { c })
+        .filter(|c| !is_direction(*c))
+        .collect()
+}
+
+/// The marks that make a terminal show text in another order than it has.
+fn is_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `text` in at most `width` columns, its middle left out where it is longer.
+fn elide(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let room = width.saturating_sub(1);
+    let tail_room = room / 2;
+    let take = |chars: &mut dyn Iterator<Item = char>, room: usize| {
+        let mut used = 0;
+        chars
+            .take_while(|c| {
+                used += c.width().unwrap_or(0);
+                used <= room
+            })
+            .collect::<Vec<char>>()
+    };
+    let head = take(&mut text.chars(), room - tail_room);
+    let tail = take(&mut text.chars().rev(), tail_room);
+    head.into_iter()
+        .chain(['…'])
+        .chain(tail.into_iter().rev())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_a_long_name_goes() {
+        let rows = [
+            ("abc", 3, "abc"),
+            ("abcd", 3, "a…d"),
+            ("abcdefgh", 4, "ab…h"),
+            ("abcd", 1, "…"),
+            ("日本語の名前", 6, "日…前"),
+            ("", 0, ""),
+        ];
+        for (text, width, expected) in rows {
+            assert_eq!(elide(text, width), expected, "{text} in {width}");
+            assert!(elide(text, width).width() <= width.max(1));
+        }
+    }
+
+    #[test]
+    fn what_moves_the_cursor_does_not_come_through() {
+        assert_eq!(printable("a\x1b[2Jb\r\n\u{202e}c"), "a [2Jb  c");
+    }
+
+    #[test]
+    fn no_row_is_too_wide_however_long_its_cells() {
+        for columns in 1..=8 {
+            for (narrow, long) in [(80, 200), (80, 5), (20, 40)] {
+                let align = [Align::Flexible, Align::Right, Align::Left];
+                let names: Vec<_> = (0..columns).map(|c| ("NAME", align[c % 3])).collect();
+                let mut table = Table::new(&names);
+                table.rows = vec![vec!["x".repeat(long); columns]; 2];
+                let mut page = String::new();
+                table.write(&mut page, narrow);
+                for line in page.lines() {
+                    // Below a column's worth of room there is nothing left to give.
+                    let floor = columns + GAP * (columns - 1);
+                    assert!(line.width() <= narrow.max(floor), "{line}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn long_lines_break_at_spaces() {
+        let mut page = String::new();
+        wrap(&mut page, &format!("  - {}", "word ".repeat(40)), "    ");
+        assert!(page.lines().count() > 2);
+        assert!(page.lines().all(|line| line.width() <= WIDTH), "{page}");
+        assert!(page.lines().skip(1).all(|line| line.starts_with("    ")));
+    }
+}

@@ -1,0 +1,289 @@
+//! A snapshot with everything in it, for the tests of the outputs: two GPUs, containers with names,
+//! without and held back, host processes, every reason, a source in each state.
+
+use std::sync::Arc;
+
+use crate::core::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
+use crate::core::model::{
+    BootTime, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, SourceId, SourceState, StartTicks,
+    UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
+};
+use crate::core::snapshot::{
+    AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, Coverage, GpuBook,
+    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
+};
+
+/// The boot time at which the sample is looked at: half a second after its commit.
+pub(crate) const NOW: BootTime = BootTime(7_200_500_000_000);
+const AT: BootTime = BootTime(7_200_000_000_000);
+const WALL: WallTime = WallTime(1_790_000_000_250_000_000);
+const STARTED: WallTime = WallTime(1_789_996_400_000_000_000);
+const HEX: &str = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";
+
+/// The UUID of the sample's first GPU.
+pub(crate) const FIRST_GPU: &str = "GPU-8a56a4bc-e184-a047-2620-be19fdf913d5";
+const SECOND_GPU: &str = "GPU-01ec2b1f-9d2d-4f6a-8a3c-3a1f1fdc6f12";
+
+/// The sample.
+pub(crate) fn snapshot() -> Snapshot {
+    let trainer = labels(
+        "research",
+        "train-0",
+        "trainer",
+        "9d3f3c1e-6f7d-4b4e-9a53-0c6a4f0b8e21",
+        HEX,
+    );
+    let plain = labels(NONE, NONE, "jupyter", NONE, "aa55".repeat(16).as_str());
+    let nameless = labels(
+        UNRESOLVED,
+        UNRESOLVED,
+        UNRESOLVED,
+        "11111111-2222-3333-4444-555555555555",
+        "bb66".repeat(16).as_str(),
+    );
+    let held = labels(
+        UNRESOLVED,
+        UNRESOLVED,
+        UNRESOLVED,
+        NONE,
+        "cc77".repeat(16).as_str(),
+    );
+    let named = Attribution::Named {
+        source: IdentitySource::Docker,
+    };
+    let id_only = Attribution::IdOnly {
+        reason: IdOnlyReason::NotFound,
+    };
+    Snapshot {
+        sequence: 3_600,
+        at: AT,
+        wall: WALL,
+        agent_started: STARTED,
+        gpus: vec![
+            gpu(0, FIRST_GPU, Nanos(1_800_123_456_789)),
+            gpu(1, SECOND_GPU, Nanos(900_000_000_000)),
+        ],
+        container_series: vec![
+            series(&trainer, FIRST_GPU, 1_200_000_000_001, Some(8 << 30), named),
+            series(&trainer, SECOND_GPU, 0, None, named),
+            series(&plain, FIRST_GPU, 300_500_000_000, Some(0), named),
+            series(
+                &nameless,
+                FIRST_GPU,
+                299_000_000_000,
+                Some(512 << 20),
+                id_only,
+            ),
+        ],
+        namespace_series: vec![
+            NamespaceSeries {
+                namespace: "research".into(),
+                gpu: FIRST_GPU.into(),
+                start: STARTED,
+                busy: Nanos(1_200_000_000_001),
+            },
+            NamespaceSeries {
+                namespace: NONE.into(),
+                gpu: FIRST_GPU.into(),
+                start: STARTED,
+                busy: Nanos(300_500_000_000),
+            },
+        ],
+        host_series: vec![HostSeries {
+            unit: HostUnit::from("display-manager.service"),
+            gpu: FIRST_GPU.into(),
+            start: STARTED,
+            busy: Nanos(10),
+        }],
+        accounts: vec![
+            account(&held, FIRST_GPU, 600_000_000, 0.01, Attribution::Held),
+            account(&trainer, FIRST_GPU, 1_200_000_000_001, 0.625, named),
+            account(&plain, FIRST_GPU, 300_500_000_000, 0.125, named),
+            account(&nameless, FIRST_GPU, 299_000_000_000, 0.0, id_only),
+        ],
+        sources: vec![
+            health(SourceId::Kernel, SourceState::Up, ""),
+            health(SourceId::Procfs, SourceState::Up, "/proc"),
+            health(SourceId::Nvml, SourceState::Up, "libnvidia-ml.so.1"),
+            health(
+                SourceId::Docker,
+                SourceState::Down {
+                    class: "refused".into(),
+                    reason: "connection refused".into(),
+                    next_retry: Some(BootTime(7_203_000_000_000)),
+                },
+                "/var/run/docker.sock",
+            ),
+            health(SourceId::Otlp, SourceState::Disabled, ""),
+        ],
+        events: EventCounters {
+            seen: 123_456,
+            submitted: 123_450,
+            lost: 6,
+            undecodable: 0,
+        },
+        agent: AgentBook {
+            processes: 412,
+            exited_processes: 3,
+            cgroups: 87,
+            table_overflows: 0,
+            scans: 2,
+            rescans_after_loss: 1,
+            windows_not_awaited: 4,
+            containers_held: 1,
+            containers_named: 2,
+            containers_id_only: 1,
+            named_late: 1,
+            identities_refused: 0,
+            commits: 3_600,
+            imbalances: 0,
+        },
+    }
+}
+
+/// Two processes of the sample.
+pub(crate) fn processes() -> Vec<GpuProcessView> {
+    vec![
+        GpuProcessView {
+            pid: Pid(4_711),
+            start: Some(StartTicks(360_000)),
+            gpu: FIRST_GPU.into(),
+            owner: HEX.into(),
+            alive: true,
+            share: 0.625,
+            memory: Some(8 << 30),
+        },
+        GpuProcessView {
+            pid: Pid(99),
+            start: None,
+            gpu: FIRST_GPU.into(),
+            owner: "(unknown_pid)".into(),
+            alive: false,
+            share: 0.0,
+            memory: None,
+        },
+    ]
+}
+
+fn labels(namespace: &str, pod: &str, container: &str, pod_uid: &str, id: &str) -> ContainerLabels {
+    ContainerLabels {
+        namespace: namespace.into(),
+        pod: pod.into(),
+        container: container.into(),
+        pod_uid: pod_uid.into(),
+        container_id: id.into(),
+    }
+}
+
+fn series(
+    labels: &ContainerLabels,
+    gpu: &str,
+    busy: u64,
+    memory: Option<u64>,
+    attribution: Attribution,
+) -> ContainerSeries {
+    ContainerSeries {
+        labels: labels.clone(),
+        gpu: gpu.into(),
+        start: WallTime(STARTED.0 + 60_000_000_000),
+        busy: Nanos(busy),
+        memory,
+        attribution,
+        image: "registry.example/team/image:1.2".into(),
+        runtime: "docker".into(),
+    }
+}
+
+fn account(
+    labels: &ContainerLabels,
+    gpu: &str,
+    busy: u64,
+    share: f64,
+    attribution: Attribution,
+) -> ContainerAccount {
+    ContainerAccount {
+        labels: labels.clone(),
+        id: ContainerId(Arc::clone(&labels.container_id)),
+        gpu: gpu.into(),
+        attribution,
+        busy: Nanos(busy),
+        share,
+        memory: Some(1 << 30),
+        image: "registry.example/team/image:1.2".into(),
+        runtime: "docker".into(),
+        first_used: STARTED,
+        last_used: WALL,
+        ended: share <= 0.0,
+        runtime_labels: [(Arc::from("team"), Arc::from("a"))].into(),
+    }
+}
+
+fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
+    let elapsed = Nanos::from_secs(3_600);
+    let unobserved = Nanos::from_millis(1_500);
+    GpuBook {
+        gpu: GpuInfo {
+            uuid: GpuUuid::from(uuid),
+            index,
+            model: "NVIDIA H200".into(),
+            driver: "550.54.15".into(),
+            simulated: true,
+            memory_total: Some(141 << 30),
+        },
+        start: STARTED,
+        elapsed,
+        busy,
+        idle: elapsed.minus(busy).minus(unobserved),
+        unobserved: UnobservedReason::ALL
+            .map(|reason| {
+                let sampled = reason == UnobservedReason::SampleGap;
+                (reason, if sampled { unobserved } else { Nanos::ZERO })
+            })
+            .to_vec(),
+        unattributed: UnattributedReason::ALL
+            .map(|reason| {
+                (
+                    reason,
+                    Nanos(7 * u64::from(reason == UnattributedReason::NoRow)),
+                )
+            })
+            .to_vec(),
+        pending: Nanos::from_millis(600),
+        imbalance: 0,
+        utilization: Some(0.75),
+        coverage: Coverage {
+            elapsed: Nanos::from_secs(60),
+            busy: Nanos::from_secs(45),
+            attributed: Nanos::from_millis(44_100),
+            unattributed: vec![(UnattributedReason::NoRow, Nanos::from_millis(900))],
+            unobserved: vec![(UnobservedReason::SampleGap, Nanos::from_millis(300))],
+        },
+        memory_used: Some(12 << 30),
+        windows: 3_600,
+        torn_windows: 1,
+        invalid_rows: 2,
+        cut: Nanos(5),
+    }
+}
+
+fn health(source: SourceId, state: SourceState, place: &str) -> SourceHealth {
+    SourceHealth {
+        source,
+        state,
+        since: BootTime(3_600_000_000_000),
+        place: place.into(),
+    }
+}
+
+/// Holds `text` against `golden/<name>`; with `GPUACCT_UPDATE_GOLDEN` set, writes the file first.
+pub(crate) fn golden(name: &str, text: &str) {
+    let path = format!("{}/src/outputs/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("GPUACCT_UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    for (line, (found, expected)) in text.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(found, expected, "{path}:{}", line + 1);
+    }
+    assert_eq!(text, expected, "{path} is shorter or longer");
+}

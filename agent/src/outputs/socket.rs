@@ -1,0 +1,416 @@
+//! The local socket that `gpuacct status` asks: HTTP/1 with JSON over a Unix socket that only the
+//! agent's own user may open.
+//!
+//! `GET /v1/status` answers with a [`StatusReport`] made from the last commit, without asking
+//! anybody. `GET /v1/processes` asks the core, bounded in number and time: a stuck core costs the
+//! caller two seconds and the core nothing.
+//!
+//! It refuses to take orders: nothing can be changed through it.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::ReadClock;
+use super::condition::degraded;
+use super::counters::OutputCounters;
+use super::instruments::VERSION;
+use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
+use crate::core::snapshot::{BlockedCall, GpuProcessView, Snapshot};
+
+/// Where the socket is unless the configuration says otherwise.
+pub const DEFAULT_PATH: &str = "/run/gpuacct/gpuacct.sock";
+/// The kernel's bound on a socket's path (`sun_path`), less the closing zero.
+const MAX_PATH_BYTES: usize = 107;
+/// How long the core may take to answer a query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the socket asks of the core.
+#[derive(Debug)]
+pub enum Query {
+    /// The processes that use a GPU now.
+    Processes(oneshot::Sender<Vec<GpuProcessView>>),
+}
+
+/// The agent's answer to `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The agent's version.
+    pub version: String,
+    /// When the answer was made, on the boot clock.
+    pub now: BootTime,
+    /// The same instant on the wall clock.
+    pub now_wall: WallTime,
+    /// Why the agent is degraded; nothing if it is well.
+    pub degraded: Vec<String>,
+    /// The call into NVML that has not returned.
+    pub nvml_blocked: Option<BlockedFor>,
+    /// The books.
+    pub snapshot: Snapshot,
+}
+
+/// A call into NVML that has not returned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockedFor {
+    /// The function's name.
+    pub call: Arc<str>,
+    /// The GPU that it asks about, if one.
+    pub gpu: Option<GpuUuid>,
+    /// For how long, in nanoseconds.
+    #[serde(rename = "for")]
+    pub waited: Nanos,
+}
+
+/// Why an answer could not be given, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// In words.
+    pub error: String,
+}
+
+/// Why the socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The path does not fit into a socket address.
+    #[error("the socket path {path} has {found} bytes, allowed are {allowed}", path = .path.display(), allowed = MAX_PATH_BYTES - 1)]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        found: usize,
+    },
+    /// Something else is there, and it is not for the agent to remove.
+    #[error("{path} exists and is not a socket", path = .path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another agent answers.
+    #[error("another agent answers on {path}", path = .path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file system, or the kernel, refused.
+    #[error("cannot {act} {path}", path = .path.display())]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// The socket, listening. Its file is removed when this is dropped, if it is still the same one.
+#[derive(Debug)]
+pub struct Bound {
+    listener: Option<UnixListener>,
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+/// Makes the socket at `path`, its directory if need be, and removes one that a dead agent left.
+///
+/// The socket is made beside its place and moved there once it has its mode: there is no moment in
+/// which somebody else could open it.
+///
+/// # Errors
+/// If another agent answers there, if something else is there, or if the system refuses.
+pub fn bind(path: &Path) -> Result<Bound, SocketError> {
+    let failed = |act, path: &Path| {
+        let path = path.to_owned();
+        move |source| SocketError::Io { act, path, source }
+    };
+    let mut beside = path.as_os_str().to_owned();
+    beside.push("~");
+    if beside.len() > MAX_PATH_BYTES {
+        return Err(SocketError::PathTooLong {
+            path: path.to_owned(),
+            found: path.as_os_str().len(),
+        });
+    }
+    let beside = PathBuf::from(beside);
+    if let Some(directory) = path.parent().filter(|parent| *parent != Path::new("")) {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .map_err(failed("make the directory", directory))?;
+    }
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("look at", path)(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(SocketError::NotASocket {
+                path: path.to_owned(),
+            });
+        }
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => {
+                return Err(SocketError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            // Nothing listens: the move below replaces it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(failed("find out who is behind", path)(error)),
+        },
+    }
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove", &beside)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&beside).map_err(failed("listen on", &beside))?;
+    fs::set_permissions(&beside, Permissions::from_mode(0o600))
+        .map_err(failed("set the mode of", &beside))?;
+    let inode = inode(&beside).map_err(failed("look at", &beside))?;
+    fs::rename(&beside, path).map_err(failed("move into place", path))?;
+    Ok(Bound {
+        listener: Some(listener),
+        path: path.to_owned(),
+        inode,
+    })
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if inode(&self.path).is_ok_and(|found| found == self.inode)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            // The next agent finds that nothing answers there and replaces it.
+            tracing::debug!(path = %self.path.display(), %error, "the socket stays behind");
+        }
+    }
+}
+
+/// What the socket answers from.
+#[derive(Clone)]
+pub struct Desk {
+    /// The last commit.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The call into NVML that has not returned, if any.
+    pub blocked: watch::Receiver<Option<BlockedCall>>,
+    /// Where the core takes queries.
+    pub queries: mpsc::Sender<Query>,
+    /// What the outputs count.
+    pub counters: Arc<OutputCounters>,
+    /// The time now.
+    pub clock: ReadClock,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+/// Answers until `shutdown` is done, then removes the socket.
+///
+/// # Errors
+/// Never by way of a client; only if the listener itself cannot go on.
+pub async fn serve(
+    mut bound: Bound,
+    desk: Desk,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let Some(listener) = bound.listener.take() else {
+        return Ok(());
+    };
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/processes", get(processes))
+        .with_state(desk);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown)
+        .await
+}
+
+async fn status(State(desk): State<Desk>) -> Json<StatusReport> {
+    desk.counters.socket_requests.add(1);
+    let now = (desk.clock)();
+    let snapshot = Snapshot::clone(&desk.snapshots.borrow());
+    let blocked = desk.blocked.borrow().clone();
+    Json(StatusReport {
+        version: VERSION.to_owned(),
+        now: now.boot,
+        now_wall: now.wall,
+        degraded: degraded(&snapshot, blocked.as_ref(), now.boot),
+        nvml_blocked: blocked.map(|call| BlockedFor {
+            waited: now.boot.since(call.since),
+            call: call.call,
+            gpu: call.gpu,
+        }),
+        snapshot,
+    })
+}
+
+async fn processes(State(desk): State<Desk>) -> Response {
+    desk.counters.socket_requests.add(1);
+    let ask = async {
+        let (sender, answer) = oneshot::channel();
+        desk.queries.send(Query::Processes(sender)).await.ok()?;
+        answer.await.ok()
+    };
+    let error = match tokio::time::timeout(QUERY_TIMEOUT, ask).await {
+        Ok(Some(processes)) => return Json(processes).into_response(),
+        Ok(None) => "the core has stopped".to_owned(),
+        Err(_) => format!(
+            "the core has not answered for {} s",
+            QUERY_TIMEOUT.as_secs()
+        ),
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(Refusal { error })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::Clock;
+    use crate::outputs::sample::{self, NOW};
+
+    fn desk() -> (
+        Desk,
+        mpsc::Receiver<Query>,
+        watch::Sender<Option<BlockedCall>>,
+    ) {
+        let (queries, asked) = mpsc::channel(1);
+        let (blocked_sender, blocked) = watch::channel(None);
+        let (_, snapshots) = watch::channel(Arc::new(sample::snapshot()));
+        let desk = Desk {
+            snapshots,
+            blocked,
+            queries,
+            counters: Arc::default(),
+            clock: Arc::new(|| Clock {
+                boot: NOW,
+                wall: WallTime(5),
+            }),
+        };
+        (desk, asked, blocked_sender)
+    }
+
+    async fn body(response: impl IntoResponse) -> (StatusCode, Vec<u8>) {
+        use http_body_util::BodyExt as _;
+        let response = response.into_response();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, bytes.to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_report_survives_its_json() {
+        let (desk, _asked, blocked) = desk();
+        blocked.send_replace(Some(BlockedCall {
+            call: "nvmlInit_v2".into(),
+            gpu: None,
+            since: NOW.minus(Nanos::from_secs(12)),
+        }));
+        let (code, json) = body(status(State(desk)).await).await;
+        assert_eq!(code, StatusCode::OK);
+        let report: StatusReport = serde_json::from_slice(&json).unwrap();
+        assert_eq!(report.snapshot, sample::snapshot());
+        assert_eq!(report.version, VERSION);
+        assert_eq!(
+            report.nvml_blocked.map(|call| call.waited),
+            Some(Nanos::from_secs(12))
+        );
+        assert_eq!(report.degraded.len(), 2, "{:?}", report.degraded);
+    }
+
+    #[tokio::test]
+    async fn processes_are_asked_of_the_core() {
+        let (desk, mut asked, _blocked) = desk();
+        let core = tokio::spawn(async move {
+            let Some(Query::Processes(answer)) = asked.recv().await else {
+                panic!("nobody asked");
+            };
+            answer.send(sample::processes()).unwrap();
+        });
+        let (code, json) = body(processes(State(desk)).await).await;
+        assert_eq!(code, StatusCode::OK);
+        let found: Vec<GpuProcessView> = serde_json::from_slice(&json).unwrap();
+        assert_eq!(found, sample::processes());
+        core.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_core_that_is_stuck_or_gone_costs_two_seconds_at_most() {
+        let (desk, asked, _blocked) = desk();
+        // The first query fills the channel, the second finds it full: both come back.
+        for expected in ["the core has not answered for 2 s"; 2] {
+            let (code, json) = body(processes(State(desk.clone())).await).await;
+            assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+            let refusal: Refusal = serde_json::from_slice(&json).unwrap();
+            assert_eq!(refusal.error, expected);
+        }
+        drop(asked);
+        let (_, json) = body(processes(State(desk)).await).await;
+        let refusal: Refusal = serde_json::from_slice(&json).unwrap();
+        assert_eq!(refusal.error, "the core has stopped");
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_goes_with_the_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/gpuacct/a.sock");
+        let bound = bind(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        // The process's umask may only take away from what was asked for.
+        assert_eq!(mode(path.parent().unwrap()) & !0o755, 0);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_dead_agents_socket_is_replaced_and_a_live_ones_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        // A listener that is closed leaves its file behind.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let bound = bind(&path).unwrap();
+        let error = bind(&path).expect_err("it is in use");
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        // A second agent in its place: the first one's end leaves it alone.
+        fs::remove_file(&path).unwrap();
+        let second = bind(&path).unwrap();
+        drop(bound);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_socket_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        fs::write(&path, "precious").unwrap();
+        let error = bind(&path).expect_err("a file is there");
+        assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let long = directory.path().join("x".repeat(107));
+        let error = bind(&long).expect_err("too long");
+        assert!(matches!(error, SocketError::PathTooLong { .. }), "{error}");
+    }
+}
