@@ -305,3 +305,15 @@ pub struct GpuProcessView {
     /// Device memory in use, in bytes.
     pub memory: Option<u64>,
 }
+
+/// A call into NVML that has not returned yet. The thread that made it waits in the driver and
+/// cannot be interrupted; everything else goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockedCall {
+    /// The function's name.
+    pub call: Arc<str>,
+    /// The GPU that it asks about; absent for calls about the whole library.
+    pub gpu: Option<GpuUuid>,
+    /// When it was made.
+    pub since: BootTime,
+}

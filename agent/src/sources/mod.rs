@@ -3,6 +3,7 @@
 //! A source may fail, block, lie or come late; nothing behind it notices more than an observation
 //! with its age and its error. Two sources never import each other, and none imports an output.
 
+pub mod clock;
 pub mod gpu;
 pub mod identity;
 pub mod kernel;
