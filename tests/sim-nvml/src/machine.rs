@@ -1,0 +1,124 @@
+//! The simulated machine: which GPUs it has and how their driver behaves.
+//!
+//! A machine is written once, when a scenario is created, and never changes; everything that does
+//! change is an [`Event`](crate::Event) in the log. Times are wall-clock microseconds (as NVML's
+//! timestamps are), powers milliwatts, memory bytes.
+
+use serde::{Deserialize, Serialize};
+
+/// Samples that the driver's ring holds since R525.
+pub const RING_CAPACITY: usize = 72;
+/// One sample each 1/6 s, the driver's fastest cadence and the usual one.
+pub const RING_PERIOD_NS: u64 = 166_666_667;
+
+/// What `machine.json` of a state directory says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Decides every draw; two machines with one seed and one log have the same samples.
+    pub seed: u64,
+    /// Wall clock at creation, in microseconds.
+    pub created_us: u64,
+    /// Boot clock at the same moment, in nanoseconds: maps the log's times to the boot clock.
+    pub created_boot_ns: u64,
+    /// Inode of the pid namespace that created the scenario: the pids of the log are its pids.
+    pub pid_namespace: u64,
+    /// The GPUs, by index.
+    pub gpus: Vec<GpuSpec>,
+}
+
+/// One GPU of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuSpec {
+    /// `GPU-…`.
+    pub uuid: String,
+    /// Product name.
+    pub name: String,
+    /// Frame buffer.
+    pub memory_bytes: u64,
+    /// The driver's own part of the frame buffer.
+    pub reserved_bytes: u64,
+    /// When the process ring takes its samples.
+    pub ring: Cadence,
+    /// When the device's own samples are taken; `None`: with the ring's.
+    pub device_samples: Option<Cadence>,
+    /// The driver takes no samples while no process has a context.
+    pub pauses_when_idle: bool,
+    /// What the utilisation of one sample means.
+    pub measure: Measure,
+    /// Accounting mode at creation.
+    pub accounting: bool,
+    /// Multi-instance mode.
+    pub mig: Mig,
+    /// Power with nothing running.
+    pub idle_mw: u64,
+    /// Power with every engine busy; also the power limit.
+    pub full_mw: u64,
+}
+
+/// A sampling grid: instants `phase + k × period` after the driver was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cadence {
+    /// Distance of two samples, in nanoseconds.
+    pub period_ns: u64,
+    /// Offset of the grid, in nanoseconds.
+    pub phase_ns: u64,
+}
+
+impl Cadence {
+    /// Six samples a second.
+    pub const SIX_HERTZ: Self = Self {
+        period_ns: RING_PERIOD_NS,
+        phase_ns: 0,
+    };
+    /// One sample a second, as some products do.
+    pub const ONE_HERTZ: Self = Self {
+        period_ns: 1_000_000_000,
+        phase_ns: 0,
+    };
+}
+
+/// What the driver's counter measures when it takes a sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Whether the engine is busy at the sample's instant: 0 or 100 %. The noisiest case.
+    #[default]
+    Instant,
+    /// The engine's mean over the period before the sample, credited whole to whichever process is
+    /// on the engine at the instant, or to none.
+    Averaged,
+}
+
+/// Multi-instance mode of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mig {
+    /// The product has none.
+    Incapable,
+    /// Capable and off.
+    #[default]
+    Off,
+    /// On, without instances: nothing is measured per process.
+    On,
+}
+
+impl GpuSpec {
+    /// An 80 GiB data-centre GPU; the name says that it is simulated.
+    #[must_use]
+    pub fn a100(index: u32) -> Self {
+        Self {
+            uuid: format!("GPU-5a100000-51b0-4000-8000-{index:012x}"),
+            name: "NVIDIA A100-SXM4-80GB (simulated)".to_owned(),
+            memory_bytes: 80 << 30,
+            reserved_bytes: 512 << 20,
+            ring: Cadence::SIX_HERTZ,
+            device_samples: None,
+            pauses_when_idle: false,
+            measure: Measure::Instant,
+            accounting: false,
+            mig: Mig::Off,
+            idle_mw: 55_000,
+            full_mw: 400_000,
+        }
+    }
+}
