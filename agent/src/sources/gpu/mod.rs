@@ -1,1 +1,29 @@
-//! NVML.
+//! GPUs: what NVIDIA's management library answers, turned into windows of busy time.
+//!
+//! [`nvml`] asks, on a thread of its own, since its calls may block in the driver. [`window`] is
+//! the arithmetic, without a clock and without NVML, so that every answer the driver could give can
+//! be put to it in a test.
+
+mod calls;
+mod credit;
+mod library;
+mod lists;
+pub mod nvml;
+mod raw;
+pub mod window;
+
+use nvml_wrapper::error::NvmlError;
+
+/// Asks again where the answer outgrew the room that was made for it: NVML is asked for the size
+/// first, and the world moves on in between.
+fn retried<T>(mut ask: impl FnMut() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
+    const TRIES: u32 = 3;
+    let mut answer = ask();
+    for _ in 1..TRIES {
+        if !matches!(answer, Err(NvmlError::InsufficientSize(_))) {
+            break;
+        }
+        answer = ask();
+    }
+    answer
+}

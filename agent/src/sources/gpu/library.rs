@@ -1,0 +1,301 @@
+//! Finding NVIDIA's library, opening it, and what its errors mean to the agent.
+//!
+//! The library is part of the driver and is found where the driver's installer put it: in the
+//! loader's path, or where a containerised driver mounts it on the host. It is judged by whether it
+//! initialises, never by its version. Where several are found the first that initialises wins.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+
+use super::calls::Watchdog;
+use super::raw;
+
+/// Where the library is looked for, in this order, unless the configuration names one.
+const PLACES: [&str; 8] = [
+    // By the loader: its cache, LD_LIBRARY_PATH, and what a container runtime mounts.
+    SONAME,
+    // The GPU operator's driver container, seen from the host.
+    "/run/nvidia/driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+    "/run/nvidia/driver/usr/lib/aarch64-linux-gnu/libnvidia-ml.so.1",
+    "/run/nvidia/driver/usr/lib64/libnvidia-ml.so.1",
+    // GKE's driver installer.
+    "/home/kubernetes/bin/nvidia/lib64/libnvidia-ml.so.1",
+    // Hosts whose directories are mounted into the agent's container but not in its loader's path.
+    "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+    "/usr/lib/aarch64-linux-gnu/libnvidia-ml.so.1",
+    "/usr/lib64/libnvidia-ml.so.1",
+];
+const SONAME: &str = "libnvidia-ml.so.1";
+
+/// Why no library is open.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// Normal on a node without NVIDIA's driver.
+    #[error("no {SONAME} in the loader's path, nor below {} other places", PLACES.len() - 1)]
+    Absent,
+    /// Named in the configuration, hence expected.
+    #[error("{} does not exist", path.display())]
+    Missing { path: PathBuf },
+    #[error("cannot load {}", path.display())]
+    Load { path: PathBuf, source: NvmlError },
+    #[error("{} does not initialise", path.display())]
+    Init { path: PathBuf, source: NvmlError },
+}
+
+impl OpenError {
+    /// The label for a source's state.
+    pub(super) fn class(&self) -> &'static str {
+        match self {
+            Self::Absent | Self::Missing { .. } => "not_found",
+            Self::Load { .. } => "library",
+            Self::Init { source, .. } => class(source),
+        }
+    }
+
+    /// The error with its cause, in one line.
+    pub(super) fn reason(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
+}
+
+/// NVML, initialised.
+#[derive(Debug)]
+pub(super) struct Library {
+    nvml: Option<Nvml>,
+    pub(super) place: Arc<str>,
+    /// The driver's version; `unknown` where it does not say.
+    pub(super) driver: Arc<str>,
+    pub(super) simulated: bool,
+    watchdog: Watchdog,
+}
+
+impl Library {
+    /// Opens the configured library, or the first of the known places that initialises.
+    pub(super) fn open(configured: Option<&Path>, watchdog: &Watchdog) -> Result<Self, OpenError> {
+        if let Some(path) = configured {
+            return if path.exists() {
+                Self::at(path, watchdog)
+            } else {
+                Err(OpenError::Missing {
+                    path: path.to_owned(),
+                })
+            };
+        }
+        let mut telling = OpenError::Absent;
+        for place in PLACES.map(Path::new) {
+            if place.is_absolute() && !place.exists() {
+                continue;
+            }
+            match Self::at(place, watchdog) {
+                Ok(library) => return Ok(library),
+                Err(OpenError::Load { source, .. }) if not_in_path(&source) => {}
+                // A library that loads and refuses tells more than one that does not load.
+                Err(error @ OpenError::Init { .. })
+                    if !matches!(telling, OpenError::Init { .. }) =>
+                {
+                    telling = error;
+                }
+                Err(error) if matches!(telling, OpenError::Absent) => telling = error,
+                Err(_) => {}
+            }
+        }
+        Err(telling)
+    }
+
+    fn at(path: &Path, watchdog: &Watchdog) -> Result<Self, OpenError> {
+        let opened = watchdog.call("nvmlInit_v2", None, || {
+            Nvml::builder().lib_path(OsStr::new(path)).init()
+        });
+        let nvml = opened.map_err(|source| {
+            let path = path.to_owned();
+            if matches!(source, NvmlError::LibloadingError(_)) {
+                OpenError::Load { path, source }
+            } else {
+                OpenError::Init { path, source }
+            }
+        })?;
+        let driver = watchdog.call("nvmlSystemGetDriverVersion", None, || {
+            nvml.sys_driver_version()
+        });
+        Ok(Self {
+            simulated: raw::simulated(&nvml),
+            nvml: Some(nvml),
+            place: path.to_string_lossy().into(),
+            driver: driver.map_or_else(|_| "unknown".into(), Arc::from),
+            watchdog: watchdog.clone(),
+        })
+    }
+
+    pub(super) fn nvml(&self) -> &Nvml {
+        self.nvml
+            .as_ref()
+            .expect("only dropping takes it, and nothing borrows what is dropped")
+    }
+}
+
+impl Drop for Library {
+    /// Shuts NVML down and unloads it. The wrapper's own drop panics if the library lacks
+    /// `nvmlShutdown`; such a library is left loaded instead, once per library that odd.
+    fn drop(&mut self) {
+        let Some(nvml) = self.nvml.take() else { return };
+        if nvml.lib().nvmlShutdown.is_err() {
+            let _kept = std::mem::ManuallyDrop::new(nvml);
+            return;
+        }
+        let shut = self.watchdog.call("nvmlShutdown", None, || nvml.shutdown());
+        if let Err(error) = shut {
+            tracing::debug!(library = %self.place, %error, "NVML did not shut down cleanly");
+        }
+    }
+}
+
+/// Whether the loader simply has no such library, as opposed to one that it cannot load.
+fn not_in_path(error: &NvmlError) -> bool {
+    let text = error.to_string();
+    text.contains(SONAME) && text.contains("No such file")
+}
+
+/// What an error means to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The device or the driver does not offer it.
+    Unsupported,
+    /// This GPU is gone for this session of the library; opening the library anew may find it.
+    Lost,
+    /// The library as a whole has to be opened anew.
+    Library,
+    /// Perhaps next time.
+    Other,
+}
+
+/// What `error` means. Codes that nvml-wrapper has no name for are known by number.
+pub(super) fn fault(error: &NvmlError) -> Fault {
+    match error {
+        NvmlError::NotSupported
+        | NvmlError::FunctionNotFound
+        | NvmlError::FailedToLoadSymbol(_)
+        | NvmlError::UnexpectedVariant(code::ARGUMENT_VERSION_MISMATCH | code::DEPRECATED) => {
+            Fault::Unsupported
+        }
+        NvmlError::GpuLost
+        | NvmlError::ResetRequired
+        | NvmlError::InvalidArg
+        | NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => Fault::Lost,
+        NvmlError::Uninitialized
+        | NvmlError::DriverNotLoaded
+        | NvmlError::LibRmVersionMismatch
+        | NvmlError::LibraryNotFound => Fault::Library,
+        _ => Fault::Other,
+    }
+}
+
+/// The label for a source's state.
+pub(super) fn class(error: &NvmlError) -> &'static str {
+    match error {
+        NvmlError::DriverNotLoaded => "driver_not_loaded",
+        NvmlError::LibRmVersionMismatch => "version_mismatch",
+        NvmlError::NoPermission | NvmlError::OperatingSystem => "permission",
+        NvmlError::GpuLost | NvmlError::ResetRequired => "gpu_lost",
+        NvmlError::Uninitialized => "uninitialized",
+        NvmlError::Timeout => "timeout",
+        NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => "no_gpu",
+        NvmlError::UnexpectedVariant(code::NOT_READY) => "not_ready",
+        NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => "symbol",
+        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => "library",
+        _ => "driver_error",
+    }
+}
+
+/// Codes of newer drivers, which nvml-wrapper gives as bare numbers.
+mod code {
+    pub(super) const ARGUMENT_VERSION_MISMATCH: u32 = 25;
+    pub(super) const DEPRECATED: u32 = 26;
+    pub(super) const NOT_READY: u32 = 27;
+    pub(super) const GPU_NOT_FOUND: u32 = 28;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_known_by_name_and_by_number() {
+        for (error, expected, label) in [
+            (NvmlError::NotSupported, Fault::Unsupported, "driver_error"),
+            (
+                NvmlError::FailedToLoadSymbol("x".into()),
+                Fault::Unsupported,
+                "symbol",
+            ),
+            (
+                NvmlError::UnexpectedVariant(25),
+                Fault::Unsupported,
+                "driver_error",
+            ),
+            (
+                NvmlError::UnexpectedVariant(26),
+                Fault::Unsupported,
+                "driver_error",
+            ),
+            (NvmlError::UnexpectedVariant(27), Fault::Other, "not_ready"),
+            (NvmlError::UnexpectedVariant(28), Fault::Lost, "no_gpu"),
+            (NvmlError::GpuLost, Fault::Lost, "gpu_lost"),
+            (
+                NvmlError::DriverNotLoaded,
+                Fault::Library,
+                "driver_not_loaded",
+            ),
+            (NvmlError::Uninitialized, Fault::Library, "uninitialized"),
+            (
+                NvmlError::LibRmVersionMismatch,
+                Fault::Library,
+                "version_mismatch",
+            ),
+            (NvmlError::NoPermission, Fault::Other, "permission"),
+            (NvmlError::Unknown, Fault::Other, "driver_error"),
+        ] {
+            assert_eq!(
+                (fault(&error), class(&error)),
+                (expected, label),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_named_library_must_be_there_and_be_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("libnvidia-ml.so.1");
+        let open = || Library::open(Some(&path), &Watchdog::default()).unwrap_err();
+
+        let missing = open();
+        assert!(matches!(missing, OpenError::Missing { .. }), "{missing}");
+
+        std::fs::write(&path, "not a library").unwrap();
+        let junk = open();
+        assert!(matches!(junk, OpenError::Load { .. }), "{junk}");
+        assert_eq!(junk.class(), "library");
+        assert!(
+            junk.reason().contains("file too short"),
+            "{}",
+            junk.reason()
+        );
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_told_from_one_that_does_not_load() {
+        let load = |name: &str| {
+            let opened = Nvml::builder().lib_path(OsStr::new(name)).init();
+            not_in_path(&opened.expect_err("there is no such library"))
+        };
+        assert!(load("/nonexistent/libnvidia-ml.so.1"));
+        assert!(!load("/dev/null"), "exists, and is no library");
+    }
+}

@@ -1,0 +1,1012 @@
+//! The thread that asks NVML.
+//!
+//! NVML's calls can block in the driver, so they are made on one thread of their own, which may be
+//! stuck without anything else noticing more than windows that come late. [`Watchdog`] tells the
+//! others which call it is stuck in.
+//!
+//! ```text
+//!            ┌───── backoff, time closed as driver_error ◀────┐
+//!            ▼                                                │
+//!   looking for the library ──init──▶ asking, each GPU by itself ──library or GPU lost──▶ closing
+//! ```
+//!
+//! - The library may be absent at start, come late, and go with a driver reload: it is looked for
+//!   for ever, with backoff. Absent is normal; anything else is down, with a reason.
+//! - Each GPU has its own cursor and its own faults. A GPU that falls off the bus does not hold up
+//!   the others; the library is opened anew for its sake, ever more rarely. Nor does it leave the
+//!   list as long as NVML counts a GPU that it cannot open: its time is then not observed.
+//! - An error is not closed as unobserved at once: the driver's ring keeps ten seconds, so that
+//!   asking again within [`window::PATIENCE`](super::window::PATIENCE) loses nothing.
+//! - Windows are never dropped. The channel is bounded, and a full one makes this thread wait: it
+//!   can, since the driver's ring buffers for it, and what it then misses is booked as unobserved.
+//!
+//! Refused: changing any setting of a GPU, and reading process lists more than once a second, since
+//! they take the driver's global lock.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvml_wrapper::Device;
+use nvml_wrapper::enum_wrappers::device::Sampling;
+use nvml_wrapper::enums::device::SampleValue;
+use nvml_wrapper::error::NvmlError;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+pub use super::calls::{CallFigures, Watchdog};
+use super::library::{Fault, Library, OpenError, class, fault};
+use super::window::{Bracket, RawRow, RawSample, Windows};
+use super::{lists, retried};
+use crate::core::input::{GpuInfo, GpuProcesses, Input, SourceHealth};
+use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, SourceState, UnobservedReason};
+use crate::sources::clock;
+
+/// Beyond this between two windows, a few late polls would lose samples of the ring.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
+/// Below this the calls cost more than the samples are worth: there are six a second.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+/// Process lists are never read more often.
+const LISTS_APART: Duration = Duration::from_secs(1);
+/// Process lists may take one part in this of the time.
+const LISTS_SHARE: u32 = 100;
+/// How often a window's calls are repeated when a sample lands between them.
+const TRIES: u32 = 3;
+/// Waits between attempts to open the library double from the one to the other.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The same for opening it anew because of a GPU in trouble: that interrupts the others.
+const REOPEN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// The initial pid namespace: its inode number is fixed in the kernel (`PROC_PID_INIT_INO`).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// How NVML is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The library; looked for in the usual places if absent.
+    pub library: Option<PathBuf>,
+    /// Time between two windows of a GPU: 100 ms to 5 s.
+    pub interval: Duration,
+    /// Time between two readings of the process lists, unless something asks for them: 1 s at least.
+    pub lists_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            library: None,
+            interval: Duration::from_secs(1),
+            lists_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why the NVML thread was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The windows would be too long or too short.
+    #[error(
+        "window interval is {found:?}, expected {SHORTEST_INTERVAL:?} to {LONGEST_INTERVAL:?}: \
+         the driver keeps ten seconds of samples"
+    )]
+    Interval {
+        /// What was configured.
+        found: Duration,
+    },
+    /// The process lists would be read too often.
+    #[error("process list interval is {found:?}, expected at least {LISTS_APART:?}")]
+    ListsInterval {
+        /// What was configured.
+        found: Duration,
+    },
+    /// The thread or its timer could not be made.
+    #[error("cannot start the nvml thread")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Config {
+    /// Whether these intervals can be kept.
+    pub fn validate(&self) -> Result<(), SpawnError> {
+        if !(SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(&self.interval) {
+            return Err(SpawnError::Interval {
+                found: self.interval,
+            });
+        }
+        if self.lists_interval < LISTS_APART {
+            return Err(SpawnError::ListsInterval {
+                found: self.lists_interval,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The running thread, seen from outside.
+#[derive(Debug)]
+pub struct NvmlHandle {
+    watchdog: Watchdog,
+    stopped: oneshot::Receiver<()>,
+}
+
+impl NvmlHandle {
+    /// What the thread is doing; readable while it is blocked.
+    #[must_use]
+    pub fn watchdog(&self) -> Watchdog {
+        self.watchdog.clone()
+    }
+
+    /// Waits until the thread is over. After a shutdown that takes as long as the call in progress,
+    /// perhaps for ever: whoever waits sets a limit.
+    pub async fn stopped(self) {
+        // An error means that the thread is over too.
+        let _ = self.stopped.await;
+    }
+}
+
+/// Starts the thread.
+///
+/// `lists_wanted` asks for the process lists soon; a channel of one is enough, since one reading
+/// serves all who asked before it. The thread ends when `shutdown` turns true or `out` closes.
+pub fn spawn(
+    config: Config,
+    out: mpsc::Sender<Input>,
+    lists_wanted: mpsc::Receiver<()>,
+    shutdown: watch::Receiver<bool>,
+) -> Result<NvmlHandle, SpawnError> {
+    config.validate()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    let watchdog = Watchdog::default();
+    let (on_stop, stopped) = oneshot::channel();
+    let source = Source {
+        config,
+        out,
+        lists_wanted: Some(lists_wanted),
+        shutdown,
+        watchdog: watchdog.clone(),
+        gpus: BTreeMap::new(),
+        published: None,
+        unopened: None,
+        health: None,
+        namespace: pid_namespace(),
+    };
+    std::thread::Builder::new()
+        .name("nvml".into())
+        .spawn(move || {
+            runtime.block_on(source.live());
+            // Nobody waiting is fine.
+            let _ = on_stop.send(());
+        })?;
+    Ok(NvmlHandle { watchdog, stopped })
+}
+
+/// Everything that outlives one session of the library.
+struct Source {
+    config: Config,
+    out: mpsc::Sender<Input>,
+    /// Absent once nobody can ask any more.
+    lists_wanted: Option<mpsc::Receiver<()>>,
+    shutdown: watch::Receiver<bool>,
+    watchdog: Watchdog,
+    /// Every GPU ever seen. One that goes keeps its cursor, so that its time goes on without a hole
+    /// should it come back.
+    gpus: BTreeMap<GpuUuid, Gpu>,
+    /// The list that was sent last.
+    published: Option<Vec<GpuInfo>>,
+    /// GPUs that NVML counts and this session could not open: how many, and why.
+    unopened: Option<(usize, Trouble)>,
+    health: Option<SourceHealth>,
+    /// The pid namespace that this process is in, if it is not the initial one.
+    namespace: Option<Arc<str>>,
+}
+
+/// One GPU.
+struct Gpu {
+    info: GpuInfo,
+    windows: Windows,
+    /// Whether NVML listed it, or could not say.
+    listed: bool,
+    /// What went wrong when it was asked last.
+    fault: Option<Trouble>,
+}
+
+/// A call that failed.
+#[derive(Clone, Debug)]
+struct Trouble {
+    fault: Fault,
+    class: &'static str,
+    text: String,
+}
+
+impl Trouble {
+    fn new(call: &str, error: &NvmlError) -> Self {
+        Self {
+            fault: fault(error),
+            class: class(error),
+            text: format!("{call}: {error}"),
+        }
+    }
+}
+
+/// Why a session of the library is over.
+enum Over {
+    /// The agent stops.
+    Stop,
+    /// The library has to be opened anew, for this reason.
+    Reopen(Trouble),
+}
+
+/// The receiver is gone or the agent stops: there is nothing left to do.
+struct Stop;
+
+/// Waits that double.
+struct Backoff {
+    next: Duration,
+    range: (Duration, Duration),
+}
+
+impl Backoff {
+    const fn new(range: (Duration, Duration)) -> Self {
+        Self {
+            next: range.0,
+            range,
+        }
+    }
+
+    fn wait(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (wait * 2).min(self.range.1);
+        wait
+    }
+
+    fn reset(&mut self) {
+        self.next = self.range.0;
+    }
+}
+
+impl Source {
+    async fn live(mut self) {
+        let mut retry = Backoff::new(RETRY);
+        let mut reopen = Backoff::new(REOPEN);
+        loop {
+            let configured = self.config.library.clone();
+            let state = match Library::open(configured.as_deref(), &self.watchdog) {
+                Ok(library) => match self.serve(&library, &mut retry, &mut reopen).await {
+                    Over::Stop => return,
+                    Over::Reopen(trouble) => Failed::Session(trouble),
+                },
+                Err(error) => Failed::Open(error),
+            };
+            if self.wait(&state, retry.wait()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits before the library is opened again. Meanwhile the known GPUs' time is not observed.
+    async fn wait(&mut self, failed: &Failed, wait: Duration) -> Result<(), Stop> {
+        let until = Instant::now() + wait;
+        let next_retry = after(wait);
+        let place = failed.place(&self.config);
+        let state = failed.state(next_retry);
+        if self.set_health(state, &place).await? {
+            tracing::warn!(reason = failed.reason(), "NVML is not available");
+        }
+        loop {
+            self.close_overdue().await?;
+            let tick = (Instant::now() + self.config.interval).min(until);
+            tokio::select! {
+                biased;
+                _ = stopped(&mut self.shutdown) => return Err(Stop),
+                () = tokio::time::sleep_until(tick) => {}
+            }
+            if Instant::now() >= until {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Closes what has been open for too long on every listed GPU.
+    async fn close_overdue(&mut self) -> Result<(), Stop> {
+        let now = clock::now();
+        let overdue = |gpu: &&mut Gpu| gpu.listed && gpu.windows.overdue(now.boot);
+        let windows: Vec<_> = self
+            .gpus
+            .values_mut()
+            .filter(overdue)
+            .filter_map(|gpu| gpu.windows.fail(now, UnobservedReason::DriverError))
+            .collect();
+        for window in windows {
+            self.send(Input::Window(window)).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks one session of the library until it ends.
+    async fn serve(
+        &mut self,
+        library: &Library,
+        retry: &mut Backoff,
+        reopen: &mut Backoff,
+    ) -> Over {
+        match self.ask(library, retry, reopen).await {
+            Ok(trouble) => Over::Reopen(trouble),
+            Err(Stop) => {
+                self.last_windows(library);
+                Over::Stop
+            }
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        library: &Library,
+        retry: &mut Backoff,
+        reopen: &mut Backoff,
+    ) -> Result<Trouble, Stop> {
+        let devices = match self.enumerate(library).await? {
+            Ok(devices) => devices,
+            Err(trouble) => return Ok(trouble),
+        };
+        let mut ticks = tokio::time::interval(self.config.interval);
+        // A tick missed in a blocked call is not made up for: one window covers the whole time.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let lists_readable = lists::readable(&library.driver);
+        if !lists_readable {
+            tracing::warn!(
+                driver = &*library.driver,
+                "process lists of this driver are unreadable and left out"
+            );
+        }
+        let mut lists_at = Instant::now();
+        let mut lists_earliest = lists_at;
+        let mut reopen_at = None;
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopped(&mut self.shutdown) => return Err(Stop),
+                _ = ticks.tick() => {
+                    for (device, uuid) in &devices {
+                        self.tick(device, uuid).await?;
+                    }
+                    self.close_overdue().await?;
+                    let trouble = self.troubles();
+                    if let Some(trouble) = &trouble {
+                        let wait = || Instant::now() + reopen.wait();
+                        let at = *reopen_at.get_or_insert_with(wait);
+                        if trouble.fault == Fault::Library || Instant::now() >= at {
+                            return Ok(trouble.clone());
+                        }
+                    } else {
+                        reopen_at = None;
+                        reopen.reset();
+                    }
+                    retry.reset();
+                    self.report(trouble, library).await?;
+                }
+                // Once they are wanted, further wishes wait: they are served by the same reading.
+                () = wanted(&mut self.lists_wanted), if lists_readable && lists_at > lists_earliest => {
+                    lists_at = lists_earliest;
+                }
+                () = tokio::time::sleep_until(lists_at), if lists_readable => {
+                    let began = Instant::now();
+                    for (device, uuid) in &devices {
+                        self.lists(device, uuid).await?;
+                    }
+                    let took = began.elapsed();
+                    lists_earliest = began + LISTS_APART.max(took * LISTS_SHARE);
+                    lists_at = lists_earliest.max(began + self.config.lists_interval);
+                }
+            }
+        }
+    }
+
+    /// Opens every GPU that NVML lists, and publishes the list.
+    async fn enumerate<'library>(
+        &mut self,
+        library: &'library Library,
+    ) -> Result<Result<Vec<(Device<'library>, GpuUuid)>, Trouble>, Stop> {
+        let nvml = library.nvml();
+        let count = match self
+            .watchdog
+            .call("nvmlDeviceGetCount", None, || nvml.device_count())
+        {
+            Ok(count) => count,
+            Err(error) => return Ok(Err(Trouble::new("nvmlDeviceGetCount", &error))),
+        };
+        let mut devices: Vec<(Device<'library>, GpuInfo)> = Vec::new();
+        self.unopened = None;
+        for index in 0..count {
+            match self.identify(library, index) {
+                Ok(device) => devices.push(device),
+                Err(error) => {
+                    tracing::warn!(index, %error, "a GPU cannot be opened");
+                    let trouble = Trouble::new("nvmlDeviceGetHandleByIndex", &error);
+                    let (count, _) = self.unopened.get_or_insert((0, trouble));
+                    *count += 1;
+                }
+            }
+        }
+
+        let now = clock::now();
+        let mut late = Vec::new();
+        for gpu in self.gpus.values_mut() {
+            let found = devices.iter().any(|(_, info)| info.uuid == gpu.info.uuid);
+            // While some GPU cannot be named, it may be any of those missing: they stay listed, and
+            // their time is not observed.
+            let listed = found || (gpu.listed && self.unopened.is_some());
+            if listed && !gpu.listed {
+                // It was away. One window covers that.
+                late.extend(gpu.windows.fail(now, UnobservedReason::DriverError));
+            }
+            gpu.listed = listed;
+            gpu.fault = None;
+        }
+        for (device, info) in &devices {
+            if let Some(gpu) = self.gpus.get_mut(&info.uuid) {
+                gpu.info = info.clone();
+            } else {
+                let gpu = self.first_sight(device, info);
+                self.gpus.insert(info.uuid.clone(), gpu);
+            }
+        }
+
+        let mut listed: Vec<GpuInfo> = self
+            .gpus
+            .values()
+            .filter(|gpu| gpu.listed)
+            .map(|gpu| gpu.info.clone())
+            .collect();
+        listed.sort_by(|one, other| (one.index, &one.uuid).cmp(&(other.index, &other.uuid)));
+        if self.published.as_ref() != Some(&listed) {
+            tracing::info!(
+                gpus = listed.len(),
+                library = &*library.place,
+                "NVML lists its GPUs"
+            );
+            self.published = Some(listed.clone());
+            self.send(Input::Gpus(listed)).await?;
+        }
+        for window in late {
+            self.send(Input::Window(window)).await?;
+        }
+        let devices = devices
+            .into_iter()
+            .map(|(device, info)| (device, info.uuid))
+            .collect();
+        Ok(Ok(devices))
+    }
+
+    fn identify<'library>(
+        &self,
+        library: &'library Library,
+        index: u32,
+    ) -> Result<(Device<'library>, GpuInfo), NvmlError> {
+        let nvml = library.nvml();
+        let call = &self.watchdog;
+        let device = call.call("nvmlDeviceGetHandleByIndex", None, || {
+            nvml.device_by_index(index)
+        })?;
+        let uuid = call.call("nvmlDeviceGetUUID", None, || device.uuid())?;
+        let uuid = GpuUuid::from(uuid.as_str());
+        let model = call.call("nvmlDeviceGetName", Some(&uuid), || device.name());
+        let memory = call.call("nvmlDeviceGetMemoryInfo", Some(&uuid), || {
+            device.memory_info()
+        });
+        let info = GpuInfo {
+            uuid,
+            index,
+            model: model.map_or_else(|_| "unknown".into(), Arc::from),
+            driver: library.driver.clone(),
+            simulated: library.simulated,
+            memory_total: memory.ok().map(|memory| memory.total),
+        };
+        Ok((device, info))
+    }
+
+    /// A GPU's windows begin now; its ring only tells how it samples.
+    fn first_sight(&self, device: &Device<'_>, info: &GpuInfo) -> Gpu {
+        let mut windows = Windows::new(info.uuid.clone(), clock::now());
+        if let Ok(ring) = samples(device, &info.uuid, &self.watchdog, 0) {
+            windows.learn(&ring);
+        }
+        Gpu {
+            info: info.clone(),
+            windows,
+            listed: true,
+            fault: None,
+        }
+    }
+
+    /// Takes one GPU's window, if it can be closed.
+    async fn tick(&mut self, device: &Device<'_>, uuid: &GpuUuid) -> Result<(), Stop> {
+        let Some(gpu) = self.gpus.get_mut(uuid) else {
+            return Ok(());
+        };
+        if let Some(window) = poll(device, gpu, &self.watchdog) {
+            self.send(Input::Window(window)).await?;
+        }
+        Ok(())
+    }
+
+    /// On the way out: what can be billed without waiting for anybody.
+    fn last_windows(&mut self, library: &Library) {
+        for gpu in self.gpus.values_mut().filter(|gpu| gpu.listed) {
+            let uuid = gpu.info.uuid.clone();
+            let device = self
+                .watchdog
+                .call("nvmlDeviceGetHandleByUUID", Some(&uuid), || {
+                    library.nvml().device_by_uuid(uuid.as_str())
+                });
+            let window = device
+                .ok()
+                .and_then(|device| poll(&device, gpu, &self.watchdog));
+            if let Some(window) = window {
+                // A core that stopped first, or is behind, must not hold up the end.
+                let _ = self.out.try_send(Input::Window(window));
+            }
+        }
+    }
+
+    /// Reads one GPU's process lists. They are detail: what fails here is no fault of the windows.
+    async fn lists(&mut self, device: &Device<'_>, uuid: &GpuUuid) -> Result<(), Stop> {
+        let processes = match lists::read(device, uuid, &self.watchdog) {
+            Ok(processes) => processes,
+            Err(error) => {
+                tracing::debug!(gpu = uuid.as_str(), %error, "process lists cannot be read");
+                return Ok(());
+            }
+        };
+        let memory = self
+            .watchdog
+            .call("nvmlDeviceGetMemoryInfo", Some(uuid), || {
+                device.memory_info()
+            });
+        self.send(Input::GpuProcesses(GpuProcesses {
+            gpu: uuid.clone(),
+            at: clock::now().boot,
+            processes,
+            memory_used: memory.ok().map(|memory| memory.used),
+        }))
+        .await
+    }
+
+    /// The gravest of the GPUs' troubles, in words that say how many have some.
+    fn troubles(&self) -> Option<Trouble> {
+        let listed: Vec<&Gpu> = self.gpus.values().filter(|gpu| gpu.listed).collect();
+        let unopened = self.unopened.as_ref();
+        let mut all: Vec<(&str, &Trouble)> = listed
+            .iter()
+            .filter_map(|gpu| Some((gpu.info.uuid.as_str(), gpu.fault.as_ref()?)))
+            .chain(unopened.map(|(_, trouble)| ("a GPU without a name", trouble)))
+            .collect();
+        all.sort_by_key(|(_, trouble)| match trouble.fault {
+            Fault::Library => 0,
+            Fault::Lost => 1,
+            Fault::Other => 2,
+            Fault::Unsupported => 3,
+        });
+        let &(name, gravest) = all.first()?;
+        let others = match all.len() - 1 {
+            0 => String::new(),
+            others => format!(" (and {others} more GPUs in trouble)"),
+        };
+        Some(Trouble {
+            text: format!("{name}: {}{others}", gravest.text),
+            ..gravest.clone()
+        })
+    }
+
+    /// Says how the source is while the library answers.
+    async fn report(&mut self, trouble: Option<Trouble>, library: &Library) -> Result<(), Stop> {
+        let state = match (trouble, &self.namespace) {
+            (Some(trouble), _) => SourceState::Down {
+                class: trouble.class.into(),
+                reason: trouble.text.into(),
+                next_retry: None,
+            },
+            (None, Some(namespace)) => SourceState::Down {
+                class: "pid_namespace".into(),
+                reason: format!(
+                    "in pid namespace {namespace}, expected {INITIAL_PID_NAMESPACE}: NVML's pids \
+                     cannot be told apart (run with hostPID)"
+                )
+                .into(),
+                next_retry: None,
+            },
+            (None, None) => SourceState::Up,
+        };
+        let place = library.place.clone();
+        if self.set_health(state, &place).await?
+            && let Some(SourceHealth {
+                state: SourceState::Down { reason, .. },
+                ..
+            }) = &self.health
+        {
+            tracing::warn!(reason = &**reason, "NVML is degraded");
+        }
+        Ok(())
+    }
+
+    /// Sends the state if it is news, which it gives back. Another time of retry is no news for the
+    /// log, and is sent.
+    async fn set_health(&mut self, state: SourceState, place: &Arc<str>) -> Result<bool, Stop> {
+        if let Some(known) = &self.health
+            && known.state == state
+            && known.place == *place
+        {
+            return Ok(false);
+        }
+        let same = self
+            .health
+            .as_ref()
+            .filter(|known| same_trouble(&known.state, &state))
+            .map(|known| known.since);
+        let health = SourceHealth {
+            source: SourceId::Nvml,
+            state,
+            since: same.unwrap_or_else(|| clock::now().boot),
+            place: place.clone(),
+        };
+        self.health = Some(health.clone());
+        self.send(Input::Health(health)).await?;
+        Ok(same.is_none())
+    }
+
+    async fn send(&mut self, input: Input) -> Result<(), Stop> {
+        tokio::select! {
+            biased;
+            sent = self.out.send(input) => sent.map_err(|_| Stop),
+            _ = stopped(&mut self.shutdown) => Err(Stop),
+        }
+    }
+}
+
+/// Why there is no session.
+enum Failed {
+    Open(OpenError),
+    Session(Trouble),
+}
+
+impl Failed {
+    fn state(&self, next_retry: BootTime) -> SourceState {
+        let class = match self {
+            Self::Open(OpenError::Absent) => return SourceState::Absent,
+            Self::Open(error) => error.class(),
+            Self::Session(trouble) => trouble.class,
+        };
+        SourceState::Down {
+            class: class.into(),
+            reason: self.reason().into(),
+            next_retry: Some(next_retry),
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self {
+            Self::Open(error) => error.reason(),
+            Self::Session(trouble) => trouble.text.clone(),
+        }
+    }
+
+    fn place(&self, config: &Config) -> Arc<str> {
+        let path = match self {
+            Self::Open(OpenError::Load { path, .. } | OpenError::Init { path, .. }) => Some(path),
+            _ => config.library.as_ref(),
+        };
+        path.map_or("", |path| path.to_str().unwrap_or_default())
+            .into()
+    }
+}
+
+/// Whether a state is the one before it, but for the time of the next attempt.
+fn same_trouble(one: &SourceState, other: &SourceState) -> bool {
+    match (one, other) {
+        (
+            SourceState::Down { class, reason, .. },
+            SourceState::Down {
+                class: other_class,
+                reason: other_reason,
+                ..
+            },
+        ) => class == other_class && reason == other_reason,
+        _ => one == other,
+    }
+}
+
+/// Asks for one GPU's window.
+///
+/// Errors are waited out until the open time is overdue: only then is it closed, with a reason.
+fn poll(
+    device: &Device<'_>,
+    gpu: &mut Gpu,
+    watchdog: &Watchdog,
+) -> Option<crate::core::input::GpuWindow> {
+    let uuid = gpu.info.uuid.clone();
+    let cursor = gpu.windows.cursor_us();
+    let read = || samples(device, &uuid, watchdog, cursor);
+    let trouble = |call, error: &NvmlError| {
+        tracing::debug!(gpu = uuid.as_str(), call, %error, "a GPU cannot be read");
+        Some(Trouble::new(call, error))
+    };
+    let fail = |gpu: &mut Gpu, reason| {
+        let now = clock::now();
+        gpu.windows
+            .overdue(now.boot)
+            .then(|| gpu.windows.fail(now, reason))
+            .flatten()
+    };
+
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let asked = clock::now();
+        let before = match read() {
+            Ok(before) => Some(before),
+            Err(error) if fault(&error) == Fault::Unsupported => None,
+            Err(error) => {
+                gpu.fault = trouble("nvmlDeviceGetSamples", &error);
+                return fail(gpu, UnobservedReason::DriverError);
+            }
+        };
+        let mut rows_trouble = None;
+        let rows = match (rows(device, &uuid, watchdog, cursor), &before) {
+            (Ok(rows), _) => rows,
+            // Neither samples nor rows, as under MIG: a fact about the device and no fault.
+            (Err(error), None) if fault(&error) == Fault::Unsupported => {
+                gpu.fault = None;
+                return gpu
+                    .windows
+                    .fail(clock::now(), UnobservedReason::Unsupported);
+            }
+            // How busy it was is known, who made it so is not.
+            (Err(error), Some(_)) if fault(&error) == Fault::Unsupported => Vec::new(),
+            (Err(error), Some(_))
+                if fault(&error) == Fault::Other && gpu.windows.overdue(clock::now().boot) =>
+            {
+                rows_trouble = trouble("nvmlDeviceGetProcessUtilization", &error);
+                Vec::new()
+            }
+            (Err(error), _) => {
+                gpu.fault = trouble("nvmlDeviceGetProcessUtilization", &error);
+                return fail(gpu, UnobservedReason::DriverError);
+            }
+        };
+        let Some(before) = before else {
+            gpu.fault = None;
+            return gpu
+                .windows
+                .close_without_samples(&rows, asked, clock::now());
+        };
+        let after = match read() {
+            Ok(after) => after,
+            Err(error) => {
+                gpu.fault = trouble("nvmlDeviceGetSamples", &error);
+                return fail(gpu, UnobservedReason::DriverError);
+            }
+        };
+        let bracket = Bracket {
+            before,
+            rows,
+            after,
+            clock: clock::now(),
+        };
+        if bracket.torn() && tries < TRIES {
+            continue;
+        }
+        gpu.fault = rows_trouble;
+        return gpu.windows.close(&bracket);
+    }
+}
+
+/// The device's own samples newer than `last_us`.
+fn samples(
+    device: &Device<'_>,
+    uuid: &GpuUuid,
+    watchdog: &Watchdog,
+    last_us: u64,
+) -> Result<Vec<RawSample>, NvmlError> {
+    let answer = retried(|| {
+        watchdog.call("nvmlDeviceGetSamples", Some(uuid), || {
+            device.samples(Sampling::GpuUtilization, last_us)
+        })
+    });
+    Ok(or_nothing(answer)?
+        .into_iter()
+        .map(|sample| RawSample {
+            at_us: sample.timestamp,
+            percent: percent(&sample.value),
+        })
+        .collect())
+}
+
+/// The processes' rows since `last_us`.
+fn rows(
+    device: &Device<'_>,
+    uuid: &GpuUuid,
+    watchdog: &Watchdog,
+    last_us: u64,
+) -> Result<Vec<RawRow>, NvmlError> {
+    let answer = retried(|| {
+        watchdog.call("nvmlDeviceGetProcessUtilization", Some(uuid), || {
+            device.process_utilization_stats(last_us)
+        })
+    });
+    Ok(or_nothing(answer)?
+        .into_iter()
+        .map(|row| RawRow {
+            pid: row.pid,
+            at_us: row.timestamp,
+            percent: row.sm_util,
+        })
+        .collect())
+}
+
+/// "Not found" is NVML's word for an empty list.
+fn or_nothing<T>(answer: Result<Vec<T>, NvmlError>) -> Result<Vec<T>, NvmlError> {
+    match answer {
+        Err(NvmlError::NotFound | NvmlError::NoData) => Ok(Vec::new()),
+        answer => answer,
+    }
+}
+
+/// A sample's whole percent; what cannot be one becomes a number that the window counts as junk.
+fn percent(value: &SampleValue) -> u32 {
+    match *value {
+        SampleValue::U32(percent) => percent,
+        SampleValue::U64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),
+        SampleValue::I64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range is checked, and whole percents are what NVML speaks"
+        )]
+        SampleValue::F64(percent) if (0.0..=100.0).contains(&percent) => percent as u32,
+        SampleValue::F64(_) => u32::MAX,
+    }
+}
+
+/// The boot time after a wait.
+fn after(wait: Duration) -> BootTime {
+    let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+    clock::now().boot.plus(Nanos(nanos))
+}
+
+/// Returns once the agent stops; a sender that is gone means the same.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // The value's guard must not live on, the error is the sender's end.
+    let _ = shutdown.wait_for(|stop| *stop).await.map(drop);
+}
+
+/// Returns when the lists are asked for; never once nobody can.
+async fn wanted(asked: &mut Option<mpsc::Receiver<()>>) {
+    if let Some(receiver) = asked {
+        match receiver.recv().await {
+            Some(()) => return,
+            // A closed channel answers at once, for ever: it would keep this thread spinning.
+            None => *asked = None,
+        }
+    }
+    std::future::pending().await
+}
+
+/// The pid namespace of this process, if it is another than the initial one. What cannot be read is
+/// taken for the initial one: a warning that may be wrong helps nobody.
+fn pid_namespace() -> Option<Arc<str>> {
+    other_namespace(&std::fs::read_link(Path::new("/proc/self/ns/pid")).ok()?)
+}
+
+fn other_namespace(link: &Path) -> Option<Arc<str>> {
+    let name = link.to_string_lossy();
+    (name != INITIAL_PID_NAMESPACE).then(|| name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_bounded() {
+        let millis = Duration::from_millis;
+        for (interval, lists, fine) in [
+            (1_000, 5_000, true),
+            (100, 1_000, true),
+            (5_000, 60_000, true),
+            (5_001, 5_000, false),
+            (99, 5_000, false),
+            (1_000, 999, false),
+        ] {
+            let config = Config {
+                library: None,
+                interval: millis(interval),
+                lists_interval: millis(lists),
+            };
+            assert_eq!(config.validate().is_ok(), fine, "{config:?}");
+        }
+    }
+
+    #[test]
+    fn waits_double_to_a_bound() {
+        let mut backoff = Backoff::new((Duration::from_secs(1), Duration::from_secs(5)));
+        let waits: Vec<u64> = (0..5).map(|_| backoff.wait().as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 5, 5]);
+        backoff.reset();
+        assert_eq!(backoff.wait().as_secs(), 1);
+    }
+
+    #[test]
+    fn sample_values_of_every_type_become_percents() {
+        for (value, expected) in [
+            (SampleValue::U32(37), 37),
+            (SampleValue::U64(u64::MAX), u32::MAX),
+            (SampleValue::I64(-1), u32::MAX),
+            (SampleValue::I64(100), 100),
+            (SampleValue::F64(99.9), 99),
+            (SampleValue::F64(f64::NAN), u32::MAX),
+            (SampleValue::F64(1e300), u32::MAX),
+        ] {
+            assert_eq!(percent(&value), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_initial_pid_namespace_is_right() {
+        assert_eq!(other_namespace(Path::new("pid:[4026531836]")), None);
+        let other = other_namespace(Path::new("pid:[4026532201]"));
+        assert_eq!(other.as_deref(), Some("pid:[4026532201]"));
+    }
+
+    #[test]
+    fn only_another_time_of_retry_is_no_news() {
+        let down = |reason: &str, retry| SourceState::Down {
+            class: "timeout".into(),
+            reason: reason.into(),
+            next_retry: Some(BootTime(retry)),
+        };
+        assert!(same_trouble(&down("a", 1), &down("a", 2)));
+        assert!(!same_trouble(&down("a", 1), &down("b", 1)));
+        assert!(same_trouble(&SourceState::Up, &SourceState::Up));
+        assert!(!same_trouble(&SourceState::Up, &SourceState::Absent));
+    }
+
+    /// The thread as the agent starts it, with a library that is not there.
+    #[test]
+    fn a_missing_library_is_down_and_the_thread_stops_when_told() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let directory = tempfile::tempdir().unwrap();
+            let library = directory.path().join("libnvidia-ml.so.1");
+            let config = Config {
+                library: Some(library.clone()),
+                ..Config::default()
+            };
+            let (out, mut inputs) = mpsc::channel(1);
+            let (_asks, lists_wanted) = mpsc::channel(1);
+            let (stop, shutdown) = watch::channel(false);
+            let handle = spawn(config, out, lists_wanted, shutdown).unwrap();
+            let Some(Input::Health(health)) = inputs.recv().await else {
+                panic!("health comes first");
+            };
+            assert_eq!(health.source, SourceId::Nvml);
+            let SourceState::Down {
+                class,
+                reason,
+                next_retry,
+            } = health.state
+            else {
+                panic!("{health:?}");
+            };
+            assert_eq!(&*class, "not_found");
+            assert_eq!(*reason, format!("{} does not exist", library.display()));
+            assert!(next_retry > Some(health.since));
+            stop.send(true).unwrap();
+            handle.stopped().await;
+            // Whatever was still on its way, then the end.
+            while inputs.recv().await.is_some() {}
+        });
+    }
+}

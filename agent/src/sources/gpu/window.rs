@@ -1,0 +1,1323 @@
+//! One GPU's time, cut into windows that tile it and bill nothing twice.
+//!
+//! NVML gives two views of one ring in the driver: the device's own samples (busy percent, each for
+//! the stretch up to its timestamp) and, per process, the mean over all samples since a cursor. They
+//! are separate calls without an upper bound, so a window is taken in a [`Bracket`]: samples, rows,
+//! samples again. Where both sample calls agree on the newest sample, the rows are about the same
+//! samples, and that newest sample becomes the window's end and the next one's cursor.
+//!
+//! What a window's time becomes:
+//!
+//! - a sample stands for the time since the sample before it, and for at most one *period*. The
+//!   period is measured: the median spacing of the samples seen. A spacing of up to one and a half
+//!   periods counts whole, as jitter;
+//! - beyond that the driver did not sample: the rest of the spacing is `sample_gap`, or
+//!   `ring_overrun` where the ring came back full and its oldest sample is late;
+//! - busy is each sample's percent of its stretch, idle the rest of the stretch. Time is idle only
+//!   because a sample says so;
+//! - [`Windows::fail`] and a jump of the wall clock close a stretch nobody observed, with a reason.
+//!
+//! Times are converted from NVML's wall clock to the boot clock by the distance of the two at the
+//! bracket. Slewing of the wall clock, at most 0.05 %, therefore lands in the first stretch.
+//!
+//! Pure: no clock, no NVML. Units: nanoseconds, NVML's timestamps in microseconds of the wall clock,
+//! NVML's percents.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::credit::{apportion, scale, split};
+use crate::core::input::{Credit, GpuWindow, WindowQuality};
+use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, Pid, UnobservedReason};
+
+/// A stretch without a new sample is closed as unobserved once it is longer than this. Until then
+/// nothing is lost by waiting: the driver's ring holds ten seconds at least.
+pub const PATIENCE: Nanos = Nanos::from_secs(5);
+/// A change of the wall clock's distance from the boot clock that is no slewing any more.
+pub const CLOCK_STEP: Nanos = Nanos::from_millis(100);
+/// The period until one is measured: what RM's headers give as the shortest.
+const ASSUMED_PERIOD: Nanos = Nanos(1_000_000_000 / 6);
+/// Spacings outside this range are no period of any product (1/6 s to 1 s by RM's headers), but
+/// pauses or junk.
+const PERIODS: std::ops::RangeInclusive<u64> = 10_000_000..=1_500_000_000;
+/// Spacings of which the median is taken.
+const SPACINGS: usize = 64;
+/// Fewer samples than this are never a full ring (real ones hold 72 or more).
+const SMALLEST_RING: usize = 32;
+
+/// One device sample as NVML gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawSample {
+    /// Wall clock, microseconds.
+    pub at_us: u64,
+    /// Busy percent; more than 100 is junk.
+    pub percent: u32,
+}
+
+/// One process's row as NVML gives it. Rows of one pid are ordered by what is kept of them: the
+/// newest, then the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RawRow {
+    /// The pid.
+    pub pid: u32,
+    /// Wall clock, microseconds: the newest sample credited to this pid.
+    pub at_us: u64,
+    /// Mean percent since the cursor, floored.
+    pub percent: u32,
+}
+
+/// NVML's answers of one window.
+#[derive(Clone, Debug, Default)]
+pub struct Bracket {
+    /// Samples newer than the cursor, before the rows were asked for.
+    pub before: Vec<RawSample>,
+    /// The rows since the cursor; empty where NVML answered "not found".
+    pub rows: Vec<RawRow>,
+    /// Samples newer than the cursor, after the rows were asked for.
+    pub after: Vec<RawSample>,
+    /// Both clocks, after the last call.
+    pub clock: Clock,
+}
+
+impl Bracket {
+    /// Whether a sample landed between the calls: the rows may lack it, or have one more.
+    #[must_use]
+    pub fn torn(&self) -> bool {
+        let newest = |samples: &[RawSample]| samples.iter().map(|sample| sample.at_us).max();
+        newest(&self.before) != newest(&self.after)
+    }
+}
+
+/// Up to where the GPU's time is accounted for.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    /// In NVML's time: only what is newer counts.
+    wall_us: u64,
+    /// The same point on the boot clock.
+    boot: BootTime,
+    /// Whether a sample stands there, so that the next one's distance is a spacing.
+    at_sample: bool,
+}
+
+impl Cursor {
+    const fn at(clock: Clock) -> Self {
+        Self {
+            wall_us: clock.wall.0 / 1000,
+            boot: clock.boot,
+            at_sample: false,
+        }
+    }
+}
+
+/// The state of one GPU's windows.
+#[derive(Clone, Debug)]
+pub struct Windows {
+    gpu: GpuUuid,
+    cursor: Cursor,
+    /// Wall minus boot at the last call, in nanoseconds.
+    distance: i128,
+    /// The wall clock was set back and the ring still has samples of the time ahead. Rows are means
+    /// over them too, so nothing can be made of rows until they are gone.
+    ahead: bool,
+    spacings: VecDeque<u64>,
+    /// The most samples that one answer had.
+    ring: usize,
+    /// Junk seen since the last window closed.
+    invalid: u32,
+}
+
+/// What the samples of one window come to.
+struct Walk {
+    end: BootTime,
+    covered: Nanos,
+    busy: Nanos,
+    overrun: Nanos,
+    gaps: Nanos,
+}
+
+impl Windows {
+    /// Begins now: nothing from before is billed.
+    #[must_use]
+    pub fn new(gpu: GpuUuid, clock: Clock) -> Self {
+        Self {
+            gpu,
+            cursor: Cursor::at(clock),
+            distance: distance(clock),
+            ahead: false,
+            spacings: VecDeque::new(),
+            ring: 0,
+            invalid: 0,
+        }
+    }
+
+    /// Learns the period and the ring's size from samples that are not billed: the whole ring, as
+    /// it is at the start.
+    pub fn learn(&mut self, ring: &[RawSample]) {
+        let mut times: Vec<u64> = ring.iter().map(|sample| sample.at_us).collect();
+        times.sort_unstable();
+        for pair in times.windows(2) {
+            self.note_spacing(pair[1] - pair[0]);
+        }
+        self.ring = self.ring.max(ring.len());
+    }
+
+    /// The GPU.
+    #[must_use]
+    pub const fn gpu(&self) -> &GpuUuid {
+        &self.gpu
+    }
+
+    /// What to ask NVML with: only samples newer than this, in its microseconds.
+    #[must_use]
+    pub const fn cursor_us(&self) -> u64 {
+        self.cursor.wall_us
+    }
+
+    /// The end of the last window.
+    #[must_use]
+    pub const fn end(&self) -> BootTime {
+        self.cursor.boot
+    }
+
+    /// Whether so much time is open that it should be closed as unobserved.
+    #[must_use]
+    pub fn overdue(&self, now: BootTime) -> bool {
+        now.since(self.cursor.boot) > PATIENCE
+    }
+
+    /// Closes a window with NVML's answers. None while no sample is newer than the cursor: the time
+    /// stays open, and is closed as `sample_gap` after [`PATIENCE`].
+    pub fn close(&mut self, bracket: &Bracket) -> Option<GpuWindow> {
+        let clock = bracket.clock;
+        if let Some(reason) = self.step(clock) {
+            return self.unobserved(clock, reason);
+        }
+        // NVML stamps in microseconds and reads its own clock: what is ahead by less than a step
+        // was sampled just now.
+        let latest_us = (clock.wall.0 / 1000).saturating_add(CLOCK_STEP.0 / 1000);
+        if self.ahead {
+            if bracket.after.iter().any(|sample| sample.at_us > latest_us) {
+                return self.unobserved(clock, UnobservedReason::ClockStep);
+            }
+            self.ahead = false;
+        }
+
+        let samples = self.valid_samples(&bracket.after, latest_us);
+        let Some(newest_us) = samples.last().map(|sample| sample.at_us) else {
+            return self
+                .overdue(clock.boot)
+                .then(|| self.unobserved(clock, UnobservedReason::SampleGap))?;
+        };
+        let full = samples.len() >= self.ring.max(SMALLEST_RING);
+        let mut before = self.cursor.at_sample.then_some(self.cursor.wall_us);
+        for sample in &samples {
+            if let Some(before) = before {
+                self.note_spacing(sample.at_us - before);
+            }
+            before = Some(sample.at_us);
+        }
+        self.ring = self.ring.max(bracket.after.len());
+
+        let walk = self.walk(&samples, clock, full);
+        if walk.end == self.cursor.boot {
+            // A slew within the bounds of a step put the samples before the cursor. They stay newer
+            // than the cursor in NVML's time, so the next window has them.
+            return None;
+        }
+        let rows: Vec<(Pid, u32)> = self
+            .valid_rows(&bracket.rows, newest_us)
+            .into_iter()
+            .map(|row| (Pid(row.pid), row.percent))
+            .collect();
+        let values: Vec<u32> = samples.iter().map(|sample| sample.percent).collect();
+        let split = split(walk.busy, walk.covered, &values, &rows);
+        let window = GpuWindow {
+            gpu: self.gpu.clone(),
+            start: self.cursor.boot,
+            end: walk.end,
+            busy: walk.busy,
+            idle: walk.covered.minus(walk.busy),
+            unobserved: [
+                (UnobservedReason::SampleGap, walk.gaps),
+                (UnobservedReason::RingOverrun, walk.overrun),
+            ]
+            .into_iter()
+            .filter(|(_, time)| !time.is_zero())
+            .collect(),
+            credits: split.credits,
+            below_resolution: split.below_resolution,
+            no_row: split.no_row,
+            quality: WindowQuality {
+                samples: u32::try_from(samples.len()).unwrap_or(u32::MAX),
+                torn: bracket.torn(),
+                invalid_rows: std::mem::take(&mut self.invalid),
+                cut: split.cut,
+            },
+        };
+        self.cursor = Cursor {
+            wall_us: newest_us,
+            boot: walk.end,
+            at_sample: true,
+        };
+        Some(checked(window))
+    }
+
+    /// Closes a window for a device that has rows and no samples. `asked` is the clock before the
+    /// rows were asked for, `clock` after.
+    ///
+    /// The window ends with the newest row, since nothing later is in the rows, and at `asked` where
+    /// every row is older. Busy is what the rows say of that time; the rest is unobserved, not idle:
+    /// without the device's samples nothing says how much the rows leave out.
+    pub fn close_without_samples(
+        &mut self,
+        rows: &[RawRow],
+        asked: Clock,
+        clock: Clock,
+    ) -> Option<GpuWindow> {
+        if let Some(reason) = self.step(clock) {
+            return self.unobserved(clock, reason);
+        }
+        let rows = self.valid_rows(rows, clock.wall.0 / 1000);
+        let newest_us = rows.iter().map(|row| row.at_us).max().unwrap_or(0);
+        let end_us = newest_us.max(asked.wall.0 / 1000);
+        let start = self.cursor.boot;
+        let end = boot_of(end_us, clock).clamp(start, clock.boot.max(start));
+        let elapsed = end.since(start);
+        if elapsed.is_zero() {
+            return None;
+        }
+        let percents: Vec<u64> = rows.iter().map(|row| u64::from(row.percent)).collect();
+        let claimed: u64 = percents.iter().sum();
+        let busy = Nanos(scale(claimed.min(100), elapsed.0, 100));
+        let credits = rows
+            .iter()
+            .zip(apportion(busy, &percents))
+            .filter(|(_, busy)| !busy.is_zero())
+            .map(|(row, busy)| Credit {
+                pid: Pid(row.pid),
+                busy,
+            })
+            .collect();
+        let rest = elapsed.minus(busy);
+        let window = GpuWindow {
+            gpu: self.gpu.clone(),
+            start,
+            end,
+            busy,
+            idle: Nanos::ZERO,
+            unobserved: Some((UnobservedReason::Unsupported, rest))
+                .filter(|(_, time)| !time.is_zero())
+                .into_iter()
+                .collect(),
+            credits,
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            quality: WindowQuality {
+                invalid_rows: std::mem::take(&mut self.invalid),
+                cut: Nanos(scale(claimed.saturating_sub(100), elapsed.0, 100)),
+                ..WindowQuality::default()
+            },
+        };
+        self.cursor = Cursor {
+            wall_us: end_us,
+            boot: end,
+            at_sample: false,
+        };
+        Some(checked(window))
+    }
+
+    /// Closes everything up to now as unobserved. None if no time has passed.
+    pub fn fail(&mut self, clock: Clock, reason: UnobservedReason) -> Option<GpuWindow> {
+        let reason = self.step(clock).unwrap_or(reason);
+        self.unobserved(clock, reason)
+    }
+
+    /// Notices a jump of the wall clock since the last call.
+    fn step(&mut self, clock: Clock) -> Option<UnobservedReason> {
+        let before = std::mem::replace(&mut self.distance, distance(clock));
+        let moved = self.distance - before;
+        if moved.unsigned_abs() <= u128::from(CLOCK_STEP.0) {
+            return None;
+        }
+        self.ahead |= moved < 0;
+        Some(UnobservedReason::ClockStep)
+    }
+
+    fn unobserved(&mut self, clock: Clock, reason: UnobservedReason) -> Option<GpuWindow> {
+        let start = self.cursor.boot;
+        let end = clock.boot.max(start);
+        self.cursor = Cursor {
+            boot: end,
+            ..Cursor::at(clock)
+        };
+        if end == start {
+            return None;
+        }
+        Some(checked(GpuWindow {
+            gpu: self.gpu.clone(),
+            start,
+            end,
+            busy: Nanos::ZERO,
+            idle: Nanos::ZERO,
+            unobserved: vec![(reason, end.since(start))],
+            credits: Vec::new(),
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            quality: WindowQuality {
+                invalid_rows: std::mem::take(&mut self.invalid),
+                ..WindowQuality::default()
+            },
+        }))
+    }
+
+    /// The samples that can be used: in time order, one per timestamp, newer than the cursor, not
+    /// from the future, at most 100 percent. What is left out is counted; its time shows as a gap.
+    fn valid_samples(&mut self, raw: &[RawSample], latest_us: u64) -> Vec<RawSample> {
+        let newer = self.cursor.wall_us.saturating_add(1)..=latest_us;
+        let mut samples: Vec<RawSample> = raw
+            .iter()
+            .copied()
+            .filter(|sample| newer.contains(&sample.at_us) && sample.percent <= 100)
+            .collect();
+        samples.sort_by_key(|sample| sample.at_us);
+        samples.dedup_by_key(|sample| sample.at_us);
+        self.count_invalid(raw.len() - samples.len());
+        samples
+    }
+
+    /// The rows that can be used, one per pid.
+    ///
+    /// A row's time must be newer than the cursor and at most one and a half periods after `end_us`:
+    /// it is never later than the device's newest sample where both come from one ring, and never
+    /// later than its period allows where a device samples its processes on another beat. The
+    /// device's own busy time bounds what such a row can bill.
+    ///
+    /// A pid has one row. Of several the one with the newest time is kept, of equally new ones the
+    /// largest; the others are counted as invalid: adding them up would bill a repeated row twice.
+    fn valid_rows(&mut self, raw: &[RawRow], end_us: u64) -> Vec<RawRow> {
+        let tolerance_us = tolerance(self.period()).0 / 1000;
+        let newer = self.cursor.wall_us.saturating_add(1)..=end_us.saturating_add(tolerance_us);
+        let mut kept = BTreeMap::<u32, RawRow>::new();
+        for row in raw {
+            // The driver writes an all-ones pid for "nobody".
+            let somebody = row.pid != 0 && row.pid != u32::MAX;
+            if somebody && row.percent <= 100 && newer.contains(&row.at_us) {
+                let best = kept.entry(row.pid).or_insert(*row);
+                *best = (*best).max(*row);
+            }
+        }
+        self.count_invalid(raw.len() - kept.len());
+        kept.into_values().collect()
+    }
+
+    fn count_invalid(&mut self, count: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.invalid = self.invalid.saturating_add(count);
+    }
+
+    /// Lays the samples out on the boot clock.
+    fn walk(&self, samples: &[RawSample], clock: Clock, full: bool) -> Walk {
+        let period = self.period();
+        let mut walk = Walk {
+            end: self.cursor.boot,
+            covered: Nanos::ZERO,
+            busy: Nanos::ZERO,
+            overrun: Nanos::ZERO,
+            gaps: Nanos::ZERO,
+        };
+        let mut percent_nanos: u128 = 0;
+        for (index, sample) in samples.iter().enumerate() {
+            let at = boot_of(sample.at_us, clock).clamp(walk.end, clock.boot.max(walk.end));
+            let gap = at.since(walk.end);
+            let stretch = if gap <= tolerance(period) {
+                gap
+            } else {
+                period
+            };
+            let missing = if index == 0 && full {
+                &mut walk.overrun
+            } else {
+                &mut walk.gaps
+            };
+            *missing += gap.minus(stretch);
+            walk.covered += stretch;
+            percent_nanos += u128::from(stretch.0) * u128::from(sample.percent);
+            walk.end = at;
+        }
+        walk.busy = Nanos(u64::try_from(percent_nanos / 100).unwrap_or(u64::MAX));
+        walk
+    }
+
+    /// The time between two samples: the median of what was seen.
+    fn period(&self) -> Nanos {
+        let mut spacings: Vec<u64> = self.spacings.iter().copied().collect();
+        spacings.sort_unstable();
+        spacings
+            .get(spacings.len() / 2)
+            .map_or(ASSUMED_PERIOD, |&spacing| Nanos(spacing))
+    }
+
+    fn note_spacing(&mut self, spacing_us: u64) {
+        let spacing = spacing_us.saturating_mul(1000);
+        if PERIODS.contains(&spacing) {
+            if self.spacings.len() == SPACINGS {
+                self.spacings.pop_front();
+            }
+            self.spacings.push_back(spacing);
+        }
+    }
+}
+
+/// The longest spacing that still counts whole.
+const fn tolerance(period: Nanos) -> Nanos {
+    Nanos(period.0 + period.0 / 2)
+}
+
+const fn distance(clock: Clock) -> i128 {
+    clock.wall.0 as i128 - clock.boot.0 as i128
+}
+
+/// NVML's wall time on the boot clock.
+fn boot_of(at_us: u64, clock: Clock) -> BootTime {
+    let boot = i128::from(at_us) * 1000 - distance(clock);
+    BootTime(u64::try_from(boot.max(0)).unwrap_or(u64::MAX))
+}
+
+/// The two balances that every window keeps.
+fn checked(window: GpuWindow) -> GpuWindow {
+    debug_assert_eq!(
+        window.end.since(window.start),
+        window
+            .busy
+            .plus(window.idle)
+            .plus(window.unobserved.iter().map(|&(_, time)| time).sum()),
+        "elapsed = busy + idle + unobserved: {window:?}"
+    );
+    debug_assert_eq!(
+        window.busy,
+        window
+            .credits
+            .iter()
+            .map(|credit| credit.busy)
+            .sum::<Nanos>()
+            .plus(window.below_resolution)
+            .plus(window.no_row),
+        "busy = credits + below resolution + no row: {window:?}"
+    );
+    window
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::model::WallTime;
+
+    /// The wall clock's lead over the boot clock in these tests.
+    const EPOCH_MS: u64 = 1_700_000_000_000;
+
+    fn gpu() -> GpuUuid {
+        "GPU-test".into()
+    }
+
+    /// Both clocks at a boot time.
+    fn at(boot_ms: u64) -> Clock {
+        stepped(boot_ms, 0)
+    }
+
+    /// Both clocks at a boot time, the wall clock set ahead or back.
+    fn stepped(boot_ms: u64, step_ms: i64) -> Clock {
+        let wall_ms = (EPOCH_MS + boot_ms).saturating_add_signed(step_ms);
+        Clock {
+            boot: BootTime(boot_ms * 1_000_000),
+            wall: WallTime(wall_ms * 1_000_000),
+        }
+    }
+
+    fn samples(list: &[(u64, u32)]) -> Vec<RawSample> {
+        list.iter()
+            .map(|&(boot_ms, percent)| RawSample {
+                at_us: (EPOCH_MS + boot_ms) * 1000,
+                percent,
+            })
+            .collect()
+    }
+
+    fn rows(list: &[(u32, u64, u32)]) -> Vec<RawRow> {
+        list.iter()
+            .map(|&(pid, boot_ms, percent)| RawRow {
+                pid,
+                at_us: (EPOCH_MS + boot_ms) * 1000,
+                percent,
+            })
+            .collect()
+    }
+
+    fn bracket(now: Clock, list: &[(u64, u32)], rows_of: &[(u32, u64, u32)]) -> Bracket {
+        Bracket {
+            before: samples(list),
+            rows: rows(rows_of),
+            after: samples(list),
+            clock: now,
+        }
+    }
+
+    /// A device that samples every 200 ms, its ring of 72 known, its cursor at 10 s.
+    fn every_200_ms() -> Windows {
+        let mut windows = Windows::new(gpu(), at(10_000));
+        let ring: Vec<(u64, u32)> = (0..72).map(|index| (1_000 + index * 100, 0)).collect();
+        // Two halves of one ring: 100 ms apart, then 200 ms apart; the newer 64 spacings count.
+        windows.learn(&samples(&ring[..2]));
+        let ring: Vec<(u64, u32)> = (0..72).map(|index| (index * 200, 0)).collect();
+        windows.learn(&samples(&ring));
+        windows
+    }
+
+    /// A window in milliseconds, as the tables below write it.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Seen {
+        span: (u64, u64),
+        busy: u64,
+        idle: u64,
+        unobserved: Vec<(&'static str, u64)>,
+        credits: Vec<(u32, u64)>,
+        below: u64,
+        no_row: u64,
+        invalid: u32,
+        cut: u64,
+    }
+
+    fn seen(window: &GpuWindow) -> Seen {
+        let ms = |time: Nanos| time.0 / 1_000_000;
+        Seen {
+            span: (window.start.0 / 1_000_000, window.end.0 / 1_000_000),
+            busy: ms(window.busy),
+            idle: ms(window.idle),
+            unobserved: window
+                .unobserved
+                .iter()
+                .map(|&(reason, time)| (reason.as_str(), ms(time)))
+                .collect(),
+            credits: window
+                .credits
+                .iter()
+                .map(|c| (c.pid.0, ms(c.busy)))
+                .collect(),
+            below: ms(window.below_resolution),
+            no_row: ms(window.no_row),
+            invalid: window.quality.invalid_rows,
+            cut: ms(window.quality.cut),
+        }
+    }
+
+    #[test]
+    fn answers_become_windows() {
+        /// What, the clock, samples, rows, the window.
+        type Case<'a> = (
+            &'a str,
+            u64,
+            &'a [(u64, u32)],
+            &'a [(u32, u64, u32)],
+            Option<Seen>,
+        );
+        let five = [
+            (10_200, 100),
+            (10_400, 0),
+            (10_600, 100),
+            (10_800, 0),
+            (11_000, 0),
+        ];
+        let cases: &[Case<'_>] = &[
+            ("no sample yet", 10_900, &[], &[(7, 10_500, 50)], None),
+            (
+                "one owner",
+                11_010,
+                &five,
+                &[(7, 10_600, 40)],
+                Some(Seen {
+                    span: (10_000, 11_000),
+                    busy: 400,
+                    idle: 600,
+                    credits: vec![(7, 400)],
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "two owners",
+                11_010,
+                &five,
+                &[(7, 10_600, 20), (8, 10_200, 20)],
+                Some(Seen {
+                    span: (10_000, 11_000),
+                    busy: 400,
+                    idle: 600,
+                    credits: vec![(7, 200), (8, 200)],
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "nobody",
+                11_010,
+                &five,
+                &[],
+                Some(Seen {
+                    span: (10_000, 11_000),
+                    busy: 400,
+                    idle: 600,
+                    no_row: 400,
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "samples out of order and twice",
+                10_450,
+                &[(10_400, 0), (10_200, 100), (10_400, 0)],
+                &[(7, 10_200, 50)],
+                Some(Seen {
+                    span: (10_000, 10_400),
+                    busy: 200,
+                    idle: 200,
+                    credits: vec![(7, 200)],
+                    invalid: 1,
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "jitter of half a period counts whole",
+                10_600,
+                &[(10_300, 100), (10_400, 0)],
+                &[(7, 10_300, 50)],
+                Some(Seen {
+                    span: (10_000, 10_400),
+                    busy: 300,
+                    idle: 100,
+                    credits: vec![(7, 300)],
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "a pause is not idle",
+                11_500,
+                &[(10_200, 100), (11_200, 100)],
+                &[(7, 11_200, 100)],
+                Some(Seen {
+                    span: (10_000, 11_200),
+                    busy: 400,
+                    unobserved: vec![("sample_gap", 800)],
+                    credits: vec![(7, 400)],
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "a late first sample stands for one period",
+                11_500,
+                &[(11_000, 50)],
+                &[(7, 11_000, 50)],
+                Some(Seen {
+                    span: (10_000, 11_000),
+                    busy: 100,
+                    idle: 100,
+                    unobserved: vec![("sample_gap", 800)],
+                    credits: vec![(7, 100)],
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "junk samples",
+                10_450,
+                &[(10_200, 100), (10_400, 101), (9_000, 100), (10_700, 100)],
+                &[(7, 10_200, 100)],
+                Some(Seen {
+                    span: (10_000, 10_200),
+                    busy: 200,
+                    credits: vec![(7, 200)],
+                    invalid: 3,
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "junk rows",
+                10_450,
+                &[(10_200, 100), (10_400, 100)],
+                &[
+                    (0, 10_400, 100),
+                    (u32::MAX, 10_400, 100),
+                    (7, 10_400, 101),
+                    (7, 10_000, 50),
+                    (8, 10_800, 50),
+                    (9, 10_400, 50),
+                ],
+                Some(Seen {
+                    span: (10_000, 10_400),
+                    busy: 400,
+                    credits: vec![(9, 200)],
+                    no_row: 200,
+                    invalid: 5,
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "of a pid's rows the newest, then the largest",
+                10_450,
+                &[(10_200, 100), (10_400, 100)],
+                &[(7, 10_200, 100), (7, 10_400, 40), (7, 10_400, 50)],
+                Some(Seen {
+                    span: (10_000, 10_400),
+                    busy: 400,
+                    credits: vec![(7, 200)],
+                    no_row: 200,
+                    invalid: 2,
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "a device on another beat than its processes",
+                10_480,
+                &[(10_200, 100), (10_400, 100)],
+                &[(7, 10_450, 100)],
+                Some(Seen {
+                    span: (10_000, 10_400),
+                    busy: 400,
+                    credits: vec![(7, 400)],
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "rows beyond the device are cut",
+                10_450,
+                &[(10_200, 50), (10_400, 50)],
+                &[(7, 10_400, 75), (8, 10_400, 25)],
+                Some(Seen {
+                    span: (10_000, 10_400),
+                    busy: 200,
+                    idle: 200,
+                    credits: vec![(7, 150), (8, 50)],
+                    cut: 200,
+                    ..Seen::default()
+                }),
+            ),
+            (
+                "rows of an idle device",
+                10_450,
+                &[(10_200, 0), (10_400, 0)],
+                &[(7, 10_400, 1)],
+                Some(Seen {
+                    span: (10_000, 10_400),
+                    idle: 400,
+                    cut: 4,
+                    ..Seen::default()
+                }),
+            ),
+            ("five seconds are waited for", 15_000, &[], &[], None),
+            (
+                "after five seconds nobody knows",
+                15_001,
+                &[],
+                &[(7, 14_000, 50)],
+                Some(Seen {
+                    span: (10_000, 15_001),
+                    unobserved: vec![("sample_gap", 5_001)],
+                    ..Seen::default()
+                }),
+            ),
+        ];
+        for (what, now, list, rows_of, expected) in cases {
+            let mut windows = every_200_ms();
+            let window = windows.close(&bracket(at(*now), list, rows_of));
+            assert_eq!(
+                window.as_ref().map(seen).as_ref(),
+                expected.as_ref(),
+                "{what}"
+            );
+            let end = expected.as_ref().map_or(10_000, |seen| seen.span.1);
+            assert_eq!(windows.end(), at(end).boot, "{what}");
+            assert_eq!(windows.cursor_us(), (EPOCH_MS + end) * 1000, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_full_ring_whose_oldest_sample_is_late_was_overrun() {
+        let ring = |from: u64, length: u64| -> Vec<(u64, u32)> {
+            (0..length).map(|index| (from + index * 200, 0)).collect()
+        };
+        for (what, length, reason) in [
+            ("full", 72, "ring_overrun"),
+            ("longer than any before", 80, "ring_overrun"),
+            ("not full: the driver paused", 71, "sample_gap"),
+        ] {
+            let mut windows = every_200_ms();
+            let list = ring(30_000, length);
+            let end = 30_000 + (length - 1) * 200;
+            let window = windows
+                .close(&bracket(at(end), &list, &[]))
+                .map(|w| seen(&w));
+            let expected = Seen {
+                span: (10_000, end),
+                idle: length * 200,
+                unobserved: vec![(reason, 19_800)],
+                ..Seen::default()
+            };
+            assert_eq!(window, Some(expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_product_that_samples_once_a_second_is_learnt() {
+        let mut windows = Windows::new(gpu(), at(10_000));
+        let first = windows.close(&bracket(at(10_600), &[(10_500, 100)], &[]));
+        // Nothing is known yet: the shortest period is assumed, the rest is not guessed at.
+        let first = seen(&first.expect("a sample closes a window"));
+        assert_eq!(
+            (first.busy, first.unobserved),
+            (166, vec![("sample_gap", 333)])
+        );
+        let second = windows.close(&bracket(at(11_600), &[(11_500, 100)], &[]));
+        let second = seen(&second.expect("a sample closes a window"));
+        assert_eq!((second.busy, second.unobserved), (1_000, vec![]));
+    }
+
+    #[test]
+    fn pauses_do_not_stretch_the_period() {
+        let mut windows = every_200_ms();
+        for pause in 1..100_u64 {
+            let now = 10_000 + pause * 2_000;
+            let window = windows.close(&bracket(at(now), &[(now, 100)], &[]));
+            assert_eq!(
+                seen(&window.expect("a sample closes a window")).busy,
+                200,
+                "{pause}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_jump_of_the_wall_clock_is_not_observed_and_moves_the_cursor() {
+        for (what, step_ms) in [
+            ("ahead", 3_600_000),
+            ("back", -3_600_000),
+            ("a little", 101),
+        ] {
+            let mut windows = every_200_ms();
+            let now = stepped(11_000, step_ms);
+            let window = windows.close(&bracket(now, &[(10_200, 100)], &[(7, 10_200, 100)]));
+            let expected = Seen {
+                span: (10_000, 11_000),
+                unobserved: vec![("clock_step", 1_000)],
+                ..Seen::default()
+            };
+            assert_eq!(window.as_ref().map(seen), Some(expected), "{what}");
+            assert_eq!(windows.cursor_us(), now.wall.0 / 1000, "{what}");
+        }
+    }
+
+    #[test]
+    fn slewing_is_no_jump() {
+        for step_ms in [-100, 100] {
+            let mut windows = every_200_ms();
+            let window = windows.close(&bracket(stepped(10_700, step_ms), &[(10_400, 0)], &[]));
+            let window = window.expect("a sample closes a window");
+            assert!(
+                window
+                    .unobserved
+                    .iter()
+                    .all(|(reason, _)| *reason == UnobservedReason::SampleGap)
+            );
+            assert_eq!(
+                window.end,
+                at(10_400_u64.saturating_add_signed(-step_ms)).boot
+            );
+        }
+    }
+
+    #[test]
+    fn after_a_step_back_the_ring_must_first_lose_what_lies_ahead() {
+        let mut windows = every_200_ms();
+        let back = -10_000;
+        let stale = (10_800, 100);
+        assert!(
+            windows
+                .close(&bracket(stepped(11_000, back), &[stale], &[]))
+                .is_some()
+        );
+        // New samples carry the new time; the means are still over the old ones too.
+        let fresh = (1_800, 0);
+        let mixed = windows.close(&bracket(
+            stepped(12_000, back),
+            &[stale, fresh],
+            &[(7, 1_800, 50)],
+        ));
+        assert_eq!(
+            seen(&mixed.expect("closed")).unobserved,
+            [("clock_step", 1_000)]
+        );
+        let fresh = [(2_200, 0), (2_400, 100)];
+        let clean = windows.close(&bracket(stepped(12_400, back), &fresh, &[(7, 2_400, 50)]));
+        assert_eq!(
+            clean.as_ref().map(seen),
+            Some(Seen {
+                span: (12_000, 12_400),
+                busy: 200,
+                idle: 200,
+                credits: vec![(7, 200)],
+                ..Seen::default()
+            })
+        );
+    }
+
+    #[test]
+    fn failures_are_closed_with_their_reason() {
+        for reason in UnobservedReason::ALL {
+            let mut windows = every_200_ms();
+            let window = windows.fail(at(11_000), reason).map(|window| seen(&window));
+            let unobserved = vec![(reason.as_str(), 1_000)];
+            assert_eq!(
+                window,
+                Some(Seen {
+                    span: (10_000, 11_000),
+                    unobserved,
+                    ..Seen::default()
+                })
+            );
+            assert_eq!(windows.fail(at(11_000), reason), None, "no time has passed");
+            // What the ring still has of the failed time is not billed.
+            assert_eq!(
+                windows.close(&bracket(at(11_100), &[(10_800, 100)], &[])),
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn without_samples_the_rows_are_all_there_is() {
+        let mut windows = every_200_ms();
+        let mut close = |now, rows_of: &[(u32, u64, u32)]| {
+            let window = windows.close_without_samples(&rows(rows_of), at(now), at(now + 50));
+            seen(&window.expect("closed"))
+        };
+        assert_eq!(
+            close(11_000, &[(7, 10_900, 30), (8, 10_800, 20)]),
+            Seen {
+                span: (10_000, 11_000),
+                busy: 500,
+                unobserved: vec![("unsupported", 500)],
+                credits: vec![(7, 300), (8, 200)],
+                ..Seen::default()
+            }
+        );
+        // A sample that landed after the question was in the answer: the window ends with it.
+        assert_eq!(
+            close(12_000, &[(7, 12_040, 75), (8, 11_900, 75)]),
+            Seen {
+                span: (11_000, 12_040),
+                busy: 1_040,
+                credits: vec![(7, 520), (8, 520)],
+                cut: 520,
+                ..Seen::default()
+            }
+        );
+        assert_eq!(
+            close(13_000, &[]),
+            Seen {
+                span: (12_040, 13_000),
+                unobserved: vec![("unsupported", 960)],
+                ..Seen::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_torn_window_is_taken_and_marked() {
+        let mut windows = every_200_ms();
+        let torn = Bracket {
+            before: samples(&[(10_200, 100)]),
+            rows: rows(&[(7, 10_200, 100)]),
+            after: samples(&[(10_200, 100), (10_400, 100)]),
+            clock: at(10_400),
+        };
+        assert!(torn.torn());
+        let window = windows.close(&torn).expect("closed");
+        assert!(window.quality.torn);
+        assert_eq!(window.quality.samples, 2);
+        assert_eq!(seen(&window).credits, [(7, 400)]);
+    }
+
+    #[test]
+    fn what_is_junk_is_counted_also_when_no_window_closes() {
+        let mut windows = every_200_ms();
+        assert_eq!(
+            windows.close(&bracket(at(10_100), &[(9_000, 1)], &[])),
+            None
+        );
+        let window = windows.close(&bracket(at(10_200), &[(10_200, 0)], &[]));
+        assert_eq!(window.expect("closed").quality.invalid_rows, 1);
+    }
+
+    /// A driver with a ring of 72 samples, one each 1/6 s, each credited whole to one pid or nobody.
+    struct Driver {
+        /// Time in microseconds of the wall clock, percent, pid.
+        ring: VecDeque<(u64, u32, u32)>,
+        /// Percent-microseconds by pid, 0 being nobody, of every sample that a window can have.
+        truth: BTreeMap<u32, u64>,
+        random: u64,
+        /// Whether samples that are credited to nobody can be busy.
+        nobody_is_busy: bool,
+    }
+
+    impl Driver {
+        const PERIOD_US: u64 = 166_667;
+
+        /// xorshift64: the same run every time.
+        fn draw(&mut self, below: u64) -> u64 {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            self.random % below
+        }
+
+        fn sample(&mut self, at_us: u64) {
+            let pid = u32::try_from(self.draw(5)).unwrap();
+            let percent = match self.draw(4) {
+                _ if pid == 0 && !self.nobody_is_busy => 0,
+                0 => 0,
+                1 => 100,
+                _ => u32::try_from(self.draw(101)).unwrap(),
+            };
+            *self.truth.entry(pid).or_default() += u64::from(percent) * Self::PERIOD_US;
+            if self.ring.len() == 72 {
+                self.ring.pop_front();
+            }
+            self.ring.push_back((at_us, percent, pid));
+        }
+
+        fn samples(&self, after_us: u64) -> Vec<RawSample> {
+            self.ring
+                .iter()
+                .filter(|sample| sample.0 > after_us)
+                .map(|&(at_us, percent, _)| RawSample { at_us, percent })
+                .collect()
+        }
+
+        fn rows(&self, after_us: u64) -> Vec<RawRow> {
+            let newer: Vec<_> = self
+                .ring
+                .iter()
+                .filter(|sample| sample.0 > after_us)
+                .collect();
+            let mut sums = BTreeMap::<u32, (u64, u32)>::new();
+            for &&(at_us, percent, pid) in newer.iter().filter(|s| s.2 != 0 && s.1 != 0) {
+                let sum = sums.entry(pid).or_default();
+                *sum = (at_us, sum.1 + percent);
+            }
+            let samples = u32::try_from(newer.len()).unwrap();
+            sums.into_iter()
+                .map(|(pid, (at_us, sum))| RawRow {
+                    pid,
+                    at_us,
+                    percent: sum / samples,
+                })
+                .collect()
+        }
+    }
+
+    /// What ten minutes of polling at a jittered second came to, beside the truth.
+    struct Billed {
+        elapsed: u64,
+        busy: u64,
+        booked: BTreeMap<u32, u64>,
+        below: u64,
+        no_row: u64,
+        torn: u32,
+        truth: BTreeMap<u32, u64>,
+    }
+
+    fn ten_minutes(nobody_is_busy: bool) -> Billed {
+        let mut driver = Driver {
+            ring: VecDeque::new(),
+            truth: BTreeMap::new(),
+            random: 0x9E37_79B9_7F4A_7C15,
+            nobody_is_busy,
+        };
+        let clock = |us: u64| Clock {
+            boot: BootTime(us * 1000),
+            wall: WallTime((EPOCH_MS * 1000 + us) * 1000),
+        };
+        // The first sample is a whole period after the cursor: every sample is billed for one.
+        let mut now = 1_000_000;
+        let mut next_sample = now + Driver::PERIOD_US;
+        let mut windows = Windows::new(gpu(), clock(now));
+        let start = windows.end();
+        let mut billed = Billed {
+            elapsed: 0,
+            busy: 0,
+            booked: BTreeMap::new(),
+            below: 0,
+            no_row: 0,
+            torn: 0,
+            truth: BTreeMap::new(),
+        };
+        for tick in 0..600 {
+            now += 900_000 + driver.draw(200_000);
+            while next_sample <= now {
+                driver.sample(EPOCH_MS * 1000 + next_sample);
+                next_sample += Driver::PERIOD_US;
+            }
+            let cursor = windows.cursor_us();
+            let before = driver.samples(cursor);
+            if tick % 100 == 0 {
+                // One lands between the calls, and this time nobody asks again.
+                now = now.max(next_sample);
+                driver.sample(EPOCH_MS * 1000 + next_sample);
+                next_sample += Driver::PERIOD_US;
+            }
+            let rows = driver.rows(cursor);
+            let after = driver.samples(cursor);
+            let end = windows.end();
+            let window = windows
+                .close(&Bracket {
+                    before,
+                    rows,
+                    after,
+                    clock: clock(now),
+                })
+                .expect("every tick has samples");
+            assert_eq!(window.start, end, "windows tile");
+            assert_eq!(window.unobserved, [], "{window:?}");
+            billed.torn += u32::from(window.quality.torn);
+            billed.busy += window.busy.0;
+            billed.below += window.below_resolution.0;
+            billed.no_row += window.no_row.0;
+            for credit in &window.credits {
+                *billed.booked.entry(credit.pid.0).or_default() += credit.busy.0;
+            }
+        }
+        billed.elapsed = windows.end().since(start).0;
+        for (pid, percent_us) in driver.truth {
+            billed.truth.insert(pid, percent_us * 10);
+        }
+        billed
+    }
+
+    #[test]
+    fn ten_minutes_of_a_ring_are_billed_once_and_whole() {
+        let billed = ten_minutes(false);
+        assert_eq!(billed.torn, 6);
+        let thousandth = billed.elapsed / 1000;
+        let truth: u64 = billed.truth.values().sum();
+        let credited: u64 = billed.booked.values().sum();
+        assert!(
+            billed.busy.abs_diff(truth) < 1_000_000,
+            "{} of {truth}",
+            billed.busy
+        );
+        assert!(
+            (credited + billed.below).abs_diff(truth) < thousandth,
+            "{credited} + {} of {truth}",
+            billed.below
+        );
+        assert!(billed.no_row < thousandth, "{}", billed.no_row);
+        for (pid, booked) in &billed.booked {
+            let truth = billed.truth[pid];
+            // Never more than a hair beyond the truth; what is short lies in `below_resolution`.
+            assert!(
+                *booked < truth + thousandth,
+                "pid {pid}: {booked} of {truth}"
+            );
+            assert!(
+                booked + billed.below + thousandth > truth,
+                "pid {pid}: {booked} of {truth}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_nobody_is_credited_with_is_not_billed_to_somebody() {
+        let billed = ten_minutes(true);
+        let nobody = billed.truth[&0];
+        // Below a percentage point of each window may hide in the others' rows.
+        assert!(
+            billed.no_row <= nobody && nobody - billed.no_row < billed.elapsed / 500,
+            "{} of {nobody}",
+            billed.no_row
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_driver_answers_time_is_tiled(
+            ticks in proptest::collection::vec(
+                (
+                    0_u64..4_000,
+                    prop_oneof![9 => Just(0_i64), 1 => -20_000_i64..20_000],
+                    proptest::collection::vec((sample_time(), 0_u32..110), 0..12),
+                    proptest::collection::vec((0_u32..6, sample_time(), 0_u32..110), 0..6),
+                    0_u8..10,
+                ),
+                1..40,
+            ),
+        ) {
+            let mut windows = Windows::new(gpu(), at(10_000));
+            let (mut now_ms, mut step_ms) = (10_000_u64, 0_i64);
+            for (pass, step, list, rows_of, call) in ticks {
+                now_ms += pass;
+                step_ms += step;
+                let clock = stepped(now_ms, step_ms);
+                let time = |offset: Option<i64>| offset.map_or(u64::MAX, |offset| {
+                    (clock.wall.0 / 1000).saturating_add_signed(offset * 1000)
+                });
+                let before = samples(&[]);
+                let after: Vec<RawSample> = list.iter()
+                    .map(|&(offset, percent)| RawSample { at_us: time(offset), percent })
+                    .collect();
+                let rows: Vec<RawRow> = rows_of.iter()
+                    .map(|&(pid, offset, percent)| RawRow { pid, at_us: time(offset), percent })
+                    .collect();
+                let (end, cursor) = (windows.end(), windows.cursor_us());
+                let window = match call {
+                    0 => windows.fail(clock, UnobservedReason::DriverError),
+                    1 => windows.close_without_samples(&rows, clock, clock),
+                    _ => windows.close(&Bracket { before, rows, after, clock }),
+                };
+                // The balances are asserted where the window is made.
+                if let Some(window) = window {
+                    prop_assert_eq!(window.start, end);
+                    prop_assert_eq!(window.end, windows.end());
+                    prop_assert!(window.start < window.end);
+                    prop_assert!(window.end <= clock.boot);
+                    let pids: std::collections::BTreeSet<_> =
+                        window.credits.iter().map(|credit| credit.pid).collect();
+                    prop_assert_eq!(pids.len(), window.credits.len());
+                    if window.busy > Nanos::ZERO {
+                        prop_assert!(windows.cursor_us() > cursor, "a billed sample is passed");
+                    }
+                } else {
+                    prop_assert_eq!(windows.end(), end);
+                }
+            }
+        }
+
+        #[test]
+        fn no_number_is_too_large(
+            calls in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>()), 1..20),
+        ) {
+            let mut windows = Windows::new(gpu(), Clock::default());
+            for (boot, wall, at_us, percent) in calls {
+                let clock = Clock { boot: BootTime(boot), wall: WallTime(wall) };
+                let sample = RawSample { at_us, percent };
+                windows.learn(&[sample, RawSample { at_us: at_us.wrapping_mul(7), percent }]);
+                let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128 }];
+                windows.close(&Bracket { before: vec![], rows: rows.clone(), after: vec![sample], clock });
+                windows.close_without_samples(&rows, clock, clock);
+                windows.fail(clock, UnobservedReason::DriverError);
+            }
+        }
+    }
+
+    /// Milliseconds from now, mostly just passed; none stands for the largest timestamp there is.
+    fn sample_time() -> impl Strategy<Value = Option<i64>> {
+        prop_oneof![
+            8 => (-2_000_i64..=0).prop_map(Some),
+            1 => (-30_000_i64..30_000).prop_map(Some),
+            1 => Just(None),
+        ]
+    }
+}
