@@ -4,7 +4,7 @@
 //! the arithmetic, without a clock and without NVML, so that every answer the driver could give can
 //! be put to it in a test.
 
-mod calls;
+pub mod calls;
 mod credit;
 mod library;
 mod lists;
