@@ -191,13 +191,17 @@ fn class_of(error: &ApiError) -> &'static str {
                 return "closed";
             }
         } else if let Some(io) = error.downcast_ref::<io::Error>()
-            // An error of another kind in an io::Error's clothes is the next one in the chain.
-            && io.get_ref().is_none()
+            // These two kinds are only the clothes of the next error in the chain.
+            && !matches!(io.kind(), ErrorKind::Other | ErrorKind::InvalidData)
         {
             return io_class(io.kind());
         }
     }
-    "protocol"
+    match error {
+        // Of a stream that breaks off the client passes on the message alone.
+        ApiError::IOError { .. } => "closed",
+        _ => "protocol",
+    }
 }
 
 fn io_class(kind: ErrorKind) -> &'static str {
@@ -215,15 +219,21 @@ fn io_class(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// An error and what caused it. `io::Error::source` skips the error that it wraps; this does not.
-fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        match error
+/// An error and what caused it. Where the client or `io::Error` wraps an error and passes its
+/// `source` for its own, the wrapped one is looked at too.
+fn causes(error: &ApiError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    let first: &(dyn StdError + 'static) = match error {
+        ApiError::IOError { err } => err,
+        ApiError::HyperResponseError { err } => err,
+        ApiError::HyperLegacyError { err } => err,
+        ApiError::JsonSerdeError { err } => err,
+        other => other,
+    };
+    std::iter::successors(Some(first), |&error| {
+        let wrapped = error
             .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
+            .and_then(io::Error::get_ref);
+        match wrapped {
             Some(wrapped) => Some(wrapped),
             None => error.source(),
         }
