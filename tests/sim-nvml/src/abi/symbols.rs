@@ -44,6 +44,7 @@ macro_rules! symbols_r470 {
             fn nvmlDeviceGetClockInfo(device: nvmlDevice_t, kind: u32, clock: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetMaxClockInfo(device: nvmlDevice_t, kind: u32, clock: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetFanSpeed(device: nvmlDevice_t, speed: *mut u32) -> nvmlReturn_t;
+            fn nvmlDeviceGetDriverModel(device: nvmlDevice_t, current: *mut u32, pending: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetEccMode(device: nvmlDevice_t, current: *mut u32, pending: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetEnforcedPowerLimit(device: nvmlDevice_t, limit: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetPowerManagementLimit(device: nvmlDevice_t, limit: *mut u32) -> nvmlReturn_t;
