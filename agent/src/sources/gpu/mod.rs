@@ -2,7 +2,7 @@
 //!
 //! [`nvml`] asks, on a thread of its own, since its calls may block in the driver. [`window`] is
 //! the arithmetic, without a clock and without NVML, so that every answer the driver could give can
-//! be put to it in a test.
+//! be put to it in a test. [`record`] writes down what a real driver answers.
 
 pub mod calls;
 mod credit;
@@ -10,6 +10,7 @@ mod library;
 mod lists;
 pub mod nvml;
 mod raw;
+pub mod record;
 pub mod window;
 
 use nvml_wrapper::error::NvmlError;

@@ -852,7 +852,7 @@ fn or_nothing<T>(answer: Result<Vec<T>, NvmlError>) -> Result<Vec<T>, NvmlError>
 }
 
 /// A sample's whole percent; what cannot be one becomes a number that the window counts as junk.
-fn percent(value: &SampleValue) -> u32 {
+pub(super) fn percent(value: &SampleValue) -> u32 {
     match *value {
         SampleValue::U32(percent) => percent,
         SampleValue::U64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),

@@ -162,6 +162,12 @@ macro_rules! export_init {
         extern "C" fn nvmlInitWithFlags(_flags: u32) -> nvmlReturn_t {
             $crate::abi::init("nvmlInitWithFlags", &PROFILE)
         }
+
+        // NVIDIA's library has no such function: whoever finds it knows that the GPUs are simulated.
+        #[unsafe(no_mangle)]
+        extern "C" fn gpuacct_simulated_nvml() -> i32 {
+            1
+        }
     };
 }
 
