@@ -8,7 +8,9 @@ use crate::core::model::Clock;
 pub mod condition;
 pub mod counters;
 pub mod instruments;
+pub mod otlp;
 pub mod prometheus;
+pub mod receiver;
 pub mod socket;
 
 #[cfg(test)]
