@@ -23,8 +23,9 @@ use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, Snapshot};
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
+use crate::outputs::receiver::{Origin, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
-use crate::outputs::{prometheus, socket};
+use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
@@ -59,6 +60,9 @@ pub enum AppError {
     /// The local socket cannot be made.
     #[error("cannot make the local socket")]
     Socket(#[from] socket::SocketError),
+    /// OTLP cannot be spoken as configured.
+    #[error(transparent)]
+    Otlp(#[from] ReceiverError),
     /// NVML cannot be followed.
     #[error(transparent)]
     Nvml(#[from] nvml::SpawnError),
@@ -82,6 +86,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None
     };
     let (stop, stopped) = watch::channel(false);
+    // The outputs end after the core, so that they show its last commit.
+    let (stop_outputs, outputs_stopped) = watch::channel(false);
     let (inputs, inputs_taken) = mpsc::channel(INPUTS);
     let (queries, queries_taken) = mpsc::channel(QUERIES);
     let (lookups, lookups_taken) = mpsc::channel(LOOKUPS);
@@ -92,6 +98,21 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let counters = Arc::new(OutputCounters::default());
     let mut sources = JoinSet::new();
     let mut outputs = JoinSet::new();
+    let exporter = match receiver(&config) {
+        Some(receiver) => Some(otlp::Exporter::new(
+            otlp::Options {
+                interval: config.otlp.interval.0,
+                // No later than the first regular push would be.
+                first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
+                ..otlp::Options::new(receiver, origin(&config))
+            },
+            snapshot.clone(),
+            Arc::clone(&counters),
+            Arc::new(now),
+            inputs.clone(),
+        )?),
+        None => None,
+    };
 
     if let Some(listener) = &listener {
         let address = listener.local_addr().map(|at| at.to_string());
@@ -99,7 +120,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     for (source, is_on) in [
         (SourceId::Docker, config.docker.enabled),
-        (SourceId::Otlp, false),
+        (SourceId::Otlp, exporter.is_some()),
     ] {
         let state = if is_on {
             SourceState::Absent
@@ -165,7 +186,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
         };
-        let stopped = stopped.clone();
+        let stopped = outputs_stopped.clone();
         outputs.spawn(async move {
             if let Err(error) = prometheus::serve(listener, exposition, until(stopped)).await {
                 error!(%error, "serving /metrics ended");
@@ -173,19 +194,21 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         });
     }
     let desk = socket::Desk {
-        snapshots: snapshot.clone(),
+        snapshots: snapshot,
         blocked,
         queries,
         counters: Arc::clone(&counters),
         clock: Arc::new(now),
     };
-    let socket_stopped = stopped.clone();
+    let socket_stopped = outputs_stopped.clone();
     outputs.spawn(async move {
         if let Err(error) = socket::serve(socket, desk, until(socket_stopped)).await {
             error!(%error, "serving the local socket ended");
         }
     });
-    drop(snapshot);
+    if let Some(exporter) = exporter {
+        outputs.spawn(exporter.run(until(outputs_stopped.clone())));
+    }
     drop(inputs);
 
     let core = Core {
@@ -209,6 +232,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         if let Err(error) = core.await {
             error!(%error, "the core did not end in order");
         }
+        let _ = stop_outputs.send(true);
         while outputs.join_next().await.is_some() {}
         sources.shutdown().await;
         nvml.stopped().await;
@@ -246,6 +270,33 @@ fn settings(config: &Config) -> Settings {
             keep_for: nanos(config.publish.keep_for.0),
         },
         ..Settings::default()
+    }
+}
+
+/// The receiver of OTLP, if one is configured.
+pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
+    let endpoint = config.otlp.endpoint.clone()?;
+    let headers = config.otlp.headers.iter();
+    Some(Receiver {
+        headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        timeout: config.otlp.timeout.0,
+        ..Receiver::new(endpoint, config.otlp.protocol)
+    })
+}
+
+/// Where the figures come from, as OTLP's resource says it.
+pub(crate) fn origin(config: &Config) -> Origin {
+    let host_name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let host_id = std::fs::read_to_string("/etc/machine-id").ok();
+    Origin {
+        host_name,
+        host_id: host_id
+            .map(|id| id.trim().to_owned())
+            .filter(|id| !id.is_empty()),
+        node_name: config.otlp.node_name.clone(),
     }
 }
 
