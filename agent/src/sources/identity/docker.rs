@@ -11,7 +11,8 @@
 //! daemon that does not know a container is asked again at growing intervals, since the kernel
 //! may have been faster than the daemon.
 //!
-//! It refuses to change anything: every request is a GET.
+//! It refuses to change anything: every request is a GET. What it does not bound is the size of one
+//! reply while that is read: whoever answers on a socket that only root can make is root.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::error::Error as StdError;
@@ -638,7 +639,7 @@ impl Source {
     async fn on_answer(&mut self, id: ContainerId, answer: Answer) -> Result<(), Closed> {
         match answer {
             Answer::Found(identity) => {
-                if self.wanted.forget(&id) {
+                if self.wanted.answered(&id, Instant::now()) {
                     self.found(*identity).await?;
                 }
             }
@@ -848,6 +849,8 @@ struct Want {
     due: Option<Instant>,
     /// Whether the core looked it up, and so wants to be told if it is not known.
     asked: bool,
+    /// Whether something has happened to it since it was asked for, so that the answer may be old.
+    again: bool,
     /// Times that the daemon did not know it.
     misses: usize,
 }
@@ -858,9 +861,14 @@ impl Wanted {
         if let Some(want) = self.wants.get_mut(&id) {
             // Asked already, or a negative answer that still holds; an event ends its hold.
             want.asked |= asked;
-            if !asked && let Some(due) = want.due.replace(now) {
-                self.queue.remove(&(due, id.clone()));
-                self.queue.insert((now, id));
+            if !asked {
+                if let Some(due) = &mut want.due {
+                    self.queue.remove(&(*due, id.clone()));
+                    *due = now;
+                    self.queue.insert((now, id));
+                } else {
+                    want.again = true;
+                }
             }
             return true;
         }
@@ -873,6 +881,7 @@ impl Wanted {
             Want {
                 due: Some(now),
                 asked,
+                again: false,
                 misses: 0,
             },
         );
@@ -895,7 +904,21 @@ impl Wanted {
         Some(id)
     }
 
-    /// It has been answered, or is not of interest any more. Whether it was wanted.
+    /// It has been answered. Whether anybody still wants to know.
+    fn answered(&mut self, id: &ContainerId, now: Instant) -> bool {
+        match self.wants.get_mut(id) {
+            Some(want) if want.again => {
+                want.again = false;
+                want.due = Some(now);
+                self.queue.insert((now, id.clone()));
+                true
+            }
+            Some(_) => self.forget(id),
+            None => false,
+        }
+    }
+
+    /// It is not of interest any more. Whether it was.
     fn forget(&mut self, id: &ContainerId) -> bool {
         let Some(want) = self.wants.remove(id) else {
             return false;
@@ -961,3 +984,6 @@ impl Backoff {
         self.failures = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;
