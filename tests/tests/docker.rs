@@ -32,11 +32,7 @@ fn root() -> TempDir {
 }
 
 fn options(root: &TempDir) -> Options {
-    Options {
-        live_restore: true,
-        version_says: None,
-        root: root.path().join("d"),
-    }
+    Options::at(root.path().join("d"))
 }
 
 /// A source that is running, and what it says.
