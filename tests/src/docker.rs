@@ -55,6 +55,18 @@ pub struct Options {
     pub root: PathBuf,
 }
 
+impl Options {
+    /// Debian's daemon as it is, with containers that outlive it.
+    #[must_use]
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self {
+            live_restore: true,
+            version_says: None,
+            root: root.into(),
+        }
+    }
+}
+
 /// A running container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
@@ -114,6 +126,13 @@ impl ContainerSpec {
     #[must_use]
     pub fn mount(mut self, outside: impl Into<PathBuf>, inside: impl Into<PathBuf>) -> Self {
         self.mounts.push((outside.into(), inside.into()));
+        self
+    }
+
+    /// With a variable in its environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -224,6 +243,8 @@ impl Dockerd {
             .arg(format!("--host=unix://{}", self.socket().display()))
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
             .args(["--ip-forward=false", "--ip-masq=false"])
+            // Else a host with systemd would refuse cgroup parents that are no slices.
+            .arg("--exec-opt=native.cgroupdriver=cgroupfs")
             .arg(format!("--live-restore={}", self.options.live_restore))
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share the log")?)

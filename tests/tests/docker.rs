@@ -25,15 +25,14 @@ const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn root() -> TempDir {
-    tempfile::Builder::new().prefix("ga-").tempdir().unwrap()
+    tempfile::Builder::new()
+        .prefix("ga-")
+        .tempdir()
+        .expect("a folder below /tmp")
 }
 
 fn options(root: &TempDir) -> Options {
-    Options {
-        live_restore: true,
-        version_says: None,
-        root: root.path().join("d"),
-    }
+    Options::at(root.path().join("d"))
 }
 
 /// A source that is running, and what it says.
@@ -49,7 +48,7 @@ impl Source {
     fn following(socket: &Path) -> Self {
         Self::with(Config {
             sockets: vec![socket.to_owned()],
-            timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(5),
             ping_interval: Duration::from_millis(200),
             retry_max: Duration::from_secs(1),
             look_interval: Duration::from_millis(50),
@@ -134,11 +133,14 @@ impl Source {
     }
 
     async fn look_up(&self, id: &str) {
-        self.lookups.send(ContainerId::from(id)).await.unwrap();
+        self.lookups
+            .send(ContainerId::from(id))
+            .await
+            .expect("the source goes on");
     }
 
     async fn stop(self) {
-        self.stop.send(true).unwrap();
+        self.stop.send(true).expect("the source goes on");
         tokio::time::timeout(PATIENCE, self.task)
             .await
             .expect("the source stops")
@@ -367,7 +369,7 @@ async fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
 
 /// Sends one canned reply to every request.
 fn impostor(socket: &Path, reply: &'static [u8]) -> JoinHandle<()> {
-    let listener = UnixListener::bind(socket).unwrap();
+    let listener = UnixListener::bind(socket).expect("a free path");
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 1024];
