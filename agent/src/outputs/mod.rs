@@ -12,6 +12,7 @@ pub mod otlp;
 pub mod prometheus;
 pub mod receiver;
 pub mod socket;
+pub mod telemetry;
 
 #[cfg(test)]
 pub(crate) mod sample;
