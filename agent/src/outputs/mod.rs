@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::core::model::Clock;
 
 pub mod condition;
+pub mod connections;
 pub mod counters;
 pub mod instruments;
 pub mod otlp;
