@@ -4,6 +4,8 @@
 //! The library finds its machine by an environment variable, so each test runs in a process of its
 //! own. Nothing here asserts how long something took; deadlines only end a test that hangs.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use gpuacct::sources::gpu::record::{self, Options};
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{
-    Cadence, Fault, GpuSpec, Job, Kind, Mig, RING_PERIOD_NS, STATE_DIR, Scenario, Truth,
+    Cadence, Fault, GpuSpec, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR, Scenario, Truth,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -189,7 +191,7 @@ fn unobserved(window: &GpuWindow) -> Vec<UnobservedReason> {
 
 /// Every way of sampling that products have, side by side.
 fn zoo() -> Vec<GpuSpec> {
-    let mut gpus: Vec<GpuSpec> = (0..6).map(GpuSpec::a100).collect();
+    let mut gpus: Vec<GpuSpec> = (0..7).map(GpuSpec::a100).collect();
     gpus[1].ring = Cadence::ONE_HERTZ;
     gpus[2].device_samples = Some(Cadence {
         period_ns: RING_PERIOD_NS,
@@ -197,6 +199,7 @@ fn zoo() -> Vec<GpuSpec> {
     });
     gpus[3].mig = Mig::On;
     gpus[4].pauses_when_idle = true;
+    gpus[6].measure = Measure::Averaged;
     gpus
 }
 
@@ -209,7 +212,7 @@ fn what_is_booked_is_what_the_ring_credited() {
         |rig| {
             Box::pin(async move {
                 let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
-                for gpu in [0, 1, 2] {
+                for gpu in [0, 1, 2, 6] {
                     rig.job(gpu, one, 0.6);
                     rig.job(gpu, two, 0.3);
                 }
@@ -217,12 +220,12 @@ fn what_is_booked_is_what_the_ring_credited() {
                 let Input::Gpus(gpus) = agent.next().await else {
                     panic!("the list of GPUs comes first");
                 };
-                assert_eq!(gpus.len(), 6);
+                assert_eq!(gpus.len(), 7);
                 assert!(gpus.iter().all(|gpu| gpu.simulated), "{gpus:?}");
                 assert_eq!(&*gpus[0].driver, "550.163.01");
 
                 let mut windows = BTreeMap::<String, Vec<GpuWindow>>::new();
-                let sampled: Vec<String> = [0, 1, 2, 5].map(|gpu| rig.uuid(gpu)).into();
+                let sampled: Vec<String> = [0, 1, 2, 5, 6].map(|gpu| rig.uuid(gpu)).into();
                 let long = |windows: &Vec<GpuWindow>| {
                     let (first, last) = (&windows[0], &windows[windows.len() - 1]);
                     last.end.since(first.end) > Nanos::from_secs(8)
@@ -238,7 +241,7 @@ fn what_is_booked_is_what_the_ring_credited() {
                 }
 
                 let truth = Truth::read(rig.scenario.dir()).unwrap();
-                for (gpu, exact) in [(0, true), (1, true), (2, false), (5, true)] {
+                for (gpu, exact) in [(0, true), (1, true), (2, false), (5, true), (6, true)] {
                     // The first window begins between two samples; from its end on all are whole.
                     let windows = &windows[&rig.uuid(gpu)];
                     let (first, counted) = windows.split_first().unwrap();
@@ -263,7 +266,7 @@ fn what_is_booked_is_what_the_ring_credited() {
                     let facts = format!(
                         "gpu {gpu}: booked {booked:?}, ambiguous {ambiguous}, ring {ring:?}, elapsed {elapsed}"
                     );
-                    // Samples of 0 or 100 %: whole percents hide nothing, only a device that
+                    // Samples that are all alike: whole percents hide nothing, only a device that
                     // samples on another beat than its processes does.
                     let tolerance = if exact { elapsed / 1000 } else { elapsed / 10 };
                     for pid in [one, two] {
