@@ -59,12 +59,9 @@ pub(crate) fn object() -> Result<PathBuf> {
         .env("RUSTC", &toolchain.rustc)
         // Debian's compiler is a stable one; `core` is built with flags that are not.
         .env("RUSTC_BOOTSTRAP", "1")
-        // BTF comes from debug information: the kernel wants functions' types, and the verifier's
-        // complaints then quote the source.
-        .env(
-            "RUSTFLAGS",
-            "-C debuginfo=line-tables-only -C link-arg=--btf",
-        )
+        // BTF is made from debug information. It must be whole: from mere line tables comes BTF in
+        // which functions have no types, and the kernel refuses it.
+        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
         .env(&linker_variable, linker)
         .without_env("CARGO_ENCODED_RUSTFLAGS")
         .without_env("RUSTC_WRAPPER")

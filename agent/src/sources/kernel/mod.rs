@@ -26,7 +26,7 @@ use std::{fs, io, thread};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use gpuacct_common::global::{
     COUNTERS, EVENTS, GENERATION, LEGACY_CONTROLLER, NO_LEGACY_CONTROLLER, WAKE_AT_BYTES,
@@ -328,7 +328,6 @@ impl Kernel {
         loader
             // The object has no relocation that needs the kernel's types.
             .btf(None)
-            .verifier_log_level(VerifierLogLevel::DISABLE)
             .map_max_entries(EVENTS, config.ring_bytes)
             .map_max_entries(LOG_RING, LOG_RING_BYTES)
             .override_global(LEGACY_CONTROLLER, &legacy, true)
