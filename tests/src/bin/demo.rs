@@ -78,7 +78,7 @@ const SHORT_JOB: Pod = Pod {
 };
 const SHORT_JOB_GPU: u32 = 2;
 const HOST_SHARE: &str = "0.15";
-const HOST_LABEL: &str = "host process";
+const HOST_LABEL: &str = "host-process";
 
 fn main() -> ExitCode {
     match run() {
