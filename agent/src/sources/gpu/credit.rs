@@ -14,8 +14,8 @@
 //! could belong to several is `below_resolution`; what no row can own is `no_row`.
 //!
 //! The driver keeps samples finer than it shows them. Where its rounding makes no subset fit a row,
-//! the row's whole range counts as possible. An error made by trusting whole percents stays inside
-//! that range: below one percentage point of the window.
+//! every amount up to a whole percentage point beyond the row counts as possible, and an error made
+//! by trusting whole percents is no larger than such a point.
 //!
 //! Refused: scaling all rows up until they add up to the device. It would bill those who have a row
 //! for those who have none.

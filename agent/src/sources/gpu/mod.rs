@@ -6,6 +6,7 @@
 
 mod calls;
 mod credit;
+mod device;
 mod library;
 mod lists;
 pub mod nvml;

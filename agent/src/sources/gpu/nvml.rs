@@ -30,16 +30,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvml_wrapper::Device;
-use nvml_wrapper::enum_wrappers::device::Sampling;
-use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 pub use super::calls::{CallFigures, Watchdog};
-use super::library::{Fault, Library, OpenError, class, fault};
-use super::window::{Bracket, RawRow, RawSample, Windows};
-use super::{lists, retried};
+use super::device::{Gpu, Trouble};
+use super::library::{Fault, Library, OpenError};
+use super::lists;
 use crate::core::input::{GpuInfo, GpuProcesses, Input, SourceHealth};
 use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, SourceState, UnobservedReason};
 use crate::sources::clock;
@@ -52,8 +50,6 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 const LISTS_APART: Duration = Duration::from_secs(1);
 /// Process lists may take one part in this of the time.
 const LISTS_SHARE: u32 = 100;
-/// How often a window's calls are repeated when a sample lands between them.
-const TRIES: u32 = 3;
 /// Waits between attempts to open the library double from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The same for opening it anew because of a GPU in trouble: that interrupts the others.
@@ -208,36 +204,6 @@ struct Source {
     namespace: Option<Arc<str>>,
 }
 
-/// One GPU.
-struct Gpu {
-    info: GpuInfo,
-    windows: Windows,
-    /// Whether NVML listed it, or could not say.
-    listed: bool,
-    /// Whether this session of the library has it.
-    open: bool,
-    /// What went wrong when it was asked last.
-    fault: Option<Trouble>,
-}
-
-/// A call that failed.
-#[derive(Clone, Debug)]
-struct Trouble {
-    fault: Fault,
-    class: &'static str,
-    text: String,
-}
-
-impl Trouble {
-    fn new(call: &str, error: &NvmlError) -> Self {
-        Self {
-            fault: fault(error),
-            class: class(error),
-            text: format!("{call}: {error}"),
-        }
-    }
-}
-
 /// Why a session of the library is over.
 enum Over {
     /// The agent stops.
@@ -327,14 +293,12 @@ impl Source {
 
     /// Closes what has been open for too long on every listed GPU that does not answer.
     async fn close_overdue(&mut self) -> Result<(), Stop> {
-        let now = clock::now();
-        let silent = |gpu: &Gpu| gpu.listed && (!gpu.open || gpu.fault.is_some());
-        let overdue = |gpu: &&mut Gpu| silent(gpu) && gpu.windows.overdue(now.boot);
+        let silent = |gpu: &&mut Gpu| gpu.listed && (!gpu.open || gpu.fault.is_some());
         let windows: Vec<_> = self
             .gpus
             .values_mut()
-            .filter(overdue)
-            .filter_map(|gpu| gpu.windows.fail(now, UnobservedReason::DriverError))
+            .filter(silent)
+            .filter_map(Gpu::close_overdue)
             .collect();
         for window in windows {
             self.send(Input::Window(window)).await?;
@@ -467,7 +431,7 @@ impl Source {
             if let Some(gpu) = self.gpus.get_mut(&info.uuid) {
                 gpu.info = info.clone();
             } else {
-                let gpu = self.first_sight(device, info);
+                let gpu = Gpu::first_sight(device, info, &self.watchdog);
                 self.gpus.insert(info.uuid.clone(), gpu);
             }
         }
@@ -525,27 +489,12 @@ impl Source {
         Ok((device, info))
     }
 
-    /// A GPU's windows begin now; its ring only tells how it samples.
-    fn first_sight(&self, device: &Device<'_>, info: &GpuInfo) -> Gpu {
-        let mut windows = Windows::new(info.uuid.clone(), clock::now());
-        if let Ok(ring) = samples(device, &info.uuid, &self.watchdog, 0) {
-            windows.learn(&ring);
-        }
-        Gpu {
-            info: info.clone(),
-            windows,
-            listed: true,
-            open: true,
-            fault: None,
-        }
-    }
-
     /// Takes one GPU's window, if it can be closed.
     async fn tick(&mut self, device: &Device<'_>, uuid: &GpuUuid) -> Result<(), Stop> {
         let Some(gpu) = self.gpus.get_mut(uuid) else {
             return Ok(());
         };
-        if let Some(window) = poll(device, gpu, &self.watchdog) {
+        if let Some(window) = gpu.poll(device, &self.watchdog) {
             self.send(Input::Window(window)).await?;
         }
         Ok(())
@@ -562,7 +511,7 @@ impl Source {
                 });
             let window = device
                 .ok()
-                .and_then(|device| poll(&device, gpu, &self.watchdog));
+                .and_then(|device| gpu.poll(&device, &self.watchdog));
             if let Some(window) = window {
                 // A core that stopped first, or is behind, must not hold up the end.
                 let _ = self.out.try_send(Input::Window(window));
@@ -736,158 +685,6 @@ fn same_trouble(one: &SourceState, other: &SourceState) -> bool {
     }
 }
 
-/// Asks for one GPU's window.
-///
-/// Errors are waited out until the open time is overdue: only then is it closed, with a reason.
-fn poll(
-    device: &Device<'_>,
-    gpu: &mut Gpu,
-    watchdog: &Watchdog,
-) -> Option<crate::core::input::GpuWindow> {
-    let uuid = gpu.info.uuid.clone();
-    let cursor = gpu.windows.cursor_us();
-    let read = || samples(device, &uuid, watchdog, cursor);
-    let trouble = |call, error: &NvmlError| {
-        tracing::debug!(gpu = uuid.as_str(), call, %error, "a GPU cannot be read");
-        Some(Trouble::new(call, error))
-    };
-    let fail = |gpu: &mut Gpu, reason| {
-        let now = clock::now();
-        gpu.windows
-            .overdue(now.boot)
-            .then(|| gpu.windows.fail(now, reason))
-            .flatten()
-    };
-
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let asked = clock::now();
-        let before = match read() {
-            Ok(before) => Some(before),
-            Err(error) if fault(&error) == Fault::Unsupported => None,
-            Err(error) => {
-                gpu.fault = trouble("nvmlDeviceGetSamples", &error);
-                return fail(gpu, UnobservedReason::DriverError);
-            }
-        };
-        let mut rows_trouble = None;
-        let rows = match (rows(device, &uuid, watchdog, cursor), &before) {
-            (Ok(rows), _) => rows,
-            // Neither samples nor rows, as under MIG: a fact about the device and no fault.
-            (Err(error), None) if fault(&error) == Fault::Unsupported => {
-                gpu.fault = None;
-                return gpu
-                    .windows
-                    .fail(clock::now(), UnobservedReason::Unsupported);
-            }
-            // How busy it was is known, who made it so is not.
-            (Err(error), Some(_)) if fault(&error) == Fault::Unsupported => Vec::new(),
-            (Err(error), Some(_))
-                if fault(&error) == Fault::Other && gpu.windows.overdue(clock::now().boot) =>
-            {
-                rows_trouble = trouble("nvmlDeviceGetProcessUtilization", &error);
-                Vec::new()
-            }
-            (Err(error), _) => {
-                gpu.fault = trouble("nvmlDeviceGetProcessUtilization", &error);
-                return fail(gpu, UnobservedReason::DriverError);
-            }
-        };
-        let Some(before) = before else {
-            gpu.fault = None;
-            return gpu
-                .windows
-                .close_without_samples(&rows, asked, clock::now());
-        };
-        let after = match read() {
-            Ok(after) => after,
-            Err(error) => {
-                gpu.fault = trouble("nvmlDeviceGetSamples", &error);
-                return fail(gpu, UnobservedReason::DriverError);
-            }
-        };
-        let bracket = Bracket {
-            before,
-            rows,
-            after,
-            clock: clock::now(),
-        };
-        if bracket.torn() && tries < TRIES {
-            continue;
-        }
-        gpu.fault = rows_trouble;
-        return gpu.windows.close(&bracket);
-    }
-}
-
-/// The device's own samples newer than `last_us`.
-fn samples(
-    device: &Device<'_>,
-    uuid: &GpuUuid,
-    watchdog: &Watchdog,
-    last_us: u64,
-) -> Result<Vec<RawSample>, NvmlError> {
-    let answer = retried(|| {
-        watchdog.call("nvmlDeviceGetSamples", Some(uuid), || {
-            device.samples(Sampling::GpuUtilization, last_us)
-        })
-    });
-    Ok(or_nothing(answer)?
-        .into_iter()
-        .map(|sample| RawSample {
-            at_us: sample.timestamp,
-            percent: percent(&sample.value),
-        })
-        .collect())
-}
-
-/// The processes' rows since `last_us`.
-fn rows(
-    device: &Device<'_>,
-    uuid: &GpuUuid,
-    watchdog: &Watchdog,
-    last_us: u64,
-) -> Result<Vec<RawRow>, NvmlError> {
-    let answer = retried(|| {
-        watchdog.call("nvmlDeviceGetProcessUtilization", Some(uuid), || {
-            device.process_utilization_stats(last_us)
-        })
-    });
-    Ok(or_nothing(answer)?
-        .into_iter()
-        .map(|row| RawRow {
-            pid: row.pid,
-            at_us: row.timestamp,
-            percent: row.sm_util,
-        })
-        .collect())
-}
-
-/// "Not found" is NVML's word for an empty list.
-fn or_nothing<T>(answer: Result<Vec<T>, NvmlError>) -> Result<Vec<T>, NvmlError> {
-    match answer {
-        Err(NvmlError::NotFound | NvmlError::NoData) => Ok(Vec::new()),
-        answer => answer,
-    }
-}
-
-/// A sample's whole percent; what cannot be one becomes a number that the window counts as junk.
-pub(super) fn percent(value: &SampleValue) -> u32 {
-    match *value {
-        SampleValue::U32(percent) => percent,
-        SampleValue::U64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),
-        SampleValue::I64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "the range is checked, and whole percents are what NVML speaks"
-        )]
-        SampleValue::F64(percent) if (0.0..=100.0).contains(&percent) => percent as u32,
-        SampleValue::F64(_) => u32::MAX,
-    }
-}
-
 /// What is said of a thread that met a defect, in this code or in the wrapper's.
 fn panicked() -> SourceHealth {
     SourceHealth {
@@ -969,21 +766,6 @@ mod tests {
         assert_eq!(waits, [1, 2, 4, 5, 5]);
         backoff.reset();
         assert_eq!(backoff.wait().as_secs(), 1);
-    }
-
-    #[test]
-    fn sample_values_of_every_type_become_percents() {
-        for (value, expected) in [
-            (SampleValue::U32(37), 37),
-            (SampleValue::U64(u64::MAX), u32::MAX),
-            (SampleValue::I64(-1), u32::MAX),
-            (SampleValue::I64(100), 100),
-            (SampleValue::F64(99.9), 99),
-            (SampleValue::F64(f64::NAN), u32::MAX),
-            (SampleValue::F64(1e300), u32::MAX),
-        ] {
-            assert_eq!(percent(&value), expected, "{value:?}");
-        }
     }
 
     #[test]
