@@ -38,14 +38,30 @@ impl Trouble {
             text: format!("{call}: {error}"),
         }
     }
+
+    /// NVML lists a GPU no more, or cannot open it.
+    pub(super) fn gone() -> Self {
+        Self {
+            fault: Fault::Lost,
+            class: "gpu_lost",
+            text: "not among the GPUs that NVML can open".to_owned(),
+        }
+    }
+
+    /// NVML answers and has nothing to answer for.
+    pub(super) fn no_gpu() -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "no_gpu",
+            text: "NVML lists no GPU".to_owned(),
+        }
+    }
 }
 
 /// One GPU.
 pub(super) struct Gpu {
     pub(super) info: GpuInfo,
     pub(super) windows: Windows,
-    /// Whether NVML listed it, or could not say.
-    pub(super) listed: bool,
     /// Whether this session of the library has it.
     pub(super) open: bool,
     /// What went wrong when it was asked last.
@@ -68,7 +84,6 @@ impl Gpu {
         let mut gpu = Self {
             info: info.clone(),
             windows: Windows::new(info.uuid.clone(), clock::now()),
-            listed: true,
             open: true,
             fault: None,
         };

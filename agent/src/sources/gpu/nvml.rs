@@ -13,8 +13,9 @@
 //! - The library may be absent at start, come late, and go with a driver reload: it is looked for
 //!   for ever, with backoff. Absent is normal; anything else is down, with a reason.
 //! - Each GPU has its own cursor and its own faults. A GPU that falls off the bus does not hold up
-//!   the others; the library is opened anew for its sake, ever more rarely. Nor does it leave the
-//!   list as long as NVML counts a GPU that it cannot open: its time is then not observed.
+//!   the others; the library is opened anew for its sake, ever more rarely. Nor is it
+//!   ever forgotten: one that NVML lists no more stays in the list, its time not observed and the
+//!   source degraded, until it is back or the agent restarts. Silence would pass for idleness.
 //! - An error is not closed as unobserved at once: the driver's ring keeps ten seconds, so that
 //!   asking again within [`window::PATIENCE`](super::window::PATIENCE) loses nothing.
 //! - Windows are never dropped. The channel is bounded, and a full one makes this thread wait: it
@@ -39,7 +40,7 @@ use super::device::{Gpu, Trouble};
 use super::library::{Fault, Library, OpenError};
 use super::lists;
 use crate::core::input::{GpuInfo, GpuProcesses, Input, SourceHealth};
-use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, SourceState, UnobservedReason};
+use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, SourceState};
 use crate::sources::clock;
 
 /// Beyond this between two windows, a few late polls would lose samples of the ring.
@@ -53,7 +54,7 @@ const LISTS_SHARE: u32 = 100;
 /// Waits between attempts to open the library double from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The same for opening it anew because of a GPU in trouble: that interrupts the others.
-const REOPEN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+const REOPEN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// The initial pid namespace: its inode number is fixed in the kernel (`PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
@@ -192,13 +193,12 @@ struct Source {
     lists_wanted: Option<mpsc::Receiver<()>>,
     shutdown: watch::Receiver<bool>,
     watchdog: Watchdog,
-    /// Every GPU ever seen. One that goes keeps its cursor, so that its time goes on without a hole
-    /// should it come back.
+    /// Every GPU seen since the start. None is ever forgotten: see the module's documentation.
     gpus: BTreeMap<GpuUuid, Gpu>,
     /// The list that was sent last.
     published: Option<Vec<GpuInfo>>,
-    /// GPUs that NVML counts and this session could not open: how many, and why.
-    unopened: Option<(usize, Trouble)>,
+    /// A GPU that NVML counts and this session could not open: its index, and why.
+    unopened: Option<(u32, Trouble)>,
     health: Option<SourceHealth>,
     /// The pid namespace that this process is in, if it is not the initial one.
     namespace: Option<Arc<str>>,
@@ -246,14 +246,14 @@ impl Source {
         let mut reopen = Backoff::new(REOPEN);
         loop {
             let configured = self.config.library.clone();
-            let state = match Library::open(configured.as_deref(), &self.watchdog) {
+            let failed = match Library::open(configured.as_deref(), &self.watchdog) {
                 Ok(library) => match self.serve(&library, &mut retry, &mut reopen).await {
                     Over::Stop => return,
                     Over::Reopen(trouble) => Failed::Session(trouble),
                 },
                 Err(error) => Failed::Open(error),
             };
-            if self.wait(&state, retry.wait()).await.is_err() {
+            if self.wait(&failed, retry.wait()).await.is_err() {
                 return;
             }
         }
@@ -291,9 +291,9 @@ impl Source {
         }
     }
 
-    /// Closes what has been open for too long on every listed GPU that does not answer.
+    /// Closes what has been open for too long on every GPU that does not answer.
     async fn close_overdue(&mut self) -> Result<(), Stop> {
-        let silent = |gpu: &&mut Gpu| gpu.listed && (!gpu.open || gpu.fault.is_some());
+        let silent = |gpu: &&mut Gpu| !gpu.open || gpu.fault.is_some();
         let windows: Vec<_> = self
             .gpus
             .values_mut()
@@ -398,6 +398,9 @@ impl Source {
             Ok(count) => count,
             Err(error) => return Ok(Err(Trouble::new("nvmlDeviceGetCount", &error))),
         };
+        if count == 0 && self.gpus.is_empty() {
+            return Ok(Err(Trouble::no_gpu()));
+        }
         let mut devices: Vec<(Device<'library>, GpuInfo)> = Vec::new();
         self.unopened = None;
         for index in 0..count {
@@ -405,27 +408,15 @@ impl Source {
                 Ok(device) => devices.push(device),
                 Err(error) => {
                     tracing::warn!(index, %error, "a GPU cannot be opened");
-                    let trouble = Trouble::new("nvmlDeviceGetHandleByIndex", &error);
-                    let (count, _) = self.unopened.get_or_insert((0, trouble));
-                    *count += 1;
+                    let trouble = Trouble::new("opening it", &error);
+                    self.unopened = Some((index, trouble));
                 }
             }
         }
 
-        let now = clock::now();
-        let mut late = Vec::new();
         for gpu in self.gpus.values_mut() {
-            let found = devices.iter().any(|(_, info)| info.uuid == gpu.info.uuid);
-            // While some GPU cannot be named, it may be any of those missing: they stay listed, and
-            // their time is not observed.
-            let listed = found || (gpu.listed && self.unopened.is_some());
-            if listed && !gpu.listed {
-                // It was away. One window covers that.
-                late.extend(gpu.windows.fail(now, UnobservedReason::DriverError));
-            }
-            gpu.listed = listed;
-            gpu.open = found;
-            gpu.fault = None;
+            gpu.open = devices.iter().any(|(_, info)| info.uuid == gpu.info.uuid);
+            gpu.fault = (!gpu.open).then(Trouble::gone);
         }
         for (device, info) in &devices {
             if let Some(gpu) = self.gpus.get_mut(&info.uuid) {
@@ -436,24 +427,16 @@ impl Source {
             }
         }
 
-        let mut listed: Vec<GpuInfo> = self
-            .gpus
-            .values()
-            .filter(|gpu| gpu.listed)
-            .map(|gpu| gpu.info.clone())
-            .collect();
-        listed.sort_by(|one, other| (one.index, &one.uuid).cmp(&(other.index, &other.uuid)));
-        if self.published.as_ref() != Some(&listed) {
+        let mut known: Vec<GpuInfo> = self.gpus.values().map(|gpu| gpu.info.clone()).collect();
+        known.sort_by(|one, other| (one.index, &one.uuid).cmp(&(other.index, &other.uuid)));
+        if self.published.as_ref() != Some(&known) {
             tracing::info!(
-                gpus = listed.len(),
+                gpus = known.len(),
                 library = &*library.place,
                 "NVML lists its GPUs"
             );
-            self.published = Some(listed.clone());
-            self.send(Input::Gpus(listed)).await?;
-        }
-        for window in late {
-            self.send(Input::Window(window)).await?;
+            self.published = Some(known.clone());
+            self.send(Input::Gpus(known)).await?;
         }
         let devices = devices
             .into_iter()
@@ -502,7 +485,7 @@ impl Source {
 
     /// On the way out: what can be billed without waiting for anybody.
     fn last_windows(&mut self, library: &Library) {
-        for gpu in self.gpus.values_mut().filter(|gpu| gpu.listed) {
+        for gpu in self.gpus.values_mut().filter(|gpu| gpu.open) {
             let uuid = gpu.info.uuid.clone();
             let device = self
                 .watchdog
@@ -544,12 +527,15 @@ impl Source {
 
     /// The gravest of the GPUs' troubles, in words that say how many have some.
     fn troubles(&self) -> Option<Trouble> {
-        let listed: Vec<&Gpu> = self.gpus.values().filter(|gpu| gpu.listed).collect();
-        let unopened = self.unopened.as_ref();
-        let mut all: Vec<(&str, &Trouble)> = listed
-            .iter()
-            .filter_map(|gpu| Some((gpu.info.uuid.as_str(), gpu.fault.as_ref()?)))
-            .chain(unopened.map(|(_, trouble)| ("a GPU without a name", trouble)))
+        let unopened = self.unopened.as_ref().map(|(index, trouble)| {
+            let name = format!("GPU {index}");
+            (name, trouble)
+        });
+        let mut all: Vec<(String, &Trouble)> = self
+            .gpus
+            .values()
+            .filter_map(|gpu| Some((gpu.info.uuid.to_string(), gpu.fault.as_ref()?)))
+            .chain(unopened)
             .collect();
         all.sort_by_key(|(_, trouble)| match trouble.fault {
             Fault::Library => 0,
@@ -557,14 +543,14 @@ impl Source {
             Fault::Other => 2,
             Fault::Unsupported => 3,
         });
-        let &(name, gravest) = all.first()?;
+        let (name, gravest) = all.first()?;
         let others = match all.len() - 1 {
             0 => String::new(),
             others => format!(" (and {others} more GPUs in trouble)"),
         };
         Some(Trouble {
             text: format!("{name}: {}{others}", gravest.text),
-            ..gravest.clone()
+            ..(*gravest).clone()
         })
     }
 
