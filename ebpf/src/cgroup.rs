@@ -38,7 +38,10 @@ pub(crate) fn is_reported(cgroup: Cgroup) -> bool {
     }
     // SAFETY: the helper takes nothing and cannot fail.
     let current = Task::at(unsafe { bpf_get_current_task() } as *const u8);
-    current.legacy_cgroup().and_then(|legacy| legacy.hierarchy()) == Some(hierarchy)
+    current
+        .legacy_cgroup()
+        .and_then(|legacy| legacy.hierarchy())
+        == Some(hierarchy)
 }
 
 /// Announces `cgroup` and those of its ancestors that the agent does not know, the highest first.

@@ -1,4 +1,7 @@
-//! What gpuacct's tests against real parts share.
+//! What the tests against real parts share: daemons that they start and stop, the built agent, and
+//! the rule for what a machine lacks.
 
+pub mod agent;
+pub mod docker;
 pub mod kernel;
 pub mod requirement;

@@ -25,7 +25,9 @@ fn with_causes(error: impl Into<anyhow::Error>) -> impl Display {
 
 #[test]
 fn a_process_is_seen_from_fork_to_exit() {
-    let Some(mut observer) = observer() else { return };
+    let Some(mut observer) = observer() else {
+        return;
+    };
     let mut process = TestProcess::start(PROCESS, &["wait"]).unwrap();
     let pid = process.pid();
     process.line().unwrap();

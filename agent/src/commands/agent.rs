@@ -1,19 +1,19 @@
 //! `gpuacct agent`: reads the configuration, starts the log, runs the agent.
 
+use std::io::{IsTerminal, stderr};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use tracing::error;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
 
-use super::{complain, config::read};
+use super::{block_on, complain, config::read};
 use crate::app;
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::outputs::telemetry::Telemetry;
 
 /// Run the accountant of this node in the foreground
 ///
@@ -78,34 +78,18 @@ pub fn run(options: Options) -> ExitCode {
             return complain(&error, 2);
         }
     };
-    // One thread runs everything that does not block.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("gpuacct")
-        .max_blocking_threads(4)
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return complain(&error, 1),
-    };
-    runtime.block_on(async {
-        let telemetry = match Telemetry::start(&config) {
-            Ok(telemetry) => telemetry,
-            Err(error) => return complain(&error, 1),
-        };
-        let stderr = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    block_on(async {
+        let ansi = stderr().is_terminal();
         let (text, json) = match config.log.format {
-            LogFormat::Text => (Some(stderr()), None),
-            LogFormat::Json => (None, Some(stderr().json())),
+            LogFormat::Text => (Some(fmt::layer().with_writer(stderr).with_ansi(ansi)), None),
+            LogFormat::Json => (None, Some(fmt::layer().with_writer(stderr).json())),
         };
         tracing_subscriber::registry()
             .with(filter)
             .with(text)
             .with(json)
-            .with(telemetry.log_layer())
             .init();
         let ended = app::run(config).await;
-        telemetry.stop().await;
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {

@@ -47,7 +47,10 @@ fn leader_ends_first() -> Result<()> {
         // The leader is a zombie once its state says so.
         loop {
             let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-            if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+            if stat
+                .rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('Z'))
+            {
                 break;
             }
             thread::yield_now();
@@ -77,7 +80,11 @@ fn exec_from_thread() -> Result<()> {
 /// A child that is process 1 of a pid namespace of its own. Prints its pid outside.
 fn pid_namespace() -> Result<()> {
     // SAFETY: affects only children that are yet to be made.
-    ensure!(unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0, "unshare: {}", io::Error::last_os_error());
+    ensure!(
+        unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0,
+        "unshare: {}",
+        io::Error::last_os_error()
+    );
     // SAFETY: there is no other thread; the child makes one system call, and reads.
     match unsafe { libc::fork() } {
         -1 => bail!("fork: {}", io::Error::last_os_error()),
@@ -105,7 +112,11 @@ fn into_cgroup(path: &str) -> Result<()> {
     // SAFETY: the arguments live through the call; without CLONE_VM it is a fork, and the child
     // makes one system call.
     let child = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
     };
     match child {
         -1 => bail!("clone3: {}", io::Error::last_os_error()),
@@ -135,7 +146,11 @@ fn fork_many(count: u32) -> Result<()> {
 /// other, with the same pid. Prints the pid of process 1 outside, and the children's inside.
 fn reuse_pid() -> Result<()> {
     // SAFETY: as in `pid_namespace`.
-    ensure!(unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0, "unshare: {}", io::Error::last_os_error());
+    ensure!(
+        unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0,
+        "unshare: {}",
+        io::Error::last_os_error()
+    );
     // SAFETY: there is no other thread.
     match unsafe { libc::fork() } {
         -1 => bail!("fork: {}", io::Error::last_os_error()),

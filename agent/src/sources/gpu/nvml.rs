@@ -24,6 +24,7 @@
 //! they take the driver's global lock.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,6 +160,7 @@ pub fn spawn(
         .build()?;
     let watchdog = Watchdog::default();
     let (on_stop, stopped) = oneshot::channel();
+    let farewell = out.clone();
     let source = Source {
         config,
         out,
@@ -174,7 +176,12 @@ pub fn spawn(
     std::thread::Builder::new()
         .name("nvml".into())
         .spawn(move || {
-            runtime.block_on(source.live());
+            let live = AssertUnwindSafe(|| runtime.block_on(source.live()));
+            // The source itself is gone with the panic: there is no state to be found broken.
+            if catch_unwind(live).is_err() {
+                // A receiver that is gone needs no telling.
+                let _ = farewell.blocking_send(Input::Health(panicked()));
+            }
             // Nobody waiting is fine.
             let _ = on_stop.send(());
         })?;
@@ -207,6 +214,8 @@ struct Gpu {
     windows: Windows,
     /// Whether NVML listed it, or could not say.
     listed: bool,
+    /// Whether this session of the library has it.
+    open: bool,
     /// What went wrong when it was asked last.
     fault: Option<Trouble>,
 }
@@ -290,8 +299,17 @@ impl Source {
         let next_retry = after(wait);
         let place = failed.place(&self.config);
         let state = failed.state(next_retry);
+        let normal = state == SourceState::Absent;
         if self.set_health(state, &place).await? {
-            tracing::warn!(reason = failed.reason(), "NVML is not available");
+            let reason = failed.reason();
+            if normal {
+                tracing::info!(reason, "NVML is not here");
+            } else {
+                tracing::warn!(reason, "NVML is not available");
+            }
+        }
+        for gpu in self.gpus.values_mut() {
+            gpu.open = false;
         }
         loop {
             self.close_overdue().await?;
@@ -307,10 +325,11 @@ impl Source {
         }
     }
 
-    /// Closes what has been open for too long on every listed GPU.
+    /// Closes what has been open for too long on every listed GPU that does not answer.
     async fn close_overdue(&mut self) -> Result<(), Stop> {
         let now = clock::now();
-        let overdue = |gpu: &&mut Gpu| gpu.listed && gpu.windows.overdue(now.boot);
+        let silent = |gpu: &Gpu| gpu.listed && (!gpu.open || gpu.fault.is_some());
+        let overdue = |gpu: &&mut Gpu| silent(gpu) && gpu.windows.overdue(now.boot);
         let windows: Vec<_> = self
             .gpus
             .values_mut()
@@ -441,6 +460,7 @@ impl Source {
                 late.extend(gpu.windows.fail(now, UnobservedReason::DriverError));
             }
             gpu.listed = listed;
+            gpu.open = found;
             gpu.fault = None;
         }
         for (device, info) in &devices {
@@ -515,6 +535,7 @@ impl Source {
             info: info.clone(),
             windows,
             listed: true,
+            open: true,
             fault: None,
         }
     }
@@ -852,7 +873,7 @@ fn or_nothing<T>(answer: Result<Vec<T>, NvmlError>) -> Result<Vec<T>, NvmlError>
 }
 
 /// A sample's whole percent; what cannot be one becomes a number that the window counts as junk.
-fn percent(value: &SampleValue) -> u32 {
+pub(super) fn percent(value: &SampleValue) -> u32 {
     match *value {
         SampleValue::U32(percent) => percent,
         SampleValue::U64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),
@@ -864,6 +885,21 @@ fn percent(value: &SampleValue) -> u32 {
         )]
         SampleValue::F64(percent) if (0.0..=100.0).contains(&percent) => percent as u32,
         SampleValue::F64(_) => u32::MAX,
+    }
+}
+
+/// What is said of a thread that met a defect, in this code or in the wrapper's.
+fn panicked() -> SourceHealth {
+    SourceHealth {
+        source: SourceId::Nvml,
+        state: SourceState::Down {
+            class: "panic".into(),
+            reason: "the nvml thread panicked: GPU time is not observed until the agent restarts"
+                .into(),
+            next_retry: None,
+        },
+        since: clock::now().boot,
+        place: "".into(),
     }
 }
 

@@ -236,8 +236,7 @@ impl KernelSource {
 
         let shared = Shared::new().map_err(KernelError::Thread)?;
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
-        let stream =
-            Stream::new(maps, shared.clone(), sender).map_err(KernelError::Thread)?;
+        let stream = Stream::new(maps, shared.clone(), sender).map_err(KernelError::Thread)?;
         let thread = thread::Builder::new()
             .name("kernel-events".into())
             .spawn(move || stream.run())
@@ -381,8 +380,7 @@ fn choose_legacy_controller(proc_cgroups: &str) -> Option<&'static str> {
 
 fn attach(object: &mut Ebpf) -> Result<(), KernelError> {
     // aya wants all of the kernel's types to find five tracepoints in. They go right after.
-    let types = Btf::from_sys_fs()
-        .map_err(|error| KernelError::NoBtf(io::Error::other(error)))?;
+    let types = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(io::Error::other(error)))?;
     for tracepoint in TRACEPOINTS {
         let program: &mut BtfTracePoint = object
             .program_mut(tracepoint)
@@ -567,7 +565,15 @@ mod tests {
 
     #[test]
     fn kernels_before_5_8_are_refused() {
-        for release in ["5.8.0", "5.10.0-28-amd64", "6.1.0", "10.0", "6", "custom", ""] {
+        for release in [
+            "5.8.0",
+            "5.10.0-28-amd64",
+            "6.1.0",
+            "10.0",
+            "6",
+            "custom",
+            "",
+        ] {
             check_kernel(release).unwrap();
         }
         for release in ["5.7.19", "5.4.0-150-generic", "4.19.0", "3.10.0-1160.el7"] {
@@ -588,13 +594,20 @@ mod tests {
             // Not mounted as v1, or switched off on the command line.
             ("memory\t0\t11\t1\npids\t8\t1\t1\n", Some("pids")),
             ("memory\t4\t1\t0\ncpu\t2\t1\t1\n", Some("cpu")),
-            ("memory\t0\t11\t1\npids\t0\t1\t1\ncpu\t0\t1\t1\ndevices\t0\t1\t1\n", None),
+            (
+                "memory\t0\t11\t1\npids\t0\t1\t1\ncpu\t0\t1\t1\ndevices\t0\t1\t1\n",
+                None,
+            ),
             // A name that merely begins so.
             ("cpuacct\t2\t1\t1\ndevices\t5\t1\t1\n", Some("devices")),
             ("memory\n", None),
         ];
         for (table, expected) in rows {
-            assert_eq!(choose_legacy_controller(&format!("{head}{table}")), expected, "{table}");
+            assert_eq!(
+                choose_legacy_controller(&format!("{head}{table}")),
+                expected,
+                "{table}"
+            );
         }
     }
 
@@ -604,7 +617,10 @@ mod tests {
         let rows = [
             (CapabilitySet::empty(), "lacks CAP_BPF and CAP_PERFMON"),
             (CapabilitySet::BPF, "lacks CAP_PERFMON"),
-            (CapabilitySet::BPF | CapabilitySet::PERFMON, "the kernel's policy"),
+            (
+                CapabilitySet::BPF | CapabilitySet::PERFMON,
+                "the kernel's policy",
+            ),
             (CapabilitySet::SYS_ADMIN, "the kernel's policy (lockdown"),
         ];
         for (held, expected) in rows {
