@@ -4,6 +4,10 @@
 //! `GPUACCT_REQUIRE` (a comma-separated list of parts, or `all`) makes that skip a failure.
 
 use std::fmt::Display;
+use std::io::Write as _;
+
+/// The environment variable that names the file in which skips are noted.
+pub const SKIPS: &str = "GPUACCT_SKIPS";
 
 /// The environment variable that names the parts that must be there.
 pub const VARIABLE: &str = "GPUACCT_REQUIRE";
@@ -29,8 +33,24 @@ fn decide<T>(part: &str, required: &str, available: Result<T, String>) -> Option
         }
         Err(reason) => {
             println!("skipped: {part}: {reason}");
+            note(part, &reason);
             None
         }
+    }
+}
+
+/// Writes the skip down where `cargo xtask test` reads it, since libtest swallows what a test that
+/// passes prints.
+fn note(part: &str, reason: &str) {
+    let Some(path) = std::env::var_os(SKIPS) else {
+        return;
+    };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let line = format!("{test}: {part}: {}\n", reason.replace('\n', " "));
+    let file = std::fs::File::options().append(true).create(true).open(&path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+        panic!("cannot note a skip in {}: {error}", path.display());
     }
 }
 

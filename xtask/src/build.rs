@@ -72,9 +72,15 @@ pub(crate) fn object() -> Result<PathBuf> {
         .arg(&target)
         .run()?;
 
-    let object = target.join(TARGET).join("release/gpuacct-ebpf");
+    let object = built_object();
     ensure!(object.exists(), "cargo built no {}", object.display());
     Ok(object)
+}
+
+/// Where the object is once it is built.
+pub(crate) fn built_object() -> PathBuf {
+    let target = workspace::target().join("ebpf").join(TARGET);
+    target.join("release/gpuacct-ebpf")
 }
 
 /// Builds the agent with the object inside and returns where it is.

@@ -4,7 +4,10 @@
 
 mod build;
 mod command;
+mod demo;
+mod run;
 mod setup;
+mod test;
 mod toolchain;
 mod workspace;
 
@@ -25,11 +28,17 @@ struct Cli {
 enum Verb {
     Setup(setup::Options),
     Build(build::Options),
+    Demo(demo::Options),
+    Test(test::Options),
+    Run(run::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Setup(options) => setup::run(&options),
         Verb::Build(options) => build::run(&options),
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Test(options) => test::run(&options),
+        Verb::Run(options) => run::run(&options),
     }
 }
