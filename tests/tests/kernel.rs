@@ -3,6 +3,11 @@
 //! Each test loads the object, makes one thing happen and waits until the stream says that it has
 //! told everything up to then. Events of other processes are around at all times and are ignored.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "the helpers of tests panic as the tests do, to keep the stack"
+)]
+
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

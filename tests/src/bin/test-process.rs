@@ -63,7 +63,8 @@ fn leader_ends_first() -> Result<()> {
         // SAFETY: ends this process, and was not going to return.
         unsafe { libc::_exit(0) }
     });
-    std::mem::forget(thread);
+    // Its handle would be waited for by nobody: it ends the process.
+    drop(thread);
     // SAFETY: ends the calling thread alone; nothing of it is used by the other.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
     unreachable!("a thread that has ended does not go on")
@@ -83,11 +84,8 @@ fn exec_from_thread() -> Result<()> {
 /// A child that is process 1 of a pid namespace of its own. Prints its pid outside.
 fn pid_namespace() -> Result<()> {
     // SAFETY: affects only children that are yet to be made.
-    ensure!(
-        unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0,
-        "unshare: {}",
-        io::Error::last_os_error()
-    );
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWPID) };
+    ensure!(unshared == 0, "unshare: {}", io::Error::last_os_error());
     // SAFETY: there is no other thread; the child makes one system call, and reads.
     match unsafe { libc::fork() } {
         -1 => bail!("fork: {}", io::Error::last_os_error()),
