@@ -127,7 +127,7 @@ fn submit(node: Node, hierarchy: u32) -> Option<()> {
             CGROUP_NAME_BYTES as u32,
             name as *const _,
         );
-        (*record).name_len = if copied > 0 { copied as u32 - 1 } else { 0 };
+        (*record).name_len = u32::try_from(copied).unwrap_or(0).saturating_sub(1);
         copied
     };
     if copied < 0 {
@@ -136,7 +136,7 @@ fn submit(node: Node, hierarchy: u32) -> Option<()> {
     }
     entry.submit(maps::submit_flags());
     // Only now: a cgroup that never reached the ring must be announced again.
-    let _ = ANNOUNCED.insert(&key, &generation, 0);
+    let _ = ANNOUNCED.insert(key, generation, 0);
     Some(())
 }
 

@@ -18,11 +18,11 @@ pub const VARIABLE: &str = "GPUACCT_REQUIRE";
 /// If the part is missing and `GPUACCT_REQUIRE` lists it.
 pub fn require<T, E: Display>(part: &str, available: Result<T, E>) -> Option<T> {
     let required = std::env::var(VARIABLE).unwrap_or_default();
-    decide(
-        part,
-        &required,
-        available.map_err(|reason| reason.to_string()),
-    )
+    let available = available.map_err(|reason| reason.to_string());
+    if let Err(reason) = &available {
+        note(part, reason);
+    }
+    decide(part, &required, available)
 }
 
 fn decide<T>(part: &str, required: &str, available: Result<T, String>) -> Option<T> {
@@ -33,7 +33,6 @@ fn decide<T>(part: &str, required: &str, available: Result<T, String>) -> Option
         }
         Err(reason) => {
             println!("skipped: {part}: {reason}");
-            note(part, &reason);
             None
         }
     }
@@ -48,7 +47,10 @@ fn note(part: &str, reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("?");
     let line = format!("{test}: {part}: {}\n", reason.replace('\n', " "));
-    let file = std::fs::File::options().append(true).create(true).open(&path);
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(&path);
     if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
         panic!("cannot note a skip in {}: {error}", path.display());
     }
