@@ -3,7 +3,7 @@
 //! An event hands over pointers whose type the verifier knows, and it follows that type through
 //! every load: such a load is one instruction, checked against the kernel's BTF when the object is
 //! loaded, and reads zero where the pointer is bad. This is what happens at every event. Addresses
-//! that have been in a map have lost their type, and are read by a helper at forty times the cost;
+//! that have been in a map have lost their type and are read by a helper, at many times the cost;
 //! that happens only when a cgroup is announced.
 
 use aya_ebpf::Global;

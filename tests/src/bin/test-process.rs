@@ -166,6 +166,8 @@ fn load_as_nobody() -> Result<()> {
     // SAFETY: these change nothing but this process's identity.
     let changed = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
     ensure!(changed, "setuid: {}", io::Error::last_os_error());
+    // Whoever changes its identity loses its own /proc, which an ordinary user's process has.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
     match KernelSource::load(&KernelConfig::default()) {
         Ok(_) => bail!("an ordinary user has loaded the object"),
         Err(error) => announce(error),

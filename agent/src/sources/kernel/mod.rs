@@ -66,7 +66,7 @@ const LOG_RING: &str = "AYA_LOGS";
 const LOG_RING_BYTES: u32 = 16 * 1024;
 /// Batches under way to the core. Each may hold whatever a drain found; what finds no room waits
 /// with the thread, and then in the ring.
-const CHANNEL_BATCHES: usize = 8;
+const CHANNEL_BATCHES: usize = 4;
 
 /// A member of one of the kernel's structs, whose offset the object needs.
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +193,22 @@ pub enum KernelError {
     /// The thread that drains the ring cannot be started.
     #[error("cannot start the thread that drains the ring")]
     Thread(#[source] io::Error),
+}
+
+impl KernelError {
+    /// A short class, for a label.
+    #[must_use]
+    pub const fn class(&self) -> &'static str {
+        match self {
+            Self::NoObject => "no_object",
+            Self::OldKernel { .. } | Self::NoTracepoint { .. } => "old_kernel",
+            Self::RingBytes { .. } => "configuration",
+            Self::NoBtf(_) | Self::Btf(_) => "btf",
+            Self::Refused { .. } => "permission",
+            Self::Load(_) | Self::Attach { .. } | Self::Foreign { .. } | Self::Map { .. } => "load",
+            Self::Thread(_) => "system",
+        }
+    }
 }
 
 /// The loaded object. Dropping it detaches the object and ends the stream.
@@ -559,6 +575,7 @@ mod tests {
             KernelSource::load(&config).unwrap_err().to_string(),
             "this build has no eBPF object; build with `cargo xtask build`"
         );
+        assert_eq!(KernelError::NoObject.class(), "no_object");
     }
 
     #[test]
