@@ -1,5 +1,6 @@
 //! What is shipped in `deploy/`, held against those who read it: Kubernetes' schemas, kustomize,
-//! systemd, a linter of Dockerfiles, the OpenTelemetry Collector, and the agent itself.
+//! systemd, a linter of Dockerfiles, the OpenTelemetry Collector, and the agent itself; and the
+//! documents against what they speak of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use gpuacct::commands::agent;
 use gpuacct::config::{Config, Span};
+use gpuacct::core::model::{SourceId, UnattributedReason, UnobservedReason};
 use gpuacct_tests::collector::{self, Collector, free_address};
 use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
@@ -501,4 +503,100 @@ fn send(receiver: &str) -> Result<()> {
         .send(request.to_string())?;
     ensure!(answer.status() == 200, "{answer:?}");
     Ok(())
+}
+
+/// The documents that are written by hand.
+const DOCUMENTS: [&str; 5] = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/LIMITATIONS.md",
+    "docs/OPERATIONS.md",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn the_documents_name_metrics_and_files_that_exist() {
+    let metrics = read(&root().join("docs/METRICS.md"));
+    for name in DOCUMENTS {
+        let text = read(&root().join(name));
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for metric in words.filter(|word| word.starts_with("gpuacct_")) {
+            let is_known = metrics.contains(&format!("`{metric}`"));
+            assert!(
+                is_known,
+                "{name} names {metric}, which METRICS.md does not have"
+            );
+        }
+        let folder = root().join(name);
+        let folder = folder.parent().unwrap();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            let is_elsewhere = target.starts_with("https://") || target.is_empty();
+            assert!(
+                is_elsewhere || folder.join(target).exists(),
+                "{name} links to {target}, which is not there"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_reason_is_explained() {
+    let operations = read(&root().join("docs/OPERATIONS.md"));
+    let unattributed = UnattributedReason::ALL.map(UnattributedReason::as_str);
+    let unobserved = UnobservedReason::ALL.map(UnobservedReason::as_str);
+    for reason in unattributed.iter().chain(&unobserved) {
+        let row = format!("| `{reason}` |");
+        assert!(operations.contains(&row), "{reason} is not explained");
+    }
+    for source in SourceId::ALL.map(SourceId::as_str) {
+        // A scan of /proc cannot be down for a reason that somebody could mend.
+        let is_explained = source == "procfs" || operations.contains(&format!("| `{source}` |"));
+        assert!(is_explained, "{source} is not explained");
+    }
+    let metrics = read(&root().join("docs/METRICS.md"));
+    let row = metrics
+        .lines()
+        .find(|line| line.starts_with("| `reason` | `gpuacct_container_info` |"))
+        .unwrap();
+    for reason in row.split('`').skip(5).step_by(2) {
+        let row = format!("| `id only: {reason}` |");
+        assert!(operations.contains(&row), "{reason} is not explained");
+    }
+}
+
+#[test]
+fn prometheus_accepts_the_rules_and_the_configuration_shown() {
+    let there = run(Command::new("promtool").arg("--version"));
+    if require("promtool", there.map_err(|error| format!("{error:#}"))).is_none() {
+        return;
+    }
+    let operations = read(&root().join("docs/OPERATIONS.md"));
+    let folder = tempfile::tempdir().unwrap();
+    let mut checked = Vec::new();
+    for block in operations.split("```yaml\n").skip(1) {
+        let (yaml, _) = block.split_once("```").unwrap();
+        let kind = match yaml.split(':').next() {
+            Some("groups") => "rules",
+            Some("scrape_configs") => "config",
+            _ => continue,
+        };
+        let file = folder.path().join(format!("{kind}.yaml"));
+        fs::write(&file, yaml).unwrap();
+        run(Command::new("promtool").args(["check", kind]).arg(file)).unwrap();
+        checked.push(kind);
+    }
+    assert_eq!(checked, ["config", "rules"]);
+    let mut questions = String::from("groups:\n  - name: questions\n    rules:\n");
+    for block in operations.split("```promql\n").skip(1) {
+        let (question, _) = block.split_once("\n```").unwrap();
+        questions += &format!("      - record: a:b:c\n        expr: {}\n", json!(question));
+    }
+    let file = folder.path().join("questions.yaml");
+    fs::write(&file, questions).unwrap();
+    run(Command::new("promtool").args(["check", "rules"]).arg(file)).unwrap();
 }
