@@ -2,6 +2,11 @@
 //! systemd, a linter of Dockerfiles, the OpenTelemetry Collector, and the agent itself; and the
 //! documents against what they speak of.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers are part of the tests: what is not as it should be fails them"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
