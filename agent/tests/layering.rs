@@ -431,7 +431,9 @@ fn rust_files(below: &Path, found: &mut BTreeSet<PathBuf>) {
     let entries =
         fs::read_dir(below).unwrap_or_else(|error| panic!("{}: {error}", below.display()));
     for entry in entries {
-        let path = entry.expect("the source tree can be listed").path();
+        let path = entry
+            .expect("a folder that can be opened can be listed")
+            .path();
         if path.is_dir() {
             rust_files(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {

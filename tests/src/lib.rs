@@ -2,6 +2,8 @@
 //! the rule for what a machine lacks.
 
 pub mod agent;
+pub mod collector;
 pub mod docker;
 pub mod kernel;
+pub mod python;
 pub mod requirement;

