@@ -45,12 +45,18 @@ fn on_a_machine(name: &str, driver: Driver, gpus: Vec<GpuSpec>, body: fn(Rig) ->
     let state = dir.path().join("state");
     Scenario::create(&state, gpus, 20_260).unwrap();
     library::install(driver, dir.path()).unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
+    let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(STATE_DIR, &state)
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success(), "{name} in its own process: {status}");
+    assert!(
+        output.status.success(),
+        "{name} in its own process: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 type TestEnd = std::pin::Pin<Box<dyn Future<Output = ()>>>;
