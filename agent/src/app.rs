@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, OtlpProtocol};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{Input, SourceHealth};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
@@ -23,7 +23,7 @@ use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, Snapshot};
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
-use crate::outputs::receiver::{Origin, Receiver, ReceiverError};
+use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
 use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
@@ -277,10 +277,14 @@ fn settings(config: &Config) -> Settings {
 pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
     let endpoint = config.otlp.endpoint.clone()?;
     let headers = config.otlp.headers.iter();
+    let protocol = match config.otlp.protocol {
+        OtlpProtocol::Grpc => Protocol::Grpc,
+        OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
+    };
     Some(Receiver {
         headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(),
         timeout: config.otlp.timeout.0,
-        ..Receiver::new(endpoint, config.otlp.protocol)
+        ..Receiver::new(endpoint, protocol)
     })
 }
 

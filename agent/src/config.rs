@@ -13,8 +13,6 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::outputs::receiver::Protocol;
-
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
 /// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
 pub const DEFAULT_PORT: u16 = 10_944;
@@ -257,6 +255,18 @@ impl Default for Socket {
 /// Where the agent's socket is unless configured.
 pub const DEFAULT_SOCKET: &str = "/run/gpuacct/gpuacct.sock";
 
+/// How OTLP is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OtlpProtocol {
+    /// gRPC, by convention on port 4317.
+    #[default]
+    #[serde(rename = "grpc")]
+    Grpc,
+    /// Protobuf in HTTP/1 POST requests, by convention on port 4318.
+    #[serde(rename = "http/protobuf")]
+    HttpProtobuf,
+}
+
 /// OTLP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -265,7 +275,7 @@ pub struct Otlp {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// How it is spoken to.
-    pub protocol: Protocol,
+    pub protocol: OtlpProtocol,
     /// How often the books are sent.
     pub interval: Span,
     /// How long one request may take.
@@ -281,7 +291,7 @@ impl Default for Otlp {
     fn default() -> Self {
         Self {
             endpoint: None,
-            protocol: Protocol::Grpc,
+            protocol: OtlpProtocol::default(),
             interval: Span::secs(60),
             timeout: Span::secs(10),
             headers: BTreeMap::new(),

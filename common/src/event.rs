@@ -93,13 +93,6 @@ pub struct CgroupRecord {
     pub name: [u8; CGROUP_NAME_BYTES],
 }
 
-/// What the object's `AVAILABLE` threshold and the agent's tests need to know of the ring: the
-/// kernel puts 8 bytes before each record and rounds the whole up to 8.
-#[must_use]
-pub const fn ring_bytes_of(record_bytes: usize) -> usize {
-    (record_bytes + 8).next_multiple_of(8)
-}
-
 // The layout is a contract with records that another build may have written: any change to it must
 // be made here, on purpose.
 const _: () = {
@@ -131,7 +124,4 @@ const _: () = {
     assert!(offset_of!(CgroupRecord, flags) == 40);
     assert!(offset_of!(CgroupRecord, name_len) == 44);
     assert!(offset_of!(CgroupRecord, name) == 48);
-
-    assert!(ring_bytes_of(size_of::<ProcessRecord>()) == 80);
-    assert!(ring_bytes_of(size_of::<CgroupRecord>()) == 312);
 };

@@ -4,6 +4,10 @@
 //! `GPUACCT_REQUIRE` (a comma-separated list of parts, or `all`) makes that skip a failure.
 
 use std::fmt::Display;
+use std::io::Write as _;
+
+/// The environment variable that names the file in which skips are noted.
+pub const SKIPS: &str = "GPUACCT_SKIPS";
 
 /// The environment variable that names the parts that must be there.
 pub const VARIABLE: &str = "GPUACCT_REQUIRE";
@@ -14,11 +18,11 @@ pub const VARIABLE: &str = "GPUACCT_REQUIRE";
 /// If the part is missing and `GPUACCT_REQUIRE` lists it.
 pub fn require<T, E: Display>(part: &str, available: Result<T, E>) -> Option<T> {
     let required = std::env::var(VARIABLE).unwrap_or_default();
-    decide(
-        part,
-        &required,
-        available.map_err(|reason| reason.to_string()),
-    )
+    let available = available.map_err(|reason| reason.to_string());
+    if let Err(reason) = &available {
+        note(part, reason);
+    }
+    decide(part, &required, available)
 }
 
 fn decide<T>(part: &str, required: &str, available: Result<T, String>) -> Option<T> {
@@ -31,6 +35,24 @@ fn decide<T>(part: &str, required: &str, available: Result<T, String>) -> Option
             println!("skipped: {part}: {reason}");
             None
         }
+    }
+}
+
+/// Writes the skip down where `cargo xtask test` reads it, since libtest swallows what a test that
+/// passes prints.
+fn note(part: &str, reason: &str) {
+    let Some(path) = std::env::var_os(SKIPS) else {
+        return;
+    };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let line = format!("{test}: {part}: {}\n", reason.replace('\n', " "));
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(&path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+        panic!("cannot note a skip in {}: {error}", path.display());
     }
 }
 

@@ -59,12 +59,9 @@ pub(crate) fn object() -> Result<PathBuf> {
         .env("RUSTC", &toolchain.rustc)
         // Debian's compiler is a stable one; `core` is built with flags that are not.
         .env("RUSTC_BOOTSTRAP", "1")
-        // BTF comes from debug information: the kernel wants functions' types, and the verifier's
-        // complaints then quote the source.
-        .env(
-            "RUSTFLAGS",
-            "-C debuginfo=line-tables-only -C link-arg=--btf",
-        )
+        // BTF is made from debug information. It must be whole: from mere line tables comes BTF in
+        // which functions have no types, and the kernel refuses it.
+        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
         .env(&linker_variable, linker)
         .without_env("CARGO_ENCODED_RUSTFLAGS")
         .without_env("RUSTC_WRAPPER")
@@ -75,9 +72,15 @@ pub(crate) fn object() -> Result<PathBuf> {
         .arg(&target)
         .run()?;
 
-    let object = target.join(TARGET).join("release/gpuacct-ebpf");
+    let object = built_object();
     ensure!(object.exists(), "cargo built no {}", object.display());
     Ok(object)
+}
+
+/// Where the object is once it is built.
+pub(crate) fn built_object() -> PathBuf {
+    let target = workspace::target().join("ebpf").join(TARGET);
+    target.join("release/gpuacct-ebpf")
 }
 
 /// Builds the agent with the object inside and returns where it is.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -59,6 +59,19 @@ impl Cmd {
             bail!("`{line}` failed: {status}");
         }
         Ok(())
+    }
+
+    /// Starts it with this process's input and standard error, and hands over what it prints.
+    pub(crate) fn spawn_reading(mut self) -> Result<(Child, ChildStdout)> {
+        let line = self.line();
+        eprintln!("$ {line}");
+        let mut child = self
+            .command
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start `{line}`"))?;
+        let output = child.stdout.take().context("standard output is piped")?;
+        Ok((child, output))
     }
 
     /// Runs it quietly and returns what it prints. Fails unless it exits with 0.

@@ -4,9 +4,15 @@
 
 mod build;
 mod command;
+mod demo;
+mod lint;
+mod run;
 mod setup;
+mod test;
 mod toolchain;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -25,11 +31,29 @@ struct Cli {
 enum Verb {
     Setup(setup::Options),
     Build(build::Options),
+    Lint(lint::Options),
+    Demo(demo::Options),
+    Test(test::Options),
+    Run(run::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
         Verb::Setup(options) => setup::run(&options),
         Verb::Build(options) => build::run(&options),
+        Verb::Lint(options) => lint::run(&options),
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Test(options) => test::run(&options),
+        Verb::Run(options) => run::run(&options),
     }
 }

@@ -51,6 +51,8 @@ pub(crate) fn find() -> Result<Toolchain, Vec<String>> {
 fn nightly() -> Result<Toolchain> {
     let rustup = find_program("rustup").context("rustup is not installed")?;
     let rustc = Cmd::new(rustup)
+        // It must not go and download one, merely because it was asked.
+        .env("RUSTUP_AUTO_INSTALL", "0")
         .args(["which", "--toolchain", "nightly", "rustc"])
         .read()
         .ok()

@@ -364,7 +364,13 @@ mod tests {
         let uid = PodUid::from(UID);
         let now = BootTime(1);
         // (pod uid in the cgroup, answer) -> labels, source
-        let rows: [(Option<&PodUid>, Option<IdentityUpdate>, [&str; 5], bool); 6] = [
+        type Row<'a> = (
+            Option<&'a PodUid>,
+            Option<IdentityUpdate>,
+            [&'a str; 5],
+            bool,
+        );
+        let rows: [Row<'_>; 6] = [
             (
                 None,
                 None,

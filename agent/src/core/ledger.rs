@@ -166,7 +166,6 @@ impl Book {
     }
 
     /// The charges of the last ten seconds, and how long those were.
-    #[must_use]
     pub fn recent(&self) -> (Nanos, impl Iterator<Item = &RecentCharge>) {
         let from = self.through.unwrap_or_default().minus(SHARE_SPAN);
         let recent = move |past: &&Past| past.end > from;

@@ -14,8 +14,8 @@
 //! could belong to several is `below_resolution`; what no row can own is `no_row`.
 //!
 //! The driver keeps samples finer than it shows them. Where its rounding makes no subset fit a row,
-//! the row's whole range counts as possible. An error made by trusting whole percents stays inside
-//! that range: below one percentage point of the window.
+//! every amount up to a whole percentage point beyond the row counts as possible, and an error made
+//! by trusting whole percents is no larger than such a point.
 //!
 //! Refused: scaling all rows up until they add up to the device. It would bill those who have a row
 //! for those who have none.
@@ -23,7 +23,8 @@
 use crate::core::input::Credit;
 use crate::core::model::{Nanos, Pid};
 
-/// More samples than this in a window (a real ring holds 72) and subset sums are not asked for.
+/// With more samples than this in a window (a real ring holds 72) rows get what they show and no more:
+/// the work and the room below grow with the square of it.
 const MOST_SAMPLES: usize = 256;
 /// Work bound of the search for what the rows can explain together, in words touched.
 const MOST_WORK: usize = 1 << 20;
@@ -96,15 +97,21 @@ fn points(values: &[u32], total: u64, least: &[u64]) -> Points {
     let samples = values.len() as u64;
     let claimed: u64 = least.iter().sum();
     let spare = total - claimed;
-    let reachable = (values.len() <= MOST_SAMPLES).then(|| Sums::of_subsets(values, total));
+    if values.len() > MOST_SAMPLES {
+        let unowned = spare.saturating_sub(samples.saturating_mul(least.len() as u64));
+        return Points {
+            each: least.to_vec(),
+            ambiguous: spare - unowned,
+            unowned,
+        };
+    }
+    let reachable = Sums::of_subsets(values, total);
 
     let possible: Vec<Vec<u64>> = least
         .iter()
         .map(|&from| {
             let shown = from..=from + spare.min(samples.saturating_sub(1));
-            let narrowed: Vec<u64> = reachable.as_ref().map_or_else(Vec::new, |sums| {
-                shown.filter(|&sum| sums.contains(sum)).collect()
-            });
+            let narrowed: Vec<u64> = shown.filter(|&sum| reachable.contains(sum)).collect();
             if narrowed.is_empty() {
                 // The samples hide fractions too: up to the whole point, not just below it.
                 (from..=from + spare.min(samples)).collect()

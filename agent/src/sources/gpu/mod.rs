@@ -6,6 +6,7 @@
 
 pub mod calls;
 mod credit;
+mod device;
 mod library;
 mod lists;
 pub mod nvml;

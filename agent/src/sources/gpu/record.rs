@@ -25,8 +25,8 @@ use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use serde_json::{Value, json};
 
 use super::calls::Watchdog;
+use super::device::percent;
 use super::library::Library;
-use super::nvml::percent;
 use super::raw;
 use crate::sources::clock;
 

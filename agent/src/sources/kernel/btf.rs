@@ -624,7 +624,7 @@ mod tests {
             }
             let _ = btf.enumerator("number", "second");
             let _ = btf.enumerator("large", "big");
-            btf.has_typedef("btf_trace_tick");
+            let _ = btf.has_typedef("btf_trace_tick");
         }
     }
 }

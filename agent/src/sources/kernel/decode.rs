@@ -58,7 +58,6 @@ pub enum DecodeError {
 pub type Decoded = (Option<u32>, Result<KernelEvent, DecodeError>);
 
 /// Decodes one record.
-#[must_use]
 pub fn decode(record: &[u8]) -> Decoded {
     let found = record.len();
     if found < size_of::<Header>() {

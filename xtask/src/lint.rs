@@ -1,0 +1,27 @@
+//! `cargo xtask lint`: clippy with warnings denied, in two passes.
+//!
+//! The eBPF object is built for another target by another compiler, from a `common` of its own.
+//! Linted together with the agent, the two would share features that neither has alone.
+
+use anyhow::Result;
+
+use crate::command::Cmd;
+use crate::workspace;
+
+/// Run clippy over everything, warnings denied
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {}
+
+pub(crate) fn run(Options {}: &Options) -> Result<()> {
+    Cmd::new(workspace::cargo())
+        .args(["clippy", "--workspace", "--exclude", "gpuacct-ebpf"])
+        .args(["--all-targets", "--", "--deny", "warnings"])
+        .run()?;
+    // A stable compiler will do to lint it, without a linker, if nothing is to unwind.
+    Cmd::new(workspace::cargo())
+        .args(["clippy", "--package", "gpuacct-ebpf"])
+        .args(["--config", "profile.dev.panic=\"abort\"", "--target-dir"])
+        .arg(workspace::target().join("lint"))
+        .args(["--", "--deny", "warnings"])
+        .run()
+}
