@@ -10,13 +10,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use gpuacct::commands::agent;
 use gpuacct::config::{Config, Span};
 use gpuacct::core::model::{SourceId, UnattributedReason, UnobservedReason};
+use gpuacct_tests::agent as agent_rig;
 use gpuacct_tests::collector::{self, Collector, free_address};
 use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
@@ -390,6 +393,89 @@ fn the_unit_starts_the_agent_with_a_configuration_that_works() {
     };
     let socket = config.socket.path;
     assert_eq!(socket.parent(), Some(&*Path::new("/run").join(directory)));
+}
+
+/// Which of a unit's capabilities this process could keep, by the kernel's numbers.
+fn held(capabilities: &str) -> Vec<&str> {
+    let status = read(Path::new("/proc/self/status"));
+    let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    let bounding = u64::from_str_radix(bounding.unwrap().trim(), 16).unwrap();
+    let number = |name: &str| match name {
+        "CAP_SYS_PTRACE" => 19,
+        "CAP_SYS_RESOURCE" => 24,
+        "CAP_PERFMON" => 38,
+        "CAP_BPF" => 39,
+        _ => panic!("{name} is new here"),
+    };
+    let names = capabilities.split(' ');
+    names
+        .filter(|name| bounding & (1 << number(name)) != 0)
+        .collect()
+}
+
+#[test]
+fn the_capabilities_of_the_unit_are_enough() {
+    let setpriv = run(Command::new("setpriv").arg("--version"));
+    let agent = agent_rig::binary().and_then(|binary| setpriv.map(|_| binary));
+    let Some(binary) = require("agent", agent.map_err(|error| format!("{error:#}"))) else {
+        return;
+    };
+    let unit = read(&deploy().join("systemd/gpuacct.service"));
+    let [capabilities] = unit_values(&unit, "CapabilityBoundingSet")[..] else {
+        panic!("one CapabilityBoundingSet");
+    };
+    let set: String = held(capabilities)
+        .iter()
+        .map(|name| name.replace("CAP_", ",+").to_lowercase())
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    let _agent = Running(
+        Command::new("setpriv")
+            .args(["--no-new-privs", "--inh-caps=-all"])
+            .arg(format!("--bounding-set=-all{set}"))
+            .arg(&binary)
+            .args(["agent", "--log", "warn", "--listen"])
+            .arg(free_address().unwrap().to_string())
+            .arg("--socket")
+            .arg(&socket)
+            .spawn()
+            .unwrap(),
+    );
+    let deadline = Instant::now() + agent_rig::PATIENCE;
+    loop {
+        let mut status = Command::new(&binary);
+        let status = status
+            .args(["status", "-o", "json", "--socket"])
+            .arg(&socket);
+        let text = String::from_utf8(status.output().unwrap().stdout).unwrap();
+        let report: Value = serde_json::from_str(&text).unwrap_or_default();
+        let kernel = report["snapshot"]["sources"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        let kernel: Vec<_> = kernel
+            .filter(|source| source["source"] == json!("kernel"))
+            .collect();
+        let state = kernel.first().map(|kernel| &kernel["state"]);
+        if state == Some(&json!("up")) {
+            break;
+        }
+        assert!(state != Some(&json!("down")), "{kernel:?} with {set}");
+        assert!(Instant::now() < deadline, "{text}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails only if it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
