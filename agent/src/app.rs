@@ -15,17 +15,19 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::config::{Config, OtlpProtocol};
+use crate::config::Config;
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{Input, SourceHealth};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
 use crate::core::publication::Policy;
-use crate::core::snapshot::Snapshot;
+use crate::core::snapshot::{BlockedCall, Snapshot};
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
+use crate::outputs::receiver::{Origin, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
 use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
+use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
 use crate::sources::identity::{self, docker};
 use crate::sources::kernel::{KernelConfig, KernelError, KernelSource};
@@ -41,6 +43,8 @@ const QUERIES: usize = 16;
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// Inputs taken in a row before a commit that is due gets its turn.
 const INPUTS_IN_A_ROW: usize = 64;
+/// How long a call into NVML takes before `status` speaks of it.
+const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
 /// How long a clean shutdown may take.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long a source that cannot be loaded rests at first, and at most.
@@ -57,8 +61,11 @@ pub enum AppError {
     #[error("cannot make the local socket")]
     Socket(#[from] socket::SocketError),
     /// OTLP cannot be spoken as configured.
-    #[error("cannot send over otlp")]
-    Otlp(#[from] otlp::OtlpError),
+    #[error(transparent)]
+    Otlp(#[from] ReceiverError),
+    /// NVML cannot be followed.
+    #[error(transparent)]
+    Nvml(#[from] nvml::SpawnError),
     /// A signal handler cannot be installed.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
@@ -78,20 +85,34 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     } else {
         None
     };
-    let sender = match otlp_config(&config) {
-        Some(config) => Some(otlp::Sender::new(config)?),
-        None => None,
-    };
     let (stop, stopped) = watch::channel(false);
+    // The outputs end after the core, so that they show its last commit.
+    let (stop_outputs, outputs_stopped) = watch::channel(false);
     let (inputs, inputs_taken) = mpsc::channel(INPUTS);
     let (queries, queries_taken) = mpsc::channel(QUERIES);
     let (lookups, lookups_taken) = mpsc::channel(LOOKUPS);
     let (rescans, rescans_taken) = mpsc::channel(1);
     let (announce, announce_taken) = mpsc::channel(1);
+    let (lists, lists_wanted) = mpsc::channel(1);
     let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
     let counters = Arc::new(OutputCounters::default());
     let mut sources = JoinSet::new();
     let mut outputs = JoinSet::new();
+    let exporter = match receiver(&config) {
+        Some(receiver) => Some(otlp::Exporter::new(
+            otlp::Options {
+                interval: config.otlp.interval.0,
+                // No later than the first regular push would be.
+                first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
+                ..otlp::Options::new(receiver, origin(&config))
+            },
+            snapshot.clone(),
+            Arc::clone(&counters),
+            Arc::new(now),
+            inputs.clone(),
+        )?),
+        None => None,
+    };
 
     if let Some(listener) = &listener {
         let address = listener.local_addr().map(|at| at.to_string());
@@ -99,7 +120,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     for (source, is_on) in [
         (SourceId::Docker, config.docker.enabled),
-        (SourceId::Otlp, sender.is_some()),
+        (SourceId::Otlp, exporter.is_some()),
     ] {
         let state = if is_on {
             SourceState::Absent
@@ -115,12 +136,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             library: config.gpu.library.clone(),
             interval: config.gpu.interval.0,
             lists_interval: config.gpu.lists_interval.0,
-            ..nvml::Config::default()
         },
         inputs.clone(),
+        lists_wanted,
         stopped.clone(),
-    );
-    let blocked = nvml.blocked();
+    )?;
+    let (blocked_now, blocked) = watch::channel(None);
     sources.spawn(follow_kernel(
         KernelConfig {
             ring_bytes: config.kernel.ring_bytes,
@@ -162,10 +183,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             snapshots: snapshot.clone(),
             blocked: blocked.clone(),
             counters: Arc::clone(&counters),
-            clock: now,
+            clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
         };
-        let stopped = stopped.clone();
+        let stopped = outputs_stopped.clone();
         outputs.spawn(async move {
             if let Err(error) = prometheus::serve(listener, exposition, until(stopped)).await {
                 error!(%error, "serving /metrics ended");
@@ -173,26 +194,20 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         });
     }
     let desk = socket::Desk {
-        snapshots: snapshot.clone(),
+        snapshots: snapshot,
         blocked,
         queries,
         counters: Arc::clone(&counters),
-        clock: now,
+        clock: Arc::new(now),
     };
-    let socket_stopped = stopped.clone();
+    let socket_stopped = outputs_stopped.clone();
     outputs.spawn(async move {
         if let Err(error) = socket::serve(socket, desk, until(socket_stopped)).await {
             error!(%error, "serving the local socket ended");
         }
     });
-    if let Some(sender) = sender {
-        outputs.spawn(sender.run(
-            snapshot,
-            Arc::clone(&counters),
-            inputs.clone(),
-            now,
-            stopped.clone(),
-        ));
+    if let Some(exporter) = exporter {
+        outputs.spawn(exporter.run(until(outputs_stopped.clone())));
     }
     drop(inputs);
 
@@ -202,6 +217,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         lookups,
         rescans,
         announce,
+        lists,
+        watchdog: nvml.watchdog(),
+        blocked: blocked_now,
     };
     let core = tokio::spawn(core.run(inputs_taken, queries_taken, stopped.clone()));
 
@@ -214,8 +232,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         if let Err(error) = core.await {
             error!(%error, "the core did not end in order");
         }
+        let _ = stop_outputs.send(true);
         while outputs.join_next().await.is_some() {}
         sources.shutdown().await;
+        nvml.stopped().await;
     });
     if drained.await.is_err() {
         warn!("not everything ended within {DRAIN:?}");
@@ -253,19 +273,31 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn otlp_config(config: &Config) -> Option<otlp::Config> {
+/// The receiver of OTLP, if one is configured.
+pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
     let endpoint = config.otlp.endpoint.clone()?;
-    Some(otlp::Config {
-        protocol: match config.otlp.protocol {
-            OtlpProtocol::Grpc => otlp::Protocol::Grpc,
-            OtlpProtocol::Http => otlp::Protocol::Http,
-        },
-        interval: config.otlp.interval.0,
+    let headers = config.otlp.headers.iter();
+    Some(Receiver {
+        headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(),
         timeout: config.otlp.timeout.0,
-        headers: config.otlp.headers.clone(),
-        resource: config.otlp.resource.clone(),
-        ..otlp::Config::new(endpoint)
+        ..Receiver::new(endpoint, config.otlp.protocol)
     })
+}
+
+/// Where the figures come from, as OTLP's resource says it.
+pub(crate) fn origin(config: &Config) -> Origin {
+    let host_name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let host_id = std::fs::read_to_string("/etc/machine-id").ok();
+    Origin {
+        host_name,
+        host_id: host_id
+            .map(|id| id.trim().to_owned())
+            .filter(|id| !id.is_empty()),
+        node_name: config.otlp.node_name.clone(),
+    }
 }
 
 /// The one task that owns the books.
@@ -275,6 +307,9 @@ struct Core {
     lookups: mpsc::Sender<ContainerId>,
     rescans: mpsc::Sender<()>,
     announce: mpsc::Sender<()>,
+    lists: mpsc::Sender<()>,
+    watchdog: Watchdog,
+    blocked: watch::Sender<Option<BlockedCall>>,
 }
 
 impl Core {
@@ -326,6 +361,8 @@ impl Core {
             }
         }
         self.snapshots.send_replace(Arc::new(snapshot));
+        self.blocked
+            .send_replace(self.watchdog.blocked(now().boot, SHOWN_AS_BLOCKED));
         self.carry_out();
     }
 
@@ -336,6 +373,7 @@ impl Core {
                 Effect::LookUp(id) => self.lookups.try_send(id).is_err(),
                 Effect::Rescan => self.rescans.try_send(()).is_err(),
                 Effect::AnnounceAnew => self.announce.try_send(()).is_err(),
+                Effect::ReadLists => self.lists.try_send(()).is_err(),
             };
             if dropped {
                 debug!("a wish of the core was not taken");
@@ -359,10 +397,21 @@ fn log_health(health: &SourceHealth) {
     match &health.state {
         SourceState::Up => info!(source, place, "source is up"),
         SourceState::Absent | SourceState::Disabled => {
-            info!(source, place, state = health.state.as_str(), "source is not used");
+            info!(
+                source,
+                place,
+                state = health.state.as_str(),
+                "source is not used"
+            );
         }
         SourceState::Down { class, reason, .. } => {
-            warn!(source, place, class = &**class, reason = &**reason, "source is down");
+            warn!(
+                source,
+                place,
+                class = &**class,
+                reason = &**reason,
+                "source is down"
+            );
         }
     }
 }
@@ -408,9 +457,11 @@ async fn follow_kernel(
             let state = SourceState::Down {
                 class: reason.0.into(),
                 reason: reason.1.into(),
-                next_retry: Some(now().boot.plus(Nanos(
-                    u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX),
-                ))),
+                next_retry: Some(
+                    now()
+                        .boot
+                        .plus(Nanos(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX))),
+                ),
             };
             tell(&inputs, SourceId::Kernel, state, "").await;
             sleep(pause).await;

@@ -13,6 +13,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::outputs::receiver::Protocol;
+
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
 /// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
 pub const DEFAULT_PORT: u16 = 10_944;
@@ -255,18 +257,6 @@ impl Default for Socket {
 /// Where the agent's socket is unless configured.
 pub const DEFAULT_SOCKET: &str = "/run/gpuacct/gpuacct.sock";
 
-/// How OTLP is spoken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OtlpProtocol {
-    /// gRPC.
-    #[default]
-    #[serde(rename = "grpc")]
-    Grpc,
-    /// HTTP with protobuf.
-    #[serde(rename = "http/protobuf")]
-    Http,
-}
-
 /// OTLP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -275,27 +265,27 @@ pub struct Otlp {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// How it is spoken to.
-    pub protocol: OtlpProtocol,
+    pub protocol: Protocol,
     /// How often the books are sent.
     pub interval: Span,
     /// How long one request may take.
     pub timeout: Span,
     /// Headers (gRPC metadata) sent with each request.
     pub headers: BTreeMap<String, String>,
-    /// Resource attributes besides `service.name`, `service.version` and `host.name`, e.g.
-    /// `k8s.node.name`.
-    pub resource: BTreeMap<String, String>,
+    /// `k8s.node.name`, if the node has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
 }
 
 impl Default for Otlp {
     fn default() -> Self {
         Self {
             endpoint: None,
-            protocol: OtlpProtocol::default(),
+            protocol: Protocol::Grpc,
             interval: Span::secs(60),
             timeout: Span::secs(10),
             headers: BTreeMap::new(),
-            resource: BTreeMap::new(),
+            node_name: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gpuacct::commands::{agent, config, status};
+use gpuacct::commands::{agent, block_on, config, status};
 
 /// Which container used how much of which GPU
 #[derive(Debug, Parser)]
@@ -24,7 +24,7 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Agent(options) => agent::run(options),
-        Command::Status(options) => status::run(options),
+        Command::Status(options) => block_on(status::run(options)),
         Command::Config(options) => config::run(&options),
     }
 }

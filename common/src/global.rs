@@ -16,6 +16,8 @@ pub const GENERATION: &str = "GENERATION";
 pub const LEGACY_CONTROLLER: &str = "LEGACY_CONTROLLER";
 /// The value of [`LEGACY_CONTROLLER`] that asks for none.
 pub const NO_LEGACY_CONTROLLER: u32 = u32::MAX;
+/// The hierarchy that the controller is mounted in; [`crate::event::UNIFIED_HIERARCHY`] for none.
+pub const LEGACY_HIERARCHY: &str = "LEGACY_HIERARCHY";
 /// How many bytes may wait in the ring before a record wakes the agent.
 pub const WAKE_AT_BYTES: &str = "WAKE_AT_BYTES";
 /// How many levels up the hierarchy a cgroup that is not announced yet is followed.

@@ -4,16 +4,12 @@
 //! from these announcements, and so never has to search a cgroup file system for a directory that
 //! may be gone by then.
 
-use aya_ebpf::helpers::bpf_get_current_task;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::warn;
-use gpuacct_common::event::{
-    CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, KIND_CGROUP, UNIFIED_HIERARCHY,
-};
+use gpuacct_common::event::{CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, CgroupRef, KIND_CGROUP};
 use gpuacct_common::global::MAX_CGROUP_DEPTH;
 
-use crate::kernel::{Cgroup, Node, Task, reference};
+use crate::kernel::{Cgroup, Node, reference};
 use crate::maps::{self, ANNOUNCED, EVENTS, WALKS};
 use crate::process::header;
 
@@ -26,33 +22,30 @@ pub(crate) struct Walk {
     len: u64,
 }
 
-/// Whether a cgroup's hierarchy is one of those that are reported: v2's, and the one in which the
-/// legacy controller is mounted. All processes agree about the latter, so the current one is asked.
-#[inline(always)]
-pub(crate) fn is_reported(cgroup: Cgroup) -> bool {
-    let Some(hierarchy) = cgroup.hierarchy() else {
-        return false;
-    };
-    if hierarchy == UNIFIED_HIERARCHY {
-        return true;
-    }
-    // SAFETY: the helper takes nothing and cannot fail.
-    let current = Task::at(unsafe { bpf_get_current_task() } as *const u8);
-    current.legacy_cgroup().and_then(|legacy| legacy.hierarchy()) == Some(hierarchy)
-}
-
 /// Announces `cgroup` and those of its ancestors that the agent does not know, the highest first.
 #[inline(always)]
-pub(crate) fn announce(ctx: &BtfTracePointContext, attach_point: u32, cgroup: Cgroup) {
-    let (Some(node), Some(hierarchy)) = (cgroup.node(), cgroup.hierarchy()) else {
-        // The record of the process, which comes next, cannot be made either, and is counted.
-        return;
-    };
-    if walk(attach_point, node, hierarchy).is_none() {
+pub(crate) fn announce(attach_point: u32, key: CgroupRef, cgroup: Cgroup) {
+    // All that happens at nearly every event.
+    if !is_announced(&key, maps::generation()) {
+        announce_way(attach_point, cgroup.node().address(), key.hierarchy);
+    }
+}
+
+#[inline(always)]
+fn is_announced(key: &CgroupRef, generation: u64) -> bool {
+    // SAFETY: the value is a plain u64; a writer on another CPU makes it one generation or the
+    // other, both of which are right.
+    unsafe { ANNOUNCED.get(key) }.is_some_and(|announced| *announced == generation)
+}
+
+/// A function of its own in the object too: it is long, and five programs call it twice.
+#[inline(never)]
+fn announce_way(attach_point: u32, node: u64, hierarchy: u32) {
+    if walk(attach_point, Node::at(node), hierarchy).is_none() {
         warn!(
-            ctx,
+            (),
             "cgroup {} of hierarchy {} has more than {} ancestors unknown to the agent: the highest are left out",
-            node.id().unwrap_or(0),
+            Node::at(node).id().unwrap_or(0),
             hierarchy,
             MAX_CGROUP_DEPTH
         );
@@ -71,11 +64,7 @@ fn walk(attach_point: u32, from: Node, hierarchy: u32) -> Option<()> {
     let generation = maps::generation();
     let mut node = from;
     for index in 0..MAX_CGROUP_DEPTH {
-        let id = node.id()?;
-        // SAFETY: the value is a plain u64; a writer on another CPU makes it one generation or the
-        // other, both of which are right.
-        let announced = unsafe { ANNOUNCED.get(&reference(hierarchy, id)) };
-        if announced.is_some_and(|announced| *announced == generation) {
+        if is_announced(&reference(hierarchy, node.id()?), generation) {
             return Some(());
         }
         walk.nodes[index] = node.address();
@@ -128,7 +117,7 @@ fn submit(node: Node, hierarchy: u32) -> Option<()> {
     let record = entry.as_mut_ptr();
     // SAFETY: the entry is this record's size, aligned to 8, and ours until it is submitted. The
     // helper writes at most the name's room, and a closing zero.
-    let name_len = unsafe {
+    let copied = unsafe {
         (*record).header = header(KIND_CGROUP, size_of::<CgroupRecord>());
         (*record).cgroup = key;
         (*record).parent_id = parent_id;
@@ -141,7 +130,7 @@ fn submit(node: Node, hierarchy: u32) -> Option<()> {
         (*record).name_len = if copied > 0 { copied as u32 - 1 } else { 0 };
         copied
     };
-    if name_len < 0 {
+    if copied < 0 {
         entry.discard(0);
         return None;
     }

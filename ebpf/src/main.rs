@@ -15,12 +15,17 @@ mod kernel;
 mod maps;
 mod process;
 
+use aya_ebpf::Global;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use gpuacct_common::counter;
-use gpuacct_common::event::{KIND_ATTACH, KIND_EXEC, KIND_EXIT, KIND_FORK};
+use gpuacct_common::event::{KIND_ATTACH, KIND_EXEC, KIND_EXIT, KIND_FORK, UNIFIED_HIERARCHY};
 
-use crate::kernel::{Cgroup, Task};
+use crate::kernel::{Cgroup, Task, reference};
+
+/// See [`gpuacct_common::global::LEGACY_HIERARCHY`].
+#[unsafe(no_mangle)]
+static LEGACY_HIERARCHY: Global<u32> = Global::new(UNIFIED_HIERARCHY);
 
 /// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`; the child is complete, its
 /// cgroup included (`clone3` can put it into another than its parent's), and has not run yet.
@@ -29,7 +34,7 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task::at(ctx.arg(1));
     // A new thread is none of the agent's business.
     if child.is_leader() {
-        process::report(&ctx, counter::FORK, KIND_FORK, child);
+        process::report(counter::FORK, KIND_FORK, child);
     }
     0
 }
@@ -38,7 +43,7 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 /// now, whichever thread it was, and has the leader's pid and start time.
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    process::report(&ctx, counter::EXEC, KIND_EXEC, Task::at(ctx.arg(0)));
+    process::report(counter::EXEC, KIND_EXEC, Task::at(ctx.arg(0)));
     0
 }
 
@@ -48,18 +53,19 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::at(ctx.arg(0));
     if task.is_group_dead() {
-        process::report(&ctx, counter::EXIT, KIND_EXIT, task);
+        process::report(counter::EXIT, KIND_EXIT, task);
     }
     0
 }
 
-/// `TP_PROTO(struct cgroup *cgrp, const char *path)`.
+/// `TP_PROTO(struct cgroup *cgrp, const char *path)`. A container runtime makes one in every
+/// hierarchy; two of them are reported.
 #[btf_tracepoint(function = "cgroup_mkdir")]
 fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
     let made = Cgroup::at(ctx.arg(0));
-    // A container runtime makes one in every hierarchy; two of them are reported.
-    if cgroup::is_reported(made) {
-        cgroup::announce(&ctx, counter::MKDIR, made);
+    let hierarchy = made.hierarchy();
+    if is_reported(hierarchy) {
+        cgroup::announce(counter::MKDIR, reference(hierarchy, made.id()), made);
     }
     0
 }
@@ -69,14 +75,21 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 /// hierarchies that are reported, not merely `dst_cgrp`.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
-    let moved = Cgroup::at(ctx.arg(0));
+    let moved_to = Cgroup::at(ctx.arg(0));
     let task = Task::at(ctx.arg(2));
     let whole_group = ctx.arg::<u64>(3) & 0xff != 0;
     // A lone thread can be elsewhere than its process; the process is where its leader is.
-    if (whole_group || task.is_leader()) && cgroup::is_reported(moved) {
-        process::report(&ctx, counter::ATTACH, KIND_ATTACH, task);
+    if (whole_group || task.is_leader()) && is_reported(moved_to.hierarchy()) {
+        process::report(counter::ATTACH, KIND_ATTACH, task);
     }
     0
+}
+
+/// Whether a hierarchy is one of those that are reported: v2's, and the one in which the legacy
+/// controller is mounted.
+#[inline(always)]
+fn is_reported(hierarchy: u32) -> bool {
+    hierarchy == UNIFIED_HIERARCHY || hierarchy == LEGACY_HIERARCHY.load()
 }
 
 #[panic_handler]

@@ -1,56 +1,49 @@
 //! What is said of a process, at any of its events.
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
-use aya_ebpf::programs::BtfTracePointContext;
-use gpuacct_common::event::{Header, ProcessRecord, UNIFIED_HIERARCHY};
+use gpuacct_common::event::{CgroupRef, Header, ProcessRecord, UNIFIED_HIERARCHY};
 
 use crate::cgroup;
-use crate::kernel::{NO_LEGACY_CGROUP, Task};
+use crate::kernel::{NO_LEGACY_CGROUP, Task, reference};
 use crate::maps::{self, EVENTS};
 
 /// Reports the process that `task` belongs to, and before it those of its cgroups that the agent
 /// does not know.
 #[inline(always)]
-pub(crate) fn report(ctx: &BtfTracePointContext, attach_point: u32, kind: u16, task: Task) {
-    let unified = task.leader().and_then(Task::unified_cgroup);
-    if let Some(unified) = unified {
-        cgroup::announce(ctx, attach_point, unified);
-    }
-    let legacy = task
-        .leader()
-        .and_then(Task::legacy_cgroup)
-        .filter(|legacy| legacy.hierarchy() != Some(UNIFIED_HIERARCHY));
-    if let Some(legacy) = legacy {
-        cgroup::announce(ctx, attach_point, legacy);
+pub(crate) fn report(attach_point: u32, kind: u16, task: Task) {
+    let leader = task.leader();
+    let cgroup = leader.unified_cgroup();
+    let unified = reference(UNIFIED_HIERARCHY, cgroup.id());
+    cgroup::announce(attach_point, unified, cgroup);
+    let mut legacy = NO_LEGACY_CGROUP;
+    if let Some(cgroup) = leader.legacy_cgroup() {
+        let hierarchy = cgroup.hierarchy();
+        if hierarchy != UNIFIED_HIERARCHY {
+            legacy = reference(hierarchy, cgroup.id());
+            cgroup::announce(attach_point, legacy, cgroup);
+        }
     }
 
     let seen = maps::seen(attach_point);
-    let submitted = submit(kind, task).is_some();
-    seen.ended(submitted);
+    seen.ended(submit(kind, leader, unified, legacy));
 }
 
-/// `None` if a field cannot be read or the ring has no room.
+/// Whether there was room for it.
 #[inline(always)]
-fn submit(kind: u16, task: Task) -> Option<()> {
-    let leader = task.leader()?;
-    let legacy = leader
-        .legacy_cgroup()
-        .and_then(|legacy| legacy.reference())
-        .filter(|legacy| legacy.hierarchy != UNIFIED_HIERARCHY)
-        .unwrap_or(NO_LEGACY_CGROUP);
+fn submit(kind: u16, leader: Task, unified: CgroupRef, legacy: CgroupRef) -> bool {
     let record = ProcessRecord {
         header: header(kind, size_of::<ProcessRecord>()),
-        pid: leader.group()?,
-        parent: leader.real_parent()?.group()?,
-        start_ns: leader.start_boottime()?,
-        pid_namespace_level: leader.pid_namespace_level()?,
+        pid: leader.group(),
+        parent: leader.real_parent().group(),
+        start_ns: leader.start_boottime(),
+        pid_namespace_level: leader.pid_namespace_level(),
         reserved: 0,
-        unified: leader.unified_cgroup()?.reference()?,
+        unified,
         legacy,
     };
     EVENTS
         .output::<ProcessRecord>(&record, maps::submit_flags())
-        .ok()
+        .is_ok()
 }
 
 /// The header of a record that is made now. Call it after the record is counted as seen.

@@ -125,7 +125,10 @@ impl Observer {
         self.of(pid)
             .find_map(|(found, process)| (found == letter).then_some(process))
             .unwrap_or_else(|| {
-                panic!("no `{letter}` of {pid}, whose life is `{}`", self.life_of(pid))
+                panic!(
+                    "no `{letter}` of {pid}, whose life is `{}`",
+                    self.life_of(pid)
+                )
             })
     }
 
@@ -190,7 +193,11 @@ impl TestProcess {
     pub fn end(mut self) -> Result<()> {
         drop(self.stdin.take());
         let status = self.child.wait()?;
-        ensure!(status.success(), "process {} ended with {status}", self.pid());
+        ensure!(
+            status.success(),
+            "process {} ended with {status}",
+            self.pid()
+        );
         Ok(())
     }
 }

@@ -1,6 +1,9 @@
-//! What gpuacct's tests against real parts share.
+//! What the tests against real parts share: daemons that they start and stop, the built agent, and
+//! the rule for what a machine lacks.
 
+pub mod agent;
 pub mod daemon;
+pub mod docker;
 pub mod http;
 pub mod kernel;
 pub mod otlp;

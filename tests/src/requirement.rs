@@ -1,28 +1,85 @@
-//! What a test needs of its machine.
+//! What a test needs and a machine may lack: a runtime, a network, a kernel feature.
 //!
-//! A test that cannot run says so and passes, so that the suite is of use on any machine. A run
-//! that must not skip names the parts in `GPUACCT_REQUIRE` (comma-separated, or `all`): what is
-//! lacking fails the test then.
+//! A test never passes silently without its part: it says what it skipped and why, and whoever sets
+//! `GPUACCT_REQUIRE` (a comma-separated list of parts, or `all`) makes that skip a failure.
 
 use std::fmt::Display;
+use std::io::Write as _;
 
-/// The value, or `None` with a line that says what is skipped and why.
+/// The environment variable that names the file in which skips are noted.
+pub const SKIPS: &str = "GPUACCT_SKIPS";
+
+/// The environment variable that names the parts that must be there.
+pub const VARIABLE: &str = "GPUACCT_REQUIRE";
+
+/// The part, if it is available; otherwise says on standard output that the test is skipped.
 ///
 /// # Panics
-///
-/// If it is not available and `GPUACCT_REQUIRE` is `all` or lists `part`.
+/// If the part is missing and `GPUACCT_REQUIRE` lists it.
 pub fn require<T, E: Display>(part: &str, available: Result<T, E>) -> Option<T> {
+    let required = std::env::var(VARIABLE).unwrap_or_default();
+    decide(
+        part,
+        &required,
+        available.map_err(|reason| reason.to_string()),
+    )
+}
+
+fn decide<T>(part: &str, required: &str, available: Result<T, String>) -> Option<T> {
     match available {
-        Ok(value) => Some(value),
+        Ok(available) => Some(available),
+        Err(reason) if lists(required, part) => {
+            panic!("{part} is required by {VARIABLE} and missing: {reason}")
+        }
         Err(reason) => {
-            let required = std::env::var("GPUACCT_REQUIRE").unwrap_or_default();
-            let is_required = required
-                .split(',')
-                .map(str::trim)
-                .any(|required| required == "all" || required == part);
-            assert!(!is_required, "GPUACCT_REQUIRE={required}: {part}: {reason}");
             println!("skipped: {part}: {reason}");
+            note(part, &reason);
             None
+        }
+    }
+}
+
+/// Writes the skip down where `cargo xtask test` reads it, since libtest swallows what a test that
+/// passes prints.
+fn note(part: &str, reason: &str) {
+    let Some(path) = std::env::var_os(SKIPS) else {
+        return;
+    };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let line = format!("{test}: {part}: {}\n", reason.replace('\n', " "));
+    let file = std::fs::File::options().append(true).create(true).open(&path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+        panic!("cannot note a skip in {}: {error}", path.display());
+    }
+}
+
+fn lists(required: &str, part: &str) -> bool {
+    required
+        .split(',')
+        .map(str::trim)
+        .any(|listed| listed == "all" || listed == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_part_is_a_skip_or_a_failure_as_required() {
+        for (required, part, fails) in [
+            ("", "pypi", false),
+            ("docker", "pypi", false),
+            ("pypi2,xpypi", "pypi", false),
+            ("pypi", "pypi", true),
+            ("docker, pypi", "pypi", true),
+            ("all", "pypi", true),
+        ] {
+            assert_eq!(decide(part, required, Ok(7)), Some(7));
+            let missing = || decide::<()>(part, required, Err("not here".to_owned()));
+            let outcome = std::panic::catch_unwind(missing);
+            assert_eq!(outcome.is_err(), fails, "{required:?} {part:?}");
+            assert!(outcome.is_err() || outcome.is_ok_and(|outcome| outcome.is_none()));
         }
     }
 }

@@ -3,9 +3,21 @@
 //! Each test loads the object, makes one thing happen and waits until the stream says that it has
 //! told everything up to then. Events of other processes are around at all times and are ignored.
 
-use std::fmt::Display;
+#![allow(
+    clippy::unwrap_used,
+    reason = "the helpers of tests panic as the tests do, to keep the stack"
+)]
 
-use gpuacct_tests::kernel::{Observer, TestProcess, start_ticks};
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, Once};
+
+use gpuacct::core::input::KernelEvent;
+use gpuacct::core::model::{CgroupKey, StartTicks};
+use gpuacct_tests::kernel::{
+    Observer, TestCgroup, TestProcess, inode, legacy_mount, start_ticks, unified_mount,
+};
 use gpuacct_tests::requirement::require;
 
 const RING_BYTES: u32 = 1 << 20;
@@ -23,12 +35,85 @@ fn with_causes(error: impl Into<anyhow::Error>) -> impl Display {
     format!("{:#}", error.into())
 }
 
+fn waiting_process() -> TestProcess {
+    let mut process = TestProcess::start(PROCESS, &["wait"]).unwrap();
+    process.line().unwrap();
+    process
+}
+
+/// The hierarchies that the object reports on this machine: where each is mounted, its number, and
+/// which of a process's cgroups is in it.
+fn hierarchies() -> Vec<(PathBuf, u32)> {
+    let unified = require("cgroup-v2", unified_mount().map_err(with_causes));
+    let legacy = require("cgroup-v1", legacy_mount("memory").map_err(with_causes));
+    unified
+        .map(|mount| (mount, 0))
+        .into_iter()
+        .chain(legacy)
+        .collect()
+}
+
+/// A name that no other test and no other run has.
+fn name(test: &str) -> String {
+    format!("gpuacct-test-{test}-{}", std::process::id())
+}
+
+/// The cgroup of a process that is in that hierarchy.
+fn in_hierarchy(event: &gpuacct::core::input::ProcessEvent, hierarchy: u32) -> Option<CgroupKey> {
+    if hierarchy == 0 {
+        Some(event.cgroups.unified)
+    } else {
+        event
+            .cgroups
+            .legacy
+            .filter(|key| key.hierarchy == hierarchy)
+    }
+}
+
+/// Asserts that a cgroup was announced as what it is, after all of its ancestors and before
+/// `before`, an index into the events.
+fn assert_announced(
+    observer: &Observer,
+    mount: &Path,
+    hierarchy: u32,
+    cgroup: &Path,
+    before: usize,
+) {
+    let mut cgroup = cgroup;
+    let mut before = before;
+    loop {
+        let id = inode(cgroup).unwrap();
+        let (at, announcement) = observer
+            .announcements()
+            .find(|(_, announcement)| announcement.key == CgroupKey { hierarchy, id })
+            .unwrap_or_else(|| panic!("{} was not announced", cgroup.display()));
+        assert!(
+            at < before,
+            "{} came after its child or process",
+            cgroup.display()
+        );
+        before = at;
+        if cgroup == mount {
+            assert_eq!((announcement.parent, &*announcement.name), (None, ""));
+            return;
+        }
+        let parent = cgroup.parent().unwrap();
+        let name = cgroup.file_name().unwrap().to_str().unwrap();
+        assert_eq!(
+            (announcement.parent, &*announcement.name),
+            (Some(inode(parent).unwrap()), name)
+        );
+        cgroup = parent;
+    }
+}
+
 #[test]
 fn a_process_is_seen_from_fork_to_exit() {
-    let Some(mut observer) = observer() else { return };
-    let mut process = TestProcess::start(PROCESS, &["wait"]).unwrap();
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let process = waiting_process();
     let pid = process.pid();
-    process.line().unwrap();
     let ticks = start_ticks(pid).unwrap();
     process.end().unwrap();
 
@@ -38,10 +123,420 @@ fn a_process_is_seen_from_fork_to_exit() {
         assert_eq!(event.parent.0, std::process::id(), "{letter}");
         assert_eq!(event.pid_namespace_level, 0, "{letter}");
         assert_eq!(
-            gpuacct::core::model::StartTicks::from(event.start),
+            StartTicks::from(event.start),
             ticks,
-            "{letter}: /proc and the kernel agree about its start"
+            "{letter}: as in /proc"
         );
         assert!(event.at >= event.start, "{letter}");
     }
+}
+
+#[test]
+fn a_process_outlives_its_leader() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let mut process = TestProcess::start(PROCESS, &["leader-ends-first"]).unwrap();
+    let pid = process.pid();
+    assert_eq!(process.line().unwrap(), "leader is gone");
+    observer.settle();
+    // Neither the birth of the thread nor the leader's end is one of the process.
+    assert_eq!(observer.life_of(pid), "fe");
+
+    process.end().unwrap();
+    observer.settle();
+    assert_eq!(observer.life_of(pid), "fex");
+    assert_eq!(
+        observer.event(pid, 'x').start,
+        observer.event(pid, 'f').start
+    );
+}
+
+#[test]
+fn a_thread_that_execs_becomes_the_process() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let mut process = TestProcess::start(PROCESS, &["exec-from-thread"]).unwrap();
+    let pid = process.pid();
+    assert_eq!(process.line().unwrap(), pid.to_string());
+    process.end().unwrap();
+
+    observer.settle();
+    // The old leader's end must not pass for the process's.
+    assert_eq!(observer.life_of(pid), "feex");
+    let starts: BTreeSet<_> = observer.of(pid).map(|(_, event)| event.start).collect();
+    assert_eq!(starts.len(), 1, "{starts:?}");
+}
+
+#[test]
+fn a_pid_is_the_initial_namespaces() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let mut process = TestProcess::start(PROCESS, &["pid-namespace"]).unwrap();
+    // Inside it is process 1, which the child checks.
+    let child: u32 = process.line().unwrap().parse().unwrap();
+    let parent = process.pid();
+    process.end().unwrap();
+
+    observer.settle();
+    assert_eq!(observer.life_of(child), "fx");
+    for (letter, event) in observer.of(child) {
+        assert_eq!(event.pid_namespace_level, 1, "{letter}");
+        assert_eq!(event.parent.0, parent, "{letter}");
+    }
+    assert_eq!(observer.event(parent, 'x').pid_namespace_level, 0);
+}
+
+#[test]
+fn a_pid_that_is_given_again_is_another_process() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let mut process = TestProcess::start(PROCESS, &["reuse-pid"]).unwrap();
+    let pid: u32 = process.line().unwrap().parse().unwrap();
+    let parent = process.pid();
+    process.end().unwrap();
+
+    observer.settle();
+    let ours: Vec<_> = observer
+        .of(pid)
+        .filter(|(_, event)| event.parent.0 == parent)
+        .collect();
+    let letters: String = ours.iter().map(|(letter, _)| letter).collect();
+    assert_eq!(letters, "fxfx");
+    let starts: Vec<_> = ours.iter().map(|(_, event)| event.start).collect();
+    assert_eq!(starts[0], starts[1]);
+    assert_eq!(starts[2], starts[3]);
+    assert!(starts[1] < starts[2], "{starts:?}");
+}
+
+#[test]
+fn a_cgroup_is_announced_when_it_is_made() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    for (mount, hierarchy) in hierarchies() {
+        let outer = TestCgroup::make(&mount, &name("made")).unwrap();
+        let inner = TestCgroup::make(outer.path(), "in ner\"\\").unwrap();
+        observer.settle();
+        let end = observer.events.len();
+        assert_announced(&observer, &mount, hierarchy, inner.path(), end);
+        drop(inner);
+    }
+}
+
+#[test]
+fn a_cgroup_of_before_is_announced_before_its_process() {
+    for (mount, hierarchy) in hierarchies() {
+        let outer = TestCgroup::make(&mount, &name("before")).unwrap();
+        let inner = TestCgroup::make(outer.path(), "inner").unwrap();
+        let process = waiting_process();
+        inner.take(process.pid()).unwrap();
+
+        let Some(mut observer) = observer() else {
+            return;
+        };
+        let pid = process.pid();
+        process.end().unwrap();
+        observer.settle();
+        assert_eq!(observer.life_of(pid), "x");
+        let exit = observer.event(pid, 'x');
+        let key = CgroupKey {
+            hierarchy,
+            id: inner.id().unwrap(),
+        };
+        assert_eq!(in_hierarchy(exit, hierarchy), Some(key));
+        let at = observer
+            .events
+            .iter()
+            .position(|event| matches!(event, KernelEvent::Exit(exit) if exit.pid.0 == pid))
+            .unwrap();
+        assert_announced(&observer, &mount, hierarchy, inner.path(), at);
+        drop(inner);
+    }
+}
+
+#[test]
+fn a_process_that_is_moved_is_where_it_was_moved_to() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    for (mount, hierarchy) in hierarchies() {
+        let cgroup = TestCgroup::make(&mount, &name("moved")).unwrap();
+        let key = CgroupKey {
+            hierarchy,
+            id: cgroup.id().unwrap(),
+        };
+        let process = waiting_process();
+        let pid = process.pid();
+        cgroup.take(pid).unwrap();
+        process.end().unwrap();
+
+        observer.settle();
+        assert_eq!(observer.life_of(pid), "feax");
+        let places: Vec<bool> = observer
+            .of(pid)
+            .map(|(_, event)| in_hierarchy(event, hierarchy) == Some(key))
+            .collect();
+        assert_eq!(places, [false, false, true, true]);
+    }
+}
+
+#[test]
+fn a_process_can_be_born_in_another_cgroup() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let Some(mount) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
+        return;
+    };
+    let cgroup = TestCgroup::make(&mount, &name("born")).unwrap();
+    let path = cgroup.path().to_str().unwrap();
+    let mut process = TestProcess::start(PROCESS, &["into-cgroup", path]).unwrap();
+    let child: u32 = process.line().unwrap().parse().unwrap();
+    process.end().unwrap();
+
+    observer.settle();
+    assert_eq!(observer.life_of(child), "fx");
+    for (letter, event) in observer.of(child) {
+        assert_eq!(event.cgroups.unified.id, cgroup.id().unwrap(), "{letter}");
+    }
+}
+
+#[test]
+fn nothing_is_lost_while_there_is_room() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    const CHILDREN: usize = 3_000;
+    let mut process = TestProcess::start(PROCESS, &["fork", &CHILDREN.to_string()]).unwrap();
+    process.line().unwrap();
+    process.say("go").unwrap();
+    process.line().unwrap();
+    let parent = process.pid();
+    process.end().unwrap();
+
+    let counters = observer.settle();
+    assert_eq!(
+        (counters.lost, counters.undecodable),
+        (0, 0),
+        "{counters:?}"
+    );
+    let (mut born, mut dead) = (0, 0);
+    for event in &observer.events {
+        match event {
+            KernelEvent::Fork(process) if process.parent.0 == parent => born += 1,
+            KernelEvent::Exit(process) if process.parent.0 == parent => dead += 1,
+            _ => {}
+        }
+    }
+    assert_eq!((born, dead), (CHILDREN, CHILDREN));
+}
+
+#[test]
+fn what_is_lost_is_counted_and_announced_again() {
+    // One page: fifty events.
+    let Some(mut observer) = observer_with(4096) else {
+        return;
+    };
+    let Some(mount) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
+        return;
+    };
+    let cgroup = TestCgroup::make(&mount, &name("lost")).unwrap();
+    let key = CgroupKey {
+        hierarchy: 0,
+        id: cgroup.id().unwrap(),
+    };
+    let process = waiting_process();
+    cgroup.take(process.pid()).unwrap();
+    observer.settle();
+
+    // Nobody receives meanwhile: the channel fills up, then what the thread keeps, then the ring.
+    for _ in 0..100 {
+        if observer.source().counters().lost > 0 {
+            break;
+        }
+        let mut storm = TestProcess::start(PROCESS, &["fork", "1000"]).unwrap();
+        storm.line().unwrap();
+        storm.say("go").unwrap();
+        storm.line().unwrap();
+        storm.end().unwrap();
+    }
+
+    // The counters are read one after the other while events go on, so the identity need not hold
+    // in each reading; as soon as nothing is under way it does, and what was submitted is here.
+    let mut facts = String::new();
+    let balances = (0..1000).any(|_| {
+        observer.next_batch();
+        let counters = observer.latest.counters;
+        facts = format!("{counters:?}, {} received", observer.events.len());
+        counters.lost > 0
+            && counters.seen == counters.submitted + counters.lost
+            && counters.submitted == observer.events.len() as u64
+    });
+    assert!(balances, "{facts}");
+
+    // Once no more is lost, what had been announced is announced again when it is next seen. Other
+    // processes are at work too, so it may take a while until a page of ring has room for all.
+    let times_announced = |observer: &Observer| {
+        observer
+            .announcements()
+            .filter(|(_, announcement)| announcement.key == key)
+            .count()
+    };
+    let before = times_announced(&observer);
+    process.end().unwrap();
+    let again = (0..100).any(|_| {
+        observer.settle();
+        let process = waiting_process();
+        cgroup.take(process.pid()).unwrap();
+        process.end().unwrap();
+        observer.settle();
+        times_announced(&observer) > before
+    });
+    assert!(again, "{before} announcements, {facts}");
+}
+
+#[test]
+fn announcements_are_made_again_on_request() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let root_announced = |observer: &Observer| {
+        observer
+            .announcements()
+            .filter(|(_, announcement)| announcement.parent.is_none())
+            .count()
+    };
+    waiting_process().end().unwrap();
+    observer.settle();
+    let first = root_announced(&observer);
+    assert!(first > 0);
+    waiting_process().end().unwrap();
+    observer.settle();
+    assert_eq!(root_announced(&observer), first, "each is announced once");
+
+    observer.source().clear_announced();
+    // The request is carried out before the next drain.
+    observer.settle();
+    observer.settle();
+    waiting_process().end().unwrap();
+    observer.settle();
+    assert!(root_announced(&observer) > first);
+}
+
+#[test]
+fn the_stream_goes_on_when_nothing_happens() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let mut last = observer.latest.drained_through;
+    for _ in 0..5 {
+        observer.settle();
+        let through = observer.latest.drained_through;
+        assert!(through > last, "{through:?} after {last:?}");
+        last = through;
+    }
+}
+
+/// What the agent logs, of all tests of this file.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Log;
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().unwrap().write(text)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// cgroups one in the other, removed from the lowest up.
+struct Chain(Vec<TestCgroup>);
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
+#[test]
+fn the_objects_messages_arrive_in_the_agents_log() {
+    static SUBSCRIBE: Once = Once::new();
+    SUBSCRIBE.call_once(|| {
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(|| Log)
+            .init();
+    });
+    let Some(mount) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
+        return;
+    };
+    // Deeper than the object goes in one step, and made before it is there.
+    let mut chain = Chain(vec![TestCgroup::make(&mount, &name("deep")).unwrap()]);
+    for _ in 0..gpuacct_common::global::MAX_CGROUP_DEPTH {
+        let parent = chain.0.last().unwrap().path().to_owned();
+        chain.0.push(TestCgroup::make(&parent, "deeper").unwrap());
+    }
+    let lowest = chain.0.last().unwrap();
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let process = waiting_process();
+    lowest.take(process.pid()).unwrap();
+    process.end().unwrap();
+    observer.settle();
+
+    let log = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
+    let id = lowest.id().unwrap();
+    let expected = format!("cgroup {id} of hierarchy 0 has more than 32 ancestors");
+    let line = log.lines().find(|line| line.contains(&expected));
+    let line = line.unwrap_or_else(|| panic!("no {expected:?} in {log}"));
+    assert!(line.contains("WARN gpuacct::ebpf:"), "{line}");
+
+    // It is announced nevertheless, with the ancestors that there was room for.
+    let announced: BTreeSet<u64> = observer
+        .announcements()
+        .map(|(_, announcement)| announcement.key.id)
+        .collect();
+    for cgroup in &chain.0[1..] {
+        assert!(announced.contains(&cgroup.id().unwrap()));
+    }
+}
+
+#[test]
+fn an_ordinary_user_is_told_what_is_lacking() {
+    if observer().is_none() {
+        return;
+    }
+    let mut process = TestProcess::start(PROCESS, &["load-as-nobody"]).unwrap();
+    let error = process.line().unwrap();
+    assert!(error.starts_with("the kernel refused to "), "{error}");
+    assert!(
+        error.ends_with("this process lacks CAP_BPF and CAP_PERFMON"),
+        "{error}"
+    );
+    process.end().unwrap();
+}
+
+#[test]
+fn the_kernels_types_do_not_stay_in_memory() {
+    if observer().is_none() {
+        return;
+    }
+    let mut process = TestProcess::start(PROCESS, &["memory"]).unwrap();
+    let line = process.line().unwrap();
+    process.end().unwrap();
+    let kib: Vec<u64> = line.split(' ').map(|kib| kib.parse().unwrap()).collect();
+    let [before, peak, after] = kib[..] else {
+        panic!("{line}")
+    };
+    println!("resident KiB: {before} before, {peak} at the peak, {after} after");
+    // The types take more than this by themselves.
+    assert!(after < before + 8 * 1024, "{line}");
 }

@@ -1,19 +1,24 @@
 //! `gpuacct agent`: reads the configuration, starts the log, runs the agent.
 
+use std::io::{IsTerminal, stderr};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tracing::error;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
 
-use super::{complain, config::read};
+use super::{block_on, complain, config::read};
 use crate::app;
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::outputs::telemetry::Telemetry;
+use crate::outputs::telemetry::{self, Telemetry};
+
+/// How long the last export of the agent's own telemetry may take.
+const FLUSH: Duration = Duration::from_secs(3);
 
 /// Run the accountant of this node in the foreground
 ///
@@ -66,7 +71,12 @@ pub fn run(options: Options) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
     };
-    let filter = match EnvFilter::try_new(&config.log.level) {
+    let mut directives = config.log.level.clone();
+    if !directives.contains("bollard") {
+        // At debug it prints whole replies, with the containers' environments.
+        directives.push_str(",bollard=warn");
+    }
+    let filter = match EnvFilter::try_new(&directives) {
         Ok(filter) => filter,
         Err(error) => {
             let found = config.log.level;
@@ -78,34 +88,35 @@ pub fn run(options: Options) -> ExitCode {
             return complain(&error, 2);
         }
     };
-    // One thread runs everything that does not block.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("gpuacct")
-        .max_blocking_threads(4)
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return complain(&error, 1),
-    };
-    runtime.block_on(async {
-        let telemetry = match Telemetry::start(&config) {
+    block_on(async {
+        let telemetry = app::receiver(&config).map(|receiver| {
+            Telemetry::start(&telemetry::Options {
+                receiver,
+                origin: app::origin(&config),
+                interval: config.otlp.interval.0,
+            })
+        });
+        let telemetry = match telemetry.transpose() {
             Ok(telemetry) => telemetry,
             Err(error) => return complain(&error, 1),
         };
-        let stderr = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let ansi = stderr().is_terminal();
         let (text, json) = match config.log.format {
-            LogFormat::Text => (Some(stderr()), None),
-            LogFormat::Json => (None, Some(stderr().json())),
+            LogFormat::Text => (Some(fmt::layer().with_writer(stderr).with_ansi(ansi)), None),
+            LogFormat::Json => (None, Some(fmt::layer().with_writer(stderr).json())),
         };
         tracing_subscriber::registry()
             .with(filter)
             .with(text)
             .with(json)
-            .with(telemetry.log_layer())
+            .with(telemetry.as_ref().map(Telemetry::layer))
             .init();
         let ended = app::run(config).await;
-        telemetry.stop().await;
+        if let Some(telemetry) = telemetry {
+            let end = move || telemetry.shutdown(FLUSH);
+            // Only a panic in there, which has been reported, or the end of the runtime.
+            let _ = tokio::task::spawn_blocking(end).await;
+        }
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {

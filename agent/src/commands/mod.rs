@@ -18,3 +18,20 @@ fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
     eprintln!("{line}");
     ExitCode::from(code)
 }
+
+/// Runs a command on the one thread that everything which does not block shares.
+pub fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build();
+    match runtime {
+        Ok(runtime) => {
+            let code = runtime.block_on(command);
+            // A thread inside NVML may never come back; the process does not wait for it.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => complain(&error, 1),
+    }
+}

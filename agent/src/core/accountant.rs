@@ -84,6 +84,8 @@ pub enum Effect {
     Rescan,
     /// Have the kernel side announce every cgroup anew.
     AnnounceAnew,
+    /// Read the GPUs' process lists: somebody new uses one.
+    ReadLists,
 }
 
 #[derive(Debug)]
@@ -351,12 +353,16 @@ impl Accountant {
             if unknown {
                 self.wish(Effect::Rescan);
             }
+            let accounts = self.ledger.accounts().count();
             if let Some(unlisted) = self.ledger.book(window, charges, clock)
                 && !waited_enough
             {
                 // Its GPU is about to be listed; if not, there is no book to put it in.
                 held_back.insert(unlisted.gpu.clone());
                 still.push_back((since, unlisted));
+            }
+            if self.ledger.accounts().count() > accounts {
+                self.wish(Effect::ReadLists);
             }
         }
         self.waiting = still;
@@ -1078,8 +1084,8 @@ mod tests {
         assert_eq!(snapshot.gpus[0].pending, Nanos::from_millis(500));
         assert_eq!(
             node.accountant.take_effects(),
-            [Effect::LookUp(A.into())],
-            "the names are asked for"
+            [Effect::ReadLists, Effect::LookUp(A.into())],
+            "the names are asked for, and who else is on the GPU"
         );
         node.named(A, Some(UID));
         node.pass(1_000, &[(7, 500)]);

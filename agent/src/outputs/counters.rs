@@ -44,6 +44,10 @@ pub struct OutputCounters {
     pub labels_blank: Counter,
     /// Label values that were cut to the bound, or freed of control characters.
     pub labels_cut: Counter,
+    /// Connections to `/metrics` that were one too many and were closed.
+    pub connections_refused_metrics: Counter,
+    /// Connections to the local socket that were one too many and were closed.
+    pub connections_refused_socket: Counter,
     /// Requests on the local socket.
     pub socket_requests: Counter,
 }

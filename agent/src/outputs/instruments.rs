@@ -797,6 +797,26 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.counters.socket_requests.get()),
     },
     Instrument {
+        name: "gpuacct_connections_refused_total",
+        otlp: "gpuacct.connections.refused",
+        kind: Kind::Counter,
+        unit: Unit::Count("{connection}"),
+        help: "Connections that were one too many for their listener and were closed.",
+        keys: &["listener"],
+        read: |view, points| {
+            for (listener, counter) in [
+                ("metrics", &view.counters.connections_refused_metrics),
+                ("socket", &view.counters.connections_refused_socket),
+            ] {
+                points.put(
+                    &[listener],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_label_values_mended_total",
         otlp: "gpuacct.label_values.mended",
         kind: Kind::Counter,

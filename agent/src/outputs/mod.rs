@@ -6,10 +6,14 @@ use std::sync::Arc;
 use crate::core::model::Clock;
 
 pub mod condition;
+pub mod connections;
 pub mod counters;
 pub mod instruments;
+pub mod otlp;
 pub mod prometheus;
+pub mod receiver;
 pub mod socket;
+pub mod telemetry;
 
 #[cfg(test)]
 pub(crate) mod sample;

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 
 use super::ReadClock;
 use super::condition::degraded;
+use super::connections::{Bounded, MAX_CONNECTIONS};
 use super::counters::OutputCounters;
 use super::instruments::{self, Instrument, Kind, Sink, Value, View};
 use crate::core::model::{BootTime, Nanos, WallTime};
@@ -311,6 +312,12 @@ pub async fn serve(
     exposition: Exposition,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    let listener = Bounded::new(
+        listener,
+        MAX_CONNECTIONS,
+        Arc::clone(&exposition.counters),
+        |counters| &counters.connections_refused_metrics,
+    );
     axum::serve(listener, router(exposition))
         .with_graceful_shutdown(shutdown)
         .await

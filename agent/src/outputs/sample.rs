@@ -211,10 +211,10 @@ fn account(
         memory: Some(1 << 30),
         image: "registry.example/team/image:1.2".into(),
         runtime: "docker".into(),
-        first_used: STARTED,
-        last_used: WALL,
+        first_used: Some(STARTED),
+        last_used: Some(WALL),
         ended: share <= 0.0,
-        runtime_labels: [(Arc::from("team"), Arc::from("a"))].into(),
+        runtime_labels: Arc::new([(Arc::from("team"), Arc::from("a"))].into()),
     }
 }
 

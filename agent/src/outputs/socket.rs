@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ReadClock;
 use super::condition::degraded;
+use super::connections::{Bounded, MAX_CONNECTIONS};
 use super::counters::OutputCounters;
 use super::instruments::VERSION;
 use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
@@ -236,6 +237,12 @@ pub async fn serve(
     let Some(listener) = bound.listener.take() else {
         return Ok(());
     };
+    let listener = Bounded::new(
+        listener,
+        MAX_CONNECTIONS,
+        Arc::clone(&desk.counters),
+        |counters| &counters.connections_refused_socket,
+    );
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/processes", get(processes))

@@ -610,6 +610,14 @@ mod tests {
                 .any(|&(_, percent)| percent != 0 && percent != 100),
             "means of six ring samples"
         );
+        for (at_us, percent) in samples {
+            let busy = gpu
+                .samples(at_us - SECOND + 1..at_us + 1)
+                .map(|sample| sample.engines[0].util);
+            let (count, sum) = busy.fold((0, 0), |(count, sum), util| (count + 1, sum + util));
+            assert!((5..=7).contains(&count));
+            assert_eq!(percent, sum / count / 100, "floored");
+        }
         assert_eq!(gpu.device_samples(Engine::Sm, now, 0).len(), RING_CAPACITY);
     }
 

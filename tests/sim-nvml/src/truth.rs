@@ -165,3 +165,156 @@ impl Truth {
             .map_err(io)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    use super::*;
+    use crate::event::{Event, Job};
+    use crate::machine::{Cadence, GpuSpec};
+    use crate::scenario::{Scenario, Script};
+
+    const T0: u64 = 1_700_000_000_000_000;
+    const SECOND: u64 = 1_000_000;
+
+    #[test]
+    fn busy_time_is_the_integral_of_the_shares() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = |share| Job {
+            share,
+            ..Job::default()
+        };
+        let start = |id, pid, share| Event::Start {
+            job: JobId(id),
+            pid,
+            inner_pid: None,
+            work: job(share),
+        };
+        Script::new(T0, vec![GpuSpec::a100(0)], 1)
+            .at(T0, start(1, 11, 0.5))
+            .at(T0 + 2 * SECOND, start(2, 12, 1.0)) // 1.5 in sum: scaled down to a third and two thirds
+            .at(T0 + 5 * SECOND, Event::Stop { job: JobId(2) })
+            .at(
+                T0 + 6 * SECOND,
+                Event::Change {
+                    job: JobId(1),
+                    work: job(0.125),
+                },
+            )
+            .at(T0 + 8 * SECOND, Event::Stop { job: JobId(1) })
+            .at(T0 + 8 * SECOND, start(3, 11, 0.25)) // the same process again
+            .at(T0 + 8 * SECOND, start(3, 99, 1.0)) // an id that is taken: nothing
+            .at(T0 + 9 * SECOND, Event::Stop { job: JobId(3) })
+            .at(T0 + 9 * SECOND, Event::Stop { job: JobId(77) })
+            .create(&dir)
+            .unwrap();
+        let truth = Truth::read(&dir).unwrap();
+        for (window, first, second) in [
+            (0..2, 1_000, None),
+            (2..5, 1_000, Some(2_000)),
+            (0..9, 1_000 + 1_000 + 500 + 250 + 250, Some(2_000)),
+            (4..7, 333 + 500 + 125, Some(666)),
+            (9..20, 0, None),
+        ] {
+            let busy = truth.busy_ns(T0 + window.start * SECOND..T0 + window.end * SECOND);
+            let ms = |pid| busy.get(&(0, pid)).map(|ns| ns / 1_000_000);
+            assert_eq!((ms(11).unwrap_or(0), ms(12)), (first, second), "{window:?}");
+        }
+        assert_eq!(truth.jobs(0..u64::MAX).len(), 3);
+        assert!(truth.busy_ns(0..T0).is_empty());
+    }
+
+    #[test]
+    fn the_ring_s_truth_comes_near_the_exact_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = Job {
+            share: 0.3,
+            ..Job::default()
+        };
+        Script::new(T0, vec![GpuSpec::a100(0)], 9)
+            .at(
+                T0,
+                Event::Start {
+                    job: JobId(1),
+                    pid: 11,
+                    inner_pid: None,
+                    work,
+                },
+            )
+            .create(&dir)
+            .unwrap();
+        let truth = Truth::read(&dir).unwrap();
+        let hour = T0..T0 + 3_600 * SECOND;
+        let exact = truth.busy_ns(hour.clone())[&(0, 11)];
+        let sampled = truth.ring_ns(0, hour)[&11];
+        assert_eq!(exact, 1_080_000_000_000);
+        // Three deviations of 21,600 draws: 1.1 % of the hour's 1,080 s.
+        assert!(sampled.abs_diff(exact) < 34_000_000_000, "{sampled}");
+        assert!(truth.ring_ns(7, 0..u64::MAX).is_empty(), "no such GPU");
+    }
+
+    #[test]
+    fn what_a_reader_has_seen_stays_true_while_others_write() {
+        let dir = tempfile::tempdir().unwrap();
+        // A sample each 20 µs: between a writer's time stamp and its write lie many.
+        let ring = Cadence {
+            period_ns: 20_000,
+            phase_ns: 0,
+        };
+        let scenario = Scenario::create(
+            &dir,
+            vec![GpuSpec {
+                ring,
+                ..GpuSpec::a100(0)
+            }],
+            1,
+        )
+        .unwrap();
+        let mut history = History::new(scenario.machine());
+        let mut log = LogReader::open(dir.path()).unwrap();
+        let mut look = || {
+            let now_us = log.catch_up(|entry| history.apply(entry)).unwrap();
+            let window = now_us.saturating_sub(100)..now_us;
+            (
+                window.clone(),
+                history.gpus[0].samples(window).collect::<Vec<_>>(),
+            )
+        };
+        let writing = AtomicU32::new(2);
+        let seen = thread::scope(|scope| {
+            for pid in [11, 12] {
+                let (scenario, writing) = (&scenario, &writing);
+                scope.spawn(move || {
+                    for _ in 0..1_000 {
+                        let job = scenario
+                            .start(
+                                pid,
+                                Job {
+                                    share: 0.5,
+                                    ..Job::default()
+                                },
+                            )
+                            .unwrap();
+                        scenario.stop(job).unwrap();
+                    }
+                    writing.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            let mut seen = Vec::new();
+            while writing.load(Ordering::Relaxed) > 0 {
+                seen.push(look());
+            }
+            seen
+        });
+        assert!(!seen.is_empty());
+        let after = Truth::read(&dir).unwrap();
+        for (window, samples) in seen {
+            assert_eq!(
+                after.history.gpus[0].samples(window).collect::<Vec<_>>(),
+                samples
+            );
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The built library, driven through nvml-wrapper as gpuacct drives it, and through bare pointers
 //! where the wrapper hides what matters. Every test has a GPU of its own.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::ffi::c_char;
 use std::mem::{offset_of, size_of};
@@ -41,7 +42,10 @@ struct Rig {
 fn rig() -> &'static Rig {
     static RIG: OnceLock<Rig> = OnceLock::new();
     RIG.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap().keep();
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("sim-nvml-abi");
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).unwrap(); // From the last run.
+        }
         let install =
             |driver: Driver| library::install(driver, &dir.join(driver.package())).unwrap();
         let (r470, r550, r610) = (

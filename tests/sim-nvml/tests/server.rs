@@ -1,4 +1,5 @@
 //! Real processes that register themselves, through the real binary and the real socket.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -118,11 +119,9 @@ fn a_killed_or_terminated_process_gives_its_gpu_back() {
             &["--share", "1", "--duration-ms", "3600000"],
         );
         await_jobs(&rig.scenario, |jobs| jobs.len() == 1);
-        // SAFETY: `kill` of a child that has not been waited for.
-        assert_eq!(
-            unsafe { libc::kill(i32::try_from(child.id()).unwrap(), signal) },
-            0
-        );
+        let pid = i32::try_from(child.id()).unwrap();
+        // SAFETY: takes no pointers; the child has not been waited for, so the pid is its own.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
         child.wait().unwrap();
         let ended = await_jobs(&rig.scenario, |jobs| jobs[0].to_us.is_some());
         assert_eq!(

@@ -9,6 +9,7 @@ use std::io::{BufRead, Write};
 use std::{env, fs, io, process, thread};
 
 use anyhow::{Context, Result, bail, ensure};
+use gpuacct::sources::kernel::{KernelConfig, KernelSource};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -25,6 +26,8 @@ fn main() -> Result<()> {
         ["into-cgroup", path] => into_cgroup(path),
         ["fork", count] => fork_many(count.parse()?),
         ["reuse-pid"] => reuse_pid(),
+        ["load-as-nobody"] => load_as_nobody(),
+        ["memory"] => memory(),
         _ => bail!("unknown arguments {arguments:?}"),
     }
 }
@@ -47,7 +50,10 @@ fn leader_ends_first() -> Result<()> {
         // The leader is a zombie once its state says so.
         loop {
             let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-            if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+            if stat
+                .rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('Z'))
+            {
                 break;
             }
             thread::yield_now();
@@ -57,7 +63,8 @@ fn leader_ends_first() -> Result<()> {
         // SAFETY: ends this process, and was not going to return.
         unsafe { libc::_exit(0) }
     });
-    std::mem::forget(thread);
+    // Its handle would be waited for by nobody: it ends the process.
+    drop(thread);
     // SAFETY: ends the calling thread alone; nothing of it is used by the other.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
     unreachable!("a thread that has ended does not go on")
@@ -77,7 +84,8 @@ fn exec_from_thread() -> Result<()> {
 /// A child that is process 1 of a pid namespace of its own. Prints its pid outside.
 fn pid_namespace() -> Result<()> {
     // SAFETY: affects only children that are yet to be made.
-    ensure!(unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0, "unshare: {}", io::Error::last_os_error());
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWPID) };
+    ensure!(unshared == 0, "unshare: {}", io::Error::last_os_error());
     // SAFETY: there is no other thread; the child makes one system call, and reads.
     match unsafe { libc::fork() } {
         -1 => bail!("fork: {}", io::Error::last_os_error()),
@@ -99,13 +107,18 @@ fn into_cgroup(path: &str) -> Result<()> {
     let directory = fs::File::open(path)?;
     // SAFETY: all zeros are "nothing asked for" in each of its fields.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = u64::try_from(libc::CLONE_INTO_CGROUP)?;
+    // Not libc's constant, which has the wrong sign.
+    arguments.flags = 0x2_0000_0000;
     arguments.exit_signal = u64::try_from(libc::SIGCHLD)?;
     arguments.cgroup = u64::try_from(directory.as_raw_fd())?;
     // SAFETY: the arguments live through the call; without CLONE_VM it is a fork, and the child
     // makes one system call.
     let child = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
     };
     match child {
         -1 => bail!("clone3: {}", io::Error::last_os_error()),
@@ -131,35 +144,53 @@ fn fork_many(count: u32) -> Result<()> {
     Ok(())
 }
 
-/// In a pid namespace of its own, where nobody else takes numbers: two children, one after the
-/// other, with the same pid. Prints the pid of process 1 outside, and the children's inside.
+/// Two children, one after the other, with the same pid. Prints it.
 fn reuse_pid() -> Result<()> {
-    // SAFETY: as in `pid_namespace`.
-    ensure!(unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0, "unshare: {}", io::Error::last_os_error());
-    // SAFETY: there is no other thread.
-    match unsafe { libc::fork() } {
-        -1 => bail!("fork: {}", io::Error::last_os_error()),
-        0 => {
-            let result = (0..2).try_for_each(|_| {
-                // The next child gets the number after this.
-                fs::write("/proc/sys/kernel/ns_last_pid", "499")?;
-                let child = fork_and_exit()?;
-                wait_for(child)?;
-                ensure!(child == 500, "child is {child}, expected 500");
-                Ok(())
-            });
-            if let Err(error) = &result {
-                eprintln!("{error:#}");
-            }
-            // SAFETY: as above.
-            unsafe { libc::_exit(i32::from(result.is_err())) }
-        }
-        child => {
-            wait_for(child)?;
-            announce(child);
-            Ok(())
+    let first = fork_and_exit()?;
+    wait_for(first)?;
+    // Somebody else may take the number in between, and then the next round gets it.
+    for _ in 0..10_000 {
+        fs::write("/proc/sys/kernel/ns_last_pid", (first - 1).to_string())?;
+        let second = fork_and_exit()?;
+        wait_for(second)?;
+        if second == first {
+            announce(first);
+            return Ok(());
         }
     }
+    bail!("pid {first} was not given again");
+}
+
+/// Loads the object as an ordinary user, and prints what it gets for it.
+fn load_as_nobody() -> Result<()> {
+    // SAFETY: these change nothing but this process's identity.
+    let changed = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
+    ensure!(changed, "setuid: {}", io::Error::last_os_error());
+    match KernelSource::load(&KernelConfig::default()) {
+        Ok(_) => bail!("an ordinary user has loaded the object"),
+        Err(error) => announce(error),
+    }
+    Ok(())
+}
+
+/// Loads the object and prints the resident memory before, at its peak and after, in KiB.
+fn memory() -> Result<()> {
+    let before = status_kib("VmRSS:")?;
+    let (source, mut events) = KernelSource::load(&KernelConfig::default())?;
+    events.blocking_recv().context("the stream has ended")?;
+    let (peak, after) = (status_kib("VmHWM:")?, status_kib("VmRSS:")?);
+    announce(format_args!("{before} {peak} {after}"));
+    drop(source);
+    Ok(())
+}
+
+fn status_kib(field: &str) -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .with_context(|| format!("/proc/self/status has no {field}"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 fn fork_and_exit() -> Result<i32> {

@@ -14,8 +14,8 @@
 //! could belong to several is `below_resolution`; what no row can own is `no_row`.
 //!
 //! The driver keeps samples finer than it shows them. Where its rounding makes no subset fit a row,
-//! the row's whole range counts as possible. An error made by trusting whole percents stays inside
-//! that range: below one percentage point of the window.
+//! every amount up to a whole percentage point beyond the row counts as possible, and an error made
+//! by trusting whole percents is no larger than such a point.
 //!
 //! Refused: scaling all rows up until they add up to the device. It would bill those who have a row
 //! for those who have none.
@@ -23,7 +23,8 @@
 use crate::core::input::Credit;
 use crate::core::model::{Nanos, Pid};
 
-/// More samples than this in a window (a real ring holds 72) and subset sums are not asked for.
+/// With more samples than this in a window (a real ring holds 72) rows get what they show and no more:
+/// the work and the room below grow with the square of it.
 const MOST_SAMPLES: usize = 256;
 /// Work bound of the search for what the rows can explain together, in words touched.
 const MOST_WORK: usize = 1 << 20;
@@ -96,18 +97,24 @@ fn points(values: &[u32], total: u64, least: &[u64]) -> Points {
     let samples = values.len() as u64;
     let claimed: u64 = least.iter().sum();
     let spare = total - claimed;
-    let reachable = (values.len() <= MOST_SAMPLES).then(|| Sums::of_subsets(values, total));
+    if values.len() > MOST_SAMPLES {
+        let unowned = spare.saturating_sub(samples.saturating_mul(least.len() as u64));
+        return Points {
+            each: least.to_vec(),
+            ambiguous: spare - unowned,
+            unowned,
+        };
+    }
+    let reachable = Sums::of_subsets(values, total);
 
     let possible: Vec<Vec<u64>> = least
         .iter()
         .map(|&from| {
-            let to = from + spare.min(samples.saturating_sub(1));
-            let whole = from..=to;
-            let narrowed: Vec<u64> = reachable.as_ref().map_or_else(Vec::new, |sums| {
-                whole.clone().filter(|&sum| sums.contains(sum)).collect()
-            });
+            let shown = from..=from + spare.min(samples.saturating_sub(1));
+            let narrowed: Vec<u64> = shown.filter(|&sum| reachable.contains(sum)).collect();
             if narrowed.is_empty() {
-                whole.collect()
+                // The samples hide fractions too: up to the whole point, not just below it.
+                (from..=from + spare.min(samples)).collect()
             } else {
                 narrowed
             }
@@ -451,9 +458,10 @@ mod tests {
 
     #[test]
     fn no_row_gets_more_than_a_percentage_point() {
-        // 3 samples of 99: the row of 65 is 195..=197 points, no subset fits (99, 198).
+        // 3 samples of 99: the row of 65 is 195..=197 points. No subset fits (99, 198), so that the
+        // samples must be finer than shown, and the row reaches up to 198.
         let (credits, below, none, cut) = in_points(&[99, 99, 99], &[(1, 65)]);
-        assert_eq!((credits, below, none, cut), (vec![(1, 195)], 2, 100, 0));
+        assert_eq!((credits, below, none, cut), (vec![(1, 195)], 3, 99, 0));
     }
 
     #[test]
@@ -496,6 +504,35 @@ mod tests {
             for (pid, sum) in truth {
                 let own = credits.iter().find(|&&(p, _)| p == pid).map_or(0, |&(_, points)| points);
                 prop_assert!(own.abs_diff(sum) < n, "pid {} has {} points of {}, n {}", pid, own, sum, n);
+            }
+        }
+
+        /// The same with samples in hundredths of a percent, as the driver keeps them, of which it
+        /// shows whole percents. What the samples hide can make rows exceed the device by a point.
+        #[test]
+        fn fractions_that_the_samples_hide_cost_no_more_than_another_point(
+            samples in proptest::collection::vec((0_u32..=10_000, 0_u32..5), 1..40),
+        ) {
+            let values: Vec<u32> = samples.iter().map(|&(value, _)| value / 100).collect();
+            let n = values.len() as u64;
+            let mut truth = std::collections::BTreeMap::<u32, u64>::new();
+            for &(value, pid) in &samples {
+                if pid > 0 && value > 0 {
+                    *truth.entry(pid).or_default() += u64::from(value);
+                }
+            }
+            let rows: Vec<(u32, u32)> = truth
+                .iter()
+                .map(|(&pid, &sum)| (pid, u32::try_from(sum / n / 100).unwrap()))
+                .collect();
+            let (credits, below, none, cut) = in_points(&values, &rows);
+            let total: u64 = values.iter().map(|&v| u64::from(v)).sum();
+            let given: u64 = credits.iter().map(|&(_, points)| points).sum();
+            prop_assert_eq!(given + below + none, total);
+            prop_assert!(cut <= n, "{}", cut);
+            for (pid, sum) in truth {
+                let own = credits.iter().find(|&&(p, _)| p == pid).map_or(0, |&(_, points)| points);
+                prop_assert!(own.abs_diff(sum / 100) <= 2 * n, "pid {} has {} points of {}", pid, own, sum / 100);
             }
         }
 

@@ -290,6 +290,19 @@ mod tests {
     }
 
     #[test]
+    fn without_a_driver_the_library_is_absent() {
+        // On a machine with a driver, one of the places loads, and the library is not absent.
+        let loads = |place: &&str| {
+            let opened = Nvml::builder().lib_path(OsStr::new(place)).init();
+            !matches!(opened, Err(NvmlError::LibloadingError(_)))
+        };
+        let somewhere = PLACES.iter().any(loads);
+        let opened = Library::open(None, &Watchdog::default());
+        let absent = matches!(opened, Err(OpenError::Absent));
+        assert_eq!(absent, !somewhere, "{opened:?}");
+    }
+
+    #[test]
     fn a_library_that_is_not_there_is_told_from_one_that_does_not_load() {
         let load = |name: &str| {
             let opened = Nvml::builder().lib_path(OsStr::new(name)).init();

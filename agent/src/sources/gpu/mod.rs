@@ -2,14 +2,16 @@
 //!
 //! [`nvml`] asks, on a thread of its own, since its calls may block in the driver. [`window`] is
 //! the arithmetic, without a clock and without NVML, so that every answer the driver could give can
-//! be put to it in a test.
+//! be put to it in a test. [`record`] writes down what a real driver answers.
 
-mod calls;
+pub mod calls;
 mod credit;
+mod device;
 mod library;
 mod lists;
 pub mod nvml;
 mod raw;
+pub mod record;
 pub mod window;
 
 use nvml_wrapper::error::NvmlError;

@@ -32,6 +32,18 @@ pub(super) fn simulated(nvml: &Nvml) -> bool {
     }
 }
 
+/// Whether the library exports a function of this name.
+pub(super) fn has_symbol(nvml: &Nvml, name: &str) -> bool {
+    // SAFETY: the symbol is only looked up, never called or read; a pointer-sized type is all that
+    // the lookup asks for.
+    unsafe {
+        nvml.lib()
+            .__library
+            .get::<*const ()>(name.as_bytes())
+            .is_ok()
+    }
+}
+
 /// NVML's answer to the size query of the process rows: its code, and the rows it asks room for.
 pub(super) fn process_utilization_room(
     nvml: &Nvml,

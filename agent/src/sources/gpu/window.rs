@@ -862,6 +862,19 @@ mod tests {
     }
 
     #[test]
+    fn in_a_full_ring_only_what_lies_before_it_was_overrun() {
+        let mut windows = every_200_ms();
+        let early = (0..36).map(|index| (30_000 + index * 200, 0));
+        let late = (0..36).map(|index| (40_000 + index * 200, 0));
+        let list: Vec<(u64, u32)> = early.chain(late).collect();
+        let window = windows.close(&bracket(at(47_000), &list, &[]));
+        assert_eq!(
+            seen(&window.expect("closed")).unobserved,
+            [("sample_gap", 2_800), ("ring_overrun", 19_800)]
+        );
+    }
+
+    #[test]
     fn a_product_that_samples_once_a_second_is_learnt() {
         let mut windows = Windows::new(gpu(), at(10_000));
         let first = windows.close(&bracket(at(10_600), &[(10_500, 100)], &[]));

@@ -11,7 +11,8 @@
 //! daemon that does not know a container is asked again at growing intervals, since the kernel
 //! may have been faster than the daemon.
 //!
-//! It refuses to change anything: every request is a GET.
+//! It refuses to change anything: every request is a GET. What it does not bound is the size of one
+//! reply while that is read: whoever answers on a socket that only root can make is root.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::error::Error as StdError;
@@ -31,7 +32,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{Counters, clean, clean_labels, clean_name, kubernetes_names};
@@ -43,6 +44,9 @@ pub const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/docker.soc
 
 /// First wait after a failure; it doubles from there.
 const RETRY_MIN: Duration = Duration::from_millis(200);
+/// How long a session has to last for the waits to begin anew: a daemon that hangs up after every
+/// list is not listed five times a second.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Inspections under way at one time: enough to hide the round trip, too few to bother a daemon.
 const MAX_IN_FLIGHT: usize = 4;
 /// Containers that wait for an answer. More are turned away and counted; the core asks again.
@@ -191,13 +195,17 @@ fn class_of(error: &ApiError) -> &'static str {
                 return "closed";
             }
         } else if let Some(io) = error.downcast_ref::<io::Error>()
-            // An error of another kind in an io::Error's clothes is the next one in the chain.
-            && io.get_ref().is_none()
+            // These two kinds are only the clothes of the next error in the chain.
+            && !matches!(io.kind(), ErrorKind::Other | ErrorKind::InvalidData)
         {
             return io_class(io.kind());
         }
     }
-    "protocol"
+    match error {
+        // Of a stream that breaks off the client passes on the message alone.
+        ApiError::IOError { .. } => "closed",
+        _ => "protocol",
+    }
 }
 
 fn io_class(kind: ErrorKind) -> &'static str {
@@ -215,15 +223,21 @@ fn io_class(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// An error and what caused it. `io::Error::source` skips the error that it wraps; this does not.
-fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        match error
+/// An error and what caused it. Where the client or `io::Error` wraps an error and passes its
+/// `source` for its own, the wrapped one is looked at too.
+fn causes(error: &ApiError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    let first: &(dyn StdError + 'static) = match error {
+        ApiError::IOError { err } => err,
+        ApiError::HyperResponseError { err } => err,
+        ApiError::HyperLegacyError { err } => err,
+        ApiError::JsonSerdeError { err } => err,
+        other => other,
+    };
+    std::iter::successors(Some(first), |&error| {
+        let wrapped = error
             .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
+            .and_then(io::Error::get_ref);
+        match wrapped {
             Some(wrapped) => Some(wrapped),
             None => error.source(),
         }
@@ -328,9 +342,8 @@ impl Source {
     async fn follow(&mut self) -> Closed {
         let mut retry = Backoff::default();
         loop {
-            match self.attempt(&mut retry).await {
-                Ok(()) => {}
-                Err(closed) => return closed,
+            if let Err(closed) = self.attempt(&mut retry).await {
+                return closed;
             }
         }
     }
@@ -342,7 +355,7 @@ impl Source {
 
         let mut failure = None;
         for socket in &sockets {
-            let mut was_up = false;
+            let (begun, mut was_up) = (Instant::now(), false);
             let fault = self.session(&socket.path, &mut was_up).await?;
             self.wanted.call_back();
             Counters::count(&self.counters.disconnects);
@@ -359,7 +372,9 @@ impl Source {
             }
             failure.get_or_insert((socket.path.clone(), fault));
             if was_up {
-                retry.reset();
+                if begun.elapsed() >= SETTLED {
+                    retry.reset();
+                }
                 break;
             }
         }
@@ -389,9 +404,7 @@ impl Source {
     /// than `before`.
     async fn wait(&mut self, span: Duration, before: &[Socket]) -> bool {
         let end = Instant::now() + span;
-        let look = self.config.look_interval;
-        let mut look = interval_at(Instant::now() + look, look);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = every(self.config.look_interval);
         loop {
             tokio::select! {
                 () = sleep_until(end) => return false,
@@ -448,9 +461,7 @@ impl Source {
         *was_up = true;
         self.report(SourceState::Up, path).await?;
 
-        let ping = self.config.ping_interval;
-        let mut ping = interval_at(Instant::now() + ping, ping);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping = every(self.config.ping_interval);
         let mut inspections = FuturesUnordered::new();
         loop {
             while inspections.len() < MAX_IN_FLIGHT
@@ -628,7 +639,7 @@ impl Source {
     async fn on_answer(&mut self, id: ContainerId, answer: Answer) -> Result<(), Closed> {
         match answer {
             Answer::Found(identity) => {
-                if self.wanted.forget(&id) {
+                if self.wanted.answered(&id, Instant::now()) {
                     self.found(*identity).await?;
                 }
             }
@@ -729,6 +740,15 @@ async fn receive(lookups: &mut Option<mpsc::Receiver<ContainerId>>) -> Option<Co
         Some(lookups) => lookups.recv().await,
         None => std::future::pending().await,
     }
+}
+
+/// A timer whose first tick is a whole span away, and which does not make up for missed ones.
+fn every(span: Duration) -> Interval {
+    // A timer of no length at all would panic.
+    let span = span.max(Duration::from_millis(1));
+    let mut timer = interval_at(Instant::now() + span, span);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
 }
 
 /// One request, bounded in time.
@@ -838,6 +858,8 @@ struct Want {
     due: Option<Instant>,
     /// Whether the core looked it up, and so wants to be told if it is not known.
     asked: bool,
+    /// Whether something has happened to it since it was asked for, so that the answer may be old.
+    again: bool,
     /// Times that the daemon did not know it.
     misses: usize,
 }
@@ -848,9 +870,14 @@ impl Wanted {
         if let Some(want) = self.wants.get_mut(&id) {
             // Asked already, or a negative answer that still holds; an event ends its hold.
             want.asked |= asked;
-            if !asked && let Some(due) = want.due.replace(now) {
-                self.queue.remove(&(due, id.clone()));
-                self.queue.insert((now, id));
+            if !asked {
+                if let Some(due) = &mut want.due {
+                    self.queue.remove(&(*due, id.clone()));
+                    *due = now;
+                    self.queue.insert((now, id));
+                } else {
+                    want.again = true;
+                }
             }
             return true;
         }
@@ -863,6 +890,7 @@ impl Wanted {
             Want {
                 due: Some(now),
                 asked,
+                again: false,
                 misses: 0,
             },
         );
@@ -885,7 +913,21 @@ impl Wanted {
         Some(id)
     }
 
-    /// It has been answered, or is not of interest any more. Whether it was wanted.
+    /// It has been answered. Whether anybody still wants to know.
+    fn answered(&mut self, id: &ContainerId, now: Instant) -> bool {
+        match self.wants.get_mut(id) {
+            Some(want) if want.again => {
+                want.again = false;
+                want.due = Some(now);
+                self.queue.insert((now, id.clone()));
+                true
+            }
+            Some(_) => self.forget(id),
+            None => false,
+        }
+    }
+
+    /// It is not of interest any more. Whether it was.
     fn forget(&mut self, id: &ContainerId) -> bool {
         let Some(want) = self.wants.remove(id) else {
             return false;
@@ -951,3 +993,6 @@ impl Backoff {
         self.failures = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

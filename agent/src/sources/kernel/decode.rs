@@ -58,7 +58,6 @@ pub enum DecodeError {
 pub type Decoded = (Option<u32>, Result<KernelEvent, DecodeError>);
 
 /// Decodes one record.
-#[must_use]
 pub fn decode(record: &[u8]) -> Decoded {
     let found = record.len();
     if found < size_of::<Header>() {
@@ -199,7 +198,10 @@ mod tests {
             start: BootTime(900),
             pid_namespace_level: 2,
             cgroups: CgroupSet {
-                unified: CgroupKey { hierarchy: 0, id: 77 },
+                unified: CgroupKey {
+                    hierarchy: 0,
+                    id: 77,
+                },
                 legacy,
             },
         }
@@ -207,7 +209,10 @@ mod tests {
 
     fn the_cgroup(parent: Option<u64>, name: &str) -> KernelEvent {
         KernelEvent::Cgroup(CgroupAnnouncement {
-            key: CgroupKey { hierarchy: 4, id: 88 },
+            key: CgroupKey {
+                hierarchy: 4,
+                id: 88,
+            },
             parent,
             name: name.into(),
         })
@@ -215,16 +220,37 @@ mod tests {
 
     #[test]
     fn each_kind_is_read_as_it_was_written() {
-        let legacy = Some(CgroupKey { hierarchy: 4, id: 5 });
+        let legacy = Some(CgroupKey {
+            hierarchy: 4,
+            id: 5,
+        });
         let rows = [
-            (process_record(KIND_FORK, (4, 5)), KernelEvent::Fork(the_process(legacy))),
-            (process_record(KIND_EXEC, (0, 0)), KernelEvent::Exec(the_process(None))),
-            (process_record(KIND_EXIT, (4, 5)), KernelEvent::Exit(the_process(legacy))),
-            (process_record(KIND_ATTACH, (4, 5)), KernelEvent::Attach(the_process(legacy))),
+            (
+                process_record(KIND_FORK, (4, 5)),
+                KernelEvent::Fork(the_process(legacy)),
+            ),
+            (
+                process_record(KIND_EXEC, (0, 0)),
+                KernelEvent::Exec(the_process(None)),
+            ),
+            (
+                process_record(KIND_EXIT, (4, 5)),
+                KernelEvent::Exit(the_process(legacy)),
+            ),
+            (
+                process_record(KIND_ATTACH, (4, 5)),
+                KernelEvent::Attach(the_process(legacy)),
+            ),
             (cgroup_record(0, 3, b"pod"), the_cgroup(Some(7), "pod")),
             (cgroup_record(CGROUP_ROOT, 0, b""), the_cgroup(None, "")),
-            (cgroup_record(0, 4, b"a\xff\"\n"), the_cgroup(Some(7), "a\u{fffd}\"\n")),
-            (cgroup_record(0, 255, &[b'n'; 255]), the_cgroup(Some(7), &"n".repeat(255))),
+            (
+                cgroup_record(0, 4, b"a\xff\"\n"),
+                the_cgroup(Some(7), "a\u{fffd}\"\n"),
+            ),
+            (
+                cgroup_record(0, 255, &[b'n'; 255]),
+                the_cgroup(Some(7), &"n".repeat(255)),
+            ),
         ];
         for (record, expected) in rows {
             assert_eq!(decode(&record), (Some(3), Ok(expected)));
@@ -239,14 +265,26 @@ mod tests {
         resized[2..4].copy_from_slice(&u16::try_from(PROCESS + 8).unwrap().to_ne_bytes());
         let rows = [
             (vec![], "record of 0 bytes, its header alone has 16"),
-            (header(KIND_FORK, 16)[..15].to_vec(), "record of 15 bytes, its header alone has 16"),
+            (
+                header(KIND_FORK, 16)[..15].to_vec(),
+                "record of 15 bytes, its header alone has 16",
+            ),
             (padded, "record of 80 bytes says that it has 72"),
             (resized, "record of kind 1 has 80 bytes, expected 72"),
-            (header(KIND_CGROUP, 16), "record of kind 5 has 16 bytes, expected 304"),
+            (
+                header(KIND_CGROUP, 16),
+                "record of kind 5 has 16 bytes, expected 304",
+            ),
             (header(0, 16), "record of kind 0, which is not known"),
             (header(6, 16), "record of kind 6, which is not known"),
-            (cgroup_record(0, 256, &[b'n'; 256]), "cgroup name of 256 bytes in 256"),
-            (cgroup_record(0, u32::MAX, b""), "cgroup name of 4294967295 bytes in 256"),
+            (
+                cgroup_record(0, 256, &[b'n'; 256]),
+                "cgroup name of 256 bytes in 256",
+            ),
+            (
+                cgroup_record(0, u32::MAX, b""),
+                "cgroup name of 4294967295 bytes in 256",
+            ),
         ];
         for (record, expected) in rows {
             assert_eq!(decode(&record).1.unwrap_err().to_string(), expected);

@@ -26,10 +26,12 @@ use std::{fs, io, thread};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
+use gpuacct_common::event::UNIFIED_HIERARCHY;
 use gpuacct_common::global::{
-    COUNTERS, EVENTS, GENERATION, LEGACY_CONTROLLER, NO_LEGACY_CONTROLLER, WAKE_AT_BYTES,
+    COUNTERS, EVENTS, GENERATION, LEGACY_CONTROLLER, LEGACY_HIERARCHY, NO_LEGACY_CONTROLLER,
+    WAKE_AT_BYTES,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitySet;
@@ -236,15 +238,14 @@ impl KernelSource {
 
         let shared = Shared::new().map_err(KernelError::Thread)?;
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
-        let stream =
-            Stream::new(maps, shared.clone(), sender).map_err(KernelError::Thread)?;
+        let stream = Stream::new(maps, shared.clone(), sender).map_err(KernelError::Thread)?;
         let thread = thread::Builder::new()
             .name("kernel-events".into())
             .spawn(move || stream.run())
             .map_err(KernelError::Thread)?;
         info!(
             ring_bytes = config.ring_bytes,
-            legacy_controller = kernel.legacy.as_ref().map(|legacy| legacy.name),
+            legacy_controller = kernel.legacy.as_ref().map(|legacy| legacy.mounted.name),
             "eBPF object attached"
         );
         let source = Self {
@@ -284,8 +285,17 @@ struct Kernel {
     legacy: Option<LegacyController>,
 }
 
-struct LegacyController {
+/// A v1 controller that is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mounted {
     name: &'static str,
+    hierarchy: u32,
+}
+
+/// The v1 controller whose cgroups are reported.
+struct LegacyController {
+    mounted: Mounted,
+    /// Its place in `css_set.subsys`.
     index: u32,
 }
 
@@ -320,19 +330,19 @@ impl Kernel {
     }
 
     fn load_object(&self, config: &KernelConfig) -> Result<Ebpf, KernelError> {
-        let legacy = self
-            .legacy
-            .as_ref()
-            .map_or(NO_LEGACY_CONTROLLER, |legacy| legacy.index);
+        let (controller, hierarchy) = match &self.legacy {
+            Some(legacy) => (legacy.index, legacy.mounted.hierarchy),
+            None => (NO_LEGACY_CONTROLLER, UNIFIED_HIERARCHY),
+        };
         let wake_at_bytes = u64::from(config.ring_bytes / 4);
         let mut loader = EbpfLoader::new();
         loader
             // The object has no relocation that needs the kernel's types.
             .btf(None)
-            .verifier_log_level(VerifierLogLevel::DISABLE)
             .map_max_entries(EVENTS, config.ring_bytes)
             .map_max_entries(LOG_RING, LOG_RING_BYTES)
-            .override_global(LEGACY_CONTROLLER, &legacy, true)
+            .override_global(LEGACY_CONTROLLER, &controller, true)
+            .override_global(LEGACY_HIERARCHY, &hierarchy, true)
             .override_global(WAKE_AT_BYTES, &wake_at_bytes, true);
         for (global, offset) in &self.offsets {
             loader.override_global(global, offset, true);
@@ -358,31 +368,32 @@ fn find_legacy_controller(
         }
     };
     mounted
-        .map(|name| {
+        .map(|mounted| {
             let index = types
-                .enumerator("cgroup_subsys_id", &format!("{name}_cgrp_id"))
+                .enumerator("cgroup_subsys_id", &format!("{}_cgrp_id", mounted.name))
                 .map_err(KernelError::Btf)?;
-            Ok(LegacyController { name, index })
+            Ok(LegacyController { mounted, index })
         })
         .transpose()
 }
 
-/// The first of [`LEGACY_CONTROLLERS`] that `/proc/cgroups` has in a hierarchy of its own.
-fn choose_legacy_controller(proc_cgroups: &str) -> Option<&'static str> {
-    LEGACY_CONTROLLERS.into_iter().find(|wanted| {
-        proc_cgroups.lines().any(|line| {
-            let mut columns = line.split_ascii_whitespace();
-            columns.next() == Some(wanted)
-                && columns.next().is_some_and(|hierarchy| hierarchy != "0")
-                && columns.nth(1) == Some("1")
+/// The first of [`LEGACY_CONTROLLERS`] that `/proc/cgroups` has enabled, and in a hierarchy of v1.
+fn choose_legacy_controller(proc_cgroups: &str) -> Option<Mounted> {
+    LEGACY_CONTROLLERS.into_iter().find_map(|name| {
+        proc_cgroups.lines().find_map(|line| {
+            let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+            let [found, hierarchy, _cgroups, "1"] = columns[..] else {
+                return None;
+            };
+            let hierarchy = hierarchy.parse().ok()?;
+            (found == name && hierarchy != UNIFIED_HIERARCHY).then_some(Mounted { name, hierarchy })
         })
     })
 }
 
 fn attach(object: &mut Ebpf) -> Result<(), KernelError> {
     // aya wants all of the kernel's types to find five tracepoints in. They go right after.
-    let types = Btf::from_sys_fs()
-        .map_err(|error| KernelError::NoBtf(io::Error::other(error)))?;
+    let types = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(io::Error::other(error)))?;
     for tracepoint in TRACEPOINTS {
         let program: &mut BtfTracePoint = object
             .program_mut(tracepoint)
@@ -567,7 +578,15 @@ mod tests {
 
     #[test]
     fn kernels_before_5_8_are_refused() {
-        for release in ["5.8.0", "5.10.0-28-amd64", "6.1.0", "10.0", "6", "custom", ""] {
+        for release in [
+            "5.8.0",
+            "5.10.0-28-amd64",
+            "6.1.0",
+            "10.0",
+            "6",
+            "custom",
+            "",
+        ] {
             check_kernel(release).unwrap();
         }
         for release in ["5.7.19", "5.4.0-150-generic", "4.19.0", "3.10.0-1160.el7"] {
@@ -583,18 +602,24 @@ mod tests {
         let head = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n";
         let rows = [
             ("", None),
-            ("memory\t4\t11\t1\npids\t8\t1\t1\n", Some("memory")),
-            ("pids\t8\t1\t1\nmemory\t4\t11\t1\n", Some("memory")),
+            ("memory\t4\t11\t1\npids\t8\t1\t1\n", Some(("memory", 4))),
+            ("pids\t8\t1\t1\nmemory\t4\t11\t1\n", Some(("memory", 4))),
             // Not mounted as v1, or switched off on the command line.
-            ("memory\t0\t11\t1\npids\t8\t1\t1\n", Some("pids")),
-            ("memory\t4\t1\t0\ncpu\t2\t1\t1\n", Some("cpu")),
-            ("memory\t0\t11\t1\npids\t0\t1\t1\ncpu\t0\t1\t1\ndevices\t0\t1\t1\n", None),
+            ("memory\t0\t11\t1\npids\t8\t1\t1\n", Some(("pids", 8))),
+            ("memory\t4\t1\t0\ncpu\t2\t1\t1\n", Some(("cpu", 2))),
+            (
+                "memory\t0\t11\t1\npids\t0\t1\t1\ncpu\t0\t1\t1\ndevices\t0\t1\t1\n",
+                None,
+            ),
             // A name that merely begins so.
-            ("cpuacct\t2\t1\t1\ndevices\t5\t1\t1\n", Some("devices")),
+            ("cpuacct\t2\t1\t1\ndevices\t5\t1\t1\n", Some(("devices", 5))),
             ("memory\n", None),
+            ("memory\tfour\t1\t1\n", None),
         ];
         for (table, expected) in rows {
-            assert_eq!(choose_legacy_controller(&format!("{head}{table}")), expected, "{table}");
+            let found = choose_legacy_controller(&format!("{head}{table}"));
+            let found = found.map(|mounted| (mounted.name, mounted.hierarchy));
+            assert_eq!(found, expected, "{table}");
         }
     }
 
@@ -604,7 +629,10 @@ mod tests {
         let rows = [
             (CapabilitySet::empty(), "lacks CAP_BPF and CAP_PERFMON"),
             (CapabilitySet::BPF, "lacks CAP_PERFMON"),
-            (CapabilitySet::BPF | CapabilitySet::PERFMON, "the kernel's policy"),
+            (
+                CapabilitySet::BPF | CapabilitySet::PERFMON,
+                "the kernel's policy",
+            ),
             (CapabilitySet::SYS_ADMIN, "the kernel's policy (lockdown"),
         ];
         for (held, expected) in rows {

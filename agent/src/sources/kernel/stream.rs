@@ -245,7 +245,10 @@ impl Stream {
             }
             attempt += 1;
             if attempt == SETTLE_ATTEMPTS || self.is_full() {
-                trace!(attempt, "records of before this drain are not in the ring yet");
+                trace!(
+                    attempt,
+                    "records of before this drain are not in the ring yet"
+                );
                 break now;
             }
             thread::yield_now();
@@ -313,7 +316,10 @@ impl Stream {
     }
 
     fn clear_announced(&mut self) -> Result<(), StreamError> {
-        let generation = self.generation.get(&0, 0).map_err(StreamError::Generation)?;
+        let generation = self
+            .generation
+            .get(&0, 0)
+            .map_err(StreamError::Generation)?;
         self.generation
             .set(0, generation.wrapping_add(1), 0)
             .map_err(StreamError::Generation)
@@ -336,13 +342,20 @@ impl Stream {
     /// Hands the pending batch over if there is room for it. `Err` if nobody will ever take it.
     fn hand_over(&mut self) -> Result<(), ()> {
         if self.pending.events.is_empty() && self.last_report.elapsed() < REPORT_EMPTY_AFTER {
-            return if self.sender.is_closed() { Err(()) } else { Ok(()) };
+            return if self.sender.is_closed() {
+                Err(())
+            } else {
+                Ok(())
+            };
         }
         let next = KernelBatch {
             events: Vec::new(),
             ..self.pending
         };
-        match self.sender.try_send(std::mem::replace(&mut self.pending, next)) {
+        match self
+            .sender
+            .try_send(std::mem::replace(&mut self.pending, next))
+        {
             Ok(()) => {
                 self.last_report = Instant::now();
                 Ok(())
@@ -437,10 +450,34 @@ mod tests {
         let quiet = cpu([(0, 0), (0, 0)]);
         let rows = [
             ("nothing happened", vec![quiet], vec![quiet], vec![0], 0),
-            ("taken", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(3, 0), (2, 0)])], vec![5], 0),
-            ("lost", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(3, 1), (2, 1)])], vec![3], 0),
-            ("being written", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(3, 0), (2, 0)])], vec![4], 1),
-            ("seen later", vec![cpu([(3, 0), (2, 0)])], vec![cpu([(9, 0), (9, 0)])], vec![5], 0),
+            (
+                "taken",
+                vec![cpu([(3, 0), (2, 0)])],
+                vec![cpu([(3, 0), (2, 0)])],
+                vec![5],
+                0,
+            ),
+            (
+                "lost",
+                vec![cpu([(3, 0), (2, 0)])],
+                vec![cpu([(3, 1), (2, 1)])],
+                vec![3],
+                0,
+            ),
+            (
+                "being written",
+                vec![cpu([(3, 0), (2, 0)])],
+                vec![cpu([(3, 0), (2, 0)])],
+                vec![4],
+                1,
+            ),
+            (
+                "seen later",
+                vec![cpu([(3, 0), (2, 0)])],
+                vec![cpu([(9, 0), (9, 0)])],
+                vec![5],
+                0,
+            ),
             (
                 "another cpu's later record does not stand in",
                 vec![cpu([(1, 0), (0, 0)]), quiet],

@@ -580,6 +580,9 @@ device_calls! {
         put(current, 1)?;
         put(pending, 1)
     }
+
+    // A matter of Windows; nvitop asks all the same.
+    fn nvmlDeviceGetDriverModel(_, _ => _current: *mut u32, _pending: *mut u32) { Err(code::NOT_SUPPORTED) }
 }
 
 constants! {

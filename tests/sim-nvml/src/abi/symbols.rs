@@ -44,6 +44,7 @@ macro_rules! symbols_r470 {
             fn nvmlDeviceGetClockInfo(device: nvmlDevice_t, kind: u32, clock: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetMaxClockInfo(device: nvmlDevice_t, kind: u32, clock: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetFanSpeed(device: nvmlDevice_t, speed: *mut u32) -> nvmlReturn_t;
+            fn nvmlDeviceGetDriverModel(device: nvmlDevice_t, current: *mut u32, pending: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetEccMode(device: nvmlDevice_t, current: *mut u32, pending: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetEnforcedPowerLimit(device: nvmlDevice_t, limit: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetPowerManagementLimit(device: nvmlDevice_t, limit: *mut u32) -> nvmlReturn_t;
@@ -160,6 +161,12 @@ macro_rules! export_init {
         #[unsafe(no_mangle)]
         extern "C" fn nvmlInitWithFlags(_flags: u32) -> nvmlReturn_t {
             $crate::abi::init("nvmlInitWithFlags", &PROFILE)
+        }
+
+        // NVIDIA's library has no such function: whoever finds it knows that the GPUs are simulated.
+        #[unsafe(no_mangle)]
+        extern "C" fn gpuacct_simulated_nvml() -> i32 {
+            1
         }
     };
 }

@@ -1,0 +1,309 @@
+//! Pushes the books to an OpenTelemetry receiver, over gRPC or HTTP/protobuf.
+//!
+//! Everything sent is cumulative: a message that got lost is made good by the next one, so a retry
+//! always sends the newest commit and nothing is queued. While the receiver is away the agent keeps
+//! one snapshot, not a backlog; what the receiver misses is the resolution in time, never an amount.
+//!
+//! It refuses to slow anything down: it reads the last commit when it is its turn, and its health is
+//! offered to the core without waiting.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::ReadClock;
+use super::counters::OutputCounters;
+use super::instruments::View;
+use super::receiver::{Origin, Receiver, ReceiverError};
+use crate::core::input::{Input, SourceHealth};
+use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
+use crate::core::snapshot::Snapshot;
+
+mod request;
+mod transport;
+
+use request::build;
+use transport::{Failure, Retry, Transport};
+
+/// How and when to push.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to.
+    pub receiver: Receiver,
+    /// The time between two pushes; each is up to a tenth earlier or later, so that the nodes of a
+    /// cluster do not push together.
+    pub interval: Duration,
+    /// The first push comes at some moment within this time after the first commit: a cluster's
+    /// agents often start together.
+    pub first_within: Duration,
+    /// The first pause after a failure; it doubles with every further one. The pause that is taken
+    /// is between half of that and the whole.
+    pub backoff: Duration,
+    /// The longest such pause.
+    pub backoff_max: Duration,
+    /// Points in one message at most.
+    pub max_points: usize,
+    /// How long the last push may take when the agent stops.
+    pub flush_deadline: Duration,
+    /// Where the figures come from.
+    pub origin: Origin,
+}
+
+impl Options {
+    /// The defaults for a receiver.
+    #[must_use]
+    pub fn new(receiver: Receiver, origin: Origin) -> Self {
+        Self {
+            receiver,
+            interval: Duration::from_secs(60),
+            first_within: Duration::from_secs(5),
+            backoff: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(60),
+            max_points: 4_000,
+            flush_deadline: Duration::from_secs(5),
+            origin,
+        }
+    }
+}
+
+/// The health of the receiver where none is configured.
+#[must_use]
+pub fn disabled(now: BootTime) -> Input {
+    Input::Health(SourceHealth {
+        source: SourceId::Otlp,
+        state: SourceState::Disabled,
+        since: now,
+        place: Arc::from(""),
+    })
+}
+
+/// Pushes the books.
+pub struct Exporter {
+    options: Options,
+    transport: Transport,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    counters: Arc<OutputCounters>,
+    clock: ReadClock,
+    health: Health,
+}
+
+impl std::fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exporter")
+            .field("receiver", &self.options.receiver)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Exporter {
+    /// An exporter; nothing is connected before [`Exporter::run`]. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// If the receiver cannot work, whatever it answers.
+    pub fn new(
+        options: Options,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        counters: Arc<OutputCounters>,
+        clock: ReadClock,
+        health: mpsc::Sender<Input>,
+    ) -> Result<Self, ReceiverError> {
+        let transport = Transport::new(&options.receiver)?;
+        let health = Health {
+            sender: health,
+            place: options.receiver.endpoint.as_str().into(),
+            state: None,
+            since: BootTime::default(),
+        };
+        Ok(Self {
+            options,
+            transport,
+            snapshots,
+            counters,
+            clock,
+            health,
+        })
+    }
+
+    /// Pushes until `shutdown` is done, then once more with the newest commit, within the deadline.
+    /// A message that is under way at that moment is given up: the last one has more in it.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        tokio::select! {
+            biased;
+            () = &mut shutdown => {}
+            () = self.push_for_ever() => {}
+        }
+        let deadline = self.options.flush_deadline;
+        let endpoint = &self.options.receiver.endpoint.clone();
+        match tokio::time::timeout(deadline, self.push()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(Failure { class, reason, .. })) => {
+                tracing::warn!(%endpoint, class, %reason, "the last push over otlp failed");
+            }
+            Err(_) => {
+                tracing::warn!(%endpoint, ?deadline, "the last push over otlp was not done in time");
+            }
+        }
+    }
+
+    /// Returns only if there will be no further commit.
+    async fn push_for_ever(&mut self) {
+        let committed = self.snapshots.wait_for(|snapshot| snapshot.sequence > 0);
+        if committed.await.is_err() {
+            return;
+        }
+        tokio::time::sleep(self.options.first_within.mul_f64(random())).await;
+        let mut failures = 0;
+        loop {
+            let pause = match self.push().await {
+                Ok(()) => {
+                    failures = 0;
+                    self.health.up((self.clock)().boot);
+                    self.interval()
+                }
+                Err(failure) => {
+                    let pause = match failure.retry {
+                        Retry::Backoff => self.backoff(failures),
+                        // Whoever asks for no pause at all gets the usual one.
+                        Retry::After(pause) => pause.max(self.backoff(failures)),
+                        Retry::Never => self.interval(),
+                    };
+                    failures = failures.saturating_add(1);
+                    self.health.down((self.clock)().boot, failure, pause);
+                    pause
+                }
+            };
+            if self.snapshots.has_changed().is_err() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Sends the newest commit. A message that the receiver will never like does not keep the
+    /// others back; one that may be tried again does, since then all are.
+    async fn push(&mut self) -> Result<(), Failure> {
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        if snapshot.sequence == 0 {
+            return Ok(());
+        }
+        let view = View {
+            snapshot: &snapshot,
+            counters: &self.counters,
+        };
+        let mut outcome = Ok(());
+        for outgoing in build(&view, &self.options.origin, self.options.max_points) {
+            let points = outgoing.points;
+            match self.transport.send(outgoing.request).await {
+                Ok(accepted) => {
+                    let rejected = accepted.rejected.min(points);
+                    self.counters.otlp_requests_delivered.add(1);
+                    self.counters.otlp_points_delivered.add(points - rejected);
+                    self.counters.otlp_points_rejected.add(rejected);
+                    if rejected > 0 || !accepted.message.is_empty() {
+                        tracing::warn!(
+                            endpoint = %self.options.receiver.endpoint,
+                            points,
+                            rejected,
+                            message = %accepted.message,
+                            "the otlp receiver has objections"
+                        );
+                    }
+                }
+                Err(failure) => {
+                    self.counters.otlp_requests_failed.add(1);
+                    self.counters.otlp_points_failed.add(points);
+                    let last = failure.retry != Retry::Never;
+                    if outcome.is_ok() || last {
+                        outcome = Err(failure);
+                    }
+                    if last {
+                        break;
+                    }
+                }
+            }
+        }
+        outcome
+    }
+
+    fn interval(&self) -> Duration {
+        self.options.interval.mul_f64(0.9 + 0.2 * random())
+    }
+
+    fn backoff(&self, failures: u32) -> Duration {
+        let factor = 2_u32.saturating_pow(failures.min(16));
+        self.options
+            .backoff
+            .saturating_mul(factor)
+            .min(self.options.backoff_max)
+            .mul_f64(0.5 + 0.5 * random())
+    }
+}
+
+/// A number in 0..1, good enough to keep nodes apart: `std` seeds its hashers at random.
+fn random() -> f64 {
+    let bits = RandomState::new().build_hasher().finish() >> 11;
+    bits as f64 / (1_u64 << 53) as f64
+}
+
+/// The receiver's health, as the core is told.
+struct Health {
+    sender: mpsc::Sender<Input>,
+    place: Arc<str>,
+    /// The state now and whether the core knows of it.
+    state: Option<(SourceState, bool)>,
+    since: BootTime,
+}
+
+impl Health {
+    fn up(&mut self, now: BootTime) {
+        if !matches!(self.state, Some((SourceState::Up, _))) {
+            tracing::info!(endpoint = %self.place, "the otlp receiver takes the books");
+            self.since = now;
+            self.state = Some((SourceState::Up, false));
+        }
+        self.tell();
+    }
+
+    fn down(&mut self, now: BootTime, failure: Failure, pause: Duration) {
+        let Failure { class, reason, .. } = failure;
+        if matches!(self.state, Some((SourceState::Down { .. }, _))) {
+            tracing::debug!(endpoint = %self.place, class, %reason, ?pause, "otlp still fails");
+        } else {
+            tracing::warn!(endpoint = %self.place, class, %reason, ?pause, "otlp fails");
+            self.since = now;
+        }
+        let pause = Nanos(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        let state = SourceState::Down {
+            class: class.into(),
+            reason: reason.into(),
+            next_retry: Some(now.plus(pause)),
+        };
+        self.state = Some((state, false));
+        self.tell();
+    }
+
+    /// Offers the state to the core. Where its channel is full the state is offered again after the
+    /// next push: an output does not wait for the core.
+    fn tell(&mut self) {
+        let Some((state, told @ false)) = &mut self.state else {
+            return;
+        };
+        *told = self
+            .sender
+            .try_send(Input::Health(SourceHealth {
+                source: SourceId::Otlp,
+                state: state.clone(),
+                since: self.since,
+                place: Arc::clone(&self.place),
+            }))
+            .is_ok();
+    }
+}
+
+#[cfg(test)]
+mod tests;

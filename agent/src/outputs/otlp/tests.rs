@@ -1,0 +1,539 @@
+//! The exporter against receivers in this process that fail, refuse, hang, and then accept.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
+use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
+use prost::Message as _;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::*;
+use crate::core::model::{Clock, WallTime};
+use crate::outputs::receiver::Protocol;
+use crate::outputs::sample::{self, NOW};
+
+/// What a receiver does with one message.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    /// Takes it.
+    Accept,
+    /// Takes it and refuses some points.
+    Reject(i64),
+    /// Is not there for the moment.
+    Unavailable,
+    /// Is overloaded and says for how many milliseconds (gRPC) or seconds (HTTP).
+    Overloaded(Option<u64>),
+    /// Will never like it.
+    Invalid,
+    /// Wants another token.
+    Denied,
+    /// Does not answer.
+    Hang,
+    /// Says yes, and then nonsense.
+    Babble,
+}
+
+/// A message that arrived: the sum of its counters of commits, its points, a header.
+#[derive(Debug, PartialEq)]
+struct Arrived {
+    commits: i64,
+    points: usize,
+    token: Option<String>,
+}
+
+struct Peer {
+    /// What to do with the messages to come; accept when there is nothing left.
+    script: Mutex<VecDeque<Act>>,
+    arrived: mpsc::UnboundedSender<Arrived>,
+}
+
+impl Peer {
+    fn next(&self, request: &ExportMetricsServiceRequest, token: Option<String>) -> Act {
+        let mut arrived = Arrived {
+            commits: -1,
+            points: 0,
+            token,
+        };
+        for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
+            let points = match metric.data.as_ref().unwrap() {
+                metric::Data::Sum(sum) => &sum.data_points,
+                metric::Data::Gauge(gauge) => &gauge.data_points,
+                other => panic!("{other:?}"),
+            };
+            arrived.points += points.len();
+            if metric.name == "gpuacct.commits" {
+                let Some(number_data_point::Value::AsInt(commits)) = points[0].value else {
+                    panic!("{points:?}");
+                };
+                arrived.commits = commits;
+            }
+        }
+        self.arrived.send(arrived).unwrap();
+        self.script
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or(Act::Accept)
+    }
+}
+
+fn partial(rejected: i64) -> ExportMetricsServiceResponse {
+    ExportMetricsServiceResponse {
+        partial_success: Some(ExportMetricsPartialSuccess {
+            rejected_data_points: rejected,
+            error_message: "too\nold".to_owned(),
+        }),
+    }
+}
+
+/// The receiver behind gRPC.
+struct Service(Arc<Peer>);
+
+#[tonic::async_trait]
+impl MetricsService for Service {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportMetricsServiceRequest>,
+    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
+        let token = request
+            .metadata()
+            .get("x-token")
+            .map(|value| value.to_str().unwrap().to_owned());
+        match self.0.next(request.get_ref(), token) {
+            Act::Accept | Act::Babble => {
+                Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
+            }
+            Act::Reject(points) => Ok(tonic::Response::new(partial(points))),
+            Act::Unavailable => Err(tonic::Status::unavailable("down for a while")),
+            Act::Overloaded(None) => Err(tonic::Status::resource_exhausted("full")),
+            Act::Overloaded(Some(millis)) => Err(tonic::Status::with_error_details(
+                tonic::Code::ResourceExhausted,
+                "busy",
+                ErrorDetails::with_retry_info(Some(Duration::from_millis(millis))),
+            )),
+            Act::Invalid => Err(tonic::Status::invalid_argument("no")),
+            Act::Denied => Err(tonic::Status::unauthenticated("who are you")),
+            Act::Hang => std::future::pending().await,
+        }
+    }
+}
+
+async fn http_export(
+    State(receiver): State<Arc<Peer>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    assert_eq!(headers["content-type"], "application/x-protobuf");
+    let token = headers
+        .get("x-token")
+        .map(|value| value.to_str().unwrap().to_owned());
+    let request = ExportMetricsServiceRequest::decode(body).unwrap();
+    match receiver.next(&request, token) {
+        Act::Accept => ExportMetricsServiceResponse::default()
+            .encode_to_vec()
+            .into_response(),
+        Act::Reject(points) => partial(points).encode_to_vec().into_response(),
+        Act::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Act::Overloaded(None) => StatusCode::TOO_MANY_REQUESTS.into_response(),
+        Act::Overloaded(Some(seconds)) => (
+            StatusCode::TOO_MANY_REQUESTS,
+            [("retry-after", seconds.to_string())],
+        )
+            .into_response(),
+        // A google.rpc.Status: field 1 is the code, field 2 the message.
+        Act::Invalid => (StatusCode::BAD_REQUEST, b"\x08\x03\x12\x02no".to_vec()).into_response(),
+        Act::Denied => StatusCode::UNAUTHORIZED.into_response(),
+        Act::Hang => std::future::pending().await,
+        Act::Babble => "yes, gladly".into_response(),
+    }
+}
+
+/// A receiver, an exporter that runs against it, and everything that the two say.
+struct Bench {
+    arrived: mpsc::UnboundedReceiver<Arrived>,
+    health: mpsc::Receiver<Input>,
+    counters: Arc<OutputCounters>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    stop: Option<oneshot::Sender<()>>,
+    exporter: tokio::task::JoinHandle<()>,
+    receiver: tokio::task::JoinHandle<()>,
+}
+
+const BOTH: [Protocol; 2] = [Protocol::Grpc, Protocol::HttpProtobuf];
+
+fn quick(protocol: Protocol, endpoint: String) -> Options {
+    let origin = Origin {
+        host_name: "node".to_owned(),
+        host_id: None,
+        node_name: None,
+    };
+    let receiver = Receiver {
+        headers: vec![("x-token".to_owned(), "secret".to_owned())],
+        timeout: Duration::from_secs(20),
+        ..Receiver::new(endpoint, protocol)
+    };
+    Options {
+        interval: Duration::from_millis(2),
+        first_within: Duration::ZERO,
+        backoff: Duration::from_millis(1),
+        backoff_max: Duration::from_millis(4),
+        flush_deadline: Duration::from_secs(20),
+        ..Options::new(receiver, origin)
+    }
+}
+
+async fn listen() -> (TcpListener, String) {
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = TcpListener::bind(address).await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    (listener, endpoint)
+}
+
+async fn bench(protocol: Protocol, script: &[Act], change: impl FnOnce(&mut Options)) -> Bench {
+    let (listener, endpoint) = listen().await;
+    let (sender, arrived) = mpsc::unbounded_channel();
+    let receiver = Arc::new(Peer {
+        script: Mutex::new(script.iter().copied().collect()),
+        arrived: sender,
+    });
+    let receiver = match protocol {
+        Protocol::Grpc => tokio::spawn(async move {
+            tonic::transport::Server::builder()
+                .add_service(MetricsServiceServer::new(Service(receiver)))
+                .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener))
+                .await
+                .unwrap();
+        }),
+        Protocol::HttpProtobuf => tokio::spawn(async move {
+            let router = axum::Router::new()
+                .route("/v1/metrics", axum::routing::post(http_export))
+                .with_state(receiver);
+            axum::serve(listener, router).await.unwrap();
+        }),
+    };
+    let mut options = quick(protocol, endpoint);
+    change(&mut options);
+    let (snapshots, follow) = watch::channel(Arc::new(commit(1)));
+    let (health_sender, health) = mpsc::channel(64);
+    let (stop, stopped) = oneshot::channel();
+    let counters = Arc::new(OutputCounters::default());
+    let exporter = Exporter::new(
+        options,
+        follow,
+        Arc::clone(&counters),
+        clock(),
+        health_sender,
+    )
+    .unwrap();
+    let exporter = tokio::spawn(exporter.run(async move {
+        stopped.await.unwrap();
+    }));
+    Bench {
+        arrived,
+        health,
+        counters,
+        snapshots,
+        stop: Some(stop),
+        exporter,
+        receiver,
+    }
+}
+
+fn clock() -> ReadClock {
+    Arc::new(|| Clock {
+        boot: NOW,
+        wall: WallTime::default(),
+    })
+}
+
+fn commit(number: u64) -> Snapshot {
+    let mut snapshot = sample::snapshot();
+    snapshot.sequence = number;
+    snapshot.agent.commits = number;
+    snapshot
+}
+
+impl Bench {
+    async fn arrival(&mut self) -> Arrived {
+        self.arrived.recv().await.expect("the receiver lives")
+    }
+
+    async fn state(&mut self) -> SourceState {
+        let Some(Input::Health(health)) = self.health.recv().await else {
+            panic!("the exporter tells its health and nothing else");
+        };
+        assert_eq!(health.source, SourceId::Otlp);
+        assert_eq!(health.since, NOW);
+        health.state
+    }
+
+    /// The class and words of the next state, which must be down.
+    async fn down(&mut self) -> (String, String) {
+        match self.state().await {
+            SourceState::Down {
+                class,
+                reason,
+                next_retry,
+            } => {
+                assert!(next_retry.is_some(), "it is always tried again");
+                (class.to_string(), reason.to_string())
+            }
+            other => panic!("found {other:?}, expected down"),
+        }
+    }
+
+    async fn stop(mut self) -> Arc<OutputCounters> {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.exporter.await.unwrap();
+        self.receiver.abort();
+        self.counters
+    }
+}
+
+#[tokio::test]
+async fn what_fails_is_sent_again_newer_until_it_arrives() {
+    for protocol in BOTH {
+        let script = [
+            Act::Unavailable,
+            Act::Unavailable,
+            Act::Overloaded(Some(0)),
+            Act::Accept,
+        ];
+        let mut bench = bench(protocol, &script, |_| {}).await;
+        let first = bench.arrival().await;
+        assert_eq!(first.commits, 1);
+        assert_eq!(first.token.as_deref(), Some("secret"));
+        assert_eq!(bench.down().await.0, "unavailable");
+        bench.snapshots.send_replace(Arc::new(commit(2)));
+        assert_eq!(bench.down().await.0, "unavailable");
+        assert_eq!(bench.down().await.0, "overloaded");
+        assert_eq!(bench.state().await, SourceState::Up);
+        // The first, two or three that failed, the one that was taken.
+        let mut last = bench.arrival().await;
+        for _ in 0..2 {
+            last = bench.arrival().await;
+        }
+        assert_eq!(last.commits, 2, "a retry carries the newest commit");
+        let counters = bench.stop().await;
+        assert_eq!(counters.otlp_requests_failed.get(), 3);
+        assert_eq!(
+            counters.otlp_points_failed.get(),
+            3 * first.points as u64,
+            "{protocol:?}"
+        );
+        assert!(counters.otlp_requests_delivered.get() >= 1);
+        assert_eq!(counters.otlp_points_rejected.get(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_not_there_yet_is_found_when_it_comes() {
+    for protocol in BOTH {
+        // An address that was free a moment ago: nobody answers there.
+        let (listener, endpoint) = listen().await;
+        drop(listener);
+        let mut bench = bench(protocol, &[], |options| {
+            options.receiver.endpoint = endpoint
+        })
+        .await;
+        let (class, reason) = bench.down().await;
+        assert_eq!(class, "unavailable", "{protocol:?}: {reason}");
+        assert!(
+            reason.to_lowercase().contains("connection refused"),
+            "{protocol:?}: {reason}"
+        );
+        bench.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_is_given_up_on() {
+    for protocol in BOTH {
+        let mut bench = bench(protocol, &[Act::Hang], |options| {
+            options.receiver.timeout = Duration::from_millis(200);
+        })
+        .await;
+        let (class, reason) = bench.down().await;
+        assert_eq!(
+            (class.as_str(), reason.as_str()),
+            ("timeout", "no answer within 200ms")
+        );
+        loop {
+            // A machine that is busy may let another one run out.
+            if bench.state().await == SourceState::Up {
+                break;
+            }
+        }
+        assert!(bench.stop().await.otlp_requests_failed.get() >= 1);
+    }
+}
+
+#[tokio::test]
+async fn refused_points_are_counted_and_not_sent_again() {
+    for protocol in BOTH {
+        let script = [Act::Reject(3), Act::Reject(-5), Act::Reject(i64::MAX)];
+        let mut bench = bench(protocol, &script, |_| {}).await;
+        let points = bench.arrival().await.points as u64;
+        assert_eq!(bench.state().await, SourceState::Up);
+        for _ in 0..3 {
+            bench.arrival().await;
+        }
+        let counters = bench.stop().await;
+        assert_eq!(
+            counters.otlp_points_rejected.get(),
+            3 + points,
+            "{protocol:?}: three, then nonsense that counts as none, then all"
+        );
+        assert_eq!(counters.otlp_requests_failed.get(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_verdict_that_is_final_waits_for_the_next_interval() {
+    for (act, class) in [
+        (Act::Invalid, "protocol"),
+        (Act::Denied, "permission"),
+        (Act::Overloaded(None), "overloaded"),
+    ] {
+        for protocol in BOTH {
+            let mut bench = bench(protocol, &[act], |options| {
+                options.interval = Duration::from_millis(20);
+            })
+            .await;
+            let (found, reason) = bench.down().await;
+            assert_eq!(found, class, "{protocol:?}: {reason}");
+            if matches!(act, Act::Invalid) {
+                assert!(reason.ends_with("no"), "{protocol:?}: {reason}");
+            }
+            assert_eq!(bench.state().await, SourceState::Up);
+            bench.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_yes_with_nonsense_behind_it_is_a_yes() {
+    let mut bench = bench(Protocol::HttpProtobuf, &[Act::Babble], |_| {}).await;
+    assert_eq!(bench.state().await, SourceState::Up);
+    assert_eq!(bench.stop().await.otlp_requests_failed.get(), 0);
+}
+
+#[tokio::test]
+async fn one_message_that_is_refused_does_not_keep_the_others_back() {
+    for protocol in BOTH {
+        let mut bench = bench(protocol, &[Act::Accept, Act::Invalid], |options| {
+            options.max_points = 20;
+            options.interval = Duration::from_secs(3_600);
+        })
+        .await;
+        let mut points = 0;
+        let mut messages: u64 = 0;
+        let whole = build(
+            &View {
+                snapshot: &commit(1),
+                counters: &OutputCounters::default(),
+            },
+            &quick(protocol, String::new()).origin,
+            usize::MAX,
+        )[0]
+        .points;
+        while points < whole {
+            points += bench.arrival().await.points as u64;
+            messages += 1;
+        }
+        assert_eq!(messages, whole.div_ceil(20));
+        assert_eq!(bench.down().await.0, "protocol");
+        bench.receiver.abort();
+        assert_eq!(bench.counters.otlp_points_failed.get(), 20);
+        assert_eq!(bench.counters.otlp_points_delivered.get(), whole - 20);
+        bench.exporter.abort();
+    }
+}
+
+#[tokio::test]
+async fn the_last_commit_goes_out_when_the_agent_stops() {
+    for protocol in BOTH {
+        let mut bench = bench(protocol, &[], |_| {}).await;
+        bench.arrival().await;
+        bench.snapshots.send_replace(Arc::new(commit(77)));
+        bench.stop.take().unwrap().send(()).unwrap();
+        bench.exporter.await.unwrap();
+        bench.receiver.abort();
+        let mut last = 0;
+        while let Ok(arrived) = bench.arrived.try_recv() {
+            last = arrived.commits;
+        }
+        assert_eq!(last, 77);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_receiver_does_not_hold_the_end() {
+    let mut bench = bench(Protocol::Grpc, &[Act::Hang, Act::Hang], |options| {
+        options.receiver.timeout = Duration::from_secs(3_600);
+        options.flush_deadline = Duration::from_millis(50);
+    })
+    .await;
+    bench.arrival().await;
+    // It ends, or the test does not.
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_goes_out_before_the_first_commit() {
+    for protocol in BOTH {
+        let (listener, endpoint) = listen().await;
+        let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
+        let (health, _told) = mpsc::channel(1);
+        let exporter = Exporter::new(
+            quick(protocol, endpoint),
+            follow,
+            Arc::default(),
+            clock(),
+            health,
+        )
+        .unwrap();
+        // No further commit will come: it is done, and has not even connected.
+        drop(snapshots);
+        exporter.run(std::future::pending()).await;
+        let accept = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
+        assert!(accept.is_err(), "{protocol:?} connected");
+    }
+}
+
+#[tokio::test]
+async fn pauses_grow_and_stay_within_their_bounds() {
+    let (_, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let (health, _told) = mpsc::channel(1);
+    let mut options = quick(Protocol::Grpc, "http://127.0.0.1:1".to_owned());
+    options.backoff = Duration::from_secs(1);
+    options.backoff_max = Duration::from_secs(60);
+    options.interval = Duration::from_secs(60);
+    let exporter = Exporter::new(options, snapshots, Arc::default(), clock(), health).unwrap();
+    for (failures, whole) in [(0, 1), (1, 2), (5, 32), (6, 60), (u32::MAX, 60)] {
+        let whole = Duration::from_secs(whole);
+        for _ in 0..100 {
+            let pause = exporter.backoff(failures);
+            assert!(
+                pause >= whole / 2 && pause <= whole,
+                "{pause:?} of {whole:?}"
+            );
+            let interval = exporter.interval();
+            assert!(interval >= Duration::from_secs(54), "{interval:?}");
+            assert!(interval <= Duration::from_secs(66), "{interval:?}");
+        }
+    }
+}

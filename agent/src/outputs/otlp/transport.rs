@@ -1,0 +1,289 @@
+//! One message to the receiver and its verdict, over gRPC or HTTP/protobuf.
+//!
+//! The two differ in how they fail; what comes out is one [`Failure`] that says in which class, in
+//! which words, and whether the OTLP specification wants it tried again. The receiver's words are
+//! bounded and freed of control characters, since they end up in logs and on terminals.
+
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
+use prost::Message as _;
+use reqwest::Url;
+use tonic::Code;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint};
+use tonic_types::StatusExt as _;
+
+use crate::outputs::receiver::{Protocol, Receiver, ReceiverError};
+
+/// The longest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// The most that is kept of a receiver's words.
+const MAX_REASON_CHARS: usize = 200;
+/// The longest pause that a receiver may ask for.
+const MAX_PAUSE: Duration = Duration::from_secs(600);
+
+/// A way to the receiver.
+#[derive(Debug)]
+pub(super) struct Transport {
+    way: Way,
+    timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Way {
+    Grpc {
+        client: MetricsServiceClient<Channel>,
+        headers: MetadataMap,
+    },
+    Http {
+        client: reqwest::Client,
+        url: Url,
+    },
+}
+
+/// The receiver took the message.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Accepted {
+    /// Points of it that it refused for good.
+    pub(super) rejected: u64,
+    /// Its words on that; they may also be a warning, with nothing refused.
+    pub(super) message: String,
+}
+
+/// The receiver did not take the message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// A short class, for a label.
+    pub(super) class: &'static str,
+    /// In words.
+    pub(super) reason: String,
+    /// Whether to try again before the next interval, and after which pause if the receiver asks
+    /// for one.
+    pub(super) retry: Retry,
+}
+
+/// Whether the OTLP specification wants a failed message to be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// After the backoff.
+    Backoff,
+    /// After the pause that the receiver asks for.
+    After(Duration),
+    /// Not with this message: the receiver will not like it better then.
+    Never,
+}
+
+impl Transport {
+    /// A way to the receiver; nothing is connected yet.
+    pub(super) fn new(receiver: &Receiver) -> Result<Self, ReceiverError> {
+        let headers = receiver.header_map()?;
+        let way = match receiver.protocol {
+            Protocol::Grpc => {
+                let channel = Endpoint::from_shared(receiver.url()?.to_string())
+                    .map_err(|error| receiver.wrong(error))?
+                    .connect_timeout(receiver.timeout)
+                    .connect_lazy();
+                Way::Grpc {
+                    client: MetricsServiceClient::new(channel),
+                    headers: MetadataMap::from_headers(headers),
+                }
+            }
+            Protocol::HttpProtobuf => {
+                let client = reqwest::Client::builder()
+                    .default_headers(headers)
+                    .redirect(reqwest::redirect::Policy::none())
+                    // gRPC has no proxy either, and a node's collector is rarely behind one.
+                    .no_proxy()
+                    .build()
+                    .map_err(|error| receiver.wrong(error))?;
+                Way::Http {
+                    client,
+                    url: receiver.signal_url("metrics")?,
+                }
+            }
+        };
+        Ok(Self {
+            way,
+            timeout: receiver.timeout,
+        })
+    }
+
+    /// Sends one message and waits for the verdict, no longer than the time-out.
+    pub(super) async fn send(
+        &mut self,
+        request: ExportMetricsServiceRequest,
+    ) -> Result<Accepted, Failure> {
+        let exchange = async {
+            match &mut self.way {
+                Way::Grpc { client, headers } => grpc(client, headers, request).await,
+                Way::Http { client, url } => http(client, url, &request).await,
+            }
+        };
+        tokio::time::timeout(self.timeout, exchange)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Failure {
+                    class: "timeout",
+                    reason: format!("no answer within {:?}", self.timeout),
+                    retry: Retry::Backoff,
+                })
+            })
+    }
+}
+
+async fn grpc(
+    client: &mut MetricsServiceClient<Channel>,
+    headers: &MetadataMap,
+    message: ExportMetricsServiceRequest,
+) -> Result<Accepted, Failure> {
+    let mut request = tonic::Request::new(message);
+    *request.metadata_mut() = headers.clone();
+    let status = match client.export(request).await {
+        Ok(response) => return Ok(accepted(response.into_inner())),
+        Err(status) => status,
+    };
+    let pause = status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay);
+    let retry = match status.code() {
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => pause.map_or(Retry::Backoff, after),
+        // Only a receiver that says when it will recover will do so.
+        Code::ResourceExhausted => pause.map_or(Retry::Never, after),
+        _ => Retry::Never,
+    };
+    let class = match status.code() {
+        Code::Unavailable => "unavailable",
+        Code::DeadlineExceeded | Code::Cancelled => "timeout",
+        Code::PermissionDenied | Code::Unauthenticated => "permission",
+        Code::ResourceExhausted => "overloaded",
+        _ => "protocol",
+    };
+    // tonic says "transport error" or "tcp connect error" and hides the rest in the causes.
+    let mut reason = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = std::error::Error::source(&status);
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !reason.contains(&words) {
+            reason = format!("{reason}: {words}");
+        }
+        cause = error.source();
+    }
+    Err(Failure {
+        class,
+        reason: bounded(&reason),
+        retry,
+    })
+}
+
+async fn http(
+    client: &reqwest::Client,
+    url: &Url,
+    message: &ExportMetricsServiceRequest,
+) -> Result<Accepted, Failure> {
+    let broken = |error: &reqwest::Error| {
+        let class = if error.is_connect() {
+            "unavailable"
+        } else {
+            "protocol"
+        };
+        let mut reason = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            reason = format!("{reason}: {inner}");
+            cause = inner.source();
+        }
+        Failure {
+            class,
+            reason: bounded(&reason),
+            retry: Retry::Backoff,
+        }
+    };
+    let mut response = client
+        .post(url.clone())
+        .header("content-type", "application/x-protobuf")
+        .body(message.encode_to_vec())
+        .send()
+        .await
+        .map_err(|error| broken(&error.without_url()))?;
+    let status = response.status().as_u16();
+    let pause = response
+        .headers()
+        .get("retry-after")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.trim().parse().ok())
+        .map(Duration::from_secs);
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
+        let room = MAX_ANSWER_BYTES.saturating_sub(body.len());
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if room < chunk.len() {
+            break;
+        }
+    }
+    if (200..300).contains(&status) {
+        return match ExportMetricsServiceResponse::decode(body.as_slice()) {
+            Ok(answer) => Ok(accepted(answer)),
+            // It said that it took the message; that its words make no sense changes nothing.
+            Err(error) => Ok(Accepted {
+                rejected: 0,
+                message: format!("the answer is not OTLP: {error}"),
+            }),
+        };
+    }
+    let words = RpcStatus::decode(body.as_slice())
+        .map(|status| status.message)
+        .unwrap_or_default();
+    let class = match status {
+        401 | 403 => "permission",
+        429 => "overloaded",
+        502..=504 => "unavailable",
+        _ => "protocol",
+    };
+    Err(Failure {
+        class,
+        reason: bounded(format!("HTTP {status} {words}").trim_end()),
+        retry: match status {
+            429 | 502..=504 => pause.map_or(Retry::Backoff, after),
+            _ => Retry::Never,
+        },
+    })
+}
+
+/// `google.rpc.Status`, as far as it is shown: what OTLP/HTTP puts into the body of an error.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(string, tag = "2")]
+    message: String,
+}
+
+fn accepted(response: ExportMetricsServiceResponse) -> Accepted {
+    response
+        .partial_success
+        .map(|partial| Accepted {
+            rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
+            message: bounded(&partial.error_message),
+        })
+        .unwrap_or_default()
+}
+
+fn after(pause: Duration) -> Retry {
+    Retry::After(pause.min(MAX_PAUSE))
+}
+
+/// A receiver's words, as they may go on.
+fn bounded(words: &str) -> String {
+    words
+        .chars()
+        .take(MAX_REASON_CHARS)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

@@ -1,0 +1,419 @@
+//! The agent's own telemetry, through the OpenTelemetry SDK: what it costs (CPU, memory) and what
+//! it logs. Only where a receiver is configured.
+//!
+//! The books do not go this way: the SDK has one start time for a whole instrument and no way to
+//! resume a total, see [`super::otlp`].
+//!
+//! It refuses to log its own failures into itself: an export that fails is a line in the agent's
+//! local log and nothing else. Otherwise each failed export would make the next one longer. The SDK
+//! exports from threads of its own, with bounded queues that drop and count.
+
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_otlp::{
+    ExporterBuildError, LogExporter, MetricExporter, WithExportConfig as _, WithHttpConfig as _,
+    WithTonicConfig as _,
+};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use rustix::time::{ClockId, clock_gettime};
+use tonic::metadata::MetadataMap;
+use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::registry::LookupSpan;
+
+use super::receiver::{Origin, Protocol, Receiver, ReceiverError};
+
+/// Whose events do not go out: everything that takes part in sending them.
+const OWN_MACHINERY: [&str; 9] = [
+    "gpuacct::outputs::otlp",
+    "gpuacct::outputs::telemetry",
+    "h2",
+    "hyper",
+    "hyper_util",
+    "opentelemetry",
+    "reqwest",
+    "tonic",
+    "tower",
+];
+
+/// Where the agent's own telemetry goes.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// To whom.
+    pub receiver: Receiver,
+    /// From whom.
+    pub origin: Origin,
+    /// The time between two exports of the metrics.
+    pub interval: Duration,
+}
+
+/// Why telemetry cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The receiver cannot work.
+    #[error(transparent)]
+    Receiver(#[from] ReceiverError),
+    /// The SDK refuses to make an exporter.
+    #[error("cannot make the otlp exporter of the agent's own {signal} for {endpoint}")]
+    Exporter {
+        /// `metrics` or `logs`.
+        signal: &'static str,
+        /// The receiver.
+        endpoint: String,
+        /// Why.
+        source: ExporterBuildError,
+    },
+}
+
+/// The agent's own telemetry, running.
+#[derive(Debug)]
+pub struct Telemetry {
+    metrics: SdkMeterProvider,
+    logs: SdkLoggerProvider,
+}
+
+impl Telemetry {
+    /// Begins. Must be called within a tokio runtime that outlives it.
+    ///
+    /// # Errors
+    /// If the receiver cannot work, whatever it answers. One that is away is no error.
+    pub fn start(options: &Options) -> Result<Self, TelemetryError> {
+        let resource = Resource::builder_empty()
+            .with_attributes(
+                options
+                    .origin
+                    .attributes()
+                    .map(|(key, value)| KeyValue::new(key, value.to_owned())),
+            )
+            .build();
+        let reader = PeriodicReader::builder(metric_exporter(&options.receiver)?)
+            .with_interval(options.interval)
+            .build();
+        let metrics = SdkMeterProvider::builder()
+            .with_resource(resource.clone())
+            .with_reader(reader)
+            .build();
+        observe(&metrics);
+        let logs = SdkLoggerProvider::builder()
+            .with_resource(resource)
+            .with_batch_exporter(log_exporter(&options.receiver)?)
+            .build();
+        Ok(Self { metrics, logs })
+    }
+
+    /// The layer that sends the log's events of level INFO and above, except those of the machinery
+    /// that sends them.
+    pub fn layer<S>(&self) -> impl Layer<S> + Send + Sync + 'static
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        OpenTelemetryTracingBridge::new(&self.logs).with_filter(filter_fn(goes_out))
+    }
+
+    /// Sends what is left, no longer than `deadline` for each of the two signals. Blocks: call it
+    /// where blocking is allowed.
+    pub fn shutdown(self, deadline: Duration) {
+        let ends = [
+            ("metrics", self.metrics.shutdown_with_timeout(deadline)),
+            ("logs", self.logs.shutdown_with_timeout(deadline)),
+        ];
+        for (signal, end) in ends {
+            if let Err(error) = end {
+                tracing::warn!(signal, %error, "the agent's own telemetry did not end well");
+            }
+        }
+    }
+}
+
+/// Whether an event of the log is sent.
+fn goes_out(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= LevelFilter::INFO && !is_own_machinery(metadata.target())
+}
+
+/// Whether `target` is one of [`OWN_MACHINERY`] or a module of it. `opentelemetry` stands for all
+/// crates whose names begin so.
+fn is_own_machinery(target: &str) -> bool {
+    OWN_MACHINERY.iter().any(|own| {
+        target.strip_prefix(own).is_some_and(|rest| {
+            rest.is_empty() || rest.starts_with("::") || *own == "opentelemetry"
+        })
+    })
+}
+
+fn metric_exporter(receiver: &Receiver) -> Result<MetricExporter, TelemetryError> {
+    match receiver.protocol {
+        Protocol::Grpc => MetricExporter::builder()
+            .with_tonic()
+            .with_endpoint(receiver.url()?.as_str())
+            .with_timeout(receiver.timeout)
+            .with_metadata(MetadataMap::from_headers(receiver.header_map()?))
+            .build(),
+        Protocol::HttpProtobuf => {
+            receiver.header_map()?;
+            MetricExporter::builder()
+                .with_http()
+                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+                .with_endpoint(receiver.signal_url("metrics")?.as_str())
+                .with_timeout(receiver.timeout)
+                .with_headers(receiver.headers.iter().cloned().collect())
+                .build()
+        }
+    }
+    .map_err(|source| failed("metrics", receiver, source))
+}
+
+fn log_exporter(receiver: &Receiver) -> Result<LogExporter, TelemetryError> {
+    match receiver.protocol {
+        Protocol::Grpc => LogExporter::builder()
+            .with_tonic()
+            .with_endpoint(receiver.url()?.as_str())
+            .with_timeout(receiver.timeout)
+            .with_metadata(MetadataMap::from_headers(receiver.header_map()?))
+            .build(),
+        Protocol::HttpProtobuf => {
+            receiver.header_map()?;
+            LogExporter::builder()
+                .with_http()
+                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+                .with_endpoint(receiver.signal_url("logs")?.as_str())
+                .with_timeout(receiver.timeout)
+                .with_headers(receiver.headers.iter().cloned().collect())
+                .build()
+        }
+    }
+    .map_err(|source| failed("logs", receiver, source))
+}
+
+fn failed(signal: &'static str, receiver: &Receiver, source: ExporterBuildError) -> TelemetryError {
+    TelemetryError::Exporter {
+        signal,
+        endpoint: receiver.endpoint.clone(),
+        source,
+    }
+}
+
+/// What the agent costs, under OpenTelemetry's names for processes. Read when the SDK exports.
+fn observe(provider: &SdkMeterProvider) {
+    let meter = provider.meter("gpuacct");
+    // The callbacks live on in the provider; the handles are of no further use.
+    let _cpu = meter
+        .f64_observable_counter("process.cpu.time")
+        .with_unit("s")
+        .with_description("CPU time that the agent has used.")
+        .with_callback(|observer| observer.observe(cpu_seconds(), &[]))
+        .build();
+    let _memory = meter
+        .i64_observable_up_down_counter("process.memory.usage")
+        .with_unit("By")
+        .with_description("Physical memory that the agent has.")
+        .with_callback(|observer| {
+            // Not measured is not zero.
+            if let Some(bytes) = resident_bytes() {
+                observer.observe(bytes, &[]);
+            }
+        })
+        .build();
+}
+
+fn cpu_seconds() -> f64 {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
+}
+
+fn resident_bytes() -> Option<i64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: i64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(i64::try_from(rustix::param::page_size()).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::{Arc, Mutex};
+
+    use axum::body::Bytes;
+    use axum::extract::State;
+    use axum::routing::post;
+    use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{
+        LogsService, LogsServiceServer,
+    };
+    use opentelemetry_proto::tonic::collector::logs::v1::{
+        ExportLogsServiceRequest, ExportLogsServiceResponse,
+    };
+    use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+        MetricsService, MetricsServiceServer,
+    };
+    use opentelemetry_proto::tonic::collector::metrics::v1::{
+        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+    };
+    use opentelemetry_proto::tonic::common::v1::any_value;
+    use prost::Message as _;
+    use tokio::net::TcpListener;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    /// What arrived: the names of the metrics and the texts of the log.
+    #[derive(Clone, Default)]
+    struct Arrived(Arc<Mutex<(Vec<String>, Vec<String>)>>);
+
+    impl Arrived {
+        fn metrics(&self, request: &ExportMetricsServiceRequest) {
+            let scopes = request
+                .resource_metrics
+                .iter()
+                .flat_map(|resource| &resource.scope_metrics);
+            let names = scopes
+                .flat_map(|scope| &scope.metrics)
+                .map(|metric| metric.name.clone());
+            self.0.lock().unwrap().0.extend(names);
+        }
+
+        fn logs(&self, request: &ExportLogsServiceRequest) {
+            let records = request
+                .resource_logs
+                .iter()
+                .flat_map(|resource| &resource.scope_logs)
+                .flat_map(|scope| &scope.log_records);
+            let texts = records.filter_map(|record| match &record.body.as_ref()?.value {
+                Some(any_value::Value::StringValue(text)) => Some(text.clone()),
+                _ => None,
+            });
+            self.0.lock().unwrap().1.extend(texts);
+        }
+    }
+
+    #[tonic::async_trait]
+    impl MetricsService for Arrived {
+        async fn export(
+            &self,
+            request: tonic::Request<ExportMetricsServiceRequest>,
+        ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
+            self.metrics(request.get_ref());
+            Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
+        }
+    }
+
+    #[tonic::async_trait]
+    impl LogsService for Arrived {
+        async fn export(
+            &self,
+            request: tonic::Request<ExportLogsServiceRequest>,
+        ) -> Result<tonic::Response<ExportLogsServiceResponse>, tonic::Status> {
+            self.logs(request.get_ref());
+            Ok(tonic::Response::new(ExportLogsServiceResponse::default()))
+        }
+    }
+
+    fn options(protocol: Protocol, endpoint: String) -> Options {
+        Options {
+            receiver: Receiver::new(endpoint, protocol),
+            origin: Origin {
+                host_name: "node".to_owned(),
+                host_id: None,
+                node_name: None,
+            },
+            interval: Duration::from_secs(3_600),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_agents_own_metrics_and_log_arrive_and_the_machinery_stays_silent() {
+        for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+            let address = SocketAddr::from(([127, 0, 0, 1], 0));
+            let listener = TcpListener::bind(address).await.unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            let arrived = Arrived::default();
+            let peer = arrived.clone();
+            let server = match protocol {
+                Protocol::Grpc => tokio::spawn(async move {
+                    tonic::transport::Server::builder()
+                        .add_service(MetricsServiceServer::new(peer.clone()))
+                        .add_service(LogsServiceServer::new(peer))
+                        .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener))
+                        .await
+                        .unwrap();
+                }),
+                Protocol::HttpProtobuf => tokio::spawn(async move {
+                    let router = axum::Router::new()
+                        .route(
+                            "/v1/metrics",
+                            post(async |State(peer): State<Arrived>, body: Bytes| {
+                                peer.metrics(&ExportMetricsServiceRequest::decode(body).unwrap());
+                            }),
+                        )
+                        .route(
+                            "/v1/logs",
+                            post(async |State(peer): State<Arrived>, body: Bytes| {
+                                peer.logs(&ExportLogsServiceRequest::decode(body).unwrap());
+                            }),
+                        )
+                        .with_state(peer);
+                    axum::serve(listener, router).await.unwrap();
+                }),
+            };
+            let telemetry = Telemetry::start(&options(protocol, endpoint)).unwrap();
+            let subscriber = tracing_subscriber::registry().with(telemetry.layer());
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::info!(target: "gpuacct::app", "goes out");
+                tracing::debug!(target: "gpuacct::app", "too quiet");
+                for target in ["a", "b"] {
+                    tracing::warn!(target: "opentelemetry-otlp", target, "an export failed");
+                    tracing::error!(target: "tonic::transport", target, "broken");
+                    tracing::warn!(target: "gpuacct::outputs::otlp", target, "otlp fails");
+                }
+                tracing::warn!(target: "gpuacct::sources::gpu", "goes out as well");
+            });
+            tokio::task::spawn_blocking(move || telemetry.shutdown(Duration::from_secs(20)))
+                .await
+                .unwrap();
+            // The SDK groups records by target: their order says nothing.
+            let (mut metrics, mut logs) = arrived.0.lock().unwrap().clone();
+            metrics.sort();
+            logs.sort();
+            assert_eq!(
+                metrics,
+                ["process.cpu.time", "process.memory.usage"],
+                "{protocol:?}"
+            );
+            assert_eq!(logs, ["goes out", "goes out as well"], "{protocol:?}");
+            server.abort();
+        }
+    }
+
+    #[test]
+    fn modules_are_told_from_names_that_begin_alike() {
+        for own in ["h2", "h2::codec", "hyper_util::client", "opentelemetry_sdk"] {
+            assert!(is_own_machinery(own), "{own}");
+        }
+        for other in ["h2o", "gpuacct::outputs", "hyperion", "towering"] {
+            assert!(!is_own_machinery(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_agent_knows_what_it_costs() {
+        assert!(cpu_seconds() > 0.0);
+        let bytes = resident_bytes().expect("this is Linux");
+        assert!(bytes > 100_000, "{bytes}");
+    }
+
+    #[tokio::test]
+    async fn tls_is_an_error_for_both_protocols() {
+        for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+            let error = Telemetry::start(&options(protocol, "https://a:1".to_owned()))
+                .expect_err("no TLS here");
+            assert!(
+                matches!(error, TelemetryError::Receiver(ReceiverError::Tls(_))),
+                "{error}"
+            );
+        }
+    }
+}

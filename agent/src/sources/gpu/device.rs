@@ -1,0 +1,282 @@
+//! One GPU as the NVML thread knows it: asked for one window at a time, by itself.
+//!
+//! Errors are waited out, since the driver's ring keeps what was missed; only when the open time is
+//! overdue is it closed as unobserved. What a device does not offer is no error.
+
+use nvml_wrapper::Device;
+use nvml_wrapper::enum_wrappers::device::Sampling;
+use nvml_wrapper::enums::device::SampleValue;
+use nvml_wrapper::error::NvmlError;
+
+use super::calls::Watchdog;
+use super::library::{Fault, class, fault};
+use super::retried;
+use super::window::{Bracket, RawRow, RawSample, Windows};
+use crate::core::input::{GpuInfo, GpuWindow};
+use crate::core::model::{Clock, UnobservedReason};
+use crate::sources::clock;
+
+/// How often a window's calls are made when a sample lands between them.
+const TRIES: u32 = 3;
+const SAMPLES: &str = "nvmlDeviceGetSamples";
+const ROWS: &str = "nvmlDeviceGetProcessUtilization";
+
+/// A call that failed.
+#[derive(Clone, Debug)]
+pub(super) struct Trouble {
+    pub(super) fault: Fault,
+    /// The label for the source's state.
+    pub(super) class: &'static str,
+    pub(super) text: String,
+}
+
+impl Trouble {
+    pub(super) fn new(call: &str, error: &NvmlError) -> Self {
+        Self {
+            fault: fault(error),
+            class: class(error),
+            text: format!("{call}: {error}"),
+        }
+    }
+
+    /// NVML lists a GPU no more, or cannot open it.
+    pub(super) fn gone() -> Self {
+        Self {
+            fault: Fault::Lost,
+            class: "gpu_lost",
+            text: "not among the GPUs that NVML can open".to_owned(),
+        }
+    }
+
+    /// NVML answers and has nothing to answer for.
+    pub(super) fn no_gpu() -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "no_gpu",
+            text: "NVML lists no GPU".to_owned(),
+        }
+    }
+}
+
+/// One GPU.
+pub(super) struct Gpu {
+    pub(super) info: GpuInfo,
+    pub(super) windows: Windows,
+    /// Whether this session of the library has it.
+    pub(super) open: bool,
+    /// What went wrong when it was asked last.
+    pub(super) fault: Option<Trouble>,
+}
+
+/// What a device has to say about a stretch of time.
+enum Answer {
+    /// Samples and rows; rows that could not be had are left out, with the reason.
+    Bracket(Bracket, Option<Trouble>),
+    /// The device has no samples of its own.
+    RowsOnly { rows: Vec<RawRow>, asked: Clock },
+    /// Neither, as under MIG.
+    Unsupported,
+}
+
+impl Gpu {
+    /// A GPU's windows begin now; its ring only tells how it samples.
+    pub(super) fn first_sight(device: &Device<'_>, info: &GpuInfo, watchdog: &Watchdog) -> Self {
+        let mut gpu = Self {
+            info: info.clone(),
+            windows: Windows::new(info.uuid.clone(), clock::now()),
+            open: true,
+            fault: None,
+        };
+        // What fails here fails again at the first window, which says so.
+        if let Ok(Some(ring)) = gpu.samples(device, watchdog, 0) {
+            gpu.windows.learn(&ring);
+        }
+        gpu
+    }
+
+    /// Asks for a window. None where there is nothing to close yet.
+    pub(super) fn poll(&mut self, device: &Device<'_>, watchdog: &Watchdog) -> Option<GpuWindow> {
+        match self.ask(device, watchdog) {
+            Ok(Answer::Bracket(bracket, trouble)) => {
+                self.fault = trouble;
+                self.windows.close(&bracket)
+            }
+            Ok(Answer::RowsOnly { rows, asked }) => {
+                self.fault = None;
+                self.windows
+                    .close_without_samples(&rows, asked, clock::now())
+            }
+            Ok(Answer::Unsupported) => {
+                self.fault = None;
+                self.windows
+                    .fail(clock::now(), UnobservedReason::Unsupported)
+            }
+            Err(trouble) => {
+                let gpu = self.info.uuid.as_str();
+                tracing::debug!(gpu, error = trouble.text, "a GPU cannot be read");
+                self.fault = Some(trouble);
+                self.close_overdue()
+            }
+        }
+    }
+
+    /// Closes the open time as unobserved if it is overdue.
+    pub(super) fn close_overdue(&mut self) -> Option<GpuWindow> {
+        let now = clock::now();
+        if !self.windows.overdue(now.boot) {
+            return None;
+        }
+        self.windows.fail(now, UnobservedReason::DriverError)
+    }
+
+    /// Samples, rows, samples: again if one landed in between, but not for ever.
+    fn ask(&self, device: &Device<'_>, watchdog: &Watchdog) -> Result<Answer, Trouble> {
+        let cursor = self.windows.cursor_us();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let asked = clock::now();
+            let before = self.samples(device, watchdog, cursor)?;
+            let rows = self.rows(device, watchdog, cursor);
+            let (before, rows, trouble) = match (before, rows) {
+                (Some(before), Ok(rows)) => (before, rows.unwrap_or_default(), None),
+                (None, Ok(Some(rows))) => return Ok(Answer::RowsOnly { rows, asked }),
+                (None, Ok(None)) => return Ok(Answer::Unsupported),
+                // Waited out for long enough: how busy the device was is known, who made it so is
+                // not.
+                (Some(before), Err(trouble))
+                    if trouble.fault == Fault::Other && self.windows.overdue(asked.boot) =>
+                {
+                    (before, Vec::new(), Some(trouble))
+                }
+                (_, Err(trouble)) => return Err(trouble),
+            };
+            // A device that has just stopped to offer samples says so again next time.
+            let after = self.samples(device, watchdog, cursor)?.unwrap_or_default();
+            let bracket = Bracket {
+                before,
+                rows,
+                after,
+                clock: clock::now(),
+            };
+            if !bracket.torn() || tries == TRIES {
+                return Ok(Answer::Bracket(bracket, trouble));
+            }
+        }
+    }
+
+    /// The device's own samples newer than `last_us`; none where it does not offer them.
+    fn samples(
+        &self,
+        device: &Device<'_>,
+        watchdog: &Watchdog,
+        last_us: u64,
+    ) -> Result<Option<Vec<RawSample>>, Trouble> {
+        let answer = retried(|| {
+            watchdog.call(SAMPLES, Some(&self.info.uuid), || {
+                device.samples(Sampling::GpuUtilization, last_us)
+            })
+        });
+        let samples = offered(SAMPLES, answer)?;
+        Ok(samples.map(|samples| {
+            samples
+                .into_iter()
+                .map(|sample| RawSample {
+                    at_us: sample.timestamp,
+                    percent: percent(&sample.value),
+                })
+                .collect()
+        }))
+    }
+
+    /// The processes' rows since `last_us`; none where the device does not offer them.
+    fn rows(
+        &self,
+        device: &Device<'_>,
+        watchdog: &Watchdog,
+        last_us: u64,
+    ) -> Result<Option<Vec<RawRow>>, Trouble> {
+        let answer = retried(|| {
+            watchdog.call(ROWS, Some(&self.info.uuid), || {
+                device.process_utilization_stats(last_us)
+            })
+        });
+        let rows = offered(ROWS, answer)?;
+        Ok(rows.map(|rows| {
+            rows.into_iter()
+                .map(|row| RawRow {
+                    pid: row.pid,
+                    at_us: row.timestamp,
+                    percent: row.sm_util,
+                })
+                .collect()
+        }))
+    }
+}
+
+/// Tells an empty list, a list that is not offered, and a list that could not be had apart. "Not
+/// found" is NVML's word for the first.
+fn offered<T>(call: &str, answer: Result<Vec<T>, NvmlError>) -> Result<Option<Vec<T>>, Trouble> {
+    match answer {
+        Ok(list) => Ok(Some(list)),
+        Err(NvmlError::NotFound | NvmlError::NoData) => Ok(Some(Vec::new())),
+        Err(error) if fault(&error) == Fault::Unsupported => Ok(None),
+        Err(error) => Err(Trouble::new(call, &error)),
+    }
+}
+
+/// A sample's whole percent; what cannot be one becomes a number that the window counts as junk.
+pub(super) fn percent(value: &SampleValue) -> u32 {
+    match *value {
+        SampleValue::U32(percent) => percent,
+        SampleValue::U64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),
+        SampleValue::I64(percent) => u32::try_from(percent).unwrap_or(u32::MAX),
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range is checked, and whole percents are what NVML speaks"
+        )]
+        SampleValue::F64(percent) if (0.0..=100.0).contains(&percent) => percent as u32,
+        SampleValue::F64(_) => u32::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sample_values_of_every_type_become_percents() {
+        for (value, expected) in [
+            (SampleValue::U32(37), 37),
+            (SampleValue::U64(u64::MAX), u32::MAX),
+            (SampleValue::I64(-1), u32::MAX),
+            (SampleValue::I64(100), 100),
+            (SampleValue::F64(99.9), 99),
+            (SampleValue::F64(f64::NAN), u32::MAX),
+            (SampleValue::F64(1e300), u32::MAX),
+        ] {
+            assert_eq!(percent(&value), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_neither_an_error_nor_unsupported() {
+        for (answer, expected) in [
+            (Ok(vec![1]), Some(Some(1))),
+            (Ok(vec![]), Some(Some(0))),
+            (Err(NvmlError::NotFound), Some(Some(0))),
+            (Err(NvmlError::NoData), Some(Some(0))),
+            (Err(NvmlError::NotSupported), Some(None)),
+            (Err(NvmlError::UnexpectedVariant(26)), Some(None)),
+            (Err(NvmlError::GpuLost), None),
+            (Err(NvmlError::UnexpectedVariant(1234)), None),
+        ] {
+            let what = format!("{answer:?}");
+            let length = offered("call", answer)
+                .ok()
+                .map(|list| list.map(|list: Vec<i32>| list.len()));
+            assert_eq!(length, expected, "{what}");
+        }
+    }
+}

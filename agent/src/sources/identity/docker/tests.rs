@@ -1,0 +1,600 @@
+//! Against canned replies: what a real daemon says rarely, or never, and must be survived.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::sources::clock;
+
+/// Nothing here takes as long; it turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn id(digit: char) -> String {
+    String::from(digit).repeat(64)
+}
+
+/// What the daemon does with a request.
+enum Reply {
+    Json(String),
+    Status(u16),
+    /// Lines of a stream that ends after them.
+    Ended(Vec<String>),
+    /// Lines of a stream that goes on without saying more.
+    Open(Vec<String>),
+    /// Nothing, for ever.
+    Hang,
+}
+
+/// A daemon that answers by a function from the request's target.
+struct Daemon {
+    folder: TempDir,
+    targets: Arc<Mutex<Vec<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Daemon {
+    fn new(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
+        let targets = Arc::new(Mutex::new(Vec::new()));
+        let (seen, reply) = (Arc::clone(&targets), Arc::new(reply));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (seen, reply) = (Arc::clone(&seen), Arc::clone(&reply));
+                tokio::spawn(async move {
+                    // The client may hang up whenever it likes.
+                    let _ = serve(stream, &seen, &*reply).await;
+                });
+            }
+        });
+        Self {
+            folder,
+            targets,
+            task,
+        }
+    }
+
+    fn targets(&self) -> Vec<String> {
+        self.targets.lock().unwrap().clone()
+    }
+
+    fn follow(&self) -> Following {
+        self.follow_within(PATIENCE)
+    }
+
+    fn follow_within(&self, timeout: Duration) -> Following {
+        let config = Config {
+            sockets: vec![self.folder.path().join("docker.sock")],
+            timeout,
+            ping_interval: Duration::from_secs(30),
+            retry_max: Duration::from_millis(200),
+            look_interval: Duration::from_millis(50),
+        };
+        let (lookups, receiver) = mpsc::channel(8);
+        let (out, inputs) = mpsc::channel(8);
+        let (stop, shutdown) = watch::channel(false);
+        let counters = Arc::new(Counters::default());
+        let task = tokio::spawn(run(
+            config,
+            Arc::clone(&counters),
+            receiver,
+            out,
+            clock::now,
+            shutdown,
+        ));
+        Following {
+            inputs,
+            lookups,
+            stop,
+            task,
+            counters,
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(
+    mut stream: UnixStream,
+    seen: &Mutex<Vec<String>>,
+    reply: &(dyn Fn(&str) -> Reply + Send + Sync),
+) -> io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut request).await? == 0 {
+            return Ok(());
+        }
+    }
+    let request = String::from_utf8_lossy(&request).into_owned();
+    let line = request.lines().next().unwrap_or_default();
+    let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    seen.lock().unwrap().push(line.to_owned());
+
+    let (lines, open) = match reply(&target) {
+        Reply::Json(body) => {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(head.as_bytes()).await?;
+            return stream.write_all(body.as_bytes()).await;
+        }
+        Reply::Status(status) => {
+            let head = format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n");
+            return stream.write_all(head.as_bytes()).await;
+        }
+        Reply::Hang => (None, true),
+        Reply::Ended(lines) => (Some(lines), false),
+        Reply::Open(lines) => (Some(lines), true),
+    };
+    if let Some(lines) = lines {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(head.as_bytes()).await?;
+        for line in lines {
+            let chunk = format!("{:x}\r\n{line}\n\r\n", line.len() + 1);
+            stream.write_all(chunk.as_bytes()).await?;
+        }
+        if !open {
+            stream.write_all(b"0\r\n\r\n").await?;
+        }
+    }
+    if open {
+        // Until the client hangs up.
+        while stream.read_buf(&mut Vec::new()).await? > 0 {}
+    }
+    Ok(())
+}
+
+struct Following {
+    inputs: mpsc::Receiver<Input>,
+    lookups: mpsc::Sender<ContainerId>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    counters: Arc<Counters>,
+}
+
+impl Following {
+    /// The next input, in a few words: `up`, `down protocol`, `found a name image`, `removed a`,
+    /// `not_found a`. Ids are told by their first digit.
+    async fn next(&mut self) -> String {
+        let input = tokio::time::timeout(PATIENCE, self.inputs.recv())
+            .await
+            .expect("something happens")
+            .expect("the source goes on");
+        let digit = |id: &ContainerId| id.as_str()[..1].to_owned();
+        match input {
+            Input::Health(health) => match health.state {
+                SourceState::Down { class, .. } => format!("down {class}"),
+                other => other.as_str().to_owned(),
+            },
+            Input::Identity(IdentityUpdate::Found(found)) => {
+                let text = |text: Option<Arc<str>>| text.map_or("-".to_owned(), |t| t.to_string());
+                format!(
+                    "found {} {} {}",
+                    digit(&found.id),
+                    text(found.name),
+                    text(found.image)
+                )
+            }
+            Input::Identity(IdentityUpdate::NotFound { id, reason, .. }) => {
+                format!("{reason} {}", digit(&id))
+            }
+            Input::Identity(IdentityUpdate::Removed { id, .. }) => {
+                format!("removed {}", digit(&id))
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    async fn expect(&mut self, expected: &[&str]) {
+        for expected in expected {
+            assert_eq!(self.next().await, *expected);
+        }
+    }
+
+    /// Passes over what is repeated meanwhile: a container that is not known is asked for again.
+    async fn until(&mut self, expected: &str) {
+        let mut next = self.next().await;
+        while next != expected {
+            assert!(next.starts_with("invalid_reply"), "{next}, not {expected}");
+            next = self.next().await;
+        }
+    }
+
+    async fn look_up(&self, digit: char) {
+        self.lookups
+            .send(ContainerId::from(&*id(digit)))
+            .await
+            .unwrap();
+    }
+
+    fn count(&self, of: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        of(&self.counters).load(Relaxed)
+    }
+
+    async fn stop(self) {
+        self.stop.send(true).unwrap();
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the source stops")
+            .expect("and has not panicked");
+    }
+}
+
+fn summary(digit: char, name: &str) -> String {
+    let id = id(digit);
+    format!(
+        r#"{{"Id":"{id}","Names":["/web/{name}","/{name}"],"Image":"app:1","State":"running","Labels":{{}}}}"#
+    )
+}
+
+fn inspection(digit: char, name: &str) -> String {
+    let id = id(digit);
+    format!(r#"{{"Id":"{id}","Name":"/{name}","Config":{{"Image":"app:1","Labels":{{}}}}}}"#)
+}
+
+fn event(action: &str, digit: char, at: u64) -> String {
+    let id = id(digit);
+    format!(
+        r#"{{"Type":"container","Action":"{action}","Actor":{{"ID":"{id}","Attributes":{{"name":"job","image":"app:1"}}}},"scope":"local","time":{},"timeNano":{at}}}"#,
+        at / 1_000_000_000
+    )
+}
+
+/// A daemon with these containers, these events and nothing out of the ordinary.
+fn plain(target: &str, list: &[String], events: Reply) -> Reply {
+    match target.split('?').next().unwrap_or_default() {
+        "/_ping" => Reply::Json("OK".to_owned()),
+        "/containers/json" => Reply::Json(format!("[{}]", list.join(","))),
+        "/events" => events,
+        _ => Reply::Status(404),
+    }
+}
+
+#[tokio::test]
+async fn requests_carry_no_version_and_change_nothing() {
+    let daemon = Daemon::new(|target| plain(target, &[summary('a', "one")], Reply::Open(vec![])));
+    let mut source = daemon.follow();
+    source.expect(&["found a one app:1", "up"]).await;
+    source.look_up('b').await;
+    source.expect(&["not_found b"]).await;
+    for line in daemon.targets() {
+        let target = line.strip_prefix("GET ").expect(&line);
+        assert!(
+            ["/_ping", "/containers/", "/events?"]
+                .iter()
+                .any(|path| target.starts_with(path)),
+            "{line}"
+        );
+    }
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_state_that_nobody_has_heard_of_costs_one_container_its_name_and_no_other() {
+    let strange = summary('a', "one").replace("running", "hibernating");
+    let daemon = Daemon::new(move |target| {
+        if target.contains("all=true") {
+            return plain(target, &[strange.clone(), summary('b', "two")], Reply::Hang);
+        }
+        plain(target, &[summary('b', "two")], Reply::Open(vec![]))
+    });
+    let mut source = daemon.follow();
+    source.expect(&["found b two app:1", "up"]).await;
+    assert_eq!(source.count(|c| &c.invalid_replies), 1);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn an_inspection_that_hangs_or_cannot_be_read_is_replaced_by_the_list() {
+    let daemon = Daemon::new(|target| match target {
+        t if t.contains(&id('a')) && t.ends_with("/json") => Reply::Hang,
+        t if t.contains(&id('b')) && t.ends_with("/json") => Reply::Json("{]".to_owned()),
+        t if t.contains(&id('c')) && t.ends_with("/json") => Reply::Status(500),
+        // Another container's reply is no reply.
+        t if t.contains(&id('d')) && t.ends_with("/json") => Reply::Json(inspection('a', "one")),
+        t if t.contains(&id('e')) && t.ends_with("/json") => Reply::Json(inspection('e', "five")),
+        t if t.contains("filters") && t.contains(&id('a')) => {
+            plain(t, &[summary('a', "one")], Reply::Hang)
+        }
+        t if t.contains("filters") && t.contains(&id('b')) => {
+            plain(t, &[summary('b', "two")], Reply::Hang)
+        }
+        t if t.contains("filters") && t.contains(&id('c')) => {
+            plain(t, &["{]".to_owned()], Reply::Hang)
+        }
+        t => plain(t, &[], Reply::Open(vec![])),
+    });
+    let mut source = daemon.follow_within(Duration::from_secs(2));
+    source.expect(&["up"]).await;
+    for (digit, expected) in [
+        ('b', "found b two app:1"),
+        ('c', "invalid_reply c"),
+        ('d', "invalid_reply d"),
+        ('e', "found e five app:1"),
+    ] {
+        source.look_up(digit).await;
+        source.until(expected).await;
+    }
+    assert_eq!(source.count(|c| &c.timeouts), 0);
+    source.look_up('a').await;
+    source.until("found a one app:1").await;
+    assert_eq!(source.count(|c| &c.timeouts), 1);
+    assert_eq!(
+        source.count(|c| &c.disconnects),
+        0,
+        "one bad container is no outage"
+    );
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_is_resumed_where_it_ended() {
+    let at = 1_700_000_000_123_456_789;
+    let rounds = AtomicU64::new(0);
+    let daemon = Daemon::new(move |target| {
+        let round = if target.starts_with("/events") {
+            rounds.fetch_add(1, Relaxed)
+        } else {
+            rounds.load(Relaxed)
+        };
+        match round {
+            0 => plain(
+                target,
+                &[summary('a', "one"), summary('b', "two")],
+                Reply::Ended(vec![
+                    event("create", 'c', at),
+                    event("destroy", 'c', at + 1),
+                ]),
+            ),
+            // Meanwhile one has gone.
+            _ => plain(target, &[summary('a', "one")], Reply::Open(vec![])),
+        }
+    });
+    let mut source = daemon.follow();
+    source
+        .expect(&["found a one app:1", "found b two app:1", "up"])
+        .await;
+    source
+        .expect(&["found c job app:1", "removed c", "down closed"])
+        .await;
+    source
+        .expect(&["found a one app:1", "removed b", "up"])
+        .await;
+    let since: Vec<_> = loop {
+        let events = daemon
+            .targets()
+            .into_iter()
+            .filter(|t| t.contains("/events"));
+        let since: Vec<_> = events.collect();
+        if since.len() == 2 {
+            break since;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(
+        since[1].contains("since=1700000000.123456790&"),
+        "{}",
+        since[1]
+    );
+    assert_eq!(source.count(|c| &c.disconnects), 1);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_is_not_asked_for_again() {
+    let at = 1_700_000_000_000_000_000;
+    let rounds = AtomicU64::new(0);
+    let daemon = Daemon::new(move |target| {
+        if !target.starts_with("/events") || rounds.fetch_add(1, Relaxed) > 0 {
+            return plain(target, &[], Reply::Open(vec![]));
+        }
+        let odd = [
+            r#"{"Type":"container","Action":"start"}"#.to_owned(),
+            r#"{"Type":"container","Action":"start","Actor":{"ID":"../../images"}}"#.to_owned(),
+            r"{}".to_owned(),
+            event("create", 'c', at),
+            event("sneeze", 'c', at),
+            "{\"Type\":".to_owned() + "7}",
+        ];
+        Reply::Open(odd.to_vec())
+    });
+    let mut source = daemon.follow();
+    source
+        .expect(&[
+            "up",
+            "found c job app:1",
+            "down protocol",
+            "removed c",
+            "up",
+        ])
+        .await;
+    // Three without an id, and the one that ended the session.
+    assert_eq!(source.count(|c| &c.invalid_replies), 4);
+    assert_eq!(source.count(|c| &c.events), 5);
+    for target in daemon.targets() {
+        assert!(!target.contains("since=1700000000"), "{target}");
+    }
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn what_users_write_is_bounded_before_it_goes_anywhere() {
+    let huge = "x".repeat(1 << 20);
+    let body = format!(
+        r#"[{{"Id":"{}","Names":["/{huge}"],"Image":"a\u0000b\nc","Labels":{{"big":"{huge}","q":"\"\\"}}}}]"#,
+        id('a')
+    );
+    let daemon = Daemon::new(move |target| match target {
+        t if t.starts_with("/containers/json") => Reply::Json(body.clone()),
+        t => plain(t, &[], Reply::Open(vec![])),
+    });
+    let mut source = daemon.follow();
+    let Some(Input::Identity(IdentityUpdate::Found(found))) = source.inputs.recv().await else {
+        panic!("expected an identity");
+    };
+    assert_eq!(found.name.map(|name| name.len()), Some(253));
+    assert_eq!(found.image.as_deref(), Some("a\u{fffd}b\u{fffd}c"));
+    assert_eq!(found.labels["big"].len(), 253);
+    assert_eq!(&*found.labels["q"], "\"\\");
+    assert_eq!(source.count(|c| &c.texts_changed), 3);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_looked_up_while_there_is_no_daemon_is_answered_once_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("docker.sock");
+    let daemon = Daemon::new(|target| match target {
+        t if t.contains(&id('a')) => Reply::Json(inspection('a', "one")),
+        t => plain(t, &[], Reply::Open(vec![])),
+    });
+    let config = Config {
+        sockets: vec![socket.clone()],
+        look_interval: Duration::from_millis(20),
+        ..Config::default()
+    };
+    let (lookups, receiver) = mpsc::channel(8);
+    let (out, inputs) = mpsc::channel(8);
+    let (stop, shutdown) = watch::channel(false);
+    let counters = Arc::new(Counters::default());
+    let shared = Arc::clone(&counters);
+    let task = tokio::spawn(run(config, shared, receiver, out, clock::now, shutdown));
+    let mut source = Following {
+        inputs,
+        lookups,
+        stop,
+        task,
+        counters,
+    };
+    source.expect(&["absent"]).await;
+    source.look_up('a').await;
+    // Not an id: it must not end up in a path.
+    source
+        .lookups
+        .send(ContainerId::from("../../secrets"))
+        .await
+        .unwrap();
+    std::os::unix::fs::symlink(daemon.folder.path().join("docker.sock"), &socket).unwrap();
+    source.expect(&["up", "found a one app:1"]).await;
+    assert_eq!(source.count(|c| &c.lookups_refused), 1);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_source_that_nobody_reads_ends() {
+    let daemon = Daemon::new(|target| plain(target, &[summary('a', "one")], Reply::Open(vec![])));
+    let source = daemon.follow();
+    drop(source.inputs);
+    tokio::time::timeout(PATIENCE, source.task)
+        .await
+        .expect("the source ends")
+        .expect("and has not panicked");
+}
+
+#[test]
+fn a_socket_under_two_paths_is_tried_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    std::os::unix::fs::symlink(&run, folder.path().join("var")).unwrap();
+    let listeners = ["docker.sock", "podman.sock"]
+        .map(|name| std::os::unix::net::UnixListener::bind(run.join(name)).unwrap());
+    let paths = [
+        "run/docker.sock",
+        "var/docker.sock",
+        "nowhere/x",
+        "run/podman.sock",
+    ];
+    let paths = paths.map(|path| folder.path().join(path));
+    let found = candidates(&paths);
+    let found: Vec<_> = found.sockets.into_iter().map(|s| s.path).collect();
+    assert_eq!(found, [paths[0].clone(), paths[3].clone()]);
+    drop(listeners);
+}
+
+#[test]
+fn the_wanted_are_asked_for_once_and_again_at_growing_intervals() {
+    let mut wanted = Wanted::default();
+    let a = ContainerId::from(&*id('a'));
+    let start = Instant::now();
+    assert!(wanted.want(a.clone(), true, start));
+    assert!(wanted.want(a.clone(), true, start), "it waits already");
+    assert_eq!(wanted.take_due(start), Some(a.clone()));
+    assert!(wanted.want(a.clone(), true, start), "it is being asked for");
+    assert_eq!(wanted.take_due(start), None);
+
+    let mut now = start;
+    for pause in MISS_LADDER {
+        assert!(wanted.missed(&a, now), "the core is told each time");
+        assert_eq!(wanted.next_due(), Some(now + pause));
+        assert!(wanted.want(a.clone(), true, now), "the answer holds");
+        assert_eq!(wanted.take_due(now), None);
+        now += pause;
+        assert_eq!(wanted.take_due(now), Some(a.clone()));
+    }
+    assert!(wanted.missed(&a, now));
+    assert!(
+        wanted.wants.is_empty() && wanted.queue.is_empty(),
+        "given up"
+    );
+
+    // An event ends the pause at once.
+    assert!(wanted.want(a.clone(), true, now));
+    assert_eq!(wanted.take_due(now), Some(a.clone()));
+    assert!(wanted.missed(&a, now));
+    assert!(wanted.want(a.clone(), false, now));
+    assert_eq!(wanted.take_due(now), Some(a.clone()));
+    // The session ends before the answer: asked for again in the next one.
+    wanted.call_back();
+    assert_eq!(wanted.take_due(Instant::now()), Some(a.clone()));
+    // Renamed while it is being asked for: the answer is passed on and asked for once more.
+    assert!(wanted.want(a.clone(), false, now));
+    assert!(wanted.answered(&a, now));
+    assert_eq!(wanted.take_due(now), Some(a.clone()));
+    // Removed: an answer that still comes is nobody's.
+    assert!(wanted.forget(&a));
+    assert!(!wanted.forget(&a) && !wanted.missed(&a, now) && !wanted.answered(&a, now));
+
+    // Known from an event only: not missed by anybody.
+    assert!(wanted.want(a.clone(), false, now));
+    assert_eq!(wanted.take_due(now), Some(a.clone()));
+    assert!(!wanted.missed(&a, now));
+    assert!(wanted.wants.is_empty());
+}
+
+#[test]
+fn the_line_of_the_wanted_is_bounded() {
+    let mut wanted = Wanted::default();
+    let now = Instant::now();
+    for i in 0..MAX_WANTED {
+        assert!(wanted.want(ContainerId::from(&*format!("{i:064x}")), true, now));
+    }
+    let last = ContainerId::from(&*id('f'));
+    assert!(!wanted.want(last.clone(), true, now));
+    assert!(wanted.take_due(now).is_some_and(|id| wanted.forget(&id)));
+    assert!(wanted.want(last, true, now));
+}
+
+#[test]
+fn waits_double_up_to_the_longest_and_are_shortened_by_half_at_most() {
+    let longest = Duration::from_secs(30);
+    let mut retry = Backoff::default();
+    for round in 0..40 {
+        let whole = (RETRY_MIN * 2_u32.pow(round.min(10))).min(longest);
+        let wait = retry.next(longest);
+        assert!(
+            wait >= whole / 2 && wait <= whole,
+            "{round}: {wait:?} of {whole:?}"
+        );
+    }
+    retry.reset();
+    assert!(retry.next(longest) <= RETRY_MIN);
+}

@@ -1,0 +1,648 @@
+//! Who may import whom, held by reading the sources' text.
+//!
+//! Sources, core and outputs meet only in `core::model`, `core::input` and `core::snapshot`. Two
+//! sources never import each other, nor do two outputs; what they share is listed below. The core
+//! performs no I/O, reads no clock and does not await. Only `app` sees everything.
+//!
+//! The compiler cannot hold this within one crate, and a crate per layer would buy it with a public
+//! API between files that change together. So the paths are read here, from `use` trees and from
+//! expressions alike, with comments and strings left out. It refuses to be a Rust parser: renaming
+//! a module by `use … as` and calling through the new name is seen at the `use`, not at the call.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Parts of the core that the other layers may name.
+const MEETING_POINTS: [&str; 3] = ["input", "model", "snapshot"];
+/// What sources share. Neither is a source: a reading of two clocks, and how texts are made fit.
+const SHARED_BY_SOURCES: [&str; 2] = ["clock", "identity"];
+/// The files of `identity` that are sources; the rest of it is theirs in common.
+const SOURCES_OF_IDENTITY: [&str; 4] = ["bundle", "cri", "docker", "kubelet"];
+/// The outputs. The other files beside them are tables and helpers that outputs share.
+const OUTPUTS: [&str; 5] = ["otlp", "prometheus", "socket", "store", "telemetry"];
+/// Crates that reach outside the process, or wait; the core must run without a kernel and a GPU.
+const REFUSED_BY_CORE: [&str; 21] = [
+    "aya",
+    "aya_log",
+    "axum",
+    "bollard",
+    "futures_util",
+    "hyper",
+    "hyper_util",
+    "libc",
+    "nvml_wrapper",
+    "nvml_wrapper_sys",
+    "opentelemetry",
+    "opentelemetry_appender_tracing",
+    "opentelemetry_otlp",
+    "opentelemetry_proto",
+    "opentelemetry_sdk",
+    "prost",
+    "reqwest",
+    "rusqlite",
+    "rustix",
+    "tokio",
+    "tonic",
+];
+/// Parts of the standard library that do the same.
+const REFUSED_STD: [&str; 7] = ["env", "fs", "io", "net", "os", "process", "thread"];
+const REFUSED_CLOCKS: [&str; 2] = ["Instant", "SystemTime"];
+
+/// A path as it is written somewhere, resolved as far as its text allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Named {
+    line: usize,
+    /// The module that names it, from the crate's root.
+    by: Vec<String>,
+    /// What is named: from the crate's root if `local`, from an external crate if not.
+    path: Vec<String>,
+    local: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Breach {
+    file: PathBuf,
+    line: usize,
+    what: String,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.what)
+    }
+}
+
+/// Why `named` may not be named there, if so.
+fn refusal(named: &Named) -> Option<String> {
+    let by: Vec<&str> = named.by.iter().map(String::as_str).collect();
+    let path: Vec<&str> = named.path.iter().map(String::as_str).collect();
+    let shown = named.path.join("::");
+    let layer = by.first().copied().unwrap_or("lib");
+    if !named.local {
+        return (layer == "core" && refused_by_core(&path))
+            .then(|| format!("the core names `{shown}`, which reaches outside"));
+    }
+    let to = *path.first()?;
+    // A test may hold two sources, or two outputs, against each other.
+    let is_test = by.contains(&"tests");
+    match (layer, to) {
+        ("core", "core") => None,
+        ("core", _) => Some(format!("the core names `{shown}`")),
+        ("sources" | "outputs", "core") => {
+            let part = path.get(1).copied().unwrap_or("*");
+            (!MEETING_POINTS.contains(&part)).then(|| {
+                format!("`{layer}` names `{shown}`; it meets the core only in {MEETING_POINTS:?}")
+            })
+        }
+        ("sources", "sources") => {
+            let (own, other) = (source(&by), source(&path));
+            let is_allowed = other.is_none() || own == other || by.len() == 1 || is_test;
+            (!is_allowed).then(|| format!("a source names another one: `{shown}`"))
+        }
+        ("outputs", "outputs") => {
+            let (own, other) = (by.get(1), path.get(1));
+            let is_output = other.is_some_and(|other| OUTPUTS.contains(other));
+            (is_output && own != other && own.is_some() && !is_test)
+                .then(|| format!("an output is named by another file of outputs: `{shown}`"))
+        }
+        // The registry of modules, and the one place where everything is wired.
+        ("lib" | "app", _) => None,
+        (_, "sources") => Some(format!(
+            "`{layer}` names `{shown}`; only `app` sees the sources"
+        )),
+        ("sources" | "config", "outputs")
+        | ("sources" | "outputs" | "config", "app" | "commands") => Some(format!(
+            "`{layer}` names `{shown}`, which is downstream of it"
+        )),
+        _ => None,
+    }
+}
+
+/// The source that a module belongs to; none for what sources share.
+fn source<'a>(module: &[&'a str]) -> Option<&'a str> {
+    let second = module.get(1).copied()?;
+    if second == "identity" {
+        // Each file in there asks somebody else.
+        return module
+            .get(2)
+            .copied()
+            .filter(|third| SOURCES_OF_IDENTITY.contains(third));
+    }
+    (!SHARED_BY_SOURCES.contains(&second)).then_some(second)
+}
+
+fn refused_by_core(path: &[&str]) -> bool {
+    match path {
+        ["std", "time", item, ..] => REFUSED_CLOCKS.contains(item),
+        ["std", module, ..] => REFUSED_STD.contains(module),
+        [krate, ..] => REFUSED_BY_CORE.contains(krate),
+        [] => false,
+    }
+}
+
+/// What breaks the rules in a file at `relative` (from the crate's `src`).
+fn breaches(relative: &Path, text: &str) -> Vec<Breach> {
+    let module = module_of(relative);
+    let tokens = tokens(text);
+    let breach = |line, what| Breach {
+        file: relative.to_owned(),
+        line,
+        what,
+    };
+    let waits = tokens
+        .iter()
+        .filter(|token| matches!(token.text, "async" | "await"))
+        .filter(|_| module.first().is_some_and(|layer| layer == "core"))
+        .map(|token| breach(token.line, "the core waits".to_owned()));
+    named(&module, &tokens)
+        .iter()
+        .filter_map(|named| Some(breach(named.line, refusal(named)?)))
+        .chain(waits)
+        .collect()
+}
+
+/// `core/ledger.rs` is `core::ledger`, `sources/gpu/mod.rs` is `sources::gpu`, `lib.rs` the root.
+fn module_of(relative: &Path) -> Vec<String> {
+    let mut module: Vec<String> = relative
+        .with_extension("")
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy().into_owned())
+        .collect();
+    if module
+        .last()
+        .is_some_and(|last| matches!(last.as_str(), "mod" | "lib" | "main"))
+    {
+        module.pop();
+    }
+    module
+}
+
+/// All paths of two or more parts.
+fn named(module: &[String], tokens: &[Token<'_>]) -> Vec<Named> {
+    let mut found = Vec::new();
+    let mut by = module.to_vec();
+    // Where each inline module ends: the depth of braces at which it began.
+    let mut inline = Vec::new();
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(token) = tokens.get(at) {
+        match token.text {
+            "{" => depth += 1,
+            "}" => {
+                depth = depth.saturating_sub(1);
+                if inline.last() == Some(&depth) {
+                    inline.pop();
+                    by.pop();
+                }
+            }
+            "mod" if tokens.get(at + 2).is_some_and(|next| next.text == "{") => {
+                by.push(tokens[at + 1].text.to_owned());
+                inline.push(depth);
+                depth += 1;
+                at += 3;
+                continue;
+            }
+            _ => {
+                let begins = is_name(token.text)
+                    && tokens.get(at + 1).is_some_and(|next| next.text == "::")
+                    && (at == 0 || tokens[at - 1].text != "::");
+                if begins {
+                    let mut paths = Vec::new();
+                    at = tree(tokens, at, &mut Vec::new(), &mut paths);
+                    found.extend(
+                        paths
+                            .into_iter()
+                            .map(|(line, path)| resolve(&by, line, &path)),
+                    );
+                    continue;
+                }
+            }
+        }
+        at += 1;
+    }
+    found
+}
+
+/// Reads a path or `use` tree from `at`; gives where it ends.
+fn tree<'a>(
+    tokens: &[Token<'a>],
+    mut at: usize,
+    prefix: &mut Vec<&'a str>,
+    found: &mut Vec<(usize, Vec<&'a str>)>,
+) -> usize {
+    let outer = prefix.len();
+    let line = tokens[at].line;
+    loop {
+        match tokens.get(at).map(|token| token.text) {
+            Some("{") => {
+                at += 1;
+                while let Some(token) = tokens.get(at) {
+                    match token.text {
+                        "}" => break,
+                        "," => at += 1,
+                        _ => {
+                            let next = tree(tokens, at, prefix, found);
+                            // What is no tree (a block of code after `::`) must not hold us.
+                            at = next.max(at + 1);
+                        }
+                    }
+                }
+                prefix.truncate(outer);
+                return at + 1;
+            }
+            Some(name) if is_name(name) || name == "*" => {
+                prefix.push(name);
+                at += 1;
+                if tokens.get(at).is_some_and(|next| next.text == "::") {
+                    at += 1;
+                    continue;
+                }
+                if tokens.get(at).is_some_and(|next| next.text == "as") {
+                    at += 2;
+                }
+            }
+            // A turbofish, a macro's variable: the path ends here.
+            _ => {}
+        }
+        found.push((line, prefix.clone()));
+        prefix.truncate(outer);
+        return at;
+    }
+}
+
+fn resolve(by: &[String], line: usize, path: &[&str]) -> Named {
+    let mut base = Vec::new();
+    let mut rest = path;
+    let mut local = true;
+    match path.first() {
+        Some(&"crate") => rest = &path[1..],
+        Some(&"self") => {
+            base = by.to_vec();
+            rest = &path[1..];
+        }
+        Some(&"super") => {
+            base = by.to_vec();
+            while let Some((&"super", after)) = rest.split_first() {
+                base.pop();
+                rest = after;
+            }
+        }
+        _ => local = false,
+    }
+    base.extend(
+        rest.iter()
+            .filter(|part| **part != "self")
+            .map(|part| (*part).to_owned()),
+    );
+    Named {
+        line,
+        by: by.to_vec(),
+        path: base,
+        local,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Token<'a> {
+    line: usize,
+    text: &'a str,
+}
+
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_alphabetic() || c == '_')
+}
+
+/// Names, `::` and single characters; comments, strings, characters, lifetimes and numbers are left
+/// out.
+fn tokens(text: &str) -> Vec<Token<'_>> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    let mut line = 1;
+    while let Some(first) = rest.chars().next() {
+        let length = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if let Some(length) = string(rest) {
+            length
+        } else if first == '\'' {
+            quote(rest)
+        } else if first.is_ascii_digit() {
+            run(rest)
+        } else if is_name(rest) {
+            let length = run(rest);
+            found.push(Token {
+                line,
+                text: rest[..length].trim_start_matches("r#"),
+            });
+            length
+        } else if first.is_whitespace() {
+            first.len_utf8()
+        } else {
+            let length = if rest.starts_with("::") {
+                2
+            } else {
+                first.len_utf8()
+            };
+            found.push(Token {
+                line,
+                text: &rest[..length],
+            });
+            length
+        };
+        line += rest[..length].matches('\n').count();
+        rest = &rest[length..];
+    }
+    found
+}
+
+/// How long a run of letters, digits and underscores is, a raw name's mark included.
+fn run(rest: &str) -> usize {
+    let mark = if rest.starts_with("r#") { 2 } else { 0 };
+    rest[mark..]
+        .find(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .map_or(rest.len(), |length| mark + length)
+}
+
+/// Block comments nest.
+fn block_comment(rest: &str) -> usize {
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while at < rest.len() {
+        let here = &rest.as_bytes()[at..];
+        if here.starts_with(b"/*") {
+            depth += 1;
+            at += 2;
+        } else if here.starts_with(b"*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += 1;
+        }
+    }
+    rest.len()
+}
+
+/// The length of a string literal that begins here, raw, byte and C strings included.
+fn string(rest: &str) -> Option<usize> {
+    let prefix = rest
+        .find(|c| !matches!(c, 'b' | 'c' | 'r'))
+        .filter(|length| *length <= 2)?;
+    let after = &rest[prefix..];
+    let hashes = after.len() - after.trim_start_matches('#').len();
+    let is_raw = rest[..prefix].contains('r');
+    if !after[hashes..].starts_with('"') || (hashes > 0 && !is_raw) {
+        return None;
+    }
+    let start = prefix + hashes + 1;
+    if is_raw {
+        let end = format!("\"{}", "#".repeat(hashes));
+        let length = rest[start..].find(&end).map(|at| start + at + end.len());
+        return Some(length.unwrap_or(rest.len()));
+    }
+    let mut escaped = false;
+    for (at, c) in rest[start..].char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return Some(start + at + 1),
+            _ => {}
+        }
+    }
+    Some(rest.len())
+}
+
+/// The length of a character literal, or of a lifetime.
+fn quote(rest: &str) -> usize {
+    let mut after = rest[1..].char_indices();
+    match (after.next(), after.next()) {
+        (Some((_, '\\')), Some(_)) => rest[3..].find('\'').map_or(rest.len(), |at| 3 + at + 1),
+        (Some(_), Some((at, '\''))) => 1 + at + 1,
+        _ => 1 + run(&rest[1..]),
+    }
+}
+
+fn rust_files(below: &Path, found: &mut BTreeSet<PathBuf>) {
+    let entries =
+        fs::read_dir(below).unwrap_or_else(|error| panic!("{}: {error}", below.display()));
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.insert(path);
+        }
+    }
+}
+
+#[test]
+fn the_layers_meet_only_where_they_may() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = BTreeSet::new();
+    rust_files(&src, &mut files);
+    for layer in ["core", "outputs", "sources"] {
+        assert!(
+            files.iter().any(|file| file.starts_with(src.join(layer))),
+            "no file in {layer}: the rules below would hold of nothing"
+        );
+    }
+    let mut breaches_found = Vec::new();
+    let mut paths_read = 0;
+    for file in &files {
+        let relative = file.strip_prefix(&src).unwrap();
+        let text = fs::read_to_string(file).unwrap();
+        paths_read += named(&module_of(relative), &tokens(&text)).len();
+        breaches_found.extend(breaches(relative, &text));
+    }
+    assert!(
+        paths_read > files.len(),
+        "{paths_read} paths in {} files",
+        files.len()
+    );
+    let report: Vec<_> = breaches_found
+        .iter()
+        .map(|breach| format!("src/{breach}"))
+        .collect();
+    assert!(report.is_empty(), "\n{}", report.join("\n"));
+}
+
+#[test]
+fn each_rule_can_be_broken() {
+    for (file, text, expected) in [
+        ("core/ledger.rs", "use super::model::Nanos;", None),
+        ("core/ledger.rs", "use std::time::Duration;", None),
+        (
+            "core/ledger.rs",
+            "use std::{mem, time::Instant};",
+            Some("reaches outside"),
+        ),
+        (
+            "core/ledger.rs",
+            "fn f() { std::fs::read(x); }",
+            Some("`std::fs::read`"),
+        ),
+        (
+            "core/ledger.rs",
+            "use tokio::sync::mpsc;",
+            Some("reaches outside"),
+        ),
+        (
+            "core/ledger.rs",
+            "use crate::config::Config;",
+            Some("the core names `config"),
+        ),
+        (
+            "core/ledger.rs",
+            "mod tests { use super::super::super::app; }",
+            Some("the core names `app`"),
+        ),
+        ("core/ledger.rs", "async fn f() {}", Some("the core waits")),
+        (
+            "core/mod.rs",
+            "use super::sources::clock;",
+            Some("the core names `sources::clock`"),
+        ),
+        (
+            "sources/procfs.rs",
+            "use crate::core::{input::Input, model::Pid};",
+            None,
+        ),
+        (
+            "sources/procfs.rs",
+            "use crate::core::{input::Input,\n ledger::Ledger};",
+            Some("core::ledger"),
+        ),
+        ("sources/procfs.rs", "use crate::sources::clock::now;", None),
+        (
+            "sources/procfs.rs",
+            "use super::kernel::KernelSource;",
+            Some("another one"),
+        ),
+        (
+            "sources/procfs.rs",
+            "mod tests { use super::super::kernel; }",
+            None,
+        ),
+        (
+            "sources/gpu/nvml.rs",
+            "use super::window::{self, Windows};",
+            None,
+        ),
+        (
+            "sources/gpu/nvml.rs",
+            "let x = crate::sources::procfs::scan();",
+            Some("another one"),
+        ),
+        (
+            "sources/clock.rs",
+            "use super::kernel::KernelSource;",
+            Some("another one"),
+        ),
+        (
+            "sources/identity/docker.rs",
+            "use super::{Counters, clean};",
+            None,
+        ),
+        (
+            "sources/identity/docker.rs",
+            "use super::cri::Client;",
+            Some("another one"),
+        ),
+        (
+            "sources/procfs.rs",
+            "use crate::outputs::socket;",
+            Some("downstream"),
+        ),
+        (
+            "outputs/otlp.rs",
+            "use super::instruments::{self, Sink};",
+            None,
+        ),
+        (
+            "outputs/otlp.rs",
+            "use super::{prometheus, ReadClock};",
+            Some("outputs::prometheus"),
+        ),
+        (
+            "outputs/otlp/request.rs",
+            "use crate::outputs::otlp::Sender;",
+            None,
+        ),
+        (
+            "outputs/instruments.rs",
+            "use super::socket::Query;",
+            Some("outputs::socket"),
+        ),
+        (
+            "outputs/socket.rs",
+            "use crate::sources::procfs;",
+            Some("only `app`"),
+        ),
+        (
+            "commands/status.rs",
+            "use crate::outputs::socket::StatusReport;",
+            None,
+        ),
+        (
+            "commands/status.rs",
+            "use crate::sources::clock;",
+            Some("only `app`"),
+        ),
+        (
+            "config.rs",
+            "use crate::outputs::prometheus;",
+            Some("downstream"),
+        ),
+        (
+            "app.rs",
+            "use crate::{core::accountant, outputs::otlp, sources::procfs};",
+            None,
+        ),
+        // What only looks like a path.
+        (
+            "core/a.rs",
+            "// tokio::spawn\n/* /* tokio::a */ tokio::b */",
+            None,
+        ),
+        (
+            "core/a.rs",
+            "let a = \"tokio::x \\\" tokio::y\"; let b = r#\"\" tokio::z\"#;",
+            None,
+        ),
+        (
+            "core/a.rs",
+            "let a = ('\"', '\\'', b'\\\\', 'x'); fn f<'a>(x: &'a str) {} // tokio::x",
+            None,
+        ),
+        ("core/a.rs", "let a = '\"'; tokio::x();", Some("`tokio::x`")),
+        ("core/a.rs", "fn f<'a>() { tokio::x() }", Some("`tokio::x`")),
+    ] {
+        let found = breaches(Path::new(file), text);
+        match expected {
+            None => assert_eq!(found, [], "{file}: {text}"),
+            Some(expected) => {
+                let report = found.iter().map(ToString::to_string).collect::<Vec<_>>();
+                assert!(
+                    report.len() == 1 && report[0].contains(expected),
+                    "{file}: {text:?} gave {report:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_breach_is_reported_where_it_is() {
+    let text = "//! Books.\n\nuse std::sync::Arc;\n\nmod tests {\n    use super::*;\n    use tokio::time;\n}\n";
+    let found = breaches(Path::new("core/ledger.rs"), text);
+    let report: Vec<_> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        report,
+        ["core/ledger.rs:7: the core names `tokio::time`, which reaches outside"]
+    );
+}

@@ -1,0 +1,444 @@
+//! The Docker source against real daemons: there from the start, late, killed, frozen, calling
+//! themselves `dev`; and against what only claims to be one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use gpuacct::core::cgroup_path::{CgroupMeaning, resolve};
+use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input, SourceHealth};
+use gpuacct::core::model::{ContainerId, Pid, SourceId, SourceState};
+use gpuacct::sources::identity::Counters;
+use gpuacct::sources::identity::docker::{self, Config};
+use gpuacct::sources::{clock, procfs};
+use gpuacct_tests::docker::{Container, ContainerSpec, Dockerd, IMAGE, Options, available};
+use gpuacct_tests::requirement::require;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
+/// Nothing here takes as long; it turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn root() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("ga-")
+        .tempdir()
+        .expect("a folder below /tmp")
+}
+
+fn options(root: &TempDir) -> Options {
+    Options::at(root.path().join("d"))
+}
+
+/// A source that is running, and what it says.
+struct Source {
+    inputs: mpsc::Receiver<Input>,
+    lookups: mpsc::Sender<ContainerId>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    counters: Arc<Counters>,
+}
+
+impl Source {
+    fn following(socket: &Path) -> Self {
+        Self::with(Config {
+            sockets: vec![socket.to_owned()],
+            timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_millis(200),
+            retry_max: Duration::from_secs(1),
+            look_interval: Duration::from_millis(50),
+        })
+    }
+
+    fn with(config: Config) -> Self {
+        let (lookups, receiver) = mpsc::channel(64);
+        let (out, inputs) = mpsc::channel(64);
+        let (stop, shutdown) = watch::channel(false);
+        let counters = Arc::new(Counters::default());
+        let task = tokio::spawn(docker::run(
+            config,
+            Arc::clone(&counters),
+            receiver,
+            out,
+            clock::now,
+            shutdown,
+        ));
+        Self {
+            inputs,
+            lookups,
+            stop,
+            task,
+            counters,
+        }
+    }
+
+    /// The first of the coming inputs that `pick` makes something of.
+    async fn until<T>(&mut self, what: &str, mut pick: impl FnMut(&Input) -> Option<T>) -> T {
+        let mut passed = Vec::new();
+        let search = async {
+            loop {
+                let input = self.inputs.recv().await.expect("the source goes on");
+                if let Some(picked) = pick(&input) {
+                    return picked;
+                }
+                passed.push(input);
+            }
+        };
+        match tokio::time::timeout(PATIENCE, search).await {
+            Ok(picked) => picked,
+            Err(_) => panic!("no {what} among {passed:#?}"),
+        }
+    }
+
+    async fn health(&mut self, state: &str) -> SourceHealth {
+        self.until(state, |input| match input {
+            Input::Health(health) if health.state.as_str() == state => {
+                assert_eq!(health.source, SourceId::Docker);
+                Some(health.clone())
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    /// The class of the next failure.
+    async fn down(&mut self) -> (String, String) {
+        let SourceState::Down {
+            class,
+            reason,
+            next_retry,
+        } = self.health("down").await.state
+        else {
+            panic!("down is down");
+        };
+        assert!(next_retry.is_some());
+        (class.to_string(), reason.to_string())
+    }
+
+    async fn found(&mut self, container: &Container) -> ContainerIdentity {
+        self.until(&container.id, |input| match input {
+            Input::Identity(IdentityUpdate::Found(identity))
+                if identity.id.as_str() == container.id =>
+            {
+                Some(identity.clone())
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    async fn look_up(&self, id: &str) {
+        self.lookups
+            .send(ContainerId::from(id))
+            .await
+            .expect("the source goes on");
+    }
+
+    async fn stop(self) {
+        self.stop.send(true).expect("the source goes on");
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the source stops")
+            .expect("and has not panicked");
+    }
+}
+
+fn trainer(name: &str) -> ContainerSpec {
+    ContainerSpec::named(name)
+        .in_pod("ml", "train-0", UID, "trainer")
+        .label("team", "vision \"north\"\nand south")
+}
+
+fn check_trainer(identity: &ContainerIdentity, name: &str) {
+    assert_eq!(identity.name.as_deref(), Some(name));
+    assert_eq!(identity.image.as_deref(), Some(IMAGE));
+    let kubernetes = identity.kubernetes.as_ref().expect("all four labels");
+    assert_eq!(&*kubernetes.namespace, "ml");
+    assert_eq!(&*kubernetes.pod, "train-0");
+    assert_eq!(kubernetes.pod_uid.as_str(), UID);
+    assert_eq!(&*kubernetes.container, "trainer");
+    assert_eq!(identity.labels.len(), 5, "{:?}", identity.labels);
+    assert_eq!(
+        &*identity.labels["team"],
+        "vision \"north\"\u{fffd}and south"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_and_labels_arrive_by_list_event_and_lookup() {
+    let Some(()) = require("docker", available()) else {
+        return;
+    };
+    let root = root();
+    let mut daemon = Dockerd::start(options(&root)).unwrap();
+    let early = daemon.run(&trainer("early")).unwrap();
+
+    let mut source = Source::following(&daemon.socket());
+    check_trainer(&source.found(&early).await, "early");
+    assert_eq!(
+        *source.health("up").await.place,
+        *daemon.socket().to_string_lossy()
+    );
+
+    // Started later: an event.
+    let late = daemon.run(&trainer("late")).unwrap();
+    check_trainer(&source.found(&late).await, "late");
+
+    // Gone before anyone could ask: its event was enough.
+    let spec = trainer("brief").command(["true"]);
+    daemon.run_to_end(&spec).unwrap();
+    let brief = source
+        .until("brief", |input| match input {
+            Input::Identity(IdentityUpdate::Found(identity))
+                if identity.name.as_deref() == Some("brief") =>
+            {
+                Some(identity.clone())
+            }
+            _ => None,
+        })
+        .await;
+    check_trainer(&brief, "brief");
+    source
+        .until("removal", |input| match input {
+            Input::Identity(IdentityUpdate::Removed { id, .. }) => (*id == brief.id).then_some(()),
+            _ => None,
+        })
+        .await;
+
+    // A rename is news.
+    daemon.docker(&["rename", "late", "later"]).unwrap();
+    source
+        .until("renamed", |input| match input {
+            Input::Identity(IdentityUpdate::Found(identity)) => {
+                (identity.name.as_deref() == Some("later")).then_some(())
+            }
+            _ => None,
+        })
+        .await;
+
+    // An image whose name went to another one is still called what the user wrote.
+    daemon
+        .docker(&["commit", "--message=other", "early", IMAGE])
+        .unwrap();
+    source.look_up(&early.id).await;
+    check_trainer(&source.found(&early).await, "early");
+    source.stop().await;
+    let mut source = Source::following(&daemon.socket());
+    check_trainer(&source.found(&early).await, "early");
+
+    // Nobody's id is not found, and that is said.
+    let nobody = "0".repeat(64);
+    source.look_up(&nobody).await;
+    source
+        .until("not found", |input| match input {
+            Input::Identity(IdentityUpdate::NotFound { id, reason, .. }) => {
+                assert_eq!(*reason, "not_found");
+                (id.as_str() == nobody).then_some(())
+            }
+            _ => None,
+        })
+        .await;
+    assert_eq!(source.counters.invalid_replies.load(Ordering::Relaxed), 0);
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kernels_cgroup_and_the_daemon_name_the_same_container() {
+    let Some(()) = require("docker", available()) else {
+        return;
+    };
+    let root = root();
+    let mut daemon = Dockerd::start(options(&root)).unwrap();
+    let in_pod = daemon.run(&trainer("in-pod")).unwrap();
+    let plain = daemon.run(&ContainerSpec::named("plain")).unwrap();
+
+    let scan = procfs::scan(PathBuf::from("/proc"), clock::now).unwrap();
+    for (container, pod) in [(&in_pod, Some(UID)), (&plain, None)] {
+        let process = scan
+            .processes
+            .iter()
+            .find(|p| p.pid == Pid(container.pid))
+            .expect("the container's process is in /proc");
+        let meaning = resolve(process.cgroups.iter().map(|(h, path)| (*h, &**path)));
+        let CgroupMeaning::Container(found) = meaning else {
+            panic!("{:?} means {meaning:?}", process.cgroups);
+        };
+        assert_eq!(found.id.as_str(), container.id);
+        assert_eq!(found.pod.as_ref().map(|p| p.uid.as_str()), pod);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
+    let Some(()) = require("docker", available()) else {
+        return;
+    };
+    let root = root();
+    let options = options(&root);
+    let mut source = Source::following(&options.root.join("docker.sock"));
+    source.health("absent").await;
+
+    let mut daemon = Dockerd::start(options).unwrap();
+    let first = daemon.run(&trainer("first")).unwrap();
+    source.health("up").await;
+    check_trainer(&source.found(&first).await, "first");
+
+    // Killed: the socket stays and refuses. What is looked up meanwhile is answered afterwards.
+    daemon.kill().unwrap();
+    let (class, reason) = source.down().await;
+    assert!(
+        ["closed", "refused"].contains(&&*class),
+        "{class}: {reason}"
+    );
+    source.look_up(&first.id).await;
+    daemon.start_again().unwrap();
+    let second = daemon.run(&trainer("second")).unwrap();
+    source.health("up").await;
+    check_trainer(&source.found(&second).await, "second");
+    source.look_up(&first.id).await;
+    check_trainer(&source.found(&first).await, "first");
+    assert!(
+        Path::new(&format!("/proc/{}", first.pid)).exists(),
+        "it outlived the daemon"
+    );
+
+    // Stopped in order: the socket is taken away.
+    daemon.stop().unwrap();
+    source
+        .until("vanished", |input| match input {
+            Input::Health(SourceHealth {
+                state: SourceState::Down { class, .. },
+                ..
+            }) => (&**class == "vanished").then_some(()),
+            _ => None,
+        })
+        .await;
+    daemon.start_again().unwrap();
+    source.health("up").await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_hangs_is_down_and_comes_back() {
+    let Some(()) = require("docker", available()) else {
+        return;
+    };
+    let root = root();
+    let mut daemon = Dockerd::start(options(&root)).unwrap();
+    let mut source = Source::following(&daemon.socket());
+    source.health("up").await;
+
+    daemon.pause().unwrap();
+    let (class, reason) = source.down().await;
+    assert_eq!(class, "timeout", "{reason}");
+    assert!(source.counters.timeouts.load(Ordering::Relaxed) > 0);
+    daemon.resume().unwrap();
+    source.health("up").await;
+    let container = daemon.run(&trainer("after")).unwrap();
+    check_trainer(&source.found(&container).await, "after");
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
+    let Some(()) = require("docker", available()) else {
+        return;
+    };
+    let root = root();
+    let mut options = options(&root);
+    options.version_says = Some("dev".to_owned());
+    let mut daemon = Dockerd::start(options).unwrap();
+    let version = daemon
+        .docker(&["version", "--format={{.Server.Version}}"])
+        .unwrap();
+    assert_eq!(version.trim(), "dev");
+
+    let early = daemon.run(&trainer("early")).unwrap();
+    let mut source = Source::following(&daemon.socket());
+    check_trainer(&source.found(&early).await, "early");
+    source.health("up").await;
+    let late = daemon.run(&trainer("late")).unwrap();
+    check_trainer(&source.found(&late).await, "late");
+    source.stop().await;
+}
+
+/// Sends one canned reply to every request.
+fn impostor(socket: &Path, reply: &'static [u8]) -> JoinHandle<()> {
+    let listener = UnixListener::bind(socket).expect("a free path");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            // A client that hangs up early is the point of some of these.
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(reply).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn what_is_no_daemon_is_down_with_a_reason_and_harms_nothing() {
+    let rows: [(&[u8], &str); 7] = [
+        (b"", "closed"),
+        (b"\x00\xff\x16\x03garbage", "protocol"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ngarbage",
+            "protocol",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{\"a\": 1}",
+            "protocol",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n\xff\xfe\xfd\xfc\x80\x81\x82",
+            "protocol",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 70\r\n\r\n[{\"Id\":",
+            "closed",
+        ),
+        (
+            b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops",
+            "status",
+        ),
+    ];
+    for (reply, expected) in rows {
+        let root = root();
+        let socket = root.path().join("docker.sock");
+        let server = impostor(&socket, reply);
+        let mut source = Source::following(&socket);
+        let (class, reason) = source.down().await;
+        assert_eq!(class, expected, "{}: {reason}", reply.escape_ascii());
+        source.stop().await;
+        server.abort();
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_absent_and_what_is_in_the_way_is_said() {
+    let root = root();
+    let socket = root.path().join("docker.sock");
+    let mut source = Source::following(&socket);
+    source.health("absent").await;
+    // Docker makes a folder of a bind mount without a source.
+    std::fs::create_dir(&socket).unwrap();
+    let (class, _) = source.down().await;
+    assert_eq!(class, "not_a_socket");
+    std::fs::remove_dir(&socket).unwrap();
+    // A socket that nobody listens on any more.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    source
+        .until("refused", |input| match input {
+            Input::Health(SourceHealth {
+                state: SourceState::Down { class, .. },
+                ..
+            }) => (&**class == "refused").then_some(()),
+            _ => None,
+        })
+        .await;
+    source.stop().await;
+}

@@ -1,0 +1,427 @@
+//! Other people's NVML clients against the simulated library: proof that it speaks NVML's ABI and
+//! not only our reading of it. The processes are real, their GPU past is scripted.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, OnceLock};
+
+use gpuacct_tests::requirement::require;
+use serde_json::Value;
+use sim_nvml::library::{self, Driver};
+use sim_nvml::{Engines, Event, GpuSpec, Job, JobId, Kind, Scenario, Script, Server, Truth};
+
+/// The clients, pinned: a new release is tried on purpose, not by chance.
+const PINS: [&str; 3] = ["nvidia-ml-py==13.615.71", "nvitop==1.7.2", "gpustat==1.1.1"];
+const GIB: u64 = 1 << 30;
+const SECOND: u64 = 1_000_000;
+
+/// A virtual environment with the clients, made once per target directory.
+fn venv() -> Result<PathBuf, String> {
+    static VENV: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    VENV.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .parent()
+            .ok_or("no target directory")?;
+        let venv = target.join("venv");
+        let marker = venv.join("nvml-clients.txt");
+        let pins = PINS.join("\n");
+        if std::fs::read_to_string(&marker).is_ok_and(|installed| installed == pins) {
+            return Ok(venv);
+        }
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        let mut pip = Command::new(venv.join("bin/python"));
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ])
+        .args(PINS);
+        run(&mut pip)?;
+        std::fs::write(&marker, pins).map_err(|error| format!("{}: {error}", marker.display()))?;
+        Ok(venv)
+    })
+    .clone()
+}
+
+/// Standard output of a command that succeeds.
+fn run(command: &mut Command) -> Result<String, String> {
+    let name = format!("{command:?}");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{name}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!(
+            "{name}: {}: {}{}",
+            output.status,
+            text(&output.stdout),
+            text(&output.stderr)
+        ))
+    }
+}
+
+/// A process that exists, and nothing else.
+struct Process(Child);
+
+impl Process {
+    fn new() -> Self {
+        Self(
+            Command::new("sleep")
+                .arg("3600")
+                .spawn()
+                .expect("sleep(1) is everywhere"),
+        )
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Two GPUs with a minute behind them: one process has the first GPU, three share the second.
+struct Rig {
+    dir: tempfile::TempDir,
+    venv: PathBuf,
+    scenario: Scenario,
+    alone: Process,
+    sharing: [Process; 3],
+}
+
+impl Rig {
+    fn new() -> Option<Self> {
+        let venv = require("pypi", venv())?;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        library::install(Driver::R550, &dir.path().join("lib")).expect("the library builds");
+        let (alone, sharing) = (
+            Process::new(),
+            [Process::new(), Process::new(), Process::new()],
+        );
+        let created_us = sim_nvml::wall_us() - 60 * SECOND;
+        let mut script = Script::new(created_us, vec![GpuSpec::a100(0), GpuSpec::a100(1)], 2026);
+        let engines = Engines {
+            memory: 0.5,
+            ..Engines::default()
+        };
+        let whole = Job {
+            share: 1.0,
+            memory_bytes: 2 * GIB,
+            engines,
+            ..Job::default()
+        };
+        let jobs = [
+            (&alone, whole),
+            (
+                &sharing[0],
+                Job {
+                    gpu: 1,
+                    share: 0.5,
+                    memory_bytes: 3 * GIB,
+                    ..Job::default()
+                },
+            ),
+            (
+                &sharing[1],
+                Job {
+                    gpu: 1,
+                    share: 0.25,
+                    memory_bytes: 4 * GIB,
+                    ..Job::default()
+                },
+            ),
+            (
+                &sharing[2],
+                Job {
+                    gpu: 1,
+                    share: 0.1,
+                    memory_bytes: 5 * GIB,
+                    kind: Kind::Graphics,
+                    ..Job::default()
+                },
+            ),
+        ];
+        for (id, (process, work)) in (0..).zip(jobs) {
+            let job = JobId(u64::MAX - id);
+            script = script.at(
+                created_us,
+                Event::Start {
+                    job,
+                    pid: process.pid(),
+                    inner_pid: None,
+                    work,
+                },
+            );
+        }
+        let scenario = script
+            .create(dir.path().join("state"))
+            .expect("a fresh directory");
+        Some(Self {
+            dir,
+            venv,
+            scenario,
+            alone,
+            sharing,
+        })
+    }
+
+    fn client(&self, program: &str) -> Command {
+        let mut command = Command::new(self.venv.join("bin").join(program));
+        command
+            .env("LD_LIBRARY_PATH", self.dir.path().join("lib"))
+            .env(sim_nvml::STATE_DIR, self.scenario.dir());
+        command
+            .env("NO_COLOR", "1")
+            .env("TERM", "dumb")
+            .env("COLUMNS", "200")
+            .env("LANG", "C.UTF-8");
+        command
+    }
+}
+
+/// Asks everything twice where one answer could be torn, and prints it as JSON.
+const PYNVML: &str = r#"
+import json, pynvml as n
+n.nvmlInit()
+def text(value): return value.decode() if isinstance(value, bytes) else value
+gpus = []
+for index in range(n.nvmlDeviceGetCount()):
+    gpu = n.nvmlDeviceGetHandleByIndex(index)
+    memory = n.nvmlDeviceGetMemoryInfo(gpu, version=n.nvmlMemory_v2)
+    lists = dict(compute=n.nvmlDeviceGetComputeRunningProcesses(gpu),
+                 graphics=n.nvmlDeviceGetGraphicsRunningProcesses(gpu),
+                 mps=n.nvmlDeviceGetMPSComputeRunningProcesses(gpu))
+    samples = lambda: [(s.timeStamp, s.sampleValue.uiVal)
+                       for s in n.nvmlDeviceGetSamples(gpu, n.NVML_GPU_UTILIZATION_SAMPLES, 0)[1]]
+    while True:
+        before = samples()
+        last_seen = before[-60][0]
+        rows = [(r.pid, r.timeStamp, r.smUtil, r.memUtil) for r in n.nvmlDeviceGetProcessUtilization(gpu, last_seen)]
+        if samples()[-1] == before[-1]:
+            break
+    newer = [sample for sample in before if sample[0] > last_seen]
+    try:
+        n.nvmlDeviceGetProcessUtilization(gpu, before[-1][0] + 3600 * 10**6)
+        later = 'rows'
+    except n.NVMLError_NotFound:
+        later = 'not found'
+    gpus.append(dict(
+        name=text(n.nvmlDeviceGetName(gpu)), uuid=text(n.nvmlDeviceGetUUID(gpu)),
+        bus=text(n.nvmlDeviceGetPciInfo(gpu).busId), total=memory.total, used=memory.used,
+        lists={kind: [(p.pid, p.usedGpuMemory) for p in rows] for kind, rows in lists.items()},
+        last_seen=last_seen, samples=newer, rows=rows, later=later,
+        rates=n.nvmlDeviceGetUtilizationRates(gpu).gpu,
+        energy=n.nvmlDeviceGetTotalEnergyConsumption(gpu), power=n.nvmlDeviceGetPowerUsage(gpu),
+        accounting=n.nvmlDeviceGetAccountingMode(gpu), mig=n.nvmlDeviceGetMigMode(gpu)))
+print(json.dumps(dict(driver=text(n.nvmlSystemGetDriverVersion()), gpus=gpus)))
+n.nvmlShutdown()
+"#;
+
+#[test]
+fn nvidia_ml_py_shows_the_scenario_s_pids_and_the_ring_s_means() {
+    let Some(rig) = Rig::new() else { return };
+    let text = run(rig.client("python").args(["-c", PYNVML]))
+        .expect("NVIDIA's own bindings accept the library");
+    let seen: Value = serde_json::from_str(&text).expect("the script prints JSON");
+    assert_eq!(seen["driver"], "550.163.01");
+    let truth = Truth::read(rig.scenario.dir()).expect("the scenario's log");
+    let expected_lists = [
+        (vec![(rig.alone.pid(), 2 * GIB)], vec![]),
+        (
+            vec![
+                (rig.sharing[0].pid(), 3 * GIB),
+                (rig.sharing[1].pid(), 4 * GIB),
+            ],
+            vec![(rig.sharing[2].pid(), 5 * GIB)],
+        ),
+    ];
+    for (index, (spec, (compute, graphics))) in
+        (0..).zip(rig.scenario.machine().gpus.iter().zip(expected_lists))
+    {
+        let gpu = &seen["gpus"][index as usize];
+        assert_eq!(
+            (gpu["name"].as_str(), gpu["uuid"].as_str()),
+            (Some(&*spec.name), Some(&*spec.uuid))
+        );
+        assert_eq!(gpu["lists"]["compute"], serde_json::json!(compute));
+        assert_eq!(gpu["lists"]["graphics"], serde_json::json!(graphics));
+        assert_eq!(gpu["lists"]["mps"], serde_json::json!([]));
+        let held: u64 = compute
+            .iter()
+            .chain(&graphics)
+            .map(|(_, bytes)| bytes)
+            .sum();
+        assert_eq!(
+            (gpu["total"].as_u64(), gpu["used"].as_u64()),
+            (Some(80 * GIB), Some(held))
+        );
+        assert_eq!(
+            (&gpu["later"], &gpu["accounting"], &gpu["mig"]),
+            (&"not found".into(), &0.into(), &[0, 0].into())
+        );
+        assert!(gpu["energy"].as_u64() > Some(0) && gpu["power"].as_u64() >= Some(spec.idle_mw));
+
+        // Each row is the floored mean of what the ring credited to its pid after lastSeen.
+        let samples = gpu["samples"].as_array().expect("samples");
+        let number = |value: &Value| value.as_u64().expect("a number");
+        let (begin, end) = (
+            number(&gpu["last_seen"]) + 1,
+            number(&samples[samples.len() - 1][0]) + 1,
+        );
+        assert!(samples.len() >= 59, "{} samples", samples.len());
+        let credited = truth.ring_ns(index, begin..end);
+        let rows = gpu["rows"].as_array().expect("rows");
+        assert_eq!(rows.len(), credited.len(), "{rows:?} {credited:?}");
+        for row in rows {
+            let pid = u32::try_from(number(&row[0])).expect("a pid");
+            let whole = samples.len() as u64 * spec.ring.period_ns;
+            assert_eq!(number(&row[2]), credited[&pid] * 100 / whole, "pid {pid}");
+            assert!((begin..end).contains(&number(&row[1])));
+        }
+        let device: u64 = samples.iter().map(|sample| number(&sample[1])).sum();
+        assert_eq!(
+            device * spec.ring.period_ns / 100,
+            credited.values().sum::<u64>()
+        );
+    }
+    assert_eq!(seen["gpus"][0]["rates"], 100);
+}
+
+#[test]
+fn gpustat_shows_the_scenario_s_pids_and_memory() {
+    let Some(rig) = Rig::new() else { return };
+    let text = run(rig.client("gpustat").arg("--json")).expect("gpustat accepts the library");
+    let seen: Value = serde_json::from_str(&text).expect("gpustat prints JSON");
+    let processes = |gpu: usize| {
+        let rows = seen["gpus"][gpu]["processes"]
+            .as_array()
+            .expect("processes");
+        let mut rows: Vec<_> = rows
+            .iter()
+            .map(|row| (row["pid"].as_u64(), row["gpu_memory_usage"].as_u64()))
+            .collect();
+        rows.sort_unstable();
+        rows
+    };
+    let row = |process: &Process, gib: u64| (Some(u64::from(process.pid())), Some(gib * 1_024));
+    assert_eq!(processes(0), [row(&rig.alone, 2)]);
+    let mut shared = vec![
+        row(&rig.sharing[0], 3),
+        row(&rig.sharing[1], 4),
+        row(&rig.sharing[2], 5),
+    ];
+    shared.sort_unstable();
+    assert_eq!(processes(1), shared);
+    let gpu = &seen["gpus"][0];
+    assert_eq!(gpu["utilization.gpu"], 100);
+    assert_eq!(
+        (&gpu["memory.used"], &gpu["memory.total"]),
+        (&2_048.into(), &81_920.into())
+    );
+    assert_eq!(
+        gpu["uuid"].as_str(),
+        Some(&*rig.scenario.machine().gpus[0].uuid)
+    );
+}
+
+/// Prints its own pid and those of the GPU's processes, as an NVML client in its namespace sees them.
+const INSIDE: &str = r#"
+import json, os, pynvml as n
+n.nvmlInit()
+gpu = n.nvmlDeviceGetHandleByIndex(0)
+rows = n.nvmlDeviceGetProcessUtilization(gpu, 0)
+print(json.dumps(dict(listed=[p.pid for p in n.nvmlDeviceGetComputeRunningProcesses(gpu)], rows=[r.pid for r in rows])))
+"#;
+
+#[test]
+fn a_process_in_another_pid_namespace_is_known_by_both_its_pids() {
+    let Some(rig) = Rig::new() else { return };
+    let unshare = ["--pid", "--fork", "--mount-proc"];
+    let available = run(Command::new("unshare").args(unshare).arg("true"));
+    let Some(_) = require("namespaces", available) else {
+        return;
+    };
+    let job = library::build_job().expect("the job builds");
+    let socket = rig.dir.path().join("gpu.sock");
+    let scenario = Scenario::open(rig.scenario.dir()).expect("the scenario");
+    let _server = Server::start(Arc::new(scenario), &socket).expect("a socket");
+    // The job says nothing when it is registered; the client looks until the list shows it.
+    let script = "\"$1\" --socket \"$2\" --share 0.1 --duration-ms 3600000 --label inside & echo $!
+        for attempt in $(seq 300); do
+            \"$3\" -c \"$4\" > \"$5\"; grep -q '\"listed\": .[0-9]' \"$5\" && break
+        done
+        cat \"$5\"; kill $!";
+    let mut inside = Command::new("unshare");
+    inside
+        .args(unshare)
+        .args(["sh", "-c", script, "sh"])
+        .arg(&job)
+        .arg(&socket);
+    inside
+        .arg(rig.venv.join("bin/python"))
+        .arg(INSIDE)
+        .arg(rig.dir.path().join("seen"));
+    inside
+        .env("LD_LIBRARY_PATH", rig.dir.path().join("lib"))
+        .env(sim_nvml::STATE_DIR, rig.scenario.dir());
+    let text = run(&mut inside).expect("the client runs inside");
+    let (pid, seen) = text.split_once('\n').expect("a pid and a line");
+    let (pid, seen): (u32, Value) = (
+        pid.parse().expect("a pid"),
+        serde_json::from_str(seen).expect("JSON"),
+    );
+    assert_eq!(
+        seen["listed"],
+        serde_json::json!([pid]),
+        "its own pid there, and nobody from outside"
+    );
+    let rows = seen["rows"].as_array().expect("rows");
+    assert!(
+        rows.contains(&rig.alone.pid().into()),
+        "this driver's utilisation rows have the host's pids: {rows:?}"
+    );
+
+    let truth = Truth::read(rig.scenario.dir()).expect("the scenario's log");
+    let jobs = truth.jobs(0..u64::MAX);
+    let job = jobs
+        .iter()
+        .find(|job| job.label.as_deref() == Some("inside"))
+        .expect("the job is in the log");
+    assert_ne!(job.pid, pid, "outside it has the host's");
+}
+
+#[test]
+fn nvitop_shows_the_scenario_s_pids_and_shares() {
+    let Some(rig) = Rig::new() else { return };
+    let text =
+        run(rig.client("nvitop").args(["-1", "--no-unicode"])).expect("nvitop accepts the library");
+    let row = |process: &Process| {
+        let pid = process.pid().to_string();
+        let row = text
+            .lines()
+            .find(|line| line.split_whitespace().any(|word| word == pid));
+        row.unwrap_or_else(|| panic!("no pid {pid} in:\n{text}"))
+    };
+    let alone = row(&rig.alone);
+    assert!(
+        alone.contains("2048MiB") || alone.contains("2.00GiB") || alone.contains("2048M"),
+        "{alone}\n{text}"
+    );
+    assert!(
+        alone.split_whitespace().any(|word| word == "100"),
+        "100 % of the multiprocessors: {alone}"
+    );
+    for process in &rig.sharing {
+        row(process);
+    }
+}

@@ -1,0 +1,610 @@
+//! The NVML thread against the simulated library: a real `libnvidia-ml.so.1`, opened by the real
+//! wrapper, whose ring credits real pids and whose truth is known.
+//!
+//! The library finds its machine by an environment variable, so each test runs in a process of its
+//! own. Nothing here asserts how long something took; deadlines only end a test that hangs.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+
+use gpuacct::core::input::{GpuProcesses, GpuWindow, Input, SourceHealth};
+use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
+use gpuacct::sources::clock;
+use gpuacct::sources::gpu::nvml::{self, Config, NvmlHandle};
+use gpuacct::sources::gpu::record::{self, Options};
+use serde_json::Value;
+use sim_nvml::library::{self, Driver};
+use sim_nvml::{
+    Cadence, Fault, GpuSpec, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR, Scenario, Truth,
+};
+use tokio::sync::{mpsc, watch};
+
+/// Beyond this a test hangs.
+const DEADLINE: Duration = Duration::from_secs(90);
+const MIB: u64 = 1 << 20;
+
+/// Runs `body` in a process of its own, whose NVML is a machine with these GPUs. The name is the
+/// test's.
+fn on_a_machine(name: &str, driver: Driver, gpus: Vec<GpuSpec>, body: fn(Rig) -> TestEnd) {
+    if let Some(dir) = std::env::var_os(STATE_DIR) {
+        let scenario = Scenario::open(dir).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let rig = Rig { scenario };
+        runtime
+            .block_on(async { tokio::time::timeout(DEADLINE, body(rig)).await })
+            .unwrap_or_else(|_| panic!("{name} is not over after {DEADLINE:?}"));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    Scenario::create(&state, gpus, 20_260).unwrap();
+    library::install(driver, dir.path()).unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(STATE_DIR, &state)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name} in its own process: {status}");
+}
+
+type TestEnd = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
+struct Rig {
+    scenario: Scenario,
+}
+
+impl Rig {
+    fn start(&self) -> Agent {
+        let config = Config {
+            // Beside the state directory, where the parent laid it out.
+            library: Some(self.scenario.dir().with_file_name("libnvidia-ml.so.1")),
+            interval: Duration::from_millis(500),
+            lists_interval: Duration::from_secs(3600),
+        };
+        let (out, inputs) = mpsc::channel(16);
+        let (lists, lists_wanted) = mpsc::channel(1);
+        let (stop, shutdown) = watch::channel(false);
+        let handle = nvml::spawn(config, out, lists_wanted, shutdown).unwrap();
+        Agent {
+            handle,
+            inputs,
+            lists,
+            stop,
+            ends: BTreeMap::new(),
+        }
+    }
+
+    fn job(&self, gpu: u32, pid: u32, share: f64) {
+        self.scenario
+            .start(
+                pid,
+                Job {
+                    gpu,
+                    share,
+                    memory_bytes: 64 * MIB,
+                    ..Job::default()
+                },
+            )
+            .unwrap();
+    }
+
+    fn uuid(&self, gpu: usize) -> String {
+        self.scenario.machine().gpus[gpu].uuid.clone()
+    }
+}
+
+/// What the agent's core would receive.
+struct Agent {
+    handle: NvmlHandle,
+    inputs: mpsc::Receiver<Input>,
+    lists: mpsc::Sender<()>,
+    stop: watch::Sender<bool>,
+    /// Where each GPU's last window ended.
+    ends: BTreeMap<String, BootTime>,
+}
+
+impl Agent {
+    /// The next observation; windows are checked for tiling and balance on the way.
+    async fn next(&mut self) -> Input {
+        let input = self.inputs.recv().await.expect("the thread is running");
+        if let Input::Window(window) = &input {
+            let unobserved: Nanos = window.unobserved.iter().map(|&(_, time)| time).sum();
+            let known = window.busy.plus(window.idle).plus(unobserved);
+            assert_eq!(window.end.since(window.start), known, "{window:?}");
+            let credits: Nanos = window.credits.iter().map(|credit| credit.busy).sum();
+            let owned = credits.plus(window.below_resolution).plus(window.no_row);
+            assert_eq!(window.busy, owned, "{window:?}");
+            let uuid = window.gpu.as_str().to_owned();
+            if let Some(end) = self.ends.insert(uuid, window.end) {
+                assert_eq!(window.start, end, "windows tile: {window:?}");
+            }
+        }
+        input
+    }
+
+    async fn window(&mut self, uuid: &str) -> GpuWindow {
+        loop {
+            match self.next().await {
+                Input::Window(window) if window.gpu.as_str() == uuid => return window,
+                _ => {}
+            }
+        }
+    }
+
+    async fn health(&mut self) -> SourceHealth {
+        loop {
+            if let Input::Health(health) = self.next().await {
+                return health;
+            }
+        }
+    }
+
+    /// Waits until the source is down for this class of reasons, and gives the reason.
+    async fn down(&mut self, expected: &str) -> String {
+        loop {
+            if let SourceState::Down { class, reason, .. } = self.health().await.state
+                && *class == *expected
+            {
+                return reason.to_string();
+            }
+        }
+    }
+
+    async fn up(&mut self) {
+        while self.health().await.state != SourceState::Up {}
+    }
+
+    async fn lists(&mut self, uuid: &str) -> GpuProcesses {
+        loop {
+            match self.next().await {
+                Input::GpuProcesses(lists) if lists.gpu.as_str() == uuid => return lists,
+                _ => {}
+            }
+        }
+    }
+
+    /// Stops the thread, and gives what it still had to say.
+    async fn stop(mut self) -> Vec<Input> {
+        self.stop.send(true).unwrap();
+        let mut last = Vec::new();
+        while let Some(input) = self.inputs.recv().await {
+            last.push(input);
+        }
+        self.handle.stopped().await;
+        last
+    }
+}
+
+fn unobserved(window: &GpuWindow) -> Vec<UnobservedReason> {
+    window
+        .unobserved
+        .iter()
+        .map(|&(reason, _)| reason)
+        .collect()
+}
+
+/// Every way of sampling that products have, side by side.
+fn zoo() -> Vec<GpuSpec> {
+    let mut gpus: Vec<GpuSpec> = (0..7).map(GpuSpec::a100).collect();
+    gpus[1].ring = Cadence::ONE_HERTZ;
+    gpus[2].device_samples = Some(Cadence {
+        period_ns: RING_PERIOD_NS,
+        phase_ns: RING_PERIOD_NS / 2,
+    });
+    gpus[3].mig = Mig::On;
+    gpus[4].pauses_when_idle = true;
+    gpus[6].measure = Measure::Averaged;
+    gpus
+}
+
+#[test]
+fn what_is_booked_is_what_the_ring_credited() {
+    on_a_machine(
+        "what_is_booked_is_what_the_ring_credited",
+        Driver::R550,
+        zoo(),
+        |rig| {
+            Box::pin(async move {
+                let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
+                for gpu in [0, 1, 2, 6] {
+                    rig.job(gpu, one, 0.6);
+                    rig.job(gpu, two, 0.3);
+                }
+                let mut agent = rig.start();
+                let Input::Gpus(gpus) = agent.next().await else {
+                    panic!("the list of GPUs comes first");
+                };
+                assert_eq!(gpus.len(), 7);
+                assert!(gpus.iter().all(|gpu| gpu.simulated), "{gpus:?}");
+                assert_eq!(&*gpus[0].driver, "550.163.01");
+
+                let mut windows = BTreeMap::<String, Vec<GpuWindow>>::new();
+                let sampled: Vec<String> = [0, 1, 2, 5, 6].map(|gpu| rig.uuid(gpu)).into();
+                let long = |windows: &Vec<GpuWindow>| {
+                    let (first, last) = (&windows[0], &windows[windows.len() - 1]);
+                    last.end.since(first.end) > Nanos::from_secs(8)
+                };
+                while !sampled
+                    .iter()
+                    .all(|uuid| windows.get(uuid).is_some_and(long))
+                {
+                    if let Input::Window(window) = agent.next().await {
+                        let uuid = window.gpu.as_str().to_owned();
+                        windows.entry(uuid).or_default().push(window);
+                    }
+                }
+
+                let truth = Truth::read(rig.scenario.dir()).unwrap();
+                for (gpu, exact) in [(0, true), (1, true), (2, false), (5, true), (6, true)] {
+                    // The first window begins between two samples; from its end on all are whole.
+                    let windows = &windows[&rig.uuid(gpu)];
+                    let (first, counted) = windows.split_first().unwrap();
+                    let period = truth.machine().gpus[gpu].ring.period_ns;
+                    let elapsed = counted[counted.len() - 1].end.since(first.end).0;
+                    // Half a period on, so that no rounding decides which samples are in.
+                    let wall_us = |boot: BootTime| {
+                        let nanos = i128::from(boot.0 + period / 2) + truth.wall_minus_boot_ns();
+                        u64::try_from(nanos / 1000).unwrap()
+                    };
+                    let span = wall_us(first.end)..wall_us(counted[counted.len() - 1].end);
+                    let ring = truth.ring_ns(u32::try_from(gpu).unwrap(), span);
+                    let mut booked = BTreeMap::<u32, u64>::new();
+                    let mut ambiguous = 0;
+                    for window in counted {
+                        assert_eq!(window.unobserved, [], "gpu {gpu}: {window:?}");
+                        ambiguous += window.below_resolution.0 + window.no_row.0;
+                        for credit in &window.credits {
+                            *booked.entry(credit.pid.0).or_default() += credit.busy.0;
+                        }
+                    }
+                    let facts = format!(
+                        "gpu {gpu}: booked {booked:?}, ambiguous {ambiguous}, ring {ring:?}, elapsed {elapsed}"
+                    );
+                    // Samples that are all alike: whole percents hide nothing, only a device that
+                    // samples on another beat than its processes does.
+                    let tolerance = if exact { elapsed / 1000 } else { elapsed / 10 };
+                    for pid in [one, two] {
+                        let (booked, ring) = (booked.get(&pid), ring.get(&pid));
+                        let (booked, ring) = (booked.unwrap_or(&0), ring.unwrap_or(&0));
+                        assert!(booked.abs_diff(*ring) <= tolerance, "pid {pid}, {facts}");
+                    }
+                    assert!(!exact || ambiguous <= tolerance, "{facts}");
+                    assert!(booked.keys().all(|pid| [one, two].contains(pid)), "{facts}");
+                }
+                // Instances have no samples and no rows; that is said, not taken for idle.
+                let mig = &windows[&rig.uuid(3)];
+                assert!(
+                    mig.iter()
+                        .all(|window| unobserved(window) == [UnobservedReason::Unsupported])
+                );
+                // Nor is a device idle that stops sampling.
+                let paused = &windows[&rig.uuid(4)];
+                let gap = |window| unobserved(window) == [UnobservedReason::SampleGap];
+                assert!(paused.iter().all(gap), "{paused:?}");
+
+                let last = agent.stop().await;
+                let own =
+                    |input: &Input| matches!(input, Input::Window(_) | Input::GpuProcesses(_));
+                assert!(last.iter().all(own), "{last:?}");
+            })
+        },
+    );
+}
+
+#[test]
+fn a_lost_gpu_does_not_stop_the_others() {
+    on_a_machine(
+        "a_lost_gpu_does_not_stop_the_others",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                let mut agent = rig.start();
+                agent.up().await;
+                let lost = rig.scenario.inject(Some(1), Fault::gpu_is_lost()).unwrap();
+                let reason = agent.down("gpu_lost").await;
+                assert!(reason.contains(&rig.uuid(1)), "{reason}");
+
+                let mut healthy = Nanos::ZERO;
+                let window = loop {
+                    let Input::Window(window) = agent.next().await else {
+                        continue;
+                    };
+                    if window.gpu.as_str() == rig.uuid(0) {
+                        assert_eq!(window.unobserved, [], "the healthy one: {window:?}");
+                        healthy += window.busy;
+                    } else if !window.unobserved.is_empty() {
+                        break window;
+                    }
+                };
+                assert_eq!(unobserved(&window), [UnobservedReason::DriverError]);
+                assert!(healthy > Nanos::ZERO);
+
+                // The library was opened anew for its sake and cannot open it: that is still said.
+                while !agent.down("gpu_lost").await.contains("can open") {}
+                rig.scenario.clear(lost).unwrap();
+                agent.up().await;
+                loop {
+                    let window = agent.window(&rig.uuid(1)).await;
+                    if window.idle > Nanos::ZERO {
+                        break;
+                    }
+                    assert_eq!(unobserved(&window), [UnobservedReason::DriverError]);
+                }
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_hiccup_loses_nothing_and_a_blocked_call_is_told() {
+    on_a_machine(
+        "a_hiccup_loses_nothing_and_a_blocked_call_is_told",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                let mut agent = rig.start();
+                agent.up().await;
+                agent.window(&rig.uuid(0)).await;
+
+                // An error of the driver, for as long as it takes to be noticed.
+                let unknown = Fault::Fail {
+                    call: "nvmlDeviceGetProcessUtilization".to_owned(),
+                    code: 999,
+                };
+                let fault = rig.scenario.inject(Some(0), unknown).unwrap();
+                let reason = agent.down("driver_error").await;
+                assert!(
+                    reason.contains("nvmlDeviceGetProcessUtilization"),
+                    "{reason}"
+                );
+                rig.scenario.clear(fault).unwrap();
+                agent.up().await;
+
+                // A call that does not come back.
+                let stuck = Fault::Delay {
+                    call: "nvmlDeviceGetSamples".to_owned(),
+                    ms: 3_600_000,
+                };
+                let fault = rig.scenario.inject(Some(0), stuck).unwrap();
+                let watchdog = agent.handle.watchdog();
+                let blocked = loop {
+                    let half = Nanos::from_millis(500);
+                    match watchdog.blocked(clock::now().boot, half) {
+                        Some(blocked) => break blocked,
+                        // The cell is there to be looked at, not to wait on.
+                        None => tokio::time::sleep(Duration::from_millis(20)).await,
+                    }
+                };
+                assert_eq!(&*blocked.call, "nvmlDeviceGetSamples");
+                assert_eq!(blocked.gpu.map(|gpu| gpu.to_string()), Some(rig.uuid(0)));
+                rig.scenario.clear(fault).unwrap();
+
+                // Both were shorter than the ring: all of it is busy, and owned.
+                let after = clock::now().boot;
+                loop {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    assert_eq!(window.unobserved, [], "{window:?}");
+                    assert_eq!(window.idle, Nanos::ZERO, "{window:?}");
+                    assert_eq!(window.credits.len(), 1, "{window:?}");
+                    if window.end > after {
+                        break;
+                    }
+                }
+                let calls = watchdog.figures()["nvmlDeviceGetSamples"];
+                assert!(calls.longest > Nanos::from_millis(500), "{calls:?}");
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_driver_may_come_late_and_go_again() {
+    on_a_machine(
+        "a_driver_may_come_late_and_go_again",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                let absent = rig.scenario.inject(None, Fault::no_driver()).unwrap();
+                let mut agent = rig.start();
+                let reason = agent.down("driver_not_loaded").await;
+                assert!(reason.contains("driver is not loaded"), "{reason}");
+                rig.scenario.clear(absent).unwrap();
+                agent.up().await;
+                agent.window(&rig.uuid(0)).await;
+
+                // Reloaded under the agent's feet: every call fails until NVML is initialised anew.
+                let reload = Fault::Fail {
+                    call: String::new(),
+                    code: 1,
+                };
+                let gone = rig.scenario.inject(None, reload).unwrap();
+                agent.down("uninitialized").await;
+                let away = loop {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    if !window.unobserved.is_empty() {
+                        break window;
+                    }
+                };
+                assert_eq!(unobserved(&away), [UnobservedReason::DriverError]);
+                rig.scenario.clear(gone).unwrap();
+                agent.up().await;
+                let window = agent.window(&rig.uuid(0)).await;
+                assert!(window.idle > Nanos::ZERO, "{window:?}");
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+fn lists_of_three_kinds(rig: Rig) -> TestEnd {
+    Box::pin(async move {
+        let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
+        for (pid, kind, memory_mib) in [(one, Kind::Mps, 64), (two, Kind::Graphics, 32)] {
+            let job = Job {
+                kind,
+                memory_bytes: memory_mib * MIB,
+                ..Job::default()
+            };
+            rig.scenario.start(pid, job).unwrap();
+        }
+        // Rows that were not there when the size was asked for.
+        let racing = rig
+            .scenario
+            .inject(Some(0), Fault::GrowingRows { rows: 1 })
+            .unwrap();
+        let mut agent = rig.start();
+        let uuid = rig.uuid(0);
+        agent.window(&uuid).await;
+        rig.scenario.clear(racing).unwrap();
+        // The interval is an hour: these come since they are asked for.
+        agent.lists.send(()).await.unwrap();
+        agent.lists.send(()).await.unwrap();
+        let lists = loop {
+            let lists = agent.lists(&uuid).await;
+            if lists.processes.len() == 2 {
+                break lists;
+            }
+        };
+        let memory = |pid: u32| {
+            let process = lists.processes.iter().find(|process| process.pid.0 == pid);
+            process.and_then(|process| process.memory)
+        };
+        assert_eq!(memory(one), Some(64 * MIB), "in two lists, counted once");
+        assert_eq!(memory(two), Some(32 * MIB));
+        agent.stop().await;
+    })
+}
+
+#[test]
+fn process_lists_are_joined_by_pid() {
+    on_a_machine(
+        "process_lists_are_joined_by_pid",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        lists_of_three_kinds,
+    );
+}
+
+#[test]
+fn old_drivers_have_lists_too() {
+    on_a_machine(
+        "old_drivers_have_lists_too",
+        Driver::R470,
+        vec![GpuSpec::a100(0)],
+        lists_of_three_kinds,
+    );
+}
+
+#[test]
+fn junk_rows_are_counted_and_bill_nobody_beyond_the_device() {
+    on_a_machine(
+        "junk_rows_are_counted_and_bill_nobody_beyond_the_device",
+        Driver::R610,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                rig.scenario.inject(Some(0), Fault::JunkRows).unwrap();
+                let mut agent = rig.start();
+                let window = loop {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    if window.quality.samples > 1 {
+                        break window;
+                    }
+                };
+                assert!(window.quality.invalid_rows > 0, "{window:?}");
+                let ours = window
+                    .credits
+                    .iter()
+                    .find(|c| c.pid.0 == std::process::id());
+                assert!(
+                    ours.is_some_and(|credit| credit.busy > Nanos::ZERO),
+                    "{window:?}"
+                );
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_recording_has_every_answer_on_a_line() {
+    on_a_machine(
+        "a_recording_has_every_answer_on_a_line",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                let options = Options {
+                    library: Some(rig.scenario.dir().with_file_name("libnvidia-ml.so.1")),
+                    duration: Duration::from_secs(2),
+                    program: ["sleep", "3600"].map(Into::into).into(),
+                };
+                let mut recording = Vec::new();
+                record::record(&mut recording, &options).unwrap();
+                let recording = String::from_utf8(recording).unwrap();
+                let lines: Vec<Value> = recording
+                    .lines()
+                    .map(|line| serde_json::from_str(line).unwrap())
+                    .collect();
+                let note = |name: &str| {
+                    let line = lines.iter().find(|line| line["note"] == name);
+                    line.unwrap_or_else(|| panic!("no {name} in {recording}"))["facts"].clone()
+                };
+                assert_eq!(note("machine")["simulated"], true);
+                assert_eq!(
+                    note("ring")["period_us"].as_u64().map(|us| us / 1000),
+                    Some(166)
+                );
+                assert_eq!(note("program_started")["pid"], note("program_ended")["pid"]);
+                let called = |name: &str| {
+                    lines
+                        .iter()
+                        .filter(|line| line["call"] == name)
+                        .collect::<Vec<_>>()
+                };
+                // A version of plain 2 is what the header's comment asks for, and no version.
+                let versions = called("nvmlDeviceGetMemoryInfo_v2");
+                assert_eq!(versions[0]["answer"]["code"], 25, "{:?}", versions[0]);
+                assert_eq!(versions[1]["answer"]["code"], 0, "{:?}", versions[1]);
+                // Nothing is newer than the future; else there is room for all that is kept.
+                let rooms: Vec<_> = called("nvmlDeviceGetProcessUtilization(NULL)")
+                    .iter()
+                    .map(|line| {
+                        (
+                            line["answer"]["code"].as_u64(),
+                            line["answer"]["room"].as_u64(),
+                        )
+                    })
+                    .collect();
+                assert_eq!(rooms, [(Some(6), Some(0)), (Some(7), Some(4096))]);
+                let rows = called("nvmlDeviceGetProcessUtilization");
+                assert!(rows[0]["error"].is_string(), "not found: {:?}", rows[0]);
+                let ours = Value::from(std::process::id());
+                assert!(
+                    rows.iter().any(|line| line["answer"][0]["pid"] == ours),
+                    "{rows:?}"
+                );
+                assert!(
+                    lines
+                        .iter()
+                        .all(|line| line["note"].is_string() || line["took_ns"].is_u64())
+                );
+            })
+        },
+    );
+}

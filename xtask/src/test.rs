@@ -1,0 +1,123 @@
+//! `cargo xtask test`: every test, on everything real that this machine has.
+//!
+//! Tests that lack a part skip themselves and say so; the skips are listed at the end, where
+//! nobody can miss them. `GPUACCT_REQUIRE` makes a skip a failure, as CI does.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+
+use anyhow::{Context, Result, bail};
+
+use crate::build::{self, Profile};
+use crate::command::Cmd;
+use crate::setup::{self, Group};
+use crate::workspace;
+
+/// Where the tests write down what they skip; see `gpuacct_tests::requirement`.
+const SKIPS: &str = "GPUACCT_SKIPS";
+
+/// Set everything up and run all tests
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// What `cargo test` is given after `--`, e.g. a test's name
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    binaries: u64,
+}
+
+impl Totals {
+    /// Adds what libtest says at the end of each binary:
+    /// `test result: ok. 3 passed; 0 failed; 0 ignored; …`.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        self.binaries += 1;
+        let words: Vec<&str> = result.split([' ', ';', '.']).collect();
+        for pair in words.windows(2) {
+            let Ok(count) = pair[0].parse::<u64>() else {
+                continue;
+            };
+            match pair[1] {
+                "passed" => self.passed += count,
+                "failed" => self.failed += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::ensure(&[
+        Group::Ebpf,
+        Group::Runtimes,
+        Group::Receivers,
+        Group::Python,
+    ])?;
+    let agent = build::agent(Profile::Dev)?;
+    let skips = workspace::target().join("skipped-tests.txt");
+    fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
+    let tests = Cmd::new(workspace::cargo())
+        .env(build::OBJECT_VARIABLE, build::built_object())
+        .env("GPUACCT_BIN", agent)
+        .env(SKIPS, &skips)
+        // The eBPF object is not a program of this machine; it is tested by loading it.
+        .args(["test", "--workspace", "--exclude", "gpuacct-ebpf"])
+        .args(["--no-fail-fast", "--"])
+        .args(&options.arguments);
+    let mut totals = Totals::default();
+    let (mut running, output) = tests.spawn_reading()?;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cannot read what the tests print")?;
+        totals.add(&line);
+        println!("{line}");
+    }
+    let status = running.wait().context("cannot wait for the tests")?;
+    let skipped = fs::read_to_string(&skips).unwrap_or_default();
+    for line in skipped.lines() {
+        println!("skipped: {line}");
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        totals.passed,
+        totals.failed,
+        skipped.lines().count()
+    );
+    if !status.success() || totals.failed > 0 {
+        bail!("the tests failed: {status}");
+    }
+    if totals.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_of_all_binaries_are_added_up() {
+        let mut totals = Totals::default();
+        for line in [
+            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.52s",
+            "test core::ledger::tests::the_check_can_fail ... ok",
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+        ] {
+            totals.add(line);
+        }
+        let expect = Totals {
+            passed: 15,
+            failed: 2,
+            binaries: 2,
+        };
+        assert_eq!(totals, expect);
+    }
+}
