@@ -30,7 +30,7 @@ use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
 use crate::sources::identity::{self, docker};
-use crate::sources::kernel::{KernelConfig, KernelError, KernelSource};
+use crate::sources::kernel::{KernelConfig, KernelSource};
 use crate::sources::procfs;
 
 /// Observations under way to the core.
@@ -455,7 +455,7 @@ async fn follow_kernel(
                     }
                     ("stream", "the event stream ended".to_owned())
                 }
-                Ok(Err(error)) => (kernel_class(&error), chain(&error)),
+                Ok(Err(error)) => (error.class(), chain(&error)),
                 Err(error) => ("panic", error.to_string()),
             };
             let state = SourceState::Down {
@@ -475,17 +475,6 @@ async fn follow_kernel(
     tokio::select! {
         () = until(stopped) => {}
         () = follow => {}
-    }
-}
-
-fn kernel_class(error: &KernelError) -> &'static str {
-    match error {
-        KernelError::NoObject => "no_object",
-        KernelError::OldKernel { .. } => "old_kernel",
-        KernelError::NoBtf(_) | KernelError::Btf(_) => "no_btf",
-        KernelError::NoTracepoint { .. } => "no_tracepoint",
-        KernelError::Refused { .. } => "permission",
-        _ => "load",
     }
 }
 

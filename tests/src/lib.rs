@@ -3,7 +3,12 @@
 
 pub mod agent;
 pub mod collector;
+pub mod daemon;
 pub mod docker;
+pub mod http;
 pub mod kernel;
+pub mod otlp;
+pub mod prometheus;
 pub mod python;
 pub mod requirement;
+pub mod rotel;

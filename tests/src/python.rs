@@ -1,62 +1,87 @@
-//! Other people's Python programs, pinned and kept.
+//! Programs from PyPI, each set in a virtual environment of its own below the target folder.
 //!
-//! A virtual environment is made once per list of packages and kept in the target folder; a new
-//! release is tried on purpose, never by chance. It refuses to touch the machine's own Python.
+//! Versions are pinned by whoever asks: a new release is tried on purpose, not by chance. What is
+//! there already is used without the network.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// A virtual environment with its packages.
+use crate::daemon::program;
+
+/// A virtual environment that has what was asked for.
 #[derive(Clone, Debug)]
 pub struct Venv {
     root: PathBuf,
 }
 
-/// The environment `name` with `packages`, each pinned as `package==version`. Made if it is not
-/// there or has others.
+/// The virtual environment `name` with `packages`, each of them `<package>==<version>`. Made when it
+/// is not there or has others.
 ///
 /// # Errors
-/// If there is no Python 3 with its venv module, or the packages cannot be had.
+/// If there is no Python, or PyPI does not give the packages.
 pub fn venv(name: &str, packages: &[&str]) -> Result<Venv> {
     for package in packages {
         ensure!(package.contains("=="), "{package} is not pinned");
     }
-    let target = target()?;
-    let venv = Venv {
-        root: target.join(format!("venv-{name}")),
-    };
-    // Tests run side by side, also as processes.
-    let lock = target.join(format!("venv-{name}.lock"));
-    let lock = File::create(&lock).with_context(|| format!("cannot make {}", lock.display()))?;
-    lock.lock().context("cannot lock the environment")?;
+    let folder = target_folder()?.join("venv");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // Tests of other processes may be after the same.
+    let lock = folder.join(format!("{name}.lock"));
+    let lock = File::create(&lock).with_context(|| format!("cannot open {}", lock.display()))?;
+    lock.lock().context("cannot lock a virtual environment")?;
 
-    let complete = venv.root.join("gpuacct-packages.txt");
-    let wanted = packages.join("\n");
-    if fs::read_to_string(&complete).is_ok_and(|installed| installed == wanted) {
+    let venv = Venv {
+        root: folder.join(name),
+    };
+    // Programs in it name its path, so that a copy of it elsewhere is of no use.
+    let content = format!("{}\n{}\n", venv.root.display(), packages.join("\n"));
+    let marker = venv.root.join("packages.txt");
+    if fs::read_to_string(&marker).is_ok_and(|found| found == content) {
         return Ok(venv);
     }
-    run(Command::new("python3")
+    run(Command::new(program("python3")?)
         .args(["-m", "venv", "--clear"])
         .arg(&venv.root))?;
-    run(venv
-        .program("python")
-        .args(["-m", "pip", "install", "--quiet"])
-        .args(["--disable-pip-version-check", "--no-input"])
+    run(Command::new(venv.program("python"))
+        .args(["-m", "pip", "install", "--quiet", "--no-input"])
+        .arg("--disable-pip-version-check")
         .args(packages))?;
-    fs::write(&complete, wanted).with_context(|| format!("cannot write {}", complete.display()))?;
+    fs::write(&marker, content).with_context(|| format!("cannot write {}", marker.display()))?;
     Ok(venv)
 }
 
 impl Venv {
-    /// One of its programs.
+    /// A program of it, e.g. `python`.
     #[must_use]
-    pub fn program(&self, name: impl AsRef<OsStr>) -> Command {
-        Command::new(self.root.join("bin").join(Path::new(name.as_ref())))
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.root.join("bin").join(name)
     }
+
+    /// The folder of a package, for what a package keeps to itself.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn package(&self, name: &str) -> Result<PathBuf> {
+        let lib = self.root.join("lib");
+        fs::read_dir(&lib)
+            .with_context(|| format!("cannot list {}", lib.display()))?
+            .filter_map(|version| Some(version.ok()?.path().join("site-packages").join(name)))
+            .find(|package| package.is_dir())
+            .with_context(|| format!("no package {name} below {}", lib.display()))
+    }
+}
+
+/// Where cargo puts what it builds, found by its mark from the running program upwards.
+fn target_folder() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("this program has no path")?;
+    program
+        .ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").is_file())
+        .map(Path::to_owned)
+        .with_context(|| format!("{} is not in a target folder", program.display()))
 }
 
 /// What the command wrote to its standard output.
@@ -64,31 +89,20 @@ impl Venv {
 /// # Errors
 /// If it cannot be run or fails; the message has all that it wrote.
 pub fn run(command: &mut Command) -> Result<String> {
-    let shown = format!("{command:?}");
     let output = command
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot run {shown}"))?;
+        .with_context(|| format!("cannot run {command:?}"))?;
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
     ensure!(
         output.status.success(),
-        "{shown}: {}\n{out}{err}",
+        "{command:?}: {}: {out}{err}",
         output.status
     );
     Ok(out.into_owned())
-}
-
-/// The target folder: where the running test was built.
-fn target() -> Result<PathBuf> {
-    let test = std::env::current_exe().context("cannot tell which test is running")?;
-    // target/PROFILE/deps/TEST
-    let target = test.ancestors().nth(3);
-    target
-        .map(Path::to_owned)
-        .with_context(|| format!("{} is not in a target folder", test.display()))
 }
 
 #[cfg(test)]
@@ -96,18 +110,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_told_with_what_was_written() {
-        let error = run(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]))
-            .unwrap_err()
-            .to_string();
-        for part in ["exit 3", "exit status: 3", "out\n", "err\n"] {
-            assert!(error.contains(part), "{error}");
-        }
-    }
-
-    #[test]
     fn what_is_not_pinned_is_refused() {
-        let error = venv("none", &["requests"]).unwrap_err();
-        assert_eq!(error.to_string(), "requests is not pinned");
+        let error = venv("unpinned", &["rotel"]).unwrap_err();
+        assert_eq!(error.to_string(), "rotel is not pinned");
     }
 }

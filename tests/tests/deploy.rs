@@ -57,7 +57,10 @@ fn tools() -> Option<Venv> {
 fn documents(tools: &Venv, file: &Path) -> Vec<Value> {
     let convert = "import json, sys, yaml; \
                    json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)";
-    let text = run(tools.program("python").args(["-c", convert]).arg(file)).unwrap();
+    let text = run(Command::new(tools.program("python"))
+        .args(["-c", convert])
+        .arg(file))
+    .unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
@@ -75,8 +78,7 @@ fn strings(of: &Value) -> Vec<&str> {
 
 fn validate(tools: &Venv, file: &Path) -> Result<()> {
     for version in KUBERNETES {
-        run(tools
-            .program("kubernetes-validate")
+        run(Command::new(tools.program("kubernetes-validate"))
             .args(["--strict", "--kubernetes-version", version])
             .arg(file))?;
     }
@@ -538,7 +540,7 @@ fn the_image_is_made_as_it_should_be() {
     assert!(dockerfile.contains(&format!("image.version=\"{version}\"")));
 
     let Some(tools) = tools() else { return };
-    run(tools.program("hadolint").arg(folder.join("Dockerfile"))).unwrap();
+    run(Command::new(tools.program("hadolint")).arg(folder.join("Dockerfile"))).unwrap();
     let daemon_set = read(&deploy().join("kubernetes/base/daemon-set.yaml"));
     assert!(daemon_set.contains(&format!("image: gpuacct:{version}\n")));
 }

@@ -1,10 +1,10 @@
 //! Other people's NVML clients against the simulated library: proof that it speaks NVML's ABI and
 //! not only our reading of it. The processes are real, their GPU past is scripted.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::process::{Child, Command};
+use std::sync::Arc;
 
+use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
@@ -14,56 +14,6 @@ use sim_nvml::{Engines, Event, GpuSpec, Job, JobId, Kind, Scenario, Script, Serv
 const PINS: [&str; 3] = ["nvidia-ml-py==13.615.71", "nvitop==1.7.2", "gpustat==1.1.1"];
 const GIB: u64 = 1 << 30;
 const SECOND: u64 = 1_000_000;
-
-/// A virtual environment with the clients, made once per target directory.
-fn venv() -> Result<PathBuf, String> {
-    static VENV: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    VENV.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .parent()
-            .ok_or("no target directory")?;
-        let venv = target.join("venv");
-        let marker = venv.join("nvml-clients.txt");
-        let pins = PINS.join("\n");
-        if std::fs::read_to_string(&marker).is_ok_and(|installed| installed == pins) {
-            return Ok(venv);
-        }
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        let mut pip = Command::new(venv.join("bin/python"));
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-        ])
-        .args(PINS);
-        run(&mut pip)?;
-        std::fs::write(&marker, pins).map_err(|error| format!("{}: {error}", marker.display()))?;
-        Ok(venv)
-    })
-    .clone()
-}
-
-/// Standard output of a command that succeeds.
-fn run(command: &mut Command) -> Result<String, String> {
-    let name = format!("{command:?}");
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{name}: {error}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() {
-        Ok(text(&output.stdout))
-    } else {
-        Err(format!(
-            "{name}: {}: {}{}",
-            output.status,
-            text(&output.stdout),
-            text(&output.stderr)
-        ))
-    }
-}
 
 /// A process that exists, and nothing else.
 struct Process(Child);
@@ -93,7 +43,7 @@ impl Drop for Process {
 /// Two GPUs with a minute behind them: one process has the first GPU, three share the second.
 struct Rig {
     dir: tempfile::TempDir,
-    venv: PathBuf,
+    venv: Venv,
     scenario: Scenario,
     alone: Process,
     sharing: [Process; 3],
@@ -101,7 +51,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Option<Self> {
-        let venv = require("pypi", venv())?;
+        let venv = require(
+            "pypi",
+            venv("nvml-clients", &PINS).map_err(|error| format!("{error:#}")),
+        )?;
         let dir = tempfile::tempdir().expect("a temporary directory");
         library::install(Driver::R550, &dir.path().join("lib")).expect("the library builds");
         let (alone, sharing) = (
@@ -176,7 +129,7 @@ impl Rig {
     }
 
     fn client(&self, program: &str) -> Command {
-        let mut command = Command::new(self.venv.join("bin").join(program));
+        let mut command = Command::new(self.venv.program(program));
         command
             .env("LD_LIBRARY_PATH", self.dir.path().join("lib"))
             .env(sim_nvml::STATE_DIR, self.scenario.dir());
@@ -368,7 +321,7 @@ fn a_process_in_another_pid_namespace_is_known_by_both_its_pids() {
         .arg(&job)
         .arg(&socket);
     inside
-        .arg(rig.venv.join("bin/python"))
+        .arg(rig.venv.program("python"))
         .arg(INSIDE)
         .arg(rig.dir.path().join("seen"));
     inside
