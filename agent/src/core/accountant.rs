@@ -13,8 +13,8 @@ use std::sync::Arc;
 use super::attribute;
 use super::directory::{Directory, SourcesOfNames};
 use super::input::{
-    EventCounters, GpuProcess, GpuProcesses, GpuWindow, Input, KernelBatch, KernelEvent,
-    ProcessEvent, ProcessScan, SourceHealth,
+    EventCounters, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input, KernelBatch,
+    KernelEvent, ProcessEvent, ProcessScan, SourceHealth,
 };
 use super::ledger::Ledger;
 use super::model::{
@@ -436,12 +436,16 @@ impl Accountant {
         }
     }
 
+    /// One that answers is enough; one that was there and does not is said before none at all.
     fn sources_of_names(&self) -> SourcesOfNames {
-        match self.sources.get(&SourceId::Docker).map(|h| &h.state) {
-            Some(SourceState::Up) => SourcesOfNames::Up,
-            Some(SourceState::Down { .. }) => SourcesOfNames::Down,
-            Some(SourceState::Absent | SourceState::Disabled) | None => SourcesOfNames::None,
-        }
+        let state =
+            |source: IdentitySource| match self.sources.get(&source.source()).map(|h| &h.state) {
+                Some(SourceState::Up) => SourcesOfNames::Up,
+                Some(SourceState::Down { .. }) => SourcesOfNames::Down,
+                Some(SourceState::Absent | SourceState::Disabled) | None => SourcesOfNames::None,
+            };
+        let states = IdentitySource::ALL.map(state);
+        states.into_iter().max().unwrap_or(SourcesOfNames::None)
     }
 
     fn publish(&mut self, clock: Clock) {
@@ -826,8 +830,8 @@ fn ratio(part: Nanos, whole: Nanos) -> f64 {
 mod tests {
     use super::*;
     use crate::core::input::{
-        CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, GpuInfo, IdentitySource,
-        IdentityUpdate, KubernetesNames, ScannedProcess, WindowQuality,
+        CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, GpuInfo, IdentityUpdate,
+        KubernetesNames, ScannedProcess, WindowQuality,
     };
     use crate::core::model::{CgroupKey, StartTicks, UnobservedReason, WallTime};
     use proptest::prelude::*;

@@ -293,8 +293,8 @@ impl Directory {
     }
 }
 
-/// What the sources of names are doing, all together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the sources of names are doing, all together; the better the later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SourcesOfNames {
     /// None is there.
     None,

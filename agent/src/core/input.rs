@@ -143,17 +143,35 @@ pub struct ScannedProcess {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum IdentitySource {
-    /// The Docker Engine API.
+    /// The Docker Engine API, also Podman's.
     Docker,
+    /// The container runtime interface of containerd and CRI-O.
+    Cri,
+    /// The OCI bundle on disk: annotations that the runtime wrote.
+    Bundle,
+    /// The kubelet's log links: names only.
+    KubeletLogs,
 }
 
 impl IdentitySource {
+    /// Every source of names, the best first.
+    pub const ALL: [Self; 4] = [Self::Docker, Self::Cri, Self::Bundle, Self::KubeletLogs];
+
+    /// The source whose state says whether it answers.
+    #[must_use]
+    pub const fn source(self) -> SourceId {
+        match self {
+            Self::Docker => SourceId::Docker,
+            Self::Cri => SourceId::Cri,
+            Self::Bundle => SourceId::Bundle,
+            Self::KubeletLogs => SourceId::KubeletLogs,
+        }
+    }
+
     /// The label value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Docker => "docker",
-        }
+        self.source().as_str()
     }
 }
 
