@@ -436,16 +436,19 @@ impl Accountant {
         }
     }
 
-    /// One that answers is enough; one that was there and does not is said before none at all.
     fn sources_of_names(&self) -> SourcesOfNames {
-        let state =
-            |source: IdentitySource| match self.sources.get(&source.source()).map(|h| &h.state) {
-                Some(SourceState::Up) => SourcesOfNames::Up,
-                Some(SourceState::Down { .. }) => SourcesOfNames::Down,
-                Some(SourceState::Absent | SourceState::Disabled) | None => SourcesOfNames::None,
-            };
-        let states = IdentitySource::ALL.map(state);
-        states.into_iter().max().unwrap_or(SourcesOfNames::None)
+        let states = IdentitySource::ALL.map(|source| {
+            let health = self.sources.get(&source.source());
+            health.map(|health| &health.state)
+        });
+        SourcesOfNames {
+            up: states
+                .iter()
+                .any(|state| matches!(state, Some(SourceState::Up))),
+            down: states
+                .iter()
+                .any(|state| matches!(state, Some(SourceState::Down { .. }))),
+        }
     }
 
     fn publish(&mut self, clock: Clock) {

@@ -20,17 +20,100 @@ pub type Labels = Arc<BTreeMap<Arc<str>, Arc<str>>>;
 
 #[derive(Debug, Default)]
 struct Entry {
-    identity: Option<ContainerIdentity>,
-    /// The identity's labels, shared with every snapshot.
-    labels: Labels,
+    /// What each source said last, in the order of [`IdentitySource::ALL`].
+    answers: [Option<Answer>; IdentitySource::ALL.len()],
     /// From the cgroup, if a process of the container has been seen.
     kernel: Option<Kernel>,
-    not_found: bool,
-    refused: bool,
-    removed: bool,
     asked: Option<BootTime>,
     /// Last time that anything was learnt or wanted.
     touched: BootTime,
+}
+
+/// What a source said of a container, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Who.
+    pub source: IdentitySource,
+    /// When it arrived.
+    pub at: BootTime,
+    /// What.
+    pub outcome: Outcome,
+    /// The source has said since that the container is gone.
+    pub removed: bool,
+}
+
+impl Answer {
+    const fn new(source: IdentitySource, at: BootTime, outcome: Outcome) -> Self {
+        Self {
+            source,
+            at,
+            outcome,
+            removed: false,
+        }
+    }
+}
+
+/// What became of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is known.
+    Found {
+        /// As what; its labels are apart.
+        identity: ContainerIdentity,
+        /// Shared with every snapshot.
+        labels: Labels,
+    },
+    /// The source answers and does not know it, or cannot say.
+    NotFound {
+        /// Why, as a label value.
+        reason: &'static str,
+    },
+    /// The answer's pod uid contradicts the cgroup's.
+    Refused {
+        /// The pod uid that was claimed.
+        claimed: PodUid,
+    },
+}
+
+impl Entry {
+    /// The pod that the kernel's cgroup names.
+    fn pod_uid(&self) -> Option<&PodUid> {
+        self.kernel.as_ref()?.pod_uid.as_ref()
+    }
+
+    /// What was found, the best first.
+    fn found(&self) -> impl Iterator<Item = (&ContainerIdentity, &Labels)> {
+        self.answers
+            .iter()
+            .flatten()
+            .filter_map(|answer| match &answer.outcome {
+                Outcome::Found { identity, labels } => Some((identity, labels)),
+                Outcome::NotFound { .. } | Outcome::Refused { .. } => None,
+            })
+    }
+
+    /// The best answer that names the container. In a pod's cgroup only the pod's names do.
+    fn winner(&self) -> Option<(&ContainerIdentity, &Labels)> {
+        let in_pod = self.pod_uid().is_some();
+        let mut naming = self
+            .found()
+            .filter(|(identity, _)| identity.kubernetes.is_some() || !in_pod);
+        let first = naming.next()?;
+        // Whoever knows the pod knows more than a runtime that was not told of it.
+        if first.0.kubernetes.is_none()
+            && let Some(better) = naming.find(|(identity, _)| identity.kubernetes.is_some())
+        {
+            return Some(better);
+        }
+        Some(first)
+    }
+
+    fn is(&self, outcome: fn(&Outcome) -> bool) -> bool {
+        self.answers
+            .iter()
+            .flatten()
+            .any(|answer| outcome(&answer.outcome))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -102,68 +185,63 @@ impl Directory {
                 runtime: runtime.into(),
             });
             // What was believed while the kernel had not been heard may contradict it.
-            if entry
-                .identity
-                .as_ref()
-                .is_some_and(|identity| Self::contradicts(entry, identity))
-            {
-                entry.identity = None;
-                entry.labels = Labels::default();
-                entry.refused = true;
-                self.refused += 1;
+            let known = entry.pod_uid().cloned();
+            let mut refused = 0;
+            for answer in entry.answers.iter_mut().flatten() {
+                if let Outcome::Found { identity, .. } = &answer.outcome
+                    && let Some(claimed) = contradiction(known.as_ref(), identity)
+                {
+                    answer.outcome = Outcome::Refused { claimed };
+                    refused += 1;
+                }
             }
+            self.refused += refused;
         }
     }
 
     /// Takes an answer.
     pub fn learn(&mut self, update: IdentityUpdate, now: BootTime) {
         match update {
-            IdentityUpdate::Found(identity) => {
+            IdentityUpdate::Found(mut identity) => {
                 let Some(entry) = self.entry(&identity.id.clone(), now) else {
                     return;
                 };
-                let better = entry
-                    .identity
+                let source = identity.source;
+                let contradiction = contradiction(entry.pod_uid(), &identity);
+                let refused = contradiction.is_some();
+                let outcome = match contradiction {
+                    Some(claimed) => Outcome::Refused { claimed },
+                    None => {
+                        let labels = Arc::new(std::mem::take(&mut identity.labels));
+                        Outcome::Found { identity, labels }
+                    }
+                };
+                entry.answers[place(source)] = Some(Answer::new(source, now, outcome));
+                self.refused += u64::from(refused);
+            }
+            IdentityUpdate::NotFound { source, id, reason } => {
+                let Some(entry) = self.entries.get_mut(&id) else {
+                    return;
+                };
+                entry.touched = now;
+                let answer = &mut entry.answers[place(source)];
+                // What was learnt before stays.
+                if answer
                     .as_ref()
-                    .is_none_or(|known| identity.source <= known.source);
-                if better && !Self::accept(entry, identity) {
-                    self.refused += 1;
+                    .is_none_or(|answer| matches!(answer.outcome, Outcome::NotFound { .. }))
+                {
+                    *answer = Some(Answer::new(source, now, Outcome::NotFound { reason }));
                 }
             }
-            IdentityUpdate::NotFound { id, .. } => {
+            IdentityUpdate::Removed { source, id } => {
                 if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.not_found = true;
                     entry.touched = now;
-                }
-            }
-            IdentityUpdate::Removed { id, .. } => {
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.removed = true;
-                    entry.touched = now;
+                    if let Some(answer) = &mut entry.answers[place(source)] {
+                        answer.removed = true;
+                    }
                 }
             }
         }
-    }
-
-    fn contradicts(entry: &Entry, identity: &ContainerIdentity) -> bool {
-        let claimed = identity.kubernetes.as_ref().map(|names| &names.pod_uid);
-        let known = entry
-            .kernel
-            .as_ref()
-            .and_then(|kernel| kernel.pod_uid.as_ref());
-        matches!((claimed, known), (Some(claimed), Some(known)) if !same_uid(claimed, known))
-    }
-
-    fn accept(entry: &mut Entry, mut identity: ContainerIdentity) -> bool {
-        if Self::contradicts(entry, &identity) {
-            entry.refused = true;
-            return false;
-        }
-        entry.not_found = false;
-        entry.removed = false;
-        entry.labels = Arc::new(std::mem::take(&mut identity.labels));
-        entry.identity = Some(identity);
-        true
     }
 
     fn entry(&mut self, id: &ContainerId, now: BootTime) -> Option<&mut Entry> {
@@ -210,42 +288,43 @@ impl Directory {
     }
 
     fn is_named(&self, id: &ContainerId) -> bool {
-        self.entries.get(id).is_some_and(|entry| {
-            let in_pod = entry
-                .kernel
-                .as_ref()
-                .is_some_and(|kernel| kernel.pod_uid.is_some());
-            entry
-                .identity
-                .as_ref()
-                // A container in a pod's cgroup is named only by the pod's names.
-                .is_some_and(|identity| identity.kubernetes.is_some() || !in_pod)
-        })
+        self.entries
+            .get(id)
+            .is_some_and(|entry| entry.winner().is_some())
+    }
+
+    /// What each source said of a container, the best first.
+    pub fn answers(&self, id: &ContainerId) -> impl Iterator<Item = &Answer> {
+        self.entries
+            .get(id)
+            .into_iter()
+            .flat_map(|entry| entry.answers.iter().flatten())
     }
 
     /// Why a container has no names, given what is known of its sources.
     #[must_use]
     pub fn reason(&self, id: &ContainerId, sources: SourcesOfNames) -> IdOnlyReason {
-        let entry = self.entries.get(id);
-        if entry.is_some_and(|entry| entry.refused) {
+        let is = |outcome| self.entries.get(id).is_some_and(|entry| entry.is(outcome));
+        if is(|outcome| matches!(outcome, Outcome::Refused { .. })) {
             IdOnlyReason::PodUidMismatch
-        } else if entry.is_some_and(|entry| entry.not_found || entry.identity.is_some()) {
+        } else if sources.down {
+            IdOnlyReason::SourceDown
+        } else if is(|_| true) {
             IdOnlyReason::NotFound
+        } else if sources.up {
+            IdOnlyReason::Timeout
         } else {
-            match sources {
-                SourcesOfNames::None => IdOnlyReason::NoSource,
-                SourcesOfNames::Down => IdOnlyReason::SourceDown,
-                SourcesOfNames::Up => IdOnlyReason::Timeout,
-            }
+            IdOnlyReason::NoSource
         }
     }
 
     /// All labels that the container's runtime gave.
     #[must_use]
     pub fn runtime_labels(&self, id: &ContainerId) -> Labels {
-        self.entries
-            .get(id)
-            .map(|entry| Arc::clone(&entry.labels))
+        let entry = self.entries.get(id);
+        entry
+            .and_then(|entry| entry.winner().or_else(|| entry.found().next()))
+            .map(|(_, labels)| Arc::clone(labels))
             .unwrap_or_default()
     }
 
@@ -256,10 +335,8 @@ impl Directory {
         let unresolved = || Arc::<str>::from(UNRESOLVED);
         let entry = self.entries.get(id);
         let kernel = entry.and_then(|entry| entry.kernel.as_ref());
-        let kernel_uid = kernel.and_then(|kernel| kernel.pod_uid.as_ref());
-        let identity = entry.and_then(|entry| entry.identity.as_ref());
-        let named = self.is_named(id);
-        let labels = match identity {
+        let winner = entry.and_then(Entry::winner).map(|(identity, _)| identity);
+        let labels = match winner {
             Some(ContainerIdentity {
                 kubernetes: Some(names),
                 ..
@@ -271,41 +348,59 @@ impl Directory {
                 container_id: Arc::clone(&id.0),
             },
             // A container of a plain runtime: Kubernetes' names do not apply.
-            Some(identity) if named => ContainerLabels {
+            Some(identity) => ContainerLabels {
                 namespace: none(),
                 pod: none(),
                 container: identity.name.as_ref().map_or_else(unresolved, non_empty),
                 pod_uid: none(),
                 container_id: Arc::clone(&id.0),
             },
-            _ => ContainerLabels {
+            None => ContainerLabels {
                 namespace: unresolved(),
                 pod: unresolved(),
                 container: unresolved(),
-                pod_uid: kernel_uid.map_or_else(unresolved, |uid| Arc::clone(&uid.0)),
+                pod_uid: entry
+                    .and_then(Entry::pod_uid)
+                    .map_or_else(unresolved, |uid| Arc::clone(&uid.0)),
                 container_id: Arc::clone(&id.0),
             },
         };
+        // Not every source that knows the names knows the image.
+        let image = winner
+            .and_then(|identity| identity.image.as_ref())
+            .or_else(|| {
+                let entry = entry?;
+                entry
+                    .found()
+                    .find_map(|(identity, _)| identity.image.as_ref())
+            });
         Names {
             labels,
-            source: identity.filter(|_| named).map(|identity| identity.source),
-            image: identity
-                .and_then(|identity| identity.image.as_ref())
-                .map_or_else(unresolved, non_empty),
+            source: winner.map(|identity| identity.source),
+            image: image.map_or_else(unresolved, non_empty),
             runtime: kernel.map_or_else(unresolved, |kernel| Arc::clone(&kernel.runtime)),
         }
     }
 }
 
-/// What the sources of names are doing, all together; the better the later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SourcesOfNames {
-    /// None is there.
-    None,
-    /// One that was there does not answer, and no other does.
-    Down,
+/// A source's place among a container's answers.
+fn place(source: IdentitySource) -> usize {
+    source as usize
+}
+
+/// The pod uid that an answer claims, if it is not the one that the kernel's cgroup names.
+fn contradiction(known: Option<&PodUid>, identity: &ContainerIdentity) -> Option<PodUid> {
+    let claimed = &identity.kubernetes.as_ref()?.pod_uid;
+    (!same_uid(claimed, known?)).then(|| claimed.clone())
+}
+
+/// What the sources of names are doing, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourcesOfNames {
     /// At least one answers.
-    Up,
+    pub up: bool,
+    /// At least one that was there does not.
+    pub down: bool,
 }
 
 fn non_empty(text: &Arc<str>) -> Arc<str> {
@@ -441,10 +536,7 @@ mod tests {
             assert_eq!(directory.names(&id()).source, None);
             assert_eq!(&*directory.names(&id()).labels.namespace, UNRESOLVED);
             assert_eq!(directory.refused(), 1);
-            assert_eq!(
-                directory.reason(&id(), SourcesOfNames::Up),
-                IdOnlyReason::PodUidMismatch
-            );
+            assert_eq!(directory.reason(&id(), UP), IdOnlyReason::PodUidMismatch);
         }
     }
 
@@ -482,14 +574,23 @@ mod tests {
         assert!(!directory.should_ask(&id(), s(60)));
     }
 
+    const UP: SourcesOfNames = SourcesOfNames {
+        up: true,
+        down: false,
+    };
+
     #[test]
     fn every_reason_can_be_given() {
-        use SourcesOfNames::{Down, None, Up};
+        let down = SourcesOfNames {
+            up: true,
+            down: true,
+        };
         let mut directory = directory();
-        assert_eq!(directory.reason(&id(), None), IdOnlyReason::NoSource);
-        assert_eq!(directory.reason(&id(), Down), IdOnlyReason::SourceDown);
-        assert_eq!(directory.reason(&id(), Up), IdOnlyReason::Timeout);
-        directory.see(&id(), Option::None, "docker", BootTime(1));
+        let none = SourcesOfNames::default();
+        assert_eq!(directory.reason(&id(), none), IdOnlyReason::NoSource);
+        assert_eq!(directory.reason(&id(), down), IdOnlyReason::SourceDown);
+        assert_eq!(directory.reason(&id(), UP), IdOnlyReason::Timeout);
+        directory.see(&id(), None, "docker", BootTime(1));
         directory.learn(
             IdentityUpdate::NotFound {
                 source: IdentitySource::Docker,
@@ -498,7 +599,53 @@ mod tests {
             },
             BootTime(2),
         );
-        assert_eq!(directory.reason(&id(), Up), IdOnlyReason::NotFound);
+        assert_eq!(directory.reason(&id(), UP), IdOnlyReason::NotFound);
+    }
+
+    fn said(source: IdentitySource, uid: Option<&str>, image: Option<&str>) -> IdentityUpdate {
+        let IdentityUpdate::Found(mut identity) = found(uid) else {
+            unreachable!("it is found");
+        };
+        identity.source = source;
+        identity.image = image.map(Into::into);
+        IdentityUpdate::Found(identity)
+    }
+
+    #[test]
+    fn the_best_answer_that_names_wins_whatever_the_order() {
+        use IdentitySource::{Bundle, Cri, Docker, KubeletLogs};
+        let uid = PodUid::from(UID);
+        let lie = "99999999-2222-3333-4444-555555555555";
+        // (answers) -> winner
+        for (answers, winner) in [
+            (vec![(KubeletLogs, Some(UID)), (Cri, Some(UID))], Some(Cri)),
+            (vec![(Cri, Some(UID)), (KubeletLogs, Some(UID))], Some(Cri)),
+            // The best has not heard of the pod, or tells of another.
+            (vec![(Docker, None), (Bundle, Some(UID))], Some(Bundle)),
+            (vec![(Docker, Some(lie)), (Bundle, Some(UID))], Some(Bundle)),
+            (vec![(Docker, None), (Cri, Some(lie))], None),
+        ] {
+            let mut directory = directory();
+            directory.see(&id(), Some(&uid), "containerd", BootTime(1));
+            for (source, uid) in &answers {
+                directory.learn(said(*source, *uid, Some("img")), BootTime(2));
+            }
+            assert_eq!(directory.names(&id()).source, winner, "{answers:?}");
+            assert_eq!(directory.answers(&id()).count(), answers.len());
+        }
+    }
+
+    #[test]
+    fn an_image_may_come_from_a_poorer_source_than_the_names() {
+        let mut directory = directory();
+        directory.learn(said(IdentitySource::Bundle, Some(UID), None), BootTime(1));
+        directory.learn(
+            said(IdentitySource::KubeletLogs, Some(UID), Some("cuda:12")),
+            BootTime(1),
+        );
+        let names = directory.names(&id());
+        assert_eq!(names.source, Some(IdentitySource::Bundle));
+        assert_eq!(&*names.image, "cuda:12");
     }
 
     #[test]
