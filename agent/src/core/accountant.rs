@@ -425,13 +425,22 @@ impl Accountant {
                         self.effects.push(Effect::LookUp(id.clone()));
                     }
                 }
-                Owner::Pod(_) | Owner::Host(_) => {
-                    if grace_over {
+                Owner::Pod(uid) => {
+                    if let Some((names, source)) = self.directory.pod_names(uid) {
+                        if matches!(payer.attribution, Attribution::IdOnly { .. }) {
+                            self.counts.named_late += 1;
+                        }
+                        payer.labels.namespace = Arc::clone(&names.namespace);
+                        payer.labels.pod = Arc::clone(&names.pod);
+                        payer.attribution = Attribution::Named { source };
+                    } else if payer.attribution == Attribution::Held && grace_over {
                         payer.attribution = Attribution::IdOnly {
                             reason: IdOnlyReason::NoSource,
                         };
                     }
                 }
+                // A unit needs nobody's answer.
+                Owner::Host(_) => {}
             }
         }
     }
@@ -1148,6 +1157,24 @@ mod tests {
         assert_eq!(snapshot.accounts[0].busy, Nanos::from_secs(7));
         assert_eq!(snapshot.namespace_series[0].busy, Nanos::from_secs(7));
         assert_eq!(snapshot.agent.named_late, 1);
+    }
+
+    #[test]
+    fn what_runs_in_a_pods_own_cgroup_is_booked_to_the_pod() {
+        let mut node = Node::new(1_000, 0);
+        node.fork(7, 9);
+        node.fork(8, 10);
+        node.pass(1_000, &[(7, 250), (8, 500)]);
+        node.commit();
+        node.named(A, Some(UID));
+        node.commit();
+        let snapshot = node.commit();
+        assert_eq!(
+            published(&snapshot),
+            [("(pod)".into(), '(', 250), ("main".into(), 'a', 500)]
+        );
+        assert_eq!(&*snapshot.container_series[0].labels.pod, "train-0");
+        assert_eq!(&*snapshot.container_series[0].labels.pod_uid, UID);
     }
 
     #[test]

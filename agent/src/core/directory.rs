@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::input::{ContainerIdentity, IdentitySource, IdentityUpdate};
+use super::input::{ContainerIdentity, IdentitySource, IdentityUpdate, KubernetesNames};
 use super::model::{BootTime, ContainerId, NONE, Nanos, PodUid, UNRESOLVED};
 use super::snapshot::{ContainerLabels, IdOnlyReason};
 
@@ -293,6 +293,19 @@ impl Directory {
             .is_some_and(|entry| entry.winner().is_some())
     }
 
+    /// What a pod is called, from any of its containers whose names the kernel's cgroup confirms.
+    #[must_use]
+    pub fn pod_names(&self, uid: &PodUid) -> Option<(&KubernetesNames, IdentitySource)> {
+        self.entries
+            .values()
+            .filter(|entry| entry.pod_uid().is_some_and(|known| same_uid(known, uid)))
+            .filter_map(|entry| {
+                let (identity, _) = entry.winner()?;
+                Some((identity.kubernetes.as_ref()?, identity.source))
+            })
+            .min_by_key(|(_, source)| *source)
+    }
+
     /// What each source said of a container, the best first.
     pub fn answers(&self, id: &ContainerId) -> impl Iterator<Item = &Answer> {
         self.entries
@@ -420,7 +433,6 @@ fn same_uid(a: &PodUid, b: &PodUid) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::KubernetesNames;
 
     const UID: &str = "11111111-2222-3333-4444-555555555555";
 
@@ -633,6 +645,19 @@ mod tests {
             assert_eq!(directory.names(&id()).source, winner, "{answers:?}");
             assert_eq!(directory.answers(&id()).count(), answers.len());
         }
+    }
+
+    #[test]
+    fn a_pod_is_called_what_its_confirmed_containers_say() {
+        let uid = PodUid::from(UID);
+        let mut directory = directory();
+        // Labels alone could be anybody's.
+        directory.learn(found(Some(UID)), BootTime(1));
+        assert_eq!(directory.pod_names(&uid), None);
+        directory.see(&id(), Some(&uid), "docker", BootTime(2));
+        let (names, source) = directory.pod_names(&uid).unwrap();
+        assert_eq!((&*names.namespace, &*names.pod), ("ml", "train-0"));
+        assert_eq!(source, IdentitySource::Docker);
     }
 
     #[test]
