@@ -17,10 +17,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{Config, OtlpProtocol};
 use crate::core::accountant::{Accountant, Effect, Settings};
-use crate::core::input::{Input, SourceHealth};
+use crate::core::input::{IdentitySource, Input, SourceHealth};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
 use crate::core::publication::Policy;
-use crate::core::snapshot::{BlockedCall, Snapshot};
+use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
@@ -162,6 +162,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         now,
         stopped.clone(),
     ));
+    let docker_counters = Arc::new(identity::Counters::default());
     if config.docker.enabled {
         sources.spawn(docker::run(
             docker::Config {
@@ -169,7 +170,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
                 timeout: config.docker.timeout.0,
                 ..docker::Config::default()
             },
-            Arc::new(identity::Counters::default()),
+            Arc::clone(&docker_counters),
             lookups_taken,
             inputs.clone(),
             now,
@@ -219,6 +220,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         announce,
         lists,
         watchdog: nvml.watchdog(),
+        docker: docker_counters,
         blocked: blocked_now,
     };
     let core = tokio::spawn(core.run(inputs_taken, queries_taken, stopped.clone()));
@@ -290,10 +292,11 @@ pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
 
 /// Where the figures come from, as OTLP's resource says it.
 pub(crate) fn origin(config: &Config) -> Origin {
-    let host_name = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    // In a pod the kernel's host name is the pod's.
+    let host_name = config.otlp.node_name.clone().unwrap_or_else(|| {
+        let names = rustix::system::uname();
+        names.nodename().to_string_lossy().into_owned()
+    });
     let host_id = std::fs::read_to_string("/etc/machine-id").ok();
     Origin {
         host_name,
@@ -313,6 +316,7 @@ struct Core {
     announce: mpsc::Sender<()>,
     lists: mpsc::Sender<()>,
     watchdog: Watchdog,
+    docker: Arc<identity::Counters>,
     blocked: watch::Sender<Option<BlockedCall>>,
 }
 
@@ -349,16 +353,16 @@ impl Core {
     fn take(&mut self, batch: &mut Vec<Input>) {
         let clock = now();
         for input in batch.drain(..) {
-            if let Input::Health(health) = &input {
-                log_health(health);
-            }
             self.accountant.take(input, clock);
         }
         self.carry_out();
     }
 
     fn commit(&mut self) {
-        let snapshot = self.accountant.commit(now());
+        let mut snapshot = self.accountant.commit(now());
+        // What the sources count of themselves goes out with the books.
+        snapshot.names = vec![self.docker.book(IdentitySource::Docker)];
+        snapshot.nvml_calls = self.nvml_calls();
         for book in &snapshot.gpus {
             if book.imbalance != 0 {
                 error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
@@ -368,6 +372,19 @@ impl Core {
         self.blocked
             .send_replace(self.watchdog.blocked(now().boot, SHOWN_AS_BLOCKED));
         self.carry_out();
+    }
+
+    fn nvml_calls(&self) -> Vec<NvmlCallBook> {
+        let figures = self.watchdog.figures().into_iter();
+        figures
+            .map(|(call, figures)| NvmlCallBook {
+                call: call.into(),
+                calls: figures.calls,
+                errors: figures.errors,
+                total: figures.total,
+                longest: figures.longest,
+            })
+            .collect()
     }
 
     fn carry_out(&mut self) {
@@ -395,31 +412,6 @@ impl Core {
     }
 }
 
-fn log_health(health: &SourceHealth) {
-    let source = health.source.as_str();
-    let place = &*health.place;
-    match &health.state {
-        SourceState::Up => info!(source, place, "source is up"),
-        SourceState::Absent | SourceState::Disabled => {
-            info!(
-                source,
-                place,
-                state = health.state.as_str(),
-                "source is not used"
-            );
-        }
-        SourceState::Down { class, reason, .. } => {
-            warn!(
-                source,
-                place,
-                class = &**class,
-                reason = &**reason,
-                "source is down"
-            );
-        }
-    }
-}
-
 /// Keeps the eBPF object loaded, hands on what it reports, and has `/proc` scanned when it has
 /// just been attached: what was born before that is known from there.
 async fn follow_kernel(
@@ -431,12 +423,14 @@ async fn follow_kernel(
 ) {
     let follow = async {
         let mut pause = RETRY_FIRST;
+        let mut reported = String::new();
         loop {
             let config = config.clone();
             let loaded = tokio::task::spawn_blocking(move || KernelSource::load(&config)).await;
-            let reason = match loaded {
+            let (class, reason) = match loaded {
                 Ok(Ok((source, mut batches))) => {
                     pause = RETRY_FIRST;
+                    reported.clear();
                     tell(&inputs, SourceId::Kernel, SourceState::Up, "").await;
                     // Full means that a scan is about to begin anyway.
                     let _ = rescans.try_send(());
@@ -458,9 +452,13 @@ async fn follow_kernel(
                 Ok(Err(error)) => (error.class(), chain(&error)),
                 Err(error) => ("panic", error.to_string()),
             };
+            if reason != reported {
+                warn!(class, reason, "the eBPF object does not run");
+                reported.clone_from(&reason);
+            }
             let state = SourceState::Down {
-                class: reason.0.into(),
-                reason: reason.1.into(),
+                class: class.into(),
+                reason: reason.into(),
                 next_retry: Some(
                     now()
                         .boot

@@ -39,6 +39,9 @@ pub struct Options {
     /// NVIDIA's management library, if it is not where drivers put it
     #[arg(long, value_name = "PATH")]
     nvml_library: Option<PathBuf>,
+    /// This node's name in Kubernetes, for what goes out over OTLP
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
     /// What is logged: a level, or directives such as gpuacct=debug
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
@@ -55,6 +58,9 @@ impl Options {
         }
         if self.nvml_library.is_some() {
             config.gpu.library = self.nvml_library;
+        }
+        if self.node_name.is_some() {
+            config.otlp.node_name = self.node_name;
         }
         if let Some(level) = self.log {
             config.log.level = level;

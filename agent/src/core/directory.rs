@@ -102,9 +102,14 @@ impl Directory {
                 runtime: runtime.into(),
             });
             // What was believed while the kernel had not been heard may contradict it.
-            if let Some(identity) = entry.identity.take()
-                && !Self::accept(entry, identity)
+            if entry
+                .identity
+                .as_ref()
+                .is_some_and(|identity| Self::contradicts(entry, identity))
             {
+                entry.identity = None;
+                entry.labels = Labels::default();
+                entry.refused = true;
                 self.refused += 1;
             }
         }
@@ -140,24 +145,23 @@ impl Directory {
         }
     }
 
-    fn accept(entry: &mut Entry, mut identity: ContainerIdentity) -> bool {
+    fn contradicts(entry: &Entry, identity: &ContainerIdentity) -> bool {
         let claimed = identity.kubernetes.as_ref().map(|names| &names.pod_uid);
         let known = entry
             .kernel
             .as_ref()
             .and_then(|kernel| kernel.pod_uid.as_ref());
-        if let (Some(claimed), Some(known)) = (claimed, known)
-            && !same_uid(claimed, known)
-        {
+        matches!((claimed, known), (Some(claimed), Some(known)) if !same_uid(claimed, known))
+    }
+
+    fn accept(entry: &mut Entry, mut identity: ContainerIdentity) -> bool {
+        if Self::contradicts(entry, &identity) {
             entry.refused = true;
             return false;
         }
         entry.not_found = false;
         entry.removed = false;
-        let labels = std::mem::take(&mut identity.labels);
-        if !labels.is_empty() || entry.identity.is_none() {
-            entry.labels = Arc::new(labels);
-        }
+        entry.labels = Arc::new(std::mem::take(&mut identity.labels));
         entry.identity = Some(identity);
         true
     }
@@ -442,6 +446,19 @@ mod tests {
                 IdOnlyReason::PodUidMismatch
             );
         }
+    }
+
+    #[test]
+    fn labels_that_came_before_the_kernel_was_heard_stay() {
+        let mut directory = directory();
+        let IdentityUpdate::Found(mut identity) = found(Some(UID)) else {
+            unreachable!("it is found");
+        };
+        identity.labels.insert("team".into(), "a".into());
+        directory.learn(IdentityUpdate::Found(identity), BootTime(1));
+        directory.see(&id(), Some(&PodUid::from(UID)), "docker", BootTime(2));
+        let labels = directory.runtime_labels(&id());
+        assert_eq!(labels.get("team").map(|team| &**team), Some("a"));
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub struct Snapshot {
     pub events: EventCounters,
     /// The agent's own counters and sizes.
     pub agent: AgentBook,
+    /// What each source of names met.
+    pub names: Vec<NamesBook>,
+    /// What the calls into NVML came to.
+    pub nvml_calls: Vec<NvmlCallBook>,
 }
 
 /// One GPU's book.
@@ -285,6 +289,46 @@ pub struct AgentBook {
     pub commits: u64,
     /// Commits whose books did not balance.
     pub imbalances: u64,
+}
+
+/// What a source of names met, since the agent began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesBook {
+    /// Which source.
+    pub source: IdentitySource,
+    /// Requests sent.
+    pub calls: u64,
+    /// Requests that were not answered in time.
+    pub timeouts: u64,
+    /// Replies that are not what the API promises.
+    pub invalid_replies: u64,
+    /// Connections that were lost or could not be made.
+    pub disconnects: u64,
+    /// Events received.
+    pub events: u64,
+    /// Lookups turned away: too many were waiting, or the id is none.
+    pub lookups_refused: u64,
+    /// Texts that were cut, or in which control characters were replaced.
+    pub texts_changed: u64,
+    /// Labels left out, since the container has too many.
+    pub labels_dropped: u64,
+    /// Sets of Kubernetes labels that are incomplete or cannot be Kubernetes'.
+    pub kubernetes_refused: u64,
+}
+
+/// What the calls of one function of NVML came to, since the agent began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmlCallBook {
+    /// The function.
+    pub call: Arc<str>,
+    /// Calls that returned.
+    pub calls: u64,
+    /// Those that returned an error.
+    pub errors: u64,
+    /// Time spent inside, all together.
+    pub total: Nanos,
+    /// The longest.
+    pub longest: Nanos,
 }
 
 /// A process that uses a GPU, for `status`.

@@ -697,6 +697,66 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.windows_not_awaited),
     },
     Instrument {
+        name: "gpuacct_names_events_total",
+        otlp: "gpuacct.names.events",
+        kind: Kind::Counter,
+        unit: Unit::Count("{event}"),
+        help: "What a source of names met: requests sent (calls) and events received (events), and what went wrong or was turned away, by kind.",
+        keys: &["source", "kind"],
+        read: |view, points| {
+            for book in &view.snapshot.names {
+                for (kind, count) in [
+                    ("calls", book.calls),
+                    ("timeouts", book.timeouts),
+                    ("invalid_replies", book.invalid_replies),
+                    ("disconnects", book.disconnects),
+                    ("events", book.events),
+                    ("lookups_refused", book.lookups_refused),
+                    ("texts_changed", book.texts_changed),
+                    ("labels_dropped", book.labels_dropped),
+                    ("kubernetes_refused", book.kubernetes_refused),
+                ] {
+                    let labels = [book.source.as_str(), kind];
+                    points.put(&labels, view.snapshot.agent_started, Value::Count(count));
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_nvml_calls_total",
+        otlp: "gpuacct.nvml.calls",
+        kind: Kind::Counter,
+        unit: Unit::Count("{call}"),
+        help: "Calls into NVML that returned, by function and outcome.",
+        keys: &["call", "outcome"],
+        read: |view, points| {
+            for book in &view.snapshot.nvml_calls {
+                let failed = book.errors.min(book.calls);
+                for (outcome, count) in [("ok", book.calls - failed), ("error", failed)] {
+                    let labels = [&*book.call, outcome];
+                    points.put(&labels, view.snapshot.agent_started, Value::Count(count));
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_nvml_call_seconds_total",
+        otlp: "gpuacct.nvml.call",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time spent inside NVML, by function.",
+        keys: &["call"],
+        read: |view, points| {
+            for book in &view.snapshot.nvml_calls {
+                points.put(
+                    &[&book.call],
+                    view.snapshot.agent_started,
+                    nanos(book.total.0),
+                );
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_commits_total",
         otlp: "gpuacct.commits",
         kind: Kind::Counter,

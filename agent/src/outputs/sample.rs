@@ -10,7 +10,7 @@ use crate::core::model::{
 };
 use crate::core::snapshot::{
     AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, Coverage, GpuBook,
-    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
+    GpuProcessView, HostSeries, IdOnlyReason, NamesBook, NamespaceSeries, NvmlCallBook, Snapshot,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -138,6 +138,25 @@ pub(crate) fn snapshot() -> Snapshot {
             commits: 3_600,
             imbalances: 0,
         },
+        names: vec![NamesBook {
+            source: IdentitySource::Docker,
+            calls: 31,
+            timeouts: 1,
+            invalid_replies: 0,
+            disconnects: 2,
+            events: 96,
+            lookups_refused: 0,
+            texts_changed: 0,
+            labels_dropped: 3,
+            kubernetes_refused: 0,
+        }],
+        nvml_calls: vec![NvmlCallBook {
+            call: "nvmlDeviceGetSamples".into(),
+            calls: 7_200,
+            errors: 1,
+            total: Nanos(720_000_000),
+            longest: Nanos(4_500_000),
+        }],
     }
 }
 

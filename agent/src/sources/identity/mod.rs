@@ -11,8 +11,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::core::input::KubernetesNames;
+use crate::core::input::{IdentitySource, KubernetesNames};
 use crate::core::model::PodUid;
+use crate::core::snapshot::NamesBook;
 
 pub mod docker;
 
@@ -45,6 +46,25 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// The counters as the books show them.
+    #[must_use]
+    pub fn book(&self, source: IdentitySource) -> NamesBook {
+        // Relaxed: each stands alone.
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        NamesBook {
+            source,
+            calls: read(&self.calls),
+            timeouts: read(&self.timeouts),
+            invalid_replies: read(&self.invalid_replies),
+            disconnects: read(&self.disconnects),
+            events: read(&self.events),
+            lookups_refused: read(&self.lookups_refused),
+            texts_changed: read(&self.texts_changed),
+            labels_dropped: read(&self.labels_dropped),
+            kubernetes_refused: read(&self.kubernetes_refused),
+        }
+    }
+
     fn count(counter: &AtomicU64) {
         Self::add(counter, 1);
     }
