@@ -5,6 +5,7 @@
 mod build;
 mod command;
 mod demo;
+mod gpu_record;
 mod lint;
 mod run;
 mod setup;
@@ -35,6 +36,7 @@ enum Verb {
     Demo(demo::Options),
     Test(test::Options),
     Run(run::Options),
+    GpuRecord(gpu_record::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,5 +57,6 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test(options) => test::run(&options),
         Verb::Run(options) => run::run(&options),
+        Verb::GpuRecord(options) => gpu_record::run(&options),
     }
 }
