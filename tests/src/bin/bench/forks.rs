@@ -48,8 +48,8 @@ impl Work {
 struct Achieved {
     /// Children a second.
     rate: f64,
-    /// Processor time for one child, in seconds: theirs and the forker's own. Unlike the rate it
-    /// does not depend on what else the machine does.
+    /// Processor time for one child, in seconds: theirs and the forker's own. Waiting
+    /// for a core is not in it, as it is in the rate.
     cost: f64,
 }
 

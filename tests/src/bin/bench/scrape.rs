@@ -201,7 +201,7 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
         )
         .goal("p99 ≤ 5 ms", milliseconds(p99) <= 5.0),
         Row::new(
-            "— processor time of the server for one of them, which other work does not change",
+            "— processor time of the server for one of them",
             format!("{:.2} ms", float(spent) / 1e6 / float(SCRAPES as u64)),
         ),
         Row::new("— the same scrapes, OpenMetrics", times(&open)),
