@@ -30,7 +30,7 @@ use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
 use crate::sources::identity::{self, docker};
-use crate::sources::kernel::{KernelConfig, KernelSource};
+use crate::sources::kernel::{KernelConfig, KernelSource, Tally};
 use crate::sources::procfs;
 
 /// Observations under way to the core.
@@ -424,6 +424,7 @@ async fn follow_kernel(
     let follow = async {
         let mut pause = RETRY_FIRST;
         let mut reported = String::new();
+        let mut tally = Tally::default();
         loop {
             let config = config.clone();
             let loaded = tokio::task::spawn_blocking(move || KernelSource::load(&config)).await;
@@ -437,7 +438,8 @@ async fn follow_kernel(
                     loop {
                         tokio::select! {
                             batch = batches.recv() => match batch {
-                                Some(batch) => {
+                                Some(mut batch) => {
+                                    batch.counters = tally.count(batch.counters);
                                     if inputs.send(Input::Kernel(batch)).await.is_err() {
                                         return;
                                     }
@@ -447,6 +449,7 @@ async fn follow_kernel(
                             Some(()) = announce.recv() => source.clear_announced(),
                         }
                     }
+                    tally.object_gone();
                     ("stream", "the event stream ended".to_owned())
                 }
                 Ok(Err(error)) => (error.class(), chain(&error)),

@@ -2,7 +2,7 @@
 //! own command line and its HTTP endpoints.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use gpuacct::config::Config;
 use gpuacct::outputs::socket::StatusReport;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::http::{free_address, get};
 
 /// How long the agent may take to come or go, and an expectation to come true. Only ever waited for
 /// when something is broken.
@@ -236,33 +238,4 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A GET: code and body.
-///
-/// # Errors
-/// If there is no answer.
-pub fn get(url: &str, accept: &str) -> Result<(u16, String)> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(Duration::from_secs(10)))
-        .build()
-        .into();
-    let mut response = agent
-        .get(url)
-        .header("accept", accept)
-        .call()
-        .with_context(|| format!("GET {url}"))?;
-    let code = response.status().as_u16();
-    let body = response.body_mut().with_config().limit(1 << 28);
-    Ok((code, body.read_to_string()?))
-}
-
-/// An address of the loopback interface whose port is free now.
-///
-/// # Errors
-/// If none is.
-pub fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    Ok(listener.local_addr()?)
 }

@@ -3,7 +3,6 @@
 //! Its binary is named by `GPUACCT_OTELCOL`: it is too large to fetch for every run of the tests.
 
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -102,13 +101,4 @@ impl Drop for Collector {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// An address on the loopback interface that is free now.
-///
-/// # Errors
-/// If the interface has none.
-pub fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot bind")?;
-    listener.local_addr().context("cannot tell the address")
 }

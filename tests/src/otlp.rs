@@ -69,6 +69,8 @@ pub struct Point {
     pub unit: String,
     /// What it is.
     pub kind: Kind,
+    /// The scope's name: whose instrument it is.
+    pub scope: String,
     /// Attributes of the resource.
     pub resource: BTreeMap<String, String>,
     /// Attributes of the point.
@@ -232,14 +234,19 @@ fn points_of_resource(resource: &ResourceMetrics) -> impl Iterator<Item = Point>
         .as_ref()
         .map(|resource| texts(&resource.attributes));
     let attributes = attributes.unwrap_or_default();
-    let metrics = resource
-        .scope_metrics
-        .iter()
-        .flat_map(|scope| &scope.metrics);
-    metrics.flat_map(move |metric| points_of_metric(metric, &attributes))
+    resource.scope_metrics.iter().flat_map(move |scope| {
+        let name = scope.scope.as_ref().map_or("", |scope| &scope.name);
+        let metrics = scope.metrics.iter();
+        let points = metrics.flat_map(|metric| points_of_metric(metric, name, &attributes));
+        points.collect::<Vec<_>>()
+    })
 }
 
-fn points_of_metric(metric: &Metric, resource: &BTreeMap<String, String>) -> Vec<Point> {
+fn points_of_metric(
+    metric: &Metric,
+    scope: &str,
+    resource: &BTreeMap<String, String>,
+) -> Vec<Point> {
     let (kind, points) = match &metric.data {
         Some(metric::Data::Sum(sum)) => {
             let kind = Kind::Sum {
@@ -255,6 +262,7 @@ fn points_of_metric(metric: &Metric, resource: &BTreeMap<String, String>) -> Vec
         name: metric.name.clone(),
         unit: metric.unit.clone(),
         kind,
+        scope: scope.to_owned(),
         resource: resource.clone(),
         attributes: texts(&point.attributes),
         value: number(point),

@@ -282,6 +282,7 @@ fn rotel_sends_on_what_it_takes_over_grpc_and_http() {
             is_monotonic: true,
             temporality: AggregationTemporality::Cumulative,
         },
+        scope: "gpuacct".to_owned(),
         resource: text("host.name", "node-1"),
         attributes: text("k8s.pod.name", "träume-\"0\"\n"),
         value: 1.5,

@@ -2,9 +2,11 @@
 //!
 //! A verb is a file. Each sees to what it needs by itself, so none has to be run before another.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
+mod gpu_record;
 mod lint;
 mod run;
 mod setup;
@@ -33,8 +35,10 @@ enum Verb {
     Build(build::Options),
     Lint(lint::Options),
     Demo(demo::Options),
+    Bench(bench::Options),
     Test(test::Options),
     Run(run::Options),
+    GpuRecord(gpu_record::Options),
 }
 
 fn main() -> ExitCode {
@@ -53,7 +57,9 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Build(options) => build::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Test(options) => test::run(&options),
         Verb::Run(options) => run::run(&options),
+        Verb::GpuRecord(options) => gpu_record::run(&options),
     }
 }

@@ -94,6 +94,7 @@ pub fn run(options: Options) -> ExitCode {
             return complain(&error, 2);
         }
     };
+    keep_memory_small();
     block_on(async {
         let telemetry = app::receiver(&config).map(|receiver| {
             Telemetry::start(&telemetry::Options {
@@ -131,4 +132,34 @@ pub fn run(options: Options) -> ExitCode {
             }
         }
     })
+}
+
+/// Has the allocator give back what the start needed, before any thread has an arena of its own.
+///
+/// Reading the kernel's types takes some tens of megabytes on a thread that is soon idle. In an
+/// arena of that thread they stay: `malloc_trim` never shrinks the top of such an arena, and a large
+/// block that is freed raises the threshold above which the allocator would do so by itself. One
+/// arena is enough for an agent that allocates little, and a threshold that is set no longer rises.
+fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    {
+        /// glibc's own default, as long as nothing large has been freed.
+        const THRESHOLD: libc::c_int = 128 * 1024;
+        for (option, value) in [
+            (libc::M_ARENA_MAX, 1),
+            (libc::M_MMAP_THRESHOLD, THRESHOLD),
+            (libc::M_TRIM_THRESHOLD, THRESHOLD),
+        ] {
+            #[expect(
+                unsafe_code,
+                reason = "the allocator can be told this in no other way that the agent controls"
+            )]
+            // SAFETY: mallopt takes two numbers and keeps them; there is one thread as yet.
+            let taken = unsafe { libc::mallopt(option, value) } == 1;
+            if !taken {
+                // It costs memory and nothing else. The log is not there yet.
+                eprintln!("warning: the allocator does not take option {option}");
+            }
+        }
+    }
 }

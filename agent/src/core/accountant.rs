@@ -125,6 +125,8 @@ pub struct Accountant {
     sources: BTreeMap<SourceId, SourceHealth>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
     drained_through: BootTime,
+    /// Events were lost at this time, and no scan of `/proc` has begun since.
+    lost_at: Option<BootTime>,
     events: EventCounters,
     effects: Vec<Effect>,
     counts: AgentBook,
@@ -148,6 +150,7 @@ impl Accountant {
             sources: BTreeMap::new(),
             waiting: VecDeque::new(),
             drained_through: BootTime::default(),
+            lost_at: None,
             events: EventCounters::default(),
             effects: Vec::new(),
             counts: AgentBook::default(),
@@ -186,6 +189,7 @@ impl Accountant {
         let losses = |counters: &EventCounters| counters.lost + counters.undecodable;
         if losses(&batch.counters) > losses(&self.events) {
             self.counts.rescans_after_loss += 1;
+            self.lost_at = self.lost_at.max(Some(batch.drained_through));
             self.wish(Effect::AnnounceAnew);
             self.wish(Effect::Rescan);
         }
@@ -282,6 +286,9 @@ impl Accountant {
         self.processes
             .close_unseen(scan.started, &|pid, start| seen.contains(&(pid, start)));
         self.counts.scans += 1;
+        if self.lost_at.is_some_and(|lost| scan.started >= lost) {
+            self.lost_at = None;
+        }
     }
 
     fn take_lists(&mut self, lists: GpuProcesses, clock: Clock) {
@@ -333,7 +340,8 @@ impl Accountant {
         let mut still = VecDeque::new();
         let mut held_back = HashSet::new();
         while let Some((since, window)) = self.waiting.pop_front() {
-            let caught_up = self.drained_through >= window.end;
+            // After a loss the scan that mends it is worth waiting for, too.
+            let caught_up = self.drained_through >= window.end && self.lost_at.is_none();
             let waited_enough = clock.boot.since(since) >= self.settings.await_events;
             // A GPU's windows are booked in their order.
             if held_back.contains(&window.gpu) || (kernel_up && !caught_up && !waited_enough) {
@@ -1225,6 +1233,8 @@ mod tests {
             [Effect::AnnounceAnew, Effect::Rescan]
         );
         node.pass(1_000, &[(7, 500)]);
+        // No scan comes: the window is not held for ever.
+        node.now += 2 * SECOND;
         assert_eq!(
             node.commit().gpus[0].coverage.unattributed,
             [(UnattributedReason::UnknownPid, Nanos::from_millis(500))]
@@ -1241,6 +1251,33 @@ mod tests {
             skipped: 0,
         }));
         node.pass(1_000, &[(7, 500)]);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn a_window_after_a_loss_waits_for_the_scan_that_mends_it() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let mut counters = node.accountant.events;
+        counters.lost += 1;
+        node.take(Input::Kernel(KernelBatch {
+            events: vec![],
+            drained_through: BootTime(node.now),
+            counters,
+        }));
+        node.pass(1_000, &[(7, 500)]);
+        assert_eq!(node.commit().gpus[0].windows, 0);
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(7),
+                parent: Pid(1),
+                start: StartTicks(100),
+                cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
+            }],
+            skipped: 0,
+        }));
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
     }
 

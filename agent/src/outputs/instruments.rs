@@ -191,13 +191,18 @@ impl Points<'_> {
         if value.is_empty() {
             self.counters.labels_blank.add(1);
             Cow::Borrowed(UNRESOLVED)
-        } else if value.len() > MAX_LABEL_BYTES || value.chars().any(is_unwelcome) {
+        } else if value.len() > MAX_LABEL_BYTES || !is_welcome(value) {
             self.counters.labels_cut.add(1);
             Cow::Owned(mend(value))
         } else {
             Cow::Borrowed(value)
         }
     }
+}
+
+/// Whether nothing in it is unwelcome. Printable ASCII, nearly every value, need not be decoded.
+fn is_welcome(value: &str) -> bool {
+    value.bytes().all(|byte| matches!(byte, b' '..=b'~')) || !value.chars().any(is_unwelcome)
 }
 
 /// Control characters other than the two that both text formats can carry.

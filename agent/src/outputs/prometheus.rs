@@ -206,14 +206,23 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
 }
 
 fn escape(out: &mut String, text: &str, quotes: bool) {
-    for c in text.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '"' if quotes => out.push_str("\\\""),
-            c => out.push(c),
-        }
+    let mut rest = text;
+    // What needs no escape, nearly always everything, is copied whole. All three are ASCII, which
+    // no other character's bytes are.
+    while let Some(at) = rest
+        .bytes()
+        .position(|byte| matches!(byte, b'\\' | b'\n') || (quotes && byte == b'"'))
+    {
+        let (plain, special) = rest.split_at(at);
+        out.push_str(plain);
+        out.push_str(match special.as_bytes()[0] {
+            b'\\' => "\\\\",
+            b'\n' => "\\n",
+            _ => "\\\"",
+        });
+        rest = &special[1..];
     }
+    out.push_str(rest);
 }
 
 /// Nanoseconds as seconds, exactly: no exponent, no trailing zeros.

@@ -1,5 +1,9 @@
 //! The two clocks, read together: the only place below `sources` where time is asked for.
 //!
+//! Two readings are never made at one instant, and whoever compares the clocks over time takes the
+//! difference for a step of the wall clock. An agent that has used up its share of the CPU rests
+//! between any two instructions for a tenth of a second, so a pair that was torn apart is read again.
+//!
 //! Units: nanoseconds; the boot clock since boot, suspended time included, the wall clock since the
 //! Unix epoch. A clock that shows a time before its origin reads as zero.
 
@@ -7,13 +11,37 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::core::model::{BootTime, Clock, WallTime};
 
+/// How far apart the two readings may be. Undisturbed they are some tens of nanoseconds apart.
+const APART_NANOS: u64 = 20_000;
+/// How often a pair that is further apart is read again.
+const TRIES: u32 = 8;
+
 /// Both clocks now.
 #[must_use]
 pub fn now() -> Clock {
-    Clock {
-        boot: BootTime(nanos(clock_gettime(ClockId::Boottime))),
-        wall: WallTime(nanos(clock_gettime(ClockId::Realtime))),
+    together(
+        || nanos(clock_gettime(ClockId::Boottime)),
+        || nanos(clock_gettime(ClockId::Realtime)),
+    )
+}
+
+/// The wall clock and the middle of the boot times before and after it; of several tries the
+/// closest.
+fn together(mut boot: impl FnMut() -> u64, mut wall: impl FnMut() -> u64) -> Clock {
+    let mut closest = (u64::MAX, Clock::default());
+    for _ in 0..TRIES {
+        let before = boot();
+        let wall = WallTime(wall());
+        let apart = boot().saturating_sub(before);
+        if apart <= closest.0 {
+            let boot = BootTime(before.saturating_add(apart / 2));
+            closest = (apart, Clock { boot, wall });
+        }
+        if apart <= APART_NANOS {
+            break;
+        }
     }
+    closest.1
 }
 
 fn nanos(at: Timespec) -> u64 {
@@ -35,6 +63,29 @@ mod tests {
         assert!(monotonic <= first.boot.0);
         assert!(first.boot <= second.boot);
         assert!(first.wall.0 > 0);
+    }
+
+    #[test]
+    fn a_rest_between_the_readings_is_no_step_of_the_wall_clock() {
+        const LEAD: u64 = 1_000_000_000_000;
+        const REST: u64 = 100_000_000;
+        // Rests before some of the readings, the readings themselves taking 10 ns.
+        for rests in [&[][..], &[1], &[2], &[1, 4], &[2, 5, 7], &[1, 2, 4, 5, 7]] {
+            let time = std::cell::Cell::new(5_000_000_000);
+            let reading = std::cell::Cell::new(0);
+            let read = || {
+                let rested = rests.contains(&reading.replace(reading.get() + 1));
+                time.set(time.get() + 10 + if rested { REST } else { 0 });
+                time.get()
+            };
+            let clock = together(read, || read() + LEAD);
+            let lead = clock.wall.0 - clock.boot.0;
+            assert!(lead.abs_diff(LEAD) <= 10, "{rests:?}: {lead}");
+        }
+        // Where every pair is torn, half of the closest is the error.
+        let time = std::cell::Cell::new(0);
+        let read = || time.replace(time.get() + REST) + REST;
+        assert_eq!(together(read, read).wall, WallTime(23 * REST));
     }
 
     #[test]

@@ -8,6 +8,10 @@
 //! A process is read through an open directory, which stays bound to that process: when the pid is
 //! taken by another one in the middle of it, the read fails and nothing of two processes is mixed.
 //!
+//! A process lives as long as one of its threads does, and is where a live thread is: of a leader
+//! that is gone the kernel shows the root cgroup in v1's hierarchies, whoever's container it was in.
+//! A process without a live thread is left out, as one that is dead: zombies use no GPU.
+//!
 //! It reads no command lines, no environments and no memory maps. Kernel threads are left out: they
 //! use no GPU, and there can be thousands.
 //!
@@ -36,6 +40,8 @@ const MIN_GAP: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 /// `PF_KTHREAD` of the kernel's `sched.h`, in field 9 of `stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
+/// `PF_EXITING`: the thread is on its way out, or a zombie.
+const PF_EXITING: u64 = 0x0000_0004;
 /// Longest file that is read. A `stat` has some 300 bytes; a `cgroup` at most one path of 4 KiB a
 /// hierarchy, of which there are at most a dozen and a half.
 const MAX_FILE: usize = 128 * 1024;
@@ -239,7 +245,8 @@ impl Walk {
         Ok(())
     }
 
-    /// One process; `Some(None)` for a kernel thread, `None` if it is gone or cannot be read.
+    /// One process; `Some(None)` for a kernel thread and for one without a live thread, `None` if
+    /// it is gone or cannot be read.
     fn process(
         &mut self,
         root: &OwnedFd,
@@ -252,7 +259,16 @@ impl Walk {
         if stat.flags & PF_KTHREAD != 0 {
             return Some(None);
         }
-        self.read(&directory, "cgroup")?;
+        // The leader is not the process: it may be gone while other threads live on.
+        let live = match stat.is_exiting() {
+            false => Some(directory),
+            true if stat.threads > 1 => self.live_thread(&directory)?,
+            true => None,
+        };
+        let Some(live) = live else {
+            return Some(None);
+        };
+        self.read(&live, "cgroup")?;
         let cgroups = self.cgroups.lines(&self.buffer)?;
         Some(Some(ScannedProcess {
             pid,
@@ -260,6 +276,28 @@ impl Walk {
             start: stat.start,
             cgroups,
         }))
+    }
+
+    /// A thread of a process that is not on its way out, if there is one; `None` if the threads
+    /// cannot be listed.
+    fn live_thread(&mut self, process: &OwnedFd) -> Option<Option<OwnedFd>> {
+        let threads = open(process, "task", OFlags::DIRECTORY).ok()?;
+        for entry in Dir::read_from(&threads).ok()? {
+            let entry = entry.ok()?;
+            if decimal(entry.file_name().to_bytes()).is_none() {
+                continue;
+            }
+            // One that is gone by now is not the one that is looked for.
+            let Ok(thread) = open(&threads, entry.file_name(), OFlags::DIRECTORY) else {
+                continue;
+            };
+            if self.read(&thread, "stat").is_some()
+                && Stat::parse(&self.buffer).is_some_and(|stat| !stat.is_exiting())
+            {
+                return Some(Some(thread));
+            }
+        }
+        Some(None)
     }
 
     /// Reads a whole file into the buffer; `None` if it cannot be, or has no end in sight.
@@ -311,10 +349,15 @@ fn open(
 struct Stat {
     parent: Pid,
     flags: u64,
+    threads: u64,
     start: StartTicks,
 }
 
 impl Stat {
+    const fn is_exiting(&self) -> bool {
+        self.flags & PF_EXITING != 0
+    }
+
     /// The second field is the command in parentheses, and a process may put anything into that,
     /// parentheses, spaces and newlines included; what follows the last parenthesis is the kernel's.
     fn parse(text: &[u8]) -> Option<Self> {
@@ -322,13 +365,15 @@ impl Stat {
         let mut fields = text[end + 1..]
             .split(u8::is_ascii_whitespace)
             .filter(|field| !field.is_empty());
-        // Fields 4, 9 and 22; the first one here is field 3.
+        // Fields 4, 9, 20 and 22; the first one here is field 3.
         let parent = decimal(fields.nth(1)?)?;
         let flags = decimal(fields.nth(4)?)?;
-        let start = decimal(fields.nth(12)?)?;
+        let threads = decimal(fields.nth(10)?)?;
+        let start = decimal(fields.nth(1)?)?;
         Some(Self {
             parent: Pid(u32::try_from(parent).ok()?),
             flags,
+            threads,
             start: StartTicks(start),
         })
     }
@@ -402,6 +447,12 @@ mod tests {
         )
     }
 
+    /// [`stat`] of a thread that is on its way out or a zombie, of a process with so many threads.
+    fn exiting(comm: &str, threads: u32, start: u64) -> String {
+        let text = stat(comm, 1, PF_EXITING, start);
+        text.replace(" 20 0 1 0 ", &format!(" 20 0 {threads} 0 "))
+    }
+
     fn proc_of(files: &[(u32, &str, &str)]) -> TempDir {
         let root = tempfile::tempdir().unwrap();
         for (pid, stat, cgroup) in files {
@@ -422,6 +473,7 @@ mod tests {
         let expected = Some(Stat {
             parent: Pid(41),
             flags: 4_194_560,
+            threads: 1,
             start: StartTicks(1234),
         });
         for comm in [
@@ -499,6 +551,46 @@ mod tests {
         };
         assert!(Arc::ptr_eq(&of(7), &of(8)), "equal files are kept once");
         assert!(Arc::ptr_eq(&of(7)[0].1, &of(7)[1].1), "equal paths too");
+    }
+
+    #[test]
+    fn a_dead_leader_does_not_move_its_process_to_the_root() {
+        // What the kernel shows of a zombie under v1, and of its live thread.
+        let (zombie, docker) = ("4:memory:/\n0::/\n", "4:memory:/docker/x\n0::/\n");
+        let root = proc_of(&[
+            (1, &stat("init", 0, 0, 1), "0::/\n"),
+            (7, &exiting("train", 3, 77), zombie),
+        ]);
+        let tasks = root.path().join("7/task");
+        for (thread, stat, cgroup) in [
+            (7, exiting("train", 3, 77), zombie),
+            (8, exiting("train", 3, 78), zombie),
+            (9, stat("train", 1, 0, 79), docker),
+        ] {
+            let directory = tasks.join(thread.to_string());
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("stat"), stat).unwrap();
+            fs::write(directory.join("cgroup"), cgroup).unwrap();
+        }
+        let scan = scan(root.path().to_owned(), clock::now).unwrap();
+        assert_eq!((scan.processes.len(), scan.skipped), (2, 0));
+        let found = scan.processes.iter().find(|p| p.pid == Pid(7)).unwrap();
+        assert_eq!((found.start.0, &*found.cgroups[0].1), (77, "/docker/x"));
+    }
+
+    #[test]
+    fn a_process_without_a_live_thread_is_left_out() {
+        let root = proc_of(&[
+            (1, &stat("init", 0, 0, 1), "0::/\n"),
+            (7, &exiting("train", 1, 77), "4:memory:/\n0::/docker/x\n"),
+            (8, &exiting("train", 2, 78), "4:memory:/\n0::/docker/x\n"),
+        ]);
+        let directory = root.path().join("8/task/8");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("stat"), exiting("train", 2, 78)).unwrap();
+        let scan = scan(root.path().to_owned(), clock::now).unwrap();
+        let pids: Vec<u32> = scan.processes.iter().map(|p| p.pid.0).collect();
+        assert_eq!((pids, scan.skipped), (vec![1], 0));
     }
 
     #[test]

@@ -295,6 +295,33 @@ impl Drop for KernelSource {
     }
 }
 
+/// The counters of all objects that were loaded one after the other. Each begins at zero, and what
+/// is published of them must not fall when the next one is loaded.
+#[derive(Debug, Default)]
+pub struct Tally {
+    before: EventCounters,
+    total: EventCounters,
+}
+
+impl Tally {
+    /// Adds what the objects before this one had counted.
+    pub fn count(&mut self, of_this_object: EventCounters) -> EventCounters {
+        let sum = |before: u64, now: u64| before.saturating_add(now);
+        self.total = EventCounters {
+            seen: sum(self.before.seen, of_this_object.seen),
+            submitted: sum(self.before.submitted, of_this_object.submitted),
+            lost: sum(self.before.lost, of_this_object.lost),
+            undecodable: sum(self.before.undecodable, of_this_object.undecodable),
+        };
+        self.total
+    }
+
+    /// The object is gone: the next one begins at zero.
+    pub const fn object_gone(&mut self) {
+        self.before = self.total;
+    }
+}
+
 /// What the object must be told of the running kernel.
 struct Kernel {
     offsets: Vec<(&'static str, u32)>,
@@ -591,6 +618,31 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn the_counters_of_one_object_go_on_where_those_before_stopped() {
+        let counters = |seen| EventCounters {
+            seen,
+            submitted: seen - 1,
+            lost: 1,
+            undecodable: 2,
+        };
+        let mut tally = Tally::default();
+        assert_eq!(tally.count(counters(5)), counters(5));
+        assert_eq!(tally.count(counters(9)), counters(9));
+        tally.object_gone();
+        let both = EventCounters {
+            seen: 12,
+            submitted: 10,
+            lost: 2,
+            undecodable: 4,
+        };
+        assert_eq!(tally.count(counters(3)), both);
+        // One that never counted anything leaves no trace.
+        tally.object_gone();
+        tally.object_gone();
+        assert_eq!(tally.count(EventCounters::default()), both);
     }
 
     #[test]

@@ -1,0 +1,358 @@
+//! A node full of work: 8 simulated GPUs with 64 processes each, every process in a container's
+//! cgroup of its own.
+//!
+//! The processes and the cgroups are real. No runtime is behind them, so that the containers are
+//! published under the ids that the kernel gives, which is what a node without a runtime shows.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::PipeWriter;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use gpuacct_tests::agent::Agent;
+use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::Sampling;
+use rustix::time::{ClockId, clock_gettime};
+use sim_nvml::{GpuSpec, Job, Scenario};
+
+use crate::forks::attached;
+use crate::process::{Cpu, Memory};
+use crate::report::{Row, float, megabytes};
+use crate::{Bench, pause};
+
+pub(crate) const GPUS: u32 = 8;
+pub(crate) const PROCESSES: u32 = 64;
+/// Until accounts are open, names are given up and what a start costs is over.
+const WARM_UP: Duration = Duration::from_secs(20);
+/// How long is measured.
+const MEASURE: Duration = Duration::from_secs(60);
+/// Rounds of NVML calls by which the simulated library's own cost is measured.
+const ROUNDS: u32 = 20;
+/// The time between two of them.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// The full node. Emptied when dropped.
+pub(crate) struct Load {
+    scenario: Scenario,
+    processes: Vec<Child>,
+    /// The processes end when this does, also if this program is killed.
+    alive: Option<PipeWriter>,
+    /// Made here, the outermost first.
+    cgroups: Vec<PathBuf>,
+}
+
+impl Load {
+    pub(crate) fn start(dir: &Path) -> Result<Self> {
+        let gpus = (0..GPUS).map(GpuSpec::a100).collect();
+        let scenario = Scenario::create(dir.join("gpus"), gpus, 1)?;
+        let (reader, writer) = std::io::pipe()?;
+        let mut load = Self {
+            scenario,
+            processes: Vec::new(),
+            alive: Some(writer),
+            cgroups: Vec::new(),
+        };
+        let root = hierarchy()?.join(format!("gpuacct-bench-{}", std::process::id()));
+        let pods = root.join("kubepods");
+        let class = pods.join("burstable");
+        for path in [&root, &pods, &class] {
+            load.cgroup(path)?;
+        }
+        for gpu in 0..GPUS {
+            for process in 0..PROCESSES {
+                let number = u64::from(gpu * PROCESSES + process);
+                let pod = class.join(format!("pod6f1c8a52-3c1e-4c55-9a8e-{number:012x}"));
+                let container = pod.join(container_id(number));
+                load.cgroup(&pod)?;
+                load.cgroup(&container)?;
+                let child = Command::new("cat")
+                    .stdin(reader.try_clone()?)
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .context("cannot start a process")?;
+                let pid = child.id();
+                load.processes.push(child);
+                let place = container.join("cgroup.procs");
+                fs::write(&place, pid.to_string())
+                    .with_context(|| format!("cannot write {}", place.display()))?;
+                let job = Job {
+                    gpu,
+                    share: 1.0 / f64::from(PROCESSES),
+                    memory_bytes: 1 << 30,
+                    ..Job::default()
+                };
+                load.scenario.start(pid, job)?;
+            }
+        }
+        Ok(load)
+    }
+
+    /// What `SIM_NVML_DIR` has to be.
+    pub(crate) fn dir(&self) -> &Path {
+        self.scenario.dir()
+    }
+
+    fn cgroup(&mut self, path: &Path) -> Result<()> {
+        fs::create_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
+        self.cgroups.push(path.to_owned());
+        Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        drop(self.alive.take());
+        for process in &mut self.processes {
+            // It ends by itself; a process that cannot be waited for is gone.
+            let _ = process.wait();
+        }
+        for path in self.cgroups.iter().rev() {
+            if let Err(error) = fs::remove_dir(path) {
+                eprintln!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// 64 digits that look like what a runtime draws.
+fn container_id(number: u64) -> String {
+    let mut id = String::new();
+    for part in 1..=4_u64 {
+        let digits = (number * 4 + part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        write!(id, "{digits:016x}").expect("a String takes everything");
+    }
+    id
+}
+
+/// Where the unified hierarchy of cgroups is mounted, or the one that runtimes use on v1.
+fn hierarchy() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let find = |kind: &str, option: &str| {
+        mounts.lines().find_map(|line| {
+            let (place, kinds) = line.split_once(" - ")?;
+            let mut kinds = kinds.split(' ');
+            let is_it = kinds.next() == Some(kind)
+                && (option.is_empty() || kinds.nth(1)?.split(',').any(|found| found == option));
+            is_it.then(|| place.split(' ').nth(4).map(PathBuf::from))?
+        })
+    };
+    find("cgroup2", "")
+        .or_else(|| find("cgroup", "memory"))
+        .context("no hierarchy of cgroups is mounted")
+}
+
+/// Shares of one core, the largest first.
+pub(crate) fn by_thread(nanos: &BTreeMap<String, u64>, took: Duration) -> String {
+    let mut threads: Vec<_> = nanos.iter().collect();
+    threads.sort_by_key(|(_, nanos)| std::cmp::Reverse(**nanos));
+    let share = |nanos: u64| float(nanos) / 1e7 / took.as_secs_f64();
+    let threads: Vec<String> = threads
+        .into_iter()
+        .map(|(name, nanos)| format!("`{name}` {:.2} %", share(*nanos)))
+        .collect();
+    threads.join(", ")
+}
+
+/// What an agent costs over [`MEASURE`].
+pub(crate) struct Footprint {
+    share: f64,
+    by_ticks: f64,
+    threads: String,
+    nvml: f64,
+    at_start: Memory,
+    steady: Memory,
+}
+
+impl Footprint {
+    fn measure(agent: &mut Agent) -> Result<Self> {
+        attached(agent)?;
+        pause(Duration::from_secs(2))?;
+        let at_start = Memory::read(agent.pid())?;
+        pause(WARM_UP)?;
+        let before = Cpu::read(agent.pid())?;
+        let began = Instant::now();
+        pause(MEASURE)?;
+        let after = Cpu::read(agent.pid())?;
+        let took = began.elapsed();
+        let steady = Memory::read(agent.pid())?;
+        let spent = after.by_name_since(&before);
+        let share = |nanos: u64| float(nanos) / 1e7 / took.as_secs_f64();
+        let ticks = float(after.ticks_since(&before));
+        let per_second = float(rustix::param::clock_ticks_per_second());
+        Ok(Self {
+            share: share(spent.values().sum()),
+            by_ticks: ticks / per_second * 100.0 / took.as_secs_f64(),
+            threads: by_thread(&spent, took),
+            nvml: share(spent.get("nvml").copied().unwrap_or_default()),
+            at_start,
+            steady,
+        })
+    }
+}
+
+/// The argument that makes this program measure the library, whose path follows.
+pub(crate) const LIBRARY_COST: &str = "--library-cost";
+
+/// The share of one core, in percent, that the agent's calls cost inside the simulated library.
+fn library_share(load: &Load, library: &Path) -> Result<f64> {
+    // A process of its own, since the library reads where its state is from the environment.
+    let output = Command::new(std::env::current_exe()?)
+        .arg(LIBRARY_COST)
+        .arg(library)
+        .env(sim_nvml::STATE_DIR, load.dir())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot measure the library")?;
+    ensure!(output.status.success(), "measuring the library failed");
+    let answer = String::from_utf8(output.stdout)?;
+    let answer = answer.trim_end();
+    answer
+        .parse()
+        .with_context(|| format!("the library's cost is {answer:?}"))
+}
+
+/// Makes the agent's calls into the library at `path` and prints what they cost, in percent of one
+/// core: windows each second, lists and memory each five, as by default.
+pub(crate) fn library_cost(path: &str) -> Result<()> {
+    let nvml = Nvml::builder().lib_path(path.as_ref()).init()?;
+    let gpus = nvml.device_count()?;
+    ensure!(gpus == GPUS, "{path} has {gpus} GPUs, expected {GPUS}");
+    let (mut windows, mut lists) = (Duration::ZERO, Duration::ZERO);
+    for round in 0..=ROUNDS {
+        pause(ROUND)?;
+        for index in 0..gpus {
+            let device = nvml.device_by_index(index)?;
+            let last_us = sim_nvml::wall_us().saturating_sub(1_000_000);
+            let began = thread_time();
+            // "Nothing" is an error to NVML; the agent has booked by now whatever else there was.
+            let _ = device.samples(Sampling::GpuUtilization, last_us);
+            let _ = device.process_utilization_stats(last_us);
+            let _ = device.samples(Sampling::GpuUtilization, last_us);
+            let between = thread_time();
+            let _ = device.running_compute_processes();
+            let _ = device.running_graphics_processes();
+            let _ = device.mps_running_compute_processes();
+            let _ = device.memory_info();
+            // The first round reads the whole log.
+            if round > 0 {
+                windows += between.saturating_sub(began);
+                lists += thread_time().saturating_sub(between);
+            }
+        }
+    }
+    let a_round = |spent: Duration| spent.as_secs_f64() / f64::from(ROUNDS);
+    println!("{}", (a_round(windows) + a_round(lists) / 5.0) * 100.0);
+    Ok(())
+}
+
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    // Never negative, and the nanoseconds are below a thousand million.
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
+}
+
+/// Processor time and memory at full load, and of the same agent with no GPU.
+pub(crate) fn footprint(bench: &Bench) -> Result<Vec<Row>> {
+    let dir = bench.dir("no-gpu")?;
+    let mut agent = bench.agent(&dir, None)?;
+    let bare = Footprint::measure(&mut agent)?;
+    agent.stop()?;
+
+    let load = Load::start(&bench.dir("load")?)?;
+    let dir = bench.dir("full")?;
+    let mut agent = bench.agent(&dir, Some(&load))?;
+    let full = Footprint::measure(&mut agent)?;
+    let status = agent.status()?.snapshot;
+    agent.stop()?;
+    let library = library_share(&load, &bench.library)?;
+    drop(load);
+
+    let accounts = status.accounts.len();
+    let own = full.share - library;
+    let unbalanced = status.agent.imbalances;
+    ensure!(unbalanced == 0, "{unbalanced} commits did not balance");
+    let memory = |it: &Memory| {
+        format!(
+            "{:.1} MB (PSS {:.1}; heap and stacks {:.1}, files {:.1}, shared {:.1})",
+            megabytes(it.rss),
+            megabytes(it.pss),
+            megabytes(it.anonymous),
+            megabytes(it.file),
+            megabytes(it.shared),
+        )
+    };
+    Ok(vec![
+        Row::new(
+            format!("processor time, {GPUS} GPUs × {PROCESSES} processes, of one core"),
+            format!("{:.2} %", full.share),
+        )
+        .goal("≤ 0.5 %", full.share <= 0.5),
+        Row::new(
+            "— without what the simulated library itself takes",
+            format!("{own:.2} % (the library: {library:.2} %)"),
+        )
+        .goal("≤ 0.5 %", own <= 0.5),
+        Row::new("— by thread", full.threads),
+        Row::new(
+            "— thread `nvml` less the library",
+            format!("{:.2} %", full.nvml - library),
+        ),
+        Row::new(
+            "— by utime + stime, in ticks of 10 ms",
+            format!("{:.2} %", full.by_ticks),
+        ),
+        Row::new(
+            "processor time with no GPU, of one core",
+            format!(
+                "{:.2} % ({:.2} % by ticks): {}",
+                bare.share, bare.by_ticks, bare.threads
+            ),
+        ),
+        Row::new(
+            format!("resident, steady, {accounts} accounts"),
+            memory(&full.steady),
+        )
+        .goal("≤ 20 MB", megabytes(full.steady.rss) <= 20.0),
+        Row::new("resident, steady, no GPU", memory(&bare.steady)),
+        Row::new(
+            "peak of the start (VmHWM), full and with no GPU",
+            format!(
+                "{:.1} MB and {:.1} MB",
+                megabytes(full.at_start.peak),
+                megabytes(bare.at_start.peak)
+            ),
+        ),
+        Row::new(
+            "peak over the whole run, full",
+            format!("{:.1} MB", megabytes(full.steady.peak)),
+        ),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn container_ids_are_distinct_and_look_like_some() {
+        let ids: BTreeSet<String> = (0..512).map(container_id).collect();
+        assert_eq!(ids.len(), 512);
+        for id in ids {
+            let path = format!("/gpuacct-bench-1/kubepods/burstable/podx/{id}");
+            let meaning = gpuacct::core::cgroup_path::parse(&path);
+            let gpuacct::core::cgroup_path::CgroupMeaning::Container(container) = meaning else {
+                panic!("{path} is {meaning:?}");
+            };
+            assert_eq!(container.id.as_str(), id);
+        }
+    }
+}

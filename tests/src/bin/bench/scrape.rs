@@ -1,0 +1,230 @@
+//! How long `/metrics` takes at full load, and how large it is.
+//!
+//! The agent commits once a second, so that a thousand scrapes that each find a new commit would
+//! take a quarter of an hour. They are made against the agent's own server and its own books in
+//! this process, where commits can come as fast as they are read; some against the running agent
+//! show that this is the same thing.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use gpuacct::core::snapshot::Snapshot;
+use gpuacct::outputs::condition::STUCK_AFTER;
+use gpuacct::outputs::counters::OutputCounters;
+use gpuacct::outputs::prometheus::{self, Exposition};
+use gpuacct::sources::clock;
+use tokio::sync::watch;
+
+use crate::load::Load;
+use crate::process::Cpu;
+use crate::report::{Row, float, percentile};
+use crate::{Bench, pause};
+
+const SCRAPES: usize = 1_000;
+/// The name of the server's thread.
+const SERVER: &str = "server";
+/// Scrapes of the running agent that each find a new commit.
+const LIVE: usize = 40;
+/// A little more than lies between two commits.
+const COMMIT: Duration = Duration::from_millis(1_050);
+/// Enough for nearly every process to have been seen at work.
+const WARM_UP: Duration = Duration::from_secs(25);
+
+/// One scraper, with a connection that it keeps, as Prometheus does.
+struct Scraper {
+    http: ureq::Agent,
+    url: String,
+    accept: &'static str,
+}
+
+/// What Prometheus asks for.
+const TEXT: &str = "text/plain;version=0.0.4";
+const OPENMETRICS: &str = "application/openmetrics-text;version=1.0.0";
+
+impl Scraper {
+    fn new(address: SocketAddr, accept: &'static str) -> Self {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(Duration::from_secs(10)))
+            .build();
+        Self {
+            http: config.into(),
+            url: format!("http://{address}/metrics"),
+            accept,
+        }
+    }
+
+    /// How long it took until all was read, and how many bytes and series that was.
+    fn scrape(&self) -> Result<(Duration, String)> {
+        let began = Instant::now();
+        let request = self.http.get(&self.url).header("accept", self.accept);
+        let mut response = request.call().context("cannot scrape")?;
+        let body = response.body_mut().with_config().limit(1 << 28);
+        let body = body.read_to_string()?;
+        Ok((began.elapsed(), body))
+    }
+
+    /// Sorted times of so many scrapes, each after `before_each`.
+    fn times(
+        &self,
+        count: usize,
+        mut before_each: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<Duration>> {
+        // The connection is made, and the buffer grown.
+        self.scrape()?;
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            before_each()?;
+            times.push(self.scrape()?.0);
+        }
+        times.sort();
+        Ok(times)
+    }
+}
+
+/// The agent's server over books that are committed as often as wanted.
+struct Server {
+    address: SocketAddr,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    thread: std::thread::JoinHandle<std::io::Result<()>>,
+    stop: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Server {
+    fn start(snapshot: Snapshot) -> Result<Self> {
+        let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
+        let (_, blocked) = watch::channel(None);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        // As the agent has it.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let listener = runtime.block_on(prometheus::bind((Ipv4Addr::LOCALHOST, 0).into()))?;
+        let address = listener.local_addr()?;
+        let exposition = Exposition {
+            snapshots: receiver,
+            blocked,
+            counters: Arc::new(OutputCounters::default()),
+            clock: Arc::new(clock::now),
+            stuck_after: STUCK_AFTER,
+        };
+        let thread = std::thread::Builder::new()
+            .name(SERVER.to_owned())
+            .spawn(move || {
+                runtime.block_on(prometheus::serve(listener, exposition, async {
+                    // A sender that is gone means the same.
+                    let _ = stopped.await;
+                }))
+            })?;
+        Ok(Self {
+            address,
+            snapshots,
+            thread,
+            stop,
+        })
+    }
+
+    fn commit(&self) {
+        let mut next = Snapshot::clone(&self.snapshots.borrow());
+        next.sequence += 1;
+        self.snapshots.send_replace(Arc::new(next));
+    }
+
+    fn stop(self) -> Result<()> {
+        // It ends when its scrapers have closed their connections.
+        let _ = self.stop.send(());
+        match self.thread.join() {
+            Ok(ended) => Ok(ended?),
+            Err(_) => anyhow::bail!("the server panicked"),
+        }
+    }
+}
+
+/// Latency and size of `/metrics` at full load.
+pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
+    let load = Load::start(&bench.dir("load-metrics")?)?;
+    let mut agent = bench.agent(&bench.dir("metrics")?, Some(&load))?;
+    crate::forks::attached(&mut agent)?;
+    pause(WARM_UP)?;
+    // Until the containers are published, by id.
+    agent.wait_for_status("the containers to be published", |status| {
+        let snapshot = &status.snapshot;
+        let published = snapshot.container_series.len();
+        published > 0 && snapshot.agent.containers_held == 0
+    })?;
+
+    let live = Scraper::new(agent.address(), TEXT);
+    let (_, body) = live.scrape()?;
+    let (_, openmetrics) = Scraper::new(agent.address(), OPENMETRICS).scrape()?;
+    ensure!(openmetrics.ends_with("# EOF\n"), "openmetrics is cut off");
+    let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+    let published = agent.status()?.snapshot.container_series.len();
+    // While other work is on, one scrape in a thousand comes after a commit: it does not matter.
+    let cached = live.times(SCRAPES, || Ok(()))?;
+    let live_fresh = live.times(LIVE, || pause(COMMIT))?;
+    let snapshot = agent.status()?.snapshot;
+    agent.stop()?;
+    drop(load);
+
+    let server = Server::start(snapshot)?;
+    let fresh = |accept| -> Result<Vec<Duration>> {
+        let scraper = Scraper::new(server.address, accept);
+        scraper.times(SCRAPES, || {
+            server.commit();
+            pause(Duration::ZERO)
+        })
+    };
+    let me = std::process::id();
+    let before = Cpu::read(me)?;
+    let text = fresh(TEXT)?;
+    let spent = Cpu::read(me)?.by_name_since(&before);
+    let spent = spent.get(SERVER).copied().unwrap_or_default();
+    let open = fresh(OPENMETRICS)?;
+    server.stop()?;
+
+    let milliseconds = |it: Duration| it.as_secs_f64() * 1e3;
+    let times = |sorted: &[Duration]| {
+        let at = |percent| milliseconds(percentile(sorted, percent));
+        format!(
+            "p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms",
+            at(50),
+            at(99),
+            at(100)
+        )
+    };
+    let p99 = percentile(&text, 99).max(percentile(&open, 99));
+    Ok(vec![
+        Row::new(
+            format!("`/metrics`, {SCRAPES} scrapes, each after a new commit, text"),
+            times(&text),
+        )
+        .goal("p99 ≤ 5 ms", milliseconds(p99) <= 5.0),
+        Row::new(
+            "— processor time of the server for one of them",
+            format!("{:.2} ms", float(spent) / 1e6 / float(SCRAPES as u64)),
+        ),
+        Row::new("— the same scrapes, OpenMetrics", times(&open)),
+        Row::new(
+            format!("— the running agent, {LIVE} scrapes, each after a new commit, text"),
+            times(&live_fresh),
+        ),
+        Row::new(
+            format!("— the running agent, {SCRAPES} scrapes in a row (cached)"),
+            times(&cached),
+        ),
+        Row::new(
+            format!("size, text, {published} containers published"),
+            format!("{:.0} kB, {} series", kilobytes(&body), series(&body)),
+        ),
+        Row::new(
+            "size, OpenMetrics",
+            format!("{:.0} kB", kilobytes(&openmetrics)),
+        ),
+    ])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, to a kilobyte")]
+fn kilobytes(text: &str) -> f64 {
+    text.len() as f64 / 1e3
+}

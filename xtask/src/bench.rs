@@ -1,0 +1,31 @@
+//! `cargo xtask bench`: what the agent costs on this machine, as one reads it in
+//! `docs/PERFORMANCE.md`.
+
+use anyhow::Result;
+
+use crate::build::{self, Profile};
+use crate::command::Cmd;
+use crate::setup::{self, Group};
+use crate::workspace;
+
+/// Measure what the agent costs on this machine; five minutes for everything
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Which: forks, storm, footprint, metrics; all if not given
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::ensure(&[Group::Ebpf])?;
+    let agent = build::agent(Profile::Release)?;
+    Cmd::new(workspace::cargo())
+        .env(build::OBJECT_VARIABLE, build::built_object())
+        .args(["build", "--release", "--package", "gpuacct-tests"])
+        .args(["--bin", "bench"])
+        .run()?;
+    Cmd::new(workspace::target().join("release/bench"))
+        .env("GPUACCT_BIN", agent)
+        .args(&options.names)
+        .run()
+}
