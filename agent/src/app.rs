@@ -29,7 +29,7 @@ use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
-use crate::sources::identity::{self, docker};
+use crate::sources::identity::{self, bundle, docker, kubelet_logs};
 use crate::sources::kernel::{KernelConfig, KernelSource};
 use crate::sources::procfs;
 
@@ -90,7 +90,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (stop_outputs, outputs_stopped) = watch::channel(false);
     let (inputs, inputs_taken) = mpsc::channel(INPUTS);
     let (queries, queries_taken) = mpsc::channel(QUERIES);
-    let (lookups, lookups_taken) = mpsc::channel(LOOKUPS);
     let (rescans, rescans_taken) = mpsc::channel(1);
     let (announce, announce_taken) = mpsc::channel(1);
     let (lists, lists_wanted) = mpsc::channel(1);
@@ -120,6 +119,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     for (source, is_on) in [
         (SourceId::Docker, config.docker.enabled),
+        (SourceId::Bundle, config.bundle.enabled),
+        (SourceId::KubeletLogs, config.kubelet_logs.enabled),
         (SourceId::Otlp, exporter.is_some()),
     ] {
         let state = if is_on {
@@ -162,16 +163,52 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         now,
         stopped.clone(),
     ));
-    let docker_counters = Arc::new(identity::Counters::default());
+    let mut names = Vec::new();
     if config.docker.enabled {
+        let (counters, lookups) = source_of_names(&mut names, IdentitySource::Docker);
         sources.spawn(docker::run(
             docker::Config {
                 sockets: config.docker.sockets.clone(),
                 timeout: config.docker.timeout.0,
                 ..docker::Config::default()
             },
-            Arc::clone(&docker_counters),
-            lookups_taken,
+            counters,
+            lookups,
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        ));
+    }
+    if config.bundle.enabled {
+        let (counters, lookups) = source_of_names(&mut names, IdentitySource::Bundle);
+        let bundle = config.bundle.clone();
+        sources.spawn(bundle::run(
+            bundle::Config {
+                host_root: bundle.host_root,
+                containerd: bundle.containerd,
+                storage: bundle.storage,
+                docker: bundle.docker,
+                pace: bundle::Pace::default(),
+            },
+            counters,
+            lookups,
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        ));
+    }
+    if config.kubelet_logs.enabled {
+        let (counters, lookups) = source_of_names(&mut names, IdentitySource::KubeletLogs);
+        let logs = config.kubelet_logs.clone();
+        sources.spawn(kubelet_logs::run(
+            kubelet_logs::Config {
+                host_root: logs.host_root,
+                containers: logs.containers,
+                pods: logs.pods,
+                pace: kubelet_logs::Pace::default(),
+            },
+            counters,
+            lookups,
             inputs.clone(),
             now,
             stopped.clone(),
@@ -215,12 +252,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let core = Core {
         accountant: Accountant::new(settings(&config), now()),
         snapshots,
-        lookups,
+        names,
         rescans,
         announce,
         lists,
         watchdog: nvml.watchdog(),
-        docker: docker_counters,
         blocked: blocked_now,
     };
     let core = tokio::spawn(core.run(inputs_taken, queries_taken, stopped.clone()));
@@ -307,16 +343,38 @@ pub(crate) fn origin(config: &Config) -> Origin {
     }
 }
 
+/// A source of names, as the core sees it.
+struct SourceOfNames {
+    source: IdentitySource,
+    counters: Arc<identity::Counters>,
+    lookups: mpsc::Sender<ContainerId>,
+}
+
+/// Adds a source to those that are asked, and returns its ends.
+fn source_of_names(
+    names: &mut Vec<SourceOfNames>,
+    source: IdentitySource,
+) -> (Arc<identity::Counters>, mpsc::Receiver<ContainerId>) {
+    let counters = Arc::new(identity::Counters::default());
+    let (lookups, taken) = mpsc::channel(LOOKUPS);
+    names.push(SourceOfNames {
+        source,
+        counters: Arc::clone(&counters),
+        lookups,
+    });
+    (counters, taken)
+}
+
 /// The one task that owns the books.
 struct Core {
     accountant: Accountant,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    lookups: mpsc::Sender<ContainerId>,
+    /// The sources of names that are switched on.
+    names: Vec<SourceOfNames>,
     rescans: mpsc::Sender<()>,
     announce: mpsc::Sender<()>,
     lists: mpsc::Sender<()>,
     watchdog: Watchdog,
-    docker: Arc<identity::Counters>,
     blocked: watch::Sender<Option<BlockedCall>>,
 }
 
@@ -361,7 +419,8 @@ impl Core {
     fn commit(&mut self) {
         let mut snapshot = self.accountant.commit(now());
         // What the sources count of themselves goes out with the books.
-        snapshot.names = vec![self.docker.book(IdentitySource::Docker)];
+        let books = self.names.iter().map(|of| of.counters.book(of.source));
+        snapshot.names = books.collect();
         snapshot.nvml_calls = self.nvml_calls();
         for book in &snapshot.gpus {
             if book.imbalance != 0 {
@@ -391,7 +450,11 @@ impl Core {
         for effect in self.accountant.take_effects() {
             // A full channel means that it is being done, or will be asked for again.
             let dropped = match effect {
-                Effect::LookUp(id) => self.lookups.try_send(id).is_err(),
+                // Whoever knows it: the best answer wins, whichever comes first.
+                Effect::LookUp(id) => {
+                    let full = |of: &&SourceOfNames| of.lookups.try_send(id.clone()).is_err();
+                    self.names.iter().filter(full).count() > 0
+                }
                 Effect::Rescan => self.rescans.try_send(()).is_err(),
                 Effect::AnnounceAnew => self.announce.try_send(()).is_err(),
                 Effect::ReadLists => self.lists.try_send(()).is_err(),
