@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::config::{Config, OtlpProtocol};
+use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, SourceHealth};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
+use crate::outputs::cadvisor::DutyCycle;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
@@ -103,6 +104,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
                 interval: config.otlp.interval.0,
                 // No later than the first regular push would be.
                 first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
+                cadvisor: cadvisor(&config),
                 ..otlp::Options::new(receiver, origin(&config))
             },
             snapshot.clone(),
@@ -221,6 +223,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             snapshots: snapshot.clone(),
             blocked: blocked.clone(),
             counters: Arc::clone(&counters),
+            cadvisor: cadvisor(&config),
             clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
         };
@@ -324,6 +327,15 @@ pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
         timeout: config.otlp.timeout.0,
         ..Receiver::new(endpoint, protocol)
     })
+}
+
+/// Whether cAdvisor's families are published, and whose duty cycle.
+fn cadvisor(config: &Config) -> Option<DutyCycle> {
+    let duty_cycle = match config.cadvisor.duty_cycle {
+        CadvisorDutyCycle::Device => DutyCycle::Device,
+        CadvisorDutyCycle::Container => DutyCycle::Container,
+    };
+    config.cadvisor.enabled.then_some(duty_cycle)
 }
 
 /// Where the figures come from, as OTLP's resource says it.

@@ -114,6 +114,8 @@ pub struct Config {
     pub publish: Publish,
     /// `/metrics` and the probes.
     pub prometheus: Prometheus,
+    /// The families that cAdvisor had.
+    pub cadvisor: Cadvisor,
     /// The local socket.
     pub socket: Socket,
     /// OTLP.
@@ -298,6 +300,27 @@ impl Default for Prometheus {
             listen: SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 0], DEFAULT_PORT)),
         }
     }
+}
+
+/// Whose duty cycle cAdvisor's family shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CadvisorDutyCycle {
+    /// The device's, as cAdvisor's was.
+    #[default]
+    Device,
+    /// The container's own share.
+    Container,
+}
+
+/// The families that cAdvisor had, for dashboards built on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cadvisor {
+    /// Whether they are published.
+    pub enabled: bool,
+    /// Whose duty cycle they show.
+    pub duty_cycle: CadvisorDutyCycle,
 }
 
 /// The local socket.
@@ -623,6 +646,10 @@ mod tests {
             (
                 "[prometheus]\nlisten = \"everywhere\"",
                 "invalid socket address",
+            ),
+            (
+                "[cadvisor]\nduty_cycle = \"mine\"",
+                "unknown variant `mine`, expected `device` or `container`",
             ),
             (
                 "[otlp]\nprotocol = \"udp\"",

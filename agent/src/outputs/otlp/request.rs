@@ -222,6 +222,7 @@ mod tests {
         let view = View {
             snapshot,
             counters: &OutputCounters::default(),
+            cadvisor: None,
         };
         build(&view, &origin(), max_points)
     }
@@ -302,6 +303,7 @@ mod tests {
         let view = View {
             snapshot: &snapshot,
             counters: &counters,
+            cadvisor: None,
         };
         render(&view, Format::Text, &mut text);
         let scraped = text.lines().filter(|line| !line.starts_with('#')).count();
