@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::config::{Config, OtlpProtocol};
+use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, SourceHealth};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
+use crate::outputs::cadvisor::DutyCycle;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
@@ -29,7 +30,7 @@ use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
-use crate::sources::identity::{self, docker};
+use crate::sources::identity::{self, bundle, docker, kubelet_logs};
 use crate::sources::kernel::{KernelConfig, KernelSource, Tally};
 use crate::sources::procfs;
 
@@ -90,7 +91,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (stop_outputs, outputs_stopped) = watch::channel(false);
     let (inputs, inputs_taken) = mpsc::channel(INPUTS);
     let (queries, queries_taken) = mpsc::channel(QUERIES);
-    let (lookups, lookups_taken) = mpsc::channel(LOOKUPS);
     let (rescans, rescans_taken) = mpsc::channel(1);
     let (announce, announce_taken) = mpsc::channel(1);
     let (lists, lists_wanted) = mpsc::channel(1);
@@ -104,6 +104,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
                 interval: config.otlp.interval.0,
                 // No later than the first regular push would be.
                 first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
+                cadvisor: cadvisor(&config),
                 ..otlp::Options::new(receiver, origin(&config))
             },
             snapshot.clone(),
@@ -120,6 +121,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     for (source, is_on) in [
         (SourceId::Docker, config.docker.enabled),
+        (SourceId::Bundle, config.bundle.enabled),
+        (SourceId::KubeletLogs, config.kubelet_logs.enabled),
         (SourceId::Otlp, exporter.is_some()),
     ] {
         let state = if is_on {
@@ -162,16 +165,52 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         now,
         stopped.clone(),
     ));
-    let docker_counters = Arc::new(identity::Counters::default());
+    let mut names = Vec::new();
     if config.docker.enabled {
+        let (counters, lookups) = source_of_names(&mut names, IdentitySource::Docker);
         sources.spawn(docker::run(
             docker::Config {
                 sockets: config.docker.sockets.clone(),
                 timeout: config.docker.timeout.0,
                 ..docker::Config::default()
             },
-            Arc::clone(&docker_counters),
-            lookups_taken,
+            counters,
+            lookups,
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        ));
+    }
+    if config.bundle.enabled {
+        let (counters, lookups) = source_of_names(&mut names, IdentitySource::Bundle);
+        let bundle = config.bundle.clone();
+        sources.spawn(bundle::run(
+            bundle::Config {
+                host_root: bundle.host_root,
+                containerd: bundle.containerd,
+                storage: bundle.storage,
+                docker: bundle.docker,
+                pace: bundle::Pace::default(),
+            },
+            counters,
+            lookups,
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        ));
+    }
+    if config.kubelet_logs.enabled {
+        let (counters, lookups) = source_of_names(&mut names, IdentitySource::KubeletLogs);
+        let logs = config.kubelet_logs.clone();
+        sources.spawn(kubelet_logs::run(
+            kubelet_logs::Config {
+                host_root: logs.host_root,
+                containers: logs.containers,
+                pods: logs.pods,
+                pace: kubelet_logs::Pace::default(),
+            },
+            counters,
+            lookups,
             inputs.clone(),
             now,
             stopped.clone(),
@@ -184,6 +223,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             snapshots: snapshot.clone(),
             blocked: blocked.clone(),
             counters: Arc::clone(&counters),
+            cadvisor: cadvisor(&config),
             clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
         };
@@ -215,12 +255,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let core = Core {
         accountant: Accountant::new(settings(&config), now()),
         snapshots,
-        lookups,
+        names,
         rescans,
         announce,
         lists,
         watchdog: nvml.watchdog(),
-        docker: docker_counters,
         blocked: blocked_now,
     };
     let core = tokio::spawn(core.run(inputs_taken, queries_taken, stopped.clone()));
@@ -290,6 +329,15 @@ pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
     })
 }
 
+/// Whether cAdvisor's families are published, and whose duty cycle.
+fn cadvisor(config: &Config) -> Option<DutyCycle> {
+    let duty_cycle = match config.cadvisor.duty_cycle {
+        CadvisorDutyCycle::Device => DutyCycle::Device,
+        CadvisorDutyCycle::Container => DutyCycle::Container,
+    };
+    config.cadvisor.enabled.then_some(duty_cycle)
+}
+
 /// Where the figures come from, as OTLP's resource says it.
 pub(crate) fn origin(config: &Config) -> Origin {
     // In a pod the kernel's host name is the pod's.
@@ -307,16 +355,38 @@ pub(crate) fn origin(config: &Config) -> Origin {
     }
 }
 
+/// A source of names, as the core sees it.
+struct SourceOfNames {
+    source: IdentitySource,
+    counters: Arc<identity::Counters>,
+    lookups: mpsc::Sender<ContainerId>,
+}
+
+/// Adds a source to those that are asked, and returns its ends.
+fn source_of_names(
+    names: &mut Vec<SourceOfNames>,
+    source: IdentitySource,
+) -> (Arc<identity::Counters>, mpsc::Receiver<ContainerId>) {
+    let counters = Arc::new(identity::Counters::default());
+    let (lookups, taken) = mpsc::channel(LOOKUPS);
+    names.push(SourceOfNames {
+        source,
+        counters: Arc::clone(&counters),
+        lookups,
+    });
+    (counters, taken)
+}
+
 /// The one task that owns the books.
 struct Core {
     accountant: Accountant,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    lookups: mpsc::Sender<ContainerId>,
+    /// The sources of names that are switched on.
+    names: Vec<SourceOfNames>,
     rescans: mpsc::Sender<()>,
     announce: mpsc::Sender<()>,
     lists: mpsc::Sender<()>,
     watchdog: Watchdog,
-    docker: Arc<identity::Counters>,
     blocked: watch::Sender<Option<BlockedCall>>,
 }
 
@@ -361,7 +431,8 @@ impl Core {
     fn commit(&mut self) {
         let mut snapshot = self.accountant.commit(now());
         // What the sources count of themselves goes out with the books.
-        snapshot.names = vec![self.docker.book(IdentitySource::Docker)];
+        let books = self.names.iter().map(|of| of.counters.book(of.source));
+        snapshot.names = books.collect();
         snapshot.nvml_calls = self.nvml_calls();
         for book in &snapshot.gpus {
             if book.imbalance != 0 {
@@ -391,7 +462,11 @@ impl Core {
         for effect in self.accountant.take_effects() {
             // A full channel means that it is being done, or will be asked for again.
             let dropped = match effect {
-                Effect::LookUp(id) => self.lookups.try_send(id).is_err(),
+                // Whoever knows it: the best answer wins, whichever comes first.
+                Effect::LookUp(id) => {
+                    let full = |of: &&SourceOfNames| of.lookups.try_send(id.clone()).is_err();
+                    self.names.iter().filter(full).count() > 0
+                }
                 Effect::Rescan => self.rescans.try_send(()).is_err(),
                 Effect::AnnounceAnew => self.announce.try_send(()).is_err(),
                 Effect::ReadLists => self.lists.try_send(()).is_err(),

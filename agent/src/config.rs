@@ -106,10 +106,16 @@ pub struct Config {
     pub gpu: Gpu,
     /// The Docker Engine API.
     pub docker: Docker,
+    /// What runtimes leave on disk beside a container.
+    pub bundle: Bundle,
+    /// The kubelet's links to logs.
+    pub kubelet_logs: KubeletLogs,
     /// When amounts go out.
     pub publish: Publish,
     /// `/metrics` and the probes.
     pub prometheus: Prometheus,
+    /// The families that cAdvisor had.
+    pub cadvisor: Cadvisor,
     /// The local socket.
     pub socket: Socket,
     /// OTLP.
@@ -195,6 +201,66 @@ impl Default for Docker {
     }
 }
 
+/// What runtimes leave on disk beside a container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bundle {
+    /// Whether it is read at all.
+    pub enabled: bool,
+    /// Where the host's root is mounted; the folders below are named as the host names them.
+    pub host_root: PathBuf,
+    /// State folders of containerd.
+    pub containerd: Vec<PathBuf>,
+    /// Roots of containers/storage, which CRI-O and Podman use.
+    pub storage: Vec<PathBuf>,
+    /// Data roots of the Docker Engine.
+    pub docker: Vec<PathBuf>,
+}
+
+impl Default for Bundle {
+    fn default() -> Self {
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
+        Self {
+            enabled: true,
+            host_root: "/".into(),
+            // By itself, in k3s and RKE2, in MicroK8s, below the Docker Engine.
+            containerd: paths(&[
+                "/run/containerd",
+                "/run/k3s/containerd",
+                "/var/snap/microk8s/common/run/containerd",
+                "/run/docker/containerd/daemon",
+            ]),
+            storage: paths(&["/run/containers/storage", "/var/lib/containers/storage"]),
+            docker: paths(&["/var/lib/docker"]),
+        }
+    }
+}
+
+/// The kubelet's links to logs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KubeletLogs {
+    /// Whether they are read at all.
+    pub enabled: bool,
+    /// Where the host's root is mounted; the folders below are named as the host names them.
+    pub host_root: PathBuf,
+    /// The folder of links, one a container.
+    pub containers: PathBuf,
+    /// The folder of logs, by pod.
+    pub pods: PathBuf,
+}
+
+impl Default for KubeletLogs {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            host_root: "/".into(),
+            containers: "/var/log/containers".into(),
+            pods: "/var/log/pods".into(),
+        }
+    }
+}
+
 /// When amounts go out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -234,6 +300,27 @@ impl Default for Prometheus {
             listen: SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 0], DEFAULT_PORT)),
         }
     }
+}
+
+/// Whose duty cycle cAdvisor's family shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CadvisorDutyCycle {
+    /// The device's, as cAdvisor's was.
+    #[default]
+    Device,
+    /// The container's own share.
+    Container,
+}
+
+/// The families that cAdvisor had, for dashboards built on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cadvisor {
+    /// Whether they are published.
+    pub enabled: bool,
+    /// Whose duty cycle they show.
+    pub duty_cycle: CadvisorDutyCycle,
 }
 
 /// The local socket.
@@ -441,6 +528,33 @@ impl Config {
                 "an absolute path of at most 107 bytes",
             )?;
         }
+        let Bundle {
+            host_root,
+            containerd,
+            storage,
+            docker,
+            ..
+        } = &self.bundle;
+        let logs = &self.kubelet_logs;
+        for (key, paths) in [
+            ("bundle.host_root", std::slice::from_ref(host_root)),
+            ("bundle.containerd", containerd),
+            ("bundle.storage", storage),
+            ("bundle.docker", docker),
+            (
+                "kubelet_logs.host_root",
+                std::slice::from_ref(&logs.host_root),
+            ),
+            (
+                "kubelet_logs.containers",
+                std::slice::from_ref(&logs.containers),
+            ),
+            ("kubelet_logs.pods", std::slice::from_ref(&logs.pods)),
+        ] {
+            for path in paths {
+                ensure(path.is_absolute(), key, path.display(), "an absolute path")?;
+            }
+        }
         if let Some(library) = &self.gpu.library {
             ensure(
                 library.is_absolute(),
@@ -534,6 +648,10 @@ mod tests {
                 "invalid socket address",
             ),
             (
+                "[cadvisor]\nduty_cycle = \"mine\"",
+                "unknown variant `mine`, expected `device` or `container`",
+            ),
+            (
                 "[otlp]\nprotocol = \"udp\"",
                 "unknown variant `udp`, expected `grpc` or `http/protobuf`",
             ),
@@ -544,6 +662,14 @@ mod tests {
             (
                 "[docker]\nsockets = [\"docker.sock\"]",
                 "is docker.sock, allowed is an absolute path",
+            ),
+            (
+                "[bundle]\ncontainerd = [\"/run/containerd\", \"state\"]",
+                "bundle.containerd is state, allowed is an absolute path",
+            ),
+            (
+                "[kubelet_logs]\nhost_root = \"host\"",
+                "kubelet_logs.host_root is host, allowed is an absolute path",
             ),
             ("[gpu\n", "TOML parse error"),
         ] {

@@ -12,6 +12,7 @@ use gpuacct::config::Config;
 use gpuacct::outputs::socket::StatusReport;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::exposition;
 use crate::http::{free_address, get};
 
 /// How long the agent may take to come or go, and an expectation to come true. Only ever waited for
@@ -135,10 +136,12 @@ impl Agent {
     /// The lines of `/metrics` whose metric is `family`, verbatim.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// If there is no answer, or any line of it has an empty label or fewer labels than another of
+    /// its family.
     pub fn metric_lines(&self, family: &str) -> Result<Vec<String>> {
         let (code, text) = self.get("/metrics")?;
         ensure!(code == 200, "/metrics answers {code}");
+        exposition::check(&text)?;
         let lines = text.lines().filter(|line| {
             line.strip_prefix(family)
                 .is_some_and(|rest| rest.starts_with(['{', ' ']))

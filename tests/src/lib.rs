@@ -5,6 +5,7 @@ pub mod agent;
 pub mod collector;
 pub mod daemon;
 pub mod docker;
+pub mod exposition;
 pub mod http;
 pub mod kernel;
 pub mod otlp;

@@ -304,6 +304,18 @@ fn the_pod_has_what_its_configuration_names() {
         Some(defaults.socket.path),
         "the socket is on the host where `gpuacct status` looks for it"
     );
+    for (root, folder) in [
+        (&config.bundle.host_root, &defaults.bundle.containerd[0]),
+        (&config.bundle.host_root, &defaults.bundle.storage[0]),
+        (
+            &config.kubelet_logs.host_root,
+            &defaults.kubelet_logs.containers,
+        ),
+        (&config.kubelet_logs.host_root, &defaults.kubelet_logs.pods),
+    ] {
+        let seen = root.join(folder.strip_prefix("/").unwrap());
+        assert_eq!(on_host(&mounts, &seen).as_ref(), Some(folder));
+    }
     let driver = Path::new("/run/nvidia/driver/usr/lib64/libnvidia-ml.so.1");
     assert_eq!(on_host(&mounts, driver).as_deref(), Some(driver));
     assert_eq!(

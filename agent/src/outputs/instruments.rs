@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use super::cadvisor::{self, DutyCycle};
 use super::counters::OutputCounters;
 use crate::core::model::{
     Clock, NONE, Nanos, SourceId, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
@@ -117,6 +118,8 @@ pub struct View<'a> {
     pub snapshot: &'a Snapshot,
     /// What the outputs count of themselves.
     pub counters: &'a OutputCounters,
+    /// Whether cAdvisor's families are shown, and whose duty cycle.
+    pub cadvisor: Option<DutyCycle>,
 }
 
 /// A format: takes the families in the table's order, and the points of each.
@@ -136,7 +139,11 @@ pub trait Sink {
 
 /// Writes every family and every point of `view` into `sink`.
 pub fn write(view: &View<'_>, sink: &mut dyn Sink) {
-    for instrument in INSTRUMENTS {
+    let others: &[Instrument] = match view.cadvisor {
+        Some(_) => cadvisor::FAMILIES,
+        None => &[],
+    };
+    for instrument in INSTRUMENTS.iter().chain(others) {
         sink.family(instrument);
         (instrument.read)(
             view,
@@ -244,7 +251,8 @@ const CONTAINER_GPU: &[&str] = &[
 const GPU: &[&str] = &["gpu_uuid"];
 const GPU_REASON: &[&str] = &["gpu_uuid", "reason"];
 
-/// Every family, in the order in which it is published.
+/// Every family of the agent's own, in the order in which it is published. cAdvisor's follow where
+/// they are switched on.
 pub static INSTRUMENTS: &[Instrument] = &[
     Instrument {
         name: "gpuacct_container_gpu_busy_seconds_total",
@@ -1006,7 +1014,7 @@ pub fn metrics_markdown() -> String {
          where a label does not apply, `(unresolved)` where it could not be learnt. Counters keep their\n\
          labels and never fall; each has its own start time in OTLP and, in OpenMetrics, its `_created`.\n",
     );
-    for instrument in INSTRUMENTS {
+    for instrument in INSTRUMENTS.iter().chain(cadvisor::FAMILIES) {
         let kind = match instrument.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
@@ -1131,6 +1139,7 @@ mod tests {
             &View {
                 snapshot,
                 counters: &counters,
+                cadvisor: Some(DutyCycle::Device),
             },
             &mut seen,
         );
@@ -1138,7 +1147,7 @@ mod tests {
     }
 
     fn check_every_series(seen: &Everything) {
-        for instrument in INSTRUMENTS {
+        for instrument in INSTRUMENTS.iter().chain(cadvisor::FAMILIES) {
             let series = &seen.0[instrument.name];
             let mut distinct = BTreeSet::new();
             for labels in series {
@@ -1188,8 +1197,9 @@ mod tests {
         };
         let (seen, counters) = everything(&snapshot);
         check_every_series(&seen);
-        // busy, memory: five each; info: six; namespace, host: one each; gpu info: two.
-        assert_eq!(counters.labels_blank.get(), 5 + 5 + 6 + 1 + 1 + 2);
+        // busy, memory: five each; info: six; namespace, host: one each; gpu info: two. cAdvisor's
+        // three show the model of the GPU with the other container on it.
+        assert_eq!(counters.labels_blank.get(), 5 + 5 + 6 + 1 + 1 + 2 + 3);
         assert_eq!(
             seen.0["gpuacct_host_gpu_busy_seconds_total"][0][0],
             UNRESOLVED
@@ -1304,7 +1314,7 @@ mod tests {
 
     #[test]
     fn an_otlp_name_translates_to_the_scraped_one() {
-        for instrument in INSTRUMENTS {
+        for instrument in INSTRUMENTS.iter().chain(cadvisor::FAMILIES) {
             assert_eq!(translate(instrument), instrument.name);
         }
     }

@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::ReadClock;
+use super::cadvisor::DutyCycle;
 use super::condition::degraded;
 use super::connections::{Bounded, MAX_CONNECTIONS};
 use super::counters::OutputCounters;
@@ -268,6 +269,8 @@ pub struct Exposition {
     pub blocked: watch::Receiver<Option<BlockedCall>>,
     /// What the outputs count.
     pub counters: Arc<OutputCounters>,
+    /// Whether cAdvisor's families are shown, and whose duty cycle.
+    pub cadvisor: Option<DutyCycle>,
     /// The time now.
     pub clock: ReadClock,
     /// How old the last commit may be before the core counts as stuck.
@@ -371,6 +374,7 @@ impl Shared {
                 let view = View {
                     snapshot: &snapshot,
                     counters: &self.exposition.counters,
+                    cadvisor: self.exposition.cadvisor,
                 };
                 render(&view, format, buffer);
                 let body = Bytes::copy_from_slice(buffer.as_bytes());
@@ -433,6 +437,7 @@ mod tests {
         let view = View {
             snapshot,
             counters: &counters,
+            cadvisor: None,
         };
         render(&view, format, &mut out);
         out
@@ -637,6 +642,7 @@ mod tests {
             snapshots: receiver,
             blocked,
             counters: Arc::clone(&counters),
+            cadvisor: None,
             clock: Arc::new(move || Clock {
                 boot: BootTime(reads.load(Ordering::Relaxed)),
                 wall: WallTime::default(),

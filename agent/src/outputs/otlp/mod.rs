@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::ReadClock;
+use super::cadvisor::DutyCycle;
 use super::counters::OutputCounters;
 use super::instruments::View;
 use super::receiver::{Origin, Receiver, ReceiverError};
@@ -50,6 +51,8 @@ pub struct Options {
     pub flush_deadline: Duration,
     /// Where the figures come from.
     pub origin: Origin,
+    /// Whether cAdvisor's families are sent, and whose duty cycle.
+    pub cadvisor: Option<DutyCycle>,
 }
 
 impl Options {
@@ -65,6 +68,7 @@ impl Options {
             max_points: 4_000,
             flush_deadline: Duration::from_secs(5),
             origin,
+            cadvisor: None,
         }
     }
 }
@@ -194,6 +198,7 @@ impl Exporter {
         let view = View {
             snapshot: &snapshot,
             counters: &self.counters,
+            cadvisor: self.options.cadvisor,
         };
         let mut outcome = Ok(());
         for outgoing in build(&view, &self.options.origin, self.options.max_points) {

@@ -223,6 +223,7 @@ mod tests {
         let view = View {
             snapshot,
             counters: &OutputCounters::default(),
+            cadvisor: None,
         };
         build(&view, &origin(), max_points)
     }
@@ -303,6 +304,7 @@ mod tests {
         let view = View {
             snapshot: &snapshot,
             counters: &counters,
+            cadvisor: None,
         };
         render(&view, Format::Text, &mut text);
         let scraped = text.lines().filter(|line| !line.starts_with('#')).count();

@@ -15,7 +15,10 @@ use crate::core::input::{IdentitySource, KubernetesNames};
 use crate::core::model::PodUid;
 use crate::core::snapshot::NamesBook;
 
+pub mod bundle;
 pub mod docker;
+mod files;
+pub mod kubelet_logs;
 
 /// Longest text that is passed on, in bytes: Kubernetes' own longest name.
 pub const MAX_TEXT: usize = 253;
@@ -138,18 +141,36 @@ fn kubernetes_names(
     {
         return None;
     }
-    let name = |key: &str| {
-        labels
-            .get(key)
-            .filter(|text| is_kubernetes_name(text))
-            .map(String::as_str)
-    };
+    let get = |key: &str| labels.get(key).map(String::as_str);
+    kubernetes_names_of(
+        PodNames {
+            namespace: get(NAMESPACE),
+            pod: get(POD),
+            pod_uid: get(POD_UID),
+            container: get(CONTAINER),
+        },
+        counters,
+    )
+}
+
+/// A container's names in Kubernetes, as somebody wrote them.
+#[derive(Clone, Copy, Debug)]
+struct PodNames<'a> {
+    namespace: Option<&'a str>,
+    pod: Option<&'a str>,
+    pod_uid: Option<&'a str>,
+    container: Option<&'a str>,
+}
+
+/// The names, if they are complete and each could be one; counted if not.
+fn kubernetes_names_of(names: PodNames<'_>, counters: &Counters) -> Option<KubernetesNames> {
+    let name = |text: Option<&'_ str>| text.filter(|text| is_kubernetes_name(text)).map(Arc::from);
     let names = (|| {
         Some(KubernetesNames {
-            namespace: name(NAMESPACE)?.into(),
-            pod: name(POD)?.into(),
-            pod_uid: PodUid::from(name(POD_UID)?),
-            container: name(CONTAINER)?.into(),
+            namespace: name(names.namespace)?,
+            pod: name(names.pod)?,
+            pod_uid: PodUid(name(names.pod_uid)?),
+            container: name(names.container)?,
         })
     })();
     if names.is_none() {

@@ -108,6 +108,8 @@ impl Server {
             counters: Arc::new(OutputCounters::default()),
             clock: Arc::new(clock::now),
             stuck_after: STUCK_AFTER,
+            // Off, as by default.
+            cadvisor: None,
         };
         let thread = std::thread::Builder::new()
             .name(SERVER.to_owned())

@@ -1,0 +1,368 @@
+//! The three families that cAdvisor published for accelerators until 2022, for dashboards and
+//! alerts that were built on them. Off unless configured.
+//!
+//! Names, units and labels are cAdvisor's, old names (`pod_name`) and new ones (`pod`) alike; what
+//! differs is that none of them is ever blank. A series is shown while its container lives and only
+//! once its container is published, under the names that were published.
+//!
+//! What they mean is cAdvisor's as well: memory is the device's, and so is the duty cycle, so that
+//! two containers on one GPU show the same figure twice and a sum over containers is no sum of
+//! anything. `duty_cycle = "container"` gives each container its own share instead. Bills are made
+//! from `gpuacct_namespace_gpu_busy_seconds_total`.
+//!
+//! Units: percent, whole as NVML's are, and bytes. Nowhere else does the agent publish percent.
+
+use std::collections::HashMap;
+
+use super::instruments::{Instrument, Kind, Points, Unit, Value, View};
+use crate::core::model::{GpuUuid, NONE, UNRESOLVED};
+use crate::core::snapshot::{
+    Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
+};
+
+/// Whose duty cycle is shown with a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DutyCycle {
+    /// The device's, as in cAdvisor: whoever used it.
+    Device,
+    /// The container's own share of the device.
+    Container,
+}
+
+const LABELS: &[&str] = &[
+    "make",
+    "model",
+    "acc_id",
+    "id",
+    "name",
+    "image",
+    "container_name",
+    "pod_name",
+    "namespace",
+    "container",
+    "pod",
+];
+
+/// The families, in the order in which cAdvisor had them.
+pub static FAMILIES: &[Instrument] = &[
+    Instrument {
+        name: "container_accelerator_memory_total_bytes",
+        otlp: "container.accelerator.memory_total",
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        help: "Memory that the accelerator has. As cAdvisor had it; only with [cadvisor] enabled.",
+        keys: LABELS,
+        read: |view, points| {
+            write(view, points, |shown| {
+                shown.book.gpu.memory_total.map(Value::Count)
+            });
+        },
+    },
+    Instrument {
+        name: "container_accelerator_memory_used_bytes",
+        otlp: "container.accelerator.memory_used",
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        help: "Memory of the accelerator in use by everyone; a container's own is gpuacct_container_gpu_memory_bytes. As cAdvisor had it; only with [cadvisor] enabled.",
+        keys: LABELS,
+        read: |view, points| {
+            write(view, points, |shown| {
+                shown.book.memory_used.map(Value::Count)
+            });
+        },
+    },
+    Instrument {
+        name: "container_accelerator_duty_cycle",
+        otlp: "container.accelerator.duty_cycle",
+        kind: Kind::Gauge,
+        unit: Unit::Count("{percent}"),
+        help: "Percent of time during which the accelerator was busy: by everyone over the last minute as cAdvisor had it, or by the container over the last ten seconds where [cadvisor] duty_cycle is \"container\". Only with [cadvisor] enabled.",
+        keys: LABELS,
+        read: |view, points| {
+            write(view, points, |shown| {
+                let share = match shown.duty_cycle {
+                    DutyCycle::Device => shown.book.utilization,
+                    DutyCycle::Container => Some(shown.account.share),
+                };
+                share.map(percent)
+            });
+        },
+    },
+];
+
+/// A container on a GPU, as it is shown now.
+struct Shown<'a> {
+    duty_cycle: DutyCycle,
+    account: &'a ContainerAccount,
+    book: &'a GpuBook,
+}
+
+/// Writes a point for each live and published container on each GPU, where there is a value.
+fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Option<Value>) {
+    let Some(duty_cycle) = view.cadvisor else {
+        return;
+    };
+    let snapshot = view.snapshot;
+    let mut published: HashMap<_, &ContainerSeries> = HashMap::new();
+    for series in &snapshot.container_series {
+        let known = published.entry(key(&series.labels, &series.gpu));
+        let known = known.or_insert(series);
+        // What went out under the ids is over once there are names.
+        if &*known.labels.namespace == UNRESOLVED {
+            *known = series;
+        }
+    }
+    for account in &snapshot.accounts {
+        if account.ended || account.attribution == Attribution::Held {
+            continue;
+        }
+        let series = published.get(&key(&account.labels, &account.gpu));
+        let book = snapshot.gpus.iter().find(|b| b.gpu.uuid == account.gpu);
+        let (Some(series), Some(book)) = (series, book) else {
+            continue;
+        };
+        let shown = Shown {
+            duty_cycle,
+            account,
+            book,
+        };
+        if let Some(value) = value(&shown) {
+            let ContainerLabels {
+                namespace,
+                pod,
+                container,
+                ..
+            } = &series.labels;
+            let labels = [
+                "nvidia",
+                &book.gpu.model,
+                series.gpu.as_str(),
+                &id(&series.labels),
+                name(&series.labels),
+                &series.image,
+                container,
+                pod,
+                namespace,
+                container,
+                pod,
+            ];
+            points.put(&labels, series.start, value);
+        }
+    }
+}
+
+/// What stays the same when a container gets its names. A pod's own processes have no container id.
+fn key<'a>(labels: &'a ContainerLabels, gpu: &'a GpuUuid) -> (&'a str, &'a str, &'a GpuUuid) {
+    let pod_uid = if &*labels.container_id == NONE {
+        &*labels.pod_uid
+    } else {
+        ""
+    };
+    (&labels.container_id, pod_uid, gpu)
+}
+
+/// cAdvisor's `id` is the cgroup's path. This is what of it every driver and layout has in common.
+fn id(labels: &ContainerLabels) -> String {
+    let parts = [("pod", &labels.pod_uid), ("", &labels.container_id)];
+    let path: String = parts
+        .into_iter()
+        .filter(|(_, part)| !matches!(&***part, "" | NONE | UNRESOLVED))
+        .map(|(prefix, part)| format!("/{prefix}{part}"))
+        .collect();
+    if path.is_empty() {
+        UNRESOLVED.to_owned()
+    } else {
+        path
+    }
+}
+
+/// cAdvisor's `name` is the runtime's: outside Kubernetes that is what `container` says, inside it
+/// is the id, as containerd has it.
+fn name(labels: &ContainerLabels) -> &str {
+    if &*labels.pod == NONE {
+        &labels.container
+    } else {
+        &labels.container_id
+    }
+}
+
+#[expect(
+    clippy::cast_sign_loss,
+    reason = "clamped to 0..=100; a share that is not a number becomes 0"
+)]
+fn percent(share: f64) -> Value {
+    Value::Count((share.clamp(0.0, 1.0) * 100.0).round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::core::model::WallTime;
+    use crate::core::snapshot::Snapshot;
+    use crate::outputs::counters::OutputCounters;
+    use crate::outputs::instruments::{self, Sink};
+    use crate::outputs::sample;
+
+    /// Remembers what was written of these families: (family, value, labels).
+    #[derive(Default)]
+    struct Seen(Vec<(String, u64, Vec<String>)>);
+
+    impl Sink for Seen {
+        fn family(&mut self, instrument: &'static Instrument) {
+            if FAMILIES.iter().any(|family| family.name == instrument.name) {
+                self.0.push((instrument.name.to_owned(), 0, Vec::new()));
+            }
+        }
+
+        fn point(
+            &mut self,
+            instrument: &'static Instrument,
+            labels: &[Cow<'_, str>],
+            _: WallTime,
+            value: Value,
+        ) {
+            if let (true, Value::Count(value)) = (instrument.keys == LABELS, value) {
+                let labels = labels.iter().map(ToString::to_string).collect();
+                self.0.push((instrument.name.to_owned(), value, labels));
+            }
+        }
+    }
+
+    fn seen(snapshot: &Snapshot, cadvisor: Option<DutyCycle>) -> Seen {
+        let counters = OutputCounters::default();
+        let mut seen = Seen::default();
+        let view = View {
+            snapshot,
+            counters: &counters,
+            cadvisor,
+        };
+        instruments::write(&view, &mut seen);
+        assert_eq!(counters.labels_blank.get(), 0);
+        seen
+    }
+
+    fn points(snapshot: &Snapshot, duty_cycle: DutyCycle, of: &str) -> Vec<(u64, Vec<String>)> {
+        let name = format!("container_accelerator_{of}");
+        let seen = seen(snapshot, Some(duty_cycle)).0.into_iter();
+        seen.filter(|(family, _, labels)| *family == name && !labels.is_empty())
+            .map(|(_, value, labels)| (value, labels))
+            .collect()
+    }
+
+    #[test]
+    fn off_there_is_not_even_a_heading() {
+        assert!(seen(&sample::snapshot(), None).0.is_empty());
+        let headings = seen(&Snapshot::default(), Some(DutyCycle::Device)).0;
+        assert_eq!(headings.len(), FAMILIES.len());
+    }
+
+    #[test]
+    fn every_live_published_container_has_every_label_of_cadvisors() {
+        let snapshot = sample::snapshot();
+        let points = points(&snapshot, DutyCycle::Device, "duty_cycle");
+        // The held one is not published, the nameless one has ended.
+        assert_eq!(points.len(), 2);
+        let (value, trainer) = points
+            .iter()
+            .find(|(_, labels)| labels[9] == "trainer")
+            .unwrap();
+        let id = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";
+        let path = format!("/pod9d3f3c1e-6f7d-4b4e-9a53-0c6a4f0b8e21/{id}");
+        let expected = [
+            ("make", "nvidia"),
+            ("model", "NVIDIA H200"),
+            ("acc_id", sample::FIRST_GPU),
+            ("id", &path),
+            ("name", id),
+            ("image", "registry.example/team/image:1.2"),
+            ("container_name", "trainer"),
+            ("pod_name", "train-0"),
+            ("namespace", "research"),
+            ("container", "trainer"),
+            ("pod", "train-0"),
+        ];
+        let found: Vec<(&str, &str)> = LABELS
+            .iter()
+            .copied()
+            .zip(trainer.iter().map(String::as_str))
+            .collect();
+        assert_eq!(found, expected);
+        assert_eq!(*value, 75);
+        let plain = points.iter().find(|(_, labels)| labels[9] == "jupyter");
+        let plain = &plain.unwrap().1;
+        assert_eq!(plain[3], format!("/{}", "aa55".repeat(16)));
+        assert_eq!((&*plain[4], &*plain[7]), ("jupyter", NONE));
+    }
+
+    #[test]
+    fn the_duty_cycle_is_the_devices_or_the_containers_and_memory_the_devices() {
+        let snapshot = sample::snapshot();
+        let values = |duty_cycle, of| -> Vec<u64> {
+            let points = points(&snapshot, duty_cycle, of);
+            points.into_iter().map(|(value, _)| value).collect()
+        };
+        assert_eq!(values(DutyCycle::Device, "duty_cycle"), [75, 75]);
+        // 0.625 and 0.125.
+        assert_eq!(values(DutyCycle::Container, "duty_cycle"), [63, 13]);
+        for duty_cycle in [DutyCycle::Device, DutyCycle::Container] {
+            assert_eq!(values(duty_cycle, "memory_used_bytes"), [12 << 30; 2]);
+            assert_eq!(values(duty_cycle, "memory_total_bytes"), [141 << 30; 2]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_measured_is_left_out() {
+        let mut snapshot = sample::snapshot();
+        for book in &mut snapshot.gpus {
+            book.utilization = None;
+            book.memory_used = None;
+            book.gpu.memory_total = None;
+        }
+        for of in ["duty_cycle", "memory_used_bytes", "memory_total_bytes"] {
+            assert!(points(&snapshot, DutyCycle::Device, of).is_empty(), "{of}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_got_its_names_late_is_shown_once() {
+        let mut snapshot = sample::snapshot();
+        let named = snapshot.container_series[0].clone();
+        let mut nameless = named.clone();
+        for label in [
+            &mut nameless.labels.namespace,
+            &mut nameless.labels.pod,
+            &mut nameless.labels.container,
+        ] {
+            *label = UNRESOLVED.into();
+        }
+        for order in [[&named, &nameless], [&nameless, &named]] {
+            snapshot.container_series = order.map(Clone::clone).to_vec();
+            let points = points(&snapshot, DutyCycle::Device, "duty_cycle");
+            assert_eq!(points.len(), 1);
+            assert_eq!(points[0].1[8], "research");
+        }
+    }
+
+    #[test]
+    fn ids_are_what_is_known_of_the_path_and_never_blank() {
+        let labels = |pod_uid: &str, container_id: &str| ContainerLabels {
+            namespace: NONE.into(),
+            pod: NONE.into(),
+            container: NONE.into(),
+            pod_uid: pod_uid.into(),
+            container_id: container_id.into(),
+        };
+        for (pod_uid, container_id, expected) in [
+            ("u", "c", "/podu/c"),
+            ("u", NONE, "/podu"),
+            (NONE, "c", "/c"),
+            (UNRESOLVED, "c", "/c"),
+            (UNRESOLVED, NONE, UNRESOLVED),
+            ("", "", UNRESOLVED),
+        ] {
+            assert_eq!(id(&labels(pod_uid, container_id)), expected);
+        }
+    }
+}

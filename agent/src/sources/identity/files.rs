@@ -1,0 +1,561 @@
+//! What the sources of names that read files share: opening what lies on the host's disk without
+//! being led astray, and a task that answers lookups from it.
+//!
+//! Files have no connection to lose, so such a source does nothing until the core asks, apart from
+//! looking now and then whether its folders are there. A lookup is answered on a thread that may
+//! block; a disk that hangs is a time-out of this source and holds nothing else. What was not found
+//! is not looked for again before a while, which grows; the core, which asks as long as it wants to
+//! know, is the timer.
+//!
+//! It refuses to follow a link out of the folder that it reads in, to open what is no regular file,
+//! and to read more than a bounded part of any.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
+use rustix::io::Errno;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{info, warn};
+
+use super::{Counters, clean};
+use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input, SourceHealth};
+use crate::core::model::{Clock, ContainerId, SourceState};
+
+/// Longest file that is read. A pod's `config.json` has some 10 KiB.
+pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Lookups answered in one go.
+const BATCH: usize = 64;
+/// Ids remembered as not found. Beyond it the oldest news is forgotten, which costs a read.
+const MAX_MISSES: usize = 4096;
+/// How long an id rests after the first time that it was not found, the second, …; the last one
+/// holds from there on.
+const MISS_LADDER: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(16),
+    Duration::from_secs(60),
+];
+/// Times that an open is tried which a rename disturbs.
+const OPEN_TRIES: usize = 8;
+
+/// How patient to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How long one round of reading may take before the source is down.
+    pub timeout: Duration,
+    /// How often to look whether the folders are there.
+    pub look_interval: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(5),
+            look_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why a file or folder could not be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FileFault {
+    /// It is not there.
+    #[error("{}: not there", .0.display())]
+    Missing(PathBuf),
+    /// A link in it leads out of its root.
+    #[error("{}: leads out of its folder", .0.display())]
+    Escapes(PathBuf),
+    /// It is a folder, a pipe, a device.
+    #[error("{}: not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// It is too long to be what it should be.
+    #[error("{path}: more than {MAX_FILE_BYTES} bytes", path = .0.display())]
+    TooLarge(PathBuf),
+    /// It is not what it should be.
+    #[error("{}: {message}", path.display())]
+    Invalid {
+        /// Which.
+        path: PathBuf,
+        /// What was found and what was expected. Never the file's own text, which holds secrets.
+        message: String,
+    },
+    /// It says nothing that names a container.
+    #[error("{}: names nobody", .0.display())]
+    Nameless(PathBuf),
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl FileFault {
+    fn of(path: &Path, errno: Errno) -> Self {
+        let path = path.to_owned();
+        match errno {
+            Errno::NOENT | Errno::NOTDIR => Self::Missing(path),
+            // `openat2`'s word for it; LOOP where links are not followed at all, or for ever.
+            Errno::XDEV | Errno::LOOP => Self::Escapes(path),
+            errno => Self::Io {
+                path,
+                source: errno.into(),
+            },
+        }
+    }
+
+    /// The label value.
+    pub(super) fn class(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "not_found",
+            Self::Escapes(_) => "escapes",
+            Self::NotAFile(_) => "not_a_file",
+            Self::TooLarge(_) => "too_large",
+            Self::Invalid { .. } => "invalid_reply",
+            Self::Nameless(_) => "nameless",
+            Self::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => "permission",
+            Self::Io { .. } => "io",
+        }
+    }
+
+    /// Whether there was something, and not what there should be.
+    fn is_invalid(&self) -> bool {
+        matches!(
+            self,
+            Self::Escapes(_) | Self::NotAFile(_) | Self::TooLarge(_) | Self::Invalid { .. }
+        )
+    }
+}
+
+/// Whether `text` is a container id, and so fit for a path: 64 hexadecimal digits.
+pub(super) fn is_container_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(is_id_digit)
+}
+
+/// One digit of a container id.
+pub(super) fn is_id_digit(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+}
+
+/// Opens a folder of the host, whose root is mounted at `host_root`. Links are followed as the host
+/// would: an absolute one starts at the host's root, and none leads out of it.
+pub(super) fn open_folder(host_root: &Path, path: &Path) -> Result<OwnedFd, FileFault> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+    let root = open(host_root, flags, Mode::empty()).map_err(|e| FileFault::of(host_root, e))?;
+    // The root itself has no name below itself.
+    let below = path.strip_prefix(Component::RootDir).unwrap_or(path);
+    let below = if below.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        below
+    };
+    resolve(&root, below, flags, ResolveFlags::IN_ROOT).map_err(|e| FileFault::of(path, e))
+}
+
+/// Opens a folder below another one.
+pub(super) fn open_below(folder: impl AsFd, path: &Path) -> Result<OwnedFd, FileFault> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+    resolve(folder, path, flags, ResolveFlags::BENEATH).map_err(|e| FileFault::of(path, e))
+}
+
+/// Reads a regular file below a folder, if it is not too long.
+pub(super) fn read_below(folder: impl AsFd, path: &Path) -> Result<Vec<u8>, FileFault> {
+    // A pipe without a writer would block the open, a terminal would become ours.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fault = |errno| FileFault::of(path, errno);
+    let file = resolve(folder, path, flags, ResolveFlags::BENEATH).map_err(fault)?;
+    let meta = fstat(&file).map_err(fault)?;
+    if FileType::from_raw_mode(meta.st_mode) != FileType::RegularFile {
+        return Err(FileFault::NotAFile(path.to_owned()));
+    }
+    let mut text = Vec::new();
+    // It may grow while it is read: what counts is what comes.
+    File::from(file)
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(|source| FileFault::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(FileFault::TooLarge(path.to_owned()));
+    }
+    Ok(text)
+}
+
+fn resolve(
+    folder: impl AsFd,
+    path: &Path,
+    flags: OFlags,
+    how: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let how = how | ResolveFlags::NO_MAGICLINKS;
+    let mut tries = 1;
+    loop {
+        match openat2(&folder, path, flags, Mode::empty(), how) {
+            // The kernel cannot say whether it stayed inside while something was renamed.
+            Err(Errno::AGAIN) if tries < OPEN_TRIES => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+/// The names in a folder, at most `limit` of them, and whether there were more.
+pub(super) fn names_in(
+    folder: impl AsFd,
+    path: &Path,
+    limit: usize,
+) -> Result<(Vec<String>, bool), FileFault> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(folder).map_err(|e| FileFault::of(path, e))? {
+        let entry = entry.map_err(|e| FileFault::of(path, e))?;
+        // What is not UTF-8 is not the kubelet's, nor a runtime's.
+        let Ok(name) = entry.file_name().to_str() else {
+            continue;
+        };
+        if matches!(name, "." | "..") {
+            continue;
+        }
+        if names.len() == limit {
+            return Ok((names, true));
+        }
+        names.push(name.to_owned());
+    }
+    Ok((names, false))
+}
+
+/// What of a source's folders is there.
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    /// The first that is.
+    pub(super) place: Option<PathBuf>,
+    /// Why one that is there cannot be used.
+    pub(super) obstacle: Option<(PathBuf, FileFault)>,
+}
+
+impl Presence {
+    /// Notes whether a folder could be opened.
+    pub(super) fn note<T>(&mut self, path: &Path, opened: Result<T, FileFault>) -> Option<T> {
+        match opened {
+            Ok(opened) => {
+                self.place.get_or_insert_with(|| path.to_owned());
+                Some(opened)
+            }
+            Err(FileFault::Missing(_)) => None,
+            Err(fault) => {
+                self.obstacle.get_or_insert((path.to_owned(), fault));
+                None
+            }
+        }
+    }
+
+    /// Notes that what could be opened cannot be used all the same.
+    pub(super) fn give_up(&mut self, path: PathBuf, fault: FileFault) {
+        self.place = None;
+        self.obstacle = Some((path, fault));
+    }
+}
+
+/// An answer about one container.
+pub(super) type Answer = Result<Box<ContainerIdentity>, FileFault>;
+
+/// Files that name containers.
+pub(super) trait Shelf: Clone + Send + 'static {
+    /// Who says so.
+    const SOURCE: IdentitySource;
+
+    /// Looks for each of `ids`, all of them well-formed: what of the folders is there, and an answer
+    /// for each id in order. Blocks.
+    fn find(&mut self, ids: &[ContainerId], counters: &Counters) -> (Presence, Vec<Answer>);
+}
+
+/// What a source is connected to.
+pub(super) struct Wires {
+    pub(super) counters: Arc<Counters>,
+    pub(super) lookups: mpsc::Receiver<ContainerId>,
+    pub(super) out: mpsc::Sender<Input>,
+    pub(super) clock: fn() -> Clock,
+    pub(super) shutdown: watch::Receiver<bool>,
+}
+
+/// Answers lookups until `shutdown` turns true or nobody reads `out` any more. `first_place` is
+/// what is shown while no folder is there.
+pub(super) async fn run<S: Shelf>(shelf: S, pace: Pace, first_place: PathBuf, wires: Wires) {
+    let Wires {
+        counters,
+        lookups,
+        out,
+        clock,
+        mut shutdown,
+    } = wires;
+    let mut source = Source {
+        pristine: shelf.clone(),
+        shelf: Some(shelf),
+        pace,
+        first_place,
+        counters,
+        lookups: Some(lookups),
+        out,
+        clock,
+        misses: Misses::default(),
+        health: None,
+        seen: false,
+    };
+    tokio::select! {
+        // Both a `true` and a dropped sender mean the end.
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        Closed = source.follow() => {}
+    }
+}
+
+/// Nobody reads the observations any more.
+struct Closed;
+
+struct Source<S> {
+    /// The shelf as it was at first, for a round that came to nothing.
+    pristine: S,
+    /// Away while it is read.
+    shelf: Option<S>,
+    pace: Pace,
+    /// What is shown while no folder is there.
+    first_place: PathBuf,
+    counters: Arc<Counters>,
+    /// Gone once its other end is.
+    lookups: Option<mpsc::Receiver<ContainerId>>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+    misses: Misses,
+    health: Option<SourceHealth>,
+    /// Whether there has ever been a folder.
+    seen: bool,
+}
+
+impl<S: Shelf> Source<S> {
+    async fn follow(&mut self) -> Closed {
+        // A timer of no length at all would panic.
+        let mut look = interval(self.pace.look_interval.max(Duration::from_millis(1)));
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let round = tokio::select! {
+                taken = receive(&mut self.lookups, &mut batch) => {
+                    if taken == 0 {
+                        self.lookups = None;
+                    }
+                    let wanted = self.worth_a_look(&mut batch);
+                    if wanted.is_empty() {
+                        continue;
+                    }
+                    self.round(wanted).await
+                }
+                _ = look.tick() => self.round(Vec::new()).await,
+            };
+            if let Err(closed) = round {
+                return closed;
+            }
+        }
+    }
+
+    /// Those that are ids and have not just been looked for in vain, each once.
+    fn worth_a_look(&mut self, batch: &mut Vec<ContainerId>) -> Vec<ContainerId> {
+        let now = Instant::now();
+        let mut wanted = Vec::with_capacity(batch.len());
+        for id in batch.drain(..) {
+            if !is_container_id(id.as_str()) {
+                Counters::count(&self.counters.lookups_refused);
+            } else if !self.misses.holds(&id, now) && !wanted.contains(&id) {
+                wanted.push(id);
+            }
+        }
+        wanted
+    }
+
+    /// Looks into the folders once, for nobody or for some, and passes on what is found.
+    async fn round(&mut self, ids: Vec<ContainerId>) -> Result<(), Closed> {
+        Counters::add(&self.counters.calls, ids.len());
+        let mut shelf = self.shelf.take().unwrap_or_else(|| self.pristine.clone());
+        let counters = Arc::clone(&self.counters);
+        let mut work = spawn_blocking(move || {
+            let (presence, answers) = shelf.find(&ids, &counters);
+            (shelf, ids, presence, answers)
+        });
+        let done = match timeout(self.pace.timeout, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                Counters::count(&self.counters.timeouts);
+                let reason = format!("no answer from the disk within {:?}", self.pace.timeout);
+                let place = self.place();
+                self.down("timeout", &reason, &place).await?;
+                // One thread that hangs is enough.
+                work.await
+            }
+        };
+        let (shelf, ids, presence, answers) = match done {
+            Ok(done) => done,
+            Err(error) => {
+                let place = self.place();
+                return self.down("panic", &error.to_string(), &place).await;
+            }
+        };
+        self.shelf = Some(shelf);
+        let is_there = presence.place.is_some();
+        self.show(presence).await?;
+        for (id, answer) in ids.into_iter().zip(answers) {
+            // A folder that is not there does not say that it does not know somebody.
+            if is_there || answer.is_ok() {
+                self.pass_on(id, answer).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn pass_on(&mut self, id: ContainerId, answer: Answer) -> Result<(), Closed> {
+        let update = match answer {
+            Ok(identity) => {
+                self.misses.forget(&id);
+                IdentityUpdate::Found(*identity)
+            }
+            Err(fault) => {
+                self.misses.note(&id, Instant::now());
+                if fault.is_invalid() {
+                    Counters::count(&self.counters.invalid_replies);
+                }
+                if !matches!(fault, FileFault::Missing(_) | FileFault::Nameless(_)) {
+                    let source = S::SOURCE.as_str();
+                    warn!(source, container = %id, class = fault.class(), %fault, "cannot be read");
+                }
+                IdentityUpdate::NotFound {
+                    source: S::SOURCE,
+                    id,
+                    reason: fault.class(),
+                }
+            }
+        };
+        self.send(Input::Identity(update)).await
+    }
+
+    async fn show(&mut self, presence: Presence) -> Result<(), Closed> {
+        self.seen |= presence.place.is_some() || presence.obstacle.is_some();
+        if let Some(place) = presence.place {
+            return self.report(SourceState::Up, &place).await;
+        }
+        if let Some((place, fault)) = presence.obstacle {
+            return self.down(fault.class(), &fault.to_string(), &place).await;
+        }
+        let place = self.place();
+        if self.seen {
+            let reason = format!("no folder at {}, where there was one", place.display());
+            self.down("vanished", &reason, &place).await
+        } else {
+            self.report(SourceState::Absent, &place).await
+        }
+    }
+
+    fn place(&self) -> PathBuf {
+        match &self.health {
+            Some(health) => PathBuf::from(&*health.place),
+            None => self.first_place.clone(),
+        }
+    }
+
+    async fn down(&mut self, class: &str, reason: &str, place: &Path) -> Result<(), Closed> {
+        let state = SourceState::Down {
+            class: class.into(),
+            reason: clean(reason, &self.counters),
+            // The next lookup is the next try.
+            next_retry: None,
+        };
+        self.report(state, place).await
+    }
+
+    /// Passes on a state if it is news.
+    async fn report(&mut self, state: SourceState, place: &Path) -> Result<(), Closed> {
+        let place = place.to_string_lossy();
+        let before = self.health.as_ref();
+        if before.is_some_and(|h| h.state == state && *h.place == *place) {
+            return Ok(());
+        }
+        let same = before.filter(|h| h.state.as_str() == state.as_str());
+        if same.is_none() {
+            let source = S::SOURCE.as_str();
+            match &state {
+                SourceState::Down { class, reason, .. } => {
+                    warn!(source, %place, %class, %reason, "down");
+                }
+                _ => info!(source, %place, state = state.as_str(), "source of names"),
+            }
+        }
+        let health = SourceHealth {
+            source: S::SOURCE.source(),
+            since: same.map_or_else(|| (self.clock)().boot, |h| h.since),
+            state,
+            place: place.as_ref().into(),
+        };
+        self.health = Some(health.clone());
+        self.send(Input::Health(health)).await
+    }
+
+    async fn send(&self, input: Input) -> Result<(), Closed> {
+        self.out.send(input).await.map_err(|_| Closed)
+    }
+}
+
+/// The lookups that wait, as many as one round answers; for ever none, once nobody can send one.
+async fn receive(
+    lookups: &mut Option<mpsc::Receiver<ContainerId>>,
+    batch: &mut Vec<ContainerId>,
+) -> usize {
+    match lookups {
+        Some(lookups) => lookups.recv_many(batch, BATCH).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Who was looked for in vain, and how long that holds.
+#[derive(Debug, Default)]
+struct Misses(HashMap<ContainerId, Miss>);
+
+#[derive(Debug)]
+struct Miss {
+    times: usize,
+    until: Instant,
+}
+
+impl Misses {
+    fn holds(&self, id: &ContainerId, now: Instant) -> bool {
+        self.0.get(id).is_some_and(|miss| now < miss.until)
+    }
+
+    fn note(&mut self, id: &ContainerId, now: Instant) {
+        let times = self.0.get(id).map_or(0, |miss| miss.times);
+        let rest = MISS_LADDER[times.min(MISS_LADDER.len() - 1)];
+        if self.0.len() >= MAX_MISSES && !self.0.contains_key(id) {
+            let mut ends: Vec<_> = self.0.values().map(|miss| miss.until).collect();
+            ends.sort_unstable();
+            let half = ends[ends.len() / 2];
+            self.0.retain(|_, miss| miss.until > half);
+        }
+        let miss = Miss {
+            times: times + 1,
+            until: now + rest,
+        };
+        self.0.insert(id.clone(), miss);
+    }
+
+    fn forget(&mut self, id: &ContainerId) {
+        self.0.remove(id);
+    }
+}
+
+#[cfg(test)]
+mod tests;

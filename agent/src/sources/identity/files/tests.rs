@@ -1,0 +1,249 @@
+use std::fs;
+use std::sync::atomic::Ordering;
+
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::core::model::{BootTime, WallTime};
+
+fn hex(pair: &str) -> ContainerId {
+    ContainerId::from(&*pair.repeat(32))
+}
+
+fn clock() -> Clock {
+    Clock {
+        boot: BootTime(1),
+        wall: WallTime(1),
+    }
+}
+
+/// A file a container, which has its name.
+#[derive(Clone)]
+struct Plain {
+    root: PathBuf,
+}
+
+impl Shelf for Plain {
+    const SOURCE: IdentitySource = IdentitySource::Bundle;
+
+    fn find(&mut self, ids: &[ContainerId], _: &Counters) -> (Presence, Vec<Answer>) {
+        let mut presence = Presence::default();
+        let folder = Path::new("/names");
+        let folder = presence.note(folder, open_folder(&self.root, folder));
+        let answer = |id: &ContainerId| {
+            let folder = folder.as_ref();
+            let folder = folder.ok_or_else(|| FileFault::Missing(id.as_str().into()))?;
+            let text = read_below(folder, Path::new(id.as_str()))?;
+            assert_ne!(text, b"panic", "as it should");
+            Ok(Box::new(ContainerIdentity {
+                id: id.clone(),
+                source: Self::SOURCE,
+                name: Some(String::from_utf8_lossy(&text).into()),
+                image: None,
+                kubernetes: None,
+                labels: Default::default(),
+            }))
+        };
+        (presence, ids.iter().map(answer).collect())
+    }
+}
+
+struct Rig {
+    root: TempDir,
+    lookups: mpsc::Sender<ContainerId>,
+    inputs: mpsc::Receiver<Input>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    counters: Arc<Counters>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (lookups, taken) = mpsc::channel(256);
+        let (out, inputs) = mpsc::channel(16);
+        let (stop, shutdown) = watch::channel(false);
+        let counters = Arc::new(Counters::default());
+        let shelf = Plain {
+            root: root.path().to_owned(),
+        };
+        let wires = Wires {
+            counters: Arc::clone(&counters),
+            lookups: taken,
+            out,
+            clock,
+            shutdown,
+        };
+        let task = tokio::spawn(run(shelf, Pace::default(), "/names".into(), wires));
+        Self {
+            root,
+            lookups,
+            inputs,
+            stop,
+            task,
+            counters,
+        }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.root.path().join("names")
+    }
+
+    async fn state(&mut self) -> (String, String) {
+        match self.inputs.recv().await.unwrap() {
+            Input::Health(SourceHealth { state, source, .. }) => {
+                assert_eq!(source, IdentitySource::Bundle.source());
+                let class = match &state {
+                    SourceState::Down { class, .. } => class.to_string(),
+                    _ => String::new(),
+                };
+                (state.as_str().to_owned(), class)
+            }
+            other => panic!("expected a state, found {other:?}"),
+        }
+    }
+
+    async fn ask(&mut self, id: &ContainerId) {
+        self.lookups.send(id.clone()).await.unwrap();
+    }
+
+    async fn answer(&mut self) -> Result<String, &'static str> {
+        match self.inputs.recv().await.unwrap() {
+            Input::Identity(IdentityUpdate::Found(found)) => Ok(found.name.unwrap().to_string()),
+            Input::Identity(IdentityUpdate::NotFound { reason, .. }) => Err(reason),
+            other => panic!("expected an answer, found {other:?}"),
+        }
+    }
+
+    fn read(&self, counter: fn(&Counters) -> &std::sync::atomic::AtomicU64) -> u64 {
+        counter(&self.counters).load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_is_absent_then_up_then_down_when_it_goes() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.state().await, ("absent".into(), String::new()));
+    // While nothing is there nobody is not found; when it comes, the next question is answered.
+    rig.ask(&hex("a1")).await;
+    fs::create_dir(rig.folder()).unwrap();
+    fs::write(rig.folder().join(hex("a1").as_str()), "web").unwrap();
+    let mut came = rig.state().await;
+    assert_eq!(came.0, "up");
+    rig.ask(&hex("a1")).await;
+    assert_eq!(rig.answer().await, Ok("web".into()));
+    fs::remove_dir_all(rig.folder()).unwrap();
+    came = rig.state().await;
+    assert_eq!(came, ("down".into(), "vanished".into()));
+    rig.stop.send(true).unwrap();
+    rig.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_found_is_not_looked_for_again_before_a_while() {
+    let mut rig = Rig::new();
+    fs::create_dir(rig.folder()).unwrap();
+    let id = hex("a1");
+    let mut now = Duration::ZERO;
+    let began = Instant::now();
+    rig.ask(&id).await;
+    assert_eq!(rig.state().await.0, "up");
+    assert_eq!(rig.answer().await, Err("not_found"));
+    // The core asks every second; answers come at the rungs of the ladder.
+    let mut looked = Vec::new();
+    for _ in 0..150 {
+        now += Duration::from_secs(1);
+        tokio::time::sleep_until(began + now).await;
+        rig.ask(&id).await;
+        let before = rig.read(|c| &c.calls);
+        // Another id goes through the same round or a later one, and so shows that this is done.
+        let marker = ContainerId::from(&*format!("{:064x}", now.as_secs()));
+        rig.ask(&marker).await;
+        let mut answers = rig.read(|c| &c.calls);
+        while answers == before {
+            assert_eq!(rig.answer().await, Err("not_found"));
+            answers = rig.read(|c| &c.calls);
+        }
+        if answers - before == 2 {
+            assert_eq!(rig.answer().await, Err("not_found"));
+            looked.push(now.as_secs());
+        }
+    }
+    assert_eq!(looked, [1, 5, 21, 81, 141]);
+}
+
+#[tokio::test]
+async fn what_is_no_id_never_becomes_a_path() {
+    let mut rig = Rig::new();
+    fs::create_dir(rig.folder()).unwrap();
+    fs::write(rig.root.path().join("secret"), "x").unwrap();
+    let upper = "A1".repeat(32);
+    let dotted = format!("{}../secret", "0".repeat(55));
+    let long = "a".repeat(65);
+    let rows = [
+        "",
+        "..",
+        "../secret",
+        "/etc/passwd",
+        "a1\0",
+        &upper,
+        &dotted,
+        &long,
+    ];
+    for id in rows {
+        rig.ask(&ContainerId::from(id)).await;
+    }
+    rig.ask(&hex("b2")).await;
+    assert!(matches!(rig.state().await.0.as_str(), "absent" | "up"));
+    let answer = loop {
+        match rig.inputs.recv().await.unwrap() {
+            Input::Identity(answer) => break answer,
+            Input::Health(_) => {}
+            other => panic!("found {other:?}"),
+        }
+    };
+    assert!(
+        matches!(&answer, IdentityUpdate::NotFound { id, .. } if *id == hex("b2")),
+        "{answer:?}"
+    );
+    assert_eq!(rig.read(|c| &c.lookups_refused), rows.len() as u64);
+    assert_eq!(rig.read(|c| &c.calls), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_is_counted_and_a_panic_costs_one_round() {
+    let mut rig = Rig::new();
+    fs::create_dir(rig.folder()).unwrap();
+    let file = |id: &ContainerId| rig.root.path().join("names").join(id.as_str());
+    let (long, panics, good) = (hex("a1"), hex("b2"), hex("c3"));
+    fs::write(file(&long), vec![b'x'; 1 + MAX_FILE_BYTES as usize]).unwrap();
+    fs::write(file(&panics), "panic").unwrap();
+    fs::write(file(&good), "web").unwrap();
+    assert_eq!(rig.state().await.0, "up");
+    rig.ask(&long).await;
+    assert_eq!(rig.answer().await, Err("too_large"));
+    assert_eq!(rig.read(|c| &c.invalid_replies), 1);
+    rig.ask(&panics).await;
+    assert_eq!(rig.state().await, ("down".into(), "panic".into()));
+    rig.ask(&good).await;
+    assert_eq!(rig.state().await.0, "up");
+    assert_eq!(rig.answer().await, Ok("web".into()));
+}
+
+#[test]
+fn the_memory_of_misses_is_bounded_and_keeps_the_longest() {
+    let now = Instant::now();
+    let mut misses = Misses::default();
+    let id = |n: usize| ContainerId::from(&*format!("{n:064x}"));
+    for _ in 0..3 {
+        misses.note(&id(0), now);
+    }
+    for n in 1..3 * MAX_MISSES {
+        misses.note(&id(n), now + Duration::from_millis(n as u64));
+        assert!(misses.0.len() <= MAX_MISSES);
+    }
+    assert!(misses.holds(&id(3 * MAX_MISSES - 1), now));
+    misses.forget(&id(3 * MAX_MISSES - 1));
+    assert!(!misses.holds(&id(3 * MAX_MISSES - 1), now));
+}
