@@ -46,8 +46,9 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const INPUTS_IN_A_ROW: usize = 64;
 /// How long a call into NVML takes before `status` speaks of it.
 const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
-/// How long a clean shutdown may take.
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long a clean shutdown may take, and how much of that the last windows may.
+const DRAIN: Duration = Duration::from_secs(10);
+const LAST_WINDOWS: Duration = Duration::from_secs(2);
 /// How long a source that cannot be loaded rests at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
@@ -87,7 +88,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None
     };
     let (stop, stopped) = watch::channel(false);
-    // The outputs end after the core, so that they show its last commit.
+    // The core ends after the sources, so that it books their last words, and the outputs after
+    // the core, so that they show its last commit.
+    let (stop_core, core_stopped) = watch::channel(false);
     let (stop_outputs, outputs_stopped) = watch::channel(false);
     let (inputs, inputs_taken) = mpsc::channel(INPUTS);
     let (queries, queries_taken) = mpsc::channel(QUERIES);
@@ -262,21 +265,24 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         watchdog: nvml.watchdog(),
         blocked: blocked_now,
     };
-    let core = tokio::spawn(core.run(inputs_taken, queries_taken, stopped.clone()));
+    let core = tokio::spawn(core.run(inputs_taken, queries_taken, core_stopped));
 
     signals.recv().await;
     info!("stopping");
     let began = Instant::now();
-    // The core commits what has come before it ends, and the outputs show that commit.
     let _ = stop.send(true);
     let drained = timeout(DRAIN, async {
+        // A call into NVML may never come back: the books do not wait for it long.
+        if timeout(LAST_WINDOWS, nvml.stopped()).await.is_err() {
+            warn!("NVML did not answer within {LAST_WINDOWS:?}; its last windows are not booked");
+        }
+        sources.shutdown().await;
+        let _ = stop_core.send(true);
         if let Err(error) = core.await {
             error!(%error, "the core did not end in order");
         }
         let _ = stop_outputs.send(true);
         while outputs.join_next().await.is_some() {}
-        sources.shutdown().await;
-        nvml.stopped().await;
     });
     if drained.await.is_err() {
         warn!("not everything ended within {DRAIN:?}");
@@ -417,7 +423,8 @@ impl Core {
         }
         while inputs.try_recv().map(|input| batch.push(input)).is_ok() {}
         self.take(&mut batch);
-        self.commit();
+        let last = self.accountant.commit_last(now());
+        self.publish(last);
     }
 
     fn take(&mut self, batch: &mut Vec<Input>) {
@@ -429,7 +436,11 @@ impl Core {
     }
 
     fn commit(&mut self) {
-        let mut snapshot = self.accountant.commit(now());
+        let snapshot = self.accountant.commit(now());
+        self.publish(snapshot);
+    }
+
+    fn publish(&mut self, mut snapshot: Snapshot) {
         // What the sources count of themselves goes out with the books.
         let books = self.names.iter().map(|of| of.counters.book(of.source));
         snapshot.names = books.collect();

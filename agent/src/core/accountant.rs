@@ -35,6 +35,9 @@ const POD_ITSELF: &str = "(pod)";
 const OVERFLOW: &str = "(overflow)";
 /// How long the dead are kept at least: the driver's ring spans 12 s, and a reader may be late.
 const KEEP_DEAD: Nanos = Nanos::from_secs(15);
+/// How old process lists may be and still say how much memory is in use: three times the longest
+/// interval at which they can be configured to be read.
+const LISTS_HOLD: Nanos = Nanos::from_secs(180);
 /// How long the dead are kept at most, however far a GPU's windows lag.
 const KEEP_DEAD_AT_MOST: Nanos = Nanos::from_secs(60);
 
@@ -99,6 +102,7 @@ struct Payer {
 
 #[derive(Debug, Default)]
 struct DeviceLists {
+    at: BootTime,
     processes: Vec<GpuProcess>,
     memory_used: Option<u64>,
     memory: HashMap<Owner, u64>,
@@ -314,6 +318,7 @@ impl Accountant {
         self.lists.insert(
             lists.gpu,
             DeviceLists {
+                at: lists.at,
                 processes: lists.processes,
                 memory_used: lists.memory_used,
                 memory,
@@ -374,6 +379,12 @@ impl Accountant {
             }
         }
         self.waiting = still;
+    }
+
+    /// The last commit of this agent: nothing that has come is left waiting.
+    pub fn commit_last(&mut self, clock: Clock) -> Snapshot {
+        self.settings.await_events = Nanos::ZERO;
+        self.commit(clock)
     }
 
     /// Books what is ready, settles names, publishes, checks the balance.
@@ -566,6 +577,9 @@ impl Accountant {
                 }
             }
         }
+        // A figure that nobody renews is not "now" for ever.
+        self.lists
+            .retain(|_, lists| clock.boot.since(lists.at) < LISTS_HOLD);
         let mut snapshot = Snapshot {
             sequence: self.sequence,
             at: clock.boot,
@@ -1201,6 +1215,42 @@ mod tests {
         assert_eq!(&*last.namespace_series[0].namespace, UNRESOLVED);
         assert_eq!(last.namespace_series[0].busy, Nanos::from_secs(1));
         assert_eq!(last.gpus[0].busy, Nanos::from_secs(1));
+    }
+
+    #[test]
+    fn the_last_commit_leaves_no_window_waiting() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[(7, 500)]);
+        node.accountant.drained_through = BootTime(0);
+        assert_eq!(node.commit().gpus[0].windows, 0);
+        let snapshot = node.accountant.commit_last(clock(node.now));
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn memory_that_nobody_reads_any_more_is_not_shown_for_ever() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.fork(7, 3);
+        let at = BootTime(node.now);
+        node.take(Input::GpuProcesses(GpuProcesses {
+            gpu: gpu(),
+            at,
+            processes: vec![GpuProcess {
+                pid: Pid(7),
+                memory: Some(4096),
+            }],
+            memory_used: Some(8192),
+        }));
+        let snapshot = node.commit();
+        assert_eq!(snapshot.container_series[0].memory, Some(4096));
+        assert_eq!(snapshot.gpus[0].memory_used, Some(8192));
+        node.now += 180 * SECOND;
+        let snapshot = node.commit();
+        assert_eq!(snapshot.container_series[0].memory, None);
+        assert_eq!(snapshot.gpus[0].memory_used, None);
     }
 
     #[test]

@@ -267,6 +267,9 @@ impl ProcessTable {
 
     /// Notes that a process is dead. Idempotent; unknown processes are ignored, since an exit alone
     /// does not say where GPU time of theirs should go that the caller cannot learn from the event.
+    ///
+    /// The latest time holds: two last threads may both report it, and a scan that missed the
+    /// process can only tell that it was gone when the scan began.
     pub fn exit(&mut self, pid: Pid, start: BootTime, at: BootTime) {
         if let Some(slot) = self.find(pid, StartTicks::from(start)) {
             let record = &mut self.records[slot as usize];
@@ -274,6 +277,8 @@ impl ProcessTable {
                 record.exit = at;
                 self.alive -= 1;
                 self.exited += 1;
+            } else {
+                record.exit = record.exit.max(at);
             }
         }
     }
@@ -586,11 +591,21 @@ mod tests {
         let mut table = table();
         see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
         table.exit(Pid(7), s(10), s(11));
-        table.exit(Pid(7), s(10), s(14));
+        table.exit(Pid(7), s(10), s(11));
         table.exit(Pid(7), s(9), s(14));
         table.exit(Pid(8), s(9), s(14));
         assert_eq!((table.alive(), table.exited()), (0, 1));
         assert!(places(&table, 7, s(12), s(13)).is_empty());
+    }
+
+    #[test]
+    fn an_exit_that_is_reported_after_a_scan_missed_the_process_is_when_it_was() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        table.close_unseen(s(20), &|_, _| false);
+        table.exit(Pid(7), s(10), s(22));
+        assert_eq!(places(&table, 7, s(21), s(30)), [BOX_A]);
+        assert_eq!((table.alive(), table.exited()), (0, 1));
     }
 
     #[test]

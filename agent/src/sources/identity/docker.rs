@@ -454,12 +454,11 @@ impl Source {
                     .build(),
             ))
         );
-        match self.list(&docker).await {
-            Ok(containers) => self.announce_all(containers).await?,
+        let mut listed = match self.take_list(&docker, path).await? {
+            Ok(listed) => listed,
             Err(fault) => return Ok(fault),
-        }
+        };
         *was_up = true;
-        self.report(SourceState::Up, path).await?;
 
         let mut ping = every(self.config.ping_interval);
         let mut inspections = FuturesUnordered::new();
@@ -487,10 +486,40 @@ impl Source {
                 id = receive(&mut self.lookups) => self.look_up(id),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // Awaited in place: if there is no answer the session is over anyway.
-                _ = ping.tick() => if let Err(fault) = self.ping(&docker).await {
-                    return Ok(fault);
-                },
+                _ = ping.tick() => {
+                    let answer = if listed {
+                        self.ping(&docker).await.map(|()| true)
+                    } else {
+                        self.take_list(&docker, path).await?
+                    };
+                    match answer {
+                        Ok(still) => listed = still,
+                        Err(fault) => return Ok(fault),
+                    }
+                }
             }
+        }
+    }
+
+    /// Passes on the list. False if there is one that cannot be read: the source is down for that,
+    /// and the session goes on, since events and inspections still name one container at a time.
+    async fn take_list(
+        &mut self,
+        docker: &Docker,
+        path: &Path,
+    ) -> Result<Result<bool, Fault>, Closed> {
+        match self.list(docker).await {
+            Ok(containers) => {
+                self.announce_all(containers).await?;
+                self.report(SourceState::Up, path).await?;
+                Ok(Ok(true))
+            }
+            Err(fault) if fault.class() == "protocol" => {
+                Counters::count(&self.counters.invalid_replies);
+                self.down(path, &fault, self.config.ping_interval).await?;
+                Ok(Ok(false))
+            }
+            Err(fault) => Ok(Err(fault)),
         }
     }
 

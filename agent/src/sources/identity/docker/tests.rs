@@ -69,10 +69,14 @@ impl Daemon {
     }
 
     fn follow_within(&self, timeout: Duration) -> Following {
+        self.follow_pinging(timeout, Duration::from_secs(30))
+    }
+
+    fn follow_pinging(&self, timeout: Duration, ping_interval: Duration) -> Following {
         let config = Config {
             sockets: vec![self.folder.path().join("docker.sock")],
             timeout,
-            ping_interval: Duration::from_secs(30),
+            ping_interval,
             retry_max: Duration::from_millis(200),
             look_interval: Duration::from_millis(50),
         };
@@ -289,6 +293,33 @@ async fn a_state_that_nobody_has_heard_of_costs_one_container_its_name_and_no_ot
     let mut source = daemon.follow();
     source.expect(&["found b two app:1", "up"]).await;
     assert_eq!(source.count(|c| &c.invalid_replies), 1);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_read_does_not_cost_every_container_its_name() {
+    let strange = summary('a', "one").replace("running", "hibernating");
+    let lists = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&lists);
+    let daemon = Daemon::new(move |target| match target {
+        t if t.contains(&id('b')) => Reply::Json(inspection('b', "two")),
+        // Neither the whole list nor that of the running, twice; then it is well again.
+        t if t.starts_with("/containers/json") && lists.fetch_add(1, Relaxed) < 4 => {
+            plain(t, std::slice::from_ref(&strange), Reply::Hang)
+        }
+        t => plain(t, &[summary('c', "three")], Reply::Open(vec![])),
+    });
+    let mut source = daemon.follow_pinging(PATIENCE, Duration::from_secs(1));
+    source.expect(&["down protocol"]).await;
+    source.look_up('b').await;
+    source.expect(&["found b two app:1"]).await;
+    source.expect(&["down protocol"]).await;
+    source
+        .expect(&["found c three app:1", "removed b", "up"])
+        .await;
+    assert_eq!(seen.load(Relaxed), 5);
+    assert_eq!(source.count(|c| &c.invalid_replies), 4);
+    assert_eq!(source.count(|c| &c.disconnects), 0);
     source.stop().await;
 }
 
