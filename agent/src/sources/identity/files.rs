@@ -3,9 +3,9 @@
 //!
 //! Files have no connection to lose, so such a source does nothing until the core asks, apart from
 //! looking now and then whether its folders are there. A lookup is answered on a thread that may
-//! block; a disk that hangs is a time-out of this source and holds nothing else. What was not found
-//! is not looked for again before a while, which grows; the core, which asks as long as it wants to
-//! know, is the timer.
+//! block; a disk that hangs is a time-out of this source and holds nothing else. What was answered
+//! is not looked at again before a while, which grows: neither what was not found, nor what was and
+//! did not satisfy the core, which asks as long as it wants to know and so is the timer.
 //!
 //! It refuses to follow a link out of the folder that it reads in, to open what is no regular file,
 //! and to read more than a bounded part of any.
@@ -33,11 +33,12 @@ use crate::core::model::{Clock, ContainerId, SourceState};
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Lookups answered in one go.
 const BATCH: usize = 64;
-/// Ids remembered as not found. Beyond it the oldest news is forgotten, which costs a read.
-const MAX_MISSES: usize = 4096;
-/// How long an id rests after the first time that it was not found, the second, …; the last one
-/// holds from there on.
-const MISS_LADDER: [Duration; 4] = [
+/// Ids remembered as answered. Beyond it the answers that hold least long are forgotten, which costs
+/// a read.
+const MAX_ANSWERED: usize = 4096;
+/// How long the first answer about an id holds, the second, …; the last one's time holds from there
+/// on.
+const HOLDS: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(4),
     Duration::from_secs(16),
@@ -307,7 +308,7 @@ pub(super) async fn run<S: Shelf>(shelf: S, pace: Pace, first_place: PathBuf, wi
         lookups: Some(lookups),
         out,
         clock,
-        misses: Misses::default(),
+        answered: Answered::default(),
         health: None,
         seen: false,
     };
@@ -334,7 +335,7 @@ struct Source<S> {
     lookups: Option<mpsc::Receiver<ContainerId>>,
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
-    misses: Misses,
+    answered: Answered,
     health: Option<SourceHealth>,
     /// Whether there has ever been a folder.
     seen: bool,
@@ -366,14 +367,14 @@ impl<S: Shelf> Source<S> {
         }
     }
 
-    /// Those that are ids and have not just been looked for in vain, each once.
+    /// Those that are ids and have not just been answered, each once.
     fn worth_a_look(&mut self, batch: &mut Vec<ContainerId>) -> Vec<ContainerId> {
         let now = Instant::now();
         let mut wanted = Vec::with_capacity(batch.len());
         for id in batch.drain(..) {
             if !is_container_id(id.as_str()) {
                 Counters::count(&self.counters.lookups_refused);
-            } else if !self.misses.holds(&id, now) && !wanted.contains(&id) {
+            } else if !self.answered.holds(&id, now) && !wanted.contains(&id) {
                 wanted.push(id);
             }
         }
@@ -420,13 +421,10 @@ impl<S: Shelf> Source<S> {
     }
 
     async fn pass_on(&mut self, id: ContainerId, answer: Answer) -> Result<(), Closed> {
+        self.answered.note(&id, Instant::now());
         let update = match answer {
-            Ok(identity) => {
-                self.misses.forget(&id);
-                IdentityUpdate::Found(*identity)
-            }
+            Ok(identity) => IdentityUpdate::Found(*identity),
             Err(fault) => {
-                self.misses.note(&id, Instant::now());
                 if fault.is_invalid() {
                     Counters::count(&self.counters.invalid_replies);
                 }
@@ -521,39 +519,35 @@ async fn receive(
     }
 }
 
-/// Who was looked for in vain, and how long that holds.
+/// Who was answered, and how long that holds.
 #[derive(Debug, Default)]
-struct Misses(HashMap<ContainerId, Miss>);
+struct Answered(HashMap<ContainerId, Hold>);
 
 #[derive(Debug)]
-struct Miss {
-    times: usize,
+struct Hold {
+    answers: usize,
     until: Instant,
 }
 
-impl Misses {
+impl Answered {
     fn holds(&self, id: &ContainerId, now: Instant) -> bool {
-        self.0.get(id).is_some_and(|miss| now < miss.until)
+        self.0.get(id).is_some_and(|hold| now < hold.until)
     }
 
     fn note(&mut self, id: &ContainerId, now: Instant) {
-        let times = self.0.get(id).map_or(0, |miss| miss.times);
-        let rest = MISS_LADDER[times.min(MISS_LADDER.len() - 1)];
-        if self.0.len() >= MAX_MISSES && !self.0.contains_key(id) {
-            let mut ends: Vec<_> = self.0.values().map(|miss| miss.until).collect();
+        let answers = self.0.get(id).map_or(0, |hold| hold.answers);
+        let span = HOLDS[answers.min(HOLDS.len() - 1)];
+        if self.0.len() >= MAX_ANSWERED && !self.0.contains_key(id) {
+            let mut ends: Vec<_> = self.0.values().map(|hold| hold.until).collect();
             ends.sort_unstable();
             let half = ends[ends.len() / 2];
-            self.0.retain(|_, miss| miss.until > half);
+            self.0.retain(|_, hold| hold.until > half);
         }
-        let miss = Miss {
-            times: times + 1,
-            until: now + rest,
+        let hold = Hold {
+            answers: answers + 1,
+            until: now + span,
         };
-        self.0.insert(id.clone(), miss);
-    }
-
-    fn forget(&mut self, id: &ContainerId) {
-        self.0.remove(id);
+        self.0.insert(id.clone(), hold);
     }
 }
 

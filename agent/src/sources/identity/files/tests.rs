@@ -231,19 +231,95 @@ async fn garbage_is_counted_and_a_panic_costs_one_round() {
     assert_eq!(rig.answer().await, Ok("web".into()));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_does_not_satisfy_the_core_is_not_read_again_and_again() {
+    let mut rig = Rig::new();
+    fs::create_dir(rig.folder()).unwrap();
+    let (id, marker) = (hex("a1"), hex("b2"));
+    for id in [&id, &marker] {
+        fs::write(rig.folder().join(id.as_str()), "web").unwrap();
+    }
+    rig.ask(&id).await;
+    assert_eq!(rig.state().await.0, "up");
+    assert_eq!(rig.answer().await, Ok("web".into()));
+    rig.ask(&id).await;
+    rig.ask(&marker).await;
+    assert_eq!(rig.answer().await, Ok("web".into()));
+    assert_eq!(rig.read(|c| &c.calls), 2);
+    tokio::time::sleep(HOLDS[0]).await;
+    rig.ask(&id).await;
+    assert_eq!(rig.answer().await, Ok("web".into()));
+}
+
+/// A disk that hangs until it is let go.
+#[derive(Clone)]
+struct Hanging(Arc<std::sync::Barrier>);
+
+impl Shelf for Hanging {
+    const SOURCE: IdentitySource = IdentitySource::KubeletLogs;
+
+    fn find(&mut self, _: &[ContainerId], _: &Counters) -> (Presence, Vec<Answer>) {
+        self.0.wait();
+        let place = Some("/logs".into());
+        let presence = Presence {
+            place,
+            obstacle: None,
+        };
+        (presence, Vec::new())
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_down_and_comes_back() {
+    let gate = Arc::new(std::sync::Barrier::new(2));
+    let (_lookups, taken) = mpsc::channel(1);
+    let (out, mut inputs) = mpsc::channel(16);
+    let (stop, shutdown) = watch::channel(false);
+    let counters = Arc::new(Counters::default());
+    let pace = Pace {
+        timeout: Duration::from_millis(1),
+        look_interval: Duration::from_secs(3_600),
+    };
+    let wires = Wires {
+        counters: Arc::clone(&counters),
+        lookups: taken,
+        out,
+        clock,
+        shutdown,
+    };
+    let shelf = Hanging(Arc::clone(&gate));
+    let task = tokio::spawn(run(shelf, pace, "/logs".into(), wires));
+    let mut state = async || match inputs.recv().await {
+        Some(Input::Health(health)) => (health.state, health.place),
+        other => panic!("expected a state, found {other:?}"),
+    };
+    let (hanging, place) = state().await;
+    assert_eq!((hanging.as_str(), &*place), ("down", "/logs"));
+    let SourceState::Down { class, .. } = hanging else {
+        unreachable!("down is down");
+    };
+    assert_eq!(&*class, "timeout");
+    assert_eq!(counters.timeouts.load(Ordering::Relaxed), 1);
+    gate.wait();
+    assert_eq!(state().await.0, SourceState::Up);
+    stop.send(true).unwrap();
+    task.await.unwrap();
+}
+
 #[test]
-fn the_memory_of_misses_is_bounded_and_keeps_the_longest() {
+fn the_memory_of_answers_is_bounded_and_keeps_those_that_hold_longest() {
     let now = Instant::now();
-    let mut misses = Misses::default();
+    let mut answered = Answered::default();
     let id = |n: usize| ContainerId::from(&*format!("{n:064x}"));
     for _ in 0..3 {
-        misses.note(&id(0), now);
+        answered.note(&id(0), now);
     }
-    for n in 1..3 * MAX_MISSES {
-        misses.note(&id(n), now + Duration::from_millis(n as u64));
-        assert!(misses.0.len() <= MAX_MISSES);
+    for n in 1..3 * MAX_ANSWERED {
+        let a_little = Duration::from_millis(u64::try_from(n).unwrap());
+        answered.note(&id(n), now + a_little);
+        assert!(answered.0.len() <= MAX_ANSWERED);
     }
-    assert!(misses.holds(&id(3 * MAX_MISSES - 1), now));
-    misses.forget(&id(3 * MAX_MISSES - 1));
-    assert!(!misses.holds(&id(3 * MAX_MISSES - 1), now));
+    assert!(answered.holds(&id(0), now + HOLDS[1]));
+    assert!(answered.holds(&id(3 * MAX_ANSWERED - 1), now));
+    assert!(!answered.holds(&id(1), now));
 }
