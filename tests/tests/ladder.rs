@@ -11,8 +11,8 @@ use anyhow::Result;
 use gpuacct::config::{Cadvisor, Config, Span};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd, available};
-use gpuacct_tests::exposition;
 use gpuacct_tests::requirement::require;
+use gpuacct_tests::{exposition, http};
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{GpuSpec, Scenario, Server};
 
@@ -139,7 +139,7 @@ fn wait_for_amount(agent: &mut Agent, family: &str, parts: &[&str]) -> Result<St
 fn check_exposition(agent: &Agent) -> Result<()> {
     for accept in ["text/plain", "application/openmetrics-text"] {
         let url = format!("http://{}/metrics", agent.address());
-        let (code, text) = agent::get(&url, accept)?;
+        let (code, text) = http::get(&url, accept)?;
         assert_eq!(code, 200);
         exposition::check(&text)?;
         for family in ["memory_total_bytes", "memory_used_bytes", "duty_cycle"] {
