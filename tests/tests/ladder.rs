@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use gpuacct::config::{Cadvisor, Config, Span};
-use gpuacct_tests::agent::{self, Agent};
+use gpuacct_tests::agent::Agent;
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd, available};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::{exposition, http};
