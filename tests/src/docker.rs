@@ -296,7 +296,7 @@ impl Dockerd {
     /// # Errors
     /// If the daemon does not start it.
     pub fn run(&mut self, spec: &ContainerSpec) -> Result<Container> {
-        self.cgroups.expect(spec.cgroup_parent.as_deref());
+        let _making = self.cgroups.expect(spec.cgroup_parent.as_deref())?;
         let mut arguments = vec!["run".to_owned(), "--detach".to_owned()];
         arguments.extend(spec.arguments());
         let id = self.docker(&arguments)?.trim().to_owned();
@@ -315,7 +315,7 @@ impl Dockerd {
     /// # Errors
     /// If the daemon does not start it, or it fails.
     pub fn run_to_end(&mut self, spec: &ContainerSpec) -> Result<String> {
-        self.cgroups.expect(spec.cgroup_parent.as_deref());
+        let _making = self.cgroups.expect(spec.cgroup_parent.as_deref())?;
         let mut arguments = vec!["run".to_owned(), "--rm".to_owned()];
         arguments.extend(spec.arguments());
         self.docker(&arguments)
@@ -631,13 +631,29 @@ impl Cgroups {
         })
     }
 
-    fn expect(&mut self, parent: Option<&str>) {
+    /// Announces a container below `parent`, and keeps the folders above it from being removed as
+    /// empty until the returned lock is dropped: a runtime makes them one after the other.
+    fn expect(&mut self, parent: Option<&str>) -> Result<File> {
         let first = parent.and_then(|parent| parent.split('/').find(|part| !part.is_empty()));
         self.parents.extend(first.map(str::to_owned));
+        let lock = Self::lock()?;
+        lock.lock_shared().context("cannot lock the cgroups")?;
+        Ok(lock)
+    }
+
+    /// One lock for all tests of this machine: they share the cgroups' parents.
+    fn lock() -> Result<File> {
+        let path = std::env::temp_dir().join("gpuacct-tests-cgroups.lock");
+        File::create(&path).with_context(|| format!("cannot make {}", path.display()))
     }
 
     /// What cannot be removed is in use by somebody else, another daemon for example, who will.
     fn remove(&self) {
+        // Without the lock the folders stay: better that than to take another's away.
+        let Ok(lock) = Self::lock() else { return };
+        if lock.lock().is_err() {
+            return;
+        }
         for mount in &self.mounts {
             for parent in &self.parents {
                 let path = mount.join(parent);
