@@ -7,6 +7,8 @@
 //! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
 //! scanned, and events that come meanwhile queue, so that no process falls between the two.
 
+pub mod preflight;
+
 use std::sync::Arc;
 use std::time::Duration;
 

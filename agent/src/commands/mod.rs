@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 pub mod agent;
+pub mod check;
 pub mod config;
 pub mod status;
 mod table;

@@ -16,6 +16,7 @@ use crate::core::model::PodUid;
 use crate::core::snapshot::NamesBook;
 
 pub mod docker;
+pub mod greeting;
 
 /// Longest text that is passed on, in bytes: Kubernetes' own longest name.
 pub const MAX_TEXT: usize = 253;
