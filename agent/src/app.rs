@@ -410,6 +410,11 @@ impl Core {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.accountant.gpu_processes(now().boot));
             }
+            Query::Explain { subject, answer } => {
+                let explanation = self.accountant.explain(&subject, now());
+                // Likewise.
+                let _ = answer.send(explanation.map(Box::new));
+            }
         }
     }
 }

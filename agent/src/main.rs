@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gpuacct::commands::{agent, block_on, check, config, status};
+use gpuacct::commands::{agent, block_on, check, config, explain, status};
 
 /// Which container used how much of which GPU
 #[derive(Debug, Parser)]
@@ -18,6 +18,7 @@ struct Arguments {
 enum Command {
     Agent(agent::Options),
     Status(status::Options),
+    Explain(explain::Options),
     Check(check::Options),
     Config(config::Options),
 }
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Agent(options) => agent::run(options),
         Command::Status(options) => block_on(status::run(options)),
+        Command::Explain(options) => block_on(explain::run(options)),
         Command::Check(options) => block_on(check::run(options)),
         Command::Config(options) => config::run(&options),
     }

@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 pub mod agent;
+pub mod ask;
 pub mod check;
 pub mod config;
+pub mod explain;
 pub mod status;
 mod table;
 
