@@ -9,6 +9,7 @@ pub mod config;
 pub mod explain;
 pub mod status;
 mod table;
+pub mod watch;
 
 /// Prints an error with its causes in one line, and says how to exit.
 fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {

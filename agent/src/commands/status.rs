@@ -4,6 +4,7 @@
 //! in the first lines; 2: no agent answers. The table fits 80 columns whatever the names; the JSON
 //! is the agent's own answer, whole, in the units of the books (nanoseconds, bytes).
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,8 +12,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::ask::{AskError, get, parse};
-use super::complain;
 use super::table::{Align, Table, WIDTH, wrap};
+use super::{complain, watch};
+use crate::config::Span;
 use crate::core::model::{BootTime, GpuUuid, NONE, Nanos, SourceState, UNRESOLVED};
 use crate::core::snapshot::{Attribution, ContainerAccount, GpuProcessView, Snapshot};
 use crate::outputs::socket::{DEFAULT_PATH, StatusReport};
@@ -26,6 +28,10 @@ pub struct Options {
     /// Also list the processes that use a GPU.
     #[arg(long)]
     pub processes: bool,
+    /// Show it again and again, every INTERVAL (2s unless given): a live view on a terminal, plain
+    /// output elsewhere.
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s")]
+    pub watch: Option<Span>,
     /// The agent's socket.
     #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
     pub socket: PathBuf,
@@ -42,6 +48,9 @@ pub enum Output {
 
 /// Asks the agent and prints its answer: 0 healthy, 1 degraded, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
+    if let Some(interval) = options.watch {
+        return watch::run(&options, interval.0).await;
+    }
     match answer(&options).await {
         Ok((text, healthy)) => {
             // Whoever reads may stop reading; the exit code still says what was found.
@@ -90,16 +99,8 @@ pub async fn answer(options: &Options) -> Result<(String, bool), AskError> {
 /// The report as a page that fits [`WIDTH`] columns.
 fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String {
     let snapshot = &report.snapshot;
-    let indexes: BTreeMap<&GpuUuid, u32> = snapshot
-        .gpus
-        .iter()
-        .map(|book| (&book.gpu.uuid, book.gpu.index))
-        .collect();
-    let index = |gpu: &GpuUuid| {
-        indexes
-            .get(gpu)
-            .map_or_else(|| gpu.to_string(), ToString::to_string)
-    };
+    let indexes = indexes(snapshot);
+    let index = |gpu: &GpuUuid| index_in(&indexes, gpu);
 
     let mut page = String::new();
     header(&mut page, report, &index);
@@ -123,9 +124,23 @@ fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String 
     page
 }
 
-type Index<'a> = &'a dyn Fn(&GpuUuid) -> String;
+/// NVML's numbers of the GPUs.
+pub(super) fn indexes(snapshot: &Snapshot) -> BTreeMap<&GpuUuid, u32> {
+    let books = snapshot.gpus.iter();
+    books.map(|book| (&book.gpu.uuid, book.gpu.index)).collect()
+}
 
-fn header(page: &mut String, report: &StatusReport, index: Index<'_>) {
+/// A GPU's number, or its UUID where it is not listed any more.
+pub(super) fn index_in(indexes: &BTreeMap<&GpuUuid, u32>, gpu: &GpuUuid) -> String {
+    indexes
+        .get(gpu)
+        .map_or_else(|| gpu.to_string(), ToString::to_string)
+}
+
+pub(super) type Index<'a> = &'a dyn Fn(&GpuUuid) -> String;
+
+/// How the agent is, in the first lines.
+pub(super) fn header(page: &mut String, report: &StatusReport, index: Index<'_>) {
     let up = Nanos(
         report
             .now_wall
@@ -174,6 +189,11 @@ fn gpus(page: &mut String, snapshot: &Snapshot) {
         page.push_str("\nno GPU is known\n");
         return;
     }
+    section(page, &gpu_table(snapshot));
+}
+
+/// Each GPU with its book.
+pub(super) fn gpu_table(snapshot: &Snapshot) -> Table {
     let mut table = Table::new(&[
         ("GPU", Align::Right),
         ("MODEL", Align::Flexible),
@@ -196,7 +216,7 @@ fn gpus(page: &mut String, snapshot: &Snapshot) {
             memory_of(book.memory_used, book.gpu.memory_total),
         ]);
     }
-    section(page, &table);
+    table
 }
 
 fn containers(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
@@ -205,13 +225,21 @@ fn containers(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
         return;
     }
     let mut accounts: Vec<_> = snapshot.accounts.iter().collect();
-    accounts.sort_by(|a, b| {
-        b.share
-            .total_cmp(&a.share)
-            .then(b.busy.cmp(&a.busy))
-            .then(a.id.cmp(&b.id))
-            .then(a.gpu.cmp(&b.gpu))
-    });
+    accounts.sort_by(|a, b| by_use(a, b));
+    section(page, &container_table(&accounts, index));
+}
+
+/// Whoever uses most now goes first.
+pub(super) fn by_use(a: &ContainerAccount, b: &ContainerAccount) -> Ordering {
+    b.share
+        .total_cmp(&a.share)
+        .then(b.busy.cmp(&a.busy))
+        .then(a.id.cmp(&b.id))
+        .then(a.gpu.cmp(&b.gpu))
+}
+
+/// These accounts, in this order.
+pub(super) fn container_table(accounts: &[&ContainerAccount], index: Index<'_>) -> Table {
     let mut table = Table::new(&[
         ("CONTAINER", Align::Flexible),
         ("GPU", Align::Right),
@@ -236,7 +264,7 @@ fn containers(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
             state,
         ]);
     }
-    section(page, &table);
+    table
 }
 
 /// `namespace/pod/container`, or the runtime's name, or the id.
@@ -357,9 +385,13 @@ fn reasons<'a>(amounts: impl Iterator<Item = (&'a str, Nanos)>) -> String {
 }
 
 fn sources(page: &mut String, snapshot: &Snapshot, now: BootTime) {
-    if snapshot.sources.is_empty() {
-        return;
+    if !snapshot.sources.is_empty() {
+        section(page, &source_table(snapshot, now));
     }
+}
+
+/// Each source with its state.
+pub(super) fn source_table(snapshot: &Snapshot, now: BootTime) -> Table {
     let mut table = Table::new(&[
         ("SOURCE", Align::Left),
         ("STATE", Align::Left),
@@ -386,7 +418,7 @@ fn sources(page: &mut String, snapshot: &Snapshot, now: BootTime) {
             detail,
         ]);
     }
-    section(page, &table);
+    table
 }
 
 fn section(page: &mut String, table: &Table) {
@@ -617,6 +649,7 @@ mod tests {
         let options = Options {
             output: Output::Table,
             processes: true,
+            watch: None,
             socket: path,
         };
         (directory, options, task)
@@ -685,6 +718,7 @@ mod tests {
             let options = Options {
                 output: Output::Table,
                 processes: false,
+                watch: None,
                 socket,
             };
             let (answer, ()) = tokio::join!(answer(&options), async {
