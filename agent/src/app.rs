@@ -25,6 +25,7 @@ use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
+use crate::outputs::log::Log;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
 use crate::outputs::{otlp, prometheus, socket};
@@ -79,7 +80,7 @@ pub enum AppError {
 ///
 /// What was configured cannot be had: an address, the socket, a receiver's address. A source that
 /// is missing is none: it is reported as such and tried again.
-pub async fn run(config: Config) -> Result<(), AppError> {
+pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
     let socket = socket::bind(&config.socket.path)?;
     let listener = if config.prometheus.enabled {
@@ -201,6 +202,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         blocked,
         queries,
         counters: Arc::clone(&counters),
+        log,
         clock: Arc::new(now),
     };
     let socket_stopped = outputs_stopped.clone();

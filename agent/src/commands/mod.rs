@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 pub mod agent;
 pub mod ask;
+pub mod bundle;
 pub mod check;
 pub mod config;
 pub mod explain;
+pub mod log_level;
 pub mod status;
 mod table;
 pub mod watch;

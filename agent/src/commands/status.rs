@@ -630,6 +630,7 @@ mod tests {
             blocked,
             queries,
             counters: Arc::default(),
+            log: Arc::default(),
             clock: Arc::new(|| Clock {
                 boot: NOW,
                 wall: WallTime(1_790_000_000_750_000_000),

@@ -5,7 +5,10 @@
 //! anybody. `GET /v1/processes` and `GET /v1/explain?subject=…` ask the core, bounded in number and
 //! time: a stuck core costs the caller two seconds and the core nothing.
 //!
-//! It refuses to take orders: nothing can be changed through it.
+//! `GET /v1/log` has the last lines of the agent's log.
+//!
+//! It refuses to take orders that touch the books. The one thing that can be changed through it is
+//! what is logged: `POST /v1/log-level`, with the level as the body.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -17,7 +20,7 @@ use std::time::Duration;
 use axum::extract::{Query as Parameters, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
@@ -28,6 +31,7 @@ use super::condition::degraded;
 use super::connections::{Bounded, MAX_CONNECTIONS};
 use super::counters::OutputCounters;
 use super::instruments::VERSION;
+use super::log::{Log, LogReport};
 use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
 use crate::core::snapshot::{BlockedCall, Explanation, GpuProcessView, Snapshot};
 
@@ -224,6 +228,8 @@ pub struct Desk {
     pub queries: mpsc::Sender<Query>,
     /// What the outputs count.
     pub counters: Arc<OutputCounters>,
+    /// The agent's log.
+    pub log: Arc<Log>,
     /// The time now.
     pub clock: ReadClock,
 }
@@ -256,6 +262,8 @@ pub async fn serve(
         .route("/v1/status", get(status))
         .route("/v1/processes", get(processes))
         .route("/v1/explain", get(explain))
+        .route("/v1/log", get(log))
+        .route("/v1/log-level", post(log_level))
         .with_state(desk);
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown)
@@ -312,6 +320,19 @@ async fn explain(
     }
 }
 
+async fn log(State(desk): State<Desk>) -> Json<LogReport> {
+    desk.counters.socket_requests.add(1);
+    Json(desk.log.report())
+}
+
+async fn log_level(State(desk): State<Desk>, level: String) -> Response {
+    desk.counters.socket_requests.add(1);
+    match desk.log.set_level(&level) {
+        Ok(change) => Json(change).into_response(),
+        Err(error) => refuse(StatusCode::BAD_REQUEST, error.to_string()),
+    }
+}
+
 /// Asks the core, and says why if it does not answer.
 async fn ask<T>(
     desk: &Desk,
@@ -357,6 +378,7 @@ mod tests {
             blocked,
             queries,
             counters: Arc::default(),
+            log: Arc::default(),
             clock: Arc::new(|| Clock {
                 boot: NOW,
                 wall: WallTime(5),
