@@ -530,7 +530,8 @@ mod tests {
 
     #[test]
     fn capabilities_are_enough_or_name_what_is_lacking() {
-        let rows: [(&[(&str, bool)], Verdict, &str); 4] = [
+        type Held = &'static [(&'static str, bool)];
+        let rows: [(Held, Verdict, &str); 4] = [
             (&[], Verdict::Warn, "does not say"),
             (
                 &[

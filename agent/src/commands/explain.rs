@@ -144,7 +144,10 @@ impl Page<'_> {
     }
 
     fn cgroups(&mut self, what: &str, cgroups: &[CgroupStory]) {
-        for cgroup in cgroups {
+        // On hybrid hosts most hierarchies have everybody in their root, which says nothing.
+        let says = |cgroup: &CgroupStory| cgroup.path.as_deref() != Some("/");
+        let any = cgroups.iter().any(says);
+        for cgroup in cgroups.iter().filter(|cgroup| says(cgroup) || !any) {
             let hierarchy = match cgroup.hierarchy {
                 0 => "v2".to_owned(),
                 number => format!("v1 hierarchy {number}"),

@@ -622,8 +622,11 @@ mod tests {
     fn the_answers_say_who_won_and_who_was_refused() {
         let mut accountant = node();
         let uid = Some(UID);
-        let other = Some("99999999-2222-3333-4444-555555555555");
-        accountant.take(identity(IdentitySource::Docker, A, "k8s_x", other), at(103));
+        let other = "99999999-2222-3333-4444-555555555555";
+        accountant.take(
+            identity(IdentitySource::Docker, A, "k8s_x", Some(other)),
+            at(103),
+        );
         accountant.take(identity(IdentitySource::Bundle, A, "x", uid), at(104));
         let id = ContainerId::from(A);
         accountant.take(
@@ -640,7 +643,7 @@ mod tests {
         let story = |answer: &AnswerStory| (answer.outcome.clone(), answer.at, answer.wins);
         let stories: Vec<_> = owner.answers.iter().map(story).collect();
         let refused = AnswerOutcome::Refused {
-            claimed: other.unwrap().into(),
+            claimed: other.into(),
         };
         let unknown = AnswerOutcome::NotFound {
             reason: "not_found".into(),
