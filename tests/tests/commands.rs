@@ -8,12 +8,14 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use gpuacct::app::preflight::{Finding, Verdict};
 use gpuacct::commands::check::CheckReport;
 use gpuacct::commands::watch::Screen;
 use gpuacct::config::Config;
 use gpuacct::core::snapshot::{Explanation, SeenBy, Who};
+use gpuacct::sources::identity::greeting::{self, GreetingError};
 use gpuacct_tests::agent::{self, Agent, free_address};
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
 use gpuacct_tests::requirement::require;
@@ -207,6 +209,60 @@ fn check_asks_a_real_docker_and_does_not_wait_for_a_frozen_one() {
     assert!(docker.found.contains("no answer within 2s"), "{docker:?}");
     assert_eq!(code, Some(0), "{report:#?}");
     daemon.resume().unwrap();
+}
+
+/// A containerd of the test's own, with or without its CRI plugin.
+fn containerd(dir: &Path, disabled: &str) -> Killed {
+    let place = |name: &str| {
+        let place = dir.join(name);
+        std::fs::create_dir_all(&place).unwrap();
+        place.display().to_string()
+    };
+    let (root, state, cni) = (place("root"), place("state"), place("cni"));
+    let address = dir.join("c.sock").display().to_string();
+    let config = format!(
+        "version = 2\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = [{disabled}]\n\
+         [grpc]\naddress = {address:?}\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
+         bin_dir = {cni:?}\nconf_dir = {cni:?}\n"
+    );
+    std::fs::write(dir.join("c.toml"), config).unwrap();
+    let mut command = Command::new("containerd");
+    let log = std::fs::File::create(dir.join("c.log")).unwrap();
+    command.arg("--config").arg(dir.join("c.toml")).stderr(log);
+    Killed(command.spawn().unwrap())
+}
+
+#[tokio::test]
+async fn a_real_containerd_is_known_by_its_answer_to_cri() {
+    let available = Command::new("containerd").arg("--version").output();
+    if require("containerd", available).is_none() {
+        return;
+    }
+    for (disabled, offers) in [("", true), ("\"io.containerd.grpc.v1.cri\"", false)] {
+        let dir = tempfile::Builder::new().prefix("ga-").tempdir().unwrap();
+        let _containerd = containerd(dir.path(), disabled);
+        let socket = dir.path().join("c.sock");
+        let deadline = Instant::now() + agent::PATIENCE;
+        let answer = loop {
+            let answer = greeting::cri(&socket, agent::PATIENCE).await;
+            let starting = match &answer {
+                Err(GreetingError::Connect(_)) => true,
+                // It listens before all of its plugins do.
+                Err(GreetingError::Cri { .. }) => true,
+                Err(GreetingError::NoCri) => offers,
+                _ => false,
+            };
+            if !starting || Instant::now() > deadline {
+                break answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        match answer {
+            Ok(name) => assert!(offers && name.starts_with("containerd "), "{name}"),
+            Err(GreetingError::NoCri) => assert!(!offers),
+            Err(error) => panic!("{disabled}: {error:?}"),
+        }
+    }
 }
 
 fn explained(agent: &Agent, subject: &str) -> Option<Explanation> {

@@ -21,13 +21,13 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::sources::gpu::nvml::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
-use crate::sources::identity::greeting;
+use crate::sources::identity::greeting::{self, GreetingError};
 use crate::sources::kernel::{KernelConfig, KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Where distributions put the sockets of runtimes that speak CRI.
-pub const CRI_SOCKETS: [&str; 7] = [
+pub const CRI_SOCKETS: [&str; 6] = [
     "/run/containerd/containerd.sock",
     "/run/crio/crio.sock",
     // k3s and RKE2.
@@ -38,8 +38,6 @@ pub const CRI_SOCKETS: [&str; 7] = [
     "/run/k0s/containerd.sock",
     // cri-dockerd.
     "/run/cri-dockerd.sock",
-    // Docker's own containerd.
-    "/run/docker/containerd/containerd.sock",
 ];
 /// What the kubelet keeps on the node, and what gpuacct reads there.
 const KUBELET: [(&str, &str); 3] = [
@@ -430,9 +428,14 @@ fn look_at_socket(path: &Path) -> Place {
     }
 }
 
-fn answered(item: String, answer: Result<String, greeting::GreetingError>) -> Finding {
+fn answered(item: String, answer: Result<String, GreetingError>) -> Finding {
     match answer {
         Ok(name) => ok(item, format!("{name} answers")),
+        // Docker's packages bring a containerd that is so configured.
+        Err(GreetingError::NoCri) => ok(
+            item,
+            "answers, with CRI switched off, which is normal where only Docker uses it",
+        ),
         Err(error) => warn(
             item,
             super::chain(&error),

@@ -90,6 +90,10 @@ impl Accountant {
     }
 
     fn is_called(&self, owner: &Owner, subject: &str) -> bool {
+        // Placeholders are nobody's name.
+        if subject.starts_with('(') {
+            return false;
+        }
         let labels = self.labels_of(owner);
         match owner {
             Owner::Host(unit) => return unit.as_str() == subject,
@@ -113,7 +117,6 @@ impl Accountant {
             ..
         } = &labels;
         let mut parts = subject.splitn(3, '/');
-        // Placeholders are nobody's name.
         let is = |part: Option<&str>, label: &str| part == Some(label) && !label.starts_with('(');
         match subject.matches('/').count() {
             0 => is(parts.next(), container),
@@ -675,7 +678,7 @@ mod tests {
             at(103),
         );
         let _ = accountant.commit(at(103));
-        let rows: [(&str, &[&str]); 15] = [
+        let rows: [(&str, &[&str]); 17] = [
             ("8", &[B]),
             (A, &[A]),
             ("aaaab", &[B]),
@@ -690,6 +693,8 @@ mod tests {
             ("research/train-1", &[]),
             (UID, &[A]),
             ("(none)/(none)", &[]),
+            ("(none)", &[]),
+            ("research/(none)", &[]),
             ("9", &[]),
         ];
         for (subject, expected) in rows {

@@ -32,6 +32,9 @@ pub enum GreetingError {
     /// Nothing accepts connections.
     #[error("it takes no connection")]
     Connect(#[source] tonic::transport::Error),
+    /// It speaks gRPC and offers no CRI v1.
+    #[error("it does not offer CRI v1")]
+    NoCri,
     /// It is not a container runtime, or refuses.
     #[error("it does not answer as CRI v1 does: {code}: {message}")]
     Cri {
@@ -100,9 +103,12 @@ pub async fn cri(socket: &Path, limit: Duration) -> Result<String, GreetingError
         let answer = client.unary(request, path, codec).await;
         answer
             .map(tonic::Response::into_inner)
-            .map_err(|status| GreetingError::Cri {
-                code: status.code(),
-                message: status.message().to_owned(),
+            .map_err(|status| match status.code() {
+                tonic::Code::Unimplemented => GreetingError::NoCri,
+                code => GreetingError::Cri {
+                    code,
+                    message: status.message().to_owned(),
+                },
             })
     };
     let version = timeout(limit, ask)
