@@ -7,6 +7,8 @@
 //! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
 //! scanned, and events that come meanwhile queue, so that no process falls between the two.
 
+pub mod preflight;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +26,7 @@ use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
 use crate::outputs::cadvisor::DutyCycle;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
+use crate::outputs::log::Log;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
 use crate::outputs::{otlp, prometheus, socket};
@@ -79,7 +82,7 @@ pub enum AppError {
 ///
 /// What was configured cannot be had: an address, the socket, a receiver's address. A source that
 /// is missing is none: it is reported as such and tried again.
-pub async fn run(config: Config) -> Result<(), AppError> {
+pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
     let socket = socket::bind(&config.socket.path)?;
     let listener = if config.prometheus.enabled {
@@ -242,6 +245,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         blocked,
         queries,
         counters: Arc::clone(&counters),
+        log,
         clock: Arc::new(now),
     };
     let socket_stopped = outputs_stopped.clone();
@@ -493,6 +497,11 @@ impl Core {
             Query::Processes(reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.accountant.gpu_processes(now().boot));
+            }
+            Query::Explain { subject, answer } => {
+                let explanation = self.accountant.explain(&subject, now());
+                // Likewise.
+                let _ = answer.send(explanation.map(Box::new));
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gpuacct::commands::{agent, block_on, config, status};
+use gpuacct::commands::{agent, block_on, bundle, check, config, explain, log_level, status};
 
 /// Which container used how much of which GPU
 #[derive(Debug, Parser)]
@@ -18,6 +18,10 @@ struct Arguments {
 enum Command {
     Agent(agent::Options),
     Status(status::Options),
+    Explain(explain::Options),
+    Check(check::Options),
+    Bundle(bundle::Options),
+    LogLevel(log_level::Options),
     Config(config::Options),
 }
 
@@ -25,6 +29,10 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Agent(options) => agent::run(options),
         Command::Status(options) => block_on(status::run(options)),
+        Command::Explain(options) => block_on(explain::run(options)),
+        Command::Check(options) => block_on(check::run(options)),
+        Command::Bundle(options) => block_on(bundle::run(options)),
+        Command::LogLevel(options) => block_on(log_level::run(options)),
         Command::Config(options) => config::run(&options),
     }
 }

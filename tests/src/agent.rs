@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,8 @@ use crate::http::{free_address, get};
 /// How long the agent may take to come or go, and an expectation to come true. Only ever waited for
 /// when something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The configuration's file, beside the socket.
+const FILE: &str = "gpuacct.toml";
 /// How often to look.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -55,7 +57,7 @@ impl Agent {
             config.prometheus.listen = free_address()?;
         }
         config.socket.path = dir.join("agent.sock");
-        let file = dir.join("gpuacct.toml");
+        let file = dir.join(FILE);
         fs::write(&file, config.to_toml()?)
             .with_context(|| format!("cannot write {}", file.display()))?;
         let log = dir.join("agent.log");
@@ -114,6 +116,31 @@ impl Agent {
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         Ok((text, output.status))
+    }
+
+    /// What `gpuacct` with these arguments does beside this agent: with its socket and its
+    /// configuration.
+    ///
+    /// # Errors
+    /// If it cannot be run.
+    pub fn gpuacct(&self, arguments: &[&str]) -> Result<Output> {
+        self.command(arguments)
+            .output()
+            .with_context(|| format!("cannot run gpuacct {arguments:?}"))
+    }
+
+    /// The same, not yet run.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(arguments)
+            .env("GPUACCT_SOCKET", &self.config.socket.path)
+            .env(
+                "GPUACCT_CONFIG",
+                self.config.socket.path.with_file_name(FILE),
+            );
+        command
     }
 
     /// What `gpuacct status -o json` says.

@@ -13,3 +13,4 @@ pub mod prometheus;
 pub mod python;
 pub mod requirement;
 pub mod rotel;
+pub mod terminal;

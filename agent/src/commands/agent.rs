@@ -4,17 +4,19 @@ use std::io::{IsTerminal, stderr};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use tracing::error;
+use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, fmt};
 
 use super::{block_on, complain, config::read};
 use crate::app;
 use crate::config::{Config, ConfigError, LogFormat};
+use crate::outputs::log::{self, Keeper, Log};
 use crate::outputs::telemetry::{self, Telemetry};
 
 /// How long the last export of the agent's own telemetry may take.
@@ -77,19 +79,13 @@ pub fn run(options: Options) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
     };
-    let mut directives = config.log.level.clone();
-    if !directives.contains("bollard") {
-        // At debug it prints whole replies, with the containers' environments.
-        directives.push_str(",bollard=warn");
-    }
-    let filter = match EnvFilter::try_new(&directives) {
-        Ok(filter) => filter,
-        Err(error) => {
-            let found = config.log.level;
+    let (log, filter) = match Log::new(&config.log.level) {
+        Ok(log) => log,
+        Err(_) => {
             let error = ConfigError::Value {
                 key: "log.level",
-                found: format!("{found:?} ({error})"),
-                allowed: "error, warn, info, debug, trace, or directives such as gpuacct=debug",
+                found: format!("{:?}", config.log.level),
+                allowed: log::ALLOWED,
             };
             return complain(&error, 2);
         }
@@ -112,13 +108,17 @@ pub fn run(options: Options) -> ExitCode {
             LogFormat::Text => (Some(fmt::layer().with_writer(stderr).with_ansi(ansi)), None),
             LogFormat::Json => (None, Some(fmt::layer().with_writer(stderr).json())),
         };
+        let kept = fmt::layer()
+            .with_writer(Keeper(Arc::clone(&log)))
+            .with_ansi(false);
         tracing_subscriber::registry()
             .with(filter)
             .with(text)
             .with(json)
+            .with(kept)
             .with(telemetry.as_ref().map(Telemetry::layer))
             .init();
-        let ended = app::run(config).await;
+        let ended = app::run(config, log).await;
         if let Some(telemetry) = telemetry {
             let end = move || telemetry.shutdown(FLUSH);
             // Only a panic in there, which has been reported, or the end of the runtime.

@@ -3,9 +3,15 @@
 use std::process::ExitCode;
 
 pub mod agent;
+pub mod ask;
+pub mod bundle;
+pub mod check;
 pub mod config;
+pub mod explain;
+pub mod log_level;
 pub mod status;
 mod table;
+pub mod watch;
 
 /// Prints an error with its causes in one line, and says how to exit.
 fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {

@@ -4,27 +4,20 @@
 //! in the first lines; 2: no agent answers. The table fits 80 columns whatever the names; the JSON
 //! is the agent's own answer, whole, in the units of the books (nanoseconds, bytes).
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-
+use super::ask::{AskError, get, parse};
 use super::table::{Align, Table, WIDTH, wrap};
+use super::{complain, watch};
+use crate::config::Span;
 use crate::core::model::{BootTime, GpuUuid, NONE, Nanos, SourceState, UNRESOLVED};
 use crate::core::snapshot::{Attribution, ContainerAccount, GpuProcessView, Snapshot};
-use crate::outputs::socket::{DEFAULT_PATH, Refusal, StatusReport};
-
-/// How long the agent may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest answer that is read.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+use crate::outputs::socket::{DEFAULT_PATH, StatusReport};
 
 /// Shows what the agent on this node knows now.
 #[derive(Clone, Debug, clap::Args)]
@@ -35,6 +28,10 @@ pub struct Options {
     /// Also list the processes that use a GPU.
     #[arg(long)]
     pub processes: bool,
+    /// Show it again and again, every INTERVAL (2s unless given): a live view on a terminal, plain
+    /// output elsewhere.
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s")]
+    pub watch: Option<Span>,
     /// The agent's socket.
     #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
     pub socket: PathBuf,
@@ -49,61 +46,11 @@ pub enum Output {
     Json,
 }
 
-/// Why there is no answer to show.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// Nothing listens.
-    #[error("no agent answers on {path}", path = .path.display())]
-    NoAgent {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The agent did not answer in time.
-    #[error("the agent has not answered {request} for {} s", ANSWER_TIMEOUT.as_secs())]
-    Timeout {
-        /// What was asked.
-        request: &'static str,
-    },
-    /// The connection broke.
-    #[error("the connection to the agent broke on {request}")]
-    Connection {
-        /// What was asked.
-        request: &'static str,
-        /// How.
-        source: hyper::Error,
-    },
-    /// The answer broke off or is too long.
-    #[error("cannot read the agent's answer to {request}, allowed are {MAX_ANSWER_BYTES} bytes")]
-    Body {
-        /// What was asked.
-        request: &'static str,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The agent refused.
-    #[error("the agent answered {request} with {status}: {reason}")]
-    Refused {
-        /// What was asked.
-        request: &'static str,
-        /// The HTTP status.
-        status: u16,
-        /// Its words.
-        reason: String,
-    },
-    /// The answer is not what this version understands.
-    #[error("cannot understand the agent's answer to {request}")]
-    Format {
-        /// What was asked.
-        request: &'static str,
-        /// Where.
-        source: serde_json::Error,
-    },
-}
-
 /// Asks the agent and prints its answer: 0 healthy, 1 degraded, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
+    if let Some(interval) = options.watch {
+        return watch::run(&options, interval.0).await;
+    }
     match answer(&options).await {
         Ok((text, healthy)) => {
             // Whoever reads may stop reading; the exit code still says what was found.
@@ -114,16 +61,7 @@ pub async fn run(options: Options) -> ExitCode {
                 ExitCode::from(1)
             }
         }
-        Err(error) => {
-            let mut message = format!("error: {error}");
-            let mut cause = std::error::Error::source(&error);
-            while let Some(inner) = cause {
-                write!(message, ": {inner}").expect("a String takes everything");
-                cause = inner.source();
-            }
-            eprintln!("{message}");
-            ExitCode::from(2)
-        }
+        Err(error) => complain(&error, 2),
     }
 }
 
@@ -131,13 +69,13 @@ pub async fn run(options: Options) -> ExitCode {
 ///
 /// # Errors
 /// If no agent answers, or not in a way that can be understood.
-pub async fn answer(options: &Options) -> Result<(String, bool), StatusError> {
+pub async fn answer(options: &Options) -> Result<(String, bool), AskError> {
     let status = "/v1/status";
-    let json = fetch(&options.socket, status).await?;
+    let json = get(&options.socket, status).await?;
     let report: StatusReport = parse(status, &json)?;
     let processes = match options.processes {
         false => None,
-        true => Some(fetch(&options.socket, "/v1/processes").await?),
+        true => Some(get(&options.socket, "/v1/processes").await?),
     };
     let text = match options.output {
         Output::Table => {
@@ -158,77 +96,11 @@ pub async fn answer(options: &Options) -> Result<(String, bool), StatusError> {
     Ok((text, report.degraded.is_empty()))
 }
 
-fn parse<T: serde::de::DeserializeOwned>(
-    request: &'static str,
-    json: &[u8],
-) -> Result<T, StatusError> {
-    serde_json::from_slice(json).map_err(|source| StatusError::Format { request, source })
-}
-
-async fn fetch(socket: &Path, request: &'static str) -> Result<Bytes, StatusError> {
-    tokio::time::timeout(ANSWER_TIMEOUT, exchange(socket, request))
-        .await
-        .map_err(|_| StatusError::Timeout { request })?
-}
-
-async fn exchange(socket: &Path, request: &'static str) -> Result<Bytes, StatusError> {
-    let broke = |source| StatusError::Connection { request, source };
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|source| StatusError::NoAgent {
-            path: socket.to_owned(),
-            source,
-        })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(broke)?;
-    let ask = async {
-        let mut message = hyper::Request::new(Empty::<Bytes>::new());
-        *message.uri_mut() = hyper::Uri::from_static(request);
-        message.headers_mut().insert(
-            hyper::header::HOST,
-            hyper::header::HeaderValue::from_static("gpuacct"),
-        );
-        let answer = sender.send_request(message).await.map_err(broke)?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
-            .collect()
-            .await
-            .map_err(|source| StatusError::Body { request, source })?
-            .to_bytes();
-        if status.is_success() {
-            return Ok(body);
-        }
-        let reason = serde_json::from_slice::<Refusal>(&body)
-            .map_or_else(|_| "no reason given".to_owned(), |refusal| refusal.error);
-        Err(StatusError::Refused {
-            request,
-            status: status.as_u16(),
-            reason,
-        })
-    };
-    // The connection moves bytes while the request waits; it ends with the request.
-    tokio::pin!(connection);
-    tokio::select! {
-        biased;
-        answer = ask => answer,
-        Err(error) = &mut connection => Err(broke(error)),
-    }
-}
-
 /// The report as a page that fits [`WIDTH`] columns.
 fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String {
     let snapshot = &report.snapshot;
-    let indexes: BTreeMap<&GpuUuid, u32> = snapshot
-        .gpus
-        .iter()
-        .map(|book| (&book.gpu.uuid, book.gpu.index))
-        .collect();
-    let index = |gpu: &GpuUuid| {
-        indexes
-            .get(gpu)
-            .map_or_else(|| gpu.to_string(), ToString::to_string)
-    };
+    let indexes = indexes(snapshot);
+    let index = |gpu: &GpuUuid| index_in(&indexes, gpu);
 
     let mut page = String::new();
     header(&mut page, report, &index);
@@ -252,9 +124,23 @@ fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String 
     page
 }
 
-type Index<'a> = &'a dyn Fn(&GpuUuid) -> String;
+/// NVML's numbers of the GPUs.
+pub(super) fn indexes(snapshot: &Snapshot) -> BTreeMap<&GpuUuid, u32> {
+    let books = snapshot.gpus.iter();
+    books.map(|book| (&book.gpu.uuid, book.gpu.index)).collect()
+}
 
-fn header(page: &mut String, report: &StatusReport, index: Index<'_>) {
+/// A GPU's number, or its UUID where it is not listed any more.
+pub(super) fn index_in(indexes: &BTreeMap<&GpuUuid, u32>, gpu: &GpuUuid) -> String {
+    indexes
+        .get(gpu)
+        .map_or_else(|| gpu.to_string(), ToString::to_string)
+}
+
+pub(super) type Index<'a> = &'a dyn Fn(&GpuUuid) -> String;
+
+/// How the agent is, in the first lines.
+pub(super) fn header(page: &mut String, report: &StatusReport, index: Index<'_>) {
     let up = Nanos(
         report
             .now_wall
@@ -303,6 +189,11 @@ fn gpus(page: &mut String, snapshot: &Snapshot) {
         page.push_str("\nno GPU is known\n");
         return;
     }
+    section(page, &gpu_table(snapshot));
+}
+
+/// Each GPU with its book.
+pub(super) fn gpu_table(snapshot: &Snapshot) -> Table {
     let mut table = Table::new(&[
         ("GPU", Align::Right),
         ("MODEL", Align::Flexible),
@@ -325,7 +216,7 @@ fn gpus(page: &mut String, snapshot: &Snapshot) {
             memory_of(book.memory_used, book.gpu.memory_total),
         ]);
     }
-    section(page, &table);
+    table
 }
 
 fn containers(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
@@ -334,13 +225,21 @@ fn containers(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
         return;
     }
     let mut accounts: Vec<_> = snapshot.accounts.iter().collect();
-    accounts.sort_by(|a, b| {
-        b.share
-            .total_cmp(&a.share)
-            .then(b.busy.cmp(&a.busy))
-            .then(a.id.cmp(&b.id))
-            .then(a.gpu.cmp(&b.gpu))
-    });
+    accounts.sort_by(|a, b| by_use(a, b));
+    section(page, &container_table(&accounts, index));
+}
+
+/// Whoever uses most now goes first.
+pub(super) fn by_use(a: &ContainerAccount, b: &ContainerAccount) -> Ordering {
+    b.share
+        .total_cmp(&a.share)
+        .then(b.busy.cmp(&a.busy))
+        .then(a.id.cmp(&b.id))
+        .then(a.gpu.cmp(&b.gpu))
+}
+
+/// These accounts, in this order.
+pub(super) fn container_table(accounts: &[&ContainerAccount], index: Index<'_>) -> Table {
     let mut table = Table::new(&[
         ("CONTAINER", Align::Flexible),
         ("GPU", Align::Right),
@@ -365,11 +264,11 @@ fn containers(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
             state,
         ]);
     }
-    section(page, &table);
+    table
 }
 
 /// `namespace/pod/container`, or the runtime's name, or the id.
-fn name(account: &ContainerAccount) -> String {
+pub(super) fn name(account: &ContainerAccount) -> String {
     let labels = &account.labels;
     if &*labels.container == UNRESOLVED {
         // Runtimes show twelve digits of an id, and so it can be looked up there.
@@ -486,9 +385,13 @@ fn reasons<'a>(amounts: impl Iterator<Item = (&'a str, Nanos)>) -> String {
 }
 
 fn sources(page: &mut String, snapshot: &Snapshot, now: BootTime) {
-    if snapshot.sources.is_empty() {
-        return;
+    if !snapshot.sources.is_empty() {
+        section(page, &source_table(snapshot, now));
     }
+}
+
+/// Each source with its state.
+pub(super) fn source_table(snapshot: &Snapshot, now: BootTime) -> Table {
     let mut table = Table::new(&[
         ("SOURCE", Align::Left),
         ("STATE", Align::Left),
@@ -515,7 +418,7 @@ fn sources(page: &mut String, snapshot: &Snapshot, now: BootTime) {
             detail,
         ]);
     }
-    section(page, &table);
+    table
 }
 
 fn section(page: &mut String, table: &Table) {
@@ -527,17 +430,17 @@ fn sum<R>(amounts: &[(R, Nanos)]) -> Nanos {
     amounts.iter().map(|(_, amount)| *amount).sum()
 }
 
-fn unknown() -> String {
+pub(super) fn unknown() -> String {
     "-".to_owned()
 }
 
 /// A share as a percentage with one decimal.
-fn share(share: f64) -> String {
+pub(super) fn share(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }
 
 /// An amount of time with the two units that matter.
-fn duration(amount: Nanos) -> String {
+pub(super) fn duration(amount: Nanos) -> String {
     let nanos = amount.0;
     let seconds = nanos / 1_000_000_000;
     match nanos {
@@ -559,13 +462,13 @@ fn duration(amount: Nanos) -> String {
 const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// An amount of memory in the unit that fits.
-fn bytes(amount: u64) -> String {
+pub(super) fn bytes(amount: u64) -> String {
     let unit = byte_unit(amount);
     format!("{} {}", in_unit(amount, unit), BYTE_UNITS[unit])
 }
 
 /// What is used of what there is, in one unit.
-fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
+pub(super) fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
     match (used, size) {
         (Some(used), Some(size)) => {
             let unit = byte_unit(size);
@@ -727,6 +630,7 @@ mod tests {
             blocked,
             queries,
             counters: Arc::default(),
+            log: Arc::default(),
             clock: Arc::new(|| Clock {
                 boot: NOW,
                 wall: WallTime(1_790_000_000_750_000_000),
@@ -746,6 +650,7 @@ mod tests {
         let options = Options {
             output: Output::Table,
             processes: true,
+            watch: None,
             socket: path,
         };
         (directory, options, task)
@@ -783,7 +688,7 @@ mod tests {
         assert!(task.await.expect_err("aborted").is_cancelled());
 
         let error = answer(&options).await.expect_err("no agent");
-        assert!(matches!(error, StatusError::NoAgent { .. }), "{error}");
+        assert!(matches!(error, AskError::NoAgent { .. }), "{error}");
         assert_eq!(run(options).await, ExitCode::from(2));
         drop(directory);
     }
@@ -791,23 +696,20 @@ mod tests {
     #[tokio::test]
     async fn an_agent_that_talks_nonsense_is_not_believed() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        type Expected = fn(&StatusError) -> bool;
+        type Expected = fn(&AskError) -> bool;
         let rows: [(&str, Expected); 4] = [
             ("not http at all\r\n\r\n", |error| {
-                matches!(error, StatusError::Connection { .. })
+                matches!(error, AskError::Connection { .. })
             }),
             ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", |error| {
-                matches!(error, StatusError::Format { .. })
+                matches!(error, AskError::Format { .. })
             }),
             (
                 "HTTP/1.1 503 Busy\r\ncontent-length: 13\r\n\r\n{\"error\":\"x\"}",
-                |error| matches!(error, StatusError::Refused { status: 503, reason, .. } if reason == "x"),
+                |error| matches!(error, AskError::Refused { status: 503, reason, .. } if reason == "x"),
             ),
             ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", |error| {
-                matches!(
-                    error,
-                    StatusError::Body { .. } | StatusError::Connection { .. }
-                )
+                matches!(error, AskError::Body { .. } | AskError::Connection { .. })
             }),
         ];
         let directory = tempfile::tempdir().unwrap();
@@ -817,6 +719,7 @@ mod tests {
             let options = Options {
                 output: Output::Table,
                 processes: false,
+                watch: None,
                 socket,
             };
             let (answer, ()) = tokio::join!(answer(&options), async {

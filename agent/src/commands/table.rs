@@ -135,7 +135,7 @@ pub(super) fn wrap(page: &mut String, text: &str, indent: &str) {
 }
 
 /// Without what could move the cursor: names come from outside and a terminal obeys them.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.width().is_none() { ' ' } else { c })
         .filter(|c| !is_direction(*c))

@@ -92,20 +92,20 @@ pub enum Effect {
 }
 
 #[derive(Debug)]
-struct Payer {
-    attribution: Attribution,
-    held_since: BootTime,
-    labels: ContainerLabels,
-    image: Arc<str>,
-    runtime: Arc<str>,
+pub(super) struct Payer {
+    pub(super) attribution: Attribution,
+    pub(super) held_since: BootTime,
+    pub(super) labels: ContainerLabels,
+    pub(super) image: Arc<str>,
+    pub(super) runtime: Arc<str>,
 }
 
 #[derive(Debug, Default)]
-struct DeviceLists {
+pub(super) struct DeviceLists {
     at: BootTime,
-    processes: Vec<GpuProcess>,
+    pub(super) processes: Vec<GpuProcess>,
     memory_used: Option<u64>,
-    memory: HashMap<Owner, u64>,
+    pub(super) memory: HashMap<Owner, u64>,
 }
 
 #[derive(Debug)]
@@ -117,16 +117,16 @@ struct NamespaceBook {
 /// The core.
 #[derive(Debug)]
 pub struct Accountant {
-    settings: Settings,
+    pub(super) settings: Settings,
     started: Clock,
-    processes: ProcessTable,
-    placements: PlacementTable,
-    directory: Directory,
-    ledger: Ledger,
-    payers: HashMap<Owner, Payer>,
+    pub(super) processes: ProcessTable,
+    pub(super) placements: PlacementTable,
+    pub(super) directory: Directory,
+    pub(super) ledger: Ledger,
+    pub(super) payers: HashMap<Owner, Payer>,
     namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
-    lists: HashMap<GpuUuid, DeviceLists>,
-    sources: BTreeMap<SourceId, SourceHealth>,
+    pub(super) lists: HashMap<GpuUuid, DeviceLists>,
+    pub(super) sources: BTreeMap<SourceId, SourceHealth>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
     drained_through: BootTime,
     /// Events were lost at this time, and no scan of `/proc` has begun since.
@@ -227,6 +227,8 @@ impl Accountant {
     fn sight(&mut self, event: &ProcessEvent, sighting: Sighting) {
         let place = self.placements.of_keys(event.cgroups);
         self.put(event.pid, event.start, event.at, place, sighting);
+        self.processes
+            .note(event.pid, event.start, event.parent, true);
     }
 
     fn put(
@@ -285,6 +287,9 @@ impl Accountant {
                 place,
                 Sighting::Scan,
             );
+            let start = process.start.earliest();
+            self.processes
+                .note(process.pid, start, process.parent, false);
             self.placements.release(place);
         }
         self.processes
@@ -464,7 +469,7 @@ impl Accountant {
         }
     }
 
-    fn sources_of_names(&self) -> SourcesOfNames {
+    pub(super) fn sources_of_names(&self) -> SourcesOfNames {
         let states = IdentitySource::ALL.map(|source| {
             let health = self.sources.get(&source.source());
             health.map(|health| &health.state)
@@ -824,7 +829,7 @@ fn feed(
 }
 
 /// What a payer is called before anybody has named it.
-fn no_names(owner: &Owner) -> ContainerLabels {
+pub(super) fn no_names(owner: &Owner) -> ContainerLabels {
     let none = || Arc::<str>::from(NONE);
     let unresolved = || Arc::<str>::from(UNRESOLVED);
     match owner {
@@ -852,7 +857,7 @@ fn no_names(owner: &Owner) -> ContainerLabels {
     }
 }
 
-fn ratio(part: Nanos, whole: Nanos) -> f64 {
+pub(super) fn ratio(part: Nanos, whole: Nanos) -> f64 {
     if whole.is_zero() {
         0.0
     } else {

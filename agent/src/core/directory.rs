@@ -314,6 +314,17 @@ impl Directory {
             .flat_map(|entry| entry.answers.iter().flatten())
     }
 
+    /// The containers that it holds, in no order.
+    pub fn ids(&self) -> impl Iterator<Item = &ContainerId> {
+        self.entries.keys()
+    }
+
+    /// The pod that the kernel's cgroup puts a container in.
+    #[must_use]
+    pub fn pod_uid(&self, id: &ContainerId) -> Option<&PodUid> {
+        self.entries.get(id)?.pod_uid()
+    }
+
     /// Why a container has no names, given what is known of its sources.
     #[must_use]
     pub fn reason(&self, id: &ContainerId, sources: SourcesOfNames) -> IdOnlyReason {

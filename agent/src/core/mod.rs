@@ -11,6 +11,7 @@ pub mod accountant;
 pub mod attribute;
 pub mod cgroup_path;
 pub mod directory;
+mod explain;
 pub mod input;
 pub mod ledger;
 pub mod model;

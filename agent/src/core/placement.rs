@@ -44,6 +44,12 @@ impl PlacementId {
         }
     }
 
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0.get()
+    }
+
     const fn slot(self) -> usize {
         self.0.get() as usize - 1
     }
@@ -243,6 +249,25 @@ impl PlacementTable {
             self.placements.get_mut(id.slot())?.as_mut()?.meaning = Some((owner, meaning));
         }
         self.placements.get(id.slot())?.as_ref()?.meaning.as_ref()
+    }
+
+    /// The cgroups that a placement is made from: hierarchy and path, or no path where it has not
+    /// been announced.
+    #[must_use]
+    pub fn cgroups_of(&self, id: PlacementId) -> Vec<(u32, Option<String>)> {
+        let Some(Some(placement)) = self.placements.get(id.slot()) else {
+            return Vec::new();
+        };
+        match &placement.source {
+            Source::Keys(unified, legacy) => std::iter::once(*unified)
+                .chain(*legacy)
+                .map(|key| (key.hierarchy, self.path(key)))
+                .collect(),
+            Source::Paths(paths) => paths
+                .iter()
+                .map(|(hierarchy, path)| (*hierarchy, Some(path.to_string())))
+                .collect(),
+        }
     }
 
     /// A container that one hierarchy names is one, whatever the other is called, even if that is

@@ -31,8 +31,10 @@ const PID_MASK: u32 = (1 << 24) - 1;
 const EXEC_HERE: u32 = 1 << 30;
 /// The process replaced its image in the place where it was before.
 const EXEC_BEFORE: u32 = 1 << 31;
+/// An event of the kernel reported it, not only a scan.
+const BY_EVENT: u32 = 1 << 29;
 
-/// One incarnation of a pid. 40 bytes; with its index entry a process costs at most 64.
+/// One incarnation of a pid. 48 bytes; with its index entry a process costs at most 64.
 #[derive(Clone, Copy, Debug)]
 struct Record {
     start: BootTime,
@@ -46,9 +48,11 @@ struct Record {
     previous: Option<PlacementId>,
     /// The incarnation of this pid before this one, or the next free slot.
     older: u32,
+    /// The parent that it was first seen with; 0 where nobody said.
+    parent: u32,
 }
 
-const _: () = assert!(size_of::<Record>() == 40);
+const _: () = assert!(size_of::<Record>() == 48);
 
 impl Record {
     const fn pid(&self) -> Pid {
@@ -88,6 +92,25 @@ pub struct Holder {
     pub process: ProcessId,
     /// Where it was. Two entries if it moved within the stretch.
     pub placements: [Option<PlacementId>; 2],
+}
+
+/// What is known of one process, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The process.
+    pub process: ProcessId,
+    /// When it started, as finely as it is known.
+    pub start: BootTime,
+    /// When it died; absent while it lives.
+    pub exit: Option<BootTime>,
+    /// The parent that it was first seen with.
+    pub parent: Option<Pid>,
+    /// Whether an event of the kernel reported it, and not only a scan.
+    pub by_event: bool,
+    /// Where it is, or was when it died.
+    pub placement: PlacementId,
+    /// Where it was before, if it moved.
+    pub previous: Option<PlacementId>,
 }
 
 /// The table.
@@ -172,7 +195,8 @@ impl ProcessTable {
                 } else {
                     0
                 };
-                record.pid_and_flags = record.pid().0 | exec_before;
+                record.pid_and_flags =
+                    record.pid().0 | exec_before | (record.pid_and_flags & BY_EVENT);
                 held = true;
             } else if record.previous.is_none() {
                 // Older news that came late: it says where the process was before it moved.
@@ -219,6 +243,7 @@ impl ProcessTable {
             placement,
             previous: None,
             older: NIL,
+            parent: 0,
         };
         // Chains are kept newest first. A younger incarnation means that this one is dead.
         let mut younger = None;
@@ -250,7 +275,7 @@ impl ProcessTable {
             None => {
                 if self.records.len() == self.records.capacity() {
                     // Doubling would keep up to twice the memory that a process may cost.
-                    self.records.reserve_exact(self.records.len() / 8 + 1024);
+                    self.records.reserve_exact(self.records.len() / 16 + 1024);
                 }
                 self.records.push(record);
                 u32::try_from(self.records.len() - 1).unwrap_or(NIL)
@@ -263,6 +288,55 @@ impl ProcessTable {
             }
         }
         true
+    }
+
+    /// Notes what a sighting says beside the place: whose child the process is, and whether the
+    /// kernel said so. The first parent stays, since orphans are given another one.
+    pub fn note(&mut self, pid: Pid, start: BootTime, parent: Pid, by_event: bool) {
+        if let Some(slot) = self.find(pid, StartTicks::from(start)) {
+            let record = &mut self.records[slot as usize];
+            if record.parent == 0 {
+                record.parent = parent.0;
+            }
+            if by_event {
+                record.pid_and_flags |= BY_EVENT;
+            }
+        }
+    }
+
+    /// Everyone who has the pid or had it, the newest first.
+    #[must_use]
+    pub fn incarnations(&self, pid: Pid) -> Vec<Facts> {
+        let newest = self.newest.get(&pid.0).copied().unwrap_or(NIL);
+        self.chain(newest).map(Self::facts).collect()
+    }
+
+    /// Everyone that the table knows, in no order.
+    pub fn everyone(&self) -> impl Iterator<Item = Facts> + '_ {
+        let chains = self.newest.values().flat_map(|newest| self.chain(*newest));
+        chains.map(Self::facts)
+    }
+
+    fn chain(&self, newest: u32) -> impl Iterator<Item = &Record> {
+        // No slot has the number NIL.
+        std::iter::successors(self.records.get(newest as usize), |record| {
+            self.records.get(record.older as usize)
+        })
+    }
+
+    fn facts(record: &Record) -> Facts {
+        Facts {
+            process: ProcessId {
+                pid: record.pid(),
+                start: record.ticks(),
+            },
+            start: record.start,
+            exit: (!record.is_alive()).then_some(record.exit),
+            parent: (record.parent != 0).then_some(Pid(record.parent)),
+            by_event: record.has(BY_EVENT),
+            placement: record.placement,
+            previous: record.previous,
+        }
     }
 
     /// Notes that a process is dead. Idempotent; unknown processes are ignored, since an exit alone
@@ -664,6 +738,32 @@ mod tests {
         assert_eq!(table.holders(Pid(7), s(48), s(60)).len(), 2);
         table.forget(s(100), &mut |_| {});
         assert_eq!(table.holders(Pid(7), s(48), s(60)).len(), 1);
+    }
+
+    #[test]
+    fn the_first_parent_stays_and_an_event_is_not_forgotten() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), HOST, Sighting::Scan);
+        table.note(Pid(7), s(10), Pid(0), false);
+        let of = |table: &ProcessTable| {
+            let facts = table.incarnations(Pid(7))[0];
+            (facts.parent, facts.by_event, facts.previous)
+        };
+        assert_eq!(of(&table), (None, false, None));
+        table.note(Pid(7), s(10), Pid(3), true);
+        table.note(Pid(7), s(10), Pid(1), false);
+        assert_eq!(of(&table), (Some(Pid(3)), true, None));
+        see(&mut table, 7, s(10), s(11), BOX_A, Sighting::Attach);
+        assert_eq!(of(&table), (Some(Pid(3)), true, Some(HOST)));
+        table.exit(Pid(7), s(10), s(12));
+        see(&mut table, 7, s(13), s(13), BOX_B, Sighting::Fork);
+        let known = table.incarnations(Pid(7));
+        let ends: Vec<_> = known.iter().map(|facts| facts.exit).collect();
+        assert_eq!(ends, [None, Some(s(12))]);
+        assert_eq!(table.everyone().count(), 2);
+        // A stranger is not made known by what is said beside its place.
+        table.note(Pid(8), s(1), Pid(1), true);
+        assert!(table.incarnations(Pid(8)).is_empty());
     }
 
     #[test]

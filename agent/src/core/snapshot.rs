@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
 use super::model::{
-    BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, StartTicks, UnattributedReason,
-    UnobservedReason, WallTime,
+    BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceState, StartTicks,
+    UnattributedReason, UnobservedReason, WallTime,
 };
 
 /// The books at one commit.
@@ -360,4 +360,184 @@ pub struct BlockedCall {
     pub gpu: Option<GpuUuid>,
     /// When it was made.
     pub since: BootTime,
+}
+
+/// Everything that the agent knows of one subject: which processes, in which cgroups, whose those
+/// are, who said what of the names, and what came of it. For `gpuacct explain`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What was asked for.
+    pub subject: Arc<str>,
+    /// When, on the boot clock.
+    pub at: BootTime,
+    /// The same instant on the wall clock.
+    pub wall: WallTime,
+    /// Its processes: those that use a GPU first, then the living, then the newest.
+    pub processes: Vec<ProcessStory>,
+    /// Processes that are known and left out, since there are too many.
+    pub processes_left_out: u64,
+    /// Who pays for them.
+    pub owners: Vec<OwnerStory>,
+    /// Owners that the subject names as well and that are left out, since there are too many.
+    pub owners_left_out: u64,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProcessStory {
+    /// Its pid in the host's namespace.
+    pub pid: Pid,
+    /// When it started, on the wall clock.
+    pub started: WallTime,
+    /// When it died; absent while it lives.
+    pub died: Option<WallTime>,
+    /// The parent that it was first seen with.
+    pub parent: Option<Pid>,
+    /// How it came to be known.
+    pub seen_by: SeenBy,
+    /// Where it is, or was when it died.
+    pub cgroups: Vec<CgroupStory>,
+    /// Where it was before, if it moved.
+    pub moved_from: Vec<CgroupStory>,
+    /// Who pays, as `GpuProcessView::owner` says it.
+    pub owner: Arc<str>,
+    /// The GPUs that it uses, or did within the last ten seconds.
+    pub gpus: Vec<GpuUse>,
+}
+
+/// How a process came to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeenBy {
+    /// By an event of the kernel.
+    Event,
+    /// By a scan of `/proc` alone: it began before the agent, or its events were lost.
+    Scan,
+}
+
+/// A cgroup of a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupStory {
+    /// Its hierarchy; 0 is v2.
+    pub hierarchy: u32,
+    /// Its path; absent while the kernel has not announced it.
+    pub path: Option<Arc<str>>,
+}
+
+/// What a process makes of a GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuUse {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// Share over the last ten seconds, 0..=1.
+    pub share: f64,
+    /// Device memory in use, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// One who pays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OwnerStory {
+    /// Who, by the kernel's cgroup alone.
+    pub who: Who,
+    /// The labels under which it is published, or would be.
+    pub labels: ContainerLabels,
+    /// The image.
+    pub image: Arc<str>,
+    /// How far its names are known; absent where there is no account to publish.
+    pub attribution: Option<Attribution>,
+    /// Why, in words.
+    pub why: Arc<str>,
+    /// What each source of names is doing and has said, the best source first.
+    pub answers: Vec<AnswerStory>,
+    /// What is booked, by GPU.
+    pub accounts: Vec<AccountStory>,
+}
+
+/// Who a cgroup belongs to, and what else its path says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Who {
+    /// The outermost container.
+    Container {
+        /// Its id.
+        id: ContainerId,
+        /// Who runs it, by the shape of the path.
+        runtime: Arc<str>,
+        /// The pod whose cgroup it is in.
+        pod_uid: Option<Arc<str>>,
+        /// The pod's quality-of-service class; absent once no process of it is known.
+        qos: Option<Arc<str>>,
+        /// Containers inside it in which its processes run, the outermost first.
+        inner: Vec<ContainerId>,
+    },
+    /// A pod's own cgroup.
+    Pod {
+        /// Its uid.
+        uid: Arc<str>,
+    },
+    /// The host.
+    Host {
+        /// systemd unit or cgroup path.
+        unit: HostUnit,
+    },
+}
+
+/// What became of a question to one source of names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerStory {
+    /// Who was asked.
+    pub source: IdentitySource,
+    /// What the source is doing now; absent where the agent has none of it.
+    pub health: Option<SourceState>,
+    /// When it answered, on the wall clock; absent where it has not.
+    pub at: Option<WallTime>,
+    /// What it said.
+    pub outcome: Option<AnswerOutcome>,
+    /// It has said since that the container is gone.
+    pub removed: bool,
+    /// Whether this answer is the one that counts.
+    pub wins: bool,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum AnswerOutcome {
+    /// It knows the container.
+    Found {
+        /// As what: `namespace/pod/container`, or the runtime's name for it.
+        name: Arc<str>,
+    },
+    /// It does not.
+    NotFound {
+        /// Why, as a label value.
+        reason: Arc<str>,
+    },
+    /// Its pod uid contradicts the cgroup's.
+    Refused {
+        /// The pod uid that it claims.
+        claimed: Arc<str>,
+    },
+}
+
+/// What is booked of one owner on one GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AccountStory {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The whole amount.
+    pub busy: Nanos,
+    /// What of it is published.
+    pub published: Nanos,
+    /// Share over the last ten seconds, 0..=1.
+    pub share: f64,
+    /// Device memory in use now, in bytes.
+    pub memory: Option<u64>,
+    /// End of the first window that charged it.
+    pub first_used: Option<WallTime>,
+    /// End of the last.
+    pub last_used: Option<WallTime>,
+    /// Whether its last process is gone.
+    pub ended: bool,
 }

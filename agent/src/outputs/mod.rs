@@ -10,6 +10,7 @@ pub mod condition;
 pub mod connections;
 pub mod counters;
 pub mod instruments;
+pub mod log;
 pub mod otlp;
 pub mod prometheus;
 pub mod receiver;

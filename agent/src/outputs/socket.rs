@@ -2,10 +2,13 @@
 //! agent's own user may open.
 //!
 //! `GET /v1/status` answers with a [`StatusReport`] made from the last commit, without asking
-//! anybody. `GET /v1/processes` asks the core, bounded in number and time: a stuck core costs the
-//! caller two seconds and the core nothing.
+//! anybody. `GET /v1/processes` and `GET /v1/explain?subject=…` ask the core, bounded in number and
+//! time: a stuck core costs the caller two seconds and the core nothing.
 //!
-//! It refuses to take orders: nothing can be changed through it.
+//! `GET /v1/log` has the last lines of the agent's log.
+//!
+//! It refuses to take orders that touch the books. The one thing that can be changed through it is
+//! what is logged: `POST /v1/log-level`, with the level as the body.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -14,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{Query as Parameters, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
@@ -28,13 +31,16 @@ use super::condition::degraded;
 use super::connections::{Bounded, MAX_CONNECTIONS};
 use super::counters::OutputCounters;
 use super::instruments::VERSION;
+use super::log::{Log, LogReport};
 use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
-use crate::core::snapshot::{BlockedCall, GpuProcessView, Snapshot};
+use crate::core::snapshot::{BlockedCall, Explanation, GpuProcessView, Snapshot};
 
 /// Where the socket is unless the configuration says otherwise.
 pub const DEFAULT_PATH: &str = "/run/gpuacct/gpuacct.sock";
 /// The kernel's bound on a socket's path (`sun_path`), less the closing zero.
 const MAX_PATH_BYTES: usize = 107;
+/// The longest subject that is looked for: a namespace, a pod and a container.
+const MAX_SUBJECT_BYTES: usize = 1_024;
 /// How long the core may take to answer a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -43,6 +49,13 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 pub enum Query {
     /// The processes that use a GPU now.
     Processes(oneshot::Sender<Vec<GpuProcessView>>),
+    /// All that is known of one subject; nothing if there is no such.
+    Explain {
+        /// Which.
+        subject: String,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Option<Box<Explanation>>>,
+    },
 }
 
 /// The agent's answer to `GET /v1/status`.
@@ -215,6 +228,8 @@ pub struct Desk {
     pub queries: mpsc::Sender<Query>,
     /// What the outputs count.
     pub counters: Arc<OutputCounters>,
+    /// The agent's log.
+    pub log: Arc<Log>,
     /// The time now.
     pub clock: ReadClock,
 }
@@ -246,6 +261,9 @@ pub async fn serve(
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/processes", get(processes))
+        .route("/v1/explain", get(explain))
+        .route("/v1/log", get(log))
+        .route("/v1/log-level", post(log_level))
         .with_state(desk);
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown)
@@ -272,21 +290,73 @@ async fn status(State(desk): State<Desk>) -> Json<StatusReport> {
 }
 
 async fn processes(State(desk): State<Desk>) -> Response {
+    match ask(&desk, Query::Processes).await {
+        Ok(processes) => Json(processes).into_response(),
+        Err(refusal) => refusal,
+    }
+}
+
+/// What `GET /v1/explain` is asked for.
+#[derive(Debug, Deserialize)]
+struct Subject {
+    subject: String,
+}
+
+async fn explain(
+    State(desk): State<Desk>,
+    Parameters(Subject { subject }): Parameters<Subject>,
+) -> Response {
+    let found = subject.len();
+    if !(1..=MAX_SUBJECT_BYTES).contains(&found) {
+        desk.counters.socket_requests.add(1);
+        let error = format!("a subject of {found} bytes, allowed are 1 to {MAX_SUBJECT_BYTES}");
+        return refuse(StatusCode::BAD_REQUEST, error);
+    }
+    let unknown = format!("nothing is known of {subject:?}");
+    match ask(&desk, |answer| Query::Explain { subject, answer }).await {
+        Ok(Some(explanation)) => Json(explanation).into_response(),
+        Ok(None) => refuse(StatusCode::NOT_FOUND, unknown),
+        Err(refusal) => refusal,
+    }
+}
+
+async fn log(State(desk): State<Desk>) -> Json<LogReport> {
     desk.counters.socket_requests.add(1);
+    Json(desk.log.report())
+}
+
+async fn log_level(State(desk): State<Desk>, level: String) -> Response {
+    desk.counters.socket_requests.add(1);
+    match desk.log.set_level(&level) {
+        Ok(change) => Json(change).into_response(),
+        Err(error) => refuse(StatusCode::BAD_REQUEST, error.to_string()),
+    }
+}
+
+/// Asks the core, and says why if it does not answer.
+async fn ask<T>(
+    desk: &Desk,
+    query: impl FnOnce(oneshot::Sender<T>) -> Query,
+) -> Result<T, Response> {
+    desk.counters.socket_requests.add(1);
+    let (sender, answer) = oneshot::channel();
     let ask = async {
-        let (sender, answer) = oneshot::channel();
-        desk.queries.send(Query::Processes(sender)).await.ok()?;
+        desk.queries.send(query(sender)).await.ok()?;
         answer.await.ok()
     };
     let error = match tokio::time::timeout(QUERY_TIMEOUT, ask).await {
-        Ok(Some(processes)) => return Json(processes).into_response(),
+        Ok(Some(answer)) => return Ok(answer),
         Ok(None) => "the core has stopped".to_owned(),
         Err(_) => format!(
             "the core has not answered for {} s",
             QUERY_TIMEOUT.as_secs()
         ),
     };
-    (StatusCode::SERVICE_UNAVAILABLE, Json(Refusal { error })).into_response()
+    Err(refuse(StatusCode::SERVICE_UNAVAILABLE, error))
+}
+
+fn refuse(status: StatusCode, error: String) -> Response {
+    (status, Json(Refusal { error })).into_response()
 }
 
 #[cfg(test)]
@@ -308,6 +378,7 @@ mod tests {
             blocked,
             queries,
             counters: Arc::default(),
+            log: Arc::default(),
             clock: Arc::new(|| Clock {
                 boot: NOW,
                 wall: WallTime(5),
@@ -357,6 +428,52 @@ mod tests {
         assert_eq!(code, StatusCode::OK);
         let found: Vec<GpuProcessView> = serde_json::from_slice(&json).unwrap();
         assert_eq!(found, sample::processes());
+        core.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_subject_is_explained_unknown_or_no_subject() {
+        let (desk, mut asked, _blocked) = desk();
+        let core = tokio::spawn(async move {
+            while let Some(Query::Explain { subject, answer }) = asked.recv().await {
+                let known = subject == "4711";
+                let story = known.then(|| {
+                    Box::new(Explanation {
+                        subject: subject.into(),
+                        at: NOW,
+                        wall: WallTime(5),
+                        processes: vec![],
+                        processes_left_out: 0,
+                        owners: vec![],
+                        owners_left_out: 0,
+                    })
+                });
+                answer.send(story).unwrap();
+            }
+        });
+        let longest = "x".repeat(MAX_SUBJECT_BYTES);
+        let too_long = "x".repeat(MAX_SUBJECT_BYTES + 1);
+        for (subject, expected) in [
+            ("4711", StatusCode::OK),
+            ("4712", StatusCode::NOT_FOUND),
+            (longest.as_str(), StatusCode::NOT_FOUND),
+            (too_long.as_str(), StatusCode::BAD_REQUEST),
+            ("", StatusCode::BAD_REQUEST),
+        ] {
+            let parameters = Parameters(Subject {
+                subject: subject.to_owned(),
+            });
+            let (code, json) = body(explain(State(desk.clone()), parameters).await).await;
+            assert_eq!(code, expected, "{subject}");
+            if code == StatusCode::OK {
+                let told: Explanation = serde_json::from_slice(&json).unwrap();
+                assert_eq!(&*told.subject, subject);
+            } else {
+                let refusal: Refusal = serde_json::from_slice(&json).unwrap();
+                assert!(!refusal.error.is_empty());
+            }
+        }
+        drop(desk);
         core.await.unwrap();
     }
 

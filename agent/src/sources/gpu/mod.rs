@@ -12,6 +12,7 @@ mod lists;
 pub mod nvml;
 mod raw;
 pub mod record;
+pub mod survey;
 pub mod window;
 
 use nvml_wrapper::error::NvmlError;

@@ -56,7 +56,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// The same for opening it anew because of a GPU in trouble: that interrupts the others.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// The initial pid namespace: its inode number is fixed in the kernel (`PROC_PID_INIT_INO`).
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+pub const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// How NVML is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ use crate::core::snapshot::NamesBook;
 pub mod bundle;
 pub mod docker;
 mod files;
+pub mod greeting;
 pub mod kubelet_logs;
 
 /// Longest text that is passed on, in bytes: Kubernetes' own longest name.

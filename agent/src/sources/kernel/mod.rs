@@ -20,6 +20,7 @@
 pub mod btf;
 pub mod decode;
 mod stream;
+pub mod trial;
 
 use std::error::Error as StdError;
 use std::{fs, io, thread};
@@ -437,27 +438,30 @@ fn choose_legacy_controller(proc_cgroups: &str) -> Option<Mounted> {
 fn attach(object: &mut Ebpf) -> Result<(), KernelError> {
     // aya wants all of the kernel's types to find five tracepoints in. They go right after.
     let types = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(io::Error::other(error)))?;
-    for tracepoint in TRACEPOINTS {
-        let program: &mut BtfTracePoint = object
-            .program_mut(tracepoint)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(KernelError::Foreign {
-                what: "program",
-                name: tracepoint,
-            })?;
-        program
-            .load(tracepoint, &types)
-            .and_then(|()| program.attach().map(drop))
-            .map_err(|error| {
-                refused(&format!("attach to `{tracepoint}`"), error, |error| {
-                    KernelError::Attach {
-                        tracepoint,
-                        source: Box::new(error),
-                    }
-                })
-            })?;
-    }
-    Ok(())
+    TRACEPOINTS
+        .into_iter()
+        .try_for_each(|tracepoint| attach_to(object, tracepoint, &types))
+}
+
+fn attach_to(object: &mut Ebpf, tracepoint: &'static str, types: &Btf) -> Result<(), KernelError> {
+    let program: &mut BtfTracePoint = object
+        .program_mut(tracepoint)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(KernelError::Foreign {
+            what: "program",
+            name: tracepoint,
+        })?;
+    program
+        .load(tracepoint, types)
+        .and_then(|()| program.attach().map(drop))
+        .map_err(|error| {
+            refused(&format!("attach to `{tracepoint}`"), error, |error| {
+                KernelError::Attach {
+                    tracepoint,
+                    source: Box::new(error),
+                }
+            })
+        })
 }
 
 fn take_maps(object: &mut Ebpf) -> Result<Maps, KernelError> {

@@ -1,0 +1,685 @@
+//! What the agent would find on this node, looked at before it runs: for `gpuacct check`.
+//!
+//! Each part is tried by doing what the agent does (attach, open, ask, bind, write), never by
+//! comparing versions. It leaves nothing behind: programs are detached, sockets and files closed
+//! and removed. It needs no agent and disturbs none; what a running one holds (its port, its socket)
+//! counts as in order.
+//!
+//! It refuses to wait: whatever may block has a limit and is then a failure in words.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::config::Config;
+use crate::sources::gpu::nvml::INITIAL_PID_NAMESPACE;
+use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
+use crate::sources::identity::greeting::{self, GreetingError};
+use crate::sources::kernel::{KernelConfig, KernelError, trial};
+
+/// How long a part that blocks may take.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Where distributions put the sockets of runtimes that speak CRI.
+pub const CRI_SOCKETS: [&str; 6] = [
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    // k3s and RKE2.
+    "/run/k3s/containerd/containerd.sock",
+    // MicroK8s.
+    "/var/snap/microk8s/common/run/containerd.sock",
+    // k0s.
+    "/run/k0s/containerd.sock",
+    // cri-dockerd.
+    "/run/cri-dockerd.sock",
+];
+/// What the kubelet keeps on the node, and what gpuacct reads there.
+const KUBELET: [(&str, &str); 3] = [
+    ("/var/log/pods", "names of pods"),
+    ("/var/log/containers", "names of containers"),
+    (
+        "/var/lib/kubelet/pod-resources/kubelet.sock",
+        "which container was given which GPU",
+    ),
+];
+/// Where the books are kept.
+const STORE: &str = "/var/lib/gpuacct";
+
+/// How a part stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// In order.
+    Ok,
+    /// The agent runs and knows less than it could.
+    Warn,
+    /// The agent does not run, or cannot do its work.
+    Fail,
+}
+
+impl Verdict {
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Which.
+    pub item: String,
+    /// How it stands.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; absent where nothing is to be done.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub remedy: Option<String>,
+}
+
+fn ok(item: impl Into<String>, found: impl Into<String>) -> Finding {
+    Finding {
+        item: item.into(),
+        verdict: Verdict::Ok,
+        found: found.into(),
+        remedy: None,
+    }
+}
+
+fn warn(item: impl Into<String>, found: impl Into<String>, remedy: &str) -> Finding {
+    Finding {
+        verdict: Verdict::Warn,
+        remedy: Some(remedy.to_owned()),
+        ..ok(item, found)
+    }
+}
+
+fn fail(item: impl Into<String>, found: impl Into<String>, remedy: &str) -> Finding {
+    Finding {
+        verdict: Verdict::Fail,
+        ..warn(item, found, remedy)
+    }
+}
+
+/// Looks at everything, in the order in which the agent needs it.
+pub async fn look(config: &Config) -> Vec<Finding> {
+    let mut findings = kernel(config).await;
+    findings.push(pid_namespace());
+    findings.push(cgroups());
+    findings.extend(nvml(config.gpu.library.clone()).await);
+    let names = names(config).await;
+    findings.extend(names);
+    findings.push(store(Path::new(STORE)));
+    let agent = agent_answers(&config.socket.path).await;
+    findings.push(socket(&config.socket.path, agent));
+    if config.prometheus.enabled {
+        findings.push(port(config.prometheus.listen, agent).await);
+    }
+    findings
+}
+
+async fn kernel(config: &Config) -> Vec<Finding> {
+    let config = KernelConfig {
+        ring_bytes: config.kernel.ring_bytes,
+        ..KernelConfig::default()
+    };
+    let looked = spawn_blocking(move || {
+        let mut findings = vec![
+            match trial::release() {
+                Ok(release) => ok("kernel", format!("linux {release}")),
+                Err(error) => fail("kernel", trial::reason(&error), "use a newer kernel"),
+            },
+            match trial::types() {
+                Ok(offsets) => ok("btf", format!("all {offsets} fields found")),
+                Err(error) => fail("btf", trial::reason(&error), remedy_of(&error)),
+            },
+            capabilities(&trial::capabilities()),
+        ];
+        match trial::hooks(&config) {
+            Ok(hooks) => findings.extend(hooks.into_iter().map(|hook| {
+                let item = format!("hook {}", hook.name);
+                match hook.refusal {
+                    None => ok(item, "attaches"),
+                    Some(error) => fail(item, trial::reason(&error), remedy_of(&error)),
+                }
+            })),
+            Err(error) => findings.push(fail("hooks", trial::reason(&error), remedy_of(&error))),
+        }
+        findings
+    });
+    match timeout(LIMIT, looked).await {
+        Ok(Ok(findings)) => findings,
+        Ok(Err(error)) => vec![fail("hooks", error.to_string(), "report this as a defect")],
+        Err(_) => vec![fail(
+            "hooks",
+            format!("the kernel has not answered for {LIMIT:?}"),
+            "look into the kernel's log",
+        )],
+    }
+}
+
+fn remedy_of(error: &KernelError) -> &'static str {
+    match error {
+        KernelError::NoObject => "use a release of gpuacct, or build it with `cargo xtask build`",
+        KernelError::OldKernel { .. } | KernelError::NoTracepoint { .. } => "use a newer kernel",
+        KernelError::NoBtf(_) | KernelError::Btf(_) => {
+            "use a kernel with CONFIG_DEBUG_INFO_BTF=y, and mount /sys/kernel/btf if in a container"
+        }
+        KernelError::Refused { .. } => {
+            "run as root with CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), privileged if in a \
+             container"
+        }
+        KernelError::RingBytes { .. } => "change kernel.ring_bytes",
+        _ => "report this as a defect, with the kernel's release",
+    }
+}
+
+fn capabilities(held: &[(&str, bool)]) -> Finding {
+    let item = "capabilities";
+    let has = |wanted: &str| held.iter().any(|(name, held)| *name == wanted && *held);
+    let names = |wanted: bool| {
+        let names = held.iter().filter(|(_, held)| *held == wanted);
+        let names: Vec<&str> = names.map(|(name, _)| *name).collect();
+        names.join(", ")
+    };
+    if held.is_empty() {
+        warn(item, "the kernel does not say", "look at the hooks below")
+    } else if has("CAP_SYS_ADMIN") || (has("CAP_BPF") && has("CAP_PERFMON")) {
+        ok(item, format!("{} in effect", names(true)))
+    } else {
+        fail(
+            item,
+            format!("{} not in effect", names(false)),
+            "run as root with CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), privileged if in a \
+             container",
+        )
+    }
+}
+
+fn pid_namespace() -> Finding {
+    match fs::read_link("/proc/self/ns/pid") {
+        Ok(link) => judge_pid_namespace(&link.to_string_lossy()),
+        Err(error) => warn(
+            "pid namespace",
+            format!("cannot read /proc/self/ns/pid: {error}"),
+            "mount /proc",
+        ),
+    }
+}
+
+fn judge_pid_namespace(link: &str) -> Finding {
+    let item = "pid namespace";
+    if link == INITIAL_PID_NAMESPACE {
+        ok(item, "the host's")
+    } else {
+        fail(
+            item,
+            format!("{link}, expected {INITIAL_PID_NAMESPACE}: NVML's pids are those of the host"),
+            "set hostPID: true in the pod, or --pid=host for the container",
+        )
+    }
+}
+
+fn cgroups() -> Finding {
+    match fs::read_to_string("/proc/self/mountinfo") {
+        Ok(mounts) => judge_cgroups(&mounts),
+        Err(error) => warn(
+            "cgroups",
+            format!("cannot read /proc/self/mountinfo: {error}"),
+            "mount /proc",
+        ),
+    }
+}
+
+/// By what is mounted: v1's controllers, v2's tree, or both.
+fn judge_cgroups(mountinfo: &str) -> Finding {
+    let item = "cgroups";
+    let has = |wanted: &str| {
+        mountinfo.lines().any(|line| {
+            line.split_once(" - ")
+                .and_then(|(_, rest)| rest.split(' ').next())
+                == Some(wanted)
+        })
+    };
+    match (has("cgroup2"), has("cgroup")) {
+        (true, false) => ok(item, "v2"),
+        (true, true) => ok(item, "hybrid: v1 controllers and v2"),
+        (false, true) => ok(item, "v1"),
+        (false, false) => warn(
+            item,
+            "none mounted here; the kernel reports them all the same",
+            "mount the host's /sys/fs/cgroup if in a container",
+        ),
+    }
+}
+
+async fn nvml(library: Option<PathBuf>) -> Vec<Finding> {
+    let looked = spawn_blocking(move || survey::survey(library.as_deref()));
+    match timeout(LIMIT, looked).await {
+        Ok(Ok(Ok(survey))) => judge_nvml(&survey),
+        Ok(Ok(Err(SurveyError::Absent(reason)))) => vec![warn(
+            "nvml",
+            reason,
+            "install NVIDIA's driver, or set gpu.library; without a GPU nothing is booked",
+        )],
+        Ok(Ok(Err(SurveyError::Unusable(reason)))) => vec![fail(
+            "nvml",
+            reason,
+            "see that the driver is loaded (nvidia-smi), matches its library, and that \
+             /dev/nvidia* can be opened here",
+        )],
+        Ok(Err(error)) => vec![fail("nvml", error.to_string(), "report this as a defect")],
+        Err(_) => vec![fail(
+            "nvml",
+            format!("the driver has not answered for {LIMIT:?}"),
+            "look for Xid messages in the kernel's log; the GPU may need a reset",
+        )],
+    }
+}
+
+fn judge_nvml(survey: &survey::Survey) -> Vec<Finding> {
+    let mut found = format!("{}, driver {}", survey.place, survey.driver);
+    if survey.simulated {
+        found.push_str(", simulated");
+    }
+    let library = if survey.gpus.is_empty() {
+        let found = format!("{found}, lists no GPU");
+        warn("nvml", found, "see that /dev/nvidia* are here")
+    } else {
+        ok("nvml", found)
+    };
+    let gpus = survey.gpus.iter().enumerate().map(|(index, gpu)| {
+        let item = format!("gpu {index}");
+        match gpu {
+            Ok(gpu) => judge_gpu(item, gpu),
+            Err(reason) => fail(item, reason, "see that /dev/nvidia* are here and whole"),
+        }
+    });
+    std::iter::once(library).chain(gpus).collect()
+}
+
+fn judge_gpu(item: String, gpu: &Surveyed) -> Finding {
+    let questions = [
+        ("samples", &gpu.samples),
+        ("process utilisation", &gpu.processes),
+        ("process lists", &gpu.lists),
+    ];
+    let mut words: Vec<String> = vec![gpu.model.to_string()];
+    words.extend(questions.iter().map(|(what, offer)| match offer {
+        Offer::Yes => (*what).to_owned(),
+        Offer::No => format!("no {what}"),
+        Offer::Failed(error) => format!("{what} failed: {error}"),
+    }));
+    if gpu.mig {
+        words.push("divided by MIG".to_owned());
+    }
+    let found = words.join(", ");
+    let failed = questions
+        .iter()
+        .any(|(_, offer)| matches!(offer, Offer::Failed(_)));
+    if gpu.mig {
+        warn(
+            item,
+            found,
+            "the driver has no busy time of processes under MIG; it is booked as unobserved",
+        )
+    } else if failed {
+        fail(item, found, "see the driver's log and permissions")
+    } else if gpu.samples == Offer::No || gpu.processes == Offer::No {
+        warn(
+            item,
+            found,
+            "what the device does not offer is booked as unobserved, never as idle",
+        )
+    } else {
+        ok(item, found)
+    }
+}
+
+/// Every source of names, and at the end a warning if there is none.
+async fn names(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut any = false;
+    let limit = config.docker.timeout.0;
+    if config.docker.enabled {
+        for path in &config.docker.sockets {
+            let item = format!("docker {}", path.display());
+            findings.push(match look_at_socket(path) {
+                Place::Socket => {
+                    let answer = greeting::docker(path, limit).await;
+                    any |= answer.is_ok();
+                    answered(item, answer)
+                }
+                other => other.finding(item, "where Docker does not run"),
+            });
+        }
+    }
+    for path in CRI_SOCKETS.map(Path::new) {
+        let item = format!("cri {}", path.display());
+        match look_at_socket(path) {
+            Place::Socket => {
+                let answer = greeting::cri(path, limit).await;
+                any |= answer.is_ok();
+                findings.push(answered(item, answer));
+            }
+            // There are as many places as there are distributions: one that is empty is no news.
+            Place::Absent => {}
+            other => findings.push(other.finding(item, "")),
+        }
+    }
+    for (path, use_of_it) in KUBELET {
+        let (finding, is_here) = kubelet(Path::new(path), use_of_it);
+        any |= is_here;
+        findings.push(finding);
+    }
+    if !any {
+        findings.push(warn(
+            "names",
+            "nobody here knows the names of containers",
+            "mount the runtime's socket, /var/log/pods and /var/log/containers; without them \
+             containers are published by id",
+        ));
+    }
+    findings
+}
+
+/// What is where a socket may be.
+enum Place {
+    Absent,
+    Socket,
+    Other,
+    Unreadable(std::io::Error),
+}
+
+impl Place {
+    fn finding(self, item: String, normal: &str) -> Finding {
+        match self {
+            Self::Absent => ok(item, format!("not here, which is normal {normal}")),
+            Self::Other | Self::Socket => fail(
+                item,
+                "there is something else than a socket",
+                "remove it: a bind mount whose source was missing leaves a directory",
+            ),
+            Self::Unreadable(error) => {
+                fail(item, error.to_string(), "let gpuacct into its directory")
+            }
+        }
+    }
+}
+
+fn look_at_socket(path: &Path) -> Place {
+    match fs::metadata(path) {
+        Ok(file) if file.file_type().is_socket() => Place::Socket,
+        Ok(_) => Place::Other,
+        Err(error) if is_absence(&error) => Place::Absent,
+        Err(error) => Place::Unreadable(error),
+    }
+}
+
+fn answered(item: String, answer: Result<String, GreetingError>) -> Finding {
+    match answer {
+        Ok(name) => ok(item, format!("{name} answers")),
+        // Docker's packages bring a containerd that is so configured.
+        Err(GreetingError::NoCri) => ok(
+            item,
+            "answers, with CRI switched off, which is normal where only Docker uses it",
+        ),
+        Err(error) => warn(
+            item,
+            super::chain(&error),
+            "see whether the runtime runs; gpuacct asks again for as long as it takes",
+        ),
+    }
+}
+
+/// What the kubelet keeps at `path`, and whether it can be read.
+fn kubelet(path: &Path, use_of_it: &str) -> (Finding, bool) {
+    let item = format!("kubelet {}", path.display());
+    let readable = match fs::metadata(path) {
+        Ok(found) if found.is_dir() => fs::read_dir(path).map(drop),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match readable {
+        Ok(()) => (ok(item, use_of_it), true),
+        Err(error) if is_absence(&error) => {
+            (Place::Absent.finding(item, "without a kubelet"), false)
+        }
+        Err(error) => (warn(item, error.to_string(), "let gpuacct read it"), false),
+    }
+}
+
+fn is_absence(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// Whether a file can be made in the directory, or the directory be made.
+fn store(directory: &Path) -> Finding {
+    let item = format!("store {}", directory.display());
+    let existing = directory.ancestors().find(|place| place.exists());
+    let Some(existing) = existing else {
+        return fail(item, "no such place", "make the directory");
+    };
+    let trial = existing.join(format!(".gpuacct-check-{}", std::process::id()));
+    let written = fs::File::options()
+        .write(true)
+        .create_new(true)
+        .open(&trial)
+        .and_then(|_| fs::remove_file(&trial));
+    match written {
+        Ok(()) if existing == directory => ok(item, "can be written"),
+        Ok(()) => ok(item, format!("will be made in {}", existing.display())),
+        Err(error) => fail(
+            item,
+            format!("cannot write in {}: {error}", existing.display()),
+            "mount a directory of the host that gpuacct may write in",
+        ),
+    }
+}
+
+async fn agent_answers(path: &Path) -> bool {
+    let connected = timeout(LIMIT, tokio::net::UnixStream::connect(path)).await;
+    matches!(connected, Ok(Ok(_)))
+}
+
+fn socket(path: &Path, agent: bool) -> Finding {
+    let item = format!("socket {}", path.display());
+    if agent {
+        return ok(item, "an agent answers");
+    }
+    match look_at_socket(path) {
+        Place::Socket => ok(item, "left behind by an agent that is gone; it is replaced"),
+        Place::Absent => {
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            Finding {
+                item,
+                ..store(directory)
+            }
+        }
+        other => other.finding(item, ""),
+    }
+}
+
+async fn port(address: SocketAddr, agent: bool) -> Finding {
+    let item = format!("metrics {address}");
+    match tokio::net::TcpListener::bind(address).await {
+        Ok(_) => ok(item, "free"),
+        Err(error) if error.kind() == ErrorKind::AddrInUse && agent => {
+            ok(item, "taken, and an agent runs here")
+        }
+        Err(error) => fail(
+            item,
+            error.to_string(),
+            "choose another address in prometheus.listen, or end who has it",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_enough_or_name_what_is_lacking() {
+        type Held = &'static [(&'static str, bool)];
+        let rows: [(Held, Verdict, &str); 4] = [
+            (&[], Verdict::Warn, "does not say"),
+            (
+                &[
+                    ("CAP_BPF", true),
+                    ("CAP_PERFMON", true),
+                    ("CAP_SYS_ADMIN", false),
+                ],
+                Verdict::Ok,
+                "CAP_BPF, CAP_PERFMON in effect",
+            ),
+            (
+                &[
+                    ("CAP_BPF", false),
+                    ("CAP_PERFMON", false),
+                    ("CAP_SYS_ADMIN", true),
+                ],
+                Verdict::Ok,
+                "CAP_SYS_ADMIN in effect",
+            ),
+            (
+                &[
+                    ("CAP_BPF", true),
+                    ("CAP_PERFMON", false),
+                    ("CAP_SYS_ADMIN", false),
+                ],
+                Verdict::Fail,
+                "CAP_PERFMON, CAP_SYS_ADMIN not in effect",
+            ),
+        ];
+        for (held, verdict, words) in rows {
+            let found = capabilities(held);
+            assert_eq!(found.verdict, verdict, "{found:?}");
+            assert!(found.found.contains(words), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_hosts_pid_namespace_will_do() {
+        assert_eq!(
+            judge_pid_namespace(INITIAL_PID_NAMESPACE).verdict,
+            Verdict::Ok
+        );
+        let other = judge_pid_namespace("pid:[4026532190]");
+        assert_eq!(other.verdict, Verdict::Fail);
+        assert!(other.remedy.is_some_and(|words| words.contains("hostPID")));
+    }
+
+    #[test]
+    fn cgroups_are_told_by_what_is_mounted() {
+        let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+        let v1 = "31 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let other = "22 1 0:20 / /proc rw - proc cgroup rw\n";
+        for (mounts, verdict, words) in [
+            (v2.to_owned(), Verdict::Ok, "v2"),
+            (format!("{v1}{v2}"), Verdict::Ok, "hybrid"),
+            (v1.to_owned(), Verdict::Ok, "v1"),
+            (other.to_owned(), Verdict::Warn, "none mounted"),
+            ("junk".to_owned(), Verdict::Warn, "none mounted"),
+        ] {
+            let found = judge_cgroups(&mounts);
+            assert_eq!(found.verdict, verdict, "{mounts}");
+            assert!(found.found.starts_with(words), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_gpu_lacks_is_said() {
+        let whole = Surveyed {
+            uuid: "GPU-1".into(),
+            model: "NVIDIA H200".into(),
+            mig: false,
+            samples: Offer::Yes,
+            processes: Offer::Yes,
+            lists: Offer::Yes,
+        };
+        let failed = Offer::Failed("no permission".to_owned());
+        let rows = [
+            (whole.clone(), Verdict::Ok, "process lists"),
+            (
+                Surveyed {
+                    processes: Offer::No,
+                    ..whole.clone()
+                },
+                Verdict::Warn,
+                "no process utilisation",
+            ),
+            (
+                Surveyed {
+                    mig: true,
+                    ..whole.clone()
+                },
+                Verdict::Warn,
+                "MIG",
+            ),
+            (
+                Surveyed {
+                    samples: failed,
+                    ..whole
+                },
+                Verdict::Fail,
+                "samples failed: no permission",
+            ),
+        ];
+        for (gpu, verdict, words) in rows {
+            let found = judge_gpu("gpu 0".to_owned(), &gpu);
+            assert_eq!(found.verdict, verdict, "{found:?}");
+            assert!(found.found.contains(words), "{found:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_in_order_only_if_an_agent_runs() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(port(address, false).await.verdict, Verdict::Fail);
+        assert_eq!(port(address, true).await.verdict, Verdict::Ok);
+        drop(listener);
+        assert_eq!(port(address, false).await.found, "free");
+    }
+
+    #[test]
+    fn the_store_is_tried_and_nothing_is_left_there() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(store(directory.path()).found, "can be written");
+        let deeper = directory.path().join("a/b");
+        assert!(store(&deeper).found.starts_with("will be made in"));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(store(&file.join("below")).verdict, Verdict::Fail);
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_free_left_behind_answering_or_no_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        assert_eq!(socket(&path, false).found, "can be written");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        assert!(agent_answers(&path).await);
+        assert_eq!(socket(&path, true).found, "an agent answers");
+        drop(listener);
+        assert!(!agent_answers(&path).await);
+        assert!(socket(&path, false).found.starts_with("left behind"));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(socket(&path, false).verdict, Verdict::Fail);
+    }
+}

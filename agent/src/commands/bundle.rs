@@ -1,0 +1,370 @@
+//! `gpuacct bundle`: what a bug report needs, in one file.
+//!
+//! A tar archive: each part is a file of its own that opens with what every node has, a part that
+//! could not be had says why in its place, and nothing needs gpuacct to be read. It is written whole
+//! or not at all, readable by its owner alone, and never over another file.
+//!
+//! Secrets of the configuration (the values of OTLP's headers, a password in its address) are struck
+//! out, wherever they occur. What it does contain: names, images and labels of containers.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, Write as _, stdout};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::ask::{AskError, get, parse};
+use super::check::CheckReport;
+use super::complain;
+use super::config::read;
+use super::status::{self, Output};
+use crate::app::preflight;
+use crate::config::Config;
+use crate::outputs::instruments::VERSION;
+use crate::outputs::log::LogReport;
+
+/// What stands where a secret stood.
+const STRUCK: &str = "(redacted)";
+/// A secret shorter than this is struck out of the configuration alone: elsewhere it would be found
+/// in innocent words.
+const SHORTEST_SECRET: usize = 4;
+/// The folder in the archive.
+const FOLDER: &str = "gpuacct-bundle";
+
+/// Collect what a bug report needs in one file
+///
+/// A tar archive with check, status, configuration and the agent's recent log. Secrets of the
+/// configuration are struck out; names, images and labels of containers are in it. Exits with 0 if
+/// it is written, also where parts could not be had: they say why. With 1 if it cannot be written.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Where it is written: `-` for standard output; a new file in this folder unless given
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The configuration file; the defaults if there is none
+    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
+    config: Option<PathBuf>,
+    /// The agent's socket, if it is not where the configuration puts it
+    #[arg(long, env = "GPUACCT_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+/// Why there is no bundle.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {file}")]
+pub struct BundleError {
+    file: String,
+    source: io::Error,
+}
+
+/// Collects and writes.
+pub async fn run(options: Options) -> ExitCode {
+    let seconds = jiff::Timestamp::now().as_second();
+    let parts = collect(&options).await;
+    let file = options.file.unwrap_or_else(|| {
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy().replace('/', "_");
+        PathBuf::from(format!("{FOLDER}-{host}-{seconds}.tar"))
+    });
+    let written = pack(&parts, u64::try_from(seconds).unwrap_or(0)).and_then(|archive| {
+        if file == Path::new("-") {
+            return stdout().write_all(&archive);
+        }
+        write_new(&file, &archive)
+    });
+    match written {
+        Ok(()) => {
+            if file != Path::new("-") {
+                println!("{}", file.display());
+            }
+            ExitCode::SUCCESS
+        }
+        Err(source) => {
+            let file = file.display().to_string();
+            complain(&BundleError { file, source }, 1)
+        }
+    }
+}
+
+/// A file of the archive.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    name: &'static str,
+    text: String,
+}
+
+async fn collect(options: &Options) -> Vec<Part> {
+    let (config, complaint) = match read(options.config.as_deref()) {
+        Ok(config) => (config, None),
+        // The rest is looked at as the defaults would have it: better than not at all.
+        Err(error) => (Config::default(), Some(cannot(&error))),
+    };
+    let secrets = Secrets::of(&config);
+    let check = CheckReport::new(preflight::look(&config).await);
+    let mut asked = status::Options {
+        output: Output::Table,
+        processes: true,
+        watch: None,
+        socket: options
+            .socket
+            .clone()
+            .unwrap_or_else(|| config.socket.path.clone()),
+    };
+    let status_page = status::answer(&asked).await;
+    asked.output = Output::Json;
+    let status_json = status::answer(&asked).await;
+    let page = |answer: Result<(String, bool), AskError>| match answer {
+        Ok((text, _)) => text,
+        Err(error) => cannot(&error),
+    };
+    let log = match log(&asked.socket).await {
+        Ok(log) => log_text(&log),
+        Err(error) => cannot(&error),
+    };
+    let config = complaint.unwrap_or_else(|| match redacted(config).to_toml() {
+        Ok(text) => text,
+        Err(error) => cannot(&error),
+    });
+    let kernel = rustix::system::uname();
+    let about = format!(
+        "gpuacct {VERSION}\nmade {}\nkernel {} {}\n",
+        jiff::Timestamp::now(),
+        kernel.release().to_string_lossy(),
+        kernel.machine().to_string_lossy()
+    );
+    let check_json = serde_json::to_string_pretty(&check);
+    let parts = [
+        ("about.txt", about),
+        ("check.txt", check.page()),
+        (
+            "check.json",
+            check_json.unwrap_or_else(|error| cannot(&error)),
+        ),
+        ("status.txt", page(status_page)),
+        ("status.json", page(status_json)),
+        ("config.toml", config),
+        ("log.txt", log),
+    ];
+    parts
+        .into_iter()
+        .map(|(name, text)| Part {
+            name,
+            text: secrets.struck_out(&text),
+        })
+        .collect()
+}
+
+async fn log(socket: &Path) -> Result<LogReport, AskError> {
+    let request = "/v1/log";
+    parse(request, &get(socket, request).await?)
+}
+
+fn log_text(log: &LogReport) -> String {
+    let LogReport {
+        level,
+        forgotten,
+        lines,
+    } = log;
+    let mut text = format!("level {level}, {forgotten} lines before these\n");
+    for line in lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// What stands in the place of a part that could not be had.
+fn cannot(error: &dyn Error) -> String {
+    let mut text = format!("not here: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text + "\n"
+}
+
+/// The configuration without its secrets.
+fn redacted(mut config: Config) -> Config {
+    for value in config.otlp.headers.values_mut() {
+        *value = STRUCK.to_owned();
+    }
+    if let Some(endpoint) = &mut config.otlp.endpoint
+        && let Some(user) = userinfo(endpoint)
+    {
+        *endpoint = endpoint.replacen(user, STRUCK, 1);
+    }
+    config
+}
+
+/// `user:password` of an address.
+fn userinfo(endpoint: &str) -> Option<&str> {
+    let authority = endpoint.split_once("://")?.1.split('/').next()?;
+    Some(authority.rsplit_once('@')?.0).filter(|user| !user.is_empty())
+}
+
+/// Texts that must not leave the node.
+struct Secrets(Vec<String>);
+
+impl Secrets {
+    fn of(config: &Config) -> Self {
+        let headers = config.otlp.headers.values().map(String::as_str);
+        let user = config.otlp.endpoint.as_deref().and_then(userinfo);
+        let mut secrets: Vec<String> = headers
+            .chain(user)
+            .filter(|secret| secret.len() >= SHORTEST_SECRET)
+            .map(str::to_owned)
+            .collect();
+        // One may be part of another.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        Self(secrets)
+    }
+
+    fn struck_out(&self, text: &str) -> String {
+        let strike = |text: String, secret: &String| text.replace(secret, STRUCK);
+        self.0.iter().fold(text.to_owned(), strike)
+    }
+}
+
+fn pack(parts: &[Part], seconds: u64) -> io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for Part { name, text } in parts {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(seconds);
+        archive.append_data(&mut header, format!("{FOLDER}/{name}"), text.as_bytes())?;
+    }
+    archive.into_inner()
+}
+
+/// Writes a file that was not there; one that cannot be written whole is removed.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // The first failure is the one that counts.
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const CONFIG: &str = "[otlp]\nendpoint = \"http://me:hunter22@collector:4317\"\n\
+                          [otlp.headers]\nauthorization = \"Bearer abcdef\"\nx = \"yes\"\n";
+
+    #[test]
+    fn secrets_are_struck_out_wherever_they_occur() {
+        let config = Config::parse(CONFIG, "test").unwrap();
+        let secrets = Secrets::of(&config);
+        for (text, expected) in [
+            (
+                "to http://me:hunter22@collector failed",
+                "to http://(redacted)@collector failed",
+            ),
+            ("sent Bearer abcdef, yes", "sent (redacted), yes"),
+            ("nothing", "nothing"),
+        ] {
+            assert_eq!(secrets.struck_out(text), expected);
+        }
+        let text = redacted(config).to_toml().unwrap();
+        for secret in ["hunter22", "abcdef", "\"yes\""] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        assert!(text.contains("authorization = \"(redacted)\""), "{text}");
+        assert!(text.contains("http://(redacted)@collector:4317"), "{text}");
+    }
+
+    #[test]
+    fn an_address_has_a_user_or_none() {
+        for (endpoint, expected) in [
+            ("http://collector:4317", None),
+            ("http://collector/a@b", None),
+            ("http://a:b@collector:4317/x", Some("a:b")),
+            ("http://@collector", None),
+            ("collector", None),
+        ] {
+            assert_eq!(userinfo(endpoint), expected, "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn the_archive_holds_the_parts() {
+        let parts = [
+            Part {
+                name: "a.txt",
+                text: "first\n".to_owned(),
+            },
+            Part {
+                name: "b.txt",
+                text: String::new(),
+            },
+        ];
+        let bytes = pack(&parts, 1_790_000_000).unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let found: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                let mut text = String::new();
+                entry.read_to_string(&mut text).unwrap();
+                (entry.path().unwrap().display().to_string(), text)
+            })
+            .collect();
+        let expected = [
+            ("gpuacct-bundle/a.txt".to_owned(), "first\n".to_owned()),
+            ("gpuacct-bundle/b.txt".to_owned(), String::new()),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn another_file_is_never_written_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bundle.tar");
+        write_new(&path, b"first").unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let error = write_new(&path, b"second").expect_err("it is there");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+    }
+
+    #[tokio::test]
+    async fn without_an_agent_the_parts_say_so_and_the_rest_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("gpuacct.toml");
+        std::fs::write(&config, "nonsense = true\n").unwrap();
+        let parts = collect(&Options {
+            file: None,
+            config: Some(config),
+            socket: Some(directory.path().join("none.sock")),
+        })
+        .await;
+        let text = |name: &str| {
+            let part = parts.iter().find(|part| part.name == name);
+            part.map(|part| part.text.as_str()).unwrap_or_default()
+        };
+        for name in ["status.txt", "status.json", "log.txt"] {
+            assert!(
+                text(name).starts_with("not here: no agent answers"),
+                "{name}"
+            );
+        }
+        assert!(text("config.toml").contains("nonsense"));
+        assert!(text("check.txt").contains("kernel: linux"));
+        assert!(text("about.txt").contains(VERSION));
+    }
+}

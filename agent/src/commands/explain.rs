@@ -1,0 +1,379 @@
+//! `gpuacct explain`: why an amount is booked on whom, for one process, container or pod.
+//!
+//! The agent tells, from its tables; this prints it in the order of the chain: process, cgroup,
+//! owner, names, amounts.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::ask::{AskError, escaped, get, parse};
+use super::complain;
+use super::status::{Output, bytes, duration, share, unknown};
+use super::table::{printable, wrap};
+use crate::core::model::{BootTime, SourceState, WallTime};
+use crate::core::snapshot::{
+    AccountStory, AnswerOutcome, AnswerStory, CgroupStory, Explanation, OwnerStory, ProcessStory,
+    SeenBy, Who,
+};
+use crate::outputs::socket::DEFAULT_PATH;
+
+/// Explain on whom a process, a container or a pod is booked, and why
+///
+/// Tells the whole chain: process, cgroup, owner, what each source of names said and why the winner
+/// won, what is booked and published. Also for what has just ended. Exits with 0 if the subject is
+/// known, with 1 if not, with 2 if no agent answers.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// A PID, a container's id (or its beginning) or name, a pod as NAMESPACE/POD or uid, a container
+    /// as NAMESPACE/POD/CONTAINER, or a systemd unit
+    #[arg(value_name = "SUBJECT")]
+    subject: String,
+    /// For people (table) or for programs (json)
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// The agent's socket
+    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+/// Asks and prints: 0 known, 1 not known, 2 no agent.
+pub async fn run(options: Options) -> ExitCode {
+    match answer(&options).await {
+        Ok(text) => {
+            // Whoever reads may stop reading; the exit code still says what was found.
+            drop(std::io::stdout().write_all(text.as_bytes()));
+            ExitCode::SUCCESS
+        }
+        Err(AskError::Refused {
+            status: 400 | 404,
+            reason,
+            ..
+        }) => {
+            eprintln!("error: {reason}");
+            ExitCode::from(1)
+        }
+        Err(error) => complain(&error, 2),
+    }
+}
+
+async fn answer(options: &Options) -> Result<String, AskError> {
+    let request = format!("/v1/explain?subject={}", escaped(&options.subject));
+    let json = get(&options.socket, &request).await?;
+    match options.output {
+        Output::Table => parse(&request, &json).map(|explanation| page(&explanation)),
+        Output::Json => {
+            // Not by way of this version's types: they might drop what a newer agent added.
+            let value: serde_json::Value = parse(&request, &json)?;
+            Ok(format!("{value:#}\n"))
+        }
+    }
+}
+
+/// The chain, in words.
+pub(super) fn page(explanation: &Explanation) -> String {
+    let mut page = Page {
+        text: String::new(),
+        explanation,
+    };
+    for process in &explanation.processes {
+        page.process(process);
+    }
+    page.left_out(explanation.processes_left_out, "processes");
+    for owner in &explanation.owners {
+        page.owner(owner);
+    }
+    page.left_out(explanation.owners_left_out, "owners");
+    page.text
+}
+
+struct Page<'a> {
+    text: String,
+    explanation: &'a Explanation,
+}
+
+impl Page<'_> {
+    fn line(&mut self, depth: usize, text: &str) {
+        let indent = "  ".repeat(depth);
+        let deeper = "  ".repeat(depth + 2);
+        wrap(&mut self.text, &format!("{indent}{text}"), &deeper);
+    }
+
+    fn left_out(&mut self, count: u64, of: &str) {
+        if count > 0 {
+            self.line(0, &format!("and {count} more {of}"));
+        }
+    }
+
+    /// A point in time, by how long ago it was.
+    fn ago(&self, at: WallTime) -> String {
+        let span = self.explanation.wall.0.saturating_sub(at.0);
+        let span = BootTime(span).since(BootTime::default());
+        format!("{} ago", duration(span))
+    }
+
+    fn process(&mut self, process: &ProcessStory) {
+        let parent = match process.parent {
+            Some(parent) => format!("child of {parent}"),
+            None => "parent not known".to_owned(),
+        };
+        let died = match process.died {
+            Some(at) => format!(", died {}", self.ago(at)),
+            None => String::new(),
+        };
+        let seen = match process.seen_by {
+            SeenBy::Event => "seen by an event of the kernel",
+            SeenBy::Scan => "seen by a scan of /proc",
+        };
+        let started = self.ago(process.started);
+        self.line(
+            0,
+            &format!(
+                "process {}: started {started}{died}, {parent}, {seen}",
+                process.pid
+            ),
+        );
+        self.cgroups("cgroup", &process.cgroups);
+        self.cgroups("moved from", &process.moved_from);
+        self.line(1, &format!("owner: {}", process.owner));
+        for used in &process.gpus {
+            let memory = used.memory.map_or_else(unknown, bytes);
+            let now = share(used.share);
+            self.line(1, &format!("{}: {now} now, memory {memory}", used.gpu));
+        }
+    }
+
+    fn cgroups(&mut self, what: &str, cgroups: &[CgroupStory]) {
+        // On hybrid hosts most hierarchies have everybody in their root, which says nothing.
+        let says = |cgroup: &CgroupStory| cgroup.path.as_deref() != Some("/");
+        let any = cgroups.iter().any(says);
+        for cgroup in cgroups.iter().filter(|cgroup| says(cgroup) || !any) {
+            let hierarchy = match cgroup.hierarchy {
+                0 => "v2".to_owned(),
+                number => format!("v1 hierarchy {number}"),
+            };
+            let path = cgroup.path.as_deref().unwrap_or("not announced yet");
+            // Whole, however long: it is what everything else follows from.
+            let path = printable(path);
+            self.text
+                .push_str(&format!("  {what} ({hierarchy}): {path}\n"));
+        }
+    }
+
+    fn owner(&mut self, owner: &OwnerStory) {
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        match &owner.who {
+            Who::Container {
+                id,
+                runtime,
+                pod_uid,
+                qos,
+                inner,
+            } => {
+                self.line(0, &format!("container {id}"));
+                self.line(
+                    1,
+                    &format!("runtime: {runtime}, by the shape of its cgroup"),
+                );
+                if let Some(uid) = pod_uid {
+                    let qos = qos.as_deref().unwrap_or("class not known");
+                    self.line(1, &format!("pod uid: {uid} ({qos}), by its cgroup"));
+                }
+                for inner in inner {
+                    self.line(1, &format!("inside it, and not the payer: {inner}"));
+                }
+            }
+            Who::Pod { uid } => self.line(0, &format!("pod {uid}: its own cgroup")),
+            Who::Host { unit } => self.line(0, &format!("host unit {unit}")),
+        }
+        if !matches!(owner.who, Who::Host { .. }) {
+            let labels = &owner.labels;
+            let names = [&labels.namespace, &labels.pod, &labels.container];
+            let names = names.map(|name| &**name).join(" / ");
+            self.line(1, &format!("names: {names}"));
+            self.line(1, &format!("image: {}", owner.image));
+        }
+        self.line(1, &format!("why: {}", owner.why));
+        for answer in &owner.answers {
+            self.answer(answer);
+        }
+        for account in &owner.accounts {
+            self.account(account);
+        }
+    }
+
+    fn answer(&mut self, answer: &AnswerStory) {
+        let health = match &answer.health {
+            None => "not part of this agent".to_owned(),
+            Some(SourceState::Down { reason, .. }) => format!("down: {reason}"),
+            Some(state) => state.as_str().to_owned(),
+        };
+        let said = match &answer.outcome {
+            None => "has not answered".to_owned(),
+            Some(AnswerOutcome::Found { name }) => format!("knows it as {name}"),
+            Some(AnswerOutcome::NotFound { reason }) => format!("does not know it ({reason})"),
+            Some(AnswerOutcome::Refused { claimed }) => {
+                format!("refused: it claims pod uid {claimed}")
+            }
+        };
+        let at = answer
+            .at
+            .map_or_else(String::new, |at| format!(", {}", self.ago(at)));
+        let removed = if answer.removed { ", gone since" } else { "" };
+        let wins = if answer.wins { "; wins" } else { "" };
+        let source = answer.source.as_str();
+        self.line(
+            1,
+            &format!("{source} ({health}): {said}{at}{removed}{wins}"),
+        );
+    }
+
+    fn account(&mut self, account: &AccountStory) {
+        let used = match account.last_used {
+            Some(at) => format!("last used {}", self.ago(at)),
+            None => "not used yet".to_owned(),
+        };
+        let ended = if account.ended { ", ended" } else { "" };
+        let text = format!(
+            "{}: {} booked, {} published, {} now, memory {}, {used}{ended}",
+            account.gpu,
+            duration(account.busy),
+            duration(account.published),
+            share(account.share),
+            account.memory.map_or_else(unknown, bytes),
+        );
+        self.line(1, &text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use unicode_width::UnicodeWidthStr as _;
+
+    use super::*;
+    use crate::commands::table::WIDTH;
+    use crate::core::input::IdentitySource;
+    use crate::core::model::{Nanos, Pid};
+    use crate::core::snapshot::{Attribution, ContainerLabels, GpuUse};
+    use crate::outputs::sample::{FIRST_GPU, golden};
+
+    const HEX: &str = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";
+    const UID: &str = "9d3f3c1e-6f7d-4b4e-9a53-0c6a4f0b8e21";
+
+    fn explanation() -> Explanation {
+        let wall = |seconds: u64| WallTime((1_790_000_000 + seconds) * 1_000_000_000);
+        let answer = |source, health, outcome: Option<AnswerOutcome>, wins| AnswerStory {
+            source,
+            health,
+            at: outcome.is_some().then(|| wall(95)),
+            outcome,
+            removed: false,
+            wins,
+        };
+        let down = SourceState::Down {
+            class: "timeout".into(),
+            reason: "ping: no answer within 5s".into(),
+            next_retry: None,
+        };
+        Explanation {
+            subject: "4711".into(),
+            at: BootTime(100),
+            wall: wall(100),
+            processes: vec![ProcessStory {
+                pid: Pid(4_711),
+                started: wall(0),
+                died: Some(wall(98)),
+                parent: Some(Pid(4_000)),
+                seen_by: SeenBy::Event,
+                cgroups: vec![CgroupStory {
+                    hierarchy: 0,
+                    path: Some(format!("/kubepods/burstable/pod{UID}/{HEX}").into()),
+                }],
+                moved_from: vec![CgroupStory {
+                    hierarchy: 4,
+                    path: None,
+                }],
+                owner: HEX.into(),
+                gpus: vec![GpuUse {
+                    gpu: FIRST_GPU.into(),
+                    share: 0.5,
+                    memory: Some(8 << 30),
+                }],
+            }],
+            processes_left_out: 3,
+            owners: vec![OwnerStory {
+                who: Who::Container {
+                    id: HEX.into(),
+                    runtime: "containerd".into(),
+                    pod_uid: Some(UID.into()),
+                    qos: Some("Burstable".into()),
+                    inner: vec!["bb66".repeat(16).as_str().into()],
+                },
+                labels: ContainerLabels {
+                    namespace: "research".into(),
+                    pod: "train-0".into(),
+                    container: "trainer".into(),
+                    pod_uid: UID.into(),
+                    container_id: HEX.into(),
+                },
+                image: "registry.example/team/image:1.2".into(),
+                attribution: Some(Attribution::Named {
+                    source: IdentitySource::Cri,
+                }),
+                why:
+                    "named by cri: it is the best source that knows the pod which the cgroup names"
+                        .into(),
+                answers: vec![
+                    answer(IdentitySource::Docker, Some(down), None, false),
+                    answer(
+                        IdentitySource::Cri,
+                        Some(SourceState::Up),
+                        Some(AnswerOutcome::Found {
+                            name: "research/train-0/trainer".into(),
+                        }),
+                        true,
+                    ),
+                    answer(
+                        IdentitySource::Bundle,
+                        Some(SourceState::Up),
+                        Some(AnswerOutcome::Refused {
+                            claimed: "11111111-2222-3333-4444-555555555555".into(),
+                        }),
+                        false,
+                    ),
+                    answer(IdentitySource::KubeletLogs, None, None, false),
+                ],
+                accounts: vec![AccountStory {
+                    gpu: FIRST_GPU.into(),
+                    busy: Nanos::from_millis(61_500),
+                    published: Nanos::from_millis(60_000),
+                    share: 0.5,
+                    memory: Some(8 << 30),
+                    first_used: Some(wall(1)),
+                    last_used: Some(wall(99)),
+                    ended: true,
+                }],
+            }],
+            owners_left_out: 0,
+        }
+    }
+
+    #[test]
+    fn the_chain_in_words() {
+        let page = page(&explanation());
+        for line in page.lines().filter(|line| !line.contains("cgroup (v2)")) {
+            assert!(line.width() <= WIDTH, "{} columns: {line}", line.width());
+        }
+        golden("explain.txt", &page);
+    }
+
+    #[test]
+    fn what_a_newer_agent_adds_is_no_error() {
+        let mut json = serde_json::to_value(explanation()).unwrap();
+        json["added"] = 1.into();
+        let read: Explanation = serde_json::from_value(json).unwrap();
+        assert_eq!(read, explanation());
+    }
+}

@@ -1,0 +1,306 @@
+//! The agent's log as it can be asked for and changed while it runs: its last lines, kept in a
+//! bounded ring, and its level.
+//!
+//! What goes to standard error is the node's to keep; this is for a report made on the spot, also
+//! where nobody collects logs. Lines are kept as they were let through: a level that hides them from
+//! standard error hides them from here.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::reload;
+
+/// Lines that are kept.
+const MAX_LINES: usize = 500;
+/// The longest line that is kept whole, in bytes.
+const MAX_LINE_BYTES: usize = 2_048;
+/// The longest level that is taken, in bytes.
+const MAX_LEVEL_BYTES: usize = 1_024;
+/// Levels by name; a directive that is none of these needs a target.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// What a level may be, in words.
+pub const ALLOWED: &str =
+    "off, error, warn, info, debug, trace, or directives such as gpuacct=debug";
+
+/// Why a level is none, or cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// A word that is no level.
+    #[error("log level {found:?}, allowed are {ALLOWED}")]
+    Unknown {
+        /// The word.
+        found: String,
+    },
+    /// Directives that cannot be read.
+    #[error("log level {found:?}, allowed are {ALLOWED}")]
+    Syntax {
+        /// All of them.
+        found: String,
+        /// Where.
+        source: ParseError,
+    },
+    /// Longer than any use of it.
+    #[error("log level of {found} bytes, allowed are {MAX_LEVEL_BYTES}")]
+    TooLong {
+        /// How long.
+        found: usize,
+    },
+    /// This process logs to nobody.
+    #[error("the log level of this process cannot be changed")]
+    Fixed,
+}
+
+/// The answer to `GET /v1/log`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    /// The level now.
+    pub level: String,
+    /// Lines that were kept once and made room for newer ones.
+    pub forgotten: u64,
+    /// The last lines, the oldest first.
+    pub lines: Vec<Arc<str>>,
+}
+
+/// The answer to `POST /v1/log-level`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelChange {
+    /// The level until now.
+    pub before: String,
+    /// The level from now on.
+    pub now: String,
+}
+
+/// The log.
+#[derive(Debug, Default)]
+pub struct Log {
+    state: Mutex<State>,
+    handle: OnceLock<reload::Handle<EnvFilter, Registry>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    level: String,
+    lines: VecDeque<Arc<str>>,
+    forgotten: u64,
+}
+
+impl Log {
+    /// A log of that level, and the filter that it governs: the first layer of the subscriber.
+    ///
+    /// # Errors
+    /// If that is no level.
+    pub fn new(level: &str) -> Result<(Arc<Self>, reload::Layer<EnvFilter, Registry>), LevelError> {
+        let (layer, handle) = reload::Layer::new(filter(level)?);
+        let log = Self::default();
+        log.state().level = level.to_owned();
+        // It is empty: the log has just been made.
+        let _ = log.handle.set(handle);
+        Ok((Arc::new(log), layer))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // Whoever panicked meanwhile left lines behind that are as good as any.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last lines and the level.
+    #[must_use]
+    pub fn report(&self) -> LogReport {
+        let state = self.state();
+        LogReport {
+            level: state.level.clone(),
+            forgotten: state.forgotten,
+            lines: state.lines.iter().cloned().collect(),
+        }
+    }
+
+    /// Changes the level.
+    ///
+    /// # Errors
+    /// If that is no level; the one before stays.
+    pub fn set_level(&self, level: &str) -> Result<LevelChange, LevelError> {
+        let level = level.trim();
+        let handle = self.handle.get().ok_or(LevelError::Fixed)?;
+        let filter = filter(level)?;
+        let hint = filter.max_level_hint();
+        handle.reload(filter).map_err(|_| LevelError::Fixed)?;
+        // What logs through the `log` crate is held back there already.
+        log::set_max_level(
+            hint.map_or(log::LevelFilter::Trace, |hint| match hint.into_level() {
+                None => log::LevelFilter::Off,
+                Some(tracing::Level::ERROR) => log::LevelFilter::Error,
+                Some(tracing::Level::WARN) => log::LevelFilter::Warn,
+                Some(tracing::Level::INFO) => log::LevelFilter::Info,
+                Some(tracing::Level::DEBUG) => log::LevelFilter::Debug,
+                Some(tracing::Level::TRACE) => log::LevelFilter::Trace,
+            }),
+        );
+        let before = std::mem::replace(&mut self.state().level, level.to_owned());
+        let now = level.to_owned();
+        tracing::info!(before, now, "the log level was changed");
+        Ok(LevelChange { before, now })
+    }
+
+    fn keep(&self, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        let mut text = text.trim_end_matches('\n');
+        if text.len() > MAX_LINE_BYTES {
+            text = &text[..text.floor_char_boundary(MAX_LINE_BYTES)];
+        }
+        let mut state = self.state();
+        if state.lines.len() == MAX_LINES {
+            state.lines.pop_front();
+            state.forgotten += 1;
+        }
+        state.lines.push_back(text.into());
+    }
+}
+
+/// The filter for a level. bollard stays at `warn` unless it is named: at debug it prints whole
+/// replies, with the containers' environments.
+///
+/// # Errors
+/// If that is no level. A bare word that is none would pass for the name of a target, and everything
+/// of that target for wanted; it is refused.
+pub fn filter(level: &str) -> Result<EnvFilter, LevelError> {
+    if level.len() > MAX_LEVEL_BYTES {
+        return Err(LevelError::TooLong { found: level.len() });
+    }
+    let mut words = level.split(',').map(str::trim);
+    let is_level = |word: &str| {
+        LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.contains(['=', '['])
+    };
+    if let Some(word) = words.find(|word| !is_level(word)) {
+        return Err(LevelError::Unknown {
+            found: word.to_owned(),
+        });
+    }
+    let mut directives = level.to_owned();
+    if !directives.contains("bollard") {
+        directives.push_str(",bollard=warn");
+    }
+    EnvFilter::try_new(&directives).map_err(|source| LevelError::Syntax {
+        found: level.to_owned(),
+        source,
+    })
+}
+
+/// Takes the lines of a `fmt` layer.
+#[derive(Clone, Debug)]
+pub struct Keeper(pub Arc<Log>);
+
+impl<'a> MakeWriter<'a> for Keeper {
+    type Writer = LineOf<'a>;
+
+    fn make_writer(&'a self) -> LineOf<'a> {
+        LineOf(&self.0)
+    }
+}
+
+/// One event of the log: the `fmt` layer writes each in one go.
+#[derive(Debug)]
+pub struct LineOf<'a>(&'a Log);
+
+impl io::Write for LineOf<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.keep(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::subscriber::with_default;
+    use tracing_subscriber::fmt;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    fn subscriber(level: &str) -> (Arc<Log>, impl tracing::Subscriber + Send + Sync) {
+        let (log, filter) = Log::new(level).unwrap();
+        let lines = fmt::layer()
+            .with_ansi(false)
+            .with_writer(Keeper(Arc::clone(&log)));
+        (log, tracing_subscriber::registry().with(filter).with(lines))
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_and_the_others_counted() {
+        let (log, subscriber) = subscriber("info");
+        with_default(subscriber, || {
+            for number in 0..MAX_LINES + 3 {
+                tracing::info!(number, "line");
+            }
+            tracing::debug!("hidden");
+            tracing::info!(text = "ä".repeat(MAX_LINE_BYTES), "long");
+        });
+        let report = log.report();
+        assert_eq!((report.lines.len(), report.forgotten), (MAX_LINES, 4));
+        assert!(report.lines[0].contains("number=4"), "{}", report.lines[0]);
+        let long = &report.lines[MAX_LINES - 1];
+        assert!(long.len() <= MAX_LINE_BYTES && long.contains("long"));
+    }
+
+    #[test]
+    fn a_level_is_changed_while_the_log_is_written() {
+        let (log, subscriber) = subscriber("warn");
+        with_default(subscriber, || {
+            tracing::debug!("before");
+            let change = log.set_level(" debug\n").unwrap();
+            assert_eq!(
+                (change.before.as_str(), change.now.as_str()),
+                ("warn", "debug")
+            );
+            tracing::debug!("after");
+            tracing::debug!(target: "bollard", "a whole reply");
+            let error = log.set_level("verbose").expect_err("no level");
+            assert!(matches!(error, LevelError::Unknown { .. }), "{error}");
+            assert_eq!(log.report().level, "debug");
+        });
+        let text = log.report().lines.join("\n");
+        assert!(
+            text.contains("after") && text.contains("was changed"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("before\n") && !text.contains("a whole reply"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn levels_and_what_is_none() {
+        for level in [
+            "info",
+            "WARN",
+            "off",
+            "info,gpuacct=debug",
+            "gpuacct::core=trace, warn",
+            "bollard=debug",
+        ] {
+            assert!(filter(level).is_ok(), "{level}");
+        }
+        for level in ["", "verbose", "gpuacct", "info,", "gpuacct=loud", "7"] {
+            assert!(filter(level).is_err(), "{level}");
+        }
+        assert!(matches!(
+            filter(&"x".repeat(2_000)),
+            Err(LevelError::TooLong { found: 2_000 })
+        ));
+    }
+
+    #[test]
+    fn a_process_without_a_log_has_no_level_to_change() {
+        let error = Log::default().set_level("info").expect_err("no log");
+        assert!(matches!(error, LevelError::Fixed), "{error}");
+    }
+}

@@ -1,0 +1,158 @@
+//! What NVML is like here, asked once: for `gpuacct check`, before the agent depends on it.
+//!
+//! It opens the library as the agent does, asks each GPU the three questions that the books are made
+//! from, and shuts the library down again. The calls block, perhaps for ever: not for an async
+//! thread.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nvml_wrapper::enum_wrappers::device::Sampling;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+
+use super::calls::Watchdog;
+use super::library::{Fault, Library, OpenError, fault};
+use super::{lists, retried};
+use crate::core::model::GpuUuid;
+
+/// NVML as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// The library.
+    pub place: Arc<str>,
+    /// The driver's version.
+    pub driver: Arc<str>,
+    /// Whether the library is the simulated one.
+    pub simulated: bool,
+    /// The GPUs that it lists, in its order.
+    pub gpus: Vec<Result<Surveyed, String>>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Its UUID.
+    pub uuid: GpuUuid,
+    /// The product's name; empty where NVML does not say.
+    pub model: Arc<str>,
+    /// Whether it is divided into instances.
+    pub mig: bool,
+    /// The device's own samples: how busy it is.
+    pub samples: Offer,
+    /// The processes' rows: who makes it busy.
+    pub processes: Offer,
+    /// The process lists: who has a context, with how much memory.
+    pub lists: Offer,
+}
+
+/// Whether a device answers a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// It does, be it with nothing.
+    Yes,
+    /// The device or the driver does not offer it.
+    No,
+    /// It failed, in NVML's words.
+    Failed(String),
+}
+
+/// Why there is nothing to survey.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SurveyError {
+    /// No library is anywhere: normal on a node without NVIDIA's driver.
+    #[error("{0}")]
+    Absent(String),
+    /// There is one, or there had to be, and it is of no use.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Opens NVML at `configured`, or where drivers put it, and asks.
+///
+/// # Errors
+/// If it is not there, or does not initialise.
+pub fn survey(configured: Option<&Path>) -> Result<Survey, SurveyError> {
+    let watchdog = Watchdog::default();
+    let library = Library::open(configured, &watchdog).map_err(|error| match error {
+        OpenError::Absent => SurveyError::Absent(error.reason()),
+        _ => SurveyError::Unusable(error.reason()),
+    })?;
+    let nvml = library.nvml();
+    let count = nvml
+        .device_count()
+        .map_err(|error| SurveyError::Unusable(format!("nvmlDeviceGetCount_v2: {error}")))?;
+    Ok(Survey {
+        place: Arc::clone(&library.place),
+        driver: Arc::clone(&library.driver),
+        simulated: library.simulated,
+        gpus: (0..count)
+            .map(|index| ask(nvml, index, &library.driver, &watchdog))
+            .collect(),
+    })
+}
+
+fn ask(nvml: &Nvml, index: u32, driver: &str, watchdog: &Watchdog) -> Result<Surveyed, String> {
+    let device = nvml
+        .device_by_index(index)
+        .map_err(|error| format!("nvmlDeviceGetHandleByIndex_v2: {error}"))?;
+    let uuid = device
+        .uuid()
+        .map_err(|error| format!("nvmlDeviceGetUUID: {error}"))?;
+    let uuid = GpuUuid::from(uuid.as_str());
+    let lists = if lists::readable(driver) {
+        offer(lists::read(&device, &uuid, watchdog))
+    } else {
+        Offer::Failed(format!(
+            "driver {driver} writes them in a layout of its own"
+        ))
+    };
+    Ok(Surveyed {
+        model: device.name().unwrap_or_default().into(),
+        mig: is_divided(&device),
+        samples: offer(retried(|| device.samples(Sampling::GpuUtilization, 0))),
+        processes: offer(retried(|| device.process_utilization_stats(0))),
+        lists,
+        uuid,
+    })
+}
+
+fn is_divided(device: &Device<'_>) -> bool {
+    // A device that has no such mode is not divided.
+    device.mig_mode().is_ok_and(|mode| mode.current == 1)
+}
+
+/// "Not found" is NVML's word for an empty list.
+fn offer<T>(answer: Result<T, NvmlError>) -> Offer {
+    match answer {
+        Ok(_) | Err(NvmlError::NotFound | NvmlError::NoData) => Offer::Yes,
+        Err(error) if fault(&error) == Fault::Unsupported => Offer::No,
+        Err(error) => Offer::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_now_is_an_offer_and_never_is_none() {
+        for (answer, expected) in [
+            (Ok(()), Offer::Yes),
+            (Err(NvmlError::NotFound), Offer::Yes),
+            (Err(NvmlError::NotSupported), Offer::No),
+            (
+                Err(NvmlError::NoPermission),
+                Offer::Failed(NvmlError::NoPermission.to_string()),
+            ),
+        ] {
+            assert_eq!(offer(answer), expected);
+        }
+    }
+
+    #[test]
+    fn a_named_library_that_is_missing_is_no_normal_absence() {
+        let error = survey(Some(Path::new("/nonexistent/libnvidia-ml.so.1"))).unwrap_err();
+        assert!(matches!(error, SurveyError::Unusable(_)), "{error}");
+    }
+}

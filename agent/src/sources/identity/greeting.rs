@@ -1,0 +1,165 @@
+//! Who is behind a runtime's socket: one request, one answer, for `gpuacct check`.
+//!
+//! A socket that exists says nothing, a version string says little; what counts is that a real
+//! request is answered. Both requests are the cheapest that their APIs have.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bollard::{API_DEFAULT_VERSION, Docker};
+use tokio::time::timeout;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Endpoint;
+use tonic_prost::ProstCodec;
+
+/// Longest name of a runtime that is repeated.
+const MAX_NAME: usize = 64;
+/// The client's own limit, out of the way of the one that is given.
+const CLIENT_LIMIT_SECONDS: u64 = 3_600;
+
+/// Why nobody usable is behind a socket.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetingError {
+    /// It did not answer.
+    #[error("no answer within {limit:?}")]
+    Timeout {
+        /// How long it had.
+        limit: Duration,
+    },
+    /// It is not a Docker Engine, or refuses.
+    #[error("it does not answer as the Docker Engine API does")]
+    Docker(#[source] bollard::errors::Error),
+    /// Nothing accepts connections.
+    #[error("it takes no connection")]
+    Connect(#[source] tonic::transport::Error),
+    /// It speaks gRPC and offers no CRI v1.
+    #[error("it does not offer CRI v1")]
+    NoCri,
+    /// It is not a container runtime, or refuses.
+    #[error("it does not answer as CRI v1 does: {code}: {message}")]
+    Cri {
+        /// gRPC's code.
+        code: tonic::Code,
+        /// Its words.
+        message: String,
+    },
+}
+
+/// Asks a Docker Engine, or Podman in its place, and returns what it calls itself.
+///
+/// # Errors
+/// If there is no answer.
+pub async fn docker(socket: &Path, limit: Duration) -> Result<String, GreetingError> {
+    let path = socket.to_string_lossy();
+    let ask = async {
+        let docker = Docker::connect_with_unix(&path, CLIENT_LIMIT_SECONDS, API_DEFAULT_VERSION)?;
+        docker.ping().await?;
+        docker.version().await
+    };
+    let version = timeout(limit, ask)
+        .await
+        .map_err(|_| GreetingError::Timeout { limit })?
+        .map_err(GreetingError::Docker)?;
+    Ok(named(
+        version
+            .platform
+            .map_or_else(|| "Docker Engine".to_owned(), |platform| platform.name),
+        version.version.as_deref().unwrap_or_default(),
+    ))
+}
+
+/// `runtime.v1.VersionRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct VersionRequest {
+    #[prost(string, tag = "1")]
+    version: String,
+}
+
+/// `runtime.v1.VersionResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct VersionResponse {
+    #[prost(string, tag = "2")]
+    runtime_name: String,
+    #[prost(string, tag = "3")]
+    runtime_version: String,
+}
+
+/// Asks a runtime for its version over CRI v1, and returns what it calls itself.
+///
+/// # Errors
+/// If there is no answer.
+pub async fn cri(socket: &Path, limit: Duration) -> Result<String, GreetingError> {
+    let ask = async {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
+            .map_err(GreetingError::Connect)?;
+        let channel = endpoint.connect().await.map_err(GreetingError::Connect)?;
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.map_err(GreetingError::Connect)?;
+        let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/Version");
+        let codec = ProstCodec::<VersionRequest, VersionResponse>::default();
+        let request = tonic::Request::new(VersionRequest {
+            version: "v1".to_owned(),
+        });
+        let answer = client.unary(request, path, codec).await;
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| match status.code() {
+                tonic::Code::Unimplemented => GreetingError::NoCri,
+                code => GreetingError::Cri {
+                    code,
+                    message: status.message().to_owned(),
+                },
+            })
+    };
+    let version = timeout(limit, ask)
+        .await
+        .map_err(|_| GreetingError::Timeout { limit })??;
+    Ok(named(version.runtime_name, &version.runtime_version))
+}
+
+/// What it calls itself, without what could steer a terminal.
+fn named(name: String, version: &str) -> String {
+    format!("{name} {version}")
+        .trim()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_NAME)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_runtime_calls_itself_is_bounded_and_plain() {
+        assert_eq!(named("containerd".into(), "v1.7"), "containerd v1.7");
+        assert_eq!(named("a\u{1b}[31m".into(), ""), "a[31m");
+        assert_eq!(named("x".repeat(999), "1").len(), MAX_NAME);
+    }
+
+    #[tokio::test]
+    async fn a_socket_without_anybody_is_no_runtime() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("none.sock");
+        let limit = Duration::from_secs(30);
+        let error = docker(&path, limit).await.expect_err("nobody");
+        assert!(matches!(error, GreetingError::Docker(_)), "{error:?}");
+        let error = cri(&path, limit).await.expect_err("nobody");
+        assert!(matches!(error, GreetingError::Connect(_)), "{error:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_hangs_is_timed_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mute.sock");
+        let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let limit = Duration::from_secs(5);
+        for error in [
+            docker(&path, limit).await.expect_err("mute"),
+            cri(&path, limit).await.expect_err("mute"),
+        ] {
+            assert!(matches!(error, GreetingError::Timeout { .. }), "{error:?}");
+        }
+    }
+}

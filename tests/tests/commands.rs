@@ -1,0 +1,559 @@
+//! The commands as they are typed: the built agent, on this kernel, with a simulated GPU and where
+//! there is one a real Docker; what they print and how they exit.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gpuacct::app::preflight::{Finding, Verdict};
+use gpuacct::commands::check::CheckReport;
+use gpuacct::commands::watch::Screen;
+use gpuacct::config::Config;
+use gpuacct::core::snapshot::{Explanation, SeenBy, Who};
+use gpuacct::sources::identity::greeting::{self, GreetingError};
+use gpuacct_tests::agent::{self, Agent};
+use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
+use gpuacct_tests::http::free_address;
+use gpuacct_tests::requirement::require;
+use gpuacct_tests::terminal::Terminal;
+use rustix::process::Signal;
+use sim_nvml::library::{self, Driver};
+use sim_nvml::{GpuSpec, STATE_DIR, Scenario, Server};
+use tempfile::TempDir;
+
+const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
+/// Set in the process that is to panic.
+const PANICS: &str = "GPUACCT_TEST_PANICS";
+
+/// A folder with a simulated GPU in it.
+struct Node {
+    dir: TempDir,
+    scenario: Arc<Scenario>,
+    server: Server,
+    library: PathBuf,
+}
+
+impl Node {
+    fn new() -> Self {
+        // Short, since sockets' paths are bounded.
+        let dir = tempfile::Builder::new().prefix("ga-").tempdir().unwrap();
+        let gpus = vec![GpuSpec::a100(0)];
+        let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1).unwrap());
+        let server = Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock")).unwrap();
+        let library = library::install(Driver::R550, &dir.path().join("lib")).unwrap();
+        Self {
+            dir,
+            scenario,
+            server,
+            library,
+        }
+    }
+
+    /// A configuration that touches nothing of the machine's own.
+    fn config(&self) -> Config {
+        let mut config = Config::default();
+        config.gpu.library = Some(self.library.clone());
+        config.prometheus.listen = free_address().unwrap();
+        config.socket.path = self.dir.path().join("agent.sock");
+        config.docker.sockets = vec![self.dir.path().join("no-docker.sock")];
+        config
+    }
+
+    fn agent(&self, config: Config) -> Agent {
+        let environment = [(STATE_DIR, self.scenario.dir())];
+        let mut agent = Agent::start(self.dir.path(), config, &environment).unwrap();
+        agent
+            .wait_for_status("the GPU", |status| status.snapshot.gpus.len() == 1)
+            .unwrap();
+        agent
+    }
+
+    /// `gpuacct` with these arguments, and with this configuration in a file.
+    fn gpuacct(&self, arguments: &[&str], config: &str) -> Output {
+        let file = self.dir.path().join("given.toml");
+        std::fs::write(&file, config).unwrap();
+        Command::new(agent::binary().unwrap())
+            .args(arguments)
+            .arg("--config")
+            .arg(&file)
+            .env(STATE_DIR, self.scenario.dir())
+            .output()
+            .unwrap()
+    }
+
+    fn check(&self, config: &Config) -> (CheckReport, Option<i32>) {
+        let output = self.gpuacct(&["check", "-o", "json"], &config.to_toml().unwrap());
+        let report = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        (report, output.status.code())
+    }
+
+    /// A host process that uses the GPU until it is killed.
+    fn job(&self) -> Killed {
+        let mut job = Command::new(library::build_job().unwrap())
+            .args(["--gpu", "0", "--share", "0.5", "--label", "job", "--socket"])
+            .arg(self.server.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(job.stdout.take());
+        Killed(job)
+    }
+}
+
+/// Killed when dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn finding<'a>(report: &'a CheckReport, item: &str) -> &'a Finding {
+    let found = report.findings.iter().find(|found| found.item == item);
+    found.unwrap_or_else(|| panic!("no {item} in {report:#?}"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn check_finds_everything_in_order_where_it_is() {
+    let node = Node::new();
+    let config = node.config();
+    let (report, code) = node.check(&config);
+    let hooks = report
+        .findings
+        .iter()
+        .filter(|found| found.item.starts_with("hook ") && found.verdict == Verdict::Ok);
+    assert_eq!(hooks.count(), 5, "{report:#?}");
+    assert_eq!(code, Some(0), "{report:#?}");
+    let nvml = finding(&report, "nvml");
+    assert_eq!(nvml.verdict, Verdict::Ok);
+    assert!(
+        nvml.found.contains("driver 550") && nvml.found.contains("simulated"),
+        "{nvml:?}"
+    );
+    let gpu = finding(&report, "gpu 0");
+    assert_eq!(gpu.verdict, Verdict::Ok, "{gpu:?}");
+    let socket = format!("socket {}", config.socket.path.display());
+    assert_eq!(finding(&report, &socket).found, "can be written");
+
+    // Beside an agent, its own port and socket are in order.
+    let agent = node.agent(config.clone());
+    let (report, code) = node.check(&config);
+    assert_eq!(code, Some(0), "{report:#?}");
+    assert_eq!(finding(&report, &socket).found, "an agent answers");
+    let status = agent.status().unwrap();
+    assert_eq!(status.snapshot.events.lost, 0, "{status:?}");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn check_exits_by_what_fails() {
+    let node = Node::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = node.config();
+    config.prometheus.listen = taken.local_addr().unwrap();
+    let (report, code) = node.check(&config);
+    let item = format!("metrics {}", config.prometheus.listen);
+    assert_eq!(finding(&report, &item).verdict, Verdict::Fail);
+    assert_eq!((report.verdict, code), (Verdict::Fail, Some(1)));
+
+    let mut config = node.config();
+    config.gpu.library = Some("/nonexistent/libnvidia-ml.so.1".into());
+    let (report, code) = node.check(&config);
+    let nvml = finding(&report, "nvml");
+    assert!(
+        nvml.found.contains("does not exist") && nvml.remedy.is_some(),
+        "{nvml:?}"
+    );
+    assert_eq!(code, Some(1));
+    let page = node.gpuacct(&["check"], &config.to_toml().unwrap());
+    let page = text(&page.stdout);
+    assert!(page.contains("fail  nvml: "), "{page}");
+
+    let wrong = node.gpuacct(&["check"], "nonsense = 1\n");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("nonsense"));
+}
+
+#[test]
+fn check_asks_a_real_docker_and_does_not_wait_for_a_frozen_one() {
+    if require("docker", docker::available()).is_none() {
+        return;
+    }
+    let node = Node::new();
+    let mut daemon = Dockerd::start(docker::Options::at(node.dir.path().join("d"))).unwrap();
+    let mut config = node.config();
+    config.docker.sockets = vec![daemon.socket()];
+    config.docker.timeout = "2s".parse().unwrap();
+    let item = format!("docker {}", daemon.socket().display());
+    let (report, _) = node.check(&config);
+    let docker = finding(&report, &item);
+    assert_eq!(docker.verdict, Verdict::Ok, "{docker:?}");
+    assert!(docker.found.ends_with("answers"), "{docker:?}");
+
+    daemon.pause().unwrap();
+    let (report, code) = node.check(&config);
+    let docker = finding(&report, &item);
+    assert_eq!(docker.verdict, Verdict::Warn, "{docker:?}");
+    assert!(docker.found.contains("no answer within 2s"), "{docker:?}");
+    assert_eq!(code, Some(0), "{report:#?}");
+    daemon.resume().unwrap();
+}
+
+/// A containerd of the test's own, with or without its CRI plugin.
+fn containerd(dir: &Path, disabled: &str) -> Killed {
+    let place = |name: &str| {
+        let place = dir.join(name);
+        std::fs::create_dir_all(&place).unwrap();
+        place.display().to_string()
+    };
+    let (root, state, cni) = (place("root"), place("state"), place("cni"));
+    let address = dir.join("c.sock").display().to_string();
+    let config = format!(
+        "version = 2\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = [{disabled}]\n\
+         [grpc]\naddress = {address:?}\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
+         bin_dir = {cni:?}\nconf_dir = {cni:?}\n"
+    );
+    std::fs::write(dir.join("c.toml"), config).unwrap();
+    let mut command = Command::new("containerd");
+    let log = std::fs::File::create(dir.join("c.log")).unwrap();
+    command.arg("--config").arg(dir.join("c.toml")).stderr(log);
+    Killed(command.spawn().unwrap())
+}
+
+#[tokio::test]
+async fn a_real_containerd_is_known_by_its_answer_to_cri() {
+    let available = Command::new("containerd").arg("--version").output();
+    if require("containerd", available).is_none() {
+        return;
+    }
+    for (disabled, offers) in [("", true), ("\"io.containerd.grpc.v1.cri\"", false)] {
+        let dir = tempfile::Builder::new().prefix("ga-").tempdir().unwrap();
+        let _containerd = containerd(dir.path(), disabled);
+        let socket = dir.path().join("c.sock");
+        let deadline = Instant::now() + agent::PATIENCE;
+        let answer = loop {
+            let answer = greeting::cri(&socket, agent::PATIENCE).await;
+            let starting = match &answer {
+                Err(GreetingError::Connect(_)) => true,
+                // It listens before all of its plugins do.
+                Err(GreetingError::Cri { .. }) => true,
+                Err(GreetingError::NoCri) => offers,
+                _ => false,
+            };
+            if !starting || Instant::now() > deadline {
+                break answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        match answer {
+            Ok(name) => assert!(offers && name.starts_with("containerd "), "{name}"),
+            Err(GreetingError::NoCri) => assert!(!offers),
+            Err(error) => panic!("{disabled}: {error:?}"),
+        }
+    }
+}
+
+fn explained(agent: &Agent, subject: &str) -> Option<Explanation> {
+    let output = agent.gpuacct(&["explain", "-o", "json", subject]).unwrap();
+    match output.status.code() {
+        Some(0) => Some(serde_json::from_slice(&output.stdout).unwrap()),
+        Some(1) => None,
+        _ => panic!("explain {subject}: {output:?}"),
+    }
+}
+
+#[test]
+fn explain_tells_of_a_host_process_alive_and_dead() {
+    let node = Node::new();
+    let mut agent = node.agent(node.config());
+    let job = node.job();
+    let pid = job.0.id();
+    let subject = pid.to_string();
+    agent
+        .wait_for("the process to be charged", |agent| {
+            let told = explained(agent, &subject);
+            let owners = told.iter().flat_map(|told| &told.owners);
+            Ok(owners
+                .flat_map(|owner| &owner.accounts)
+                .any(|a| !a.busy.is_zero()))
+        })
+        .unwrap();
+    let told = explained(&agent, &subject).unwrap();
+    let process = &told.processes[0];
+    assert_eq!((process.pid.0, process.seen_by), (pid, SeenBy::Event));
+    assert_eq!(
+        process.parent.map(|parent| parent.0),
+        Some(std::process::id())
+    );
+    assert!(
+        process.died.is_none() && !process.gpus.is_empty(),
+        "{process:?}"
+    );
+    assert!(matches!(told.owners[0].who, Who::Host { .. }), "{told:?}");
+    let page = agent.gpuacct(&["explain", &subject]).unwrap();
+    let page = text(&page.stdout);
+    for words in [
+        format!("process {pid}: started "),
+        "seen by an event".into(),
+        " booked".into(),
+    ] {
+        assert!(page.contains(&words), "{words}: {page}");
+    }
+
+    drop(job);
+    agent
+        .wait_for("the process to be known as dead", |agent| {
+            let told = explained(agent, &subject);
+            Ok(told.is_some_and(|told| told.processes[0].died.is_some()))
+        })
+        .unwrap();
+    assert_eq!(explained(&agent, "nobody/at-all"), None);
+    let unknown = agent.gpuacct(&["explain", "nobody at all?&#"]).unwrap();
+    assert!(
+        text(&unknown.stderr).contains("\"nobody at all?&#\""),
+        "{unknown:?}"
+    );
+
+    let mut orphan = agent.command(&["explain", &subject]);
+    assert!(agent.stop().unwrap().success());
+    let output = orphan.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("no agent answers"));
+}
+
+#[test]
+fn explain_tells_of_a_container_by_every_name_of_it() {
+    if require("docker", docker::available()).is_none() {
+        return;
+    }
+    let node = Node::new();
+    let mut daemon = Dockerd::start(docker::Options::at(node.dir.path().join("d"))).unwrap();
+    let mut config = node.config();
+    config.docker.sockets = vec![daemon.socket()];
+    let mut agent = node.agent(config);
+    let spec = ContainerSpec::named("k8s_trainer_train-0")
+        .in_pod("research", "train-0", UID, "trainer")
+        .command(["sleep", "1000"]);
+    let container = daemon.run(&spec).unwrap();
+    agent
+        .wait_for("docker to tell of it", |agent| {
+            let told = explained(agent, &container.id);
+            let mut answers = told.iter().flat_map(|told| &told.owners[0].answers);
+            Ok(answers.any(|answer| answer.outcome.is_some()))
+        })
+        .unwrap();
+    let whole = explained(&agent, &container.id).unwrap();
+    for subject in [
+        &container.id[..12],
+        "k8s_trainer_train-0",
+        "trainer",
+        "research/train-0",
+        "research/train-0/trainer",
+    ] {
+        let told = explained(&agent, subject).unwrap_or_else(|| panic!("{subject}"));
+        let Who::Container { id, .. } = &told.owners[0].who else {
+            panic!("{subject}: {told:?}");
+        };
+        assert_eq!(id.as_str(), container.id, "{subject}");
+        assert_eq!(told.processes.len(), whole.processes.len(), "{subject}");
+    }
+    let page = agent.gpuacct(&["explain", "trainer"]).unwrap();
+    let page = text(&page.stdout);
+    assert!(page.contains("docker (up): knows it as"), "{page}");
+    daemon.remove(&container).unwrap();
+    agent
+        .wait_for("its removal to be known", |agent| {
+            let told = explained(agent, &container.id);
+            Ok(told.is_some_and(|told| told.owners[0].answers[0].removed))
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_watch_gives_the_terminal_back_upon_keys_and_signals() {
+    let node = Node::new();
+    let agent = node.agent(node.config());
+    type End = fn(&mut Terminal);
+    let ends: [(&str, End); 5] = [
+        ("q", |terminal| terminal.press("q").unwrap()),
+        ("ctrl-c", |terminal| terminal.press("\u{3}").unwrap()),
+        ("a filter, then ctrl-c", |terminal| {
+            terminal.press("/q\u{3}").unwrap()
+        }),
+        ("SIGTERM", |terminal| terminal.signal(Signal::TERM).unwrap()),
+        ("SIGHUP", |terminal| terminal.signal(Signal::HUP).unwrap()),
+    ];
+    for (how, end) in ends {
+        let command = agent.command(&["status", "--watch", "200ms"]);
+        let mut terminal = Terminal::start(command).unwrap();
+        terminal.wait_for("reverse").unwrap();
+        assert!(terminal.is_changed().unwrap(), "{how}");
+        end(&mut terminal);
+        let left = terminal.left().unwrap();
+        assert!(left.status.success(), "{how}: {left:?}");
+        assert!(left.screen.contains("\u{1b}[?1049h"), "{how}: {left:?}");
+        assert!(left.is_in_order(), "{how}: {left:?}");
+    }
+}
+
+#[test]
+fn a_watch_outlives_the_agent_and_one_without_an_agent_does_not_begin() {
+    let node = Node::new();
+    let agent = node.agent(node.config());
+    let command = agent.command(&["status", "--watch", "200ms"]);
+    let late = agent.command(&["status", "--watch"]);
+    let mut terminal = Terminal::start(command).unwrap();
+    terminal.wait_for("reverse").unwrap();
+    assert!(agent.stop().unwrap().success());
+    terminal.wait_for("answers").unwrap();
+    terminal.press("q").unwrap();
+    assert!(terminal.left().unwrap().is_in_order());
+
+    let left = Terminal::start(late).unwrap().left().unwrap();
+    assert_eq!(left.status.code(), Some(2), "{left:?}");
+    assert!(
+        left.screen.contains("no agent answers") && left.is_in_order(),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn a_panic_gives_the_terminal_back() {
+    if std::env::var_os(PANICS).is_some() {
+        let _screen = Screen::enter().unwrap();
+        panic!("on the other screen");
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "a_panic_gives_the_terminal_back", "--nocapture"])
+        .env(PANICS, "1");
+    let left = Terminal::start(command).unwrap().left().unwrap();
+    assert!(!left.status.success(), "{left:?}");
+    assert!(left.is_in_order(), "{left:?}");
+    // The message comes after the screen is given back, or nobody could read it.
+    let back = left.screen.find("\u{1b}[?1049l").unwrap();
+    let message = left.screen.find("on the other screen").unwrap();
+    assert!(back < message, "{left:?}");
+}
+
+#[test]
+fn a_watch_without_a_terminal_is_plain_and_ends_with_its_reader() {
+    let node = Node::new();
+    let agent = node.agent(node.config());
+    let watch = |arguments: &[&str]| {
+        let mut child = agent
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        (child, out)
+    };
+    let (mut child, out) = watch(&["status", "--watch", "200ms"]);
+    let heads = out.lines().map(Result::unwrap).filter(|line| {
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+        line.starts_with("gpuacct ")
+    });
+    assert_eq!(heads.take(3).count(), 3);
+    assert!(child.wait().unwrap().success(), "its reader is gone");
+
+    let (child, out) = watch(&["status", "--watch", "200ms", "-o", "json"]);
+    let mut child = Killed(child);
+    for line in out.lines().take(2) {
+        let value: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        assert!(value["snapshot"]["sequence"].is_u64());
+    }
+    assert!(child.0.wait().unwrap().success());
+
+    let wrong = agent.gpuacct(&["status", "--watch", "1ms"]).unwrap();
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+}
+
+#[test]
+fn the_log_level_is_changed_and_the_log_is_in_the_bundle() {
+    let node = Node::new();
+    let mut config = node.config();
+    config.otlp.endpoint = Some("http://me:hunter22@127.0.0.1:9".to_owned());
+    let header = ("authorization".to_owned(), "Bearer abcdef".to_owned());
+    config.otlp.headers = [header].into();
+    let agent = node.agent(config);
+    for (level, code, words) in [
+        ("gpuacct=debug", 0, "info -> gpuacct=debug"),
+        ("loud", 1, "log level \"loud\""),
+        ("warn", 0, "gpuacct=debug -> warn"),
+    ] {
+        let output = agent.gpuacct(&["log-level", level]).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(said.contains(words), "{said}");
+    }
+
+    let path = node.dir.path().join("report.tar");
+    let path_text = path.display().to_string();
+    let output = agent.gpuacct(&["bundle", &path_text]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let parts = unpacked(&path);
+    let part = |name: &str| {
+        let wanted = format!("gpuacct-bundle/{name}");
+        let part = parts.iter().find(|(name, _)| *name == wanted);
+        part.map(|(_, text)| text.as_str())
+            .unwrap_or_else(|| panic!("no {name}"))
+    };
+    assert!(
+        part("log.txt").starts_with("level warn, "),
+        "{}",
+        part("log.txt")
+    );
+    assert!(part("log.txt").contains("the log level was changed"));
+    assert!(part("status.txt").starts_with("gpuacct "));
+    assert!(part("config.toml").contains("(redacted)@127.0.0.1:9"));
+    let report: CheckReport = serde_json::from_str(part("check.json")).unwrap();
+    assert!(report.findings.len() > 10);
+    let status: serde_json::Value = serde_json::from_str(part("status.json")).unwrap();
+    assert!(status["snapshot"]["sequence"].is_u64());
+    for (name, text) in &parts {
+        for secret in ["hunter22", "abcdef"] {
+            assert!(!text.contains(secret), "{secret} in {name}: {text}");
+        }
+    }
+
+    // Never over another file; without an agent, with what there is.
+    let again = agent.gpuacct(&["bundle", &path_text]).unwrap();
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    let mut orphan = agent.command(&["bundle", "-"]);
+    let mut level = agent.command(&["log-level", "info"]);
+    assert!(agent.stop().unwrap().success());
+    assert_eq!(level.output().unwrap().status.code(), Some(2));
+    let output = orphan.output().unwrap();
+    assert!(output.status.success(), "{:?}", text(&output.stderr));
+    std::fs::write(&path, output.stdout).unwrap();
+    let parts = unpacked(&path);
+    let log = parts.iter().find(|(name, _)| name.ends_with("log.txt"));
+    assert!(log.unwrap().1.starts_with("not here: no agent answers"));
+}
+
+fn unpacked(path: &Path) -> Vec<(String, String)> {
+    let mut archive = tar::Archive::new(std::fs::File::open(path).unwrap());
+    let entries = archive.entries().unwrap();
+    entries
+        .map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            (entry.path().unwrap().display().to_string(), text)
+        })
+        .collect()
+}
