@@ -14,6 +14,7 @@ use gpuacct::app::preflight::{Finding, Verdict};
 use gpuacct::commands::check::CheckReport;
 use gpuacct::commands::watch::Screen;
 use gpuacct::config::Config;
+use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::core::snapshot::{Explanation, SeenBy, Who};
 use gpuacct::sources::identity::greeting::{self, GreetingError};
 use gpuacct_tests::agent::{self, Agent};
@@ -68,7 +69,13 @@ impl Node {
         let environment = [(STATE_DIR, self.scenario.dir())];
         let mut agent = Agent::start(self.dir.path(), config, &environment).unwrap();
         agent
-            .wait_for_status("the GPU", |status| status.snapshot.gpus.len() == 1)
+            // What begins before the object is attached is known by a scan alone.
+            .wait_for_status("the GPU and the kernel", |status| {
+                let mut sources = status.snapshot.sources.iter();
+                let kernel = sources.find(|health| health.source == SourceId::Kernel);
+                kernel.is_some_and(|health| health.state == SourceState::Up)
+                    && status.snapshot.gpus.len() == 1
+            })
             .unwrap();
         agent
     }
