@@ -347,29 +347,23 @@ pub enum SourceId {
     Nvml,
     /// The Docker Engine API, also Podman's.
     Docker,
-    /// The container runtime interface of containerd and CRI-O.
-    Cri,
     /// The OCI bundles on disk.
     Bundle,
     /// The kubelet's log links.
     KubeletLogs,
-    /// The kubelet's PodResources API.
-    PodResources,
     /// The receiver of the books over OTLP.
     Otlp,
 }
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 7] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
         Self::Docker,
-        Self::Cri,
         Self::Bundle,
         Self::KubeletLogs,
-        Self::PodResources,
         Self::Otlp,
     ];
 
@@ -381,10 +375,8 @@ impl SourceId {
             Self::Procfs => "procfs",
             Self::Nvml => "nvml",
             Self::Docker => "docker",
-            Self::Cri => "cri",
             Self::Bundle => "bundle",
             Self::KubeletLogs => "kubelet_logs",
-            Self::PodResources => "pod_resources",
             Self::Otlp => "otlp",
         }
     }
