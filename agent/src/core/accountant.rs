@@ -409,6 +409,9 @@ impl Accountant {
             .cloned()
             .collect();
         for owner in owners {
+            if let Owner::Container(id) = &owner {
+                self.directory.want(id, now);
+            }
             let payer = self.payers.entry(owner.clone()).or_insert_with(|| Payer {
                 attribution: Attribution::Held,
                 held_since: now,
