@@ -190,7 +190,7 @@ impl Accountant {
     }
 
     fn take_events(&mut self, batch: KernelBatch) {
-        let losses = |counters: &EventCounters| counters.lost + counters.undecodable;
+        let losses = |counters: &EventCounters| counters.lost.saturating_add(counters.undecodable);
         if losses(&batch.counters) > losses(&self.events) {
             self.counts.rescans_after_loss += 1;
             self.lost_at = self.lost_at.max(Some(batch.drained_through));
@@ -308,7 +308,8 @@ impl Accountant {
             );
             let Ok(owner) = owner else { continue };
             if let Some(bytes) = process.memory {
-                *memory.entry(owner.clone()).or_default() += bytes;
+                let sum = memory.entry(owner.clone()).or_default();
+                *sum = sum.saturating_add(bytes);
             }
             // Opened before it is charged, its series shows 0 all the earlier.
             if let Some(book) = book {
@@ -1298,6 +1299,24 @@ mod tests {
             skipped: 0,
         }));
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn memory_beyond_all_sense_stops_nothing() {
+        let mut node = Node::new(0, 0);
+        node.fork(7, 3);
+        node.fork(8, 3);
+        let process = |pid| GpuProcess {
+            pid: Pid(pid),
+            memory: Some(u64::MAX - 1),
+        };
+        node.take(Input::GpuProcesses(GpuProcesses {
+            gpu: gpu(),
+            at: BootTime(node.now),
+            processes: vec![process(7), process(8)],
+            memory_used: None,
+        }));
+        assert_eq!(node.commit().accounts[0].memory, Some(u64::MAX));
     }
 
     #[test]
