@@ -171,9 +171,7 @@ impl Accountant {
             Input::Gpus(gpus) => self.ledger.list(gpus, clock),
             Input::Window(window) => self.waiting.push_back((clock.boot, window)),
             Input::GpuProcesses(lists) => self.take_lists(lists, clock),
-            Input::Health(health) => {
-                self.sources.insert(health.source, health);
-            }
+            Input::Health(health) => self.take_health(health),
         }
         self.introduce_containers(clock.boot);
     }
@@ -187,6 +185,16 @@ impl Accountant {
         if !self.effects.contains(&effect) {
             self.effects.push(effect);
         }
+    }
+
+    fn take_health(&mut self, mut health: SourceHealth) {
+        if let Some(known) = self.sources.get(&health.source)
+            && known.state.as_str() == health.state.as_str()
+        {
+            // Down again is still down, for whatever reason this time.
+            health.since = health.since.min(known.since);
+        }
+        self.sources.insert(health.source, health);
     }
 
     fn take_events(&mut self, batch: KernelBatch) {
@@ -1317,6 +1325,27 @@ mod tests {
             memory_used: None,
         }));
         assert_eq!(node.commit().accounts[0].memory, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_source_that_is_down_again_and_again_is_down_since_the_first_time() {
+        let mut node = Node::new(0, 0);
+        let down = |reason: &str| SourceState::Down {
+            class: "permission".into(),
+            reason: reason.into(),
+            next_retry: None,
+        };
+        let began = node.now;
+        for reason in ["one", "one", "another"] {
+            node.health(SourceId::Kernel, down(reason));
+            node.now += SECOND;
+        }
+        let health = &node.commit().sources[0];
+        assert_eq!(health.since, BootTime(began));
+        assert_eq!(health.state, down("another"));
+        let up = node.now;
+        node.health(SourceId::Kernel, SourceState::Up);
+        assert_eq!(node.commit().sources[0].since, BootTime(up));
     }
 
     #[test]
