@@ -277,8 +277,16 @@ impl Accountant {
                 .placement(id)
                 .and_then(|known| self.placements.owner(known))
                 .map(|(owner, _)| owner.clone());
-            // A path and a number that mean the same owner are no move.
+            // A path and a number that mean the same owner are no move, and a number that means
+            // nothing yet is what the path says.
             let place = match self.processes.placement(id) {
+                Some(_) if known.is_none() && owner.is_some() => {
+                    self.placements.hold(place);
+                    if let Some(gone) = self.processes.settle(id, place) {
+                        self.placements.release(gone);
+                    }
+                    place
+                }
                 Some(known_place) if known.is_some() && known == owner => {
                     self.placements.hold(known_place);
                     self.placements.release(place);
@@ -1346,6 +1354,28 @@ mod tests {
         let up = node.now;
         node.health(SourceId::Kernel, SourceState::Up);
         assert_eq!(node.commit().sources[0].since, BootTime(up));
+    }
+
+    #[test]
+    fn a_cgroup_that_only_a_scan_can_name_is_not_unknown_for_the_window_before() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        // The announcement of cgroup 99 was lost.
+        let start = node.fork(7, 99);
+        node.now += SECOND / 2;
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(7),
+                parent: Pid(1),
+                start: BootTime(start).into(),
+                cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
+            }],
+            skipped: 0,
+        }));
+        node.pass(500, &[(7, 500)]);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
     }
 
     #[test]

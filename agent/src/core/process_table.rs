@@ -276,6 +276,14 @@ impl ProcessTable {
         true
     }
 
+    /// Puts a process where it turns out to have been all along: what it was put in could not be
+    /// told. Returns the placement that is let go for it, if the process is known.
+    pub fn settle(&mut self, process: ProcessId, placement: PlacementId) -> Option<PlacementId> {
+        let slot = self.find(process.pid, process.start)?;
+        let record = &mut self.records[slot as usize];
+        Some(std::mem::replace(&mut record.placement, placement))
+    }
+
     /// Notes that a process is dead. Idempotent; unknown processes are ignored, since an exit alone
     /// does not say where GPU time of theirs should go that the caller cannot learn from the event.
     ///
