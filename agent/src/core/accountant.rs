@@ -22,7 +22,7 @@ use super::model::{
     SourceState, UNRESOLVED, UnattributedReason,
 };
 use super::placement::{Owner, PlacementId, PlacementTable};
-use super::process_table::{ProcessTable, Sighting};
+use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
     AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
@@ -562,7 +562,15 @@ impl Accountant {
             .filter_map(|book| book.through)
             .min()
             .unwrap_or(now);
-        let before = passed.max(now.minus(KEEP_DEAD_AT_MOST)).minus(KEEP_DEAD);
+        // Nothing that is yet to be booked reaches further back than the slack. The rest is for
+        // news that come late, and a storm of short processes must not turn others away for it.
+        let mut books = self.ledger.books().iter();
+        let keep = if self.processes.is_crowded() && books.all(|book| book.through.is_some()) {
+            CREDIT_SLACK
+        } else {
+            KEEP_DEAD
+        };
+        let before = passed.max(now.minus(KEEP_DEAD_AT_MOST)).minus(keep);
         let placements = &mut self.placements;
         self.processes
             .forget(before, &mut |place| placements.release(place));
@@ -1376,6 +1384,27 @@ mod tests {
         }));
         node.pass(500, &[(7, 500)]);
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn a_storm_of_short_processes_does_not_turn_a_lasting_one_away() {
+        let mut node = Node::new(0, 0);
+        node.accountant.processes = ProcessTable::new(1_000);
+        for _ in 0..10 {
+            for pid in 100..300 {
+                let start = node.fork(pid, 6);
+                node.exit(pid, start, 6);
+                node.now += 1_000_000;
+            }
+            node.pass(1_000, &[]);
+            node.commit();
+        }
+        node.named(A, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[(7, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
+        assert_eq!(snapshot.agent.table_overflows, 0);
     }
 
     #[test]

@@ -276,6 +276,12 @@ impl ProcessTable {
         true
     }
 
+    /// Whether more than half of the table is used.
+    #[must_use]
+    pub const fn is_crowded(&self) -> bool {
+        self.alive + self.exited > self.limit as u64 / 2
+    }
+
     /// Puts a process where it turns out to have been all along: what it was put in could not be
     /// told. Returns the placement that is let go for it, if the process is known.
     pub fn settle(&mut self, process: ProcessId, placement: PlacementId) -> Option<PlacementId> {
