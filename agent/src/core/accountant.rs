@@ -313,7 +313,13 @@ impl Accountant {
 
     fn take_lists(&mut self, lists: GpuProcesses, clock: Clock) {
         let mut memory = HashMap::<Owner, u64>::new();
-        let book = self.ledger.book_of(&lists.gpu);
+        // The next window begins where the last one ended, before the lists were read.
+        let opened = self.ledger.book_of(&lists.gpu).map(|at| {
+            let book = &self.ledger.books()[at];
+            let through = book.through.map(|through| through.min(lists.at));
+            let opened = through.map_or(book.start, |through| clock.wall_of(through));
+            (at, opened)
+        });
         for process in &lists.processes {
             let (_, owner) = attribute::owner_of(
                 process.pid,
@@ -328,8 +334,8 @@ impl Accountant {
                 *sum = sum.saturating_add(bytes);
             }
             // Opened before it is charged, its series shows 0 all the earlier.
-            if let Some(book) = book {
-                self.ledger.open(book, &owner, clock.wall_of(lists.at));
+            if let Some((book, opened)) = opened {
+                self.ledger.open(book, &owner, opened);
             }
         }
         self.lists.insert(
@@ -1405,6 +1411,30 @@ mod tests {
         let snapshot = node.commit();
         assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
         assert_eq!(snapshot.agent.table_overflows, 0);
+    }
+
+    #[test]
+    fn no_charge_is_older_than_its_account_though_a_list_opened_it() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[]);
+        node.commit();
+        let through = clock(node.now).wall;
+        node.now += SECOND / 2;
+        node.take(Input::GpuProcesses(GpuProcesses {
+            gpu: gpu(),
+            at: BootTime(node.now),
+            processes: vec![GpuProcess {
+                pid: Pid(7),
+                memory: None,
+            }],
+            memory_used: None,
+        }));
+        node.commit();
+        // The window begins before the list was read.
+        node.pass(500, &[(7, 900)]);
+        assert_eq!(node.commit().container_series[0].start, through);
     }
 
     #[test]
