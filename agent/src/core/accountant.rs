@@ -134,6 +134,7 @@ pub struct Accountant {
     events: EventCounters,
     effects: Vec<Effect>,
     counts: AgentBook,
+    namespace_overflows: u64,
     sequence: u64,
 }
 
@@ -158,6 +159,7 @@ impl Accountant {
             events: EventCounters::default(),
             effects: Vec::new(),
             counts: AgentBook::default(),
+            namespace_overflows: 0,
             sequence: 0,
         }
     }
@@ -491,6 +493,7 @@ impl Accountant {
 
     fn publish(&mut self, clock: Clock) {
         let policy = &self.settings.policy;
+        let limit = self.settings.namespace_limit;
         for ((book, owner), account) in self.ledger.accounts_mut() {
             match owner {
                 Owner::Host(_) => {
@@ -503,14 +506,11 @@ impl Accountant {
                     };
                     publication::publish(account, payer.attribution, &payer.labels, policy, clock);
                     if matches!(payer.attribution, Attribution::Named { .. }) {
-                        feed(
-                            &mut self.namespaces,
-                            self.settings.namespace_limit,
-                            *book,
-                            &payer.labels.namespace,
-                            account,
-                            clock,
-                        );
+                        let amount = account.busy.minus(account.fed);
+                        account.fed = account.busy;
+                        let key = (*book, Arc::clone(&payer.labels.namespace));
+                        self.namespace_overflows +=
+                            u64::from(feed(&mut self.namespaces, limit, key, amount, clock));
                     }
                 }
             }
@@ -534,7 +534,6 @@ impl Accountant {
             }
         }
         let policy = &self.settings.policy;
-        let namespaces = &mut self.namespaces;
         let limit = self.settings.namespace_limit;
         let mut closed = false;
         // The account's last word to its namespace, if nobody ever named it.
@@ -548,7 +547,9 @@ impl Accountant {
             done
         });
         for (book, amount) in unsettled {
-            namespace_book(namespaces, limit, book, &UNRESOLVED.into(), clock).amount += amount;
+            let key = (book, UNRESOLVED.into());
+            self.namespace_overflows +=
+                u64::from(feed(&mut self.namespaces, limit, key, amount, clock));
         }
         if closed {
             let open: HashSet<&Owner> = self
@@ -732,7 +733,8 @@ impl Accountant {
             table_overflows: self.processes.overflows()
                 + self.placements.overflows()
                 + self.directory.overflows()
-                + self.ledger.overflows(),
+                + self.ledger.overflows()
+                + self.namespace_overflows,
             containers_held: attribution("held"),
             containers_named: attribution("named"),
             containers_id_only: attribution("id_only"),
@@ -809,36 +811,25 @@ impl Accountant {
     }
 }
 
-fn namespace_book<'a>(
-    namespaces: &'a mut BTreeMap<(usize, Arc<str>), NamespaceBook>,
-    limit: usize,
-    book: usize,
-    namespace: &Arc<str>,
-    clock: Clock,
-) -> &'a mut NamespaceBook {
-    let key = (book, Arc::clone(namespace));
-    let key = if namespaces.len() >= limit && !namespaces.contains_key(&key) {
-        (book, OVERFLOW.into())
-    } else {
-        key
-    };
-    namespaces.entry(key).or_insert_with(|| NamespaceBook {
-        amount: Nanos::ZERO,
-        gate: Gate::new(clock.wall, clock.boot),
-    })
-}
-
+/// Gives a namespace's counter its amount. Returns whether the amount went to the overflow, since
+/// there are too many namespaces.
 fn feed(
     namespaces: &mut BTreeMap<(usize, Arc<str>), NamespaceBook>,
     limit: usize,
-    book: usize,
-    namespace: &Arc<str>,
-    account: &mut super::ledger::Account,
+    mut key: (usize, Arc<str>),
+    amount: Nanos,
     clock: Clock,
-) {
-    let book = namespace_book(namespaces, limit, book, namespace, clock);
-    book.amount += account.busy.minus(account.fed);
-    account.fed = account.busy;
+) -> bool {
+    let is_full = namespaces.len() >= limit && !namespaces.contains_key(&key);
+    if is_full {
+        key.1 = OVERFLOW.into();
+    }
+    let book = namespaces.entry(key).or_insert_with(|| NamespaceBook {
+        amount: Nanos::ZERO,
+        gate: Gate::new(clock.wall, clock.boot),
+    });
+    book.amount += amount;
+    is_full && !amount.is_zero()
 }
 
 /// What a payer is called before anybody has named it.
@@ -1435,6 +1426,27 @@ mod tests {
         // The window begins before the list was read.
         node.pass(500, &[(7, 900)]);
         assert_eq!(node.commit().container_series[0].start, through);
+    }
+
+    #[test]
+    fn namespaces_beyond_the_bound_are_counted_and_go_to_the_overflow() {
+        let mut node = Node::new(0, 0);
+        node.accountant.settings.namespace_limit = 1;
+        node.named(A, Some(UID));
+        node.named(B, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[(7, 500)]);
+        node.commit();
+        node.fork(8, 4);
+        node.pass(1_000, &[(8, 250)]);
+        let snapshot = node.commit();
+        let namespaces: Vec<_> = snapshot
+            .namespace_series
+            .iter()
+            .map(|series| (&*series.namespace, series.busy.0 / 1_000_000))
+            .collect();
+        assert_eq!(namespaces, [(OVERFLOW, 250), ("ml", 500)]);
+        assert!(snapshot.agent.table_overflows > 0);
     }
 
     #[test]
