@@ -22,7 +22,7 @@ use super::model::{
     SourceState, UNRESOLVED, UnattributedReason,
 };
 use super::placement::{Owner, PlacementId, PlacementTable};
-use super::process_table::{ProcessTable, Sighting};
+use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
     AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
@@ -134,6 +134,7 @@ pub struct Accountant {
     events: EventCounters,
     effects: Vec<Effect>,
     counts: AgentBook,
+    namespace_overflows: u64,
     sequence: u64,
 }
 
@@ -158,6 +159,7 @@ impl Accountant {
             events: EventCounters::default(),
             effects: Vec::new(),
             counts: AgentBook::default(),
+            namespace_overflows: 0,
             sequence: 0,
         }
     }
@@ -171,9 +173,7 @@ impl Accountant {
             Input::Gpus(gpus) => self.ledger.list(gpus, clock),
             Input::Window(window) => self.waiting.push_back((clock.boot, window)),
             Input::GpuProcesses(lists) => self.take_lists(lists, clock),
-            Input::Health(health) => {
-                self.sources.insert(health.source, health);
-            }
+            Input::Health(health) => self.take_health(health),
         }
         self.introduce_containers(clock.boot);
     }
@@ -189,8 +189,18 @@ impl Accountant {
         }
     }
 
+    fn take_health(&mut self, mut health: SourceHealth) {
+        if let Some(known) = self.sources.get(&health.source)
+            && known.state.as_str() == health.state.as_str()
+        {
+            // Down again is still down, for whatever reason this time.
+            health.since = health.since.min(known.since);
+        }
+        self.sources.insert(health.source, health);
+    }
+
     fn take_events(&mut self, batch: KernelBatch) {
-        let losses = |counters: &EventCounters| counters.lost + counters.undecodable;
+        let losses = |counters: &EventCounters| counters.lost.saturating_add(counters.undecodable);
         if losses(&batch.counters) > losses(&self.events) {
             self.counts.rescans_after_loss += 1;
             self.lost_at = self.lost_at.max(Some(batch.drained_through));
@@ -271,8 +281,16 @@ impl Accountant {
                 .placement(id)
                 .and_then(|known| self.placements.owner(known))
                 .map(|(owner, _)| owner.clone());
-            // A path and a number that mean the same owner are no move.
+            // A path and a number that mean the same owner are no move, and a number that means
+            // nothing yet is what the path says.
             let place = match self.processes.placement(id) {
+                Some(_) if known.is_none() && owner.is_some() => {
+                    self.placements.hold(place);
+                    if let Some(gone) = self.processes.settle(id, place) {
+                        self.placements.release(gone);
+                    }
+                    place
+                }
                 Some(known_place) if known.is_some() && known == owner => {
                     self.placements.hold(known_place);
                     self.placements.release(place);
@@ -302,7 +320,13 @@ impl Accountant {
 
     fn take_lists(&mut self, lists: GpuProcesses, clock: Clock) {
         let mut memory = HashMap::<Owner, u64>::new();
-        let book = self.ledger.book_of(&lists.gpu);
+        // The next window begins where the last one ended, before the lists were read.
+        let opened = self.ledger.book_of(&lists.gpu).map(|at| {
+            let book = &self.ledger.books()[at];
+            let through = book.through.map(|through| through.min(lists.at));
+            let opened = through.map_or(book.start, |through| clock.wall_of(through));
+            (at, opened)
+        });
         for process in &lists.processes {
             let (_, owner) = attribute::owner_of(
                 process.pid,
@@ -313,11 +337,12 @@ impl Accountant {
             );
             let Ok(owner) = owner else { continue };
             if let Some(bytes) = process.memory {
-                *memory.entry(owner.clone()).or_default() += bytes;
+                let sum = memory.entry(owner.clone()).or_default();
+                *sum = sum.saturating_add(bytes);
             }
             // Opened before it is charged, its series shows 0 all the earlier.
-            if let Some(book) = book {
-                self.ledger.open(book, &owner, clock.wall_of(lists.at));
+            if let Some((book, opened)) = opened {
+                self.ledger.open(book, &owner, opened);
             }
         }
         self.lists.insert(
@@ -414,6 +439,9 @@ impl Accountant {
             .cloned()
             .collect();
         for owner in owners {
+            if let Owner::Container(id) = &owner {
+                self.directory.want(id, now);
+            }
             let payer = self.payers.entry(owner.clone()).or_insert_with(|| Payer {
                 attribution: Attribution::Held,
                 held_since: now,
@@ -486,6 +514,7 @@ impl Accountant {
 
     fn publish(&mut self, clock: Clock) {
         let policy = &self.settings.policy;
+        let limit = self.settings.namespace_limit;
         for ((book, owner), account) in self.ledger.accounts_mut() {
             match owner {
                 Owner::Host(_) => {
@@ -498,14 +527,11 @@ impl Accountant {
                     };
                     publication::publish(account, payer.attribution, &payer.labels, policy, clock);
                     if matches!(payer.attribution, Attribution::Named { .. }) {
-                        feed(
-                            &mut self.namespaces,
-                            self.settings.namespace_limit,
-                            *book,
-                            &payer.labels.namespace,
-                            account,
-                            clock,
-                        );
+                        let amount = account.busy.minus(account.fed);
+                        account.fed = account.busy;
+                        let key = (*book, Arc::clone(&payer.labels.namespace));
+                        self.namespace_overflows +=
+                            u64::from(feed(&mut self.namespaces, limit, key, amount, clock));
                     }
                 }
             }
@@ -529,7 +555,6 @@ impl Accountant {
             }
         }
         let policy = &self.settings.policy;
-        let namespaces = &mut self.namespaces;
         let limit = self.settings.namespace_limit;
         let mut closed = false;
         // The account's last word to its namespace, if nobody ever named it.
@@ -543,7 +568,9 @@ impl Accountant {
             done
         });
         for (book, amount) in unsettled {
-            namespace_book(namespaces, limit, book, &UNRESOLVED.into(), clock).amount += amount;
+            let key = (book, UNRESOLVED.into());
+            self.namespace_overflows +=
+                u64::from(feed(&mut self.namespaces, limit, key, amount, clock));
         }
         if closed {
             let open: HashSet<&Owner> = self
@@ -563,7 +590,15 @@ impl Accountant {
             .filter_map(|book| book.through)
             .min()
             .unwrap_or(now);
-        let before = passed.max(now.minus(KEEP_DEAD_AT_MOST)).minus(KEEP_DEAD);
+        // Nothing that is yet to be booked reaches further back than the slack. The rest is for
+        // news that come late, and a storm of short processes must not turn others away for it.
+        let mut books = self.ledger.books().iter();
+        let keep = if self.processes.is_crowded() && books.all(|book| book.through.is_some()) {
+            CREDIT_SLACK
+        } else {
+            KEEP_DEAD
+        };
+        let before = passed.max(now.minus(KEEP_DEAD_AT_MOST)).minus(keep);
         let placements = &mut self.placements;
         self.processes
             .forget(before, &mut |place| placements.release(place));
@@ -719,7 +754,8 @@ impl Accountant {
             table_overflows: self.processes.overflows()
                 + self.placements.overflows()
                 + self.directory.overflows()
-                + self.ledger.overflows(),
+                + self.ledger.overflows()
+                + self.namespace_overflows,
             containers_held: attribution("held"),
             containers_named: attribution("named"),
             containers_id_only: attribution("id_only"),
@@ -796,36 +832,25 @@ impl Accountant {
     }
 }
 
-fn namespace_book<'a>(
-    namespaces: &'a mut BTreeMap<(usize, Arc<str>), NamespaceBook>,
-    limit: usize,
-    book: usize,
-    namespace: &Arc<str>,
-    clock: Clock,
-) -> &'a mut NamespaceBook {
-    let key = (book, Arc::clone(namespace));
-    let key = if namespaces.len() >= limit && !namespaces.contains_key(&key) {
-        (book, OVERFLOW.into())
-    } else {
-        key
-    };
-    namespaces.entry(key).or_insert_with(|| NamespaceBook {
-        amount: Nanos::ZERO,
-        gate: Gate::new(clock.wall, clock.boot),
-    })
-}
-
+/// Gives a namespace's counter its amount. Returns whether the amount went to the overflow, since
+/// there are too many namespaces.
 fn feed(
     namespaces: &mut BTreeMap<(usize, Arc<str>), NamespaceBook>,
     limit: usize,
-    book: usize,
-    namespace: &Arc<str>,
-    account: &mut super::ledger::Account,
+    mut key: (usize, Arc<str>),
+    amount: Nanos,
     clock: Clock,
-) {
-    let book = namespace_book(namespaces, limit, book, namespace, clock);
-    book.amount += account.busy.minus(account.fed);
-    account.fed = account.busy;
+) -> bool {
+    let is_full = namespaces.len() >= limit && !namespaces.contains_key(&key);
+    if is_full {
+        key.1 = OVERFLOW.into();
+    }
+    let book = namespaces.entry(key).or_insert_with(|| NamespaceBook {
+        amount: Nanos::ZERO,
+        gate: Gate::new(clock.wall, clock.boot),
+    });
+    book.amount += amount;
+    is_full && !amount.is_zero()
 }
 
 /// What a payer is called before anybody has named it.
@@ -1334,6 +1359,133 @@ mod tests {
             skipped: 0,
         }));
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn memory_beyond_all_sense_stops_nothing() {
+        let mut node = Node::new(0, 0);
+        node.fork(7, 3);
+        node.fork(8, 3);
+        let process = |pid| GpuProcess {
+            pid: Pid(pid),
+            memory: Some(u64::MAX - 1),
+        };
+        node.take(Input::GpuProcesses(GpuProcesses {
+            gpu: gpu(),
+            at: BootTime(node.now),
+            processes: vec![process(7), process(8)],
+            memory_used: None,
+        }));
+        assert_eq!(node.commit().accounts[0].memory, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_source_that_is_down_again_and_again_is_down_since_the_first_time() {
+        let mut node = Node::new(0, 0);
+        let down = |reason: &str| SourceState::Down {
+            class: "permission".into(),
+            reason: reason.into(),
+            next_retry: None,
+        };
+        let began = node.now;
+        for reason in ["one", "one", "another"] {
+            node.health(SourceId::Kernel, down(reason));
+            node.now += SECOND;
+        }
+        let health = &node.commit().sources[0];
+        assert_eq!(health.since, BootTime(began));
+        assert_eq!(health.state, down("another"));
+        let up = node.now;
+        node.health(SourceId::Kernel, SourceState::Up);
+        assert_eq!(node.commit().sources[0].since, BootTime(up));
+    }
+
+    #[test]
+    fn a_cgroup_that_only_a_scan_can_name_is_not_unknown_for_the_window_before() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        // The announcement of cgroup 99 was lost.
+        let start = node.fork(7, 99);
+        node.now += SECOND / 2;
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(7),
+                parent: Pid(1),
+                start: BootTime(start).into(),
+                cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
+            }],
+            skipped: 0,
+        }));
+        node.pass(500, &[(7, 500)]);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn a_storm_of_short_processes_does_not_turn_a_lasting_one_away() {
+        let mut node = Node::new(0, 0);
+        node.accountant.processes = ProcessTable::new(1_000);
+        for _ in 0..10 {
+            for pid in 100..300 {
+                let start = node.fork(pid, 6);
+                node.exit(pid, start, 6);
+                node.now += 1_000_000;
+            }
+            node.pass(1_000, &[]);
+            node.commit();
+        }
+        node.named(A, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[(7, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
+        assert_eq!(snapshot.agent.table_overflows, 0);
+    }
+
+    #[test]
+    fn no_charge_is_older_than_its_account_though_a_list_opened_it() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[]);
+        node.commit();
+        let through = clock(node.now).wall;
+        node.now += SECOND / 2;
+        node.take(Input::GpuProcesses(GpuProcesses {
+            gpu: gpu(),
+            at: BootTime(node.now),
+            processes: vec![GpuProcess {
+                pid: Pid(7),
+                memory: None,
+            }],
+            memory_used: None,
+        }));
+        node.commit();
+        // The window begins before the list was read.
+        node.pass(500, &[(7, 900)]);
+        assert_eq!(node.commit().container_series[0].start, through);
+    }
+
+    #[test]
+    fn namespaces_beyond_the_bound_are_counted_and_go_to_the_overflow() {
+        let mut node = Node::new(0, 0);
+        node.accountant.settings.namespace_limit = 1;
+        node.named(A, Some(UID));
+        node.named(B, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[(7, 500)]);
+        node.commit();
+        node.fork(8, 4);
+        node.pass(1_000, &[(8, 250)]);
+        let snapshot = node.commit();
+        let namespaces: Vec<_> = snapshot
+            .namespace_series
+            .iter()
+            .map(|series| (&*series.namespace, series.busy.0 / 1_000_000))
+            .collect();
+        assert_eq!(namespaces, [(OVERFLOW, 250), ("ml", 500)]);
+        assert!(snapshot.agent.table_overflows > 0);
     }
 
     #[test]

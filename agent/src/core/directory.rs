@@ -76,6 +76,11 @@ pub enum Outcome {
 }
 
 impl Entry {
+    /// What is kept when room is needed, the greatest first: nobody repeats what the kernel said.
+    const fn worth(&self) -> (bool, BootTime) {
+        (self.kernel.is_some(), self.touched)
+    }
+
     /// The pod that the kernel's cgroup names.
     fn pod_uid(&self) -> Option<&PodUid> {
         self.kernel.as_ref()?.pod_uid.as_ref()
@@ -259,14 +264,22 @@ impl Directory {
         Some(entry)
     }
 
-    /// Drops the eighth that was least recently wanted; whoever wants one of them asks again.
+    /// Drops an eighth: containers of which only a runtime has spoken, then those that were least
+    /// recently wanted; whoever wants one of them asks again.
     fn make_room(&mut self) {
-        let mut ages: Vec<_> = self.entries.values().map(|entry| entry.touched).collect();
-        ages.sort_unstable();
-        let Some(&oldest_kept) = ages.get(self.limit.div_ceil(8)) else {
+        let mut worths: Vec<_> = self.entries.values().map(Entry::worth).collect();
+        worths.sort_unstable();
+        let Some(&least_kept) = worths.get(self.limit.div_ceil(8)) else {
             return;
         };
-        self.entries.retain(|_, entry| entry.touched >= oldest_kept);
+        self.entries.retain(|_, entry| entry.worth() >= least_kept);
+    }
+
+    /// Notes that a container is still wanted.
+    pub fn want(&mut self, id: &ContainerId, now: BootTime) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.touched = entry.touched.max(now);
+        }
     }
 
     /// Whether somebody should be asked for this container now. Says so once, then not again for
@@ -574,6 +587,26 @@ mod tests {
         directory.see(&id(), Some(&PodUid::from(UID)), "docker", BootTime(2));
         let labels = directory.runtime_labels(&id());
         assert_eq!(labels.get("team").map(|team| &**team), Some("a"));
+    }
+
+    #[test]
+    fn what_the_kernel_said_is_not_forgotten_for_containers_that_no_process_is_in() {
+        let mut directory = Directory::new(8);
+        directory.see(&id(), Some(&PodUid::from(UID)), "docker", BootTime(1));
+        // A runtime that lists thousands of containers that ended long ago.
+        for n in 0..20u64 {
+            let IdentityUpdate::Found(mut identity) = found(None) else {
+                unreachable!("found is Found")
+            };
+            identity.id = ContainerId::from(format!("stopped{n}").as_str());
+            directory.learn(IdentityUpdate::Found(identity), BootTime(2 + n));
+        }
+        directory.learn(
+            found(Some("99999999-2222-3333-4444-555555555555")),
+            BootTime(50),
+        );
+        assert_eq!(directory.names(&id()).source, None, "it is another pod's");
+        assert!(directory.entries.len() <= 8);
     }
 
     #[test]

@@ -27,12 +27,18 @@ const NIL: u32 = u32::MAX;
 
 /// Bits of a record's `pid_and_flags` that are the pid; the kernel's `PID_MAX_LIMIT` is 2^22.
 const PID_MASK: u32 = (1 << 24) - 1;
+/// Its death was reported, not inferred: nothing but the pid's next holder brings it back.
+const EXIT_REPORTED: u32 = 1 << 29;
 /// The process replaced its image in the place where it is now.
 const EXEC_HERE: u32 = 1 << 30;
 /// The process replaced its image in the place where it was before.
 const EXEC_BEFORE: u32 = 1 << 31;
 /// An event of the kernel reported it, not only a scan.
-const BY_EVENT: u32 = 1 << 29;
+const BY_EVENT: u32 = 1 << 28;
+const _: () = {
+    let flags = EXIT_REPORTED | EXEC_HERE | EXEC_BEFORE | BY_EVENT;
+    assert!(flags.count_ones() == 4 && flags & PID_MASK == 0);
+};
 
 /// One incarnation of a pid. 48 bytes; with its index entry a process costs at most 64.
 #[derive(Clone, Copy, Debug)]
@@ -171,14 +177,22 @@ impl ProcessTable {
             return self.insert(pid, start, at, placement, sighting);
         };
         let record = &mut self.records[slot as usize];
+        let mut reused = false;
         if sighting != Sighting::Scan {
+            if start < record.start {
+                // Late news of one that had this pid in the same tick before.
+                return false;
+            }
+            reused = record.has(EXIT_REPORTED) && record.exit <= start;
             // The kernel's nanoseconds are finer than the tick that a scan gave.
             record.start = start;
         }
-        if record.exit < at && sighting != Sighting::Fork && self.newest.get(&pid.0) == Some(&slot)
-        {
-            // Somebody thought it dead, and here it is: a scan had not been able to read it.
+        // Somebody thought it dead, and here it is: a scan had not been able to read it. A scan
+        // does not outrank a death that was reported.
+        let mistaken = record.exit < at && sighting != Sighting::Fork && !record.has(EXIT_REPORTED);
+        if (reused || mistaken) && self.newest.get(&pid.0) == Some(&slot) {
             record.exit = BootTime::MAX;
+            record.pid_and_flags &= !EXIT_REPORTED;
             self.exited -= 1;
             self.alive += 1;
         }
@@ -195,8 +209,8 @@ impl ProcessTable {
                 } else {
                     0
                 };
-                record.pid_and_flags =
-                    record.pid().0 | exec_before | (record.pid_and_flags & BY_EVENT);
+                record.pid_and_flags &= !(EXEC_HERE | EXEC_BEFORE);
+                record.pid_and_flags |= exec_before;
                 held = true;
             } else if record.previous.is_none() {
                 // Older news that came late: it says where the process was before it moved.
@@ -339,21 +353,43 @@ impl ProcessTable {
         }
     }
 
+    /// Whether more than half of the table is used.
+    #[must_use]
+    pub const fn is_crowded(&self) -> bool {
+        self.alive + self.exited > self.limit as u64 / 2
+    }
+
+    /// Puts a process where it turns out to have been all along: what it was put in could not be
+    /// told. Returns the placement that is let go for it, if the process is known.
+    pub fn settle(&mut self, process: ProcessId, placement: PlacementId) -> Option<PlacementId> {
+        let slot = self.find(process.pid, process.start)?;
+        let record = &mut self.records[slot as usize];
+        Some(std::mem::replace(&mut record.placement, placement))
+    }
+
     /// Notes that a process is dead. Idempotent; unknown processes are ignored, since an exit alone
     /// does not say where GPU time of theirs should go that the caller cannot learn from the event.
     ///
-    /// The latest time holds: two last threads may both report it, and a scan that missed the
-    /// process can only tell that it was gone when the scan began.
+    /// Of reported times the latest holds, since two last threads may both report it. A time that
+    /// was inferred does not: a scan that missed the process can only tell that it was gone when
+    /// the scan began, and the pid's next holder that it was gone by then.
     pub fn exit(&mut self, pid: Pid, start: BootTime, at: BootTime) {
         if let Some(slot) = self.find(pid, StartTicks::from(start)) {
             let record = &mut self.records[slot as usize];
+            if start < record.start {
+                // Late news of one that had this pid in the same tick before.
+                return;
+            }
             if record.is_alive() {
-                record.exit = at;
                 self.alive -= 1;
                 self.exited += 1;
-            } else {
-                record.exit = record.exit.max(at);
             }
+            record.exit = if record.has(EXIT_REPORTED) {
+                record.exit.max(at)
+            } else {
+                at
+            };
+            record.pid_and_flags |= EXIT_REPORTED;
         }
     }
 
@@ -704,6 +740,42 @@ mod tests {
         see(&mut table, 1, s(1), s(30), HOST, Sighting::Scan);
         assert_eq!((table.alive(), table.exited()), (1, 0));
         assert_eq!(places(&table, 1, s(40), s(41)), [HOST]);
+    }
+
+    #[test]
+    fn a_zombie_that_a_scan_still_finds_stays_dead() {
+        let mut table = table();
+        see(&mut table, 1, s(1), s(1), BOX_A, Sighting::Fork);
+        table.exit(Pid(1), s(1), s(10));
+        // Its parent has not asked for its status yet.
+        see(&mut table, 1, s(1), s(30), BOX_A, Sighting::Scan);
+        assert_eq!((table.alive(), table.exited()), (0, 1));
+        see(&mut table, 1, s(40), s(40), BOX_B, Sighting::Fork);
+        assert_eq!(places(&table, 1, s(39), s(41)), [BOX_B]);
+    }
+
+    #[test]
+    fn a_pid_that_is_used_again_within_a_tick_is_alive_again() {
+        let mut table = table();
+        see(&mut table, 1, ms(1_000), ms(1_000), BOX_A, Sighting::Fork);
+        table.exit(Pid(1), ms(1_000), ms(1_002));
+        see(&mut table, 1, ms(1_004), ms(1_004), BOX_A, Sighting::Fork);
+        assert_eq!((table.alive(), table.exited()), (1, 0));
+        assert_eq!(places(&table, 1, s(2), s(3)), [BOX_A]);
+        // The news of the first one, come late, change nothing.
+        table.exit(Pid(1), ms(1_000), ms(1_002));
+        see(&mut table, 1, ms(1_000), ms(1_001), BOX_A, Sighting::Exec);
+        assert_eq!((table.alive(), table.exited()), (1, 0));
+    }
+
+    #[test]
+    fn an_exit_that_is_reported_after_the_pid_was_taken_again_is_when_it_was() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        see(&mut table, 7, s(20), s(20), BOX_B, Sighting::Fork);
+        table.exit(Pid(7), s(10), s(12));
+        assert_eq!(places(&table, 7, s(19), s(21)), [BOX_B]);
+        assert_eq!((table.alive(), table.exited()), (1, 1));
     }
 
     #[test]

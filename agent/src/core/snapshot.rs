@@ -267,7 +267,8 @@ pub struct AgentBook {
     pub exited_processes: u64,
     /// cgroups known by path.
     pub cgroups: u64,
-    /// Processes, cgroups or accounts that a full table turned away.
+    /// Processes, cgroups, containers, accounts and amounts of namespaces that a full table turned
+    /// away.
     pub table_overflows: u64,
     /// Scans of `/proc` that were merged.
     pub scans: u64,
