@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
@@ -67,6 +67,9 @@ pub enum AppError {
     /// NVML cannot be followed.
     #[error(transparent)]
     Nvml(#[from] nvml::SpawnError),
+    /// The books are kept no longer.
+    #[error("the core ended before it was told to")]
+    Core(#[source] Option<JoinError>),
     /// A signal handler cannot be installed.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
@@ -76,8 +79,8 @@ pub enum AppError {
 ///
 /// # Errors
 ///
-/// What was configured cannot be had: an address, the socket, a receiver's address. A source that
-/// is missing is none: it is reported as such and tried again.
+/// What was configured cannot be had: an address, the socket, a receiver's address; or the core has
+/// ended by a defect. A source that is missing is none: it is reported as such and tried again.
 pub async fn run(config: Config) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
     let socket = socket::bind(&config.socket.path)?;
@@ -226,9 +229,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         docker: docker_counters,
         blocked: blocked_now,
     };
-    let core = tokio::spawn(core.run(inputs_taken, queries_taken, core_stopped));
+    let mut core = tokio::spawn(core.run(inputs_taken, queries_taken, core_stopped));
 
-    signals.recv().await;
+    let ended = end(signals.recv(), &mut core).await;
     info!("stopping");
     let began = Instant::now();
     let _ = stop.send(true);
@@ -239,7 +242,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         }
         sources.shutdown().await;
         let _ = stop_core.send(true);
-        if let Err(error) = core.await {
+        if ended.is_ok()
+            && let Err(error) = core.await
+        {
             error!(%error, "the core did not end in order");
         }
         let _ = stop_outputs.send(true);
@@ -249,7 +254,16 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         warn!("not everything ended within {DRAIN:?}");
     }
     debug!(took = ?began.elapsed(), "stopped");
-    Ok(())
+    ended
+}
+
+/// Waits until the agent is told to stop, or has to: without its core it would look alive and book
+/// nothing, and whoever started it can start it anew.
+async fn end(told: impl Future<Output = ()>, core: &mut JoinHandle<()>) -> Result<(), AppError> {
+    tokio::select! {
+        () = told => Ok(()),
+        ended = core => Err(AppError::Core(ended.err())),
+    }
 }
 
 /// Done when the agent is to stop.
@@ -520,5 +534,21 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_whose_core_has_ended_does_not_stay() {
+        let mut core = tokio::spawn(async { panic!("a defect") });
+        let ended = end(pending(), &mut core).await;
+        assert!(matches!(ended, Err(AppError::Core(Some(_)))), "{ended:?}");
+        let mut core = tokio::spawn(pending());
+        assert!(end(async {}, &mut core).await.is_ok());
     }
 }
