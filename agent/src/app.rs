@@ -7,9 +7,11 @@
 //! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
 //! scanned, and events that come meanwhile queue, so that no process falls between the two.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -148,7 +150,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         stopped.clone(),
     )?;
     let (blocked_now, blocked) = watch::channel(None);
-    sources.spawn(follow_kernel(
+    let kernel = follow_kernel(
         KernelConfig {
             ring_bytes: config.kernel.ring_bytes,
             ..KernelConfig::default()
@@ -157,8 +159,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         announce_taken,
         rescans.clone(),
         stopped.clone(),
-    ));
-    sources.spawn(procfs::run(
+    );
+    sources.spawn(outlived(SourceId::Kernel, inputs.clone(), kernel));
+    let procfs = procfs::run(
         procfs::Config {
             interval: config.procfs.interval.0,
             ..procfs::Config::default()
@@ -167,10 +170,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         inputs.clone(),
         now,
         stopped.clone(),
-    ));
+    );
+    sources.spawn(outlived(SourceId::Procfs, inputs.clone(), procfs));
     let docker_counters = Arc::new(identity::Counters::default());
     if config.docker.enabled {
-        sources.spawn(docker::run(
+        let docker = docker::run(
             docker::Config {
                 sockets: config.docker.sockets.clone(),
                 timeout: config.docker.timeout.0,
@@ -181,7 +185,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             inputs.clone(),
             now,
             stopped.clone(),
-        ));
+        );
+        sources.spawn(outlived(SourceId::Docker, inputs.clone(), docker));
     }
 
     // The outputs.
@@ -214,7 +219,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         }
     });
     if let Some(exporter) = exporter {
-        outputs.spawn(exporter.run(until(outputs_stopped.clone())));
+        let exporter = exporter.run(until(outputs_stopped.clone()));
+        outputs.spawn(outlived(SourceId::Otlp, inputs.clone(), exporter));
     }
     drop(inputs);
 
@@ -264,6 +270,23 @@ async fn end(told: impl Future<Output = ()>, core: &mut JoinHandle<()>) -> Resul
         () = told => Ok(()),
         ended = core => Err(AppError::Core(ended.err())),
     }
+}
+
+/// Lives as long as a source does, and tells if that ended by a panic: what is dead must not pass
+/// for what was heard of it last.
+async fn outlived(source: SourceId, inputs: mpsc::Sender<Input>, life: impl Future<Output = ()>) {
+    // Nothing of the source is looked at after a panic.
+    if AssertUnwindSafe(life).catch_unwind().await.is_ok() {
+        return;
+    }
+    let source_name = source.as_str();
+    error!(source = source_name, "a defect ended this source");
+    let state = SourceState::Down {
+        class: "panic".into(),
+        reason: "a defect ended it; the agent must be started anew".into(),
+        next_retry: None,
+    };
+    tell(&inputs, source, state, "").await;
 }
 
 /// Done when the agent is to stop.
@@ -550,5 +573,21 @@ mod tests {
         assert!(matches!(ended, Err(AppError::Core(Some(_)))), "{ended:?}");
         let mut core = tokio::spawn(pending());
         assert!(end(async {}, &mut core).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_source_that_a_defect_ended_is_down() {
+        let (inputs, mut taken) = mpsc::channel(1);
+        outlived(SourceId::Docker, inputs.clone(), async {}).await;
+        assert!(taken.try_recv().is_err(), "it ended in order");
+        outlived(SourceId::Docker, inputs, async { panic!("a defect") }).await;
+        let Some(Input::Health(health)) = taken.recv().await else {
+            panic!("a source tells of its health");
+        };
+        assert_eq!(health.source, SourceId::Docker);
+        assert!(
+            matches!(&health.state, SourceState::Down { class, .. } if &**class == "panic"),
+            "{health:?}"
+        );
     }
 }
