@@ -7,11 +7,13 @@
 //! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
 //! scanned, and events that come meanwhile queue, so that no process falls between the two.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -25,6 +27,7 @@ use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
+use crate::outputs::prometheus::BindError;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
 use crate::outputs::{otlp, prometheus, socket};
@@ -59,7 +62,7 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 pub enum AppError {
     /// `/metrics` has no address.
     #[error(transparent)]
-    Prometheus(#[from] prometheus::BindError),
+    Prometheus(#[from] BindError),
     /// The local socket cannot be made.
     #[error("cannot make the local socket")]
     Socket(#[from] socket::SocketError),
@@ -87,7 +90,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
     let socket = socket::bind(&config.socket.path)?;
     let listener = if config.prometheus.enabled {
-        Some(prometheus::bind(config.prometheus.listen).await?)
+        Some(listen(config.prometheus.listen).await?)
     } else {
         None
     };
@@ -261,6 +264,24 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     debug!(took = ?began.elapsed(), "stopped");
     ended
+}
+
+/// Takes the address of `/metrics`.
+async fn listen(address: SocketAddr) -> Result<TcpListener, BindError> {
+    match prometheus::bind(address).await {
+        Err(error) => match without_ipv6(address, &error.source) {
+            Some(address) => prometheus::bind(address).await,
+            None => Err(error),
+        },
+        bound => bound,
+    }
+}
+
+/// What stands for all addresses, the default, where the kernel was started without IPv6.
+fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAddr> {
+    let no_ipv6 = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+    let all = address.is_ipv6() && address.ip().is_unspecified();
+    (no_ipv6 && all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
 /// Waits until the agent is told to stop, or has to: without its core it would look alive and book
@@ -573,6 +594,23 @@ mod tests {
         assert!(matches!(ended, Err(AppError::Core(Some(_)))), "{ended:?}");
         let mut core = tokio::spawn(pending());
         assert!(end(async {}, &mut core).await.is_ok());
+    }
+
+    #[test]
+    fn all_addresses_are_those_of_ipv4_where_there_is_no_ipv6() {
+        let no_ipv6 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+        let in_use = rustix::io::Errno::ADDRINUSE.raw_os_error();
+        for (address, errno, expect) in [
+            ("[::]:10944", no_ipv6, Some("0.0.0.0:10944")),
+            ("[::]:10944", in_use, None),
+            ("[::1]:10944", no_ipv6, None),
+            ("0.0.0.0:10944", no_ipv6, None),
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let instead = without_ipv6(address.parse().expect("an address"), &error);
+            let expect = expect.map(|address| address.parse().expect("an address"));
+            assert_eq!(instead, expect, "{address} {error}");
+        }
     }
 
     #[tokio::test]
