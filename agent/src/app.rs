@@ -9,11 +9,15 @@
 
 pub mod preflight;
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
@@ -27,6 +31,7 @@ use crate::outputs::cadvisor::DutyCycle;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
 use crate::outputs::log::Log;
+use crate::outputs::prometheus::BindError;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
 use crate::outputs::{otlp, prometheus, socket};
@@ -61,7 +66,7 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 pub enum AppError {
     /// `/metrics` has no address.
     #[error(transparent)]
-    Prometheus(#[from] prometheus::BindError),
+    Prometheus(#[from] BindError),
     /// The local socket cannot be made.
     #[error("cannot make the local socket")]
     Socket(#[from] socket::SocketError),
@@ -71,6 +76,9 @@ pub enum AppError {
     /// NVML cannot be followed.
     #[error(transparent)]
     Nvml(#[from] nvml::SpawnError),
+    /// The books are kept no longer.
+    #[error("the core ended before it was told to")]
+    Core(#[source] Option<JoinError>),
     /// A signal handler cannot be installed.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
@@ -80,13 +88,13 @@ pub enum AppError {
 ///
 /// # Errors
 ///
-/// What was configured cannot be had: an address, the socket, a receiver's address. A source that
-/// is missing is none: it is reported as such and tried again.
+/// What was configured cannot be had: an address, the socket, a receiver's address; or the core has
+/// ended by a defect. A source that is missing is none: it is reported as such and tried again.
 pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
     let socket = socket::bind(&config.socket.path)?;
     let listener = if config.prometheus.enabled {
-        Some(prometheus::bind(config.prometheus.listen).await?)
+        Some(listen(config.prometheus.listen).await?)
     } else {
         None
     };
@@ -151,7 +159,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         stopped.clone(),
     )?;
     let (blocked_now, blocked) = watch::channel(None);
-    sources.spawn(follow_kernel(
+    let kernel = follow_kernel(
         KernelConfig {
             ring_bytes: config.kernel.ring_bytes,
             ..KernelConfig::default()
@@ -160,8 +168,9 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         announce_taken,
         rescans.clone(),
         stopped.clone(),
-    ));
-    sources.spawn(procfs::run(
+    );
+    sources.spawn(outlived(SourceId::Kernel, inputs.clone(), kernel));
+    let procfs = procfs::run(
         procfs::Config {
             interval: config.procfs.interval.0,
             ..procfs::Config::default()
@@ -170,11 +179,12 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         inputs.clone(),
         now,
         stopped.clone(),
-    ));
+    );
+    sources.spawn(outlived(SourceId::Procfs, inputs.clone(), procfs));
     let mut names = Vec::new();
     if config.docker.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::Docker);
-        sources.spawn(docker::run(
+        let docker = docker::run(
             docker::Config {
                 sockets: config.docker.sockets.clone(),
                 timeout: config.docker.timeout.0,
@@ -185,12 +195,13 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
             inputs.clone(),
             now,
             stopped.clone(),
-        ));
+        );
+        sources.spawn(outlived(SourceId::Docker, inputs.clone(), docker));
     }
     if config.bundle.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::Bundle);
         let bundle = config.bundle.clone();
-        sources.spawn(bundle::run(
+        let bundle = bundle::run(
             bundle::Config {
                 host_root: bundle.host_root,
                 containerd: bundle.containerd,
@@ -203,12 +214,13 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
             inputs.clone(),
             now,
             stopped.clone(),
-        ));
+        );
+        sources.spawn(outlived(SourceId::Bundle, inputs.clone(), bundle));
     }
     if config.kubelet_logs.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::KubeletLogs);
         let logs = config.kubelet_logs.clone();
-        sources.spawn(kubelet_logs::run(
+        let logs = kubelet_logs::run(
             kubelet_logs::Config {
                 host_root: logs.host_root,
                 containers: logs.containers,
@@ -220,7 +232,8 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
             inputs.clone(),
             now,
             stopped.clone(),
-        ));
+        );
+        sources.spawn(outlived(SourceId::KubeletLogs, inputs.clone(), logs));
     }
 
     // The outputs.
@@ -255,7 +268,8 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         }
     });
     if let Some(exporter) = exporter {
-        outputs.spawn(exporter.run(until(outputs_stopped.clone())));
+        let exporter = exporter.run(until(outputs_stopped.clone()));
+        outputs.spawn(outlived(SourceId::Otlp, inputs.clone(), exporter));
     }
     drop(inputs);
 
@@ -269,9 +283,9 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         watchdog: nvml.watchdog(),
         blocked: blocked_now,
     };
-    let core = tokio::spawn(core.run(inputs_taken, queries_taken, core_stopped));
+    let mut core = tokio::spawn(core.run(inputs_taken, queries_taken, core_stopped));
 
-    signals.recv().await;
+    let ended = end(signals.recv(), &mut core).await;
     info!("stopping");
     let began = Instant::now();
     let _ = stop.send(true);
@@ -282,7 +296,9 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         }
         sources.shutdown().await;
         let _ = stop_core.send(true);
-        if let Err(error) = core.await {
+        if ended.is_ok()
+            && let Err(error) = core.await
+        {
             error!(%error, "the core did not end in order");
         }
         let _ = stop_outputs.send(true);
@@ -292,7 +308,51 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         warn!("not everything ended within {DRAIN:?}");
     }
     debug!(took = ?began.elapsed(), "stopped");
-    Ok(())
+    ended
+}
+
+/// Takes the address of `/metrics`.
+async fn listen(address: SocketAddr) -> Result<TcpListener, BindError> {
+    match prometheus::bind(address).await {
+        Err(error) => match without_ipv6(address, &error.source) {
+            Some(address) => prometheus::bind(address).await,
+            None => Err(error),
+        },
+        bound => bound,
+    }
+}
+
+/// What stands for all addresses, the default, where the kernel was started without IPv6.
+fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAddr> {
+    let no_ipv6 = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+    let all = address.is_ipv6() && address.ip().is_unspecified();
+    (no_ipv6 && all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+}
+
+/// Waits until the agent is told to stop, or has to: without its core it would look alive and book
+/// nothing, and whoever started it can start it anew.
+async fn end(told: impl Future<Output = ()>, core: &mut JoinHandle<()>) -> Result<(), AppError> {
+    tokio::select! {
+        () = told => Ok(()),
+        ended = core => Err(AppError::Core(ended.err())),
+    }
+}
+
+/// Lives as long as a source does, and tells if that ended by a panic: what is dead must not pass
+/// for what was heard of it last.
+async fn outlived(source: SourceId, inputs: mpsc::Sender<Input>, life: impl Future<Output = ()>) {
+    // Nothing of the source is looked at after a panic.
+    if AssertUnwindSafe(life).catch_unwind().await.is_ok() {
+        return;
+    }
+    let source_name = source.as_str();
+    error!(source = source_name, "a defect ended this source");
+    let state = SourceState::Down {
+        class: "panic".into(),
+        reason: "a defect ended it; the agent must be started anew".into(),
+        next_retry: None,
+    };
+    tell(&inputs, source, state, "").await;
 }
 
 /// Done when the agent is to stop.
@@ -604,5 +664,54 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_whose_core_has_ended_does_not_stay() {
+        let mut core = tokio::spawn(async { panic!("a defect") });
+        let ended = end(pending(), &mut core).await;
+        assert!(matches!(ended, Err(AppError::Core(Some(_)))), "{ended:?}");
+        let mut core = tokio::spawn(pending());
+        assert!(end(async {}, &mut core).await.is_ok());
+    }
+
+    #[test]
+    fn all_addresses_are_those_of_ipv4_where_there_is_no_ipv6() {
+        let no_ipv6 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+        let in_use = rustix::io::Errno::ADDRINUSE.raw_os_error();
+        for (address, errno, expect) in [
+            ("[::]:10944", no_ipv6, Some("0.0.0.0:10944")),
+            ("[::]:10944", in_use, None),
+            ("[::1]:10944", no_ipv6, None),
+            ("0.0.0.0:10944", no_ipv6, None),
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let instead = without_ipv6(address.parse().expect("an address"), &error);
+            let expect = expect.map(|address| address.parse().expect("an address"));
+            assert_eq!(instead, expect, "{address} {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_that_a_defect_ended_is_down() {
+        let (inputs, mut taken) = mpsc::channel(1);
+        outlived(SourceId::Docker, inputs.clone(), async {}).await;
+        assert!(taken.try_recv().is_err(), "it ended in order");
+        outlived(SourceId::Docker, inputs, async { panic!("a defect") }).await;
+        let Some(Input::Health(health)) = taken.recv().await else {
+            panic!("a source tells of its health");
+        };
+        assert_eq!(health.source, SourceId::Docker);
+        assert!(
+            matches!(&health.state, SourceState::Down { class, .. } if &**class == "panic"),
+            "{health:?}"
+        );
     }
 }
