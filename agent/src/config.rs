@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use reqwest::Url;
+use reqwest::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
@@ -514,16 +516,17 @@ impl Config {
             ),
         ];
         for (key, span, least, most, allowed) in spans {
-            let millis = span.0.as_millis();
-            let in_range = (u128::from(least)..=u128::from(most)).contains(&millis);
-            ensure(in_range, key, span, allowed)?;
+            let range = Duration::from_millis(least)..=Duration::from_millis(most);
+            ensure(range.contains(&span.0), key, span, allowed)?;
         }
-        for path in self.docker.sockets.iter().chain([&self.socket.path]) {
+        let docker = self.docker.sockets.iter();
+        let docker = docker.map(|path| ("docker.sockets", path));
+        for (key, path) in docker.chain([("socket.path", &self.socket.path)]) {
             // sun_path, with its terminating zero.
             let fits = path.is_absolute() && path.as_os_str().len() < 108;
             ensure(
                 fits,
-                "docker.sockets or socket.path",
+                key,
                 path.display(),
                 "an absolute path of at most 107 bytes",
             )?;
@@ -566,8 +569,28 @@ impl Config {
         if let Some(endpoint) = &self.otlp.endpoint {
             let allowed = endpoint
                 .strip_prefix("http://")
-                .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+                .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+                && Url::parse(endpoint).is_ok();
             ensure(allowed, "otlp.endpoint", endpoint, "http://HOST[:PORT]")?;
+        }
+        for (name, value) in &self.otlp.headers {
+            let allowed = HeaderName::from_bytes(name.as_bytes()).is_ok()
+                && HeaderValue::from_str(value).is_ok();
+            // The value is not shown: it may be a secret.
+            ensure(
+                allowed,
+                "otlp.headers",
+                format!("{name:?} with a value"),
+                "a header's name and a value without control characters",
+            )?;
+        }
+        if let Some(name) = &self.otlp.node_name {
+            ensure(
+                !name.trim().is_empty(),
+                "otlp.node_name",
+                format!("{name:?}"),
+                "a node's name",
+            )?;
         }
         Ok(())
     }
@@ -661,7 +684,27 @@ mod tests {
             ),
             (
                 "[docker]\nsockets = [\"docker.sock\"]",
-                "is docker.sock, allowed is an absolute path",
+                "docker.sockets is docker.sock, allowed is an absolute path",
+            ),
+            (
+                "[socket]\npath = \"agent.sock\"",
+                "socket.path is agent.sock, allowed is an absolute path",
+            ),
+            (
+                "[gpu]\ninterval = \"5s 1us\"",
+                "gpu.interval is 5s 1µs, allowed is 100ms to 5s",
+            ),
+            (
+                "[otlp]\nendpoint = \"http://a host\"",
+                "otlp.endpoint is http://a host, allowed is http://",
+            ),
+            (
+                "[otlp.headers]\nx-token = \"two\\nlines\"",
+                "otlp.headers is \"x-token\" with a value, allowed is",
+            ),
+            (
+                "[otlp]\nnode_name = \"\"",
+                "otlp.node_name is \"\", allowed is a node's name",
             ),
             (
                 "[bundle]\ncontainerd = [\"/run/containerd\", \"state\"]",

@@ -17,7 +17,7 @@ use super::{block_on, complain, config::read};
 use crate::app;
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::outputs::log::{self, Keeper, Log};
-use crate::outputs::telemetry::{self, Telemetry};
+use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
 
 /// How long the last export of the agent's own telemetry may take.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -61,8 +61,9 @@ impl Options {
         if self.nvml_library.is_some() {
             config.gpu.library = self.nvml_library;
         }
-        if self.node_name.is_some() {
-            config.otlp.node_name = self.node_name;
+        // An environment variable that is empty says as much as one that is not set.
+        if let Some(name) = self.node_name.filter(|name| !name.is_empty()) {
+            config.otlp.node_name = Some(name);
         }
         if let Some(level) = self.log {
             config.log.level = level;
@@ -101,6 +102,7 @@ pub fn run(options: Options) -> ExitCode {
         });
         let telemetry = match telemetry.transpose() {
             Ok(telemetry) => telemetry,
+            Err(error @ TelemetryError::Receiver(_)) => return complain(&error, 2),
             Err(error) => return complain(&error, 1),
         };
         let ansi = stderr().is_terminal();
