@@ -7,10 +7,11 @@
 //! that was born and died inside it is known. That wait is bounded: a kernel source that is down
 //! must not hold the books.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::attribute;
+use super::attribute::{self, Charge};
 use super::directory::{Directory, SourcesOfNames};
 use super::input::{
     EventCounters, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input, KernelBatch,
@@ -38,6 +39,8 @@ const KEEP_DEAD: Nanos = Nanos::from_secs(15);
 /// How old process lists may be and still say how much memory is in use: three times the longest
 /// interval at which they can be configured to be read.
 const LISTS_HOLD: Nanos = Nanos::from_secs(180);
+/// How soon `/proc` is scanned again for a process that the last scan did not show.
+const LOOK_AGAIN: Nanos = Nanos::from_secs(10);
 /// How long the dead are kept at most, however far a GPU's windows lag.
 const KEEP_DEAD_AT_MOST: Nanos = Nanos::from_secs(60);
 
@@ -78,7 +81,8 @@ impl Default for Settings {
     }
 }
 
-/// What the core wants done. Each may be dropped: it is asked for again if it is still needed.
+/// What the core wants done. Each may be dropped: it is asked for again if it is still needed. Only
+/// a scan that is already to come may stand for [`Effect::Rescan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Ask the sources of names for this container.
@@ -134,6 +138,8 @@ pub struct Accountant {
     events: EventCounters,
     effects: Vec<Effect>,
     counts: AgentBook,
+    /// When `/proc` was last to be scanned for a pid.
+    looked_for: HashMap<Pid, BootTime>,
     namespace_overflows: u64,
     sequence: u64,
 }
@@ -159,6 +165,7 @@ impl Accountant {
             events: EventCounters::default(),
             effects: Vec::new(),
             counts: AgentBook::default(),
+            looked_for: HashMap::new(),
             namespace_overflows: 0,
             sequence: 0,
         }
@@ -387,14 +394,8 @@ impl Accountant {
             self.counts.windows_not_awaited += u64::from(!caught_up);
             let charges = attribute::charges(&window, &self.processes, &mut self.placements);
             self.introduce_containers(clock.boot);
-            let unknown = charges.iter().any(|charge| {
-                matches!(
-                    charge.owner,
-                    Err(UnattributedReason::UnknownPid | UnattributedReason::UnknownCgroup)
-                )
-            });
-            if unknown {
-                self.wish(Effect::Rescan);
+            for charge in &charges {
+                self.look_for(charge, clock.boot);
             }
             let accounts = self.ledger.accounts().count();
             if let Some(unlisted) = self.ledger.book(window, charges, clock)
@@ -409,6 +410,23 @@ impl Accountant {
             }
         }
         self.waiting = still;
+    }
+
+    /// Has `/proc` scanned for a process that is not known, but not again and again for one that is
+    /// not there either: the driver may name it for as long as it likes.
+    fn look_for(&mut self, charge: &Charge, now: BootTime) {
+        let Some(pid) = charge.pid else { return };
+        let (Err(UnattributedReason::UnknownPid) | Err(UnattributedReason::UnknownCgroup)) =
+            &charge.owner
+        else {
+            self.looked_for.remove(&pid);
+            return;
+        };
+        self.looked_for.retain(|_, at| now.since(*at) < LOOK_AGAIN);
+        if let Entry::Vacant(entry) = self.looked_for.entry(pid) {
+            entry.insert(now);
+            self.wish(Effect::Rescan);
+        }
     }
 
     /// The last commit of this agent: nothing that has come is left waiting.
@@ -1486,6 +1504,23 @@ mod tests {
             .collect();
         assert_eq!(namespaces, [(OVERFLOW, 250), ("ml", 500)]);
         assert!(snapshot.agent.table_overflows > 0);
+    }
+
+    #[test]
+    fn a_pid_that_nothing_shows_is_not_looked_for_every_second() {
+        let mut node = Node::new(0, 0);
+        let rescans = |node: &mut Node, seconds: u64, pid: u32| {
+            (0..seconds)
+                .map(|_| {
+                    node.pass(1_000, &[(pid, 100)]);
+                    node.commit();
+                    let effects = node.accountant.take_effects();
+                    effects.iter().filter(|e| **e == Effect::Rescan).count()
+                })
+                .sum::<usize>()
+        };
+        assert_eq!(rescans(&mut node, 20, 7), 2);
+        assert_eq!(rescans(&mut node, 1, 8), 1, "another one is, at once");
     }
 
     #[test]
