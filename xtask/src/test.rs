@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead, BufReader};
 
 use anyhow::{Context, Result, bail};
 
@@ -54,6 +54,17 @@ impl Totals {
     }
 }
 
+/// Shows what the tests print and adds up their results. What they print may be anything.
+fn follow(output: impl BufRead, totals: &mut Totals) -> Result<()> {
+    for line in output.split(b'\n') {
+        let line = line.context("cannot read what the tests print")?;
+        let line = String::from_utf8_lossy(&line);
+        totals.add(&line);
+        println!("{line}");
+    }
+    Ok(())
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(&[
         Group::Ebpf,
@@ -74,11 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .args(&options.arguments);
     let mut totals = Totals::default();
     let (mut running, output) = tests.spawn_reading()?;
-    for line in BufReader::new(output).lines() {
-        let line = line.context("cannot read what the tests print")?;
-        totals.add(&line);
-        println!("{line}");
-    }
+    follow(BufReader::new(output), &mut totals)?;
     let status = running.wait().context("cannot wait for the tests")?;
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     for line in skipped.lines() {
@@ -113,10 +120,12 @@ mod tests {
         ] {
             totals.add(line);
         }
+        let output = b"\xff is not utf-8\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
+        follow(output.as_slice(), &mut totals).expect("memory can be read");
         let expect = Totals {
-            passed: 15,
+            passed: 16,
             failed: 2,
-            binaries: 2,
+            binaries: 3,
         };
         assert_eq!(totals, expect);
     }
