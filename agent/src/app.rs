@@ -134,6 +134,9 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         info!(address = address.unwrap_or_default(), "serving /metrics");
     }
     for (source, is_on) in [
+        (SourceId::Kernel, true),
+        (SourceId::Procfs, true),
+        (SourceId::Nvml, true),
         (SourceId::Docker, config.docker.enabled),
         (SourceId::Bundle, config.bundle.enabled),
         (SourceId::KubeletLogs, config.kubelet_logs.enabled),
