@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod codegen;
 mod command;
 mod demo;
 mod gpu_record;
@@ -34,6 +35,7 @@ enum Verb {
     Setup(setup::Options),
     Build(build::Options),
     Lint(lint::Options),
+    Codegen(codegen::Options),
     Demo(demo::Options),
     Bench(bench::Options),
     Test(test::Options),
@@ -56,6 +58,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Setup(options) => setup::run(&options),
         Verb::Build(options) => build::run(&options),
         Verb::Lint(options) => lint::run(&options),
+        Verb::Codegen(options) => codegen::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Test(options) => test::run(&options),
