@@ -38,7 +38,7 @@ use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
-use crate::sources::identity::{self, bundle, docker, kubelet_logs};
+use crate::sources::identity::{self, bundle, cri, docker, kubelet_logs};
 use crate::sources::kernel::{KernelConfig, KernelSource, Tally};
 use crate::sources::procfs;
 
@@ -138,6 +138,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         (SourceId::Procfs, true),
         (SourceId::Nvml, true),
         (SourceId::Docker, config.docker.enabled),
+        (SourceId::Cri, config.cri.enabled),
         (SourceId::Bundle, config.bundle.enabled),
         (SourceId::KubeletLogs, config.kubelet_logs.enabled),
         (SourceId::Otlp, exporter.is_some()),
@@ -200,6 +201,22 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
             stopped.clone(),
         );
         sources.spawn(outlived(SourceId::Docker, inputs.clone(), docker));
+    }
+    if config.cri.enabled {
+        let (counters, lookups) = source_of_names(&mut names, IdentitySource::Cri);
+        let cri = cri::run(
+            cri::Config {
+                sockets: config.cri.sockets.clone(),
+                timeout: config.cri.timeout.0,
+                ..cri::Config::default()
+            },
+            counters,
+            lookups,
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        );
+        sources.spawn(outlived(SourceId::Cri, inputs.clone(), cri));
     }
     if config.bundle.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::Bundle);

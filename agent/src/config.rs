@@ -108,6 +108,8 @@ pub struct Config {
     pub gpu: Gpu,
     /// The Docker Engine API.
     pub docker: Docker,
+    /// The container runtime interface.
+    pub cri: Cri,
     /// What runtimes leave on disk beside a container.
     pub bundle: Bundle,
     /// The kubelet's links to logs.
@@ -198,6 +200,39 @@ impl Default for Docker {
         Self {
             enabled: true,
             sockets: vec!["/var/run/docker.sock".into()],
+            timeout: Span::secs(5),
+        }
+    }
+}
+
+/// The container runtime interface of containerd and CRI-O.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cri {
+    /// Whether it is asked at all.
+    pub enabled: bool,
+    /// Its sockets, all of which are asked; those that are not there are looked for again.
+    pub sockets: Vec<PathBuf>,
+    /// How long a call may take.
+    pub timeout: Span,
+}
+
+impl Default for Cri {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            // Where containerd, CRI-O (also OpenShift's), k3s and RKE2, MicroK8s, k0s and
+            // cri-dockerd listen.
+            sockets: [
+                "/run/containerd/containerd.sock",
+                "/run/crio/crio.sock",
+                "/run/k3s/containerd/containerd.sock",
+                "/var/snap/microk8s/common/run/containerd.sock",
+                "/run/k0s/containerd.sock",
+                "/run/cri-dockerd.sock",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
             timeout: Span::secs(5),
         }
     }
@@ -461,7 +496,7 @@ impl Config {
             ring,
             "a power of two from 4096 to 67108864",
         )?;
-        let spans: [(&'static str, Span, u64, u64, &'static str); 9] = [
+        let spans: [(&'static str, Span, u64, u64, &'static str); 10] = [
             (
                 "procfs.interval",
                 self.procfs.interval,
@@ -485,6 +520,7 @@ impl Config {
                 60_000,
                 "100ms to 1m",
             ),
+            ("cri.timeout", self.cri.timeout, 100, 60_000, "100ms to 1m"),
             ("publish.grace", self.publish.grace, 0, 600_000, "0s to 10m"),
             (
                 "publish.zero_for",
@@ -521,7 +557,9 @@ impl Config {
         }
         let docker = self.docker.sockets.iter();
         let docker = docker.map(|path| ("docker.sockets", path));
-        for (key, path) in docker.chain([("socket.path", &self.socket.path)]) {
+        let cri = self.cri.sockets.iter().map(|path| ("cri.sockets", path));
+        let sockets = docker.chain(cri);
+        for (key, path) in sockets.chain([("socket.path", &self.socket.path)]) {
             // sun_path, with its terminating zero.
             let fits = path.is_absolute() && path.as_os_str().len() < 108;
             ensure(
@@ -719,6 +757,14 @@ mod tests {
             let error = Config::parse(text, "test").unwrap_err().to_string();
             assert!(error.contains(expect), "{text:?} gave {error:?}");
         }
+    }
+
+    #[test]
+    fn the_defaults_of_the_sources_are_those_of_the_configuration() {
+        let config = Config::default();
+        let cri = crate::sources::identity::cri::Config::default();
+        assert_eq!(config.cri.sockets, cri.sockets);
+        assert_eq!(config.cri.timeout.0, cri.timeout);
     }
 
     #[test]

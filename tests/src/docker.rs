@@ -545,7 +545,7 @@ impl Drop for Dockerd {
 /// Where Debian puts programs. A desktop's `docker` elsewhere may bring settings of its own.
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-fn program_path(name: &str) -> Result<PathBuf> {
+pub(crate) fn program_path(name: &str) -> Result<PathBuf> {
     PROGRAM_FOLDERS
         .iter()
         .map(|folder| Path::new(folder).join(name))
@@ -579,7 +579,7 @@ fn tail(log: &Path) -> String {
 }
 
 /// Unmounts whatever is mounted below a folder, the innermost first.
-fn unmount_below(root: &Path) -> Result<()> {
+pub(crate) fn unmount_below(root: &Path) -> Result<()> {
     let root = fs::canonicalize(root).context("cannot resolve the daemon's root")?;
     let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read mountinfo")?;
     let mut points: Vec<PathBuf> = table
@@ -599,7 +599,7 @@ fn unmount_below(root: &Path) -> Result<()> {
 /// The cgroups that containers are put below: those that were not there before the first daemon of
 /// this process are taken away again.
 #[derive(Debug)]
-struct Cgroups {
+pub(crate) struct Cgroups {
     /// Where the hierarchies are mounted.
     mounts: Vec<PathBuf>,
     /// The parents' first components, below each mount.
@@ -609,7 +609,7 @@ struct Cgroups {
 }
 
 impl Cgroups {
-    fn noticed() -> Result<Self> {
+    pub(crate) fn noticed() -> Result<Self> {
         /// One for all: a daemon that starts beside another one would take that one's for older.
         static BEFORE: OnceLock<BTreeSet<PathBuf>> = OnceLock::new();
         let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read mountinfo")?;
@@ -633,7 +633,7 @@ impl Cgroups {
 
     /// Announces a container below `parent`, and keeps the folders above it from being removed as
     /// empty until the returned lock is dropped: a runtime makes them one after the other.
-    fn expect(&mut self, parent: Option<&str>) -> Result<File> {
+    pub(crate) fn expect(&mut self, parent: Option<&str>) -> Result<File> {
         let first = parent.and_then(|parent| parent.split('/').find(|part| !part.is_empty()));
         self.parents.extend(first.map(str::to_owned));
         let lock = Self::lock()?;
@@ -648,7 +648,7 @@ impl Cgroups {
     }
 
     /// What cannot be removed is in use by somebody else, another daemon for example, who will.
-    fn remove(&self) {
+    pub(crate) fn remove(&self) {
         // Without the lock the folders stay: better that than to take another's away.
         let Ok(lock) = Self::lock() else { return };
         if lock.lock().is_err() {

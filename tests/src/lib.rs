@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod collector;
+pub mod containerd;
 pub mod daemon;
 pub mod docker;
 pub mod exposition;
@@ -10,6 +11,7 @@ pub mod http;
 pub mod kernel;
 pub mod otlp;
 pub mod prometheus;
+pub mod proto;
 pub mod python;
 pub mod requirement;
 pub mod rotel;

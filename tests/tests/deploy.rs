@@ -299,6 +299,14 @@ fn the_pod_has_what_its_configuration_names() {
         .map(|path| on_host(&mounts, path));
     let theirs = defaults.docker.sockets.iter().map(|path| Some(host(path)));
     assert_eq!(ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
+    let ours = config.cri.sockets.iter();
+    let ours = ours.map(|path| on_host(&mounts, path));
+    // All but MicroK8s', which is not below /run.
+    let theirs = defaults.cri.sockets.iter();
+    let theirs = theirs
+        .filter(|path| path.starts_with("/run"))
+        .map(|path| Some(path.clone()));
+    assert_eq!(ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
     assert_eq!(
         on_host(&mounts, &config.socket.path),
         Some(defaults.socket.path),

@@ -26,19 +26,6 @@ use crate::sources::kernel::{KernelConfig, KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Where distributions put the sockets of runtimes that speak CRI.
-pub const CRI_SOCKETS: [&str; 6] = [
-    "/run/containerd/containerd.sock",
-    "/run/crio/crio.sock",
-    // k3s and RKE2.
-    "/run/k3s/containerd/containerd.sock",
-    // MicroK8s.
-    "/var/snap/microk8s/common/run/containerd.sock",
-    // k0s.
-    "/run/k0s/containerd.sock",
-    // cri-dockerd.
-    "/run/cri-dockerd.sock",
-];
 /// What the kubelet keeps on the node, and what gpuacct reads there.
 const KUBELET: [(&str, &str); 3] = [
     ("/var/log/pods", "names of pods"),
@@ -366,11 +353,12 @@ async fn names(config: &Config) -> Vec<Finding> {
             });
         }
     }
-    for path in CRI_SOCKETS.map(Path::new) {
+    let cri = config.cri.enabled.then_some(&config.cri.sockets);
+    for path in cri.into_iter().flatten() {
         let item = format!("cri {}", path.display());
         match look_at_socket(path) {
             Place::Socket => {
-                let answer = greeting::cri(path, limit).await;
+                let answer = greeting::cri(path, config.cri.timeout.0).await;
                 any |= answer.is_ok();
                 findings.push(answered(item, answer));
             }

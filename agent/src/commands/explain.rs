@@ -320,15 +320,15 @@ mod tests {
                 },
                 image: "registry.example/team/image:1.2".into(),
                 attribution: Some(Attribution::Named {
-                    source: IdentitySource::Bundle,
+                    source: IdentitySource::Cri,
                 }),
                 why:
-                    "named by bundle: it is the best source that knows the pod which the cgroup names"
+                    "named by cri: it is the best source that knows the pod which the cgroup names"
                         .into(),
                 answers: vec![
                     answer(IdentitySource::Docker, Some(down), None, false),
                     answer(
-                        IdentitySource::Bundle,
+                        IdentitySource::Cri,
                         Some(SourceState::Up),
                         Some(AnswerOutcome::Found {
                             name: "research/train-0/trainer".into(),
@@ -336,13 +336,14 @@ mod tests {
                         true,
                     ),
                     answer(
-                        IdentitySource::KubeletLogs,
+                        IdentitySource::Bundle,
                         Some(SourceState::Up),
                         Some(AnswerOutcome::Refused {
                             claimed: "11111111-2222-3333-4444-555555555555".into(),
                         }),
                         false,
                     ),
+                    answer(IdentitySource::KubeletLogs, None, None, false),
                 ],
                 accounts: vec![AccountStory {
                     gpu: FIRST_GPU.into(),

@@ -19,8 +19,8 @@ use super::input::{
 };
 use super::ledger::Ledger;
 use super::model::{
-    BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, PodUid, ProcessId, SourceId,
-    SourceState, UNRESOLVED, UnattributedReason,
+    BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
+    ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
 };
 use super::placement::{Owner, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
@@ -30,8 +30,6 @@ use super::snapshot::{
     GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
 };
 
-/// The container label of what runs in a pod's own cgroup.
-const POD_ITSELF: &str = "(pod)";
 /// The namespace label beyond [`Settings::namespace_limit`].
 const OVERFLOW: &str = "(overflow)";
 /// How long the dead are kept at least: the driver's ring spans 12 s, and a reader may be late.

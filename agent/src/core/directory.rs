@@ -669,23 +669,17 @@ mod tests {
 
     #[test]
     fn the_best_answer_that_names_wins_whatever_the_order() {
-        use IdentitySource::{Bundle, Docker, KubeletLogs};
+        use IdentitySource::{Bundle, Cri, Docker, KubeletLogs};
         let uid = PodUid::from(UID);
         let lie = "99999999-2222-3333-4444-555555555555";
         // (answers) -> winner
         for (answers, winner) in [
-            (
-                vec![(KubeletLogs, Some(UID)), (Docker, Some(UID))],
-                Some(Docker),
-            ),
-            (
-                vec![(Docker, Some(UID)), (KubeletLogs, Some(UID))],
-                Some(Docker),
-            ),
+            (vec![(KubeletLogs, Some(UID)), (Cri, Some(UID))], Some(Cri)),
+            (vec![(Cri, Some(UID)), (KubeletLogs, Some(UID))], Some(Cri)),
             // The best has not heard of the pod, or tells of another.
             (vec![(Docker, None), (Bundle, Some(UID))], Some(Bundle)),
             (vec![(Docker, Some(lie)), (Bundle, Some(UID))], Some(Bundle)),
-            (vec![(Docker, None), (Bundle, Some(lie))], None),
+            (vec![(Docker, None), (Cri, Some(lie))], None),
         ] {
             let mut directory = directory();
             directory.see(&id(), Some(&uid), "containerd", BootTime(1));

@@ -634,7 +634,7 @@ mod tests {
         let id = ContainerId::from(A);
         accountant.take(
             Input::Identity(IdentityUpdate::NotFound {
-                source: IdentitySource::KubeletLogs,
+                source: IdentitySource::Cri,
                 id,
                 reason: "not_found",
             }),
@@ -658,8 +658,9 @@ mod tests {
             stories,
             [
                 (Some(refused), Some(at(103).wall), false),
-                (Some(found), Some(at(104).wall), true),
                 (Some(unknown), Some(at(105).wall), false),
+                (Some(found), Some(at(104).wall), true),
+                (None, None, false),
             ]
         );
         assert!(owner.why.starts_with("named by bundle"), "{}", owner.why);

@@ -145,6 +145,8 @@ pub struct ScannedProcess {
 pub enum IdentitySource {
     /// The Docker Engine API, also Podman's.
     Docker,
+    /// The container runtime interface of containerd and CRI-O.
+    Cri,
     /// The OCI bundle on disk: annotations that the runtime wrote.
     Bundle,
     /// The kubelet's log links: names only.
@@ -153,13 +155,14 @@ pub enum IdentitySource {
 
 impl IdentitySource {
     /// Every source of names, the best first.
-    pub const ALL: [Self; 3] = [Self::Docker, Self::Bundle, Self::KubeletLogs];
+    pub const ALL: [Self; 4] = [Self::Docker, Self::Cri, Self::Bundle, Self::KubeletLogs];
 
     /// The source whose state says whether it answers.
     #[must_use]
     pub const fn source(self) -> SourceId {
         match self {
             Self::Docker => SourceId::Docker,
+            Self::Cri => SourceId::Cri,
             Self::Bundle => SourceId::Bundle,
             Self::KubeletLogs => SourceId::KubeletLogs,
         }

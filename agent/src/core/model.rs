@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub const NONE: &str = "(none)";
 /// A label value that should be known and could not be learnt.
 pub const UNRESOLVED: &str = "(unresolved)";
+/// The container label of what runs in a pod and in none of its containers.
+pub const POD_ITSELF: &str = "(pod)";
 
 /// Ticks of `/proc/<pid>/stat` a second: `USER_HZ`, which is part of the kernel's ABI and 100 on
 /// every architecture that Linux runs on today.
@@ -347,23 +349,29 @@ pub enum SourceId {
     Nvml,
     /// The Docker Engine API, also Podman's.
     Docker,
+    /// The container runtime interface of containerd and CRI-O.
+    Cri,
     /// The OCI bundles on disk.
     Bundle,
     /// The kubelet's log links.
     KubeletLogs,
+    /// The kubelet's PodResources API.
+    PodResources,
     /// The receiver of the books over OTLP.
     Otlp,
 }
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
         Self::Docker,
+        Self::Cri,
         Self::Bundle,
         Self::KubeletLogs,
+        Self::PodResources,
         Self::Otlp,
     ];
 
@@ -375,8 +383,10 @@ impl SourceId {
             Self::Procfs => "procfs",
             Self::Nvml => "nvml",
             Self::Docker => "docker",
+            Self::Cri => "cri",
             Self::Bundle => "bundle",
             Self::KubeletLogs => "kubelet_logs",
+            Self::PodResources => "pod_resources",
             Self::Otlp => "otlp",
         }
     }

@@ -14,11 +14,10 @@
 //! It refuses to change anything: every request is a GET. What it does not bound is the size of one
 //! reply while that is read: whoever answers on a socket that only root can make is root.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::error::Error as StdError;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,9 +31,11 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
+use super::retry::{Backoff, Socket, every, io_class};
+use super::wanted::{Wanted, container_id, receive};
 use super::{Counters, clean, clean_labels, clean_name, kubernetes_names};
 use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input, SourceHealth};
 use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState, WallTime};
@@ -42,24 +43,13 @@ use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState, WallT
 /// The socket that the Docker Engine listens on.
 pub const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/docker.sock"];
 
-/// First wait after a failure; it doubles from there.
-const RETRY_MIN: Duration = Duration::from_millis(200);
 /// How long a session has to last for the waits to begin anew: a daemon that hangs up after every
 /// list is not listed five times a second.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Inspections under way at one time: enough to hide the round trip, too few to bother a daemon.
 const MAX_IN_FLIGHT: usize = 4;
-/// Containers that wait for an answer. More are turned away and counted; the core asks again.
-const MAX_WANTED: usize = 4096;
 /// Containers remembered as announced. Beyond it a start event costs an inspection.
 const MAX_ANNOUNCED: usize = 16_384;
-/// When to ask again for a container that the daemon did not know, and after the last to give up.
-const MISS_LADDER: [Duration; 4] = [
-    Duration::from_secs(1),
-    Duration::from_secs(4),
-    Duration::from_secs(16),
-    Duration::from_secs(60),
-];
 /// How far before the list the events begin: more than a clock step of NTP's slewing, few enough
 /// seconds to be cheap.
 const OVERLAP: Nanos = Nanos::from_secs(2);
@@ -208,21 +198,6 @@ fn class_of(error: &ApiError) -> &'static str {
     }
 }
 
-fn io_class(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::ConnectionRefused => "refused",
-        ErrorKind::NotFound => "vanished",
-        ErrorKind::PermissionDenied => "permission",
-        ErrorKind::TimedOut => "timeout",
-        ErrorKind::UnexpectedEof
-        | ErrorKind::ConnectionReset
-        | ErrorKind::ConnectionAborted
-        | ErrorKind::BrokenPipe
-        | ErrorKind::NotConnected => "closed",
-        _ => "io",
-    }
-}
-
 /// An error and what caused it. Where the client or `io::Error` wraps an error and passes its
 /// `source` for its own, the wrapped one is looked at too.
 fn causes(error: &ApiError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
@@ -269,28 +244,13 @@ struct Candidates {
     obstacle: Option<(PathBuf, Fault)>,
 }
 
-/// A socket as a file: another daemon's is another file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Socket {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-    changed: (i64, i64),
-}
-
 fn candidates(paths: &[PathBuf]) -> Candidates {
     let mut found = Candidates::default();
     for path in paths {
         let fault = match std::fs::metadata(path) {
             Ok(file) if file.file_type().is_socket() => {
-                let socket = Socket {
-                    path: path.clone(),
-                    device: file.dev(),
-                    inode: file.ino(),
-                    changed: (file.ctime(), file.ctime_nsec()),
-                };
-                let known = |s: &Socket| (s.device, s.inode) == (socket.device, socket.inode);
-                if !found.sockets.iter().any(known) {
+                let socket = Socket::new(path, &file);
+                if !found.sockets.iter().any(|s| s.is_same_file(&socket)) {
                     found.sockets.push(socket);
                 }
                 continue;
@@ -763,23 +723,6 @@ impl Source {
     }
 }
 
-/// The next lookup; none ever, once nobody can send one.
-async fn receive(lookups: &mut Option<mpsc::Receiver<ContainerId>>) -> Option<ContainerId> {
-    match lookups {
-        Some(lookups) => lookups.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// A timer whose first tick is a whole span away, and which does not make up for missed ones.
-fn every(span: Duration) -> Interval {
-    // A timer of no length at all would panic.
-    let span = span.max(Duration::from_millis(1));
-    let mut timer = interval_at(Instant::now() + span, span);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    timer
-}
-
 /// One request, bounded in time.
 async fn call<T>(
     name: &'static str,
@@ -795,13 +738,6 @@ async fn call<T>(
             limit: config.timeout,
         }),
     }
-}
-
-/// An id as the API gives it. It is looked up by its text, so it must be fit for a path.
-fn container_id(text: &str) -> Option<ContainerId> {
-    let well_formed =
-        text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    well_formed.then(|| ContainerId::from(text))
 }
 
 fn inspected(id: &ContainerId, reply: ContainerInspectResponse, counters: &Counters) -> Answer {
@@ -871,155 +807,6 @@ fn identity(
         image: clean_name(image, counters),
         kubernetes: kubernetes_names(labels, counters),
         labels: clean_labels(labels, counters),
-    }
-}
-
-/// The containers that wait for an answer, each once, ordered by when to ask.
-#[derive(Default)]
-struct Wanted {
-    wants: HashMap<ContainerId, Want>,
-    /// Those of `wants` that are not being asked for right now.
-    queue: BTreeSet<(Instant, ContainerId)>,
-}
-
-struct Want {
-    /// When it is to be asked for; absent while it is.
-    due: Option<Instant>,
-    /// Whether the core looked it up, and so wants to be told if it is not known.
-    asked: bool,
-    /// Whether something has happened to it since it was asked for, so that the answer may be old.
-    again: bool,
-    /// Times that the daemon did not know it.
-    misses: usize,
-}
-
-impl Wanted {
-    /// Puts a container in line. False if the line is too long.
-    fn want(&mut self, id: ContainerId, asked: bool, now: Instant) -> bool {
-        if let Some(want) = self.wants.get_mut(&id) {
-            // Asked already, or a negative answer that still holds; an event ends its hold.
-            want.asked |= asked;
-            if !asked {
-                if let Some(due) = &mut want.due {
-                    self.queue.remove(&(*due, id.clone()));
-                    *due = now;
-                    self.queue.insert((now, id));
-                } else {
-                    want.again = true;
-                }
-            }
-            return true;
-        }
-        if self.wants.len() >= MAX_WANTED {
-            return false;
-        }
-        self.queue.insert((now, id.clone()));
-        self.wants.insert(
-            id,
-            Want {
-                due: Some(now),
-                asked,
-                again: false,
-                misses: 0,
-            },
-        );
-        true
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        self.queue.first().map(|(due, _)| *due)
-    }
-
-    /// The next to ask for, if its time has come.
-    fn take_due(&mut self, now: Instant) -> Option<ContainerId> {
-        if self.next_due()? > now {
-            return None;
-        }
-        let (_, id) = self.queue.pop_first()?;
-        if let Some(want) = self.wants.get_mut(&id) {
-            want.due = None;
-        }
-        Some(id)
-    }
-
-    /// It has been answered. Whether anybody still wants to know.
-    fn answered(&mut self, id: &ContainerId, now: Instant) -> bool {
-        match self.wants.get_mut(id) {
-            Some(want) if want.again => {
-                want.again = false;
-                want.due = Some(now);
-                self.queue.insert((now, id.clone()));
-                true
-            }
-            Some(_) => self.forget(id),
-            None => false,
-        }
-    }
-
-    /// It is not of interest any more. Whether it was.
-    fn forget(&mut self, id: &ContainerId) -> bool {
-        let Some(want) = self.wants.remove(id) else {
-            return false;
-        };
-        if let Some(due) = want.due {
-            self.queue.remove(&(due, id.clone()));
-        }
-        true
-    }
-
-    /// The daemon does not know it. Whether the core should be told.
-    fn missed(&mut self, id: &ContainerId, now: Instant) -> bool {
-        let Some(want) = self.wants.get_mut(id) else {
-            return false;
-        };
-        let asked = want.asked;
-        match MISS_LADDER.get(want.misses) {
-            Some(pause) if asked => {
-                want.misses += 1;
-                want.due = Some(now + *pause);
-                self.queue.insert((now + *pause, id.clone()));
-            }
-            // Given up, or known from an event only and gone since.
-            _ => {
-                self.wants.remove(id);
-            }
-        }
-        asked
-    }
-
-    /// A session is over: what was being asked for has to be asked for again.
-    fn call_back(&mut self) {
-        let now = Instant::now();
-        for (id, want) in &mut self.wants {
-            if want.due.is_none() {
-                want.due = Some(now);
-                self.queue.insert((now, id.clone()));
-            }
-        }
-    }
-}
-
-/// Waits that double, each shortened at random by up to a half, so that the agents of a cluster do
-/// not knock in step.
-#[derive(Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    fn next(&mut self, longest: Duration) -> Duration {
-        let whole = RETRY_MIN
-            .saturating_mul(1 << self.failures.min(16))
-            .min(longest);
-        self.failures = self.failures.saturating_add(1);
-        // The standard library seeds each of these anew; more randomness a jitter does not need.
-        let random = RandomState::new().hash_one(self.failures) % 1024;
-        let random = u32::try_from(random).unwrap_or(0);
-        whole / 2 + whole / 2048 * random
-    }
-
-    fn reset(&mut self) {
-        self.failures = 0;
     }
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bollard::{API_DEFAULT_VERSION, Docker};
 use tokio::time::timeout;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
-use tonic_prost::ProstCodec;
+
+use super::proto::cri::VersionRequest;
+use super::proto::cri::runtime_service_client::RuntimeServiceClient;
 
 /// Longest name of a runtime that is repeated.
 const MAX_NAME: usize = 64;
@@ -68,22 +69,6 @@ pub async fn docker(socket: &Path, limit: Duration) -> Result<String, GreetingEr
     ))
 }
 
-/// `runtime.v1.VersionRequest`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct VersionRequest {
-    #[prost(string, tag = "1")]
-    version: String,
-}
-
-/// `runtime.v1.VersionResponse`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct VersionResponse {
-    #[prost(string, tag = "2")]
-    runtime_name: String,
-    #[prost(string, tag = "3")]
-    runtime_version: String,
-}
-
 /// Asks a runtime for its version over CRI v1, and returns what it calls itself.
 ///
 /// # Errors
@@ -93,14 +78,11 @@ pub async fn cri(socket: &Path, limit: Duration) -> Result<String, GreetingError
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
             .map_err(GreetingError::Connect)?;
         let channel = endpoint.connect().await.map_err(GreetingError::Connect)?;
-        let mut client = tonic::client::Grpc::new(channel);
-        client.ready().await.map_err(GreetingError::Connect)?;
-        let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/Version");
-        let codec = ProstCodec::<VersionRequest, VersionResponse>::default();
-        let request = tonic::Request::new(VersionRequest {
-            version: "v1".to_owned(),
-        });
-        let answer = client.unary(request, path, codec).await;
+        let answer = RuntimeServiceClient::new(channel)
+            .version(VersionRequest {
+                version: "v1".to_owned(),
+            })
+            .await;
         answer
             .map(tonic::Response::into_inner)
             .map_err(|status| match status.code() {

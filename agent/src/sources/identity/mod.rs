@@ -16,10 +16,15 @@ use crate::core::model::PodUid;
 use crate::core::snapshot::NamesBook;
 
 pub mod bundle;
+pub mod cri;
 pub mod docker;
 mod files;
 pub mod greeting;
+mod grpc;
 pub mod kubelet_logs;
+mod proto;
+mod retry;
+mod wanted;
 
 /// Longest text that is passed on, in bytes: Kubernetes' own longest name.
 pub const MAX_TEXT: usize = 253;

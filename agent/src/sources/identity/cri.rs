@@ -1,0 +1,954 @@
+//! Names from the container runtime interface of containerd and CRI-O.
+//!
+//! A runtime is judged by whether it answers, never by its name or version. Every configured socket
+//! is followed on its own, since a node may have several runtimes (k3s brings its own containerd
+//! beside Docker's); together they are one source with one state.
+//!
+//! A session: a first call, then the stream of events, then lists of containers and sandboxes. Where
+//! a runtime has no events (containerd before 1.7, CRI-O unless told) the lists are repeated soon,
+//! elsewhere seldom, since a stream can lose what a list cannot. What the core looks up is asked for
+//! by its exact id; the interface also answers to the beginning of an id, and such answers are not
+//! taken.
+//!
+//! A container's names come from its pod's sandbox, as do the pod's own labels. The sandbox's own id
+//! is answered, too, since it has a cgroup: under the pod's names and the container `(pod)`.
+//!
+//! It refuses to change anything: it only lists. A socket on which nobody offers this interface, as
+//! that of a containerd that serves Docker alone, is as good as absent.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt, TryFutureExt};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+use tracing::{debug, info, warn};
+
+use super::grpc::{self, Fault, MAX_ANSWER};
+use super::proto::cri::runtime_service_client::RuntimeServiceClient;
+use super::proto::cri::{
+    Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerStatus,
+    ContainerStatusRequest, GetEventsRequest, ImageSpec, ListContainersRequest,
+    ListPodSandboxRequest, PodSandbox, PodSandboxFilter, PodSandboxMetadata, VersionRequest,
+};
+use super::retry::{Backoff, Socket, every};
+use super::wanted::{Wanted, container_id, receive};
+use super::{Counters, clean, clean_labels, clean_name, kubernetes_names};
+use crate::core::input::{
+    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames, SourceHealth,
+};
+use crate::core::model::{Clock, ContainerId, NONE, Nanos, POD_ITSELF, SourceId, SourceState};
+
+/// Where containerd, CRI-O (also OpenShift's), k3s and RKE2, and MicroK8s listen.
+pub const DEFAULT_SOCKETS: [&str; 6] = [
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
+    "/run/k0s/containerd.sock",
+    "/run/cri-dockerd.sock",
+];
+
+/// How long a session has to last for the waits to begin anew.
+const SETTLED: Duration = Duration::from_secs(10);
+/// The first list is repeated so soon: a container may have started after it and before the runtime
+/// took the request for events.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
+/// Lookups under way at one time, per runtime.
+const MAX_IN_FLIGHT: usize = 4;
+/// Containers and sandboxes remembered, per runtime. Beyond it each list passes them on again.
+const MAX_ANNOUNCED: usize = 16_384;
+/// Lookups on their way to one runtime; what finds no room is counted, and the core asks again.
+const LOOKUPS: usize = 256;
+/// Reports on their way from the runtimes: each waits until its report is taken.
+const REPORTS: usize = 8;
+/// Where runtimes keep an image's name if they call the image by its digest.
+const IMAGE_ANNOTATIONS: [&str; 2] = [
+    "io.kubernetes.cri.image-name",
+    "io.kubernetes.cri-o.ImageName",
+];
+
+/// Where runtimes may be and how patient to be with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Sockets, all of which are followed. Paths of the same socket count once.
+    pub sockets: Vec<PathBuf>,
+    /// How long any one request may take.
+    pub timeout: Duration,
+    /// How often a runtime is asked whether it is still there.
+    pub ping_interval: Duration,
+    /// How often everything is listed where a runtime sends no events.
+    pub list_interval: Duration,
+    /// How often everything is listed where it does.
+    pub relist_interval: Duration,
+    /// Longest wait between attempts.
+    pub retry_max: Duration,
+    /// How often to look for a socket that is not there.
+    pub look_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            sockets: DEFAULT_SOCKETS.map(PathBuf::from).to_vec(),
+            timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(10),
+            list_interval: Duration::from_secs(10),
+            relist_interval: Duration::from_secs(60),
+            retry_max: Duration::from_secs(30),
+            look_interval: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Follows the runtimes until `shutdown` turns true or nobody reads `out` any more.
+///
+/// `lookups` may be closed: then only what the runtimes tell by themselves is passed on. A full
+/// `out` holds this source and nothing else.
+pub async fn run(
+    config: Config,
+    counters: Arc<Counters>,
+    lookups: mpsc::Receiver<ContainerId>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    tokio::select! {
+        // Both a `true` and a dropped sender mean the end.
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        Closed = oversee(config, counters, lookups, out, clock) => {}
+    }
+}
+
+/// Nobody reads the observations any more.
+struct Closed;
+
+/// What one socket is doing.
+struct Report {
+    member: usize,
+    state: SourceState,
+}
+
+/// One socket, as the source's state is made from it.
+struct Member {
+    path: Arc<str>,
+    state: SourceState,
+    /// Whether it has ever been up.
+    was_up: bool,
+}
+
+/// Starts a follower for each socket, hands lookups to all of them, and makes one state of theirs.
+/// Ends when nobody reads `out` any more, and its followers with it.
+async fn oversee(
+    config: Config,
+    counters: Arc<Counters>,
+    lookups: mpsc::Receiver<ContainerId>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+) -> Closed {
+    let (reports, mut reported) = mpsc::channel(REPORTS);
+    let mut followers = JoinSet::new();
+    let mut asked = Vec::new();
+    let mut members = Vec::new();
+    for (member, path) in config.sockets.iter().enumerate() {
+        let (ask, lookups) = mpsc::channel(LOOKUPS);
+        let mut follower = Follower {
+            member,
+            path: path.clone(),
+            before: config.sockets[..member].to_vec(),
+            config: config.clone(),
+            counters: Arc::clone(&counters),
+            lookups: Some(lookups),
+            out: out.clone(),
+            reports: reports.clone(),
+            clock,
+            wanted: Wanted::default(),
+            announced: HashSet::new(),
+            sandboxes: Arc::default(),
+            state: None,
+            seen: false,
+            was_up: false,
+        };
+        followers.spawn(async move { follower.follow().await });
+        asked.push(ask);
+        members.push(Member {
+            path: path.to_string_lossy().as_ref().into(),
+            state: SourceState::Absent,
+            was_up: false,
+        });
+    }
+
+    let mut lookups = Some(lookups);
+    let mut health = None::<SourceHealth>;
+    loop {
+        tokio::select! {
+            () = out.closed() => return Closed,
+            Some(report) = reported.recv() => {
+                if let Some(member) = members.get_mut(report.member) {
+                    member.was_up |= report.state == SourceState::Up;
+                    member.state = report.state;
+                }
+                let (state, place) = together(&members);
+                let since = health.as_ref().filter(|h| h.state.as_str() == state.as_str());
+                let now = SourceHealth {
+                    source: SourceId::Cri,
+                    since: since.map_or_else(|| clock().boot, |h| h.since),
+                    state,
+                    place,
+                };
+                if health.as_ref() != Some(&now) {
+                    health = Some(now.clone());
+                    if out.send(Input::Health(now)).await.is_err() {
+                        return Closed;
+                    }
+                }
+            }
+            id = receive(&mut lookups) => match id {
+                Some(id) => for ask in &asked {
+                    if ask.try_send(id.clone()).is_err() {
+                        Counters::count(&counters.lookups_refused);
+                    }
+                },
+                None => {
+                    lookups = None;
+                    asked.clear();
+                }
+            },
+        }
+    }
+}
+
+/// The state of all sockets together. One that has answered and does not any more makes the source
+/// down, since its containers go without names; one that never has does so only if none is up.
+fn together(members: &[Member]) -> (SourceState, Arc<str>) {
+    let is_down = |member: &&Member| matches!(member.state, SourceState::Down { .. });
+    let is_up = |member: &&Member| member.state == SourceState::Up;
+    let down = members.iter().filter(is_down);
+    if let Some(lost) = down.clone().find(|member| member.was_up) {
+        return (lost.state.clone(), Arc::clone(&lost.path));
+    }
+    let up: Vec<&str> = members.iter().filter(is_up).map(|m| &*m.path).collect();
+    if !up.is_empty() {
+        return (SourceState::Up, up.join(" ").into());
+    }
+    match down.clone().next().or(members.first()) {
+        Some(member) => (member.state.clone(), Arc::clone(&member.path)),
+        None => (SourceState::Absent, "".into()),
+    }
+}
+
+/// What a sandbox says of its pod.
+#[derive(Debug)]
+struct Sandbox {
+    metadata: Option<PodSandboxMetadata>,
+    labels: HashMap<String, String>,
+}
+
+/// What a runtime said of one container.
+enum Answer {
+    Found(Box<ContainerIdentity>),
+    /// It does not know it, or what it said cannot be used; a label value says which.
+    Missing(&'static str),
+}
+
+type Client = RuntimeServiceClient<Channel>;
+type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
+
+/// One socket's runtime.
+struct Follower {
+    member: usize,
+    path: PathBuf,
+    /// Paths that others follow; the same socket under one of them is theirs.
+    before: Vec<PathBuf>,
+    config: Config,
+    counters: Arc<Counters>,
+    /// Gone once its other end is.
+    lookups: Option<mpsc::Receiver<ContainerId>>,
+    out: mpsc::Sender<Input>,
+    reports: mpsc::Sender<Report>,
+    clock: fn() -> Clock,
+    wanted: Wanted,
+    /// Containers and sandboxes that the runtime has told about and not removed since.
+    announced: HashSet<ContainerId>,
+    /// By id, as last listed.
+    sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
+    state: Option<SourceState>,
+    /// Whether there has ever been a socket.
+    seen: bool,
+    /// Whether a runtime has ever answered on it.
+    was_up: bool,
+}
+
+impl Follower {
+    async fn follow(&mut self) -> Closed {
+        let mut retry = Backoff::default();
+        loop {
+            if let Err(closed) = self.attempt(&mut retry).await {
+                return closed;
+            }
+        }
+    }
+
+    /// The socket, unless another path leads to it too.
+    fn look(&self) -> Result<Option<Socket>, Fault> {
+        let Some(socket) = grpc::look(&self.path)? else {
+            return Ok(None);
+        };
+        let is_anothers = self.before.iter().any(|path| {
+            grpc::look(path).is_ok_and(|other| other.is_some_and(|o| o.is_same_file(&socket)))
+        });
+        Ok((!is_anothers).then_some(socket))
+    }
+
+    /// One session, and the wait after it.
+    async fn attempt(&mut self, retry: &mut Backoff) -> Result<(), Closed> {
+        let (socket, fault) = match self.look() {
+            Ok(Some(socket)) => {
+                let (begun, mut was_up) = (Instant::now(), false);
+                let fault = self.session(&mut was_up).await?;
+                self.wanted.call_back();
+                if was_up && begun.elapsed() >= SETTLED {
+                    retry.reset();
+                }
+                self.was_up |= was_up;
+                fault.count(&self.counters);
+                (Some(socket), Some(fault))
+            }
+            Ok(None) if self.seen && self.was_up => {
+                let fault = Fault::Vanished(self.path.display().to_string());
+                (None, Some(fault))
+            }
+            Ok(None) => (None, None),
+            Err(fault) => (None, Some(fault)),
+        };
+        self.seen |= socket.is_some();
+        let wait = match fault {
+            // As good as absent: nobody here has ever offered this interface.
+            Some(fault) if fault.is_unimplemented() && !self.was_up => {
+                if self.state != Some(SourceState::Absent) {
+                    info!(place = %self.path.display(), %fault, "cri: not offered here");
+                }
+                self.report(SourceState::Absent).await?;
+                self.config.retry_max
+            }
+            Some(fault) => {
+                let wait = match &fault {
+                    Fault::Vanished(_) => self.config.look_interval,
+                    _ => retry.next(self.config.retry_max),
+                };
+                self.down(&fault, wait).await?;
+                wait
+            }
+            None => {
+                self.report(SourceState::Absent).await?;
+                self.config.look_interval
+            }
+        };
+        if self.wait(wait, socket.as_ref()).await {
+            retry.reset();
+        }
+        Ok(())
+    }
+
+    /// Waits, and takes lookups meanwhile. True if it ended early since another socket is there now
+    /// than `before`.
+    async fn wait(&mut self, span: Duration, before: Option<&Socket>) -> bool {
+        let end = Instant::now() + span;
+        let mut look = every(self.config.look_interval);
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return false,
+                _ = look.tick() => {
+                    if matches!(self.look(), Ok(Some(now)) if Some(&now) != before) {
+                        return true;
+                    }
+                }
+                id = receive(&mut self.lookups) => self.look_up(id),
+            }
+        }
+    }
+
+    /// Talks to one runtime until it cannot be talked to any more.
+    async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+        let client = match grpc::connect(&self.path, self.config.timeout).await {
+            Ok(channel) => Client::new(channel).max_decoding_message_size(MAX_ANSWER),
+            Err(fault) => return Ok(fault),
+        };
+        if let Err(fault) = self.ping(&client).await {
+            return Ok(fault);
+        }
+
+        // The request is under way before the lists' are. A runtime may send no answer to it before
+        // the first event, so nobody waits for one.
+        let mut events = Some(events(&client));
+        let mut early = None;
+        if let Some(events) = &mut events {
+            tokio::select! {
+                biased;
+                event = events.next() => early = Some(event),
+                () = std::future::ready(()) => {}
+            }
+        }
+        if let Err(fault) = self.list(&client).await? {
+            return Ok(fault);
+        }
+        *was_up = true;
+        self.report(SourceState::Up).await?;
+
+        let mut has_events = true;
+        let mut list_at = Instant::now() + LIST_AGAIN.min(self.config.list_interval);
+        let mut ping = every(self.config.ping_interval);
+        let mut lookups = FuturesUnordered::new();
+        loop {
+            if let Some(event) = early.take() {
+                match self.on_stream(event, &mut has_events).await? {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        events = None;
+                        list_at = list_at.min(Instant::now() + self.config.list_interval);
+                    }
+                    Err(fault) => return Ok(fault),
+                }
+            }
+            while lookups.len() < MAX_IN_FLIGHT
+                && let Some(id) = self.wanted.take_due(Instant::now())
+            {
+                lookups.push(self.describe(client.clone(), id));
+            }
+            let due = if lookups.len() < MAX_IN_FLIGHT {
+                self.wanted.next_due()
+            } else {
+                None
+            };
+            tokio::select! {
+                event = next(&mut events) => early = Some(event),
+                Some((id, answer)) = lookups.next() => match answer {
+                    Ok(answer) => self.on_answer(id, answer).await?,
+                    Err(fault) => return Ok(fault),
+                },
+                id = receive(&mut self.lookups) => self.look_up(id),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                // These two are awaited in place: without an answer the session is over anyway.
+                () = sleep_until(list_at) => {
+                    if let Err(fault) = self.list(&client).await? {
+                        return Ok(fault);
+                    }
+                    if events.is_none() && has_events {
+                        events = Some(self::events(&client));
+                    }
+                    list_at = Instant::now() + if events.is_some() {
+                        self.config.relist_interval
+                    } else {
+                        self.config.list_interval
+                    };
+                }
+                _ = ping.tick() => if let Err(fault) = self.ping(&client).await {
+                    return Ok(fault);
+                },
+            }
+        }
+    }
+
+    async fn ping(&self, client: &Client) -> Result<(), Fault> {
+        let mut client = client.clone();
+        let reply = self
+            .call("version", client.version(VersionRequest::default()))
+            .await?;
+        debug!(runtime = %reply.runtime_name, version = %reply.runtime_version, "cri: answers");
+        Ok(())
+    }
+
+    async fn call<T>(
+        &self,
+        name: &'static str,
+        request: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Fault> {
+        grpc::call(name, self.config.timeout, &self.counters, request).await
+    }
+
+    /// Takes what the stream of events brought. Whether it goes on; a runtime without events is
+    /// remembered as such, one whose stream broke is asked for another after the next list.
+    async fn on_stream(
+        &mut self,
+        event: Option<Result<ContainerEventResponse, Status>>,
+        has_events: &mut bool,
+    ) -> Result<Result<bool, Fault>, Closed> {
+        match event {
+            Some(Ok(event)) => {
+                self.on_event(event).await?;
+                return Ok(Ok(true));
+            }
+            Some(Err(status)) => {
+                let fault = Fault::call("events", status);
+                if fault.is_unimplemented() {
+                    *has_events = false;
+                } else if fault.is_an_answer() {
+                    Counters::count(&self.counters.invalid_replies);
+                    warn!(place = %self.path.display(), %fault, "cri: events ended");
+                } else {
+                    return Ok(Err(fault));
+                }
+            }
+            None => debug!(place = %self.path.display(), "cri: events ended"),
+        }
+        Ok(Ok(false))
+    }
+
+    /// Passes on all that is new, and the disappearance of what is not listed any more.
+    async fn list(&mut self, client: &Client) -> Result<Result<(), Fault>, Closed> {
+        let mut client = client.clone();
+        let containers = client.list_containers(ListContainersRequest::default());
+        let containers = match self.call("list_containers", containers).await {
+            Ok(reply) => reply.containers,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        // After the containers, so that the sandbox of each is among them.
+        let sandboxes = client.list_pod_sandbox(ListPodSandboxRequest::default());
+        let sandboxes = match self.call("list_pod_sandbox", sandboxes).await {
+            Ok(reply) => reply.items,
+            Err(fault) => return Ok(Err(fault)),
+        };
+
+        let mut gone = std::mem::take(&mut self.announced);
+        let known = gone.clone();
+        self.sandboxes = Arc::default();
+        for sandbox in sandboxes {
+            let Some(id) = container_id(&sandbox.id) else {
+                Counters::count(&self.counters.invalid_replies);
+                continue;
+            };
+            gone.remove(&id);
+            let sandbox = self.remember(sandbox);
+            if known.contains(&id) {
+                self.note(id);
+            } else {
+                self.found(sandbox_identity(&id, &sandbox, &self.counters))
+                    .await?;
+            }
+        }
+        for container in containers {
+            let Some(id) = container_id(&container.id) else {
+                Counters::count(&self.counters.invalid_replies);
+                continue;
+            };
+            gone.remove(&id);
+            if known.contains(&id) {
+                self.note(id);
+            } else if Facts::listed(&container).image().is_none() {
+                // The list has a digest only. Asked for alone, a container may have more.
+                self.want(id, false);
+            } else {
+                let sandbox = self.sandboxes.get(&container.pod_sandbox_id).cloned();
+                let facts = Facts::listed(&container);
+                let identity = facts.identity(&id, sandbox.as_deref(), &self.counters);
+                self.found(identity).await?;
+            }
+        }
+        for id in gone {
+            self.removed(id).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn remember(&mut self, sandbox: PodSandbox) -> Arc<Sandbox> {
+        let known = Arc::new(Sandbox {
+            metadata: sandbox.metadata,
+            labels: sandbox.labels,
+        });
+        if self.sandboxes.len() < MAX_ANNOUNCED {
+            // Nobody else holds the map yet, so nothing is copied.
+            Arc::make_mut(&mut self.sandboxes).insert(sandbox.id, Arc::clone(&known));
+        }
+        known
+    }
+
+    async fn on_event(&mut self, event: ContainerEventResponse) -> Result<(), Closed> {
+        Counters::count(&self.counters.events);
+        let Some(id) = container_id(&event.container_id) else {
+            Counters::count(&self.counters.invalid_replies);
+            return Ok(());
+        };
+        match event.container_event_type() {
+            ContainerEventType::ContainerCreatedEvent
+            | ContainerEventType::ContainerStartedEvent => {
+                if self.announced.contains(&id) {
+                    return Ok(());
+                }
+                // What the event says is enough to go by, also if the container is gone before it
+                // can be asked for.
+                let sandbox = event.pod_sandbox_status.map(|status| Sandbox {
+                    metadata: status.metadata,
+                    labels: status.labels,
+                });
+                let status = event.containers_statuses.iter().find(|s| s.id == *id.0);
+                if let (Some(sandbox), Some(status)) = (&sandbox, status)
+                    && Facts::alone(status).image().is_some()
+                {
+                    let facts = Facts::alone(status);
+                    let identity = facts.identity(&id, Some(sandbox), &self.counters);
+                    return self.found(identity).await;
+                }
+                self.want(id, false);
+            }
+            ContainerEventType::ContainerStoppedEvent => {}
+            ContainerEventType::ContainerDeletedEvent => {
+                // An answer that is still under way finds nobody who wants it.
+                self.wanted.forget(&id);
+                if self.announced.contains(&id) {
+                    self.removed(id).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for one container.
+    fn describe(
+        &self,
+        client: Client,
+        id: ContainerId,
+    ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
+        let lookup = Lookup {
+            client,
+            limit: self.config.timeout,
+            counters: Arc::clone(&self.counters),
+            // Most lookups are of pods that have been listed.
+            sandboxes: Arc::clone(&self.sandboxes),
+        };
+        async move {
+            let answer = match lookup.describe(&id).await {
+                Err(fault) if fault.is_not_found() => Ok(Answer::Missing("not_found")),
+                Err(fault) if fault.is_an_answer() => {
+                    Counters::count(&lookup.counters.invalid_replies);
+                    warn!(container = %id, %fault, "cri: no answer about one container");
+                    Ok(Answer::Missing("invalid_reply"))
+                }
+                other => other,
+            };
+            (id, answer)
+        }
+    }
+
+    async fn on_answer(&mut self, id: ContainerId, answer: Answer) -> Result<(), Closed> {
+        match answer {
+            Answer::Found(identity) => {
+                if self.wanted.answered(&id, Instant::now()) {
+                    self.found(*identity).await?;
+                }
+            }
+            Answer::Missing(reason) => {
+                if self.wanted.missed(&id, Instant::now()) {
+                    self.send(Input::Identity(IdentityUpdate::NotFound {
+                        source: IdentitySource::Cri,
+                        id,
+                        reason,
+                    }))
+                    .await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, id: ContainerId) {
+        if self.announced.len() < MAX_ANNOUNCED {
+            self.announced.insert(id);
+        }
+    }
+
+    async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
+        self.note(identity.id.clone());
+        self.send(Input::Identity(IdentityUpdate::Found(identity)))
+            .await
+    }
+
+    async fn removed(&mut self, id: ContainerId) -> Result<(), Closed> {
+        self.announced.remove(&id);
+        self.send(Input::Identity(IdentityUpdate::Removed {
+            source: IdentitySource::Cri,
+            id,
+        }))
+        .await
+    }
+
+    fn look_up(&mut self, id: Option<ContainerId>) {
+        match id {
+            Some(id) => match container_id(id.as_str()) {
+                Some(id) => self.want(id, true),
+                None => Counters::count(&self.counters.lookups_refused),
+            },
+            None => self.lookups = None,
+        }
+    }
+
+    fn want(&mut self, id: ContainerId, asked: bool) {
+        if !self.wanted.want(id, asked, Instant::now()) {
+            Counters::count(&self.counters.lookups_refused);
+        }
+    }
+
+    async fn down(&mut self, fault: &Fault, wait: Duration) -> Result<(), Closed> {
+        let wait = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        let state = SourceState::Down {
+            class: fault.class().into(),
+            reason: clean(&fault.to_string(), &self.counters),
+            next_retry: Some((self.clock)().boot.plus(wait)),
+        };
+        self.report(state).await
+    }
+
+    /// Passes on a state if it is news.
+    async fn report(&mut self, state: SourceState) -> Result<(), Closed> {
+        if self.state.as_ref() == Some(&state) {
+            return Ok(());
+        }
+        let is_another = self
+            .state
+            .as_ref()
+            .is_none_or(|before| before.as_str() != state.as_str());
+        if is_another {
+            let place = self.path.display();
+            match &state {
+                SourceState::Down { class, reason, .. } => {
+                    warn!(%place, %class, %reason, "cri: down");
+                }
+                _ => info!(%place, state = state.as_str(), "cri"),
+            }
+        }
+        self.state = Some(state.clone());
+        let report = Report {
+            member: self.member,
+            state,
+        };
+        self.reports.send(report).await.map_err(|_| Closed)
+    }
+
+    async fn send(&self, input: Input) -> Result<(), Closed> {
+        self.out.send(input).await.map_err(|_| Closed)
+    }
+}
+
+/// The request for events and then the events, as one.
+fn events(client: &Client) -> Events {
+    let mut client = client.clone();
+    let stream = async move {
+        let reply = client.get_container_events(GetEventsRequest {}).await;
+        reply.map(Response::into_inner)
+    };
+    Box::pin(stream.try_flatten_stream())
+}
+
+/// The next event; none ever where there are none.
+async fn next(events: &mut Option<Events>) -> Option<Result<ContainerEventResponse, Status>> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Questions about one container.
+struct Lookup {
+    client: Client,
+    limit: Duration,
+    counters: Arc<Counters>,
+    sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
+}
+
+impl Lookup {
+    async fn describe(&self, id: &ContainerId) -> Result<Answer, Fault> {
+        let found = |identity| Ok(Answer::Found(Box::new(identity)));
+        let Some(container) = self.container(id).await? else {
+            return match self.sandbox(id.as_str()).await? {
+                Some(sandbox) => found(sandbox_identity(id, &sandbox, &self.counters)),
+                None => Ok(Answer::Missing("not_found")),
+            };
+        };
+        let sandbox = match self.sandboxes.get(&container.pod_sandbox_id) {
+            Some(known) => Some(Arc::clone(known)),
+            None => self.sandbox(&container.pod_sandbox_id).await?,
+        };
+        let facts = Facts::listed(&container);
+        if facts.image().is_some() {
+            return found(facts.identity(id, sandbox.as_deref(), &self.counters));
+        }
+        let Some(status) = self.status(id).await? else {
+            return found(facts.identity(id, sandbox.as_deref(), &self.counters));
+        };
+        let facts = Facts::alone(&status);
+        found(facts.identity(id, sandbox.as_deref(), &self.counters))
+    }
+
+    /// The container of exactly this id.
+    async fn container(&self, id: &ContainerId) -> Result<Option<Container>, Fault> {
+        let mut client = self.client.clone();
+        let request = client.list_containers(ListContainersRequest {
+            filter: Some(ContainerFilter {
+                id: id.as_str().to_owned(),
+            }),
+        });
+        let reply = grpc::call("list_containers", self.limit, &self.counters, request).await?;
+        Ok(reply.containers.into_iter().find(|c| c.id == id.as_str()))
+    }
+
+    async fn sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>, Fault> {
+        let mut client = self.client.clone();
+        let request = client.list_pod_sandbox(ListPodSandboxRequest {
+            filter: Some(PodSandboxFilter { id: id.to_owned() }),
+        });
+        let reply = grpc::call("list_pod_sandbox", self.limit, &self.counters, request).await?;
+        let sandbox = reply.items.into_iter().find(|sandbox| sandbox.id == id);
+        Ok(sandbox.map(|sandbox| {
+            Arc::new(Sandbox {
+                metadata: sandbox.metadata,
+                labels: sandbox.labels,
+            })
+        }))
+    }
+
+    /// What the runtime says of this container alone; nothing if it says it of another one.
+    async fn status(&self, id: &ContainerId) -> Result<Option<ContainerStatus>, Fault> {
+        let mut client = self.client.clone();
+        let request = client.container_status(ContainerStatusRequest {
+            container_id: id.as_str().to_owned(),
+            verbose: false,
+        });
+        let reply = grpc::call("container_status", self.limit, &self.counters, request).await?;
+        Ok(reply.status.filter(|status| status.id == id.as_str()))
+    }
+}
+
+/// What the interface says of a container, whichever message says it.
+struct Facts<'a> {
+    name: Option<&'a str>,
+    image: Option<&'a ImageSpec>,
+    image_ref: &'a str,
+    labels: &'a HashMap<String, String>,
+    annotations: &'a HashMap<String, String>,
+}
+
+impl<'a> Facts<'a> {
+    fn listed(container: &'a Container) -> Self {
+        Self {
+            name: container.metadata.as_ref().map(|m| m.name.as_str()),
+            image: container.image.as_ref(),
+            image_ref: &container.image_ref,
+            labels: &container.labels,
+            annotations: &container.annotations,
+        }
+    }
+
+    fn alone(status: &'a ContainerStatus) -> Self {
+        Self {
+            name: status.metadata.as_ref().map(|m| m.name.as_str()),
+            image: status.image.as_ref(),
+            image_ref: &status.image_ref,
+            labels: &status.labels,
+            annotations: &status.annotations,
+        }
+    }
+
+    /// The image as its user wrote it, or nearly so; none if there are only digests.
+    fn image(&self) -> Option<&'a str> {
+        self.images().find(|image| !is_digest(image))
+    }
+
+    /// Everything that the image is called, the user's own words first.
+    fn images(&self) -> impl Iterator<Item = &'a str> {
+        let image = self.image;
+        let written = image.map(|image| image.user_specified_image.as_str());
+        let given = image.map(|image| image.image.as_str());
+        let annotations = self.annotations;
+        let annotated = IMAGE_ANNOTATIONS.into_iter().filter_map(move |key| {
+            let own = annotations.get(key);
+            own.or_else(|| image?.annotations.get(key))
+                .map(String::as_str)
+        });
+        written
+            .into_iter()
+            .chain(given)
+            .chain(annotated)
+            .chain([self.image_ref])
+            .filter(|image| !image.is_empty())
+    }
+
+    fn identity(
+        &self,
+        id: &ContainerId,
+        sandbox: Option<&Sandbox>,
+        counters: &Counters,
+    ) -> ContainerIdentity {
+        // The kubelet puts its own four labels on a container and the pod's on its sandbox.
+        let mut labels = sandbox.map_or_else(HashMap::new, |sandbox| sandbox.labels.clone());
+        labels.extend(
+            self.labels
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone())),
+        );
+        let pod = sandbox.and_then(|sandbox| sandbox.metadata.as_ref());
+        let kubernetes = match (pod, self.name) {
+            (Some(pod), Some(name)) => names_in(pod, name, counters),
+            _ => kubernetes_names(&labels, counters),
+        };
+        let image = self.image().or_else(|| self.images().next());
+        ContainerIdentity {
+            id: id.clone(),
+            source: IdentitySource::Cri,
+            name: clean_name(self.name, counters),
+            image: clean_name(image, counters),
+            kubernetes,
+            labels: clean_labels(&labels, counters),
+        }
+    }
+}
+
+/// Whether an image is called by its digest alone.
+fn is_digest(image: &str) -> bool {
+    let digits = image.strip_prefix("sha256:").unwrap_or(image);
+    image.starts_with("sha256:")
+        || (digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Names by the pod's sandbox, held to the same shape as labels are.
+fn names_in(
+    pod: &PodSandboxMetadata,
+    container: &str,
+    counters: &Counters,
+) -> Option<KubernetesNames> {
+    let labels = [
+        ("io.kubernetes.pod.namespace", pod.namespace.as_str()),
+        ("io.kubernetes.pod.name", &pod.name),
+        ("io.kubernetes.pod.uid", &pod.uid),
+        ("io.kubernetes.container.name", container),
+    ];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    kubernetes_names(&HashMap::from(labels), counters)
+}
+
+/// A sandbox's own container: what keeps the pod's namespaces, or the machine that the pod runs in.
+fn sandbox_identity(id: &ContainerId, sandbox: &Sandbox, counters: &Counters) -> ContainerIdentity {
+    let names = sandbox.metadata.as_ref();
+    // Any name of a container will do for the check.
+    let names = names.and_then(|pod| names_in(pod, "POD", counters));
+    ContainerIdentity {
+        id: id.clone(),
+        source: IdentitySource::Cri,
+        name: sandbox
+            .metadata
+            .as_ref()
+            .and_then(|pod| clean_name(Some(&pod.name), counters)),
+        // Its image is the runtime's business and nobody's choice.
+        image: Some(NONE.into()),
+        kubernetes: names.map(|names| KubernetesNames {
+            container: POD_ITSELF.into(),
+            ..names
+        }),
+        labels: clean_labels(&sandbox.labels, counters),
+    }
+}

@@ -1,0 +1,212 @@
+//! gRPC over a Unix socket: connecting within a time limit, and failures with a class and words.
+//!
+//! What listens on a path may be anything. Something that does not speak HTTP/2 is told from
+//! something that hung up, and both from an answer that says no.
+
+use std::error::Error as StdError;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+
+use super::Counters;
+use super::retry::{Socket, io_class};
+
+/// Largest answer that is taken, in bytes: what the kubelet allows a runtime.
+pub(super) const MAX_ANSWER: usize = 16 << 20;
+
+/// Why a server could not be used, or not any longer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("no socket at {0}, where there was one")]
+    Vanished(String),
+    #[error("{0}: not a socket")]
+    NotASocket(String),
+    #[error("{path}: {source}")]
+    Unreachable { path: String, source: io::Error },
+    #[error("{path}: {}", chain(.source))]
+    Connect {
+        path: String,
+        class: &'static str,
+        source: tonic::transport::Error,
+    },
+    #[error("{call}: no answer within {limit:?}")]
+    Timeout { call: &'static str, limit: Duration },
+    #[error("{call}: {}", words(.source))]
+    Call {
+        call: &'static str,
+        class: &'static str,
+        source: Box<Status>,
+    },
+}
+
+impl Fault {
+    pub(super) fn call(call: &'static str, source: Status) -> Self {
+        Self::Call {
+            call,
+            class: class_of(&source),
+            source: Box::new(source),
+        }
+    }
+
+    /// The label value.
+    pub(super) fn class(&self) -> &'static str {
+        match self {
+            Self::Vanished(_) => "vanished",
+            Self::NotASocket(_) => "not_a_socket",
+            Self::Unreachable { source, .. } => io_class(source.kind()),
+            Self::Timeout { .. } => "timeout",
+            Self::Connect { class, .. } | Self::Call { class, .. } => class,
+        }
+    }
+
+    /// Whether an answer came, and was about what had been asked: the next question may fare better.
+    pub(super) fn is_an_answer(&self) -> bool {
+        matches!(self, Self::Call { class, source, .. }
+            if *class == "status" || (*class == "protocol" && source.source().is_none()))
+    }
+
+    /// Whether the server answered that it does not know what was asked for.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Call { source, class: "status", .. } if source.code() == Code::NotFound)
+    }
+
+    pub(super) fn is_unimplemented(&self) -> bool {
+        self.class() == "unimplemented"
+    }
+
+    /// Counts what ended a session.
+    pub(super) fn count(&self, counters: &Counters) {
+        Counters::count(&counters.disconnects);
+        match self.class() {
+            "protocol" => Counters::count(&counters.invalid_replies),
+            "timeout" => Counters::count(&counters.timeouts),
+            _ => {}
+        }
+    }
+}
+
+/// A short class for a failed call.
+fn class_of(status: &Status) -> &'static str {
+    if let Some(class) = status.source().and_then(transport_class) {
+        return class;
+    }
+    match status.code() {
+        // A web server that speaks HTTP/2; or bytes that are no message.
+        _ if status.message().starts_with("grpc-status header missing") => "protocol",
+        Code::Internal if status.message().starts_with("failed to decode") => "protocol",
+        Code::Unimplemented => "unimplemented",
+        Code::DeadlineExceeded => "timeout",
+        Code::PermissionDenied | Code::Unauthenticated => "permission",
+        Code::OutOfRange => "too_large",
+        Code::Unavailable => "unavailable",
+        _ => "status",
+    }
+}
+
+fn transport_class(error: &(dyn StdError + 'static)) -> Option<&'static str> {
+    let mut known = None;
+    for error in causes(error) {
+        if let Some(http2) = error.downcast_ref::<h2::Error>() {
+            return Some(match http2.get_io() {
+                Some(io) => io_class(io.kind()),
+                None if http2.reason() == Some(h2::Reason::NO_ERROR) => "closed",
+                None => "protocol",
+            });
+        }
+        if let Some(http) = error.downcast_ref::<hyper::Error>() {
+            let gone = http.is_incomplete_message() || http.is_closed() || http.is_canceled();
+            known = Some(if gone { "closed" } else { "protocol" });
+        } else if let Some(io) = error.downcast_ref::<io::Error>()
+            // These two kinds are only the clothes of the next error in the chain.
+            && !matches!(io.kind(), ErrorKind::Other | ErrorKind::InvalidData)
+        {
+            return Some(io_class(io.kind()));
+        }
+    }
+    known
+}
+
+/// An error and what caused it.
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    // Nothing in use nests so deep; a cycle would.
+    std::iter::successors(Some(error), |&error| error.source()).take(16)
+}
+
+/// An error's message with those of its causes, without the repetitions.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error) {
+        let message = cause.to_string();
+        if !text.contains(&message) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&message);
+        }
+    }
+    text
+}
+
+/// What a status says: the server's own words where it sent some, else what broke.
+fn words(status: &Status) -> String {
+    match status.source() {
+        Some(source) => chain(source),
+        None => format!("{:?}: {}", status.code(), status.message()),
+    }
+}
+
+/// What there is at a path.
+pub(super) fn look(path: &Path) -> Result<Option<Socket>, Fault> {
+    match std::fs::metadata(path) {
+        Ok(file) if file.file_type().is_socket() => Ok(Some(Socket::new(path, &file))),
+        // What a bind mount whose source is missing leaves is a directory.
+        Ok(_) => Err(Fault::NotASocket(path.display().to_string())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(source) => Err(Fault::Unreachable {
+            path: path.display().to_string(),
+            source,
+        }),
+    }
+}
+
+/// A connection, made now.
+pub(super) async fn connect(path: &Path, limit: Duration) -> Result<Channel, Fault> {
+    let text = path.display().to_string();
+    let failed = |source: tonic::transport::Error| Fault::Connect {
+        class: transport_class(&source).unwrap_or("io"),
+        path: text.clone(),
+        source,
+    };
+    let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(failed)?;
+    match timeout(limit, endpoint.connect()).await {
+        Ok(connected) => connected.map_err(failed),
+        Err(_) => Err(Fault::Timeout {
+            call: "connect",
+            limit,
+        }),
+    }
+}
+
+/// One request, bounded in time.
+pub(super) async fn call<T>(
+    name: &'static str,
+    limit: Duration,
+    counters: &Counters,
+    request: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Fault> {
+    Counters::count(&counters.calls);
+    match timeout(limit, request).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner()),
+        Ok(Err(status)) => Err(Fault::call(name, status)),
+        Err(_) => Err(Fault::Timeout { call: name, limit }),
+    }
+}
