@@ -693,6 +693,14 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_defaults_of_the_sources_are_those_of_the_configuration() {
+        let config = Config::default();
+        let cri = cri::Config::default();
+        assert_eq!(config.cri.sockets, cri.sockets);
+        assert_eq!(config.cri.timeout.0, cri.timeout);
+    }
+
     #[tokio::test]
     async fn an_agent_whose_core_has_ended_does_not_stay() {
         let mut core = tokio::spawn(async { panic!("a defect") });

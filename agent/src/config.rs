@@ -760,14 +760,6 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_of_the_sources_are_those_of_the_configuration() {
-        let config = Config::default();
-        let cri = crate::sources::identity::cri::Config::default();
-        assert_eq!(config.cri.sockets, cri.sockets);
-        assert_eq!(config.cri.timeout.0, cri.timeout);
-    }
-
-    #[test]
     fn a_file_that_is_not_there_is_named() {
         let error = Config::read(Path::new("/nonexistent/gpuacct.toml")).unwrap_err();
         assert_eq!(

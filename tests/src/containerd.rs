@@ -201,7 +201,7 @@ state = "{shown}/state"
             ("io.kubernetes.pod.uid", uid),
         ];
         let parent = format!("/kubepods/burstable/pod{uid}");
-        self.cgroups.expect(Some(&parent));
+        let _making = self.cgroups.expect(Some(&parent))?;
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
