@@ -174,9 +174,9 @@ impl Node {
                     let hosts = hosts.filter(|series| series.gpu == *uuid);
                     let namespaces = status.snapshot.namespace_series.iter();
                     let namespaces = namespaces.filter(|series| series.gpu == *uuid);
-                    let containers: u64 = containers.map(|series| series.busy.0).sum();
-                    let hosts: u64 = hosts.map(|series| series.busy.0).sum();
-                    let namespaces: u64 = namespaces.map(|series| series.busy.0).sum();
+                    let containers: u64 = containers.map(|series| series.amounts.busy.0).sum();
+                    let hosts: u64 = hosts.map(|series| series.amounts.busy.0).sum();
+                    let namespaces: u64 = namespaces.map(|series| series.amounts.busy.0).sum();
                     let unattributed: u64 = book.unattributed.iter().map(|(_, time)| time.0).sum();
                     book.start.0 + book.elapsed.0 > end
                         && containers + hosts + unattributed == book.busy.0
@@ -226,7 +226,7 @@ fn account<'a>(status: &'a StatusReport, pod: &str) -> Option<&'a ContainerAccou
 }
 
 fn busy(status: &StatusReport, pod: &str) -> u64 {
-    account(status, pod).map_or(0, |account| account.busy.0)
+    account(status, pod).map_or(0, |account| account.amounts.busy.0)
 }
 
 /// The balance of every GPU, with nothing unobserved and nothing without an owner.
@@ -253,8 +253,8 @@ fn assert_balanced(report: &StatusReport) {
         let accounts = accounts.filter(|account| account.gpu == *uuid);
         let hosts = report.snapshot.host_series.iter();
         let hosts = hosts.filter(|series| series.gpu == *uuid);
-        let owned = accounts.map(|account| account.busy.0).sum::<u64>()
-            + hosts.map(|series| series.busy.0).sum::<u64>();
+        let owned = accounts.map(|account| account.amounts.busy.0).sum::<u64>()
+            + hosts.map(|series| series.amounts.busy.0).sum::<u64>();
         assert_eq!(book.busy.0, owned, "{book:?}");
     }
 }
@@ -293,7 +293,7 @@ fn booked(report: &StatusReport, family: &str) -> Amounts {
                     ("container_id", &labels.container_id),
                     ("gpu_uuid", gpu),
                 ],
-                account.busy.0,
+                account.amounts.busy.0,
             );
         }),
         NAMESPACE => snapshot.accounts.iter().for_each(|account| {
@@ -301,13 +301,13 @@ fn booked(report: &StatusReport, family: &str) -> Amounts {
                 ("namespace", &*account.labels.namespace),
                 ("gpu_uuid", account.gpu.as_str()),
             ];
-            add(&labels, account.busy.0);
+            add(&labels, account.amounts.busy.0);
         }),
         HOST => snapshot.host_series.iter().for_each(|series| {
             let unit = series.unit.to_string();
             add(
                 &[("unit", &unit), ("gpu_uuid", series.gpu.as_str())],
-                series.busy.0,
+                series.amounts.busy.0,
             );
         }),
         GPU => snapshot.gpus.iter().for_each(|book| {
@@ -467,7 +467,7 @@ fn scraped_and_pushed(protocol: OtlpProtocol) -> Result<()> {
             .snapshot
             .host_series
             .iter()
-            .any(|series| series.busy.0 > SECOND / 2);
+            .any(|series| series.amounts.busy.0 > SECOND / 2);
         host && ["train-0", "chat-0"]
             .iter()
             .all(|pod| busy(status, pod) > SECOND)
@@ -566,7 +566,7 @@ fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
     assert_eq!(jobs.len(), JOBS as usize);
     assert_eq!(report.snapshot.accounts.len(), JOBS as usize);
     for account in &report.snapshot.accounts {
-        assert!(account.busy.0 > 0, "{account:?}");
+        assert!(account.amounts.busy.0 > 0, "{account:?}");
         assert!(
             matches!(account.attribution, Attribution::Named { .. }),
             "{account:?}"
@@ -577,7 +577,7 @@ fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
         .snapshot
         .accounts
         .iter()
-        .map(|account| account.busy.0)
+        .map(|account| account.amounts.busy.0)
         .sum();
     // Each job's edges are off by less than a sample; in the sum they cancel out, as the square
     // root of their number. Five deviations.
@@ -707,6 +707,6 @@ fn a_killed_dockerd_costs_no_gpu_time() {
             matches!(account.attribution, Attribution::Named { .. }),
             "{account:?}"
         );
-        assert_credited(&truth, gpu, account.busy.0);
+        assert_credited(&truth, gpu, account.amounts.busy.0);
     }
 }

@@ -233,7 +233,7 @@ fn containers(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
 pub(super) fn by_use(a: &ContainerAccount, b: &ContainerAccount) -> Ordering {
     b.share
         .total_cmp(&a.share)
-        .then(b.busy.cmp(&a.busy))
+        .then(b.amounts.busy.cmp(&a.amounts.busy))
         .then(a.id.cmp(&b.id))
         .then(a.gpu.cmp(&b.gpu))
 }
@@ -259,7 +259,7 @@ pub(super) fn container_table(accounts: &[&ContainerAccount], index: Index<'_>) 
             name(account),
             index(&account.gpu),
             share(account.share),
-            duration(account.busy),
+            duration(account.amounts.busy),
             account.memory.map_or_else(unknown, bytes),
             state,
         ]);
@@ -294,7 +294,7 @@ fn host(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
         table.row([
             series.unit.to_string(),
             index(&series.gpu),
-            duration(series.busy),
+            duration(series.amounts.busy),
         ]);
     }
     section(page, &table);
@@ -547,7 +547,7 @@ mod tests {
             account.labels.namespace = "namespace-".repeat(25).into();
             account.labels.pod = "pod-\u{1b}[31m日本語".repeat(25).into();
             account.labels.container = "container-".repeat(25).into();
-            account.busy = Nanos(u64::MAX);
+            account.amounts.busy = Nanos(u64::MAX);
             account.memory = Some(u64::MAX);
         }
         for book in &mut snapshot.gpus {

@@ -294,7 +294,7 @@ impl Sort {
     fn compare(self, a: &ContainerAccount, b: &ContainerAccount) -> Ordering {
         let first = match self {
             Self::Use => Ordering::Equal,
-            Self::Total => b.busy.cmp(&a.busy),
+            Self::Total => b.amounts.busy.cmp(&a.amounts.busy),
             Self::Memory => b.memory.cmp(&a.memory),
             Self::Name => name(a).cmp(&name(b)),
             Self::Gpu => a.gpu.cmp(&b.gpu),

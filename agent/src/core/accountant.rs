@@ -11,6 +11,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::amounts::Amounts;
 use super::attribute::{self, Charge};
 use super::directory::{Directory, SourcesOfNames};
 use super::input::{
@@ -112,7 +113,7 @@ pub(super) struct DeviceLists {
 
 #[derive(Debug)]
 struct NamespaceBook {
-    amount: Nanos,
+    amounts: Amounts,
     gate: Gate,
 }
 
@@ -543,17 +544,17 @@ impl Accountant {
                     };
                     publication::publish(account, payer.attribution, &payer.labels, policy, clock);
                     if matches!(payer.attribution, Attribution::Named { .. }) {
-                        let amount = account.busy.minus(account.fed);
-                        account.fed = account.busy;
+                        let amounts = account.amounts.minus(account.fed);
+                        account.fed = account.amounts;
                         let key = (*book, Arc::clone(&payer.labels.namespace));
                         self.namespace_overflows +=
-                            u64::from(feed(&mut self.namespaces, limit, key, amount, clock));
+                            u64::from(feed(&mut self.namespaces, limit, key, amounts, clock));
                     }
                 }
             }
         }
         for namespace in self.namespaces.values_mut() {
-            namespace.gate.show(namespace.amount, policy, clock.boot);
+            namespace.gate.show(namespace.amounts, policy, clock.boot);
         }
     }
 
@@ -577,16 +578,16 @@ impl Accountant {
         let mut unsettled = Vec::new();
         self.ledger.close(&mut |(book, owner), account| {
             let done = publication::is_done(account, policy, clock);
-            if done && !matches!(owner, Owner::Host(_)) && account.fed < account.busy {
-                unsettled.push((*book, account.busy.minus(account.fed)));
+            if done && !matches!(owner, Owner::Host(_)) && account.fed != account.amounts {
+                unsettled.push((*book, account.amounts.minus(account.fed)));
             }
             closed |= done;
             done
         });
-        for (book, amount) in unsettled {
+        for (book, amounts) in unsettled {
             let key = (book, UNRESOLVED.into());
             self.namespace_overflows +=
-                u64::from(feed(&mut self.namespaces, limit, key, amount, clock));
+                u64::from(feed(&mut self.namespaces, limit, key, amounts, clock));
         }
         if closed {
             let open: HashSet<&Owner> = self
@@ -647,7 +648,7 @@ impl Accountant {
         };
         for ((at, owner), account) in self.ledger.accounts() {
             let gpu = &self.ledger.books()[*at].gpu.uuid;
-            pending[*at] += account.busy.minus(account.published());
+            pending[*at] += account.amounts.minus(account.published()).busy;
             if let Owner::Host(unit) = owner {
                 snapshot
                     .host_series
@@ -655,7 +656,7 @@ impl Accountant {
                         unit: unit.clone(),
                         gpu: gpu.clone(),
                         start: series.gate.start,
-                        busy: series.gate.visible,
+                        amounts: series.gate.visible,
                     }));
                 continue;
             }
@@ -677,8 +678,9 @@ impl Accountant {
                         labels: series.labels.clone(),
                         gpu: gpu.clone(),
                         start: series.gate.start,
-                        busy: series.gate.visible,
+                        amounts: series.gate.visible,
                         memory: memory.filter(|_| is_current),
+                        memory_peak: account.memory_peak.filter(|_| is_current),
                         attribution: payer.attribution,
                         image: Arc::clone(&payer.image),
                         runtime: Arc::clone(&payer.runtime),
@@ -693,9 +695,11 @@ impl Accountant {
                 id,
                 gpu: gpu.clone(),
                 attribution: payer.attribution,
-                busy: account.busy,
+                amounts: account.amounts,
                 share: shares.get(&(*at, owner.clone())).copied().unwrap_or(0.0),
                 memory,
+                memory_peak: account.memory_peak,
+                processes_started: account.processes_started,
                 image: Arc::clone(&payer.image),
                 runtime: Arc::clone(&payer.runtime),
                 first_used: account.first_used,
@@ -720,7 +724,7 @@ impl Accountant {
                 namespace: Arc::clone(namespace),
                 gpu: self.ledger.books()[*at].gpu.uuid.clone(),
                 start: book.gate.start,
-                busy: book.gate.visible,
+                amounts: book.gate.visible,
             })
             .collect();
         snapshot.gpus = self
@@ -752,6 +756,7 @@ impl Accountant {
                     torn_windows: book.torn_windows,
                     invalid_rows: book.invalid_rows,
                     cut: book.cut,
+                    energy: book.energy,
                 }
             })
             .collect();
@@ -854,7 +859,7 @@ fn feed(
     namespaces: &mut BTreeMap<(usize, Arc<str>), NamespaceBook>,
     limit: usize,
     mut key: (usize, Arc<str>),
-    amount: Nanos,
+    amounts: Amounts,
     clock: Clock,
 ) -> bool {
     let is_full = namespaces.len() >= limit && !namespaces.contains_key(&key);
@@ -862,11 +867,11 @@ fn feed(
         key.1 = OVERFLOW.into();
     }
     let book = namespaces.entry(key).or_insert_with(|| NamespaceBook {
-        amount: Nanos::ZERO,
+        amounts: Amounts::ZERO,
         gate: Gate::new(clock.wall, clock.boot),
     });
-    book.amount += amount;
-    is_full && !amount.is_zero()
+    book.amounts += amounts;
+    is_full && !amounts.is_zero()
 }
 
 /// What a payer is called before anybody has named it.
@@ -961,6 +966,8 @@ mod tests {
                 driver: "1".into(),
                 simulated: true,
                 memory_total: None,
+                mig: None,
+                engines: vec![],
             }]));
             node.health(SourceId::Kernel, SourceState::Up);
             for (id, parent, name) in [
@@ -1058,6 +1065,8 @@ mod tests {
                 credits,
                 below_resolution: Nanos::ZERO,
                 no_row: Nanos::ZERO,
+                engines: vec![],
+                energy: None,
                 quality: WindowQuality::default(),
             };
             self.windowed = self.now;
@@ -1099,7 +1108,7 @@ mod tests {
                 (
                     series.labels.container.to_string(),
                     series.labels.container_id.chars().next().unwrap_or('?'),
-                    series.busy.0 / 1_000_000,
+                    series.amounts.busy.0 / 1_000_000,
                 )
             })
             .collect()
@@ -1136,6 +1145,8 @@ mod tests {
             }],
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
+            engines: vec![],
+            energy: None,
             quality: WindowQuality::default(),
         };
         node.take(Input::Window(window.clone()));
@@ -1184,7 +1195,7 @@ mod tests {
         assert_eq!(snapshot.gpus[0].pending, Nanos::ZERO);
         let namespace = &snapshot.namespace_series[0];
         assert_eq!(&*namespace.namespace, "ml");
-        assert_eq!(namespace.busy, Nanos::from_millis(2_500));
+        assert_eq!(namespace.amounts.busy, Nanos::from_millis(2_500));
     }
 
     #[test]
@@ -1222,8 +1233,11 @@ mod tests {
             published(&snapshot),
             [(UNRESOLVED.into(), 'a', 5_000), ("main".into(), 'a', 2_000)]
         );
-        assert_eq!(snapshot.accounts[0].busy, Nanos::from_secs(7));
-        assert_eq!(snapshot.namespace_series[0].busy, Nanos::from_secs(7));
+        assert_eq!(snapshot.accounts[0].amounts.busy, Nanos::from_secs(7));
+        assert_eq!(
+            snapshot.namespace_series[0].amounts.busy,
+            Nanos::from_secs(7)
+        );
         assert_eq!(snapshot.agent.named_late, 1);
     }
 
@@ -1259,7 +1273,7 @@ mod tests {
         }
         assert!(last.accounts.is_empty() && last.container_series.is_empty());
         assert_eq!(&*last.namespace_series[0].namespace, UNRESOLVED);
-        assert_eq!(last.namespace_series[0].busy, Nanos::from_secs(1));
+        assert_eq!(last.namespace_series[0].amounts.busy, Nanos::from_secs(1));
         assert_eq!(last.gpus[0].busy, Nanos::from_secs(1));
     }
 
@@ -1307,7 +1321,10 @@ mod tests {
         let snapshot = node.commit();
         assert!(snapshot.container_series.is_empty());
         assert_eq!(snapshot.host_series[0].unit.as_str(), "sshd.service");
-        assert_eq!(snapshot.host_series[0].busy, Nanos::from_millis(250));
+        assert_eq!(
+            snapshot.host_series[0].amounts.busy,
+            Nanos::from_millis(250)
+        );
     }
 
     #[test]
@@ -1498,7 +1515,7 @@ mod tests {
         let namespaces: Vec<_> = snapshot
             .namespace_series
             .iter()
-            .map(|series| (&*series.namespace, series.busy.0 / 1_000_000))
+            .map(|series| (&*series.namespace, series.amounts.busy.0 / 1_000_000))
             .collect();
         assert_eq!(namespaces, [(OVERFLOW, 250), ("ml", 500)]);
         assert!(snapshot.agent.table_overflows > 0);
@@ -1627,6 +1644,8 @@ mod tests {
                             credits: vec![],
                             below_resolution: Nanos::ZERO,
                             no_row: Nanos::ZERO,
+                            engines: vec![],
+                            energy: None,
                             quality: WindowQuality::default(),
                         };
                         node.windowed = node.now;
@@ -1638,15 +1657,15 @@ mod tests {
                 let mut now = HashMap::new();
                 for series in &snapshot.container_series {
                     let key = (series.labels.clone(), series.start);
-                    prop_assert!(now.insert(key, series.busy).is_none(), "one series twice");
+                    prop_assert!(now.insert(key, series.amounts.busy).is_none(), "one series twice");
                 }
                 for (key, before) in &seen {
                     prop_assert!(now.get(key) >= Some(before), "{key:?} fell below {before:?}");
                 }
                 seen = now;
                 let book = &snapshot.gpus[0];
-                let out: Nanos = snapshot.container_series.iter().map(|s| s.busy)
-                    .chain(snapshot.host_series.iter().map(|s| s.busy))
+                let out: Nanos = snapshot.container_series.iter().map(|s| s.amounts.busy)
+                    .chain(snapshot.host_series.iter().map(|s| s.amounts.busy))
                     .chain(book.unattributed.iter().map(|(_, amount)| *amount))
                     .sum();
                 prop_assert_eq!(out.plus(book.pending), book.busy);

@@ -4,7 +4,10 @@
 //! that two owners had inside the window is ambiguous, since a row says nothing of when in the
 //! window it was busy; two holders of one container are not.
 
-use super::input::GpuWindow;
+use std::collections::HashMap;
+
+use super::amounts::Engines;
+use super::input::{Credit, GpuWindow};
 use super::model::{BootTime, Nanos, Pid, ProcessId, UnattributedReason};
 use super::placement::{Owner, PlacementTable};
 use super::process_table::ProcessTable;
@@ -20,6 +23,8 @@ pub struct Charge {
     pub owner: Result<Owner, UnattributedReason>,
     /// How much.
     pub busy: Nanos,
+    /// And how much of the other engines.
+    pub engines: Engines,
 }
 
 /// Splits a window's busy time into charges. They sum to `window.busy` if the window keeps its own
@@ -34,27 +39,40 @@ pub fn charges(
         (UnattributedReason::BelowResolution, window.below_resolution),
         (UnattributedReason::NoRow, window.no_row),
     ];
-    window
-        .credits
+    let mut engines: HashMap<Pid, Engines> = window
+        .engines
         .iter()
-        .map(|credit| {
-            let (process, owner) =
-                owner_of(credit.pid, window.start, window.end, processes, placements);
-            Charge {
-                pid: Some(credit.pid),
-                process,
-                owner,
-                busy: credit.busy,
-            }
-        })
-        .chain(rest.map(|(reason, busy)| Charge {
-            pid: None,
-            process: None,
-            owner: Err(reason),
+        .map(|used| (used.pid, used.engines))
+        .collect();
+    let mut charges = Vec::with_capacity(window.credits.len() + 2);
+    let mut charge = |pid, busy, engines| {
+        let (process, owner) = owner_of(pid, window.start, window.end, processes, placements);
+        charges.push(Charge {
+            pid: Some(pid),
+            process,
+            owner,
             busy,
-        }))
-        .filter(|charge| !charge.busy.is_zero())
-        .collect()
+            engines,
+        });
+    };
+    for &Credit { pid, busy } in &window.credits {
+        charge(pid, busy, engines.remove(&pid).unwrap_or_default());
+    }
+    // A sample may name one process for the SMs and another for the memory.
+    for used in &window.engines {
+        if let Some(engines) = engines.remove(&used.pid) {
+            charge(used.pid, Nanos::ZERO, engines);
+        }
+    }
+    charges.extend(rest.map(|(reason, busy)| Charge {
+        pid: None,
+        process: None,
+        owner: Err(reason),
+        busy,
+        engines: Engines::default(),
+    }));
+    charges.retain(|charge| !charge.busy.is_zero() || !charge.engines.is_zero());
+    charges
 }
 
 /// Who owned a pid in `(from, to]`.
@@ -162,6 +180,8 @@ mod tests {
             credits,
             below_resolution: Nanos(3),
             no_row: Nanos(5),
+            engines: vec![],
+            energy: None,
             quality: WindowQuality::default(),
         };
         let charges = charges(&window, &tables.0, &mut tables.1);

@@ -385,8 +385,8 @@ impl Accountant {
                 let lists = self.lists.get(&book.gpu.uuid);
                 AccountStory {
                     gpu: book.gpu.uuid.clone(),
-                    busy: account.busy,
-                    published: account.published(),
+                    busy: account.amounts.busy,
+                    published: account.published().busy,
                     share: ratio(recent, span),
                     memory: lists.and_then(|lists| lists.memory.get(owner)).copied(),
                     first_used: account.first_used,
@@ -538,6 +538,8 @@ mod tests {
                 driver: "1".into(),
                 simulated: true,
                 memory_total: None,
+                mig: None,
+                engines: vec![],
             }]),
             Input::Health(SourceHealth {
                 source: SourceId::Docker,
@@ -575,6 +577,8 @@ mod tests {
                 credits: vec![credit(7, 500), credit(8, 250)],
                 below_resolution: Nanos::ZERO,
                 no_row: Nanos::ZERO,
+                engines: vec![],
+                energy: None,
                 quality: WindowQuality::default(),
             }),
         ];

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::amounts::{Engine, Engines, Millijoules};
 use super::model::{
     BootTime, CgroupKey, ContainerId, GpuUuid, Nanos, Pid, PodUid, SourceId, SourceState,
     StartTicks, UnobservedReason,
@@ -244,6 +245,23 @@ pub struct GpuInfo {
     pub simulated: bool,
     /// Frame buffer size in bytes; absent where NVML does not say.
     pub memory_total: Option<u64>,
+    /// What instance it is, if it is one of a GPU in MIG mode.
+    pub mig: Option<MigInfo>,
+    /// The engines beside the SMs whose use by process the driver tells.
+    pub engines: Vec<Engine>,
+}
+
+/// A MIG instance's place.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MigInfo {
+    /// The GPU that is partitioned.
+    pub parent: GpuUuid,
+    /// Its profile, e.g. `1g.10gb`.
+    pub profile: Arc<str>,
+    /// The GPU instance's id, unique on the parent at one time.
+    pub gpu_instance: u32,
+    /// The compute instance's id, unique in the GPU instance at one time.
+    pub compute_instance: u32,
 }
 
 /// One stretch of one GPU's time, closed. The windows of a GPU tile its time: each starts where
@@ -271,6 +289,12 @@ pub struct GpuWindow {
     pub below_resolution: Nanos,
     /// Busy time that no row can own.
     pub no_row: Nanos,
+    /// Busy time of the engines beside the SMs by pid: no part of the sums above, and each at most
+    /// the window's length. One entry per pid.
+    pub engines: Vec<EngineUse>,
+    /// Energy that the device consumed in the window. Absent where it has no counter, and for the
+    /// window in which the counter began anew.
+    pub energy: Option<Millijoules>,
     /// How the window came about.
     pub quality: WindowQuality,
 }
@@ -282,6 +306,15 @@ pub struct Credit {
     pub pid: Pid,
     /// Its busy time in the window.
     pub busy: Nanos,
+}
+
+/// One process's use of the engines beside the SMs in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineUse {
+    /// The pid as NVML gave it.
+    pub pid: Pid,
+    /// How long each was busy for it.
+    pub engines: Engines,
 }
 
 /// What was noticed while a window was taken; all of it is counted and exported.

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use super::amounts::{self, Amounts, Millijoules};
 use super::attribute::Charge;
 use super::input::{GpuInfo, GpuWindow};
 use super::model::{
@@ -14,7 +15,7 @@ use super::model::{
 };
 use super::placement::Owner;
 use super::publication::Series;
-use super::snapshot::Coverage;
+use super::snapshot::{Coverage, EnergyBook};
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
@@ -24,8 +25,12 @@ pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
 /// One payer's account on one GPU.
 #[derive(Debug)]
 pub struct Account {
-    /// The whole amount.
-    pub busy: Nanos,
+    /// The whole of each amount.
+    pub amounts: Amounts,
+    /// The most device memory that its processes were seen to use at once, in bytes.
+    pub memory_peak: Option<u64>,
+    /// Processes of it that were seen on the GPU.
+    pub processes_started: u64,
     /// When it was opened: no charge is older.
     pub opened: WallTime,
     /// The end of the first window that charged it, if any did.
@@ -37,7 +42,7 @@ pub struct Account {
     /// What is published of it under its names, or, for the host, its unit.
     pub named: Option<Series>,
     /// How much of it the namespace's counter has been given.
-    pub fed: Nanos,
+    pub fed: Amounts,
     /// Since when its payer has had no process.
     pub ended: Option<BootTime>,
 }
@@ -45,20 +50,22 @@ pub struct Account {
 impl Account {
     fn new(opened: WallTime) -> Self {
         Self {
-            busy: Nanos::ZERO,
+            amounts: Amounts::ZERO,
+            memory_peak: None,
+            processes_started: 0,
             opened,
             first_used: None,
             last_used: None,
             id_only: None,
             named: None,
-            fed: Nanos::ZERO,
+            fed: Amounts::ZERO,
             ended: None,
         }
     }
 
     /// What is out, under whatever labels.
     #[must_use]
-    pub fn published(&self) -> Nanos {
+    pub fn published(&self) -> Amounts {
         [&self.id_only, &self.named]
             .into_iter()
             .flatten()
@@ -109,7 +116,9 @@ pub struct Book {
     /// Busy time without an owner by reason.
     pub unattributed: BTreeMap<UnattributedReason, Nanos>,
     /// What accounts that are closed held.
-    pub closed: Nanos,
+    pub closed: Amounts,
+    /// Energy, where a window has told of any.
+    pub energy: Option<EnergyBook>,
     /// The end of the last window.
     pub through: Option<BootTime>,
     /// Windows booked.
@@ -133,7 +142,8 @@ impl Book {
             idle: Nanos::ZERO,
             unobserved: UnobservedReason::ALL.map(|r| (r, Nanos::ZERO)).into(),
             unattributed: UnattributedReason::ALL.map(|r| (r, Nanos::ZERO)).into(),
-            closed: Nanos::ZERO,
+            closed: Amounts::ZERO,
+            energy: None,
             through: None,
             windows: 0,
             torn_windows: 0,
@@ -259,9 +269,10 @@ impl Ledger {
         };
         let opened = clock.wall_of(window.start);
         let used = clock.wall_of(window.end);
+        let energies = self.split_energy(at, &window, &charges);
         let mut unattributed = Vec::new();
         let mut recent = Vec::with_capacity(charges.len());
-        for charge in charges {
+        for (charge, energy) in charges.into_iter().zip(energies) {
             let owner = charge.owner.and_then(|owner| {
                 if self.open(at, &owner, opened) {
                     Ok(owner)
@@ -272,13 +283,21 @@ impl Ledger {
             match &owner {
                 Ok(owner) => {
                     if let Some(account) = self.accounts.get_mut(&(at, owner.clone())) {
-                        account.busy += charge.busy;
+                        account.amounts += Amounts {
+                            busy: charge.busy,
+                            engines: charge.engines,
+                            energy,
+                            ..Amounts::ZERO
+                        };
                         account.first_used.get_or_insert(used);
                         account.last_used = Some(used);
                     }
                 }
                 Err(reason) => {
                     *self.books[at].unattributed.entry(*reason).or_default() += charge.busy;
+                    if let Some(book) = &mut self.books[at].energy {
+                        book.unattributed.0 = book.unattributed.0.saturating_add(energy.0);
+                    }
                     unattributed.push((*reason, charge.busy));
                 }
             }
@@ -326,6 +345,30 @@ impl Ledger {
         None
     }
 
+    /// What each charge has of the window's energy: its share of the window's time. The rest is idle
+    /// energy, and for time that was not observed it is nobody's.
+    fn split_energy(
+        &mut self,
+        at: usize,
+        window: &GpuWindow,
+        charges: &[Charge],
+    ) -> Vec<Millijoules> {
+        let Some(energy) = window.energy else {
+            return vec![Millijoules::default(); charges.len()];
+        };
+        let unobserved = window.unobserved.iter().map(|(_, amount)| *amount).sum();
+        let mut weights: Vec<Nanos> = charges.iter().map(|charge| charge.busy).collect();
+        weights.extend([window.idle, unobserved]);
+        let mut parts = amounts::split(energy, &weights);
+        let unobserved = parts.pop().unwrap_or_default();
+        let idle = parts.pop().unwrap_or_default();
+        let book = self.books[at].energy.get_or_insert_default();
+        book.total.0 = book.total.0.saturating_add(energy.0);
+        book.idle.0 = book.idle.0.saturating_add(idle.0);
+        book.unattributed.0 = book.unattributed.0.saturating_add(unobserved.0);
+        parts
+    }
+
     /// Every open account.
     pub fn accounts(&self) -> impl Iterator<Item = (&(usize, Owner), &Account)> {
         self.accounts.iter()
@@ -342,7 +385,7 @@ impl Ledger {
         self.accounts.retain(|key, account| {
             let close = done(key, account);
             if close {
-                books[key.0].closed += account.busy;
+                books[key.0].closed += account.amounts;
             }
             !close
         });
@@ -355,10 +398,14 @@ impl Ledger {
         let mut owned: Vec<Nanos> = self
             .books
             .iter()
-            .map(|book| book.closed.plus(book.unattributed.values().copied().sum()))
+            .map(|book| {
+                book.closed
+                    .busy
+                    .plus(book.unattributed.values().copied().sum())
+            })
             .collect();
         for ((book, _), account) in &self.accounts {
-            owned[*book] += account.busy;
+            owned[*book] += account.amounts.busy;
         }
         let difference = |a: Nanos, b: Nanos| {
             i64::try_from(i128::from(a.0) - i128::from(b.0)).unwrap_or(i64::MAX)
@@ -383,6 +430,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::amounts::Engines;
     use crate::core::input::WindowQuality;
     use crate::core::model::{ContainerId, HostUnit};
 
@@ -394,6 +442,8 @@ mod tests {
             driver: "1".into(),
             simulated: true,
             memory_total: None,
+            mig: None,
+            engines: vec![],
         }
     }
 
@@ -415,6 +465,8 @@ mod tests {
             credits: vec![],
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
+            engines: vec![],
+            energy: None,
             quality: WindowQuality::default(),
         }
     }
@@ -425,6 +477,7 @@ mod tests {
             process: None,
             owner,
             busy: Nanos(busy),
+            engines: Engines::default(),
         }
     }
 
@@ -455,7 +508,31 @@ mod tests {
         ledger.close(&mut |_, _| true);
         assert_eq!(ledger.accounts().count(), 0);
         assert_eq!(ledger.imbalances(), [0, 0]);
-        assert_eq!(ledger.books()[0].closed, Nanos(80));
+        assert_eq!(ledger.books()[0].closed, Amounts::busy(Nanos(80)));
+    }
+
+    #[test]
+    fn energy_goes_by_share_of_busy_time_and_adds_up() {
+        let mut ledger = ledger();
+        let charges = vec![
+            charge(container("a"), 50),
+            charge(Ok(Owner::Host(HostUnit::from("sshd.service"))), 30),
+            charge(Err(UnattributedReason::NoRow), 20),
+        ];
+        let mut window = window(0, 100, 60, 40);
+        window.energy = Some(Millijoules(2_000));
+        let _ = ledger.book(window, charges, clock());
+        let book = EnergyBook {
+            total: Millijoules(2_000),
+            idle: Millijoules(600),
+            // What nobody owns, and what nobody saw.
+            unattributed: Millijoules(200 + 400),
+        };
+        assert_eq!(ledger.books()[0].energy, Some(book));
+        assert_eq!(ledger.books()[1].energy, None, "no meter is not no energy");
+        let mut energies: Vec<_> = ledger.accounts().map(|(_, a)| a.amounts.energy.0).collect();
+        energies.sort_unstable();
+        assert_eq!(energies, [300, 500]);
     }
 
     #[test]

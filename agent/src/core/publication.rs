@@ -12,6 +12,7 @@
 //! after. What went out under the ids stays there when names come late; the rest goes to the named
 //! series, which starts at 0.
 
+use super::amounts::Amounts;
 use super::ledger::Account;
 use super::model::{BootTime, Clock, Nanos, WallTime};
 use super::snapshot::{Attribution, ContainerLabels};
@@ -35,7 +36,7 @@ pub struct Gate {
     /// When it was first shown, at 0.
     pub shown: BootTime,
     /// What it shows.
-    pub visible: Nanos,
+    pub visible: Amounts,
     /// When that last changed.
     pub changed: BootTime,
 }
@@ -47,15 +48,16 @@ impl Gate {
         Self {
             start,
             shown: now,
-            visible: Nanos::ZERO,
+            visible: Amounts::ZERO,
             changed: now,
         }
     }
 
     /// Shows `amount` if the zero has been shown for long enough.
-    pub fn show(&mut self, amount: Nanos, policy: &Policy, now: BootTime) {
-        if now.since(self.shown) >= policy.zero_for && amount > self.visible {
-            self.visible = amount;
+    pub fn show(&mut self, amounts: Amounts, policy: &Policy, now: BootTime) {
+        let grown = self.visible.max(amounts);
+        if now.since(self.shown) >= policy.zero_for && grown != self.visible {
+            self.visible = grown;
             self.changed = now;
         }
     }
@@ -99,7 +101,7 @@ pub fn publish(
             let series = account
                 .id_only
                 .get_or_insert_with(|| Series::new(labels.clone(), account.opened, clock.boot));
-            series.gate.show(account.busy, policy, clock.boot);
+            series.gate.show(account.amounts, policy, clock.boot);
         }
         Attribution::Named { .. } => publish_named(account, labels, policy, clock),
     }
@@ -123,8 +125,8 @@ pub fn publish_named(
         };
         Series::new(labels.clone(), start, clock.boot)
     });
-    let amount = account.busy.minus(before.unwrap_or_default());
-    series.gate.show(amount, policy, clock.boot);
+    let amounts = account.amounts.minus(before.unwrap_or_default());
+    series.gate.show(amounts, policy, clock.boot);
 }
 
 /// Whether all of an ended account is out and has been for long enough.
@@ -135,7 +137,7 @@ pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
     };
     let series = [&account.id_only, &account.named];
     clock.boot.since(ended) >= policy.keep_for
-        && account.published() == account.busy
+        && account.published() == account.amounts
         && series.iter().any(|series| series.is_some())
         && series
             .into_iter()
@@ -190,13 +192,15 @@ mod tests {
             taken = Some(std::mem::replace(
                 account,
                 Account {
-                    busy: Nanos::ZERO,
+                    amounts: Amounts::ZERO,
+                    memory_peak: None,
+                    processes_started: 0,
                     opened: WallTime(0),
                     first_used: None,
                     last_used: None,
                     id_only: None,
                     named: None,
-                    fed: Nanos::ZERO,
+                    fed: Amounts::ZERO,
                     ended: None,
                 },
             ));
@@ -211,13 +215,14 @@ mod tests {
         story
             .iter()
             .map(|&(at, busy, attribution)| {
-                account.busy = Nanos(busy);
+                account.amounts.busy = Nanos(busy);
                 let pod = match attribution {
                     Attribution::Named { .. } => "train-0",
                     _ => UNRESOLVED,
                 };
                 publish(&mut account, attribution, &labels(pod), &POLICY, clock(at));
-                let visible = |series: &Option<Series>| series.as_ref().map(|s| s.gate.visible.0);
+                let visible =
+                    |series: &Option<Series>| series.as_ref().map(|s| s.gate.visible.busy.0);
                 (visible(&account.id_only), visible(&account.named))
             })
             .collect()
@@ -284,7 +289,7 @@ mod tests {
     #[test]
     fn an_account_is_done_when_its_whole_amount_has_been_out_for_long_enough() {
         let mut account = account();
-        account.busy = Nanos(7);
+        account.amounts.busy = Nanos(7);
         account.ended = Some(clock(10).boot);
         publish(&mut account, NAMED, &labels("train-0"), &POLICY, clock(20));
         assert!(!is_done(&account, &POLICY, clock(5000)), "still at zero");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::amounts::{Amounts, Millijoules};
 use super::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
 use super::model::{
     BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceState, StartTicks,
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub names: Vec<NamesBook>,
     /// What the calls into NVML came to.
     pub nvml_calls: Vec<NvmlCallBook>,
+    /// Whether the kubelet has ever said which container it gave which GPU.
+    pub allocations_known: bool,
 }
 
 /// One GPU's book.
@@ -87,6 +90,19 @@ pub struct GpuBook {
     pub invalid_rows: u64,
     /// Time by which rows exceeded the device, cut.
     pub cut: Nanos,
+    /// Energy; absent where the device has not told of any.
+    pub energy: Option<EnergyBook>,
+}
+
+/// A GPU's energy: `total = Σ containers + Σ host + idle + unattributed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnergyBook {
+    /// What the device consumed in the windows that told of it.
+    pub total: Millijoules,
+    /// What it consumed while it was idle, by share of time.
+    pub idle: Millijoules,
+    /// What it consumed for nobody known, or while it was not observed.
+    pub unattributed: Millijoules,
 }
 
 /// How much of a GPU's last minute is known and owned.
@@ -128,10 +144,12 @@ pub struct ContainerSeries {
     pub gpu: GpuUuid,
     /// The start of the counter, for OTLP and OpenMetrics.
     pub start: WallTime,
-    /// The published amount: zero until `zero_for` is over.
-    pub busy: Nanos,
+    /// The published amounts: zero until `zero_for` is over.
+    pub amounts: Amounts,
     /// Device memory in use now, in bytes; absent where nothing is known.
     pub memory: Option<u64>,
+    /// The most that was seen in use, in bytes; absent where nothing was ever known.
+    pub memory_peak: Option<u64>,
     /// How the names were found.
     pub attribution: Attribution,
     /// The image, for the info series; `(none)` or `(unresolved)` where not known.
@@ -210,8 +228,8 @@ pub struct NamespaceSeries {
     pub gpu: GpuUuid,
     /// The start of the counter.
     pub start: WallTime,
-    /// The published amount.
-    pub busy: Nanos,
+    /// The published amounts.
+    pub amounts: Amounts,
 }
 
 /// One published series of host processes on a GPU.
@@ -223,8 +241,8 @@ pub struct HostSeries {
     pub gpu: GpuUuid,
     /// The start of the counter.
     pub start: WallTime,
-    /// The published amount.
-    pub busy: Nanos,
+    /// The published amounts.
+    pub amounts: Amounts,
 }
 
 /// A container's account on one GPU, as it stands in the ledger.
@@ -238,12 +256,16 @@ pub struct ContainerAccount {
     pub gpu: GpuUuid,
     /// How far the names are known.
     pub attribution: Attribution,
-    /// The whole amount.
-    pub busy: Nanos,
+    /// The whole of each amount.
+    pub amounts: Amounts,
     /// Share of the GPU over the last ten seconds, 0..=1.
     pub share: f64,
     /// Device memory in use now, in bytes.
     pub memory: Option<u64>,
+    /// The most that was seen in use, in bytes.
+    pub memory_peak: Option<u64>,
+    /// Processes that were seen on the GPU.
+    pub processes_started: u64,
     /// The image.
     pub image: Arc<str>,
     /// Who runs it, by the shape of its cgroup.

@@ -16,11 +16,12 @@ use std::fmt::Write as _;
 
 use super::cadvisor::{self, DutyCycle};
 use super::counters::OutputCounters;
+use crate::core::amounts::Millijoules;
 use crate::core::model::{
     Clock, NONE, Nanos, SourceId, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::snapshot::{
-    Attribution, ContainerLabels, ContainerSeries, GpuBook, IdOnlyReason, Snapshot,
+    Attribution, ContainerLabels, ContainerSeries, EnergyBook, GpuBook, IdOnlyReason, Snapshot,
 };
 
 /// The longest label value that is published, in bytes: as long as the longest Kubernetes name.
@@ -66,6 +67,8 @@ pub enum Unit {
     Seconds,
     /// Bytes.
     Bytes,
+    /// Joules.
+    Joules,
     /// A share of one.
     Ratio,
     /// A number of things; the UCUM annotation, e.g. `{event}`, names them.
@@ -81,6 +84,7 @@ impl Unit {
         match self {
             Self::Seconds => "s",
             Self::Bytes => "By",
+            Self::Joules => "J",
             Self::Ratio => "1",
             Self::Count(annotation) => annotation,
             Self::None => "",
@@ -93,6 +97,7 @@ impl Unit {
         match self {
             Self::Seconds => Some("seconds"),
             Self::Bytes => Some("bytes"),
+            Self::Joules => Some("joules"),
             Self::Ratio => Some("ratio"),
             Self::Count(_) | Self::None => None,
         }
@@ -102,8 +107,8 @@ impl Unit {
 /// A figure, still exact.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
-    /// Seconds, given in nanoseconds. Signed and wide: an imbalance may be negative, a time stamp
-    /// has 61 bits.
+    /// Billionths of the unit: seconds given in nanoseconds, joules in nanojoules. Signed and wide:
+    /// an imbalance may be negative, a time stamp has 61 bits.
     Nanos(i128),
     /// A number of things or bytes.
     Count(u64),
@@ -263,7 +268,83 @@ pub static INSTRUMENTS: &[Instrument] = &[
         keys: CONTAINER_GPU,
         read: |view, points| {
             for series in &view.snapshot.container_series {
-                points.put(&container_gpu(series), series.start, nanos(series.busy.0));
+                points.put(
+                    &container_gpu(series),
+                    series.start,
+                    nanos(series.amounts.busy.0),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_engine_busy_seconds_total",
+        otlp: "gpuacct.container.gpu.engine.busy",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which the container kept an engine beside the SMs busy: memory is the memory interface. Only engines of which the driver tells. They run at the same time as the SMs and are no part of the balance.",
+        keys: &[
+            "namespace",
+            "pod",
+            "container",
+            "pod_uid",
+            "container_id",
+            "gpu_uuid",
+            "engine",
+        ],
+        read: container_engines,
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_held_seconds_total",
+        otlp: "gpuacct.container.gpu.held",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which at least one of the container's processes had a context on the GPU, busy or not.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            per_container(view, points, |series| nanos(series.amounts.held.0));
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_allocated_seconds_total",
+        otlp: "gpuacct.container.gpu.allocated",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which the kubelet had given the container the GPU, used or not; absent on nodes whose kubelet has never said.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            if view.snapshot.allocations_known {
+                per_container(view, points, |series| nanos(series.amounts.allocated.0));
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_memory_byte_seconds_total",
+        otlp: "gpuacct.container.gpu.memory.byte_seconds",
+        kind: Kind::Counter,
+        unit: Unit::Count("{byte_second}"),
+        help: "Device memory that the container's processes held, summed over time.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            per_container(view, points, |series| Value::Count(series.amounts.memory.0));
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_energy_joules_total",
+        otlp: "gpuacct.container.gpu.energy",
+        kind: Kind::Counter,
+        unit: Unit::Joules,
+        help: "Energy of the GPU by the container's share of busy time, idle energy apart; absent where the GPU has no meter.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            for series in &view.snapshot.container_series {
+                let mut books = view.snapshot.gpus.iter();
+                if books.any(|book| book.gpu.uuid == series.gpu && book.energy.is_some()) {
+                    points.put(
+                        &container_gpu(series),
+                        series.start,
+                        joules(series.amounts.energy),
+                    );
+                }
             }
         },
     },
@@ -277,6 +358,21 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| {
             for series in &view.snapshot.container_series {
                 if let Some(bytes) = series.memory {
+                    points.put(&container_gpu(series), series.start, Value::Count(bytes));
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_memory_peak_bytes",
+        otlp: "gpuacct.container.gpu.memory.peak",
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        help: "The most device memory that the container's processes were seen to hold at once; absent where the driver does not say.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            for series in &view.snapshot.container_series {
+                if let Some(bytes) = series.memory_peak {
                     points.put(&container_gpu(series), series.start, Value::Count(bytes));
                 }
             }
@@ -314,8 +410,27 @@ pub static INSTRUMENTS: &[Instrument] = &[
                 points.put(
                     &[&series.namespace, series.gpu.as_str()],
                     series.start,
-                    nanos(series.busy.0),
+                    nanos(series.amounts.busy.0),
                 );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_namespace_gpu_allocated_seconds_total",
+        otlp: "gpuacct.namespace.gpu.allocated",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which the kubelet had given the namespace's containers the GPU, summed over containers; absent on nodes whose kubelet has never said.",
+        keys: &["namespace", "gpu_uuid"],
+        read: |view, points| {
+            if view.snapshot.allocations_known {
+                for series in &view.snapshot.namespace_series {
+                    points.put(
+                        &[&series.namespace, series.gpu.as_str()],
+                        series.start,
+                        nanos(series.amounts.allocated.0),
+                    );
+                }
             }
         },
     },
@@ -331,7 +446,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
                 points.put(
                     &[series.unit.as_str(), series.gpu.as_str()],
                     series.start,
-                    nanos(series.busy.0),
+                    nanos(series.amounts.busy.0),
                 );
             }
         },
@@ -402,6 +517,33 @@ pub static INSTRUMENTS: &[Instrument] = &[
                 }
             }
         },
+    },
+    Instrument {
+        name: "gpuacct_gpu_energy_joules_total",
+        otlp: "gpuacct.gpu.energy",
+        kind: Kind::Counter,
+        unit: Unit::Joules,
+        help: "Energy that the GPU consumed in the time accounted for. Equals containers + host + idle + unattributed; absent where the GPU has no meter.",
+        keys: GPU,
+        read: |view, points| per_meter(view, points, |energy| energy.total),
+    },
+    Instrument {
+        name: "gpuacct_gpu_idle_energy_joules_total",
+        otlp: "gpuacct.gpu.idle_energy",
+        kind: Kind::Counter,
+        unit: Unit::Joules,
+        help: "Energy that the GPU consumed while nothing ran, by share of time.",
+        keys: GPU,
+        read: |view, points| per_meter(view, points, |energy| energy.idle),
+    },
+    Instrument {
+        name: "gpuacct_gpu_unattributed_energy_joules_total",
+        otlp: "gpuacct.gpu.unattributed_energy",
+        kind: Kind::Counter,
+        unit: Unit::Joules,
+        help: "Energy that the GPU consumed for busy time without an owner, and in time that was not observed.",
+        keys: GPU,
+        read: |view, points| per_meter(view, points, |energy| energy.unattributed),
     },
     Instrument {
         name: "gpuacct_gpu_pending_seconds",
@@ -929,6 +1071,10 @@ fn nanos(amount: u64) -> Value {
     Value::Nanos(i128::from(amount))
 }
 
+const fn joules(amount: Millijoules) -> Value {
+    Value::Nanos(amount.0 as i128 * 1_000_000)
+}
+
 fn amount_of<R: PartialEq>(amounts: &[(R, Nanos)], reason: &R) -> Value {
     nanos(
         amounts
@@ -938,6 +1084,49 @@ fn amount_of<R: PartialEq>(amounts: &[(R, Nanos)], reason: &R) -> Value {
             .sum::<Nanos>()
             .0,
     )
+}
+
+fn per_container(view: &View<'_>, points: &mut Points<'_>, value: fn(&ContainerSeries) -> Value) {
+    for series in &view.snapshot.container_series {
+        points.put(&container_gpu(series), series.start, value(series));
+    }
+}
+
+fn per_meter(view: &View<'_>, points: &mut Points<'_>, amount: fn(&EnergyBook) -> Millijoules) {
+    for book in &view.snapshot.gpus {
+        if let Some(energy) = &book.energy {
+            points.put(
+                &[book.gpu.uuid.as_str()],
+                book.start,
+                joules(amount(energy)),
+            );
+        }
+    }
+}
+
+fn container_engines(view: &View<'_>, points: &mut Points<'_>) {
+    for series in &view.snapshot.container_series {
+        let mut books = view.snapshot.gpus.iter();
+        let Some(book) = books.find(|book| book.gpu.uuid == series.gpu) else {
+            continue;
+        };
+        let [namespace, pod, container, pod_uid, container_id, gpu] = container_gpu(series);
+        for engine in &book.gpu.engines {
+            points.put(
+                &[
+                    namespace,
+                    pod,
+                    container,
+                    pod_uid,
+                    container_id,
+                    gpu,
+                    engine.as_str(),
+                ],
+                series.start,
+                nanos(series.amounts.engines.of(*engine).0),
+            );
+        }
+    }
 }
 
 fn container_gpu(series: &ContainerSeries) -> [&str; 6] {
@@ -1023,6 +1212,7 @@ pub fn metrics_markdown() -> String {
         let unit = match instrument.unit {
             Unit::Seconds => "seconds",
             Unit::Bytes => "bytes",
+            Unit::Joules => "joules",
             Unit::Ratio => "ratio, 0 to 1",
             Unit::Count(annotation) => annotation,
             Unit::None => "none",
@@ -1197,9 +1387,10 @@ mod tests {
         };
         let (seen, counters) = everything(&snapshot);
         check_every_series(&seen);
-        // busy, memory: five each; info: six; namespace, host: one each; gpu info: two. cAdvisor's
-        // three show the model of the GPU with the other container on it.
-        assert_eq!(counters.labels_blank.get(), 5 + 5 + 6 + 1 + 1 + 2 + 3);
+        // Seven families of a container and one more with three engines: five each; info: six; two
+        // of namespaces and one of hosts: one each; gpu info: two. cAdvisor's three show the model
+        // of the GPU with the other container on it.
+        assert_eq!(counters.labels_blank.get(), (7 + 3) * 5 + 6 + 2 + 1 + 2 + 3);
         assert_eq!(
             seen.0["gpuacct_host_gpu_busy_seconds_total"][0][0],
             UNRESOLVED
@@ -1294,6 +1485,7 @@ mod tests {
         let unit = match ucum {
             "s" => "seconds",
             "By" => "bytes",
+            "J" => "joules",
             _ if ucum.contains('{') => "",
             "1" | "" => "",
             other => panic!("{other} is not in the rules written down here"),

@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
+use crate::core::amounts::{Amounts, ByteSeconds, Engine, Engines, Millijoules};
 use crate::core::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
 use crate::core::model::{
     BootTime, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, SourceId, SourceState, StartTicks,
     UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::snapshot::{
-    AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, Coverage, GpuBook,
-    GpuProcessView, HostSeries, IdOnlyReason, NamesBook, NamespaceSeries, NvmlCallBook, Snapshot,
+    AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, Coverage,
+    EnergyBook, GpuBook, GpuProcessView, HostSeries, IdOnlyReason, NamesBook, NamespaceSeries,
+    NvmlCallBook, Snapshot,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -80,20 +82,23 @@ pub(crate) fn snapshot() -> Snapshot {
                 namespace: "research".into(),
                 gpu: FIRST_GPU.into(),
                 start: STARTED,
-                busy: Nanos(1_200_000_000_001),
+                amounts: Amounts {
+                    allocated: Nanos(3_000_000_000_000),
+                    ..Amounts::busy(Nanos(1_200_000_000_001))
+                },
             },
             NamespaceSeries {
                 namespace: NONE.into(),
                 gpu: FIRST_GPU.into(),
                 start: STARTED,
-                busy: Nanos(300_500_000_000),
+                amounts: Amounts::busy(Nanos(300_500_000_000)),
             },
         ],
         host_series: vec![HostSeries {
             unit: HostUnit::from("display-manager.service"),
             gpu: FIRST_GPU.into(),
             start: STARTED,
-            busy: Nanos(10),
+            amounts: Amounts::busy(Nanos(10)),
         }],
         accounts: vec![
             account(&held, FIRST_GPU, 600_000_000, 0.01, Attribution::Held),
@@ -150,6 +155,7 @@ pub(crate) fn snapshot() -> Snapshot {
             labels_dropped: 3,
             kubernetes_refused: 0,
         }],
+        allocations_known: true,
         nvml_calls: vec![NvmlCallBook {
             call: "nvmlDeviceGetSamples".into(),
             calls: 7_200,
@@ -194,6 +200,22 @@ fn labels(namespace: &str, pod: &str, container: &str, pod_uid: &str, id: &str) 
     }
 }
 
+/// Amounts that go with so much busy time.
+fn amounts(busy: u64) -> Amounts {
+    Amounts {
+        busy: Nanos(busy),
+        engines: Engines {
+            memory: Nanos(busy / 4),
+            decoder: Nanos(busy / 8),
+            ..Engines::default()
+        },
+        held: Nanos(busy * 2),
+        allocated: Nanos(busy * 3),
+        memory: ByteSeconds(busy),
+        energy: Millijoules(busy / 2_000_000),
+    }
+}
+
 fn series(
     labels: &ContainerLabels,
     gpu: &str,
@@ -205,8 +227,9 @@ fn series(
         labels: labels.clone(),
         gpu: gpu.into(),
         start: WallTime(STARTED.0 + 60_000_000_000),
-        busy: Nanos(busy),
+        amounts: amounts(busy),
         memory,
+        memory_peak: memory.map(|bytes| bytes + 4096),
         attribution,
         image: "registry.example/team/image:1.2".into(),
         runtime: "docker".into(),
@@ -225,9 +248,11 @@ fn account(
         id: ContainerId(Arc::clone(&labels.container_id)),
         gpu: gpu.into(),
         attribution,
-        busy: Nanos(busy),
+        amounts: amounts(busy),
         share,
         memory: Some(1 << 30),
+        memory_peak: Some(2 << 30),
+        processes_started: 3,
         image: "registry.example/team/image:1.2".into(),
         runtime: "docker".into(),
         first_used: Some(STARTED),
@@ -248,6 +273,8 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             driver: "550.54.15".into(),
             simulated: true,
             memory_total: Some(141 << 30),
+            mig: None,
+            engines: vec![Engine::Memory, Engine::Encoder, Engine::Decoder],
         },
         start: STARTED,
         elapsed,
@@ -282,6 +309,12 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
         torn_windows: 1,
         invalid_rows: 2,
         cut: Nanos(5),
+        // The second has no meter.
+        energy: (index == 0).then_some(EnergyBook {
+            total: Millijoules(1_000_000_001),
+            idle: Millijoules(90_000_000),
+            unattributed: Millijoules(500),
+        }),
     }
 }
 

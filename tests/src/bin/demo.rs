@@ -305,11 +305,11 @@ fn compare(truth: &Truth, window_us: std::ops::Range<u64>, report: &StatusReport
             account.labels.pod.to_string(),
             index_of(account.gpu.as_str()),
         );
-        rows.entry(key).or_default().booked += seconds(account.busy.0);
+        rows.entry(key).or_default().booked += seconds(account.amounts.busy.0);
     }
     for host in &report.snapshot.host_series {
         let key = (HOST_LABEL.to_owned(), index_of(host.gpu.as_str()));
-        rows.entry(key).or_default().booked += seconds(host.busy.0);
+        rows.entry(key).or_default().booked += seconds(host.amounts.busy.0);
     }
     println!(
         "{:<22} {:>3} {:>9} {:>9} {:>9} {:>9} {:>9}",

@@ -468,6 +468,8 @@ impl Source {
             driver: library.driver.clone(),
             simulated: library.simulated,
             memory_total: memory.ok().map(|memory| memory.total),
+            mig: None,
+            engines: Vec::new(),
         };
         Ok((device, info))
     }

@@ -246,6 +246,8 @@ impl Windows {
             credits: split.credits,
             below_resolution: split.below_resolution,
             no_row: split.no_row,
+            engines: Vec::new(),
+            energy: None,
             quality: WindowQuality {
                 samples: u32::try_from(samples.len()).unwrap_or(u32::MAX),
                 torn: bracket.torn(),
@@ -311,6 +313,8 @@ impl Windows {
             credits,
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
+            engines: Vec::new(),
+            energy: None,
             quality: WindowQuality {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 cut: Nanos(scale(claimed.saturating_sub(100), elapsed.0, 100)),
@@ -362,6 +366,8 @@ impl Windows {
             credits: Vec::new(),
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
+            engines: Vec::new(),
+            energy: None,
             quality: WindowQuality {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 ..WindowQuality::default()
