@@ -30,6 +30,7 @@ use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
 use crate::outputs::cadvisor::DutyCycle;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
+use crate::outputs::instruments::OptIn;
 use crate::outputs::log::Log;
 use crate::outputs::prometheus::BindError;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
@@ -118,7 +119,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
                 interval: config.otlp.interval.0,
                 // No later than the first regular push would be.
                 first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
-                cadvisor: cadvisor(&config),
+                opt_in: opt_in(&config),
                 ..otlp::Options::new(receiver, origin(&config))
             },
             snapshot.clone(),
@@ -262,7 +263,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
             snapshots: snapshot.clone(),
             blocked: blocked.clone(),
             counters: Arc::clone(&counters),
-            cadvisor: cadvisor(&config),
+            opt_in: opt_in(&config),
             clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
         };
@@ -419,13 +420,16 @@ pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
     })
 }
 
-/// Whether cAdvisor's families are published, and whose duty cycle.
-fn cadvisor(config: &Config) -> Option<DutyCycle> {
+/// What is published only where it is asked for.
+fn opt_in(config: &Config) -> OptIn {
     let duty_cycle = match config.cadvisor.duty_cycle {
         CadvisorDutyCycle::Device => DutyCycle::Device,
         CadvisorDutyCycle::Container => DutyCycle::Container,
     };
-    config.cadvisor.enabled.then_some(duty_cycle)
+    OptIn {
+        cadvisor: config.cadvisor.enabled.then_some(duty_cycle),
+        pod_labels: config.publish.pod_labels.clone(),
+    }
 }
 
 /// Where the figures come from, as OTLP's resource says it.

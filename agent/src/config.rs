@@ -18,6 +18,8 @@ use thiserror::Error;
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
 /// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
 pub const DEFAULT_PORT: u16 = 10_944;
+/// Pod labels that are published at most: each is a series for each pod.
+const MAX_POD_LABELS: usize = 16;
 
 /// What can be wrong with a configuration.
 #[derive(Debug, Error)]
@@ -308,6 +310,8 @@ pub struct Publish {
     pub zero_for: Span,
     /// How long the series of a container that ended are kept.
     pub keep_for: Span,
+    /// The pods' own labels that go out as `gpuacct_pod_labels`.
+    pub pod_labels: Vec<String>,
 }
 
 impl Default for Publish {
@@ -316,6 +320,7 @@ impl Default for Publish {
             grace: Span::secs(10),
             zero_for: Span::secs(60),
             keep_for: Span::secs(600),
+            pod_labels: Vec::new(),
         }
     }
 }
@@ -569,6 +574,24 @@ impl Config {
                 "an absolute path of at most 107 bytes",
             )?;
         }
+        let labels = &self.publish.pod_labels;
+        ensure(
+            labels.len() <= MAX_POD_LABELS,
+            "publish.pod_labels",
+            format!("{} labels", labels.len()),
+            "at most 16 labels",
+        )?;
+        for label in labels {
+            // A prefix of 253, a slash, a name of 63: Kubernetes' own bound of a key.
+            let allowed = (1..=317).contains(&label.len())
+                && label.bytes().all(|byte| matches!(byte, b'!'..=b'~'));
+            ensure(
+                allowed,
+                "publish.pod_labels",
+                format!("{label:?}"),
+                "keys of Kubernetes labels",
+            )?;
+        }
         let Bundle {
             host_root,
             containerd,
@@ -751,6 +774,10 @@ mod tests {
             (
                 "[kubelet_logs]\nhost_root = \"host\"",
                 "kubelet_logs.host_root is host, allowed is an absolute path",
+            ),
+            (
+                "[publish]\npod_labels = [\"a label\"]",
+                "publish.pod_labels is \"a label\", allowed is keys of Kubernetes labels",
             ),
             ("[gpu\n", "TOML parse error"),
         ] {

@@ -99,7 +99,7 @@ struct Shown<'a> {
 
 /// Writes a point for each live and published container on each GPU, where there is a value.
 fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Option<Value>) {
-    let Some(duty_cycle) = view.cadvisor else {
+    let Some(duty_cycle) = view.opt_in.cadvisor else {
         return;
     };
     let snapshot = view.snapshot;
@@ -202,6 +202,7 @@ mod tests {
     use crate::core::model::WallTime;
     use crate::core::snapshot::Snapshot;
     use crate::outputs::counters::OutputCounters;
+    use crate::outputs::instruments::OptIn;
     use crate::outputs::instruments::{self, Sink};
     use crate::outputs::sample;
 
@@ -236,7 +237,10 @@ mod tests {
         let view = View {
             snapshot,
             counters: &counters,
-            cadvisor,
+            opt_in: &OptIn {
+                cadvisor,
+                ..OptIn::default()
+            },
         };
         instruments::write(&view, &mut seen);
         assert_eq!(counters.labels_blank.get(), 0);

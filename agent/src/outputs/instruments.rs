@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 use super::cadvisor::{self, DutyCycle};
 use super::counters::OutputCounters;
 use crate::core::amounts::Millijoules;
+use crate::core::input::IdentitySource;
 use crate::core::model::{
     Clock, NONE, Nanos, SourceId, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
@@ -123,8 +124,17 @@ pub struct View<'a> {
     pub snapshot: &'a Snapshot,
     /// What the outputs count of themselves.
     pub counters: &'a OutputCounters,
+    /// What is shown beyond that.
+    pub opt_in: &'a OptIn,
+}
+
+/// What is published only where it is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OptIn {
     /// Whether cAdvisor's families are shown, and whose duty cycle.
     pub cadvisor: Option<DutyCycle>,
+    /// The pods' own labels that are shown.
+    pub pod_labels: Vec<String>,
 }
 
 /// A format: takes the families in the table's order, and the points of each.
@@ -144,7 +154,7 @@ pub trait Sink {
 
 /// Writes every family and every point of `view` into `sink`.
 pub fn write(view: &View<'_>, sink: &mut dyn Sink) {
-    let others: &[Instrument] = match view.cadvisor {
+    let others: &[Instrument] = match view.opt_in.cadvisor {
         Some(_) => cadvisor::FAMILIES,
         None => &[],
     };
@@ -397,6 +407,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
             "reason",
         ],
         read: container_info,
+    },
+    Instrument {
+        name: "gpuacct_pod_labels",
+        otlp: "gpuacct.pod.labels",
+        kind: Kind::Gauge,
+        unit: Unit::Count("{label}"),
+        help: "The pod's own labels that [publish] pod_labels lists, one series a label, for joins. The value is (none) where the pod has no such label, and (unresolved) where only a source that does not tell labels has named it.",
+        keys: &["namespace", "pod", "pod_uid", "label", "value"],
+        read: pod_labels,
     },
     Instrument {
         name: "gpuacct_namespace_gpu_busy_seconds_total",
@@ -1104,6 +1123,38 @@ fn per_meter(view: &View<'_>, points: &mut Points<'_>, amount: fn(&EnergyBook) -
     }
 }
 
+/// One series a label, since a family's keys are the same everywhere and the list is not.
+fn pod_labels(view: &View<'_>, points: &mut Points<'_>) {
+    let mut seen = BTreeSet::new();
+    for account in &view.snapshot.accounts {
+        let Attribution::Named { source } = account.attribution else {
+            continue;
+        };
+        let ContainerLabels {
+            namespace,
+            pod,
+            pod_uid,
+            ..
+        } = &account.labels;
+        if [NONE, UNRESOLVED].contains(&&**pod) {
+            continue;
+        }
+        for label in &view.opt_in.pod_labels {
+            let value = match account.runtime_labels.get(label.as_str()) {
+                Some(value) if !value.is_empty() => &**value,
+                // An empty value is one that Kubernetes allows.
+                Some(_) => NONE,
+                None if source == IdentitySource::Cri => NONE,
+                None => UNRESOLVED,
+            };
+            seen.insert([namespace, pod, pod_uid, label.as_str(), value]);
+        }
+    }
+    for labels in seen {
+        points.put(&labels, view.snapshot.agent_started, Value::Count(1));
+    }
+}
+
 fn container_engines(view: &View<'_>, points: &mut Points<'_>) {
     for series in &view.snapshot.container_series {
         let mut books = view.snapshot.gpus.iter();
@@ -1329,7 +1380,10 @@ mod tests {
             &View {
                 snapshot,
                 counters: &counters,
-                cadvisor: Some(DutyCycle::Device),
+                opt_in: &OptIn {
+                    cadvisor: Some(DutyCycle::Device),
+                    pod_labels: vec!["team".to_owned(), "absent".to_owned()],
+                },
             },
             &mut seen,
         );

@@ -24,11 +24,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::ReadClock;
-use super::cadvisor::DutyCycle;
 use super::condition::degraded;
 use super::connections::{Bounded, MAX_CONNECTIONS};
 use super::counters::OutputCounters;
-use super::instruments::{self, Instrument, Kind, Sink, Value, View};
+use super::instruments::{self, Instrument, Kind, OptIn, Sink, Value, View};
 use crate::core::model::{BootTime, Nanos, WallTime};
 use crate::core::snapshot::{BlockedCall, Snapshot};
 
@@ -269,8 +268,8 @@ pub struct Exposition {
     pub blocked: watch::Receiver<Option<BlockedCall>>,
     /// What the outputs count.
     pub counters: Arc<OutputCounters>,
-    /// Whether cAdvisor's families are shown, and whose duty cycle.
-    pub cadvisor: Option<DutyCycle>,
+    /// What is shown only where it is asked for.
+    pub opt_in: OptIn,
     /// The time now.
     pub clock: ReadClock,
     /// How old the last commit may be before the core counts as stuck.
@@ -374,7 +373,7 @@ impl Shared {
                 let view = View {
                     snapshot: &snapshot,
                     counters: &self.exposition.counters,
-                    cadvisor: self.exposition.cadvisor,
+                    opt_in: &self.exposition.opt_in,
                 };
                 render(&view, format, buffer);
                 let body = Bytes::copy_from_slice(buffer.as_bytes());
@@ -437,7 +436,7 @@ mod tests {
         let view = View {
             snapshot,
             counters: &counters,
-            cadvisor: None,
+            opt_in: &sample::opt_in(),
         };
         render(&view, format, &mut out);
         out
@@ -642,7 +641,7 @@ mod tests {
             snapshots: receiver,
             blocked,
             counters: Arc::clone(&counters),
-            cadvisor: None,
+            opt_in: sample::opt_in(),
             clock: Arc::new(move || Clock {
                 boot: BootTime(reads.load(Ordering::Relaxed)),
                 wall: WallTime::default(),

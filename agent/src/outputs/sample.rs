@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::instruments::OptIn;
 use crate::core::amounts::{Amounts, ByteSeconds, Engine, Engines, Millijoules};
 use crate::core::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
 use crate::core::model::{
@@ -197,6 +198,14 @@ fn labels(namespace: &str, pod: &str, container: &str, pod_uid: &str, id: &str) 
         container: container.into(),
         pod_uid: pod_uid.into(),
         container_id: id.into(),
+    }
+}
+
+/// What is asked for beyond the rest: two labels of which the sample's pods have one.
+pub(crate) fn opt_in() -> OptIn {
+    OptIn {
+        pod_labels: vec!["team".to_owned(), "absent".to_owned()],
+        ..OptIn::default()
     }
 }
 

@@ -15,9 +15,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::ReadClock;
-use super::cadvisor::DutyCycle;
 use super::counters::OutputCounters;
-use super::instruments::View;
+use super::instruments::{OptIn, View};
 use super::receiver::{Origin, Receiver, ReceiverError};
 use crate::core::input::{Input, SourceHealth};
 use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
@@ -51,8 +50,8 @@ pub struct Options {
     pub flush_deadline: Duration,
     /// Where the figures come from.
     pub origin: Origin,
-    /// Whether cAdvisor's families are sent, and whose duty cycle.
-    pub cadvisor: Option<DutyCycle>,
+    /// What is sent only where it is asked for.
+    pub opt_in: OptIn,
 }
 
 impl Options {
@@ -68,7 +67,7 @@ impl Options {
             max_points: 4_000,
             flush_deadline: Duration::from_secs(5),
             origin,
-            cadvisor: None,
+            opt_in: OptIn::default(),
         }
     }
 }
@@ -198,7 +197,7 @@ impl Exporter {
         let view = View {
             snapshot: &snapshot,
             counters: &self.counters,
-            cadvisor: self.options.cadvisor,
+            opt_in: &self.options.opt_in,
         };
         let mut outcome = Ok(());
         for outgoing in build(&view, &self.options.origin, self.options.max_points) {

@@ -223,7 +223,7 @@ mod tests {
         let view = View {
             snapshot,
             counters: &OutputCounters::default(),
-            cadvisor: None,
+            opt_in: &sample::opt_in(),
         };
         build(&view, &origin(), max_points)
     }
@@ -304,7 +304,7 @@ mod tests {
         let view = View {
             snapshot: &snapshot,
             counters: &counters,
-            cadvisor: None,
+            opt_in: &sample::opt_in(),
         };
         render(&view, Format::Text, &mut text);
         let scraped = text.lines().filter(|line| !line.starts_with('#')).count();

@@ -445,7 +445,7 @@ async fn one_message_that_is_refused_does_not_keep_the_others_back() {
             &View {
                 snapshot: &commit(1),
                 counters: &OutputCounters::default(),
-                cadvisor: None,
+                opt_in: &OptIn::default(),
             },
             &quick(protocol, String::new()).origin,
             usize::MAX,
