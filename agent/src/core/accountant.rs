@@ -597,6 +597,8 @@ impl Accountant {
                 .collect();
             self.payers.retain(|owner, _| open.contains(owner));
         }
+        let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
+        self.placements.end_bindings(owners);
     }
 
     fn forget_dead(&mut self, now: BootTime) {
@@ -781,6 +783,7 @@ impl Accountant {
             containers_named: attribution("named"),
             containers_id_only: attribution("id_only"),
             identities_refused: self.directory.refused(),
+            cgroups_refused: self.placements.refusals(),
             ..self.counts
         };
         snapshot
@@ -1239,6 +1242,74 @@ mod tests {
             Nanos::from_secs(7)
         );
         assert_eq!(snapshot.agent.named_late, 1);
+    }
+
+    #[test]
+    fn a_cgroup_made_elsewhere_with_a_victims_id_bills_its_maker() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let victim = node.fork(7, 3);
+        for (id, parent, name) in [
+            (20, 1, "user.slice"),
+            (21, 20, "user@1000.service"),
+            (22, 21, "docker"),
+            (23, 22, A),
+        ] {
+            node.events(vec![KernelEvent::Cgroup(CgroupAnnouncement {
+                key: CgroupKey { hierarchy: 0, id },
+                parent: Some(parent),
+                name: name.into(),
+            })]);
+        }
+        node.fork(8, 23);
+        node.pass(1_000, &[(7, 250), (8, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 250)]);
+        let host = &snapshot.host_series[0];
+        assert_eq!(host.unit.as_str(), "user@1000.service");
+        assert_eq!(host.amounts.busy, Nanos::from_millis(500));
+        assert_eq!(snapshot.agent.cgroups_refused, 1);
+
+        // Nor does it once the victim is dead, for as long as its account is shown.
+        node.exit(7, victim, 3);
+        for _ in 0..60 {
+            node.pass(5_000, &[(8, 1_000)]);
+            node.commit();
+        }
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 250)]);
+        assert_eq!(
+            snapshot.host_series[0].amounts.busy,
+            Nanos::from_millis(60_500)
+        );
+    }
+
+    #[test]
+    fn a_container_that_is_restarted_keeps_its_account() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let first = node.fork(7, 3);
+        node.pass(1_000, &[(7, 250)]);
+        node.commit();
+        node.exit(7, first, 3);
+        for _ in 0..30 {
+            node.pass(5_000, &[]);
+            node.commit();
+        }
+        // The same id, the same path, another directory.
+        node.events(vec![KernelEvent::Cgroup(CgroupAnnouncement {
+            key: CgroupKey {
+                hierarchy: 0,
+                id: 30,
+            },
+            parent: Some(2),
+            name: A.into(),
+        })]);
+        node.fork(8, 30);
+        node.pass(1_000, &[(8, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 750)]);
+        assert_eq!(snapshot.agent.cgroups_refused, 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::input::{ContainerIdentity, IdentitySource, IdentityUpdate, KubernetesNames};
-use super::model::{BootTime, ContainerId, NONE, Nanos, PodUid, UNRESOLVED};
+use super::model::{BootTime, ContainerId, NONE, Nanos, POD_ITSELF, PodUid, UNRESOLVED};
 use super::snapshot::{ContainerLabels, IdOnlyReason};
 
 /// How long an unanswered question rests before it is put again.
@@ -380,7 +380,7 @@ impl Directory {
             }) => ContainerLabels {
                 namespace: non_empty(&names.namespace),
                 pod: non_empty(&names.pod),
-                container: non_empty(&names.container),
+                container: container_of(&names.container),
                 pod_uid: non_empty(&names.pod_uid.0),
                 container_id: Arc::clone(&id.0),
             },
@@ -445,6 +445,15 @@ fn non_empty(text: &Arc<str>) -> Arc<str> {
         UNRESOLVED.into()
     } else {
         Arc::clone(text)
+    }
+}
+
+/// Kubernetes names no container in capitals: `POD` is what the kubelet called the sandbox's under
+/// Docker and CRI-O calls it still.
+fn container_of(name: &Arc<str>) -> Arc<str> {
+    match &**name {
+        "POD" => POD_ITSELF.into(),
+        _ => non_empty(name),
     }
 }
 
@@ -573,6 +582,26 @@ mod tests {
             assert_eq!(&*directory.names(&id()).labels.namespace, UNRESOLVED);
             assert_eq!(directory.refused(), 1);
             assert_eq!(directory.reason(&id(), UP), IdOnlyReason::PodUidMismatch);
+        }
+    }
+
+    #[test]
+    fn a_sandboxs_own_container_is_the_pod_whoever_names_it() {
+        for (said, label) in [
+            ("POD", POD_ITSELF),
+            (POD_ITSELF, POD_ITSELF),
+            ("pod", "pod"),
+        ] {
+            let mut directory = directory();
+            let IdentityUpdate::Found(mut identity) = found(Some(UID)) else {
+                unreachable!("it is found");
+            };
+            if let Some(names) = &mut identity.kubernetes {
+                names.container = said.into();
+            }
+            directory.learn(IdentityUpdate::Found(identity), BootTime(1));
+            let labels = directory.names(&id()).labels;
+            assert_eq!((&*labels.pod, &*labels.container), ("train-0", label));
         }
     }
 

@@ -308,6 +308,8 @@ pub struct AgentBook {
     pub named_late: u64,
     /// Answers refused since their pod uid contradicts the cgroup's.
     pub identities_refused: u64,
+    /// cgroups whose id was refused, since it belongs to another one.
+    pub cgroups_refused: u64,
     /// Commits.
     pub commits: u64,
     /// Commits whose books did not balance.

@@ -816,6 +816,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.identities_refused),
     },
     Instrument {
+        name: "gpuacct_cgroups_refused_total",
+        otlp: "gpuacct.cgroups.refused",
+        kind: Kind::Counter,
+        unit: Unit::Count("{cgroup}"),
+        help: "cgroups that bear the id of a container or the uid of a pod which belongs to another cgroup. Their processes are booked to the host.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.agent.cgroups_refused),
+    },
+    Instrument {
         name: "gpuacct_table_overflows_total",
         otlp: "gpuacct.table.overflows",
         kind: Kind::Counter,

@@ -140,6 +140,7 @@ pub(crate) fn snapshot() -> Snapshot {
             containers_id_only: 1,
             named_late: 1,
             identities_refused: 0,
+            cgroups_refused: 1,
             commits: 3_600,
             imbalances: 0,
         },
