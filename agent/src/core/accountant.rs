@@ -28,10 +28,13 @@ use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
     AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
-    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
+    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot, SourceErrorBook,
 };
 
-/// The namespace label beyond [`Settings::namespace_limit`].
+/// Classes of errors that are told apart, per source; each has one of a few in its code.
+const MAX_ERROR_CLASSES: usize = 32;
+/// The namespace label beyond [`Settings::namespace_limit`], and the class of a source's errors
+/// beyond [`MAX_ERROR_CLASSES`].
 const OVERFLOW: &str = "(overflow)";
 /// How long the dead are kept at least: the driver's ring spans 12 s, and a reader may be late.
 const KEEP_DEAD: Nanos = Nanos::from_secs(15);
@@ -130,6 +133,7 @@ pub struct Accountant {
     namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
     pub(super) lists: HashMap<GpuUuid, DeviceLists>,
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
+    source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
     drained_through: BootTime,
     /// Events were lost at this time, and no scan of `/proc` has begun since.
@@ -158,6 +162,7 @@ impl Accountant {
             namespaces: BTreeMap::new(),
             lists: HashMap::new(),
             sources: BTreeMap::new(),
+            source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
             drained_through: BootTime::default(),
             lost_at: None,
@@ -179,7 +184,7 @@ impl Accountant {
             Input::Gpus(gpus) => self.ledger.list(gpus, clock),
             Input::Window(window) => self.waiting.push_back((clock.boot, window)),
             Input::GpuProcesses(lists) => self.take_lists(lists, clock),
-            Input::Health(health) => self.take_health(health),
+            Input::Health(health) => self.take_health(health, clock.boot),
         }
         self.introduce_containers(clock.boot);
     }
@@ -195,7 +200,10 @@ impl Accountant {
         }
     }
 
-    fn take_health(&mut self, mut health: SourceHealth) {
+    fn take_health(&mut self, mut health: SourceHealth, now: BootTime) {
+        if let SourceState::Down { class, .. } = &health.state {
+            self.note_error(health.source, class, now);
+        }
         if let Some(known) = self.sources.get(&health.source)
             && known.state.as_str() == health.state.as_str()
         {
@@ -203,6 +211,24 @@ impl Accountant {
             health.since = health.since.min(known.since);
         }
         self.sources.insert(health.source, health);
+    }
+
+    fn note_error(&mut self, source: SourceId, class: &Arc<str>, now: BootTime) {
+        let known = self.source_errors.keys().filter(|(of, _)| *of == source);
+        let is_full = known.count() >= MAX_ERROR_CLASSES;
+        let mut key = (source, Arc::clone(class));
+        if is_full && !self.source_errors.contains_key(&key) {
+            key.1 = OVERFLOW.into();
+        }
+        let class = Arc::clone(&key.1);
+        let book = self.source_errors.entry(key).or_insert(SourceErrorBook {
+            source,
+            class,
+            count: 0,
+            last: now,
+        });
+        book.count += 1;
+        book.last = book.last.max(now);
     }
 
     fn take_events(&mut self, batch: KernelBatch) {
@@ -646,6 +672,7 @@ impl Accountant {
             agent_started: self.started.wall,
             events: self.events,
             sources: self.sources.values().cloned().collect(),
+            source_errors: self.source_errors.values().cloned().collect(),
             ..Snapshot::default()
         };
         for ((at, owner), account) in self.ledger.accounts() {
@@ -783,6 +810,7 @@ impl Accountant {
             containers_named: attribution("named"),
             containers_id_only: attribution("id_only"),
             identities_refused: self.directory.refused(),
+            identities_refused_of: self.directory.refused_of(),
             cgroups_refused: self.placements.refusals(),
             ..self.counts
         };
@@ -1282,6 +1310,43 @@ mod tests {
             snapshot.host_series[0].amounts.busy,
             Nanos::from_millis(60_500)
         );
+    }
+
+    #[test]
+    fn failures_are_kept_by_class_and_what_was_never_there_has_none() {
+        let mut node = Node::new(0, 0);
+        let down = |class: &str| SourceState::Down {
+            class: class.into(),
+            reason: "".into(),
+            next_retry: None,
+        };
+        node.health(SourceId::Docker, SourceState::Absent);
+        node.health(SourceId::Cri, SourceState::Disabled);
+        assert_eq!(node.commit().source_errors, []);
+        for state in [
+            SourceState::Up,
+            down("refused"),
+            down("timeout"),
+            down("refused"),
+            SourceState::Up,
+        ] {
+            node.now += SECOND;
+            node.health(SourceId::Docker, state);
+        }
+        let errors = node.commit().source_errors;
+        let rows: Vec<_> = errors
+            .iter()
+            .map(|book| (&*book.class, book.count, book.last.0 / SECOND))
+            .collect();
+        assert_eq!(rows, [("refused", 2, 104), ("timeout", 1, 103)]);
+
+        for class in 0..100 {
+            node.health(SourceId::Cri, down(&format!("c{class}")));
+        }
+        let errors = node.commit().source_errors;
+        let of_cri = || errors.iter().filter(|book| book.source == SourceId::Cri);
+        assert_eq!(of_cri().count(), MAX_ERROR_CLASSES + 1);
+        assert_eq!(of_cri().map(|book| book.count).sum::<u64>(), 100);
     }
 
     #[test]

@@ -145,7 +145,7 @@ pub struct Names {
 pub struct Directory {
     entries: HashMap<ContainerId, Entry>,
     limit: usize,
-    refused: u64,
+    refused: [u64; IdentitySource::ALL.len()],
     overflows: u64,
 }
 
@@ -156,14 +156,20 @@ impl Directory {
         Self {
             entries: HashMap::new(),
             limit,
-            refused: 0,
+            refused: [0; IdentitySource::ALL.len()],
             overflows: 0,
         }
     }
 
     /// Answers that contradicted the kernel.
     #[must_use]
-    pub const fn refused(&self) -> u64 {
+    pub fn refused(&self) -> u64 {
+        self.refused.iter().sum()
+    }
+
+    /// The same by source, in the order of [`IdentitySource::ALL`].
+    #[must_use]
+    pub const fn refused_of(&self) -> [u64; IdentitySource::ALL.len()] {
         self.refused
     }
 
@@ -191,16 +197,18 @@ impl Directory {
             });
             // What was believed while the kernel had not been heard may contradict it.
             let known = entry.pod_uid().cloned();
-            let mut refused = 0;
+            let mut refused = [0; IdentitySource::ALL.len()];
             for answer in entry.answers.iter_mut().flatten() {
                 if let Outcome::Found { identity, .. } = &answer.outcome
                     && let Some(claimed) = contradiction(known.as_ref(), identity)
                 {
                     answer.outcome = Outcome::Refused { claimed };
-                    refused += 1;
+                    refused[place(answer.source)] += 1;
                 }
             }
-            self.refused += refused;
+            for (sum, more) in self.refused.iter_mut().zip(refused) {
+                *sum += more;
+            }
         }
     }
 
@@ -222,7 +230,7 @@ impl Directory {
                     }
                 };
                 entry.answers[place(source)] = Some(Answer::new(source, now, outcome));
-                self.refused += u64::from(refused);
+                self.refused[place(source)] += u64::from(refused);
             }
             IdentityUpdate::NotFound { source, id, reason } => {
                 let Some(entry) = self.entries.get_mut(&id) else {
