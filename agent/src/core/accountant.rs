@@ -8,7 +8,7 @@
 //! must not hold the books.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::amounts::Amounts;
@@ -23,7 +23,7 @@ use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
 };
-use super::placement::{Owner, PlacementId, PlacementTable};
+use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
@@ -63,6 +63,8 @@ pub struct Settings {
     pub namespace_limit: usize,
     /// How long a window waits for the event stream to pass its end.
     pub await_events: Nanos,
+    /// Who pays where one container is in another.
+    pub payer: PayerRule,
 }
 
 impl Default for Settings {
@@ -79,6 +81,7 @@ impl Default for Settings {
             account_limit: 10_000,
             namespace_limit: 4_096,
             await_events: Nanos::from_secs(2),
+            payer: PayerRule::default(),
         }
     }
 }
@@ -155,7 +158,7 @@ impl Accountant {
             settings,
             started: clock,
             processes: ProcessTable::new(settings.process_limit),
-            placements: PlacementTable::new(settings.cgroup_limit),
+            placements: PlacementTable::new(settings.cgroup_limit).with_rule(settings.payer),
             directory: Directory::new(settings.container_limit),
             ledger: Ledger::new(settings.account_limit),
             payers: HashMap::new(),
@@ -396,7 +399,26 @@ impl Accountant {
                 container.runtime.as_str(),
                 now,
             );
+            self.directory.note_place(&container.id, &container.place);
         }
+    }
+
+    /// Where the innermost container may pay: asks for those that nobody has vouched for, and has
+    /// the others pay. Until then the outermost does.
+    fn vouch_for_inner(&mut self, now: BootTime) {
+        let present = self.placements.inner_containers();
+        let mut vouched = BTreeSet::new();
+        for inner in &present {
+            if self
+                .directory
+                .vouches(&inner.id, &inner.place, inner.pod.as_ref())
+            {
+                vouched.insert(inner.clone());
+            } else if self.directory.should_ask(&inner.id, now) {
+                self.effects.push(Effect::LookUp(inner.id.clone()));
+            }
+        }
+        self.placements.vouch(vouched, &present);
     }
 
     fn book_waiting(&mut self, clock: Clock) {
@@ -462,6 +484,9 @@ impl Accountant {
 
     /// Books what is ready, settles names, publishes, checks the balance.
     pub fn commit(&mut self, clock: Clock) -> Snapshot {
+        if self.settings.payer == PayerRule::Innermost {
+            self.vouch_for_inner(clock.boot);
+        }
         self.book_waiting(clock);
         self.settle_names(clock.boot);
         self.publish(clock);
@@ -1347,6 +1372,57 @@ mod tests {
         let of_cri = || errors.iter().filter(|book| book.source == SourceId::Cri);
         assert_eq!(of_cri().count(), MAX_ERROR_CLASSES + 1);
         assert_eq!(of_cri().map(|book| book.count).sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn the_innermost_pays_where_configured_once_a_source_vouches_for_it() {
+        for payer in [PayerRule::Outermost, PayerRule::Innermost] {
+            let mut node = Node::new(0, 0);
+            let settings = Settings {
+                payer,
+                ..node.accountant.settings
+            };
+            let gpus = node.accountant.ledger.books().iter();
+            let gpus = gpus.map(|book| book.gpu.clone()).collect();
+            node.accountant = Accountant::new(settings, clock(node.now));
+            node.take(Input::Gpus(gpus));
+            for (id, parent, name) in [
+                (1, None, ""),
+                (2, Some(1), "docker"),
+                (3, Some(2), A),
+                (4, Some(3), "kubepods"),
+                (5, Some(4), &format!("pod{UID}")),
+                (6, Some(5), B),
+            ] {
+                node.events(vec![KernelEvent::Cgroup(CgroupAnnouncement {
+                    key: CgroupKey { hierarchy: 0, id },
+                    parent,
+                    name: name.into(),
+                })]);
+            }
+            node.named(A, None);
+            node.fork(7, 6);
+            node.pass(1_000, &[(7, 250)]);
+            assert_eq!(published(&node.commit()), [("web".into(), 'a', 250)]);
+            let asked = node.accountant.take_effects();
+            let asks = asked.contains(&Effect::LookUp(B.into()));
+            assert_eq!(asks, payer == PayerRule::Innermost, "{asked:?}");
+            // An answer about another pod does not vouch.
+            node.named(B, Some("99999999-2222-3333-4444-555555555555"));
+            node.pass(1_000, &[(7, 250)]);
+            assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+            node.named(B, Some(UID));
+            node.pass(1_000, &[(7, 250)]);
+            let expected = match payer {
+                PayerRule::Outermost => vec![("web".into(), 'a', 750)],
+                PayerRule::Innermost => {
+                    vec![("main".into(), 'b', 250), ("web".into(), 'a', 500)]
+                }
+            };
+            let mut found = published(&node.commit());
+            found.sort();
+            assert_eq!(found, expected, "{payer:?}");
+        }
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl Entry {
 struct Kernel {
     pod_uid: Option<PodUid>,
     runtime: Arc<str>,
+    place: Option<Arc<str>>,
 }
 
 /// A container's names, as good as they are known.
@@ -194,6 +195,7 @@ impl Directory {
             entry.kernel = Some(Kernel {
                 pod_uid: pod_uid.cloned(),
                 runtime: runtime.into(),
+                place: None,
             });
             // What was believed while the kernel had not been heard may contradict it.
             let known = entry.pod_uid().cloned();
@@ -210,6 +212,42 @@ impl Directory {
                 *sum += more;
             }
         }
+    }
+
+    /// Notes where the kernel has a container's cgroup.
+    pub fn note_place(&mut self, id: &ContainerId, place: &Arc<str>) {
+        let kernel = self.entries.get_mut(id).map(|entry| &mut entry.kernel);
+        if let Some(Some(kernel)) = kernel {
+            kernel.place.get_or_insert_with(|| Arc::clone(place));
+        }
+    }
+
+    /// Whether a source says of a container what the path of its cgroup says: the pod that it is in,
+    /// or that it is in none. Not if the kernel has had that id elsewhere, since then the answer is
+    /// about that one, and not once the source has said that the container is gone.
+    #[must_use]
+    pub fn vouches(&self, id: &ContainerId, place: &str, pod_uid: Option<&PodUid>) -> bool {
+        let Some(entry) = self.entries.get(id) else {
+            return false;
+        };
+        let seen = entry
+            .kernel
+            .as_ref()
+            .and_then(|kernel| kernel.place.as_deref());
+        if seen.is_some_and(|seen| seen != place) {
+            return false;
+        }
+        let mut answers = entry.answers.iter().flatten();
+        answers.any(|answer| match &answer.outcome {
+            Outcome::Found { identity, .. } if !answer.removed => {
+                match (&identity.kubernetes, pod_uid) {
+                    (Some(names), Some(uid)) => same_uid(&names.pod_uid, uid),
+                    (None, None) => true,
+                    (Some(_), None) | (None, Some(_)) => false,
+                }
+            }
+            _ => false,
+        })
     }
 
     /// Takes an answer.
@@ -570,6 +608,37 @@ mod tests {
             let names = directory.names(&id());
             assert_eq!(text(&names.labels), labels, "{pod_uid:?} {answer:?}");
             assert_eq!(names.source.is_some(), named, "{pod_uid:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_vouches_for_the_pod_that_the_path_names_and_for_no_other_path() {
+        let (uid, other) = (PodUid::from(UID), PodUid::from("other"));
+        let rows = [
+            (Some(UID), Some(&uid), None, true),
+            (Some(UID), Some(&uid), Some("/here"), true),
+            (Some(UID), Some(&uid), Some("/there"), false),
+            (Some(UID), Some(&other), None, false),
+            (Some(UID), None, None, false),
+            (None, Some(&uid), None, false),
+            (None, None, None, true),
+        ];
+        for (said, path, seen, vouches) in rows {
+            let mut directory = directory();
+            assert!(
+                !directory.vouches(&id(), "/here", path),
+                "nobody has spoken"
+            );
+            if let Some(seen) = seen {
+                directory.see(&id(), path, "docker", BootTime(1));
+                directory.note_place(&id(), &seen.into());
+            }
+            directory.learn(found(said), BootTime(1));
+            let found = directory.vouches(&id(), "/here", path);
+            assert_eq!(found, vouches, "{said:?} {path:?} {seen:?}");
+            let source = IdentitySource::Docker;
+            directory.learn(IdentityUpdate::Removed { source, id: id() }, BootTime(2));
+            assert!(!directory.vouches(&id(), "/here", path), "it is gone");
         }
     }
 

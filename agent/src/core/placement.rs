@@ -27,10 +27,32 @@ use super::model::{CgroupKey, ContainerId, HostUnit, PodUid};
 /// How deep a cgroup may lie. The kernel side walks no further either.
 const MAX_DEPTH: usize = 64;
 
+/// Who pays where one container is in another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PayerRule {
+    /// The outermost: what is below a container's cgroup is made by whoever runs in it.
+    #[default]
+    Outermost,
+    /// The innermost that a source of names vouches for, else the outermost. For clusters that are
+    /// containers themselves, on a node whose tenants are trusted.
+    Innermost,
+}
+
+/// A container in another one, as the path names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InnerContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its own cgroup.
+    pub place: Arc<str>,
+    /// The uid of the pod that it is in, inside the outer container.
+    pub pod: Option<PodUid>,
+}
+
 /// Who pays: what a process's place means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
-    /// The outermost container.
+    /// A container, by the [`PayerRule`].
     Container(ContainerId),
     /// A pod, for processes in the pod's own cgroup.
     Pod(PodUid),
@@ -130,6 +152,9 @@ pub struct PlacementTable {
     /// Placements whose ids are refused.
     refused: HashSet<PlacementId>,
     refusals: u64,
+    rule: PayerRule,
+    /// Inner containers that may pay.
+    vouched: BTreeSet<InnerContainer>,
 }
 
 impl PlacementTable {
@@ -148,7 +173,16 @@ impl PlacementTable {
             idle: HashSet::new(),
             refused: HashSet::new(),
             refusals: 0,
+            rule: PayerRule::default(),
+            vouched: BTreeSet::new(),
         }
+    }
+
+    /// The same table under another rule of who pays.
+    #[must_use]
+    pub const fn with_rule(mut self, rule: PayerRule) -> Self {
+        self.rule = rule;
+        self
     }
 
     /// Ids in cgroups' paths that were refused, since they belong elsewhere.
@@ -333,12 +367,10 @@ impl PlacementTable {
             CgroupMeaning::Host(unit) => (Owner::Host(unit.clone()), Vec::new()),
             CgroupMeaning::Root => (Owner::Host(HostUnit::from("/")), Vec::new()),
         };
-        let refusal = self.refuse(&claims);
+        let mut refusal = self.refuse(&claims);
         let mut binds = Vec::new();
         if let Some(refusal) = &refusal {
             owner = Owner::Host(cgroup_path::as_host(&refusal.place));
-            self.refusals += 1;
-            self.refused.insert(id);
         } else {
             for claim in claims {
                 binds.push(claim.key.clone());
@@ -346,13 +378,94 @@ impl PlacementTable {
             }
             if let CgroupMeaning::Container(container) = &meaning {
                 self.new_containers.push(container.clone());
+                match self.vouched_inner(container) {
+                    Some(Ok((inner, claims))) => {
+                        owner = Owner::Container(inner.id.clone());
+                        for claim in claims {
+                            binds.push(claim.key.clone());
+                            self.bind(claim);
+                        }
+                        self.new_containers.push(inner);
+                    }
+                    Some(Err(inners)) => refusal = Some(inners),
+                    None => {}
+                }
             }
+        }
+        if refusal.is_some() {
+            self.refusals += 1;
+            self.refused.insert(id);
         }
         if let Some(Some(placement)) = self.placements.get_mut(id.slot()) {
             placement.meaning = Some((owner, meaning));
             placement.binds = binds;
             placement.refusal = refusal;
         }
+    }
+
+    /// The innermost container that somebody vouches for, unless its id belongs elsewhere.
+    fn vouched_inner(
+        &self,
+        outermost: &ContainerCgroup,
+    ) -> Option<Result<(ContainerCgroup, Vec<Claim>), Refusal>> {
+        let inner = inners(outermost)
+            .filter(|inner| self.vouched.contains(&named(inner)))
+            .last()?;
+        let pod = inner.pod.as_ref().and_then(|pod| {
+            let place = pod.place.as_ref()?;
+            Some((Owner::Pod(pod.uid.clone()), place))
+        });
+        let container = (Owner::Container(inner.id.clone()), &inner.place);
+        // Made inside a container: whoever has the id outside of it has the better claim.
+        let claims = std::iter::once(container).chain(pod);
+        let claims = claims.filter_map(|(owner, place)| {
+            let claim = claim(&owner, std::iter::once(place))?;
+            Some(Claim {
+                is_weak: true,
+                ..claim
+            })
+        });
+        let claims: Vec<_> = claims.collect();
+        Some(match self.refuse(&claims) {
+            Some(refusal) => Err(refusal),
+            None => Ok((inner.clone(), claims)),
+        })
+    }
+
+    /// The containers in containers in which processes are, where they may pay.
+    pub fn inner_containers(&mut self) -> BTreeSet<InnerContainer> {
+        if self.rule == PayerRule::Outermost {
+            return BTreeSet::new();
+        }
+        let slots = 1..=u32::try_from(self.placements.len()).unwrap_or(u32::MAX);
+        for slot in slots {
+            self.owner(PlacementId::new(slot));
+        }
+        let placements = self.placements.iter().flatten();
+        let outermost = placements.filter_map(|placement| match &placement.meaning {
+            Some((Owner::Container(_), CgroupMeaning::Container(outermost))) => Some(outermost),
+            _ => None,
+        });
+        outermost.flat_map(inners).map(named).collect()
+    }
+
+    /// Has these pay from now on: a source of names knows them as what their cgroup says. Those that
+    /// were vouched for before stay for as long as they have a process, for which `present` lists
+    /// all that have one.
+    pub fn vouch(&mut self, vouched: BTreeSet<InnerContainer>, present: &BTreeSet<InnerContainer>) {
+        self.vouched.retain(|inner| present.contains(inner));
+        let mut new = vouched;
+        new.retain(|inner| !self.vouched.contains(inner));
+        if new.is_empty() {
+            return;
+        }
+        self.vouched.extend(new.iter().cloned());
+        self.look_again(|placement| match &placement.meaning {
+            Some((_, CgroupMeaning::Container(outermost))) => {
+                inners(outermost).any(|inner| new.contains(&named(inner)))
+            }
+            _ => false,
+        });
     }
 
     /// Whether one of the ids belongs elsewhere.
@@ -506,6 +619,18 @@ impl PlacementTable {
 
 fn resolve(paths: &[(u32, String)]) -> CgroupMeaning {
     cgroup_path::resolve(paths.iter().map(|(h, path)| (*h, path.as_str())))
+}
+
+fn inners(outermost: &ContainerCgroup) -> impl Iterator<Item = &ContainerCgroup> {
+    outermost.chain().skip(1)
+}
+
+fn named(inner: &ContainerCgroup) -> InnerContainer {
+    InnerContainer {
+        id: inner.id.clone(),
+        place: Arc::clone(&inner.place),
+        pod: inner.pod.as_ref().map(|pod| pod.uid.clone()),
+    }
 }
 
 /// The same for every way of writing an id: static pods' uids come with dashes and without.
@@ -819,6 +944,68 @@ mod tests {
         table.release(kubelets);
         table.end_bindings(std::iter::empty());
         assert!(table.bindings.is_empty() && table.idle.is_empty() && table.refused.is_empty());
+    }
+
+    #[test]
+    fn an_inner_container_pays_where_it_may_and_somebody_vouches_for_it() {
+        let outer = ID.replace('0', "a");
+        let path = format!("/docker/{outer}/kubelet/kubepods/pod{UID}/{ID}");
+        let payer = |id: &str| Some(Owner::Container(id.into()));
+        for rule in [PayerRule::Outermost, PayerRule::Innermost] {
+            let mut table = PlacementTable::new(100).with_rule(rule);
+            let place = live(&mut table, &path);
+            let beside = live(&mut table, &format!("/docker/{outer}/init"));
+            assert_eq!(owner(&mut table, place), payer(&outer));
+            assert_eq!(owner(&mut table, beside), payer(&outer));
+            let present = table.inner_containers();
+            assert_eq!(present.is_empty(), rule == PayerRule::Outermost);
+            if present.is_empty() {
+                continue;
+            }
+            let inner = present.first().unwrap();
+            assert_eq!((inner.id.as_str(), &*inner.place), (ID, &*path));
+            assert_eq!(inner.pod, Some(UID.into()));
+            table.vouch(BTreeSet::new(), &present);
+            assert_eq!(owner(&mut table, place), payer(&outer));
+            table.vouch(present.clone(), &present);
+            assert_eq!(owner(&mut table, place), payer(ID));
+            assert_eq!(owner(&mut table, beside), payer(&outer));
+            // Once is enough, for as long as it has a process.
+            table.vouch(BTreeSet::new(), &present);
+            assert_eq!(owner(&mut table, place), payer(ID));
+            table.release(place);
+            let present = table.inner_containers();
+            table.vouch(BTreeSet::new(), &present);
+            assert!(table.vouched.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_inner_container_never_pays_under_an_id_that_is_somebody_elses() {
+        let outer = ID.replace('0', "a");
+        let inner = format!("/docker/{outer}/kubepods/pod{UID}/{ID}");
+        let victims = format!("/kubepods/pod{UID}/{ID}");
+        let outermost = Some(Owner::Container(outer.as_str().into()));
+        for victim_first in [true, false] {
+            let mut table = PlacementTable::new(100).with_rule(PayerRule::Innermost);
+            let paths = if victim_first {
+                [&victims, &inner]
+            } else {
+                [&inner, &victims]
+            };
+            for path in paths {
+                let place = live(&mut table, path);
+                owner(&mut table, place);
+                let present = table.inner_containers();
+                table.vouch(present.clone(), &present);
+                owner(&mut table, place);
+            }
+            let place = live(&mut table, &inner);
+            assert_eq!(owner(&mut table, place), outermost);
+            assert_eq!(&*table.refusal(place).unwrap().bound_to, &*victims);
+            let place = live(&mut table, &victims);
+            assert_eq!(owner(&mut table, place), Some(Owner::Container(ID.into())));
+        }
     }
 
     #[test]
