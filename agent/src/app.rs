@@ -21,10 +21,11 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol};
+use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, SourceHealth};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
+use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
 use crate::outputs::cadvisor::DutyCycle;
@@ -400,6 +401,10 @@ fn settings(config: &Config) -> Settings {
             grace: nanos(config.publish.grace.0),
             zero_for: nanos(config.publish.zero_for.0),
             keep_for: nanos(config.publish.keep_for.0),
+        },
+        payer: match config.attribution.payer {
+            Payer::Outermost => PayerRule::Outermost,
+            Payer::Innermost => PayerRule::Innermost,
         },
         ..Settings::default()
     }

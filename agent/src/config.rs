@@ -116,6 +116,8 @@ pub struct Config {
     pub bundle: Bundle,
     /// The kubelet's links to logs.
     pub kubelet_logs: KubeletLogs,
+    /// Who pays.
+    pub attribution: Attribution,
     /// When amounts go out.
     pub publish: Publish,
     /// `/metrics` and the probes.
@@ -298,6 +300,26 @@ impl Default for KubeletLogs {
             pods: "/var/log/pods".into(),
         }
     }
+}
+
+/// Who pays where one container is in another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Payer {
+    /// The outermost.
+    #[default]
+    Outermost,
+    /// The innermost that a source of names vouches for, else the outermost: for test clusters whose
+    /// nodes are containers.
+    Innermost,
+}
+
+/// Who pays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Attribution {
+    /// Which of the containers that are in one another.
+    pub payer: Payer,
 }
 
 /// When amounts go out.
@@ -778,6 +800,10 @@ mod tests {
             (
                 "[publish]\npod_labels = [\"a label\"]",
                 "publish.pod_labels is \"a label\", allowed is keys of Kubernetes labels",
+            ),
+            (
+                "[attribution]\npayer = \"both\"",
+                "unknown variant `both`, expected `outermost` or `innermost`",
             ),
             ("[gpu\n", "TOML parse error"),
         ] {

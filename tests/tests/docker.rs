@@ -244,6 +244,8 @@ async fn names_and_labels_arrive_by_list_event_and_lookup() {
         })
         .await;
     assert_eq!(source.counters.invalid_replies.load(Ordering::Relaxed), 0);
+    assert_eq!(source.counters.lookups_not_found.load(Ordering::Relaxed), 1);
+    assert_eq!(source.counters.lookups_invalid.load(Ordering::Relaxed), 0);
     source.stop().await;
 }
 

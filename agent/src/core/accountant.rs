@@ -8,7 +8,7 @@
 //! must not hold the books.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::amounts::Amounts;
@@ -23,15 +23,18 @@ use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
 };
-use super::placement::{Owner, PlacementId, PlacementTable};
+use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
     AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
-    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
+    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot, SourceErrorBook,
 };
 
-/// The namespace label beyond [`Settings::namespace_limit`].
+/// Classes of errors that are told apart, per source; each has one of a few in its code.
+const MAX_ERROR_CLASSES: usize = 32;
+/// The namespace label beyond [`Settings::namespace_limit`], and the class of a source's errors
+/// beyond [`MAX_ERROR_CLASSES`].
 const OVERFLOW: &str = "(overflow)";
 /// How long the dead are kept at least: the driver's ring spans 12 s, and a reader may be late.
 const KEEP_DEAD: Nanos = Nanos::from_secs(15);
@@ -60,6 +63,8 @@ pub struct Settings {
     pub namespace_limit: usize,
     /// How long a window waits for the event stream to pass its end.
     pub await_events: Nanos,
+    /// Who pays where one container is in another.
+    pub payer: PayerRule,
 }
 
 impl Default for Settings {
@@ -76,6 +81,7 @@ impl Default for Settings {
             account_limit: 10_000,
             namespace_limit: 4_096,
             await_events: Nanos::from_secs(2),
+            payer: PayerRule::default(),
         }
     }
 }
@@ -130,6 +136,7 @@ pub struct Accountant {
     namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
     pub(super) lists: HashMap<GpuUuid, DeviceLists>,
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
+    source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
     drained_through: BootTime,
     /// Events were lost at this time, and no scan of `/proc` has begun since.
@@ -151,13 +158,14 @@ impl Accountant {
             settings,
             started: clock,
             processes: ProcessTable::new(settings.process_limit),
-            placements: PlacementTable::new(settings.cgroup_limit),
+            placements: PlacementTable::new(settings.cgroup_limit).with_rule(settings.payer),
             directory: Directory::new(settings.container_limit),
             ledger: Ledger::new(settings.account_limit),
             payers: HashMap::new(),
             namespaces: BTreeMap::new(),
             lists: HashMap::new(),
             sources: BTreeMap::new(),
+            source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
             drained_through: BootTime::default(),
             lost_at: None,
@@ -179,7 +187,7 @@ impl Accountant {
             Input::Gpus(gpus) => self.ledger.list(gpus, clock),
             Input::Window(window) => self.waiting.push_back((clock.boot, window)),
             Input::GpuProcesses(lists) => self.take_lists(lists, clock),
-            Input::Health(health) => self.take_health(health),
+            Input::Health(health) => self.take_health(health, clock.boot),
         }
         self.introduce_containers(clock.boot);
     }
@@ -195,7 +203,10 @@ impl Accountant {
         }
     }
 
-    fn take_health(&mut self, mut health: SourceHealth) {
+    fn take_health(&mut self, mut health: SourceHealth, now: BootTime) {
+        if let SourceState::Down { class, .. } = &health.state {
+            self.note_error(health.source, class, now);
+        }
         if let Some(known) = self.sources.get(&health.source)
             && known.state.as_str() == health.state.as_str()
         {
@@ -203,6 +214,24 @@ impl Accountant {
             health.since = health.since.min(known.since);
         }
         self.sources.insert(health.source, health);
+    }
+
+    fn note_error(&mut self, source: SourceId, class: &Arc<str>, now: BootTime) {
+        let known = self.source_errors.keys().filter(|(of, _)| *of == source);
+        let is_full = known.count() >= MAX_ERROR_CLASSES;
+        let mut key = (source, Arc::clone(class));
+        if is_full && !self.source_errors.contains_key(&key) {
+            key.1 = OVERFLOW.into();
+        }
+        let class = Arc::clone(&key.1);
+        let book = self.source_errors.entry(key).or_insert(SourceErrorBook {
+            source,
+            class,
+            count: 0,
+            last: now,
+        });
+        book.count += 1;
+        book.last = book.last.max(now);
     }
 
     fn take_events(&mut self, batch: KernelBatch) {
@@ -370,7 +399,26 @@ impl Accountant {
                 container.runtime.as_str(),
                 now,
             );
+            self.directory.note_place(&container.id, &container.place);
         }
+    }
+
+    /// Where the innermost container may pay: asks for those that nobody has vouched for, and has
+    /// the others pay. Until then the outermost does.
+    fn vouch_for_inner(&mut self, now: BootTime) {
+        let present = self.placements.inner_containers();
+        let mut vouched = BTreeSet::new();
+        for inner in &present {
+            if self
+                .directory
+                .vouches(&inner.id, &inner.place, inner.pod.as_ref())
+            {
+                vouched.insert(inner.clone());
+            } else if self.directory.should_ask(&inner.id, now) {
+                self.effects.push(Effect::LookUp(inner.id.clone()));
+            }
+        }
+        self.placements.vouch(vouched, &present);
     }
 
     fn book_waiting(&mut self, clock: Clock) {
@@ -436,6 +484,9 @@ impl Accountant {
 
     /// Books what is ready, settles names, publishes, checks the balance.
     pub fn commit(&mut self, clock: Clock) -> Snapshot {
+        if self.settings.payer == PayerRule::Innermost {
+            self.vouch_for_inner(clock.boot);
+        }
         self.book_waiting(clock);
         self.settle_names(clock.boot);
         self.publish(clock);
@@ -597,6 +648,8 @@ impl Accountant {
                 .collect();
             self.payers.retain(|owner, _| open.contains(owner));
         }
+        let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
+        self.placements.end_bindings(owners);
     }
 
     fn forget_dead(&mut self, now: BootTime) {
@@ -644,6 +697,7 @@ impl Accountant {
             agent_started: self.started.wall,
             events: self.events,
             sources: self.sources.values().cloned().collect(),
+            source_errors: self.source_errors.values().cloned().collect(),
             ..Snapshot::default()
         };
         for ((at, owner), account) in self.ledger.accounts() {
@@ -781,6 +835,8 @@ impl Accountant {
             containers_named: attribution("named"),
             containers_id_only: attribution("id_only"),
             identities_refused: self.directory.refused(),
+            identities_refused_of: self.directory.refused_of(),
+            cgroups_refused: self.placements.refusals(),
             ..self.counts
         };
         snapshot
@@ -1239,6 +1295,162 @@ mod tests {
             Nanos::from_secs(7)
         );
         assert_eq!(snapshot.agent.named_late, 1);
+    }
+
+    #[test]
+    fn a_cgroup_made_elsewhere_with_a_victims_id_bills_its_maker() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let victim = node.fork(7, 3);
+        for (id, parent, name) in [
+            (20, 1, "user.slice"),
+            (21, 20, "user@1000.service"),
+            (22, 21, "docker"),
+            (23, 22, A),
+        ] {
+            node.events(vec![KernelEvent::Cgroup(CgroupAnnouncement {
+                key: CgroupKey { hierarchy: 0, id },
+                parent: Some(parent),
+                name: name.into(),
+            })]);
+        }
+        node.fork(8, 23);
+        node.pass(1_000, &[(7, 250), (8, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 250)]);
+        let host = &snapshot.host_series[0];
+        assert_eq!(host.unit.as_str(), "user@1000.service");
+        assert_eq!(host.amounts.busy, Nanos::from_millis(500));
+        assert_eq!(snapshot.agent.cgroups_refused, 1);
+
+        // Nor does it once the victim is dead, for as long as its account is shown.
+        node.exit(7, victim, 3);
+        for _ in 0..60 {
+            node.pass(5_000, &[(8, 1_000)]);
+            node.commit();
+        }
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 250)]);
+        assert_eq!(
+            snapshot.host_series[0].amounts.busy,
+            Nanos::from_millis(60_500)
+        );
+    }
+
+    #[test]
+    fn failures_are_kept_by_class_and_what_was_never_there_has_none() {
+        let mut node = Node::new(0, 0);
+        let down = |class: &str| SourceState::Down {
+            class: class.into(),
+            reason: "".into(),
+            next_retry: None,
+        };
+        node.health(SourceId::Docker, SourceState::Absent);
+        node.health(SourceId::Cri, SourceState::Disabled);
+        assert_eq!(node.commit().source_errors, []);
+        for state in [
+            SourceState::Up,
+            down("refused"),
+            down("timeout"),
+            down("refused"),
+            SourceState::Up,
+        ] {
+            node.now += SECOND;
+            node.health(SourceId::Docker, state);
+        }
+        let errors = node.commit().source_errors;
+        let rows: Vec<_> = errors
+            .iter()
+            .map(|book| (&*book.class, book.count, book.last.0 / SECOND))
+            .collect();
+        assert_eq!(rows, [("refused", 2, 104), ("timeout", 1, 103)]);
+
+        for class in 0..100 {
+            node.health(SourceId::Cri, down(&format!("c{class}")));
+        }
+        let errors = node.commit().source_errors;
+        let of_cri = || errors.iter().filter(|book| book.source == SourceId::Cri);
+        assert_eq!(of_cri().count(), MAX_ERROR_CLASSES + 1);
+        assert_eq!(of_cri().map(|book| book.count).sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn the_innermost_pays_where_configured_once_a_source_vouches_for_it() {
+        for payer in [PayerRule::Outermost, PayerRule::Innermost] {
+            let mut node = Node::new(0, 0);
+            let settings = Settings {
+                payer,
+                ..node.accountant.settings
+            };
+            let gpus = node.accountant.ledger.books().iter();
+            let gpus = gpus.map(|book| book.gpu.clone()).collect();
+            node.accountant = Accountant::new(settings, clock(node.now));
+            node.take(Input::Gpus(gpus));
+            for (id, parent, name) in [
+                (1, None, ""),
+                (2, Some(1), "docker"),
+                (3, Some(2), A),
+                (4, Some(3), "kubepods"),
+                (5, Some(4), &format!("pod{UID}")),
+                (6, Some(5), B),
+            ] {
+                node.events(vec![KernelEvent::Cgroup(CgroupAnnouncement {
+                    key: CgroupKey { hierarchy: 0, id },
+                    parent,
+                    name: name.into(),
+                })]);
+            }
+            node.named(A, None);
+            node.fork(7, 6);
+            node.pass(1_000, &[(7, 250)]);
+            assert_eq!(published(&node.commit()), [("web".into(), 'a', 250)]);
+            let asked = node.accountant.take_effects();
+            let asks = asked.contains(&Effect::LookUp(B.into()));
+            assert_eq!(asks, payer == PayerRule::Innermost, "{asked:?}");
+            // An answer about another pod does not vouch.
+            node.named(B, Some("99999999-2222-3333-4444-555555555555"));
+            node.pass(1_000, &[(7, 250)]);
+            assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+            node.named(B, Some(UID));
+            node.pass(1_000, &[(7, 250)]);
+            let expected = match payer {
+                PayerRule::Outermost => vec![("web".into(), 'a', 750)],
+                PayerRule::Innermost => {
+                    vec![("main".into(), 'b', 250), ("web".into(), 'a', 500)]
+                }
+            };
+            let mut found = published(&node.commit());
+            found.sort();
+            assert_eq!(found, expected, "{payer:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_restarted_keeps_its_account() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let first = node.fork(7, 3);
+        node.pass(1_000, &[(7, 250)]);
+        node.commit();
+        node.exit(7, first, 3);
+        for _ in 0..30 {
+            node.pass(5_000, &[]);
+            node.commit();
+        }
+        // The same id, the same path, another directory.
+        node.events(vec![KernelEvent::Cgroup(CgroupAnnouncement {
+            key: CgroupKey {
+                hierarchy: 0,
+                id: 30,
+            },
+            parent: Some(2),
+            name: A.into(),
+        })]);
+        node.fork(8, 30);
+        node.pass(1_000, &[(8, 500)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 750)]);
+        assert_eq!(snapshot.agent.cgroups_refused, 0);
     }
 
     #[test]

@@ -9,6 +9,13 @@
 //! one, or there is no container. `ctr run` lets its user choose any id; such a cgroup cannot be
 //! told from any other directory and counts as the host's. What it takes from the path is a part of
 //! the path, never made up.
+//!
+//! The same holds outside containers. A batch job (Slurm, PBS) or a machine (LXC, systemd-nspawn) is
+//! booked whole: whoever runs in it may make cgroups below it, and none of them is believed. Of
+//! systemd's units the outermost is meant, and what a user's own manager calls its units stands
+//! behind the manager's name, so that nobody's `sshd.service` passes for the host's.
+
+use std::sync::Arc;
 
 use super::model::{ContainerId, HostUnit, PodUid, UNRESOLVED};
 
@@ -42,6 +49,8 @@ pub enum CgroupMeaning {
 pub struct ContainerCgroup {
     /// Its id.
     pub id: ContainerId,
+    /// Its own cgroup: the path down to the component that names it.
+    pub place: Arc<str>,
     /// Who runs it.
     pub runtime: Runtime,
     /// The pod whose cgroup it is in.
@@ -57,6 +66,9 @@ pub struct PodCgroup {
     pub uid: PodUid,
     /// Its quality-of-service class.
     pub qos: QosClass,
+    /// Its own cgroup: the path down to the component that names it. Absent below `kata_overhead`,
+    /// where the path names a pod whose cgroup is elsewhere.
+    pub place: Option<Arc<str>>,
 }
 
 /// Who runs a container, by the shape of its cgroup's path.
@@ -70,6 +82,8 @@ pub enum Runtime {
     CriO,
     /// Podman, or another user of libpod.
     Podman,
+    /// Kata Containers: the path names the sandbox, in which all of a pod's containers are.
+    Kata,
     /// The path is a bare id: Docker and containerd both write that under a parent that is not
     /// their own.
     Unresolved,
@@ -84,6 +98,7 @@ impl Runtime {
             Self::Containerd => "containerd",
             Self::CriO => "cri-o",
             Self::Podman => "podman",
+            Self::Kata => "kata",
             Self::Unresolved => UNRESOLVED,
         }
     }
@@ -116,56 +131,228 @@ impl QosClass {
 /// from the kernel's announcements.
 #[must_use]
 pub fn parse(path: &str) -> CgroupMeaning {
-    // The kernel marks the cgroup of a process that outlived it.
-    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-    // A reader in a cgroup namespace sees what lies outside of it below "..".
-    let mut components = path.split('/').filter(|c| !matches!(*c, "" | "." | ".."));
+    read(path).1
+}
 
+/// How much a meaning says, the most first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    ContainerInPod,
+    Container,
+    Pod,
+    /// A batch job or a machine.
+    Workload,
+    Unit,
+    Directory,
+    Root,
+}
+
+fn read(path: &str) -> (Rank, CgroupMeaning) {
+    let mut components = Components::of(path);
     let mut place = Place::default();
-    let mut unit = None;
-    let mut any = false;
-    while let Some(component) = components.next() {
-        any = true;
-        if let Some((id, runtime)) = place.enter(component) {
-            return CgroupMeaning::Container(ContainerCgroup {
-                id,
-                runtime,
-                pod: place.pod,
-                inner: inner_of(components),
-            });
+    let mut host = Host::default();
+    while let Some((component, end)) = components.next() {
+        // The agent of a batch system may run in a pod; in a pod its jobs are the pod's.
+        if place.kubepods.is_none()
+            && let Some(unit) = host.workload(component, &components.path[..end])
+        {
+            return (Rank::Workload, CgroupMeaning::Host(host_unit(unit)));
         }
-        if component.ends_with(".service") || component.ends_with(".scope") {
-            unit = Some(component);
+        host.enter(component);
+        let Some((id, runtime)) = place.enter(component, &components.path[..end]) else {
+            continue;
+        };
+        if place.is_overhead && place.pod.is_some() {
+            break;
         }
+        let rank = match place.pod {
+            Some(_) => Rank::ContainerInPod,
+            None => Rank::Container,
+        };
+        let container = ContainerCgroup {
+            id,
+            place: components.path[..end].into(),
+            runtime,
+            pod: place.pod,
+            inner: inner_of(components),
+        };
+        return (rank, CgroupMeaning::Container(container));
     }
-    match (place.pod, any) {
-        (Some(pod), _) => CgroupMeaning::Pod(pod),
-        (None, true) => CgroupMeaning::Host(host_unit(unit.unwrap_or(path))),
-        (None, false) => CgroupMeaning::Root,
+    if let Some(pod) = place.pod {
+        return (Rank::Pod, CgroupMeaning::Pod(pod));
+    }
+    host.meaning(components.path)
+}
+
+/// What a path says if no id in it is believed.
+#[must_use]
+pub fn as_host(path: &str) -> HostUnit {
+    let mut components = Components::of(path);
+    let mut host = Host::default();
+    while let Some((component, end)) = components.next() {
+        if let Some(unit) = host.workload(component, &components.path[..end]) {
+            return host_unit(unit);
+        }
+        host.enter(component);
+    }
+    match host.meaning(components.path).1 {
+        CgroupMeaning::Host(unit) => unit,
+        _ => HostUnit::from("/"),
     }
 }
 
+/// Whether a user's own service manager is above: below it, that user makes what cgroups he likes.
+#[must_use]
+pub fn is_users_own(path: &str) -> bool {
+    let mut components = Components::of(path);
+    components.any(|(component, _)| is_user_manager(component))
+}
+
 /// Reads all lines of one process, each with its hierarchy's number. Whichever hierarchy names a
-/// container wins; then a pod's own cgroup, a systemd unit, any other path, and the root last.
-/// Between equals the lowest number wins, so that cgroup v2, which is 0, goes first.
+/// container wins; then a pod's own cgroup, a batch job or machine, a systemd unit, any other path,
+/// and the root last. Between equals the lowest number wins, so that cgroup v2, which is 0, goes
+/// first.
 #[must_use]
 pub fn resolve<'a>(lines: impl IntoIterator<Item = (u32, &'a str)>) -> CgroupMeaning {
     lines
         .into_iter()
         .map(|(hierarchy, path)| {
-            let meaning = parse(path);
-            let rank = match &meaning {
-                CgroupMeaning::Container(container) if container.pod.is_some() => 0,
-                CgroupMeaning::Container(_) => 1,
-                CgroupMeaning::Pod(_) => 2,
-                CgroupMeaning::Host(unit) if !unit.as_str().starts_with('/') => 3,
-                CgroupMeaning::Host(_) => 4,
-                CgroupMeaning::Root => 5,
-            };
+            let (rank, meaning) = read(path);
             ((rank, hierarchy), meaning)
         })
         .min_by_key(|(key, _)| *key)
         .map_or(CgroupMeaning::Root, |(_, meaning)| meaning)
+}
+
+/// The components of a path, the outermost first, each with the offset of its end.
+struct Components<'a> {
+    path: &'a str,
+    at: usize,
+}
+
+impl<'a> Components<'a> {
+    fn of(path: &'a str) -> Self {
+        Self {
+            // The kernel marks the cgroup of a process that outlived it.
+            path: path.strip_suffix(" (deleted)").unwrap_or(path),
+            at: 0,
+        }
+    }
+}
+
+impl<'a> Iterator for Components<'a> {
+    type Item = (&'a str, usize);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let rest = self.path.get(self.at..).filter(|rest| !rest.is_empty())?;
+            let component = rest.split('/').next().unwrap_or_default();
+            let end = self.at + component.len();
+            self.at = end + 1;
+            // A reader in a cgroup namespace sees what lies outside of it below "..".
+            if !matches!(component, "" | "." | "..") {
+                return Some((component, end));
+            }
+        }
+    }
+}
+
+/// What is known of the host's part of a path.
+#[derive(Default)]
+struct Host<'a> {
+    depth: usize,
+    grandparent: &'a str,
+    parent: &'a str,
+    /// The outermost unit.
+    unit: Option<&'a str>,
+    /// The outermost unit of a user's manager, if `unit` is that manager.
+    users_unit: Option<&'a str>,
+}
+
+impl<'a> Host<'a> {
+    /// Whether the next component is a batch job's or a machine's, and if so what that is called.
+    /// `path` ends with it.
+    fn workload<'p>(&self, component: &'p str, path: &'p str) -> Option<&'p str> {
+        let depth = self.depth + 1;
+        let found = match (self.grandparent, self.parent) {
+            // slurmd, cgroup v2: the scope is `slurmstepd.scope`, below any slice, with the node's
+            // name before it where several slurmd share a host (Slurm: "Control Group v2 plugin").
+            (_, scope)
+                if (scope == "slurmstepd.scope" || scope.ends_with("_slurmstepd.scope"))
+                    && is_numbered(component, "job_") =>
+            {
+                path
+            }
+            // slurmd, cgroup v1: `/slurm/uid_<uid>/job_<id>`, `slurm_<node>` likewise (Slurm:
+            // `cgroup_v1.c`).
+            (slurm, uid)
+                if depth == 3
+                    && (slurm == "slurm" || slurm.starts_with("slurm_"))
+                    && is_numbered(uid, "uid_")
+                    && is_numbered(component, "job_") =>
+            {
+                path
+            }
+            // OpenPBS: `jobid` on v1, `jobs` on v2 (`pbs_cgroups.PY`).
+            ("pbs_jobs.service", "jobid" | "jobs") => path,
+            // LXC since 4.0, LXD and Incus; LXC 3.1; LXC before and Proxmox (`cgfsng.c`).
+            _ if component
+                .strip_prefix("lxc.payload.")
+                .is_some_and(|name| !name.is_empty()) =>
+            {
+                path
+            }
+            (_, "lxc.payload") => path,
+            (_, "lxc") if depth == 2 => path,
+            // systemd-nspawn by itself or as a service, and what else is registered as a machine,
+            // libvirt's among them (systemd: `machined`).
+            (_, "machine.slice")
+                if (component.starts_with("machine-") && component.ends_with(".scope"))
+                    || (component.starts_with("systemd-nspawn@")
+                        && component.ends_with(".service")) =>
+            {
+                component
+            }
+            _ => return None,
+        };
+        Some(found)
+    }
+
+    fn enter(&mut self, component: &'a str) {
+        self.depth += 1;
+        self.grandparent = std::mem::replace(&mut self.parent, component);
+        if !component.ends_with(".service") && !component.ends_with(".scope") {
+            return;
+        }
+        match self.unit {
+            None => self.unit = Some(component),
+            Some(unit) if is_user_manager(unit) => {
+                self.users_unit.get_or_insert(component);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn meaning(self, path: &str) -> (Rank, CgroupMeaning) {
+        let (rank, unit) = match (self.unit, self.users_unit) {
+            (Some(unit), Some(users)) => (Rank::Unit, host_unit(&format!("{unit}/{users}"))),
+            (Some(unit), None) => (Rank::Unit, host_unit(unit)),
+            (None, _) if self.depth > 0 => (Rank::Directory, host_unit(path)),
+            (None, _) => return (Rank::Root, CgroupMeaning::Root),
+        };
+        (rank, CgroupMeaning::Host(unit))
+    }
+}
+
+/// `user@<uid>.service`: below it everything is that user's, named by him.
+fn is_user_manager(unit: &str) -> bool {
+    unit.strip_suffix(".service")
+        .is_some_and(|unit| is_numbered(unit, "user@"))
+}
+
+fn is_numbered(text: &str, prefix: &str) -> bool {
+    text.strip_prefix(prefix)
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// What is known about the place that the walk from the root has reached.
@@ -179,18 +366,22 @@ struct Place<'a> {
     kubepods: Option<Option<QosClass>>,
     /// Below a pod's cgroup.
     pod: Option<PodCgroup>,
+    /// Below `/kata_overhead`, where Kata puts what it does not want within the pod's bounds: the
+    /// path is the sandbox's id, or repeats the path of the sandbox.
+    is_overhead: bool,
 }
 
 impl<'a> Place<'a> {
-    /// Goes one component down. A container, if this component names one.
-    fn enter(&mut self, component: &'a str) -> Option<(ContainerId, Runtime)> {
+    /// Goes one component down, the last of `path`. A container, if this component names one.
+    fn enter(&mut self, component: &'a str, path: &str) -> Option<(ContainerId, Runtime)> {
         let parent = self.parent.replace(component);
         self.depth += 1;
 
         // A runtime that was not told of the kubelet's systemd driver takes `slice:prefix:id` for a
         // name: the whole of it ends up as one component.
         if let Some((slice, rest)) = component.split_once(".slice:") {
-            self.note_slice(slice);
+            // The pod's part of the path ends before the first colon.
+            self.note_slice(slice, &path[..path.len() - rest.len() - 1]);
             let (prefix, id) = rest.split_once(':')?;
             let runtime = match prefix {
                 "docker" => Runtime::Docker,
@@ -202,36 +393,42 @@ impl<'a> Place<'a> {
             return Some((container_id(id)?, runtime));
         }
         if let Some(slice) = component.strip_suffix(".slice") {
-            self.note_slice(slice);
+            self.note_slice(slice, path);
             return None;
         }
         if let Some(found) = prefixed(component) {
             return Some(found);
+        }
+        // A pod's sandbox, with all of the pod in it: the pod's own, like its cgroup.
+        if let Some(id) = component.strip_prefix("kata_").and_then(container_id) {
+            return self.pod.is_none().then_some((id, Runtime::Kata));
         }
         if let Some(id) = container_id(component) {
             return match parent {
                 // Podman's cgroupfs manager puts a pod's containers below the pod's own id.
                 Some("libpod_parent") => None,
                 Some("docker") => Some((id, Runtime::Docker)),
+                Some("kata_overhead") if self.depth == 2 => Some((id, Runtime::Kata)),
                 // containerd's namespaces: CRI's, and that of nerdctl and ctr.
                 Some("k8s.io" | "default") if self.depth == 2 => Some((id, Runtime::Containerd)),
                 _ => Some((id, Runtime::Unresolved)),
             };
         }
-        self.note_directory(component);
+        self.note_directory(component, path);
         None
     }
 
     /// The kubelet's cgroupfs driver: `kubepods`, `burstable` or `besteffort`, `pod<uid>`.
-    fn note_directory(&mut self, component: &str) {
+    fn note_directory(&mut self, component: &str, path: &str) {
         match (self.kubepods, component) {
+            (None, "kata_overhead") if self.depth == 1 => self.is_overhead = true,
             (None, "kubepods") => self.kubepods = Some(None),
             (Some(None), "burstable") => self.kubepods = Some(Some(QosClass::Burstable)),
             (Some(None), "besteffort") => self.kubepods = Some(Some(QosClass::BestEffort)),
             (Some(qos), _) if self.pod.is_none() => {
                 self.pod = component
                     .strip_prefix("pod")
-                    .and_then(|uid| pod(uid.to_owned(), qos));
+                    .and_then(|uid| self.pod_cgroup(uid.to_owned(), qos, path));
             }
             _ => {}
         }
@@ -239,7 +436,7 @@ impl<'a> Place<'a> {
 
     /// The kubelet's systemd driver: each slice repeats the names of those above it, and a uid's
     /// dashes are underscores, since a dash stands for a level. `slice` comes without its suffix.
-    fn note_slice(&mut self, slice: &str) {
+    fn note_slice(&mut self, slice: &str, path: &str) {
         let Some(at) = slice.rfind("kubepods") else {
             return;
         };
@@ -258,12 +455,17 @@ impl<'a> Place<'a> {
             self.kubepods = Some(qos);
         } else if let Some(uid) = rest.strip_prefix("-pod") {
             self.kubepods = Some(qos);
-            self.pod = pod(uid.replace('_', "-"), qos);
+            self.pod = self.pod_cgroup(uid.replace('_', "-"), qos, path);
         }
+    }
+
+    fn pod_cgroup(&self, uid: String, qos: Option<QosClass>, path: &str) -> Option<PodCgroup> {
+        let place = (!self.is_overhead).then(|| path.into());
+        pod(uid, qos, place)
     }
 }
 
-fn pod(uid: String, qos: Option<QosClass>) -> Option<PodCgroup> {
+fn pod(uid: String, qos: Option<QosClass>, place: Option<Arc<str>>) -> Option<PodCgroup> {
     let well_formed = (1..=MAX_POD_UID).contains(&uid.len())
         && uid
             .bytes()
@@ -271,6 +473,7 @@ fn pod(uid: String, qos: Option<QosClass>) -> Option<PodCgroup> {
     well_formed.then(|| PodCgroup {
         uid: PodUid(uid.into()),
         qos: qos.unwrap_or(QosClass::Guaranteed),
+        place,
     })
 }
 
@@ -299,29 +502,35 @@ fn container_id(text: &str) -> Option<ContainerId> {
 
 /// The containers below the one that pays. Each level starts afresh: an inner kubelet has its own
 /// `kubepods`.
-fn inner_of<'a>(components: impl Iterator<Item = &'a str>) -> Option<Box<ContainerCgroup>> {
+fn inner_of(mut components: Components<'_>) -> Option<Box<ContainerCgroup>> {
     let mut found = Vec::new();
     let mut place = Place::default();
-    for component in components {
-        if let Some((id, runtime)) = place.enter(component) {
+    while let Some((component, end)) = components.next() {
+        let path = &components.path[..end];
+        if let Some((id, runtime)) = place.enter(component, path) {
             let pod = std::mem::take(&mut place).pod;
-            found.push((id, runtime, pod));
+            found.push(ContainerCgroup {
+                id,
+                place: path.into(),
+                runtime,
+                pod,
+                inner: None,
+            });
             if found.len() == MAX_INNER {
                 break;
             }
         }
     }
-    found
-        .into_iter()
-        .rev()
-        .fold(None, |inner, (id, runtime, pod)| {
-            Some(Box::new(ContainerCgroup {
-                id,
-                runtime,
-                pod,
-                inner,
-            }))
-        })
+    found.into_iter().rev().fold(None, |inner, container| {
+        Some(Box::new(ContainerCgroup { inner, ..container }))
+    })
+}
+
+impl ContainerCgroup {
+    /// This container and those within it, the outermost first.
+    pub fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |container| container.inner.as_deref())
+    }
 }
 
 /// A unit's name or a path, fit to be a label: bounded, without control characters.
@@ -513,6 +722,44 @@ mod tests {
                 "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope",
                 "podman A",
             ),
+            (
+                "/machine.slice/machine-libpod_pod_{B}.slice/libpod-{A}.scope/container",
+                "podman A",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope/container",
+                "podman A",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_{B}.slice/libpod-{A}.scope/container",
+                "podman A",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-conmon-{A}.scope",
+                "host user@1000.service/libpod-conmon-{A}.scope",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/nerdctl-{A}.scope",
+                "containerd A",
+            ),
+            // Kata: the sandbox within the pod's bounds, what is kept out of them, and with Docker.
+            ("/kubepods/burstable/pod{UID}/kata_{A}", "pod=UID Burstable"),
+            ("/kata_overhead/{A}", "kata A"),
+            (
+                "/kata_overhead/kubepods/burstable/pod{UID}/{A}",
+                "pod=UID Burstable",
+            ),
+            (
+                "/kata_overhead/kubepods-burstable-pod{UID_}.slice:cri-containerd:{A}",
+                "pod=UID Burstable",
+            ),
+            ("/docker/kata_{A}", "kata A"),
+            ("/kata_overhead", "host /kata_overhead"),
+            // gVisor: the sandbox in the pod's own cgroup, or in that of the pause container.
+            (
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UID_}.slice",
+                "pod=UID Burstable",
+            ),
             // Containers in containers: the outermost pays.
             ("/docker/{A}/docker/{B}", "docker A > docker B"),
             ("/docker/{A}/init", "docker A"),
@@ -565,13 +812,101 @@ mod tests {
                 "/user.slice/user-0.slice/session-4.scope",
                 "host session-4.scope",
             ),
+            // A user's manager: what it calls its units is the user's word.
             (
                 "/user.slice/user-1000.slice/user@1000.service/app.slice/app-jupyter.service",
-                "host app-jupyter.service",
+                "host user@1000.service/app-jupyter.service",
             ),
             (
-                "/system.slice/slurmstepd.scope/job_12/step_0",
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/sshd.service/a.scope",
+                "host user@1000.service/sshd.service",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/init.scope",
+                "host user@1000.service/init.scope",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/tmp",
+                "host user@1000.service",
+            ),
+            // A service with cgroups of its own below.
+            (
+                "/system.slice/batch.service/sshd.service",
+                "host batch.service",
+            ),
+            // Slurm, cgroup v2 and v1; several slurmd on a host; its own daemons.
+            (
+                "/system.slice/slurmstepd.scope/job_12/step_0/user/task_0",
+                "host /system.slice/slurmstepd.scope/job_12",
+            ),
+            (
+                "/system.slice/slurmstepd.scope/job_12/step_extern/slurm",
+                "host /system.slice/slurmstepd.scope/job_12",
+            ),
+            (
+                "/batch.slice/node7_slurmstepd.scope/job_12/step_batch/user/task_special",
+                "host /batch.slice/node7_slurmstepd.scope/job_12",
+            ),
+            (
+                "/system.slice/slurmstepd.scope/system",
                 "host slurmstepd.scope",
+            ),
+            (
+                "/system.slice/slurmstepd.scope/job_x",
+                "host slurmstepd.scope",
+            ),
+            (
+                "/slurm/uid_1000/job_12/step_0/task_1",
+                "host /slurm/uid_1000/job_12",
+            ),
+            (
+                "/slurm_node7/uid_1000/job_12",
+                "host /slurm_node7/uid_1000/job_12",
+            ),
+            ("/slurm/uid_1000", "host /slurm/uid_1000"),
+            ("/slurm/system", "host /slurm/system"),
+            // Whatever is made in a job is the job's.
+            (
+                "/slurm/uid_1000/job_12/step_0/docker/{A}",
+                "host /slurm/uid_1000/job_12",
+            ),
+            // A slurmd in a pod.
+            (
+                "/kubepods/pod{UID}/{A}/system.slice/slurmstepd.scope/job_12",
+                "(unresolved) A pod=UID Guaranteed",
+            ),
+            // OpenPBS.
+            (
+                "/pbs_jobs.service/jobid/12.head/task",
+                "host /pbs_jobs.service/jobid/12.head",
+            ),
+            (
+                "/pbs_jobs.service/jobs/12.head",
+                "host /pbs_jobs.service/jobs/12.head",
+            ),
+            ("/pbs_jobs.service", "host pbs_jobs.service"),
+            // LXC, LXD and Incus, Proxmox: whole, whatever runs inside.
+            (
+                "/lxc.payload.web/system.slice/ssh.service",
+                "host /lxc.payload.web",
+            ),
+            ("/lxc.payload.web/docker/{A}", "host /lxc.payload.web"),
+            ("/lxc.payload/web/init.scope", "host /lxc.payload/web"),
+            ("/lxc/101/ns/init.scope", "host /lxc/101"),
+            ("/lxc.monitor.web", "host /lxc.monitor.web"),
+            ("/lxc.payload.", "host /lxc.payload."),
+            // systemd-nspawn and other machines.
+            (
+                "/machine.slice/systemd-nspawn@web.service/payload/system.slice/ssh.service",
+                "host systemd-nspawn@web.service",
+            ),
+            (
+                "/machine.slice/machine-web.scope/payload/docker/{A}",
+                "host machine-web.scope",
+            ),
+            (
+                "/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt/emulator",
+                "host machine-qemu\\x2d1\\x2dvm.scope",
             ),
             ("/system.slice", "host /system.slice"),
             ("/docker", "host /docker"),
@@ -602,7 +937,7 @@ mod tests {
 
     #[test]
     fn whichever_hierarchy_names_a_container_wins() {
-        let rows: [(&[(u32, &str)], &str); 8] = [
+        let rows: [(&[(u32, &str)], &str); 10] = [
             (&[], "root"),
             // v1 only: the v2 line is the root.
             (
@@ -632,6 +967,26 @@ mod tests {
                 "host session-1.scope",
             ),
             (&[(3, "/user"), (0, "/")], "host /user"),
+            // Slurm on v1: systemd's own hierarchy knows of slurmd alone.
+            (
+                &[
+                    (9, "/slurm/uid_1000/job_12/step_0"),
+                    (1, "/system.slice/slurmd.service"),
+                    (0, "/system.slice/slurmd.service"),
+                ],
+                "host /slurm/uid_1000/job_12",
+            ),
+            // Rootless Podman on a hybrid host: v2 alone has the container.
+            (
+                &[
+                    (1, "/user.slice/user-1000.slice/session-1.scope"),
+                    (
+                        0,
+                        "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{A}.scope",
+                    ),
+                ],
+                "podman A",
+            ),
             // Between equals, v2.
             (&[(5, "/docker/{B}"), (0, "/docker/{A}")], "docker A"),
         ];
@@ -670,6 +1025,13 @@ mod tests {
                 "libpod-",
                 "libpod_parent",
                 "cri-containerd-",
+                "kata_",
+                "kata_overhead",
+                "lxc.payload.",
+                "machine.slice/machine-",
+                "slurmstepd.scope/job_1",
+                "slurm/uid_1/job_1",
+                "user@1000.service",
                 "kubepods",
                 "kubepods-",
                 "burstable",
@@ -693,6 +1055,8 @@ mod tests {
     fn check(container: &ContainerCgroup, path: &str) -> Result<(), TestCaseError> {
         prop_assert!(path.contains(container.id.as_str()));
         prop_assert_eq!(container.id.as_str().len(), ID_LEN);
+        prop_assert!(path.starts_with(&*container.place));
+        prop_assert!(container.place.contains(container.id.as_str()));
         if let Some(pod) = &container.pod {
             check_pod(pod, path)?;
         }
@@ -702,10 +1066,68 @@ mod tests {
     fn check_pod(pod: &PodCgroup, path: &str) -> Result<(), TestCaseError> {
         prop_assert!((1..=MAX_POD_UID).contains(&pod.uid.as_str().len()));
         prop_assert!(
+            pod.place
+                .as_ref()
+                .is_none_or(|place| path.starts_with(&**place))
+        );
+        prop_assert!(
             path.replace('_', "-")
                 .contains(&pod.uid.as_str().replace('_', "-"))
         );
         Ok(())
+    }
+
+    #[test]
+    fn a_place_is_the_path_down_to_what_names_it() {
+        let rows = [
+            ("/docker/{A}/init", "/docker/{A}", None),
+            (
+                "/kubepods/pod{UID}/{A}/docker/{B}",
+                "/kubepods/pod{UID}/{A}",
+                Some("/kubepods/pod{UID}"),
+            ),
+            (
+                "/kubepods.slice/kubepods-pod{UID_}.slice/crio-{A}.scope/container (deleted)",
+                "/kubepods.slice/kubepods-pod{UID_}.slice/crio-{A}.scope",
+                Some("/kubepods.slice/kubepods-pod{UID_}.slice"),
+            ),
+            (
+                "/x/kubepods-pod{UID_}.slice:cri-containerd:{A}",
+                "/x/kubepods-pod{UID_}.slice:cri-containerd:{A}",
+                Some("/x/kubepods-pod{UID_}.slice"),
+            ),
+        ];
+        for (path, place, pod) in rows {
+            let CgroupMeaning::Container(container) = parse(&fill(path)) else {
+                panic!("no container in {path}");
+            };
+            assert_eq!(*container.place, *fill(place));
+            let found = container.pod.and_then(|pod| pod.place);
+            assert_eq!(found.as_deref(), pod.map(fill).as_deref(), "{path}");
+        }
+        let overhead = parse(&fill("/kata_overhead/kubepods/pod{UID}/{A}"));
+        assert!(matches!(overhead, CgroupMeaning::Pod(pod) if pod.place.is_none()));
+    }
+
+    #[test]
+    fn what_is_not_believed_is_the_hosts() {
+        let rows = [
+            (
+                "/user.slice/user-1000.slice/user@1000.service/kubepods/pod{UID}/{A}",
+                "user@1000.service",
+                true,
+            ),
+            ("/evil/docker/{A}", "/evil/docker/{A}", false),
+            ("/system.slice/docker-{A}.scope", "docker-{A}.scope", false),
+            ("/lxc.payload.web/docker/{A}", "/lxc.payload.web", false),
+            ("/user@x.service/{A}", "user@x.service", false),
+            ("/", "/", false),
+        ];
+        for (path, unit, users) in rows {
+            let path = fill(path);
+            assert_eq!(as_host(&path).as_str(), fill(unit), "{path}");
+            assert_eq!(is_users_own(&path), users, "{path}");
+        }
     }
 
     proptest! {
@@ -717,6 +1139,8 @@ mod tests {
                 .iter()
                 .map(|(piece, slash)| format!("{}{piece}", if *slash { "/" } else { "" }))
                 .collect();
+            let host = as_host(&path);
+            prop_assert!(!host.as_str().is_empty() && host.as_str().len() <= MAX_UNIT);
             match parse(&path) {
                 CgroupMeaning::Container(container) => check(&container, &path)?,
                 CgroupMeaning::Pod(pod) => check_pod(&pod, &path)?,

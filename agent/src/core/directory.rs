@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::input::{ContainerIdentity, IdentitySource, IdentityUpdate, KubernetesNames};
-use super::model::{BootTime, ContainerId, NONE, Nanos, PodUid, UNRESOLVED};
+use super::model::{BootTime, ContainerId, NONE, Nanos, POD_ITSELF, PodUid, UNRESOLVED};
 use super::snapshot::{ContainerLabels, IdOnlyReason};
 
 /// How long an unanswered question rests before it is put again.
@@ -125,6 +125,7 @@ impl Entry {
 struct Kernel {
     pod_uid: Option<PodUid>,
     runtime: Arc<str>,
+    place: Option<Arc<str>>,
 }
 
 /// A container's names, as good as they are known.
@@ -145,7 +146,7 @@ pub struct Names {
 pub struct Directory {
     entries: HashMap<ContainerId, Entry>,
     limit: usize,
-    refused: u64,
+    refused: [u64; IdentitySource::ALL.len()],
     overflows: u64,
 }
 
@@ -156,14 +157,20 @@ impl Directory {
         Self {
             entries: HashMap::new(),
             limit,
-            refused: 0,
+            refused: [0; IdentitySource::ALL.len()],
             overflows: 0,
         }
     }
 
     /// Answers that contradicted the kernel.
     #[must_use]
-    pub const fn refused(&self) -> u64 {
+    pub fn refused(&self) -> u64 {
+        self.refused.iter().sum()
+    }
+
+    /// The same by source, in the order of [`IdentitySource::ALL`].
+    #[must_use]
+    pub const fn refused_of(&self) -> [u64; IdentitySource::ALL.len()] {
         self.refused
     }
 
@@ -188,20 +195,59 @@ impl Directory {
             entry.kernel = Some(Kernel {
                 pod_uid: pod_uid.cloned(),
                 runtime: runtime.into(),
+                place: None,
             });
             // What was believed while the kernel had not been heard may contradict it.
             let known = entry.pod_uid().cloned();
-            let mut refused = 0;
+            let mut refused = [0; IdentitySource::ALL.len()];
             for answer in entry.answers.iter_mut().flatten() {
                 if let Outcome::Found { identity, .. } = &answer.outcome
                     && let Some(claimed) = contradiction(known.as_ref(), identity)
                 {
                     answer.outcome = Outcome::Refused { claimed };
-                    refused += 1;
+                    refused[place(answer.source)] += 1;
                 }
             }
-            self.refused += refused;
+            for (sum, more) in self.refused.iter_mut().zip(refused) {
+                *sum += more;
+            }
         }
+    }
+
+    /// Notes where the kernel has a container's cgroup.
+    pub fn note_place(&mut self, id: &ContainerId, place: &Arc<str>) {
+        let kernel = self.entries.get_mut(id).map(|entry| &mut entry.kernel);
+        if let Some(Some(kernel)) = kernel {
+            kernel.place.get_or_insert_with(|| Arc::clone(place));
+        }
+    }
+
+    /// Whether a source says of a container what the path of its cgroup says: the pod that it is in,
+    /// or that it is in none. Not if the kernel has had that id elsewhere, since then the answer is
+    /// about that one, and not once the source has said that the container is gone.
+    #[must_use]
+    pub fn vouches(&self, id: &ContainerId, place: &str, pod_uid: Option<&PodUid>) -> bool {
+        let Some(entry) = self.entries.get(id) else {
+            return false;
+        };
+        let seen = entry
+            .kernel
+            .as_ref()
+            .and_then(|kernel| kernel.place.as_deref());
+        if seen.is_some_and(|seen| seen != place) {
+            return false;
+        }
+        let mut answers = entry.answers.iter().flatten();
+        answers.any(|answer| match &answer.outcome {
+            Outcome::Found { identity, .. } if !answer.removed => {
+                match (&identity.kubernetes, pod_uid) {
+                    (Some(names), Some(uid)) => same_uid(&names.pod_uid, uid),
+                    (None, None) => true,
+                    (Some(_), None) | (None, Some(_)) => false,
+                }
+            }
+            _ => false,
+        })
     }
 
     /// Takes an answer.
@@ -222,7 +268,7 @@ impl Directory {
                     }
                 };
                 entry.answers[place(source)] = Some(Answer::new(source, now, outcome));
-                self.refused += u64::from(refused);
+                self.refused[place(source)] += u64::from(refused);
             }
             IdentityUpdate::NotFound { source, id, reason } => {
                 let Some(entry) = self.entries.get_mut(&id) else {
@@ -380,7 +426,7 @@ impl Directory {
             }) => ContainerLabels {
                 namespace: non_empty(&names.namespace),
                 pod: non_empty(&names.pod),
-                container: non_empty(&names.container),
+                container: container_of(&names.container),
                 pod_uid: non_empty(&names.pod_uid.0),
                 container_id: Arc::clone(&id.0),
             },
@@ -445,6 +491,15 @@ fn non_empty(text: &Arc<str>) -> Arc<str> {
         UNRESOLVED.into()
     } else {
         Arc::clone(text)
+    }
+}
+
+/// Kubernetes names no container in capitals: `POD` is what the kubelet called the sandbox's under
+/// Docker and CRI-O calls it still.
+fn container_of(name: &Arc<str>) -> Arc<str> {
+    match &**name {
+        "POD" => POD_ITSELF.into(),
+        _ => non_empty(name),
     }
 }
 
@@ -557,6 +612,37 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_vouches_for_the_pod_that_the_path_names_and_for_no_other_path() {
+        let (uid, other) = (PodUid::from(UID), PodUid::from("other"));
+        let rows = [
+            (Some(UID), Some(&uid), None, true),
+            (Some(UID), Some(&uid), Some("/here"), true),
+            (Some(UID), Some(&uid), Some("/there"), false),
+            (Some(UID), Some(&other), None, false),
+            (Some(UID), None, None, false),
+            (None, Some(&uid), None, false),
+            (None, None, None, true),
+        ];
+        for (said, path, seen, vouches) in rows {
+            let mut directory = directory();
+            assert!(
+                !directory.vouches(&id(), "/here", path),
+                "nobody has spoken"
+            );
+            if let Some(seen) = seen {
+                directory.see(&id(), path, "docker", BootTime(1));
+                directory.note_place(&id(), &seen.into());
+            }
+            directory.learn(found(said), BootTime(1));
+            let found = directory.vouches(&id(), "/here", path);
+            assert_eq!(found, vouches, "{said:?} {path:?} {seen:?}");
+            let source = IdentitySource::Docker;
+            directory.learn(IdentityUpdate::Removed { source, id: id() }, BootTime(2));
+            assert!(!directory.vouches(&id(), "/here", path), "it is gone");
+        }
+    }
+
+    #[test]
     fn an_answer_for_another_pod_is_refused_whichever_is_heard_first() {
         let uid = PodUid::from(UID);
         for kernel_first in [true, false] {
@@ -573,6 +659,26 @@ mod tests {
             assert_eq!(&*directory.names(&id()).labels.namespace, UNRESOLVED);
             assert_eq!(directory.refused(), 1);
             assert_eq!(directory.reason(&id(), UP), IdOnlyReason::PodUidMismatch);
+        }
+    }
+
+    #[test]
+    fn a_sandboxs_own_container_is_the_pod_whoever_names_it() {
+        for (said, label) in [
+            ("POD", POD_ITSELF),
+            (POD_ITSELF, POD_ITSELF),
+            ("pod", "pod"),
+        ] {
+            let mut directory = directory();
+            let IdentityUpdate::Found(mut identity) = found(Some(UID)) else {
+                unreachable!("it is found");
+            };
+            if let Some(names) = &mut identity.kubernetes {
+                names.container = said.into();
+            }
+            directory.learn(IdentityUpdate::Found(identity), BootTime(1));
+            let labels = directory.names(&id()).labels;
+            assert_eq!((&*labels.pod, &*labels.container), ("train-0", label));
         }
     }
 

@@ -7,22 +7,52 @@
 //! A placement is counted: it is held by the process records that use it and freed with the last.
 //! cgroups that no placement needs are dropped when the table is full; since the kernel side
 //! announces each cgroup only once, the caller must then have it announce all of them anew.
+//!
+//! A path says whose a cgroup is, and whoever may make cgroups somewhere may write any id into one.
+//! So an id belongs to the cgroup in which it was first seen, its *place*, and so does a pod's uid;
+//! another cgroup that bears it is refused and is the host's. The place is given up with the last
+//! process, dead ones that are still kept included, and the last account. One exception: a user's
+//! own service manager, and the inside of a container, are where people make cgroups for
+//! themselves; an id that was first seen there belongs to a cgroup elsewhere as soon as one bears
+//! it, so that nobody can sit on the uid of a pod that is yet to start.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::cgroup_path::{self, CgroupMeaning, ContainerCgroup};
+use super::cgroup_path::{self, CgroupMeaning, ContainerCgroup, PodCgroup};
 use super::input::{CgroupAnnouncement, CgroupSet};
 use super::model::{CgroupKey, ContainerId, HostUnit, PodUid};
 
 /// How deep a cgroup may lie. The kernel side walks no further either.
 const MAX_DEPTH: usize = 64;
 
+/// Who pays where one container is in another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PayerRule {
+    /// The outermost: what is below a container's cgroup is made by whoever runs in it.
+    #[default]
+    Outermost,
+    /// The innermost that a source of names vouches for, else the outermost. For clusters that are
+    /// containers themselves, on a node whose tenants are trusted.
+    Innermost,
+}
+
+/// A container in another one, as the path names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InnerContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its own cgroup.
+    pub place: Arc<str>,
+    /// The uid of the pod that it is in, inside the outer container.
+    pub pod: Option<PodUid>,
+}
+
 /// Who pays: what a process's place means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
-    /// The outermost container.
+    /// A container, by the [`PayerRule`].
     Container(ContainerId),
     /// A pod, for processes in the pod's own cgroup.
     Pod(PodUid),
@@ -66,6 +96,38 @@ struct Placement {
     source: Source,
     users: u32,
     meaning: Option<(Owner, CgroupMeaning)>,
+    /// The ids whose places it counts for.
+    binds: Vec<Owner>,
+    refusal: Option<Refusal>,
+}
+
+/// Why the id in a cgroup's path is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whose id it is: a container's or a pod's.
+    pub claimed: Owner,
+    /// The cgroup that bears it.
+    pub place: Arc<str>,
+    /// The cgroup that it belongs to.
+    pub bound_to: Arc<str>,
+}
+
+/// Where an id belongs.
+#[derive(Debug)]
+struct Binding {
+    /// One path, or one a hierarchy where those differ.
+    places: BTreeSet<Arc<str>>,
+    /// Whether it is where people make cgroups for themselves.
+    is_weak: bool,
+    /// Placements that count for it.
+    placements: u32,
+}
+
+/// An id, and the cgroups of one placement that bear it.
+struct Claim {
+    key: Owner,
+    places: BTreeSet<Arc<str>>,
+    is_weak: bool,
 }
 
 #[derive(Debug)]
@@ -84,6 +146,15 @@ pub struct PlacementTable {
     node_limit: usize,
     overflows: u64,
     new_containers: Vec<ContainerCgroup>,
+    bindings: HashMap<Owner, Binding>,
+    /// Bindings without a placement, kept for as long as there is an account.
+    idle: HashSet<Owner>,
+    /// Placements whose ids are refused.
+    refused: HashSet<PlacementId>,
+    refusals: u64,
+    rule: PayerRule,
+    /// Inner containers that may pay.
+    vouched: BTreeSet<InnerContainer>,
 }
 
 impl PlacementTable {
@@ -98,7 +169,41 @@ impl PlacementTable {
             node_limit,
             overflows: 0,
             new_containers: Vec::new(),
+            bindings: HashMap::new(),
+            idle: HashSet::new(),
+            refused: HashSet::new(),
+            refusals: 0,
+            rule: PayerRule::default(),
+            vouched: BTreeSet::new(),
         }
+    }
+
+    /// The same table under another rule of who pays.
+    #[must_use]
+    pub const fn with_rule(mut self, rule: PayerRule) -> Self {
+        self.rule = rule;
+        self
+    }
+
+    /// Ids in cgroups' paths that were refused, since they belong elsewhere.
+    #[must_use]
+    pub const fn refusals(&self) -> u64 {
+        self.refusals
+    }
+
+    /// Why the id in a placement's path is not believed, if it is not.
+    #[must_use]
+    pub fn refusal(&self, id: PlacementId) -> Option<&Refusal> {
+        self.placements.get(id.slot())?.as_ref()?.refusal.as_ref()
+    }
+
+    /// What bears an id now and is refused.
+    pub fn refusals_of(&self, claimed: &Owner) -> impl Iterator<Item = &Refusal> {
+        let key = key_of(claimed);
+        self.refused
+            .iter()
+            .filter_map(|id| self.refusal(*id))
+            .filter(move |refusal| key_of(&refusal.claimed) == key)
     }
 
     /// The containers that were met since this was last asked. One may come again.
@@ -184,6 +289,8 @@ impl PlacementTable {
             source: source.clone(),
             users: 0,
             meaning: None,
+            binds: Vec::new(),
+            refusal: None,
         };
         let id = match self.free.pop() {
             Some(id) => {
@@ -214,9 +321,12 @@ impl PlacementTable {
         let Some(placement) = entry else { return };
         placement.users = placement.users.saturating_sub(1);
         if placement.users == 0 {
+            let binds = std::mem::take(&mut placement.binds);
             self.by_source.remove(&placement.source);
             *entry = None;
             self.free.push(id);
+            self.refused.remove(&id);
+            self.unbind(binds);
         }
     }
 
@@ -233,22 +343,212 @@ impl PlacementTable {
     pub fn owner(&mut self, id: PlacementId) -> Option<&(Owner, CgroupMeaning)> {
         let placement = self.placements.get(id.slot())?.as_ref()?;
         if placement.meaning.is_none() {
-            let meaning = match &placement.source {
-                Source::Paths(paths) => cgroup_path::resolve(paths.iter().map(|(h, p)| (*h, &**p))),
-                Source::Keys(unified, legacy) => self.meaning_of_keys(*unified, *legacy)?,
+            let paths = match &placement.source {
+                Source::Paths(paths) => paths
+                    .iter()
+                    .map(|(hierarchy, path)| (*hierarchy, path.to_string()))
+                    .collect(),
+                Source::Keys(unified, legacy) => self.paths_of_keys(*unified, *legacy)?,
             };
-            let owner = match &meaning {
-                CgroupMeaning::Container(container) => Owner::Container(container.id.clone()),
-                CgroupMeaning::Pod(pod) => Owner::Pod(pod.uid.clone()),
-                CgroupMeaning::Host(unit) => Owner::Host(unit.clone()),
-                CgroupMeaning::Root => Owner::Host(HostUnit::from("/")),
-            };
-            if let CgroupMeaning::Container(container) = &meaning {
-                self.new_containers.push(container.clone());
-            }
-            self.placements.get_mut(id.slot())?.as_mut()?.meaning = Some((owner, meaning));
+            self.settle(id, &paths);
         }
         self.placements.get(id.slot())?.as_ref()?.meaning.as_ref()
+    }
+
+    /// Says what a placement means, once its paths are known.
+    fn settle(&mut self, id: PlacementId, paths: &[(u32, String)]) {
+        let meaning = resolve(paths);
+        let (mut owner, claims) = match &meaning {
+            CgroupMeaning::Container(container) => (
+                Owner::Container(container.id.clone()),
+                claims_of_container(container, paths),
+            ),
+            CgroupMeaning::Pod(pod) => (Owner::Pod(pod.uid.clone()), claims_of_pod(pod, paths)),
+            CgroupMeaning::Host(unit) => (Owner::Host(unit.clone()), Vec::new()),
+            CgroupMeaning::Root => (Owner::Host(HostUnit::from("/")), Vec::new()),
+        };
+        let mut refusal = self.refuse(&claims);
+        let mut binds = Vec::new();
+        if let Some(refusal) = &refusal {
+            owner = Owner::Host(cgroup_path::as_host(&refusal.place));
+        } else {
+            for claim in claims {
+                binds.push(claim.key.clone());
+                self.bind(claim);
+            }
+            if let CgroupMeaning::Container(container) = &meaning {
+                self.new_containers.push(container.clone());
+                match self.vouched_inner(container) {
+                    Some(Ok((inner, claims))) => {
+                        owner = Owner::Container(inner.id.clone());
+                        for claim in claims {
+                            binds.push(claim.key.clone());
+                            self.bind(claim);
+                        }
+                        self.new_containers.push(inner);
+                    }
+                    Some(Err(inners)) => refusal = Some(inners),
+                    None => {}
+                }
+            }
+        }
+        if refusal.is_some() {
+            self.refusals += 1;
+            self.refused.insert(id);
+        }
+        if let Some(Some(placement)) = self.placements.get_mut(id.slot()) {
+            placement.meaning = Some((owner, meaning));
+            placement.binds = binds;
+            placement.refusal = refusal;
+        }
+    }
+
+    /// The innermost container that somebody vouches for, unless its id belongs elsewhere.
+    fn vouched_inner(
+        &self,
+        outermost: &ContainerCgroup,
+    ) -> Option<Result<(ContainerCgroup, Vec<Claim>), Refusal>> {
+        let inner = inners(outermost)
+            .filter(|inner| self.vouched.contains(&named(inner)))
+            .last()?;
+        let pod = inner.pod.as_ref().and_then(|pod| {
+            let place = pod.place.as_ref()?;
+            Some((Owner::Pod(pod.uid.clone()), place))
+        });
+        let container = (Owner::Container(inner.id.clone()), &inner.place);
+        // Made inside a container: whoever has the id outside of it has the better claim.
+        let claims = std::iter::once(container).chain(pod);
+        let claims = claims.filter_map(|(owner, place)| {
+            let claim = claim(&owner, std::iter::once(place))?;
+            Some(Claim {
+                is_weak: true,
+                ..claim
+            })
+        });
+        let claims: Vec<_> = claims.collect();
+        Some(match self.refuse(&claims) {
+            Some(refusal) => Err(refusal),
+            None => Ok((inner.clone(), claims)),
+        })
+    }
+
+    /// The containers in containers in which processes are, where they may pay.
+    pub fn inner_containers(&mut self) -> BTreeSet<InnerContainer> {
+        if self.rule == PayerRule::Outermost {
+            return BTreeSet::new();
+        }
+        let slots = 1..=u32::try_from(self.placements.len()).unwrap_or(u32::MAX);
+        for slot in slots {
+            self.owner(PlacementId::new(slot));
+        }
+        let placements = self.placements.iter().flatten();
+        let outermost = placements.filter_map(|placement| match &placement.meaning {
+            Some((Owner::Container(_), CgroupMeaning::Container(outermost))) => Some(outermost),
+            _ => None,
+        });
+        outermost.flat_map(inners).map(named).collect()
+    }
+
+    /// Has these pay from now on: a source of names knows them as what their cgroup says. Those that
+    /// were vouched for before stay for as long as they have a process, for which `present` lists
+    /// all that have one.
+    pub fn vouch(&mut self, vouched: BTreeSet<InnerContainer>, present: &BTreeSet<InnerContainer>) {
+        self.vouched.retain(|inner| present.contains(inner));
+        let mut new = vouched;
+        new.retain(|inner| !self.vouched.contains(inner));
+        if new.is_empty() {
+            return;
+        }
+        self.vouched.extend(new.iter().cloned());
+        self.look_again(|placement| match &placement.meaning {
+            Some((_, CgroupMeaning::Container(outermost))) => {
+                inners(outermost).any(|inner| new.contains(&named(inner)))
+            }
+            _ => false,
+        });
+    }
+
+    /// Whether one of the ids belongs elsewhere.
+    fn refuse(&self, claims: &[Claim]) -> Option<Refusal> {
+        claims.iter().find_map(|claim| {
+            let binding = self.bindings.get(&claim.key)?;
+            if !binding.places.is_disjoint(&claim.places) || (binding.is_weak && !claim.is_weak) {
+                return None;
+            }
+            Some(Refusal {
+                claimed: claim.key.clone(),
+                place: Arc::clone(claim.places.first()?),
+                bound_to: Arc::clone(binding.places.first()?),
+            })
+        })
+    }
+
+    /// Counts a placement for its id's place, which this may be the first to name.
+    fn bind(&mut self, claim: Claim) {
+        let is_taken_over = self
+            .bindings
+            .get(&claim.key)
+            .is_some_and(|binding| binding.places.is_disjoint(&claim.places));
+        if is_taken_over {
+            // Whoever sat on it is looked at again, and refused.
+            self.look_again(|placement| placement.binds.contains(&claim.key));
+            self.bindings.remove(&claim.key);
+        }
+        self.idle.remove(&claim.key);
+        let binding = self.bindings.entry(claim.key).or_insert(Binding {
+            places: claim.places,
+            is_weak: claim.is_weak,
+            placements: 0,
+        });
+        binding.placements += 1;
+    }
+
+    fn unbind(&mut self, keys: Vec<Owner>) {
+        for key in keys {
+            if let Some(binding) = self.bindings.get_mut(&key) {
+                binding.placements = binding.placements.saturating_sub(1);
+                if binding.placements == 0 {
+                    self.idle.insert(key);
+                }
+            }
+        }
+    }
+
+    /// Forgets what these placements mean, so that it is told anew.
+    fn look_again(&mut self, which: impl Fn(&Placement) -> bool) {
+        let mut forgotten = Vec::new();
+        for (slot, placement) in self.placements.iter_mut().enumerate() {
+            if let Some(placement) = placement
+                && which(placement)
+            {
+                placement.meaning = None;
+                placement.refusal = None;
+                forgotten.append(&mut placement.binds);
+                let number = u32::try_from(slot + 1).unwrap_or(u32::MAX);
+                self.refused.remove(&PlacementId::new(number));
+            }
+        }
+        self.unbind(forgotten);
+    }
+
+    /// Gives up the places of ids that have neither a process nor one of these accounts.
+    pub fn end_bindings<'a>(&mut self, accounts: impl Iterator<Item = &'a Owner>) {
+        if self.idle.is_empty() {
+            return;
+        }
+        let held: HashSet<Owner> = accounts.map(key_of).collect();
+        let (kept, ended): (HashSet<_>, HashSet<_>) =
+            self.idle.drain().partition(|key| held.contains(key));
+        self.idle = kept;
+        if ended.is_empty() {
+            return;
+        }
+        self.bindings.retain(|key, _| !ended.contains(key));
+        // Somebody else may have the id now.
+        self.look_again(|placement| {
+            let refusal = placement.refusal.as_ref();
+            refusal.is_some_and(|refusal| ended.contains(&key_of(&refusal.claimed)))
+        });
     }
 
     /// The cgroups that a placement is made from: hierarchy and path, or no path where it has not
@@ -272,11 +572,11 @@ impl PlacementTable {
 
     /// A container that one hierarchy names is one, whatever the other is called, even if that is
     /// not known yet. Anything else is settled only when all of them are known.
-    fn meaning_of_keys(
+    fn paths_of_keys(
         &self,
         unified: CgroupKey,
         legacy: Option<CgroupKey>,
-    ) -> Option<CgroupMeaning> {
+    ) -> Option<Vec<(u32, String)>> {
         let mut paths = Vec::with_capacity(2);
         let mut complete = true;
         for key in std::iter::once(unified).chain(legacy) {
@@ -288,8 +588,7 @@ impl PlacementTable {
         if paths.is_empty() {
             return None;
         }
-        let meaning = cgroup_path::resolve(paths.iter().map(|(h, p)| (*h, p.as_str())));
-        (complete || matches!(meaning, CgroupMeaning::Container(_))).then_some(meaning)
+        (complete || matches!(resolve(&paths), CgroupMeaning::Container(_))).then_some(paths)
     }
 
     /// The path of a cgroup below its hierarchy's root, if it and all its ancestors are announced.
@@ -316,6 +615,73 @@ impl PlacementTable {
                 .fold(String::new(), |path, name| path + "/" + name),
         )
     }
+}
+
+fn resolve(paths: &[(u32, String)]) -> CgroupMeaning {
+    cgroup_path::resolve(paths.iter().map(|(h, path)| (*h, path.as_str())))
+}
+
+fn inners(outermost: &ContainerCgroup) -> impl Iterator<Item = &ContainerCgroup> {
+    outermost.chain().skip(1)
+}
+
+fn named(inner: &ContainerCgroup) -> InnerContainer {
+    InnerContainer {
+        id: inner.id.clone(),
+        place: Arc::clone(&inner.place),
+        pod: inner.pod.as_ref().map(|pod| pod.uid.clone()),
+    }
+}
+
+/// The same for every way of writing an id: static pods' uids come with dashes and without.
+fn key_of(owner: &Owner) -> Owner {
+    match owner {
+        Owner::Pod(PodUid(uid)) if uid.contains('-') => {
+            Owner::Pod(PodUid(uid.replace('-', "").into()))
+        }
+        Owner::Container(_) | Owner::Pod(_) | Owner::Host(_) => owner.clone(),
+    }
+}
+
+fn claim<'a>(owner: &Owner, places: impl Iterator<Item = &'a Arc<str>>) -> Option<Claim> {
+    let places: BTreeSet<Arc<str>> = places.cloned().collect();
+    Some(Claim {
+        key: key_of(owner),
+        is_weak: cgroup_path::is_users_own(places.first()?),
+        places,
+    })
+}
+
+/// A container's id belongs to its own cgroup, its pod's uid to the pod's.
+fn claims_of_container(container: &ContainerCgroup, paths: &[(u32, String)]) -> Vec<Claim> {
+    let others: Vec<_> = paths
+        .iter()
+        .filter_map(|(_, path)| match cgroup_path::parse(path) {
+            CgroupMeaning::Container(other) if other.id == container.id => Some(other),
+            _ => None,
+        })
+        .collect();
+    let pods = others.iter().filter_map(|other| other.pod.as_ref());
+    let pod = container.pod.as_ref().and_then(|pod| {
+        let places = pods.filter(|other| other.uid == pod.uid);
+        let places = places.filter_map(|other| other.place.as_ref());
+        claim(&Owner::Pod(pod.uid.clone()), places)
+    });
+    let places = others.iter().map(|other| &other.place);
+    let container = claim(&Owner::Container(container.id.clone()), places);
+    container.into_iter().chain(pod).collect()
+}
+
+fn claims_of_pod(pod: &PodCgroup, paths: &[(u32, String)]) -> Vec<Claim> {
+    let others: Vec<_> = paths
+        .iter()
+        .filter_map(|(_, path)| match cgroup_path::parse(path) {
+            CgroupMeaning::Pod(other) if other.uid == pod.uid => other.place,
+            _ => None,
+        })
+        .collect();
+    let owner = Owner::Pod(pod.uid.clone());
+    claim(&owner, others.iter()).into_iter().collect()
 }
 
 #[cfg(test)]
@@ -422,6 +788,224 @@ mod tests {
         assert!(!announce(&mut table, 0, 6, 2, "newer"));
         assert_eq!((table.cgroups(), table.overflows()), (4, 1));
         assert_eq!(table.path(key(4)).as_deref(), Some("/used/leaf"));
+    }
+
+    const UID: &str = "11111111-2222-3333-4444-555555555555";
+    const USERS: &str = "/user.slice/user-1000.slice/user@1000.service";
+
+    /// A process by itself in this cgroup.
+    fn live(table: &mut PlacementTable, path: &str) -> PlacementId {
+        let paths: Arc<[(u32, Arc<str>)]> = Arc::new([(0, path.into())]);
+        let place = table.of_paths(&paths);
+        table.hold(place);
+        place
+    }
+
+    fn host(unit: &str) -> Option<Owner> {
+        Some(Owner::Host(unit.into()))
+    }
+
+    #[test]
+    fn an_id_that_belongs_elsewhere_is_refused_and_is_the_hosts() {
+        let other = ID.replace('0', "f");
+        // The victim's, the impostor's, and what that one is.
+        let rows = [
+            (
+                format!("/docker/{ID}"),
+                format!("/evil/docker/{ID}"),
+                format!("/evil/docker/{ID}"),
+            ),
+            (
+                format!("/system.slice/docker-{ID}.scope/init.scope"),
+                format!("{USERS}/docker-{ID}.scope"),
+                format!("user@1000.service/docker-{ID}.scope"),
+            ),
+            (
+                format!("/kubepods/burstable/pod{UID}/{ID}"),
+                format!("{USERS}/kubepods/burstable/pod{UID}/{ID}"),
+                "user@1000.service".to_owned(),
+            ),
+            // Another container of the pod, and the pod itself.
+            (
+                format!("/kubepods/burstable/pod{UID}/{ID}"),
+                format!("/evil/kubepods/burstable/pod{UID}/{other}"),
+                format!("/evil/kubepods/burstable/pod{UID}"),
+            ),
+            (
+                format!("/kubepods/burstable/pod{UID}/{ID}"),
+                format!("{USERS}/kubepods/pod{}", UID.replace('-', "")),
+                "user@1000.service".to_owned(),
+            ),
+        ];
+        for (victims, impostors, unit) in rows {
+            let mut table = PlacementTable::new(100);
+            let victim = live(&mut table, &victims);
+            let before = owner(&mut table, victim);
+            let impostor = live(&mut table, &impostors);
+            assert_eq!(owner(&mut table, impostor), host(&unit), "{impostors}");
+            assert_eq!(owner(&mut table, victim), before, "{victims}");
+            assert_eq!(table.refusals(), 1);
+            let refusal = table.refusal(impostor).expect("it is refused");
+            assert!(victims.starts_with(&*refusal.bound_to), "{refusal:?}");
+            assert!(impostors.starts_with(&*refusal.place), "{refusal:?}");
+            let claimed = refusal.claimed.clone();
+            assert_eq!(table.refusals_of(&claimed).count(), 1);
+            assert_eq!(table.take_new_containers().len(), 1, "the victim alone");
+        }
+    }
+
+    #[test]
+    fn all_of_one_containers_cgroups_have_its_place() {
+        let mut table = PlacementTable::new(100);
+        let pod = format!("/kubepods/burstable/pod{UID}");
+        let places = [
+            format!("{pod}/{ID}"),
+            format!("{pod}/{ID}/init.scope"),
+            format!("{pod}/{ID}/docker/{ID}"),
+            format!("{pod}/{}", ID.replace('0', "f")),
+            pod.clone(),
+            // What Kata keeps out of the pod's bounds.
+            format!("/kata_overhead{pod}/{ID}"),
+        ];
+        for path in places {
+            let place = live(&mut table, &path);
+            assert!(!matches!(
+                owner(&mut table, place),
+                Some(Owner::Host(_)) | None
+            ));
+        }
+        assert_eq!(table.refusals(), 0);
+    }
+
+    #[test]
+    fn hierarchies_may_place_a_container_differently() {
+        let mut table = PlacementTable::new(100);
+        for (id, parent, name) in [(1, 0, ""), (2, 1, "docker"), (3, 2, ID)] {
+            announce(&mut table, 4, id, parent, name);
+        }
+        announce(&mut table, 0, 1, 0, "");
+        let scanned: Arc<[(u32, Arc<str>)]> = Arc::new([
+            (4, format!("/docker/{ID}").into()),
+            (
+                1,
+                format!("/system.slice/docker.service/docker/{ID}").into(),
+            ),
+            (0, "/".into()),
+        ]);
+        let scanned = table.of_paths(&scanned);
+        let by_event = table.of_keys(keys(1, Some(3)));
+        for place in [scanned, by_event] {
+            table.hold(place);
+            assert_eq!(owner(&mut table, place), Some(Owner::Container(ID.into())));
+        }
+        assert_eq!(table.refusals(), 0);
+    }
+
+    #[test]
+    fn a_place_is_given_up_with_the_last_process_and_the_last_account() {
+        let mut table = PlacementTable::new(100);
+        let container = Owner::Container(ID.into());
+        let first = live(&mut table, &format!("/docker/{ID}"));
+        assert_eq!(owner(&mut table, first), Some(container.clone()));
+        let second = live(&mut table, &format!("/batch/{ID}"));
+        let unit = format!("/batch/{ID}");
+        assert_eq!(owner(&mut table, second), host(&unit));
+        table.end_bindings(std::iter::empty());
+        assert_eq!(owner(&mut table, second), host(&unit), "the first lives");
+
+        table.release(first);
+        table.end_bindings(std::iter::once(&container));
+        assert_eq!(owner(&mut table, second), host(&unit), "it has an account");
+        // Restarted where it was: nothing has changed.
+        let again = live(&mut table, &format!("/docker/{ID}"));
+        assert_eq!(owner(&mut table, again), Some(container.clone()));
+        table.release(again);
+
+        table.end_bindings(std::iter::empty());
+        assert_eq!(owner(&mut table, second), Some(container));
+        assert_eq!(table.refusal(second), None);
+        assert_eq!(table.refusals(), 1);
+        table.release(second);
+        table.end_bindings(std::iter::empty());
+        assert!(table.bindings.is_empty() && table.idle.is_empty() && table.refused.is_empty());
+    }
+
+    #[test]
+    fn nobody_sits_on_the_uid_of_a_pod_that_is_yet_to_start() {
+        let mut table = PlacementTable::new(100);
+        let usurper = live(&mut table, &format!("{USERS}/kubepods/pod{UID}"));
+        let pod = Some(Owner::Pod(UID.into()));
+        assert_eq!(owner(&mut table, usurper), pod, "nobody contradicts yet");
+        let kubelets = live(&mut table, &format!("/kubepods/pod{UID}"));
+        assert_eq!(owner(&mut table, kubelets), pod);
+        assert_eq!(owner(&mut table, usurper), host("user@1000.service"));
+        assert_eq!(table.refusals(), 1);
+        table.release(usurper);
+        table.release(kubelets);
+        table.end_bindings(std::iter::empty());
+        assert!(table.bindings.is_empty() && table.idle.is_empty() && table.refused.is_empty());
+    }
+
+    #[test]
+    fn an_inner_container_pays_where_it_may_and_somebody_vouches_for_it() {
+        let outer = ID.replace('0', "a");
+        let path = format!("/docker/{outer}/kubelet/kubepods/pod{UID}/{ID}");
+        let payer = |id: &str| Some(Owner::Container(id.into()));
+        for rule in [PayerRule::Outermost, PayerRule::Innermost] {
+            let mut table = PlacementTable::new(100).with_rule(rule);
+            let place = live(&mut table, &path);
+            let beside = live(&mut table, &format!("/docker/{outer}/init"));
+            assert_eq!(owner(&mut table, place), payer(&outer));
+            assert_eq!(owner(&mut table, beside), payer(&outer));
+            let present = table.inner_containers();
+            assert_eq!(present.is_empty(), rule == PayerRule::Outermost);
+            if present.is_empty() {
+                continue;
+            }
+            let inner = present.first().unwrap();
+            assert_eq!((inner.id.as_str(), &*inner.place), (ID, &*path));
+            assert_eq!(inner.pod, Some(UID.into()));
+            table.vouch(BTreeSet::new(), &present);
+            assert_eq!(owner(&mut table, place), payer(&outer));
+            table.vouch(present.clone(), &present);
+            assert_eq!(owner(&mut table, place), payer(ID));
+            assert_eq!(owner(&mut table, beside), payer(&outer));
+            // Once is enough, for as long as it has a process.
+            table.vouch(BTreeSet::new(), &present);
+            assert_eq!(owner(&mut table, place), payer(ID));
+            table.release(place);
+            let present = table.inner_containers();
+            table.vouch(BTreeSet::new(), &present);
+            assert!(table.vouched.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_inner_container_never_pays_under_an_id_that_is_somebody_elses() {
+        let outer = ID.replace('0', "a");
+        let inner = format!("/docker/{outer}/kubepods/pod{UID}/{ID}");
+        let victims = format!("/kubepods/pod{UID}/{ID}");
+        let outermost = Some(Owner::Container(outer.as_str().into()));
+        for victim_first in [true, false] {
+            let mut table = PlacementTable::new(100).with_rule(PayerRule::Innermost);
+            let paths = if victim_first {
+                [&victims, &inner]
+            } else {
+                [&inner, &victims]
+            };
+            for path in paths {
+                let place = live(&mut table, path);
+                owner(&mut table, place);
+                let present = table.inner_containers();
+                table.vouch(present.clone(), &present);
+                owner(&mut table, place);
+            }
+            let place = live(&mut table, &inner);
+            assert_eq!(owner(&mut table, place), outermost);
+            assert_eq!(&*table.refusal(place).unwrap().bound_to, &*victims);
+            let place = live(&mut table, &victims);
+            assert_eq!(owner(&mut table, place), Some(Owner::Container(ID.into())));
+        }
     }
 
     #[test]

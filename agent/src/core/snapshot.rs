@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::amounts::{Amounts, Millijoules};
 use super::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
 use super::model::{
-    BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceState, StartTicks,
+    BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceId, SourceState, StartTicks,
     UnattributedReason, UnobservedReason, WallTime,
 };
 
@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub events: EventCounters,
     /// The agent's own counters and sizes.
     pub agent: AgentBook,
+    /// How the sources failed, by source and class, also those that are up again.
+    pub source_errors: Vec<SourceErrorBook>,
     /// What each source of names met.
     pub names: Vec<NamesBook>,
     /// What the calls into NVML came to.
@@ -308,10 +310,43 @@ pub struct AgentBook {
     pub named_late: u64,
     /// Answers refused since their pod uid contradicts the cgroup's.
     pub identities_refused: u64,
+    /// The same by source, in the order of [`IdentitySource::ALL`].
+    pub identities_refused_of: [u64; IdentitySource::ALL.len()],
+    /// cgroups whose id was refused, since it belongs to another one.
+    pub cgroups_refused: u64,
     /// Commits.
     pub commits: u64,
     /// Commits whose books did not balance.
     pub imbalances: u64,
+}
+
+/// How often a source failed in one way, since the agent began. A source that was never there does
+/// not fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceErrorBook {
+    /// Which source.
+    pub source: SourceId,
+    /// A short class, as in `SourceState::Down`.
+    pub class: Arc<str>,
+    /// Failures reported.
+    pub count: u64,
+    /// When the last of them was.
+    pub last: BootTime,
+}
+
+/// What came of a source's lookups, each of one container. They add up to the lookups that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupBook {
+    /// It knows the container.
+    pub found: u64,
+    /// It does not.
+    pub not_found: u64,
+    /// It did not say in time.
+    pub timeout: u64,
+    /// What it said cannot be understood.
+    pub invalid: u64,
+    /// It could not be asked to the end.
+    pub error: u64,
 }
 
 /// What a source of names met, since the agent began.
@@ -319,6 +354,8 @@ pub struct AgentBook {
 pub struct NamesBook {
     /// Which source.
     pub source: IdentitySource,
+    /// What came of its lookups.
+    pub lookups: LookupBook,
     /// Requests sent.
     pub calls: u64,
     /// Requests that were not answered in time.

@@ -489,6 +489,20 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| per_gpu(view, points, |book| nanos(book.busy.0)),
     },
     Instrument {
+        name: "gpuacct_gpu_attributed_seconds_total",
+        otlp: "gpuacct.gpu.attributed",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Busy time that has an owner: busy less unattributed, what is not published yet included. Its rate by that of busy is the coverage.",
+        keys: GPU,
+        read: |view, points| {
+            per_gpu(view, points, |book| {
+                let unattributed = book.unattributed.iter().map(|(_, amount)| *amount);
+                nanos(book.busy.minus(unattributed.sum()).0)
+            });
+        },
+    },
+    Instrument {
         name: "gpuacct_gpu_idle_seconds_total",
         otlp: "gpuacct.gpu.idle",
         kind: Kind::Counter,
@@ -733,6 +747,42 @@ pub static INSTRUMENTS: &[Instrument] = &[
         },
     },
     Instrument {
+        name: "gpuacct_source_errors_total",
+        otlp: "gpuacct.source.errors",
+        kind: Kind::Counter,
+        unit: Unit::Count("{error}"),
+        help: "Failures of a source that was there, or has to be, by class. One that was never there has none.",
+        keys: &["source", "class"],
+        read: |view, points| {
+            for book in &view.snapshot.source_errors {
+                let labels = [book.source.as_str(), &*book.class];
+                let start = view.snapshot.agent_started;
+                points.put(&labels, start, Value::Count(book.count));
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_source_last_error_timestamp_seconds",
+        otlp: "gpuacct.source.last_error.timestamp",
+        kind: Kind::Gauge,
+        unit: Unit::Seconds,
+        help: "Unix time at which the source last failed in this way, also if it is up again.",
+        keys: &["source", "class"],
+        read: |view, points| {
+            let clock = Clock {
+                boot: view.snapshot.at,
+                wall: view.snapshot.wall,
+            };
+            for book in &view.snapshot.source_errors {
+                points.put(
+                    &[book.source.as_str(), &*book.class],
+                    view.snapshot.agent_started,
+                    nanos(clock.wall_of(book.last).0),
+                );
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_events_seen_total",
         otlp: "gpuacct.events.seen",
         kind: Kind::Counter,
@@ -835,6 +885,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.identities_refused),
     },
     Instrument {
+        name: "gpuacct_cgroups_refused_total",
+        otlp: "gpuacct.cgroups.refused",
+        kind: Kind::Counter,
+        unit: Unit::Count("{cgroup}"),
+        help: "cgroups that bear the id of a container or the uid of a pod which belongs to another cgroup. Their processes are booked to the host.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.agent.cgroups_refused),
+    },
+    Instrument {
         name: "gpuacct_table_overflows_total",
         otlp: "gpuacct.table.overflows",
         kind: Kind::Counter,
@@ -869,6 +928,32 @@ pub static INSTRUMENTS: &[Instrument] = &[
         help: "Windows that were booked before the event stream had caught up with them.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.windows_not_awaited),
+    },
+    Instrument {
+        name: "gpuacct_names_lookups_total",
+        otlp: "gpuacct.names.lookups",
+        kind: Kind::Counter,
+        unit: Unit::Count("{lookup}"),
+        help: "Lookups of one container each, by source and outcome. error: the source could not be asked to the end. refused is counted beside the others: an answer, asked for or not, whose pod uid contradicts the cgroup's.",
+        keys: &["source", "outcome"],
+        read: |view, points| {
+            for book in &view.snapshot.names {
+                let lookups = &book.lookups;
+                let refused = &view.snapshot.agent.identities_refused_of;
+                let refused = refused.get(book.source as usize).copied();
+                for (outcome, count) in LOOKUP_OUTCOMES.into_iter().zip([
+                    lookups.found,
+                    lookups.not_found,
+                    lookups.timeout,
+                    lookups.invalid,
+                    lookups.error,
+                    refused.unwrap_or_default(),
+                ]) {
+                    let labels = [book.source.as_str(), outcome];
+                    points.put(&labels, view.snapshot.agent_started, Value::Count(count));
+                }
+            }
+        },
     },
     Instrument {
         name: "gpuacct_names_events_total",
@@ -1085,6 +1170,16 @@ pub static INSTRUMENTS: &[Instrument] = &[
 
 /// The label values of `gpuacct_source_state`, in the order of `SourceState`'s variants.
 const STATES: [&str; 4] = ["up", "absent", "disabled", "down"];
+
+/// The label values of `gpuacct_names_lookups_total`.
+const LOOKUP_OUTCOMES: [&str; 6] = [
+    "found",
+    "not_found",
+    "timeout",
+    "invalid",
+    "error",
+    "refused",
+];
 
 fn nanos(amount: u64) -> Value {
     Value::Nanos(i128::from(amount))
@@ -1331,6 +1426,11 @@ pub fn metrics_markdown() -> String {
         SourceId::ALL.map(SourceId::as_str).to_vec(),
     );
     row("state", "gpuacct_source_state", STATES.to_vec());
+    row(
+        "outcome",
+        "gpuacct_names_lookups_total",
+        LOOKUP_OUTCOMES.to_vec(),
+    );
     page
 }
 

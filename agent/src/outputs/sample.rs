@@ -12,8 +12,8 @@ use crate::core::model::{
 };
 use crate::core::snapshot::{
     AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, Coverage,
-    EnergyBook, GpuBook, GpuProcessView, HostSeries, IdOnlyReason, NamesBook, NamespaceSeries,
-    NvmlCallBook, Snapshot,
+    EnergyBook, GpuBook, GpuProcessView, HostSeries, IdOnlyReason, LookupBook, NamesBook,
+    NamespaceSeries, NvmlCallBook, Snapshot, SourceErrorBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -122,6 +122,12 @@ pub(crate) fn snapshot() -> Snapshot {
             ),
             health(SourceId::Otlp, SourceState::Disabled, ""),
         ],
+        source_errors: vec![SourceErrorBook {
+            source: SourceId::Docker,
+            class: "refused".into(),
+            count: 17,
+            last: BootTime(7_199_000_000_000),
+        }],
         events: EventCounters {
             seen: 123_456,
             submitted: 123_450,
@@ -140,12 +146,21 @@ pub(crate) fn snapshot() -> Snapshot {
             containers_named: 2,
             containers_id_only: 1,
             named_late: 1,
-            identities_refused: 0,
+            identities_refused: 3,
+            identities_refused_of: refused_of(IdentitySource::Docker, 3),
+            cgroups_refused: 1,
             commits: 3_600,
             imbalances: 0,
         },
         names: vec![NamesBook {
             source: IdentitySource::Docker,
+            lookups: LookupBook {
+                found: 12,
+                not_found: 2,
+                timeout: 1,
+                invalid: 0,
+                error: 1,
+            },
             calls: 31,
             timeouts: 1,
             invalid_replies: 0,
@@ -347,4 +362,8 @@ pub(crate) fn golden(name: &str, text: &str) {
         assert_eq!(found, expected, "{path}:{}", line + 1);
     }
     assert_eq!(text, expected, "{path} is shorter or longer");
+}
+
+fn refused_of(source: IdentitySource, count: u64) -> [u64; IdentitySource::ALL.len()] {
+    IdentitySource::ALL.map(|of| if of == source { count } else { 0 })
 }

@@ -632,6 +632,11 @@ impl Follower {
                 }
                 other => other,
             };
+            match &answer {
+                Ok(Answer::Found(_)) => Counters::count(&lookup.counters.lookups_found),
+                Ok(Answer::Missing(reason)) => lookup.counters.count_failed_lookup(reason),
+                Err(fault) => lookup.counters.count_failed_lookup(fault.class()),
+            }
             (id, answer)
         }
     }

@@ -556,6 +556,11 @@ impl Source {
                     }
                 }
             };
+            match &answer {
+                Ok(Answer::Found(_)) => Counters::count(&counters.lookups_found),
+                Ok(Answer::Missing(reason)) => counters.count_failed_lookup(reason),
+                Err(fault) => counters.count_failed_lookup(fault.class()),
+            }
             (id, answer)
         }
     }

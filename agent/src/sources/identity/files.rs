@@ -383,7 +383,9 @@ impl<S: Shelf> Source<S> {
 
     /// Looks into the folders once, for nobody or for some, and passes on what is found.
     async fn round(&mut self, ids: Vec<ContainerId>) -> Result<(), Closed> {
-        Counters::add(&self.counters.calls, ids.len());
+        let looked_for = ids.len();
+        Counters::add(&self.counters.calls, looked_for);
+        let mut is_late = false;
         let mut shelf = self.shelf.take().unwrap_or_else(|| self.pristine.clone());
         let counters = Arc::clone(&self.counters);
         let mut work = spawn_blocking(move || {
@@ -393,7 +395,9 @@ impl<S: Shelf> Source<S> {
         let done = match timeout(self.pace.timeout, &mut work).await {
             Ok(done) => done,
             Err(_) => {
+                is_late = true;
                 Counters::count(&self.counters.timeouts);
+                Counters::add(&self.counters.lookups_timeout, looked_for);
                 let reason = format!("no answer from the disk within {:?}", self.pace.timeout);
                 let place = self.place();
                 self.down("timeout", &reason, &place).await?;
@@ -405,6 +409,9 @@ impl<S: Shelf> Source<S> {
             Ok(done) => done,
             Err(error) => {
                 let place = self.place();
+                if !is_late {
+                    Counters::add(&self.counters.lookups_error, looked_for);
+                }
                 return self.down("panic", &error.to_string(), &place).await;
             }
         };
@@ -414,10 +421,24 @@ impl<S: Shelf> Source<S> {
         for (id, answer) in ids.into_iter().zip(answers) {
             // A folder that is not there does not say that it does not know somebody.
             if is_there || answer.is_ok() {
+                if !is_late {
+                    self.count_lookup(&answer);
+                }
                 self.pass_on(id, answer).await?;
             }
         }
         Ok(())
+    }
+
+    fn count_lookup(&self, answer: &Answer) {
+        match answer {
+            Ok(_) => Counters::count(&self.counters.lookups_found),
+            Err(FileFault::Missing(_) | FileFault::Nameless(_)) => {
+                Counters::count(&self.counters.lookups_not_found);
+            }
+            Err(fault) if fault.is_invalid() => Counters::count(&self.counters.lookups_invalid),
+            Err(_) => Counters::count(&self.counters.lookups_error),
+        }
     }
 
     async fn pass_on(&mut self, id: ContainerId, answer: Answer) -> Result<(), Closed> {

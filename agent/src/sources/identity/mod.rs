@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::input::{IdentitySource, KubernetesNames};
 use crate::core::model::PodUid;
-use crate::core::snapshot::NamesBook;
+use crate::core::snapshot::{LookupBook, NamesBook};
 
 pub mod bundle;
 pub mod cri;
@@ -34,6 +34,16 @@ pub const MAX_LABELS: usize = 64;
 /// What a source of names met, since the agent began. Shared with whoever exports it.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// Lookups of one container that found it.
+    pub lookups_found: AtomicU64,
+    /// Those that did not.
+    pub lookups_not_found: AtomicU64,
+    /// Those that were not answered in time.
+    pub lookups_timeout: AtomicU64,
+    /// Those whose answer cannot be understood.
+    pub lookups_invalid: AtomicU64,
+    /// Those that came to nothing in another way.
+    pub lookups_error: AtomicU64,
     /// Requests sent.
     pub calls: AtomicU64,
     /// Requests that were not answered in time.
@@ -62,6 +72,13 @@ impl Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NamesBook {
             source,
+            lookups: LookupBook {
+                found: read(&self.lookups_found),
+                not_found: read(&self.lookups_not_found),
+                timeout: read(&self.lookups_timeout),
+                invalid: read(&self.lookups_invalid),
+                error: read(&self.lookups_error),
+            },
             calls: read(&self.calls),
             timeouts: read(&self.timeouts),
             invalid_replies: read(&self.invalid_replies),
@@ -72,6 +89,16 @@ impl Counters {
             labels_dropped: read(&self.labels_dropped),
             kubernetes_refused: read(&self.kubernetes_refused),
         }
+    }
+
+    /// Counts a lookup that did not come to an answer, by the class of what went wrong.
+    fn count_failed_lookup(&self, class: &str) {
+        Self::count(match class {
+            "not_found" => &self.lookups_not_found,
+            "timeout" => &self.lookups_timeout,
+            "protocol" | "invalid_reply" => &self.lookups_invalid,
+            _ => &self.lookups_error,
+        });
     }
 
     fn count(counter: &AtomicU64) {

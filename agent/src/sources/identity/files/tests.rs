@@ -229,6 +229,38 @@ async fn garbage_is_counted_and_a_panic_costs_one_round() {
     rig.ask(&good).await;
     assert_eq!(rig.state().await.0, "up");
     assert_eq!(rig.answer().await, Ok("web".into()));
+    let outcomes = [
+        rig.read(|c| &c.lookups_found),
+        rig.read(|c| &c.lookups_not_found),
+        rig.read(|c| &c.lookups_invalid),
+        rig.read(|c| &c.lookups_error),
+    ];
+    assert_eq!(outcomes, [1, 0, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_absent_neither_fails_nor_does_not_find() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.state().await.0, "absent");
+    rig.ask(&hex("a1")).await;
+    while rig.read(|c| &c.calls) == 0 {
+        tokio::task::yield_now().await;
+    }
+    fs::create_dir(rig.folder()).unwrap();
+    rig.ask(&hex("b2")).await;
+    assert_eq!(rig.state().await.0, "up");
+    // The first may have been asked while the folder came; whoever was told so is counted.
+    let mut told = 0;
+    loop {
+        told += 1;
+        match rig.inputs.recv().await.unwrap() {
+            Input::Identity(IdentityUpdate::NotFound { id, .. }) if id == hex("b2") => break,
+            Input::Identity(_) => {}
+            other => panic!("found {other:?}"),
+        }
+    }
+    assert_eq!(rig.read(|c| &c.lookups_not_found), told);
+    assert_eq!(rig.read(|c| &c.lookups_error), 0);
 }
 
 #[tokio::test(start_paused = true)]
