@@ -21,9 +21,9 @@ use crate::proto::cri::runtime_service_client::RuntimeServiceClient;
 use crate::proto::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopPodSandboxRequest, VersionRequest,
+    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
 
 /// The image that every container is made from.
@@ -209,7 +209,7 @@ state = "{shown}/state"
                 namespace: namespace.to_owned(),
                 attempt: 0,
             }),
-            log_directory: self.root.join("logs").display().to_string(),
+            log_directory: self.logs(namespace, name, uid).display().to_string(),
             labels: own
                 .iter()
                 .chain(labels)
@@ -235,11 +235,67 @@ state = "{shown}/state"
         })
     }
 
+    /// Where the kubelet would have the logs of a pod.
+    #[must_use]
+    pub fn logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        let pod = format!("{namespace}_{name}_{uid}");
+        self.root.join("logs").join(pod)
+    }
+
+    /// Where it keeps the bundles of running containers.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// Takes its socket away from where everybody looks for it. It goes on, and so do its pods; the
+    /// tests still reach it.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn hide(&self) -> Result<()> {
+        fs::rename(self.socket(), self.hidden()).context("cannot move containerd's socket")
+    }
+
+    /// Puts its socket back.
+    ///
+    /// # Errors
+    /// If it was not taken away.
+    pub fn show(&self) -> Result<()> {
+        fs::rename(self.hidden(), self.socket()).context("cannot move containerd's socket")
+    }
+
+    fn hidden(&self) -> PathBuf {
+        self.root.join("h.sock")
+    }
+
     /// Starts a container in a pod, as the kubelet does; it sleeps. Its id.
     ///
     /// # Errors
     /// If containerd does not start it.
     pub fn run_container(&self, pod: &Pod, name: &str) -> Result<String> {
+        self.run_work(pod, name, &[], &[])
+    }
+
+    /// The same with a command, and with files of the host's: outside, inside.
+    ///
+    /// # Errors
+    /// If containerd does not start it.
+    pub fn run_work(
+        &self,
+        pod: &Pod,
+        name: &str,
+        command: &[String],
+        mounts: &[(PathBuf, PathBuf)],
+    ) -> Result<String> {
+        // The kubelet makes the folder of a container's logs.
+        let logs = Path::new(&pod.config.log_directory).join(name);
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let mounts = mounts.iter().map(|(outside, inside)| Mount {
+            container_path: inside.display().to_string(),
+            host_path: outside.display().to_string(),
+            readonly: false,
+        });
         let mut labels = pod.config.labels.clone();
         // The pod's own labels are on its sandbox only.
         labels.retain(|key, _| key.starts_with("io.kubernetes."));
@@ -254,7 +310,9 @@ state = "{shown}/state"
                 ..ImageSpec::default()
             }),
             labels,
-            log_path: format!("{name}.log"),
+            command: command.to_vec(),
+            mounts: mounts.collect(),
+            log_path: format!("{name}/0.log"),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
                     namespace_options: Some(host_network()),
@@ -320,7 +378,13 @@ state = "{shown}/state"
         &self,
         ask: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Result<T>,
     ) -> Result<T> {
-        let address = format!("unix://{}", self.socket().display());
+        let hidden = self.hidden();
+        let socket = if hidden.exists() {
+            hidden
+        } else {
+            self.socket()
+        };
+        let address = format!("unix://{}", socket.display());
         let talk = async {
             let channel = Endpoint::from_shared(address)?.connect().await?;
             ask(RuntimeServiceClient::new(channel)).await

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CapabilitySet, capabilities};
 
 mod version;
 
@@ -91,6 +92,8 @@ pub struct ContainerSpec {
     pub environment: Vec<(String, String)>,
     /// What it runs; a long sleep if empty.
     pub command: Vec<String>,
+    /// Whether it may do what the tests' own root may.
+    pub privileged: bool,
 }
 
 impl ContainerSpec {
@@ -136,6 +139,13 @@ impl ContainerSpec {
         self
     }
 
+    /// With all that the tests' own root may do.
+    #[must_use]
+    pub const fn privileged(mut self) -> Self {
+        self.privileged = true;
+        self
+    }
+
     /// With a command.
     #[must_use]
     pub fn command<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
@@ -144,7 +154,7 @@ impl ContainerSpec {
     }
 
     /// The arguments of `docker run` or `docker create`.
-    fn arguments(&self) -> Vec<String> {
+    fn arguments(&self) -> Result<Vec<String>> {
         let mut arguments = vec!["--network=none".to_owned(), format!("--name={}", self.name)];
         for (key, value) in &self.labels {
             arguments.push(format!("--label={key}={value}"));
@@ -158,6 +168,9 @@ impl ContainerSpec {
                 "--mount=type=bind,source={outside},target={inside}"
             ));
         }
+        if self.privileged {
+            arguments.extend(all_rights()?);
+        }
         if let Some(parent) = &self.cgroup_parent {
             arguments.push(format!("--cgroup-parent={parent}"));
         }
@@ -167,7 +180,7 @@ impl ContainerSpec {
         } else {
             arguments.extend(self.command.iter().cloned());
         }
-        arguments
+        Ok(arguments)
     }
 }
 
@@ -298,7 +311,7 @@ impl Dockerd {
     pub fn run(&mut self, spec: &ContainerSpec) -> Result<Container> {
         let _making = self.cgroups.expect(spec.cgroup_parent.as_deref())?;
         let mut arguments = vec!["run".to_owned(), "--detach".to_owned()];
-        arguments.extend(spec.arguments());
+        arguments.extend(spec.arguments()?);
         let id = self.docker(&arguments)?.trim().to_owned();
         let pid = self.docker(&["inspect", "--format={{.State.Pid}}", &id])?;
         let pid = pid
@@ -317,7 +330,7 @@ impl Dockerd {
     pub fn run_to_end(&mut self, spec: &ContainerSpec) -> Result<String> {
         let _making = self.cgroups.expect(spec.cgroup_parent.as_deref())?;
         let mut arguments = vec!["run".to_owned(), "--rm".to_owned()];
-        arguments.extend(spec.arguments());
+        arguments.extend(spec.arguments()?);
         self.docker(&arguments)
     }
 
@@ -553,6 +566,26 @@ pub(crate) fn program_path(name: &str) -> Result<PathBuf> {
             fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
         })
         .with_context(|| format!("no {name} in {}", PROGRAM_FOLDERS.join(", ")))
+}
+
+/// The arguments for a container without bounds. `--privileged` asks for every capability there is,
+/// which the root of a container may lack itself; then all that it has comes to the same.
+fn all_rights() -> Result<Vec<String>> {
+    let held = capabilities(None).context("cannot read the own capabilities")?;
+    let missing = CapabilitySet::all().difference(held.effective);
+    if missing.iter_names().next().is_none() {
+        return Ok(vec!["--privileged".to_owned()]);
+    }
+    let mut arguments: Vec<String> = [
+        "--cap-add=ALL",
+        "--security-opt=seccomp=unconfined",
+        "--security-opt=apparmor=unconfined",
+    ]
+    .map(str::to_owned)
+    .into();
+    let missing = missing.iter_names();
+    arguments.extend(missing.map(|(name, _)| format!("--cap-drop={name}")));
+    Ok(arguments)
 }
 
 fn option(name: &str, path: &Path) -> String {

@@ -9,6 +9,7 @@ pub mod docker;
 pub mod exposition;
 pub mod http;
 pub mod kernel;
+pub mod node;
 pub mod otlp;
 pub mod prometheus;
 pub mod proto;
