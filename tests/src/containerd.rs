@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::daemon::Daemon;
-use crate::docker::{Cgroups, program_path, unmount_below};
+use crate::docker::{Cgroups, program_path, search_path, unmount_below};
 use crate::proto::cri::runtime_service_client::RuntimeServiceClient;
 use crate::proto::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
@@ -61,6 +61,8 @@ pub struct Pod {
 #[derive(Debug)]
 pub struct Containerd {
     root: PathBuf,
+    /// The tree that its programs are in; the machine's own if none.
+    programs: Option<PathBuf>,
     daemon: Option<Daemon>,
     runtime: Runtime,
     cgroups: Cgroups,
@@ -73,6 +75,14 @@ impl Containerd {
     /// # Errors
     /// If it does not come up; the message has the end of its log.
     pub fn start(root: impl Into<PathBuf>) -> Result<Self> {
+        Self::start_from(None, root)
+    }
+
+    /// The same with the programs of a tree, as [`crate::docker::newer`] names one.
+    ///
+    /// # Errors
+    /// If it does not come up; the message has the end of its log.
+    pub fn start_from(programs: Option<&Path>, root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
         let length = root.as_os_str().len();
         ensure!(length <= MAX_ROOT, "{}: {length} bytes", root.display());
@@ -103,6 +113,7 @@ state = "{shown}/state"
             .context("cannot make a runtime")?;
         let mut containerd = Self {
             root,
+            programs: programs.map(Path::to_owned),
             daemon: None,
             runtime,
             cgroups: Cgroups::noticed()?,
@@ -127,8 +138,13 @@ state = "{shown}/state"
     /// If it runs already or does not come up.
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "containerd runs already");
-        let mut command = Command::new(program_path("containerd")?);
+        let program = match &self.programs {
+            Some(tree) => tree.join("usr/bin/containerd"),
+            None => program_path("containerd")?,
+        };
+        let mut command = Command::new(program);
         command
+            .env("PATH", search_path(self.programs.as_deref()))
             .arg("--config")
             .arg(self.root.join("containerd.toml"));
         let log = self.root.join("containerd.log");

@@ -11,6 +11,7 @@ pub mod http;
 pub mod kernel;
 pub mod node;
 pub mod otlp;
+pub mod podman;
 pub mod prometheus;
 pub mod proto;
 pub mod python;

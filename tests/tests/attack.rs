@@ -1,8 +1,6 @@
 //! A tenant with all the rights in its container tries to have its GPU time billed to another's.
 //! The kernel's path of its cgroup begins with its own container, so it pays.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::fs;
 
 use gpuacct::core::snapshot::{Attribution, Who};
