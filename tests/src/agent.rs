@@ -1,5 +1,9 @@
 //! The built agent, run as a user runs it: a process with a configuration file, asked through its
 //! own command line and its HTTP endpoints.
+//!
+//! Whatever a scenario is about, what the agent publishes must keep the promise of [`exposition`]:
+//! it is checked in both formats whenever something that was waited for has come true, and once
+//! more at the end, so that no scenario has to think of it.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -9,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use gpuacct::config::Config;
+use gpuacct::core::snapshot::Explanation;
 use gpuacct::outputs::socket::StatusReport;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -22,6 +27,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 const FILE: &str = "gpuacct.toml";
 /// How often to look.
 const POLL: Duration = Duration::from_millis(50);
+/// The formats of `/metrics`, as a scraper asks for them.
+const FORMATS: [&str; 2] = ["text/plain", "application/openmetrics-text"];
 
 /// Where the built agent is: named by `GPUACCT_BIN`, as `cargo xtask` does.
 ///
@@ -152,6 +159,35 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("{status}: {text:?}"))
     }
 
+    /// What `gpuacct explain -o json` tells of a subject; nothing if the agent knows none such.
+    ///
+    /// # Errors
+    /// If the agent does not answer, or not with a story.
+    pub fn explain(&self, subject: &str) -> Result<Option<Explanation>> {
+        let output = self.gpuacct(&["explain", "-o", "json", subject])?;
+        match output.status.code() {
+            Some(0) => serde_json::from_slice(&output.stdout)
+                .map(Some)
+                .with_context(|| format!("explain {subject}: {output:?}")),
+            Some(1) => Ok(None),
+            _ => bail!("explain {subject}: {output:?}"),
+        }
+    }
+
+    /// Refuses what is published now if it breaks the promise of [`exposition`], in either format.
+    ///
+    /// # Errors
+    /// If it does, naming the line, or there is no answer.
+    pub fn check_exposition(&self) -> Result<()> {
+        let url = format!("http://{}/metrics", self.address());
+        for format in FORMATS {
+            let (code, text) = get(&url, format)?;
+            ensure!(code == 200, "{url} answers {code}");
+            exposition::check(&text).with_context(|| format!("{url} as {format}"))?;
+        }
+        Ok(())
+    }
+
     /// A GET on its HTTP port: code and body.
     ///
     /// # Errors
@@ -176,10 +212,11 @@ impl Agent {
         Ok(lines.map(str::to_owned).collect())
     }
 
-    /// Looks until `holds` says so.
+    /// Looks until `holds` says so. What is published then keeps its promise.
     ///
     /// # Errors
-    /// If it does not within [`PATIENCE`], or a look fails; the message has the end of the log.
+    /// If it does not within [`PATIENCE`], a look fails, or the exposition is not as it should be;
+    /// the message has the end of the log.
     pub fn wait_for(
         &mut self,
         what: &str,
@@ -187,7 +224,13 @@ impl Agent {
     ) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match holds(self) {
+            let held = holds(self).and_then(|held| {
+                if held {
+                    self.check_exposition()?;
+                }
+                Ok(held)
+            });
+            match held {
                 Ok(true) => return Ok(()),
                 Ok(false) if Instant::now() < deadline => std::thread::sleep(POLL),
                 Ok(false) => bail!("waited in vain for {what}; {}", self.log_end()),
@@ -238,8 +281,9 @@ impl Agent {
     /// Asks it to end, waits, and says how it did.
     ///
     /// # Errors
-    /// If it does not end.
+    /// If it does not end, or what it published last breaks the promise of [`exposition`].
     pub fn stop(mut self) -> Result<ExitStatus> {
+        self.check_exposition()?;
         self.signal(Signal::TERM)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -264,8 +308,19 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        // A test that fails already has its reason. An agent that the test has ended, or frozen,
+        // publishes nothing.
+        let is_running = matches!(self.child.try_wait(), Ok(None));
+        let last_words = (is_running && !std::thread::panicking())
+            .then(|| self.get("/metrics").ok())
+            .flatten();
         // Gone already is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some((200, text)) = last_words
+            && let Err(error) = exposition::check(&text)
+        {
+            panic!("the agent published at its end: {error:#}");
+        }
     }
 }

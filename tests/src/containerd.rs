@@ -16,14 +16,14 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::daemon::Daemon;
-use crate::docker::{Cgroups, program_path, unmount_below};
+use crate::docker::{Cgroups, program_path, search_path, unmount_below};
 use crate::proto::cri::runtime_service_client::RuntimeServiceClient;
 use crate::proto::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopPodSandboxRequest, VersionRequest,
+    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
 
 /// The image that every container is made from.
@@ -61,6 +61,8 @@ pub struct Pod {
 #[derive(Debug)]
 pub struct Containerd {
     root: PathBuf,
+    /// The tree that its programs are in; the machine's own if none.
+    programs: Option<PathBuf>,
     daemon: Option<Daemon>,
     runtime: Runtime,
     cgroups: Cgroups,
@@ -73,6 +75,14 @@ impl Containerd {
     /// # Errors
     /// If it does not come up; the message has the end of its log.
     pub fn start(root: impl Into<PathBuf>) -> Result<Self> {
+        Self::start_from(None, root)
+    }
+
+    /// The same with the programs of a tree, as [`crate::docker::newer`] names one.
+    ///
+    /// # Errors
+    /// If it does not come up; the message has the end of its log.
+    pub fn start_from(programs: Option<&Path>, root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
         let length = root.as_os_str().len();
         ensure!(length <= MAX_ROOT, "{}: {length} bytes", root.display());
@@ -103,6 +113,7 @@ state = "{shown}/state"
             .context("cannot make a runtime")?;
         let mut containerd = Self {
             root,
+            programs: programs.map(Path::to_owned),
             daemon: None,
             runtime,
             cgroups: Cgroups::noticed()?,
@@ -127,8 +138,13 @@ state = "{shown}/state"
     /// If it runs already or does not come up.
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "containerd runs already");
-        let mut command = Command::new(program_path("containerd")?);
+        let program = match &self.programs {
+            Some(tree) => tree.join("usr/bin/containerd"),
+            None => program_path("containerd")?,
+        };
+        let mut command = Command::new(program);
         command
+            .env("PATH", search_path(self.programs.as_deref()))
             .arg("--config")
             .arg(self.root.join("containerd.toml"));
         let log = self.root.join("containerd.log");
@@ -209,7 +225,7 @@ state = "{shown}/state"
                 namespace: namespace.to_owned(),
                 attempt: 0,
             }),
-            log_directory: self.root.join("logs").display().to_string(),
+            log_directory: self.logs(namespace, name, uid).display().to_string(),
             labels: own
                 .iter()
                 .chain(labels)
@@ -235,11 +251,67 @@ state = "{shown}/state"
         })
     }
 
+    /// Where the kubelet would have the logs of a pod.
+    #[must_use]
+    pub fn logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        let pod = format!("{namespace}_{name}_{uid}");
+        self.root.join("logs").join(pod)
+    }
+
+    /// Where it keeps the bundles of running containers.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// Takes its socket away from where everybody looks for it. It goes on, and so do its pods; the
+    /// tests still reach it.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn hide(&self) -> Result<()> {
+        fs::rename(self.socket(), self.hidden()).context("cannot move containerd's socket")
+    }
+
+    /// Puts its socket back.
+    ///
+    /// # Errors
+    /// If it was not taken away.
+    pub fn show(&self) -> Result<()> {
+        fs::rename(self.hidden(), self.socket()).context("cannot move containerd's socket")
+    }
+
+    fn hidden(&self) -> PathBuf {
+        self.root.join("h.sock")
+    }
+
     /// Starts a container in a pod, as the kubelet does; it sleeps. Its id.
     ///
     /// # Errors
     /// If containerd does not start it.
     pub fn run_container(&self, pod: &Pod, name: &str) -> Result<String> {
+        self.run_work(pod, name, &[], &[])
+    }
+
+    /// The same with a command, and with files of the host's: outside, inside.
+    ///
+    /// # Errors
+    /// If containerd does not start it.
+    pub fn run_work(
+        &self,
+        pod: &Pod,
+        name: &str,
+        command: &[String],
+        mounts: &[(PathBuf, PathBuf)],
+    ) -> Result<String> {
+        // The kubelet makes the folder of a container's logs.
+        let logs = Path::new(&pod.config.log_directory).join(name);
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let mounts = mounts.iter().map(|(outside, inside)| Mount {
+            container_path: inside.display().to_string(),
+            host_path: outside.display().to_string(),
+            readonly: false,
+        });
         let mut labels = pod.config.labels.clone();
         // The pod's own labels are on its sandbox only.
         labels.retain(|key, _| key.starts_with("io.kubernetes."));
@@ -254,7 +326,9 @@ state = "{shown}/state"
                 ..ImageSpec::default()
             }),
             labels,
-            log_path: format!("{name}.log"),
+            command: command.to_vec(),
+            mounts: mounts.collect(),
+            log_path: format!("{name}/0.log"),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
                     namespace_options: Some(host_network()),
@@ -320,7 +394,13 @@ state = "{shown}/state"
         &self,
         ask: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Result<T>,
     ) -> Result<T> {
-        let address = format!("unix://{}", self.socket().display());
+        let hidden = self.hidden();
+        let socket = if hidden.exists() {
+            hidden
+        } else {
+            self.socket()
+        };
+        let address = format!("unix://{}", socket.display());
         let talk = async {
             let channel = Endpoint::from_shared(address)?.connect().await?;
             ask(RuntimeServiceClient::new(channel)).await

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CapabilitySet, capabilities};
 
 mod version;
 
@@ -44,6 +45,37 @@ pub fn available() -> Result<()> {
     Ok(())
 }
 
+/// The environment variable that names where newer releases of the daemons are: a tree with
+/// `usr/sbin/dockerd` and `usr/bin/containerd` in it, as `cargo xtask test` unpacks it.
+pub const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
+
+/// That tree, if this machine can run what is in it.
+///
+/// # Errors
+/// If there is none, or no daemon can be run at all.
+pub fn newer() -> Result<PathBuf> {
+    available()?;
+    let tree = std::env::var_os(NEWER_RUNTIMES).map(PathBuf::from);
+    let tree = tree.with_context(|| {
+        format!("{NEWER_RUNTIMES} names none; `cargo xtask test` fetches them and does")
+    })?;
+    for program in ["usr/sbin/dockerd", "usr/bin/containerd"] {
+        let program = tree.join(program);
+        ensure!(program.is_file(), "{} is not there", program.display());
+    }
+    Ok(tree)
+}
+
+/// The folders in which a daemon of a tree, or of the machine, finds the programs that it starts.
+pub(crate) fn search_path(tree: Option<&Path>) -> String {
+    let own = tree.into_iter().flat_map(|tree| {
+        let folders = ["usr/sbin", "usr/bin"];
+        folders.map(|folder| tree.join(folder).display().to_string())
+    });
+    let machine = PROGRAM_FOLDERS.map(str::to_owned);
+    own.chain(machine).collect::<Vec<_>>().join(":")
+}
+
 /// What a daemon is like.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -51,6 +83,8 @@ pub struct Options {
     pub live_restore: bool,
     /// What it calls itself instead of its version: at most as long as that.
     pub version_says: Option<String>,
+    /// The tree that its programs are in; the machine's own if none. See [`newer`].
+    pub programs: Option<PathBuf>,
     /// Where everything of it is kept: a folder that nobody else uses, with a short path.
     pub root: PathBuf,
 }
@@ -62,6 +96,7 @@ impl Options {
         Self {
             live_restore: true,
             version_says: None,
+            programs: None,
             root: root.into(),
         }
     }
@@ -91,6 +126,8 @@ pub struct ContainerSpec {
     pub environment: Vec<(String, String)>,
     /// What it runs; a long sleep if empty.
     pub command: Vec<String>,
+    /// Whether it may do what the tests' own root may.
+    pub privileged: bool,
 }
 
 impl ContainerSpec {
@@ -136,6 +173,13 @@ impl ContainerSpec {
         self
     }
 
+    /// With all that the tests' own root may do.
+    #[must_use]
+    pub const fn privileged(mut self) -> Self {
+        self.privileged = true;
+        self
+    }
+
     /// With a command.
     #[must_use]
     pub fn command<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
@@ -143,8 +187,8 @@ impl ContainerSpec {
         self
     }
 
-    /// The arguments of `docker run` or `docker create`.
-    fn arguments(&self) -> Vec<String> {
+    /// The arguments of `docker run` and `podman run`.
+    pub(crate) fn arguments(&self) -> Result<Vec<String>> {
         let mut arguments = vec!["--network=none".to_owned(), format!("--name={}", self.name)];
         for (key, value) in &self.labels {
             arguments.push(format!("--label={key}={value}"));
@@ -158,6 +202,9 @@ impl ContainerSpec {
                 "--mount=type=bind,source={outside},target={inside}"
             ));
         }
+        if self.privileged {
+            arguments.extend(all_rights()?);
+        }
         if let Some(parent) = &self.cgroup_parent {
             arguments.push(format!("--cgroup-parent={parent}"));
         }
@@ -167,7 +214,7 @@ impl ContainerSpec {
         } else {
             arguments.extend(self.command.iter().cloned());
         }
-        arguments
+        Ok(arguments)
     }
 }
 
@@ -197,7 +244,10 @@ impl Dockerd {
         );
         fs::create_dir_all(&options.root)
             .with_context(|| format!("cannot make {}", options.root.display()))?;
-        let mut program = program_path("dockerd")?;
+        let mut program = match &options.programs {
+            Some(tree) => tree.join("usr/sbin/dockerd"),
+            None => program_path("dockerd")?,
+        };
         if let Some(says) = &options.version_says {
             program = version::renamed(&program, says, &options.root)?;
         }
@@ -235,6 +285,7 @@ impl Dockerd {
             .open(self.log())
             .context("cannot open the daemon's log")?;
         let child = Command::new(&self.program)
+            .env("PATH", search_path(self.options.programs.as_deref()))
             // The machine's own configuration is not ours to use.
             .arg("--config-file=")
             .arg(option("--data-root", &root.join("data")))
@@ -298,7 +349,7 @@ impl Dockerd {
     pub fn run(&mut self, spec: &ContainerSpec) -> Result<Container> {
         let _making = self.cgroups.expect(spec.cgroup_parent.as_deref())?;
         let mut arguments = vec!["run".to_owned(), "--detach".to_owned()];
-        arguments.extend(spec.arguments());
+        arguments.extend(spec.arguments()?);
         let id = self.docker(&arguments)?.trim().to_owned();
         let pid = self.docker(&["inspect", "--format={{.State.Pid}}", &id])?;
         let pid = pid
@@ -317,7 +368,7 @@ impl Dockerd {
     pub fn run_to_end(&mut self, spec: &ContainerSpec) -> Result<String> {
         let _making = self.cgroups.expect(spec.cgroup_parent.as_deref())?;
         let mut arguments = vec!["run".to_owned(), "--rm".to_owned()];
-        arguments.extend(spec.arguments());
+        arguments.extend(spec.arguments()?);
         self.docker(&arguments)
     }
 
@@ -461,38 +512,8 @@ impl Dockerd {
         }
     }
 
-    /// Makes the image: busybox under all its names.
     fn import(&self) -> Result<()> {
-        let busybox = program_path("busybox")?;
-        let tree = self.options.root.join("image");
-        let bin = tree.join("bin");
-        for folder in ["bin", "proc", "sys", "dev", "tmp", "etc", "root"] {
-            fs::create_dir_all(tree.join(folder)).context("cannot make the image's folders")?;
-        }
-        fs::copy(&busybox, bin.join("busybox")).context("cannot copy busybox")?;
-        let names = Command::new(&busybox)
-            .arg("--list")
-            .output()
-            .context("cannot list busybox's names")?;
-        for name in String::from_utf8_lossy(&names.stdout).lines() {
-            if name != "busybox" && !bin.join(name).exists() {
-                std::os::unix::fs::symlink("busybox", bin.join(name))
-                    .with_context(|| format!("cannot link {name}"))?;
-            }
-        }
-        fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")
-            .context("cannot write the image's passwd")?;
-        let archive = self.options.root.join("image.tar");
-        let packed = Command::new(program_path("tar")?)
-            .args(["--create", "--owner=0", "--group=0", "--file"])
-            .arg(&archive)
-            .arg("--directory")
-            .arg(&tree)
-            .arg(".")
-            .status()
-            .context("cannot run tar")?;
-        ensure!(packed.success(), "tar: {packed}");
-        let archive = archive.display().to_string();
+        let archive = image(&self.options.root)?.display().to_string();
         self.docker(&["import", "--change=ENV PATH=/bin", &archive, IMAGE])?;
         Ok(())
     }
@@ -555,12 +576,66 @@ pub(crate) fn program_path(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("no {name} in {}", PROGRAM_FOLDERS.join(", ")))
 }
 
+/// The arguments for a container without bounds. `--privileged` asks for every capability there is,
+/// which the root of a container may lack itself; then all that it has comes to the same.
+fn all_rights() -> Result<Vec<String>> {
+    let held = capabilities(None).context("cannot read the own capabilities")?;
+    let missing = CapabilitySet::all().difference(held.effective);
+    if missing.iter_names().next().is_none() {
+        return Ok(vec!["--privileged".to_owned()]);
+    }
+    let mut arguments: Vec<String> = [
+        "--cap-add=ALL",
+        "--security-opt=seccomp=unconfined",
+        "--security-opt=apparmor=unconfined",
+    ]
+    .map(str::to_owned)
+    .into();
+    let missing = missing.iter_names();
+    arguments.extend(missing.map(|(name, _)| format!("--cap-drop={name}")));
+    Ok(arguments)
+}
+
 fn option(name: &str, path: &Path) -> String {
     format!("{name}={}", path.display())
 }
 
+/// Makes an archive of the image's files below `root`: busybox under all its names.
+pub(crate) fn image(root: &Path) -> Result<PathBuf> {
+    let busybox = program_path("busybox")?;
+    let tree = root.join("image");
+    let bin = tree.join("bin");
+    for folder in ["bin", "proc", "sys", "dev", "tmp", "etc", "root"] {
+        fs::create_dir_all(tree.join(folder)).context("cannot make the image's folders")?;
+    }
+    fs::copy(&busybox, bin.join("busybox")).context("cannot copy busybox")?;
+    let names = Command::new(&busybox)
+        .arg("--list")
+        .output()
+        .context("cannot list busybox's names")?;
+    for name in String::from_utf8_lossy(&names.stdout).lines() {
+        if name != "busybox" && !bin.join(name).exists() {
+            std::os::unix::fs::symlink("busybox", bin.join(name))
+                .with_context(|| format!("cannot link {name}"))?;
+        }
+    }
+    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")
+        .context("cannot write the image's passwd")?;
+    let archive = root.join("image.tar");
+    let packed = Command::new(program_path("tar")?)
+        .args(["--create", "--owner=0", "--group=0", "--file"])
+        .arg(&archive)
+        .arg("--directory")
+        .arg(&tree)
+        .arg(".")
+        .status()
+        .context("cannot run tar")?;
+    ensure!(packed.success(), "tar: {packed}");
+    Ok(archive)
+}
+
 /// Whether a daemon answers a ping.
-fn answers(socket: &Path) -> bool {
+pub(crate) fn answers(socket: &Path) -> bool {
     let ask = || -> std::io::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -17,6 +17,7 @@ use gpuacct::sources::clock;
 use gpuacct::sources::identity::Counters;
 use gpuacct::sources::identity::cri::{self, Config};
 use gpuacct_tests::containerd::{Containerd, IMAGE, available};
+use gpuacct_tests::docker;
 use gpuacct_tests::proto::cri as api;
 use gpuacct_tests::proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use gpuacct_tests::requirement::require;
@@ -735,4 +736,44 @@ impl gpuacct_tests::proto::pod_resources::pod_resources_lister_server::PodResour
     {
         no()
     }
+}
+
+#[test]
+fn the_events_of_a_newer_containerd_name_containers_that_no_list_has() {
+    let told = |available: anyhow::Result<PathBuf>| available.map_err(|error| format!("{error:#}"));
+    let Some(tree) = require("docker-new", told(docker::newer())) else {
+        return;
+    };
+    let root = root();
+    let mut containerd = Containerd::start_from(Some(&tree), root.path().join("c")).unwrap();
+    let labels = [("team", "vision")];
+    let pod = containerd.run_pod("ml", "train-0", UID, &labels).unwrap();
+    let early = containerd.run_container(&pod, "trainer").unwrap();
+    // One list at the beginning and none after it.
+    let hour = Duration::from_secs(3600);
+    let mut source = Source::with(Config {
+        ping_interval: hour,
+        list_interval: hour,
+        relist_interval: hour,
+        ..config(&[&containerd.socket()])
+    });
+    check(&source.found(&early), "trainer");
+    source.health("up");
+
+    let late = containerd.run_container(&pod, "sidecar").unwrap();
+    check(&source.found(&late), "sidecar");
+    containerd.remove_container(&late).unwrap();
+    source.removed(&late);
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    assert!(read(&source.counters.events) > 0);
+    assert_eq!(read(&source.counters.invalid_replies), 0);
+
+    // It goes away and comes back, and its events with it.
+    containerd.stop().unwrap();
+    source.down();
+    containerd.start_again().unwrap();
+    source.health("up");
+    let after = containerd.run_container(&pod, "after").unwrap();
+    check(&source.found(&after), "after");
+    source.stop();
 }

@@ -12,7 +12,8 @@ use gpuacct::core::model::{ContainerId, Pid, SourceId, SourceState};
 use gpuacct::sources::identity::Counters;
 use gpuacct::sources::identity::docker::{self, Config};
 use gpuacct::sources::{clock, procfs};
-use gpuacct_tests::docker::{Container, ContainerSpec, Dockerd, IMAGE, Options, available};
+use gpuacct_tests::docker::{Container, ContainerSpec, Dockerd, IMAGE, Options, available, newer};
+use gpuacct_tests::podman::{self, Podman};
 use gpuacct_tests::requirement::require;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -130,6 +131,16 @@ impl Source {
             _ => None,
         })
         .await
+    }
+
+    async fn removed(&mut self, container: &Container) {
+        self.until("removal", |input| match input {
+            Input::Identity(IdentityUpdate::Removed { id, .. }) => {
+                (id.as_str() == container.id).then_some(())
+            }
+            _ => None,
+        })
+        .await;
     }
 
     async fn look_up(&self, id: &str) {
@@ -442,5 +453,96 @@ async fn what_is_not_there_is_absent_and_what_is_in_the_way_is_said() {
             _ => None,
         })
         .await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_daemon_is_as_good_as_any() {
+    let told = |available: anyhow::Result<PathBuf>| available.map_err(|error| format!("{error:#}"));
+    let Some(tree) = require("docker-new", told(newer())) else {
+        return;
+    };
+    let root = root();
+    let mut options = options(&root);
+    options.programs = Some(tree);
+    let mut daemon = Dockerd::start(options).unwrap();
+    let machines = Dockerd::start(Options::at(root.path().join("old"))).unwrap();
+    let version = |daemon: &Dockerd| daemon.docker(&["version", "--format={{.Server.Version}}"]);
+    assert_ne!(version(&daemon).unwrap(), version(&machines).unwrap());
+    drop(machines);
+
+    let early = daemon.run(&trainer("early")).unwrap();
+    let mut source = Source::following(&daemon.socket());
+    check_trainer(&source.found(&early).await, "early");
+    source.health("up").await;
+    let late = daemon.run(&trainer("late")).unwrap();
+    check_trainer(&source.found(&late).await, "late");
+    source.look_up(&early.id).await;
+    check_trainer(&source.found(&early).await, "early");
+    daemon.remove(&late).unwrap();
+    source.removed(&late).await;
+
+    daemon.kill().unwrap();
+    source.down().await;
+    daemon.start_again().unwrap();
+    source.health("up").await;
+    source.look_up(&early.id).await;
+    check_trainer(&source.found(&early).await, "early");
+    let invalid = source.counters.invalid_replies.load(Ordering::Relaxed);
+    assert_eq!(invalid, 0);
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn podmans_socket_names_what_podman_runs() {
+    let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
+    let Some(()) = require("podman", told(podman::available())) else {
+        return;
+    };
+    let root = root();
+    let mut podman = Podman::start(root.path().join("p")).unwrap();
+    let check = |identity: &ContainerIdentity, name: &str| {
+        assert_eq!(identity.name.as_deref(), Some(name));
+        // It calls an image that no registry has its own.
+        let image = format!("localhost/{IMAGE}");
+        assert_eq!(identity.image.as_deref(), Some(&*image));
+        assert!(identity.kubernetes.is_none(), "{identity:?}");
+        assert_eq!(identity.labels.get("team").map(|t| &**t), Some("vision"));
+    };
+    let spec = |name: &str| ContainerSpec::named(name).label("team", "vision");
+    let early = podman.run(&spec("early")).unwrap();
+    let mut source = Source::following(&podman.socket());
+    check(&source.found(&early).await, "early");
+    source.health("up").await;
+
+    // Started past the service: an event.
+    let late = podman.run(&spec("late")).unwrap();
+    check(&source.found(&late).await, "late");
+    source.look_up(&early.id).await;
+    check(&source.found(&early).await, "early");
+    podman.remove(&late).unwrap();
+    source.removed(&late).await;
+
+    // The service goes, its containers do not.
+    podman.stop().unwrap();
+    source.down().await;
+    podman.start_again().unwrap();
+    source.health("up").await;
+    source.look_up(&early.id).await;
+    check(&source.found(&early).await, "early");
+    let invalid = source.counters.invalid_replies.load(Ordering::Relaxed);
+    assert_eq!(invalid, 0);
+
+    // The kernel knows it by the same id.
+    let scan = procfs::scan(PathBuf::from("/proc"), clock::now).unwrap();
+    let mut processes = scan.processes.iter();
+    let process = processes.find(|process| process.pid == Pid(early.pid));
+    let cgroups = process.unwrap().cgroups.iter();
+    let CgroupMeaning::Container(container) = resolve(cgroups.map(|(h, path)| (*h, &**path)))
+    else {
+        panic!("{process:?}");
+    };
+    assert_eq!(container.id.as_str(), early.id);
+    assert_eq!(container.runtime.as_str(), "podman");
     source.stop().await;
 }

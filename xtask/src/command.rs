@@ -42,6 +42,12 @@ impl Cmd {
         self
     }
 
+    /// Elsewhere than in the workspace's root.
+    pub(crate) fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
     pub(crate) fn without_env(mut self, name: &str) -> Self {
         self.command.env_remove(name);
         self

@@ -2,6 +2,7 @@
 //!
 //! A verb is a file. Each sees to what it needs by itself, so none has to be run before another.
 
+mod archive;
 mod bench;
 mod build;
 mod codegen;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::archive;
 use crate::command::{Cmd, find_program};
 use crate::toolchain::{self, Toolchain};
 use crate::workspace;
@@ -41,6 +42,8 @@ pub(crate) enum Group {
     Receivers,
     /// Running other people's NVML clients
     Python,
+    /// Running containers under further runtimes
+    OtherRuntimes,
 }
 
 /// A thing that must be there.
@@ -127,6 +130,24 @@ const NEEDS: &[Need] = &[
         packages: &["python3", "python3-venv"],
         elsewhere: "install Python 3.9 or newer with its venv module",
     },
+    Need {
+        group: Group::OtherRuntimes,
+        what: "podman",
+        is_there: || find_program("podman").is_some(),
+        packages: &["podman"],
+        elsewhere: "install Podman 4 or newer",
+    },
+    Need {
+        group: Group::OtherRuntimes,
+        what: "apt, and the keys of Debian's archive, from which newer runtimes are unpacked",
+        is_there: || {
+            let programs = ["apt-get", "dpkg-deb"];
+            programs.iter().all(|name| find_program(name).is_some())
+                && Path::new(archive::KEYS).is_file()
+        },
+        packages: &["debian-archive-keyring"],
+        elsewhere: "no way is known; the tests that want them are skipped",
+    },
 ];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -139,6 +160,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if groups.contains(&Group::Ebpf) {
         let linker = bpf_linker(&ebpf_toolchain()?)?;
         println!("bpf-linker {BPF_LINKER}: {}", linker.display());
+    }
+    if groups.contains(&Group::OtherRuntimes) {
+        println!("newer runtimes: {}", archive::newer_runtimes()?.display());
     }
     println!("everything is there");
     Ok(())

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 
 use anyhow::{Context, Result, bail};
 
+use crate::archive;
 use crate::build::{self, Profile};
 use crate::command::Cmd;
 use crate::setup::{self, Group};
@@ -16,6 +17,8 @@ use crate::workspace;
 
 /// Where the tests write down what they skip; see `gpuacct_tests::requirement`.
 const SKIPS: &str = "GPUACCT_SKIPS";
+/// Names the folder with newer runtimes; see `gpuacct_tests::docker`.
+const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 
 /// Set everything up and run all tests
 #[derive(Debug, clap::Args)]
@@ -72,10 +75,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Group::Receivers,
         Group::Python,
     ])?;
+    // What is tested with these is tested with others, too: without them, as without a network, the
+    // rest is worth running.
+    let further = setup::ensure(&[Group::OtherRuntimes]).and_then(|()| archive::newer_runtimes());
     let agent = build::agent(Profile::Dev)?;
     let skips = workspace::target().join("skipped-tests.txt");
     fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
-    let tests = Cmd::new(workspace::cargo())
+    let mut tests = Cmd::new(workspace::cargo())
         .env(build::OBJECT_VARIABLE, build::built_object())
         .env("GPUACCT_BIN", agent)
         .env(SKIPS, &skips)
@@ -83,6 +89,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .args(["test", "--workspace", "--exclude", "gpuacct-ebpf"])
         .args(["--no-fail-fast", "--"])
         .args(&options.arguments);
+    match further {
+        Ok(tree) => tests = tests.env(NEWER_RUNTIMES, tree),
+        Err(error) => println!("without further runtimes: {error:#}"),
+    }
     let mut totals = Totals::default();
     let (mut running, output) = tests.spawn_reading()?;
     follow(BufReader::new(output), &mut totals)?;

@@ -1,0 +1,202 @@
+//! A node with simulated GPUs, for scenarios with real containers and the built agent.
+//!
+//! It touches nothing of the machine's own: each source of names is told to look where nothing is,
+//! until a scenario says otherwise.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use gpuacct::config::{Config, Span};
+use gpuacct::core::model::{SourceId, SourceState};
+use gpuacct::core::snapshot::ContainerAccount;
+use gpuacct::outputs::socket::StatusReport;
+use sim_nvml::library::{self, Driver};
+use sim_nvml::{GpuSpec, STATE_DIR, Scenario, Server, Truth};
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+use crate::docker::ContainerSpec;
+
+/// The driver's samples are this much apart, and show when they have been taken.
+const SAMPLES: Duration = Duration::from_secs(1);
+
+/// A folder with GPUs in it. What runs in the folder is to be dropped before it.
+#[derive(Debug)]
+pub struct Node {
+    server: Server,
+    scenario: Arc<Scenario>,
+    library: PathBuf,
+    job: PathBuf,
+    dir: TempDir,
+}
+
+impl Node {
+    /// A node with so many GPUs.
+    ///
+    /// # Errors
+    /// If its files cannot be written or built.
+    pub fn new(gpus: u32) -> Result<Self> {
+        // Short, since sockets' paths are bounded.
+        let dir = tempfile::Builder::new()
+            .prefix("ga-")
+            .tempdir()
+            .context("no folder below the temporary one")?;
+        let gpus = (0..gpus).map(GpuSpec::a100).collect();
+        let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1)?);
+        Ok(Self {
+            server: Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock"))?,
+            scenario,
+            library: library::install(Driver::R550, &dir.path().join("lib"))?,
+            job: library::build_job()?,
+            dir,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A configuration in which every source of names looks where nothing is.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        let nowhere = |name: &str| self.dir().join("nowhere").join(name);
+        let mut config = Config::default();
+        config.gpu.library = Some(self.library.clone());
+        config.docker.sockets = vec![nowhere("docker.sock")];
+        config.cri.sockets = vec![nowhere("cri.sock")];
+        config.bundle.containerd = vec![nowhere("containerd")];
+        config.bundle.storage = vec![nowhere("storage")];
+        config.bundle.docker = vec![nowhere("docker")];
+        config.kubelet_logs.containers = nowhere("containers");
+        config.kubelet_logs.pods = nowhere("pods");
+        config.publish.grace = Span(Duration::from_secs(3));
+        config.publish.zero_for = Span(Duration::from_secs(1));
+        config
+    }
+
+    /// The agent, once it has the kernel and every GPU. Each that is started has a folder of its
+    /// own, called `name`.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn agent(&self, name: &str, config: Config) -> Result<Agent> {
+        let dir = self.dir().join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let mut agent = Agent::start(&dir, config, &[(STATE_DIR, self.scenario.dir())])?;
+        let gpus = self.scenario.machine().gpus.len();
+        agent.wait_for_status("the kernel and the GPUs", |status| {
+            let books = status.snapshot.gpus.iter();
+            books.filter(|book| book.elapsed.0 > 0).count() == gpus
+                && *state(status, SourceId::Kernel) == SourceState::Up
+        })?;
+        Ok(agent)
+    }
+
+    /// What a container runs to use a share of a GPU for ever, under a name by which the truth
+    /// knows it.
+    #[must_use]
+    pub fn work(&self, gpu: u32, share: &str, label: &str) -> Vec<String> {
+        let words = ["/sim-gpu-job", "--socket", "/jobs.sock", "--gpu"];
+        let mut command: Vec<String> = words.map(str::to_owned).into();
+        command.extend([gpu.to_string(), "--share".into(), share.into()]);
+        command.extend(["--label".into(), label.into()]);
+        command
+    }
+
+    /// The files of the host's that it needs for that: outside, inside.
+    #[must_use]
+    pub fn mounts(&self) -> Vec<(PathBuf, PathBuf)> {
+        let mut mounts = vec![
+            (self.server.path().to_owned(), "/jobs.sock".into()),
+            (self.job.clone(), "/sim-gpu-job".into()),
+        ];
+        // The job is linked against the host's C library.
+        let libraries = ["/lib", "/lib64", "/usr/lib"].map(PathBuf::from);
+        let libraries = libraries.into_iter().filter(|path| path.exists());
+        mounts.extend(libraries.map(|path| (path.clone(), path)));
+        mounts
+    }
+
+    /// A container of Docker's that does such work.
+    #[must_use]
+    pub fn at_work(&self, spec: ContainerSpec, gpu: u32, share: &str) -> ContainerSpec {
+        let label = spec.name.clone();
+        let mounts = self.mounts().into_iter();
+        mounts
+            .fold(spec, |spec, (outside, inside)| spec.mount(outside, inside))
+            .command(self.work(gpu, share, &label))
+    }
+
+    /// What happened to the GPUs.
+    ///
+    /// # Errors
+    /// If the log of it cannot be read.
+    pub fn truth(&self) -> Result<Truth> {
+        Ok(Truth::read(self.scenario.dir())?)
+    }
+
+    /// What the driver's samples credited to the work of that name so far.
+    ///
+    /// # Errors
+    /// If there is no such work.
+    pub fn credited_ns(&self, label: &str) -> Result<u64> {
+        let truth = self.truth()?;
+        let jobs = truth.jobs(0..u64::MAX);
+        let job = jobs.iter().find(|job| job.label.as_deref() == Some(label));
+        let job = job.with_context(|| format!("no work called {label}"))?;
+        let credited = truth.ring_ns(job.gpu, 0..u64::MAX);
+        Ok(credited.get(&job.pid).copied().unwrap_or_default())
+    }
+
+    /// Waits until the books have passed this moment and all that is in them is published. Nothing
+    /// may be at work any more.
+    ///
+    /// # Errors
+    /// If that does not happen, or something is left without an owner.
+    pub fn settle(&self, agent: &mut Agent) -> Result<StatusReport> {
+        let end = sim_nvml::wall_us() * 1_000 + u64::try_from(SAMPLES.as_nanos())?;
+        agent.wait_for_status("the books to settle", |status| {
+            let snapshot = &status.snapshot;
+            snapshot.gpus.iter().all(|book| {
+                let uuid = &book.gpu.uuid;
+                let containers = snapshot.container_series.iter();
+                let containers = containers.filter(|series| series.gpu == *uuid);
+                let hosts = snapshot.host_series.iter();
+                let hosts = hosts.filter(|series| series.gpu == *uuid);
+                let namespaces = snapshot.namespace_series.iter();
+                let namespaces = namespaces.filter(|series| series.gpu == *uuid);
+                let containers: u64 = containers.map(|series| series.busy.0).sum();
+                let hosts: u64 = hosts.map(|series| series.busy.0).sum();
+                let namespaces: u64 = namespaces.map(|series| series.busy.0).sum();
+                book.start.0 + book.elapsed.0 > end
+                    && containers + hosts == book.busy.0
+                    && namespaces == containers
+            })
+        })
+    }
+}
+
+/// What a source is doing.
+///
+/// # Panics
+/// If the status does not have it: every source is in every status.
+#[must_use]
+pub fn state(status: &StatusReport, source: SourceId) -> &SourceState {
+    let mut sources = status.snapshot.sources.iter();
+    let health = sources.find(|health| health.source == source);
+    &health.expect("every source is in the status").state
+}
+
+/// A container's account on one GPU, by the GPU's index.
+#[must_use]
+pub fn account<'a>(status: &'a StatusReport, gpu: u32, id: &str) -> Option<&'a ContainerAccount> {
+    let snapshot = &status.snapshot;
+    let book = snapshot.gpus.iter().find(|book| book.gpu.index == gpu)?;
+    let mut accounts = snapshot.accounts.iter();
+    accounts.find(|account| account.gpu == book.gpu.uuid && account.id.as_str() == id)
+}

@@ -1,0 +1,216 @@
+//! Each reason for which a container can go without its names, brought about with real daemons: it
+//! is published under the kernel's ids with that reason, nothing is blank, and `explain` says why.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::time::Duration;
+
+use gpuacct::config::Span;
+use gpuacct::core::model::{SourceId, SourceState};
+use gpuacct::core::snapshot::{AnswerOutcome, Attribution, IdOnlyReason, OwnerStory};
+use gpuacct_tests::agent::{self, Agent};
+use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
+use gpuacct_tests::node::{Node, state};
+use gpuacct_tests::requirement::require;
+
+const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
+const OTHER_UID: &str = "00000000-2d3f-4a5b-8c7d-0123456789ab";
+const BUSY: &str = "gpuacct_container_gpu_busy_seconds_total";
+const INFO: &str = "gpuacct_container_info";
+const SECOND: u64 = 1_000_000_000;
+
+/// A node and a daemon of its own. Dropped from top to bottom.
+struct Rig {
+    daemon: Dockerd,
+    node: Node,
+}
+
+impl Rig {
+    fn start() -> Option<Self> {
+        let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
+        require("agent", told(agent::binary().map(|_| ())))?;
+        require("docker", told(docker::available()))?;
+        let node = Node::new(1).unwrap();
+        let daemon = Dockerd::start(docker::Options::at(node.dir().join("d"))).unwrap();
+        Some(Self { daemon, node })
+    }
+
+    /// Another daemon, which knows none of the first one's containers.
+    fn stranger(&self) -> Dockerd {
+        Dockerd::start(docker::Options::at(self.node.dir().join("e"))).unwrap()
+    }
+
+    /// An agent that is told of this daemon alone.
+    fn agent(&self, daemon: &Dockerd) -> Agent {
+        let mut config = self.node.config();
+        config.publish.grace = Span(Duration::from_secs(2));
+        config.docker.sockets = vec![daemon.socket()];
+        // The longest that an agent waits for an answer is longer than the grace.
+        config.docker.timeout = Span(Duration::from_secs(60));
+        self.node.agent("agent", config).unwrap()
+    }
+
+    /// A pod's container at work, in the cgroup of the pod with this uid.
+    fn run(&mut self, uid: &str) -> Container {
+        let mut spec = ContainerSpec::named("k8s_trainer").in_pod("ml", "train-0", UID, "trainer");
+        spec.cgroup_parent = Some(format!("/kubepods/burstable/pod{uid}"));
+        let spec = self.node.at_work(spec, 0, "0.5");
+        self.daemon.run(&spec).unwrap()
+    }
+}
+
+/// What the source of names that the agent was told of is doing meanwhile. A reason that is new has
+/// no place here, and no test.
+const fn state_of_docker(reason: IdOnlyReason) -> &'static str {
+    match reason {
+        IdOnlyReason::NoSource => "absent",
+        IdOnlyReason::SourceDown => "down",
+        IdOnlyReason::NotFound | IdOnlyReason::PodUidMismatch | IdOnlyReason::Timeout => "up",
+    }
+}
+
+/// Waits until the container is published by its ids, and returns what is told of it.
+fn published_by_ids(
+    agent: &mut Agent,
+    container: &Container,
+    uid: &str,
+    reason: IdOnlyReason,
+) -> OwnerStory {
+    let unresolved = ["namespace", "pod", "container"].map(|k| format!("{k}=\"(unresolved)\""));
+    let labels = format!(
+        "{},pod_uid=\"{uid}\",container_id=\"{}\"",
+        unresolved.join(","),
+        container.id
+    );
+    agent
+        .wait_for("its amount under its ids", |agent| {
+            let lines = agent.metric_lines(BUSY)?;
+            Ok(lines
+                .iter()
+                .any(|line| line.contains(&labels) && !line.ends_with("} 0")))
+        })
+        .unwrap();
+    let attribution = format!(
+        "attribution=\"id_only\",source=\"(unresolved)\",reason=\"{}\"",
+        reason.as_str()
+    );
+    let infos = agent.metric_lines(INFO).unwrap();
+    let [info] = &infos[..] else {
+        panic!("one container: {infos:#?}");
+    };
+    assert!(
+        info.contains(&labels) && info.contains(&attribution),
+        "{info}"
+    );
+    let status = agent.status().unwrap();
+    let docker = state(&status, SourceId::Docker);
+    assert_eq!(docker.as_str(), state_of_docker(reason), "{docker:?}");
+
+    let told = agent.explain(&container.id).unwrap().unwrap();
+    let owner = told.owners[0].clone();
+    assert_eq!(owner.attribution, Some(Attribution::IdOnly { reason }));
+    assert!(!owner.why.is_empty());
+    assert!(
+        owner.answers.iter().all(|answer| !answer.wins),
+        "{:?}",
+        owner.answers
+    );
+    assert!(owner.accounts[0].busy.0 > 0, "{:?}", owner.accounts);
+    owner
+}
+
+/// What became of the question to Docker.
+fn docker_said(owner: &OwnerStory) -> Option<&AnswerOutcome> {
+    let mut answers = owner.answers.iter();
+    let docker = answers.find(|answer| answer.source.source() == SourceId::Docker);
+    docker.unwrap().outcome.as_ref()
+}
+
+#[test]
+fn no_source() {
+    let Some(mut rig) = Rig::start() else { return };
+    let container = rig.run(UID);
+    // Its socket is taken away, and the agent has never seen it.
+    rig.daemon.stop().unwrap();
+    let mut agent = rig.agent(&rig.daemon);
+    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::NoSource);
+    assert_eq!(docker_said(&owner), None);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn source_down() {
+    let Some(mut rig) = Rig::start() else { return };
+    let container = rig.run(UID);
+    // Killed, it leaves its socket behind, which refuses.
+    rig.daemon.kill().unwrap();
+    let mut agent = rig.agent(&rig.daemon);
+    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::SourceDown);
+    assert_eq!(docker_said(&owner), None);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn not_found() {
+    let Some(mut rig) = Rig::start() else { return };
+    let stranger = rig.stranger();
+    let container = rig.run(UID);
+    let mut agent = rig.agent(&stranger);
+    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::NotFound);
+    assert!(
+        matches!(docker_said(&owner), Some(AnswerOutcome::NotFound { .. })),
+        "{owner:?}"
+    );
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn pod_uid_mismatch() {
+    let Some(mut rig) = Rig::start() else { return };
+    // Its labels say that it is another pod's.
+    let container = rig.run(OTHER_UID);
+    let mut agent = rig.agent(&rig.daemon);
+    let reason = IdOnlyReason::PodUidMismatch;
+    let owner = published_by_ids(&mut agent, &container, OTHER_UID, reason);
+    let refused = Some(&AnswerOutcome::Refused {
+        claimed: UID.into(),
+    });
+    assert_eq!(docker_said(&owner), refused);
+    let status = agent.status().unwrap();
+    assert!(status.snapshot.agent.identities_refused > 0, "{status:?}");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn timeout() {
+    let Some(mut rig) = Rig::start() else { return };
+    let mut stranger = rig.stranger();
+    let mut agent = rig.agent(&stranger);
+    agent
+        .wait_for_status("docker", |status| {
+            *state(status, SourceId::Docker) == SourceState::Up
+        })
+        .unwrap();
+    // It hangs, and is not yet taken for down.
+    stranger.pause().unwrap();
+    let container = rig.run(UID);
+    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::Timeout);
+    assert_eq!(docker_said(&owner), None);
+    // It goes on, and says that it does not know it: what was published keeps its reason.
+    stranger.resume().unwrap();
+    agent
+        .wait_for("the late answer", |agent| {
+            let told = agent.explain(&container.id)?.unwrap();
+            Ok(docker_said(&told.owners[0]).is_some())
+        })
+        .unwrap();
+    published_by_ids(&mut agent, &container, UID, IdOnlyReason::Timeout);
+    let status = agent.status().unwrap();
+    let before = status.snapshot.accounts[0].busy.0;
+    agent
+        .wait_for_status("it to be billed on", |status| {
+            status.snapshot.accounts[0].busy.0 > before + SECOND / 2
+        })
+        .unwrap();
+    assert!(agent.stop().unwrap().success());
+}
