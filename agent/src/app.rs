@@ -568,8 +568,14 @@ impl Core {
             let dropped = match effect {
                 // Whoever knows it: the best answer wins, whichever comes first.
                 Effect::LookUp(id) => {
-                    let full = |of: &&SourceOfNames| of.lookups.try_send(id.clone()).is_err();
-                    self.names.iter().filter(full).count() > 0
+                    let mut any = false;
+                    for of in &self.names {
+                        if of.lookups.try_send(id.clone()).is_err() {
+                            of.counters.refuse_lookup();
+                            any = true;
+                        }
+                    }
+                    any
                 }
                 Effect::Rescan => self.rescans.try_send(()).is_err(),
                 Effect::AnnounceAnew => self.announce.try_send(()).is_err(),

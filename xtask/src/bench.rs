@@ -8,16 +8,20 @@ use crate::command::Cmd;
 use crate::setup::{self, Group};
 use crate::workspace;
 
-/// Measure what the agent costs on this machine; five minutes for everything
+/// Measure what the agent costs on this machine; ten minutes for everything
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Which: forks, storm, footprint, metrics; all if not given
+    /// Which: forks, storm, footprint, metrics, identity; all if not given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    setup::ensure(&[Group::Ebpf])?;
+    let mut groups = vec![Group::Ebpf];
+    if options.names.is_empty() || options.names.iter().any(|name| name == "identity") {
+        groups.push(Group::Runtimes);
+    }
+    setup::ensure(&groups)?;
     let agent = build::agent(Profile::Release)?;
     Cmd::new(workspace::cargo())
         .env(build::OBJECT_VARIABLE, build::built_object())

@@ -194,6 +194,13 @@ impl Page<'_> {
             let names = names.map(|name| &**name).join(" / ");
             self.line(1, &format!("names: {names}"));
             self.line(1, &format!("image: {}", owner.image));
+            if let Some(at) = owner.identified {
+                let at = self.ago(at);
+                self.line(
+                    1,
+                    &format!("identified: {at}, when cgroup and names were known"),
+                );
+            }
         }
         self.line(1, &format!("why: {}", owner.why));
         for answer in &owner.answers {
@@ -319,6 +326,7 @@ mod tests {
                     container_id: HEX.into(),
                 },
                 image: "registry.example/team/image:1.2".into(),
+                identified: Some(wall(1)),
                 attribution: Some(Attribution::Named {
                     source: IdentitySource::Cri,
                 }),

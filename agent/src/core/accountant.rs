@@ -180,6 +180,7 @@ impl Accountant {
 
     /// Takes one observation.
     pub fn take(&mut self, input: Input, clock: Clock) {
+        let from_events = matches!(input, Input::Kernel(_));
         match input {
             Input::Kernel(batch) => self.take_events(batch),
             Input::Processes(scan) => self.take_scan(&scan),
@@ -189,7 +190,7 @@ impl Accountant {
             Input::GpuProcesses(lists) => self.take_lists(lists, clock),
             Input::Health(health) => self.take_health(health, clock.boot),
         }
-        self.introduce_containers(clock.boot);
+        self.introduce_containers(clock.boot, from_events);
     }
 
     /// What the core wants done since this was last asked.
@@ -391,7 +392,10 @@ impl Accountant {
         );
     }
 
-    fn introduce_containers(&mut self, now: BootTime) {
+    /// Tells the directory of containers that were met. One that an event shows has just begun: its
+    /// names are asked for at once, so that they are known when it is charged. What a scan shows
+    /// began before the agent looked, and every source lists those by itself.
+    fn introduce_containers(&mut self, now: BootTime, begins: bool) {
         for container in self.placements.take_new_containers() {
             self.directory.see(
                 &container.id,
@@ -400,6 +404,9 @@ impl Accountant {
                 now,
             );
             self.directory.note_place(&container.id, &container.place);
+            if begins && self.directory.should_ask(&container.id, now) {
+                self.effects.push(Effect::LookUp(container.id));
+            }
         }
     }
 
@@ -440,7 +447,7 @@ impl Accountant {
             }
             self.counts.windows_not_awaited += u64::from(!caught_up);
             let charges = attribute::charges(&window, &self.processes, &mut self.placements);
-            self.introduce_containers(clock.boot);
+            self.introduce_containers(clock.boot, false);
             for charge in &charges {
                 self.look_for(charge, clock.boot);
             }
@@ -1229,14 +1236,15 @@ mod tests {
     fn held_then_zero_then_whole_and_the_namespace_is_fed() {
         let mut node = Node::new(10_000, 3_000);
         node.fork(7, 10);
-        node.pass(1_000, &[(7, 500)]);
+        node.accountant.take_effects();
+        node.pass(2_000, &[(7, 500)]);
         let snapshot = node.commit();
         assert_eq!(published(&snapshot), []);
         assert_eq!(snapshot.gpus[0].pending, Nanos::from_millis(500));
         assert_eq!(
             node.accountant.take_effects(),
             [Effect::ReadLists, Effect::LookUp(A.into())],
-            "the names are asked for, and who else is on the GPU"
+            "the names are asked for again, and who else is on the GPU"
         );
         node.named(A, Some(UID));
         node.pass(1_000, &[(7, 500)]);
@@ -1252,6 +1260,61 @@ mod tests {
         let namespace = &snapshot.namespace_series[0];
         assert_eq!(&*namespace.namespace, "ml");
         assert_eq!(namespace.amounts.busy, Nanos::from_millis(2_500));
+    }
+
+    #[test]
+    fn names_are_asked_for_when_a_container_begins_and_not_when_it_is_charged() {
+        let mut node = Node::new(10_000, 0);
+        node.fork(7, 10);
+        assert_eq!(node.accountant.take_effects(), [Effect::LookUp(A.into())]);
+        node.fork(8, 10);
+        assert_eq!(node.accountant.take_effects(), [], "asked already");
+        assert_eq!(node.accountant.directory.identified(&A.into()), None);
+        node.now += SECOND;
+        node.named(A, Some(UID));
+        let identified = Some(BootTime(node.now));
+        assert_eq!(node.accountant.directory.identified(&A.into()), identified);
+        node.now += SECOND;
+        node.named(A, Some(UID));
+        assert_eq!(
+            node.accountant.directory.identified(&A.into()),
+            identified,
+            "the first time counts"
+        );
+
+        // Named before it begins, as Docker's events do it.
+        node.named(B, None);
+        assert_eq!(node.accountant.directory.identified(&B.into()), None);
+        node.fork(9, 4);
+        assert_eq!(node.accountant.take_effects(), []);
+        assert_eq!(
+            node.accountant.directory.identified(&B.into()),
+            Some(BootTime(node.now))
+        );
+    }
+
+    #[test]
+    fn what_a_scan_shows_is_left_to_the_sources_lists_until_it_is_charged() {
+        let mut node = Node::new(10_000, 0);
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(7),
+                parent: Pid(1),
+                start: StartTicks(100),
+                cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
+            }],
+            skipped: 0,
+        }));
+        assert_eq!(node.accountant.take_effects(), []);
+        node.pass(1_000, &[(7, 500)]);
+        node.commit();
+        assert!(
+            node.accountant
+                .take_effects()
+                .contains(&Effect::LookUp(A.into()))
+        );
     }
 
     #[test]

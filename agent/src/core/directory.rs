@@ -25,6 +25,8 @@ struct Entry {
     /// From the cgroup, if a process of the container has been seen.
     kernel: Option<Kernel>,
     asked: Option<BootTime>,
+    /// When both the cgroup and a name were known first.
+    identified: Option<BootTime>,
     /// Last time that anything was learnt or wanted.
     touched: BootTime,
 }
@@ -84,6 +86,13 @@ impl Entry {
     /// The pod that the kernel's cgroup names.
     fn pod_uid(&self) -> Option<&PodUid> {
         self.kernel.as_ref()?.pod_uid.as_ref()
+    }
+
+    /// Notes when its full identity is known for the first time.
+    fn note_identified(&mut self, now: BootTime) {
+        if self.identified.is_none() && self.kernel.is_some() && self.winner().is_some() {
+            self.identified = Some(now);
+        }
     }
 
     /// What was found, the best first.
@@ -208,6 +217,7 @@ impl Directory {
                     refused[place(answer.source)] += 1;
                 }
             }
+            entry.note_identified(now);
             for (sum, more) in self.refused.iter_mut().zip(refused) {
                 *sum += more;
             }
@@ -268,6 +278,7 @@ impl Directory {
                     }
                 };
                 entry.answers[place(source)] = Some(Answer::new(source, now, outcome));
+                entry.note_identified(now);
                 self.refused[place(source)] += u64::from(refused);
             }
             IdentityUpdate::NotFound { source, id, reason } => {
@@ -350,6 +361,12 @@ impl Directory {
         self.entries
             .get(id)
             .is_some_and(|entry| entry.winner().is_some())
+    }
+
+    /// When its full identity was first known: its cgroup seen, and a name that goes with it.
+    #[must_use]
+    pub fn identified(&self, id: &ContainerId) -> Option<BootTime> {
+        self.entries.get(id)?.identified
     }
 
     /// What a pod is called, from any of its containers whose names the kernel's cgroup confirms.

@@ -243,6 +243,11 @@ impl Accountant {
         OwnerStory {
             labels: self.labels_of(owner),
             image,
+            identified: match owner {
+                Owner::Container(id) => self.directory.identified(id),
+                Owner::Pod(_) | Owner::Host(_) => None,
+            }
+            .map(|at| clock.wall_of(at)),
             attribution,
             why: self.why(owner, attribution).into(),
             answers: match owner {

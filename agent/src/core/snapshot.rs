@@ -504,6 +504,10 @@ pub struct OwnerStory {
     pub labels: ContainerLabels,
     /// The image.
     pub image: Arc<str>,
+    /// When its cgroup and its names were first known together; absent while they are not, and where
+    /// it is no container.
+    #[serde(default)]
+    pub identified: Option<WallTime>,
     /// How far its names are known; absent where there is no account to publish.
     pub attribution: Option<Attribution>,
     /// Why, in words.

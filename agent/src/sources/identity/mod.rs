@@ -101,6 +101,11 @@ impl Counters {
         });
     }
 
+    /// Counts a question that found no room on its way to the source.
+    pub fn refuse_lookup(&self) {
+        Self::count(&self.lookups_refused);
+    }
+
     fn count(counter: &AtomicU64) {
         Self::add(counter, 1);
     }
