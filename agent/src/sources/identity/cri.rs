@@ -384,7 +384,9 @@ impl Follower {
         let request = async { client.clone().version(VersionRequest::default()).await };
         let limit = self.config.timeout;
         match grpc::first_call("version", limit, &self.counters, request).await {
-            Ok(it) => debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers"),
+            Ok(it) => {
+                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers")
+            }
             Err(fault) => return Ok(fault),
         }
 
