@@ -2,6 +2,11 @@
 //! and new, late, hanging, something else; and the built agent beside one of them, with a real
 //! container in a pod's cgroup that was given a GPU and never uses it.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers are part of the tests: what is not as it should be fails them"
+)]
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
@@ -17,7 +22,7 @@ use gpuacct::core::snapshot::AllocationState;
 use gpuacct::sources::clock;
 use gpuacct::sources::identity::Counters;
 use gpuacct::sources::identity::pod_resources::{self, Config};
-use gpuacct_tests::agent::Agent;
+use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::proto::pod_resources as api;
 use gpuacct_tests::proto::pod_resources::pod_resources_lister_server::{
@@ -594,6 +599,9 @@ fn a_container_that_was_given_a_gpu_pays_for_having_it_until_it_ends() {
     let Some(()) = require("docker", docker::available()) else {
         return;
     };
+    if require("agent", agent::binary()).is_none() {
+        return;
+    }
     let root = root();
     let dir = root.path();
     let node = Node::start(dir, Get::Unimplemented);

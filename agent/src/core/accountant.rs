@@ -2140,6 +2140,7 @@ mod tests {
         Move(u32, u64),
         Pass(u64, Vec<(u32, u64)>),
         Named(bool),
+        Listed(bool),
         Lose,
         Unobserved(u64),
         Commit,
@@ -2155,6 +2156,7 @@ mod tests {
             (300..5_000u64, prop::collection::vec((pid, 0..60u64), 0..4))
                 .prop_map(|(millis, credits)| Step::Pass(millis, credits)),
             any::<bool>().prop_map(Step::Named),
+            any::<bool>().prop_map(Step::Listed),
             Just(Step::Lose),
             (1..3_000u64).prop_map(Step::Unobserved),
             Just(Step::Commit),
@@ -2163,8 +2165,8 @@ mod tests {
 
     proptest! {
         /// Whatever happens in whatever order: the books balance (checked in `commit`), nothing
-        /// that is published ever falls or changes its labels, and all that the device was busy is
-        /// somewhere.
+        /// that is published ever falls or changes its labels, all that the device was busy is
+        /// somewhere, and nobody had a GPU for longer than the node has been watched.
         #[test]
         fn published_amounts_never_fall(steps in prop::collection::vec(step(), 1..80)) {
             let mut node = Node::new(2_000, 1_000);
@@ -2191,6 +2193,7 @@ mod tests {
                     Step::Named(first) => {
                         if first { node.named(A, Some(UID)) } else { node.named(B, None) }
                     }
+                    Step::Listed(is_listed) => listed(&mut node, is_listed),
                     Step::Lose => {
                         let mut counters = node.accountant.events;
                         counters.lost += 1;
@@ -2240,6 +2243,9 @@ mod tests {
                     .chain(book.unattributed.iter().map(|(_, amount)| *amount))
                     .sum();
                 prop_assert_eq!(out.plus(book.pending), book.busy);
+                for account in &snapshot.accounts {
+                    prop_assert!(account.amounts.allocated.0 <= node.now - 100 * SECOND);
+                }
             }
         }
     }
