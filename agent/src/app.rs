@@ -23,7 +23,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
-use crate::core::input::{IdentitySource, Input, SourceHealth};
+use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
 use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
@@ -40,7 +40,7 @@ use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
-use crate::sources::identity::{self, bundle, cri, docker, kubelet_logs};
+use crate::sources::identity::{self, bundle, cri, docker, kubelet_logs, pod_resources};
 use crate::sources::kernel::{KernelConfig, KernelSource, Tally};
 use crate::sources::procfs;
 
@@ -110,6 +110,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     let (rescans, rescans_taken) = mpsc::channel(1);
     let (announce, announce_taken) = mpsc::channel(1);
     let (lists, lists_wanted) = mpsc::channel(1);
+    let (pods, pods_wanted) = mpsc::channel(LOOKUPS);
     let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
     let counters = Arc::new(OutputCounters::default());
     let mut sources = JoinSet::new();
@@ -143,6 +144,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         (SourceId::Cri, config.cri.enabled),
         (SourceId::Bundle, config.bundle.enabled),
         (SourceId::KubeletLogs, config.kubelet_logs.enabled),
+        (SourceId::PodResources, config.pod_resources.enabled),
         (SourceId::Otlp, exporter.is_some()),
     ] {
         let state = if is_on {
@@ -257,6 +259,26 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         );
         sources.spawn(outlived(SourceId::KubeletLogs, inputs.clone(), logs));
     }
+    let mut allocations = None;
+    if config.pod_resources.enabled {
+        let counters = Arc::new(identity::Counters::default());
+        allocations = Some(Arc::clone(&counters));
+        let kubelet = pod_resources::run(
+            pod_resources::Config {
+                socket: config.pod_resources.socket.clone(),
+                resources: config.pod_resources.resources.clone(),
+                timeout: config.pod_resources.timeout.0,
+                interval: config.pod_resources.interval.0,
+                ..pod_resources::Config::default()
+            },
+            counters,
+            pods_wanted,
+            inputs.clone(),
+            now,
+            stopped.clone(),
+        );
+        sources.spawn(outlived(SourceId::PodResources, inputs.clone(), kubelet));
+    }
 
     // The outputs.
     if let Some(listener) = listener {
@@ -299,9 +321,11 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         accountant: Accountant::new(settings(&config), now()),
         snapshots,
         names,
+        allocations,
         rescans,
         announce,
         lists,
+        pods,
         watchdog: nvml.watchdog(),
         blocked: blocked_now,
     };
@@ -482,9 +506,12 @@ struct Core {
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// The sources of names that are switched on.
     names: Vec<SourceOfNames>,
+    /// What the source of allocations counts, if that is switched on.
+    allocations: Option<Arc<identity::Counters>>,
     rescans: mpsc::Sender<()>,
     announce: mpsc::Sender<()>,
     lists: mpsc::Sender<()>,
+    pods: mpsc::Sender<PodName>,
     watchdog: Watchdog,
     blocked: watch::Sender<Option<BlockedCall>>,
 }
@@ -535,8 +562,13 @@ impl Core {
 
     fn publish(&mut self, mut snapshot: Snapshot) {
         // What the sources count of themselves goes out with the books.
-        let books = self.names.iter().map(|of| of.counters.book(of.source));
-        snapshot.names = books.collect();
+        let books = self
+            .names
+            .iter()
+            .map(|of| of.counters.book(of.source.source()));
+        let kubelet = self.allocations.iter();
+        let kubelet = kubelet.map(|counters| counters.book(SourceId::PodResources));
+        snapshot.names = books.chain(kubelet).collect();
         snapshot.nvml_calls = self.nvml_calls();
         for book in &snapshot.gpus {
             if book.imbalance != 0 {
@@ -580,6 +612,8 @@ impl Core {
                 Effect::Rescan => self.rescans.try_send(()).is_err(),
                 Effect::AnnounceAnew => self.announce.try_send(()).is_err(),
                 Effect::ReadLists => self.lists.try_send(()).is_err(),
+                // The next list of everything has it, too.
+                Effect::ReadAllocations(pod) => self.pods.try_send(pod).is_err(),
             };
             if dropped {
                 debug!("a wish of the core was not taken");
@@ -714,6 +748,11 @@ mod tests {
         let cri = cri::Config::default();
         assert_eq!(config.cri.sockets, cri.sockets);
         assert_eq!(config.cri.timeout.0, cri.timeout);
+        let kubelet = pod_resources::Config::default();
+        assert_eq!(config.pod_resources.socket, kubelet.socket);
+        assert_eq!(config.pod_resources.resources, kubelet.resources);
+        assert_eq!(config.pod_resources.timeout.0, kubelet.timeout);
+        assert_eq!(config.pod_resources.interval.0, kubelet.interval);
     }
 
     #[tokio::test]

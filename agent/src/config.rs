@@ -118,6 +118,8 @@ pub struct Config {
     pub kubelet_logs: KubeletLogs,
     /// Who pays.
     pub attribution: Attribution,
+    /// The kubelet's word on who was given which GPU.
+    pub pod_resources: PodResources,
     /// When amounts go out.
     pub publish: Publish,
     /// `/metrics` and the probes.
@@ -322,6 +324,34 @@ pub struct Attribution {
     pub payer: Payer,
 }
 
+/// The kubelet's PodResources API.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodResources {
+    /// Whether it is asked at all.
+    pub enabled: bool,
+    /// The kubelet's socket; looked for again while it is not there.
+    pub socket: PathBuf,
+    /// The resources that are GPUs: names, or domains with a slash at their end.
+    pub resources: Vec<String>,
+    /// How long a call may take.
+    pub timeout: Span,
+    /// How often everything is listed.
+    pub interval: Span,
+}
+
+impl Default for PodResources {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            socket: "/var/lib/kubelet/pod-resources/kubelet.sock".into(),
+            resources: vec!["nvidia.com/".into()],
+            timeout: Span::secs(5),
+            interval: Span::secs(10),
+        }
+    }
+}
+
 /// When amounts go out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -523,7 +553,7 @@ impl Config {
             ring,
             "a power of two from 4096 to 67108864",
         )?;
-        let spans: [(&'static str, Span, u64, u64, &'static str); 10] = [
+        let spans: [(&'static str, Span, u64, u64, &'static str); 12] = [
             (
                 "procfs.interval",
                 self.procfs.interval,
@@ -548,6 +578,20 @@ impl Config {
                 "100ms to 1m",
             ),
             ("cri.timeout", self.cri.timeout, 100, 60_000, "100ms to 1m"),
+            (
+                "pod_resources.timeout",
+                self.pod_resources.timeout,
+                100,
+                60_000,
+                "100ms to 1m",
+            ),
+            (
+                "pod_resources.interval",
+                self.pod_resources.interval,
+                1_000,
+                600_000,
+                "1s to 10m",
+            ),
             ("publish.grace", self.publish.grace, 0, 600_000, "0s to 10m"),
             (
                 "publish.zero_for",
@@ -586,7 +630,11 @@ impl Config {
         let docker = docker.map(|path| ("docker.sockets", path));
         let cri = self.cri.sockets.iter().map(|path| ("cri.sockets", path));
         let sockets = docker.chain(cri);
-        for (key, path) in sockets.chain([("socket.path", &self.socket.path)]) {
+        let others = [
+            ("pod_resources.socket", &self.pod_resources.socket),
+            ("socket.path", &self.socket.path),
+        ];
+        for (key, path) in sockets.chain(others) {
             // sun_path, with its terminating zero.
             let fits = path.is_absolute() && path.as_os_str().len() < 108;
             ensure(
@@ -640,6 +688,18 @@ impl Config {
             for path in paths {
                 ensure(path.is_absolute(), key, path.display(), "an absolute path")?;
             }
+        }
+        for resource in &self.pod_resources.resources {
+            let (domain, name) = resource.split_once('/').unwrap_or((resource, ""));
+            let allowed = !domain.is_empty()
+                && !name.contains('/')
+                && !resource.contains(|c: char| c.is_whitespace() || c.is_control());
+            ensure(
+                allowed,
+                "pod_resources.resources",
+                format!("{resource:?}"),
+                "a resource's name, or a domain and a slash",
+            )?;
         }
         if let Some(library) = &self.gpu.library {
             ensure(
@@ -804,6 +864,14 @@ mod tests {
             (
                 "[attribution]\npayer = \"both\"",
                 "unknown variant `both`, expected `outermost` or `innermost`",
+            ),
+            (
+                "[pod_resources]\nresources = [\"nvidia.com/gpu\", \"/gpu\"]",
+                "pod_resources.resources is \"/gpu\", allowed is a resource's name, or a domain",
+            ),
+            (
+                "[pod_resources]\ninterval = \"10ms\"",
+                "pod_resources.interval is 10ms, allowed is 1s to 10m",
             ),
             ("[gpu\n", "TOML parse error"),
         ] {

@@ -20,7 +20,7 @@ const MEETING_POINTS: [&str; 4] = ["amounts", "input", "model", "snapshot"];
 /// What sources share. Neither is a source: a reading of two clocks, and how texts are made fit.
 const SHARED_BY_SOURCES: [&str; 2] = ["clock", "identity"];
 /// The files of `identity` that are sources; the rest of it is theirs in common.
-const SOURCES_OF_IDENTITY: [&str; 4] = ["bundle", "cri", "docker", "kubelet_logs"];
+const SOURCES_OF_IDENTITY: [&str; 5] = ["bundle", "cri", "docker", "kubelet_logs", "pod_resources"];
 /// The outputs. The other files beside them are tables and helpers that outputs share.
 const OUTPUTS: [&str; 5] = ["otlp", "prometheus", "socket", "store", "telemetry"];
 /// Crates that reach outside the process, or wait; the core must run without a kernel and a GPU.

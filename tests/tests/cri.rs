@@ -339,7 +339,16 @@ fn a_wrong_protocol_is_an_error_with_words() {
         assert!(reason.starts_with(words), "{name}: {reason}");
         source.stop();
     }
+    // One that hangs up at once may do so before, while or after it is spoken to.
     let root = root();
+    let socket = root.path().join("rude");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    std::thread::spawn(move || for _ in listener.incoming() {});
+    let mut source = Source::following(&[&socket]);
+    let (class, reason) = source.down();
+    assert_eq!(class, "protocol", "{reason}");
+    assert!(reason.contains("hung up before any answer"), "{reason}");
+    source.stop();
     let mut source = Source::following(&[root.path()]);
     let (class, reason) = source.down();
     assert_eq!(class, "not_a_socket", "{reason}");
@@ -683,6 +692,11 @@ fn several_runtimes_are_one_source_and_none_hides_the_loss_of_another() {
     first.shutdown_timeout(Duration::from_secs(1));
     let health = source.health("down");
     assert_eq!(*health.place, *path("a").to_string_lossy());
+    // It ended in the middle of a session: that is no other protocol.
+    let SourceState::Down { class, reason, .. } = &health.state else {
+        unreachable!("it is down");
+    };
+    assert_ne!(&**class, "protocol", "{reason}");
     // The other one still answers.
     source.look_up(&id('2'));
     source.found(&id('2'));

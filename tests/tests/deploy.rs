@@ -324,6 +324,10 @@ fn the_pod_has_what_its_configuration_names() {
         let seen = root.join(folder.strip_prefix("/").unwrap());
         assert_eq!(on_host(&mounts, &seen).as_ref(), Some(folder));
     }
+    assert_eq!(
+        on_host(&mounts, &config.pod_resources.socket),
+        Some(defaults.pod_resources.socket)
+    );
     let driver = Path::new("/run/nvidia/driver/usr/lib64/libnvidia-ml.so.1");
     assert_eq!(on_host(&mounts, driver).as_deref(), Some(driver));
     assert_eq!(

@@ -22,18 +22,15 @@ use crate::config::Config;
 use crate::sources::gpu::nvml::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
 use crate::sources::identity::greeting::{self, GreetingError};
+use crate::sources::identity::pod_resources;
 use crate::sources::kernel::{KernelConfig, KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
 /// What the kubelet keeps on the node, and what gpuacct reads there.
-const KUBELET: [(&str, &str); 3] = [
+const KUBELET: [(&str, &str); 2] = [
     ("/var/log/pods", "names of pods"),
     ("/var/log/containers", "names of containers"),
-    (
-        "/var/lib/kubelet/pod-resources/kubelet.sock",
-        "which container was given which GPU",
-    ),
 ];
 /// Where the books are kept.
 const STORE: &str = "/var/lib/gpuacct";
@@ -108,6 +105,10 @@ pub async fn look(config: &Config) -> Vec<Finding> {
     findings.extend(nvml(config.gpu.library.clone()).await);
     let names = names(config).await;
     findings.extend(names);
+    if config.pod_resources.enabled {
+        let kubelet = &config.pod_resources;
+        findings.push(allocations(&kubelet.socket, kubelet.timeout.0).await);
+    }
     findings.push(store(Path::new(STORE)));
     let agent = agent_answers(&config.socket.path).await;
     findings.push(socket(&config.socket.path, agent));
@@ -381,6 +382,26 @@ async fn names(config: &Config) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether the kubelet tells which container was given which GPU.
+async fn allocations(socket: &Path, limit: Duration) -> Finding {
+    let item = format!("kubelet {}", socket.display());
+    match look_at_socket(socket) {
+        Place::Socket => match pod_resources::greet(socket, limit).await {
+            Ok(containers) => ok(
+                item,
+                format!("lists its pods, {containers} containers with devices"),
+            ),
+            Err(reason) => warn(
+                item,
+                reason,
+                "see whether the kubelet runs; without its list nobody knows which container was \
+                 given which GPU",
+            ),
+        },
+        other => other.finding(item, "without a kubelet"),
+    }
 }
 
 /// What is where a socket may be.

@@ -13,8 +13,8 @@ use super::status::{Output, bytes, duration, share, unknown};
 use super::table::{printable, wrap};
 use crate::core::model::{BootTime, SourceState, WallTime};
 use crate::core::snapshot::{
-    AccountStory, AnswerOutcome, AnswerStory, CgroupStory, Explanation, OwnerStory, ProcessStory,
-    SeenBy, Who,
+    AccountStory, AllocationState, AllocationView, AnswerOutcome, AnswerStory, CgroupStory,
+    Explanation, OwnerStory, ProcessStory, SeenBy, Who,
 };
 use crate::outputs::socket::DEFAULT_PATH;
 
@@ -206,6 +206,9 @@ impl Page<'_> {
         for answer in &owner.answers {
             self.answer(answer);
         }
+        if let Some(allocation) = &owner.allocation {
+            self.allocation(allocation);
+        }
         for account in &owner.accounts {
             self.account(account);
         }
@@ -237,14 +240,42 @@ impl Page<'_> {
         );
     }
 
+    fn allocation(&mut self, allocation: &AllocationView) {
+        let state = match allocation.state {
+            AllocationState::Counting => "and its time counts",
+            AllocationState::Forgotten => "and lists it no more; its time counts while it lives",
+            AllocationState::NoContainer => "and no such container lives here",
+            AllocationState::Ended => "until it ended",
+        };
+        for device in &allocation.devices {
+            let gpus: Vec<&str> = device.gpus.iter().map(|gpu| gpu.as_str()).collect();
+            let gpus = match (&gpus[..], device.is_known) {
+                ([], true) => "no GPU that NVML lists".to_owned(),
+                ([], false) => "not known which GPU".to_owned(),
+                _ => gpus.join(", "),
+            };
+            let text = format!(
+                "given by the kubelet: {} {}: {gpus}; seen {}, {state}",
+                device.resource,
+                device.id,
+                self.ago(device.since)
+            );
+            self.line(1, &text);
+        }
+    }
+
     fn account(&mut self, account: &AccountStory) {
         let used = match account.last_used {
             Some(at) => format!("last used {}", self.ago(at)),
             None => "not used yet".to_owned(),
         };
         let ended = if account.ended { ", ended" } else { "" };
+        let allocated = match account.allocated.is_zero() {
+            true => String::new(),
+            false => format!(", allocated for {}", duration(account.allocated)),
+        };
         let text = format!(
-            "{}: {} booked, {} published, {} now, memory {}, {used}{ended}",
+            "{}: {} booked, {} published, {} now, memory {}, {used}{allocated}{ended}",
             account.gpu,
             duration(account.busy),
             duration(account.published),
@@ -263,7 +294,7 @@ mod tests {
     use crate::commands::table::WIDTH;
     use crate::core::input::IdentitySource;
     use crate::core::model::{Nanos, Pid};
-    use crate::core::snapshot::{Attribution, ContainerLabels, GpuUse};
+    use crate::core::snapshot::{AllocatedDeviceView, Attribution, ContainerLabels, GpuUse};
     use crate::outputs::sample::{FIRST_GPU, golden};
 
     const HEX: &str = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";
@@ -353,7 +384,24 @@ mod tests {
                     ),
                     answer(IdentitySource::KubeletLogs, None, None, false),
                 ],
+                allocation: Some(AllocationView {
+                    namespace: "research".into(),
+                    pod: "train-0".into(),
+                    container: "trainer".into(),
+                    id: Some(HEX.into()),
+                    state: AllocationState::Forgotten,
+                    devices: [("GPU-8a56a4bc::3", true), ("card-7", false)]
+                        .map(|(id, is_known)| AllocatedDeviceView {
+                            resource: "nvidia.com/gpu.shared".into(),
+                            id: id.into(),
+                            is_known,
+                            gpus: is_known.then(|| FIRST_GPU.into()).into_iter().collect(),
+                            since: wall(10),
+                        })
+                        .into(),
+                }),
                 accounts: vec![AccountStory {
+                    allocated: Nanos(90_000_000_000),
                     gpu: FIRST_GPU.into(),
                     busy: Nanos::from_millis(61_500),
                     published: Nanos::from_millis(60_000),

@@ -16,7 +16,9 @@ use super::table::{Align, Table, WIDTH, wrap};
 use super::{complain, watch};
 use crate::config::Span;
 use crate::core::model::{BootTime, GpuUuid, NONE, Nanos, SourceState, UNRESOLVED};
-use crate::core::snapshot::{Attribution, ContainerAccount, GpuProcessView, Snapshot};
+use crate::core::snapshot::{
+    AllocationState, Attribution, ContainerAccount, GpuProcessView, Snapshot,
+};
 use crate::outputs::socket::{DEFAULT_PATH, StatusReport};
 
 /// Shows what the agent on this node knows now.
@@ -106,6 +108,7 @@ fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String 
     header(&mut page, report, &index);
     gpus(&mut page, snapshot);
     containers(&mut page, snapshot, &index);
+    allocations(&mut page, snapshot, &index);
     host(&mut page, snapshot, &index);
     if let Some(processes) = processes {
         process_list(&mut page, processes, snapshot, &index);
@@ -279,6 +282,45 @@ pub(super) fn name(account: &ContainerAccount) -> String {
     } else {
         format!("{}/{}/{}", labels.namespace, labels.pod, labels.container)
     }
+}
+
+/// What the kubelet has given, and to whom.
+fn allocations(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
+    if snapshot.allocations.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&[
+        ("GIVEN BY THE KUBELET TO", Align::Flexible),
+        ("GPU", Align::Right),
+        ("RESOURCE", Align::Left),
+        ("STATE", Align::Left),
+    ]);
+    for given in &snapshot.allocations {
+        let mut gpus: Vec<String> = Vec::new();
+        let mut resources: Vec<&str> = Vec::new();
+        for device in &given.devices {
+            let numbers = device.gpus.iter().map(index);
+            gpus.extend(numbers.chain(device.gpus.is_empty().then(|| "?".to_owned())));
+            resources.push(&device.resource);
+        }
+        gpus.sort();
+        gpus.dedup();
+        resources.sort_unstable();
+        resources.dedup();
+        let state = match given.state {
+            AllocationState::Counting => "counting",
+            AllocationState::Forgotten => "counting, not listed",
+            AllocationState::NoContainer => "no container",
+            AllocationState::Ended => "ended",
+        };
+        table.row([
+            format!("{}/{}/{}", given.namespace, given.pod, given.container),
+            gpus.join(","),
+            resources.join(","),
+            state.to_owned(),
+        ]);
+    }
+    section(page, &table);
 }
 
 fn host(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {

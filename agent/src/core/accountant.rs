@@ -11,12 +11,13 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::allocation::{AllocationTable, Holding, Span, resolve};
 use super::amounts::Amounts;
 use super::attribute::{self, Charge};
 use super::directory::{Directory, SourcesOfNames};
 use super::input::{
-    EventCounters, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input, KernelBatch,
-    KernelEvent, ProcessEvent, ProcessScan, SourceHealth,
+    EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
+    KernelBatch, KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
 };
 use super::ledger::Ledger;
 use super::model::{
@@ -27,8 +28,9 @@ use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
-    AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
-    GpuProcessView, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot, SourceErrorBook,
+    AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
+    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, IdOnlyReason,
+    NamespaceSeries, Snapshot, SourceErrorBook,
 };
 
 /// Classes of errors that are told apart, per source; each has one of a few in its code.
@@ -98,6 +100,8 @@ pub enum Effect {
     AnnounceAnew,
     /// Read the GPUs' process lists: somebody new uses one.
     ReadLists,
+    /// Ask the kubelet what this pod was given: it is new here.
+    ReadAllocations(PodName),
 }
 
 #[derive(Debug)]
@@ -131,6 +135,9 @@ pub struct Accountant {
     pub(super) processes: ProcessTable,
     pub(super) placements: PlacementTable,
     pub(super) directory: Directory,
+    pub(super) allocations: AllocationTable,
+    /// Containers of pods that were met since allocations were last booked.
+    new_in_pods: HashSet<ContainerId>,
     pub(super) ledger: Ledger,
     pub(super) payers: HashMap<Owner, Payer>,
     namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
@@ -160,6 +167,8 @@ impl Accountant {
             processes: ProcessTable::new(settings.process_limit),
             placements: PlacementTable::new(settings.cgroup_limit).with_rule(settings.payer),
             directory: Directory::new(settings.container_limit),
+            allocations: AllocationTable::new(settings.container_limit),
+            new_in_pods: HashSet::new(),
             ledger: Ledger::new(settings.account_limit),
             payers: HashMap::new(),
             namespaces: BTreeMap::new(),
@@ -188,6 +197,7 @@ impl Accountant {
             Input::Gpus(gpus) => self.ledger.list(gpus, clock),
             Input::Window(window) => self.waiting.push_back((clock.boot, window)),
             Input::GpuProcesses(lists) => self.take_lists(lists, clock),
+            Input::Allocations(answer) => self.allocations.take(answer),
             Input::Health(health) => self.take_health(health, clock.boot),
         }
         self.introduce_containers(clock.boot, from_events);
@@ -404,6 +414,9 @@ impl Accountant {
                 now,
             );
             self.directory.note_place(&container.id, &container.place);
+            if container.pod.is_some() && !self.allocations.knows(&container.id) {
+                self.new_in_pods.insert(container.id.clone());
+            }
             if begins && self.directory.should_ask(&container.id, now) {
                 self.effects.push(Effect::LookUp(container.id));
             }
@@ -495,9 +508,11 @@ impl Accountant {
             self.vouch_for_inner(clock.boot);
         }
         self.book_waiting(clock);
+        let live = self.live_owners();
+        self.book_allocations(&live, clock);
         self.settle_names(clock.boot);
         self.publish(clock);
-        self.close_ended(clock);
+        self.close_ended(&live, clock);
         self.forget_dead(clock.boot);
         self.sequence += 1;
         self.counts.commits += 1;
@@ -616,12 +631,155 @@ impl Accountant {
         }
     }
 
-    fn close_ended(&mut self, clock: Clock) {
+    /// Whoever has a living process.
+    fn live_owners(&mut self) -> HashSet<Owner> {
         let live: HashSet<PlacementId> = self.processes.live_placements().collect();
-        let live: HashSet<Owner> = live
-            .into_iter()
+        live.into_iter()
             .filter_map(|place| self.placements.owner(place).map(|(owner, _)| owner.clone()))
+            .collect()
+    }
+
+    /// Books for how long containers were given GPUs, which opens their accounts, and asks for what
+    /// is missing to know it.
+    fn book_allocations(&mut self, live: &HashSet<Owner>, clock: Clock) {
+        // The deaths of the last instants may not have been drained yet.
+        let is_fresh = clock.boot.since(self.drained_through) < self.settings.await_events;
+        let now = if is_fresh {
+            clock.boot.min(self.drained_through)
+        } else {
+            clock.boot
+        };
+        self.measure_lives(live, now);
+        for id in self.allocations.unnamed() {
+            if let Some(names) = self.directory.kubernetes(&id)
+                && let Some(pod) = self.allocations.name(&id, names)
+            {
+                self.effects.push(Effect::ReadAllocations(pod));
+            }
+        }
+        let directory = &mut self.directory;
+        let wanted = self
+            .allocations
+            .wanted(|id| directory.should_ask(id, clock.boot));
+        self.effects.extend(wanted.into_iter().map(Effect::LookUp));
+
+        let gpus = self.ledger.books().iter().map(|book| &book.gpu);
+        for stretch in self.allocations.settle(now, gpus) {
+            let book = &self.ledger.books()[stretch.gpu];
+            // The next window begins where the last one ended, before the container may have.
+            let opened = match book.through {
+                Some(through) => clock.wall_of(through.min(stretch.from)),
+                None => book.start.min(clock.wall_of(stretch.from)),
+            };
+            let amounts = Amounts {
+                allocated: stretch.amount,
+                ..Amounts::ZERO
+            };
+            // A full ledger counts what it turns away.
+            let owner = Owner::Container(stretch.container);
+            self.ledger.add(stretch.gpu, &owner, opened, amounts);
+        }
+    }
+
+    /// Learns from when to when the containers have lived that began or ended since the last time.
+    fn measure_lives(&mut self, live: &HashSet<Owner>, now: BootTime) {
+        let is_live = |id: &ContainerId| live.contains(&Owner::Container(id.clone()));
+        let known: HashMap<ContainerId, Span> = self
+            .allocations
+            .spans()
+            .filter(|(id, span)| is_live(id) == span.end.is_some())
+            .map(|(id, span)| (id.clone(), span))
             .collect();
+        let mut changed = std::mem::take(&mut self.new_in_pods);
+        changed.extend(known.keys().cloned());
+        if changed.is_empty() {
+            return;
+        }
+        let mut spans = HashMap::<ContainerId, Span>::new();
+        // Thousands of processes share a few places.
+        let mut owners = HashMap::<PlacementId, Option<ContainerId>>::new();
+        for facts in self.processes.everyone() {
+            let placements = &mut self.placements;
+            let owner = owners.entry(facts.placement).or_insert_with(|| {
+                match placements.owner(facts.placement) {
+                    Some((Owner::Container(id), _)) => Some(id.clone()),
+                    _ => None,
+                }
+            });
+            let Some(id) = owner.as_ref().filter(|id| changed.contains(id)) else {
+                continue;
+            };
+            spans
+                .entry(id.clone())
+                .and_modify(|span| {
+                    span.start = span.start.min(facts.start);
+                    // One that lives outlives the dead.
+                    span.end = span.end.and_then(|end| Some(end.max(facts.exit?)));
+                })
+                .or_insert(Span {
+                    start: facts.start,
+                    end: facts.exit,
+                });
+        }
+        for id in changed {
+            let lost = known.get(&id).map(|span| Span {
+                end: Some(now),
+                ..*span
+            });
+            if let Some(span) = spans.remove(&id).or(lost) {
+                self.allocations.meet(&id, span);
+            }
+        }
+    }
+
+    /// What the kubelet has given, and to whom.
+    fn allocation_views(&self, clock: Clock) -> Vec<AllocationView> {
+        let holdings = self.allocations.holdings();
+        let views = holdings.iter().map(|holding| self.view(holding, clock));
+        views.collect()
+    }
+
+    pub(super) fn allocation_of(&self, id: &ContainerId, clock: Clock) -> Option<AllocationView> {
+        let holdings = self.allocations.holdings();
+        let found = holdings.iter().find(|of| of.container == Some(id))?;
+        Some(self.view(found, clock))
+    }
+
+    fn view(&self, holding: &Holding<'_>, clock: Clock) -> AllocationView {
+        let gpus: Vec<&GpuInfo> = self.ledger.books().iter().map(|book| &book.gpu).collect();
+        let state = match (holding.container, holding.ended, holding.is_listed) {
+            (None, _, _) => AllocationState::NoContainer,
+            (Some(_), Some(_), _) => AllocationState::Ended,
+            (Some(_), None, true) => AllocationState::Counting,
+            (Some(_), None, false) => AllocationState::Forgotten,
+        };
+        AllocationView {
+            namespace: Arc::clone(&holding.name.namespace),
+            pod: Arc::clone(&holding.name.pod),
+            container: Arc::clone(&holding.name.container),
+            id: holding.container.cloned(),
+            state,
+            devices: holding
+                .grants
+                .iter()
+                .map(|grant| AllocatedDeviceView {
+                    resource: Arc::clone(&grant.device.resource),
+                    id: Arc::clone(&grant.device.id),
+                    is_known: grant.device.device.is_some(),
+                    gpus: grant
+                        .device
+                        .device
+                        .iter()
+                        .flat_map(|device| resolve(device, &gpus))
+                        .map(|at| gpus[at].uuid.clone())
+                        .collect(),
+                    since: clock.wall_of(grant.since),
+                })
+                .collect(),
+        }
+    }
+
+    fn close_ended(&mut self, live: &HashSet<Owner>, clock: Clock) {
         for ((_, owner), account) in self.ledger.accounts_mut() {
             if live.contains(owner) {
                 account.ended = None;
@@ -703,6 +861,8 @@ impl Accountant {
             wall: clock.wall,
             agent_started: self.started.wall,
             events: self.events,
+            allocations_known: self.allocations.is_known(),
+            allocations: self.allocation_views(clock),
             sources: self.sources.values().cloned().collect(),
             source_errors: self.source_errors.values().cloned().collect(),
             ..Snapshot::default()
@@ -837,6 +997,7 @@ impl Accountant {
                 + self.placements.overflows()
                 + self.directory.overflows()
                 + self.ledger.overflows()
+                + self.allocations.overflows()
                 + self.namespace_overflows,
             containers_held: attribution("held"),
             containers_named: attribution("named"),
@@ -978,8 +1139,9 @@ pub(super) fn ratio(part: Nanos, whole: Nanos) -> f64 {
 mod tests {
     use super::*;
     use crate::core::input::{
-        CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, GpuInfo, IdentityUpdate,
-        KubernetesNames, ScannedProcess, WindowQuality,
+        AllocatedDevice, Allocations, CgroupAnnouncement, CgroupSet, ContainerAllocation,
+        ContainerIdentity, Credit, DeviceRef, IdentityUpdate, KubernetesNames, ScannedProcess,
+        WindowQuality,
     };
     use crate::core::model::{CgroupKey, StartTicks, UnobservedReason, WallTime};
     use proptest::prelude::*;
@@ -1025,6 +1187,7 @@ mod tests {
             node.take(Input::Gpus(vec![GpuInfo {
                 uuid: gpu(),
                 index: 0,
+                minor: None,
                 model: "test".into(),
                 driver: "1".into(),
                 simulated: true,
@@ -1175,6 +1338,139 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    /// What is published of allocated time, as (container label, ms).
+    fn allocated(snapshot: &Snapshot) -> Vec<(String, u64)> {
+        let series = snapshot.container_series.iter();
+        series
+            .map(|of| {
+                let millis = of.amounts.allocated.0 / 1_000_000;
+                (of.labels.container.to_string(), millis)
+            })
+            .collect()
+    }
+
+    /// The kubelet lists `ml/train-0/main` with GPU 0, or nobody.
+    fn listed(node: &mut Node, is_listed: bool) {
+        let container = ContainerAllocation {
+            namespace: "ml".into(),
+            pod: "train-0".into(),
+            container: "main".into(),
+            devices: vec![AllocatedDevice {
+                resource: "nvidia.com/gpu".into(),
+                id: "GPU-0".into(),
+                device: Some(DeviceRef::Uuid(gpu())),
+            }],
+        };
+        node.take(Input::Allocations(Allocations {
+            at: BootTime(node.now),
+            pod: None,
+            containers: is_listed.then_some(container).into_iter().collect(),
+        }));
+    }
+
+    #[test]
+    fn a_container_has_an_account_from_its_allocation_on_though_it_never_uses_the_gpu() {
+        let mut node = Node::new(0, 0);
+        let start = node.fork(7, 10);
+        node.named(A, Some(UID));
+        node.pass(1_000, &[]);
+        assert!(node.commit().container_series.is_empty());
+        let pod = PodName {
+            namespace: "ml".into(),
+            pod: "train-0".into(),
+        };
+        let effects = node.accountant.take_effects();
+        assert!(
+            effects.contains(&Effect::ReadAllocations(pod)),
+            "{effects:?}"
+        );
+        listed(&mut node, true);
+        let snapshot = node.commit();
+        assert_eq!(allocated(&snapshot), [("main".into(), 0)]);
+        assert!(snapshot.allocations_known);
+        assert_eq!(snapshot.allocations[0].state, AllocationState::Counting);
+        assert_eq!(snapshot.allocations[0].devices[0].gpus, [gpu()]);
+        node.pass(2_000, &[]);
+        assert_eq!(allocated(&node.commit()), [("main".into(), 2_000)]);
+        // The kubelet forgets it, and it goes on; it is used, too.
+        listed(&mut node, false);
+        node.pass(1_000, &[(7, 400)]);
+        let snapshot = node.commit();
+        assert_eq!(allocated(&snapshot), [("main".into(), 3_000)]);
+        assert_eq!(published(&snapshot), [("main".into(), 'a', 400)]);
+        assert_eq!(snapshot.allocations[0].state, AllocationState::Forgotten);
+        // It ends, and the kubelet lists it for ever.
+        node.now += SECOND / 2;
+        node.exit(7, start, 10);
+        for _ in 0..3 {
+            listed(&mut node, true);
+            node.pass(1_000, &[]);
+            let snapshot = node.commit();
+            assert_eq!(allocated(&snapshot), [("main".into(), 3_500)]);
+            assert_eq!(snapshot.allocations[0].state, AllocationState::Ended);
+        }
+        assert_eq!(
+            node.commit().namespace_series[0].amounts.allocated,
+            Nanos::from_millis(3_500)
+        );
+    }
+
+    #[test]
+    fn labels_of_a_plain_container_get_it_no_allocation() {
+        let mut node = Node::new(0, 0);
+        // Its cgroup is no pod's, whatever its labels say.
+        node.fork(7, 4);
+        node.named(B, Some(UID));
+        listed(&mut node, true);
+        node.pass(1_000, &[]);
+        let snapshot = node.commit();
+        assert!(snapshot.accounts.is_empty());
+        assert_eq!(snapshot.allocations[0].state, AllocationState::NoContainer);
+    }
+
+    #[test]
+    fn a_container_that_lived_between_two_commits_has_its_allocated_time() {
+        let mut node = Node::new(0, 0);
+        node.named(A, Some(UID));
+        listed(&mut node, true);
+        node.pass(1_000, &[]);
+        let start = node.fork(7, 10);
+        node.now += 300_000_000;
+        listed(&mut node, true);
+        node.now += 300_000_000;
+        node.exit(7, start, 10);
+        node.pass(400, &[]);
+        assert_eq!(allocated(&node.commit()), [("main".into(), 600)]);
+    }
+
+    #[test]
+    fn an_old_containers_names_are_asked_for_where_the_kubelet_has_given_something() {
+        let mut node = Node::new(0, 0);
+        // No event shows it: it began before the agent.
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(7),
+                parent: Pid(1),
+                start: StartTicks(100),
+                cgroups: Arc::new([(0, format!("/kubepods/burstable/pod{UID}/{A}").into())]),
+            }],
+            skipped: 0,
+        }));
+        node.pass(1_000, &[]);
+        node.commit();
+        assert_eq!(node.accountant.take_effects(), []);
+        listed(&mut node, true);
+        node.commit();
+        assert_eq!(node.accountant.take_effects(), [Effect::LookUp(A.into())]);
+        node.named(A, Some(UID));
+        node.commit();
+        assert_eq!(node.accountant.take_effects(), [], "it is answered already");
+        node.pass(1_000, &[]);
+        assert_eq!(allocated(&node.commit()), [("main".into(), 1_000)]);
     }
 
     #[test]
@@ -1844,6 +2140,7 @@ mod tests {
         Move(u32, u64),
         Pass(u64, Vec<(u32, u64)>),
         Named(bool),
+        Listed(bool),
         Lose,
         Unobserved(u64),
         Commit,
@@ -1859,6 +2156,7 @@ mod tests {
             (300..5_000u64, prop::collection::vec((pid, 0..60u64), 0..4))
                 .prop_map(|(millis, credits)| Step::Pass(millis, credits)),
             any::<bool>().prop_map(Step::Named),
+            any::<bool>().prop_map(Step::Listed),
             Just(Step::Lose),
             (1..3_000u64).prop_map(Step::Unobserved),
             Just(Step::Commit),
@@ -1867,8 +2165,8 @@ mod tests {
 
     proptest! {
         /// Whatever happens in whatever order: the books balance (checked in `commit`), nothing
-        /// that is published ever falls or changes its labels, and all that the device was busy is
-        /// somewhere.
+        /// that is published ever falls or changes its labels, all that the device was busy is
+        /// somewhere, and nobody had a GPU for longer than the node has been watched.
         #[test]
         fn published_amounts_never_fall(steps in prop::collection::vec(step(), 1..80)) {
             let mut node = Node::new(2_000, 1_000);
@@ -1895,6 +2193,7 @@ mod tests {
                     Step::Named(first) => {
                         if first { node.named(A, Some(UID)) } else { node.named(B, None) }
                     }
+                    Step::Listed(is_listed) => listed(&mut node, is_listed),
                     Step::Lose => {
                         let mut counters = node.accountant.events;
                         counters.lost += 1;
@@ -1944,6 +2243,9 @@ mod tests {
                     .chain(book.unattributed.iter().map(|(_, amount)| *amount))
                     .sum();
                 prop_assert_eq!(out.plus(book.pending), book.busy);
+                for account in &snapshot.accounts {
+                    prop_assert!(account.amounts.allocated.0 <= node.now - 100 * SECOND);
+                }
             }
         }
     }

@@ -401,6 +401,14 @@ impl Directory {
         self.entries.get(id)?.pod_uid()
     }
 
+    /// What a container is called in Kubernetes, if the kernel's cgroup puts it in a pod.
+    #[must_use]
+    pub fn kubernetes(&self, id: &ContainerId) -> Option<&KubernetesNames> {
+        let entry = self.entries.get(id)?;
+        entry.pod_uid()?;
+        entry.winner()?.0.kubernetes.as_ref()
+    }
+
     /// Why a container has no names, given what is known of its sources.
     #[must_use]
     pub fn reason(&self, id: &ContainerId, sources: SourcesOfNames) -> IdOnlyReason {

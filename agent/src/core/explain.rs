@@ -254,6 +254,10 @@ impl Accountant {
                 Owner::Container(id) => self.answer_stories(id, attribution, clock),
                 Owner::Pod(_) | Owner::Host(_) => Vec::new(),
             },
+            allocation: match owner {
+                Owner::Container(id) => self.allocation_of(id, clock),
+                Owner::Pod(_) | Owner::Host(_) => None,
+            },
             accounts: self.account_stories(owner),
             who,
         }
@@ -392,6 +396,7 @@ impl Accountant {
                     gpu: book.gpu.uuid.clone(),
                     busy: account.amounts.busy,
                     published: account.published().busy,
+                    allocated: account.amounts.allocated,
                     share: ratio(recent, span),
                     memory: lists.and_then(|lists| lists.memory.get(owner)).copied(),
                     first_used: account.first_used,
@@ -539,6 +544,7 @@ mod tests {
             Input::Gpus(vec![GpuInfo {
                 uuid: gpu.clone(),
                 index: 0,
+                minor: None,
                 model: "test".into(),
                 driver: "1".into(),
                 simulated: true,

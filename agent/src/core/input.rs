@@ -27,6 +27,8 @@ pub enum Input {
     Window(GpuWindow),
     /// The processes that have a context on one GPU.
     GpuProcesses(GpuProcesses),
+    /// What the kubelet has given to containers.
+    Allocations(Allocations),
     /// A source changed its state.
     Health(SourceHealth),
 }
@@ -237,6 +239,9 @@ pub struct GpuInfo {
     pub uuid: GpuUuid,
     /// NVML's index, for people.
     pub index: u32,
+    /// The number of its device file, `/dev/nvidia<minor>`; absent where NVML does not say.
+    #[serde(default)]
+    pub minor: Option<u32>,
     /// The product's name.
     pub model: Arc<str>,
     /// The driver's version.
@@ -351,6 +356,80 @@ pub struct GpuProcess {
     pub pid: Pid,
     /// Its frame buffer memory in bytes; absent where NVML does not say.
     pub memory: Option<u64>,
+}
+
+/// What the kubelet says that it has given to containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocations {
+    /// When it was asked: the answer is no older.
+    pub at: BootTime,
+    /// The pod that it was asked about; absent where it was asked about all of them.
+    pub pod: Option<PodName>,
+    /// The containers that have devices which can be NVIDIA GPUs, each once. Some kubelets list pods
+    /// that are over, others forget pods that run.
+    pub containers: Vec<ContainerAllocation>,
+}
+
+/// A pod as the kubelet calls it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub pod: Arc<str>,
+}
+
+/// What one container was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerAllocation {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its pod.
+    pub pod: Arc<str>,
+    /// Its name in the pod.
+    pub container: Arc<str>,
+    /// The devices, each once.
+    pub devices: Vec<AllocatedDevice>,
+}
+
+/// One device of one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocatedDevice {
+    /// The resource, e.g. `nvidia.com/gpu`, or the driver of a claim, e.g. `gpu.nvidia.com`.
+    pub resource: Arc<str>,
+    /// What the kubelet calls the device.
+    pub id: Arc<str>,
+    /// Which device that is; absent where the id does not say.
+    pub device: Option<DeviceRef>,
+}
+
+/// A device as the kubelet's ids refer to it. Which GPU that is the core knows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceRef {
+    /// A GPU or a MIG instance, by its UUID.
+    Uuid(GpuUuid),
+    /// A GPU by NVML's index.
+    Index(u32),
+    /// A GPU by the number of its device file, `/dev/nvidia<minor>`.
+    Minor(u32),
+    /// A MIG instance by the index of its GPU and its own.
+    MigIndex {
+        /// The GPU's.
+        gpu: u32,
+        /// The instance's, among the GPU's.
+        instance: u32,
+    },
+    /// A MIG instance as drivers before 470 name it.
+    MigOf {
+        /// Its GPU.
+        gpu: GpuUuid,
+        /// The GPU instance.
+        gpu_instance: u32,
+        /// The compute instance in it.
+        compute_instance: u32,
+    },
+    /// Every GPU of the node.
+    All,
 }
 
 /// A source's state and since when.

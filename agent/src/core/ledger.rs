@@ -256,6 +256,16 @@ impl Ledger {
         true
     }
 
+    /// Adds to a payer's account what no window charges it, and opens it if there is none. Returns
+    /// whether there was room for it.
+    pub fn add(&mut self, book: usize, owner: &Owner, opened: WallTime, amounts: Amounts) -> bool {
+        let is_open = self.open(book, owner, opened);
+        if is_open && let Some(account) = self.accounts.get_mut(&(book, owner.clone())) {
+            account.amounts += amounts;
+        }
+        is_open
+    }
+
     /// Books a window, split into `charges`. A book that was not listed before is left alone and
     /// the window given back.
     pub fn book(
@@ -438,6 +448,7 @@ mod tests {
         GpuInfo {
             uuid: GpuUuid::from(format!("GPU-{index}").as_str()),
             index,
+            minor: None,
             model: "test".into(),
             driver: "1".into(),
             simulated: true,

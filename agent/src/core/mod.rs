@@ -8,6 +8,7 @@
 //! Units: integer nanoseconds, bytes. Times are on the boot clock unless the type says otherwise.
 
 pub mod accountant;
+pub mod allocation;
 pub mod amounts;
 pub mod attribute;
 pub mod cgroup_path;

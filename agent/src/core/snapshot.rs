@@ -50,6 +50,8 @@ pub struct Snapshot {
     pub nvml_calls: Vec<NvmlCallBook>,
     /// Whether the kubelet has ever said which container it gave which GPU.
     pub allocations_known: bool,
+    /// What the kubelet has given, and to whom.
+    pub allocations: Vec<AllocationView>,
 }
 
 /// One GPU's book.
@@ -282,6 +284,52 @@ pub struct ContainerAccount {
     pub runtime_labels: Arc<BTreeMap<Arc<str>, Arc<str>>>,
 }
 
+/// What one container was given, by the kubelet's word and the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocationView {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its pod.
+    pub pod: Arc<str>,
+    /// Its name in the pod.
+    pub container: Arc<str>,
+    /// Its id; absent where no such container has been seen.
+    pub id: Option<ContainerId>,
+    /// Whether its time counts, and why not.
+    pub state: AllocationState,
+    /// The devices.
+    pub devices: Vec<AllocatedDeviceView>,
+}
+
+/// Whether allocated time counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AllocationState {
+    /// The kubelet lists it and it lives.
+    Counting,
+    /// It lives, though the kubelet lists it no more. Its time counts.
+    Forgotten,
+    /// The kubelet lists it, and no container of that name lives here: not yet, or not any more.
+    NoContainer,
+    /// It has ended just now.
+    Ended,
+}
+
+/// One device that was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocatedDeviceView {
+    /// The resource, or the driver of a claim.
+    pub resource: Arc<str>,
+    /// What the kubelet calls the device.
+    pub id: Arc<str>,
+    /// Whether the id says which device it is.
+    pub is_known: bool,
+    /// The GPUs or MIG instances that it is, of those that NVML lists.
+    pub gpus: Vec<GpuUuid>,
+    /// When it was first listed for this container.
+    pub since: WallTime,
+}
+
 /// The agent's own counters and sizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentBook {
@@ -349,11 +397,11 @@ pub struct LookupBook {
     pub error: u64,
 }
 
-/// What a source of names met, since the agent began.
+/// What a source of names, or of allocations, met, since the agent began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamesBook {
     /// Which source.
-    pub source: IdentitySource,
+    pub source: SourceId,
     /// What came of its lookups.
     pub lookups: LookupBook,
     /// Requests sent.
@@ -374,6 +422,9 @@ pub struct NamesBook {
     pub labels_dropped: u64,
     /// Sets of Kubernetes labels that are incomplete or cannot be Kubernetes'.
     pub kubernetes_refused: u64,
+    /// Entries of answers left out, since there are too many or they contradict each other.
+    #[serde(default)]
+    pub entries_dropped: u64,
 }
 
 /// What the calls of one function of NVML came to, since the agent began.
@@ -514,6 +565,9 @@ pub struct OwnerStory {
     pub why: Arc<str>,
     /// What each source of names is doing and has said, the best source first.
     pub answers: Vec<AnswerStory>,
+    /// What the kubelet has given it; absent where it has said nothing.
+    #[serde(default)]
+    pub allocation: Option<AllocationView>,
     /// What is booked, by GPU.
     pub accounts: Vec<AccountStory>,
 }
@@ -594,6 +648,9 @@ pub struct AccountStory {
     pub busy: Nanos,
     /// What of it is published.
     pub published: Nanos,
+    /// For how long the kubelet had given it the GPU.
+    #[serde(default)]
+    pub allocated: Nanos,
     /// Share over the last ten seconds, 0..=1.
     pub share: f64,
     /// Device memory in use now, in bytes.

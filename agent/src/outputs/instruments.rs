@@ -22,7 +22,8 @@ use crate::core::model::{
     Clock, NONE, Nanos, SourceId, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::snapshot::{
-    Attribution, ContainerLabels, ContainerSeries, EnergyBook, GpuBook, IdOnlyReason, Snapshot,
+    AllocationState, Attribution, ContainerLabels, ContainerSeries, EnergyBook, GpuBook,
+    IdOnlyReason, Snapshot,
 };
 
 /// The longest label value that is published, in bytes: as long as the longest Kubernetes name.
@@ -938,9 +939,14 @@ pub static INSTRUMENTS: &[Instrument] = &[
         keys: &["source", "outcome"],
         read: |view, points| {
             for book in &view.snapshot.names {
+                // The kubelet's list of allocations names nobody.
+                let mut of_names = IdentitySource::ALL.into_iter();
+                let Some(source) = of_names.find(|of| of.source() == book.source) else {
+                    continue;
+                };
                 let lookups = &book.lookups;
                 let refused = &view.snapshot.agent.identities_refused_of;
-                let refused = refused.get(book.source as usize).copied();
+                let refused = refused.get(source as usize).copied();
                 for (outcome, count) in LOOKUP_OUTCOMES.into_iter().zip([
                     lookups.found,
                     lookups.not_found,
@@ -960,7 +966,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.names.events",
         kind: Kind::Counter,
         unit: Unit::Count("{event}"),
-        help: "What a source of names met: requests sent (calls) and events received (events), and what went wrong or was turned away, by kind.",
+        help: "What a source of names, or of allocations, met: requests sent (calls) and events received (events), and what went wrong or was turned away, by kind.",
         keys: &["source", "kind"],
         read: |view, points| {
             for book in &view.snapshot.names {
@@ -974,10 +980,43 @@ pub static INSTRUMENTS: &[Instrument] = &[
                     ("texts_changed", book.texts_changed),
                     ("labels_dropped", book.labels_dropped),
                     ("kubernetes_refused", book.kubernetes_refused),
+                    ("entries_dropped", book.entries_dropped),
                 ] {
                     let labels = [book.source.as_str(), kind];
                     points.put(&labels, view.snapshot.agent_started, Value::Count(count));
                 }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_allocated_devices",
+        otlp: "gpuacct.allocated_devices",
+        kind: Kind::Gauge,
+        unit: Unit::Count("{device}"),
+        help: "Devices that the kubelet lists as given to containers: those that are a GPU or MIG instance which NVML lists (matched), are one which it does not list (unlisted), or have an id that does not say (unknown).",
+        keys: &["state"],
+        read: |view, points| {
+            if !view.snapshot.allocations_known {
+                return;
+            }
+            let listed = view.snapshot.allocations.iter().filter(|of| {
+                let state = of.state;
+                matches!(
+                    state,
+                    AllocationState::Counting | AllocationState::NoContainer
+                )
+            });
+            let devices: Vec<_> = listed.flat_map(|of| &of.devices).collect();
+            for (state, has_gpu, is_known) in [
+                ("matched", true, true),
+                ("unlisted", false, true),
+                ("unknown", false, false),
+            ] {
+                let of_state = devices.iter().filter(|device| {
+                    device.is_known == is_known && device.gpus.is_empty() != has_gpu
+                });
+                let count = of_state.count() as u64;
+                points.put(&[state], view.snapshot.agent_started, Value::Count(count));
             }
         },
     },

@@ -11,9 +11,9 @@ use crate::core::model::{
     UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::snapshot::{
-    AgentBook, Attribution, ContainerAccount, ContainerLabels, ContainerSeries, Coverage,
-    EnergyBook, GpuBook, GpuProcessView, HostSeries, IdOnlyReason, LookupBook, NamesBook,
-    NamespaceSeries, NvmlCallBook, Snapshot, SourceErrorBook,
+    AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
+    ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook, GpuProcessView, HostSeries,
+    IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook, Snapshot, SourceErrorBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -153,7 +153,7 @@ pub(crate) fn snapshot() -> Snapshot {
             imbalances: 0,
         },
         names: vec![NamesBook {
-            source: IdentitySource::Docker,
+            source: SourceId::Docker,
             lookups: LookupBook {
                 found: 12,
                 not_found: 2,
@@ -170,14 +170,41 @@ pub(crate) fn snapshot() -> Snapshot {
             texts_changed: 0,
             labels_dropped: 3,
             kubernetes_refused: 0,
+            entries_dropped: 0,
         }],
         allocations_known: true,
+        allocations: vec![
+            allocation(
+                "trainer",
+                AllocationState::Counting,
+                "GPU-8a56a4bc::1",
+                true,
+            ),
+            allocation("sidecar", AllocationState::NoContainer, "card-7", false),
+        ],
         nvml_calls: vec![NvmlCallBook {
             call: "nvmlDeviceGetSamples".into(),
             calls: 7_200,
             errors: 1,
             total: Nanos(720_000_000),
             longest: Nanos(4_500_000),
+        }],
+    }
+}
+
+fn allocation(container: &str, state: AllocationState, id: &str, known: bool) -> AllocationView {
+    AllocationView {
+        namespace: "research".into(),
+        pod: "train-0".into(),
+        container: container.into(),
+        id: (state == AllocationState::Counting).then(|| HEX.into()),
+        state,
+        devices: vec![AllocatedDeviceView {
+            resource: "nvidia.com/gpu.shared".into(),
+            id: id.into(),
+            is_known: known,
+            gpus: known.then(|| FIRST_GPU.into()).into_iter().collect(),
+            since: WallTime(1_789_999_000_000_000_000),
         }],
     }
 }
@@ -293,6 +320,7 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
         gpu: GpuInfo {
             uuid: GpuUuid::from(uuid),
             index,
+            minor: None,
             model: "NVIDIA H200".into(),
             driver: "550.54.15".into(),
             simulated: true,

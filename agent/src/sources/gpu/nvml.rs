@@ -461,9 +461,13 @@ impl Source {
         let memory = call.call("nvmlDeviceGetMemoryInfo", Some(&uuid), || {
             device.memory_info()
         });
+        let minor = call.call("nvmlDeviceGetMinorNumber", Some(&uuid), || {
+            device.minor_number()
+        });
         let info = GpuInfo {
             uuid,
             index,
+            minor: minor.ok(),
             model: model.map_or_else(|_| "unknown".into(), Arc::from),
             driver: library.driver.clone(),
             simulated: library.simulated,

@@ -381,8 +381,13 @@ impl Follower {
             Ok(channel) => Client::new(channel).max_decoding_message_size(MAX_ANSWER),
             Err(fault) => return Ok(fault),
         };
-        if let Err(fault) = self.ping(&client).await {
-            return Ok(fault);
+        let request = async { client.clone().version(VersionRequest::default()).await };
+        let limit = self.config.timeout;
+        match grpc::first_call("version", limit, &self.counters, request).await {
+            Ok(it) => {
+                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers")
+            }
+            Err(fault) => return Ok(fault),
         }
 
         // The request is under way before the lists' are. A runtime may send no answer to it before
@@ -458,10 +463,8 @@ impl Follower {
 
     async fn ping(&self, client: &Client) -> Result<(), Fault> {
         let mut client = client.clone();
-        let reply = self
-            .call("version", client.version(VersionRequest::default()))
+        self.call("version", client.version(VersionRequest::default()))
             .await?;
-        debug!(runtime = %reply.runtime_name, version = %reply.runtime_version, "cri: answers");
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! gRPC over a Unix socket: connecting within a time limit, and failures with a class and words.
 //!
 //! What listens on a path may be anything. Something that does not speak HTTP/2 is told from
-//! something that hung up, and both from an answer that says no.
+//! something that hung up, and both from an answer that says no. Whoever hangs up before the first
+//! answer counts among the former: a server of another protocol may do so before anybody has read
+//! what it said, and nothing else is known of it.
 
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
@@ -34,6 +36,8 @@ pub(super) enum Fault {
         class: &'static str,
         source: tonic::transport::Error,
     },
+    #[error("{at}: hung up before any answer: {words}")]
+    HungUp { at: String, words: String },
     #[error("{call}: no answer within {limit:?}")]
     Timeout { call: &'static str, limit: Duration },
     #[error("{call}: {}", words(.source))]
@@ -59,6 +63,7 @@ impl Fault {
             Self::Vanished(_) => "vanished",
             Self::NotASocket(_) => "not_a_socket",
             Self::Unreachable { source, .. } => io_class(source.kind()),
+            Self::HungUp { .. } => "protocol",
             Self::Timeout { .. } => "timeout",
             Self::Connect { class, .. } | Self::Call { class, .. } => class,
         }
@@ -181,10 +186,16 @@ pub(super) fn look(path: &Path) -> Result<Option<Socket>, Fault> {
 /// A connection, made now.
 pub(super) async fn connect(path: &Path, limit: Duration) -> Result<Channel, Fault> {
     let text = path.display().to_string();
-    let failed = |source: tonic::transport::Error| Fault::Connect {
-        class: transport_class(&source).unwrap_or("io"),
-        path: text.clone(),
-        source,
+    let failed = |source: tonic::transport::Error| match transport_class(&source) {
+        Some("closed") => Fault::HungUp {
+            at: text.clone(),
+            words: chain(&source),
+        },
+        class => Fault::Connect {
+            class: class.unwrap_or("io"),
+            path: text.clone(),
+            source,
+        },
     };
     let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(failed)?;
     match timeout(limit, endpoint.connect()).await {
@@ -194,6 +205,27 @@ pub(super) async fn connect(path: &Path, limit: Duration) -> Result<Channel, Fau
             limit,
         }),
     }
+}
+
+/// The first request on a connection: who hangs up on it has not answered anything.
+pub(super) async fn first_call<T>(
+    name: &'static str,
+    limit: Duration,
+    counters: &Counters,
+    request: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Fault> {
+    let reply = call(name, limit, counters, request).await;
+    reply.map_err(|fault| match fault {
+        Fault::Call {
+            call,
+            class: "closed",
+            source,
+        } => Fault::HungUp {
+            at: call.to_owned(),
+            words: words(&source),
+        },
+        other => other,
+    })
 }
 
 /// One request, bounded in time.

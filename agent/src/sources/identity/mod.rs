@@ -1,4 +1,4 @@
-//! Names for containers, from whoever knows them.
+//! Names for containers, from whoever knows them, and what the kubelet gave to them.
 //!
 //! The kernel's cgroup says which container pays; these sources say what it is called. Each answers
 //! on its own, and none is needed for the books: usage is booked on the id.
@@ -11,17 +11,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::core::input::{IdentitySource, KubernetesNames};
-use crate::core::model::PodUid;
+use crate::core::input::KubernetesNames;
+use crate::core::model::{PodUid, SourceId};
 use crate::core::snapshot::{LookupBook, NamesBook};
 
 pub mod bundle;
 pub mod cri;
+mod device_id;
 pub mod docker;
 mod files;
 pub mod greeting;
 mod grpc;
 pub mod kubelet_logs;
+pub mod pod_resources;
 mod proto;
 mod retry;
 mod wanted;
@@ -62,12 +64,14 @@ pub struct Counters {
     pub labels_dropped: AtomicU64,
     /// Sets of Kubernetes labels that are incomplete or cannot be Kubernetes'.
     pub kubernetes_refused: AtomicU64,
+    /// Entries of answers left out, since there are too many or they contradict each other.
+    pub entries_dropped: AtomicU64,
 }
 
 impl Counters {
     /// The counters as the books show them.
     #[must_use]
-    pub fn book(&self, source: IdentitySource) -> NamesBook {
+    pub fn book(&self, source: SourceId) -> NamesBook {
         // Relaxed: each stands alone.
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NamesBook {
@@ -88,6 +92,7 @@ impl Counters {
             texts_changed: read(&self.texts_changed),
             labels_dropped: read(&self.labels_dropped),
             kubernetes_refused: read(&self.kubernetes_refused),
+            entries_dropped: read(&self.entries_dropped),
         }
     }
 

@@ -1,0 +1,788 @@
+//! For how long which container was given which GPU, by the kubelet's word and the kernel's.
+//!
+//! The kubelet says what it gave, by names and without a time; the kernel says which containers
+//! live, by ids. Neither is enough: some kubelets list pods that are over, others forget pods that
+//! run, and a kubelet that is down says nothing. So its word *begins* an allocation, and the
+//! container's life bounds it:
+//!
+//! - It counts from when it was first listed, or from the container's first process if that is
+//!   later. What lies before the agent's first answer is not made up.
+//! - It counts for as long as the container has processes. That the kubelet does not list it any
+//!   more, or does not answer, changes nothing.
+//! - A listed pod without a living container counts nothing.
+//!
+//! A name is used again: by a container's restart within its pod, and by a pod that replaces another
+//! one. So an answer is believed of a container only if it was asked for after the container began.
+//!
+//! Times are on the boot clock, amounts in whole nanoseconds. A GPU that is given several times (the
+//! replicas of a shared GPU) is allocated once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::input::{AllocatedDevice, Allocations, DeviceRef, GpuInfo, KubernetesNames, PodName};
+use super::model::{BootTime, ContainerId, Nanos, POD_ITSELF};
+
+/// How long the life of a container that ended is remembered: an answer that was under way may be
+/// about it.
+const KEEP_ENDED: Nanos = Nanos::from_secs(60);
+/// How often a container's name is asked for only because somebody was given something. Sandboxes
+/// have none that every source would tell.
+const MAX_LOOKUPS: u32 = 15;
+
+/// A container by the kubelet's names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GivenName {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Pod.
+    pub pod: Arc<str>,
+    /// Container.
+    pub container: Arc<str>,
+}
+
+/// A device and when the kubelet was first known to have given it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The device.
+    pub device: AllocatedDevice,
+    /// When it was first listed.
+    pub since: BootTime,
+}
+
+/// What the kubelet said last of a name.
+#[derive(Debug)]
+struct Given {
+    grants: Vec<Grant>,
+    /// When that was asked for.
+    at: BootTime,
+    /// Whether the newest answer that could have it has it.
+    is_listed: bool,
+}
+
+/// From a container's first process to its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The start of its first process.
+    pub start: BootTime,
+    /// The death of its last; absent while one lives.
+    pub end: Option<BootTime>,
+}
+
+#[derive(Debug)]
+struct Life {
+    span: Span,
+    /// Once the container has a name.
+    name: Option<GivenName>,
+    /// What it holds, as far as any answer said.
+    grants: Vec<Grant>,
+    /// The answer that said so.
+    as_of: BootTime,
+    /// Up to when its time is counted, by the number of the GPU.
+    through: BTreeMap<usize, BootTime>,
+    /// Whether the kubelet was asked for it.
+    asked: bool,
+    /// How often its name was asked for.
+    lookups: u32,
+}
+
+/// Allocated time of one container on one GPU that has not been counted before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// The container.
+    pub container: ContainerId,
+    /// The GPU's place in the list that was given.
+    pub gpu: usize,
+    /// Where it begins.
+    pub from: BootTime,
+    /// How long it is; zero when an allocation has just begun.
+    pub amount: Nanos,
+}
+
+/// What there is to say of a container that holds devices, or of a name that no container has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding<'a> {
+    /// What the kubelet calls it.
+    pub name: &'a GivenName,
+    /// The container; absent where no process of one has been seen.
+    pub container: Option<&'a ContainerId>,
+    /// Its devices.
+    pub grants: &'a [Grant],
+    /// Whether the kubelet lists it.
+    pub is_listed: bool,
+    /// When its last process died; absent while one lives.
+    pub ended: Option<BootTime>,
+}
+
+/// The table of what was given, and of the containers that may hold it.
+#[derive(Debug)]
+pub struct AllocationTable {
+    given: HashMap<GivenName, Given>,
+    lives: HashMap<ContainerId, Life>,
+    /// Whether any answer has come.
+    is_known: bool,
+    limit: usize,
+    overflows: u64,
+}
+
+impl AllocationTable {
+    /// A table of at most `limit` names, and as many containers.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            given: HashMap::new(),
+            lives: HashMap::new(),
+            is_known: false,
+            limit,
+            overflows: 0,
+        }
+    }
+
+    /// Names and containers that the full table turned away.
+    #[must_use]
+    pub const fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    /// Whether the kubelet has ever said anything.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Takes what the kubelet says.
+    pub fn take(&mut self, answer: Allocations) {
+        self.is_known = true;
+        let is_about = |name: &GivenName| {
+            answer
+                .pod
+                .as_ref()
+                .is_none_or(|pod: &PodName| pod.namespace == name.namespace && pod.pod == name.pod)
+        };
+        for (name, given) in &mut self.given {
+            // Late news: what was asked for later is newer, whichever came first.
+            if is_about(name) && given.at <= answer.at {
+                given.is_listed = false;
+            }
+        }
+        let incoming: Vec<(GivenName, Vec<AllocatedDevice>)> = answer
+            .containers
+            .into_iter()
+            .map(|of| {
+                let name = GivenName {
+                    namespace: of.namespace,
+                    pod: of.pod,
+                    container: of.container,
+                };
+                (name, of.devices)
+            })
+            .collect();
+        // What nobody lists and nobody holds is over.
+        let lives = self.lives.values();
+        let kept: HashSet<&GivenName> = lives
+            .filter_map(|life| life.name.as_ref())
+            .chain(incoming.iter().map(|(name, _)| name))
+            .collect();
+        self.given
+            .retain(|name, given| given.is_listed || kept.contains(name));
+        for (name, devices) in incoming {
+            if !self.given.contains_key(&name) && self.given.len() >= self.limit {
+                self.overflows += 1;
+                continue;
+            }
+            let given = self.given.entry(name).or_insert_with(|| Given {
+                grants: Vec::new(),
+                at: answer.at,
+                is_listed: true,
+            });
+            if given.at > answer.at {
+                continue;
+            }
+            given.at = answer.at;
+            given.is_listed = true;
+            let before = std::mem::take(&mut given.grants);
+            let since = |device: &AllocatedDevice| {
+                let known = before.iter().find(|grant| grant.device == *device);
+                known.map_or(answer.at, |grant| grant.since)
+            };
+            given.grants = devices
+                .into_iter()
+                .map(|device| Grant {
+                    since: since(&device),
+                    device,
+                })
+                .collect();
+        }
+    }
+
+    /// Whether a container's life is known.
+    #[must_use]
+    pub fn knows(&self, container: &ContainerId) -> bool {
+        self.lives.contains_key(container)
+    }
+
+    /// Containers that are believed to live, and those that are believed not to.
+    pub fn spans(&self) -> impl Iterator<Item = (&ContainerId, Span)> {
+        self.lives.iter().map(|(id, life)| (id, life.span))
+    }
+
+    /// Notes from when to when a container has lived, as far as known now.
+    pub fn meet(&mut self, container: &ContainerId, span: Span) {
+        if let Some(life) = self.lives.get_mut(container) {
+            // A process that turns out to be older moves the start; one that is newer does not.
+            life.span = Span {
+                start: life.span.start.min(span.start),
+                end: span.end,
+            };
+            return;
+        }
+        if self.lives.len() >= self.limit {
+            self.overflows += 1;
+            return;
+        }
+        self.lives.insert(
+            container.clone(),
+            Life {
+                span,
+                name: None,
+                grants: Vec::new(),
+                as_of: BootTime::default(),
+                through: BTreeMap::new(),
+                asked: false,
+                lookups: 0,
+            },
+        );
+    }
+
+    /// The containers whose names should be asked for now: those that have none, while the kubelet
+    /// has given something to somebody who has not been met. `is_due` says so for each.
+    pub fn wanted(&mut self, mut is_due: impl FnMut(&ContainerId) -> bool) -> Vec<ContainerId> {
+        let lives = self.lives.values();
+        let met: HashSet<_> = lives.filter_map(|life| life.name.as_ref()).collect();
+        if self.given.keys().all(|name| met.contains(name)) {
+            return Vec::new();
+        }
+        let mut wanted = Vec::new();
+        for (id, life) in &mut self.lives {
+            let is_nameless = life.name.is_none() && life.span.end.is_none();
+            if is_nameless && life.lookups < MAX_LOOKUPS && is_due(id) {
+                life.lookups += 1;
+                wanted.push(id.clone());
+            }
+        }
+        wanted
+    }
+
+    /// Containers without a name.
+    pub fn unnamed(&self) -> Vec<ContainerId> {
+        let unnamed = self.lives.iter().filter(|(_, life)| life.name.is_none());
+        unnamed.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Gives a container its name; the first one stays. Returns the pod if the kubelet had better be
+    /// asked for it now.
+    pub fn name(&mut self, container: &ContainerId, names: &KubernetesNames) -> Option<PodName> {
+        let life = self.lives.get_mut(container)?;
+        let name = life.name.get_or_insert_with(|| GivenName {
+            namespace: Arc::clone(&names.namespace),
+            pod: Arc::clone(&names.pod),
+            container: Arc::clone(&names.container),
+        });
+        let is_answered = self
+            .given
+            .get(name)
+            .is_some_and(|given| given.at >= life.span.start);
+        // A sandbox is given nothing.
+        let may_hold = &*name.container != POD_ITSELF && life.span.end.is_none();
+        let should_ask = may_hold && !life.asked && !is_answered;
+        life.asked = true;
+        should_ask.then(|| PodName {
+            namespace: Arc::clone(&name.namespace),
+            pod: Arc::clone(&name.pod),
+        })
+    }
+
+    /// Counts allocated time up to `now`, for the GPUs of the list. Each stretch is told once.
+    pub fn settle<'a>(
+        &mut self,
+        now: BootTime,
+        gpus: impl IntoIterator<Item = &'a GpuInfo>,
+    ) -> Vec<Stretch> {
+        let gpus: Vec<&GpuInfo> = gpus.into_iter().collect();
+        let mut stretches = Vec::new();
+        for (container, life) in &mut self.lives {
+            let Some(name) = &life.name else { continue };
+            if let Some(given) = self.given.get(name)
+                && given.at >= life.span.start
+                && given.at > life.as_of
+                && !given.grants.is_empty()
+            {
+                life.grants.clone_from(&given.grants);
+                life.as_of = given.at;
+            }
+            let until = life.span.end.unwrap_or(now).min(now);
+            let mut since = BTreeMap::<usize, BootTime>::new();
+            for grant in &life.grants {
+                let Some(device) = &grant.device.device else {
+                    continue;
+                };
+                for gpu in resolve(device, &gpus) {
+                    let first = since.entry(gpu).or_insert(grant.since);
+                    *first = grant.since.min(*first);
+                }
+            }
+            for (gpu, since) in since {
+                let known = life.through.get(&gpu).copied();
+                let from = since.max(life.span.start).max(known.unwrap_or_default());
+                // What began after the container's end is somebody else's.
+                if from > until || (from == until && known.is_some()) {
+                    continue;
+                }
+                life.through.insert(gpu, until);
+                stretches.push(Stretch {
+                    container: container.clone(),
+                    gpu,
+                    from,
+                    amount: until.since(from),
+                });
+            }
+        }
+        self.lives
+            .retain(|_, life| life.span.end.is_none_or(|end| now.since(end) < KEEP_ENDED));
+        stretches.sort_by(|a, b| (&a.container, a.gpu).cmp(&(&b.container, b.gpu)));
+        stretches
+    }
+
+    /// Everything that is listed or held, in order of its names.
+    #[must_use]
+    pub fn holdings(&self) -> Vec<Holding<'_>> {
+        let mut met = HashSet::new();
+        let mut holdings = Vec::new();
+        for (container, life) in &self.lives {
+            let Some(name) = &life.name else { continue };
+            if life.grants.is_empty() {
+                continue;
+            }
+            let newest = self.given.get(name);
+            met.insert(name);
+            holdings.push(Holding {
+                name,
+                container: Some(container),
+                grants: &life.grants,
+                is_listed: newest.is_some_and(|given| given.is_listed),
+                ended: life.span.end,
+            });
+        }
+        let unmet = self.given.iter().filter(|(name, _)| !met.contains(name));
+        for (name, given) in unmet.filter(|(_, given)| given.is_listed) {
+            holdings.push(Holding {
+                name,
+                container: None,
+                grants: &given.grants,
+                is_listed: true,
+                ended: None,
+            });
+        }
+        holdings.sort_by_key(|holding| (holding.name, holding.container));
+        holdings
+    }
+}
+
+/// The GPUs that a reference means, as places in the list. A number that two GPUs of the list have,
+/// as after one was replaced, means neither.
+#[must_use]
+pub fn resolve(device: &DeviceRef, gpus: &[&GpuInfo]) -> Vec<usize> {
+    let found = |is: &dyn Fn(&GpuInfo) -> bool| {
+        let places = gpus.iter().enumerate().filter(|(_, gpu)| is(gpu));
+        let places: Vec<usize> = places.map(|(at, _)| at).collect();
+        match places[..] {
+            [one] => vec![one],
+            _ => Vec::new(),
+        }
+    };
+    match device {
+        DeviceRef::Uuid(uuid) => found(&|gpu| gpu.uuid == *uuid),
+        // The numbers of an instance are those of its GPU, if any.
+        DeviceRef::Index(index) => found(&|gpu| gpu.mig.is_none() && gpu.index == *index),
+        DeviceRef::Minor(minor) => found(&|gpu| gpu.mig.is_none() && gpu.minor == Some(*minor)),
+        DeviceRef::MigOf {
+            gpu: parent,
+            gpu_instance,
+            compute_instance,
+        } => found(&|gpu| {
+            gpu.mig.as_ref().is_some_and(|mig| {
+                (&mig.parent, mig.gpu_instance, mig.compute_instance)
+                    == (parent, *gpu_instance, *compute_instance)
+            })
+        }),
+        // Which of a GPU's instances has that index, the list does not say.
+        DeviceRef::MigIndex { .. } => Vec::new(),
+        // A GPU that is cut up is given in its pieces.
+        DeviceRef::All => {
+            let parents = gpus
+                .iter()
+                .filter_map(|gpu| Some(&gpu.mig.as_ref()?.parent));
+            let parents: HashSet<_> = parents.collect();
+            let whole = |gpu: &&GpuInfo| !parents.contains(&gpu.uuid);
+            let all = gpus.iter().enumerate().filter(|(_, gpu)| whole(gpu));
+            all.map(|(at, _)| at).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::input::{ContainerAllocation, MigInfo};
+    use crate::core::model::{GpuUuid, PodUid};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn at(seconds: u64) -> BootTime {
+        BootTime(seconds * SECOND)
+    }
+
+    fn gpu(index: u32) -> GpuInfo {
+        GpuInfo {
+            uuid: GpuUuid::from(&*format!("GPU-{index}")),
+            index,
+            // Unlike the index, as after a GPU fell off the bus.
+            minor: Some(7 - index),
+            model: "test".into(),
+            driver: "1".into(),
+            simulated: true,
+            memory_total: None,
+            mig: None,
+            engines: vec![],
+        }
+    }
+
+    fn instance(of: u32, gpu_instance: u32) -> GpuInfo {
+        GpuInfo {
+            uuid: GpuUuid::from(&*format!("MIG-{of}-{gpu_instance}")),
+            mig: Some(MigInfo {
+                parent: GpuUuid::from(&*format!("GPU-{of}")),
+                profile: "1g.10gb".into(),
+                gpu_instance,
+                compute_instance: 0,
+            }),
+            ..gpu(of)
+        }
+    }
+
+    fn device(index: u32, replica: u32) -> AllocatedDevice {
+        AllocatedDevice {
+            resource: "nvidia.com/gpu".into(),
+            id: format!("{index}::{replica}").into(),
+            device: Some(DeviceRef::Index(index)),
+        }
+    }
+
+    fn names(pod: &str) -> KubernetesNames {
+        KubernetesNames {
+            namespace: "ml".into(),
+            pod: pod.into(),
+            pod_uid: PodUid::from("uid"),
+            container: "main".into(),
+        }
+    }
+
+    /// A list of everything, with these pods.
+    fn list(seconds: u64, pods: &[(&str, &[AllocatedDevice])]) -> Allocations {
+        Allocations {
+            at: at(seconds),
+            pod: None,
+            containers: pods
+                .iter()
+                .map(|(pod, devices)| ContainerAllocation {
+                    namespace: "ml".into(),
+                    pod: (*pod).into(),
+                    container: "main".into(),
+                    devices: devices.to_vec(),
+                })
+                .collect(),
+        }
+    }
+
+    /// A table and the GPUs 0 and 1.
+    struct Node {
+        table: AllocationTable,
+        gpus: Vec<GpuInfo>,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            Self {
+                table: AllocationTable::new(100),
+                gpus: vec![gpu(0), gpu(1)],
+            }
+        }
+
+        fn lives(&mut self, id: &str, pod: &str, start: u64) -> Option<PodName> {
+            let span = Span {
+                start: at(start),
+                end: None,
+            };
+            self.table.meet(&id.into(), span);
+            self.table.name(&id.into(), &names(pod))
+        }
+
+        fn dies(&mut self, id: &str, end: u64) {
+            let span = Span {
+                start: BootTime::MAX,
+                end: Some(at(end)),
+            };
+            self.table.meet(&id.into(), span);
+        }
+
+        /// What is counted now: container, GPU, from, seconds.
+        fn settle(&mut self, seconds: u64) -> Vec<(String, usize, u64, u64)> {
+            let stretches = self.table.settle(at(seconds), &self.gpus);
+            stretches
+                .into_iter()
+                .map(|of| {
+                    let id = of.container.to_string();
+                    (id, of.gpu, of.from.0 / SECOND, of.amount.0 / SECOND)
+                })
+                .collect()
+        }
+    }
+
+    fn one(id: &str, gpu: usize, from: u64, amount: u64) -> Vec<(String, usize, u64, u64)> {
+        vec![(id.to_owned(), gpu, from, amount)]
+    }
+
+    #[test]
+    fn time_counts_from_the_later_of_the_first_list_and_the_first_process() {
+        let mut node = Node::new();
+        node.lives("a", "old", 10);
+        assert_eq!(node.settle(19), []);
+        node.table.take(list(
+            20,
+            &[("old", &[device(0, 0)]), ("new", &[device(1, 0)])],
+        ));
+        // Open at once, before any time has passed.
+        assert_eq!(node.settle(20), one("a", 0, 20, 0));
+        node.lives("b", "new", 25);
+        // An answer that is older than the container may be about another one of its name.
+        assert_eq!(node.settle(29), one("a", 0, 20, 9));
+        node.table.take(list(
+            30,
+            &[("old", &[device(0, 0)]), ("new", &[device(1, 0)])],
+        ));
+        assert_eq!(
+            node.settle(32),
+            [one("a", 0, 29, 3), one("b", 1, 25, 7)].concat()
+        );
+        assert_eq!(node.settle(32), [], "each stretch is told once");
+    }
+
+    #[test]
+    fn what_the_kubelet_forgets_or_cannot_say_counts_while_the_container_lives() {
+        let mut node = Node::new();
+        node.lives("a", "p", 10);
+        node.table.take(list(10, &[("p", &[device(0, 0)])]));
+        node.settle(20);
+        node.table.take(list(20, &[]));
+        assert_eq!(node.settle(30), one("a", 0, 20, 10));
+        assert!(!node.table.holdings()[0].is_listed);
+        // A list without devices is one of a kubelet that lost its checkpoint. Nothing comes at all
+        // for an hour; then it knows again, and nothing begins anew.
+        assert_eq!(node.settle(3_630), one("a", 0, 30, 3_600));
+        node.table.take(list(3_640, &[("p", &[device(0, 0)])]));
+        assert_eq!(node.settle(3_640), one("a", 0, 3_630, 10));
+        node.dies("a", 3_645);
+        assert_eq!(node.settle(3_650), one("a", 0, 3_640, 5));
+        assert_eq!(node.settle(3_660), []);
+    }
+
+    #[test]
+    fn a_pod_that_is_over_counts_nothing_however_long_it_is_listed() {
+        let mut node = Node::new();
+        node.table.take(list(10, &[("done", &[device(0, 0)])]));
+        assert_eq!(node.settle(20), [], "no container was ever seen");
+        assert_eq!(node.table.holdings()[0].container, None);
+        node.lives("a", "p", 20);
+        node.table.take(list(20, &[("p", &[device(0, 0)])]));
+        node.dies("a", 25);
+        assert_eq!(node.settle(30), one("a", 0, 20, 5));
+        for seconds in [40, 100, 1_000] {
+            node.table.take(list(seconds, &[("p", &[device(0, 0)])]));
+            assert_eq!(node.settle(seconds), []);
+        }
+        // Its name is given to another pod, with another GPU.
+        node.table.take(list(1_010, &[("p", &[device(1, 0)])]));
+        node.lives("b", "p", 1_005);
+        assert_eq!(node.settle(1_020), one("b", 1, 1_010, 10));
+    }
+
+    #[test]
+    fn a_restart_in_a_pod_pauses_the_count() {
+        let mut node = Node::new();
+        node.lives("a", "p", 10);
+        node.table.take(list(12, &[("p", &[device(0, 0)])]));
+        node.dies("a", 20);
+        assert_eq!(node.settle(21), one("a", 0, 12, 8));
+        node.lives("b", "p", 30);
+        node.table.take(list(32, &[("p", &[device(0, 0)])]));
+        assert_eq!(node.settle(40), one("b", 0, 30, 10));
+    }
+
+    #[test]
+    fn a_container_that_ended_before_the_answer_has_what_was_listed_in_its_life() {
+        let mut node = Node::new();
+        node.table.take(list(10, &[("short", &[device(0, 0)])]));
+        node.lives("a", "short", 12);
+        node.dies("a", 15);
+        assert_eq!(node.settle(15), []);
+        node.table.take(list(
+            20,
+            &[("short", &[device(0, 0)]), ("late", &[device(1, 0)])],
+        ));
+        node.lives("b", "late", 12);
+        node.dies("b", 15);
+        assert_eq!(
+            node.settle(20),
+            one("a", 0, 12, 3),
+            "the other was not given in its life"
+        );
+    }
+
+    #[test]
+    fn a_gpu_counts_once_however_often_it_is_given() {
+        let mut node = Node::new();
+        node.lives("a", "p", 10);
+        let twice = [device(0, 0), device(0, 1), device(1, 0)];
+        node.table.take(list(10, &[("p", &twice)]));
+        assert_eq!(
+            node.settle(20),
+            [one("a", 0, 10, 10), one("a", 1, 10, 10)].concat()
+        );
+        // A replica less is no less of the GPU.
+        node.table.take(list(20, &[("p", &twice[1..2])]));
+        assert_eq!(node.settle(30), one("a", 0, 20, 10));
+    }
+
+    #[test]
+    fn a_gpu_that_is_listed_late_gets_its_time_when_it_is() {
+        let mut node = Node::new();
+        let late = std::mem::take(&mut node.gpus);
+        node.lives("a", "p", 10);
+        node.table.take(list(10, &[("p", &[device(1, 0)])]));
+        assert_eq!(node.settle(100), []);
+        node.gpus = late;
+        assert_eq!(node.settle(110), one("a", 1, 10, 100));
+    }
+
+    #[test]
+    fn an_answer_about_one_pod_says_nothing_of_others_and_an_old_one_nothing_at_all() {
+        let mut node = Node::new();
+        assert!(node.lives("a", "p", 10).is_some(), "to be asked for");
+        assert!(node.lives("a", "p", 10).is_none(), "once");
+        node.lives("b", "q", 10);
+        node.table.take(list(20, &[("q", &[device(1, 0)])]));
+        let mut of_pod = list(21, &[("p", &[device(0, 0)])]);
+        of_pod.pod = Some(PodName {
+            namespace: "ml".into(),
+            pod: "p".into(),
+        });
+        node.table.take(of_pod.clone());
+        assert!(node.table.holdings().iter().all(|of| of.is_listed));
+        // It was asked for before, and comes after.
+        node.table.take(list(19, &[]));
+        assert!(node.table.holdings().iter().all(|of| of.is_listed));
+        of_pod.containers.clear();
+        of_pod.at = at(22);
+        node.table.take(of_pod);
+        node.settle(22);
+        let listed: Vec<_> = node
+            .table
+            .holdings()
+            .iter()
+            .map(|of| of.is_listed)
+            .collect();
+        assert_eq!(listed, [false, true]);
+        assert!(
+            node.lives("c", "q", 15).is_none(),
+            "answered since it began"
+        );
+    }
+
+    #[test]
+    fn names_are_asked_for_only_where_something_is_given_to_nobody() {
+        let mut node = Node::new();
+        let span = Span {
+            start: at(10),
+            end: None,
+        };
+        node.table.meet(&"a".into(), span);
+        assert_eq!(node.table.wanted(|_| true), []);
+        node.table.take(list(20, &[("p", &[device(0, 0)])]));
+        assert_eq!(node.table.wanted(|_| false), []);
+        for _ in 0..MAX_LOOKUPS {
+            assert_eq!(node.table.wanted(|_| true), ["a".into()]);
+        }
+        assert_eq!(node.table.wanted(|_| true), [], "not for ever");
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_forgets() {
+        let mut node = Node::new();
+        node.table = AllocationTable::new(2);
+        let gpus = [device(0, 0)];
+        node.table
+            .take(list(10, &[("p", &gpus), ("q", &gpus), ("r", &gpus)]));
+        for id in ["a", "b", "c"] {
+            node.lives(id, id, 10);
+        }
+        assert_eq!(node.table.overflows(), 2);
+        node.table.take(list(20, &[("r", &gpus)]));
+        assert_eq!(node.table.overflows(), 2, "there is room again");
+        node.dies("a", 20);
+        node.settle(20 + KEEP_ENDED.0 / SECOND);
+        assert!(!node.table.knows(&"a".into()) && node.table.knows(&"b".into()));
+    }
+
+    #[test]
+    fn a_reference_means_one_gpu_of_the_list_or_none() {
+        let list = [
+            gpu(0),
+            gpu(1),
+            instance(1, 3),
+            instance(1, 4),
+            gpu(2),
+            gpu(2),
+        ];
+        let list: Vec<&GpuInfo> = list.iter().collect();
+        let uuid = |text: &str| DeviceRef::Uuid(GpuUuid::from(text));
+        let mig_of = |gpu_instance, compute_instance| DeviceRef::MigOf {
+            gpu: GpuUuid::from("GPU-1"),
+            gpu_instance,
+            compute_instance,
+        };
+        let rows: [(DeviceRef, &[usize]); 13] = [
+            (uuid("GPU-0"), &[0]),
+            (uuid("MIG-1-4"), &[3]),
+            (uuid("GPU-9"), &[]),
+            (DeviceRef::Index(0), &[0]),
+            (DeviceRef::Index(1), &[1]),
+            (DeviceRef::Index(2), &[]),
+            (DeviceRef::Index(3), &[]),
+            (DeviceRef::Minor(7), &[0]),
+            (DeviceRef::Minor(0), &[]),
+            (mig_of(4, 0), &[3]),
+            (mig_of(4, 1), &[]),
+            (
+                DeviceRef::MigIndex {
+                    gpu: 1,
+                    instance: 0,
+                },
+                &[],
+            ),
+            (DeviceRef::All, &[0, 2, 3, 4, 5]),
+        ];
+        for (device, expect) in rows {
+            assert_eq!(resolve(&device, &list), expect, "{device:?}");
+        }
+    }
+}

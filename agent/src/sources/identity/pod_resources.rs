@@ -1,0 +1,721 @@
+//! Which container was given which GPU, from the kubelet's PodResources API, v1.
+//!
+//! The kubelet alone knows what its device plugins and DRA drivers gave away; the API server is not
+//! asked. It tells by namespace, pod and container, without ids, and without a time: everything is
+//! listed again and again, and one pod is asked for alone where the core has met it and the kubelet
+//! offers that (`Get`, since Kubernetes 1.27); where it does not, the list comes sooner.
+//!
+//! What a list says is passed on as it is said. Whether a listed pod still runs, and which GPU an
+//! index means, is for the core to know: some kubelets list pods that are over, others forget pods
+//! that run. `GetAllocatableResources` is not asked: it says what could be given, and NVML knows
+//! better which GPUs there are.
+//!
+//! Only devices that can be NVIDIA's GPUs are passed on, each with the kubelet's own id. An id that
+//! refers to no known device is passed on as such, never guessed at. An answer in which one
+//! container occurs twice with different devices contradicts itself (a pod was replaced by another
+//! of its name), and that container is left out of it.
+//!
+//! A kubelet is judged by whether it answers. A socket on which nobody offers this interface is as
+//! good as absent.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tonic::transport::Channel;
+use tracing::{debug, info, warn};
+
+use super::device_id::{Origin, device_ref, is_nvidia_kind};
+use super::grpc::{self, Fault, MAX_ANSWER};
+use super::proto::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
+use super::proto::pod_resources::{
+    ClaimResource, ContainerResources, GetPodResourcesRequest, ListPodResourcesRequest,
+    ListPodResourcesResponse, PodResources,
+};
+use super::retry::{Backoff, Socket, every};
+use super::{Counters, clean, is_kubernetes_name};
+use crate::core::input::{
+    AllocatedDevice, Allocations, ContainerAllocation, DeviceRef, Input, PodName, SourceHealth,
+};
+use crate::core::model::{BootTime, Clock, Nanos, SourceId, SourceState};
+
+/// Where the kubelet listens.
+pub const DEFAULT_SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
+/// The resources that can be NVIDIA's GPUs, unless configured.
+pub const DEFAULT_RESOURCES: [&str; 1] = ["nvidia.com/"];
+
+/// How long a session has to last for the waits to begin anew.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How close lists follow each other at most, however many pods are new.
+const LISTS_APART: Duration = Duration::from_secs(1);
+/// Containers of one answer that are passed on. A node has 110 pods, 256 where it is pushed.
+const MAX_CONTAINERS: usize = 4_096;
+/// Devices of one container. A node has 16 GPUs, each shared by some tens.
+const MAX_DEVICES: usize = 1_024;
+/// The DRA driver whose devices are GPUs.
+const GPU_DRIVER: &str = "gpu.nvidia.com";
+
+/// Where the kubelet is and how patient to be with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Resources that can be GPUs: a name, or a domain with a slash at its end.
+    pub resources: Vec<String>,
+    /// How long any one request may take.
+    pub timeout: Duration,
+    /// How often everything is listed.
+    pub interval: Duration,
+    /// Longest wait between attempts.
+    pub retry_max: Duration,
+    /// How often to look for a socket that is not there.
+    pub look_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: DEFAULT_SOCKET.into(),
+            resources: DEFAULT_RESOURCES.map(str::to_owned).to_vec(),
+            timeout: Duration::from_secs(5),
+            interval: Duration::from_secs(10),
+            retry_max: Duration::from_secs(30),
+            look_interval: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Follows the kubelet until `shutdown` turns true or nobody reads `out` any more.
+///
+/// `pods` are those that the core would like to know of soon; it may be closed. A full `out` holds
+/// this source and nothing else.
+pub async fn run(
+    config: Config,
+    counters: Arc<Counters>,
+    pods: mpsc::Receiver<PodName>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut follower = Follower {
+        config,
+        counters,
+        pods: Some(pods),
+        out,
+        clock,
+        state: None,
+        was_up: false,
+    };
+    tokio::select! {
+        // Both a `true` and a dropped sender mean the end.
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        Closed = follower.follow() => {}
+    }
+}
+
+/// Asks a kubelet for its list, once, and returns how many containers of its list have devices, for
+/// `gpuacct check`.
+///
+/// # Errors
+/// What failed, in words.
+pub async fn greet(socket: &Path, limit: Duration) -> Result<usize, String> {
+    let ask = async {
+        let counters = Counters::default();
+        let mut client = connect(socket, limit).await?;
+        let list = client.list(ListPodResourcesRequest {});
+        grpc::first_call("list", limit, &counters, list).await
+    };
+    let answer = ask.await.map_err(|fault: Fault| fault.to_string())?;
+    let containers = answer.pod_resources.iter().flat_map(|pod| &pod.containers);
+    let has_devices = |container: &&ContainerResources| {
+        !container.devices.is_empty() || !container.dynamic_resources.is_empty()
+    };
+    Ok(containers.filter(has_devices).count())
+}
+
+type Client = PodResourcesListerClient<Channel>;
+
+async fn connect(socket: &Path, limit: Duration) -> Result<Client, Fault> {
+    let channel = grpc::connect(socket, limit).await?;
+    Ok(Client::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+/// Nobody reads the observations any more.
+struct Closed;
+
+struct Follower {
+    config: Config,
+    counters: Arc<Counters>,
+    /// Gone once its other end is.
+    pods: Option<mpsc::Receiver<PodName>>,
+    out: mpsc::Sender<Input>,
+    clock: fn() -> Clock,
+    /// As last reported, and since when.
+    state: Option<(SourceState, BootTime)>,
+    /// Whether a kubelet has ever answered.
+    was_up: bool,
+}
+
+impl Follower {
+    async fn follow(&mut self) -> Closed {
+        let mut retry = Backoff::default();
+        loop {
+            if let Err(closed) = self.attempt(&mut retry).await {
+                return closed;
+            }
+        }
+    }
+
+    /// One session, and the wait after it.
+    async fn attempt(&mut self, retry: &mut Backoff) -> Result<(), Closed> {
+        let (socket, fault) = match grpc::look(&self.config.socket) {
+            Ok(Some(socket)) => {
+                let (begun, mut was_up) = (Instant::now(), false);
+                let fault = self.session(&mut was_up).await?;
+                if was_up && begun.elapsed() >= SETTLED {
+                    retry.reset();
+                }
+                self.was_up |= was_up;
+                fault.count(&self.counters);
+                (Some(socket), Some(fault))
+            }
+            Ok(None) if self.was_up => {
+                let path = self.config.socket.display().to_string();
+                (None, Some(Fault::Vanished(path)))
+            }
+            Ok(None) => (None, None),
+            Err(fault) => (None, Some(fault)),
+        };
+        let wait = match fault {
+            // As good as absent: nobody here has ever offered this interface.
+            Some(fault) if fault.is_unimplemented() && !self.was_up => {
+                debug!(%fault, "pod resources: not offered here");
+                self.report(SourceState::Absent).await?;
+                self.config.retry_max
+            }
+            Some(fault) => {
+                let wait = match &fault {
+                    Fault::Vanished(_) => self.config.look_interval,
+                    _ => retry.next(self.config.retry_max),
+                };
+                let nanos = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+                self.report(SourceState::Down {
+                    class: fault.class().into(),
+                    reason: clean(&fault.to_string(), &self.counters),
+                    next_retry: Some((self.clock)().boot.plus(nanos)),
+                })
+                .await?;
+                wait
+            }
+            None => {
+                self.report(SourceState::Absent).await?;
+                self.config.look_interval
+            }
+        };
+        if self.wait(wait, socket.as_ref()).await {
+            retry.reset();
+        }
+        Ok(())
+    }
+
+    /// Waits. True if it ended early since another socket is there now than `before`.
+    async fn wait(&mut self, span: Duration, before: Option<&Socket>) -> bool {
+        let end = Instant::now() + span;
+        let mut look = every(self.config.look_interval);
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return false,
+                _ = look.tick() => {
+                    let now = grpc::look(&self.config.socket);
+                    if matches!(now, Ok(Some(now)) if Some(&now) != before) {
+                        return true;
+                    }
+                }
+                // The next session begins with a list of everything.
+                pod = next(&mut self.pods) => if pod.is_none() {
+                    self.pods = None;
+                },
+            }
+        }
+    }
+
+    /// Asks one kubelet until it cannot be asked any more.
+    async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+        let limit = self.config.timeout;
+        let mut client = match connect(&self.config.socket, limit).await {
+            Ok(client) => client,
+            Err(fault) => return Ok(fault),
+        };
+        let at = (self.clock)().boot;
+        let list = client.list(ListPodResourcesRequest {});
+        match grpc::first_call("list", limit, &self.counters, list).await {
+            Ok(answer) => self.pass_on(at, answer).await?,
+            Err(fault) => return Ok(fault),
+        }
+        *was_up = true;
+        self.report(SourceState::Up).await?;
+
+        // A kubelet that was upgraded has another session.
+        let mut offers_get = true;
+        let mut listed = Instant::now();
+        let mut list_at = listed + self.config.interval;
+        loop {
+            tokio::select! {
+                () = sleep_until(list_at) => {
+                    let at = (self.clock)().boot;
+                    let list = client.list(ListPodResourcesRequest {});
+                    match grpc::call("list", limit, &self.counters, list).await {
+                        Ok(answer) => self.pass_on(at, answer).await?,
+                        Err(fault) => return Ok(fault),
+                    }
+                    listed = Instant::now();
+                    list_at = listed + self.config.interval;
+                }
+                pod = next(&mut self.pods) => {
+                    let Some(pod) = pod else {
+                        self.pods = None;
+                        continue;
+                    };
+                    let answered = if offers_get {
+                        self.get(&mut client, pod, &mut offers_get).await?
+                    } else {
+                        Ok(false)
+                    };
+                    match answered {
+                        Ok(true) => {}
+                        // The list will tell.
+                        Ok(false) => list_at = list_at.min(listed + LISTS_APART),
+                        Err(fault) => return Ok(fault),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for one pod, and passes on what comes. Whether anything did: a kubelet that does not
+    /// offer this is remembered, one that does not know the pod (yet) may list it all the same.
+    async fn get(
+        &mut self,
+        client: &mut Client,
+        pod: PodName,
+        offers_get: &mut bool,
+    ) -> Result<Result<bool, Fault>, Closed> {
+        let at = (self.clock)().boot;
+        let request = client.get(GetPodResourcesRequest {
+            pod_name: (*pod.pod).to_owned(),
+            pod_namespace: (*pod.namespace).to_owned(),
+        });
+        let limit = self.config.timeout;
+        let answer = match grpc::call("get", limit, &self.counters, request).await {
+            Ok(answer) => answer,
+            Err(fault) if fault.is_unimplemented() => {
+                debug!("pod resources: the kubelet only lists");
+                *offers_get = false;
+                return Ok(Ok(false));
+            }
+            Err(fault) if fault.is_an_answer() => {
+                debug!(%fault, "pod resources: no answer about one pod");
+                return Ok(Ok(false));
+            }
+            Err(fault) => return Ok(Err(fault)),
+        };
+        // An answer about another pod is none.
+        let asked = |of: &PodResources| of.name == *pod.pod && of.namespace == *pod.namespace;
+        let Some(found) = answer.pod_resources.filter(asked) else {
+            Counters::count(&self.counters.invalid_replies);
+            return Ok(Ok(false));
+        };
+        let containers = containers(vec![found], &self.config.resources, &self.counters);
+        let allocations = Allocations {
+            at,
+            pod: Some(pod),
+            containers,
+        };
+        self.send(Input::Allocations(allocations)).await?;
+        Ok(Ok(true))
+    }
+
+    async fn pass_on(&self, at: BootTime, answer: ListPodResourcesResponse) -> Result<(), Closed> {
+        let containers = containers(answer.pod_resources, &self.config.resources, &self.counters);
+        self.send(Input::Allocations(Allocations {
+            at,
+            pod: None,
+            containers,
+        }))
+        .await
+    }
+
+    /// Passes on a state if it is news.
+    async fn report(&mut self, state: SourceState) -> Result<(), Closed> {
+        let before = self.state.as_ref();
+        if before.is_some_and(|(before, _)| *before == state) {
+            return Ok(());
+        }
+        let place = self.config.socket.display().to_string();
+        let same = before.filter(|(before, _)| before.as_str() == state.as_str());
+        let since = match same {
+            Some((_, since)) => *since,
+            None => {
+                match &state {
+                    SourceState::Down { class, reason, .. } => {
+                        warn!(place, %class, %reason, "pod resources: down");
+                    }
+                    _ => info!(place, state = state.as_str(), "pod resources"),
+                }
+                (self.clock)().boot
+            }
+        };
+        self.state = Some((state.clone(), since));
+        self.send(Input::Health(SourceHealth {
+            source: SourceId::PodResources,
+            state,
+            since,
+            place: place.into(),
+        }))
+        .await
+    }
+
+    async fn send(&self, input: Input) -> Result<(), Closed> {
+        self.out.send(input).await.map_err(|_| Closed)
+    }
+}
+
+/// The next pod to ask for; none ever, once nobody can name one.
+async fn next(pods: &mut Option<mpsc::Receiver<PodName>>) -> Option<PodName> {
+    match pods {
+        Some(pods) => pods.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The containers that have devices which can be GPUs, each once.
+fn containers(
+    pods: Vec<PodResources>,
+    resources: &[String],
+    counters: &Counters,
+) -> Vec<ContainerAllocation> {
+    type Name = (String, String, String);
+    let mut order = Vec::<Name>::new();
+    let mut found = HashMap::<Name, Option<Vec<AllocatedDevice>>>::new();
+    for pod in pods {
+        for container in pod.containers {
+            let devices = devices(&container, resources, counters);
+            if devices.is_empty() {
+                continue;
+            }
+            let names = [&pod.namespace, &pod.name, &container.name];
+            if !names.iter().all(|name| is_kubernetes_name(name)) {
+                Counters::count(&counters.kubernetes_refused);
+                continue;
+            }
+            let name = (pod.namespace.clone(), pod.name.clone(), container.name);
+            match found.entry(name) {
+                Entry::Vacant(_) if order.len() >= MAX_CONTAINERS => {
+                    Counters::count(&counters.entries_dropped);
+                }
+                Entry::Vacant(entry) => {
+                    order.push(entry.key().clone());
+                    entry.insert(Some(devices));
+                }
+                Entry::Occupied(mut entry) => {
+                    if entry.get().as_ref() != Some(&devices) {
+                        Counters::count(&counters.entries_dropped);
+                        entry.insert(None);
+                    }
+                }
+            }
+        }
+    }
+    let taken = order.into_iter().filter_map(|name| {
+        let devices = found.remove(&name)??;
+        Some(ContainerAllocation {
+            namespace: name.0.into(),
+            pod: name.1.into(),
+            container: name.2.into(),
+            devices,
+        })
+    });
+    taken.collect()
+}
+
+/// A container's devices that can be GPUs: those of device plugins, then those of claims.
+fn devices(
+    container: &ContainerResources,
+    resources: &[String],
+    counters: &Counters,
+) -> Vec<AllocatedDevice> {
+    let mut devices = Vec::<AllocatedDevice>::new();
+    let mut take = |resource: &str, id: &str, device: Option<DeviceRef>| {
+        if devices.len() >= MAX_DEVICES {
+            Counters::count(&counters.entries_dropped);
+            return;
+        }
+        let device = AllocatedDevice {
+            resource: clean(resource, counters),
+            id: clean(id, counters),
+            device,
+        };
+        if !devices.contains(&device) {
+            devices.push(device);
+        }
+    };
+    for of_resource in &container.devices {
+        let resource = &of_resource.resource_name;
+        let Some(origin) = origin(resource, resources) else {
+            continue;
+        };
+        for id in &of_resource.device_ids {
+            take(resource, id, device_ref(id, origin));
+        }
+    }
+    for claim in &container.dynamic_resources {
+        for device in &claim.claim_resources {
+            claimed(device, resources, &mut take);
+        }
+    }
+    devices
+}
+
+/// What a device of a claim is: whatever any of its names says, and where one is a UUID, that.
+fn claimed(
+    device: &ClaimResource,
+    resources: &[String],
+    take: &mut impl FnMut(&str, &str, Option<DeviceRef>),
+) {
+    let is_kind = |name: &str| {
+        name.split_once('=')
+            .is_some_and(|(kind, _)| is_nvidia_kind(kind))
+    };
+    let of_driver = device.driver_name == GPU_DRIVER || resources.contains(&device.driver_name);
+    let cdi = device.cdi_devices.iter().map(|device| device.name.as_str());
+    let mut names: Vec<&str> = cdi.filter(|name| of_driver || is_kind(name)).collect();
+    if names.is_empty() && !of_driver {
+        return;
+    }
+    if of_driver && !device.device_name.is_empty() {
+        names.push(&device.device_name);
+    }
+    let resource = match device.driver_name.as_str() {
+        "" => GPU_DRIVER,
+        driver => driver,
+    };
+    let mut meant: Vec<_> = names
+        .iter()
+        .filter_map(|name| Some((*name, device_ref(name, Origin::Dra)?)))
+        .collect();
+    if meant.iter().any(|(_, device)| is_uuid(device)) {
+        meant.retain(|(_, device)| is_uuid(device));
+    }
+    let mut told = Vec::new();
+    for (name, device) in meant {
+        if !told.contains(&device) {
+            take(resource, name, Some(device.clone()));
+            told.push(device);
+        }
+    }
+    if told.is_empty()
+        && let Some(name) = names.last()
+    {
+        take(resource, name, None);
+    }
+}
+
+fn is_uuid(device: &DeviceRef) -> bool {
+    matches!(device, DeviceRef::Uuid(_) | DeviceRef::MigOf { .. })
+}
+
+/// What ids of a resource can mean; nothing where it is not one of those that can be GPUs.
+fn origin(resource: &str, resources: &[String]) -> Option<Origin> {
+    if resources.iter().any(|name| name == resource) {
+        return Some(Origin::Gpus);
+    }
+    let (domain, name) = resource.split_once('/')?;
+    let of_domain = |entry: &String| entry.strip_suffix('/') == Some(domain);
+    if !resources.iter().any(of_domain) {
+        return None;
+    }
+    // `gpu`, `gpu.shared`, `mig-1g.10gb`; a domain may have network cards, too.
+    let is_gpus = name == "gpu" || name.starts_with("gpu.") || name.starts_with("mig-");
+    Some(if is_gpus {
+        Origin::Gpus
+    } else {
+        Origin::MaybeGpus
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::super::proto::pod_resources::{CdiDevice, ContainerDevices, DynamicResource};
+    use super::*;
+    use crate::core::model::GpuUuid;
+
+    const GPU: &str = "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566";
+
+    fn given(resource: &str, ids: &[&str]) -> ContainerDevices {
+        ContainerDevices {
+            resource_name: resource.to_owned(),
+            device_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        }
+    }
+
+    fn pod(name: &str, containers: Vec<(&str, Vec<ContainerDevices>)>) -> PodResources {
+        PodResources {
+            name: name.to_owned(),
+            namespace: "ml".to_owned(),
+            containers: containers
+                .into_iter()
+                .map(|(name, devices)| ContainerResources {
+                    name: name.to_owned(),
+                    devices,
+                    dynamic_resources: vec![],
+                })
+                .collect(),
+        }
+    }
+
+    fn defaults() -> Vec<String> {
+        Config::default().resources
+    }
+
+    #[test]
+    fn only_resources_that_can_be_gpus_count() {
+        let renamed = [defaults(), vec!["corp.example/fast".to_owned()]].concat();
+        let rows: [(&str, &[String], Option<Origin>); 9] = [
+            ("nvidia.com/gpu", &defaults(), Some(Origin::Gpus)),
+            ("nvidia.com/gpu.shared", &defaults(), Some(Origin::Gpus)),
+            ("nvidia.com/mig-1g.10gb", &defaults(), Some(Origin::Gpus)),
+            ("nvidia.com/hostdev", &defaults(), Some(Origin::MaybeGpus)),
+            ("nvidia.com.example/gpu", &defaults(), None),
+            ("amd.com/gpu", &defaults(), None),
+            ("cpu", &defaults(), None),
+            ("corp.example/fast", &renamed, Some(Origin::Gpus)),
+            ("corp.example/other", &renamed, None),
+        ];
+        for (resource, resources, expect) in rows {
+            assert_eq!(origin(resource, resources), expect, "{resource}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_listed_twice_differently_is_left_out() {
+        let counters = Counters::default();
+        let gpu = |id: &str| vec![given("nvidia.com/gpu", &[id])];
+        let pods = vec![
+            pod("a", vec![("main", gpu("0")), ("sidecar", vec![])]),
+            pod("b", vec![("main", gpu("1"))]),
+            // Listed by way of its static and its mirror pod: the same.
+            pod("b", vec![("main", gpu("1"))]),
+            pod("a", vec![("main", gpu("2")), ("other", gpu("3"))]),
+            pod("a", vec![("main", gpu("0"))]),
+            pod("(none)", vec![("main", gpu("0"))]),
+        ];
+        let found = containers(pods, &defaults(), &counters);
+        let names: Vec<_> = found
+            .iter()
+            .map(|found| format!("{}/{}", found.pod, found.container))
+            .collect();
+        assert_eq!(names, ["b/main", "a/other"]);
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        assert_eq!(read(&counters.entries_dropped), 2);
+        assert_eq!(read(&counters.kubernetes_refused), 1);
+    }
+
+    #[test]
+    fn answers_are_bounded_and_what_is_cut_is_counted() {
+        let counters = Counters::default();
+        let ids: Vec<String> = (0..MAX_DEVICES + 5)
+            .map(|at| format!("{GPU}::{at}"))
+            .collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let mut pods = vec![pod(
+            "all",
+            vec![("main", vec![given("nvidia.com/gpu", &ids)])],
+        )];
+        pods.extend((0..MAX_CONTAINERS).map(|at| {
+            pod(
+                &format!("p{at}"),
+                vec![("main", vec![given("nvidia.com/gpu", &["0"])])],
+            )
+        }));
+        let found = containers(pods, &defaults(), &counters);
+        assert_eq!(found.len(), MAX_CONTAINERS);
+        assert_eq!(found[0].devices.len(), MAX_DEVICES);
+        assert_eq!(counters.entries_dropped.load(Ordering::Relaxed), 6);
+    }
+
+    #[test]
+    fn a_claims_device_is_whatever_its_best_name_says() {
+        let uuid = || Some(DeviceRef::Uuid(GpuUuid::from(GPU)));
+        let minor = || Some(DeviceRef::Minor(1));
+        let by_uuid = format!("nvidia.com/gpu={GPU}");
+        let by_claim = format!("k8s.gpu.nvidia.com/claim={}-gpu-1", &GPU[4..]);
+        let device = "k8s.gpu.nvidia.com/device=gpu-1";
+        let mig = "k8s.gpu.nvidia.com/device=gpu-1-mig-19-0-1";
+        type Row<'a> = (
+            &'a str,
+            &'a [&'a str],
+            &'a str,
+            &'a [(&'a str, Option<DeviceRef>)],
+        );
+        let rows: [Row<'_>; 9] = [
+            (GPU_DRIVER, &[device], "gpu-1", &[(device, minor())]),
+            (
+                GPU_DRIVER,
+                &[device, &by_claim],
+                "gpu-1",
+                &[(device, minor())],
+            ),
+            (GPU_DRIVER, &[&by_uuid], "gpu-1", &[(&by_uuid, uuid())]),
+            (GPU_DRIVER, &[], "gpu-1", &[("gpu-1", minor())]),
+            (
+                GPU_DRIVER,
+                &[mig],
+                "gpu-1-mig-19-0-1",
+                &[("gpu-1-mig-19-0-1", None)],
+            ),
+            // Another driver that hands on NVIDIA's devices.
+            ("dra.example", &[&by_uuid], "card-7", &[(&by_uuid, uuid())]),
+            ("dra.example", &["example/card=7"], "gpu-7", &[]),
+            (
+                "compute-domain.nvidia.com",
+                &["k8s.compute-domain.nvidia.com/claim=x"],
+                "channel-0",
+                &[],
+            ),
+            ("", &[], "", &[]),
+        ];
+        for (driver, cdi, name, expect) in rows {
+            let container = ContainerResources {
+                name: "main".to_owned(),
+                devices: vec![],
+                dynamic_resources: vec![DynamicResource {
+                    claim_name: "one-gpu".to_owned(),
+                    claim_namespace: "ml".to_owned(),
+                    claim_resources: vec![ClaimResource {
+                        cdi_devices: cdi
+                            .iter()
+                            .map(|name| CdiDevice {
+                                name: (*name).to_owned(),
+                            })
+                            .collect(),
+                        driver_name: driver.to_owned(),
+                        pool_name: "node".to_owned(),
+                        device_name: name.to_owned(),
+                    }],
+                }],
+            };
+            let found = devices(&container, &defaults(), &Counters::default());
+            let found: Vec<_> = found
+                .iter()
+                .map(|device| (&*device.id, device.device.clone()))
+                .collect();
+            assert_eq!(found, expect, "{driver} {cdi:?} {name}");
+        }
+    }
+}
