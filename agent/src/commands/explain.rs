@@ -14,7 +14,7 @@ use super::table::{printable, wrap};
 use crate::core::model::{BootTime, SourceState, WallTime};
 use crate::core::snapshot::{
     AccountStory, AllocationState, AllocationView, AnswerOutcome, AnswerStory, CgroupStory,
-    Explanation, OwnerStory, ProcessStory, SeenBy, Who,
+    Explanation, OwnerStory, ProcessStory, RefusalStory, SeenBy, Who,
 };
 use crate::outputs::socket::DEFAULT_PATH;
 
@@ -136,10 +136,23 @@ impl Page<'_> {
         self.cgroups("cgroup", &process.cgroups);
         self.cgroups("moved from", &process.moved_from);
         self.line(1, &format!("owner: {}", process.owner));
+        if let Some(refused) = &process.refused {
+            let what = format!("{}, which another cgroup has", refused.claimed);
+            self.refused(&what, refused);
+        }
         for used in &process.gpus {
             let memory = used.memory.map_or_else(unknown, bytes);
             let now = share(used.share);
             self.line(1, &format!("{}: {now} now, memory {memory}", used.gpu));
+        }
+    }
+
+    fn refused(&mut self, what: &str, refused: &RefusalStory) {
+        self.line(1, &format!("refused: {what}"));
+        // Whole, like every path.
+        for (what, path) in [("bears it", &refused.place), ("has it", &refused.bound_to)] {
+            let path = printable(path);
+            self.text.push_str(&format!("    {what}: {path}\n"));
         }
     }
 
@@ -171,6 +184,7 @@ impl Page<'_> {
                 pod_uid,
                 qos,
                 inner,
+                outer,
             } => {
                 self.line(0, &format!("container {id}"));
                 self.line(
@@ -180,6 +194,9 @@ impl Page<'_> {
                 if let Some(uid) = pod_uid {
                     let qos = qos.as_deref().unwrap_or("class not known");
                     self.line(1, &format!("pod uid: {uid} ({qos}), by its cgroup"));
+                }
+                for outer in outer {
+                    self.line(1, &format!("it is inside, and not the payer: {outer}"));
                 }
                 for inner in inner {
                     self.line(1, &format!("inside it, and not the payer: {inner}"));
@@ -208,6 +225,9 @@ impl Page<'_> {
         }
         if let Some(allocation) = &owner.allocation {
             self.allocation(allocation);
+        }
+        for refused in &owner.refused {
+            self.refused("another cgroup that bears its id", refused);
         }
         for account in &owner.accounts {
             self.account(account);
@@ -334,6 +354,11 @@ mod tests {
                     path: None,
                 }],
                 owner: HEX.into(),
+                refused: Some(RefusalStory {
+                    claimed: format!("pod {UID}").into(),
+                    place: format!("/docker/{HEX}/kubepods/pod{UID}").into(),
+                    bound_to: format!("/kubepods/burstable/pod{UID}").into(),
+                }),
                 gpus: vec![GpuUse {
                     gpu: FIRST_GPU.into(),
                     share: 0.5,
@@ -348,6 +373,7 @@ mod tests {
                     pod_uid: Some(UID.into()),
                     qos: Some("Burstable".into()),
                     inner: vec!["bb66".repeat(16).as_str().into()],
+                    outer: vec!["aa77".repeat(16).as_str().into()],
                 },
                 labels: ContainerLabels {
                     namespace: "research".into(),
@@ -400,6 +426,11 @@ mod tests {
                         })
                         .into(),
                 }),
+                refused: vec![RefusalStory {
+                    claimed: format!("container {HEX}").into(),
+                    place: format!("/evil/{HEX}").into(),
+                    bound_to: format!("/kubepods/burstable/pod{UID}/{HEX}").into(),
+                }],
                 accounts: vec![AccountStory {
                     allocated: Nanos(90_000_000_000),
                     gpu: FIRST_GPU.into(),
@@ -419,7 +450,8 @@ mod tests {
     #[test]
     fn the_chain_in_words() {
         let page = page(&explanation());
-        for line in page.lines().filter(|line| !line.contains("cgroup (v2)")) {
+        let is_path = |line: &&str| line.contains(": /");
+        for line in page.lines().filter(|line| !is_path(line)) {
             assert!(line.width() <= WIDTH, "{} columns: {line}", line.width());
         }
         golden("explain.txt", &page);

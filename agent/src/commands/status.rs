@@ -275,7 +275,7 @@ pub(super) fn name(account: &ContainerAccount) -> String {
     let labels = &account.labels;
     if &*labels.container == UNRESOLVED {
         // Runtimes show twelve digits of an id, and so it can be looked up there.
-        let short = account.id.as_str().get(..12).unwrap_or(account.id.as_str());
+        let short = short(account.id.as_str());
         format!("{UNRESOLVED} {short}")
     } else if &*labels.namespace == NONE {
         labels.container.to_string()
@@ -342,6 +342,11 @@ fn host(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
     section(page, &table);
 }
 
+/// As much of an id as people read.
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
 fn process_list(
     page: &mut String,
     processes: &[GpuProcessView],
@@ -372,10 +377,13 @@ fn process_list(
             share(process.share),
             process.memory.map_or_else(unknown, bytes),
             if process.alive { "alive" } else { "gone" }.to_owned(),
-            names
-                .get(&*process.owner)
-                .cloned()
-                .unwrap_or_else(|| process.owner.to_string()),
+            process.inner.iter().fold(
+                names
+                    .get(&*process.owner)
+                    .cloned()
+                    .unwrap_or_else(|| process.owner.to_string()),
+                |owner, inner| format!("{owner} > {}", short(inner.as_str())),
+            ),
         ]);
     }
     section(page, &table);

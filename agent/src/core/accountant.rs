@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::allocation::{AllocationTable, Holding, Span, resolve};
 use super::amounts::Amounts;
 use super::attribute::{self, Charge};
+use super::cgroup_path::CgroupMeaning;
 use super::directory::{Directory, SourcesOfNames};
 use super::input::{
     EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
@@ -1010,6 +1011,22 @@ impl Accountant {
         snapshot
     }
 
+    /// The containers inside the payer in which a process runs.
+    fn inside_payer(&mut self, view: &GpuProcessView) -> Vec<ContainerId> {
+        let place = view.start.and_then(|start| {
+            let pid = view.pid;
+            self.processes.placement(ProcessId { pid, start })
+        });
+        match place.and_then(|place| self.placements.owner(place)) {
+            Some((Owner::Container(payer), CgroupMeaning::Container(cgroup))) => {
+                let ids = cgroup.chain().map(|container| &container.id);
+                let inner = ids.skip_while(|id| *id != payer).skip(1);
+                inner.cloned().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// The processes that use a GPU now or did within the last ten seconds.
     #[must_use]
     pub fn gpu_processes(&mut self, now: BootTime) -> Vec<GpuProcessView> {
@@ -1025,6 +1042,7 @@ impl Accountant {
                     start: charge.process.map(|process| process.start),
                     gpu: book.gpu.uuid.clone(),
                     owner: "".into(),
+                    inner: Vec::new(),
                     alive: false,
                     share: 0.0,
                     memory: None,
@@ -1048,12 +1066,16 @@ impl Accountant {
                     start: found.map(|process| process.start),
                     gpu: gpu.clone(),
                     owner: "".into(),
+                    inner: Vec::new(),
                     alive: false,
                     share: 0.0,
                     memory: None,
                 });
                 view.memory = process.memory;
             }
+        }
+        for view in views.values_mut() {
+            view.inner = self.inside_payer(view);
         }
         views
             .into_iter()

@@ -9,19 +9,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::accountant::{Accountant, no_names, ratio};
-use super::cgroup_path::{CgroupMeaning, ContainerCgroup};
+use super::cgroup_path::CgroupMeaning;
 use super::directory::{Answer, Outcome};
 use super::input::IdentitySource;
 use super::model::{Clock, ContainerId, GpuUuid, NONE, Pid, UNRESOLVED};
-use super::placement::{Owner, PlacementId};
+use super::placement::{Owner, PlacementId, Refusal};
 use super::process_table::Facts;
 use super::snapshot::{
     AccountStory, AnswerOutcome, AnswerStory, Attribution, CgroupStory, ContainerLabels,
-    Explanation, GpuUse, IdOnlyReason, OwnerStory, ProcessStory, SeenBy, Who,
+    Explanation, GpuUse, IdOnlyReason, OwnerStory, ProcessStory, RefusalStory, SeenBy, Who,
 };
 
 /// Processes that are told of.
 const MAX_PROCESSES: usize = 64;
+/// Cgroups with somebody else's id that are told of.
+const MAX_REFUSALS: usize = 16;
 /// Owners that are told of.
 const MAX_OWNERS: usize = 16;
 /// Digits below which a text is no prefix of a container id: too much would begin with it.
@@ -213,6 +215,7 @@ impl Accountant {
                 .map(|place| self.cgroup_stories(place))
                 .unwrap_or_default(),
             owner,
+            refused: self.placements.refusal(facts.placement).map(refusal_story),
             gpus: uses
                 .get(&facts.process.pid)
                 .filter(|_| is_newest)
@@ -258,6 +261,7 @@ impl Accountant {
                 Owner::Container(id) => self.allocation_of(id, clock),
                 Owner::Pod(_) | Owner::Host(_) => None,
             },
+            refused: self.refusal_stories(owner),
             accounts: self.account_stories(owner),
             who,
         }
@@ -274,19 +278,23 @@ impl Accountant {
             Owner::Container(id) => id,
         };
         let mut qos = None;
-        let mut inner = Vec::new();
+        let (mut inner, mut outer) = (Vec::new(), Vec::new());
         for facts in processes {
             let Some((Owner::Container(of), CgroupMeaning::Container(cgroup))) =
                 self.placements.owner(facts.placement)
             else {
                 continue;
             };
-            if of == id {
-                qos = qos.or(cgroup.pod.as_ref().map(|pod| pod.qos.as_str().into()));
-                for nested in inside(cgroup) {
-                    if !inner.contains(nested) {
-                        inner.push(nested.clone());
-                    }
+            if of != id {
+                continue;
+            }
+            let mut around = &mut outer;
+            for container in cgroup.chain() {
+                if container.id == *id {
+                    qos = qos.or(container.pod.as_ref().map(|pod| pod.qos.as_str().into()));
+                    around = &mut inner;
+                } else if !around.contains(&container.id) {
+                    around.push(container.id.clone());
                 }
             }
         }
@@ -296,6 +304,7 @@ impl Accountant {
             pod_uid: self.directory.pod_uid(id).map(|uid| Arc::clone(&uid.0)),
             qos,
             inner,
+            outer,
         }
     }
 
@@ -379,6 +388,15 @@ impl Accountant {
         }
     }
 
+    /// What else bears its id, in an order that stays.
+    fn refusal_stories(&self, owner: &Owner) -> Vec<RefusalStory> {
+        let refusals = self.placements.refusals_of(owner);
+        let places: BTreeMap<_, _> = refusals
+            .map(|refusal| (&refusal.place, refusal_story(refusal)))
+            .collect();
+        places.into_values().take(MAX_REFUSALS).collect()
+    }
+
     fn account_stories(&self, owner: &Owner) -> Vec<AccountStory> {
         let of_owner = self
             .ledger
@@ -410,10 +428,17 @@ impl Accountant {
     }
 }
 
-/// The ids of the containers within one, the outermost first.
-fn inside(cgroup: &ContainerCgroup) -> impl Iterator<Item = &ContainerId> {
-    std::iter::successors(cgroup.inner.as_deref(), |inner| inner.inner.as_deref())
-        .map(|inner| &inner.id)
+fn refusal_story(refusal: &Refusal) -> RefusalStory {
+    let claimed = match &refusal.claimed {
+        Owner::Container(id) => format!("container {id}"),
+        Owner::Pod(uid) => format!("pod {uid}"),
+        Owner::Host(unit) => unit.to_string(),
+    };
+    RefusalStory {
+        claimed: claimed.into(),
+        place: Arc::clone(&refusal.place),
+        bound_to: Arc::clone(&refusal.bound_to),
+    }
 }
 
 fn outcome(answer: &Answer) -> AnswerOutcome {
@@ -727,6 +752,54 @@ mod tests {
         let scanned = accountant.explain("8", at(104)).unwrap();
         assert_eq!(scanned.processes[0].seen_by, SeenBy::Scan);
         assert_eq!(scanned.processes[0].parent, Some(Pid(1)));
+    }
+
+    #[test]
+    fn containers_inside_and_ids_that_were_refused_are_told_of() {
+        let mut accountant = node();
+        let scanned = |pid, path: String| ScannedProcess {
+            pid: Pid(pid),
+            parent: Pid(1),
+            start: StartTicks(9_100),
+            cgroups: [(0, Arc::from(path))].into(),
+        };
+        let inner = "c".repeat(64);
+        let pod = format!("/kubepods/burstable/pod{UID}");
+        accountant.take(
+            Input::Processes(ProcessScan {
+                started: at(102).boot,
+                finished: at(102).boot,
+                processes: vec![
+                    scanned(9, format!("{pod}/{A}/docker/{inner}/docker/{B}")),
+                    scanned(10, format!("/evil{pod}/{A}")),
+                    scanned(11, format!("/batch/{B}/x")),
+                    scanned(12, format!("/docker/{B}")),
+                ],
+                skipped: 0,
+            }),
+            at(102),
+        );
+        let _ = accountant.commit(at(102));
+        let told = accountant.explain(A, at(103)).unwrap();
+        let Who::Container { inner: ids, .. } = &told.owners[0].who else {
+            panic!("a container: {told:?}");
+        };
+        let ids: Vec<_> = ids.iter().map(ContainerId::as_str).collect();
+        assert_eq!(ids, [&*inner, B]);
+        let [refused] = &told.owners[0].refused[..] else {
+            panic!("one other cgroup bears its id: {told:?}");
+        };
+        assert_eq!(*refused.claimed, *format!("container {A}"));
+        assert_eq!(*refused.place, *format!("/evil{pod}/{A}"));
+        assert_eq!(*refused.bound_to, *format!("{pod}/{A}"));
+
+        let told = accountant.explain("11", at(103)).unwrap();
+        let refused = told.processes[0].refused.as_ref().unwrap();
+        assert_eq!(*refused.place, *format!("/batch/{B}"));
+        assert_eq!(*refused.bound_to, *format!("/docker/{B}"));
+        assert!(
+            matches!(&told.owners[0].who, Who::Host { unit } if unit.as_str() == &*refused.place)
+        );
     }
 
     #[test]

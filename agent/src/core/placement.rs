@@ -125,6 +125,8 @@ struct Binding {
 
 /// An id, and the cgroups of one placement that bear it.
 struct Claim {
+    owner: Owner,
+    /// The same as [`key_of`] has it.
     key: Owner,
     places: BTreeSet<Arc<str>>,
     is_weak: bool,
@@ -476,7 +478,7 @@ impl PlacementTable {
                 return None;
             }
             Some(Refusal {
-                claimed: claim.key.clone(),
+                claimed: claim.owner.clone(),
                 place: Arc::clone(claim.places.first()?),
                 bound_to: Arc::clone(binding.places.first()?),
             })
@@ -646,6 +648,7 @@ fn key_of(owner: &Owner) -> Owner {
 fn claim<'a>(owner: &Owner, places: impl Iterator<Item = &'a Arc<str>>) -> Option<Claim> {
     let places: BTreeSet<Arc<str>> = places.cloned().collect();
     Some(Claim {
+        owner: owner.clone(),
         key: key_of(owner),
         is_weak: cgroup_path::is_users_own(places.first()?),
         places,

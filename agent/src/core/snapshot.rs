@@ -453,6 +453,9 @@ pub struct GpuProcessView {
     pub gpu: GpuUuid,
     /// The owner in words: a container id, a host unit, or a reason in parentheses.
     pub owner: Arc<str>,
+    /// Containers inside the payer in which it runs, the outermost first.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub inner: Vec<ContainerId>,
     /// Whether it is alive.
     pub alive: bool,
     /// Share of the GPU over the last ten seconds, 0..=1.
@@ -512,8 +515,22 @@ pub struct ProcessStory {
     pub moved_from: Vec<CgroupStory>,
     /// Who pays, as `GpuProcessView::owner` says it.
     pub owner: Arc<str>,
+    /// Why the id in its cgroup's path is not believed, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<RefusalStory>,
     /// The GPUs that it uses, or did within the last ten seconds.
     pub gpus: Vec<GpuUse>,
+}
+
+/// A cgroup that bears an id which belongs to another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalStory {
+    /// The id: `container <id>` or `pod <uid>`.
+    pub claimed: Arc<str>,
+    /// The cgroup that bears it.
+    pub place: Arc<str>,
+    /// The cgroup that it belongs to.
+    pub bound_to: Arc<str>,
 }
 
 /// How a process came to be known.
@@ -568,6 +585,9 @@ pub struct OwnerStory {
     /// What the kubelet has given it; absent where it has said nothing.
     #[serde(default)]
     pub allocation: Option<AllocationView>,
+    /// Other cgroups that bear its id now and are refused.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub refused: Vec<RefusalStory>,
     /// What is booked, by GPU.
     pub accounts: Vec<AccountStory>,
 }
@@ -576,7 +596,7 @@ pub struct OwnerStory {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Who {
-    /// The outermost container.
+    /// The container that pays: the outermost, unless it is configured otherwise.
     Container {
         /// Its id.
         id: ContainerId,
@@ -588,6 +608,9 @@ pub enum Who {
         qos: Option<Arc<str>>,
         /// Containers inside it in which its processes run, the outermost first.
         inner: Vec<ContainerId>,
+        /// Containers that it is in, the outermost first.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        outer: Vec<ContainerId>,
     },
     /// A pod's own cgroup.
     Pod {
