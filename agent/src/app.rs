@@ -41,6 +41,7 @@ use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
 use crate::sources::identity::{self, bundle, cri, docker, kubelet_logs};
+use crate::sources::kernel::opens::{State, Watch};
 use crate::sources::kernel::{KernelConfig, KernelSource, Tally};
 use crate::sources::procfs;
 
@@ -62,6 +63,8 @@ const LAST_WINDOWS: Duration = Duration::from_secs(2);
 /// How long a source that cannot be loaded rests at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
+/// How often a node without a GPU's device is looked at again.
+const LOOK_FOR_DEVICES: Duration = Duration::from_secs(10);
 
 /// Why the agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -166,10 +169,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     )?;
     let (blocked_now, blocked) = watch::channel(None);
     let kernel = follow_kernel(
-        KernelConfig {
-            ring_bytes: config.kernel.ring_bytes,
-            ..KernelConfig::default()
-        },
+        kernel_config(&config),
         inputs.clone(),
         announce_taken,
         rescans.clone(),
@@ -392,6 +392,17 @@ async fn tell(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState
     };
     // Nobody listens any more only when the agent is stopping.
     let _ = inputs.send(Input::Health(health)).await;
+}
+
+fn kernel_config(config: &Config) -> KernelConfig {
+    KernelConfig {
+        ring_bytes: config.kernel.ring_bytes,
+        watch: Watch {
+            names: config.kernel.devices.clone(),
+            ..Watch::default()
+        },
+        ..KernelConfig::default()
+    }
 }
 
 fn settings(config: &Config) -> Settings {
@@ -619,10 +630,13 @@ async fn follow_kernel(
             let config = config.clone();
             let loaded = tokio::task::spawn_blocking(move || KernelSource::load(&config)).await;
             let (class, reason) = match loaded {
-                Ok(Ok((source, mut batches))) => {
+                Ok(Ok((mut source, mut batches))) => {
                     pause = RETRY_FIRST;
                     reported.clear();
-                    tell(&inputs, SourceId::Kernel, SourceState::Up, "").await;
+                    let mut opens = source.opens();
+                    tell(&inputs, SourceId::Kernel, SourceState::Up, opens.as_str()).await;
+                    let mut look = interval(LOOK_FOR_DEVICES);
+                    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
                     // Full means that a scan is about to begin anyway.
                     let _ = rescans.try_send(());
                     loop {
@@ -637,6 +651,19 @@ async fn follow_kernel(
                                 None => break,
                             },
                             Some(()) = announce.recv() => source.clear_announced(),
+                            // The driver is often loaded later than the agent starts.
+                            _ = look.tick(), if opens == State::Waiting => {
+                                let looked = tokio::task::spawn_blocking(move || {
+                                    let opens = source.attach_opens();
+                                    (source, opens)
+                                });
+                                let Ok(looked) = looked.await else { break };
+                                (source, opens) = looked;
+                                if opens != State::Waiting {
+                                    let place = opens.as_str();
+                                    tell(&inputs, SourceId::Kernel, SourceState::Up, place).await;
+                                }
+                            }
                         }
                     }
                     tally.object_gone();

@@ -260,6 +260,11 @@ impl Accountant {
                     }
                     self.processes.exit(event.pid, event.start, event.at);
                 }
+                KernelEvent::Open(open) => {
+                    // Wherever its birth went, it lives here now. Nothing is booked for it.
+                    self.sight(&open.process, Sighting::Scan);
+                    self.wish(Effect::ReadLists);
+                }
                 KernelEvent::Cgroup(announcement) => {
                     if self.placements.announce(&announcement) {
                         self.wish(Effect::AnnounceAnew);

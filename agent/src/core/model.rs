@@ -194,6 +194,15 @@ pub struct ProcessId {
     pub start: StartTicks,
 }
 
+/// A device node, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DeviceNumber {
+    /// The driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
 /// A cgroup as the kernel numbers it: the hierarchy (0 is cgroup v2) and the kernfs node's id,
 /// which is also the inode number of its directory.
 #[derive(
