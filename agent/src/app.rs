@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, SourceHealth};
-use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
+use crate::core::model::{ContainerId, Nanos, Pid, SourceId, SourceState};
 use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
@@ -417,6 +417,8 @@ fn settings(config: &Config) -> Settings {
             Payer::Outermost => PayerRule::Outermost,
             Payer::Innermost => PayerRule::Innermost,
         },
+        lists_interval: nanos(config.gpu.lists_interval.0),
+        own_pid: Some(Pid(std::process::id())),
         ..Settings::default()
     }
 }
@@ -741,6 +743,7 @@ mod tests {
         let cri = cri::Config::default();
         assert_eq!(config.cri.sockets, cri.sockets);
         assert_eq!(config.cri.timeout.0, cri.timeout);
+        assert_eq!(config.kernel.devices, Watch::default().names);
     }
 
     #[tokio::test]

@@ -17,13 +17,15 @@ use super::placement::{Owner, PlacementId};
 use super::process_table::Facts;
 use super::snapshot::{
     AccountStory, AnswerOutcome, AnswerStory, Attribution, CgroupStory, ContainerLabels,
-    Explanation, GpuUse, IdOnlyReason, OwnerStory, ProcessStory, SeenBy, Who,
+    Explanation, GpuUse, IdOnlyReason, OwnerStory, ProcessStory, SeenBy, UnsampledStory, Who,
 };
 
 /// Processes that are told of.
 const MAX_PROCESSES: usize = 64;
 /// Owners that are told of.
 const MAX_OWNERS: usize = 16;
+/// Processes without a sample that are told of, for each owner.
+const MAX_UNSAMPLED: usize = 16;
 /// Digits below which a text is no prefix of a container id: too much would begin with it.
 const MIN_PREFIX: usize = 4;
 
@@ -82,7 +84,8 @@ impl Accountant {
     fn owners_called(&self, subject: &str) -> BTreeSet<Owner> {
         let accounts = self.ledger.accounts().map(|((_, owner), _)| owner);
         let containers = self.directory.ids().cloned().map(Owner::Container);
-        let known: BTreeSet<Owner> = accounts.cloned().chain(containers).collect();
+        let opened = self.opens.owners().cloned();
+        let known: BTreeSet<Owner> = accounts.cloned().chain(containers).chain(opened).collect();
         known
             .into_iter()
             .filter(|owner| self.is_called(owner, subject))
@@ -255,6 +258,17 @@ impl Accountant {
                 Owner::Pod(_) | Owner::Host(_) => Vec::new(),
             },
             accounts: self.account_stories(owner),
+            unsampled: self
+                .opens
+                .bounds_of(owner)
+                .take(MAX_UNSAMPLED)
+                .map(|bound| UnsampledStory {
+                    pid: bound.process.pid,
+                    device: bound.device.to_string().into(),
+                    opened: clock.wall_of(bound.opened),
+                    at_most: bound.died.since(bound.opened),
+                })
+                .collect(),
             who,
         }
     }

@@ -651,6 +651,7 @@ mod tests {
             let config = KernelConfig {
                 ring_bytes,
                 object: b"never looked at",
+                ..KernelConfig::default()
             };
             let error = KernelSource::load(&config).unwrap_err().to_string();
             assert!(

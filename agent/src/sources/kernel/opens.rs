@@ -20,17 +20,17 @@ use gpuacct_common::global::{NO_CALL, NO_MAJOR};
 use tracing::{debug, info, warn};
 
 use super::{KernelError, refused};
+use crate::core::model::DeviceNumber;
 
 /// Where the kernel lists the major numbers of its devices.
 const PROC_DEVICES: &str = "/proc/devices";
 /// What NVIDIA's driver calls its devices: the GPUs and the control device, in two generations of
 /// the driver, and unified memory.
 pub const NVIDIA: [&str; 3] = ["nvidia", "nvidia-frontend", "nvidia-uvm"];
-/// The GPUs' major number, which the kernel's list of devices reserves for NVIDIA: it is known also
-/// while the driver is not loaded.
+/// The GPUs' major number is reserved, and so known also while the driver is not loaded.
 ///
 /// <https://docs.kernel.org/admin-guide/devices.html>
-pub const NVIDIA_MAJOR: u32 = 195;
+pub const NVIDIA_MAJOR: u32 = DeviceNumber::NVIDIA;
 /// How many majors the object compares with.
 pub(super) const MAJORS: usize = gpuacct_common::global::DEVICE_MAJORS.len();
 

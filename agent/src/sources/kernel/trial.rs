@@ -126,6 +126,8 @@ pub fn reason(error: &KernelError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use gpuacct::core::snapshot::Snapshot;
 use gpuacct::outputs::condition::STUCK_AFTER;
 use gpuacct::outputs::counters::OutputCounters;
+use gpuacct::outputs::instruments::OptIn;
 use gpuacct::outputs::prometheus::{self, Exposition};
 use gpuacct::sources::clock;
 use tokio::sync::watch;
@@ -109,7 +110,7 @@ impl Server {
             clock: Arc::new(clock::now),
             stuck_after: STUCK_AFTER,
             // Off, as by default.
-            cadvisor: None,
+            opt_in: OptIn::default(),
         };
         let thread = std::thread::Builder::new()
             .name(SERVER.to_owned())
