@@ -16,7 +16,8 @@ pub const EXIT: u32 = 2;
 pub const MKDIR: u32 = 3;
 /// `cgroup_attach_task`.
 pub const ATTACH: u32 = 4;
-/// `chrdev_open`, or `sys_exit` where the kernel does not let the agent have that: never both.
+/// Opens of devices, by whichever hook the kernel lets the agent have: never two. Those on the calls
+/// that open files run with preemption disabled at the end of a call, and so one at a time.
 pub const OPEN: u32 = 5;
 /// How many attach points there are.
 pub const ATTACH_POINTS: usize = 6;

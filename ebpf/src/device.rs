@@ -4,11 +4,13 @@
 //! that it was used (monitors open them, too) nor by how much: the agent takes it as a trigger to
 //! read the GPUs' process lists, and as a bound on what a process too short for any sample can have
 //! used. What it does not see: descriptors that were inherited or sent, and, where the system calls
-//! are watched, opens by io_uring and by 32-bit programs.
+//! are watched, opens by io_uring and by 32-bit programs. On a preemptible kernel the function's
+//! hook misses an open that comes while another one's report is preempted on the same CPU.
 //!
 //! An open that fails is not reported.
 
-use aya_ebpf::Global;
+use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::{EbpfContext as _, Global};
 use gpuacct_common::counter::OPEN;
 use gpuacct_common::event::{KIND_OPEN, OpenRecord};
 use gpuacct_common::global::{NO_CALL, NO_MAJOR};
@@ -19,6 +21,8 @@ use crate::process;
 
 /// `MINORBITS` of `include/linux/kdev_t.h`: the kernel's own packing, which user space never sees.
 const MINOR_BITS: u32 = 20;
+/// Where a system call's tracepoint has its answer, in bytes.
+const ANSWER: usize = 16;
 
 macro_rules! globals {
     ($($name:ident = $none:expr, $doc:literal;)+) => {
@@ -65,14 +69,28 @@ pub(crate) fn report(device: u32) {
 }
 
 /// The running thread has returned from a system call with `answer`. Every call of every program
-/// comes here: most are told by their number alone, and of files that are no device only the inode
-/// is looked up.
+/// comes here, and most are told by their number alone.
 #[inline(always)]
 pub(crate) fn after_call(registers: Registers, answer: i64) {
     let call = registers.call();
-    if call != CALL_OPENAT.load() && call != CALL_OPEN.load() && call != CALL_OPENAT2.load() {
-        return;
+    if call == CALL_OPENAT.load() || call == CALL_OPEN.load() || call == CALL_OPENAT2.load() {
+        opened(answer);
     }
+}
+
+/// The running thread has returned from a system call that opens a file.
+#[inline(always)]
+pub(crate) fn after_open(ctx: &TracePointContext) {
+    // SAFETY: the verifier knows how long the context is; its answer is there on every kernel:
+    // `struct syscall_tp_t` of kernel/trace/trace_syscalls.c has it after the event's common
+    // header and the call's number.
+    let answer = unsafe { ctx.as_ptr().byte_add(ANSWER).cast::<i64>().read_volatile() };
+    opened(answer);
+}
+
+/// Of files that are no device only the inode is looked up.
+#[inline(always)]
+fn opened(answer: i64) {
     let Ok(descriptor) = u32::try_from(answer) else {
         return;
     };

@@ -17,8 +17,8 @@ mod maps;
 mod process;
 
 use aya_ebpf::Global;
-use aya_ebpf::macros::{btf_tracepoint, fexit};
-use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
+use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext, TracePointContext};
 use gpuacct_common::counter;
 use gpuacct_common::event::{KIND_ATTACH, KIND_EXEC, KIND_EXIT, KIND_FORK, UNIFIED_HIERARCHY};
 
@@ -98,8 +98,30 @@ fn chrdev_open(ctx: FExitContext) -> i32 {
     0
 }
 
-/// `TP_PROTO(struct pt_regs *regs, long ret)`; for kernels that do not let the agent have
-/// [`chrdev_open`].
+/// For kernels that do not let the agent have [`chrdev_open`], as the two after it: every call that
+/// opens a file by its name.
+#[tracepoint(category = "syscalls", name = "sys_exit_openat")]
+fn sys_exit_openat(ctx: TracePointContext) -> i32 {
+    device::after_open(&ctx);
+    0
+}
+
+/// See [`sys_exit_openat`].
+#[tracepoint(category = "syscalls", name = "sys_exit_openat2")]
+fn sys_exit_openat2(ctx: TracePointContext) -> i32 {
+    device::after_open(&ctx);
+    0
+}
+
+/// See [`sys_exit_openat`]. Newer architectures have no such call.
+#[tracepoint(category = "syscalls", name = "sys_exit_open")]
+fn sys_exit_open(ctx: TracePointContext) -> i32 {
+    device::after_open(&ctx);
+    0
+}
+
+/// `TP_PROTO(struct pt_regs *regs, long ret)`; where there is no tracefs to find
+/// [`sys_exit_openat`] with.
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     device::after_call(Registers::at(ctx.arg(0)), ctx.arg(1));

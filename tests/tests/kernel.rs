@@ -22,6 +22,8 @@ use gpuacct_tests::kernel::{
     Observer, TestCgroup, TestProcess, boot_time, inode, legacy_mount, start_ticks, unified_mount,
 };
 use gpuacct_tests::requirement::require;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::UnshareFlags;
 
 const RING_BYTES: u32 = 1 << 20;
 const PROCESS: &str = env!("CARGO_BIN_EXE_test-process");
@@ -338,11 +340,14 @@ fn nothing_is_lost_while_there_is_room() {
     assert_eq!((born, dead), (CHILDREN, CHILDREN));
 }
 
+/// Where tracefs is looked for.
+const TRACEFS: &str = "/sys/kernel/tracing";
 /// Devices of the kind "misc" stand for GPUs: every kernel has some, and hardly anybody opens one.
 const STAND_INS: &str = "misc";
 
 /// One observer for each road that this kernel lets the object take.
 fn observers_of_opens() -> Vec<(Road, Observer)> {
+    mount_tracefs();
     let observer = |road: Road| {
         let config = KernelConfig {
             watch: Watch {
@@ -361,11 +366,32 @@ fn observers_of_opens() -> Vec<(Road, Observer)> {
         };
         let part = match road {
             Road::Function => "fexit",
+            Road::Opens => "tracefs",
             Road::Calls => "kernel",
         };
         require(part, attached).map(|()| (road, observer))
     };
     Road::ALL.into_iter().filter_map(observer).collect()
+}
+
+/// Mounts tracefs where this test's thread alone sees it, unless it is there for all.
+fn mount_tracefs() {
+    if Path::new(TRACEFS).join("events").exists() {
+        return;
+    }
+    // SAFETY: the flag leaves this thread's descriptors where they are.
+    let mounted = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+        .and_then(|()| {
+            mount_change(
+                "/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )
+        })
+        .and_then(|()| mount("tracefs", TRACEFS, "tracefs", MountFlags::empty(), None));
+    // Then the hook that needs it is skipped, and says why.
+    if let Err(error) = mounted {
+        println!("no tracefs: {error}");
+    }
 }
 
 /// A device node of these tests, which nobody else knows.
@@ -429,7 +455,7 @@ fn opening(
 
 #[test]
 fn an_open_of_a_watched_device_is_announced() {
-    let Some(mount) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
+    let Some(unified) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
         return;
     };
     let node = Node::make(harmless_minor());
@@ -437,7 +463,7 @@ fn an_open_of_a_watched_device_is_announced() {
         // Other names than the driver's lead to it as well.
         let link = node.dir.path().join(format!("link-{}", road.name()));
         std::os::unix::fs::symlink(node.path(), &link).unwrap();
-        let cgroup = TestCgroup::make(&mount, &name(&format!("opens-{}", road.name()))).unwrap();
+        let cgroup = TestCgroup::make(&unified, &name(&format!("opens-{}", road.name()))).unwrap();
         let (pid, said, began, ended) =
             opening(&mut observer, "open", link.to_str().unwrap(), |pid| {
                 cgroup.take(pid).unwrap();

@@ -158,7 +158,7 @@ async fn kernel(config: &Config) -> Vec<Finding> {
     }
 }
 
-/// The hook for opens of GPU devices: one of two is enough, and the books do without.
+/// The hook for opens of GPU devices: one is enough, and the books do without.
 fn judge_opens(state: State, refusals: &[Refusal]) -> Vec<Finding> {
     const OPENS: &str = "opens of GPU devices";
     let item = |road: Road| format!("hook {}", road.name());

@@ -1,12 +1,19 @@
 //! Opens of GPU devices: which devices those are, and which hook reports them.
 //!
-//! Two of the object's programs can do it. `chrdev_open` is a function of the kernel that every open
-//! of every character device goes through, and nothing else does: it costs ordinary files nothing.
-//! Some kernels let nobody attach to their functions (lockdown, missing ftrace). There `sys_exit`
-//! stands in, which comes by at every system call of every program. Which of the two a kernel allows
-//! is found out by trying, and each refusal is kept with its reason.
+//! Three of the object's hooks can do it, and the first that the kernel allows is taken:
 //!
-//! Neither is needed for the books: where both are refused, process lists are read less promptly
+//! - `chrdev_open` is a function of the kernel that every open of every character device goes
+//!   through, and nothing else does: it costs ordinary files nothing. Some kernels let nobody attach
+//!   to their functions.
+//! - The tracepoints at the end of the calls that open files. With them every program's every system
+//!   call takes the kernel's slower way out, and every open a look at its inode. They are found by
+//!   way of tracefs, which is not mounted in most containers.
+//! - `sys_exit`, which needs neither and comes by after every system call: the dearest.
+//!
+//! What they cost is in `docs/PERFORMANCE.md`. Which of them a kernel allows is found out by trying,
+//! and each refusal is kept with its reason.
+//!
+//! None is needed for the books: where all are refused, process lists are read less promptly
 //! and processes too short for any sample leave no trace. So nothing here fails the load.
 //!
 //! A node whose driver is not loaded has no such device, and the hook is not attached before it has:
@@ -14,7 +21,8 @@
 
 use std::fs;
 
-use aya::programs::{BtfTracePoint, FExit, ProgramError};
+use aya::programs::trace_point::TracePointError;
+use aya::programs::{BtfTracePoint, FExit, ProgramError, TracePoint};
 use aya::{Btf, Ebpf};
 use gpuacct_common::global::{NO_CALL, NO_MAJOR};
 use tracing::{debug, info, warn};
@@ -34,68 +42,126 @@ pub const NVIDIA_MAJOR: u32 = DeviceNumber::NVIDIA;
 /// How many majors the object compares with.
 pub(super) const MAJORS: usize = gpuacct_common::global::DEVICE_MAJORS.len();
 
-/// One of the two programs.
+/// The tracepoints of the calls that open files, the one that every architecture has first. The
+/// programs are called after them.
+const OPEN_CALLS: [&str; 3] = ["sys_exit_openat", "sys_exit_openat2", "sys_exit_open"];
+
+/// One of the hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Road {
     /// At the end of the kernel's function.
     Function,
+    /// After each call that opens a file.
+    Opens,
     /// After every system call.
     Calls,
 }
 
 impl Road {
-    /// Both, the better first.
-    pub const ALL: [Self; 2] = [Self::Function, Self::Calls];
+    /// All, the best first.
+    pub const ALL: [Self; 3] = [Self::Function, Self::Opens, Self::Calls];
 
     /// What it is attached to, which is also the program's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Function => "chrdev_open",
+            Self::Opens => OPEN_CALLS[0],
             Self::Calls => "sys_exit",
         }
     }
 
     fn load(self, object: &mut Ebpf, types: &Btf) -> Result<(), KernelError> {
-        let loaded = match self {
-            Self::Function => self.program::<FExit>(object)?.load(self.name(), types),
-            Self::Calls => {
-                let program = self.program::<BtfTracePoint>(object)?;
-                program.load(self.name(), types)
-            }
-        };
-        loaded.map_err(|error| self.failed("load a program for", error))
+        const ACT: &str = "load a program for";
+        let name = self.name();
+        match self {
+            Self::Function => program::<FExit>(object, name)?
+                .load(name, types)
+                .map_err(|error| failed(ACT, name, error)),
+            Self::Opens => OPEN_CALLS.into_iter().try_for_each(|name| {
+                program::<TracePoint>(object, name)?
+                    .load()
+                    .map_err(|error| failed(ACT, name, error))
+            }),
+            Self::Calls => program::<BtfTracePoint>(object, name)?
+                .load(name, types)
+                .map_err(|error| failed(ACT, name, error)),
+        }
     }
 
     fn attach(self, object: &mut Ebpf) -> Result<(), KernelError> {
-        let attached = match self {
-            Self::Function => self.program::<FExit>(object)?.attach().map(drop),
-            Self::Calls => self.program::<BtfTracePoint>(object)?.attach().map(drop),
-        };
-        attached.map_err(|error| self.failed("attach to", error))
-    }
-
-    fn program<'a, T>(self, object: &'a mut Ebpf) -> Result<&'a mut T, KernelError>
-    where
-        &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-    {
-        object
-            .program_mut(self.name())
-            .and_then(|program| program.try_into().ok())
-            .ok_or(KernelError::Foreign {
-                what: "program",
-                name: self.name(),
-            })
-    }
-
-    fn failed(self, act: &str, error: ProgramError) -> KernelError {
-        refused(&format!("{act} `{}`", self.name()), error, |error| {
-            KernelError::Attach {
-                tracepoint: self.name(),
-                source: Box::new(error),
+        const ACT: &str = "attach to";
+        let name = self.name();
+        match self {
+            Self::Function => program::<FExit>(object, name)?
+                .attach()
+                .map(drop)
+                .map_err(|error| failed(ACT, name, error)),
+            Self::Opens => {
+                let attached = attach_to_open_calls(object);
+                if attached.is_err() {
+                    // Half of it would report an open twice, beside the hook that stands in.
+                    for name in OPEN_CALLS {
+                        let _ = program::<TracePoint>(object, name)?.unload();
+                    }
+                }
+                attached.map_err(|(name, error)| failed(ACT, name, error))
             }
-        })
+            Self::Calls => program::<BtfTracePoint>(object, name)?
+                .attach()
+                .map(drop)
+                .map_err(|error| failed(ACT, name, error)),
+        }
     }
+}
+
+/// Attaches to the first of [`OPEN_CALLS`] and to those of the others that this kernel has.
+fn attach_to_open_calls(object: &mut Ebpf) -> Result<(), (&'static str, ProgramError)> {
+    for (at, name) in OPEN_CALLS.into_iter().enumerate() {
+        // Whoever loaded them knows that they are there.
+        let Ok(program) = program::<TracePoint>(object, name) else {
+            continue;
+        };
+        match program.attach("syscalls", name) {
+            Ok(_) => {}
+            Err(error) if at > 0 && is_missing(&error) => {
+                debug!(hook = name, "the kernel has no such call");
+            }
+            Err(error) => return Err((name, error)),
+        }
+    }
+    Ok(())
+}
+
+/// Whether tracefs is there and has no such tracepoint.
+fn is_missing(error: &ProgramError) -> bool {
+    matches!(
+        error,
+        ProgramError::TracePointError(TracePointError::FileError { io_error, .. })
+            if io_error.kind() == std::io::ErrorKind::NotFound
+    )
+}
+
+fn program<'a, T: 'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, KernelError>
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    object
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(KernelError::Foreign {
+            what: "program",
+            name,
+        })
+}
+
+fn failed(act: &str, name: &'static str, error: ProgramError) -> KernelError {
+    refused(&format!("{act} `{name}`"), error, |error| {
+        KernelError::Attach {
+            tracepoint: name,
+            source: Box::new(error),
+        }
+    })
 }
 
 /// Which devices are watched, and how.
@@ -180,7 +246,7 @@ pub enum State {
     Waiting,
     /// They are, by this hook.
     Attached(Road),
-    /// The kernel lets the agent have neither hook.
+    /// The kernel lets the agent have no hook.
     Refused,
 }
 
@@ -191,6 +257,7 @@ impl State {
         match self {
             Self::Off | Self::Waiting => "",
             Self::Attached(Road::Function) => "GPU opens by chrdev_open",
+            Self::Attached(Road::Opens) => "GPU opens by sys_exit_openat",
             Self::Attached(Road::Calls) => "GPU opens by sys_exit",
             Self::Refused => "GPU opens not seen",
         }
