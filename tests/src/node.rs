@@ -170,9 +170,9 @@ impl Node {
                 let hosts = hosts.filter(|series| series.gpu == *uuid);
                 let namespaces = snapshot.namespace_series.iter();
                 let namespaces = namespaces.filter(|series| series.gpu == *uuid);
-                let containers: u64 = containers.map(|series| series.busy.0).sum();
-                let hosts: u64 = hosts.map(|series| series.busy.0).sum();
-                let namespaces: u64 = namespaces.map(|series| series.busy.0).sum();
+                let containers: u64 = containers.map(|series| series.amounts.busy.0).sum();
+                let hosts: u64 = hosts.map(|series| series.amounts.busy.0).sum();
+                let namespaces: u64 = namespaces.map(|series| series.amounts.busy.0).sum();
                 book.start.0 + book.elapsed.0 > end
                     && containers + hosts == book.busy.0
                     && namespaces == containers

@@ -69,7 +69,7 @@ fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {
 
     agent
         .wait_for_status("both to be billed", |status| {
-            let busy = |gpu, id| account(status, gpu, id).map_or(0, |account| account.busy.0);
+            let busy = |gpu, id| account(status, gpu, id).map_or(0, |account| account.amounts.busy.0);
             busy(0, &victim.id) > SECOND && busy(1, &thief.id) > SECOND
         })
         .unwrap();
@@ -104,7 +104,7 @@ fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {
         );
         // NVML has the samples' times in microseconds.
         let credited = node.credited_ns(name).unwrap();
-        let difference = account.busy.0.abs_diff(credited);
+        let difference = account.amounts.busy.0.abs_diff(credited);
         assert!(
             difference < SECOND / 1_000,
             "{name}: the driver credited {credited} ns: {account:?}"

@@ -206,10 +206,10 @@ fn timeout() {
         .unwrap();
     published_by_ids(&mut agent, &container, UID, IdOnlyReason::Timeout);
     let status = agent.status().unwrap();
-    let before = status.snapshot.accounts[0].busy.0;
+    let before = status.snapshot.accounts[0].amounts.busy.0;
     agent
         .wait_for_status("it to be billed on", |status| {
-            status.snapshot.accounts[0].busy.0 > before + SECOND / 2
+            status.snapshot.accounts[0].amounts.busy.0 > before + SECOND / 2
         })
         .unwrap();
     assert!(agent.stop().unwrap().success());

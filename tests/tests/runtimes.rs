@@ -40,12 +40,12 @@ fn wait_for_docker(agent: &mut Agent, wanted: &str) {
 /// Waits until a container is named by that source and billed for a second more than now.
 fn wait_for_bill(agent: &mut Agent, gpu: u32, id: &str, by: IdentitySource) {
     let status = agent.status().unwrap();
-    let before = account(&status, gpu, id).map_or(0, |account| account.busy.0);
+    let before = account(&status, gpu, id).map_or(0, |account| account.amounts.busy.0);
     agent
         .wait_for_status("it to be named and billed", |status| {
             account(status, gpu, id).is_some_and(|account| {
                 account.attribution == Attribution::Named { source: by }
-                    && account.busy.0 > before + SECOND
+                    && account.amounts.busy.0 > before + SECOND
             })
         })
         .unwrap();
@@ -68,7 +68,7 @@ fn assert_billed(
     );
     // NVML has the samples' times in microseconds.
     let credited = node.credited_ns(work).unwrap();
-    let difference = account.busy.0.abs_diff(credited);
+    let difference = account.amounts.busy.0.abs_diff(credited);
     assert!(
         difference < SECOND / 1_000,
         "{work}: the driver credited {credited} ns: {account:?}"

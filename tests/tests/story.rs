@@ -316,12 +316,12 @@ fn a_pods_containers_are_named_without_sockets_and_billed_once_when_one_comes_ba
         assert_eq!(&*account.labels.container, container);
         // NVML has the samples' times in microseconds.
         let credited = story.node.credited_ns(container).unwrap();
-        let difference = account.busy.0.abs_diff(credited);
+        let difference = account.amounts.busy.0.abs_diff(credited);
         assert!(
             difference < SECOND / 1_000,
             "{container}: the driver credited {credited} ns: {account:?}"
         );
-        booked.insert(id.clone(), i128::from(account.busy.0));
+        booked.insert(id.clone(), i128::from(account.amounts.busy.0));
     }
     let by_id = format!("sum by (container_id) ({BUSY})");
     story
