@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
-use crate::core::model::{ContainerId, Nanos, SourceId, SourceState};
+use crate::core::model::{ContainerId, Nanos, Pid, SourceId, SourceState};
 use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
@@ -41,6 +41,7 @@ use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
 use crate::sources::identity::{self, bundle, cri, docker, kubelet_logs, pod_resources};
+use crate::sources::kernel::opens::{State, Watch};
 use crate::sources::kernel::{KernelConfig, KernelSource, Tally};
 use crate::sources::procfs;
 
@@ -62,6 +63,8 @@ const LAST_WINDOWS: Duration = Duration::from_secs(2);
 /// How long a source that cannot be loaded rests at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
+/// How often a node without a GPU's device is looked at again.
+const LOOK_FOR_DEVICES: Duration = Duration::from_secs(10);
 
 /// Why the agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -168,10 +171,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     )?;
     let (blocked_now, blocked) = watch::channel(None);
     let kernel = follow_kernel(
-        KernelConfig {
-            ring_bytes: config.kernel.ring_bytes,
-            ..KernelConfig::default()
-        },
+        kernel_config(&config),
         inputs.clone(),
         announce_taken,
         rescans.clone(),
@@ -418,6 +418,17 @@ async fn tell(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState
     let _ = inputs.send(Input::Health(health)).await;
 }
 
+fn kernel_config(config: &Config) -> KernelConfig {
+    KernelConfig {
+        ring_bytes: config.kernel.ring_bytes,
+        watch: Watch {
+            names: config.kernel.devices.clone(),
+            ..Watch::default()
+        },
+        ..KernelConfig::default()
+    }
+}
+
 fn settings(config: &Config) -> Settings {
     let nanos = |span: Duration| Nanos(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX));
     Settings {
@@ -430,6 +441,8 @@ fn settings(config: &Config) -> Settings {
             Payer::Outermost => PayerRule::Outermost,
             Payer::Innermost => PayerRule::Innermost,
         },
+        lists_interval: nanos(config.gpu.lists_interval.0),
+        own_pid: Some(Pid(std::process::id())),
         ..Settings::default()
     }
 }
@@ -653,10 +666,13 @@ async fn follow_kernel(
             let config = config.clone();
             let loaded = tokio::task::spawn_blocking(move || KernelSource::load(&config)).await;
             let (class, reason) = match loaded {
-                Ok(Ok((source, mut batches))) => {
+                Ok(Ok((mut source, mut batches))) => {
                     pause = RETRY_FIRST;
                     reported.clear();
-                    tell(&inputs, SourceId::Kernel, SourceState::Up, "").await;
+                    let mut opens = source.opens();
+                    tell(&inputs, SourceId::Kernel, SourceState::Up, opens.as_str()).await;
+                    let mut look = interval(LOOK_FOR_DEVICES);
+                    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
                     // Full means that a scan is about to begin anyway.
                     let _ = rescans.try_send(());
                     loop {
@@ -671,6 +687,19 @@ async fn follow_kernel(
                                 None => break,
                             },
                             Some(()) = announce.recv() => source.clear_announced(),
+                            // The driver is often loaded later than the agent starts.
+                            _ = look.tick(), if opens == State::Waiting => {
+                                let looked = tokio::task::spawn_blocking(move || {
+                                    let opens = source.attach_opens();
+                                    (source, opens)
+                                });
+                                let Ok(looked) = looked.await else { break };
+                                (source, opens) = looked;
+                                if opens != State::Waiting {
+                                    let place = opens.as_str();
+                                    tell(&inputs, SourceId::Kernel, SourceState::Up, place).await;
+                                }
+                            }
                         }
                     }
                     tally.object_gone();
@@ -753,6 +782,7 @@ mod tests {
         assert_eq!(config.pod_resources.resources, kubelet.resources);
         assert_eq!(config.pod_resources.timeout.0, kubelet.timeout);
         assert_eq!(config.pod_resources.interval.0, kubelet.interval);
+        assert_eq!(config.kernel.devices, Watch::default().names);
     }
 
     #[tokio::test]

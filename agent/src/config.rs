@@ -140,12 +140,18 @@ pub struct Config {
 pub struct Kernel {
     /// Size of the ring buffer in bytes: a power of two, 4 KiB to 64 MiB.
     pub ring_bytes: u32,
+    /// Character devices whose opens are reported, by their names in `/proc/devices`: who opens a
+    /// GPU is looked for in the GPUs' process lists at once. Empty switches it off.
+    pub devices: Vec<String>,
 }
 
 impl Default for Kernel {
     fn default() -> Self {
         Self {
             ring_bytes: 1 << 20,
+            devices: ["nvidia", "nvidia-frontend", "nvidia-uvm"]
+                .map(str::to_owned)
+                .into(),
         }
     }
 }
@@ -552,6 +558,13 @@ impl Config {
             "kernel.ring_bytes",
             ring,
             "a power of two from 4096 to 67108864",
+        )?;
+        let devices = &self.kernel.devices;
+        ensure(
+            devices.len() <= 8 && devices.iter().all(|name| !name.trim().is_empty()),
+            "kernel.devices",
+            format!("{devices:?}"),
+            "at most 8 names, none empty",
         )?;
         let spans: [(&'static str, Span, u64, u64, &'static str); 12] = [
             (

@@ -16,6 +16,9 @@ pub const KIND_ATTACH: u16 = 4;
 /// A cgroup's name and place.
 pub const KIND_CGROUP: u16 = 5;
 
+/// A process opened a device that is watched, and got it.
+pub const KIND_OPEN: u16 = 6;
+
 /// The cgroup has no parent: it is the root of its hierarchy.
 pub const CGROUP_ROOT: u32 = 1 << 0;
 
@@ -75,6 +78,18 @@ pub struct ProcessRecord {
     pub legacy: CgroupRef,
 }
 
+/// [`KIND_OPEN`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenRecord {
+    /// Who, where and when. A thread's open is its process's.
+    pub process: ProcessRecord,
+    /// The device's major number.
+    pub major: u32,
+    /// Its minor number.
+    pub minor: u32,
+}
+
 /// [`KIND_CGROUP`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +131,12 @@ const _: () = {
     assert!(offset_of!(ProcessRecord, reserved) == 36);
     assert!(offset_of!(ProcessRecord, unified) == 40);
     assert!(offset_of!(ProcessRecord, legacy) == 56);
+
+    assert!(size_of::<OpenRecord>() == 80);
+    assert!(align_of::<OpenRecord>() == 8);
+    assert!(offset_of!(OpenRecord, process) == 0);
+    assert!(offset_of!(OpenRecord, major) == 72);
+    assert!(offset_of!(OpenRecord, minor) == 76);
 
     assert!(size_of::<CgroupRecord>() == 304);
     assert!(align_of::<CgroupRecord>() == 8);

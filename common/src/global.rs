@@ -20,6 +20,19 @@ pub const NO_LEGACY_CONTROLLER: u32 = u32::MAX;
 pub const LEGACY_HIERARCHY: &str = "LEGACY_HIERARCHY";
 /// How many bytes may wait in the ring before a record wakes the agent.
 pub const WAKE_AT_BYTES: &str = "WAKE_AT_BYTES";
+/// Major numbers of the character devices whose opens are reported; [`NO_MAJOR`] is none.
+pub const DEVICE_MAJORS: [&str; 4] = [
+    "DEVICE_MAJOR_0",
+    "DEVICE_MAJOR_1",
+    "DEVICE_MAJOR_2",
+    "DEVICE_MAJOR_3",
+];
+/// The kernel gives no device this major number.
+pub const NO_MAJOR: u32 = 0;
+/// The numbers of the system calls that open a file by its name, where the architecture has them.
+pub const OPEN_CALLS: [&str; 3] = ["CALL_OPEN", "CALL_OPENAT", "CALL_OPENAT2"];
+/// "The architecture has no such call".
+pub const NO_CALL: u32 = u32::MAX;
 /// How many levels up the hierarchy a cgroup that is not announced yet is followed.
 pub const MAX_CGROUP_DEPTH: usize = 32;
 
@@ -55,6 +68,23 @@ macro_rules! for_each_kernel_field {
             KERNFS_ID = "kernfs_node", ["id"];
             KERNFS_NAME = "kernfs_node", ["name"];
             KERNFS_PARENT = "kernfs_node", ["__parent", "parent"];
+        }
+    };
+}
+
+/// As [`for_each_kernel_field`], for what only the programs read that report opens of devices: a
+/// kernel that lacks one of these loses those programs and nothing else.
+#[macro_export]
+macro_rules! for_each_open_field {
+    ($apply:ident) => {
+        $apply! {
+            TASK_FILES = "task_struct", ["files"];
+            FILES_FDT = "files_struct", ["fdt"];
+            FDTABLE_FD = "fdtable", ["fd"];
+            FILE_INODE = "file", ["f_inode"];
+            INODE_RDEV = "inode", ["i_rdev"];
+            INODE_MODE = "inode", ["i_mode"];
+            REGISTERS_CALL = "pt_regs", ["orig_ax", "syscallno"];
         }
     };
 }

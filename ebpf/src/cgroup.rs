@@ -9,7 +9,7 @@ use aya_log_ebpf::warn;
 use gpuacct_common::event::{CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, CgroupRef, KIND_CGROUP};
 use gpuacct_common::global::MAX_CGROUP_DEPTH;
 
-use crate::kernel::{Cgroup, Node, reference};
+use crate::kernel::{Cgroup, Node, Pointer, reference};
 use crate::maps::{self, ANNOUNCED, EVENTS, WALKS};
 use crate::process::header;
 
@@ -24,7 +24,7 @@ pub(crate) struct Walk {
 
 /// Announces `cgroup` and those of its ancestors that the agent does not know, the highest first.
 #[inline(always)]
-pub(crate) fn announce(attach_point: u32, key: CgroupRef, cgroup: Cgroup) {
+pub(crate) fn announce<P: Pointer>(attach_point: u32, key: CgroupRef, cgroup: Cgroup<P>) {
     // All that happens at nearly every event.
     if !is_announced(&key, maps::generation()) {
         announce_way(attach_point, cgroup.node().address(), key.hierarchy);
@@ -38,7 +38,7 @@ fn is_announced(key: &CgroupRef, generation: u64) -> bool {
     unsafe { ANNOUNCED.get(key) }.is_some_and(|announced| *announced == generation)
 }
 
-/// A function of its own in the object too: it is long, and five programs call it twice.
+/// A function of its own in the object too: it is long, and seven programs call it twice.
 #[inline(never)]
 fn announce_way(attach_point: u32, node: u64, hierarchy: u32) {
     if walk(attach_point, Node::at(node), hierarchy).is_none() {

@@ -3,42 +3,61 @@
 //! An event hands over pointers whose type the verifier knows, and it follows that type through
 //! every load: such a load is one instruction, checked against the kernel's BTF when the object is
 //! loaded, and reads zero where the pointer is bad. This is what happens at every event. Addresses
-//! that have been in a map have lost their type and are read by a helper, at many times the cost;
-//! that happens only when a cgroup is announced.
+//! without a type are read by a helper, at many times the cost: those that have been in a map, when
+//! a cgroup is announced, and the current task, which no helper of Linux 5.8 gives with its type.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use gpuacct_common::event::{CgroupRef, UNIFIED_HIERARCHY};
 use gpuacct_common::global::NO_LEGACY_CONTROLLER;
 
 macro_rules! offsets {
     ($($global:ident = $structure:literal, [$($name:literal),+];)+) => {
-        /// Offsets of fields, in bytes. The agent fills them in; with one that is not filled in the
-        /// verifier refuses the object.
-        mod offset {
-            use aya_ebpf::Global;
-            $(
-                #[doc = concat!("`", $structure, "`: `", $($name, "` "),+)]
-                #[unsafe(no_mangle)]
-                pub(super) static $global: Global<u32> = Global::new(u32::MAX);
-            )+
-        }
+        $(
+            #[doc = concat!("`", $structure, "`: `", $($name, "` "),+)]
+            #[unsafe(no_mangle)]
+            pub(super) static $global: Global<u32> = Global::new(u32::MAX);
+        )+
     };
 }
-gpuacct_common::for_each_kernel_field!(offsets);
+/// Offsets of fields, in bytes. The agent fills them in; with one that is not filled in the verifier
+/// refuses the programs that read it.
+mod offset {
+    use aya_ebpf::Global;
+    gpuacct_common::for_each_kernel_field!(offsets);
+    gpuacct_common::for_each_open_field!(offsets);
+}
 
 /// See [`gpuacct_common::global::LEGACY_CONTROLLER`].
 #[unsafe(no_mangle)]
 static LEGACY_CONTROLLER: Global<u32> = Global::new(NO_LEGACY_CONTROLLER);
 
-/// A pointer that came with an event, or was reached from one.
-#[derive(Clone, Copy)]
-struct Typed(*const u8);
+/// A place in the kernel's memory, and a way to read there. A bad address reads as zero.
+pub(crate) trait Pointer: Copy {
+    fn at(address: u64) -> Self;
 
-impl Typed {
+    /// `T` is an integer or an address: any bytes will do for it.
+    fn load_at<T: Copy>(self, offset: usize) -> T;
+
     #[inline(always)]
     fn load<T: Copy>(self, offset: &Global<u32>) -> T {
         self.load_at(offset.load() as usize)
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: &Global<u32>) -> Self {
+        Self::at(self.load(offset))
+    }
+}
+
+/// A pointer that came with an event, or was reached from one.
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(*const u8);
+
+impl Pointer for Typed {
+    #[inline(always)]
+    fn at(address: u64) -> Self {
+        Self(address as *const u8)
     }
 
     #[inline(always)]
@@ -49,21 +68,48 @@ impl Typed {
         // neither widens nor merges what the verifier is to compare with that field.
         unsafe { self.0.byte_add(offset).cast::<T>().read_volatile() }
     }
+}
+
+/// An address whose type the verifier does not know.
+#[derive(Clone, Copy)]
+pub(crate) struct Untyped(u64);
+
+impl Pointer for Untyped {
+    #[inline(always)]
+    fn at(address: u64) -> Self {
+        Self(address)
+    }
 
     #[inline(always)]
-    fn follow(self, offset: &Global<u32>) -> Self {
-        Self(self.load(offset))
+    fn load_at<T: Copy>(self, offset: usize) -> T {
+        // SAFETY: the helper takes any address and reports one that it cannot read. All zeros are a
+        // value of every type that is asked for.
+        unsafe {
+            match bpf_probe_read_kernel((self.0 + offset as u64) as *const T) {
+                Ok(value) => value,
+                Err(_) => core::mem::zeroed(),
+            }
+        }
     }
 }
 
 /// `struct task_struct`.
 #[derive(Clone, Copy)]
-pub(crate) struct Task(Typed);
+pub(crate) struct Task<P>(P);
 
-impl Task {
+impl Task<Untyped> {
+    /// The thread that is running.
     #[inline(always)]
-    pub(crate) fn at(address: *const u8) -> Self {
-        Self(Typed(address))
+    pub(crate) fn current() -> Self {
+        // SAFETY: the helper takes nothing and cannot fail.
+        Self(Untyped(unsafe { bpf_get_current_task() }))
+    }
+}
+
+impl<P: Pointer> Task<P> {
+    #[inline(always)]
+    pub(crate) fn at(address: u64) -> Self {
+        Self(P::at(address))
     }
 
     /// Whether it is its thread group's first thread.
@@ -111,7 +157,7 @@ impl Task {
 
     /// Its cgroup in the v2 hierarchy.
     #[inline(always)]
-    pub(crate) fn unified_cgroup(self) -> Cgroup {
+    pub(crate) fn unified_cgroup(self) -> Cgroup<P> {
         let set = self.0.follow(&offset::TASK_CGROUPS);
         Cgroup(set.follow(&offset::CSS_SET_DFL_CGRP))
     }
@@ -119,26 +165,78 @@ impl Task {
     /// Its cgroup under the v1 controller that the agent asked for, if it asked for one. It is in
     /// the v2 hierarchy as long as nobody mounts that controller as v1.
     #[inline(always)]
-    pub(crate) fn legacy_cgroup(self) -> Option<Cgroup> {
+    pub(crate) fn legacy_cgroup(self) -> Option<Cgroup<P>> {
         let controller = LEGACY_CONTROLLER.load();
         if controller == NO_LEGACY_CONTROLLER {
             return None;
         }
         let set = self.0.follow(&offset::TASK_CGROUPS);
         let entry = offset::CSS_SET_SUBSYS.load() as usize + controller as usize * 8;
-        let state = Typed(set.load_at(entry));
+        let state = P::at(set.load_at(entry));
         Some(Cgroup(state.follow(&offset::CSS_CGROUP)))
+    }
+
+    /// The inode of what it has open under a number. Meant for the running thread: its table of
+    /// files is not replaced meanwhile.
+    #[inline(always)]
+    pub(crate) fn open_inode(self, descriptor: u32) -> Inode<P> {
+        let table = self
+            .0
+            .follow(&offset::TASK_FILES)
+            .follow(&offset::FILES_FDT);
+        let files: P = table.follow(&offset::FDTABLE_FD);
+        let file = P::at(files.load_at(descriptor as usize * 8));
+        Inode(file.follow(&offset::FILE_INODE))
+    }
+}
+
+/// `struct inode`.
+#[derive(Clone, Copy)]
+pub(crate) struct Inode<P>(P);
+
+impl<P: Pointer> Inode<P> {
+    #[inline(always)]
+    pub(crate) fn at(address: u64) -> Self {
+        Self(P::at(address))
+    }
+
+    /// Which device it stands for, as the kernel packs major and minor; 0 if none.
+    #[inline(always)]
+    pub(crate) fn device(self) -> u32 {
+        self.0.load(&offset::INODE_RDEV)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_character_device(self) -> bool {
+        self.0.load::<u16>(&offset::INODE_MODE) & 0o170_000 == 0o020_000
+    }
+}
+
+/// `struct pt_regs`: what the running thread had in its registers when it entered the kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Registers(Typed);
+
+impl Registers {
+    #[inline(always)]
+    pub(crate) fn at(address: u64) -> Self {
+        Self(Typed::at(address))
+    }
+
+    /// The number of the system call. The lower half of the field, where that is 64 bits wide.
+    #[inline(always)]
+    pub(crate) fn call(self) -> u32 {
+        self.0.load(&offset::REGISTERS_CALL)
     }
 }
 
 /// `struct cgroup`.
 #[derive(Clone, Copy)]
-pub(crate) struct Cgroup(Typed);
+pub(crate) struct Cgroup<P>(P);
 
-impl Cgroup {
+impl<P: Pointer> Cgroup<P> {
     #[inline(always)]
-    pub(crate) fn at(address: *const u8) -> Self {
-        Self(Typed(address))
+    pub(crate) fn at(address: u64) -> Self {
+        Self(P::at(address))
     }
 
     #[inline(always)]

@@ -1,5 +1,5 @@
-//! gpuacct's eBPF object: it tells the agent of every process that is born, execs, dies or changes
-//! its cgroup, and what those cgroups are called.
+//! gpuacct's eBPF object: it tells the agent of every process that is born, execs, dies, changes
+//! its cgroup or opens a GPU, and what those cgroups are called.
 //!
 //! It filters, copies and submits, and decides nothing: which process is a container's, and who
 //! pays, is the agent's to say. It names no helper and no instruction that Linux 5.8 lacks, and
@@ -11,17 +11,18 @@
 #![no_main]
 
 mod cgroup;
+mod device;
 mod kernel;
 mod maps;
 mod process;
 
 use aya_ebpf::Global;
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, FExitContext, TracePointContext};
 use gpuacct_common::counter;
 use gpuacct_common::event::{KIND_ATTACH, KIND_EXEC, KIND_EXIT, KIND_FORK, UNIFIED_HIERARCHY};
 
-use crate::kernel::{Cgroup, Task, reference};
+use crate::kernel::{Cgroup, Inode, Registers, Task, Typed, reference};
 
 /// See [`gpuacct_common::global::LEGACY_HIERARCHY`].
 #[unsafe(no_mangle)]
@@ -31,7 +32,7 @@ static LEGACY_HIERARCHY: Global<u32> = Global::new(UNIFIED_HIERARCHY);
 /// cgroup included (`clone3` can put it into another than its parent's), and has not run yet.
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
-    let child = Task::at(ctx.arg(1));
+    let child = Task::<Typed>::at(ctx.arg(1));
     // A new thread is none of the agent's business.
     if child.is_leader() {
         process::report(counter::FORK, KIND_FORK, child);
@@ -43,7 +44,7 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 /// now, whichever thread it was, and has the leader's pid and start time.
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    process::report(counter::EXEC, KIND_EXEC, Task::at(ctx.arg(0)));
+    process::report(counter::EXEC, KIND_EXEC, Task::<Typed>::at(ctx.arg(0)));
     0
 }
 
@@ -51,7 +52,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 /// that end at once may both find it at 0: the agent applies the event idempotently.
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    let task = Task::at(ctx.arg(0));
+    let task = Task::<Typed>::at(ctx.arg(0));
     if task.is_group_dead() {
         process::report(counter::EXIT, KIND_EXIT, task);
     }
@@ -62,7 +63,7 @@ fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 /// hierarchy; two of them are reported.
 #[btf_tracepoint(function = "cgroup_mkdir")]
 fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
-    let made = Cgroup::at(ctx.arg(0));
+    let made = Cgroup::<Typed>::at(ctx.arg(0));
     let hierarchy = made.hierarchy();
     if is_reported(hierarchy) {
         cgroup::announce(counter::MKDIR, reference(hierarchy, made.id()), made);
@@ -75,13 +76,55 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 /// hierarchies that are reported, not merely `dst_cgrp`.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
-    let moved_to = Cgroup::at(ctx.arg(0));
-    let task = Task::at(ctx.arg(2));
+    let moved_to = Cgroup::<Typed>::at(ctx.arg(0));
+    let task = Task::<Typed>::at(ctx.arg(2));
     let whole_group = ctx.arg::<u64>(3) & 0xff != 0;
     // A lone thread can be elsewhere than its process; the process is where its leader is.
     if (whole_group || task.is_leader()) && is_reported(moved_to.hierarchy()) {
         process::report(counter::ATTACH, KIND_ATTACH, task);
     }
+    0
+}
+
+/// `static int chrdev_open(struct inode *inode, struct file *filp)`, which every open of every
+/// character device goes through, whoever asks for it and however. The answer is what comes after
+/// the arguments, and is 0 for "open".
+#[fexit(function = "chrdev_open")]
+fn chrdev_open(ctx: FExitContext) -> i32 {
+    let device = Inode::<Typed>::at(ctx.arg(0)).device();
+    if ctx.arg::<i32>(2) == 0 && device::is_watched(device) {
+        device::report(device);
+    }
+    0
+}
+
+/// For kernels that do not let the agent have [`chrdev_open`], as the two after it: every call that
+/// opens a file by its name.
+#[tracepoint(category = "syscalls", name = "sys_exit_openat")]
+fn sys_exit_openat(ctx: TracePointContext) -> i32 {
+    device::after_open(&ctx);
+    0
+}
+
+/// See [`sys_exit_openat`].
+#[tracepoint(category = "syscalls", name = "sys_exit_openat2")]
+fn sys_exit_openat2(ctx: TracePointContext) -> i32 {
+    device::after_open(&ctx);
+    0
+}
+
+/// See [`sys_exit_openat`]. Newer architectures have no such call.
+#[tracepoint(category = "syscalls", name = "sys_exit_open")]
+fn sys_exit_open(ctx: TracePointContext) -> i32 {
+    device::after_open(&ctx);
+    0
+}
+
+/// `TP_PROTO(struct pt_regs *regs, long ret)`; where there is no tracefs to find
+/// [`sys_exit_openat`] with.
+#[btf_tracepoint(function = "sys_exit")]
+fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    device::after_call(Registers::at(ctx.arg(0)), ctx.arg(1));
     0
 }
 

@@ -4,14 +4,27 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
 use gpuacct_common::event::{CgroupRef, Header, ProcessRecord, UNIFIED_HIERARCHY};
 
 use crate::cgroup;
-use crate::kernel::{NO_LEGACY_CGROUP, Task, reference};
+use crate::kernel::{NO_LEGACY_CGROUP, Pointer, Task, reference};
 use crate::maps::{self, EVENTS};
 
 /// Reports the process that `task` belongs to, and before it those of its cgroups that the agent
 /// does not know.
 #[inline(always)]
-pub(crate) fn report(attach_point: u32, kind: u16, task: Task) {
+pub(crate) fn report<P: Pointer>(attach_point: u32, kind: u16, task: Task<P>) {
     let leader = task.leader();
+    let (unified, legacy) = announce_cgroups(attach_point, leader);
+    let seen = maps::seen(attach_point);
+    let record = record(kind, size_of::<ProcessRecord>(), leader, unified, legacy);
+    seen.ended(submit(&record));
+}
+
+/// Announces the cgroups of a thread group that the agent does not know, and says which it is in:
+/// that of v2, and that of the legacy controller.
+#[inline(always)]
+pub(crate) fn announce_cgroups<P: Pointer>(
+    attach_point: u32,
+    leader: Task<P>,
+) -> (CgroupRef, CgroupRef) {
     let cgroup = leader.unified_cgroup();
     let unified = reference(UNIFIED_HIERARCHY, cgroup.id());
     cgroup::announce(attach_point, unified, cgroup);
@@ -23,16 +36,20 @@ pub(crate) fn report(attach_point: u32, kind: u16, task: Task) {
             cgroup::announce(attach_point, legacy, cgroup);
         }
     }
-
-    let seen = maps::seen(attach_point);
-    seen.ended(submit(kind, leader, unified, legacy));
+    (unified, legacy)
 }
 
-/// Whether there was room for it.
+/// What a record says of a process. Call it after the record is counted as seen.
 #[inline(always)]
-fn submit(kind: u16, leader: Task, unified: CgroupRef, legacy: CgroupRef) -> bool {
-    let record = ProcessRecord {
-        header: header(kind, size_of::<ProcessRecord>()),
+pub(crate) fn record<P: Pointer>(
+    kind: u16,
+    size: usize,
+    leader: Task<P>,
+    unified: CgroupRef,
+    legacy: CgroupRef,
+) -> ProcessRecord {
+    ProcessRecord {
+        header: header(kind, size),
         pid: leader.group(),
         parent: leader.real_parent().group(),
         start_ns: leader.start_boottime(),
@@ -40,10 +57,13 @@ fn submit(kind: u16, leader: Task, unified: CgroupRef, legacy: CgroupRef) -> boo
         reserved: 0,
         unified,
         legacy,
-    };
-    EVENTS
-        .output::<ProcessRecord>(&record, maps::submit_flags())
-        .is_ok()
+    }
+}
+
+/// Whether there was room for it.
+#[inline(always)]
+pub(crate) fn submit<T: 'static>(record: &T) -> bool {
+    EVENTS.output::<T>(record, maps::submit_flags()).is_ok()
 }
 
 /// The header of a record that is made now. Call it after the record is counted as seen.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use gpuacct::core::input::{
-    CgroupAnnouncement, EventCounters, KernelBatch, KernelEvent, ProcessEvent,
+    CgroupAnnouncement, DeviceOpen, EventCounters, KernelBatch, KernelEvent, ProcessEvent,
 };
 use gpuacct::core::model::{BootTime, Pid, StartTicks};
 use gpuacct::sources::kernel::{KernelConfig, KernelError, KernelSource};
@@ -42,10 +42,15 @@ pub struct Observer {
 impl Observer {
     /// Loads the object with a ring of that size.
     pub fn start(ring_bytes: u32) -> Result<Self, KernelError> {
-        let (source, receiver) = KernelSource::load(&KernelConfig {
+        Self::start_with(&KernelConfig {
             ring_bytes,
             ..KernelConfig::default()
-        })?;
+        })
+    }
+
+    /// Loads the object.
+    pub fn start_with(config: &KernelConfig) -> Result<Self, KernelError> {
+        let (source, receiver) = KernelSource::load(config)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -63,6 +68,11 @@ impl Observer {
     #[must_use]
     pub fn source(&self) -> &KernelSource {
         &self.source
+    }
+
+    /// The object's owner, to be told to do something.
+    pub fn source_mut(&mut self) -> &mut KernelSource {
+        &mut self.source
     }
 
     /// Waits for the next batch and takes it in.
@@ -110,7 +120,7 @@ impl Observer {
                 KernelEvent::Exec(process) => Some(('e', process)),
                 KernelEvent::Attach(process) => Some(('a', process)),
                 KernelEvent::Exit(process) => Some(('x', process)),
-                KernelEvent::Cgroup(_) => None,
+                KernelEvent::Cgroup(_) | KernelEvent::Open(_) => None,
             })
             .filter(move |(_, process)| process.pid == Pid(pid))
     }
@@ -130,6 +140,14 @@ impl Observer {
                     self.life_of(pid)
                 )
             })
+    }
+
+    /// The opens of devices by a process, in the order in which they came.
+    pub fn opens_by(&self, pid: u32) -> impl Iterator<Item = &DeviceOpen> {
+        self.events.iter().filter_map(move |event| match event {
+            KernelEvent::Open(open) if open.process.pid == Pid(pid) => Some(open),
+            _ => None,
+        })
     }
 
     /// The announcements of cgroups, with their places among the events.

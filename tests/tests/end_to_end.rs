@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gpuacct::config::{Config, OtlpProtocol, Span};
-use gpuacct::core::model::{SourceId, SourceState};
+use gpuacct::core::model::{Nanos, SourceId, SourceState};
 use gpuacct::core::snapshot::{Attribution, ContainerAccount};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent::{self, Agent};
@@ -489,6 +489,11 @@ fn scraped_and_pushed(protocol: OtlpProtocol) -> Result<()> {
             matches!(account.attribution, Attribution::Named { .. }),
             "{account:?}"
         );
+        // It had a context, and memory, from a reading of the lists to the end of its process.
+        assert!(account.amounts.held > Nanos::ZERO, "{account:?}");
+        assert!(account.amounts.memory.0 > 0, "{account:?}");
+        assert!(account.memory_peak > Some(0), "{account:?}");
+        assert!(account.processes_started > 0, "{account:?}");
     }
     for family in FAMILIES {
         let wanted = booked(&report, family);

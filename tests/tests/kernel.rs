@@ -14,11 +14,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once};
 
 use gpuacct::core::input::KernelEvent;
-use gpuacct::core::model::{CgroupKey, StartTicks};
+use gpuacct::core::model::{BootTime, CgroupKey, DeviceNumber, StartTicks};
+use gpuacct::sources::kernel::KernelConfig;
+use gpuacct::sources::kernel::opens::{Road, State, Watch};
+use gpuacct::sources::kernel::trial;
 use gpuacct_tests::kernel::{
-    Observer, TestCgroup, TestProcess, inode, legacy_mount, start_ticks, unified_mount,
+    Observer, TestCgroup, TestProcess, boot_time, inode, legacy_mount, start_ticks, unified_mount,
 };
 use gpuacct_tests::requirement::require;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::UnshareFlags;
 
 const RING_BYTES: u32 = 1 << 20;
 const PROCESS: &str = env!("CARGO_BIN_EXE_test-process");
@@ -333,6 +338,252 @@ fn nothing_is_lost_while_there_is_room() {
         }
     }
     assert_eq!((born, dead), (CHILDREN, CHILDREN));
+}
+
+/// Where tracefs is looked for.
+const TRACEFS: &str = "/sys/kernel/tracing";
+/// Devices of the kind "misc" stand for GPUs: every kernel has some, and hardly anybody opens one.
+const STAND_INS: &str = "misc";
+
+/// One observer for each road that this kernel lets the object take.
+fn observers_of_opens() -> Vec<(Road, Observer)> {
+    mount_tracefs();
+    let observer = |road: Road| {
+        let config = KernelConfig {
+            watch: Watch {
+                names: vec![STAND_INS.to_owned()],
+                roads: vec![road],
+            },
+            ..KernelConfig::default()
+        };
+        let observer = require("kernel", Observer::start_with(&config).map_err(with_causes))?;
+        let attached = match observer.source().opens() {
+            State::Attached(by) => {
+                assert_eq!(by, road);
+                Ok(())
+            }
+            state => Err(format!("the kernel allows no `{}`: {state:?}", road.name())),
+        };
+        let part = match road {
+            Road::Function => "fexit",
+            Road::Opens => "tracefs",
+            Road::Calls => "kernel",
+        };
+        require(part, attached).map(|()| (road, observer))
+    };
+    Road::ALL.into_iter().filter_map(observer).collect()
+}
+
+/// Mounts tracefs where this test's thread alone sees it, unless it is there for all.
+fn mount_tracefs() {
+    if Path::new(TRACEFS).join("events").exists() {
+        return;
+    }
+    // SAFETY: the flag leaves this thread's descriptors where they are.
+    let mounted = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+        .and_then(|()| {
+            mount_change(
+                "/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )
+        })
+        .and_then(|()| mount("tracefs", TRACEFS, "tracefs", MountFlags::empty(), None));
+    // Then the hook that needs it is skipped, and says why.
+    if let Err(error) = mounted {
+        println!("no tracefs: {error}");
+    }
+}
+
+/// A device node of these tests, which nobody else knows.
+struct Node {
+    dir: tempfile::TempDir,
+    number: DeviceNumber,
+}
+
+impl Node {
+    /// For a device that the kernel has, or for one that it has not.
+    fn make(minor: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let number = DeviceNumber { major: 10, minor };
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join("node"),
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::RUSR,
+            rustix::fs::makedev(number.major, number.minor),
+        )
+        .unwrap();
+        Self { dir, number }
+    }
+
+    fn path(&self) -> String {
+        self.dir.path().join("node").display().to_string()
+    }
+}
+
+/// The minor number of a device of [`STAND_INS`] that may be opened without a consequence.
+fn harmless_minor() -> u32 {
+    let table = std::fs::read_to_string("/proc/misc").unwrap();
+    let harmless = ["cpu_dma_latency", "vga_arbiter", "hpet", "fuse", "tun"];
+    let minor = table.lines().find_map(|line| {
+        let (minor, name) = line.trim_start().split_once(' ')?;
+        harmless.contains(&name).then(|| minor.parse().unwrap())
+    });
+    minor.unwrap_or_else(|| panic!("none of {harmless:?} in {table}"))
+}
+
+/// Has a process do its opens between two instants, and returns its pid, what it said of them, and
+/// the instants.
+fn opening(
+    observer: &mut Observer,
+    verb: &str,
+    path: &str,
+    before: impl FnOnce(u32),
+) -> (u32, String, BootTime, BootTime) {
+    let mut process = TestProcess::start(PROCESS, &[verb, path]).unwrap();
+    let pid = process.pid();
+    process.line().unwrap();
+    before(pid);
+    let began = boot_time();
+    process.say("go").unwrap();
+    let said = process.line().unwrap();
+    let ended = boot_time();
+    process.end().unwrap();
+    observer.settle();
+    (pid, said, began, ended)
+}
+
+#[test]
+fn an_open_of_a_watched_device_is_announced() {
+    let Some(unified) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
+        return;
+    };
+    let node = Node::make(harmless_minor());
+    for (road, mut observer) in observers_of_opens() {
+        // Other names than the driver's lead to it as well.
+        let link = node.dir.path().join(format!("link-{}", road.name()));
+        std::os::unix::fs::symlink(node.path(), &link).unwrap();
+        let cgroup = TestCgroup::make(&unified, &name(&format!("opens-{}", road.name()))).unwrap();
+        let (pid, said, began, ended) =
+            opening(&mut observer, "open", link.to_str().unwrap(), |pid| {
+                cgroup.take(pid).unwrap();
+            });
+        let calls = if cfg!(target_arch = "x86_64") { 3 } else { 2 };
+        assert_eq!(said, format!("{calls} 0"), "{road:?}");
+        let opens: Vec<_> = observer.opens_by(pid).collect();
+        assert_eq!(opens.len(), calls, "{road:?}");
+        let born = observer.event(pid, 'f');
+        for open in opens {
+            let process = &open.process;
+            assert_eq!(open.device, node.number, "{road:?}");
+            assert_eq!(process.start, born.start, "{road:?}");
+            assert_eq!(process.parent, born.parent, "{road:?}");
+            assert_eq!(process.pid_namespace_level, 0, "{road:?}");
+            assert_eq!(process.cgroups.unified.id, cgroup.id().unwrap(), "{road:?}");
+            assert_eq!(
+                process.cgroups.legacy, born.cgroups.legacy,
+                "{road:?}: it was moved in v2 alone"
+            );
+            assert!(began <= process.at && process.at <= ended, "{road:?}");
+        }
+    }
+}
+
+#[test]
+fn an_open_by_a_thread_is_its_processs() {
+    let node = Node::make(harmless_minor());
+    for (road, mut observer) in observers_of_opens() {
+        let (pid, said, ..) = opening(&mut observer, "open-from-thread", &node.path(), |_| {});
+        assert_eq!(said, "1 0", "{road:?}");
+        let opens: Vec<_> = observer.opens_by(pid).collect();
+        assert_eq!(opens.len(), 1, "{road:?}");
+        assert_eq!(opens[0].device, node.number, "{road:?}");
+        assert_eq!(opens[0].process.start, observer.event(pid, 'f').start);
+    }
+}
+
+#[test]
+fn what_fails_or_is_no_device_is_not_announced() {
+    // The kernel has no misc device of this number, so its node leads nowhere.
+    let nowhere = Node::make((1 << 20) - 2);
+    for (road, mut observer) in observers_of_opens() {
+        let calls = if cfg!(target_arch = "x86_64") { 3 } else { 2 };
+        for (path, expected) in [
+            (nowhere.path(), format!("0 {calls}")),
+            ("/nonexistent".to_owned(), format!("0 {calls}")),
+            (PROCESS.to_owned(), format!("{calls} 0")),
+            ("/dev/null".to_owned(), format!("{calls} 0")),
+        ] {
+            let (pid, said, ..) = opening(&mut observer, "open", &path, |_| {});
+            assert_eq!(said, expected, "{road:?}: {path}");
+            assert_eq!(observer.opens_by(pid).count(), 0, "{road:?}: {path}");
+        }
+    }
+}
+
+#[test]
+fn opens_are_counted_like_everything() {
+    let node = Node::make(harmless_minor());
+    for (road, mut observer) in observers_of_opens() {
+        for _ in 0..20 {
+            opening(&mut observer, "open", &node.path(), |_| {});
+        }
+        // As in the test of losses: the readings are one after the other, and others are at work.
+        let mut facts = String::new();
+        let balances = (0..1000).any(|_| {
+            observer.next_batch();
+            let counters = observer.latest.counters;
+            facts = format!("{counters:?}, {} received", observer.events.len());
+            counters.seen == counters.submitted + counters.lost
+                && counters.submitted == observer.events.len() as u64
+        });
+        assert!(balances, "{road:?}: {facts}");
+    }
+}
+
+#[test]
+fn a_node_without_such_a_device_has_no_hook_until_it_comes() {
+    let watch = |name: &str| KernelConfig {
+        watch: Watch {
+            names: name.split_terminator(' ').map(str::to_owned).collect(),
+            ..Watch::default()
+        },
+        ..KernelConfig::default()
+    };
+    for (names, expected) in [
+        ("", State::Off),
+        ("gpuacct-test-no-such-device", State::Waiting),
+    ] {
+        let observer = Observer::start_with(&watch(names)).map_err(with_causes);
+        let Some(mut observer) = require("kernel", observer) else {
+            return;
+        };
+        assert_eq!(observer.source_mut().attach_opens(), expected, "{names}");
+        assert_eq!(observer.source().opens(), expected, "{names}");
+    }
+}
+
+#[test]
+fn the_trial_says_which_hook_and_why_not_the_better_one() {
+    if observer().is_none() {
+        return;
+    }
+    let hooks = trial::hooks(&KernelConfig::default()).unwrap();
+    assert!(hooks.needed.iter().all(|hook| hook.refusal.is_none()));
+    let State::Attached(road) = hooks.opens else {
+        panic!("{hooks:?}");
+    };
+    // The better one is taken, or it is said why not.
+    let refused: Vec<Road> = hooks.refusals.iter().map(|refusal| refusal.road).collect();
+    let better: Vec<Road> = Road::ALL
+        .into_iter()
+        .take_while(|one| *one != road)
+        .collect();
+    assert_eq!(refused, better);
+    for refusal in &hooks.refusals {
+        let reason = trial::reason(&refusal.error);
+        assert!(reason.contains(refusal.road.name()), "{reason}");
+    }
 }
 
 #[test]

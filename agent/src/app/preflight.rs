@@ -23,7 +23,8 @@ use crate::sources::gpu::nvml::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
 use crate::sources::identity::greeting::{self, GreetingError};
 use crate::sources::identity::pod_resources;
-use crate::sources::kernel::{KernelConfig, KernelError, trial};
+use crate::sources::kernel::opens::{Refusal, Road, State};
+use crate::sources::kernel::{KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -119,10 +120,7 @@ pub async fn look(config: &Config) -> Vec<Finding> {
 }
 
 async fn kernel(config: &Config) -> Vec<Finding> {
-    let config = KernelConfig {
-        ring_bytes: config.kernel.ring_bytes,
-        ..KernelConfig::default()
-    };
+    let config = super::kernel_config(config);
     let looked = spawn_blocking(move || {
         let mut findings = vec![
             match trial::release() {
@@ -136,13 +134,16 @@ async fn kernel(config: &Config) -> Vec<Finding> {
             capabilities(&trial::capabilities()),
         ];
         match trial::hooks(&config) {
-            Ok(hooks) => findings.extend(hooks.into_iter().map(|hook| {
-                let item = format!("hook {}", hook.name);
-                match hook.refusal {
-                    None => ok(item, "attaches"),
-                    Some(error) => fail(item, trial::reason(&error), remedy_of(&error)),
-                }
-            })),
+            Ok(hooks) => {
+                findings.extend(hooks.needed.into_iter().map(|hook| {
+                    let item = format!("hook {}", hook.name);
+                    match hook.refusal {
+                        None => ok(item, "attaches"),
+                        Some(error) => fail(item, trial::reason(&error), remedy_of(&error)),
+                    }
+                }));
+                findings.extend(judge_opens(hooks.opens, &hooks.refusals));
+            }
             Err(error) => findings.push(fail("hooks", trial::reason(&error), remedy_of(&error))),
         }
         findings
@@ -156,6 +157,36 @@ async fn kernel(config: &Config) -> Vec<Finding> {
             "look into the kernel's log",
         )],
     }
+}
+
+/// The hook for opens of GPU devices: one is enough, and the books do without.
+fn judge_opens(state: State, refusals: &[Refusal]) -> Vec<Finding> {
+    const OPENS: &str = "opens of GPU devices";
+    let item = |road: Road| format!("hook {}", road.name());
+    let mut findings: Vec<Finding> = refusals
+        .iter()
+        .map(|Refusal { road, error }| {
+            let reason = trial::reason(error);
+            match state {
+                State::Attached(other) => ok(
+                    item(*road),
+                    format!("refused, {} stands in for it: {reason}", other.name()),
+                ),
+                _ => warn(item(*road), reason, remedy_of(error)),
+            }
+        })
+        .collect();
+    findings.push(match state {
+        State::Attached(road) => ok(item(road), format!("attaches, for {OPENS}")),
+        State::Off => ok(OPENS, "not watched: kernel.devices is empty"),
+        State::Waiting | State::Refused => warn(
+            OPENS,
+            "not seen: process lists are read at their interval only, and processes too short \
+             for any sample leave no trace",
+            "see above",
+        ),
+    });
+    findings
 }
 
 fn remedy_of(error: &KernelError) -> &'static str {

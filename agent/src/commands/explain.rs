@@ -232,6 +232,19 @@ impl Page<'_> {
         for account in &owner.accounts {
             self.account(account);
         }
+        for process in &owner.unsampled {
+            let opened = self.ago(process.opened);
+            self.line(
+                1,
+                &format!(
+                    "process {} opened {} {opened}, no sample names it: used at most its \
+                     lifetime, {}",
+                    process.pid,
+                    process.device,
+                    duration(process.at_most)
+                ),
+            );
+        }
     }
 
     fn answer(&mut self, answer: &AnswerStory) {
@@ -314,7 +327,9 @@ mod tests {
     use crate::commands::table::WIDTH;
     use crate::core::input::IdentitySource;
     use crate::core::model::{Nanos, Pid};
-    use crate::core::snapshot::{AllocatedDeviceView, Attribution, ContainerLabels, GpuUse};
+    use crate::core::snapshot::{
+        AllocatedDeviceView, Attribution, ContainerLabels, GpuUse, UnsampledStory,
+    };
     use crate::outputs::sample::{FIRST_GPU, golden};
 
     const HEX: &str = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";
@@ -390,6 +405,12 @@ mod tests {
                 why:
                     "named by cri: it is the best source that knows the pod which the cgroup names"
                         .into(),
+                unsampled: vec![UnsampledStory {
+                    pid: Pid(4650),
+                    device: "nvidia0".into(),
+                    opened: wall(70),
+                    at_most: Nanos::from_millis(140),
+                }],
                 answers: vec![
                     answer(IdentitySource::Docker, Some(down), None, false),
                     answer(

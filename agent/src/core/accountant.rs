@@ -11,11 +11,12 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::allocation::{AllocationTable, Holding, Span, resolve};
+use super::allocation::{AllocationTable, Grantee, Span, resolve};
 use super::amounts::Amounts;
 use super::attribute::{self, Charge};
 use super::cgroup_path::CgroupMeaning;
 use super::directory::{Directory, SourcesOfNames};
+use super::holding::{End, Holding, Member};
 use super::input::{
     EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
     KernelBatch, KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
@@ -25,6 +26,7 @@ use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
 };
+use super::opens::{Fate, Opens};
 use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
@@ -44,6 +46,8 @@ const KEEP_DEAD: Nanos = Nanos::from_secs(15);
 /// How old process lists may be and still say how much memory is in use: three times the longest
 /// interval at which they can be configured to be read.
 const LISTS_HOLD: Nanos = Nanos::from_secs(180);
+/// Processes that have opened a GPU and are followed for it.
+const OPENS_LIMIT: usize = 16_384;
 /// How soon `/proc` is scanned again for a process that the last scan did not show.
 const LOOK_AGAIN: Nanos = Nanos::from_secs(10);
 /// How long the dead are kept at most, however far a GPU's windows lag.
@@ -68,6 +72,10 @@ pub struct Settings {
     pub await_events: Nanos,
     /// Who pays where one container is in another.
     pub payer: PayerRule,
+    /// How often the GPUs' process lists are read at least.
+    pub lists_interval: Nanos,
+    /// The agent's own pid: it has no context, and would not pay if it had.
+    pub own_pid: Option<Pid>,
 }
 
 impl Default for Settings {
@@ -85,6 +93,8 @@ impl Default for Settings {
             namespace_limit: 4_096,
             await_events: Nanos::from_secs(2),
             payer: PayerRule::default(),
+            lists_interval: Nanos::from_secs(5),
+            own_pid: None,
         }
     }
 }
@@ -143,6 +153,8 @@ pub struct Accountant {
     pub(super) payers: HashMap<Owner, Payer>,
     namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
     pub(super) lists: HashMap<GpuUuid, DeviceLists>,
+    holdings: HashMap<usize, Holding>,
+    pub(super) opens: Opens,
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
     source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
@@ -174,6 +186,8 @@ impl Accountant {
             payers: HashMap::new(),
             namespaces: BTreeMap::new(),
             lists: HashMap::new(),
+            holdings: HashMap::new(),
+            opens: Opens::new(OPENS_LIMIT),
             sources: BTreeMap::new(),
             source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -271,6 +285,19 @@ impl Accountant {
                     }
                     self.processes.exit(event.pid, event.start, event.at);
                 }
+                KernelEvent::Open(open) => {
+                    // Wherever its birth went, it lives here now. Nothing is booked for it.
+                    let process = &open.process;
+                    self.sight(process, Sighting::Scan);
+                    let id = ProcessId {
+                        pid: process.pid,
+                        start: process.start.into(),
+                    };
+                    if self.settings.own_pid != Some(id.pid) {
+                        self.opens.note(id, open.device, process.at);
+                        self.wish(Effect::ReadLists);
+                    }
+                }
                 KernelEvent::Cgroup(announcement) => {
                     if self.placements.announce(&announcement) {
                         self.wish(Effect::AnnounceAnew);
@@ -365,7 +392,10 @@ impl Accountant {
         }
     }
 
-    fn take_lists(&mut self, lists: GpuProcesses, clock: Clock) {
+    fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
+        let own = self.settings.own_pid;
+        lists.processes.retain(|process| Some(process.pid) != own);
+        let mut members = Vec::with_capacity(lists.processes.len());
         let mut memory = HashMap::<Owner, u64>::new();
         // The next window begins where the last one ended, before the lists were read.
         let opened = self.ledger.book_of(&lists.gpu).map(|at| {
@@ -375,7 +405,7 @@ impl Accountant {
             (at, opened)
         });
         for process in &lists.processes {
-            let (_, owner) = attribute::owner_of(
+            let (found, owner) = attribute::owner_of(
                 process.pid,
                 lists.at,
                 lists.at,
@@ -383,6 +413,15 @@ impl Accountant {
                 &mut self.placements,
             );
             let Ok(owner) = owner else { continue };
+            if let Some(found) = found {
+                let started = self.processes.facts_of(found).map(|facts| facts.start);
+                members.push(Member {
+                    process: found,
+                    owner: owner.clone(),
+                    not_before: started.max(self.opens.first(found)),
+                    memory: process.memory,
+                });
+            }
             if let Some(bytes) = process.memory {
                 let sum = memory.entry(owner.clone()).or_default();
                 *sum = sum.saturating_add(bytes);
@@ -390,6 +429,21 @@ impl Accountant {
             // Opened before it is charged, its series shows 0 all the earlier.
             if let Some((book, opened)) = opened {
                 self.ledger.open(book, &owner, opened);
+            }
+        }
+        if let Some((book, _)) = opened {
+            let interval = self.settings.lists_interval;
+            let holding = self.holdings.entry(book);
+            let holding = holding.or_insert_with(|| Holding::new(interval));
+            for owner in holding.list(lists.at, members) {
+                if let Some(account) = self.ledger.account_mut(book, &owner) {
+                    account.processes_started += 1;
+                }
+            }
+            for (owner, bytes) in &memory {
+                if let Some(account) = self.ledger.account_mut(book, owner) {
+                    account.memory_peak = account.memory_peak.max(Some(*bytes));
+                }
             }
         }
         self.lists.insert(
@@ -464,6 +518,9 @@ impl Accountant {
             self.introduce_containers(clock.boot, false);
             for charge in &charges {
                 self.look_for(charge, clock.boot);
+                if let Some(process) = charge.process {
+                    self.opens.sampled(process);
+                }
             }
             let accounts = self.ledger.accounts().count();
             if let Some(unlisted) = self.ledger.book(window, charges, clock)
@@ -478,6 +535,29 @@ impl Accountant {
             }
         }
         self.waiting = still;
+    }
+
+    /// Books held time and memory as far as every exit is known, or has been waited for long enough.
+    fn book_held(&mut self, now: BootTime) {
+        let until = self.drained_through.min(now);
+        let until = until.max(now.minus(self.settings.await_events));
+        let processes = &self.processes;
+        let end_of = |process| match processes.facts_of(process) {
+            None => End::Forgotten,
+            Some(facts) => facts.exit.map_or(End::Alive, End::At),
+        };
+        let ledger = &mut self.ledger;
+        for (book, holding) in &mut self.holdings {
+            for (owner, held) in holding.settle(until, &end_of) {
+                if let Some(account) = ledger.account_mut(*book, &owner) {
+                    account.amounts += Amounts {
+                        held: held.time,
+                        memory: held.memory,
+                        ..Amounts::ZERO
+                    };
+                }
+            }
+        }
     }
 
     /// Has `/proc` scanned for a process that is not known, but not again and again for one that is
@@ -511,6 +591,7 @@ impl Accountant {
         self.book_waiting(clock);
         let live = self.live_owners();
         self.book_allocations(&live, clock);
+        self.book_held(clock.boot);
         self.settle_names(clock.boot);
         self.publish(clock);
         self.close_ended(&live, clock);
@@ -735,18 +816,18 @@ impl Accountant {
 
     /// What the kubelet has given, and to whom.
     fn allocation_views(&self, clock: Clock) -> Vec<AllocationView> {
-        let holdings = self.allocations.holdings();
+        let holdings = self.allocations.grantees();
         let views = holdings.iter().map(|holding| self.view(holding, clock));
         views.collect()
     }
 
     pub(super) fn allocation_of(&self, id: &ContainerId, clock: Clock) -> Option<AllocationView> {
-        let holdings = self.allocations.holdings();
+        let holdings = self.allocations.grantees();
         let found = holdings.iter().find(|of| of.container == Some(id))?;
         Some(self.view(found, clock))
     }
 
-    fn view(&self, holding: &Holding<'_>, clock: Clock) -> AllocationView {
+    fn view(&self, holding: &Grantee<'_>, clock: Clock) -> AllocationView {
         let gpus: Vec<&GpuInfo> = self.ledger.books().iter().map(|book| &book.gpu).collect();
         let state = match (holding.container, holding.ended, holding.is_listed) {
             (None, _, _) => AllocationState::NoContainer,
@@ -813,6 +894,9 @@ impl Accountant {
                 .map(|((_, owner), _)| owner)
                 .collect();
             self.payers.retain(|owner, _| open.contains(owner));
+            for holding in self.holdings.values_mut() {
+                holding.forget(&|owner| open.contains(owner));
+            }
         }
         let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
         self.placements.end_bindings(owners);
@@ -836,6 +920,20 @@ impl Accountant {
         };
         let before = passed.max(now.minus(KEEP_DEAD_AT_MOST)).minus(keep);
         let placements = &mut self.placements;
+        let processes = &self.processes;
+        self.opens
+            .settle(&mut |process| match processes.facts_of(process) {
+                None => Fate::Unknown,
+                Some(facts) => match facts.exit {
+                    Some(died) if died < before => Fate::Over {
+                        died,
+                        owner: placements
+                            .owner(facts.placement)
+                            .map(|(owner, _)| owner.clone()),
+                    },
+                    _ => Fate::Open,
+                },
+            });
         self.processes
             .forget(before, &mut |place| placements.release(place));
     }
@@ -999,6 +1097,7 @@ impl Accountant {
                 + self.directory.overflows()
                 + self.ledger.overflows()
                 + self.allocations.overflows()
+                + self.opens.overflows()
                 + self.namespace_overflows,
             containers_held: attribution("held"),
             containers_named: attribution("named"),
@@ -1006,6 +1105,8 @@ impl Accountant {
             identities_refused: self.directory.refused(),
             identities_refused_of: self.directory.refused_of(),
             cgroups_refused: self.placements.refusals(),
+            gpu_opens: self.opens.opens(),
+            gpu_opens_unsampled: self.opens.unsampled(),
             ..self.counts
         };
         snapshot
@@ -1162,10 +1263,10 @@ mod tests {
     use super::*;
     use crate::core::input::{
         AllocatedDevice, Allocations, CgroupAnnouncement, CgroupSet, ContainerAllocation,
-        ContainerIdentity, Credit, DeviceRef, IdentityUpdate, KubernetesNames, ScannedProcess,
-        WindowQuality,
+        ContainerIdentity, Credit, DeviceOpen, DeviceRef, GpuInfo, IdentityUpdate, KubernetesNames,
+        ScannedProcess, WindowQuality,
     };
-    use crate::core::model::{CgroupKey, StartTicks, UnobservedReason, WallTime};
+    use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason, WallTime};
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -1904,6 +2005,138 @@ mod tests {
         let snapshot = node.commit();
         assert_eq!(snapshot.container_series[0].memory, None);
         assert_eq!(snapshot.gpus[0].memory_used, None);
+    }
+
+    impl Node {
+        /// Reads the process lists now: `(pid, memory)`.
+        fn list(&mut self, processes: &[(u32, u64)]) {
+            let processes = processes.iter().map(|&(pid, memory)| GpuProcess {
+                pid: Pid(pid),
+                memory: Some(memory),
+            });
+            self.take(Input::GpuProcesses(GpuProcesses {
+                gpu: gpu(),
+                at: BootTime(self.now),
+                processes: processes.collect(),
+                memory_used: None,
+            }));
+        }
+
+        fn open(&mut self, pid: u32, start: u64, cgroup: u64, minor: u32) {
+            let process = self.event(pid, start, cgroup);
+            self.events(vec![KernelEvent::Open(DeviceOpen {
+                process,
+                device: DeviceNumber {
+                    major: DeviceNumber::NVIDIA,
+                    minor,
+                },
+            })]);
+        }
+    }
+
+    #[test]
+    fn held_time_and_memory_go_by_the_lists_and_end_with_the_process() {
+        let mut node = Node::new(0, 0);
+        node.accountant.settings.own_pid = Some(Pid(9));
+        node.named(A, None);
+        node.fork(9, 4);
+        node.list(&[]);
+        node.pass(500, &[]);
+        // Half a second after the list before it is born, and a quarter later it is named.
+        let first = node.fork(7, 3);
+        node.pass(250, &[]);
+        node.list(&[(7, 1_000), (9, 5)]);
+        node.pass(1_000, &[]);
+        let second = node.fork(8, 3);
+        node.list(&[(7, 4_000), (8, 500), (9, 5)]);
+        node.pass(1_000, &[]);
+        node.commit();
+        // One ends unlisted, and the list that lacks it is read before its exit is heard of.
+        node.now += SECOND / 2;
+        let died = node.event(7, first, 3);
+        node.now += SECOND / 2;
+        node.list(&[(8, 500)]);
+        node.events(vec![KernelEvent::Exit(died)]);
+        node.pass(1_000, &[]);
+        node.exit(8, second, 3);
+        node.pass(1_000, &[]);
+        let snapshot = node.commit();
+        // The agent itself has no account, whatever a list says.
+        let [account] = &snapshot.accounts[..] else {
+            panic!("{:?}", snapshot.accounts);
+        };
+        assert_eq!(account.amounts.held, Nanos::from_millis(4_250));
+        // 1,000 for a second, then 4,000 for one and a half, and 500 for three.
+        assert_eq!(account.amounts.memory.0, 1_000 + 6_000 + 1_500);
+        assert_eq!(account.memory_peak, Some(4_500));
+        assert_eq!(account.processes_started, 2);
+        assert_eq!(account.amounts.busy, Nanos::ZERO, "held is not busy");
+        assert_eq!(
+            snapshot.container_series[0].amounts.held,
+            account.amounts.held
+        );
+    }
+
+    #[test]
+    fn held_time_waits_for_the_events_but_not_for_ever() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.fork(7, 3);
+        node.list(&[(7, 0)]);
+        let held = |node: &mut Node| node.commit().accounts[0].amounts.held;
+        node.now += SECOND;
+        assert_eq!(held(&mut node), Nanos::ZERO, "its exit may be under way");
+        node.now += 2 * SECOND;
+        assert_eq!(held(&mut node), Nanos::SECOND);
+        node.events(vec![]);
+        assert_eq!(held(&mut node), Nanos::from_secs(3));
+    }
+
+    #[test]
+    fn an_open_has_the_lists_read_and_bounds_what_has_no_sample() {
+        let mut node = Node::new(0, 0);
+        node.accountant.settings.own_pid = Some(Pid(9));
+        node.named(A, None);
+        node.commit();
+        node.accountant.take_effects();
+        node.open(9, 1, 6, 0);
+        assert_eq!(node.accountant.take_effects(), []);
+
+        // Its birth was lost; the open makes it known.
+        let start = node.now;
+        node.now += SECOND / 10;
+        node.open(7, start, 3, 255);
+        node.open(7, start, 3, 2);
+        assert_eq!(node.accountant.take_effects(), [Effect::ReadLists]);
+        let sampled = node.fork(8, 3);
+        node.open(8, sampled, 3, 2);
+        node.now += SECOND / 5;
+        node.exit(7, start, 3);
+        node.exit(8, sampled, 3);
+        node.pass(700, &[(8, 100)]);
+        let snapshot = node.commit();
+        assert_eq!(
+            (snapshot.agent.gpu_opens, snapshot.agent.gpu_opens_unsampled),
+            (3, 0),
+            "a sample may still come"
+        );
+        for _ in 0..20 {
+            node.pass(1_000, &[]);
+            node.commit();
+        }
+        let snapshot = node.commit();
+        assert_eq!(
+            (snapshot.agent.gpu_opens, snapshot.agent.gpu_opens_unsampled),
+            (3, 1)
+        );
+        // What was booked is the sample's, and the bound is told of.
+        assert_eq!(snapshot.accounts[0].amounts.busy, Nanos::from_millis(100));
+        let story = node.accountant.explain(A, clock(node.now)).expect("known");
+        let [told] = &story.owners[0].unsampled[..] else {
+            panic!("{story:?}");
+        };
+        assert_eq!((told.pid, &*told.device), (Pid(7), "nvidia2"));
+        assert_eq!(told.at_most, Nanos::from_millis(200));
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub struct Stretch {
 
 /// What there is to say of a container that holds devices, or of a name that no container has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holding<'a> {
+pub struct Grantee<'a> {
     /// What the kubelet calls it.
     pub name: &'a GivenName,
     /// The container; absent where no process of one has been seen.
@@ -355,9 +355,9 @@ impl AllocationTable {
 
     /// Everything that is listed or held, in order of its names.
     #[must_use]
-    pub fn holdings(&self) -> Vec<Holding<'_>> {
+    pub fn grantees(&self) -> Vec<Grantee<'_>> {
         let mut met = HashSet::new();
-        let mut holdings = Vec::new();
+        let mut grantees = Vec::new();
         for (container, life) in &self.lives {
             let Some(name) = &life.name else { continue };
             if life.grants.is_empty() {
@@ -365,7 +365,7 @@ impl AllocationTable {
             }
             let newest = self.given.get(name);
             met.insert(name);
-            holdings.push(Holding {
+            grantees.push(Grantee {
                 name,
                 container: Some(container),
                 grants: &life.grants,
@@ -375,7 +375,7 @@ impl AllocationTable {
         }
         let unmet = self.given.iter().filter(|(name, _)| !met.contains(name));
         for (name, given) in unmet.filter(|(_, given)| given.is_listed) {
-            holdings.push(Holding {
+            grantees.push(Grantee {
                 name,
                 container: None,
                 grants: &given.grants,
@@ -383,8 +383,8 @@ impl AllocationTable {
                 ended: None,
             });
         }
-        holdings.sort_by_key(|holding| (holding.name, holding.container));
-        holdings
+        grantees.sort_by_key(|grantee| (grantee.name, grantee.container));
+        grantees
     }
 }
 
@@ -585,7 +585,7 @@ mod tests {
         node.settle(20);
         node.table.take(list(20, &[]));
         assert_eq!(node.settle(30), one("a", 0, 20, 10));
-        assert!(!node.table.holdings()[0].is_listed);
+        assert!(!node.table.grantees()[0].is_listed);
         // A list without devices is one of a kubelet that lost its checkpoint. Nothing comes at all
         // for an hour; then it knows again, and nothing begins anew.
         assert_eq!(node.settle(3_630), one("a", 0, 30, 3_600));
@@ -601,7 +601,7 @@ mod tests {
         let mut node = Node::new();
         node.table.take(list(10, &[("done", &[device(0, 0)])]));
         assert_eq!(node.settle(20), [], "no container was ever seen");
-        assert_eq!(node.table.holdings()[0].container, None);
+        assert_eq!(node.table.grantees()[0].container, None);
         node.lives("a", "p", 20);
         node.table.take(list(20, &[("p", &[device(0, 0)])]));
         node.dies("a", 25);
@@ -687,17 +687,17 @@ mod tests {
             pod: "p".into(),
         });
         node.table.take(of_pod.clone());
-        assert!(node.table.holdings().iter().all(|of| of.is_listed));
+        assert!(node.table.grantees().iter().all(|of| of.is_listed));
         // It was asked for before, and comes after.
         node.table.take(list(19, &[]));
-        assert!(node.table.holdings().iter().all(|of| of.is_listed));
+        assert!(node.table.grantees().iter().all(|of| of.is_listed));
         of_pod.containers.clear();
         of_pod.at = at(22);
         node.table.take(of_pod);
         node.settle(22);
         let listed: Vec<_> = node
             .table
-            .holdings()
+            .grantees()
             .iter()
             .map(|of| of.is_listed)
             .collect();

@@ -17,7 +17,8 @@ use super::placement::{Owner, PlacementId, Refusal};
 use super::process_table::Facts;
 use super::snapshot::{
     AccountStory, AnswerOutcome, AnswerStory, Attribution, CgroupStory, ContainerLabels,
-    Explanation, GpuUse, IdOnlyReason, OwnerStory, ProcessStory, RefusalStory, SeenBy, Who,
+    Explanation, GpuUse, IdOnlyReason, OwnerStory, ProcessStory, RefusalStory, SeenBy,
+    UnsampledStory, Who,
 };
 
 /// Processes that are told of.
@@ -26,6 +27,8 @@ const MAX_PROCESSES: usize = 64;
 const MAX_REFUSALS: usize = 16;
 /// Owners that are told of.
 const MAX_OWNERS: usize = 16;
+/// Processes without a sample that are told of, for each owner.
+const MAX_UNSAMPLED: usize = 16;
 /// Digits below which a text is no prefix of a container id: too much would begin with it.
 const MIN_PREFIX: usize = 4;
 
@@ -84,7 +87,8 @@ impl Accountant {
     fn owners_called(&self, subject: &str) -> BTreeSet<Owner> {
         let accounts = self.ledger.accounts().map(|((_, owner), _)| owner);
         let containers = self.directory.ids().cloned().map(Owner::Container);
-        let known: BTreeSet<Owner> = accounts.cloned().chain(containers).collect();
+        let opened = self.opens.owners().cloned();
+        let known: BTreeSet<Owner> = accounts.cloned().chain(containers).chain(opened).collect();
         known
             .into_iter()
             .filter(|owner| self.is_called(owner, subject))
@@ -263,6 +267,17 @@ impl Accountant {
             },
             refused: self.refusal_stories(owner),
             accounts: self.account_stories(owner),
+            unsampled: self
+                .opens
+                .bounds_of(owner)
+                .take(MAX_UNSAMPLED)
+                .map(|bound| UnsampledStory {
+                    pid: bound.process.pid,
+                    device: bound.device.to_string().into(),
+                    opened: clock.wall_of(bound.opened),
+                    at_most: bound.died.since(bound.opened),
+                })
+                .collect(),
             who,
         }
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::amounts::{Engine, Engines, Millijoules};
 use super::model::{
-    BootTime, CgroupKey, ContainerId, GpuUuid, Nanos, Pid, PodUid, SourceId, SourceState,
-    StartTicks, UnobservedReason,
+    BootTime, CgroupKey, ContainerId, DeviceNumber, GpuUuid, Nanos, Pid, PodUid, SourceId,
+    SourceState, StartTicks, UnobservedReason,
 };
 
 /// One observation.
@@ -72,6 +72,18 @@ pub enum KernelEvent {
     /// A cgroup, announced when it is made or first seen on a process. Ancestors are announced
     /// before their children, each once; any may be announced again.
     Cgroup(CgroupAnnouncement),
+    /// A process has opened a device of a GPU. Not every open is seen, and not everyone who opens
+    /// one uses it.
+    Open(DeviceOpen),
+}
+
+/// An open of a device by a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceOpen {
+    /// Who and when; a thread's open is its process's.
+    pub process: ProcessEvent,
+    /// Which device.
+    pub device: DeviceNumber,
 }
 
 /// A process as the kernel saw it at an event.

@@ -266,6 +266,11 @@ impl Ledger {
         is_open
     }
 
+    /// An account that is open.
+    pub fn account_mut(&mut self, book: usize, owner: &Owner) -> Option<&mut Account> {
+        self.accounts.get_mut(&(book, owner.clone()))
+    }
+
     /// Books a window, split into `charges`. A book that was not listed before is left alone and
     /// the window given back.
     pub fn book(

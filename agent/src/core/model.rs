@@ -194,6 +194,43 @@ pub struct ProcessId {
     pub start: StartTicks,
 }
 
+/// A device node, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DeviceNumber {
+    /// The driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+impl DeviceNumber {
+    /// The major number that the kernel's list of devices reserves for NVIDIA's GPUs.
+    pub const NVIDIA: u32 = 195;
+    /// The first minor number that is no GPU of its own: `nvidia-modeset`, and then `nvidiactl`.
+    const NOT_A_GPU: u32 = 254;
+
+    /// Which GPU it is, by the driver's count, if it is one.
+    #[must_use]
+    pub const fn gpu(self) -> Option<u32> {
+        if self.major == Self::NVIDIA && self.minor < Self::NOT_A_GPU {
+            Some(self.minor)
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Display for DeviceNumber {
+    /// As NVIDIA calls it, or else by its numbers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.gpu(), self.major, self.minor) {
+            (Some(gpu), ..) => write!(f, "nvidia{gpu}"),
+            (None, Self::NVIDIA, 255) => f.write_str("nvidiactl"),
+            (None, major, minor) => write!(f, "device {major}:{minor}"),
+        }
+    }
+}
+
 /// A cgroup as the kernel numbers it: the hierarchy (0 is cgroup v2) and the kernfs node's id,
 /// which is also the inode number of its directory.
 #[derive(

@@ -318,6 +318,13 @@ impl ProcessTable {
         }
     }
 
+    /// What is known of one process.
+    #[must_use]
+    pub fn facts_of(&self, process: ProcessId) -> Option<Facts> {
+        let slot = self.find(process.pid, process.start)?;
+        Some(Self::facts(&self.records[slot as usize]))
+    }
+
     /// Everyone who has the pid or had it, the newest first.
     #[must_use]
     pub fn incarnations(&self, pid: Pid) -> Vec<Facts> {

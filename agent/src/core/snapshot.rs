@@ -362,6 +362,10 @@ pub struct AgentBook {
     pub identities_refused_of: [u64; IdentitySource::ALL.len()],
     /// cgroups whose id was refused, since it belongs to another one.
     pub cgroups_refused: u64,
+    /// Opens of GPU devices that the kernel reported.
+    pub gpu_opens: u64,
+    /// Processes that opened a GPU and died without a sample.
+    pub gpu_opens_unsampled: u64,
     /// Commits.
     pub commits: u64,
     /// Commits whose books did not balance.
@@ -590,6 +594,21 @@ pub struct OwnerStory {
     pub refused: Vec<RefusalStory>,
     /// What is booked, by GPU.
     pub accounts: Vec<AccountStory>,
+    /// Its processes that opened a GPU and died without a sample, the newest first.
+    pub unsampled: Vec<UnsampledStory>,
+}
+
+/// A process that opened a GPU, died, and that no sample names. Nothing is booked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnsampledStory {
+    /// Its pid in the host's namespace.
+    pub pid: Pid,
+    /// What it opened, as NVIDIA calls it.
+    pub device: Arc<str>,
+    /// When it first did.
+    pub opened: WallTime,
+    /// The time from then to its death: it used no more than that.
+    pub at_most: Nanos,
 }
 
 /// Who a cgroup belongs to, and what else its path says.

@@ -149,6 +149,8 @@ pub(crate) fn snapshot() -> Snapshot {
             identities_refused: 3,
             identities_refused_of: refused_of(IdentitySource::Docker, 3),
             cgroups_refused: 1,
+            gpu_opens: 40,
+            gpu_opens_unsampled: 2,
             commits: 3_600,
             imbalances: 0,
         },

@@ -26,6 +26,8 @@ fn main() -> Result<()> {
         ["into-cgroup", path] => into_cgroup(path),
         ["fork", count] => fork_many(count.parse()?),
         ["reuse-pid"] => reuse_pid(),
+        ["open", path] => open(path),
+        ["open-from-thread", path] => open_from_thread(path),
         ["load-as-nobody"] => load_as_nobody(),
         ["memory"] => memory(),
         _ => bail!("unknown arguments {arguments:?}"),
@@ -159,6 +161,54 @@ fn reuse_pid() -> Result<()> {
         }
     }
     bail!("pid {first} was not given again");
+}
+
+/// Opens a file by each system call that there is for it, when it is told to. Prints how many took
+/// it and how many did not.
+fn open(path: &str) -> Result<()> {
+    announce(process::id());
+    await_line();
+    let path = std::ffi::CString::new(path)?;
+    // SAFETY: all zeros are "for reading" and "no restriction".
+    let how: libc::open_how = unsafe { std::mem::zeroed() };
+    // SAFETY: path and structure live through the calls.
+    let answers = unsafe {
+        [
+            #[cfg(target_arch = "x86_64")]
+            libc::syscall(libc::SYS_open, path.as_ptr(), libc::O_RDONLY),
+            libc::syscall(
+                libc::SYS_openat,
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                libc::O_RDONLY,
+            ),
+            libc::syscall(
+                libc::SYS_openat2,
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                &raw const how,
+                size_of::<libc::open_how>(),
+            ),
+        ]
+    };
+    let opened = answers.iter().filter(|answer| **answer >= 0).count();
+    announce(format_args!("{opened} {}", answers.len() - opened));
+    await_line();
+    Ok(())
+}
+
+/// A thread that is not the leader opens a file.
+fn open_from_thread(path: &str) -> Result<()> {
+    announce(process::id());
+    await_line();
+    let path = path.to_owned();
+    let opened = thread::spawn(move || fs::File::open(path).map(drop)).join();
+    let Ok(opened) = opened else {
+        bail!("the thread panicked")
+    };
+    announce(if opened.is_ok() { "1 0" } else { "0 1" });
+    await_line();
+    Ok(())
 }
 
 /// Loads the object as an ordinary user, and prints what it gets for it.

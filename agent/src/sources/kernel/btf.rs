@@ -28,7 +28,7 @@ const ENUM_BYTES: usize = 8;
 const MAX_DEPTH: usize = 16;
 
 /// Why a question to the kernel's BTF has no answer.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum BtfError {
     /// The bytes end before something that must be there.
     #[error("btf ends at byte {len} inside {what}, which needs {needed}")]

@@ -6,12 +6,12 @@
 use bytes::Buf;
 use gpuacct_common::event::{
     CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, Header, KIND_ATTACH, KIND_CGROUP, KIND_EXEC,
-    KIND_EXIT, KIND_FORK, ProcessRecord, UNIFIED_HIERARCHY,
+    KIND_EXIT, KIND_FORK, KIND_OPEN, OpenRecord, ProcessRecord, UNIFIED_HIERARCHY,
 };
 use thiserror::Error;
 
-use crate::core::input::{CgroupAnnouncement, CgroupSet, KernelEvent, ProcessEvent};
-use crate::core::model::{BootTime, CgroupKey, Pid};
+use crate::core::input::{CgroupAnnouncement, CgroupSet, DeviceOpen, KernelEvent, ProcessEvent};
+use crate::core::model::{BootTime, CgroupKey, DeviceNumber, Pid};
 
 /// Why a record is not an event.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -77,6 +77,7 @@ pub fn decode(record: &[u8]) -> Decoded {
         KIND_EXIT => process(kind, at, rest).map(KernelEvent::Exit),
         KIND_ATTACH => process(kind, at, rest).map(KernelEvent::Attach),
         KIND_CGROUP => cgroup(kind, rest).map(KernelEvent::Cgroup),
+        KIND_OPEN => open(kind, at, rest).map(KernelEvent::Open),
         _ => Err(DecodeError::Kind { kind }),
     };
     (Some(cpu), event)
@@ -97,14 +98,30 @@ fn expect(kind: u16, rest: &[u8], record_bytes: usize) -> Result<(), DecodeError
 
 fn process(kind: u16, at: BootTime, mut rest: &[u8]) -> Result<ProcessEvent, DecodeError> {
     expect(kind, rest, size_of::<ProcessRecord>())?;
+    Ok(process_fields(at, &mut rest))
+}
+
+fn open(kind: u16, at: BootTime, mut rest: &[u8]) -> Result<DeviceOpen, DecodeError> {
+    expect(kind, rest, size_of::<OpenRecord>())?;
+    Ok(DeviceOpen {
+        process: process_fields(at, &mut rest),
+        device: DeviceNumber {
+            major: rest.get_u32_ne(),
+            minor: rest.get_u32_ne(),
+        },
+    })
+}
+
+/// The caller has checked the length.
+fn process_fields(at: BootTime, rest: &mut &[u8]) -> ProcessEvent {
     let pid = Pid(rest.get_u32_ne());
     let parent = Pid(rest.get_u32_ne());
     let start = BootTime(rest.get_u64_ne());
     let pid_namespace_level = rest.get_u32_ne();
     rest.advance(4);
-    let unified = cgroup_key(&mut rest);
-    let legacy = cgroup_key(&mut rest);
-    Ok(ProcessEvent {
+    let unified = cgroup_key(rest);
+    let legacy = cgroup_key(rest);
+    ProcessEvent {
         at,
         pid,
         parent,
@@ -114,7 +131,7 @@ fn process(kind: u16, at: BootTime, mut rest: &[u8]) -> Result<ProcessEvent, Dec
             unified,
             legacy: (legacy.hierarchy != UNIFIED_HIERARCHY).then_some(legacy),
         },
-    })
+    }
 }
 
 fn cgroup(kind: u16, mut rest: &[u8]) -> Result<CgroupAnnouncement, DecodeError> {
@@ -152,6 +169,7 @@ mod tests {
 
     const PROCESS: usize = size_of::<ProcessRecord>();
     const CGROUP: usize = size_of::<CgroupRecord>();
+    const OPEN: usize = size_of::<OpenRecord>();
 
     fn header(kind: u16, size: usize) -> Vec<u8> {
         let mut record = Vec::new();
@@ -174,6 +192,14 @@ mod tests {
             record.put_u32_ne(0xbeef);
             record.put_u64_ne(id);
         }
+        record
+    }
+
+    fn open_record(major: u32, minor: u32) -> Vec<u8> {
+        let mut record = process_record(KIND_OPEN, (4, 5));
+        record[2..4].copy_from_slice(&u16::try_from(OPEN).unwrap().to_ne_bytes());
+        record.put_u32_ne(major);
+        record.put_u32_ne(minor);
         record
     }
 
@@ -241,6 +267,16 @@ mod tests {
                 process_record(KIND_ATTACH, (4, 5)),
                 KernelEvent::Attach(the_process(legacy)),
             ),
+            (
+                open_record(195, 1),
+                KernelEvent::Open(DeviceOpen {
+                    process: the_process(legacy),
+                    device: DeviceNumber {
+                        major: 195,
+                        minor: 1,
+                    },
+                }),
+            ),
             (cgroup_record(0, 3, b"pod"), the_cgroup(Some(7), "pod")),
             (cgroup_record(CGROUP_ROOT, 0, b""), the_cgroup(None, "")),
             (
@@ -276,7 +312,11 @@ mod tests {
                 "record of kind 5 has 16 bytes, expected 304",
             ),
             (header(0, 16), "record of kind 0, which is not known"),
-            (header(6, 16), "record of kind 6, which is not known"),
+            (
+                process_record(KIND_OPEN, (0, 0)),
+                "record of kind 6 has 72 bytes, expected 80",
+            ),
+            (header(7, 16), "record of kind 7, which is not known"),
             (
                 cgroup_record(0, 256, &[b'n'; 256]),
                 "cgroup name of 256 bytes in 256",
@@ -302,7 +342,7 @@ mod tests {
             kind in 0u16..8,
             body in proptest::collection::vec(any::<u8>(), CGROUP),
         ) {
-            for size in [PROCESS, CGROUP] {
+            for size in [PROCESS, OPEN, CGROUP] {
                 let mut record = header(kind, size);
                 record.extend_from_slice(&body[..size - 16]);
                 let (cpu, _) = decode(&record);

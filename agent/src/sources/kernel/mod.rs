@@ -19,6 +19,7 @@
 
 pub mod btf;
 pub mod decode;
+pub mod opens;
 mod stream;
 pub mod trial;
 
@@ -31,8 +32,8 @@ use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use gpuacct_common::event::UNIFIED_HIERARCHY;
 use gpuacct_common::global::{
-    COUNTERS, EVENTS, GENERATION, LEGACY_CONTROLLER, LEGACY_HIERARCHY, NO_LEGACY_CONTROLLER,
-    WAKE_AT_BYTES,
+    COUNTERS, DEVICE_MAJORS, EVENTS, GENERATION, LEGACY_CONTROLLER, LEGACY_HIERARCHY,
+    NO_LEGACY_CONTROLLER, OPEN_CALLS, WAKE_AT_BYTES,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitySet;
@@ -43,6 +44,7 @@ use tracing::{debug, info};
 use crate::core::input::{EventCounters, KernelBatch};
 
 use self::btf::{BtfError, KernelTypes};
+use self::opens::Opens;
 use self::stream::{Maps, ObjectLog, Shared, Stream};
 
 /// Where the kernel describes its types.
@@ -87,6 +89,7 @@ macro_rules! fields {
     };
 }
 const KERNEL_FIELDS: &[KernelField] = gpuacct_common::for_each_kernel_field!(fields);
+const OPEN_FIELDS: &[KernelField] = gpuacct_common::for_each_open_field!(fields);
 
 /// The eBPF object that this binary carries; empty in a build without the eBPF toolchain.
 #[must_use]
@@ -102,6 +105,8 @@ pub struct KernelConfig {
     pub ring_bytes: u32,
     /// The object.
     pub object: &'static [u8],
+    /// Which devices' opens are reported.
+    pub watch: opens::Watch,
 }
 
 impl Default for KernelConfig {
@@ -109,6 +114,7 @@ impl Default for KernelConfig {
         Self {
             ring_bytes: 1 << 20,
             object: embedded_object(),
+            watch: opens::Watch::default(),
         }
     }
 }
@@ -216,7 +222,8 @@ impl KernelError {
 #[derive(Debug)]
 pub struct KernelSource {
     /// Holds the programs and their links.
-    _object: Ebpf,
+    object: Ebpf,
+    opens: Opens,
     shared: std::sync::Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -251,7 +258,13 @@ impl KernelSource {
         let kernel = Kernel::inspect()?;
         let mut object = kernel.load_object(config)?;
         let maps = take_maps(&mut object)?;
-        attach(&mut object)?;
+        // aya wants all of the kernel's types to find a few names in. They go right after.
+        let types = kernel_types()?;
+        attach(&mut object, &types)?;
+        let lacking = kernel.open_offsets.as_ref().err();
+        let mut opens = Opens::load(&mut object, &types, &config.watch, lacking);
+        drop(types);
+        opens.attach(&mut object);
 
         let shared = Shared::new().map_err(KernelError::Thread)?;
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
@@ -266,7 +279,8 @@ impl KernelSource {
             "eBPF object attached"
         );
         let source = Self {
-            _object: object,
+            object,
+            opens,
             shared,
             thread: Some(thread),
         };
@@ -277,6 +291,18 @@ impl KernelSource {
     /// loss; for whoever forgets what was announced for another reason.
     pub fn clear_announced(&self) {
         self.shared.clear_announced();
+    }
+
+    /// Whether opens of devices are reported.
+    #[must_use]
+    pub const fn opens(&self) -> opens::State {
+        self.opens.state()
+    }
+
+    /// Looks again whether there is a device to watch, where there was none, and attaches the hook
+    /// if so. Does system calls that may take milliseconds.
+    pub fn attach_opens(&mut self) -> opens::State {
+        self.opens.attach(&mut self.object)
     }
 
     /// The counters, as of the latest drain.
@@ -326,6 +352,8 @@ impl Tally {
 /// What the object must be told of the running kernel.
 struct Kernel {
     offsets: Vec<(&'static str, u32)>,
+    /// What only the programs need that report opens of devices.
+    open_offsets: Result<Vec<(&'static str, u32)>, BtfError>,
     legacy: Option<LegacyController>,
 }
 
@@ -359,16 +387,16 @@ impl Kernel {
                 });
             }
         }
-        let offsets = KERNEL_FIELDS
-            .iter()
-            .map(|field| {
+        let offsets = |fields: &[KernelField]| {
+            let offset = |field: &KernelField| {
                 let offset = types.member_offset(field.structure, field.names)?;
                 Ok((field.global, offset))
-            })
-            .collect::<Result<_, BtfError>>()
-            .map_err(KernelError::Btf)?;
+            };
+            fields.iter().map(offset).collect::<Result<Vec<_>, _>>()
+        };
         Ok(Self {
-            offsets,
+            offsets: offsets(KERNEL_FIELDS).map_err(KernelError::Btf)?,
+            open_offsets: offsets(OPEN_FIELDS),
             legacy: find_legacy_controller(&types)?,
         })
     }
@@ -388,7 +416,13 @@ impl Kernel {
             .override_global(LEGACY_CONTROLLER, &controller, true)
             .override_global(LEGACY_HIERARCHY, &hierarchy, true)
             .override_global(WAKE_AT_BYTES, &wake_at_bytes, true);
-        for (global, offset) in &self.offsets {
+        let (majors, calls) = (config.watch.majors(), opens::open_calls());
+        let numbers = DEVICE_MAJORS.iter().zip(&majors);
+        for (global, number) in numbers.chain(OPEN_CALLS.iter().zip(&calls)) {
+            loader.override_global(global, number, true);
+        }
+        let open_offsets = self.open_offsets.iter().flatten();
+        for (global, offset) in self.offsets.iter().chain(open_offsets) {
             loader.override_global(global, offset, true);
         }
         loader.load(config.object).map_err(|error| {
@@ -435,12 +469,14 @@ fn choose_legacy_controller(proc_cgroups: &str) -> Option<Mounted> {
     })
 }
 
-fn attach(object: &mut Ebpf) -> Result<(), KernelError> {
-    // aya wants all of the kernel's types to find five tracepoints in. They go right after.
-    let types = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(io::Error::other(error)))?;
+fn kernel_types() -> Result<Btf, KernelError> {
+    Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(io::Error::other(error)))
+}
+
+fn attach(object: &mut Ebpf, types: &Btf) -> Result<(), KernelError> {
     TRACEPOINTS
         .into_iter()
-        .try_for_each(|tracepoint| attach_to(object, tracepoint, &types))
+        .try_for_each(|tracepoint| attach_to(object, tracepoint, types))
 }
 
 fn attach_to(object: &mut Ebpf, tracepoint: &'static str, types: &Btf) -> Result<(), KernelError> {
@@ -615,6 +651,7 @@ mod tests {
             let config = KernelConfig {
                 ring_bytes,
                 object: b"never looked at",
+                ..KernelConfig::default()
             };
             let error = KernelSource::load(&config).unwrap_err().to_string();
             assert!(

@@ -4,9 +4,10 @@
 //! them. Each attach point is tried on its own and let go at once. The object of an agent that is
 //! running is not touched: a tracepoint takes any number of programs.
 
+use super::opens::{Opens, Refusal, State};
 use super::{
-    Btf, CapabilitySet, Kernel, KernelConfig, KernelError, StdError, TRACEPOINTS, attach_to,
-    check_kernel, effective_capabilities, give_memory_back, io, raise_locked_memory,
+    CapabilitySet, Kernel, KernelConfig, KernelError, StdError, TRACEPOINTS, attach_to,
+    check_kernel, effective_capabilities, give_memory_back, kernel_types, raise_locked_memory,
 };
 
 /// What became of one attach point.
@@ -16,6 +17,17 @@ pub struct Hook {
     pub name: &'static str,
     /// Why it does not take the program; absent if it does.
     pub refusal: Option<KernelError>,
+}
+
+/// What became of everything that the object is attached to.
+#[derive(Debug)]
+pub struct Hooks {
+    /// What the agent cannot do without.
+    pub needed: Vec<Hook>,
+    /// The hook for opens of devices, attached whether or not there is such a device now.
+    pub opens: State,
+    /// Why it is not a better one.
+    pub refusals: Vec<Refusal>,
 }
 
 /// The kernel's release.
@@ -47,24 +59,35 @@ pub fn types() -> Result<usize, KernelError> {
 ///
 /// # Errors
 /// If there is nothing to attach: no object, no types, or maps that the kernel refuses.
-pub fn hooks(config: &KernelConfig) -> Result<Vec<Hook>, KernelError> {
+pub fn hooks(config: &KernelConfig) -> Result<Hooks, KernelError> {
     let tried = attach_each(config);
     give_memory_back();
     tried
 }
 
-fn attach_each(config: &KernelConfig) -> Result<Vec<Hook>, KernelError> {
+fn attach_each(config: &KernelConfig) -> Result<Hooks, KernelError> {
     if config.object.is_empty() {
         return Err(KernelError::NoObject);
     }
     raise_locked_memory();
-    let mut object = Kernel::inspect()?.load_object(config)?;
-    let types = Btf::from_sys_fs().map_err(|error| KernelError::NoBtf(io::Error::other(error)))?;
-    let hooks = TRACEPOINTS.map(|name| Hook {
+    let kernel = Kernel::inspect()?;
+    let mut object = kernel.load_object(config)?;
+    let types = kernel_types()?;
+    let needed = TRACEPOINTS.map(|name| Hook {
         name,
         refusal: attach_to(&mut object, name, &types).err(),
     });
-    Ok(hooks.into())
+    let lacking = kernel.open_offsets.as_ref().err();
+    let mut opens = Opens::load(&mut object, &types, &config.watch, lacking);
+    let state = match opens.state() {
+        State::Waiting => opens.attach_first(&mut object),
+        state => state,
+    };
+    Ok(Hooks {
+        needed: needed.into(),
+        opens: state,
+        refusals: opens.into_refusals(),
+    })
 }
 
 /// The capabilities that loading takes, and whether this process has each in effect; nothing if the
@@ -103,6 +126,8 @@ pub fn reason(error: &KernelError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

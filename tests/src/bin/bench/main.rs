@@ -12,6 +12,7 @@
 mod forks;
 mod identity;
 mod load;
+mod opens;
 mod process;
 mod report;
 mod scrape;
@@ -35,8 +36,9 @@ use report::Row;
 /// A benchmark: its name, its title, what it does.
 type Benchmark = (&'static str, &'static str, fn(&Bench) -> Result<Vec<Row>>);
 
-const BENCHMARKS: [Benchmark; 5] = [
+const BENCHMARKS: [Benchmark; 6] = [
     ("forks", "Processes come and go", forks::on_and_off),
+    ("opens", "Opens of devices", opens::on_and_off),
     ("storm", "Events without a loss", forks::storm),
     ("footprint", "Processor time and memory", load::footprint),
     ("metrics", "/metrics", scrape::metrics),
