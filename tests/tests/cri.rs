@@ -334,23 +334,8 @@ fn a_wrong_protocol_is_an_error_with_words() {
             timeout: Duration::from_millis(500),
             ..config(&[&socket])
         });
-        // Where the rubbish is read before the first call is made, that call only finds the
-        // connection closed; it is tried again until it is as it should be.
-        let reason = source.until(&format!("{class} of {name}"), |input| match input {
-            Input::Health(SourceHealth {
-                state:
-                    SourceState::Down {
-                        class: found,
-                        reason,
-                        ..
-                    },
-                ..
-            }) => {
-                assert!([class, "closed"].contains(&&**found), "{name}: {reason}");
-                (&**found == class).then(|| reason.to_string())
-            }
-            _ => None,
-        });
+        let (found, reason) = source.down();
+        assert_eq!(found, class, "{name}: {reason}");
         assert!(reason.starts_with(words), "{name}: {reason}");
         source.stop();
     }
