@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
+use gpuacct::core::amounts::Engine;
 use gpuacct::core::input::{GpuProcesses, GpuWindow, Input, SourceHealth};
 use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use gpuacct::sources::clock;
@@ -18,7 +19,8 @@ use gpuacct::sources::gpu::record::{self, Options};
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{
-    Cadence, Fault, GpuSpec, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR, Scenario, Truth,
+    Cadence, Engines, Fault, GpuSpec, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR, Scenario,
+    Truth,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -365,7 +367,7 @@ fn a_hiccup_loses_nothing_and_a_blocked_call_is_told() {
 
                 // An error of the driver, for as long as it takes to be noticed.
                 let unknown = Fault::Fail {
-                    call: "nvmlDeviceGetProcessUtilization".to_owned(),
+                    call: "nvmlDeviceGetProcess".to_owned(),
                     code: 999,
                 };
                 let fault = rig.scenario.inject(Some(0), unknown).unwrap();
@@ -449,6 +451,134 @@ fn a_driver_may_come_late_and_go_again() {
                 agent.up().await;
                 let window = agent.window(&rig.uuid(0)).await;
                 assert!(window.idle > Nanos::ZERO, "{window:?}");
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+fn engines_and_energy(rig: Rig, expected: &'static [Engine]) -> TestEnd {
+    Box::pin(async move {
+        let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
+        // A sample of one engine says nothing of another's: one computes, the other one encodes.
+        let job = |share, engines| Job {
+            share,
+            engines,
+            ..Job::default()
+        };
+        let decoding = Engines {
+            decoder: 1.0,
+            jpeg: 1.0,
+            ..Engines::default()
+        };
+        rig.scenario.start(one, job(1.0, decoding)).unwrap();
+        let encoding = Engines {
+            memory: 1.0,
+            encoder: 1.0,
+            optical_flow: 1.0,
+            ..Engines::default()
+        };
+        rig.scenario.start(two, job(0.0, encoding)).unwrap();
+        let mut agent = rig.start();
+        let Input::Gpus(gpus) = agent.next().await else {
+            panic!("the list of GPUs comes first");
+        };
+        assert_eq!(gpus[0].engines, expected);
+        // From the first window's end on, the jobs have been there for the whole of each.
+        agent.window(&rig.uuid(0)).await;
+        let window = agent.window(&rig.uuid(0)).await;
+        let elapsed = window.end.since(window.start);
+        assert_eq!(window.busy, elapsed, "{window:?}");
+        let told = |engine: Engine| {
+            if expected.contains(&engine) {
+                elapsed
+            } else {
+                Nanos::ZERO
+            }
+        };
+        let of = |pid: u32, engine: Engine| {
+            let used = window.engines.iter().find(|used| used.pid.0 == pid);
+            used.map_or(Nanos::ZERO, |used| used.engines.of(engine))
+        };
+        for (pid, engine, time) in [
+            (one, Engine::Decoder, told(Engine::Decoder)),
+            (one, Engine::Jpeg, told(Engine::Jpeg)),
+            (one, Engine::Memory, Nanos::ZERO),
+            (two, Engine::Memory, told(Engine::Memory)),
+            (two, Engine::Encoder, told(Engine::Encoder)),
+            (two, Engine::Ofa, told(Engine::Ofa)),
+            (two, Engine::Decoder, Nanos::ZERO),
+        ] {
+            assert_eq!(of(pid, engine), time, "{pid} {engine:?} {window:?}");
+        }
+
+        // A busy A100 draws 400 W; its counter moves each 100 ms.
+        let mut energy = 0;
+        let mut windows = 0;
+        let begin = window.end;
+        let end = loop {
+            let window = agent.window(&rig.uuid(0)).await;
+            energy += window.energy.expect("it has a counter").0;
+            windows += 1;
+            if window.end.since(begin) > Nanos::from_secs(4) {
+                break window.end;
+            }
+        };
+        let expected = end.since(begin).0 / 1_000_000 * 400;
+        // A reading is late by a sample's period and a tick at most, at both ends.
+        let tolerance = 400 * 1_100;
+        assert!(
+            energy.abs_diff(expected) < tolerance,
+            "{energy} mJ, expected {expected} mJ in {windows} windows"
+        );
+        agent.stop().await;
+    })
+}
+
+#[test]
+fn engines_are_told_apart_and_energy_is_read() {
+    on_a_machine(
+        "engines_are_told_apart_and_energy_is_read",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| engines_and_energy(rig, &Engine::ALL),
+    );
+}
+
+#[test]
+fn old_drivers_tell_three_engines_apart() {
+    on_a_machine(
+        "old_drivers_tell_three_engines_apart",
+        Driver::R470,
+        vec![GpuSpec::a100(0)],
+        |rig| engines_and_energy(rig, &[Engine::Memory, Engine::Encoder, Engine::Decoder]),
+    );
+}
+
+#[test]
+fn without_a_counter_of_energy_there_is_none_and_rows_are_had_in_the_older_way() {
+    on_a_machine(
+        "without_a_counter_of_energy_there_is_none_and_rows_are_had_in_the_older_way",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                for (call, code) in [
+                    ("nvmlDeviceGetTotalEnergyConsumption", 3),
+                    // A driver that knows another version of the structure.
+                    ("nvmlDeviceGetProcessesUtilizationInfo", 25),
+                ] {
+                    let call = call.to_owned();
+                    let fault = Fault::Fail { call, code };
+                    rig.scenario.inject(Some(0), fault).unwrap();
+                }
+                let mut agent = rig.start();
+                agent.window(&rig.uuid(0)).await;
+                let window = agent.window(&rig.uuid(0)).await;
+                assert_eq!(window.energy, None);
+                assert_eq!(window.credits.len(), 1, "{window:?}");
+                assert_eq!(window.credits[0].busy, window.busy, "{window:?}");
                 agent.stop().await;
             })
         },

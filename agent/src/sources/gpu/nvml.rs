@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 pub use super::calls::{CallFigures, Watchdog};
-use super::device::{Gpu, Trouble};
+use super::device::{self, Gpu, Trouble};
 use super::library::{Fault, Library, OpenError};
 use super::lists;
 use crate::core::input::{GpuInfo, GpuProcesses, Input, SourceHealth};
@@ -420,7 +420,13 @@ impl Source {
         }
         for (device, info) in &devices {
             if let Some(gpu) = self.gpus.get_mut(&info.uuid) {
+                // A question that failed this time takes back nothing.
+                let engines = std::mem::take(&mut gpu.info.engines);
                 gpu.info = info.clone();
+                if gpu.info.engines.is_empty() {
+                    gpu.info.engines = engines;
+                }
+                gpu.has_energy = true;
             } else {
                 let gpu = Gpu::first_sight(device, info, &self.watchdog);
                 self.gpus.insert(info.uuid.clone(), gpu);
@@ -465,7 +471,6 @@ impl Source {
             device.minor_number()
         });
         let info = GpuInfo {
-            uuid,
             index,
             minor: minor.ok(),
             model: model.map_or_else(|_| "unknown".into(), Arc::from),
@@ -473,7 +478,8 @@ impl Source {
             simulated: library.simulated,
             memory_total: memory.ok().map(|memory| memory.total),
             mig: None,
-            engines: Vec::new(),
+            engines: device::engines(&device, &uuid, call).to_vec(),
+            uuid,
         };
         Ok((device, info))
     }

@@ -15,7 +15,14 @@
 //!   `ring_overrun` where the ring came back full and its oldest sample is late;
 //! - busy is each sample's percent of its stretch, idle the rest of the stretch. Time is idle only
 //!   because a sample says so;
+//! - the other engines' busy time is a row's percent of the time that samples cover: floored, up to a
+//!   percentage point too low per process and window, and no part of any balance;
 //! - [`Windows::fail`] and a jump of the wall clock close a stretch nobody observed, with a reason.
+//!
+//! Energy is the difference of the device's counter between the ends of two windows. It is read when a
+//! window closes, up to a sample's period after the newest sample; the differences add up to the
+//! counter's own. A counter that went down, and one that could not be read while time was closed as
+//! unobserved, begins anew: that energy is nobody's, and is not taken for zero.
 //!
 //! Times are converted from NVML's wall clock to the boot clock by the distance of the two at the
 //! bracket. Slewing of the wall clock, at most 0.05 %, therefore lands in the first stretch.
@@ -26,7 +33,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::credit::{apportion, scale, split};
-use crate::core::input::{Credit, GpuWindow, WindowQuality};
+use crate::core::amounts::{Engines, Millijoules};
+use crate::core::input::{Credit, EngineUse, GpuWindow, WindowQuality};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, Pid, UnobservedReason};
 
 /// A stretch without a new sample is closed as unobserved once it is longer than this. Until then
@@ -55,7 +63,7 @@ pub struct RawSample {
 
 /// One process's row as NVML gives it. Rows of one pid are ordered by what is kept of them: the
 /// newest, then the largest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RawRow {
     /// The pid.
     pub pid: u32,
@@ -63,6 +71,24 @@ pub struct RawRow {
     pub at_us: u64,
     /// Mean percent since the cursor, floored.
     pub percent: u32,
+    /// The same of the other engines. Each engine's sample credits a process of its own, so a row
+    /// may have these and no percent.
+    pub engines: EnginePercents,
+}
+
+/// Whole percents of the engines beside the multiprocessors; zero where the driver does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EnginePercents {
+    /// The memory interface.
+    pub memory: u32,
+    /// Video encoders.
+    pub encoder: u32,
+    /// Video decoders.
+    pub decoder: u32,
+    /// JPEG decoders.
+    pub jpeg: u32,
+    /// Optical flow accelerators.
+    pub ofa: u32,
 }
 
 /// NVML's answers of one window.
@@ -123,6 +149,25 @@ pub struct Windows {
     ring: usize,
     /// Junk seen since the last window closed.
     invalid: u32,
+    meter: Meter,
+}
+
+/// The device's counter of energy.
+#[derive(Clone, Copy, Debug, Default)]
+struct Meter {
+    /// What it showed at the end of the last window.
+    baseline: Option<Millijoules>,
+    /// What it showed last.
+    reading: Option<Millijoules>,
+}
+
+impl Meter {
+    /// What it counted since the last window's end.
+    fn take(&mut self) -> Option<Millijoules> {
+        let reading = self.reading.take()?;
+        let before = self.baseline.replace(reading)?;
+        reading.0.checked_sub(before.0).map(Millijoules)
+    }
 }
 
 /// What the samples of one window come to.
@@ -146,6 +191,7 @@ impl Windows {
             spacings: VecDeque::new(),
             ring: 0,
             invalid: 0,
+            meter: Meter::default(),
         }
     }
 
@@ -158,6 +204,17 @@ impl Windows {
             self.note_spacing(pair[1] - pair[0]);
         }
         self.ring = self.ring.max(ring.len());
+    }
+
+    /// Takes a reading of the device's counter of energy for the window that closes next; none where
+    /// it could not be read.
+    pub const fn read_energy(&mut self, reading: Option<Millijoules>) {
+        self.meter.reading = reading;
+    }
+
+    /// Takes the last reading for where the next window begins.
+    pub const fn set_baseline(&mut self) {
+        self.meter.baseline = self.meter.reading.take();
     }
 
     /// The GPU.
@@ -223,9 +280,9 @@ impl Windows {
             // than the cursor in NVML's time, so the next window has them.
             return None;
         }
-        let rows: Vec<(Pid, u32)> = self
-            .valid_rows(&bracket.rows, newest_us)
-            .into_iter()
+        let valid = self.valid_rows(&bracket.rows, newest_us);
+        let rows: Vec<(Pid, u32)> = valid
+            .iter()
             .map(|row| (Pid(row.pid), row.percent))
             .collect();
         let values: Vec<u32> = samples.iter().map(|sample| sample.percent).collect();
@@ -246,8 +303,8 @@ impl Windows {
             credits: split.credits,
             below_resolution: split.below_resolution,
             no_row: split.no_row,
-            engines: Vec::new(),
-            energy: None,
+            engines: engines(&valid, walk.covered),
+            energy: self.meter.take(),
             quality: WindowQuality {
                 samples: u32::try_from(samples.len()).unwrap_or(u32::MAX),
                 torn: bracket.torn(),
@@ -313,8 +370,8 @@ impl Windows {
             credits,
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
-            engines: Vec::new(),
-            energy: None,
+            engines: engines(&rows, elapsed),
+            energy: self.meter.take(),
             quality: WindowQuality {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 cut: Nanos(scale(claimed.saturating_sub(100), elapsed.0, 100)),
@@ -356,6 +413,9 @@ impl Windows {
         if end == start {
             return None;
         }
+        if self.meter.reading.is_none() {
+            self.meter.baseline = None;
+        }
         Some(checked(GpuWindow {
             gpu: self.gpu.clone(),
             start,
@@ -367,7 +427,7 @@ impl Windows {
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
             engines: Vec::new(),
-            energy: None,
+            energy: self.meter.take(),
             quality: WindowQuality {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 ..WindowQuality::default()
@@ -411,7 +471,11 @@ impl Windows {
                 *best = (*best).max(*row);
             }
         }
-        self.count_invalid(raw.len() - kept.len());
+        let torn_engines = kept
+            .values_mut()
+            .map(|row| usize::from(row.engines.drop_impossible()))
+            .sum::<usize>();
+        self.count_invalid(raw.len() - kept.len() + torn_engines);
         kept.into_values().collect()
     }
 
@@ -488,6 +552,63 @@ fn boot_of(at_us: u64, clock: Clock) -> BootTime {
     BootTime(u64::try_from(boot.max(0)).unwrap_or(u64::MAX))
 }
 
+/// An engine: its percent in a row, and its place in what a process used.
+type Engine = (fn(&EnginePercents) -> u32, fn(&mut Engines) -> &mut Nanos);
+
+/// Every engine beside the multiprocessors.
+const ENGINES: [Engine; 5] = [
+    (|row| row.memory, |engines| &mut engines.memory),
+    (|row| row.encoder, |engines| &mut engines.encoder),
+    (|row| row.decoder, |engines| &mut engines.decoder),
+    (|row| row.jpeg, |engines| &mut engines.jpeg),
+    (|row| row.ofa, |engines| &mut engines.ofa),
+];
+
+impl EnginePercents {
+    /// Takes figures that cannot be percents for none. Whether there were any.
+    fn drop_impossible(&mut self) -> bool {
+        let mut any = false;
+        for percent in [
+            &mut self.memory,
+            &mut self.encoder,
+            &mut self.decoder,
+            &mut self.jpeg,
+            &mut self.ofa,
+        ] {
+            if *percent > 100 {
+                *percent = 0;
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+/// The engines' busy time by pid: each row's percent of `covered`, and no more than that in all on
+/// any engine.
+fn engines(rows: &[RawRow], covered: Nanos) -> Vec<EngineUse> {
+    let mut used: Vec<EngineUse> = rows
+        .iter()
+        .map(|row| EngineUse {
+            pid: Pid(row.pid),
+            engines: Engines::default(),
+        })
+        .collect();
+    for (percent, place) in ENGINES {
+        let percents: Vec<u64> = rows
+            .iter()
+            .map(|row| u64::from(percent(&row.engines)))
+            .collect();
+        let sum: u64 = percents.iter().sum();
+        let shares = apportion(Nanos(scale(sum.min(100), covered.0, 100)), &percents);
+        for (used, share) in used.iter_mut().zip(shares) {
+            *place(&mut used.engines) = share;
+        }
+    }
+    used.retain(|used| !used.engines.is_zero());
+    used
+}
+
 /// The two balances that every window keeps.
 fn checked(window: GpuWindow) -> GpuWindow {
     debug_assert_eq!(
@@ -555,6 +676,7 @@ mod tests {
                 pid,
                 at_us: (EPOCH_MS + boot_ms) * 1000,
                 percent,
+                ..RawRow::default()
             })
             .collect()
     }
@@ -1133,9 +1255,143 @@ mod tests {
                     pid,
                     at_us,
                     percent: sum / samples,
+                    ..RawRow::default()
                 })
                 .collect()
         }
+    }
+
+    #[test]
+    fn engines_are_percents_of_the_covered_time_and_never_more_than_it() {
+        let engines = |memory, encoder, jpeg| EnginePercents {
+            memory,
+            encoder,
+            jpeg,
+            ..EnginePercents::default()
+        };
+        /// Rows of (pid, percent, engines); use of (pid, memory, encoder, jpeg) in ms; invalid.
+        type Case<'a> = (
+            &'a str,
+            &'a [(u32, u32, EnginePercents)],
+            &'a [(u32, u64, u64, u64)],
+            u32,
+        );
+        let cases: &[Case<'_>] = &[
+            (
+                "its own",
+                &[(7, 50, engines(30, 10, 5))],
+                &[(7, 300, 100, 50)],
+                0,
+            ),
+            (
+                "another pid's memory",
+                &[(7, 50, engines(0, 0, 0)), (8, 0, engines(40, 0, 0))],
+                &[(8, 400, 0, 0)],
+                0,
+            ),
+            (
+                "more than there is",
+                &[(7, 50, engines(90, 0, 0)), (8, 0, engines(30, 0, 0))],
+                &[(7, 750, 0, 0), (8, 250, 0, 0)],
+                0,
+            ),
+            (
+                "no percent at all",
+                &[(7, 50, engines(101, 20, u32::MAX))],
+                &[(7, 0, 200, 0)],
+                1,
+            ),
+        ];
+        for (what, rows_of, expected, invalid) in cases {
+            let mut windows = every_200_ms();
+            let list = [
+                (10_200, 100),
+                (10_400, 0),
+                (10_600, 100),
+                (10_800, 0),
+                (11_000, 50),
+            ];
+            let mut bracket = bracket(at(11_010), &list, &[]);
+            bracket.rows = rows_of
+                .iter()
+                .map(|&(pid, percent, engines)| RawRow {
+                    pid,
+                    at_us: (EPOCH_MS + 10_600) * 1000,
+                    percent,
+                    engines,
+                })
+                .collect();
+            let window = windows.close(&bracket).expect(what);
+            let ms = |time: Nanos| time.0 / 1_000_000;
+            let used: Vec<_> = window
+                .engines
+                .iter()
+                .map(|used| {
+                    let engines = used.engines;
+                    (
+                        used.pid.0,
+                        ms(engines.memory),
+                        ms(engines.encoder),
+                        ms(engines.jpeg),
+                    )
+                })
+                .collect();
+            assert_eq!(used, *expected, "{what}: {window:?}");
+            assert_eq!(window.credits.len(), 1, "{what}: {window:?}");
+            assert_eq!(ms(window.credits[0].busy), 500, "{what}");
+            assert_eq!(window.quality.invalid_rows, *invalid, "{what}");
+        }
+    }
+
+    #[test]
+    fn energy_is_what_the_counter_moved_between_two_windows() {
+        /// What happens next: the counter's reading, whether a window closes with samples, and its
+        /// energy.
+        type Step = (&'static str, Option<u64>, bool, Option<u64>);
+        let steps: &[Step] = &[
+            (
+                "the first window has the baseline of the start",
+                Some(1_300),
+                true,
+                Some(300),
+            ),
+            ("the counter moves on", Some(1_500), true, Some(200)),
+            ("it stands", Some(1_500), true, Some(0)),
+            ("a reading fails", None, true, None),
+            ("and nothing is lost", Some(1_900), true, Some(400)),
+            ("the driver was reloaded", Some(20), true, None),
+            ("and counts anew", Some(120), true, Some(100)),
+            (
+                "nobody observed, but the counter",
+                Some(220),
+                false,
+                Some(100),
+            ),
+            ("nor that", None, false, None),
+            ("that energy is nobody's", Some(900), true, None),
+            ("and it goes on", Some(1_000), true, Some(100)),
+        ];
+        let mut windows = every_200_ms();
+        windows.read_energy(Some(Millijoules(1_000)));
+        windows.set_baseline();
+        let mut now = 10_000;
+        for (what, reading, sampled, expected) in steps {
+            now += 200;
+            windows.read_energy(reading.map(Millijoules));
+            let window = if *sampled {
+                windows.close(&bracket(at(now), &[(now, 0)], &[]))
+            } else {
+                windows.fail(at(now), UnobservedReason::DriverError)
+            };
+            let energy = window.expect(what).energy.map(|energy| energy.0);
+            assert_eq!(energy, *expected, "{what}");
+        }
+        // A reading without a window is replaced by the next one.
+        windows.read_energy(Some(Millijoules(1_050)));
+        assert_eq!(windows.close(&bracket(at(now), &[], &[])), None);
+        windows.read_energy(Some(Millijoules(1_100)));
+        let window = windows.close(&bracket(at(now + 200), &[(now + 200, 0)], &[]));
+        assert_eq!(window.unwrap().energy, Some(Millijoules(100)));
     }
 
     /// What ten minutes of polling at a jittered second came to, beside the truth.
@@ -1288,7 +1544,7 @@ mod tests {
                     .map(|&(offset, percent)| RawSample { at_us: time(offset), percent })
                     .collect();
                 let rows: Vec<RawRow> = rows_of.iter()
-                    .map(|&(pid, offset, percent)| RawRow { pid, at_us: time(offset), percent })
+                    .map(|&(pid, offset, percent)| RawRow { pid, at_us: time(offset), percent, ..RawRow::default() })
                     .collect();
                 let (end, cursor) = (windows.end(), windows.cursor_us());
                 let window = match call {
@@ -1323,7 +1579,7 @@ mod tests {
                 let clock = Clock { boot: BootTime(boot), wall: WallTime(wall) };
                 let sample = RawSample { at_us, percent };
                 windows.learn(&[sample, RawSample { at_us: at_us.wrapping_mul(7), percent }]);
-                let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128 }];
+                let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128, ..RawRow::default() }];
                 windows.close(&Bracket { before: vec![], rows: rows.clone(), after: vec![sample], clock });
                 windows.close_without_samples(&rows, clock, clock);
                 windows.fail(clock, UnobservedReason::DriverError);
