@@ -7,11 +7,11 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use gpuacct::core::amounts::Engine;
-use gpuacct::core::input::{GpuProcesses, GpuWindow, Input, SourceHealth};
+use gpuacct::core::input::{GpuProcess, GpuProcesses, GpuWindow, Input, MpsRole, SourceHealth};
 use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use gpuacct::sources::clock;
 use gpuacct::sources::gpu::nvml::{self, Config, NvmlHandle};
@@ -631,6 +631,76 @@ fn process_lists_are_joined_by_pid() {
         Driver::R550,
         vec![GpuSpec::a100(0)],
         lists_of_three_kinds,
+    );
+}
+
+#[test]
+fn the_mps_server_is_known_by_the_device_s_mode_or_by_its_name() {
+    let mut gpus: Vec<GpuSpec> = (0..2).map(GpuSpec::a100).collect();
+    gpus[0].exclusive = true;
+    on_a_machine(
+        "the_mps_server_is_known_by_the_device_s_mode_or_by_its_name",
+        Driver::R550,
+        gpus,
+        |rig| {
+            Box::pin(async move {
+                // A program by the server's name: a link to one that waits.
+                let dir = tempfile::tempdir().unwrap();
+                let name = dir.path().join("nvidia-cuda-mps-server");
+                std::fs::copy("/bin/sleep", &name).unwrap();
+                let mut named = Command::new(name)
+                    .arg("60")
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap();
+                let comm = format!("/proc/{}/comm", named.id());
+                while std::fs::read_to_string(&comm).unwrap().trim() != "nvidia-cuda-mps" {
+                    tokio::task::yield_now().await;
+                }
+                let (server, client) = (std::process::id(), std::os::unix::process::parent_id());
+                let job = |gpu, kind| Job {
+                    gpu,
+                    kind,
+                    ..Job::default()
+                };
+                let start = |pid, work| rig.scenario.start(pid, work).unwrap();
+                for (gpu, pid) in [(0, server), (1, server), (1, named.id())] {
+                    start(pid, job(gpu, Kind::Compute));
+                }
+                let mut agent = rig.start();
+                let mut roles = BTreeMap::new();
+                for gpu in [0, 1] {
+                    // Nobody is a server without clients.
+                    agent.lists.send(()).await.unwrap();
+                    let lists = agent.lists(&rig.uuid(gpu)).await;
+                    let none = |process: &GpuProcess| process.mps == MpsRole::None;
+                    assert!(lists.processes.iter().all(none), "{lists:?}");
+                    start(client, job(u32::try_from(gpu).unwrap(), Kind::Mps));
+                }
+                while roles.len() < 2 {
+                    // A wish that finds another one waiting is the same wish.
+                    let _ = agent.lists.try_send(());
+                    if let Input::GpuProcesses(lists) = agent.next().await
+                        && lists.processes.iter().any(|p| p.mps == MpsRole::Client)
+                    {
+                        roles.insert(lists.gpu.as_str().to_owned(), lists.processes);
+                    }
+                }
+                let role = |gpu: usize, pid: u32| {
+                    let mut listed = roles[&rig.uuid(gpu)].iter();
+                    listed.find(|process| process.pid.0 == pid).unwrap().mps
+                };
+                assert_eq!(role(0, client), MpsRole::Client);
+                assert_eq!(role(0, server), MpsRole::Server);
+                // Where others may compute too, a name is no proof and nothing else is a hint.
+                assert_eq!(role(1, server), MpsRole::None);
+                assert_eq!(role(1, named.id()), MpsRole::NamedServer);
+                agent.stop().await;
+                named.kill().unwrap();
+                named.wait().unwrap();
+            })
+        },
     );
 }
 

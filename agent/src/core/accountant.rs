@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::allocation::{AllocationTable, Holding, Span, resolve};
 use super::amounts::Amounts;
-use super::attribute::{self, Charge};
+use super::attribute::{self, Charge, Mps};
 use super::cgroup_path::CgroupMeaning;
 use super::directory::{Directory, SourcesOfNames};
 use super::input::{
@@ -143,6 +143,8 @@ pub struct Accountant {
     pub(super) payers: HashMap<Owner, Payer>,
     namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
     pub(super) lists: HashMap<GpuUuid, DeviceLists>,
+    /// Of the GPUs that have an MPS server.
+    mps: HashMap<GpuUuid, Mps>,
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
     source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
@@ -174,6 +176,7 @@ impl Accountant {
             payers: HashMap::new(),
             namespaces: BTreeMap::new(),
             lists: HashMap::new(),
+            mps: HashMap::new(),
             sources: BTreeMap::new(),
             source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -365,7 +368,20 @@ impl Accountant {
         }
     }
 
+    /// Learns who the MPS server of a GPU is, and whose its clients are.
+    fn learn_mps(&mut self, lists: &GpuProcesses) {
+        let mut mps = self.mps.remove(&lists.gpu).unwrap_or_default();
+        mps.observe(&lists.processes, &mut |pid| {
+            let (processes, placements) = (&self.processes, &mut self.placements);
+            attribute::owner_of(pid, lists.at, lists.at, processes, placements).1
+        });
+        if !mps.is_empty() {
+            self.mps.insert(lists.gpu.clone(), mps);
+        }
+    }
+
     fn take_lists(&mut self, lists: GpuProcesses, clock: Clock) {
+        self.learn_mps(&lists);
         let mut memory = HashMap::<Owner, u64>::new();
         // The next window begins where the last one ended, before the lists were read.
         let opened = self.ledger.book_of(&lists.gpu).map(|at| {
@@ -382,7 +398,13 @@ impl Accountant {
                 &self.processes,
                 &mut self.placements,
             );
-            let Ok(owner) = owner else { continue };
+            let payer = self
+                .mps
+                .get(&lists.gpu)
+                .and_then(|mps| mps.payer(process.pid));
+            let Ok(owner) = payer.unwrap_or(owner) else {
+                continue;
+            };
             if let Some(bytes) = process.memory {
                 let sum = memory.entry(owner.clone()).or_default();
                 *sum = sum.saturating_add(bytes);
@@ -460,7 +482,8 @@ impl Accountant {
                 continue;
             }
             self.counts.windows_not_awaited += u64::from(!caught_up);
-            let charges = attribute::charges(&window, &self.processes, &mut self.placements);
+            let mps = self.mps.get(&window.gpu);
+            let charges = attribute::charges(&window, mps, &self.processes, &mut self.placements);
             self.introduce_containers(clock.boot, false);
             for charge in &charges {
                 self.look_for(charge, clock.boot);
@@ -1162,7 +1185,7 @@ mod tests {
     use super::*;
     use crate::core::input::{
         AllocatedDevice, Allocations, CgroupAnnouncement, CgroupSet, ContainerAllocation,
-        ContainerIdentity, Credit, DeviceRef, IdentityUpdate, KubernetesNames, ScannedProcess,
+        ContainerIdentity, Credit, DeviceRef, IdentityUpdate, KubernetesNames, MpsRole, ScannedProcess,
         WindowQuality,
     };
     use crate::core::model::{CgroupKey, StartTicks, UnobservedReason, WallTime};
@@ -1894,6 +1917,7 @@ mod tests {
             processes: vec![GpuProcess {
                 pid: Pid(7),
                 memory: Some(4096),
+                mps: MpsRole::None,
             }],
             memory_used: Some(8192),
         }));
@@ -1995,6 +2019,7 @@ mod tests {
         let process = |pid| GpuProcess {
             pid: Pid(pid),
             memory: Some(u64::MAX - 1),
+            mps: MpsRole::None,
         };
         node.take(Input::GpuProcesses(GpuProcesses {
             gpu: gpu(),
@@ -2084,6 +2109,7 @@ mod tests {
             processes: vec![GpuProcess {
                 pid: Pid(7),
                 memory: None,
+                mps: MpsRole::None,
             }],
             memory_used: None,
         }));

@@ -4,10 +4,10 @@
 //! that two owners had inside the window is ambiguous, since a row says nothing of when in the
 //! window it was busy; two holders of one container are not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::amounts::Engines;
-use super::input::{Credit, GpuWindow};
+use super::input::{Credit, GpuProcess, GpuWindow, MpsRole};
 use super::model::{BootTime, Nanos, Pid, ProcessId, UnattributedReason};
 use super::placement::{Owner, PlacementTable};
 use super::process_table::ProcessTable;
@@ -32,6 +32,7 @@ pub struct Charge {
 #[must_use]
 pub fn charges(
     window: &GpuWindow,
+    mps: Option<&Mps>,
     processes: &ProcessTable,
     placements: &mut PlacementTable,
 ) -> Vec<Charge> {
@@ -47,6 +48,7 @@ pub fn charges(
     let mut charges = Vec::with_capacity(window.credits.len() + 2);
     let mut charge = |pid, busy, engines| {
         let (process, owner) = owner_of(pid, window.start, window.end, processes, placements);
+        let owner = mps.and_then(|mps| mps.payer(pid)).unwrap_or(owner);
         charges.push(Charge {
             pid: Some(pid),
             process,
@@ -73,6 +75,73 @@ pub fn charges(
     }));
     charges.retain(|charge| !charge.busy.is_zero() || !charge.engines.is_zero());
     charges
+}
+
+/// One GPU's MPS server and its clients, as the process lists showed them.
+///
+/// Where the driver names the server, it means one of its clients. Which one cannot be told, so the
+/// server's part is theirs only if all of them belong to one payer, in the latest lists that had
+/// clients and in those before them: a window lies between two.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mps {
+    servers: BTreeSet<Pid>,
+    /// The clients' one payer, if there is one; the latest first.
+    clients: [Option<Option<Owner>>; 2],
+}
+
+impl Mps {
+    /// Takes the lists of a GPU, with the owner of each pid at that time. A server stays one for as
+    /// long as it is listed, also while it has no clients.
+    pub fn observe(
+        &mut self,
+        lists: &[GpuProcess],
+        owner_of: &mut dyn FnMut(Pid) -> Result<Owner, UnattributedReason>,
+    ) {
+        let mut servers = BTreeSet::new();
+        let mut clients = Vec::new();
+        for process in lists {
+            let is_server = match process.mps {
+                MpsRole::Client => {
+                    clients.push(owner_of(process.pid).ok());
+                    false
+                }
+                MpsRole::Server => true,
+                MpsRole::NamedServer => {
+                    matches!(owner_of(process.pid), Ok(Owner::Host(_)))
+                }
+                MpsRole::None => self.servers.contains(&process.pid),
+            };
+            if is_server {
+                servers.insert(process.pid);
+            }
+        }
+        self.servers = servers;
+        if let Some((first, others)) = clients.split_first() {
+            let sole = first.clone().filter(|_| others.iter().all(|o| o == first));
+            self.clients.rotate_right(1);
+            self.clients[0] = Some(sole);
+        }
+    }
+
+    /// Who pays for what the driver names this pid for, if it is the server.
+    #[must_use]
+    pub fn payer(&self, pid: Pid) -> Option<Result<Owner, UnattributedReason>> {
+        if !self.servers.contains(&pid) {
+            return None;
+        }
+        let [latest, before] = &self.clients;
+        let sole = latest.clone().flatten().filter(|sole| {
+            let before = before.as_ref();
+            before.is_none_or(|before| before.as_ref() == Some(sole))
+        });
+        Some(sole.ok_or(UnattributedReason::MpsServer))
+    }
+
+    /// Whether there is nothing to remember.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.servers.is_empty()
+    }
 }
 
 /// Who owned a pid in `(from, to]`.
@@ -184,7 +253,7 @@ mod tests {
             energy: None,
             quality: WindowQuality::default(),
         };
-        let charges = charges(&window, &tables.0, &mut tables.1);
+        let charges = charges(&window, None, &tables.0, &mut tables.1);
         let a = || Ok(Owner::Container(A.into()));
         let expect = [
             (a(), 10),
@@ -206,5 +275,107 @@ mod tests {
             charges.iter().map(|charge| charge.busy).sum::<Nanos>(),
             window.busy
         );
+    }
+
+    #[test]
+    fn the_mps_server_s_part_is_its_clients_where_they_are_one_payer_s() {
+        let a = || Ok(Owner::Container(A.into()));
+        let b = || Ok(Owner::Container(B.into()));
+        let host = || Ok(Owner::Host("mps.service".into()));
+        let owners = [
+            (1, host()),
+            (2, b()),
+            (11, a()),
+            (12, a()),
+            (21, b()),
+            (31, Err(UnattributedReason::UnknownPid)),
+        ];
+        let server = MpsRole::Server;
+        let nobody = || Some(Err(UnattributedReason::MpsServer));
+        /// What is listed, reading after reading: (pid, role). Whose the rows of pids 1 and 2 are.
+        type Case<'a> = (
+            &'a str,
+            &'a [&'a [(u32, MpsRole)]],
+            [Option<Result<Owner, UnattributedReason>>; 2],
+        );
+        let client = MpsRole::Client;
+        let named = MpsRole::NamedServer;
+        let none = MpsRole::None;
+        let cases: &[Case<'_>] = &[
+            ("no MPS", &[&[(1, none), (11, none)]], [None, None]),
+            (
+                "one client",
+                &[&[(1, server), (11, client)]],
+                [Some(a()), None],
+            ),
+            (
+                "two of one container",
+                &[&[(1, server), (11, client), (12, client)]],
+                [Some(a()), None],
+            ),
+            (
+                "of two containers",
+                &[&[(1, server), (11, client), (21, client)]],
+                [nobody(), None],
+            ),
+            (
+                "one of them unknown",
+                &[&[(1, server), (11, client), (31, client)]],
+                [nobody(), None],
+            ),
+            (
+                "one after the other",
+                &[&[(1, server), (11, client)], &[(1, server), (21, client)]],
+                [nobody(), None],
+            ),
+            (
+                "and for good",
+                &[
+                    &[(1, server), (11, client)],
+                    &[(1, server), (21, client)],
+                    &[(1, server), (21, client)],
+                ],
+                [Some(b()), None],
+            ),
+            (
+                "the last client is gone, its time is not",
+                &[&[(1, server), (11, client)], &[(1, none)]],
+                [Some(a()), None],
+            ),
+            (
+                "the server is gone",
+                &[&[(1, server), (11, client)], &[(12, none)]],
+                [None, None],
+            ),
+            (
+                "by name, on the host",
+                &[&[(1, named), (11, client)]],
+                [Some(a()), None],
+            ),
+            // Whoever takes the name in a container goes on paying for himself.
+            (
+                "by name, in a container",
+                &[&[(2, named), (11, client)]],
+                [None, None],
+            ),
+        ];
+        for (what, readings, expected) in cases {
+            let mut mps = Mps::default();
+            for reading in *readings {
+                let lists: Vec<GpuProcess> = reading
+                    .iter()
+                    .map(|&(pid, mps)| GpuProcess {
+                        pid: Pid(pid),
+                        memory: None,
+                        mps,
+                    })
+                    .collect();
+                mps.observe(&lists, &mut |pid| {
+                    let found = owners.iter().find(|(known, _)| Pid(*known) == pid);
+                    found.expect("a pid of the table").1.clone()
+                });
+            }
+            assert_eq!([1, 2].map(|pid| mps.payer(Pid(pid))), *expected, "{what}");
+        }
     }
 }

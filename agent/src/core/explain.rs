@@ -478,7 +478,8 @@ mod tests {
     use crate::core::input::{
         CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo,
         GpuProcess, GpuProcesses, GpuWindow, IdentityUpdate, Input, KernelBatch, KernelEvent,
-        KubernetesNames, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+        KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
+        WindowQuality,
     };
     use crate::core::model::{
         BootTime, CgroupKey, Nanos, SourceId, SourceState, StartTicks, WallTime,
@@ -600,6 +601,7 @@ mod tests {
                 processes: vec![GpuProcess {
                     pid: Pid(7),
                     memory: Some(1 << 20),
+                    mps: MpsRole::None,
                 }],
                 memory_used: None,
             }),

@@ -269,18 +269,21 @@ pub enum UnattributedReason {
     BelowResolution,
     /// Busy time for which the driver gave no row that could own it.
     NoRow,
+    /// The driver named the MPS server, whose clients are not one container's.
+    MpsServer,
     /// The account table is full; the owner is known and was not given an account of its own.
     Overflow,
 }
 
 impl UnattributedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::UnknownPid,
         Self::AmbiguousPid,
         Self::UnknownCgroup,
         Self::BelowResolution,
         Self::NoRow,
+        Self::MpsServer,
         Self::Overflow,
     ];
 
@@ -293,6 +296,7 @@ impl UnattributedReason {
             Self::UnknownCgroup => "unknown_cgroup",
             Self::BelowResolution => "below_resolution",
             Self::NoRow => "no_row",
+            Self::MpsServer => "mps_server",
             Self::Overflow => "overflow",
         }
     }

@@ -47,6 +47,9 @@ pub struct GpuSpec {
     pub measure: Measure,
     /// Accounting mode at creation.
     pub accounting: bool,
+    /// One process only may have a compute context, as MPS wants it.
+    #[serde(default)]
+    pub exclusive: bool,
     /// Multi-instance mode.
     pub mig: Mig,
     /// Power with nothing running.
@@ -116,6 +119,7 @@ impl GpuSpec {
             pauses_when_idle: false,
             measure: Measure::Instant,
             accounting: false,
+            exclusive: false,
             mig: Mig::Off,
             idle_mw: 55_000,
             full_mw: 400_000,

@@ -600,7 +600,7 @@ constants! {
     fn nvmlDeviceGetCurrentClocksEventReasons(=> reasons: u64) = |gpu: &Gpu| u64::from(idle(gpu));
     fn nvmlDeviceGetPerformanceState(=> state: u32) = |gpu: &Gpu| if idle(gpu) { 8 } else { 0 };
     fn nvmlDeviceGetPersistenceMode(=> mode: u32) = |_: &Gpu| 1;
-    fn nvmlDeviceGetComputeMode(=> mode: u32) = |_: &Gpu| 0;
+    fn nvmlDeviceGetComputeMode(=> mode: u32) = |gpu: &Gpu| if gpu.spec.exclusive { 3 } else { 0 };
     fn nvmlDeviceGetDisplayActive(=> active: u32) = |_: &Gpu| 0;
 }
 
