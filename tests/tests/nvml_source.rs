@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use gpuacct::core::amounts::Engine;
-use gpuacct::core::input::{GpuProcess, GpuProcesses, GpuWindow, Input, MpsRole, SourceHealth};
+use gpuacct::core::input::{
+    GpuProcess, GpuProcesses, GpuWindow, Input, MigInfo, MpsRole, SourceHealth,
+};
 use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use gpuacct::sources::clock;
 use gpuacct::sources::gpu::nvml::{self, Config, NvmlHandle};
@@ -19,8 +21,8 @@ use gpuacct::sources::gpu::record::{self, Options};
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{
-    Cadence, Engines, Fault, GpuSpec, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR, Scenario,
-    Truth,
+    Cadence, Engines, Fault, GpuSpec, Instance, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR,
+    Scenario, Truth,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -699,6 +701,170 @@ fn the_mps_server_is_known_by_the_device_s_mode_or_by_its_name() {
                 agent.stop().await;
                 named.kill().unwrap();
                 named.wait().unwrap();
+            })
+        },
+    );
+}
+
+/// The newest list of GPUs, as (UUID, profile).
+async fn listed(agent: &mut Agent) -> Vec<(String, Option<String>)> {
+    loop {
+        if let Input::Gpus(gpus) = agent.next().await {
+            let profile = |mig: MigInfo| mig.profile.to_string();
+            return gpus
+                .into_iter()
+                .map(|gpu| (gpu.uuid.as_str().to_owned(), gpu.mig.map(profile)))
+                .collect();
+        }
+    }
+}
+
+#[test]
+fn instances_are_gpus_of_their_own_and_measured_where_that_can_be() {
+    let split = |compute_instance| Instance {
+        gpu_instance: 3,
+        compute_instance,
+        slices: 2,
+        compute_slices: 1,
+        memory_bytes: 20 << 30,
+    };
+    let h100 = vec![
+        Instance::whole(1, 3, 40),
+        Instance::whole(2, 2, 20),
+        split(0),
+        split(1),
+    ];
+    let mut a100 = GpuSpec::h100_divided(1, vec![Instance::whole(1, 1, 10)]);
+    a100.gpm = false;
+    on_a_machine(
+        "instances_are_gpus_of_their_own_and_measured_where_that_can_be",
+        Driver::R550,
+        vec![GpuSpec::h100_divided(0, h100), a100],
+        |rig| {
+            Box::pin(async move {
+                let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
+                let job = |gpu, ids, share| Job {
+                    gpu,
+                    share,
+                    instance: Some(ids),
+                    memory_bytes: 64 * MIB,
+                    ..Job::default()
+                };
+                let start = |pid, work| rig.scenario.start(pid, work).unwrap();
+                let jobs = [
+                    start(one, job(0, (1, 0), 0.25)),
+                    start(two, job(0, (1, 0), 0.25)),
+                    start(two, job(0, (3, 0), 1.0)),
+                ];
+                start(two, job(1, (1, 0), 1.0));
+                let mut agent = rig.start();
+                let gpus = listed(&mut agent).await;
+                let profiles: Vec<_> = gpus.iter().map(|(_, mig)| mig.as_deref()).collect();
+                let (half, most) = (Some("1c.2g.20gb"), Some("3g.40gb"));
+                let expected = [
+                    None,
+                    most,
+                    Some("2g.20gb"),
+                    half,
+                    half,
+                    None,
+                    Some("1g.10gb"),
+                ];
+                assert_eq!(profiles, expected);
+                let uuid = |at: usize| gpus[at].0.clone();
+
+                // Half of the time, and all that was measured is accounted for.
+                let mut measured = Nanos::ZERO;
+                while measured < Nanos::from_secs(2) {
+                    let window = agent.window(&uuid(1)).await;
+                    if window.start == window.end || !window.unobserved.is_empty() {
+                        continue; // Up to the first sample.
+                    }
+                    let elapsed = window.end.since(window.start);
+                    measured += elapsed;
+                    assert!(
+                        window.busy.0.abs_diff(elapsed.0 / 2) <= elapsed.0 / 20,
+                        "{window:?}"
+                    );
+                    assert_eq!((window.no_row, window.credits.len()), (window.busy, 0));
+                    assert_eq!(window.energy, None, "it is the whole GPU's");
+                }
+                let window = agent.window(&uuid(2)).await;
+                assert_eq!((window.busy, window.unobserved.len()), (Nanos::ZERO, 0));
+                // A GPU instance of several compute instances, one without GPM, and the whole GPUs.
+                for at in [0, 3, 4, 5, 6] {
+                    let window = agent.window(&uuid(at)).await;
+                    assert_eq!(unobserved(&window), [UnobservedReason::Unsupported], "{at}");
+                }
+                let window = agent.window(&uuid(0)).await;
+                assert!(window.energy.is_some(), "{window:?}");
+
+                agent.lists.send(()).await.unwrap();
+                let whole = agent.lists(&uuid(0)).await;
+                assert_eq!(
+                    (whole.processes.len(), whole.memory_used),
+                    (0, Some(192 * MIB))
+                );
+                let lists = agent.lists(&uuid(1)).await;
+                let mut pids: Vec<u32> = lists.processes.iter().map(|p| p.pid.0).collect();
+                pids.sort_unstable();
+                let mut both = [one, two];
+                both.sort_unstable();
+                assert_eq!((&pids[..], lists.memory_used), (&both[..], Some(128 * MIB)));
+                assert!(agent.lists(&uuid(2)).await.processes.is_empty());
+
+                // Divided anew: one stays, one has another's UUID, the others are gone.
+                for job in jobs {
+                    rig.scenario.stop(job).unwrap();
+                }
+                let anew = vec![Instance::whole(1, 4, 40), Instance::whole(2, 2, 20)];
+                rig.scenario.divide(0, anew).unwrap();
+                let found = listed(&mut agent).await;
+                let expected = [
+                    (uuid(0), None),
+                    (uuid(1), Some("4g.40gb".to_owned())),
+                    (uuid(2), Some("2g.20gb".to_owned())),
+                    (uuid(5), None),
+                    (uuid(6), Some("1g.10gb".to_owned())),
+                ];
+                assert_eq!(found, expected);
+                for _ in 0..2 {
+                    // What stays is measured through.
+                    let window = agent.window(&uuid(2)).await;
+                    assert_eq!(window.unobserved, [], "{window:?}");
+                }
+                while agent.window(&uuid(1)).await.idle.is_zero() {}
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_gpu_without_a_driver_is_released() {
+    on_a_machine(
+        "a_gpu_without_a_driver_is_released",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                let mut agent = rig.start();
+                agent.window(&rig.uuid(0)).await;
+                let unloaded = Fault::Fail {
+                    call: String::new(),
+                    code: 9,
+                };
+                let gone = rig.scenario.inject(None, unloaded).unwrap();
+                let window = loop {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    if !window.unobserved.is_empty() {
+                        break window;
+                    }
+                };
+                assert_eq!(unobserved(&window), [UnobservedReason::Released]);
+                rig.scenario.clear(gone).unwrap();
+                while agent.window(&rig.uuid(0)).await.idle.is_zero() {}
+                agent.stop().await;
             })
         },
     );

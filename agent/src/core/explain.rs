@@ -175,7 +175,9 @@ impl Accountant {
         for book in self.ledger.books() {
             let (span, charges) = book.recent();
             for charge in charges {
-                of(charge.pid, &book.gpu.uuid, ratio(charge.busy, span), None);
+                if let Some(pid) = charge.pid {
+                    of(pid, &book.gpu.uuid, ratio(charge.busy, span), None);
+                }
             }
         }
         for (gpu, lists) in &self.lists {

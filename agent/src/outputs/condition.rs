@@ -96,7 +96,8 @@ fn coverage(index: u32, coverage: &Coverage, reasons: &mut Vec<String>) {
             // What the driver cannot tell is no fault of the agent's.
             UnattributedReason::BelowResolution
             | UnattributedReason::NoRow
-            | UnattributedReason::MpsServer => false,
+            | UnattributedReason::MpsServer
+            | UnattributedReason::SharedInstance => false,
         })
         .map(|(_, amount)| *amount)
         .sum();

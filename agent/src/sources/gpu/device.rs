@@ -10,6 +10,7 @@ use nvml_wrapper::error::NvmlError;
 
 use super::calls::Watchdog;
 use super::library::{Fault, class, fault};
+use super::mig::Activity;
 use super::window::{Bracket, EnginePercents, RawRow, RawSample, Windows};
 use super::{raw, retried};
 use crate::core::amounts::{Engine, Millijoules};
@@ -43,6 +44,15 @@ impl Trouble {
         }
     }
 
+    /// A figure that cannot be one.
+    pub(super) fn figure(call: &str, found: f64) -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "driver_error",
+            text: format!("{call}: found {found} percent, expected 0 to 100"),
+        }
+    }
+
     /// NVML lists a GPU no more, or cannot open it.
     pub(super) fn gone() -> Self {
         Self {
@@ -70,6 +80,8 @@ pub(super) struct Gpu {
     pub(super) open: bool,
     /// Whether it has a counter of energy, as far as this session of the library knows.
     pub(super) has_energy: bool,
+    /// Whether the driver gave it up: it is unloaded, or lists the GPU no more.
+    pub(super) released: bool,
     /// What went wrong when it was asked last.
     pub(super) fault: Option<Trouble>,
 }
@@ -118,6 +130,7 @@ impl Gpu {
             windows: Windows::new(info.uuid.clone(), clock::now()),
             open: true,
             has_energy: true,
+            released: false,
             fault: None,
         };
         // What fails here fails again at the first window, which says so.
@@ -161,6 +174,39 @@ impl Gpu {
         }
     }
 
+    /// Takes the measure of an instance. None where there is nothing to close yet; without an
+    /// `activity` its time is unsupported.
+    pub(super) fn poll_instance(
+        &mut self,
+        activity: &mut Option<Activity<'_>>,
+        watchdog: &Watchdog,
+    ) -> Option<GpuWindow> {
+        let Some(measuring) = activity else {
+            self.fault = None;
+            return self
+                .windows
+                .fail(clock::now(), UnobservedReason::Unsupported);
+        };
+        match measuring.measure(&self.info.uuid, watchdog) {
+            Ok(measured) => {
+                self.fault = None;
+                let measured = measured?;
+                self.windows
+                    .close_measured(measured.since.boot, measured.until, measured.busy_ppm)
+            }
+            Err(trouble) if trouble.fault == Fault::Unsupported => {
+                *activity = None;
+                self.poll_instance(activity, watchdog)
+            }
+            Err(trouble) => {
+                let gpu = self.info.uuid.as_str();
+                tracing::debug!(gpu, error = trouble.text, "an instance cannot be measured");
+                self.fault = Some(trouble);
+                self.close_overdue()
+            }
+        }
+    }
+
     /// Closes the open time as unobserved if it is overdue.
     pub(super) fn close_overdue(&mut self) -> Option<GpuWindow> {
         let now = clock::now();
@@ -168,7 +214,12 @@ impl Gpu {
             return None;
         }
         self.windows.read_energy(None);
-        self.windows.fail(now, UnobservedReason::DriverError)
+        let reason = if self.released {
+            UnobservedReason::Released
+        } else {
+            UnobservedReason::DriverError
+        };
+        self.windows.fail(now, reason)
     }
 
     /// Reads the device's counter of energy, if it has one. What fails is left out of this window
@@ -190,6 +241,7 @@ impl Gpu {
     fn ask(&self, device: &Device<'_>, watchdog: &Watchdog) -> Result<Answer, Trouble> {
         let cursor = self.windows.cursor_us();
         let mut tries = 0;
+        let first_asked = clock::now().boot;
         loop {
             tries += 1;
             let asked = clock::now();
@@ -214,6 +266,7 @@ impl Gpu {
                 before,
                 rows,
                 after,
+                asked: first_asked,
                 clock: clock::now(),
             };
             if !bracket.torn() || tries == TRIES {

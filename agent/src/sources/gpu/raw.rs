@@ -47,6 +47,35 @@ pub(super) fn has_symbol(nvml: &Nvml, name: &str) -> bool {
     }
 }
 
+/// Whether the library has all that measuring a GPU instance's activity takes. The wrapper frees a
+/// sample without looking whether it can.
+pub(super) fn has_gpm(nvml: &Nvml) -> bool {
+    let lib = nvml.lib();
+    lib.nvmlGpmSampleAlloc.is_ok()
+        && lib.nvmlGpmSampleFree.is_ok()
+        && lib.nvmlGpmMigSampleGet.is_ok()
+        && lib.nvmlGpmMetricsGet.is_ok()
+}
+
+/// The ids of a MIG instance: the GPU instance's and the compute instance's.
+pub(super) fn instance_ids(nvml: &Nvml, device: &Device<'_>) -> Result<(u32, u32), NvmlError> {
+    let lib = nvml.lib();
+    let (Ok(ask_gpu), Ok(ask_compute)) = (
+        lib.nvmlDeviceGetGpuInstanceId.as_ref(),
+        lib.nvmlDeviceGetComputeInstanceId.as_ref(),
+    ) else {
+        return Err(NvmlError::FunctionNotFound);
+    };
+    let (mut gpu, mut compute) = (0, 0);
+    // SAFETY: each writes one unsigned int through its pointer, which outlives the call; the handle
+    // is of this library and lives as long as `device`.
+    unsafe {
+        nvml_try(ask_gpu(device.handle(), &raw mut gpu))?;
+        nvml_try(ask_compute(device.handle(), &raw mut compute))?;
+    }
+    Ok((gpu, compute))
+}
+
 /// Whether the library has the newer call for the processes' rows.
 pub(super) fn has_processes_utilization(nvml: &Nvml) -> bool {
     nvml.lib().nvmlDeviceGetProcessesUtilizationInfo.is_ok()

@@ -11,8 +11,9 @@
 //! - a sample stands for the time since the sample before it, and for at most one *period*. The
 //!   period is measured: the median spacing of the samples seen. A spacing of up to one and a half
 //!   periods counts whole, as jitter;
-//! - beyond that the driver did not sample: the rest of the spacing is `sample_gap`, or
-//!   `ring_overrun` where the ring came back full and its oldest sample is late;
+//! - beyond that the driver did not sample: the rest of the spacing is `sample_gap`. Before the
+//!   first sample it is `agent_paused` where nobody asked for longer than the ring reaches back, and
+//!   `ring_overrun` where the ring came back full all the same;
 //! - busy is each sample's percent of its stretch, idle the rest of the stretch. Time is idle only
 //!   because a sample says so;
 //! - the other engines' busy time is a row's percent of the time that samples cover: floored, up to a
@@ -100,6 +101,8 @@ pub struct Bracket {
     pub rows: Vec<RawRow>,
     /// Samples newer than the cursor, after the rows were asked for.
     pub after: Vec<RawSample>,
+    /// When the first of the calls was made.
+    pub asked: BootTime,
     /// Both clocks, after the last call.
     pub clock: Clock,
 }
@@ -150,6 +153,8 @@ pub struct Windows {
     /// Junk seen since the last window closed.
     invalid: u32,
     meter: Meter,
+    /// When it was last tried to close a window.
+    tried: BootTime,
 }
 
 /// The device's counter of energy.
@@ -175,7 +180,9 @@ struct Walk {
     end: BootTime,
     covered: Nanos,
     busy: Nanos,
-    overrun: Nanos,
+    /// What is missing before the first sample.
+    late: Nanos,
+    /// What is missing between samples.
     gaps: Nanos,
 }
 
@@ -192,6 +199,7 @@ impl Windows {
             ring: 0,
             invalid: 0,
             meter: Meter::default(),
+            tried: clock.boot,
         }
     }
 
@@ -245,6 +253,7 @@ impl Windows {
     /// stays open, and is closed as `sample_gap` after [`PATIENCE`].
     pub fn close(&mut self, bracket: &Bracket) -> Option<GpuWindow> {
         let clock = bracket.clock;
+        let paused = bracket.asked.since(self.tried) > self.ring_span();
         if let Some(reason) = self.step(clock) {
             return self.unobserved(clock, reason);
         }
@@ -260,9 +269,14 @@ impl Windows {
 
         let samples = self.valid_samples(&bracket.after, latest_us);
         let Some(newest_us) = samples.last().map(|sample| sample.at_us) else {
+            let reason = if paused {
+                UnobservedReason::AgentPaused
+            } else {
+                UnobservedReason::SampleGap
+            };
             return self
                 .overdue(clock.boot)
-                .then(|| self.unobserved(clock, UnobservedReason::SampleGap))?;
+                .then(|| self.unobserved(clock, reason))?;
         };
         let full = samples.len() >= self.ring.max(SMALLEST_RING);
         let mut before = self.cursor.at_sample.then_some(self.cursor.wall_us);
@@ -274,12 +288,19 @@ impl Windows {
         }
         self.ring = self.ring.max(bracket.after.len());
 
-        let walk = self.walk(&samples, clock, full);
+        let walk = self.walk(&samples, clock);
         if walk.end == self.cursor.boot {
             // A slew within the bounds of a step put the samples before the cursor. They stay newer
             // than the cursor in NVML's time, so the next window has them.
             return None;
         }
+        let before_the_first = if paused {
+            UnobservedReason::AgentPaused
+        } else if full {
+            UnobservedReason::RingOverrun
+        } else {
+            UnobservedReason::SampleGap
+        };
         let valid = self.valid_rows(&bracket.rows, newest_us);
         let rows: Vec<(Pid, u32)> = valid
             .iter()
@@ -295,7 +316,7 @@ impl Windows {
             idle: walk.covered.minus(walk.busy),
             unobserved: [
                 (UnobservedReason::SampleGap, walk.gaps),
-                (UnobservedReason::RingOverrun, walk.overrun),
+                (before_the_first, walk.late),
             ]
             .into_iter()
             .filter(|(_, time)| !time.is_zero())
@@ -386,6 +407,55 @@ impl Windows {
         Some(checked(window))
     }
 
+    /// Closes a window for a device of which a part was measured as a whole: busy for `busy_ppm` of
+    /// the time from `since` to `until`. Whose it was is not in the measure. What lies before it was
+    /// not measured; a measure that reaches back into what is closed cannot be divided.
+    pub fn close_measured(
+        &mut self,
+        since: BootTime,
+        until: Clock,
+        busy_ppm: u32,
+    ) -> Option<GpuWindow> {
+        // The measure is on the boot clock: a jump of the wall clock is noted, and costs nothing.
+        let _ = self.step(until);
+        let start = self.cursor.boot;
+        let end = until.boot.max(start);
+        if end == start {
+            return None;
+        }
+        if since < start {
+            return self.unobserved(until, UnobservedReason::SampleGap);
+        }
+        let since = since.min(end);
+        let covered = end.since(since);
+        let busy = Nanos(scale(
+            covered.0,
+            u64::from(busy_ppm.min(1_000_000)),
+            1_000_000,
+        ));
+        self.cursor = Cursor {
+            boot: end,
+            ..Cursor::at(until)
+        };
+        Some(checked(GpuWindow {
+            gpu: self.gpu.clone(),
+            start,
+            end,
+            busy,
+            idle: covered.minus(busy),
+            unobserved: Some((UnobservedReason::SampleGap, since.since(start)))
+                .filter(|(_, time)| !time.is_zero())
+                .into_iter()
+                .collect(),
+            credits: Vec::new(),
+            below_resolution: Nanos::ZERO,
+            no_row: busy,
+            engines: Vec::new(),
+            energy: self.meter.take(),
+            quality: WindowQuality::default(),
+        }))
+    }
+
     /// Closes everything up to now as unobserved. None if no time has passed.
     pub fn fail(&mut self, clock: Clock, reason: UnobservedReason) -> Option<GpuWindow> {
         let reason = self.step(clock).unwrap_or(reason);
@@ -394,6 +464,7 @@ impl Windows {
 
     /// Notices a jump of the wall clock since the last call.
     fn step(&mut self, clock: Clock) -> Option<UnobservedReason> {
+        self.tried = clock.boot;
         let before = std::mem::replace(&mut self.distance, distance(clock));
         let moved = self.distance - before;
         if moved.unsigned_abs() <= u128::from(CLOCK_STEP.0) {
@@ -485,13 +556,13 @@ impl Windows {
     }
 
     /// Lays the samples out on the boot clock.
-    fn walk(&self, samples: &[RawSample], clock: Clock, full: bool) -> Walk {
+    fn walk(&self, samples: &[RawSample], clock: Clock) -> Walk {
         let period = self.period();
         let mut walk = Walk {
             end: self.cursor.boot,
             covered: Nanos::ZERO,
             busy: Nanos::ZERO,
-            overrun: Nanos::ZERO,
+            late: Nanos::ZERO,
             gaps: Nanos::ZERO,
         };
         let mut percent_nanos: u128 = 0;
@@ -503,8 +574,8 @@ impl Windows {
             } else {
                 period
             };
-            let missing = if index == 0 && full {
-                &mut walk.overrun
+            let missing = if index == 0 {
+                &mut walk.late
             } else {
                 &mut walk.gaps
             };
@@ -515,6 +586,12 @@ impl Windows {
         }
         walk.busy = Nanos(u64::try_from(percent_nanos / 100).unwrap_or(u64::MAX));
         walk
+    }
+
+    /// For how long the driver keeps a sample, at least.
+    fn ring_span(&self) -> Nanos {
+        let samples = self.ring.max(SMALLEST_RING) as u64;
+        Nanos(self.period().0.saturating_mul(samples))
     }
 
     /// The time between two samples: the median of what was seen.
@@ -686,6 +763,8 @@ mod tests {
             before: samples(list),
             rows: rows(rows_of),
             after: samples(list),
+            // As if somebody had asked all the time.
+            asked: BootTime(0),
             clock: now,
         }
     }
@@ -1173,6 +1252,7 @@ mod tests {
             before: samples(&[(10_200, 100)]),
             rows: rows(&[(7, 10_200, 100)]),
             after: samples(&[(10_200, 100), (10_400, 100)]),
+            asked: BootTime(0),
             clock: at(10_400),
         };
         assert!(torn.torn());
@@ -1259,6 +1339,71 @@ mod tests {
                 })
                 .collect()
         }
+    }
+
+    #[test]
+    fn who_does_not_ask_for_longer_than_the_ring_reaches_back_was_paused() {
+        let full: Vec<(u64, u32)> = (0..72).map(|index| (45_800 + index * 200, 0)).collect();
+        let few = [(59_800, 100), (60_000, 0)];
+        for (what, list, asked_ms, expected) in [
+            ("stopped", &full[..], 60_100, ("agent_paused", 35_600)),
+            (
+                "suspended, with the driver",
+                &few,
+                60_100,
+                ("agent_paused", 49_600),
+            ),
+            ("nothing since", &[], 60_100, ("agent_paused", 50_100)),
+            // The ring holds 72 samples of 200 ms each.
+            (
+                "stuck in a call",
+                &full[..],
+                24_300,
+                ("ring_overrun", 35_600),
+            ),
+            ("the driver paused", &few, 24_300, ("sample_gap", 49_600)),
+        ] {
+            let mut windows = every_200_ms();
+            let mut bracket = bracket(at(60_100), list, &[]);
+            bracket.asked = at(asked_ms).boot;
+            let window = windows.close(&bracket).expect(what);
+            assert_eq!(seen(&window).unobserved, [expected], "{what}");
+        }
+        // Whoever tried in between was not paused, whatever came of it.
+        let mut windows = every_200_ms();
+        for now in [22_000, 34_000, 46_000] {
+            windows.fail(at(now), UnobservedReason::DriverError);
+        }
+        let mut bracket = bracket(at(60_100), &few, &[]);
+        bracket.asked = at(60_099).boot;
+        let window = windows.close(&bracket).unwrap();
+        assert_eq!(seen(&window).unobserved, [("sample_gap", 13_600)]);
+    }
+
+    #[test]
+    fn what_was_measured_as_a_whole_is_nobody_s_row() {
+        let mut windows = Windows::new(gpu(), at(10_000));
+        // From 10.1 s on, half of the time.
+        let first = windows.close_measured(at(10_100).boot, at(11_100), 500_000);
+        let expected = Seen {
+            span: (10_000, 11_100),
+            busy: 500,
+            idle: 500,
+            unobserved: vec![("sample_gap", 100)],
+            no_row: 500,
+            ..Seen::default()
+        };
+        assert_eq!(first.as_ref().map(seen), Some(expected));
+        // The wall clock was set back; what was measured is what was measured.
+        let second = windows.close_measured(at(11_100).boot, stepped(12_100, -5_000), 1_000_000);
+        assert_eq!(second.map(|window| window.busy), Some(Nanos::SECOND));
+        assert_eq!(windows.close_measured(at(11_100).boot, at(12_100), 0), None);
+        // Which part of a measure fell into a time that is closed cannot be told.
+        windows.fail(at(13_100), UnobservedReason::DriverError);
+        let third = windows
+            .close_measured(at(12_100).boot, at(14_100), 250_000)
+            .unwrap();
+        assert_eq!(seen(&third).unobserved, [("sample_gap", 1_000)]);
     }
 
     #[test]
@@ -1452,6 +1597,7 @@ mod tests {
                     before,
                     rows,
                     after,
+                    asked: clock(now).boot,
                     clock: clock(now),
                 })
                 .expect("every tick has samples");
@@ -1550,7 +1696,7 @@ mod tests {
                 let window = match call {
                     0 => windows.fail(clock, UnobservedReason::DriverError),
                     1 => windows.close_without_samples(&rows, clock, clock),
-                    _ => windows.close(&Bracket { before, rows, after, clock }),
+                    _ => windows.close(&Bracket { before, rows, after, asked: BootTime(0), clock }),
                 };
                 // The balances are asserted where the window is made.
                 if let Some(window) = window {
@@ -1580,7 +1726,7 @@ mod tests {
                 let sample = RawSample { at_us, percent };
                 windows.learn(&[sample, RawSample { at_us: at_us.wrapping_mul(7), percent }]);
                 let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128, ..RawRow::default() }];
-                windows.close(&Bracket { before: vec![], rows: rows.clone(), after: vec![sample], clock });
+                windows.close(&Bracket { before: vec![], rows: rows.clone(), after: vec![sample], asked: BootTime(boot / 2), clock });
                 windows.close_without_samples(&rows, clock, clock);
                 windows.fail(clock, UnobservedReason::DriverError);
             }
