@@ -7,10 +7,13 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use gpuacct::core::input::{GpuProcesses, GpuWindow, Input, SourceHealth};
+use gpuacct::core::amounts::Engine;
+use gpuacct::core::input::{
+    GpuProcess, GpuProcesses, GpuWindow, Input, MigInfo, MpsRole, SourceHealth,
+};
 use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use gpuacct::sources::clock;
 use gpuacct::sources::gpu::nvml::{self, Config, NvmlHandle};
@@ -18,7 +21,8 @@ use gpuacct::sources::gpu::record::{self, Options};
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{
-    Cadence, Fault, GpuSpec, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR, Scenario, Truth,
+    Cadence, Engines, Fault, GpuSpec, Instance, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR,
+    Scenario, Truth,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -365,7 +369,7 @@ fn a_hiccup_loses_nothing_and_a_blocked_call_is_told() {
 
                 // An error of the driver, for as long as it takes to be noticed.
                 let unknown = Fault::Fail {
-                    call: "nvmlDeviceGetProcessUtilization".to_owned(),
+                    call: "nvmlDeviceGetProcess".to_owned(),
                     code: 999,
                 };
                 let fault = rig.scenario.inject(Some(0), unknown).unwrap();
@@ -455,6 +459,134 @@ fn a_driver_may_come_late_and_go_again() {
     );
 }
 
+fn engines_and_energy(rig: Rig, expected: &'static [Engine]) -> TestEnd {
+    Box::pin(async move {
+        let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
+        // A sample of one engine says nothing of another's: one computes, the other one encodes.
+        let job = |share, engines| Job {
+            share,
+            engines,
+            ..Job::default()
+        };
+        let decoding = Engines {
+            decoder: 1.0,
+            jpeg: 1.0,
+            ..Engines::default()
+        };
+        rig.scenario.start(one, job(1.0, decoding)).unwrap();
+        let encoding = Engines {
+            memory: 1.0,
+            encoder: 1.0,
+            optical_flow: 1.0,
+            ..Engines::default()
+        };
+        rig.scenario.start(two, job(0.0, encoding)).unwrap();
+        let mut agent = rig.start();
+        let Input::Gpus(gpus) = agent.next().await else {
+            panic!("the list of GPUs comes first");
+        };
+        assert_eq!(gpus[0].engines, expected);
+        // From the first window's end on, the jobs have been there for the whole of each.
+        agent.window(&rig.uuid(0)).await;
+        let window = agent.window(&rig.uuid(0)).await;
+        let elapsed = window.end.since(window.start);
+        assert_eq!(window.busy, elapsed, "{window:?}");
+        let told = |engine: Engine| {
+            if expected.contains(&engine) {
+                elapsed
+            } else {
+                Nanos::ZERO
+            }
+        };
+        let of = |pid: u32, engine: Engine| {
+            let used = window.engines.iter().find(|used| used.pid.0 == pid);
+            used.map_or(Nanos::ZERO, |used| used.engines.of(engine))
+        };
+        for (pid, engine, time) in [
+            (one, Engine::Decoder, told(Engine::Decoder)),
+            (one, Engine::Jpeg, told(Engine::Jpeg)),
+            (one, Engine::Memory, Nanos::ZERO),
+            (two, Engine::Memory, told(Engine::Memory)),
+            (two, Engine::Encoder, told(Engine::Encoder)),
+            (two, Engine::Ofa, told(Engine::Ofa)),
+            (two, Engine::Decoder, Nanos::ZERO),
+        ] {
+            assert_eq!(of(pid, engine), time, "{pid} {engine:?} {window:?}");
+        }
+
+        // A busy A100 draws 400 W; its counter moves each 100 ms.
+        let mut energy = 0;
+        let mut windows = 0;
+        let begin = window.end;
+        let end = loop {
+            let window = agent.window(&rig.uuid(0)).await;
+            energy += window.energy.expect("it has a counter").0;
+            windows += 1;
+            if window.end.since(begin) > Nanos::from_secs(4) {
+                break window.end;
+            }
+        };
+        let expected = end.since(begin).0 / 1_000_000 * 400;
+        // A reading is late by a sample's period and a tick at most, at both ends.
+        let tolerance = 400 * 1_100;
+        assert!(
+            energy.abs_diff(expected) < tolerance,
+            "{energy} mJ, expected {expected} mJ in {windows} windows"
+        );
+        agent.stop().await;
+    })
+}
+
+#[test]
+fn engines_are_told_apart_and_energy_is_read() {
+    on_a_machine(
+        "engines_are_told_apart_and_energy_is_read",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| engines_and_energy(rig, &Engine::ALL),
+    );
+}
+
+#[test]
+fn old_drivers_tell_three_engines_apart() {
+    on_a_machine(
+        "old_drivers_tell_three_engines_apart",
+        Driver::R470,
+        vec![GpuSpec::a100(0)],
+        |rig| engines_and_energy(rig, &[Engine::Memory, Engine::Encoder, Engine::Decoder]),
+    );
+}
+
+#[test]
+fn without_a_counter_of_energy_there_is_none_and_rows_are_had_in_the_older_way() {
+    on_a_machine(
+        "without_a_counter_of_energy_there_is_none_and_rows_are_had_in_the_older_way",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                for (call, code) in [
+                    ("nvmlDeviceGetTotalEnergyConsumption", 3),
+                    // A driver that knows another version of the structure.
+                    ("nvmlDeviceGetProcessesUtilizationInfo", 25),
+                ] {
+                    let call = call.to_owned();
+                    let fault = Fault::Fail { call, code };
+                    rig.scenario.inject(Some(0), fault).unwrap();
+                }
+                let mut agent = rig.start();
+                agent.window(&rig.uuid(0)).await;
+                let window = agent.window(&rig.uuid(0)).await;
+                assert_eq!(window.energy, None);
+                assert_eq!(window.credits.len(), 1, "{window:?}");
+                assert_eq!(window.credits[0].busy, window.busy, "{window:?}");
+                agent.stop().await;
+            })
+        },
+    );
+}
+
 fn lists_of_three_kinds(rig: Rig) -> TestEnd {
     Box::pin(async move {
         let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
@@ -501,6 +633,240 @@ fn process_lists_are_joined_by_pid() {
         Driver::R550,
         vec![GpuSpec::a100(0)],
         lists_of_three_kinds,
+    );
+}
+
+#[test]
+fn the_mps_server_is_known_by_the_device_s_mode_or_by_its_name() {
+    let mut gpus: Vec<GpuSpec> = (0..2).map(GpuSpec::a100).collect();
+    gpus[0].exclusive = true;
+    on_a_machine(
+        "the_mps_server_is_known_by_the_device_s_mode_or_by_its_name",
+        Driver::R550,
+        gpus,
+        |rig| {
+            Box::pin(async move {
+                // A program by the server's name: a link to one that waits.
+                let dir = tempfile::tempdir().unwrap();
+                let name = dir.path().join("nvidia-cuda-mps-server");
+                std::fs::copy("/bin/sleep", &name).unwrap();
+                let mut named = Command::new(name)
+                    .arg("60")
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap();
+                let comm = format!("/proc/{}/comm", named.id());
+                while std::fs::read_to_string(&comm).unwrap().trim() != "nvidia-cuda-mps" {
+                    tokio::task::yield_now().await;
+                }
+                let (server, client) = (std::process::id(), std::os::unix::process::parent_id());
+                let job = |gpu, kind| Job {
+                    gpu,
+                    kind,
+                    ..Job::default()
+                };
+                let start = |pid, work| rig.scenario.start(pid, work).unwrap();
+                for (gpu, pid) in [(0, server), (1, server), (1, named.id())] {
+                    start(pid, job(gpu, Kind::Compute));
+                }
+                let mut agent = rig.start();
+                let mut roles = BTreeMap::new();
+                for gpu in [0, 1] {
+                    // Nobody is a server without clients.
+                    agent.lists.send(()).await.unwrap();
+                    let lists = agent.lists(&rig.uuid(gpu)).await;
+                    let none = |process: &GpuProcess| process.mps == MpsRole::None;
+                    assert!(lists.processes.iter().all(none), "{lists:?}");
+                    start(client, job(u32::try_from(gpu).unwrap(), Kind::Mps));
+                }
+                while roles.len() < 2 {
+                    // A wish that finds another one waiting is the same wish.
+                    let _ = agent.lists.try_send(());
+                    if let Input::GpuProcesses(lists) = agent.next().await
+                        && lists.processes.iter().any(|p| p.mps == MpsRole::Client)
+                    {
+                        roles.insert(lists.gpu.as_str().to_owned(), lists.processes);
+                    }
+                }
+                let role = |gpu: usize, pid: u32| {
+                    let mut listed = roles[&rig.uuid(gpu)].iter();
+                    listed.find(|process| process.pid.0 == pid).unwrap().mps
+                };
+                assert_eq!(role(0, client), MpsRole::Client);
+                assert_eq!(role(0, server), MpsRole::Server);
+                // Where others may compute too, a name is no proof and nothing else is a hint.
+                assert_eq!(role(1, server), MpsRole::None);
+                assert_eq!(role(1, named.id()), MpsRole::NamedServer);
+                agent.stop().await;
+                named.kill().unwrap();
+                named.wait().unwrap();
+            })
+        },
+    );
+}
+
+/// The newest list of GPUs, as (UUID, profile).
+async fn listed(agent: &mut Agent) -> Vec<(String, Option<String>)> {
+    loop {
+        if let Input::Gpus(gpus) = agent.next().await {
+            let profile = |mig: MigInfo| mig.profile.to_string();
+            return gpus
+                .into_iter()
+                .map(|gpu| (gpu.uuid.as_str().to_owned(), gpu.mig.map(profile)))
+                .collect();
+        }
+    }
+}
+
+#[test]
+fn instances_are_gpus_of_their_own_and_measured_where_that_can_be() {
+    let split = |compute_instance| Instance {
+        gpu_instance: 3,
+        compute_instance,
+        slices: 2,
+        compute_slices: 1,
+        memory_bytes: 20 << 30,
+    };
+    let h100 = vec![
+        Instance::whole(1, 3, 40),
+        Instance::whole(2, 2, 20),
+        split(0),
+        split(1),
+    ];
+    let mut a100 = GpuSpec::h100_divided(1, vec![Instance::whole(1, 1, 10)]);
+    a100.gpm = false;
+    on_a_machine(
+        "instances_are_gpus_of_their_own_and_measured_where_that_can_be",
+        Driver::R550,
+        vec![GpuSpec::h100_divided(0, h100), a100],
+        |rig| {
+            Box::pin(async move {
+                let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
+                let job = |gpu, ids, share| Job {
+                    gpu,
+                    share,
+                    instance: Some(ids),
+                    memory_bytes: 64 * MIB,
+                    ..Job::default()
+                };
+                let start = |pid, work| rig.scenario.start(pid, work).unwrap();
+                let jobs = [
+                    start(one, job(0, (1, 0), 0.25)),
+                    start(two, job(0, (1, 0), 0.25)),
+                    start(two, job(0, (3, 0), 1.0)),
+                ];
+                start(two, job(1, (1, 0), 1.0));
+                let mut agent = rig.start();
+                let gpus = listed(&mut agent).await;
+                let profiles: Vec<_> = gpus.iter().map(|(_, mig)| mig.as_deref()).collect();
+                let (half, most) = (Some("1c.2g.20gb"), Some("3g.40gb"));
+                let expected = [
+                    None,
+                    most,
+                    Some("2g.20gb"),
+                    half,
+                    half,
+                    None,
+                    Some("1g.10gb"),
+                ];
+                assert_eq!(profiles, expected);
+                let uuid = |at: usize| gpus[at].0.clone();
+
+                // Half of the time, and all that was measured is accounted for.
+                let mut measured = Nanos::ZERO;
+                while measured < Nanos::from_secs(2) {
+                    let window = agent.window(&uuid(1)).await;
+                    if window.start == window.end || !window.unobserved.is_empty() {
+                        continue; // Up to the first sample.
+                    }
+                    let elapsed = window.end.since(window.start);
+                    measured += elapsed;
+                    assert!(
+                        window.busy.0.abs_diff(elapsed.0 / 2) <= elapsed.0 / 20,
+                        "{window:?}"
+                    );
+                    assert_eq!((window.no_row, window.credits.len()), (window.busy, 0));
+                    assert_eq!(window.energy, None, "it is the whole GPU's");
+                }
+                let window = agent.window(&uuid(2)).await;
+                assert_eq!((window.busy, window.unobserved.len()), (Nanos::ZERO, 0));
+                // A GPU instance of several compute instances, one without GPM, and the whole GPUs.
+                for at in [0, 3, 4, 5, 6] {
+                    let window = agent.window(&uuid(at)).await;
+                    assert_eq!(unobserved(&window), [UnobservedReason::Unsupported], "{at}");
+                }
+                let window = agent.window(&uuid(0)).await;
+                assert!(window.energy.is_some(), "{window:?}");
+
+                agent.lists.send(()).await.unwrap();
+                let whole = agent.lists(&uuid(0)).await;
+                assert_eq!(
+                    (whole.processes.len(), whole.memory_used),
+                    (0, Some(192 * MIB))
+                );
+                let lists = agent.lists(&uuid(1)).await;
+                let mut pids: Vec<u32> = lists.processes.iter().map(|p| p.pid.0).collect();
+                pids.sort_unstable();
+                let mut both = [one, two];
+                both.sort_unstable();
+                assert_eq!((&pids[..], lists.memory_used), (&both[..], Some(128 * MIB)));
+                assert!(agent.lists(&uuid(2)).await.processes.is_empty());
+
+                // Divided anew: one stays, one has another's UUID, the others are gone.
+                for job in jobs {
+                    rig.scenario.stop(job).unwrap();
+                }
+                let anew = vec![Instance::whole(1, 4, 40), Instance::whole(2, 2, 20)];
+                rig.scenario.divide(0, anew).unwrap();
+                let found = listed(&mut agent).await;
+                let expected = [
+                    (uuid(0), None),
+                    (uuid(1), Some("4g.40gb".to_owned())),
+                    (uuid(2), Some("2g.20gb".to_owned())),
+                    (uuid(5), None),
+                    (uuid(6), Some("1g.10gb".to_owned())),
+                ];
+                assert_eq!(found, expected);
+                for _ in 0..2 {
+                    // What stays is measured through.
+                    let window = agent.window(&uuid(2)).await;
+                    assert_eq!(window.unobserved, [], "{window:?}");
+                }
+                while agent.window(&uuid(1)).await.idle.is_zero() {}
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_gpu_without_a_driver_is_released() {
+    on_a_machine(
+        "a_gpu_without_a_driver_is_released",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                let mut agent = rig.start();
+                agent.window(&rig.uuid(0)).await;
+                let unloaded = Fault::Fail {
+                    call: String::new(),
+                    code: 9,
+                };
+                let gone = rig.scenario.inject(None, unloaded).unwrap();
+                let window = loop {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    if !window.unobserved.is_empty() {
+                        break window;
+                    }
+                };
+                assert_eq!(unobserved(&window), [UnobservedReason::Released]);
+                rig.scenario.clear(gone).unwrap();
+                while agent.window(&rig.uuid(0)).await.idle.is_zero() {}
+                agent.stop().await;
+            })
+        },
     );
 }
 

@@ -341,19 +341,34 @@ fn judge_gpu(item: String, gpu: &Surveyed) -> Finding {
         Offer::No => format!("no {what}"),
         Offer::Failed(error) => format!("{what} failed: {error}"),
     }));
-    if gpu.mig {
-        words.push("divided by MIG".to_owned());
+    if let Some(instances) = &gpu.mig {
+        let told = instances.iter().map(|(profile, measured)| {
+            let lacks = if *measured { "" } else { " without a measure" };
+            format!("{profile}{lacks}")
+        });
+        let told: Vec<String> = told.collect();
+        let told = if told.is_empty() {
+            "nothing".to_owned()
+        } else {
+            told.join(", ")
+        };
+        words.push(format!("divided by MIG into {told}"));
     }
     let found = words.join(", ");
     let failed = questions
         .iter()
         .any(|(_, offer)| matches!(offer, Offer::Failed(_)));
-    if gpu.mig {
-        warn(
-            item,
-            found,
-            "the driver has no busy time of processes under MIG; it is booked as unobserved",
-        )
+    if let Some(instances) = &gpu.mig {
+        if instances.iter().all(|(_, measured)| *measured) && !instances.is_empty() {
+            ok(item, found)
+        } else {
+            warn(
+                item,
+                found,
+                "the driver has no busy time of processes under MIG, and activity only of GPU \
+                 instances from Hopper on; what it has not is booked as unobserved",
+            )
+        }
     } else if failed {
         fail(item, found, "see the driver's log and permissions")
     } else if gpu.samples == Offer::No || gpu.processes == Offer::No {
@@ -645,7 +660,7 @@ mod tests {
         let whole = Surveyed {
             uuid: "GPU-1".into(),
             model: "NVIDIA H200".into(),
-            mig: false,
+            mig: None,
             samples: Offer::Yes,
             processes: Offer::Yes,
             lists: Offer::Yes,
@@ -663,11 +678,20 @@ mod tests {
             ),
             (
                 Surveyed {
-                    mig: true,
+                    mig: Some(vec![("3g.40gb".into(), true), ("1c.2g.20gb".into(), false)]),
                     ..whole.clone()
                 },
                 Verdict::Warn,
-                "MIG",
+                "divided by MIG into 3g.40gb, 1c.2g.20gb without a measure",
+            ),
+            (
+                Surveyed {
+                    samples: Offer::No,
+                    mig: Some(vec![("3g.40gb".into(), true)]),
+                    ..whole.clone()
+                },
+                Verdict::Ok,
+                "MIG into 3g.40gb",
             ),
             (
                 Surveyed {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::allocation::{AllocationTable, Grantee, Span, resolve};
 use super::amounts::Amounts;
-use super::attribute::{self, Charge};
+use super::attribute::{self, Charge, Sharing};
 use super::cgroup_path::CgroupMeaning;
 use super::directory::{Directory, SourcesOfNames};
 use super::holding::{End, Holding, Member};
@@ -21,7 +21,7 @@ use super::input::{
     EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
     KernelBatch, KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
 };
-use super::ledger::Ledger;
+use super::ledger::{Book, Ledger};
 use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
@@ -43,6 +43,8 @@ const MAX_ERROR_CLASSES: usize = 32;
 const OVERFLOW: &str = "(overflow)";
 /// How long the dead are kept at least: the driver's ring spans 12 s, and a reader may be late.
 const KEEP_DEAD: Nanos = Nanos::from_secs(15);
+/// How long a GPU's accounts stay open that NVML lists no more.
+const MISSING_GPU_HOLD: Nanos = Nanos::from_secs(600);
 /// How old process lists may be and still say how much memory is in use: three times the longest
 /// interval at which they can be configured to be read.
 const LISTS_HOLD: Nanos = Nanos::from_secs(180);
@@ -155,6 +157,8 @@ pub struct Accountant {
     pub(super) lists: HashMap<GpuUuid, DeviceLists>,
     holdings: HashMap<usize, Holding>,
     pub(super) opens: Opens,
+    /// Who was on each GPU.
+    sharing: HashMap<GpuUuid, Sharing>,
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
     source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
@@ -188,6 +192,7 @@ impl Accountant {
             lists: HashMap::new(),
             holdings: HashMap::new(),
             opens: Opens::new(OPENS_LIMIT),
+            sharing: HashMap::new(),
             sources: BTreeMap::new(),
             source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -392,9 +397,37 @@ impl Accountant {
         }
     }
 
+    /// Learns who is on a GPU of those that are listed.
+    fn learn_sharing(&mut self, lists: &GpuProcesses) {
+        if self.ledger.book_of(&lists.gpu).is_none() {
+            return;
+        }
+        let sharing = self.sharing.entry(lists.gpu.clone()).or_default();
+        sharing.observe(lists.at, &lists.processes, &mut |pid| {
+            let (processes, placements) = (&self.processes, &mut self.placements);
+            let (_, owner) = attribute::owner_of(pid, lists.at, lists.at, processes, placements);
+            owner.ok()
+        });
+    }
+
+    /// Whose a window's busy time is.
+    fn charges_of(&mut self, window: &GpuWindow) -> Vec<Charge> {
+        let unread = Sharing::default();
+        let sharing = self.sharing.get(&window.gpu).unwrap_or(&unread);
+        let book = self.ledger.book_of(&window.gpu);
+        let is_instance = book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some());
+        let (processes, placements) = (&self.processes, &mut self.placements);
+        if is_instance {
+            attribute::charges_of_instance(window, sharing, processes)
+        } else {
+            attribute::charges(window, Some(sharing), processes, placements)
+        }
+    }
+
     fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
         let own = self.settings.own_pid;
         lists.processes.retain(|process| Some(process.pid) != own);
+        self.learn_sharing(&lists);
         let mut members = Vec::with_capacity(lists.processes.len());
         let mut memory = HashMap::<Owner, u64>::new();
         // The next window begins where the last one ended, before the lists were read.
@@ -412,7 +445,13 @@ impl Accountant {
                 &self.processes,
                 &mut self.placements,
             );
-            let Ok(owner) = owner else { continue };
+            let payer = self
+                .sharing
+                .get(&lists.gpu)
+                .and_then(|sharing| sharing.payer_of_server(process.pid, lists.at, lists.at));
+            let Ok(owner) = payer.unwrap_or(owner) else {
+                continue;
+            };
             if let Some(found) = found {
                 let started = self.processes.facts_of(found).map(|facts| facts.start);
                 members.push(Member {
@@ -514,7 +553,7 @@ impl Accountant {
                 continue;
             }
             self.counts.windows_not_awaited += u64::from(!caught_up);
-            let charges = attribute::charges(&window, &self.processes, &mut self.placements);
+            let charges = self.charges_of(&window);
             self.introduce_containers(clock.boot, false);
             for charge in &charges {
                 self.look_for(charge, clock.boot);
@@ -874,8 +913,14 @@ impl Accountant {
         let mut closed = false;
         // The account's last word to its namespace, if nobody ever named it.
         let mut unsettled = Vec::new();
+        let gone = |book: &Book| {
+            let missing = book.missing.map(|since| clock.boot.since(since));
+            missing.is_some_and(|missing| missing >= MISSING_GPU_HOLD)
+        };
+        let gone: Vec<bool> = self.ledger.books().iter().map(gone).collect();
         self.ledger.close(&mut |(book, owner), account| {
-            let done = publication::is_done(account, policy, clock);
+            let done =
+                publication::is_done(account, policy, clock) || account.expired || gone[*book];
             if done && !matches!(owner, Owner::Host(_)) && account.fed != account.amounts {
                 unsettled.push((*book, account.amounts.minus(account.fed)));
             }
@@ -907,6 +952,7 @@ impl Accountant {
             .ledger
             .books()
             .iter()
+            .filter(|book| book.missing.is_none())
             .filter_map(|book| book.through)
             .min()
             .unwrap_or(now);
@@ -1136,10 +1182,11 @@ impl Accountant {
         for book in self.ledger.books() {
             let (span, charges) = book.recent();
             for charge in charges {
-                let key = (book.gpu.uuid.clone(), charge.pid);
+                let Some(pid) = charge.pid else { continue };
+                let key = (book.gpu.uuid.clone(), pid);
                 owners.insert(key.clone(), charge.owner.clone());
                 let view = views.entry(key).or_insert_with(|| GpuProcessView {
-                    pid: charge.pid,
+                    pid,
                     start: charge.process.map(|process| process.start),
                     gpu: book.gpu.uuid.clone(),
                     owner: "".into(),
@@ -1264,7 +1311,7 @@ mod tests {
     use crate::core::input::{
         AllocatedDevice, Allocations, CgroupAnnouncement, CgroupSet, ContainerAllocation,
         ContainerIdentity, Credit, DeviceOpen, DeviceRef, GpuInfo, IdentityUpdate, KubernetesNames,
-        ScannedProcess, WindowQuality,
+        MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
     use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason, WallTime};
     use proptest::prelude::*;
@@ -1414,6 +1461,29 @@ mod tests {
                 credits,
                 below_resolution: Nanos::ZERO,
                 no_row: Nanos::ZERO,
+                engines: vec![],
+                energy: None,
+                quality: WindowQuality::default(),
+            };
+            self.windowed = self.now;
+            self.take(Input::Window(window));
+            self.events(vec![]);
+        }
+
+        /// Time passes, of which the GPU was busy for a part that has no rows.
+        fn measured(&mut self, millis: u64, busy_millis: u64) {
+            self.now += millis * 1_000_000;
+            let busy = Nanos::from_millis(busy_millis);
+            let window = GpuWindow {
+                gpu: gpu(),
+                start: BootTime(self.windowed),
+                end: BootTime(self.now),
+                busy,
+                idle: Nanos(self.now - self.windowed).minus(busy),
+                unobserved: vec![],
+                credits: vec![],
+                below_resolution: Nanos::ZERO,
+                no_row: busy,
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
@@ -1971,6 +2041,144 @@ mod tests {
         assert_eq!(last.gpus[0].busy, Nanos::from_secs(1));
     }
 
+    /// An instance of a GPU in MIG mode, of this profile.
+    fn instance(profile: &str) -> GpuInfo {
+        GpuInfo {
+            uuid: gpu(),
+            index: 0,
+            model: "test".into(),
+            driver: "1".into(),
+            simulated: true,
+            minor: None,
+            memory_total: None,
+            mig: Some(MigInfo {
+                parent: "GPU-0".into(),
+                profile: profile.into(),
+                gpu_instance: 1,
+                compute_instance: 0,
+            }),
+            engines: vec![],
+        }
+    }
+
+    #[test]
+    fn an_instance_s_time_is_its_container_s_and_accounts_end_with_its_generation() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.fork(7, 3);
+        node.take(Input::Gpus(vec![instance("1g.10gb")]));
+        node.take(Input::GpuProcesses(GpuProcesses {
+            gpu: gpu(),
+            at: BootTime(node.now),
+            processes: vec![GpuProcess {
+                pid: Pid(7),
+                memory: None,
+                mps: MpsRole::None,
+            }],
+            memory_used: None,
+        }));
+        node.measured(1_000, 400);
+        node.commit();
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 400)]);
+        let views = node.accountant.gpu_processes(BootTime(node.now));
+        assert_eq!(
+            (views.len(), views[0].pid, views[0].alive),
+            (1, Pid(7), true)
+        );
+
+        // The same again is no news; another profile is another instance.
+        node.take(Input::Gpus(vec![instance("1g.10gb")]));
+        assert_eq!(node.commit().accounts.len(), 1);
+        node.take(Input::Gpus(vec![instance("2g.20gb")]));
+        let snapshot = node.commit();
+        assert!(snapshot.accounts.is_empty() && snapshot.container_series.is_empty());
+        assert_eq!(snapshot.gpus.len(), 1, "the book is about the UUID");
+        assert_eq!(snapshot.gpus[0].busy, Nanos::from_millis(400));
+        assert_eq!(
+            snapshot.namespace_series[0].amounts.busy,
+            Nanos::from_millis(400)
+        );
+        node.measured(1_000, 300);
+        node.commit();
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 300)]);
+        assert_eq!(
+            snapshot.namespace_series[0].amounts.busy,
+            Nanos::from_millis(700)
+        );
+    }
+
+    #[test]
+    fn the_accounts_of_a_gpu_that_is_listed_no_more_close_after_ten_minutes() {
+        let mut node = Node::new(0, 0);
+        let listed = |node: &mut Node, missing: bool| {
+            let mut gpus = vec![instance("1g.10gb")];
+            gpus[0].mig = None;
+            gpus.truncate(usize::from(!missing));
+            node.take(Input::Gpus(gpus));
+        };
+        node.named(A, None);
+        node.fork(7, 3);
+        node.pass(1_000, &[(7, 500)]);
+        node.commit();
+        // Away and back again: nothing closes.
+        listed(&mut node, true);
+        node.pass(500_000, &[]);
+        listed(&mut node, false);
+        node.pass(500_000, &[]);
+        assert_eq!(node.commit().accounts.len(), 1);
+        listed(&mut node, true);
+        node.pass(599_000, &[]);
+        // Its container lives on.
+        assert_eq!(node.commit().accounts.len(), 1);
+        listed(&mut node, true);
+        node.pass(1_000, &[]);
+        let snapshot = node.commit();
+        assert!(snapshot.accounts.is_empty() && snapshot.container_series.is_empty());
+        assert_eq!(snapshot.gpus[0].busy, Nanos::from_millis(500));
+    }
+
+    #[test]
+    fn what_the_mps_server_is_named_for_is_its_clients() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.named(B, None);
+        node.fork(1_000, 6);
+        node.fork(7, 3);
+        node.fork(8, 4);
+        let lists = |node: &mut Node, clients: &[u32]| {
+            let process = |pid, mps| GpuProcess {
+                pid: Pid(pid),
+                memory: Some(4_096),
+                mps,
+            };
+            let server = process(1_000, MpsRole::Server);
+            let clients = clients.iter().map(|&pid| process(pid, MpsRole::Client));
+            node.take(Input::GpuProcesses(GpuProcesses {
+                gpu: gpu(),
+                at: BootTime(node.now),
+                processes: std::iter::once(server).chain(clients).collect(),
+                memory_used: None,
+            }));
+        };
+        lists(&mut node, &[7]);
+        node.pass(1_000, &[(1_000, 400)]);
+        node.commit();
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'a', 400)]);
+        assert_eq!(snapshot.accounts[0].memory, Some(8_192));
+        assert!(snapshot.host_series.is_empty());
+        lists(&mut node, &[7, 8]);
+        node.pass(1_000, &[(1_000, 300), (8, 100)]);
+        let snapshot = node.commit();
+        let unowned = snapshot.gpus[0]
+            .unattributed
+            .iter()
+            .find(|(reason, _)| *reason == UnattributedReason::MpsServer);
+        assert_eq!(unowned.unwrap().1, Nanos::from_millis(300));
+    }
+
     #[test]
     fn the_last_commit_leaves_no_window_waiting() {
         let mut node = Node::new(0, 0);
@@ -1995,6 +2203,7 @@ mod tests {
             processes: vec![GpuProcess {
                 pid: Pid(7),
                 memory: Some(4096),
+                mps: MpsRole::None,
             }],
             memory_used: Some(8192),
         }));
@@ -2013,6 +2222,7 @@ mod tests {
             let processes = processes.iter().map(|&(pid, memory)| GpuProcess {
                 pid: Pid(pid),
                 memory: Some(memory),
+                mps: MpsRole::None,
             });
             self.take(Input::GpuProcesses(GpuProcesses {
                 gpu: gpu(),
@@ -2228,6 +2438,7 @@ mod tests {
         let process = |pid| GpuProcess {
             pid: Pid(pid),
             memory: Some(u64::MAX - 1),
+            mps: MpsRole::None,
         };
         node.take(Input::GpuProcesses(GpuProcesses {
             gpu: gpu(),
@@ -2317,6 +2528,7 @@ mod tests {
             processes: vec![GpuProcess {
                 pid: Pid(7),
                 memory: None,
+                mps: MpsRole::None,
             }],
             memory_used: None,
         }));

@@ -179,7 +179,9 @@ impl Accountant {
         for book in self.ledger.books() {
             let (span, charges) = book.recent();
             for charge in charges {
-                of(charge.pid, &book.gpu.uuid, ratio(charge.busy, span), None);
+                if let Some(pid) = charge.pid {
+                    of(pid, &book.gpu.uuid, ratio(charge.busy, span), None);
+                }
             }
         }
         for (gpu, lists) in &self.lists {
@@ -493,7 +495,8 @@ mod tests {
     use crate::core::input::{
         CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo,
         GpuProcess, GpuProcesses, GpuWindow, IdentityUpdate, Input, KernelBatch, KernelEvent,
-        KubernetesNames, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+        KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
+        WindowQuality,
     };
     use crate::core::model::{
         BootTime, CgroupKey, Nanos, SourceId, SourceState, StartTicks, WallTime,
@@ -615,6 +618,7 @@ mod tests {
                 processes: vec![GpuProcess {
                     pid: Pid(7),
                     memory: Some(1 << 20),
+                    mps: MpsRole::None,
                 }],
                 memory_used: None,
             }),

@@ -368,6 +368,22 @@ pub struct GpuProcess {
     pub pid: Pid,
     /// Its frame buffer memory in bytes; absent where NVML does not say.
     pub memory: Option<u64>,
+    /// What it is to MPS.
+    pub mps: MpsRole,
+}
+
+/// What a process is to NVIDIA's Multi-Process Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MpsRole {
+    /// Nothing that could be told.
+    #[default]
+    None,
+    /// A client: NVML lists it as one.
+    Client,
+    /// The server: the GPU lets one process only have a compute context, others are its clients.
+    Server,
+    /// It goes by the server's name. Any process may; it counts for one that is in no container.
+    NamedServer,
 }
 
 /// What the kubelet says that it has given to containers.

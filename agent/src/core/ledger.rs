@@ -45,6 +45,8 @@ pub struct Account {
     pub fed: Amounts,
     /// Since when its payer has had no process.
     pub ended: Option<BootTime>,
+    /// Whether the MIG instance that it is on is another one now, under the same UUID.
+    pub expired: bool,
 }
 
 impl Account {
@@ -60,6 +62,7 @@ impl Account {
             named: None,
             fed: Amounts::ZERO,
             ended: None,
+            expired: false,
         }
     }
 
@@ -77,8 +80,8 @@ impl Account {
 /// One process's part of one window, for "now".
 #[derive(Clone, Debug)]
 pub struct RecentCharge {
-    /// As the driver named it.
-    pub pid: Pid,
+    /// As the driver named it; absent where one payer's processes are told for together.
+    pub pid: Option<Pid>,
     /// The process, where known.
     pub process: Option<ProcessId>,
     /// Who paid.
@@ -129,6 +132,8 @@ pub struct Book {
     pub invalid_rows: u64,
     /// Time cut from rows.
     pub cut: Nanos,
+    /// Since when NVML lists the GPU no more.
+    pub missing: Option<BootTime>,
     past: VecDeque<Past>,
 }
 
@@ -149,6 +154,7 @@ impl Book {
             torn_windows: 0,
             invalid_rows: 0,
             cut: Nanos::ZERO,
+            missing: None,
             past: VecDeque::new(),
         }
     }
@@ -227,13 +233,32 @@ impl Ledger {
         &self.books
     }
 
-    /// Takes NVML's list: new GPUs get a book, known ones keep theirs, missing ones too.
+    /// Takes NVML's list: new GPUs get a book, known ones keep theirs, missing ones too, which is
+    /// noted.
+    ///
+    /// A MIG instance that was made anew under the UUID of another one is of a new generation. A
+    /// second of the one is no second of the other, so the accounts end with the old one. What an
+    /// instance is, is its UUID, its profile and its ids together; the book is about the UUID and
+    /// goes on.
     pub fn list(&mut self, gpus: Vec<GpuInfo>, clock: Clock) {
-        for gpu in gpus {
-            match self.books.iter_mut().find(|book| book.gpu.uuid == gpu.uuid) {
-                Some(book) => book.gpu = gpu,
-                None => self.books.push(Book::new(gpu, clock.wall)),
+        for book in &mut self.books {
+            if gpus.iter().all(|gpu| gpu.uuid != book.gpu.uuid) {
+                book.missing.get_or_insert(clock.boot);
             }
+        }
+        for gpu in gpus {
+            let Some(at) = self.book_of(&gpu.uuid) else {
+                self.books.push(Book::new(gpu, clock.wall));
+                continue;
+            };
+            let book = &mut self.books[at];
+            if book.gpu.mig != gpu.mig {
+                for (_, account) in self.accounts.iter_mut().filter(|((of, _), _)| *of == at) {
+                    account.expired = true;
+                }
+            }
+            book.missing = None;
+            book.gpu = gpu;
         }
     }
 
@@ -316,9 +341,9 @@ impl Ledger {
                     unattributed.push((*reason, charge.busy));
                 }
             }
-            if let Some(pid) = charge.pid {
+            if charge.pid.is_some() || owner.is_ok() {
                 recent.push(RecentCharge {
-                    pid,
+                    pid: charge.pid,
                     process: charge.process,
                     owner,
                     busy: charge.busy,

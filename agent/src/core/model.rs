@@ -306,18 +306,24 @@ pub enum UnattributedReason {
     BelowResolution,
     /// Busy time for which the driver gave no row that could own it.
     NoRow,
+    /// The driver named the MPS server, whose clients are not one container's.
+    MpsServer,
+    /// Several payers were on a MIG instance, of which the driver gives the sum alone.
+    SharedInstance,
     /// The account table is full; the owner is known and was not given an account of its own.
     Overflow,
 }
 
 impl UnattributedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::UnknownPid,
         Self::AmbiguousPid,
         Self::UnknownCgroup,
         Self::BelowResolution,
         Self::NoRow,
+        Self::MpsServer,
+        Self::SharedInstance,
         Self::Overflow,
     ];
 
@@ -330,6 +336,8 @@ impl UnattributedReason {
             Self::UnknownCgroup => "unknown_cgroup",
             Self::BelowResolution => "below_resolution",
             Self::NoRow => "no_row",
+            Self::MpsServer => "mps_server",
+            Self::SharedInstance => "shared_instance",
             Self::Overflow => "overflow",
         }
     }
@@ -349,16 +357,23 @@ pub enum UnobservedReason {
     ClockStep,
     /// The device does not offer what busy time is made from.
     Unsupported,
+    /// The agent did not read for longer than the driver keeps samples: it was stopped, or the
+    /// machine was suspended.
+    AgentPaused,
+    /// The driver was unloaded, or the GPU was given back: NVML lists it no more.
+    Released,
 }
 
 impl UnobservedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::SampleGap,
         Self::RingOverrun,
         Self::DriverError,
         Self::ClockStep,
         Self::Unsupported,
+        Self::AgentPaused,
+        Self::Released,
     ];
 
     /// The label value.
@@ -370,6 +385,8 @@ impl UnobservedReason {
             Self::DriverError => "driver_error",
             Self::ClockStep => "clock_step",
             Self::Unsupported => "unsupported",
+            Self::AgentPaused => "agent_paused",
+            Self::Released => "released",
         }
     }
 }

@@ -202,6 +202,7 @@ mod tests {
                     named: None,
                     fed: Amounts::ZERO,
                     ended: None,
+                    expired: false,
                 },
             ));
         }

@@ -93,7 +93,11 @@ fn coverage(index: u32, coverage: &Coverage, reasons: &mut Vec<String>) {
             | UnattributedReason::AmbiguousPid
             | UnattributedReason::UnknownCgroup
             | UnattributedReason::Overflow => true,
-            UnattributedReason::BelowResolution | UnattributedReason::NoRow => false,
+            // What the driver cannot tell is no fault of the agent's.
+            UnattributedReason::BelowResolution
+            | UnattributedReason::NoRow
+            | UnattributedReason::MpsServer
+            | UnattributedReason::SharedInstance => false,
         })
         .map(|(_, amount)| *amount)
         .sum();

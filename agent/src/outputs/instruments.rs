@@ -651,8 +651,16 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.gpu.info",
         kind: Kind::Info,
         unit: Unit::None,
-        help: "What the GPU is. The index is NVML's and may change over reboots; simulated is true where the library is the tests' own.",
-        keys: &["gpu_uuid", "index", "model", "driver", "simulated"],
+        help: "What the GPU is. The index is NVML's and may change over reboots; simulated is true where the library is the tests' own. A MIG instance has a profile, and the GPU that it is a part of as its parent.",
+        keys: &[
+            "gpu_uuid",
+            "index",
+            "model",
+            "driver",
+            "simulated",
+            "mig_profile",
+            "mig_parent",
+        ],
         read: |view, points| {
             for book in &view.snapshot.gpus {
                 let gpu = &book.gpu;
@@ -664,6 +672,8 @@ pub static INSTRUMENTS: &[Instrument] = &[
                         &gpu.model,
                         &gpu.driver,
                         simulated,
+                        gpu.mig.as_ref().map_or(NONE, |mig| &*mig.profile),
+                        gpu.mig.as_ref().map_or(NONE, |mig| mig.parent.as_str()),
                     ],
                     book.start,
                     Value::Count(1),

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Instance;
+
 /// Parts per million of an engine's time: shares in the log are integers, so that every reader
 /// computes the same.
 pub(crate) const WHOLE_PPM: u64 = 1_000_000;
@@ -75,6 +77,13 @@ pub enum Event {
         /// The GPU.
         gpu: u32,
     },
+    /// A GPU in MIG mode was divided anew. While something runs there, the driver refuses.
+    Divide {
+        /// The GPU.
+        gpu: u32,
+        /// Its instances from now on.
+        instances: Vec<Instance>,
+    },
     /// The driver reported a critical Xid error.
     Xid {
         /// The GPU.
@@ -110,6 +119,9 @@ pub struct Job {
     pub kind: Kind,
     /// Shares of the other engines.
     pub engines: Engines,
+    /// The MIG instance that it runs on: the GPU instance's id and the compute instance's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<(u32, u32)>,
     /// A name for the truth log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,

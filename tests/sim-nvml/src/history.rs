@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::event::{Entry, Event, Fault, FaultId, Job, JobId, Kind, WHOLE_PPM};
-use crate::machine::{GpuSpec, Machine, RING_CAPACITY};
+use crate::machine::{GpuSpec, Instance, Machine, Mig, RING_CAPACITY};
 
 /// Records of dead processes that the driver's accounting keeps.
 pub(crate) const ACCOUNTING_DEAD: usize = 128;
@@ -67,6 +67,23 @@ pub(crate) struct Gpu {
     pub(crate) segments: Vec<Segment>,
     pub(crate) accounting: Option<Accounting>,
     pub(crate) xids: Vec<(u64, u64)>,
+    pub(crate) instances: Vec<Part>,
+    /// The next instance's serial number.
+    next_serial: u32,
+}
+
+/// A MIG instance, and which of all that there have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) serial: u32,
+    pub(crate) spec: Instance,
+}
+
+impl Part {
+    /// Where its jobs say that they run.
+    pub(crate) fn ids(&self) -> (u32, u32) {
+        (self.spec.gpu_instance, self.spec.compute_instance)
+    }
 }
 
 /// A stretch of time in which nothing changes; it ends where the next one begins.
@@ -86,6 +103,7 @@ pub(crate) struct Running {
     pub(crate) ppm: [u64; 6],
     pub(crate) memory_bytes: u64,
     pub(crate) kind: Kind,
+    pub(crate) instance: Option<(u32, u32)>,
 }
 
 /// What accounting mode has recorded.
@@ -136,6 +154,7 @@ impl Running {
             ppm: shares.map(ppm),
             memory_bytes: work.memory_bytes,
             kind: work.kind,
+            instance: work.instance,
         }
     }
 }
@@ -154,9 +173,26 @@ impl Segment {
         self.demand_ppm(engine).min(WHOLE_PPM)
     }
 
-    /// Busy time of one job during `us` of this segment, in µs × ppm.
+    /// What part of a GPU instance's time is busy, in ppm.
+    pub(crate) fn instance_busy_ppm(&self, gpu_instance: u32) -> u64 {
+        let demand: u64 = self
+            .running
+            .iter()
+            .filter(|running| running.instance.is_some_and(|(gpu, _)| gpu == gpu_instance))
+            .map(|running| running.ppm[Engine::Sm as usize])
+            .sum();
+        demand.min(WHOLE_PPM)
+    }
+
+    /// Busy time of one job during `us` of this segment, in µs × ppm. Jobs of one instance, or of a
+    /// GPU that has none, share its time.
     pub(crate) fn job_busy(&self, job: &Running, us: u64) -> u128 {
-        let demand = self.demand_ppm(Engine::Sm).max(WHOLE_PPM);
+        let beside = self
+            .running
+            .iter()
+            .filter(|running| running.instance == job.instance);
+        let demand: u64 = beside.map(|running| running.ppm[Engine::Sm as usize]).sum();
+        let demand = demand.max(WHOLE_PPM);
         u128::from(us) * u128::from(job.ppm[Engine::Sm as usize]) * u128::from(WHOLE_PPM)
             / u128::from(demand)
     }
@@ -258,6 +294,7 @@ impl History {
                     accounting.dead.clear();
                 }
             }),
+            Event::Divide { gpu, instances } => self.with_gpu(gpu, |gpu| gpu.divide(instances)),
             Event::Xid { gpu, code } => self.with_gpu(gpu, |gpu| gpu.xids.push((at_us, code))),
         }
     }
@@ -284,7 +321,7 @@ impl Gpu {
     fn new(machine: &Machine, index: u32, spec: &GpuSpec) -> Self {
         let ring_us = spec.ring.period_ns * RING_CAPACITY as u64 / 1_000;
         let origin_us = machine.created_us.saturating_sub(ring_us);
-        Self {
+        let mut gpu = Self {
             index,
             seed: machine.seed,
             origin_us,
@@ -296,7 +333,38 @@ impl Gpu {
             }],
             accounting: spec.accounting.then(Accounting::default),
             xids: Vec::new(),
+            instances: Vec::new(),
+            next_serial: 0,
+        };
+        gpu.divide(spec.instances.clone());
+        gpu
+    }
+
+    /// Divides the GPU anew. An instance that stays as it is is the same one.
+    fn divide(&mut self, instances: Vec<Instance>) {
+        if self.spec.mig != Mig::On || !self.current().running.is_empty() {
+            return;
         }
+        let before = std::mem::take(&mut self.instances);
+        for spec in instances {
+            let same = before.iter().find(|part| part.spec == spec).copied();
+            self.instances.push(same.unwrap_or_else(|| {
+                self.next_serial += 1;
+                Part {
+                    serial: self.next_serial,
+                    spec,
+                }
+            }));
+        }
+    }
+
+    /// Busy time of a GPU instance in `from_us..to_us`, in µs × ppm.
+    pub(crate) fn instance_busy(&self, gpu_instance: u32, from_us: u64, to_us: u64) -> u128 {
+        self.overlaps(from_us, to_us)
+            .map(|(segment, begin, end)| {
+                u128::from(end - begin) * u128::from(segment.instance_busy_ppm(gpu_instance))
+            })
+            .sum()
     }
 
     /// The segment that holds `at_us`, or the first one.

@@ -9,7 +9,10 @@
 //! what happens to it. Every client loads its own copy of the library and computes the ring from
 //! (seed, sample index, log): all of them see the same GPUs.
 //!
-//! Refused on purpose: undocumented tables that nvidia-smi wants, MIG instances, GPM metrics.
+//! A GPU in MIG mode has instances, whose activity is told by GPM where the product has it, as the
+//! exact integral of their jobs' shares; nothing else is measured there.
+//!
+//! Refused on purpose: undocumented tables that nvidia-smi wants, GPM metrics other than activity.
 //!
 //! Units: wall-clock microseconds where NVML has them, nanoseconds for busy time, bytes,
 //! milliwatts, millijoules; shares are 0 to 1 at the API and parts per million in the arithmetic.
@@ -27,7 +30,9 @@ mod truth;
 
 pub use event::{Engines, Entry, Event, Fault, FaultId, Job, JobId, Kind};
 pub use log::{StateError, boot_ns, wall_us};
-pub use machine::{Cadence, GpuSpec, Machine, Measure, Mig, RING_CAPACITY, RING_PERIOD_NS};
+pub use machine::{
+    Cadence, GpuSpec, Instance, Machine, Measure, Mig, RING_CAPACITY, RING_PERIOD_NS,
+};
 pub use scenario::{Scenario, Script};
 pub use server::{CONNECTIONS, LINE_BYTES, Server, ServerError};
 pub use truth::{JobTruth, Truth};

@@ -47,8 +47,17 @@ pub struct GpuSpec {
     pub measure: Measure,
     /// Accounting mode at creation.
     pub accounting: bool,
+    /// One process only may have a compute context, as MPS wants it.
+    #[serde(default)]
+    pub exclusive: bool,
     /// Multi-instance mode.
     pub mig: Mig,
+    /// The instances at creation, in that mode.
+    #[serde(default)]
+    pub instances: Vec<Instance>,
+    /// The product has performance monitoring (GPM), as those since Hopper have.
+    #[serde(default)]
+    pub gpm: bool,
     /// Power with nothing running.
     pub idle_mw: u64,
     /// Power with every engine busy; also the power limit.
@@ -98,11 +107,52 @@ pub enum Mig {
     /// Capable and off.
     #[default]
     Off,
-    /// On, without instances: nothing is measured per process.
+    /// On: nothing is measured per process. What runs there needs an instance.
     On,
 }
 
+/// A MIG instance: a compute instance in a GPU instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The GPU instance's id.
+    pub gpu_instance: u32,
+    /// The compute instance's id in it.
+    pub compute_instance: u32,
+    /// Slices of the GPU that the GPU instance has; there are seven.
+    pub slices: u32,
+    /// Slices of those that the compute instance has.
+    pub compute_slices: u32,
+    /// Frame buffer of the GPU instance.
+    pub memory_bytes: u64,
+}
+
+impl Instance {
+    /// A GPU instance with one compute instance, which has all of it.
+    #[must_use]
+    pub fn whole(gpu_instance: u32, slices: u32, memory_gib: u64) -> Self {
+        Self {
+            gpu_instance,
+            compute_instance: 0,
+            slices,
+            compute_slices: slices,
+            memory_bytes: memory_gib << 30,
+        }
+    }
+}
+
 impl GpuSpec {
+    /// The same of the next generation, which has performance monitoring, divided into instances.
+    #[must_use]
+    pub fn h100_divided(index: u32, instances: Vec<Instance>) -> Self {
+        Self {
+            name: "NVIDIA H100 80GB HBM3 (simulated)".to_owned(),
+            mig: Mig::On,
+            instances,
+            gpm: true,
+            ..Self::a100(index)
+        }
+    }
+
     /// An 80 GiB data-centre GPU; the name says that it is simulated.
     #[must_use]
     pub fn a100(index: u32) -> Self {
@@ -116,7 +166,10 @@ impl GpuSpec {
             pauses_when_idle: false,
             measure: Measure::Instant,
             accounting: false,
+            exclusive: false,
             mig: Mig::Off,
+            instances: Vec::new(),
+            gpm: false,
             idle_mw: 55_000,
             full_mw: 400_000,
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::event::{Entry, Event, Fault, FaultId, Job, JobId};
 use crate::log::{self, LogWriter, StateError};
-use crate::machine::{GpuSpec, Machine};
+use crate::machine::{GpuSpec, Instance, Machine};
 
 /// A state directory, open for writing. Clones write to the same log; so may other processes.
 #[derive(Debug)]
@@ -108,6 +108,14 @@ impl Scenario {
     pub fn accounting(&self, gpu: u32, on: bool) -> Result<(), StateError> {
         self.check_gpu(gpu)?;
         self.log.append(|_| Event::Accounting { gpu, on }).map(drop)
+    }
+
+    /// A GPU in MIG mode is divided anew, if nothing runs there.
+    pub fn divide(&self, gpu: u32, instances: Vec<Instance>) -> Result<(), StateError> {
+        self.check_gpu(gpu)?;
+        self.log
+            .append(|_| Event::Divide { gpu, instances })
+            .map(drop)
     }
 
     /// The driver reports a critical Xid error.

@@ -11,10 +11,14 @@ use std::{ptr, thread};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::Sampling;
 use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
+use nvml_wrapper::enums::gpm::GpmMetricId;
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::gpm::gpm_metrics_get;
 use nvml_wrapper_sys::bindings::*;
 use sim_nvml::library::{self, Driver};
-use sim_nvml::{Event, Fault, GpuSpec, Job, JobId, Kind, Mig, RING_CAPACITY, Scenario, Script};
+use sim_nvml::{
+    Event, Fault, GpuSpec, Instance, Job, JobId, Kind, Mig, RING_CAPACITY, Scenario, Script,
+};
 
 const SECOND: u64 = 1_000_000;
 /// Which GPU is whose.
@@ -28,7 +32,8 @@ const JUNK: u32 = 6;
 const INSTANCES: u32 = 7;
 const EVENTS: u32 = 8;
 const GROWING: u32 = 9;
-const GPUS: u32 = 10;
+const DIVIDED: u32 = 10;
+const GPUS: u32 = 11;
 
 struct Rig {
     scenario: Scenario,
@@ -55,6 +60,8 @@ fn rig() -> &'static Rig {
         );
         let mut gpus: Vec<GpuSpec> = (0..GPUS).map(GpuSpec::a100).collect();
         gpus[INSTANCES as usize].mig = Mig::On;
+        let parts = vec![Instance::whole(1, 3, 40), Instance::whole(2, 2, 20)];
+        gpus[DIVIDED as usize] = GpuSpec::h100_divided(DIVIDED, parts);
         gpus[IDLE as usize].mig = Mig::Incapable;
         gpus[ACCOUNTING as usize].accounting = true;
         let created_us = sim_nvml::wall_us() - 60 * SECOND;
@@ -128,6 +135,16 @@ fn rig() -> &'static Rig {
         );
         script = start(script, begin, 7, 4_601, job(JUNK, 1.0));
         script = start(script, begin, 8, 4_701, job(INSTANCES, 1.0));
+        script = start(
+            script,
+            begin,
+            12,
+            5_001,
+            Job {
+                instance: Some((1, 0)),
+                ..job(DIVIDED, 0.25)
+            },
+        );
         for (id, pid) in [(9, 4_901), (10, 4_902), (11, 4_903)] {
             script = start(
                 script,
@@ -716,6 +733,67 @@ fn instances_take_per_process_figures_away() {
         nvml.device_by_index(IDLE).unwrap().mig_mode(),
         Err(NvmlError::NotSupported)
     ));
+}
+
+#[test]
+fn instances_have_lists_memory_and_activity_of_their_own() {
+    let nvml = nvml();
+    let whole = nvml.device_by_index(DIVIDED).unwrap();
+    assert!(matches!(
+        whole.mig_device_by_index(0),
+        Err(NvmlError::NotFound)
+    ));
+    let first = whole.mig_device_by_index(1).unwrap();
+    let second = whole.mig_device_by_index(2).unwrap();
+    assert!(first.mig_is_mig_device_handle().unwrap());
+    assert!(!whole.mig_is_mig_device_handle().unwrap());
+    let uuid = first.uuid().unwrap();
+    assert!(uuid.starts_with("MIG-"), "{uuid}");
+    assert_eq!(nvml.device_by_uuid(&*uuid).unwrap().uuid().unwrap(), uuid);
+    let parent = first.mig_parent_device().unwrap();
+    assert_eq!(parent.uuid().unwrap(), whole.uuid().unwrap());
+    assert_eq!(first.attributes().unwrap().gpu_instance_slice_count, 3);
+    assert_eq!(first.memory_info().unwrap().used, 1 << 30);
+    assert_eq!(second.memory_info().unwrap().total, 20 << 30);
+    let listed = |device: &nvml_wrapper::Device<'_>| {
+        let rows = device.running_compute_processes().unwrap().into_iter();
+        rows.map(|row| (row.pid, row.gpu_instance_id, row.compute_instance_id))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&whole), [(5_001, Some(1), Some(0))]);
+    assert_eq!(listed(&first), [(5_001, Some(1), Some(0))]);
+    assert_eq!(listed(&second), []);
+    for refused in [
+        first.process_utilization_stats(None).map(drop),
+        first.total_energy_consumption().map(drop),
+        first.gpm_support().map(drop),
+    ] {
+        assert!(matches!(refused, Err(NvmlError::NotSupported)));
+    }
+
+    assert!(whole.gpm_support().unwrap());
+    assert!(!nvml.device_by_index(IDLE).unwrap().gpm_support().unwrap());
+    for (instance, expected) in [(1, 25.0), (2, 0.0)] {
+        let earlier = whole.gpm_mig_sample(instance).unwrap();
+        // The library's clock has microseconds.
+        let later = loop {
+            let later = whole.gpm_mig_sample(instance).unwrap();
+            let ids = [GpmMetricId::GraphicsUtil, GpmMetricId::DramBwUtil];
+            if let Ok(metrics) = gpm_metrics_get(&nvml, &earlier, &later, &ids) {
+                break metrics;
+            }
+        };
+        let activity = later[0].as_ref().unwrap().value;
+        assert!((activity - expected).abs() < 0.01, "{instance}: {activity}");
+        assert!(matches!(later[1], Err(NvmlError::NotSupported)));
+    }
+    assert!(matches!(
+        whole.gpm_mig_sample(3),
+        Err(NvmlError::InvalidArg)
+    ));
+    // The driver does not divide what is in use.
+    rig().scenario.divide(DIVIDED, vec![]).unwrap();
+    assert_eq!(first.uuid().unwrap(), uuid);
 }
 
 #[test]

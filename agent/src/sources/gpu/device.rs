@@ -10,16 +10,21 @@ use nvml_wrapper::error::NvmlError;
 
 use super::calls::Watchdog;
 use super::library::{Fault, class, fault};
-use super::retried;
-use super::window::{Bracket, RawRow, RawSample, Windows};
+use super::mig::Activity;
+use super::window::{Bracket, EnginePercents, RawRow, RawSample, Windows};
+use super::{raw, retried};
+use crate::core::amounts::{Engine, Millijoules};
 use crate::core::input::{GpuInfo, GpuWindow};
-use crate::core::model::{Clock, UnobservedReason};
+use crate::core::model::{Clock, GpuUuid, UnobservedReason};
 use crate::sources::clock;
 
 /// How often a window's calls are made when a sample lands between them.
 const TRIES: u32 = 3;
 const SAMPLES: &str = "nvmlDeviceGetSamples";
 const ROWS: &str = "nvmlDeviceGetProcessUtilization";
+const ENERGY: &str = "nvmlDeviceGetTotalEnergyConsumption";
+/// The newer call, which tells of two engines more.
+const ROWS_OF_ALL_ENGINES: &str = "nvmlDeviceGetProcessesUtilizationInfo";
 
 /// A call that failed.
 #[derive(Clone, Debug)]
@@ -36,6 +41,15 @@ impl Trouble {
             fault: fault(error),
             class: class(error),
             text: format!("{call}: {error}"),
+        }
+    }
+
+    /// A figure that cannot be one.
+    pub(super) fn figure(call: &str, found: f64) -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "driver_error",
+            text: format!("{call}: found {found} percent, expected 0 to 100"),
         }
     }
 
@@ -64,8 +78,38 @@ pub(super) struct Gpu {
     pub(super) windows: Windows,
     /// Whether this session of the library has it.
     pub(super) open: bool,
+    /// Whether it has a counter of energy, as far as this session of the library knows.
+    pub(super) has_energy: bool,
+    /// Whether the driver gave it up: it is unloaded, or lists the GPU no more.
+    pub(super) released: bool,
     /// What went wrong when it was asked last.
     pub(super) fault: Option<Trouble>,
+}
+
+/// The engines beside the SMs of which the device's rows tell. They are asked for as
+/// [`Gpu::rows`] does, from now on: it is whether they answer that counts.
+pub(super) fn engines(
+    device: &Device<'_>,
+    uuid: &GpuUuid,
+    watchdog: &Watchdog,
+) -> &'static [Engine] {
+    let now_us = clock::now().wall.0 / 1000;
+    let nvml = device.nvml();
+    if raw::has_processes_utilization(nvml) {
+        let answer = watchdog.call(ROWS_OF_ALL_ENGINES, Some(uuid), || {
+            raw::processes_utilization(nvml, device, now_us)
+        });
+        if matches!(offered(ROWS_OF_ALL_ENGINES, answer), Ok(Some(_))) {
+            return &Engine::ALL;
+        }
+    }
+    let answer = watchdog.call(ROWS, Some(uuid), || {
+        device.process_utilization_stats(now_us)
+    });
+    match offered(ROWS, answer) {
+        Ok(Some(_)) => &[Engine::Memory, Engine::Encoder, Engine::Decoder],
+        Ok(None) | Err(_) => &[],
+    }
 }
 
 /// What a device has to say about a stretch of time.
@@ -85,18 +129,28 @@ impl Gpu {
             info: info.clone(),
             windows: Windows::new(info.uuid.clone(), clock::now()),
             open: true,
+            has_energy: true,
+            released: false,
             fault: None,
         };
         // What fails here fails again at the first window, which says so.
         if let Ok(Some(ring)) = gpu.samples(device, watchdog, 0) {
             gpu.windows.learn(&ring);
         }
+        gpu.read_energy(device, watchdog);
+        gpu.windows.set_baseline();
         gpu
     }
 
     /// Asks for a window. None where there is nothing to close yet.
     pub(super) fn poll(&mut self, device: &Device<'_>, watchdog: &Watchdog) -> Option<GpuWindow> {
-        match self.ask(device, watchdog) {
+        let answer = self.ask(device, watchdog);
+        if answer.is_ok() {
+            self.read_energy(device, watchdog);
+        } else {
+            self.windows.read_energy(None);
+        }
+        match answer {
             Ok(Answer::Bracket(bracket, trouble)) => {
                 self.fault = trouble;
                 self.windows.close(&bracket)
@@ -120,19 +174,74 @@ impl Gpu {
         }
     }
 
+    /// Takes the measure of an instance. None where there is nothing to close yet; without an
+    /// `activity` its time is unsupported.
+    pub(super) fn poll_instance(
+        &mut self,
+        activity: &mut Option<Activity<'_>>,
+        watchdog: &Watchdog,
+    ) -> Option<GpuWindow> {
+        let Some(measuring) = activity else {
+            self.fault = None;
+            return self
+                .windows
+                .fail(clock::now(), UnobservedReason::Unsupported);
+        };
+        match measuring.measure(&self.info.uuid, watchdog) {
+            Ok(measured) => {
+                self.fault = None;
+                let measured = measured?;
+                self.windows
+                    .close_measured(measured.since.boot, measured.until, measured.busy_ppm)
+            }
+            Err(trouble) if trouble.fault == Fault::Unsupported => {
+                *activity = None;
+                self.poll_instance(activity, watchdog)
+            }
+            Err(trouble) => {
+                let gpu = self.info.uuid.as_str();
+                tracing::debug!(gpu, error = trouble.text, "an instance cannot be measured");
+                self.fault = Some(trouble);
+                self.close_overdue()
+            }
+        }
+    }
+
     /// Closes the open time as unobserved if it is overdue.
     pub(super) fn close_overdue(&mut self) -> Option<GpuWindow> {
         let now = clock::now();
         if !self.windows.overdue(now.boot) {
             return None;
         }
-        self.windows.fail(now, UnobservedReason::DriverError)
+        self.windows.read_energy(None);
+        let reason = if self.released {
+            UnobservedReason::Released
+        } else {
+            UnobservedReason::DriverError
+        };
+        self.windows.fail(now, reason)
+    }
+
+    /// Reads the device's counter of energy, if it has one. What fails is left out of this window
+    /// and in the next one.
+    fn read_energy(&mut self, device: &Device<'_>, watchdog: &Watchdog) {
+        if !self.has_energy {
+            return;
+        }
+        let answer = watchdog.call(ENERGY, Some(&self.info.uuid), || {
+            device.total_energy_consumption()
+        });
+        if let Err(error) = &answer {
+            self.has_energy = fault(error) != Fault::Unsupported;
+        }
+        self.windows.read_energy(answer.ok().map(Millijoules));
     }
 
     /// Samples, rows, samples: again if one landed in between, but not for ever.
     fn ask(&self, device: &Device<'_>, watchdog: &Watchdog) -> Result<Answer, Trouble> {
         let cursor = self.windows.cursor_us();
         let mut tries = 0;
+        let first_asked = clock::now().boot;
         loop {
             tries += 1;
             let asked = clock::now();
@@ -157,6 +266,7 @@ impl Gpu {
                 before,
                 rows,
                 after,
+                asked: first_asked,
                 clock: clock::now(),
             };
             if !bracket.torn() || tries == TRIES {
@@ -189,13 +299,37 @@ impl Gpu {
         }))
     }
 
-    /// The processes' rows since `last_us`; none where the device does not offer them.
+    /// The processes' rows since `last_us`; none where the device does not offer them. The newer
+    /// call is made where the driver has it; whatever it fails with, the older one decides, since
+    /// both read one ring.
     fn rows(
         &self,
         device: &Device<'_>,
         watchdog: &Watchdog,
         last_us: u64,
     ) -> Result<Option<Vec<RawRow>>, Trouble> {
+        if raw::has_processes_utilization(device.nvml()) {
+            let answer = retried(|| {
+                watchdog.call(ROWS_OF_ALL_ENGINES, Some(&self.info.uuid), || {
+                    raw::processes_utilization(device.nvml(), device, last_us)
+                })
+            });
+            if let Ok(Some(rows)) = offered(ROWS_OF_ALL_ENGINES, answer) {
+                let rows = rows.into_iter().map(|row| RawRow {
+                    pid: row.pid,
+                    at_us: row.timeStamp,
+                    percent: row.smUtil,
+                    engines: EnginePercents {
+                        memory: row.memUtil,
+                        encoder: row.encUtil,
+                        decoder: row.decUtil,
+                        jpeg: row.jpgUtil,
+                        ofa: row.ofaUtil,
+                    },
+                });
+                return Ok(Some(rows.collect()));
+            }
+        }
         let answer = retried(|| {
             watchdog.call(ROWS, Some(&self.info.uuid), || {
                 device.process_utilization_stats(last_us)
@@ -208,6 +342,12 @@ impl Gpu {
                     pid: row.pid,
                     at_us: row.timestamp,
                     percent: row.sm_util,
+                    engines: EnginePercents {
+                        memory: row.mem_util,
+                        encoder: row.enc_util,
+                        decoder: row.dec_util,
+                        ..EnginePercents::default()
+                    },
                 })
                 .collect()
         }))

@@ -56,6 +56,15 @@ impl OpenError {
         }
     }
 
+    /// Whether there is no driver, or no library of one, rather than one that fails.
+    pub(super) fn is_unloaded(&self) -> bool {
+        match self {
+            Self::Absent | Self::Missing { .. } => true,
+            Self::Load { .. } => false,
+            Self::Init { source, .. } => matches!(source, NvmlError::DriverNotLoaded),
+        }
+    }
+
     /// The error with its cause, in one line.
     pub(super) fn reason(&self) -> String {
         match std::error::Error::source(self) {

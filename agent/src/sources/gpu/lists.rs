@@ -1,12 +1,13 @@
 //! NVML's process lists: who has a context on a GPU, and with how much memory.
 //!
 //! A process can be in several of NVML's lists at once, an MPS client is in two, so they are joined
-//! by pid. Reading them takes the driver's global lock for milliseconds; whoever calls this bounds
+//! by pid. Which process is the MPS server is not in them: see [`with_roles`]. Reading them takes the driver's global lock for milliseconds; whoever calls this bounds
 //! how often.
 
 use std::collections::BTreeMap;
 
 use nvml_wrapper::Device;
+use nvml_wrapper::enum_wrappers::device::ComputeMode;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
@@ -14,7 +15,7 @@ use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use super::calls::Watchdog;
 use super::library::{Fault, fault};
 use super::retried;
-use crate::core::input::GpuProcess;
+use crate::core::input::{GpuProcess, MpsRole};
 use crate::core::model::{GpuUuid, Pid};
 
 /// Whether this driver's lists can be read.
@@ -36,22 +37,26 @@ pub(super) fn read(
     gpu: &GpuUuid,
     watchdog: &Watchdog,
 ) -> Result<Vec<GpuProcess>, NvmlError> {
-    let mut joined = BTreeMap::new();
+    let mut joined = BTreeMap::<Pid, Listed>::new();
     let mut unsupported = None;
     let mut any = false;
     type List = fn(&Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError>;
-    let lists: [(&'static str, List); 3] = [
-        ("nvmlDeviceGetComputeRunningProcesses", compute),
-        ("nvmlDeviceGetGraphicsRunningProcesses", graphics),
-        ("nvmlDeviceGetMPSComputeRunningProcesses", |device| {
-            device.mps_running_compute_processes()
+    let lists: [(&'static str, List, fn(&mut Listed)); 3] = [
+        ("nvmlDeviceGetComputeRunningProcesses", compute, |listed| {
+            listed.computes = true
         }),
+        ("nvmlDeviceGetGraphicsRunningProcesses", graphics, |_| ()),
+        (
+            "nvmlDeviceGetMPSComputeRunningProcesses",
+            |device| device.mps_running_compute_processes(),
+            |listed| listed.is_client = true,
+        ),
     ];
-    for (name, list) in lists {
+    for (name, list, mark) in lists {
         match retried(|| watchdog.call(name, Some(gpu), || list(device))) {
             Ok(rows) => {
                 any = true;
-                join(&mut joined, &rows);
+                join(&mut joined, &rows, mark);
             }
             Err(error) if fault(&error) == Fault::Unsupported => unsupported = Some(error),
             Err(error) => return Err(error),
@@ -59,11 +64,58 @@ pub(super) fn read(
     }
     match unsupported {
         Some(error) if !any => Err(error),
-        _ => Ok(joined
-            .into_iter()
-            .map(|(pid, memory)| GpuProcess { pid, memory })
-            .collect()),
+        _ => Ok(with_roles(joined, &mut |pid| {
+            let mode = watchdog.call("nvmlDeviceGetComputeMode", Some(gpu), || {
+                device.compute_mode()
+            });
+            if matches!(mode, Ok(ComputeMode::ExclusiveProcess)) {
+                MpsRole::Server
+            } else if goes_by_the_server_s_name(pid) {
+                MpsRole::NamedServer
+            } else {
+                MpsRole::None
+            }
+        })),
     }
+}
+
+/// One process, as the lists together show it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Listed {
+    memory: Option<u64>,
+    computes: bool,
+    is_client: bool,
+}
+
+/// Gives each process its part in MPS. A process that computes beside clients and is none itself may
+/// be their server. `role` decides, and is asked about no other: where the device lets one process
+/// only have a compute context, as NVIDIA's device plugin sets it up, that one is the server; else
+/// its name is all there is, which any process can take.
+fn with_roles(
+    joined: BTreeMap<Pid, Listed>,
+    role: &mut dyn FnMut(Pid) -> MpsRole,
+) -> Vec<GpuProcess> {
+    let any_clients = joined.values().any(|listed| listed.is_client);
+    joined
+        .into_iter()
+        .map(|(pid, listed)| GpuProcess {
+            pid,
+            memory: listed.memory,
+            mps: if listed.is_client {
+                MpsRole::Client
+            } else if any_clients && listed.computes {
+                role(pid)
+            } else {
+                MpsRole::None
+            },
+        })
+        .collect()
+}
+
+/// Whether a process has the name of the MPS server, of which the kernel keeps 15 bytes.
+fn goes_by_the_server_s_name(pid: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .is_ok_and(|name| name.trim_end() == "nvidia-cuda-mps")
 }
 
 /// Drivers before 510 have only the second version of the list, with the same rows.
@@ -82,14 +134,15 @@ fn graphics(device: &Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError> {
 }
 
 /// Adds rows by pid. Each list gives a process's whole memory, so the largest figure stands.
-fn join(joined: &mut BTreeMap<Pid, Option<u64>>, rows: &[ProcessInfo]) {
+fn join(joined: &mut BTreeMap<Pid, Listed>, rows: &[ProcessInfo], mark: impl Fn(&mut Listed)) {
     for row in rows.iter().filter(|row| row.pid != 0) {
         let memory = match row.used_gpu_memory {
             UsedGpuMemory::Used(bytes) => Some(bytes),
             UsedGpuMemory::Unavailable => None,
         };
         let known = joined.entry(Pid(row.pid)).or_default();
-        *known = (*known).max(memory);
+        known.memory = known.memory.max(memory);
+        mark(known);
     }
 }
 
@@ -131,6 +184,7 @@ mod tests {
                 row(8, UsedGpuMemory::Unavailable),
                 row(0, UsedGpuMemory::Used(5)),
             ],
+            |listed| listed.computes = true,
         );
         join(
             &mut joined,
@@ -138,9 +192,50 @@ mod tests {
                 row(7, UsedGpuMemory::Used(30)),
                 row(8, UsedGpuMemory::Unavailable),
             ],
+            |_| (),
         );
-        join(&mut joined, &[row(7, UsedGpuMemory::Unavailable)]);
-        let joined: Vec<_> = joined.into_iter().collect();
-        assert_eq!(joined, [(Pid(7), Some(30)), (Pid(8), None)]);
+        join(
+            &mut joined,
+            &[row(7, UsedGpuMemory::Unavailable)],
+            |listed| listed.is_client = true,
+        );
+        let process = |pid, memory, mps| GpuProcess {
+            pid: Pid(pid),
+            memory,
+            mps,
+        };
+        let roles = with_roles(joined, &mut |_| MpsRole::Server);
+        let expected = [
+            process(7, Some(30), MpsRole::Client),
+            process(8, None, MpsRole::Server),
+        ];
+        assert_eq!(roles, expected);
+    }
+
+    #[test]
+    fn only_who_computes_beside_clients_may_be_their_server() {
+        let listed = |computes, is_client| Listed {
+            memory: None,
+            computes,
+            is_client,
+        };
+        let (plain, client, draws) = (
+            listed(true, false),
+            listed(true, true),
+            listed(false, false),
+        );
+        for (lists, expected) in [
+            (vec![plain], vec![MpsRole::None]),
+            (vec![plain, client], vec![MpsRole::Server, MpsRole::Client]),
+            (vec![client, draws], vec![MpsRole::Client, MpsRole::None]),
+        ] {
+            let joined = (1..).map(Pid).zip(lists.iter().copied()).collect();
+            let roles: Vec<_> = with_roles(joined, &mut |_| MpsRole::Server)
+                .into_iter()
+                .map(|process| process.mps)
+                .collect();
+            assert_eq!(roles, expected, "{lists:?}");
+        }
+        assert!(!goes_by_the_server_s_name(Pid(std::process::id())));
     }
 }

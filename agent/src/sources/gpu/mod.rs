@@ -9,6 +9,7 @@ mod credit;
 mod device;
 mod library;
 mod lists;
+mod mig;
 pub mod nvml;
 mod raw;
 pub mod record;

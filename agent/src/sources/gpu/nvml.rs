@@ -14,8 +14,13 @@
 //!   for ever, with backoff. Absent is normal; anything else is down, with a reason.
 //! - Each GPU has its own cursor and its own faults. A GPU that falls off the bus does not hold up
 //!   the others; the library is opened anew for its sake, ever more rarely. Nor is it
-//!   ever forgotten: one that NVML lists no more stays in the list, its time not observed and the
-//!   source degraded, until it is back or the agent restarts. Silence would pass for idleness.
+//!   ever forgotten: one that cannot be opened, or is listed no more, goes on being not observed, and
+//!   the source degraded, until it is back or the agent restarts. Silence would pass for idleness.
+//!   One that an initialised library does not list at all was given back: it leaves the published
+//!   list, and its time is `released`, as is everybody's while the driver is unloaded.
+//! - The instances of a GPU in MIG mode are GPUs of their own; see [`mig`]. Every few
+//!   seconds the GPUs are asked whether they were divided anew. An instance that is gone while its
+//!   GPU is there was destroyed: its time is over.
 //! - An error is not closed as unobserved at once: the driver's ring keeps ten seconds, so that
 //!   asking again within [`window::PATIENCE`](super::window::PATIENCE) loses nothing.
 //! - Windows are never dropped. The channel is bounded, and a full one makes this thread wait: it
@@ -36,9 +41,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 pub use super::calls::{CallFigures, Watchdog};
-use super::device::{Gpu, Trouble};
+use super::device::{self, Gpu, Trouble};
 use super::library::{Fault, Library, OpenError};
 use super::lists;
+use super::mig::{self, Activity};
 use crate::core::input::{GpuInfo, GpuProcesses, Input, SourceHealth};
 use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, SourceState};
 use crate::sources::clock;
@@ -47,6 +53,8 @@ use crate::sources::clock;
 const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
 /// Below this the calls cost more than the samples are worth: there are six a second.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a GPU is asked whether it was divided anew.
+const DIVIDED_ANEW: Duration = Duration::from_secs(5);
 /// Process lists are never read more often.
 const LISTS_APART: Duration = Duration::from_secs(1);
 /// Process lists may take one part in this of the time.
@@ -204,6 +212,23 @@ struct Source {
     namespace: Option<Arc<str>>,
 }
 
+/// A device that this session of the library has open.
+struct Open<'library> {
+    device: Device<'library>,
+    uuid: GpuUuid,
+    role: Role<'library>,
+}
+
+/// What a device is to MIG.
+enum Role<'library> {
+    /// A GPU that is not divided.
+    Whole,
+    /// A GPU whose instances do the work.
+    Divided,
+    /// One of them, with its measure where it has one.
+    Instance(Option<Activity<'library>>),
+}
+
 /// Why a session of the library is over.
 enum Over {
     /// The agent stops.
@@ -276,6 +301,7 @@ impl Source {
         }
         for gpu in self.gpus.values_mut() {
             gpu.open = false;
+            gpu.released = failed.is_unloaded();
         }
         loop {
             self.close_overdue().await?;
@@ -328,7 +354,7 @@ impl Source {
         retry: &mut Backoff,
         reopen: &mut Backoff,
     ) -> Result<Trouble, Stop> {
-        let devices = match self.enumerate(library).await? {
+        let mut devices = match self.enumerate(library, Vec::new()).await? {
             Ok(devices) => devices,
             Err(trouble) => return Ok(trouble),
         };
@@ -345,13 +371,24 @@ impl Source {
         let mut lists_at = Instant::now();
         let mut lists_earliest = lists_at;
         let mut reopen_at = None;
+        let mut division_at = Instant::now() + DIVIDED_ANEW;
         loop {
             tokio::select! {
                 biased;
                 _ = stopped(&mut self.shutdown) => return Err(Stop),
                 _ = ticks.tick() => {
-                    for (device, uuid) in &devices {
-                        self.tick(device, uuid).await?;
+                    if Instant::now() >= division_at {
+                        division_at = Instant::now() + DIVIDED_ANEW;
+                        if self.is_divided_anew(&devices) {
+                            devices = match self.enumerate(library, devices).await? {
+                                Ok(devices) => devices,
+                                Err(trouble) => return Ok(trouble),
+                            };
+                            lists_at = lists_earliest;
+                        }
+                    }
+                    for open in &mut devices {
+                        self.tick(open).await?;
                     }
                     self.close_overdue().await?;
                     let trouble = self.troubles();
@@ -374,8 +411,8 @@ impl Source {
                 }
                 () = tokio::time::sleep_until(lists_at), if lists_readable => {
                     let began = Instant::now();
-                    for (device, uuid) in &devices {
-                        self.lists(device, uuid).await?;
+                    for open in &devices {
+                        self.lists(open).await?;
                     }
                     let took = began.elapsed();
                     lists_earliest = began + LISTS_APART.max(took * LISTS_SHARE);
@@ -385,11 +422,13 @@ impl Source {
         }
     }
 
-    /// Opens every GPU that NVML lists, and publishes the list.
+    /// Opens every GPU that NVML lists, and every instance of those that are divided, and publishes
+    /// the list. Measures of instances that were `known` go on.
     async fn enumerate<'library>(
         &mut self,
         library: &'library Library,
-    ) -> Result<Result<Vec<(Device<'library>, GpuUuid)>, Trouble>, Stop> {
+        mut known: Vec<Open<'library>>,
+    ) -> Result<Result<Vec<Open<'library>>, Trouble>, Stop> {
         let nvml = library.nvml();
         let count = match self
             .watchdog
@@ -401,48 +440,150 @@ impl Source {
         if count == 0 && self.gpus.is_empty() {
             return Ok(Err(Trouble::no_gpu()));
         }
-        let mut devices: Vec<(Device<'library>, GpuInfo)> = Vec::new();
+        let mut devices: Vec<(Open<'library>, GpuInfo)> = Vec::new();
         self.unopened = None;
         for index in 0..count {
-            match self.identify(library, index) {
-                Ok(device) => devices.push(device),
-                Err(error) => {
-                    tracing::warn!(index, %error, "a GPU cannot be opened");
-                    let trouble = Trouble::new("opening it", &error);
-                    self.unopened = Some((index, trouble));
-                }
+            if let Err(error) = self.open(library, index, &mut devices) {
+                tracing::warn!(index, %error, "a GPU cannot be opened");
+                let trouble = Trouble::new("opening it", &error);
+                self.unopened = Some((index, trouble));
             }
         }
 
+        let is_open = |uuid: &GpuUuid| devices.iter().any(|(_, info)| info.uuid == *uuid);
+        self.gpus.retain(|uuid, gpu| {
+            let whole = gpu.info.mig.as_ref().map(|mig| &mig.parent);
+            is_open(uuid) || !whole.is_some_and(is_open) || self.unopened.is_some()
+        });
         for gpu in self.gpus.values_mut() {
-            gpu.open = devices.iter().any(|(_, info)| info.uuid == gpu.info.uuid);
+            gpu.open = is_open(&gpu.info.uuid);
+            // One that cannot be opened may be any of those that are missing.
+            gpu.released = !gpu.open && self.unopened.is_none();
             gpu.fault = (!gpu.open).then(Trouble::gone);
         }
-        for (device, info) in &devices {
+        for (open, info) in &mut devices {
             if let Some(gpu) = self.gpus.get_mut(&info.uuid) {
+                if let Role::Instance(activity) = &mut open.role
+                    && gpu.info.mig == info.mig
+                {
+                    let before = known.iter_mut().find(|known| known.uuid == info.uuid);
+                    if let Some(Open {
+                        role: Role::Instance(before @ Some(_)),
+                        ..
+                    }) = before
+                    {
+                        *activity = before.take();
+                    }
+                }
+                // A question that failed this time takes back nothing.
+                let engines = std::mem::take(&mut gpu.info.engines);
                 gpu.info = info.clone();
+                if gpu.info.engines.is_empty() && matches!(open.role, Role::Whole) {
+                    gpu.info.engines = engines;
+                }
+                gpu.has_energy = true;
             } else {
-                let gpu = Gpu::first_sight(device, info, &self.watchdog);
+                let gpu = Gpu::first_sight(&open.device, info, &self.watchdog);
                 self.gpus.insert(info.uuid.clone(), gpu);
             }
         }
 
-        let mut known: Vec<GpuInfo> = self.gpus.values().map(|gpu| gpu.info.clone()).collect();
-        known.sort_by(|one, other| (one.index, &one.uuid).cmp(&(other.index, &other.uuid)));
-        if self.published.as_ref() != Some(&known) {
+        let mut listed: Vec<GpuInfo> = self
+            .gpus
+            .values()
+            .filter(|gpu| !gpu.released)
+            .map(|gpu| gpu.info.clone())
+            .collect();
+        listed.sort_by_cached_key(|info| {
+            let instance = info.mig.as_ref();
+            let ids = instance.map(|mig| (mig.gpu_instance, mig.compute_instance));
+            (info.index, ids, info.uuid.clone())
+        });
+        if self.published.as_ref() != Some(&listed) {
             tracing::info!(
-                gpus = known.len(),
+                gpus = listed.len(),
                 library = &*library.place,
                 "NVML lists its GPUs"
             );
-            self.published = Some(known.clone());
-            self.send(Input::Gpus(known)).await?;
+            self.published = Some(listed.clone());
+            self.send(Input::Gpus(listed)).await?;
         }
-        let devices = devices
-            .into_iter()
-            .map(|(device, info)| (device, info.uuid))
-            .collect();
-        Ok(Ok(devices))
+        Ok(Ok(devices.into_iter().map(|(open, _)| open).collect()))
+    }
+
+    /// Opens one GPU, with its instances.
+    fn open<'library>(
+        &self,
+        library: &'library Library,
+        index: u32,
+        devices: &mut Vec<(Open<'library>, GpuInfo)>,
+    ) -> Result<(), NvmlError> {
+        let (device, info) = self.identify(library, index)?;
+        let uuid = info.uuid.clone();
+        if !mig::is_divided(&device, &uuid, &self.watchdog) {
+            let role = Role::Whole;
+            devices.push((Open { device, uuid, role }, info));
+            return Ok(());
+        }
+        let (nvml, total) = (library.nvml(), info.memory_total);
+        let instances = mig::instances(nvml, &device, &uuid, total, &self.watchdog);
+        let whole = info.clone();
+        let role = Role::Divided;
+        devices.push((Open { device, uuid, role }, info));
+        for instance in instances? {
+            let open = Open {
+                device: instance.device,
+                uuid: instance.uuid.clone(),
+                role: Role::Instance(instance.activity),
+            };
+            let info = GpuInfo {
+                uuid: instance.uuid,
+                memory_total: instance.memory_total,
+                mig: Some(instance.mig),
+                engines: Vec::new(),
+                ..whole.clone()
+            };
+            devices.push((open, info));
+        }
+        Ok(())
+    }
+
+    /// Whether a GPU was divided, put together, or divided in another way. What cannot be asked is
+    /// left for the windows to find out.
+    fn is_divided_anew(&self, devices: &[Open<'_>]) -> bool {
+        devices.iter().any(|open| {
+            let divided = match open.role {
+                Role::Whole => false,
+                Role::Divided => true,
+                Role::Instance(_) => return false,
+            };
+            if mig::is_divided(&open.device, &open.uuid, &self.watchdog) != divided {
+                return true;
+            }
+            if !divided {
+                return false;
+            }
+            let of_it = |gpu: &&Gpu| {
+                let mig = gpu.info.mig.as_ref();
+                mig.is_some_and(|mig| mig.parent == open.uuid)
+            };
+            let known: BTreeMap<&GpuUuid, &GpuInfo> = self
+                .gpus
+                .values()
+                .filter(of_it)
+                .map(|gpu| (&gpu.info.uuid, &gpu.info))
+                .collect();
+            let Some(whole) = self.gpus.get(&open.uuid) else {
+                return false;
+            };
+            let parts = mig::identities(&open.device, &whole.info, &self.watchdog);
+            parts.is_ok_and(|parts| {
+                parts.len() != known.len()
+                    || parts.iter().any(|(uuid, mig)| {
+                        known.get(uuid).and_then(|info| info.mig.as_ref()) != Some(mig)
+                    })
+            })
+        })
     }
 
     fn identify<'library>(
@@ -465,7 +606,6 @@ impl Source {
             device.minor_number()
         });
         let info = GpuInfo {
-            uuid,
             index,
             minor: minor.ok(),
             model: model.map_or_else(|_| "unknown".into(), Arc::from),
@@ -473,25 +613,32 @@ impl Source {
             simulated: library.simulated,
             memory_total: memory.ok().map(|memory| memory.total),
             mig: None,
-            engines: Vec::new(),
+            engines: device::engines(&device, &uuid, call).to_vec(),
+            uuid,
         };
         Ok((device, info))
     }
 
     /// Takes one GPU's window, if it can be closed.
-    async fn tick(&mut self, device: &Device<'_>, uuid: &GpuUuid) -> Result<(), Stop> {
-        let Some(gpu) = self.gpus.get_mut(uuid) else {
+    async fn tick(&mut self, open: &mut Open<'_>) -> Result<(), Stop> {
+        let Some(gpu) = self.gpus.get_mut(&open.uuid) else {
             return Ok(());
         };
-        if let Some(window) = gpu.poll(device, &self.watchdog) {
+        let window = match &mut open.role {
+            Role::Whole | Role::Divided => gpu.poll(&open.device, &self.watchdog),
+            Role::Instance(activity) => gpu.poll_instance(activity, &self.watchdog),
+        };
+        if let Some(window) = window {
             self.send(Input::Window(window)).await?;
         }
         Ok(())
     }
 
-    /// On the way out: what can be billed without waiting for anybody.
+    /// On the way out: what can be billed without waiting for anybody. An instance's measure ended
+    /// with the session.
     fn last_windows(&mut self, library: &Library) {
-        for gpu in self.gpus.values_mut().filter(|gpu| gpu.open) {
+        let whole = |gpu: &&mut Gpu| gpu.open && gpu.info.mig.is_none();
+        for gpu in self.gpus.values_mut().filter(whole) {
             let uuid = gpu.info.uuid.clone();
             let device = self
                 .watchdog
@@ -509,8 +656,15 @@ impl Source {
     }
 
     /// Reads one GPU's process lists. They are detail: what fails here is no fault of the windows.
-    async fn lists(&mut self, device: &Device<'_>, uuid: &GpuUuid) -> Result<(), Stop> {
-        let processes = match lists::read(device, uuid, &self.watchdog) {
+    ///
+    /// A divided GPU's processes are listed by its instances, each once.
+    async fn lists(&mut self, open: &Open<'_>) -> Result<(), Stop> {
+        let (device, uuid) = (&open.device, &open.uuid);
+        let read = match open.role {
+            Role::Divided => Ok(Vec::new()),
+            Role::Whole | Role::Instance(_) => lists::read(device, uuid, &self.watchdog),
+        };
+        let processes = match read {
             Ok(processes) => processes,
             Err(error) => {
                 tracing::debug!(gpu = uuid.as_str(), %error, "process lists cannot be read");
@@ -642,6 +796,14 @@ impl Failed {
             class: class.into(),
             reason: self.reason().into(),
             next_retry: Some(next_retry),
+        }
+    }
+
+    /// Whether there is no driver, rather than one that fails.
+    fn is_unloaded(&self) -> bool {
+        match self {
+            Self::Open(error) => error.is_unloaded(),
+            Self::Session(trouble) => trouble.class == "driver_not_loaded",
         }
     }
 

@@ -12,9 +12,12 @@
 use std::ffi::c_int;
 use std::ptr;
 
-use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::error::{NvmlError, nvml_try, nvml_try_count};
 use nvml_wrapper::{Device, Nvml};
-use nvml_wrapper_sys::bindings::{nvmlMemory_v2_t, nvmlReturn_t};
+use nvml_wrapper_sys::bindings::{
+    nvmlMemory_v2_t, nvmlProcessUtilizationInfo_v1_t, nvmlProcessesUtilizationInfo_v1_t,
+    nvmlReturn_t,
+};
 
 /// Exported by the simulated library alone, so that a simulated GPU can never pass for a real one.
 const SIMULATED: &[u8] = b"gpuacct_simulated_nvml\0";
@@ -42,6 +45,93 @@ pub(super) fn has_symbol(nvml: &Nvml, name: &str) -> bool {
             .get::<*const ()>(name.as_bytes())
             .is_ok()
     }
+}
+
+/// Whether the library has all that measuring a GPU instance's activity takes. The wrapper frees a
+/// sample without looking whether it can.
+pub(super) fn has_gpm(nvml: &Nvml) -> bool {
+    let lib = nvml.lib();
+    lib.nvmlGpmSampleAlloc.is_ok()
+        && lib.nvmlGpmSampleFree.is_ok()
+        && lib.nvmlGpmMigSampleGet.is_ok()
+        && lib.nvmlGpmMetricsGet.is_ok()
+}
+
+/// The ids of a MIG instance: the GPU instance's and the compute instance's.
+pub(super) fn instance_ids(nvml: &Nvml, device: &Device<'_>) -> Result<(u32, u32), NvmlError> {
+    let lib = nvml.lib();
+    let (Ok(ask_gpu), Ok(ask_compute)) = (
+        lib.nvmlDeviceGetGpuInstanceId.as_ref(),
+        lib.nvmlDeviceGetComputeInstanceId.as_ref(),
+    ) else {
+        return Err(NvmlError::FunctionNotFound);
+    };
+    let (mut gpu, mut compute) = (0, 0);
+    // SAFETY: each writes one unsigned int through its pointer, which outlives the call; the handle
+    // is of this library and lives as long as `device`.
+    unsafe {
+        nvml_try(ask_gpu(device.handle(), &raw mut gpu))?;
+        nvml_try(ask_compute(device.handle(), &raw mut compute))?;
+    }
+    Ok((gpu, compute))
+}
+
+/// Whether the library has the newer call for the processes' rows.
+pub(super) fn has_processes_utilization(nvml: &Nvml) -> bool {
+    nvml.lib().nvmlDeviceGetProcessesUtilizationInfo.is_ok()
+}
+
+/// The newer call for the processes' rows: with the JPEG and optical flow engines, from R550 on.
+///
+/// As with the older call, the size query answers a capacity and not a number of rows, and "not
+/// found" stands for none. A driver that knows another version of the structure says so (code 25).
+pub(super) fn processes_utilization(
+    nvml: &Nvml,
+    device: &Device<'_>,
+    last_seen_us: u64,
+) -> Result<Vec<nvmlProcessUtilizationInfo_v1_t>, NvmlError> {
+    let Ok(ask) = nvml.lib().nvmlDeviceGetProcessesUtilizationInfo.as_ref() else {
+        return Err(NvmlError::FunctionNotFound);
+    };
+    let mut request = nvmlProcessesUtilizationInfo_v1_t {
+        version: version_of::<nvmlProcessesUtilizationInfo_v1_t>(1),
+        processSamplesCount: 0,
+        lastSeenTimeStamp: last_seen_us,
+        procUtilArray: ptr::null_mut(),
+    };
+    // SAFETY: `request` has the layout of the version that it names and outlives the call; a null
+    // array asks for the size only. The handle is of this library and lives as long as `device`.
+    nvml_try_count(unsafe { ask(device.handle(), &raw mut request) })?;
+    let room = request.processSamplesCount.min(MOST_ROWS);
+    let mut rows = vec![NO_ROW; usize::try_from(room).unwrap_or(0)];
+    if rows.is_empty() {
+        return Ok(rows);
+    }
+    request.processSamplesCount = room;
+    request.procUtilArray = rows.as_mut_ptr();
+    // SAFETY: as above; the array has room for as many rows as `processSamplesCount` says, and the
+    // library writes no more.
+    nvml_try(unsafe { ask(device.handle(), &raw mut request) })?;
+    rows.truncate(usize::try_from(request.processSamplesCount).unwrap_or(0));
+    Ok(rows)
+}
+
+/// More rows than any driver's ring can name; what a library asks for beyond is a defect.
+const MOST_ROWS: u32 = 65_536;
+const NO_ROW: nvmlProcessUtilizationInfo_v1_t = nvmlProcessUtilizationInfo_v1_t {
+    timeStamp: 0,
+    pid: 0,
+    smUtil: 0,
+    memUtil: 0,
+    encUtil: 0,
+    decUtil: 0,
+    jpgUtil: 0,
+    ofaUtil: 0,
+};
+
+/// The version word of a structure: its size, and its number in the top byte.
+fn version_of<T>(number: u32) -> u32 {
+    u32::try_from(size_of::<T>()).unwrap_or(0) | number << 24
 }
 
 /// NVML's answer to the size query of the process rows: its code, and the rows it asks room for.

@@ -13,7 +13,7 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::calls::Watchdog;
 use super::library::{Fault, Library, OpenError, fault};
-use super::{lists, retried};
+use super::{lists, mig, retried};
 use crate::core::model::GpuUuid;
 
 /// NVML as it was found.
@@ -36,8 +36,9 @@ pub struct Surveyed {
     pub uuid: GpuUuid,
     /// The product's name; empty where NVML does not say.
     pub model: Arc<str>,
-    /// Whether it is divided into instances.
-    pub mig: bool,
+    /// Its instances, if it is divided into such: the profile of each, and whether its activity can
+    /// be measured.
+    pub mig: Option<Vec<(Arc<str>, bool)>>,
     /// The device's own samples: how busy it is.
     pub samples: Offer,
     /// The processes' rows: who makes it busy.
@@ -109,7 +110,7 @@ fn ask(nvml: &Nvml, index: u32, driver: &str, watchdog: &Watchdog) -> Result<Sur
     };
     Ok(Surveyed {
         model: device.name().unwrap_or_default().into(),
-        mig: is_divided(&device),
+        mig: instances(nvml, &device, &uuid, watchdog),
         samples: offer(retried(|| device.samples(Sampling::GpuUtilization, 0))),
         processes: offer(retried(|| device.process_utilization_stats(0))),
         lists,
@@ -117,9 +118,22 @@ fn ask(nvml: &Nvml, index: u32, driver: &str, watchdog: &Watchdog) -> Result<Sur
     })
 }
 
-fn is_divided(device: &Device<'_>) -> bool {
-    // A device that has no such mode is not divided.
-    device.mig_mode().is_ok_and(|mode| mode.current == 1)
+fn instances(
+    nvml: &Nvml,
+    device: &Device<'_>,
+    uuid: &GpuUuid,
+    watchdog: &Watchdog,
+) -> Option<Vec<(Arc<str>, bool)>> {
+    if !mig::is_divided(device, uuid, watchdog) {
+        return None;
+    }
+    let total = device.memory_info().ok().map(|memory| memory.total);
+    // Those that cannot be asked are told of by the agent's source, which tries again.
+    let instances = mig::instances(nvml, device, uuid, total, watchdog).unwrap_or_default();
+    let told = instances
+        .into_iter()
+        .map(|instance| (instance.mig.profile, instance.activity.is_some()));
+    Some(told.collect())
 }
 
 /// "Not found" is NVML's word for an empty list.

@@ -11,11 +11,19 @@
 //! - a sample stands for the time since the sample before it, and for at most one *period*. The
 //!   period is measured: the median spacing of the samples seen. A spacing of up to one and a half
 //!   periods counts whole, as jitter;
-//! - beyond that the driver did not sample: the rest of the spacing is `sample_gap`, or
-//!   `ring_overrun` where the ring came back full and its oldest sample is late;
+//! - beyond that the driver did not sample: the rest of the spacing is `sample_gap`. Before the
+//!   first sample it is `agent_paused` where nobody asked for longer than the ring reaches back, and
+//!   `ring_overrun` where the ring came back full all the same;
 //! - busy is each sample's percent of its stretch, idle the rest of the stretch. Time is idle only
 //!   because a sample says so;
+//! - the other engines' busy time is a row's percent of the time that samples cover: floored, up to a
+//!   percentage point too low per process and window, and no part of any balance;
 //! - [`Windows::fail`] and a jump of the wall clock close a stretch nobody observed, with a reason.
+//!
+//! Energy is the difference of the device's counter between the ends of two windows. It is read when a
+//! window closes, up to a sample's period after the newest sample; the differences add up to the
+//! counter's own. A counter that went down, and one that could not be read while time was closed as
+//! unobserved, begins anew: that energy is nobody's, and is not taken for zero.
 //!
 //! Times are converted from NVML's wall clock to the boot clock by the distance of the two at the
 //! bracket. Slewing of the wall clock, at most 0.05 %, therefore lands in the first stretch.
@@ -26,7 +34,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::credit::{apportion, scale, split};
-use crate::core::input::{Credit, GpuWindow, WindowQuality};
+use crate::core::amounts::{Engines, Millijoules};
+use crate::core::input::{Credit, EngineUse, GpuWindow, WindowQuality};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, Pid, UnobservedReason};
 
 /// A stretch without a new sample is closed as unobserved once it is longer than this. Until then
@@ -55,7 +64,7 @@ pub struct RawSample {
 
 /// One process's row as NVML gives it. Rows of one pid are ordered by what is kept of them: the
 /// newest, then the largest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RawRow {
     /// The pid.
     pub pid: u32,
@@ -63,6 +72,24 @@ pub struct RawRow {
     pub at_us: u64,
     /// Mean percent since the cursor, floored.
     pub percent: u32,
+    /// The same of the other engines. Each engine's sample credits a process of its own, so a row
+    /// may have these and no percent.
+    pub engines: EnginePercents,
+}
+
+/// Whole percents of the engines beside the multiprocessors; zero where the driver does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EnginePercents {
+    /// The memory interface.
+    pub memory: u32,
+    /// Video encoders.
+    pub encoder: u32,
+    /// Video decoders.
+    pub decoder: u32,
+    /// JPEG decoders.
+    pub jpeg: u32,
+    /// Optical flow accelerators.
+    pub ofa: u32,
 }
 
 /// NVML's answers of one window.
@@ -74,6 +101,8 @@ pub struct Bracket {
     pub rows: Vec<RawRow>,
     /// Samples newer than the cursor, after the rows were asked for.
     pub after: Vec<RawSample>,
+    /// When the first of the calls was made.
+    pub asked: BootTime,
     /// Both clocks, after the last call.
     pub clock: Clock,
 }
@@ -123,6 +152,27 @@ pub struct Windows {
     ring: usize,
     /// Junk seen since the last window closed.
     invalid: u32,
+    meter: Meter,
+    /// When it was last tried to close a window.
+    tried: BootTime,
+}
+
+/// The device's counter of energy.
+#[derive(Clone, Copy, Debug, Default)]
+struct Meter {
+    /// What it showed at the end of the last window.
+    baseline: Option<Millijoules>,
+    /// What it showed last.
+    reading: Option<Millijoules>,
+}
+
+impl Meter {
+    /// What it counted since the last window's end.
+    fn take(&mut self) -> Option<Millijoules> {
+        let reading = self.reading.take()?;
+        let before = self.baseline.replace(reading)?;
+        reading.0.checked_sub(before.0).map(Millijoules)
+    }
 }
 
 /// What the samples of one window come to.
@@ -130,7 +180,9 @@ struct Walk {
     end: BootTime,
     covered: Nanos,
     busy: Nanos,
-    overrun: Nanos,
+    /// What is missing before the first sample.
+    late: Nanos,
+    /// What is missing between samples.
     gaps: Nanos,
 }
 
@@ -146,6 +198,8 @@ impl Windows {
             spacings: VecDeque::new(),
             ring: 0,
             invalid: 0,
+            meter: Meter::default(),
+            tried: clock.boot,
         }
     }
 
@@ -158,6 +212,17 @@ impl Windows {
             self.note_spacing(pair[1] - pair[0]);
         }
         self.ring = self.ring.max(ring.len());
+    }
+
+    /// Takes a reading of the device's counter of energy for the window that closes next; none where
+    /// it could not be read.
+    pub const fn read_energy(&mut self, reading: Option<Millijoules>) {
+        self.meter.reading = reading;
+    }
+
+    /// Takes the last reading for where the next window begins.
+    pub const fn set_baseline(&mut self) {
+        self.meter.baseline = self.meter.reading.take();
     }
 
     /// The GPU.
@@ -188,6 +253,7 @@ impl Windows {
     /// stays open, and is closed as `sample_gap` after [`PATIENCE`].
     pub fn close(&mut self, bracket: &Bracket) -> Option<GpuWindow> {
         let clock = bracket.clock;
+        let paused = bracket.asked.since(self.tried) > self.ring_span();
         if let Some(reason) = self.step(clock) {
             return self.unobserved(clock, reason);
         }
@@ -203,9 +269,14 @@ impl Windows {
 
         let samples = self.valid_samples(&bracket.after, latest_us);
         let Some(newest_us) = samples.last().map(|sample| sample.at_us) else {
+            let reason = if paused {
+                UnobservedReason::AgentPaused
+            } else {
+                UnobservedReason::SampleGap
+            };
             return self
                 .overdue(clock.boot)
-                .then(|| self.unobserved(clock, UnobservedReason::SampleGap))?;
+                .then(|| self.unobserved(clock, reason))?;
         };
         let full = samples.len() >= self.ring.max(SMALLEST_RING);
         let mut before = self.cursor.at_sample.then_some(self.cursor.wall_us);
@@ -217,15 +288,22 @@ impl Windows {
         }
         self.ring = self.ring.max(bracket.after.len());
 
-        let walk = self.walk(&samples, clock, full);
+        let walk = self.walk(&samples, clock);
         if walk.end == self.cursor.boot {
             // A slew within the bounds of a step put the samples before the cursor. They stay newer
             // than the cursor in NVML's time, so the next window has them.
             return None;
         }
-        let rows: Vec<(Pid, u32)> = self
-            .valid_rows(&bracket.rows, newest_us)
-            .into_iter()
+        let before_the_first = if paused {
+            UnobservedReason::AgentPaused
+        } else if full {
+            UnobservedReason::RingOverrun
+        } else {
+            UnobservedReason::SampleGap
+        };
+        let valid = self.valid_rows(&bracket.rows, newest_us);
+        let rows: Vec<(Pid, u32)> = valid
+            .iter()
             .map(|row| (Pid(row.pid), row.percent))
             .collect();
         let values: Vec<u32> = samples.iter().map(|sample| sample.percent).collect();
@@ -238,7 +316,7 @@ impl Windows {
             idle: walk.covered.minus(walk.busy),
             unobserved: [
                 (UnobservedReason::SampleGap, walk.gaps),
-                (UnobservedReason::RingOverrun, walk.overrun),
+                (before_the_first, walk.late),
             ]
             .into_iter()
             .filter(|(_, time)| !time.is_zero())
@@ -246,8 +324,8 @@ impl Windows {
             credits: split.credits,
             below_resolution: split.below_resolution,
             no_row: split.no_row,
-            engines: Vec::new(),
-            energy: None,
+            engines: engines(&valid, walk.covered),
+            energy: self.meter.take(),
             quality: WindowQuality {
                 samples: u32::try_from(samples.len()).unwrap_or(u32::MAX),
                 torn: bracket.torn(),
@@ -313,8 +391,8 @@ impl Windows {
             credits,
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
-            engines: Vec::new(),
-            energy: None,
+            engines: engines(&rows, elapsed),
+            energy: self.meter.take(),
             quality: WindowQuality {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 cut: Nanos(scale(claimed.saturating_sub(100), elapsed.0, 100)),
@@ -329,6 +407,55 @@ impl Windows {
         Some(checked(window))
     }
 
+    /// Closes a window for a device of which a part was measured as a whole: busy for `busy_ppm` of
+    /// the time from `since` to `until`. Whose it was is not in the measure. What lies before it was
+    /// not measured; a measure that reaches back into what is closed cannot be divided.
+    pub fn close_measured(
+        &mut self,
+        since: BootTime,
+        until: Clock,
+        busy_ppm: u32,
+    ) -> Option<GpuWindow> {
+        // The measure is on the boot clock: a jump of the wall clock is noted, and costs nothing.
+        let _ = self.step(until);
+        let start = self.cursor.boot;
+        let end = until.boot.max(start);
+        if end == start {
+            return None;
+        }
+        if since < start {
+            return self.unobserved(until, UnobservedReason::SampleGap);
+        }
+        let since = since.min(end);
+        let covered = end.since(since);
+        let busy = Nanos(scale(
+            covered.0,
+            u64::from(busy_ppm.min(1_000_000)),
+            1_000_000,
+        ));
+        self.cursor = Cursor {
+            boot: end,
+            ..Cursor::at(until)
+        };
+        Some(checked(GpuWindow {
+            gpu: self.gpu.clone(),
+            start,
+            end,
+            busy,
+            idle: covered.minus(busy),
+            unobserved: Some((UnobservedReason::SampleGap, since.since(start)))
+                .filter(|(_, time)| !time.is_zero())
+                .into_iter()
+                .collect(),
+            credits: Vec::new(),
+            below_resolution: Nanos::ZERO,
+            no_row: busy,
+            engines: Vec::new(),
+            energy: self.meter.take(),
+            quality: WindowQuality::default(),
+        }))
+    }
+
     /// Closes everything up to now as unobserved. None if no time has passed.
     pub fn fail(&mut self, clock: Clock, reason: UnobservedReason) -> Option<GpuWindow> {
         let reason = self.step(clock).unwrap_or(reason);
@@ -337,6 +464,7 @@ impl Windows {
 
     /// Notices a jump of the wall clock since the last call.
     fn step(&mut self, clock: Clock) -> Option<UnobservedReason> {
+        self.tried = clock.boot;
         let before = std::mem::replace(&mut self.distance, distance(clock));
         let moved = self.distance - before;
         if moved.unsigned_abs() <= u128::from(CLOCK_STEP.0) {
@@ -356,6 +484,9 @@ impl Windows {
         if end == start {
             return None;
         }
+        if self.meter.reading.is_none() {
+            self.meter.baseline = None;
+        }
         Some(checked(GpuWindow {
             gpu: self.gpu.clone(),
             start,
@@ -367,7 +498,7 @@ impl Windows {
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
             engines: Vec::new(),
-            energy: None,
+            energy: self.meter.take(),
             quality: WindowQuality {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 ..WindowQuality::default()
@@ -411,7 +542,11 @@ impl Windows {
                 *best = (*best).max(*row);
             }
         }
-        self.count_invalid(raw.len() - kept.len());
+        let torn_engines = kept
+            .values_mut()
+            .map(|row| usize::from(row.engines.drop_impossible()))
+            .sum::<usize>();
+        self.count_invalid(raw.len() - kept.len() + torn_engines);
         kept.into_values().collect()
     }
 
@@ -421,13 +556,13 @@ impl Windows {
     }
 
     /// Lays the samples out on the boot clock.
-    fn walk(&self, samples: &[RawSample], clock: Clock, full: bool) -> Walk {
+    fn walk(&self, samples: &[RawSample], clock: Clock) -> Walk {
         let period = self.period();
         let mut walk = Walk {
             end: self.cursor.boot,
             covered: Nanos::ZERO,
             busy: Nanos::ZERO,
-            overrun: Nanos::ZERO,
+            late: Nanos::ZERO,
             gaps: Nanos::ZERO,
         };
         let mut percent_nanos: u128 = 0;
@@ -439,8 +574,8 @@ impl Windows {
             } else {
                 period
             };
-            let missing = if index == 0 && full {
-                &mut walk.overrun
+            let missing = if index == 0 {
+                &mut walk.late
             } else {
                 &mut walk.gaps
             };
@@ -451,6 +586,12 @@ impl Windows {
         }
         walk.busy = Nanos(u64::try_from(percent_nanos / 100).unwrap_or(u64::MAX));
         walk
+    }
+
+    /// For how long the driver keeps a sample, at least.
+    fn ring_span(&self) -> Nanos {
+        let samples = self.ring.max(SMALLEST_RING) as u64;
+        Nanos(self.period().0.saturating_mul(samples))
     }
 
     /// The time between two samples: the median of what was seen.
@@ -486,6 +627,63 @@ const fn distance(clock: Clock) -> i128 {
 fn boot_of(at_us: u64, clock: Clock) -> BootTime {
     let boot = i128::from(at_us) * 1000 - distance(clock);
     BootTime(u64::try_from(boot.max(0)).unwrap_or(u64::MAX))
+}
+
+/// An engine: its percent in a row, and its place in what a process used.
+type Engine = (fn(&EnginePercents) -> u32, fn(&mut Engines) -> &mut Nanos);
+
+/// Every engine beside the multiprocessors.
+const ENGINES: [Engine; 5] = [
+    (|row| row.memory, |engines| &mut engines.memory),
+    (|row| row.encoder, |engines| &mut engines.encoder),
+    (|row| row.decoder, |engines| &mut engines.decoder),
+    (|row| row.jpeg, |engines| &mut engines.jpeg),
+    (|row| row.ofa, |engines| &mut engines.ofa),
+];
+
+impl EnginePercents {
+    /// Takes figures that cannot be percents for none. Whether there were any.
+    fn drop_impossible(&mut self) -> bool {
+        let mut any = false;
+        for percent in [
+            &mut self.memory,
+            &mut self.encoder,
+            &mut self.decoder,
+            &mut self.jpeg,
+            &mut self.ofa,
+        ] {
+            if *percent > 100 {
+                *percent = 0;
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+/// The engines' busy time by pid: each row's percent of `covered`, and no more than that in all on
+/// any engine.
+fn engines(rows: &[RawRow], covered: Nanos) -> Vec<EngineUse> {
+    let mut used: Vec<EngineUse> = rows
+        .iter()
+        .map(|row| EngineUse {
+            pid: Pid(row.pid),
+            engines: Engines::default(),
+        })
+        .collect();
+    for (percent, place) in ENGINES {
+        let percents: Vec<u64> = rows
+            .iter()
+            .map(|row| u64::from(percent(&row.engines)))
+            .collect();
+        let sum: u64 = percents.iter().sum();
+        let shares = apportion(Nanos(scale(sum.min(100), covered.0, 100)), &percents);
+        for (used, share) in used.iter_mut().zip(shares) {
+            *place(&mut used.engines) = share;
+        }
+    }
+    used.retain(|used| !used.engines.is_zero());
+    used
 }
 
 /// The two balances that every window keeps.
@@ -555,6 +753,7 @@ mod tests {
                 pid,
                 at_us: (EPOCH_MS + boot_ms) * 1000,
                 percent,
+                ..RawRow::default()
             })
             .collect()
     }
@@ -564,6 +763,8 @@ mod tests {
             before: samples(list),
             rows: rows(rows_of),
             after: samples(list),
+            // As if somebody had asked all the time.
+            asked: BootTime(0),
             clock: now,
         }
     }
@@ -1051,6 +1252,7 @@ mod tests {
             before: samples(&[(10_200, 100)]),
             rows: rows(&[(7, 10_200, 100)]),
             after: samples(&[(10_200, 100), (10_400, 100)]),
+            asked: BootTime(0),
             clock: at(10_400),
         };
         assert!(torn.torn());
@@ -1133,9 +1335,208 @@ mod tests {
                     pid,
                     at_us,
                     percent: sum / samples,
+                    ..RawRow::default()
                 })
                 .collect()
         }
+    }
+
+    #[test]
+    fn who_does_not_ask_for_longer_than_the_ring_reaches_back_was_paused() {
+        let full: Vec<(u64, u32)> = (0..72).map(|index| (45_800 + index * 200, 0)).collect();
+        let few = [(59_800, 100), (60_000, 0)];
+        for (what, list, asked_ms, expected) in [
+            ("stopped", &full[..], 60_100, ("agent_paused", 35_600)),
+            (
+                "suspended, with the driver",
+                &few,
+                60_100,
+                ("agent_paused", 49_600),
+            ),
+            ("nothing since", &[], 60_100, ("agent_paused", 50_100)),
+            // The ring holds 72 samples of 200 ms each.
+            (
+                "stuck in a call",
+                &full[..],
+                24_300,
+                ("ring_overrun", 35_600),
+            ),
+            ("the driver paused", &few, 24_300, ("sample_gap", 49_600)),
+        ] {
+            let mut windows = every_200_ms();
+            let mut bracket = bracket(at(60_100), list, &[]);
+            bracket.asked = at(asked_ms).boot;
+            let window = windows.close(&bracket).expect(what);
+            assert_eq!(seen(&window).unobserved, [expected], "{what}");
+        }
+        // Whoever tried in between was not paused, whatever came of it.
+        let mut windows = every_200_ms();
+        for now in [22_000, 34_000, 46_000] {
+            windows.fail(at(now), UnobservedReason::DriverError);
+        }
+        let mut bracket = bracket(at(60_100), &few, &[]);
+        bracket.asked = at(60_099).boot;
+        let window = windows.close(&bracket).unwrap();
+        assert_eq!(seen(&window).unobserved, [("sample_gap", 13_600)]);
+    }
+
+    #[test]
+    fn what_was_measured_as_a_whole_is_nobody_s_row() {
+        let mut windows = Windows::new(gpu(), at(10_000));
+        // From 10.1 s on, half of the time.
+        let first = windows.close_measured(at(10_100).boot, at(11_100), 500_000);
+        let expected = Seen {
+            span: (10_000, 11_100),
+            busy: 500,
+            idle: 500,
+            unobserved: vec![("sample_gap", 100)],
+            no_row: 500,
+            ..Seen::default()
+        };
+        assert_eq!(first.as_ref().map(seen), Some(expected));
+        // The wall clock was set back; what was measured is what was measured.
+        let second = windows.close_measured(at(11_100).boot, stepped(12_100, -5_000), 1_000_000);
+        assert_eq!(second.map(|window| window.busy), Some(Nanos::SECOND));
+        assert_eq!(windows.close_measured(at(11_100).boot, at(12_100), 0), None);
+        // Which part of a measure fell into a time that is closed cannot be told.
+        windows.fail(at(13_100), UnobservedReason::DriverError);
+        let third = windows
+            .close_measured(at(12_100).boot, at(14_100), 250_000)
+            .unwrap();
+        assert_eq!(seen(&third).unobserved, [("sample_gap", 1_000)]);
+    }
+
+    #[test]
+    fn engines_are_percents_of_the_covered_time_and_never_more_than_it() {
+        let engines = |memory, encoder, jpeg| EnginePercents {
+            memory,
+            encoder,
+            jpeg,
+            ..EnginePercents::default()
+        };
+        /// Rows of (pid, percent, engines); use of (pid, memory, encoder, jpeg) in ms; invalid.
+        type Case<'a> = (
+            &'a str,
+            &'a [(u32, u32, EnginePercents)],
+            &'a [(u32, u64, u64, u64)],
+            u32,
+        );
+        let cases: &[Case<'_>] = &[
+            (
+                "its own",
+                &[(7, 50, engines(30, 10, 5))],
+                &[(7, 300, 100, 50)],
+                0,
+            ),
+            (
+                "another pid's memory",
+                &[(7, 50, engines(0, 0, 0)), (8, 0, engines(40, 0, 0))],
+                &[(8, 400, 0, 0)],
+                0,
+            ),
+            (
+                "more than there is",
+                &[(7, 50, engines(90, 0, 0)), (8, 0, engines(30, 0, 0))],
+                &[(7, 750, 0, 0), (8, 250, 0, 0)],
+                0,
+            ),
+            (
+                "no percent at all",
+                &[(7, 50, engines(101, 20, u32::MAX))],
+                &[(7, 0, 200, 0)],
+                1,
+            ),
+        ];
+        for (what, rows_of, expected, invalid) in cases {
+            let mut windows = every_200_ms();
+            let list = [
+                (10_200, 100),
+                (10_400, 0),
+                (10_600, 100),
+                (10_800, 0),
+                (11_000, 50),
+            ];
+            let mut bracket = bracket(at(11_010), &list, &[]);
+            bracket.rows = rows_of
+                .iter()
+                .map(|&(pid, percent, engines)| RawRow {
+                    pid,
+                    at_us: (EPOCH_MS + 10_600) * 1000,
+                    percent,
+                    engines,
+                })
+                .collect();
+            let window = windows.close(&bracket).expect(what);
+            let ms = |time: Nanos| time.0 / 1_000_000;
+            let used: Vec<_> = window
+                .engines
+                .iter()
+                .map(|used| {
+                    let engines = used.engines;
+                    (
+                        used.pid.0,
+                        ms(engines.memory),
+                        ms(engines.encoder),
+                        ms(engines.jpeg),
+                    )
+                })
+                .collect();
+            assert_eq!(used, *expected, "{what}: {window:?}");
+            assert_eq!(window.credits.len(), 1, "{what}: {window:?}");
+            assert_eq!(ms(window.credits[0].busy), 500, "{what}");
+            assert_eq!(window.quality.invalid_rows, *invalid, "{what}");
+        }
+    }
+
+    #[test]
+    fn energy_is_what_the_counter_moved_between_two_windows() {
+        /// What happens next: the counter's reading, whether a window closes with samples, and its
+        /// energy.
+        type Step = (&'static str, Option<u64>, bool, Option<u64>);
+        let steps: &[Step] = &[
+            (
+                "the first window has the baseline of the start",
+                Some(1_300),
+                true,
+                Some(300),
+            ),
+            ("the counter moves on", Some(1_500), true, Some(200)),
+            ("it stands", Some(1_500), true, Some(0)),
+            ("a reading fails", None, true, None),
+            ("and nothing is lost", Some(1_900), true, Some(400)),
+            ("the driver was reloaded", Some(20), true, None),
+            ("and counts anew", Some(120), true, Some(100)),
+            (
+                "nobody observed, but the counter",
+                Some(220),
+                false,
+                Some(100),
+            ),
+            ("nor that", None, false, None),
+            ("that energy is nobody's", Some(900), true, None),
+            ("and it goes on", Some(1_000), true, Some(100)),
+        ];
+        let mut windows = every_200_ms();
+        windows.read_energy(Some(Millijoules(1_000)));
+        windows.set_baseline();
+        let mut now = 10_000;
+        for (what, reading, sampled, expected) in steps {
+            now += 200;
+            windows.read_energy(reading.map(Millijoules));
+            let window = if *sampled {
+                windows.close(&bracket(at(now), &[(now, 0)], &[]))
+            } else {
+                windows.fail(at(now), UnobservedReason::DriverError)
+            };
+            let energy = window.expect(what).energy.map(|energy| energy.0);
+            assert_eq!(energy, *expected, "{what}");
+        }
+        // A reading without a window is replaced by the next one.
+        windows.read_energy(Some(Millijoules(1_050)));
+        assert_eq!(windows.close(&bracket(at(now), &[], &[])), None);
+        windows.read_energy(Some(Millijoules(1_100)));
+        let window = windows.close(&bracket(at(now + 200), &[(now + 200, 0)], &[]));
+        assert_eq!(window.unwrap().energy, Some(Millijoules(100)));
     }
 
     /// What ten minutes of polling at a jittered second came to, beside the truth.
@@ -1196,6 +1597,7 @@ mod tests {
                     before,
                     rows,
                     after,
+                    asked: clock(now).boot,
                     clock: clock(now),
                 })
                 .expect("every tick has samples");
@@ -1288,13 +1690,13 @@ mod tests {
                     .map(|&(offset, percent)| RawSample { at_us: time(offset), percent })
                     .collect();
                 let rows: Vec<RawRow> = rows_of.iter()
-                    .map(|&(pid, offset, percent)| RawRow { pid, at_us: time(offset), percent })
+                    .map(|&(pid, offset, percent)| RawRow { pid, at_us: time(offset), percent, ..RawRow::default() })
                     .collect();
                 let (end, cursor) = (windows.end(), windows.cursor_us());
                 let window = match call {
                     0 => windows.fail(clock, UnobservedReason::DriverError),
                     1 => windows.close_without_samples(&rows, clock, clock),
-                    _ => windows.close(&Bracket { before, rows, after, clock }),
+                    _ => windows.close(&Bracket { before, rows, after, asked: BootTime(0), clock }),
                 };
                 // The balances are asserted where the window is made.
                 if let Some(window) = window {
@@ -1323,8 +1725,8 @@ mod tests {
                 let clock = Clock { boot: BootTime(boot), wall: WallTime(wall) };
                 let sample = RawSample { at_us, percent };
                 windows.learn(&[sample, RawSample { at_us: at_us.wrapping_mul(7), percent }]);
-                let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128 }];
-                windows.close(&Bracket { before: vec![], rows: rows.clone(), after: vec![sample], clock });
+                let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128, ..RawRow::default() }];
+                windows.close(&Bracket { before: vec![], rows: rows.clone(), after: vec![sample], asked: BootTime(boot / 2), clock });
                 windows.close_without_samples(&rows, clock, clock);
                 windows.fail(clock, UnobservedReason::DriverError);
             }

@@ -18,10 +18,11 @@ use std::ffi::{CStr, c_char};
 use nvml_wrapper_sys::bindings::*;
 
 use super::{
-    Answer, Moment, code, events, finish, handle_of, on_device, on_gpu, on_library, shutdown,
+    Answer, Moment, code, events, finish, gpm, handle_of, handle_of_instance, on_device, on_gpu,
+    on_library, shutdown,
 };
 use crate::event::{Fault, Kind};
-use crate::history::{ACCOUNTING_DEAD, ACCOUNTING_LIVE, Account, Engine, Gpu};
+use crate::history::{ACCOUNTING_DEAD, ACCOUNTING_LIVE, Account, Engine, Gpu, Part, Running};
 use crate::log::LogWriter;
 use crate::machine::Mig;
 use crate::ring::ProcessRow;
@@ -314,6 +315,19 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
 ) -> nvmlReturn_t {
     // SAFETY: the string is as nvml.h demands.
     let uuid = unsafe { text_of(uuid) };
+    if uuid.starts_with("MIG-") {
+        return on_library("nvmlDeviceGetHandleByUUID", |moment| {
+            let mut all = moment
+                .history
+                .gpus
+                .iter()
+                .flat_map(|gpu| gpu.instances.iter().map(move |instance| (gpu, instance)));
+            let found = all.find(|(gpu, instance)| instance_uuid(gpu, instance) == uuid);
+            let (gpu, instance) = found.ok_or(code::NOT_FOUND)?;
+            // SAFETY: the pointer is as nvml.h demands.
+            unsafe { put(device, handle_of_instance(gpu.index, instance)) }
+        });
+    }
     find("nvmlDeviceGetHandleByUUID", device, |gpu| {
         gpu.spec.uuid == uuid
     })
@@ -373,6 +387,15 @@ fn pci(gpu: &Gpu) -> nvmlPciInfo_t {
     }
 }
 
+/// Made from the GPU and the ids, so that it comes back when an instance is made anew.
+fn instance_uuid(gpu: &Gpu, instance: &Part) -> String {
+    let (gpu_instance, compute_instance) = instance.ids();
+    format!(
+        "MIG-5a100000-51b0-5000-8000-{:04x}{gpu_instance:04x}{compute_instance:04x}",
+        gpu.index
+    )
+}
+
 constants! {
     fn nvmlDeviceGetIndex(=> index: u32) = |gpu: &Gpu| gpu.index;
     fn nvmlDeviceGetMinorNumber(=> minor: u32) = |gpu: &Gpu| gpu.index;
@@ -380,25 +403,35 @@ constants! {
 }
 
 device_calls! {
-    fn nvmlDeviceGetUUID(_, gpu => uuid: *mut c_char, length: u32) { put_text(uuid, length, &gpu.spec.uuid) }
+    fn nvmlDeviceGetUUID(moment, gpu => uuid: *mut c_char, length: u32) {
+        let of_instance = moment.instance.map(|instance| instance_uuid(gpu, instance));
+        put_text(uuid, length, &of_instance.unwrap_or_else(|| gpu.spec.uuid.clone()))
+    }
     fn nvmlDeviceGetName(_, gpu => name: *mut c_char, length: u32) { put_text(name, length, &gpu.spec.name) }
 }
 
 // --- the device's state --------------------------------------------------------------------------
 
-/// Frame buffer that processes hold.
-fn held_bytes(gpu: &Gpu) -> u64 {
+/// Whether a job is on what is asked for: the instance, or any part of the GPU.
+fn is_there(moment: &Moment<'_>, running: &Running) -> bool {
+    let ids = moment.instance.map(Part::ids);
+    ids.is_none() || running.instance == ids
+}
+
+/// Frame buffer: all, the driver's own part, and what processes hold.
+fn frame_buffer(moment: &Moment<'_>, gpu: &Gpu) -> (u64, u64, u64) {
+    let (total, reserved) = match moment.instance {
+        Some(instance) => (instance.spec.memory_bytes, 0),
+        None => (gpu.spec.memory_bytes, gpu.spec.reserved_bytes),
+    };
     let held: u64 = gpu
         .current()
         .running
         .iter()
+        .filter(|running| is_there(moment, running))
         .map(|running| running.memory_bytes)
         .sum();
-    held.min(
-        gpu.spec
-            .memory_bytes
-            .saturating_sub(gpu.spec.reserved_bytes),
-    )
+    (total, reserved, held.min(total.saturating_sub(reserved)))
 }
 
 /// Mean power of the last second, in milliwatts.
@@ -471,16 +504,16 @@ fn sampled(kind: u32) -> Result<Engine, u32> {
 }
 
 device_calls! {
-    fn nvmlDeviceGetMemoryInfo(_, gpu => memory: *mut nvmlMemory_t) {
-        let used = held_bytes(gpu) + gpu.spec.reserved_bytes;
-        let total = gpu.spec.memory_bytes;
+    fn nvmlDeviceGetMemoryInfo(moment, gpu => memory: *mut nvmlMemory_t) {
+        let (total, reserved, held) = frame_buffer(moment, gpu);
+        let used = held + reserved;
         put(memory, nvmlMemory_t { total, free: total.saturating_sub(used), used })
     }
 
-    fn nvmlDeviceGetMemoryInfo_v2(_, gpu => memory: *mut nvmlMemory_v2_t) {
+    fn nvmlDeviceGetMemoryInfo_v2(moment, gpu => memory: *mut nvmlMemory_v2_t) {
         let version = get(memory)?.version;
         check_version::<nvmlMemory_v2_t>(version, 2)?;
-        let (total, reserved, used) = (gpu.spec.memory_bytes, gpu.spec.reserved_bytes, held_bytes(gpu));
+        let (total, reserved, used) = frame_buffer(moment, gpu);
         put(memory, nvmlMemory_v2_t { version, total, reserved, free: total.saturating_sub(reserved + used), used })
     }
 
@@ -600,35 +633,42 @@ constants! {
     fn nvmlDeviceGetCurrentClocksEventReasons(=> reasons: u64) = |gpu: &Gpu| u64::from(idle(gpu));
     fn nvmlDeviceGetPerformanceState(=> state: u32) = |gpu: &Gpu| if idle(gpu) { 8 } else { 0 };
     fn nvmlDeviceGetPersistenceMode(=> mode: u32) = |_: &Gpu| 1;
-    fn nvmlDeviceGetComputeMode(=> mode: u32) = |_: &Gpu| 0;
+    fn nvmlDeviceGetComputeMode(=> mode: u32) = |gpu: &Gpu| if gpu.spec.exclusive { 3 } else { 0 };
     fn nvmlDeviceGetDisplayActive(=> active: u32) = |_: &Gpu| 0;
 }
 
 // --- processes -----------------------------------------------------------------------------------
 
-/// The processes of a list with their memory, in the order of their start.
-fn listed(moment: &Moment<'_>, gpu: &Gpu, belongs: impl Fn(Kind) -> bool) -> Vec<(u32, u64)> {
+/// A process of a list: its pid, its memory, and the ids of the instance that it is on.
+type Listed = (u32, u64, (u32, u32));
+
+/// The processes of a list, in the order of their start.
+fn listed(moment: &Moment<'_>, gpu: &Gpu, belongs: impl Fn(Kind) -> bool) -> Vec<Listed> {
     let unknown = moment
         .fault(|fault| *fault == Fault::MissingMemory)
         .is_some();
-    let mut list: Vec<(u32, u64)> = Vec::new();
+    let mut list: Vec<Listed> = Vec::new();
     for running in gpu
         .current()
         .running
         .iter()
-        .filter(|running| belongs(running.kind))
+        .filter(|running| belongs(running.kind) && is_there(moment, running))
     {
         let Some(pid) = moment.listed_pid(running.pid) else {
             continue;
         };
-        match list.iter_mut().find(|(listed, _)| *listed == pid) {
-            Some((_, bytes)) => *bytes += running.memory_bytes,
-            None => list.push((pid, running.memory_bytes)),
+        let ids = running.instance.unwrap_or((NONE_32, NONE_32));
+        match list
+            .iter_mut()
+            .find(|(listed, _, on)| (*listed, *on) == (pid, ids))
+        {
+            Some((_, bytes, _)) => *bytes += running.memory_bytes,
+            None => list.push((pid, running.memory_bytes, ids)),
         }
     }
     list.truncate(LIST_LIMIT);
     if unknown {
-        list.iter_mut().for_each(|(_, bytes)| *bytes = NONE_64);
+        list.iter_mut().for_each(|(_, bytes, _)| *bytes = NONE_64);
     }
     list
 }
@@ -637,32 +677,32 @@ fn listed(moment: &Moment<'_>, gpu: &Gpu, belongs: impl Fn(Kind) -> bool) -> Vec
 /// `count` is null or valid; `rows` is null or valid for `*count` rows.
 unsafe fn put_list<Row: Copy>(
     moment: &Moment<'_>,
-    list: &[(u32, u64)],
+    list: &[Listed],
     count: *mut u32,
     rows: *mut Row,
-    row: impl Fn(u32, u64) -> Row,
+    row: impl Fn(Listed) -> Row,
 ) -> Answer {
     let size = list
         .len()
         .saturating_sub(moment.growing_rows().unwrap_or(0));
-    let list: Vec<Row> = list.iter().map(|&(pid, bytes)| row(pid, bytes)).collect();
+    let list: Vec<Row> = list.iter().copied().map(row).collect();
     // SAFETY: passed on from this function's contract.
     unsafe { put_rows(rows, count, &list, size) }
 }
 
-fn row_v1(pid: u32, bytes: u64) -> nvmlProcessInfo_v1_t {
+fn row_v1((pid, bytes, _): Listed) -> nvmlProcessInfo_v1_t {
     nvmlProcessInfo_v1_t {
         pid,
         usedGpuMemory: bytes,
     }
 }
 
-fn row_v2(pid: u32, bytes: u64) -> nvmlProcessInfo_v2_t {
+fn row_v2((pid, bytes, (gpu, compute)): Listed) -> nvmlProcessInfo_v2_t {
     nvmlProcessInfo_v2_t {
         pid,
         usedGpuMemory: bytes,
-        gpuInstanceId: NONE_32,
-        computeInstanceId: NONE_32,
+        gpuInstanceId: gpu,
+        computeInstanceId: compute,
     }
 }
 
@@ -752,12 +792,12 @@ device_calls! {
             2 => listed(moment, gpu, mps),
             _ => return Err(code::INVALID_ARGUMENT),
         };
-        let done = put_list(moment, &found, &raw mut answer.numProcArrayEntries, answer.procArray, |pid, bytes| {
+        let done = put_list(moment, &found, &raw mut answer.numProcArrayEntries, answer.procArray, |(pid, bytes, (gpu, compute))| {
             nvmlProcessDetail_v1_t {
                 pid,
                 usedGpuMemory: bytes,
-                gpuInstanceId: NONE_32,
-                computeInstanceId: NONE_32,
+                gpuInstanceId: gpu,
+                computeInstanceId: compute,
                 usedGpuCcProtectedMemory: NONE_64,
             }
         });
@@ -911,14 +951,26 @@ fn append(event: crate::event::Event) -> Answer {
 
 // --- multi-instance mode, GPM --------------------------------------------------------------------
 
-/// What only a MIG device answers, and there is none.
-fn only_on_instances(gpu: &Gpu) -> Answer {
-    Err(if gpu.spec.mig == Mig::On {
+/// The instance that is asked for; only an instance answers.
+fn only_on_instances<'a>(moment: &Moment<'a>, gpu: &Gpu) -> Result<&'a Part, u32> {
+    moment.instance.ok_or(if gpu.spec.mig == Mig::On {
         code::INVALID_ARGUMENT
     } else {
         code::NOT_SUPPORTED
     })
 }
+
+/// Refuses what only products with performance monitoring have.
+fn with_gpm(gpu: &Gpu) -> Answer {
+    if gpu.spec.gpm {
+        Ok(())
+    } else {
+        Err(code::NOT_SUPPORTED)
+    }
+}
+
+/// The instances that a GPU can have.
+const MOST_INSTANCES: u32 = 7;
 
 device_calls! {
     fn nvmlDeviceGetMigMode(_, gpu => current: *mut u32, pending: *mut u32) {
@@ -931,28 +983,109 @@ device_calls! {
     }
 
     fn nvmlDeviceGetMaxMigDeviceCount(_, gpu => count: *mut u32) {
-        put(count, if gpu.spec.mig == Mig::On { 7 } else { 0 })
+        put(count, if gpu.spec.mig == Mig::On { MOST_INSTANCES } else { 0 })
     }
 
-    fn nvmlDeviceGetMigDeviceHandleByIndex(_, gpu => index: u32, _instance: *mut nvmlDevice_t) {
-        Err(match gpu.spec.mig {
-            Mig::On if index < 7 => code::NOT_FOUND,
-            Mig::On => code::INVALID_ARGUMENT,
-            Mig::Incapable | Mig::Off => code::NOT_SUPPORTED,
+    // The first place stays empty where there is another: clients must not stop at a hole.
+    fn nvmlDeviceGetMigDeviceHandleByIndex(_, gpu => index: u32, handle: *mut nvmlDevice_t) {
+        match gpu.spec.mig {
+            Mig::Incapable | Mig::Off => return Err(code::NOT_SUPPORTED),
+            Mig::On if index >= MOST_INSTANCES => return Err(code::INVALID_ARGUMENT),
+            Mig::On => {}
+        }
+        let hole = usize::from(gpu.instances.len() < MOST_INSTANCES as usize);
+        let place = (index as usize).checked_sub(hole).ok_or(code::NOT_FOUND)?;
+        let instance = gpu.instances.get(place).ok_or(code::NOT_FOUND)?;
+        put(handle, handle_of_instance(gpu.index, instance))
+    }
+
+    fn nvmlDeviceIsMigDeviceHandle(moment, _ => answer: *mut u32) {
+        put(answer, u32::from(moment.instance.is_some()))
+    }
+
+    fn nvmlDeviceGetGpuInstanceId(moment, gpu => id: *mut u32) {
+        put(id, only_on_instances(moment, gpu)?.spec.gpu_instance)
+    }
+
+    fn nvmlDeviceGetComputeInstanceId(moment, gpu => id: *mut u32) {
+        put(id, only_on_instances(moment, gpu)?.spec.compute_instance)
+    }
+
+    fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(moment, gpu => parent: *mut nvmlDevice_t) {
+        only_on_instances(moment, gpu)?;
+        put(parent, handle_of(gpu.index))
+    }
+
+    fn nvmlDeviceGetAttributes_v2(moment, gpu => attributes: *mut nvmlDeviceAttributes_t) {
+        let instance = only_on_instances(moment, gpu)?.spec;
+        put(attributes, nvmlDeviceAttributes_t {
+            multiprocessorCount: instance.compute_slices * 16,
+            sharedCopyEngineCount: instance.slices,
+            sharedDecoderCount: instance.slices,
+            sharedEncoderCount: 0,
+            sharedJpegCount: 0,
+            sharedOfaCount: 0,
+            gpuInstanceSliceCount: instance.slices,
+            computeInstanceSliceCount: instance.compute_slices,
+            memorySizeMB: instance.memory_bytes >> 20,
         })
     }
 
-    fn nvmlDeviceIsMigDeviceHandle(_, _ => answer: *mut u32) { put(answer, 0) }
-    fn nvmlDeviceGetGpuInstanceId(_, gpu => _id: *mut u32) { only_on_instances(gpu) }
-    fn nvmlDeviceGetComputeInstanceId(_, gpu => _id: *mut u32) { only_on_instances(gpu) }
-    fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(_, gpu => _parent: *mut nvmlDevice_t) { only_on_instances(gpu) }
-    fn nvmlDeviceGetAttributes_v2(_, gpu => _attributes: *mut nvmlDeviceAttributes_t) { only_on_instances(gpu) }
-
-    fn nvmlGpmQueryDeviceSupport(_, _ => support: *mut nvmlGpmSupport_t) {
+    fn nvmlGpmQueryDeviceSupport(_, gpu => support: *mut nvmlGpmSupport_t) {
         let mut answer = get(support)?;
-        answer.isSupportedDevice = 0;
+        if answer.version != NVML_GPM_SUPPORT_VERSION {
+            return Err(code::ARGUMENT_VERSION_MISMATCH);
+        }
+        answer.isSupportedDevice = u32::from(gpu.spec.gpm);
         put(support, answer)
     }
+
+    fn nvmlGpmSampleGet(moment, gpu => sample: nvmlGpmSample_t) {
+        with_gpm(gpu)?;
+        gpm::fill(sample, gpm::Sample { gpu: gpu.index, instance: None, at_us: moment.now_us })
+    }
+
+    fn nvmlGpmMigSampleGet(moment, gpu => gpu_instance: u32, sample: nvmlGpmSample_t) {
+        with_gpm(gpu)?;
+        if !gpu.instances.iter().any(|part| part.spec.gpu_instance == gpu_instance) {
+            return Err(code::INVALID_ARGUMENT);
+        }
+        let instance = Some(gpu_instance);
+        gpm::fill(sample, gpm::Sample { gpu: gpu.index, instance, at_us: moment.now_us })
+    }
+}
+
+pub unsafe extern "C" fn nvmlGpmSampleAlloc(sample: *mut nvmlGpmSample_t) -> nvmlReturn_t {
+    on_library("nvmlGpmSampleAlloc", |_| {
+        // SAFETY: the pointer is as nvml.h demands.
+        unsafe { put(sample, gpm::alloc()) }
+    })
+}
+
+pub unsafe extern "C" fn nvmlGpmSampleFree(sample: nvmlGpmSample_t) -> nvmlReturn_t {
+    on_library("nvmlGpmSampleFree", |_| gpm::free(sample))
+}
+
+pub unsafe extern "C" fn nvmlGpmMetricsGet(request: *mut nvmlGpmMetricsGet_t) -> nvmlReturn_t {
+    finish(|| {
+        // SAFETY: the pointer is as nvml.h demands: null, or valid and nobody else's.
+        let request = unsafe { request.as_mut() }.ok_or(code::INVALID_ARGUMENT)?;
+        if request.version != NVML_GPM_METRICS_GET_VERSION {
+            return Err(code::ARGUMENT_VERSION_MISMATCH);
+        }
+        let (earlier, later) = gpm::pair(request.sample1, request.sample2)?;
+        let count = usize::try_from(request.numMetrics).unwrap_or(usize::MAX);
+        let metrics = request
+            .metrics
+            .get_mut(..count)
+            .ok_or(code::INVALID_ARGUMENT)?;
+        on_gpu("nvmlGpmMetricsGet", earlier.gpu, |_, gpu| {
+            metrics
+                .iter_mut()
+                .for_each(|metric| gpm::answer(gpu, earlier, later, metric));
+            Ok(())
+        })
+    })
 }
 
 // --- events --------------------------------------------------------------------------------------

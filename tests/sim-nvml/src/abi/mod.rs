@@ -9,6 +9,7 @@
 
 pub mod calls;
 mod events;
+mod gpm;
 pub mod symbols;
 
 use std::os::unix::fs::MetadataExt as _;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlReturn_t};
 
 use crate::event::Fault;
-use crate::history::{Gpu, History};
+use crate::history::{Gpu, History, Part};
 use crate::log::{self, LogReader, StateError};
 
 /// The `nvmlReturn_t` values that the library answers by itself.
@@ -80,13 +81,31 @@ struct Loaded {
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
 /// Everything that an answer is computed from: the history up to a moment.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment<'a> {
     client: &'a Client,
     history: &'a History,
     gpu: Option<&'a Gpu>,
+    /// The MIG instance that is asked for, of that GPU.
+    instance: Option<&'a Part>,
     now_us: u64,
 }
+
+/// The functions that answer for a MIG instance.
+const ON_INSTANCES: [&str; 10] = [
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetGraphicsRunningProcesses",
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceIsMigDeviceHandle",
+    "nvmlDeviceGetGpuInstanceId",
+    "nvmlDeviceGetComputeInstanceId",
+    "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
+];
+/// With a number behind, which a prefix would not tell from other functions.
+const ATTRIBUTES: &str = "nvmlDeviceGetAttributes_v2";
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic was already answered with 999; the state is replayed from the log and stays valid.
@@ -152,9 +171,26 @@ fn on_device(
 ) -> nvmlReturn_t {
     finish(|| {
         let client = client()?;
-        let index = index_of(device).ok_or(code::INVALID_ARGUMENT)?;
+        let (index, serial) = parts_of(device).ok_or(code::INVALID_ARGUMENT)?;
         client.query(name, Some(index), |moment| {
-            answer(moment, moment.gpu.ok_or(code::INVALID_ARGUMENT)?)
+            let gpu = moment.gpu.ok_or(code::INVALID_ARGUMENT)?;
+            let Some(serial) = serial else {
+                return answer(moment, gpu);
+            };
+            // The handle of an instance that was destroyed is none.
+            let mut instances = gpu.instances.iter();
+            let instance = instances.find(|instance| instance.serial == serial);
+            let instance = Some(instance.ok_or(code::INVALID_ARGUMENT)?);
+            if name != ATTRIBUTES && !ON_INSTANCES.iter().any(|known| name.starts_with(known)) {
+                return Err(code::NOT_SUPPORTED);
+            }
+            answer(
+                &Moment {
+                    instance,
+                    ..*moment
+                },
+                gpu,
+            )
         })
     })
 }
@@ -173,9 +209,25 @@ fn handle_of(index: u32) -> nvmlDevice_t {
     std::ptr::without_provenance_mut(HANDLES + usize::try_from(index).unwrap_or(0) * 8)
 }
 
-fn index_of(device: nvmlDevice_t) -> Option<u32> {
-    let offset = device.addr().checked_sub(HANDLES)?;
-    (offset % 8 == 0).then(|| u32::try_from(offset / 8).ok())?
+/// The handles of instances begin here; a GPU may have had this many of them.
+const INSTANCE_HANDLES: usize = 0x5152_0000;
+const INSTANCES: u32 = 4096;
+
+fn handle_of_instance(index: u32, instance: &Part) -> nvmlDevice_t {
+    let number = index * INSTANCES + instance.serial % INSTANCES;
+    std::ptr::without_provenance_mut(INSTANCE_HANDLES + usize::try_from(number).unwrap_or(0) * 8)
+}
+
+/// The GPU's index, and the serial number of its instance if the handle is one's.
+fn parts_of(device: nvmlDevice_t) -> Option<(u32, Option<u32>)> {
+    let number = |base: usize| {
+        let offset = device.addr().checked_sub(base)?;
+        (offset % 8 == 0).then(|| u32::try_from(offset / 8).ok())?
+    };
+    match number(INSTANCE_HANDLES) {
+        Some(number) => Some((number / INSTANCES, Some(number % INSTANCES))),
+        None => Some((number(HANDLES)?, None)),
+    }
 }
 
 impl Client {
@@ -232,6 +284,7 @@ impl Client {
                 client: self,
                 history,
                 gpu,
+                instance: None,
                 now_us,
             });
         }

@@ -5,7 +5,7 @@
 //! makes exported functions of them, the ABI's test checks them against nvml-wrapper-sys.
 //!
 //! Left out on purpose: `nvmlInternalGetExportTable` (undocumented, wanted by nvidia-smi), the
-//! unversioned `nvmlDeviceGetPciInfo` (an older, shorter struct), GPM metrics, vGPU, units.
+//! unversioned `nvmlDeviceGetPciInfo` (an older, shorter struct), vGPU, units.
 
 /// Hands what R470 has, and every later driver still to a macro: `symbols_r470!(sim_nvml::export)`.
 #[macro_export]
@@ -114,6 +114,11 @@ macro_rules! symbols_r550 {
             fn nvmlDeviceGetCurrentClocksEventReasons(device: nvmlDevice_t, clocks_event_reasons: *mut u64) -> nvmlReturn_t;
             fn nvmlDeviceGetRunningProcessDetailList(device: nvmlDevice_t, plist: *mut nvmlProcessDetailList_t) -> nvmlReturn_t;
             fn nvmlDeviceGetProcessesUtilizationInfo(device: nvmlDevice_t, info: *mut nvmlProcessesUtilizationInfo_t) -> nvmlReturn_t;
+            fn nvmlGpmSampleAlloc(gpm_sample: *mut nvmlGpmSample_t) -> nvmlReturn_t;
+            fn nvmlGpmSampleFree(gpm_sample: nvmlGpmSample_t) -> nvmlReturn_t;
+            fn nvmlGpmSampleGet(device: nvmlDevice_t, gpm_sample: nvmlGpmSample_t) -> nvmlReturn_t;
+            fn nvmlGpmMigSampleGet(device: nvmlDevice_t, gpu_instance_id: u32, gpm_sample: nvmlGpmSample_t) -> nvmlReturn_t;
+            fn nvmlGpmMetricsGet(metrics_get: *mut nvmlGpmMetricsGet_t) -> nvmlReturn_t;
             fn nvmlGpmQueryDeviceSupport(device: nvmlDevice_t, gpm_support: *mut nvmlGpmSupport_t) -> nvmlReturn_t;
         }
     };
