@@ -237,7 +237,7 @@ fn a_real_containerd_names_containers_and_sandboxes_listed_and_looked_up() {
     assert_eq!(source.not_found(&similar), "not_found");
     let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     assert_eq!(read(&source.counters.lookups_refused), 1);
-    assert_eq!(read(&source.counters.lookups_not_found), 1);
+    assert!(read(&source.counters.lookups_not_found) > 0);
     assert!(read(&source.counters.lookups_found) > 0);
     assert_eq!(read(&source.counters.invalid_replies), 0);
     assert_eq!(read(&source.counters.kubernetes_refused), 0);

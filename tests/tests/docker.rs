@@ -255,10 +255,9 @@ async fn names_and_labels_arrive_by_list_event_and_lookup() {
         })
         .await;
     assert_eq!(source.counters.invalid_replies.load(Ordering::Relaxed), 0);
-    // Events of shortly before it began are told again, also of the brief one, which is then looked
-    // for and may be gone.
-    let lost = source.counters.lookups_not_found.load(Ordering::Relaxed);
-    assert!([1, 2].contains(&lost), "{lost}");
+    // It is asked for again after a second. Events of shortly before the source began are told again,
+    // too, also of the brief one, which is then looked for and may be gone.
+    assert!(source.counters.lookups_not_found.load(Ordering::Relaxed) > 0);
     assert_eq!(source.counters.lookups_invalid.load(Ordering::Relaxed), 0);
     source.stop().await;
 }
