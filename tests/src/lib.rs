@@ -1,7 +1,9 @@
 //! What the tests against real parts share: daemons that they start and stop, the built agent, and
 //! the rule for what a machine lacks.
 
+pub mod accuracy;
 pub mod agent;
+pub mod cgroups;
 pub mod collector;
 pub mod containerd;
 pub mod daemon;

@@ -8,10 +8,10 @@ use crate::command::Cmd;
 use crate::setup::{self, Group};
 use crate::workspace;
 
-/// Measure what the agent costs on this machine; ten minutes for everything
+/// Measure what the agent costs on this machine; twenty minutes for everything
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Which: forks, opens, storm, footprint, metrics, identity; all if not given
+    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy; all if not given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -26,7 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Cmd::new(workspace::cargo())
         .env(build::OBJECT_VARIABLE, build::built_object())
         .args(["build", "--release", "--package", "gpuacct-tests"])
-        .args(["--bin", "bench"])
+        .args(["--bin", "bench", "--bin", "naive-poller"])
         .run()?;
     Cmd::new(workspace::target().join("release/bench"))
         .env("GPUACCT_BIN", agent)

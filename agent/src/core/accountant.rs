@@ -314,7 +314,22 @@ impl Accountant {
     }
 
     fn sight(&mut self, event: &ProcessEvent, sighting: Sighting) {
-        let place = self.placements.of_keys(event.cgroups);
+        let mut place = self.placements.of_keys(event.cgroups);
+        let process = ProcessId {
+            pid: event.pid,
+            start: event.start.into(),
+        };
+        // A scan that was faster than this event knew the same place by its path.
+        if let Some(found) = self.processes.found_at(process)
+            && found != place
+        {
+            let owner = self.placements.owner(place).map(|(owner, _)| owner.clone());
+            let known = self.placements.owner(found).map(|(owner, _)| owner);
+            if owner.is_some() && owner.as_ref() == known {
+                self.placements.discard_unheld(place);
+                place = found;
+            }
+        }
         self.put(event.pid, event.start, event.at, place, sighting);
         self.processes
             .note(event.pid, event.start, event.parent, true);
@@ -363,7 +378,11 @@ impl Accountant {
             // A path and a number that mean the same owner are no move, and a number that means
             // nothing yet is what the path says.
             let place = match self.processes.placement(id) {
-                Some(_) if known.is_none() && owner.is_some() => {
+                Some(_)
+                    if known.is_none()
+                        && owner.is_some()
+                        && self.processes.is_there_since(id, scan.started) =>
+                {
                     self.placements.hold(place);
                     if let Some(gone) = self.processes.settle(id, place) {
                         self.placements.release(gone);
@@ -1442,6 +1461,12 @@ mod tests {
 
         /// Time passes, and the GPU's window up to now is closed with these credits (ms).
         fn pass(&mut self, millis: u64, credits: &[(u32, u64)]) {
+            self.window(millis, credits);
+            self.events(vec![]);
+        }
+
+        /// Likewise, and the event stream stays behind.
+        fn window(&mut self, millis: u64, credits: &[(u32, u64)]) {
             self.now += millis * 1_000_000;
             let credits: Vec<Credit> = credits
                 .iter()
@@ -1467,7 +1492,22 @@ mod tests {
             };
             self.windowed = self.now;
             self.take(Input::Window(window));
-            self.events(vec![]);
+        }
+
+        /// A scan that begins now and finds these: pid, start, path.
+        fn scan(&self, found: &[(u32, u64, &str)]) -> Input {
+            let processes = found.iter().map(|&(pid, start, path)| ScannedProcess {
+                pid: Pid(pid),
+                parent: Pid(1),
+                start: BootTime(start).into(),
+                cgroups: Arc::new([(0, path.into())]),
+            });
+            Input::Processes(ProcessScan {
+                started: BootTime(self.now),
+                finished: BootTime(self.now),
+                processes: processes.collect(),
+                skipped: 0,
+            })
         }
 
         /// Time passes, of which the GPU was busy for a part that has no rows.
@@ -2597,6 +2637,99 @@ mod tests {
         let snapshot = node.commit();
         assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
         assert_eq!(snapshot.agent.processes, 1);
+    }
+
+    fn unattributed(snapshot: &Snapshot) -> Vec<(UnattributedReason, u64)> {
+        let amounts = snapshot.gpus[0].unattributed.iter();
+        amounts
+            .filter(|(_, amount)| !amount.is_zero())
+            .map(|(reason, amount)| (*reason, amount.0 / 1_000_000))
+            .collect()
+    }
+
+    #[test]
+    fn a_scan_that_overtakes_the_event_of_a_move_does_not_date_the_move() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.named(B, None);
+        let start = node.fork(7, 3);
+        node.now += SECOND / 2;
+        let moved = node.event(7, start, 4);
+        // It was both's.
+        node.window(500, &[(7, 900)]);
+        let scan = node.scan(&[(7, start, &format!("/docker/{B}"))]);
+        node.take(scan);
+        // It was B's alone.
+        node.window(1_000, &[(7, 400)]);
+        node.events(vec![KernelEvent::Attach(moved)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), [("web".into(), 'b', 400)]);
+        assert_eq!(
+            unattributed(&snapshot),
+            [(UnattributedReason::AmbiguousPid, 900)]
+        );
+    }
+
+    #[test]
+    fn a_scan_that_overtakes_a_runtimes_child_leaves_it_to_its_container() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let start = node.fork(7, 6);
+        node.now += 10_000_000;
+        let moved = node.event(7, start, 3);
+        let executed = node.event(7, start, 3);
+        node.now += 10_000_000;
+        let scan = node.scan(&[(7, start, &format!("/docker/{A}"))]);
+        node.take(scan);
+        node.events(vec![
+            KernelEvent::Attach(moved),
+            KernelEvent::Exec(executed),
+        ]);
+        node.pass(980, &[(7, 500)]);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn a_scan_older_than_a_move_does_not_undo_it_since_the_new_cgroup_has_no_name_yet() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let start = node.fork(7, 3);
+        node.now += SECOND / 4;
+        let scan = node.scan(&[(7, start, &format!("/docker/{A}"))]);
+        node.now += SECOND / 4;
+        // The announcement of cgroup 99 was lost.
+        let moved = node.event(7, start, 99);
+        node.events(vec![KernelEvent::Attach(moved)]);
+        node.pass(0, &[]);
+        node.take(scan);
+        node.pass(500, &[(7, 400)]);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), []);
+        assert_eq!(
+            unattributed(&snapshot),
+            [(UnattributedReason::UnknownCgroup, 400)]
+        );
+    }
+
+    #[test]
+    fn a_pid_given_away_within_a_scans_tick_is_not_the_next_ones_alone() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.named(B, None);
+        node.fork(7, 3);
+        // A second and 4 ms: up to here it was A's. The scan dates B's start 4 ms before that.
+        node.pass(1_000, &[]);
+        node.window(4, &[(7, 4)]);
+        node.events(vec![]);
+        node.now += 2_000_000;
+        let scan = node.scan(&[(7, node.now, &format!("/docker/{B}"))]);
+        node.take(scan);
+        let snapshot = node.commit();
+        assert_eq!(published(&snapshot), []);
+        assert_eq!(
+            unattributed(&snapshot),
+            [(UnattributedReason::AmbiguousPid, 4)]
+        );
     }
 
     /// One step of an arbitrary life of the node.

@@ -35,9 +35,11 @@ const EXEC_HERE: u32 = 1 << 30;
 const EXEC_BEFORE: u32 = 1 << 31;
 /// An event of the kernel reported it, not only a scan.
 const BY_EVENT: u32 = 1 << 28;
+/// A scan found it where it is: it may have come there before the scan began.
+const FOUND_HERE: u32 = 1 << 27;
 const _: () = {
-    let flags = EXIT_REPORTED | EXEC_HERE | EXEC_BEFORE | BY_EVENT;
-    assert!(flags.count_ones() == 4 && flags & PID_MASK == 0);
+    let flags = EXIT_REPORTED | EXEC_HERE | EXEC_BEFORE | BY_EVENT | FOUND_HERE;
+    assert!(flags.count_ones() == 5 && flags & PID_MASK == 0);
 };
 
 /// One incarnation of a pid. 48 bytes; with its index entry a process costs at most 64.
@@ -75,6 +77,15 @@ impl Record {
 
     fn is_alive(&self) -> bool {
         self.exit == BootTime::MAX
+    }
+
+    /// The latest instant at which it can have started: a scan knows the tick alone.
+    fn started_by(&self) -> BootTime {
+        if self.has(BY_EVENT) {
+            self.start
+        } else {
+            StartTicks(self.ticks().0.saturating_add(1)).earliest()
+        }
     }
 }
 
@@ -197,7 +208,13 @@ impl ProcessTable {
             self.alive += 1;
         }
         let mut held = false;
-        if record.placement != placement {
+        if record.placement == placement {
+            // The event that a scan was faster than says when it came here.
+            if sighting != Sighting::Scan && record.has(FOUND_HERE) && at < record.since {
+                record.since = at;
+                record.pid_and_flags &= !FOUND_HERE;
+            }
+        } else {
             if at >= record.since {
                 if let Some(gone) = record.previous.replace(record.placement) {
                     release(gone);
@@ -209,8 +226,13 @@ impl ProcessTable {
                 } else {
                     0
                 };
-                record.pid_and_flags &= !(EXEC_HERE | EXEC_BEFORE);
-                record.pid_and_flags |= exec_before;
+                let found_here = if sighting == Sighting::Scan {
+                    FOUND_HERE
+                } else {
+                    0
+                };
+                record.pid_and_flags &= !(EXEC_HERE | EXEC_BEFORE | FOUND_HERE);
+                record.pid_and_flags |= exec_before | found_here;
                 held = true;
             } else if record.previous.is_none() {
                 // Older news that came late: it says where the process was before it moved.
@@ -268,14 +290,19 @@ impl ProcessTable {
         }
         record.older = next;
         if let Some(younger) = younger {
-            record.exit = self.records[younger as usize].start;
+            record.exit = self.records[younger as usize].started_by();
             self.exited += 1;
         } else {
             self.alive += 1;
         }
         if next != NIL && self.records[next as usize].is_alive() {
             // Its exit was lost: a pid is free again only when its holder is gone.
-            self.records[next as usize].exit = start;
+            // By then, at the latest.
+            self.records[next as usize].exit = if sighting == Sighting::Scan {
+                record.started_by()
+            } else {
+                start
+            };
             self.alive -= 1;
             self.exited += 1;
         }
@@ -408,15 +435,22 @@ impl ProcessTable {
         seen: &dyn Fn(Pid, StartTicks) -> bool,
     ) -> u64 {
         let mut closed = 0;
-        for &slot in self.newest.values() {
-            let record = &mut self.records[slot as usize];
-            if record.is_alive()
-                && record.start < started
-                && record.since < started
-                && !seen(record.pid(), record.ticks())
-            {
-                record.exit = started;
-                closed += 1;
+        for &newest in self.newest.values() {
+            let mut slot = newest;
+            while slot != NIL {
+                let record = &mut self.records[slot as usize];
+                // Its pid may have been given away since: then all that was known of its end is
+                // that it was over by then.
+                if record.exit > started
+                    && !record.has(EXIT_REPORTED)
+                    && record.start < started
+                    && record.since < started
+                    && !seen(record.pid(), record.ticks())
+                {
+                    closed += u64::from(record.is_alive());
+                    record.exit = started;
+                }
+                slot = record.older;
             }
         }
         self.alive -= closed;
@@ -478,6 +512,24 @@ impl ProcessTable {
                 (here, before) => [here, before],
             },
         }
+    }
+
+    /// Where a scan found a process that had moved, if no event has said so since.
+    #[must_use]
+    pub fn found_at(&self, process: ProcessId) -> Option<PlacementId> {
+        let slot = self.find(process.pid, process.start)?;
+        let record = &self.records[slot as usize];
+        record.has(FOUND_HERE).then_some(record.placement)
+    }
+
+    /// Whether nothing newer than `at` is known of where a process is: it has been there since then,
+    /// or since it began.
+    #[must_use]
+    pub fn is_there_since(&self, process: ProcessId, at: BootTime) -> bool {
+        self.find(process.pid, process.start).is_some_and(|slot| {
+            let record = &self.records[slot as usize];
+            record.since <= at.max(record.start)
+        })
     }
 
     /// Where a process is, as far as the table knows it.
@@ -736,6 +788,17 @@ mod tests {
         assert_eq!((table.alive(), table.exited()), (2, 1));
         assert!(places(&table, 2, s(21), s(22)).is_empty());
         assert_eq!(places(&table, 3, s(30), s(31)), [HOST]);
+    }
+
+    #[test]
+    fn a_scan_dates_a_lost_exit_better_than_the_pid_being_taken_again() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        see(&mut table, 7, s(20), s(20), BOX_B, Sighting::Fork);
+        // It began before the pid was taken again, and comes after that is known.
+        assert_eq!(table.close_unseen(s(15), &|_, _| false), 0);
+        assert_eq!((table.alive(), table.exited()), (1, 1));
+        assert_eq!(places(&table, 7, s(16), s(22)), [BOX_B]);
     }
 
     #[test]

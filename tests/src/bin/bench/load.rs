@@ -5,15 +5,14 @@
 //! published under the ids that the kernel gives, which is what a node without a runtime shows.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs;
 use std::io::PipeWriter;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use gpuacct_tests::agent::Agent;
+use gpuacct_tests::cgroups::Containers;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::Sampling;
 use rustix::time::{ClockId, clock_gettime};
@@ -41,8 +40,7 @@ pub(crate) struct Load {
     processes: Vec<Child>,
     /// The processes end when this does, also if this program is killed.
     alive: Option<PipeWriter>,
-    /// Made here, the outermost first.
-    cgroups: Vec<PathBuf>,
+    containers: Containers,
 }
 
 impl Load {
@@ -54,31 +52,16 @@ impl Load {
             scenario,
             processes: Vec::new(),
             alive: Some(writer),
-            cgroups: Vec::new(),
+            containers: Containers::below("bench")?,
         };
-        let root = hierarchy()?.join(format!("gpuacct-bench-{}", std::process::id()));
-        let pods = root.join("kubepods");
-        let class = pods.join("burstable");
-        for path in [&root, &pods, &class] {
-            load.cgroup(path)?;
-        }
         for gpu in 0..GPUS {
-            for process in 0..PROCESSES {
-                let number = u64::from(gpu * PROCESSES + process);
-                let pod = class.join(format!("pod6f1c8a52-3c1e-4c55-9a8e-{number:012x}"));
-                let container = pod.join(container_id(number));
-                load.cgroup(&pod)?;
-                load.cgroup(&container)?;
-                let child = Command::new("cat")
-                    .stdin(reader.try_clone()?)
-                    .stdout(Stdio::null())
-                    .spawn()
-                    .context("cannot start a process")?;
+            for _ in 0..PROCESSES {
+                let container = load.containers.add()?;
+                let mut command = Command::new("cat");
+                command.stdin(reader.try_clone()?).stdout(Stdio::null());
+                let child = container.spawn(&mut command)?;
                 let pid = child.id();
                 load.processes.push(child);
-                let place = container.join("cgroup.procs");
-                fs::write(&place, pid.to_string())
-                    .with_context(|| format!("cannot write {}", place.display()))?;
                 let job = Job {
                     gpu,
                     share: 1.0 / f64::from(PROCESSES),
@@ -95,12 +78,6 @@ impl Load {
     pub(crate) fn dir(&self) -> &Path {
         self.scenario.dir()
     }
-
-    fn cgroup(&mut self, path: &Path) -> Result<()> {
-        fs::create_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
-        self.cgroups.push(path.to_owned());
-        Ok(())
-    }
 }
 
 impl Drop for Load {
@@ -110,39 +87,7 @@ impl Drop for Load {
             // It ends by itself; a process that cannot be waited for is gone.
             let _ = process.wait();
         }
-        for path in self.cgroups.iter().rev() {
-            if let Err(error) = fs::remove_dir(path) {
-                eprintln!("cannot remove {}: {error}", path.display());
-            }
-        }
     }
-}
-
-/// 64 digits that look like what a runtime draws.
-fn container_id(number: u64) -> String {
-    let mut id = String::new();
-    for part in 1..=4_u64 {
-        let digits = (number * 4 + part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        write!(id, "{digits:016x}").expect("a String takes everything");
-    }
-    id
-}
-
-/// Where the unified hierarchy of cgroups is mounted, or the one that runtimes use on v1.
-fn hierarchy() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let find = |kind: &str, option: &str| {
-        mounts.lines().find_map(|line| {
-            let (place, kinds) = line.split_once(" - ")?;
-            let mut kinds = kinds.split(' ');
-            let is_it = kinds.next() == Some(kind)
-                && (option.is_empty() || kinds.nth(1)?.split(',').any(|found| found == option));
-            is_it.then(|| place.split(' ').nth(4).map(PathBuf::from))?
-        })
-    };
-    find("cgroup2", "")
-        .or_else(|| find("cgroup", "memory"))
-        .context("no hierarchy of cgroups is mounted")
 }
 
 /// Shares of one core, the largest first.
@@ -334,25 +279,4 @@ pub(crate) fn footprint(bench: &Bench) -> Result<Vec<Row>> {
             format!("{:.1} MB", megabytes(full.steady.peak)),
         ),
     ])
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn container_ids_are_distinct_and_look_like_some() {
-        let ids: BTreeSet<String> = (0..512).map(container_id).collect();
-        assert_eq!(ids.len(), 512);
-        for id in ids {
-            let path = format!("/gpuacct-bench-1/kubepods/burstable/podx/{id}");
-            let meaning = gpuacct::core::cgroup_path::parse(&path);
-            let gpuacct::core::cgroup_path::CgroupMeaning::Container(container) = meaning else {
-                panic!("{path} is {meaning:?}");
-            };
-            assert_eq!(container.id.as_str(), id);
-        }
-    }
 }

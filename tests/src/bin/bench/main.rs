@@ -6,9 +6,10 @@
 //! What measures costs wants a build with optimisations; what measures when or whether something
 //! becomes known does not.
 //!
-//! It takes about ten minutes. It leaves nothing behind: processes, cgroups and directories go
+//! It takes about twenty minutes. It leaves nothing behind: processes, cgroups and directories go
 //! with it, also when it is interrupted.
 
+mod accuracy;
 mod forks;
 mod identity;
 mod load;
@@ -36,7 +37,7 @@ use report::Row;
 /// A benchmark: its name, its title, what it does.
 type Benchmark = (&'static str, &'static str, fn(&Bench) -> Result<Vec<Row>>);
 
-const BENCHMARKS: [Benchmark; 6] = [
+const BENCHMARKS: [Benchmark; 7] = [
     ("forks", "Processes come and go", forks::on_and_off),
     ("opens", "Opens of devices", opens::on_and_off),
     ("storm", "Events without a loss", forks::storm),
@@ -47,10 +48,11 @@ const BENCHMARKS: [Benchmark; 6] = [
         "From a container's start to its identity",
         identity::identity,
     ),
+    ("accuracy", "How right the books are", accuracy::accuracy),
 ];
 
 /// Those that measure no cost.
-const IN_ANY_BUILD: [&str; 1] = ["identity"];
+const IN_ANY_BUILD: [&str; 2] = ["identity", "accuracy"];
 
 /// Turns true when the bench is to end.
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
