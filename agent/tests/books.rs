@@ -25,7 +25,8 @@ use gpuacct::core::accountant::{Accountant, Settings};
 use gpuacct::core::input::{
     CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess,
     GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch, KernelEvent,
-    KubernetesNames, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+    KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
+    WindowQuality,
 };
 use gpuacct::core::model::{
     BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, UnattributedReason,
@@ -392,6 +393,9 @@ impl World {
             model: "test".into(),
             driver: "1".into(),
             simulated: true,
+            minor: None,
+            mig: None,
+            engines: vec![],
             memory_total: None,
         });
         world.take(Input::Gpus(gpus.collect()));
@@ -637,6 +641,8 @@ impl World {
             credits: truth.credits.iter().map(credit).collect(),
             below_resolution: Nanos(truth.nobodys),
             no_row: Nanos::ZERO,
+            engines: vec![],
+            energy: None,
             quality: WindowQuality::default(),
         };
         of.held.push_back(Input::Window(window));
@@ -663,6 +669,7 @@ impl World {
             processes: pids
                 .map(|pid| GpuProcess {
                     pid: Pid(pid),
+                    mps: MpsRole::None,
                     memory: Some(1 << 20),
                 })
                 .into_iter()
@@ -891,7 +898,7 @@ impl World {
             };
             let key = (owner, account.gpu.to_string());
             assert!(
-                open.insert(key, account.busy).is_none(),
+                open.insert(key, account.amounts.busy).is_none(),
                 "one account twice"
             );
         }
@@ -913,8 +920,8 @@ impl World {
         for series in &snapshot.host_series {
             assert_eq!(series.unit.as_str(), Place::Host.account());
             let key = (series.gpu.to_string(), series.start);
-            let before = self.hosts.insert(key, series.busy);
-            assert!(before.is_none_or(|before| before <= series.busy));
+            let before = self.hosts.insert(key, series.amounts.busy);
+            assert!(before.is_none_or(|before| before <= series.amounts.busy));
         }
         for gpu in 0..GPUS {
             for place in Place::ALL {
@@ -966,12 +973,12 @@ impl World {
             });
             // One that was gone may also go on where it stopped.
             entry.gone = false;
-            assert!(entry.last <= series.busy, "{labels:?} fell");
+            assert!(entry.last <= series.amounts.busy, "{labels:?} fell");
             assert!(
-                !is_first || self.policy.zero_for.is_zero() || series.busy.is_zero(),
+                !is_first || self.policy.zero_for.is_zero() || series.amounts.busy.is_zero(),
                 "{labels:?} was not shown at 0"
             );
-            entry.last = series.busy;
+            entry.last = series.amounts.busy;
         }
         for (key, series) in &mut self.published {
             if !series.gone && !shown.contains(key) {
@@ -1003,10 +1010,10 @@ impl World {
                 ["ml", "web", "(none)", "(unresolved)"].contains(&&*namespace),
                 "{namespace} is nobody's"
             );
-            *fed.entry(series.gpu.to_string()).or_default() += series.busy;
+            *fed.entry(series.gpu.to_string()).or_default() += series.amounts.busy;
             let key = (namespace, series.gpu.to_string());
-            let before = self.namespaces.insert(key, series.busy);
-            assert!(before.is_none_or(|before| before <= series.busy));
+            let before = self.namespaces.insert(key, series.amounts.busy);
+            assert!(before.is_none_or(|before| before <= series.amounts.busy));
         }
         for (gpu, fed) in fed {
             let of_gpu = self.booked.iter().filter(|((_, of), _)| *of == gpu);
@@ -1052,6 +1059,7 @@ fn pid_of(event: &KernelEvent) -> Option<u32> {
         | KernelEvent::Exec(of)
         | KernelEvent::Exit(of)
         | KernelEvent::Attach(of) => Some(of.pid.0),
+        KernelEvent::Open(of) => Some(of.process.pid.0),
     }
 }
 
