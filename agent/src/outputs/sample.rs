@@ -151,6 +151,7 @@ pub(crate) fn snapshot() -> Snapshot {
             cgroups_refused: 1,
             gpu_opens: 40,
             gpu_opens_unsampled: 2,
+            records_given_up: 0,
             commits: 3_600,
             imbalances: 0,
         },
@@ -184,6 +185,7 @@ pub(crate) fn snapshot() -> Snapshot {
             ),
             allocation("sidecar", AllocationState::NoContainer, "card-7", false),
         ],
+        store: None,
         nvml_calls: vec![NvmlCallBook {
             call: "nvmlDeviceGetSamples".into(),
             calls: 7_200,
