@@ -648,11 +648,10 @@ impl Accountant {
         }
     }
 
-    /// The last commit of this agent: nothing that has come is left waiting.
-    pub fn commit_last(&mut self, clock: Clock) -> Snapshot {
+    /// From here on nothing is waited for: the next commit is the last of this agent.
+    pub fn await_nothing(&mut self) {
         self.settings.await_events = Nanos::ZERO;
         self.await_scan_until = BootTime::default();
-        self.commit(clock)
     }
 
     /// Books what is ready, settles names, publishes, checks the balance.
@@ -2241,7 +2240,8 @@ mod tests {
         node.pass(1_000, &[(7, 500)]);
         node.accountant.drained_through = BootTime(0);
         assert_eq!(node.commit().gpus[0].windows, 0);
-        let snapshot = node.accountant.commit_last(clock(node.now));
+        node.accountant.await_nothing();
+        let snapshot = node.accountant.commit(clock(node.now));
         assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
     }
 

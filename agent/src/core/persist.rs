@@ -684,6 +684,15 @@ impl Accountant {
         Some((kept, totals))
     }
 
+    /// The end of each GPU's last window that is booked.
+    #[must_use]
+    pub fn windows_ended(&self) -> Vec<(GpuUuid, BootTime)> {
+        let books = self.ledger.books().iter();
+        books
+            .filter_map(|book| Some((book.gpu.uuid.clone(), book.through?)))
+            .collect()
+    }
+
     /// Notes the last state of accounts that have just been closed, while their payers are known.
     pub(super) fn keep_closed(&mut self, closed: &[((usize, Owner), Account)], at: WallTime) {
         let Some(mut keeper) = self.keeper.take() else {
