@@ -118,15 +118,12 @@ impl StoreError {
         }
     }
 
-    /// It and its causes, in one line.
+    /// It and its cause, in one line. SQLite's own errors repeat theirs in their text.
     #[must_use]
     pub fn words(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
         }
-        text
     }
 }
