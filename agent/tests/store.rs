@@ -149,6 +149,7 @@ impl Node {
             driver: "1".into(),
             simulated: true,
             memory_total: None,
+            minor: None,
             mig: None,
             engines: vec![],
         }]));

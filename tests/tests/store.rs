@@ -400,7 +400,7 @@ fn a_second_agent_waits_for_the_first_and_says_so() {
     .expect("it answers");
     assert_eq!(code, 503);
     drop(first);
-    says(&mut second, "up 0");
+    says(&mut second, "store up");
 }
 
 /// An agent that is not waited for. Killed when dropped.

@@ -27,8 +27,8 @@ use super::model::{
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
 };
 use super::opens::{Fate, Opens};
-use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::persist::Keeper;
+use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{

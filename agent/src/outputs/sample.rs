@@ -13,7 +13,8 @@ use crate::core::model::{
 use crate::core::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
     ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook, GpuProcessView, HostSeries,
-    IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook, Snapshot, SourceErrorBook, StoreBook,
+    IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook, Snapshot, SourceErrorBook,
+    StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.

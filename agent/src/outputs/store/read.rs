@@ -286,9 +286,23 @@ fn last_number(connection: &Connection, life: i64) -> Result<u32> {
 }
 
 fn gpus(connection: &Connection) -> Result<HashMap<i64, GpuInfo>> {
-    let sql = "SELECT gpu, info FROM gpus";
+    let sql = "SELECT gpu, info, uuid, place, model, driver FROM gpus";
     let all = rows(connection, "gpus", sql, [], |columns| {
-        Ok((columns.next()?, json(columns)?))
+        let gpu = columns.next()?;
+        let info: String = columns.next()?;
+        let plain = GpuInfo {
+            uuid: GpuUuid(columns.text()?),
+            index: u32::try_from(columns.number()?).unwrap_or(u32::MAX),
+            model: columns.text()?,
+            driver: columns.text()?,
+            simulated: false,
+            memory_total: None,
+            minor: None,
+            mig: None,
+            engines: Vec::new(),
+        };
+        // What another version has written may lack what this one wants. NVML says it again soon.
+        Ok((gpu, serde_json::from_str(&info).unwrap_or(plain)))
     })?;
     Ok(all.into_iter().collect())
 }
