@@ -534,6 +534,8 @@ fn restored_account(kept: &KeptAccount, totals: &KeptTotals, now: BootTime) -> A
             Amounts::ZERO
         },
         ended: kept.ended,
+        // Set and done within one commit, or set anew.
+        expired: false,
     }
 }
 

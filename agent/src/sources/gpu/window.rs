@@ -511,9 +511,9 @@ impl Windows {
             u64::from(busy_ppm.min(1_000_000)),
             1_000_000,
         ));
-        self.cursor = Cursor {
+        self.cursor = Position {
             boot: end,
-            ..Cursor::at(until)
+            ..Position::at(until)
         };
         Some(checked(GpuWindow {
             gpu: self.gpu.clone(),
