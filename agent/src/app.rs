@@ -7,10 +7,12 @@
 //! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
 //! scanned, and events that come meanwhile queue, so that no process falls between the two.
 
+mod books;
 pub mod preflight;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ use tracing::{debug, error, info, warn};
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
-use crate::core::model::{ContainerId, Nanos, Pid, SourceId, SourceState};
+use crate::core::model::{Clock, ContainerId, Nanos, Pid, SourceId, SourceState};
 use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
@@ -36,6 +38,7 @@ use crate::outputs::log::Log;
 use crate::outputs::prometheus::BindError;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
 use crate::outputs::socket::Query;
+use crate::outputs::store::keeping::{Keeping, Outcome};
 use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
@@ -60,6 +63,9 @@ const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
 /// How long a clean shutdown may take, and how much of that the last windows may.
 const DRAIN: Duration = Duration::from_secs(10);
 const LAST_WINDOWS: Duration = Duration::from_secs(2);
+/// How long, at the end, each of these may take: the commit under way, the last one, closing the
+/// store.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
 /// How long a source that cannot be loaded rests at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
@@ -158,18 +164,63 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         tell(&inputs, source, state, "").await;
     }
 
+    // The outputs, which can say from here on how far the start has come.
+    let (blocked_now, blocked) = watch::channel(None);
+    if let Some(listener) = listener {
+        let exposition = prometheus::Exposition {
+            snapshots: snapshot.clone(),
+            blocked: blocked.clone(),
+            counters: Arc::clone(&counters),
+            opt_in: opt_in(&config),
+            clock: Arc::new(now),
+            stuck_after: STUCK_AFTER,
+        };
+        let stopped = outputs_stopped.clone();
+        outputs.spawn(async move {
+            if let Err(error) = prometheus::serve(listener, exposition, until(stopped)).await {
+                error!(%error, "serving /metrics ended");
+            }
+        });
+    }
+    let desk = socket::Desk {
+        snapshots: snapshot,
+        blocked,
+        queries,
+        counters: Arc::clone(&counters),
+        log,
+        clock: Arc::new(now),
+    };
+    let socket_stopped = outputs_stopped.clone();
+    outputs.spawn(async move {
+        if let Err(error) = socket::serve(socket, desk, until(socket_stopped)).await {
+            error!(%error, "serving the local socket ended");
+        }
+    });
+    if let Some(exporter) = exporter {
+        let exporter = exporter.run(until(outputs_stopped.clone()));
+        outputs.spawn(outlived(SourceId::Otlp, inputs.clone(), exporter));
+    }
+    // The books: what an agent before this one has left, once nobody else holds it.
+    let begun = tokio::select! {
+        begun = books::begin(&config, &snapshots) => begun,
+        () = signals.recv() => {
+            info!("stopped before anything was metered");
+            return Ok(());
+        }
+    };
+
     // The sources.
     let nvml = nvml::spawn(
         nvml::Config {
             library: config.gpu.library.clone(),
             interval: config.gpu.interval.0,
             lists_interval: config.gpu.lists_interval.0,
+            cursors: begun.cursors,
         },
         inputs.clone(),
         lists_wanted,
         stopped.clone(),
     )?;
-    let (blocked_now, blocked) = watch::channel(None);
     let kernel = follow_kernel(
         kernel_config(&config),
         inputs.clone(),
@@ -280,45 +331,13 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         sources.spawn(outlived(SourceId::PodResources, inputs.clone(), kubelet));
     }
 
-    // The outputs.
-    if let Some(listener) = listener {
-        let exposition = prometheus::Exposition {
-            snapshots: snapshot.clone(),
-            blocked: blocked.clone(),
-            counters: Arc::clone(&counters),
-            opt_in: opt_in(&config),
-            clock: Arc::new(now),
-            stuck_after: STUCK_AFTER,
-        };
-        let stopped = outputs_stopped.clone();
-        outputs.spawn(async move {
-            if let Err(error) = prometheus::serve(listener, exposition, until(stopped)).await {
-                error!(%error, "serving /metrics ended");
-            }
-        });
-    }
-    let desk = socket::Desk {
-        snapshots: snapshot,
-        blocked,
-        queries,
-        counters: Arc::clone(&counters),
-        log,
-        clock: Arc::new(now),
-    };
-    let socket_stopped = outputs_stopped.clone();
-    outputs.spawn(async move {
-        if let Err(error) = socket::serve(socket, desk, until(socket_stopped)).await {
-            error!(%error, "serving the local socket ended");
-        }
-    });
-    if let Some(exporter) = exporter {
-        let exporter = exporter.run(until(outputs_stopped.clone()));
-        outputs.spawn(outlived(SourceId::Otlp, inputs.clone(), exporter));
-    }
     drop(inputs);
 
     let core = Core {
-        accountant: Accountant::new(settings(&config), now()),
+        accountant: begun.accountant,
+        keeping: begun.keeping,
+        waiting: None,
+        store: config.store.path.display().to_string(),
         snapshots,
         names,
         allocations,
@@ -513,9 +532,21 @@ fn source_of_names(
     (counters, taken)
 }
 
+/// A snapshot that may not go out yet.
+struct Waiting {
+    snapshot: Snapshot,
+    kept: Pin<Box<dyn Future<Output = (Keeping, Outcome)> + Send>>,
+}
+
 /// The one task that owns the books.
 struct Core {
     accountant: Accountant,
+    /// Keeps commits; absent where none are kept, and while it keeps one.
+    keeping: Option<Keeping>,
+    /// The snapshot that waits until its commit is kept.
+    waiting: Option<Waiting>,
+    /// The store's directory.
+    store: String,
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// The sources of names that are switched on.
     names: Vec<SourceOfNames>,
@@ -544,7 +575,9 @@ impl Core {
             tokio::select! {
                 biased;
                 _ = stopped.wait_for(|stop| *stop) => break,
-                _ = commits.tick() => self.commit(),
+                settled = settled(&mut self.waiting) => self.settle(settled),
+                // While a snapshot waits for the disk, the next commit does, and nothing else.
+                _ = commits.tick(), if self.waiting.is_none() => self.commit(now()),
                 Some(query) = queries.recv() => self.answer(query),
                 taken = inputs.recv_many(&mut batch, INPUTS_IN_A_ROW) => {
                     if taken == 0 {
@@ -556,8 +589,30 @@ impl Core {
         }
         while inputs.try_recv().map(|input| batch.push(input)).is_ok() {}
         self.take(&mut batch);
-        let last = self.accountant.commit_last(now());
-        self.publish(last);
+        self.end().await;
+    }
+
+    /// The last commit. What the disk does not take in time does not go out either: the next agent
+    /// goes on from what is kept, and shows that.
+    async fn end(&mut self) {
+        if self.waiting.is_some() {
+            match timeout(LAST_COMMIT, settled(&mut self.waiting)).await {
+                Ok(settled) => self.settle(settled),
+                Err(_) => return,
+            }
+        }
+        self.accountant.await_nothing();
+        self.commit(now());
+        if self.waiting.is_some()
+            && let Ok(settled) = timeout(LAST_COMMIT, settled(&mut self.waiting)).await
+        {
+            self.settle(settled);
+        }
+        if let Some(keeping) = self.keeping.take()
+            && timeout(LAST_COMMIT, keeping.close()).await.is_err()
+        {
+            warn!("the store was not closed within {LAST_COMMIT:?}");
+        }
     }
 
     fn take(&mut self, batch: &mut Vec<Input>) {
@@ -568,8 +623,27 @@ impl Core {
         self.carry_out();
     }
 
-    fn commit(&mut self) {
-        let snapshot = self.accountant.commit(now());
+    fn commit(&mut self, at: Clock) {
+        let snapshot = self.accountant.commit(at);
+        self.carry_out();
+        let keeping = self.keeping.as_mut();
+        if !keeping.is_some_and(|keeping| keeping.is_due(at.boot)) {
+            self.publish(snapshot);
+        } else if let Some(keeping) = self.keeping.take() {
+            let changes = self.accountant.changes(keeping.wants_whole(), at);
+            let kept = Box::pin(keeping.keep(changes));
+            self.waiting = Some(Waiting { snapshot, kept });
+        }
+    }
+
+    /// A commit is kept, or cannot be: its snapshot goes out.
+    fn settle(&mut self, (snapshot, keeping, outcome): (Snapshot, Keeping, Outcome)) {
+        if let Some(kept) = outcome.kept {
+            self.accountant.kept(kept);
+        }
+        let health = books::health(outcome.state, &self.store);
+        self.accountant.take(Input::Health(health), now());
+        self.keeping = Some(keeping);
         self.publish(snapshot);
     }
 
@@ -583,6 +657,7 @@ impl Core {
         let kubelet = kubelet.map(|counters| counters.book(SourceId::PodResources));
         snapshot.names = books.chain(kubelet).collect();
         snapshot.nvml_calls = self.nvml_calls();
+        snapshot.store = self.keeping.as_ref().map(Keeping::book);
         for book in &snapshot.gpus {
             if book.imbalance != 0 {
                 error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
@@ -591,7 +666,6 @@ impl Core {
         self.snapshots.send_replace(Arc::new(snapshot));
         self.blocked
             .send_replace(self.watchdog.blocked(now().boot, SHOWN_AS_BLOCKED));
-        self.carry_out();
     }
 
     fn nvml_calls(&self) -> Vec<NvmlCallBook> {
@@ -647,6 +721,17 @@ impl Core {
             }
         }
     }
+}
+
+/// Waits until the waiting snapshot may go out; for ever if there is none.
+async fn settled(waiting: &mut Option<Waiting>) -> (Snapshot, Keeping, Outcome) {
+    let Some(under_way) = waiting else {
+        return std::future::pending().await;
+    };
+    let (keeping, outcome) = (&mut under_way.kept).await;
+    let snapshot = std::mem::take(&mut under_way.snapshot);
+    *waiting = None;
+    (snapshot, keeping, outcome)
 }
 
 /// Keeps the eBPF object loaded, hands on what it reports, and has `/proc` scanned when it has

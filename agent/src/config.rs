@@ -128,6 +128,8 @@ pub struct Config {
     pub cadvisor: Cadvisor,
     /// The local socket.
     pub socket: Socket,
+    /// The durable ledger.
+    pub store: Store,
     /// OTLP.
     pub otlp: Otlp,
     /// The agent's log.
@@ -442,6 +444,31 @@ impl Default for Socket {
 /// Where the agent's socket is unless configured.
 pub const DEFAULT_SOCKET: &str = "/run/gpuacct/gpuacct.sock";
 
+/// The durable ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Whether the books are kept. Without, every restart of the agent begins them at 0.
+    pub enabled: bool,
+    /// The directory, made with mode 0700.
+    pub path: PathBuf,
+    /// How long closed accounts and hours are kept.
+    pub retention: Span,
+    /// How large the ledger may grow, in bytes: the oldest goes first.
+    pub max_size: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            path: "/var/lib/gpuacct".into(),
+            retention: Span::secs(35 * 24 * 3_600),
+            max_size: 256 << 20,
+        }
+    }
+}
+
 /// How OTLP is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OtlpProtocol {
@@ -566,7 +593,7 @@ impl Config {
             format!("{devices:?}"),
             "at most 8 names, none empty",
         )?;
-        let spans: [(&'static str, Span, u64, u64, &'static str); 12] = [
+        let spans: [(&'static str, Span, u64, u64, &'static str); 13] = [
             (
                 "procfs.interval",
                 self.procfs.interval,
@@ -619,6 +646,13 @@ impl Config {
                 0,
                 86_400_000,
                 "0s to 24h",
+            ),
+            (
+                "store.retention",
+                self.store.retention,
+                3_600_000,
+                10 * 365 * 86_400_000,
+                "1h to 87600h",
             ),
             (
                 "otlp.interval",
@@ -714,6 +748,15 @@ impl Config {
                 "a resource's name, or a domain and a slash",
             )?;
         }
+        let store = &self.store.path;
+        let allowed = "an absolute path";
+        ensure(store.is_absolute(), "store.path", store.display(), allowed)?;
+        ensure(
+            self.store.max_size >= 8 << 20,
+            "store.max_size",
+            self.store.max_size,
+            "8388608 or more",
+        )?;
         if let Some(library) = &self.gpu.library {
             ensure(
                 library.is_absolute(),

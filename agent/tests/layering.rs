@@ -1,7 +1,7 @@
 //! Who may import whom, held by reading the sources' text.
 //!
-//! Sources, core and outputs meet only in `core::model`, `core::amounts`, `core::input` and
-//! `core::snapshot`. Two
+//! Sources, core and outputs meet only in `core::model`, `core::amounts`, `core::input`,
+//! `core::snapshot` and `core::persist`. Two
 //! sources never import each other, nor do two outputs; what they share is listed below. The core
 //! performs no I/O, reads no clock and does not await. Only `app` sees everything.
 //!
@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Parts of the core that the other layers may name.
-const MEETING_POINTS: [&str; 4] = ["amounts", "input", "model", "snapshot"];
+const MEETING_POINTS: [&str; 5] = ["amounts", "input", "model", "persist", "snapshot"];
 /// What sources share. Neither is a source: a reading of two clocks, and how texts are made fit.
 const SHARED_BY_SOURCES: [&str; 2] = ["clock", "identity"];
 /// The files of `identity` that are sources; the rest of it is theirs in common.

@@ -246,7 +246,9 @@ pub fn run(
         let mut books = snapshot.gpus.iter();
         let book = books.find(|book| book.gpu.uuid == booked.gpu);
         let gpu = book.context("each account is on a GPU")?.gpu.index;
-        account(gpu, booked.id.as_str(), &|it| it.booked += booked.amounts.busy.0);
+        account(gpu, booked.id.as_str(), &|it| {
+            it.booked += booked.amounts.busy.0
+        });
     }
     for (at, poll) in polled.iter().enumerate() {
         for (gpu, container, busy) in &poll.found {

@@ -54,7 +54,7 @@ pub struct Agent {
 
 impl Agent {
     /// Starts an agent in `dir` with `config`, whose addresses are made its own: a free port of the
-    /// loopback interface and a socket in `dir`. Waits until it publishes.
+    /// loopback interface, a socket and a store in `dir`. Waits until it publishes.
     ///
     /// # Errors
     /// If it does not come up; the message has the end of its log.
@@ -64,6 +64,9 @@ impl Agent {
             config.prometheus.listen = free_address()?;
         }
         config.socket.path = dir.join("agent.sock");
+        if config.store.path == Config::default().store.path {
+            config.store.path = dir.join("store");
+        }
         let file = dir.join(FILE);
         fs::write(&file, config.to_toml()?)
             .with_context(|| format!("cannot write {}", file.display()))?;

@@ -312,6 +312,11 @@ fn the_pod_has_what_its_configuration_names() {
         Some(defaults.socket.path),
         "the socket is on the host where `gpuacct status` looks for it"
     );
+    assert_eq!(
+        on_host(&mounts, &config.store.path),
+        Some(defaults.store.path),
+        "the ledger outlives the pod"
+    );
     for (root, folder) in [
         (&config.bundle.host_root, &defaults.bundle.containerd[0]),
         (&config.bundle.host_root, &defaults.bundle.storage[0]),
@@ -420,6 +425,12 @@ fn the_unit_starts_the_agent_with_a_configuration_that_works() {
     };
     let socket = config.socket.path;
     assert_eq!(socket.parent(), Some(&*Path::new("/run").join(directory)));
+    // The mark beside the socket outlives a restart, and the ledger a reboot.
+    assert_eq!(unit_values(&unit, "RuntimeDirectoryPreserve"), ["yes"]);
+    let [directory] = unit_values(&unit, "StateDirectory")[..] else {
+        panic!("one StateDirectory");
+    };
+    assert_eq!(config.store.path, Path::new("/var/lib").join(directory));
 }
 
 /// Which of a unit's capabilities this process could keep, by the kernel's numbers.
@@ -457,12 +468,18 @@ fn the_capabilities_of_the_unit_are_enough() {
         .collect();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("agent.sock");
+    let mut config = Config::default();
+    config.store.path = folder.path().join("store");
+    let file = folder.path().join("gpuacct.toml");
+    std::fs::write(&file, config.to_toml().unwrap()).unwrap();
     let _agent = Running(
         Command::new("setpriv")
             .args(["--no-new-privs", "--inh-caps=-all"])
             .arg(format!("--bounding-set=-all{set}"))
             .arg(&binary)
-            .args(["agent", "--log", "warn", "--listen"])
+            .args(["agent", "--log", "warn", "--config"])
+            .arg(&file)
+            .arg("--listen")
             .arg(free_address().unwrap().to_string())
             .arg("--socket")
             .arg(&socket)

@@ -76,6 +76,7 @@ impl Rig {
             library: Some(self.scenario.dir().with_file_name("libnvidia-ml.so.1")),
             interval: Duration::from_millis(500),
             lists_interval: Duration::from_secs(3600),
+            cursors: Vec::new(),
         };
         let (out, inputs) = mpsc::channel(16);
         let (lists, lists_wanted) = mpsc::channel(1);

@@ -33,9 +33,6 @@ const KUBELET: [(&str, &str); 2] = [
     ("/var/log/pods", "names of pods"),
     ("/var/log/containers", "names of containers"),
 ];
-/// Where the books are kept.
-const STORE: &str = "/var/lib/gpuacct";
-
 /// How a part stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,7 +107,9 @@ pub async fn look(config: &Config) -> Vec<Finding> {
         let kubelet = &config.pod_resources;
         findings.push(allocations(&kubelet.socket, kubelet.timeout.0).await);
     }
-    findings.push(store(Path::new(STORE)));
+    if config.store.enabled {
+        findings.push(store(&config.store.path));
+    }
     let agent = agent_answers(&config.socket.path).await;
     findings.push(socket(&config.socket.path, agent));
     if config.prometheus.enabled {

@@ -27,6 +27,7 @@ use super::model::{
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
 };
 use super::opens::{Fate, Opens};
+use super::persist::Keeper;
 use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
@@ -135,9 +136,9 @@ pub(super) struct DeviceLists {
 }
 
 #[derive(Debug)]
-struct NamespaceBook {
-    amounts: Amounts,
-    gate: Gate,
+pub(super) struct NamespaceBook {
+    pub(super) amounts: Amounts,
+    pub(super) gate: Gate,
 }
 
 /// The core.
@@ -153,7 +154,7 @@ pub struct Accountant {
     new_in_pods: HashSet<ContainerId>,
     pub(super) ledger: Ledger,
     pub(super) payers: HashMap<Owner, Payer>,
-    namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
+    pub(super) namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
     pub(super) lists: HashMap<GpuUuid, DeviceLists>,
     holdings: HashMap<usize, Holding>,
     pub(super) opens: Opens,
@@ -171,7 +172,12 @@ pub struct Accountant {
     /// When `/proc` was last to be scanned for a pid.
     looked_for: HashMap<Pid, BootTime>,
     namespace_overflows: u64,
-    sequence: u64,
+    pub(super) sequence: u64,
+    /// Until when windows wait for the first scan of `/proc`. Those that go on where an agent before
+    /// this one stopped are about processes that nothing else has shown yet.
+    pub(super) await_scan_until: BootTime,
+    /// What was handed over to be kept; absent where nothing is.
+    pub(super) keeper: Option<Keeper>,
 }
 
 impl Accountant {
@@ -204,6 +210,8 @@ impl Accountant {
             looked_for: HashMap::new(),
             namespace_overflows: 0,
             sequence: 0,
+            await_scan_until: BootTime::default(),
+            keeper: None,
         }
     }
 
@@ -564,9 +572,14 @@ impl Accountant {
         while let Some((since, window)) = self.waiting.pop_front() {
             // After a loss the scan that mends it is worth waiting for, too.
             let caught_up = self.drained_through >= window.end && self.lost_at.is_none();
-            let waited_enough = clock.boot.since(since) >= self.settings.await_events;
+            let waited = clock.boot.since(since);
+            let scanned = self.counts.scans > 0 || clock.boot >= self.await_scan_until;
+            let waited_enough = waited >= self.settings.await_events && scanned;
             // A GPU's windows are booked in their order.
-            if held_back.contains(&window.gpu) || (kernel_up && !caught_up && !waited_enough) {
+            if held_back.contains(&window.gpu)
+                || !scanned
+                || (kernel_up && !caught_up && !waited_enough)
+            {
                 held_back.insert(window.gpu.clone());
                 still.push_back((since, window));
                 continue;
@@ -635,10 +648,10 @@ impl Accountant {
         }
     }
 
-    /// The last commit of this agent: nothing that has come is left waiting.
-    pub fn commit_last(&mut self, clock: Clock) -> Snapshot {
+    /// From here on nothing is waited for: the next commit is the last of this agent.
+    pub fn await_nothing(&mut self) {
         self.settings.await_events = Nanos::ZERO;
-        self.commit(clock)
+        self.await_scan_until = BootTime::default();
     }
 
     /// Books what is ready, settles names, publishes, checks the balance.
@@ -929,7 +942,6 @@ impl Accountant {
         }
         let policy = &self.settings.policy;
         let limit = self.settings.namespace_limit;
-        let mut closed = false;
         // The account's last word to its namespace, if nobody ever named it.
         let mut unsettled = Vec::new();
         let gone = |book: &Book| {
@@ -937,21 +949,21 @@ impl Accountant {
             missing.is_some_and(|missing| missing >= MISSING_GPU_HOLD)
         };
         let gone: Vec<bool> = self.ledger.books().iter().map(gone).collect();
-        self.ledger.close(&mut |(book, owner), account| {
+        let closed = self.ledger.close(&mut |(book, owner), account| {
             let done =
                 publication::is_done(account, policy, clock) || account.expired || gone[*book];
             if done && !matches!(owner, Owner::Host(_)) && account.fed != account.amounts {
                 unsettled.push((*book, account.amounts.minus(account.fed)));
             }
-            closed |= done;
             done
         });
+        self.keep_closed(&closed, clock.wall);
         for (book, amounts) in unsettled {
             let key = (book, UNRESOLVED.into());
             self.namespace_overflows +=
                 u64::from(feed(&mut self.namespaces, limit, key, amounts, clock));
         }
-        if closed {
+        if !closed.is_empty() {
             let open: HashSet<&Owner> = self
                 .ledger
                 .accounts()
@@ -1172,6 +1184,7 @@ impl Accountant {
             cgroups_refused: self.placements.refusals(),
             gpu_opens: self.opens.opens(),
             gpu_opens_unsampled: self.opens.unsampled(),
+            records_given_up: self.records_given_up(),
             ..self.counts
         };
         snapshot
@@ -2227,7 +2240,8 @@ mod tests {
         node.pass(1_000, &[(7, 500)]);
         node.accountant.drained_through = BootTime(0);
         assert_eq!(node.commit().gpus[0].windows, 0);
-        let snapshot = node.accountant.commit_last(clock(node.now));
+        node.accountant.await_nothing();
+        let snapshot = node.accountant.commit(clock(node.now));
         assert_eq!(published(&snapshot), [("web".into(), 'a', 500)]);
     }
 

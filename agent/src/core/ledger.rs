@@ -25,6 +25,8 @@ pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
 /// One payer's account on one GPU.
 #[derive(Debug)]
 pub struct Account {
+    /// Its number: unique for as long as series continue.
+    pub number: u32,
     /// The whole of each amount.
     pub amounts: Amounts,
     /// The most device memory that its processes were seen to use at once, in bytes.
@@ -50,8 +52,9 @@ pub struct Account {
 }
 
 impl Account {
-    fn new(opened: WallTime) -> Self {
+    fn new(number: u32, opened: WallTime) -> Self {
         Self {
+            number,
             amounts: Amounts::ZERO,
             memory_peak: None,
             processes_started: 0,
@@ -138,7 +141,7 @@ pub struct Book {
 }
 
 impl Book {
-    fn new(gpu: GpuInfo, start: WallTime) -> Self {
+    pub(super) fn new(gpu: GpuInfo, start: WallTime) -> Self {
         Self {
             gpu,
             start,
@@ -206,6 +209,7 @@ pub struct Ledger {
     accounts: HashMap<(usize, Owner), Account>,
     account_limit: usize,
     overflows: u64,
+    last_number: u32,
 }
 
 impl Ledger {
@@ -218,7 +222,23 @@ impl Ledger {
             accounts: HashMap::new(),
             account_limit,
             overflows: 0,
+            last_number: 0,
         }
+    }
+
+    /// A ledger with books from before, and no account as yet.
+    pub(super) fn restored(books: Vec<Book>, last_number: u32, account_limit: usize) -> Self {
+        Self {
+            books,
+            last_number,
+            ..Self::new(account_limit)
+        }
+    }
+
+    /// Puts an account from before back. Returns whether there was none of that payer.
+    pub(super) fn restore(&mut self, book: usize, owner: Owner, account: Account) -> bool {
+        self.last_number = self.last_number.max(account.number);
+        self.accounts.insert((book, owner), account).is_none()
     }
 
     /// Accounts that were not opened since the ledger is full.
@@ -276,7 +296,10 @@ impl Ledger {
                 self.overflows += 1;
                 return false;
             }
-            self.accounts.insert(key, Account::new(opened));
+            // 2^32 accounts in one boot, each open for ten minutes at least, are out of reach.
+            self.last_number = self.last_number.saturating_add(1);
+            self.accounts
+                .insert(key, Account::new(self.last_number, opened));
         }
         true
     }
@@ -419,16 +442,20 @@ impl Ledger {
         self.accounts.iter_mut()
     }
 
-    /// Closes the accounts that `done` says are done. What they held stays in their book.
-    pub fn close(&mut self, done: &mut dyn FnMut(&(usize, Owner), &Account) -> bool) {
-        let books = &mut self.books;
-        self.accounts.retain(|key, account| {
-            let close = done(key, account);
-            if close {
-                books[key.0].closed += account.amounts;
-            }
-            !close
-        });
+    /// Closes the accounts that `done` says are done, and gives them back. What they held stays in
+    /// their book.
+    pub fn close(
+        &mut self,
+        done: &mut dyn FnMut(&(usize, Owner), &Account) -> bool,
+    ) -> Vec<((usize, Owner), Account)> {
+        let closed: Vec<_> = self
+            .accounts
+            .extract_if(|key, account| done(key, account))
+            .collect();
+        for ((book, _), account) in &closed {
+            self.books[*book].closed += account.amounts;
+        }
+        closed
     }
 
     /// For each book: the nanoseconds by which the accounts, or else the parts of the elapsed time,

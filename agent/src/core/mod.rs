@@ -19,6 +19,7 @@ pub mod input;
 pub mod ledger;
 pub mod model;
 pub mod opens;
+pub mod persist;
 pub mod placement;
 pub mod process_table;
 pub mod publication;

@@ -362,11 +362,14 @@ pub enum UnobservedReason {
     AgentPaused,
     /// The driver was unloaded, or the GPU was given back: NVML lists it no more.
     Released,
+    /// No agent ran, for longer than the driver keeps samples. Known only where a store says when
+    /// the agent before this one stopped, in the same boot.
+    AgentDown,
 }
 
 impl UnobservedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::SampleGap,
         Self::RingOverrun,
         Self::DriverError,
@@ -374,6 +377,7 @@ impl UnobservedReason {
         Self::Unsupported,
         Self::AgentPaused,
         Self::Released,
+        Self::AgentDown,
     ];
 
     /// The label value.
@@ -387,6 +391,7 @@ impl UnobservedReason {
             Self::Unsupported => "unsupported",
             Self::AgentPaused => "agent_paused",
             Self::Released => "released",
+            Self::AgentDown => "agent_down",
         }
     }
 }
@@ -413,11 +418,13 @@ pub enum SourceId {
     PodResources,
     /// The receiver of the books over OTLP.
     Otlp,
+    /// The durable ledger.
+    Store,
 }
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
@@ -427,6 +434,7 @@ impl SourceId {
         Self::KubeletLogs,
         Self::PodResources,
         Self::Otlp,
+        Self::Store,
     ];
 
     /// The label value.
@@ -442,6 +450,7 @@ impl SourceId {
             Self::KubeletLogs => "kubelet_logs",
             Self::PodResources => "pod_resources",
             Self::Otlp => "otlp",
+            Self::Store => "store",
         }
     }
 }

@@ -192,6 +192,7 @@ mod tests {
             taken = Some(std::mem::replace(
                 account,
                 Account {
+                    number: 0,
                     amounts: Amounts::ZERO,
                     memory_peak: None,
                     processes_started: 0,

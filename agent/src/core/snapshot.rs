@@ -52,6 +52,9 @@ pub struct Snapshot {
     pub allocations_known: bool,
     /// What the kubelet has given, and to whom.
     pub allocations: Vec<AllocationView>,
+    /// What keeping the books came to; absent where they are not kept.
+    #[serde(default)]
+    pub store: Option<StoreBook>,
 }
 
 /// One GPU's book.
@@ -366,6 +369,8 @@ pub struct AgentBook {
     pub gpu_opens: u64,
     /// Processes that opened a GPU and died without a sample.
     pub gpu_opens_unsampled: u64,
+    /// Records of closed accounts that were given up, since the store did not take them in time.
+    pub records_given_up: u64,
     /// Commits.
     pub commits: u64,
     /// Commits whose books did not balance.
@@ -444,6 +449,19 @@ pub struct NvmlCallBook {
     pub total: Nanos,
     /// The longest.
     pub longest: Nanos,
+}
+
+/// What keeping the books came to, since the agent began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreBook {
+    /// Commits that are kept.
+    pub commits: u64,
+    /// Attempts that failed.
+    pub failures: u64,
+    /// Time that commits took to be written, all together.
+    pub spent: Nanos,
+    /// What the store takes, in bytes; looked at once a minute.
+    pub bytes: u64,
 }
 
 /// A process that uses a GPU, for `status`.

@@ -33,12 +33,12 @@ pub const STUCK_AFTER: Nanos = Nanos::from_secs(30);
 /// 7. Nothing has been committed yet, or not for [`STUCK_AFTER`].
 #[must_use]
 pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTime) -> Vec<String> {
-    if snapshot.sequence == 0 {
-        return vec!["nothing has been committed yet".to_owned()];
-    }
     let mut reasons = Vec::new();
     let age = now.since(snapshot.at);
-    if age > STUCK_AFTER {
+    if snapshot.sequence == 0 {
+        // What it waits for, if it can say, follows.
+        reasons.push("nothing has been committed yet".to_owned());
+    } else if age > STUCK_AFTER {
         reasons.push(format!(
             "the last commit is {} s old",
             age.0 / Nanos::SECOND.0

@@ -1101,6 +1101,57 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.imbalances),
     },
     Instrument {
+        name: "gpuacct_store_commits_total",
+        otlp: "gpuacct.store.commits",
+        kind: Kind::Counter,
+        unit: Unit::Count("{commit}"),
+        help: "Commits that the store was given, by outcome; absent where the books are not kept.",
+        keys: &["outcome"],
+        read: |view, points| {
+            let Some(store) = &view.snapshot.store else {
+                return;
+            };
+            for (outcome, count) in [("kept", store.commits), ("failed", store.failures)] {
+                points.put(&[outcome], view.snapshot.agent_started, Value::Count(count));
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_store_commit_seconds_total",
+        otlp: "gpuacct.store.commit",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time that the store took to write commits.",
+        keys: &[],
+        read: |view, points| {
+            if let Some(store) = &view.snapshot.store {
+                points.put(&[], view.snapshot.agent_started, nanos(store.spent.0));
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_store_size_bytes",
+        otlp: "gpuacct.store.size",
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        help: "What the store's tables take, as of the last minute; 0 before the first one is over.",
+        keys: &[],
+        read: |view, points| {
+            if let Some(store) = &view.snapshot.store {
+                points.put(&[], view.snapshot.agent_started, Value::Count(store.bytes));
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_store_records_given_up_total",
+        otlp: "gpuacct.store.records_given_up",
+        kind: Kind::Counter,
+        unit: Unit::Count("{record}"),
+        help: "Records of closed accounts that were given up, since the store did not take them for too long.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.agent.records_given_up),
+    },
+    Instrument {
         name: "gpuacct_snapshot_timestamp_seconds",
         otlp: "gpuacct.snapshot.timestamp",
         kind: Kind::Gauge,

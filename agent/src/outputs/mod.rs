@@ -15,6 +15,7 @@ pub mod otlp;
 pub mod prometheus;
 pub mod receiver;
 pub mod socket;
+pub mod store;
 pub mod telemetry;
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::core::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
     ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook, GpuProcessView, HostSeries,
     IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook, Snapshot, SourceErrorBook,
+    StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -151,6 +152,7 @@ pub(crate) fn snapshot() -> Snapshot {
             cgroups_refused: 1,
             gpu_opens: 40,
             gpu_opens_unsampled: 2,
+            records_given_up: 1,
             commits: 3_600,
             imbalances: 0,
         },
@@ -184,6 +186,12 @@ pub(crate) fn snapshot() -> Snapshot {
             ),
             allocation("sidecar", AllocationState::NoContainer, "card-7", false),
         ],
+        store: Some(StoreBook {
+            commits: 3_590,
+            failures: 10,
+            spent: Nanos(2_154_000_000),
+            bytes: 1 << 20,
+        }),
         nvml_calls: vec![NvmlCallBook {
             call: "nvmlDeviceGetSamples".into(),
             calls: 7_200,

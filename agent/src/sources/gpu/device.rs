@@ -11,7 +11,7 @@ use nvml_wrapper::error::NvmlError;
 use super::calls::Watchdog;
 use super::library::{Fault, class, fault};
 use super::mig::Activity;
-use super::window::{Bracket, EnginePercents, RawRow, RawSample, Windows};
+use super::window::{Bracket, Cursor, EnginePercents, RawRow, RawSample, Windows};
 use super::{raw, retried};
 use crate::core::amounts::{Engine, Millijoules};
 use crate::core::input::{GpuInfo, GpuWindow};
@@ -123,8 +123,14 @@ enum Answer {
 }
 
 impl Gpu {
-    /// A GPU's windows begin now; its ring only tells how it samples.
-    pub(super) fn first_sight(device: &Device<'_>, info: &GpuInfo, watchdog: &Watchdog) -> Self {
+    /// A GPU's windows begin now, and its ring only tells how it samples; or they go on where an
+    /// agent before this one stopped, and what that lost comes with it.
+    pub(super) fn first_sight(
+        device: &Device<'_>,
+        info: &GpuInfo,
+        watchdog: &Watchdog,
+        cursor: Option<&Cursor>,
+    ) -> (Self, Option<GpuWindow>) {
         let mut gpu = Self {
             info: info.clone(),
             windows: Windows::new(info.uuid.clone(), clock::now()),
@@ -134,12 +140,17 @@ impl Gpu {
             fault: None,
         };
         // What fails here fails again at the first window, which says so.
-        if let Ok(Some(ring)) = gpu.samples(device, watchdog, 0) {
+        let ring = gpu.samples(device, watchdog, 0).ok().flatten();
+        let ring = ring.unwrap_or_default();
+        let mut lost = None;
+        if let Some(cursor) = cursor {
+            (gpu.windows, lost) = Windows::resumed(cursor, &ring, clock::now());
+        } else {
             gpu.windows.learn(&ring);
         }
         gpu.read_energy(device, watchdog);
         gpu.windows.set_baseline();
-        gpu
+        (gpu, lost)
     }
 
     /// Asks for a window. None where there is nothing to close yet.

@@ -45,6 +45,7 @@ use super::device::{self, Gpu, Trouble};
 use super::library::{Fault, Library, OpenError};
 use super::lists;
 use super::mig::{self, Activity};
+pub use super::window::Cursor;
 use crate::core::input::{GpuInfo, GpuProcesses, Input, SourceHealth};
 use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, SourceState};
 use crate::sources::clock;
@@ -75,6 +76,8 @@ pub struct Config {
     pub interval: Duration,
     /// Time between two readings of the process lists, unless something asks for them: 1 s at least.
     pub lists_interval: Duration,
+    /// Where an agent before this one stopped, by GPU.
+    pub cursors: Vec<Cursor>,
 }
 
 impl Default for Config {
@@ -83,6 +86,7 @@ impl Default for Config {
             library: None,
             interval: Duration::from_secs(1),
             lists_interval: Duration::from_secs(5),
+            cursors: Vec::new(),
         }
     }
 }
@@ -461,6 +465,7 @@ impl Source {
             gpu.released = !gpu.open && self.unopened.is_none();
             gpu.fault = (!gpu.open).then(Trouble::gone);
         }
+        let mut lost_before = Vec::new();
         for (open, info) in &mut devices {
             if let Some(gpu) = self.gpus.get_mut(&info.uuid) {
                 if let Role::Instance(activity) = &mut open.role
@@ -483,8 +488,12 @@ impl Source {
                 }
                 gpu.has_energy = true;
             } else {
-                let gpu = Gpu::first_sight(&open.device, info, &self.watchdog);
+                let mut cursors = self.config.cursors.iter();
+                // An instance's activity is read from now on: it has no ring that reaches back.
+                let cursor = cursors.find(|cursor| cursor.gpu == info.uuid && info.mig.is_none());
+                let (gpu, lost) = Gpu::first_sight(&open.device, info, &self.watchdog, cursor);
                 self.gpus.insert(info.uuid.clone(), gpu);
+                lost_before.extend(lost);
             }
         }
 
@@ -507,6 +516,9 @@ impl Source {
             );
             self.published = Some(listed.clone());
             self.send(Input::Gpus(listed)).await?;
+        }
+        for window in lost_before {
+            self.send(Input::Window(window)).await?;
         }
         Ok(Ok(devices.into_iter().map(|(open, _)| open).collect()))
     }
@@ -908,6 +920,7 @@ mod tests {
                 library: None,
                 interval: millis(interval),
                 lists_interval: millis(lists),
+                cursors: Vec::new(),
             };
             assert_eq!(config.validate().is_ok(), fine, "{config:?}");
         }

@@ -53,6 +53,24 @@ const SPACINGS: usize = 64;
 /// Fewer samples than this are never a full ring (real ones hold 72 or more).
 const SMALLEST_RING: usize = 32;
 
+/// How far back the driver's ring reaches, generously.
+const RING_SPAN: Nanos = Nanos::from_secs(12);
+/// What a sample's time may differ by when its clock is read anew. Samples are far further apart.
+const JITTER_US: u64 = 50;
+
+/// Where the windows of an agent before this one stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The end of its last window that is booked.
+    pub end: BootTime,
+    /// Both clocks about then.
+    pub then: Clock,
+    /// When this agent began.
+    pub began: BootTime,
+}
+
 /// One device sample as NVML gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawSample {
@@ -118,7 +136,7 @@ impl Bracket {
 
 /// Up to where the GPU's time is accounted for.
 #[derive(Clone, Copy, Debug)]
-struct Cursor {
+struct Position {
     /// In NVML's time: only what is newer counts.
     wall_us: u64,
     /// The same point on the boot clock.
@@ -127,7 +145,7 @@ struct Cursor {
     at_sample: bool,
 }
 
-impl Cursor {
+impl Position {
     const fn at(clock: Clock) -> Self {
         Self {
             wall_us: clock.wall.0 / 1000,
@@ -141,7 +159,7 @@ impl Cursor {
 #[derive(Clone, Debug)]
 pub struct Windows {
     gpu: GpuUuid,
-    cursor: Cursor,
+    cursor: Position,
     /// Wall minus boot at the last call, in nanoseconds.
     distance: i128,
     /// The wall clock was set back and the ring still has samples of the time ahead. Rows are means
@@ -192,7 +210,7 @@ impl Windows {
     pub fn new(gpu: GpuUuid, clock: Clock) -> Self {
         Self {
             gpu,
-            cursor: Cursor::at(clock),
+            cursor: Position::at(clock),
             distance: distance(clock),
             ahead: false,
             spacings: VecDeque::new(),
@@ -201,6 +219,66 @@ impl Windows {
             meter: Meter::default(),
             tried: clock.boot,
         }
+    }
+
+    /// Goes on where an agent before this one stopped, with the driver's ring as it is now. What
+    /// the ring does not reach back to is closed as unobserved: while no agent ran `agent_down`,
+    /// from then on `driver_error`, since the device could not be asked before.
+    #[must_use]
+    pub fn resumed(cursor: &Cursor, ring: &[RawSample], now: Clock) -> (Self, Option<GpuWindow>) {
+        let mut windows = Self {
+            cursor: Position {
+                // A sample at the cursor is billed already, one after it is not.
+                wall_us: cursor.then.wall_of(cursor.end).0 / 1000 + JITTER_US,
+                boot: cursor.end,
+                at_sample: true,
+            },
+            // A step of the wall clock in between shows in the first window.
+            distance: distance(cursor.then),
+            ..Self::new(cursor.gpu.clone(), now)
+        };
+        windows.learn(ring);
+        let stepped = (distance(now) - windows.distance).unsigned_abs() > u128::from(CLOCK_STEP.0);
+        let oldest = ring.iter().filter(|sample| sample.percent <= 100);
+        let oldest = oldest.map(|sample| boot_of(sample.at_us, now)).min();
+        let reach = match oldest.filter(|oldest| !stepped && *oldest <= now.boot) {
+            // A sample stands for the period before it.
+            Some(oldest) => oldest.minus(windows.period()),
+            None if now.boot.since(cursor.end) > RING_SPAN => now.boot,
+            None => cursor.end,
+        };
+        if reach <= cursor.end {
+            return (windows, None);
+        }
+        let since_began = reach.since(cursor.began.max(cursor.end));
+        let before = reach.since(cursor.end).minus(since_began);
+        windows.distance = distance(now);
+        windows.cursor = Position {
+            wall_us: now.wall_of(reach).0 / 1000,
+            boot: reach,
+            at_sample: false,
+        };
+        let window = GpuWindow {
+            gpu: cursor.gpu.clone(),
+            start: cursor.end,
+            end: reach,
+            busy: Nanos::ZERO,
+            idle: Nanos::ZERO,
+            unobserved: [
+                (UnobservedReason::AgentDown, before),
+                (UnobservedReason::DriverError, since_began),
+            ]
+            .into_iter()
+            .filter(|(_, time)| !time.is_zero())
+            .collect(),
+            credits: Vec::new(),
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            engines: Vec::new(),
+            energy: None,
+            quality: WindowQuality::default(),
+        };
+        (windows, Some(checked(window)))
     }
 
     /// Learns the period and the ring's size from samples that are not billed: the whole ring, as
@@ -333,7 +411,7 @@ impl Windows {
                 cut: split.cut,
             },
         };
-        self.cursor = Cursor {
+        self.cursor = Position {
             wall_us: newest_us,
             boot: walk.end,
             at_sample: true,
@@ -399,7 +477,7 @@ impl Windows {
                 ..WindowQuality::default()
             },
         };
-        self.cursor = Cursor {
+        self.cursor = Position {
             wall_us: end_us,
             boot: end,
             at_sample: false,
@@ -433,9 +511,9 @@ impl Windows {
             u64::from(busy_ppm.min(1_000_000)),
             1_000_000,
         ));
-        self.cursor = Cursor {
+        self.cursor = Position {
             boot: end,
-            ..Cursor::at(until)
+            ..Position::at(until)
         };
         Some(checked(GpuWindow {
             gpu: self.gpu.clone(),
@@ -477,9 +555,9 @@ impl Windows {
     fn unobserved(&mut self, clock: Clock, reason: UnobservedReason) -> Option<GpuWindow> {
         let start = self.cursor.boot;
         let end = clock.boot.max(start);
-        self.cursor = Cursor {
+        self.cursor = Position {
             boot: end,
-            ..Cursor::at(clock)
+            ..Position::at(clock)
         };
         if end == start {
             return None;
@@ -815,6 +893,121 @@ mod tests {
             invalid: window.quality.invalid_rows,
             cut: ms(window.quality.cut),
         }
+    }
+
+    #[test]
+    fn an_agent_goes_on_where_the_one_before_it_stopped() {
+        /// What, the cursor, when this agent began, now, a step of the wall clock, the ring, what
+        /// is lost, where the next window begins.
+        type Case<'a> = (
+            &'a str,
+            u64,
+            u64,
+            u64,
+            i64,
+            &'a [(u64, u32)],
+            &'a [(&'static str, u64)],
+            u64,
+        );
+        let every_200_ms = |from: u64, to: u64| -> Vec<(u64, u32)> {
+            (from / 200..=to / 200).map(|at| (at * 200, 50)).collect()
+        };
+        let ring = every_200_ms(10_000, 20_000);
+        let cases: &[Case<'_>] = &[
+            (
+                "a quick restart",
+                15_000,
+                19_500,
+                20_100,
+                0,
+                &ring,
+                &[],
+                15_000,
+            ),
+            (
+                "older than the ring",
+                1_000,
+                19_500,
+                20_100,
+                0,
+                &ring,
+                &[("agent_down", 8_800)],
+                9_800,
+            ),
+            (
+                "the driver came late",
+                1_000,
+                5_000,
+                20_100,
+                0,
+                &ring,
+                &[("agent_down", 4_000), ("driver_error", 4_800)],
+                9_800,
+            ),
+            (
+                "a ring that cannot be read",
+                15_000,
+                19_500,
+                20_100,
+                0,
+                &[],
+                &[],
+                15_000,
+            ),
+            (
+                "nothing in the ring for long",
+                1_000,
+                19_500,
+                20_100,
+                0,
+                &[],
+                &[("agent_down", 18_500), ("driver_error", 600)],
+                20_100,
+            ),
+            (
+                "a step is left to the first window",
+                15_000,
+                19_500,
+                20_100,
+                60_000,
+                &ring,
+                &[],
+                15_000,
+            ),
+        ];
+        for (what, end, began, now, step, ring, lost, start) in cases {
+            let cursor = Cursor {
+                gpu: gpu(),
+                end: BootTime(end * 1_000_000),
+                then: at(*end),
+                began: BootTime(began * 1_000_000),
+            };
+            let (windows, window) = Windows::resumed(&cursor, &samples(ring), stepped(*now, *step));
+            let found = window.map(|window| seen(&window).unobserved);
+            assert_eq!(found.unwrap_or_default(), *lost, "{what}");
+            assert_eq!(windows.end(), BootTime(start * 1_000_000), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_sample_that_is_billed_is_not_billed_again_by_the_next_agent() {
+        let cursor = Cursor {
+            gpu: gpu(),
+            end: at(15_000).boot,
+            then: at(15_003),
+            began: at(16_000).boot,
+        };
+        let ring: Vec<(u64, u32)> = (50..=80).map(|at| (at * 200, 100)).collect();
+        let (mut windows, _) = Windows::resumed(&cursor, &samples(&ring), at(16_100));
+        let newer: Vec<(u64, u32)> = ring
+            .into_iter()
+            .filter(|(boot, _)| (EPOCH_MS + boot) * 1000 > windows.cursor_us())
+            .collect();
+        assert_eq!(newer[0].0, 15_200);
+        let window = windows.close(&bracket(at(16_100), &newer, &[(7, 16_000, 100)]));
+        let window = window.as_ref().map(seen).expect("there are samples");
+        assert_eq!(window.span, (15_000, 16_000));
+        assert_eq!(window.credits, [(7, 1_000)]);
     }
 
     #[test]

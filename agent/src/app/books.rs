@@ -1,0 +1,204 @@
+//! How the books begin: from the store, or at 0.
+//!
+//! Nothing is metered before the store's lock is held or known not to be had: two agents that count
+//! the same GPUs would both be believed. A store that cannot be used holds up nobody for longer than
+//! [`PATIENCE`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::settings;
+use crate::config::Config;
+use crate::core::accountant::Accountant;
+use crate::core::input::{Input, SourceHealth};
+use crate::core::model::{Nanos, SourceId, SourceState};
+use crate::core::snapshot::Snapshot;
+use crate::outputs::store::error::StoreError;
+use crate::outputs::store::keeping::{Keeping, PATIENCE};
+use crate::outputs::store::mark::Mark;
+use crate::outputs::store::{self, Handle};
+use crate::sources::clock::now;
+use crate::sources::gpu::nvml::Cursor;
+
+/// How often a lock that another agent holds is tried again.
+const TRY_LOCK: Duration = Duration::from_secs(1);
+/// The kernel's name for this boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The books, begun.
+pub(super) struct Begun {
+    pub(super) accountant: Accountant,
+    /// Absent where nothing is to be kept.
+    pub(super) keeping: Option<Keeping>,
+    /// Where the GPUs' windows go on.
+    pub(super) cursors: Vec<Cursor>,
+}
+
+/// Begins the books. While another agent holds the store this waits, and `snapshots` says so.
+pub(super) async fn begin(config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>) -> Begun {
+    let mark = Mark::beside(&config.socket.path);
+    let path = config.store.path.display().to_string();
+    let handle = if config.store.enabled {
+        open(config)
+    } else {
+        // What is published from here on is nowhere: no later agent may go on from before.
+        if let Err(error) = mark.clear() {
+            let path = mark.path().display();
+            warn!(%path, %error, "the mark of an earlier agent's store stays");
+        }
+        Ok(None)
+    };
+    let (handle, found) = match handle {
+        Ok(Some(handle)) => {
+            let found = resume(&handle, &mark, &path, snapshots).await;
+            (Some(handle), found)
+        }
+        Ok(None) => (None, Ok(None)),
+        Err(error) => (None, Err(error)),
+    };
+    let clock = now();
+    let (restored, trouble) = match found {
+        Ok(Some(state)) => match Accountant::restored(settings(config), &state, clock) {
+            Ok(accountant) => {
+                info!(
+                    accounts = state.accounts.len(),
+                    sequence = state.sequence,
+                    "the books go on from the store"
+                );
+                (Some((accountant, state.clock)), None)
+            }
+            Err(error) => {
+                warn!(%error, "what is stored cannot be gone on from; the books begin at 0");
+                if let Some(handle) = &handle {
+                    handle.begin_anew("unusable");
+                }
+                (None, None)
+            }
+        },
+        Ok(None) => (None, None),
+        Err(error) => {
+            // An answer that comes late is an answer to nobody.
+            if let Some(handle) = &handle {
+                handle.begin_anew("unstored");
+            }
+            (None, Some(error))
+        }
+    };
+    let cursors = restored.as_ref().map(|(accountant, then)| {
+        let cursors = accountant.windows_ended().into_iter();
+        let cursors = cursors.map(|(gpu, end)| Cursor {
+            gpu,
+            end,
+            then: *then,
+            began: clock.boot,
+        });
+        cursors.collect()
+    });
+    let mut accountant = match restored {
+        Some((accountant, _)) => accountant,
+        None => {
+            let mut accountant = Accountant::new(settings(config), clock);
+            if handle.is_some() {
+                accountant.keep();
+            }
+            accountant
+        }
+    };
+    let (keeping, state) = match handle {
+        Some(handle) => {
+            let (keeping, state) = Keeping::begin(handle, mark, now, trouble.as_ref()).await;
+            (Some(keeping), state)
+        }
+        None => (None, trouble.map_or(SourceState::Disabled, |e| down(&e))),
+    };
+    let health = Input::Health(health(state, &path));
+    accountant.take(health, clock);
+    Begun {
+        accountant,
+        keeping,
+        cursors: cursors.unwrap_or_default(),
+    }
+}
+
+/// How the store is, as the core takes it.
+pub(super) fn health(state: SourceState, path: &str) -> SourceHealth {
+    SourceHealth {
+        source: SourceId::Store,
+        state,
+        since: now().boot,
+        place: path.into(),
+    }
+}
+
+fn down(error: &StoreError) -> SourceState {
+    SourceState::Down {
+        class: error.class().into(),
+        reason: error.words().into(),
+        next_retry: None,
+    }
+}
+
+fn open(config: &Config) -> Result<Option<Handle>, StoreError> {
+    let file = |act, path: &str| {
+        let path = path.into();
+        move |source| StoreError::File { act, path, source }
+    };
+    let boot = std::fs::read_to_string(BOOT_ID).map_err(file("read", BOOT_ID))?;
+    let handle = store::spawn(store::Options {
+        directory: config.store.path.clone(),
+        retention: config.store.retention.0,
+        max_bytes: config.store.max_size,
+        boot: boot.trim().into(),
+    });
+    handle
+        .map(Some)
+        .map_err(file("start a thread for", "the store"))
+}
+
+/// Asks the store what can be gone on from, for as long as another agent holds it.
+async fn resume(
+    handle: &Handle,
+    mark: &Mark,
+    path: &str,
+    snapshots: &watch::Sender<Arc<Snapshot>>,
+) -> Result<Option<crate::core::persist::State>, StoreError> {
+    let mut waits = false;
+    loop {
+        let found = timeout(PATIENCE, handle.resume(mark)).await;
+        let error = match found {
+            Ok(Err(error @ StoreError::Locked { .. })) => error,
+            Ok(found) => return found,
+            Err(_) => {
+                return Err(StoreError::Slow {
+                    seconds: PATIENCE.as_secs(),
+                });
+            }
+        };
+        if !waits {
+            waits = true;
+            warn!(
+                reason = error.words(),
+                "waiting for the store; nothing is metered until then"
+            );
+        }
+        let at = now();
+        let pause = u64::try_from(TRY_LOCK.as_nanos()).unwrap_or(u64::MAX);
+        let state = SourceState::Down {
+            class: error.class().into(),
+            reason: format!("{error}; nothing is metered until it lets go").into(),
+            next_retry: Some(at.boot.plus(Nanos(pause))),
+        };
+        snapshots.send_replace(Arc::new(Snapshot {
+            at: at.boot,
+            wall: at.wall,
+            agent_started: at.wall,
+            sources: vec![health(state, path)],
+            ..Snapshot::default()
+        }));
+        sleep(TRY_LOCK).await;
+    }
+}

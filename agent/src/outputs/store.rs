@@ -1,0 +1,535 @@
+//! The durable ledger: what the core hands over to be kept, in a SQLite file that outlives the agent.
+//!
+//! A *published counter never falls*, not over a `kill -9` either. So a snapshot is shown only once
+//! the commit that it was made from is in the file ([`keeping`]), and the agent that comes after goes
+//! on from there: the same boot, the same books, the same series with the same start times. In
+//! another boot, or where the file does not hold all that was published ([`mark`]), series start at
+//! 0 with a new start time, and what was open becomes a record. Nothing in between is possible.
+//!
+//! # What a crash can take
+//!
+//! `kill -9` takes nothing: what a transaction has written is in the kernel's page cache, whoever
+//! dies. A power cut takes what was not on the disk, and with it the boot: series start at 0
+//! anyway, so not a counter but only the record of the last moments is lost. That is why commits are
+//! not synced one by one (`synchronous=NORMAL`; `FULL` would sync a disk each second for the rest of
+//! its life) and why everything is synced once a minute ([`SYNC_EVERY`]): a power cut costs the
+//! record of a minute at most.
+//!
+//! # What can go wrong
+//!
+//! Nothing that is wrong with the file keeps the agent from metering and publishing. A directory
+//! that cannot be written is tried again for ever. A damaged file is set aside under another name, a
+//! newer agent's file or another program's is not touched. Another agent's lock is waited for: two
+//! that count the same GPUs would both be believed.
+//!
+//! It refuses to be the fleet's book: what is older than the retention, or beyond the size, goes.
+
+pub mod error;
+pub mod keeping;
+pub mod mark;
+mod read;
+pub mod schema;
+mod write;
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+use self::error::StoreError;
+use self::mark::{Mark, Named};
+use self::read::Meta;
+use self::write::{Into, Limits};
+use crate::core::model::{Clock, WallTime};
+use crate::core::persist::{Changes, State};
+
+/// The file's name in the store's directory.
+pub const FILE: &str = "gpuacct.db";
+/// The lock's name beside it.
+const LOCK: &str = "gpuacct.lock";
+/// How often what was written is synced to the disk.
+pub const SYNC_EVERY: Duration = Duration::from_secs(60);
+/// Damaged files that are kept.
+const SET_ASIDE: usize = 3;
+/// How long a reader may be in the way.
+const BUSY: Duration = Duration::from_secs(2);
+/// Pages of the log after which SQLite moves them into the file: 4 MiB.
+const LOG_PAGES: u32 = 1_000;
+
+/// Where and how much is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The store's directory, made if need be.
+    pub directory: PathBuf,
+    /// How long closed accounts and hours are kept.
+    pub retention: Duration,
+    /// How large the file may grow, in bytes.
+    pub max_bytes: u64,
+    /// The kernel's boot id.
+    pub boot: Arc<str>,
+}
+
+/// What became of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The store, and the life of the series, that it is in.
+    pub named: Named,
+    /// How long it took.
+    pub took: Duration,
+    /// What the file's tables take, as last looked at.
+    pub bytes: u64,
+}
+
+/// The file, or what is left to be done to have it.
+#[derive(Debug)]
+struct Store {
+    options: Options,
+    /// Held for as long as the agent lives, whatever becomes of the file.
+    lock: Option<File>,
+    open: Option<Open>,
+    /// The life that this agent's series are in; absent until the first of its commits is written,
+    /// unless it goes on with one from before.
+    life: Option<Named>,
+    /// Why the next life begins.
+    reason: &'static str,
+    /// The hour in which what is old was last dropped.
+    cleaned: Option<i64>,
+    synced: Instant,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    meta: Option<Meta>,
+}
+
+impl Store {
+    fn new(options: Options) -> Self {
+        Self {
+            options,
+            lock: None,
+            open: None,
+            life: None,
+            reason: "first",
+            cleaned: None,
+            synced: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.options.directory.join(FILE)
+    }
+
+    /// Takes the lock and opens the file. One that is damaged is set aside.
+    fn open(&mut self) -> Result<&mut Open, StoreError> {
+        let opened = match self.open.take() {
+            Some(opened) => opened,
+            None => {
+                self.lock()?;
+                match open(&self.path()) {
+                    Err(error) if error.is_damage() => {
+                        self.set_aside(&error)?;
+                        open(&self.path())?
+                    }
+                    opened => opened?,
+                }
+            }
+        };
+        Ok(self.open.insert(opened))
+    }
+
+    fn lock(&mut self) -> Result<(), StoreError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let directory = &self.options.directory;
+        let failed = |act, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::File { act, path, source }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("make the directory", directory))?;
+        let path = directory.join(LOCK);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {
+                self.lock = Some(file);
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path }),
+            Err(TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
+        }
+    }
+
+    /// What an agent before this one has left that can be gone on from.
+    fn resume(&mut self, mark: &Mark) -> Result<Option<State>, StoreError> {
+        let boot = Arc::clone(&self.options.boot);
+        let open = self.open()?;
+        let Some(meta) = &open.meta else {
+            return Ok(None);
+        };
+        let named = meta.named();
+        let found = read::boot_of(&open.connection, meta.life).and_then(|of| {
+            if of.as_deref() != Some(&*boot) {
+                return Ok(Err("reboot"));
+            }
+            if !mark.names(&named) {
+                return Ok(Err("unstored"));
+            }
+            read::state(&open.connection, meta).map(Ok)
+        });
+        match found {
+            Ok(Ok(state)) => {
+                self.life = Some(named);
+                Ok(Some(state))
+            }
+            Ok(Err(reason)) => {
+                self.reason = reason;
+                Ok(None)
+            }
+            Err(error) if error.is_damage() => {
+                self.open = None;
+                self.set_aside(&error)?;
+                self.open()?;
+                Ok(None)
+            }
+            Err(error @ StoreError::Content { .. }) => {
+                warn!(
+                    error = error.words(),
+                    "what is stored cannot be gone on from"
+                );
+                self.reason = "unusable";
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What was resumed is not gone on from: the next commit begins a life.
+    fn begin_anew(&mut self, reason: &'static str) {
+        if self.life.take().is_some() {
+            self.reason = reason;
+        }
+    }
+
+    fn write(&mut self, changes: &Changes) -> Result<Written, StoreError> {
+        let written = self.try_write(changes);
+        if let Err(error) = &written {
+            // Opened anew next time: whatever is wrong may be so with this connection alone.
+            self.open = None;
+            if error.is_damage() {
+                self.set_aside(error)?;
+            }
+        }
+        written
+    }
+
+    fn try_write(&mut self, changes: &Changes) -> Result<Written, StoreError> {
+        let began = Instant::now();
+        let life = self.life.clone();
+        let reason = self.reason;
+        let boot = Arc::clone(&self.options.boot);
+        let bytes = self.bytes;
+        let open = self.open()?;
+        let into = match &open.meta {
+            Some(meta) if Some(meta.named()) == life => Into::Life(meta),
+            before if changes.whole => Into::New {
+                before: before.as_ref(),
+                boot: &boot,
+                reason,
+            },
+            _ => {
+                return Err(StoreError::Content {
+                    table: "meta",
+                    found: "another life than this agent's".to_owned(),
+                });
+            }
+        };
+        let meta = write::write(&mut open.connection, into, changes)?;
+        let named = meta.named();
+        open.meta = Some(meta);
+        self.life = Some(named.clone());
+        // Another file from here on would be one that was put in the place of this one.
+        self.reason = "unstored";
+        Ok(Written {
+            named,
+            took: began.elapsed(),
+            bytes,
+        })
+    }
+
+    /// What is to be done now and then, and keeps nobody waiting.
+    fn maintain(&mut self, now: WallTime) {
+        let hour = write::hour(now);
+        let limits = Limits {
+            hours: i64::try_from(self.options.retention.as_secs() / 3_600).unwrap_or(i64::MAX),
+            bytes: self.options.max_bytes,
+        };
+        let Some(open) = &mut self.open else { return };
+        let mut done = Ok(());
+        if self.synced.elapsed() >= SYNC_EVERY {
+            self.synced = Instant::now();
+            done = sync(&open.connection).and_then(|()| {
+                let used = write::used_bytes(&open.connection);
+                self.bytes = used.map_err(StoreError::sqlite("ask for its size"))?;
+                if self.bytes > limits.bytes {
+                    self.cleaned = None;
+                }
+                Ok(())
+            });
+        }
+        if done.is_ok() && self.cleaned != Some(hour) {
+            self.cleaned = Some(hour);
+            done = write::drop_old(&mut open.connection, limits, now).map(drop);
+        }
+        if let Err(error) = done {
+            // The next commit meets the same and says so.
+            warn!(error = error.words(), "the store cannot be kept in order");
+        }
+    }
+
+    /// Gives a damaged file another name.
+    fn set_aside(&mut self, error: &StoreError) -> Result<(), StoreError> {
+        let path = self.path();
+        let now = std::time::SystemTime::now();
+        let now = now.duration_since(std::time::UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_secs());
+        let aside = |path: &Path, suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let name = format!(".damaged-{now}");
+        warn!(
+            error = error.words(),
+            aside = %aside(&path, &name).display(),
+            "the store is damaged; it is set aside and a new one is made"
+        );
+        for suffix in ["", "-wal", "-shm"] {
+            let from = aside(&path, suffix);
+            let to = aside(&path, &format!("{name}{suffix}"));
+            match fs::rename(&from, &to) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::File {
+                        act: "set aside",
+                        path: from,
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        self.drop_aside();
+        Ok(())
+    }
+
+    /// Keeps the newest of what was set aside.
+    fn drop_aside(&self) {
+        let prefix = format!("{FILE}.damaged-");
+        let Ok(entries) = fs::read_dir(&self.options.directory) else {
+            return;
+        };
+        let mut aside: Vec<PathBuf> = entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| entry.path())
+            .collect();
+        // Their names end in the time, and in what SQLite adds to it.
+        let time = |path: &PathBuf| {
+            let name = path.to_string_lossy().into_owned();
+            name.rsplit_once(".damaged-").map_or(0, |(_, time)| {
+                let digits = time.split('-').next().unwrap_or_default();
+                digits.parse::<u64>().unwrap_or(0)
+            })
+        };
+        aside.sort_by_key(|path| std::cmp::Reverse(time(path)));
+        let mut times: Vec<u64> = aside.iter().map(time).collect();
+        times.dedup();
+        let Some(oldest) = times.get(SET_ASIDE - 1).copied() else {
+            return;
+        };
+        for path in aside.iter().filter(|path| time(path) < oldest) {
+            if let Err(error) = fs::remove_file(path) {
+                warn!(path = %path.display(), %error, "a damaged store stays");
+            }
+        }
+    }
+}
+
+impl Meta {
+    fn named(&self) -> Named {
+        Named {
+            store: self.store.clone(),
+            life: self.life,
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Open, StoreError> {
+    let failed = StoreError::sqlite;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection =
+        Connection::open_with_flags(path, flags).map_err(failed("open the file"))?;
+    // Until it is known to be ours, closing it moves nothing from its log into it.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(failed("set up the file"))?;
+    connection
+        .busy_timeout(BUSY)
+        .map_err(failed("set up the file"))?;
+    let version = schema::version(&connection).map_err(failed("read the version"))?;
+    let application: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(failed("read the version"))?;
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(failed("read the version"))?;
+    let is_ours = application == schema::APPLICATION_ID;
+    if !is_ours && (tables > 0 || version > 0) {
+        let path = path.to_owned();
+        return Err(StoreError::Foreign { path });
+    }
+    if version > schema::VERSION {
+        return Err(StoreError::Newer {
+            path: path.to_owned(),
+            found: version,
+            known: schema::VERSION,
+        });
+    }
+    let set_up = |connection: &Connection| -> rusqlite::Result<()> {
+        if tables == 0 {
+            // Only before the first table is there.
+            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        }
+        connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+        // A store that is read once and then written in few places needs little of it.
+        connection.pragma_update(None, "cache_size", -1_024)?;
+        connection.pragma_update(None, "cell_size_check", true)?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        connection.set_prepared_statement_cache_capacity(64);
+        Ok(())
+    };
+    set_up(&connection).map_err(failed("set up the file"))?;
+    if version < schema::VERSION {
+        schema::migrate(&mut connection, version).map_err(failed("make the tables"))?;
+    }
+    let meta = read::meta(&connection)?;
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+        .map_err(failed("set up the file"))?;
+    Ok(Open { connection, meta })
+}
+
+/// Has all that was written on the disk.
+fn sync(connection: &Connection) -> Result<(), StoreError> {
+    connection
+        .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        .map_err(StoreError::sqlite("sync"))
+}
+
+/// What the store's thread is told.
+enum Command {
+    Resume(Mark, oneshot::Sender<Result<Option<State>, StoreError>>),
+    BeginAnew(&'static str),
+    Write(Box<Changes>, oneshot::Sender<Result<Written, StoreError>>),
+}
+
+/// The store's thread, seen from outside. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// Starts the store's thread. The disk may hold it up for as long as it likes; nobody else waits.
+///
+/// # Errors
+///
+/// There is no thread to be had.
+pub fn spawn(options: Options) -> io::Result<Handle> {
+    // At most a handful: whoever sends a commit waits for its answer before it sends the next.
+    let (commands, mut taken) = mpsc::unbounded_channel();
+    let (on_end, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("store".into())
+        .spawn(move || {
+            let mut store = Store::new(options);
+            while let Some(command) = taken.blocking_recv() {
+                // Nobody who waits any more is told nothing.
+                match command {
+                    Command::Resume(mark, answer) => {
+                        let _ = answer.send(store.resume(&mark));
+                    }
+                    Command::BeginAnew(reason) => store.begin_anew(reason),
+                    Command::Write(changes, answer) => {
+                        let written = store.write(&changes);
+                        let _ = answer.send(written);
+                        store.maintain(changes.clock.wall);
+                    }
+                }
+            }
+            // Closed, and with it the log moved into the file, before anybody is told.
+            drop(store);
+            let _ = on_end.send(());
+        })?;
+    Ok(Handle { commands, ended })
+}
+
+impl Handle {
+    fn send(&self, command: Command) {
+        // A thread that is gone shows by the answer that does not come.
+        let _ = self.commands.send(command);
+    }
+
+    /// Opens the store and asks for what an agent before this one has left that can be gone on from.
+    pub async fn resume(&self, mark: &Mark) -> Result<Option<State>, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Resume(mark.clone(), answer));
+        answered.await.unwrap_or(Err(StoreError::Gone))
+    }
+
+    /// What is stored is not gone on from, for this reason: the next commit begins a life of series.
+    pub fn begin_anew(&self, reason: &'static str) {
+        self.send(Command::BeginAnew(reason));
+    }
+
+    fn write(&self, changes: Changes) -> oneshot::Receiver<Result<Written, StoreError>> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Write(Box::new(changes), answer));
+        answered
+    }
+
+    /// Closes the store and waits until it is closed. The disk may hold that up: whoever waits sets
+    /// a limit.
+    pub async fn close(self) {
+        drop(self.commands);
+        // An error means that the thread is over too.
+        let _ = self.ended.await;
+    }
+}
+
+/// Both clocks, asked for.
+pub type ReadClock = fn() -> Clock;

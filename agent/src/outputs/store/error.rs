@@ -1,0 +1,129 @@
+//! What can be wrong with the store, and which kind of wrong it is.
+
+use std::io;
+use std::path::PathBuf;
+
+use rusqlite::ErrorCode;
+
+/// Why something is not kept, or nothing could be taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another agent writes there.
+    #[error("another agent has locked {}", path.display())]
+    Locked {
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// The directory, or a file in it, cannot be had.
+    #[error("cannot {act} {}", path.display())]
+    File {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A newer agent made it.
+    #[error("{} has version {found}, this agent knows up to {known}; it is left as it is", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest that this agent knows.
+        known: u32,
+    },
+    /// It is a database of something else.
+    #[error("{} is a database of another program; it is left as it is", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What it holds cannot be.
+    #[error("{table} has {found}")]
+    Content {
+        /// In which table.
+        table: &'static str,
+        /// What.
+        found: String,
+    },
+    /// SQLite refused.
+    #[error("cannot {act}")]
+    Sqlite {
+        /// What was tried.
+        act: &'static str,
+        /// Why it failed.
+        source: rusqlite::Error,
+    },
+    /// The disk does not answer.
+    #[error("no answer within {seconds} s")]
+    Slow {
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The thread that writes is gone.
+    #[error("the store's thread has ended by a defect; the agent must be started anew")]
+    Gone,
+}
+
+impl StoreError {
+    /// For use with `map_err`.
+    pub(super) fn sqlite(act: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
+        move |source| Self::Sqlite { act, source }
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Sqlite {
+                source: rusqlite::Error::SqliteFailure(error, _),
+                ..
+            } => Some(error.code),
+            _ => None,
+        }
+    }
+
+    /// Whether the file is damaged, and a new one has to be made.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(
+            self.code(),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        )
+    }
+
+    /// The label value.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Locked { .. } => "locked",
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => "permission",
+                io::ErrorKind::ReadOnlyFilesystem => "read_only",
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk_full",
+                _ => "io",
+            },
+            Self::Newer { .. } => "newer_schema",
+            Self::Foreign { .. } => "foreign",
+            Self::Content { .. } => "content",
+            Self::Sqlite { .. } => match self.code() {
+                Some(ErrorCode::DiskFull) => "disk_full",
+                Some(ErrorCode::ReadOnly) => "read_only",
+                Some(ErrorCode::PermissionDenied) => "permission",
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => "damaged",
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "busy",
+                _ => "io",
+            },
+            Self::Slow { .. } => "slow",
+            Self::Gone => "panic",
+        }
+    }
+
+    /// It and its cause, in one line. SQLite's own errors repeat theirs in their text.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The ledger's tables, what each of them means, and how an older file becomes a newer one.
+//!
+//! The file is `gpuacct.db` in the store's directory, SQLite in WAL mode, written by the one agent
+//! that holds the lock beside it and readable by anybody at the same time. `PRAGMA application_id`
+//! says that it is gpuacct's, `PRAGMA user_version` which migrations it has been through.
+//!
+//! **Units.** Times of day (`opened`, `closed`, `began`, `start`, `first_used`, …) are nanoseconds
+//! since the Unix epoch. Columns that end in `_boot` are nanoseconds on the boot clock of the boot
+//! in which they were written, and mean nothing in another one. Durations are nanoseconds, energy
+//! millijoules, memory over time byte-seconds, memory bytes. `hour` counts hours since the Unix
+//! epoch, so it is UTC's. All are 64-bit integers; an amount beyond 2^63 - 1 is stored as that.
+//!
+//! **The ten amounts**, wherever they stand beside each other: `busy`, `engine_memory`,
+//! `engine_encoder`, `engine_decoder`, `engine_jpeg`, `engine_ofa`, `held`, `allocated`, `memory`,
+//! `energy`, as `core::amounts` explains them.
+//!
+//! # What is written how often
+//!
+//! `totals` is the narrow table that a commit writes: a row for each account that was charged since
+//! the commit before it. What changes rarely stands elsewhere, so that it is not written again with
+//! every second of use. Hours are not counted up each second either: an account's part of the
+//! present hour is what its total has beyond what is `settled`, and becomes a row of `hours` when
+//! the hour is over or the account closes. **Whoever asks what was used when reads the views `used`,
+//! `gpu_used` and `reasons_used`**, which have both.
+//!
+//! # Tables
+//!
+//! - `meta`, one row. `store`: a random name of this file, by which the agent's mark in its runtime
+//!   directory tells it from another one. `life`: the present one. `hour`: to which all that is not
+//!   settled belongs. `sequence`, `commit_boot`, `committed`: which commit is the last in here, and
+//!   when it was made on both clocks. `version`: of the agent that made it.
+//! - `lives`. A life is a stretch in which series continue: it outlasts restarts of the agent, and
+//!   ends with the boot, or when the store did not hold what had been published. `boot`: the
+//!   kernel's boot id. `reason`: why it began, one of `first`, `reboot`, `unstored` (amounts were
+//!   published that this file does not hold, or the mark that says otherwise is gone), `unusable`
+//!   (what was in here cannot be continued from: a reason that this agent does not know, books that
+//!   do not balance).
+//! - `gpus`: every GPU or MIG instance that ever had a book. `info`: all that NVML said of it, JSON.
+//! - `accounts`: one payer on one GPU in one life, open or closed. A container that outlives a
+//!   reboot has an account in either life, with the same `owner`: segments, which a report adds up.
+//!   `kind`: `container` (`owner` is its id), `pod` (its uid), `host` (the unit). `namespace` to
+//!   `runtime`: what it is called, with `(none)` and `(unresolved)` as they are published.
+//!   `attribution`: `held`, `named` (`source`: of the names), `id_only` (`source`: why it has none), or
+//!   `host`. `labels`: all labels that the runtime gave, a JSON object. `opened`: no charge is older.
+//!   `held_since_boot`: since when its names have been waited for. `ended_boot`: since when it has had
+//!   no process. `fed`: whether its namespace's counter has been given all of it. `closed`: when it
+//!   was closed; NULL while it is open.
+//! - `totals`: an account's whole amounts, the most memory seen in use, processes started, the ends of
+//!   the first and the last window that charged it, and when its published amount last changed.
+//! - `settled`: how much of `totals` is in `hours`; nothing where there is no row.
+//! - `series`: what of an open account is published, under which labels: `kind` is `id_only` or
+//!   `named`. Where `follows` is 1 it shows all of the account that its other series does not, and
+//!   its own amounts are stale; where it is 0 it shows them.
+//! - `namespaces`: the counters of namespaces of this life, whole and as shown.
+//! - `books`: each GPU's book of this life. `through_boot` is the cursor: the end of the last window
+//!   that is booked. `closed_…`: what accounts held that have been closed.
+//! - `reasons`: unattributed (`kind` `unattributed`) and unobserved (`unobserved`) time of a book.
+//! - `hours`, `gpu_hours`, `reason_hours`: what was booked in each hour that is over.
+
+use rusqlite::Connection;
+
+/// `PRAGMA application_id` of the ledger: "gpua".
+pub const APPLICATION_ID: i32 = 0x6770_7561;
+
+/// The ten amounts as column definitions, names beginning with a prefix.
+macro_rules! amounts {
+    ($prefix:literal) => {
+        concat!(
+            $prefix,
+            "busy INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "engine_memory INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "engine_encoder INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "engine_decoder INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "engine_jpeg INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "engine_ofa INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "held INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "allocated INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "memory INTEGER NOT NULL DEFAULT 0, ",
+            $prefix,
+            "energy INTEGER NOT NULL DEFAULT 0"
+        )
+    };
+}
+
+/// The names of the ten amounts, in the order in which they are always written.
+pub(super) const AMOUNTS: [&str; 10] = [
+    "busy",
+    "engine_memory",
+    "engine_encoder",
+    "engine_decoder",
+    "engine_jpeg",
+    "engine_ofa",
+    "held",
+    "allocated",
+    "memory",
+    "energy",
+];
+
+/// What leads from each version to the next: the first makes version 1 of an empty file. Migrations
+/// only add; none is ever changed once it has been released.
+const MIGRATIONS: &[&str] = &[concat!(
+    "
+    CREATE TABLE meta (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        store TEXT NOT NULL,
+        life INTEGER NOT NULL,
+        hour INTEGER NOT NULL,
+        sequence INTEGER NOT NULL,
+        commit_boot INTEGER NOT NULL,
+        committed INTEGER NOT NULL,
+        version TEXT NOT NULL
+    );
+    CREATE TABLE lives (
+        life INTEGER PRIMARY KEY,
+        boot TEXT NOT NULL,
+        began INTEGER NOT NULL,
+        reason TEXT NOT NULL
+    );
+    CREATE TABLE gpus (
+        gpu INTEGER PRIMARY KEY,
+        uuid TEXT NOT NULL UNIQUE,
+        place INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        driver TEXT NOT NULL,
+        info TEXT NOT NULL
+    );
+    CREATE TABLE accounts (
+        account INTEGER PRIMARY KEY,
+        life INTEGER NOT NULL REFERENCES lives,
+        gpu INTEGER NOT NULL REFERENCES gpus,
+        kind TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        namespace TEXT NOT NULL,
+        pod TEXT NOT NULL,
+        container TEXT NOT NULL,
+        pod_uid TEXT NOT NULL,
+        container_id TEXT NOT NULL,
+        image TEXT NOT NULL,
+        runtime TEXT NOT NULL,
+        attribution TEXT NOT NULL,
+        source TEXT,
+        labels TEXT NOT NULL,
+        opened INTEGER NOT NULL,
+        held_since_boot INTEGER NOT NULL,
+        ended_boot INTEGER,
+        fed INTEGER NOT NULL,
+        closed INTEGER
+    );
+    CREATE INDEX accounts_open ON accounts (life) WHERE closed IS NULL;
+    CREATE INDEX accounts_closed ON accounts (closed) WHERE closed IS NOT NULL;
+    CREATE TABLE totals (
+        account INTEGER PRIMARY KEY REFERENCES accounts,
+        ",
+    amounts!(""),
+    ",
+        memory_peak INTEGER,
+        processes_started INTEGER NOT NULL DEFAULT 0,
+        first_used INTEGER,
+        last_used INTEGER,
+        changed_boot INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE TABLE settled (
+        account INTEGER PRIMARY KEY REFERENCES accounts,
+        ",
+    amounts!(""),
+    "
+    );
+    CREATE TABLE series (
+        account INTEGER NOT NULL REFERENCES accounts,
+        kind TEXT NOT NULL,
+        namespace TEXT NOT NULL,
+        pod TEXT NOT NULL,
+        container TEXT NOT NULL,
+        pod_uid TEXT NOT NULL,
+        container_id TEXT NOT NULL,
+        start INTEGER NOT NULL,
+        shown_boot INTEGER NOT NULL,
+        changed_boot INTEGER NOT NULL,
+        follows INTEGER NOT NULL,
+        ",
+    amounts!(""),
+    ",
+        PRIMARY KEY (account, kind)
+    ) WITHOUT ROWID;
+    CREATE TABLE namespaces (
+        gpu INTEGER NOT NULL REFERENCES gpus,
+        namespace TEXT NOT NULL,
+        start INTEGER NOT NULL,
+        shown_boot INTEGER NOT NULL,
+        changed_boot INTEGER NOT NULL,
+        ",
+    amounts!(""),
+    ",
+        ",
+    amounts!("shown_"),
+    ",
+        PRIMARY KEY (gpu, namespace)
+    ) WITHOUT ROWID;
+    CREATE TABLE books (
+        gpu INTEGER PRIMARY KEY REFERENCES gpus,
+        start INTEGER NOT NULL,
+        through_boot INTEGER,
+        elapsed INTEGER NOT NULL,
+        busy INTEGER NOT NULL,
+        idle INTEGER NOT NULL,
+        energy INTEGER,
+        energy_idle INTEGER NOT NULL,
+        energy_unattributed INTEGER NOT NULL,
+        windows INTEGER NOT NULL,
+        torn_windows INTEGER NOT NULL,
+        invalid_rows INTEGER NOT NULL,
+        cut INTEGER NOT NULL,
+        ",
+    amounts!("closed_"),
+    ",
+        settled_elapsed INTEGER NOT NULL DEFAULT 0,
+        settled_busy INTEGER NOT NULL DEFAULT 0,
+        settled_idle INTEGER NOT NULL DEFAULT 0,
+        settled_energy INTEGER NOT NULL DEFAULT 0,
+        settled_energy_idle INTEGER NOT NULL DEFAULT 0,
+        settled_energy_unattributed INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE TABLE reasons (
+        gpu INTEGER NOT NULL REFERENCES gpus,
+        kind TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        settled INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (gpu, kind, reason)
+    ) WITHOUT ROWID;
+    CREATE TABLE hours (
+        hour INTEGER NOT NULL,
+        account INTEGER NOT NULL REFERENCES accounts,
+        ",
+    amounts!(""),
+    ",
+        PRIMARY KEY (hour, account)
+    ) WITHOUT ROWID;
+    CREATE TABLE gpu_hours (
+        hour INTEGER NOT NULL,
+        gpu INTEGER NOT NULL REFERENCES gpus,
+        elapsed INTEGER NOT NULL,
+        busy INTEGER NOT NULL,
+        idle INTEGER NOT NULL,
+        energy INTEGER NOT NULL,
+        energy_idle INTEGER NOT NULL,
+        energy_unattributed INTEGER NOT NULL,
+        PRIMARY KEY (hour, gpu)
+    ) WITHOUT ROWID;
+    CREATE TABLE reason_hours (
+        hour INTEGER NOT NULL,
+        gpu INTEGER NOT NULL REFERENCES gpus,
+        kind TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        PRIMARY KEY (hour, gpu, kind, reason)
+    ) WITHOUT ROWID;
+
+    -- What is not in hours yet. Only open accounts have any.
+    CREATE VIEW unsettled AS
+        SELECT a.account,
+            t.busy - coalesce(s.busy, 0) AS busy,
+            t.engine_memory - coalesce(s.engine_memory, 0) AS engine_memory,
+            t.engine_encoder - coalesce(s.engine_encoder, 0) AS engine_encoder,
+            t.engine_decoder - coalesce(s.engine_decoder, 0) AS engine_decoder,
+            t.engine_jpeg - coalesce(s.engine_jpeg, 0) AS engine_jpeg,
+            t.engine_ofa - coalesce(s.engine_ofa, 0) AS engine_ofa,
+            t.held - coalesce(s.held, 0) AS held,
+            t.allocated - coalesce(s.allocated, 0) AS allocated,
+            t.memory - coalesce(s.memory, 0) AS memory,
+            t.energy - coalesce(s.energy, 0) AS energy
+        FROM accounts a JOIN totals t USING (account) LEFT JOIN settled s USING (account)
+        WHERE a.closed IS NULL
+            AND (s.account IS NULL
+                OR (t.busy, t.engine_memory, t.engine_encoder, t.engine_decoder, t.engine_jpeg,
+                    t.engine_ofa, t.held, t.allocated, t.memory, t.energy)
+                IS NOT (s.busy, s.engine_memory, s.engine_encoder, s.engine_decoder, s.engine_jpeg,
+                    s.engine_ofa, s.held, s.allocated, s.memory, s.energy));
+    -- What each account used in each hour, the present one included.
+    CREATE VIEW used AS
+        SELECT hour, account, busy, engine_memory, engine_encoder, engine_decoder, engine_jpeg,
+            engine_ofa, held, allocated, memory, energy
+        FROM hours
+        UNION ALL
+        SELECT (SELECT hour FROM meta), account, busy, engine_memory, engine_encoder,
+            engine_decoder, engine_jpeg, engine_ofa, held, allocated, memory, energy
+        FROM unsettled;
+    -- What became of each GPU's time in each hour.
+    CREATE VIEW gpu_used AS
+        SELECT hour, gpu, elapsed, busy, idle, energy, energy_idle, energy_unattributed
+        FROM gpu_hours
+        UNION ALL
+        SELECT (SELECT hour FROM meta), gpu, elapsed - settled_elapsed, busy - settled_busy,
+            idle - settled_idle, coalesce(energy, 0) - settled_energy,
+            energy_idle - settled_energy_idle,
+            energy_unattributed - settled_energy_unattributed
+        FROM books;
+    CREATE VIEW reasons_used AS
+        SELECT hour, gpu, kind, reason, time FROM reason_hours
+        UNION ALL
+        SELECT (SELECT hour FROM meta), gpu, kind, reason, time - settled FROM reasons;
+    "
+)];
+
+/// The version of a file that has been through every migration.
+pub const VERSION: u32 = {
+    assert!(MIGRATIONS.len() < 1_000_000);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the number of migrations, checked above"
+    )]
+    let version = MIGRATIONS.len() as u32;
+    version
+};
+
+/// Which version a file has; 0 is an empty one.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Brings a file from `version` to [`VERSION`], in one transaction.
+pub(super) fn migrate(connection: &mut Connection, version: u32) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    for migration in MIGRATIONS.iter().skip(version as usize) {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made() -> Connection {
+        let mut connection = Connection::open_in_memory().expect("memory is there");
+        migrate(&mut connection, 0).expect("the migrations are sound");
+        connection
+    }
+
+    #[test]
+    fn an_empty_file_becomes_the_present_version() {
+        let connection = made();
+        assert_eq!(version(&connection), Ok(VERSION));
+        let id: i32 = connection
+            .pragma_query_value(None, "application_id", |row| row.get(0))
+            .expect("it was set");
+        assert_eq!(id, APPLICATION_ID);
+    }
+
+    #[test]
+    fn every_table_of_amounts_has_them_in_order() {
+        let connection = made();
+        for (table, prefix) in [
+            ("totals", ""),
+            ("settled", ""),
+            ("series", ""),
+            ("namespaces", ""),
+            ("namespaces", "shown_"),
+            ("books", "closed_"),
+            ("hours", ""),
+            ("unsettled", ""),
+            ("used", ""),
+        ] {
+            let mut columns = connection
+                .prepare("SELECT name FROM pragma_table_info(?1)")
+                .expect("a pragma can be asked");
+            let columns: Vec<String> = columns
+                .query_map([table], |row| row.get(0))
+                .and_then(Iterator::collect)
+                .expect("the table is there");
+            let wanted = AMOUNTS.map(|amount| format!("{prefix}{amount}"));
+            assert!(
+                columns.windows(AMOUNTS.len()).any(|found| found == wanted),
+                "{table}: {columns:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_present_hour_is_what_is_not_settled() {
+        let connection = made();
+        connection
+            .execute_batch(
+                "INSERT INTO meta VALUES (1, 'x', 1, 7, 0, 0, 0, '');
+                 INSERT INTO lives VALUES (1, 'boot', 0, 'first');
+                 INSERT INTO gpus VALUES (1, 'GPU-0', 0, 'm', 'd', '{}');
+                 INSERT INTO accounts VALUES
+                    (1, 1, 1, 'container', 'a', '', '', '', '', '', '', '', 'named', 'docker', '{}', 0, 0, NULL, 1, NULL),
+                    (2, 1, 1, 'container', 'b', '', '', '', '', '', '', '', 'named', 'docker', '{}', 0, 0, NULL, 1, 9),
+                    (3, 1, 1, 'container', 'c', '', '', '', '', '', '', '', 'named', 'docker', '{}', 0, 0, NULL, 1, NULL);
+                 INSERT INTO totals (account, busy, energy) VALUES (1, 100, 10), (2, 50, 5), (3, 8, 0);
+                 INSERT INTO settled (account, busy, energy) VALUES (1, 60, 10), (3, 8, 0);
+                 INSERT INTO hours (hour, account, busy, energy) VALUES (6, 1, 60, 10), (6, 2, 50, 5), (6, 3, 8, 0);",
+            )
+            .expect("the rows fit");
+        let mut used = connection
+            .prepare("SELECT hour, account, busy, energy FROM used ORDER BY account, hour")
+            .expect("the view is there");
+        let used: Vec<(i64, i64, i64, i64)> = used
+            .query_map([], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })
+            .and_then(Iterator::collect)
+            .expect("the rows are there");
+        assert_eq!(
+            used,
+            [(6, 1, 60, 10), (7, 1, 40, 0), (6, 2, 50, 5), (6, 3, 8, 0)]
+        );
+    }
+}

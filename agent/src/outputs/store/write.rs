@@ -1,0 +1,606 @@
+//! One commit of the core, written as one transaction.
+//!
+//! Either all of a commit is in the file or nothing of it. Amounts are written whole, never added
+//! to what is there, so a commit that is written twice is written once.
+
+use std::sync::Arc;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+
+use super::error::StoreError;
+use super::read::Meta;
+use super::schema::AMOUNTS;
+use crate::core::amounts::Amounts;
+use crate::core::model::{BootTime, GpuUuid, WallTime};
+use crate::core::persist::{
+    Changes, KeptAccount, KeptBook, KeptNamespace, KeptReason, KeptSeries, KeptTime, KeptTotals,
+};
+use crate::core::snapshot::Attribution;
+
+type Result<T> = rusqlite::Result<T>;
+
+/// Nanoseconds of an hour.
+const HOUR: u64 = 3_600_000_000_000;
+
+/// Where a commit goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Into<'a> {
+    /// The present life.
+    Life(&'a Meta),
+    /// A new one, which begins with it. `before` is what the file holds, if anything.
+    New {
+        before: Option<&'a Meta>,
+        /// The kernel's boot id.
+        boot: &'a str,
+        /// Why it begins.
+        reason: &'static str,
+    },
+}
+
+/// Writes a commit and returns the row of `meta` that is in force after it.
+pub(super) fn write(
+    connection: &mut Connection,
+    into: Into<'_>,
+    changes: &Changes,
+) -> std::result::Result<Meta, StoreError> {
+    transact(connection, into, changes).map_err(StoreError::sqlite("write a commit"))
+}
+
+fn transact(connection: &mut Connection, into: Into<'_>, changes: &Changes) -> Result<Meta> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let hour = hour(changes.clock.wall);
+    let (store, life) = match into {
+        Into::Life(meta) => {
+            if meta.hour != hour {
+                settle(&transaction, meta.hour)?;
+            }
+            (meta.store.clone(), meta.life)
+        }
+        Into::New {
+            before,
+            boot,
+            reason,
+        } => {
+            if let Some(before) = before {
+                settle(&transaction, before.hour)?;
+                // Nothing is known of them since.
+                close_open(&transaction, before.clock.wall)?;
+            }
+            let began = int(changes.clock.wall.0);
+            transaction.execute(
+                "INSERT INTO lives (boot, began, reason) VALUES (?1, ?2, ?3)",
+                params![boot, began, reason],
+            )?;
+            let life = transaction.last_insert_rowid();
+            let store = match before {
+                Some(before) => before.store.clone(),
+                None => {
+                    transaction.query_row("SELECT lower(hex(randomblob(16)))", [], |r| r.get(0))?
+                }
+            };
+            (store, life)
+        }
+    };
+    let meta = Meta {
+        store,
+        life,
+        hour,
+        sequence: changes.sequence,
+        clock: changes.clock,
+    };
+    transaction
+        .prepare_cached(
+            "INSERT INTO meta (one, store, life, hour, sequence, commit_boot, committed, version)
+            VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            ON CONFLICT (one) DO UPDATE SET store = ?1, life = ?2, hour = ?3, sequence = ?4,
+                commit_boot = ?5, committed = ?6, version = ?7",
+        )?
+        .execute(params![
+            meta.store,
+            meta.life,
+            meta.hour,
+            int(meta.sequence),
+            int(meta.clock.boot.0),
+            int(meta.clock.wall.0),
+            env!("CARGO_PKG_VERSION"),
+        ])?;
+    if changes.whole {
+        transaction.execute_batch("DELETE FROM namespaces; DELETE FROM series;")?;
+    }
+    for book in &changes.books {
+        put_book(&transaction, book)?;
+    }
+    for time in &changes.times {
+        put_time(&transaction, time)?;
+    }
+    for closed in &changes.closed {
+        let account = number(life, closed.account.number);
+        let known = transaction
+            .prepare_cached("SELECT closed FROM accounts WHERE account = ?1")?
+            .query_row([account], |row| row.get::<_, Option<i64>>(0));
+        if let Ok(Some(_)) = known {
+            // Handed over again, since nobody said that it was kept.
+            continue;
+        }
+        put_account(&transaction, life, &closed.account)?;
+        put_totals(&transaction, life, &closed.totals)?;
+        close(&transaction, account, hour, closed.at)?;
+    }
+    for account in &changes.accounts {
+        put_account(&transaction, life, account)?;
+    }
+    for totals in &changes.totals {
+        put_totals(&transaction, life, totals)?;
+    }
+    if changes.whole {
+        close_unmentioned(&transaction, life, hour, changes)?;
+    }
+    for namespace in &changes.namespaces {
+        put_namespace(&transaction, namespace)?;
+    }
+    transaction.commit()?;
+    Ok(meta)
+}
+
+/// The hour, UTC, that an instant is in.
+pub(super) const fn hour(at: WallTime) -> i64 {
+    int(at.0 / HOUR)
+}
+
+/// A number as SQLite has them: the largest stands for all that are larger.
+pub(super) const fn int(number: u64) -> i64 {
+    if number > i64::MAX as u64 {
+        i64::MAX
+    } else {
+        number.cast_signed()
+    }
+}
+
+const fn number(life: i64, account: u32) -> i64 {
+    (life << 32) | account as i64
+}
+
+fn amounts(amounts: &Amounts) -> [i64; AMOUNTS.len()] {
+    [
+        int(amounts.busy.0),
+        int(amounts.engines.memory.0),
+        int(amounts.engines.encoder.0),
+        int(amounts.engines.decoder.0),
+        int(amounts.engines.jpeg.0),
+        int(amounts.engines.ofa.0),
+        int(amounts.held.0),
+        int(amounts.allocated.0),
+        int(amounts.memory.0),
+        int(amounts.energy.0),
+    ]
+}
+
+/// The ten amounts, each written by `each` and set apart by commas.
+fn list(each: impl Fn(&'static str) -> String) -> String {
+    AMOUNTS.map(each).join(", ")
+}
+
+/// Puts all that is not in `hours` there, as of that hour.
+fn settle(transaction: &Transaction<'_>, hour: i64) -> Result<()> {
+    settle_accounts(transaction, hour, None)?;
+    transaction.execute_batch("DELETE FROM settled;")?;
+    let columns = list(str::to_owned);
+    transaction.execute(
+        &format!(
+            "INSERT INTO settled (account, {columns})
+            SELECT account, {} FROM totals t JOIN accounts USING (account) WHERE closed IS NULL",
+            list(|amount| format!("t.{amount}"))
+        ),
+        [],
+    )?;
+    let parts = [
+        "elapsed",
+        "busy",
+        "idle",
+        "energy",
+        "energy_idle",
+        "energy_unattributed",
+    ];
+    let each = |write: fn(&str) -> String| parts.map(write).join(", ");
+    transaction.execute(
+        &format!(
+            "INSERT INTO gpu_hours (hour, gpu, {}) SELECT ?1, gpu, {} FROM books WHERE true
+            ON CONFLICT (hour, gpu) DO UPDATE SET {}",
+            each(str::to_owned),
+            each(|part| format!("coalesce({part}, 0) - settled_{part}")),
+            each(|part| format!("{part} = {part} + excluded.{part}")),
+        ),
+        [hour],
+    )?;
+    let taken = each(|part| format!("settled_{part} = coalesce({part}, 0)"));
+    transaction.execute(&format!("UPDATE books SET {taken}"), [])?;
+    transaction.execute(
+        "INSERT INTO reason_hours (hour, gpu, kind, reason, time)
+        SELECT ?1, gpu, kind, reason, time - settled FROM reasons WHERE time <> settled
+        ON CONFLICT (hour, gpu, kind, reason) DO UPDATE SET time = time + excluded.time",
+        [hour],
+    )?;
+    transaction.execute("UPDATE reasons SET settled = time", [])?;
+    Ok(())
+}
+
+/// Likewise of accounts alone: of one, or of all.
+fn settle_accounts(transaction: &Transaction<'_>, hour: i64, account: Option<i64>) -> Result<()> {
+    let columns = list(str::to_owned);
+    let sum = list(|amount| format!("{amount} = {amount} + excluded.{amount}"));
+    transaction
+        .prepare_cached(&format!(
+            "INSERT INTO hours (hour, account, {columns})
+            SELECT ?1, account, {columns} FROM unsettled WHERE ?2 IS NULL OR account = ?2
+            ON CONFLICT (hour, account) DO UPDATE SET {sum}"
+        ))?
+        .execute(params![hour, account])?;
+    Ok(())
+}
+
+/// Closes one account.
+fn close(transaction: &Transaction<'_>, account: i64, hour: i64, at: WallTime) -> Result<()> {
+    settle_accounts(transaction, hour, Some(account))?;
+    for table in ["settled", "series"] {
+        transaction
+            .prepare_cached(&format!("DELETE FROM {table} WHERE account = ?1"))?
+            .execute([account])?;
+    }
+    transaction
+        .prepare_cached("UPDATE accounts SET closed = ?2 WHERE account = ?1")?
+        .execute(params![account, int(at.0)])?;
+    Ok(())
+}
+
+/// Ends a life: all of it is in `hours`.
+fn close_open(transaction: &Transaction<'_>, at: WallTime) -> Result<()> {
+    transaction.execute(
+        "UPDATE accounts SET closed = ?1 WHERE closed IS NULL",
+        [int(at.0)],
+    )?;
+    transaction.execute_batch(
+        "DELETE FROM settled; DELETE FROM series; DELETE FROM namespaces;
+        DELETE FROM books; DELETE FROM reasons;",
+    )
+}
+
+/// Closes what is open and not among all that there is: its record was given up.
+fn close_unmentioned(
+    transaction: &Transaction<'_>,
+    life: i64,
+    hour: i64,
+    changes: &Changes,
+) -> Result<()> {
+    let mentioned: std::collections::HashSet<i64> = changes
+        .accounts
+        .iter()
+        .map(|account| number(life, account.number))
+        .collect();
+    let open: Vec<i64> = transaction
+        .prepare("SELECT account FROM accounts WHERE closed IS NULL")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_>>()?;
+    for account in open.into_iter().filter(|open| !mentioned.contains(open)) {
+        close(transaction, account, hour, changes.clock.wall)?;
+    }
+    Ok(())
+}
+
+/// The number of a GPU, which is given one if it has none.
+fn gpu(transaction: &Transaction<'_>, uuid: &GpuUuid) -> Result<i64> {
+    transaction
+        .prepare_cached("SELECT gpu FROM gpus WHERE uuid = ?1")?
+        .query_row([uuid.as_str()], |row| row.get(0))
+}
+
+fn put_book(transaction: &Transaction<'_>, book: &KeptBook) -> Result<()> {
+    let info = &book.gpu;
+    let text = serde_json::to_string(info)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO gpus (uuid, place, model, driver, info) VALUES (?1, ?2, ?3, ?4, ?5)
+            ON CONFLICT (uuid) DO UPDATE SET place = ?2, model = ?3, driver = ?4, info = ?5
+                WHERE info <> ?5",
+        )?
+        .execute(params![
+            info.uuid.as_str(),
+            info.index,
+            info.model,
+            info.driver,
+            text,
+        ])?;
+    let gpu = gpu(transaction, &info.uuid)?;
+    let energy = book.energy.unwrap_or_default();
+    let of_energy = book.energy.map(|energy| int(energy.total.0));
+    transaction
+        .prepare_cached(
+            "INSERT INTO books (gpu, start, through_boot, elapsed, busy, idle, energy, energy_idle,
+                energy_unattributed, windows, torn_windows, invalid_rows, cut)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+            ON CONFLICT (gpu) DO UPDATE SET start = ?2, through_boot = ?3, elapsed = ?4, busy = ?5,
+                idle = ?6, energy = ?7, energy_idle = ?8, energy_unattributed = ?9, windows = ?10,
+                torn_windows = ?11, invalid_rows = ?12, cut = ?13",
+        )?
+        .execute(params![
+            gpu,
+            int(book.start.0),
+            book.through.map(|through| int(through.0)),
+            int(book.elapsed.0),
+            int(book.busy.0),
+            int(book.idle.0),
+            of_energy,
+            int(energy.idle.0),
+            int(energy.unattributed.0),
+            int(book.windows),
+            int(book.torn_windows),
+            int(book.invalid_rows),
+            int(book.cut.0),
+        ])?;
+    let closed = list_of("closed_", 2);
+    let mut values = vec![gpu];
+    values.extend(amounts(&book.closed));
+    transaction
+        .prepare_cached(&format!("UPDATE books SET {closed} WHERE gpu = ?1"))?
+        .execute(rusqlite::params_from_iter(values))?;
+    Ok(())
+}
+
+/// The ten amounts set to parameters, the first of which has the number `first`.
+fn list_of(prefix: &str, first: usize) -> String {
+    let each = AMOUNTS.iter().enumerate();
+    let each = each.map(|(at, amount)| format!("{prefix}{amount} = ?{}", first + at));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// Ten parameters, the first of which has the number `first`.
+fn parameters(first: usize) -> String {
+    let each = (first..first + AMOUNTS.len()).map(|at| format!("?{at}"));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+fn put_time(transaction: &Transaction<'_>, time: &KeptTime) -> Result<()> {
+    let (kind, reason) = match time.reason {
+        KeptReason::Unattributed(reason) => ("unattributed", reason.as_str()),
+        KeptReason::Unobserved(reason) => ("unobserved", reason.as_str()),
+    };
+    let gpu = gpu(transaction, &time.gpu)?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO reasons (gpu, kind, reason, time) VALUES (?1, ?2, ?3, ?4)
+            ON CONFLICT (gpu, kind, reason) DO UPDATE SET time = ?4",
+        )?
+        .execute(params![gpu, kind, reason, int(time.time.0)])?;
+    Ok(())
+}
+
+fn put_account(transaction: &Transaction<'_>, life: i64, kept: &KeptAccount) -> Result<()> {
+    let account = number(life, kept.number);
+    let (attribution, source) = match kept.attribution {
+        None => ("host", None),
+        Some(Attribution::Held) => ("held", None),
+        Some(Attribution::Named { source }) => ("named", Some(source.as_str())),
+        Some(Attribution::IdOnly { reason }) => ("id_only", Some(reason.as_str())),
+    };
+    let labels = serde_json::to_string(&*kept.runtime_labels)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO accounts (account, life, gpu, kind, owner, namespace, pod, container,
+                pod_uid, container_id, image, runtime, attribution, source, labels, opened,
+                held_since_boot, ended_boot, fed)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+                ?18, ?19)
+            ON CONFLICT (account) DO UPDATE SET namespace = ?6, pod = ?7, container = ?8,
+                pod_uid = ?9, container_id = ?10, image = ?11, runtime = ?12, attribution = ?13,
+                source = ?14, labels = ?15, held_since_boot = ?17, ended_boot = ?18, fed = ?19",
+        )?
+        .execute(params![
+            account,
+            life,
+            gpu(transaction, &kept.gpu)?,
+            kept.kind.as_str(),
+            kept.payer,
+            kept.labels.namespace,
+            kept.labels.pod,
+            kept.labels.container,
+            kept.labels.pod_uid,
+            kept.labels.container_id,
+            kept.image,
+            kept.runtime,
+            attribution,
+            source,
+            labels,
+            int(kept.opened.0),
+            int(kept.held_since.0),
+            kept.ended.map(|BootTime(ended)| int(ended)),
+            kept.fed,
+        ])?;
+    for (kind, series) in [("id_only", &kept.id_only), ("named", &kept.named)] {
+        if let Some(series) = series {
+            put_series(transaction, account, kind, series)?;
+        }
+    }
+    Ok(())
+}
+
+fn put_series(
+    transaction: &Transaction<'_>,
+    account: i64,
+    kind: &str,
+    kept: &KeptSeries,
+) -> Result<()> {
+    transaction
+        .prepare_cached(&format!(
+            "INSERT OR REPLACE INTO series (account, kind, namespace, pod, container, pod_uid,
+                container_id, start, shown_boot, changed_boot, follows, {})
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {})",
+            list(str::to_owned),
+            parameters(12),
+        ))?
+        .execute(rusqlite::params_from_iter(
+            [
+                Value::from(account),
+                text(&Arc::from(kind)),
+                text(&kept.labels.namespace),
+                text(&kept.labels.pod),
+                text(&kept.labels.container),
+                text(&kept.labels.pod_uid),
+                text(&kept.labels.container_id),
+                int(kept.start.0).into(),
+                int(kept.shown.0).into(),
+                int(kept.changed.0).into(),
+                kept.follows.into(),
+            ]
+            .into_iter()
+            .chain(amounts(&kept.shows).map(Value::from)),
+        ))?;
+    Ok(())
+}
+
+fn text(text: &Arc<str>) -> Value {
+    Value::Text(text.to_string())
+}
+
+fn put_totals(transaction: &Transaction<'_>, life: i64, kept: &KeptTotals) -> Result<()> {
+    let [
+        busy,
+        memory_engine,
+        encoder,
+        decoder,
+        jpeg,
+        ofa,
+        held,
+        allocated,
+        memory,
+        energy,
+    ] = amounts(&kept.amounts);
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO totals (account, busy, engine_memory, engine_encoder,
+                engine_decoder, engine_jpeg, engine_ofa, held, allocated, memory, energy,
+                memory_peak, processes_started, first_used, last_used, changed_boot)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        )?
+        .execute(params![
+            number(life, kept.number),
+            busy,
+            memory_engine,
+            encoder,
+            decoder,
+            jpeg,
+            ofa,
+            held,
+            allocated,
+            memory,
+            energy,
+            kept.memory_peak.map(int),
+            int(kept.processes_started),
+            kept.first_used.map(|at| int(at.0)),
+            kept.last_used.map(|at| int(at.0)),
+            int(kept.changed.0),
+        ])?;
+    Ok(())
+}
+
+fn put_namespace(transaction: &Transaction<'_>, kept: &KeptNamespace) -> Result<()> {
+    let columns = list(str::to_owned);
+    let shown = list(|amount| format!("shown_{amount}"));
+    transaction
+        .prepare_cached(&format!(
+            "INSERT OR REPLACE INTO namespaces (gpu, namespace, start, shown_boot, changed_boot,
+                {columns}, {shown})
+            VALUES (?1, ?2, ?3, ?4, ?5, {}, {})",
+            parameters(6),
+            parameters(6 + AMOUNTS.len()),
+        ))?
+        .execute(rusqlite::params_from_iter(
+            [
+                Value::from(gpu(transaction, &kept.gpu)?),
+                text(&kept.namespace),
+                int(kept.start.0).into(),
+                int(kept.shown.0).into(),
+                int(kept.changed.0).into(),
+            ]
+            .into_iter()
+            .chain(amounts(&kept.amounts).map(Value::from))
+            .chain(amounts(&kept.shows).map(Value::from)),
+        ))?;
+    Ok(())
+}
+
+/// What is no longer kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Hours that ended this many hours ago, and records that were closed before them, are dropped.
+    pub(super) hours: i64,
+    /// So are the oldest beyond this many bytes.
+    pub(super) bytes: u64,
+}
+
+/// Hours that are dropped at once where the file is too large.
+const DROPPED_AT_ONCE: i64 = 24;
+
+/// Drops what is too old, and the oldest of what is too much. Returns how many records of closed
+/// accounts went.
+pub(super) fn drop_old(
+    connection: &mut Connection,
+    limits: Limits,
+    now: WallTime,
+) -> std::result::Result<u64, StoreError> {
+    let failed = StoreError::sqlite;
+    let act = "drop what is old";
+    let mut dropped = drop_before(connection, hour(now) - limits.hours).map_err(failed(act))?;
+    while used_bytes(connection).map_err(failed(act))? > limits.bytes {
+        let oldest: Option<i64> = connection
+            .query_row(
+                "SELECT min(hour) FROM (SELECT min(hour) AS hour FROM gpu_hours
+                UNION ALL SELECT min(hour) FROM hours
+                UNION ALL SELECT min(closed) / 3600000000000 FROM accounts)",
+                [],
+                |row| row.get(0),
+            )
+            .map_err(failed(act))?;
+        // What is left is open or of this hour: small, and needed to go on.
+        let Some(oldest) = oldest.filter(|oldest| *oldest < hour(now)) else {
+            break;
+        };
+        let before = (oldest + DROPPED_AT_ONCE).min(hour(now));
+        dropped += drop_before(connection, before).map_err(failed(act))?;
+    }
+    connection
+        .execute_batch("PRAGMA incremental_vacuum")
+        .map_err(failed("give space back"))?;
+    Ok(dropped)
+}
+
+fn drop_before(connection: &mut Connection, before: i64) -> Result<u64> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for table in ["hours", "gpu_hours", "reason_hours"] {
+        transaction.execute(&format!("DELETE FROM {table} WHERE hour < ?1"), [before])?;
+    }
+    let at = before.saturating_mul(int(HOUR));
+    transaction.execute(
+        "DELETE FROM totals WHERE account IN (SELECT account FROM accounts WHERE closed < ?1)",
+        [at],
+    )?;
+    let dropped = transaction.execute("DELETE FROM accounts WHERE closed < ?1", [at])?;
+    transaction.execute(
+        "DELETE FROM lives WHERE life < (SELECT life FROM meta)
+            AND life NOT IN (SELECT life FROM accounts)",
+        [],
+    )?;
+    transaction.commit()?;
+    Ok(dropped as u64)
+}
+
+/// What the file's tables take, free pages left out.
+pub(super) fn used_bytes(connection: &Connection) -> Result<u64> {
+    let pragma = |name| -> Result<u64> {
+        let value: i64 = connection.pragma_query_value(None, name, |row| row.get(0))?;
+        Ok(u64::try_from(value).unwrap_or(0))
+    };
+    let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
+    Ok(pages.saturating_mul(pragma("page_size")?))
+}

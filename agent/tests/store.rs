@@ -1,0 +1,823 @@
+//! The ledger over restarts, crashes and worse: the real core and the real store, without a kernel
+//! and a GPU. What a killed process leaves is what its files hold at that moment, so a kill is a copy
+//! of the files.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpuacct::core::accountant::{Accountant, Settings};
+use gpuacct::core::input::{
+    ContainerIdentity, Credit, EventCounters, GpuInfo, GpuWindow, IdentitySource, IdentityUpdate,
+    Input, KernelBatch, KubernetesNames, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+};
+use gpuacct::core::model::{
+    BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,
+};
+use gpuacct::core::publication::Policy;
+use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
+use gpuacct::outputs::store::error::StoreError;
+use gpuacct::outputs::store::keeping::{Keeping, Outcome};
+use gpuacct::outputs::store::mark::Mark;
+use gpuacct::outputs::store::{self, FILE, Handle, Options, schema};
+use proptest::prelude::*;
+use rusqlite::Connection;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+const SECOND: u64 = 1_000_000_000;
+const HOUR: u64 = 3_600 * SECOND;
+/// Ten seconds before a full hour.
+const EPOCH: u64 = 472_222 * HOUR - 110 * SECOND;
+const IDS: [&str; 3] = [
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
+    "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
+];
+
+fn clock(boot: u64) -> Clock {
+    Clock {
+        boot: BootTime(boot),
+        wall: WallTime(EPOCH + boot),
+    }
+}
+
+/// The store asks for the time only to say when it will try again.
+fn no_clock() -> Clock {
+    clock(0)
+}
+
+fn gpu() -> GpuUuid {
+    GpuUuid::from("GPU-0")
+}
+
+fn settings() -> Settings {
+    Settings {
+        policy: Policy {
+            grace: Nanos::from_secs(2),
+            zero_for: Nanos::from_secs(1),
+            keep_for: Nanos::from_secs(20),
+        },
+        ..Settings::default()
+    }
+}
+
+/// What a series is known by to whoever scrapes it.
+type Key = (ContainerLabels, WallTime);
+
+/// A machine that is booted once, and the directories of the agents that run on it one after another.
+struct Node {
+    runtime: Runtime,
+    dir: TempDir,
+    /// The store's directory of the agent that runs now; each one gets a copy.
+    store: PathBuf,
+    agents: u32,
+    boot: Arc<str>,
+    now: u64,
+    /// The end of the last window.
+    windowed: u64,
+    /// Living processes and their containers.
+    processes: BTreeMap<u32, (u64, usize)>,
+    named: [bool; IDS.len()],
+    /// All that the driver's ring would still tell.
+    windows: Vec<GpuWindow>,
+    accountant: Accountant,
+    keeping: Option<Keeping>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut node = Self {
+            runtime,
+            store: dir.path().join("store"),
+            dir,
+            agents: 0,
+            boot: "boot".into(),
+            now: 100 * SECOND,
+            windowed: 100 * SECOND,
+            processes: BTreeMap::new(),
+            named: [false; IDS.len()],
+            windows: Vec::new(),
+            accountant: Accountant::new(settings(), clock(100 * SECOND)),
+            keeping: None,
+        };
+        node.start();
+        node
+    }
+
+    fn mark(&self) -> Mark {
+        Mark::beside(&self.dir.path().join("agent.sock"))
+    }
+
+    fn handle(&self) -> Handle {
+        store::spawn(options(&self.store, &self.boot)).expect("a thread")
+    }
+
+    /// Starts an agent, which goes on if it can. Returns whether it did.
+    fn start(&mut self) -> bool {
+        self.agents += 1;
+        let handle = self.handle();
+        let mark = self.mark();
+        let found = self.runtime.block_on(handle.resume(&mark));
+        let clock = clock(self.now);
+        let state = found.expect("the store can be had");
+        let resumed = state.is_some();
+        self.accountant = match state {
+            Some(state) => Accountant::restored(settings(), &state, clock)
+                .expect("what was kept can be gone on from"),
+            None => {
+                let mut accountant = Accountant::new(settings(), clock);
+                accountant.keep();
+                accountant
+            }
+        };
+        let begun = Keeping::begin(handle, mark, no_clock, None);
+        self.keeping = Some(self.runtime.block_on(begun).0);
+        let through = self.accountant.windows_ended();
+        let through = through.first().map_or(self.now, |(_, end)| end.0);
+        self.take(Input::Gpus(vec![GpuInfo {
+            uuid: gpu(),
+            index: 0,
+            model: "test".into(),
+            driver: "1".into(),
+            simulated: true,
+            memory_total: None,
+            minor: None,
+            mig: None,
+            engines: vec![],
+        }]));
+        self.take(Input::Health(SourceHealth {
+            source: SourceId::Kernel,
+            state: SourceState::Up,
+            since: clock.boot,
+            place: "".into(),
+        }));
+        for at in 0..IDS.len() {
+            if self.named[at] {
+                self.name(at);
+            }
+        }
+        self.scan();
+        // The driver's ring still has what was not booked.
+        let mut again = self.windows.clone();
+        again.retain(|window| window.start.0 >= through);
+        for window in again {
+            self.take(Input::Window(window));
+        }
+        self.drained();
+        resumed
+    }
+
+    fn take(&mut self, input: Input) {
+        self.accountant.take(input, clock(self.now));
+    }
+
+    fn drained(&mut self) {
+        self.take(Input::Kernel(KernelBatch {
+            events: vec![],
+            drained_through: BootTime(self.now),
+            counters: EventCounters::default(),
+        }));
+    }
+
+    fn scan(&mut self) {
+        let processes = self
+            .processes
+            .iter()
+            .map(|(pid, (start, at))| ScannedProcess {
+                pid: Pid(*pid),
+                parent: Pid(1),
+                start: StartTicks::from(BootTime(*start)),
+                cgroups: Arc::new([(0, format!("/docker/{}", IDS[*at]).into())]),
+            });
+        let scan = ProcessScan {
+            started: BootTime(self.now),
+            finished: BootTime(self.now),
+            processes: processes.collect(),
+            skipped: 0,
+        };
+        self.take(Input::Processes(scan));
+    }
+
+    fn fork(&mut self, pid: u32, container: usize) {
+        self.now += SECOND / 50;
+        self.processes.insert(pid, (self.now, container));
+        self.now += SECOND / 50;
+        self.scan();
+    }
+
+    fn exit(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+        self.now += SECOND / 50;
+        self.scan();
+    }
+
+    fn name(&mut self, at: usize) {
+        self.named[at] = true;
+        self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+            id: IDS[at].into(),
+            source: IdentitySource::Docker,
+            name: Some("web".into()),
+            image: Some("img".into()),
+            kubernetes: (at > 0).then(|| KubernetesNames {
+                namespace: "ml".into(),
+                pod: format!("train-{at}").into(),
+                pod_uid: "11111111-2222-3333-4444-555555555555".into(),
+                container: "main".into(),
+            }),
+            labels: [("team".into(), "vision".into())].into(),
+        })));
+    }
+
+    /// Time passes and a window about it is read: percents of it by pid.
+    fn pass(&mut self, millis: u64, credits: &[(u32, u64)]) {
+        let start = self.windowed;
+        self.now += millis * SECOND / 1_000;
+        let elapsed = self.now - start;
+        let credits = credits.iter().map(|&(pid, percent)| Credit {
+            pid: Pid(pid),
+            busy: Nanos(elapsed / 100 * percent),
+        });
+        let credits: Vec<Credit> = credits.collect();
+        let busy: Nanos = credits.iter().map(|credit| credit.busy).sum();
+        let window = GpuWindow {
+            gpu: gpu(),
+            start: BootTime(start),
+            end: BootTime(self.now),
+            busy,
+            idle: Nanos(elapsed).minus(busy),
+            unobserved: vec![],
+            credits,
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            engines: vec![],
+            energy: None,
+            quality: WindowQuality::default(),
+        };
+        self.windowed = self.now;
+        self.windows.push(window.clone());
+        self.take(Input::Window(window));
+        self.drained();
+    }
+
+    fn commit(&mut self) -> (Snapshot, Outcome) {
+        let at = clock(self.now);
+        let snapshot = self.accountant.commit(at);
+        assert_eq!(snapshot.gpus[0].imbalance, 0);
+        let keeping = self.keeping.take().expect("an agent runs");
+        let changes = self.accountant.changes(keeping.wants_whole(), at);
+        let (keeping, outcome) = self.runtime.block_on(keeping.keep(changes));
+        if let Some(kept) = outcome.kept {
+            self.accountant.kept(kept);
+        }
+        self.keeping = Some(keeping);
+        (snapshot, outcome)
+    }
+
+    /// A commit that is kept.
+    fn keep(&mut self) -> Snapshot {
+        let (snapshot, outcome) = self.commit();
+        assert!(outcome.kept.is_some(), "{outcome:?}");
+        snapshot
+    }
+
+    /// What the log of the store holds now, in bytes.
+    fn log(&self) -> u64 {
+        let log = self.store.join(format!("{FILE}-wal"));
+        fs::metadata(log).map_or(0, |log| log.len())
+    }
+
+    /// The agent is killed: what its files hold is all that is left. `log` is how much of the log was
+    /// written.
+    fn kill(&mut self, log: Option<u64>) {
+        let next = self.dir.path().join(format!("store-{}", self.agents));
+        fs::create_dir(&next).expect("a directory");
+        for suffix in ["", "-wal"] {
+            let name = format!("{FILE}{suffix}");
+            if self.store.join(&name).exists() {
+                fs::copy(self.store.join(&name), next.join(&name)).expect("a copy");
+            }
+        }
+        if let Some(length) = log {
+            let log = fs::File::options()
+                .write(true)
+                .open(next.join(format!("{FILE}-wal")));
+            log.and_then(|log| log.set_len(length))
+                .expect("it is there");
+        }
+        self.keeping = None;
+        self.store = next;
+    }
+
+    /// The agent is told to end.
+    fn stop(&mut self) {
+        if let Some(keeping) = self.keeping.take() {
+            self.runtime.block_on(keeping.close());
+        }
+    }
+
+    fn sql<T: rusqlite::types::FromSql>(&self, sql: &str) -> Vec<T> {
+        let connection = Connection::open(self.store.join(FILE)).expect("the file is there");
+        let mut statement = connection.prepare(sql).expect("the question is sound");
+        let rows = statement.query_map([], |row| row.get(0));
+        rows.and_then(Iterator::collect).expect("rows")
+    }
+}
+
+fn options(directory: &Path, boot: &str) -> Options {
+    Options {
+        directory: directory.to_owned(),
+        retention: Duration::from_secs(35 * 86_400),
+        max_bytes: 256 << 20,
+        boot: boot.into(),
+    }
+}
+
+fn published(snapshot: &Snapshot) -> HashMap<Key, Nanos> {
+    let series = snapshot.container_series.iter();
+    let series = series.map(|s| ((s.labels.clone(), s.start), s.amounts.busy));
+    series.collect()
+}
+
+fn namespaces(snapshot: &Snapshot) -> BTreeMap<(Arc<str>, WallTime), Nanos> {
+    let series = snapshot.namespace_series.iter();
+    let series = series.map(|s| ((Arc::clone(&s.namespace), s.start), s.amounts.busy));
+    series.collect()
+}
+
+/// A step of a life that ends badly now and then.
+#[derive(Clone, Debug)]
+enum Step {
+    Fork(u32, usize),
+    Exit(u32),
+    Name(usize),
+    Pass(u64, Vec<(u32, u64)>),
+    Commit,
+    /// Killed after a commit is kept: published or not, or with part of the next one in the log.
+    Kill {
+        published: bool,
+        torn: Option<u8>,
+    },
+    Stop,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pid = 1..5u32;
+    let pass = (
+        300..4_000u64,
+        prop::collection::vec((pid.clone(), 0..40u64), 0..3),
+    );
+    prop_oneof![
+        3 => (pid.clone(), 0..IDS.len()).prop_map(|(pid, at)| Step::Fork(pid, at)),
+        2 => pid.prop_map(Step::Exit),
+        2 => (0..IDS.len()).prop_map(Step::Name),
+        6 => pass.prop_map(|(millis, mut credits)| {
+            // A pid has one row.
+            credits.sort_unstable();
+            credits.dedup_by_key(|credit| credit.0);
+            Step::Pass(millis, credits)
+        }),
+        5 => Just(Step::Commit),
+        2 => (any::<bool>(), prop::option::of(any::<u8>()))
+            .prop_map(|(published, torn)| Step::Kill { published, torn }),
+        1 => Just(Step::Stop),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whenever the agent is killed, also in the midst of a transaction, the next one shows every
+    /// series where it was or further, under the same labels, with the same start; and nothing that
+    /// the device was busy is lost or booked twice.
+    #[test]
+    fn nothing_falls_over_a_kill(steps in prop::collection::vec(step(), 1..60)) {
+        let mut node = Node::new();
+        let mut shown = HashMap::new();
+        let mut shown_namespaces = BTreeMap::new();
+        let mut kept = false;
+        for step in steps {
+            let mut restarted = None;
+            match step {
+                Step::Fork(pid, at) => {
+                    if !node.processes.contains_key(&pid) {
+                        node.fork(pid, at);
+                    }
+                    continue;
+                }
+                Step::Exit(pid) => { node.exit(pid); continue }
+                Step::Name(at) => { node.name(at); continue }
+                Step::Pass(millis, credits) => { node.pass(millis, &credits); continue }
+                Step::Commit => {}
+                Step::Kill { published, torn } => {
+                    let snapshot = node.keep();
+                    kept = true;
+                    if published {
+                        shown = self::published(&snapshot);
+                        shown_namespaces = namespaces(&snapshot);
+                    }
+                    let log = torn.map(|part| {
+                        // Of the next one, unpublished, a part is written.
+                        let before = node.log();
+                        node.now += SECOND;
+                        node.keep();
+                        let after = node.log().max(before);
+                        before + (after - before) * u64::from(part) / 256
+                    });
+                    node.kill(log);
+                    restarted = Some(node.start());
+                }
+                Step::Stop => {
+                    // The last commit is kept and shown.
+                    let snapshot = node.keep();
+                    kept = true;
+                    shown = self::published(&snapshot);
+                    shown_namespaces = namespaces(&snapshot);
+                    node.stop();
+                    restarted = Some(node.start());
+                }
+            }
+            if let Some(resumed) = restarted {
+                prop_assert_eq!(resumed, kept, "an agent goes on if anything was kept");
+            }
+            let snapshot = node.keep();
+            kept = true;
+            let now = published(&snapshot);
+            for (key, before) in &shown {
+                let gone = !now.contains_key(key) && node.now > 120 * SECOND;
+                prop_assert!(gone || now.get(key) >= Some(before), "{key:?} fell below {before:?}");
+            }
+            let now_namespaces = namespaces(&snapshot);
+            for (key, before) in &shown_namespaces {
+                let after = now_namespaces.get(key);
+                prop_assert!(after >= Some(before), "{key:?} fell below {before:?}");
+            }
+            (shown, shown_namespaces) = (now, now_namespaces);
+            let book = &snapshot.gpus[0];
+            let busy: Nanos = node.windows.iter().map(|window| window.busy).sum();
+            prop_assert_eq!(book.busy, busy, "the device's time is booked once");
+            let out: Nanos = snapshot.accounts.iter().map(|account| account.amounts.busy).sum();
+            let out = out.plus(book.unattributed.iter().map(|(_, time)| *time).sum());
+            prop_assert!(out <= busy);
+        }
+        // What a report adds up is what was booked.
+        node.stop();
+        let used: Vec<i64> = node.sql("SELECT coalesce(sum(busy), 0) FROM used");
+        let nobody = "SELECT coalesce(sum(time), 0) FROM reasons_used WHERE kind = 'unattributed'";
+        let nobody: Vec<i64> = node.sql(nobody);
+        let device: Vec<i64> = node.sql("SELECT coalesce(sum(busy), 0) FROM gpu_used");
+        prop_assert_eq!(used[0] + nobody[0], device[0]);
+    }
+}
+
+/// A container that has used the GPU for three seconds, all of which is published.
+fn used() -> (Node, HashMap<Key, Nanos>) {
+    let mut node = Node::new();
+    node.name(1);
+    node.fork(7, 1);
+    for _ in 0..6 {
+        node.pass(1_000, &[(7, 50)]);
+        node.keep();
+    }
+    let shown = published(&node.keep());
+    assert_eq!(shown.len(), 1);
+    assert!(shown.values().all(|busy| !busy.is_zero()));
+    (node, shown)
+}
+
+#[test]
+fn a_restart_goes_on_with_names_labels_and_hours() {
+    let (mut node, shown) = used();
+    node.kill(None);
+    // Nobody names it to the new agent: what was known is known.
+    node.named = [false; IDS.len()];
+    assert!(node.start());
+    let snapshot = node.keep();
+    assert_eq!(published(&snapshot), shown);
+    let account = &snapshot.accounts[0];
+    assert_eq!(&*account.labels.pod, "train-1");
+    assert_eq!(&*account.runtime_labels["team"], "vision");
+    assert!(!account.ended);
+    // Over the hour, ten seconds after the start.
+    node.now = 110 * SECOND + SECOND / 2;
+    node.pass(1_000, &[(7, 100)]);
+    node.keep();
+    node.stop();
+    let hours: Vec<i64> = node.sql("SELECT DISTINCT hour FROM used ORDER BY hour");
+    assert_eq!(hours, [472_221, 472_222]);
+    let busy: i64 = node.windows.iter().map(|w| w.busy.0.cast_signed()).sum();
+    let used: Vec<i64> = node.sql("SELECT sum(busy) FROM used");
+    assert_eq!(used, [busy]);
+    let one: Vec<i64> = node.sql("SELECT count(*) FROM accounts");
+    assert_eq!(one, [1], "the same account");
+}
+
+#[test]
+fn another_boot_starts_at_zero_and_keeps_the_record() {
+    let (mut node, shown) = used();
+    node.kill(None);
+    node.boot = "another".into();
+    node.windows.clear();
+    node.windowed = node.now;
+    assert!(!node.start());
+    node.pass(1_000, &[(7, 50)]);
+    let snapshot = node.keep();
+    let now = published(&snapshot);
+    let before = shown.keys().next().expect("one series");
+    let after = now.keys().next().expect("one series");
+    assert_eq!(now[after], Nanos::ZERO);
+    assert_eq!(before.0, after.0, "the same labels");
+    assert!(before.1 < after.1, "a new start");
+    node.stop();
+    let lives: Vec<String> = node.sql("SELECT reason FROM lives ORDER BY life");
+    assert_eq!(lives, ["first", "reboot"]);
+    let segments: Vec<i64> =
+        node.sql("SELECT count(*) FROM accounts GROUP BY owner HAVING sum(closed IS NULL) = 1");
+    assert_eq!(segments, [2], "one closed, one open");
+}
+
+#[test]
+fn what_was_published_and_not_kept_is_not_gone_on_from() {
+    let (mut node, shown) = used();
+    // From here on commits cannot be written: somebody else writes to the file.
+    let blocker = Connection::open(node.store.join(FILE)).expect("the file is there");
+    blocker
+        .execute_batch("BEGIN IMMEDIATE")
+        .expect("nobody else writes");
+    node.pass(1_000, &[(7, 100)]);
+    let (snapshot, outcome) = node.commit();
+    assert_eq!(outcome.kept, None);
+    let SourceState::Down { class, reason, .. } = outcome.state else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(
+        (&*class, &*reason),
+        ("busy", "cannot write a commit: database is locked")
+    );
+    let key = shown.keys().next().expect("one series");
+    assert!(
+        published(&snapshot)[key] > shown[key],
+        "it goes out nevertheless"
+    );
+    blocker.execute_batch("ROLLBACK").expect("it was begun");
+    drop(blocker);
+    node.kill(None);
+    assert!(
+        !node.start(),
+        "what is stored is less than what was published"
+    );
+    node.pass(1_000, &[(7, 100)]);
+    node.keep();
+    node.stop();
+    let lives: Vec<String> = node.sql("SELECT reason FROM lives ORDER BY life");
+    assert_eq!(lives, ["first", "unstored"]);
+}
+
+#[test]
+fn a_store_that_works_again_is_gone_on_from() {
+    let (mut node, _) = used();
+    let blocker = Connection::open(node.store.join(FILE)).expect("the file is there");
+    blocker
+        .execute_batch("BEGIN IMMEDIATE")
+        .expect("nobody else writes");
+    node.pass(1_000, &[(7, 100)]);
+    assert_eq!(node.commit().1.kept, None);
+    drop(blocker);
+    // A job that came and went meanwhile.
+    node.name(2);
+    node.fork(8, 2);
+    node.pass(1_000, &[(8, 100)]);
+    let shown = published(&node.keep());
+    node.kill(None);
+    assert!(node.start());
+    assert_eq!(published(&node.keep()), shown);
+}
+
+#[test]
+fn a_damaged_file_is_set_aside_whatever_the_damage() {
+    type Damage = fn(&Path);
+    let rows: [(&str, Damage); 3] = [
+        ("garbage", |file| {
+            fs::write(file, vec![0xa5; 8_192]).expect("it can be written");
+        }),
+        ("cut", |file| {
+            let length = fs::metadata(file).map_or(0, |data| data.len());
+            let file = fs::File::options().write(true).open(file);
+            file.and_then(|file| file.set_len(length / 2))
+                .expect("it can be cut");
+        }),
+        ("a page of noise", |file| {
+            let mut bytes = fs::read(file).expect("it is there");
+            for byte in bytes.iter_mut().skip(4_096) {
+                *byte ^= 0x5a;
+            }
+            fs::write(file, bytes).expect("it can be written");
+        }),
+    ];
+    for (what, damage) in rows {
+        let (mut node, _) = used();
+        node.stop();
+        damage(&node.store.join(FILE));
+        let handle = node.handle();
+        let found = node.runtime.block_on(handle.resume(&node.mark()));
+        assert!(matches!(found, Ok(None)), "{what}: {found:?}");
+        let begun = Keeping::begin(handle, node.mark(), no_clock, None);
+        node.keeping = Some(node.runtime.block_on(begun).0);
+        node.accountant = Accountant::new(settings(), clock(node.now));
+        node.accountant.keep();
+        node.take(Input::Gpus(vec![]));
+        let at = clock(node.now);
+        node.accountant.commit(at);
+        let keeping = node.keeping.take().expect("it was begun");
+        let changes = node.accountant.changes(true, at);
+        let (keeping, outcome) = node.runtime.block_on(keeping.keep(changes));
+        assert_eq!(outcome.state, SourceState::Up, "{what}");
+        node.runtime.block_on(keeping.close());
+        let names = fs::read_dir(&node.store).expect("it is there").flatten();
+        let aside = names
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            // And not the two that SQLite may have beside it.
+            .filter(|name| name.contains(".damaged-") && name.ends_with(char::is_numeric))
+            .count();
+        assert_eq!(aside, 1, "{what}");
+        let lives: Vec<String> = node.sql("SELECT reason FROM lives");
+        assert_eq!(lives, ["first"], "{what}");
+    }
+}
+
+#[test]
+fn what_is_not_this_agents_is_left_as_it_is() {
+    let rows = [
+        (
+            "newer_schema",
+            format!("PRAGMA user_version = {}", schema::VERSION + 1),
+        ),
+        ("foreign", "PRAGMA application_id = 7".to_owned()),
+    ];
+    for (class, change) in rows {
+        let (mut node, _) = used();
+        node.stop();
+        let file = node.store.join(FILE);
+        let connection = Connection::open(&file).expect("it is there");
+        connection.execute_batch(&change).expect("a pragma");
+        connection.close().expect("nobody else has it");
+        let before = fs::read(&file).expect("it is there");
+        let mark = node.mark();
+        let handle = node.handle();
+        let found = node.runtime.block_on(handle.resume(&mark));
+        let error = found.expect_err("it is none of ours");
+        assert_eq!(error.class(), class);
+        handle.begin_anew("unstored");
+        let begun = Keeping::begin(handle, mark.clone(), no_clock, Some(&error));
+        let (keeping, state) = node.runtime.block_on(begun);
+        assert!(matches!(state, SourceState::Down { .. }));
+        assert!(
+            !mark.path().exists(),
+            "what goes out from here on is not kept"
+        );
+        node.keeping = Some(keeping);
+        node.pass(1_000, &[(7, 100)]);
+        assert_eq!(node.commit().1.kept, None);
+        node.stop();
+        assert_eq!(fs::read(&file).ok(), Some(before), "{class}");
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_had_is_tried_until_it_can() {
+    let mut node = Node::new();
+    node.stop();
+    let mark = node.mark();
+    let place = node.dir.path().join("place");
+    fs::write(&place, "in the way").expect("it can be written");
+    node.store = place.join("store");
+    let handle = node.handle();
+    let error = node.runtime.block_on(handle.resume(&mark));
+    let error = error.expect_err("a file is no directory");
+    assert!(matches!(error, StoreError::File { .. }), "{error:?}");
+    let begun = Keeping::begin(handle, mark.clone(), no_clock, Some(&error));
+    node.keeping = Some(node.runtime.block_on(begun).0);
+    node.accountant = Accountant::new(settings(), clock(node.now));
+    node.accountant.keep();
+    node.name(1);
+    node.fork(7, 1);
+    node.take(Input::Gpus(vec![]));
+    let at = clock(node.now);
+    node.accountant.commit(at);
+    let keeping = node.keeping.take().expect("it was begun");
+    let changes = node.accountant.changes(true, at);
+    let (keeping, outcome) = node.runtime.block_on(keeping.keep(changes));
+    assert_eq!(outcome.kept, None);
+    assert!(!mark.path().exists());
+    fs::remove_file(&place).expect("it is there");
+    assert!(keeping.wants_whole());
+    let changes = node.accountant.changes(true, at);
+    let (keeping, outcome) = node.runtime.block_on(keeping.keep(changes));
+    assert_eq!(outcome.state, SourceState::Up);
+    assert!(mark.path().exists());
+    assert!(!keeping.wants_whole());
+    let book = keeping.book();
+    assert_eq!((book.commits, book.failures), (1, 2));
+}
+
+#[test]
+fn a_second_agent_has_to_wait_for_the_first() {
+    let (mut node, shown) = used();
+    let second = node.handle();
+    let mark = node.mark();
+    let found = node.runtime.block_on(second.resume(&mark));
+    assert!(matches!(found, Err(StoreError::Locked { .. })), "{found:?}");
+    node.stop();
+    let found = node.runtime.block_on(second.resume(&mark));
+    let state = found.expect("nobody else has it").expect("it was kept");
+    assert_eq!(state.accounts.len(), shown.len());
+}
+
+#[test]
+fn books_that_do_not_balance_are_not_gone_on_from() {
+    let (mut node, _) = used();
+    node.stop();
+    let connection = Connection::open(node.store.join(FILE)).expect("it is there");
+    connection
+        .execute_batch("UPDATE totals SET busy = busy + 1")
+        .expect("a table");
+    connection.close().expect("nobody else has it");
+    let handle = node.handle();
+    let state = node.runtime.block_on(handle.resume(&node.mark()));
+    let state = state.expect("it can be read").expect("it was kept");
+    let error = Accountant::restored(settings(), &state, clock(node.now));
+    let error = error.expect_err("a nanosecond too many");
+    assert_eq!(
+        error.to_string(),
+        "the book of GPU-0 is out of balance by -1 ns"
+    );
+}
+
+#[test]
+fn what_this_agent_does_not_know_begins_a_new_life() {
+    let (mut node, _) = used();
+    node.stop();
+    let connection = Connection::open(node.store.join(FILE)).expect("it is there");
+    connection
+        .execute_batch("UPDATE accounts SET attribution = 'guessed'")
+        .expect("a table");
+    connection.close().expect("nobody else has it");
+    assert!(!node.start());
+    node.pass(1_000, &[(7, 100)]);
+    node.keep();
+    node.stop();
+    let lives: Vec<String> = node.sql("SELECT reason FROM lives ORDER BY life");
+    assert_eq!(lives, ["first", "unusable"]);
+}
+
+#[test]
+fn the_old_goes_by_age_and_by_size() {
+    for (what, retention, max_bytes) in [
+        ("age", Duration::from_secs(3_600), 256 << 20),
+        ("size", Duration::from_secs(35 * 86_400), 0),
+    ] {
+        let (mut node, _) = used();
+        node.exit(7);
+        node.now += 60 * SECOND;
+        node.pass(1_000, &[]);
+        node.keep();
+        node.now += 60 * SECOND;
+        node.pass(1_000, &[]);
+        node.keep();
+        let open: Vec<i64> = node.sql("SELECT count(*) FROM accounts WHERE closed IS NULL");
+        assert_eq!(open, [0], "{what}");
+        node.stop();
+        // Three hours later, by an agent with other limits.
+        node.now += 3 * HOUR;
+        let options = Options {
+            retention,
+            max_bytes,
+            ..options(&node.store, &node.boot)
+        };
+        let handle = store::spawn(options).expect("a thread");
+        let mark = node.mark();
+        let state = node.runtime.block_on(handle.resume(&mark));
+        let state = state.expect("it can be read").expect("it was kept");
+        node.accountant = Accountant::restored(settings(), &state, clock(node.now))
+            .expect("what was kept can be gone on from");
+        let begun = Keeping::begin(handle, mark, no_clock, None);
+        node.keeping = Some(node.runtime.block_on(begun).0);
+        node.keep();
+        node.stop();
+        let records: Vec<i64> = node.sql("SELECT count(*) FROM accounts");
+        assert_eq!(records, [0], "{what}");
+        let hours: Vec<i64> = node.sql("SELECT count(*) FROM hours");
+        assert_eq!(hours, [0], "{what}");
+        // The device's own counter is whole.
+        let busy: i64 = node.windows.iter().map(|w| w.busy.0.cast_signed()).sum();
+        let book: Vec<i64> = node.sql("SELECT busy FROM books");
+        assert_eq!(book, [busy], "{what}");
+    }
+}

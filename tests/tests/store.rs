@@ -1,0 +1,439 @@
+//! The ledger as the world sees it: the built agent is killed again and again while a real container
+//! works and a real Prometheus scrapes, and what Prometheus makes of the counters is what was used.
+//!
+//! `GPUACCT_KILLS` says how often it is killed; a few times unless set.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use gpuacct::config::{Config, Span};
+use gpuacct::core::model::{SourceId, SourceState, UnobservedReason};
+use gpuacct::core::snapshot::Snapshot;
+use gpuacct::outputs::socket::StatusReport;
+use gpuacct_tests::agent::{self, Agent};
+use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
+use gpuacct_tests::http::free_address;
+use gpuacct_tests::prometheus::{self, Prometheus};
+use gpuacct_tests::requirement::require;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use sim_nvml::library::{self, Driver};
+use sim_nvml::{GpuSpec, Scenario, Server, Truth};
+use tempfile::TempDir;
+
+/// Only ever waited for when something is broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SCRAPE_INTERVAL: Duration = Duration::from_millis(500);
+const SECOND: u64 = 1_000_000_000;
+const POD: &str = "train-0";
+const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
+const CONTAINER: &str = "gpuacct_container_gpu_busy_seconds_total";
+const NAMESPACE: &str = "gpuacct_namespace_gpu_busy_seconds_total";
+
+/// A GPU, a container that works on it, and whoever scrapes the agent.
+struct Node {
+    docker: Dockerd,
+    spec: ContainerSpec,
+    prometheus: Prometheus,
+    config: Config,
+    scenario: Arc<Scenario>,
+    _server: Server,
+    /// Mounted, if so; let go before its directory.
+    small: Option<SmallDisk>,
+    dir: TempDir,
+}
+
+/// A file system that can be full.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&at)?;
+        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), Some(c"size=4m"))
+            .with_context(|| format!("cannot mount a file system on {}", at.display()))?;
+        Ok(Self(at))
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+
+    fn fill(&self) -> Result<()> {
+        let full = fs::write(self.filler(), vec![0; 8 << 20]);
+        ensure!(full.is_err(), "it takes more than it should");
+        Ok(())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The kernel lets go of it when nobody uses it any more.
+        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("{} stays mounted: {error}", self.0.display());
+        }
+    }
+}
+
+impl Node {
+    fn start(small: bool) -> Option<Self> {
+        require("agent", told(agent::binary()))?;
+        require("docker", told(docker::available()))?;
+        require("prometheus", told(prometheus::available()))?;
+        let dir = tempfile::Builder::new().prefix("gs-").tempdir();
+        let dir = dir.expect("a directory");
+        let small = small.then(|| SmallDisk::mount(dir.path().join("store")));
+        let small = match small {
+            Some(disk) => Some(require("mount", told(disk))?),
+            None => None,
+        };
+        Some(Self::assemble(dir, small).expect("a node can be put together"))
+    }
+
+    fn assemble(dir: TempDir, small: Option<SmallDisk>) -> Result<Self> {
+        let scenario = Scenario::create(dir.path().join("gpus"), vec![GpuSpec::a100(0)], 1)?;
+        let scenario = Arc::new(scenario);
+        let server = Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock"))?;
+        let docker = Dockerd::start(docker::Options::at(dir.path().join("d")))?;
+        let mut config = Config::default();
+        config.publish.grace = Span(Duration::from_secs(3));
+        config.publish.zero_for = Span(Duration::from_secs(2));
+        config.docker.sockets = vec![docker.socket()];
+        config.gpu.library = Some(library::install(Driver::R550, &dir.path().join("lib"))?);
+        config.prometheus.listen = free_address()?;
+        let prometheus =
+            Prometheus::start(dir.path(), &[config.prometheus.listen], SCRAPE_INTERVAL)?;
+        let mut spec = ContainerSpec::named("k8s_main_train-0")
+            .in_pod("research", POD, UID, "main")
+            .label("team", "vision")
+            .mount(server.path(), "/jobs.sock")
+            .mount(library::build_job()?, "/sim-gpu-job")
+            .command([
+                "/sim-gpu-job",
+                "--socket",
+                "/jobs.sock",
+                "--gpu",
+                "0",
+                "--share",
+                "0.6",
+            ]);
+        // The job is linked against the host's C library.
+        for libraries in ["/lib", "/lib64", "/usr/lib"] {
+            if Path::new(libraries).exists() {
+                spec = spec.mount(libraries, libraries);
+            }
+        }
+        Ok(Self {
+            docker,
+            spec,
+            prometheus,
+            config,
+            scenario,
+            _server: server,
+            small,
+            dir,
+        })
+    }
+
+    fn agent(&self) -> Agent {
+        let environment = [(sim_nvml::STATE_DIR, self.scenario.dir())];
+        Agent::start(self.dir.path(), self.config.clone(), &environment)
+            .expect("the agent comes up")
+    }
+
+    /// Starts the container. The first agent is there before it, so that nothing was used unseen.
+    fn work(&mut self) -> Container {
+        self.docker.run(&self.spec).expect("it starts")
+    }
+
+    /// What the driver's samples credited, in nanoseconds.
+    fn credited(&self) -> u64 {
+        let truth = Truth::read(self.scenario.dir()).expect("the scenario is there");
+        truth.ring_ns(0, 0..u64::MAX).values().sum()
+    }
+
+    /// Ends the work, waits until all of it is published, and gives the last status.
+    fn settle(&self, agent: &mut Agent, work: &Container) -> StatusReport {
+        self.docker.remove(work).expect("it is there");
+        let end = sim_nvml::wall_us() * 1_000 + SECOND;
+        agent
+            .wait_for_status("all of it to be published", |status| {
+                let book = &status.snapshot.gpus[0];
+                let passed = status.snapshot.wall.0 > end;
+                passed && shown(&status.snapshot, CONTAINER) == book.busy.0
+            })
+            .expect("the books settle")
+    }
+
+    /// Waits until Prometheus shows what is published, and gives what it grew by, in nanoseconds.
+    fn growth(&self, family: &str, report: &StatusReport) -> Result<u64> {
+        let wanted = shown(&report.snapshot, family);
+        let sum = |samples: &[prometheus::Sample]| -> u64 {
+            samples.iter().map(|sample| nanos(sample.value)).sum()
+        };
+        self.prometheus
+            .wait_for(family, PATIENCE, |found| sum(found) == wanted)?;
+        let last = format!("max(timestamp({family}))");
+        let last = self.prometheus.query(&last)?[0].value;
+        let growth = format!("increase({family}[1h])");
+        Ok(sum(&self.prometheus.query_at(&growth, last)?))
+    }
+}
+
+/// An availability with all of its reasons.
+fn told<T>(available: Result<T>) -> Result<T, String> {
+    available.map_err(|error| format!("{error:#}"))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rounded, and no counter is negative or beyond 2^64 ns"
+)]
+fn nanos(seconds: f64) -> u64 {
+    (seconds * 1e9).round() as u64
+}
+
+/// What a family shows.
+fn shown(snapshot: &Snapshot, family: &str) -> u64 {
+    match family {
+        CONTAINER => snapshot
+            .container_series
+            .iter()
+            .map(|s| s.amounts.busy.0)
+            .sum(),
+        NAMESPACE => snapshot
+            .namespace_series
+            .iter()
+            .map(|s| s.amounts.busy.0)
+            .sum(),
+        other => panic!("{other} is none of the families that are looked at"),
+    }
+}
+
+fn store_state(status: &StatusReport) -> &SourceState {
+    let mut sources = status.snapshot.sources.iter();
+    let health = sources.find(|health| health.source == SourceId::Store);
+    &health.expect("every source is in the status").state
+}
+
+#[test]
+fn kills_are_not_seen_in_what_prometheus_adds_up() {
+    let kills = std::env::var("GPUACCT_KILLS").ok();
+    let kills: u64 = kills.map_or(4, |kills| kills.parse().expect("a number of kills"));
+    let Some(mut node) = Node::start(false) else {
+        return;
+    };
+    let mut agent = node.agent();
+    let work = node.work();
+    let mut before: Option<Snapshot> = None;
+    for kill in 0..=kills {
+        // At another point of the second each time.
+        let enough = before.as_ref().map_or(0, |before| before.gpus[0].busy.0)
+            + SECOND
+            + kill * 377_000_000 % SECOND;
+        let status = agent
+            .wait_for_status("it to be billed", |status| {
+                let gpus = &status.snapshot.gpus;
+                gpus.first().is_some_and(|book| book.busy.0 > enough)
+                    && shown(&status.snapshot, CONTAINER) > 0
+            })
+            .expect("it works on");
+        assert_eq!(*store_state(&status), SourceState::Up);
+        if let Some(before) = before {
+            let now = &status.snapshot;
+            assert!(now.sequence > before.sequence);
+            assert_eq!(now.gpus[0].start, before.gpus[0].start);
+            assert_eq!(now.container_series.len(), 1);
+            let (one, other) = (&now.container_series[0], &before.container_series[0]);
+            assert_eq!((&one.labels, one.start), (&other.labels, other.start));
+            assert!(one.amounts.busy >= other.amounts.busy);
+            assert_eq!(now.accounts.len(), 1, "it is recognised");
+            assert!(!now.accounts[0].ended);
+            assert_eq!(&*now.accounts[0].runtime_labels["team"], "vision");
+        }
+        before = Some(status.snapshot);
+        if kill < kills {
+            // Dropped is killed.
+            drop(agent);
+            agent = node.agent();
+        }
+    }
+    let report = node.settle(&mut agent, &work);
+    let book = &report.snapshot.gpus[0];
+    // The driver's ring reaches further back than any restart took.
+    assert!(
+        book.unobserved.iter().all(|(_, time)| time.is_zero()),
+        "{book:?}"
+    );
+    assert!(
+        book.unattributed.iter().all(|(_, time)| time.is_zero()),
+        "{book:?}"
+    );
+    assert_eq!(book.imbalance, 0);
+    let credited = node.credited();
+    assert!(
+        book.busy.0.abs_diff(credited) < SECOND / 1_000,
+        "the driver credited {credited} ns, booked are {} ns",
+        book.busy.0
+    );
+    for family in [CONTAINER, NAMESPACE] {
+        let growth = node.growth(family, &report).expect("Prometheus answers");
+        assert_eq!(growth, book.busy.0, "{family}");
+    }
+    assert!(agent.stop().expect("it ends").success());
+}
+
+#[test]
+fn after_a_full_disk_series_begin_at_zero_and_not_in_between() {
+    let Some(mut node) = Node::start(true) else {
+        return;
+    };
+    let mut agent = node.agent();
+    let work = node.work();
+    let small = node.small.as_ref().expect("it was asked for");
+    agent
+        .wait_for_status("it to be published", |status| {
+            shown(&status.snapshot, CONTAINER) > SECOND
+        })
+        .expect("it works");
+    small.fill().expect("it can be filled");
+    let filler = small.filler();
+    let full = agent
+        .wait_for_status("the full disk to be noticed", |status| {
+            matches!(store_state(status), SourceState::Down { class, .. } if &**class == "disk_full")
+        })
+        .expect("there is no room");
+    assert!(
+        full.degraded
+            .iter()
+            .any(|reason| reason.contains("store is down")),
+        "{full:?}"
+    );
+    let unkept = agent
+        .wait_for_status("it to be published nevertheless", |status| {
+            shown(&status.snapshot, CONTAINER) > shown(&full.snapshot, CONTAINER) + SECOND
+        })
+        .expect("a full disk holds up nothing");
+    let before = &unkept.snapshot.container_series[0];
+    // Prometheus must have seen what the store has not.
+    node.prometheus
+        .wait_for(CONTAINER, PATIENCE, |found| {
+            found
+                .iter()
+                .any(|sample| nanos(sample.value) >= before.amounts.busy.0)
+        })
+        .expect("it scrapes");
+    drop(agent);
+    fs::remove_file(filler).expect("it is there");
+
+    let mut agent = node.agent();
+    let anew = agent
+        .wait_for_status("the series to begin anew", |status| {
+            status
+                .snapshot
+                .container_series
+                .iter()
+                .any(|series| series.start > before.start)
+        })
+        .expect("it works on");
+    let after = &anew.snapshot.container_series[0];
+    assert_eq!(after.labels, before.labels);
+    assert!(after.amounts.busy.is_zero());
+    assert_eq!(*store_state(&anew), SourceState::Up);
+    let report = node.settle(&mut agent, &work);
+    let down = report.snapshot.gpus[0].unobserved.iter();
+    let down = down.filter(|(reason, _)| *reason == UnobservedReason::AgentDown);
+    assert!(
+        down.map(|(_, time)| *time).all(|time| time.is_zero()),
+        "a life of its own"
+    );
+    let credited = node.credited();
+    for family in [CONTAINER, NAMESPACE] {
+        let growth = node.growth(family, &report).expect("Prometheus answers");
+        assert!(
+            growth <= credited + credited / 100,
+            "{family}: {growth} of {credited} ns"
+        );
+        assert!(
+            growth > shown(&unkept.snapshot, family),
+            "{family}: {growth} ns"
+        );
+    }
+}
+
+#[test]
+fn a_second_agent_waits_for_the_first_and_says_so() {
+    if require("agent", told(agent::binary())).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let first = Agent::start(dir.path(), Config::default(), &[]).expect("it comes up");
+    let mut config = Config::default();
+    config.store.path = dir.path().join("store");
+    config.prometheus.listen = free_address().expect("loopback has free ports");
+    config.socket.path = dir.path().join("second.sock");
+    let file = dir.path().join("second.toml");
+    fs::write(&file, config.to_toml().expect("paths are text")).expect("it can be written");
+    let mut second = Second::spawn(&file);
+    let says = |second: &mut Second, what: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (code, page) = second.status(&config.socket.path);
+            if page.contains(what) {
+                return code;
+            }
+            let ended = second.0.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "{ended:?}: {page}");
+            assert!(Instant::now() < deadline, "no {what:?} in {page}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let code = says(&mut second, "nothing is metered until it lets go");
+    assert_eq!(code, Some(1), "degraded");
+    let (code, _) = gpuacct_tests::http::get(
+        &format!("http://{}/readyz", config.prometheus.listen),
+        "*/*",
+    )
+    .expect("it answers");
+    assert_eq!(code, 503);
+    drop(first);
+    says(&mut second, "store up");
+}
+
+/// An agent that is not waited for. Killed when dropped.
+struct Second(Child);
+
+impl Second {
+    fn spawn(config: &Path) -> Self {
+        let binary = agent::binary().expect("it was there before");
+        let child = Command::new(binary)
+            .args(["agent", "--log", "error", "--config"])
+            .arg(config)
+            .spawn();
+        Self(child.expect("it can be run"))
+    }
+
+    fn status(&self, socket: &Path) -> (Option<i32>, String) {
+        let binary = agent::binary().expect("it was there before");
+        let output = Command::new(binary)
+            .args(["status", "--socket"])
+            .arg(socket)
+            .output()
+            .expect("it can be run");
+        let page = String::from_utf8_lossy(&output.stdout).into_owned();
+        // Lines are broken for people.
+        let words: Vec<&str> = page.split_whitespace().collect();
+        (output.status.code(), words.join(" "))
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
