@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -51,7 +52,6 @@ struct Node {
     scenario: Arc<Scenario>,
     library: PathBuf,
     job: PathBuf,
-    pods: u64,
     dir: TempDir,
 }
 
@@ -63,6 +63,17 @@ struct Work {
     share: &'static str,
     /// For ever, if none.
     millis: Option<u64>,
+}
+
+/// A pod's uid that no other test has, be it in this process or in another: all of them share the
+/// kernel's cgroups, and one uid in two places is somebody who poses as a pod.
+fn pod_uid() -> String {
+    static PODS: AtomicU64 = AtomicU64::new(1);
+    let number = PODS.fetch_add(1, Ordering::Relaxed);
+    format!(
+        "6f1c8a52-3c1e-4c55-9a8e-{:08x}{number:04x}",
+        std::process::id()
+    )
 }
 
 impl Work {
@@ -94,7 +105,6 @@ impl Node {
             scenario,
             library: library::install(Driver::R550, &dir.path().join("lib"))?,
             job: library::build_job()?,
-            pods: 0,
             dir,
         })
     }
@@ -123,12 +133,12 @@ impl Node {
     }
 
     fn run(&mut self, work: &Work) -> Container {
-        self.pods += 1;
-        let uid = format!("6f1c8a52-3c1e-4c55-9a8e-{:012x}", self.pods);
+        let uid = pod_uid();
         let mut command: Vec<String> = ["/sim-gpu-job", "--socket", "/jobs.sock", "--gpu"]
             .map(str::to_owned)
             .into();
         command.extend([work.gpu.to_string(), "--share".into(), work.share.into()]);
+        command.extend(["--memory-bytes".into(), (64 << 20).to_string()]);
         command.extend(["--label".into(), work.pod.clone()]);
         if let Some(millis) = work.millis {
             command.extend(["--duration-ms".into(), millis.to_string()]);

@@ -19,7 +19,7 @@
 //!
 //! Times are of the boot clock, memory is in bytes. What is left of a byte second is carried.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::amounts::ByteSeconds;
 use super::model::{BootTime, Nanos, ProcessId};
@@ -95,8 +95,8 @@ pub struct Holding {
     listed: Option<BootTime>,
     stays: Vec<Stay>,
     payers: HashMap<Owner, Payer>,
-    /// Processes that have been named, while they live.
-    known: HashSet<ProcessId>,
+    /// Processes that have been named, while they live, and who paid for them last.
+    known: HashMap<ProcessId, Owner>,
 }
 
 impl Holding {
@@ -108,12 +108,13 @@ impl Holding {
             listed: None,
             stays: Vec::new(),
             payers: HashMap::new(),
-            known: HashSet::new(),
+            known: HashMap::new(),
         }
     }
 
     /// Takes a list that was read `at`, and returns whose processes are named for the first time,
-    /// once for each. A list older than the last one says nothing new.
+    /// once for each; one that turns out to be another's, or moves to it, is new to that one. A list
+    /// older than the last one says nothing new.
     pub fn list(&mut self, at: BootTime, members: Vec<Member>) -> Vec<Owner> {
         if self.listed.is_some_and(|listed| at <= listed) {
             return Vec::new();
@@ -131,14 +132,15 @@ impl Holding {
         self.listed = Some(at);
         let mut started = Vec::new();
         for member in members {
-            let is_new = self.known.insert(member.process);
+            let paid = self.known.insert(member.process, member.owner.clone());
+            let is_new = paid.is_none();
             let from = member
                 .not_before
                 .filter(|not_before| {
                     is_new && before.is_some_and(|before| before < *not_before) && *not_before < at
                 })
                 .unwrap_or(at);
-            if is_new {
+            if paid.as_ref() != Some(&member.owner) {
                 started.push(member.owner.clone());
             }
             self.stays.push(Stay {
@@ -196,7 +198,7 @@ impl Holding {
             end > until
         });
         let stays = &self.stays;
-        self.known.retain(|process| match end_of(*process) {
+        self.known.retain(|process, _| match end_of(*process) {
             End::Alive => true,
             End::At(exit) => exit > until,
             End::Forgotten => stays.iter().any(|stay| stay.process == *process),
@@ -414,6 +416,11 @@ mod tests {
         assert_eq!(holding.list(at(1_000), vec![member(1), member(2)]).len(), 2);
         assert_eq!(holding.list(at(2_000), vec![member(2)]).len(), 0);
         holding.settle(at(2_000), &|_| End::Alive);
+        let moved = Member {
+            owner: owner("b"),
+            ..member(2)
+        };
+        assert_eq!(holding.list(at(2_500), vec![moved]), [owner("b")]);
         // It gave its context back and took another.
         assert_eq!(holding.list(at(3_000), vec![member(1)]).len(), 0);
         holding.settle(at(3_500), &|_| End::At(at(3_200)));
