@@ -385,6 +385,7 @@ fn prometheus_name(point: &Point) -> String {
     let unit = match point.unit.as_str() {
         "s" => "seconds",
         "By" => "bytes",
+        "J" => "joules",
         "1" if !is_counter => "ratio",
         annotation if annotation.is_empty() || annotation.starts_with('{') => "",
         other => panic!("{}: no rule for the unit {other}", point.name),
