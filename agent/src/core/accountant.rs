@@ -21,7 +21,7 @@ use super::input::{
     EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
     KernelBatch, KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
 };
-use super::ledger::{Book, Ledger};
+use super::ledger::Ledger;
 use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
@@ -44,8 +44,6 @@ const MAX_ERROR_CLASSES: usize = 32;
 const OVERFLOW: &str = "(overflow)";
 /// How long the dead are kept at least: the driver's ring spans 12 s, and a reader may be late.
 const KEEP_DEAD: Nanos = Nanos::from_secs(15);
-/// How long a GPU's accounts stay open that NVML lists no more.
-const MISSING_GPU_HOLD: Nanos = Nanos::from_secs(600);
 /// How old process lists may be and still say how much memory is in use: three times the longest
 /// interval at which they can be configured to be read.
 const LISTS_HOLD: Nanos = Nanos::from_secs(180);
@@ -819,6 +817,9 @@ impl Accountant {
         let gpus = self.ledger.books().iter().map(|book| &book.gpu);
         for stretch in self.allocations.settle(now, gpus) {
             let book = &self.ledger.books()[stretch.gpu];
+            if book.is_gone(now) {
+                continue; // It would open an account that is closed at once, again and again.
+            }
             // The next window begins where the last one ended, before the container may have.
             let opened = match book.through {
                 Some(through) => clock.wall_of(through.min(stretch.from)),
@@ -944,11 +945,8 @@ impl Accountant {
         let limit = self.settings.namespace_limit;
         // The account's last word to its namespace, if nobody ever named it.
         let mut unsettled = Vec::new();
-        let gone = |book: &Book| {
-            let missing = book.missing.map(|since| clock.boot.since(since));
-            missing.is_some_and(|missing| missing >= MISSING_GPU_HOLD)
-        };
-        let gone: Vec<bool> = self.ledger.books().iter().map(gone).collect();
+        let books = self.ledger.books().iter();
+        let gone: Vec<bool> = books.map(|book| book.is_gone(clock.boot)).collect();
         let closed = self.ledger.close(&mut |(book, owner), account| {
             let done =
                 publication::is_done(account, policy, clock) || account.expired || gone[*book];
@@ -2190,6 +2188,26 @@ mod tests {
         let snapshot = node.commit();
         assert!(snapshot.accounts.is_empty() && snapshot.container_series.is_empty());
         assert_eq!(snapshot.gpus[0].busy, Nanos::from_millis(500));
+    }
+
+    #[test]
+    fn what_the_kubelet_says_of_a_gpu_that_is_gone_opens_no_account() {
+        let mut node = Node::new(0, 0);
+        node.fork(7, 10);
+        node.named(A, Some(UID));
+        node.pass(1_000, &[]);
+        node.commit();
+        listed(&mut node, true);
+        node.pass(1_000, &[]);
+        assert_eq!(allocated(&node.commit()), [("main".into(), 1_000)]);
+        node.take(Input::Gpus(vec![]));
+        node.now += 600 * SECOND;
+        for _ in 0..3 {
+            listed(&mut node, true);
+            node.now += SECOND;
+            let snapshot = node.commit();
+            assert!(snapshot.container_series.is_empty(), "{snapshot:?}");
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ use super::snapshot::{Coverage, EnergyBook};
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
+/// How long the accounts of a GPU stay open that NVML lists no more.
+pub const MISSING_GPU_HOLD: Nanos = Nanos::from_secs(600);
 /// What coverage and utilisation are about.
 pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
 
@@ -160,6 +162,13 @@ impl Book {
             missing: None,
             past: VecDeque::new(),
         }
+    }
+
+    /// Whether NVML has not listed the GPU for so long that nothing is counted on it any more.
+    #[must_use]
+    pub fn is_gone(&self, now: BootTime) -> bool {
+        self.missing
+            .is_some_and(|since| now.since(since) >= MISSING_GPU_HOLD)
     }
 
     /// The last minute.

@@ -41,7 +41,9 @@ pub(super) fn read(
     let mut unsupported = None;
     let mut any = false;
     type List = fn(&Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError>;
-    let lists: [(&'static str, List, fn(&mut Listed)); 3] = [
+    /// What a process is that is in this list.
+    type Mark = fn(&mut Listed);
+    let lists: [(&'static str, List, Mark); 3] = [
         ("nvmlDeviceGetComputeRunningProcesses", compute, |listed| {
             listed.computes = true
         }),
