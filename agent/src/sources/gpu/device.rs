@@ -144,7 +144,11 @@ impl Gpu {
         let ring = ring.unwrap_or_default();
         let mut lost = None;
         if let Some(cursor) = cursor {
-            (gpu.windows, lost) = Windows::resumed(cursor, &ring, clock::now());
+            // An instance's activity is read from now on: it has no ring that reaches back.
+            (gpu.windows, lost) = match info.mig {
+                Some(_) => Windows::resumed_without_ring(cursor, clock::now()),
+                None => Windows::resumed(cursor, &ring, clock::now()),
+            };
         } else {
             gpu.windows.learn(&ring);
         }

@@ -489,8 +489,7 @@ impl Source {
                 gpu.has_energy = true;
             } else {
                 let mut cursors = self.config.cursors.iter();
-                // An instance's activity is read from now on: it has no ring that reaches back.
-                let cursor = cursors.find(|cursor| cursor.gpu == info.uuid && info.mig.is_none());
+                let cursor = cursors.find(|cursor| cursor.gpu == info.uuid);
                 let (gpu, lost) = Gpu::first_sight(&open.device, info, &self.watchdog, cursor);
                 self.gpus.insert(info.uuid.clone(), gpu);
                 lost_before.extend(lost);

@@ -247,18 +247,29 @@ impl Windows {
             None if now.boot.since(cursor.end) > RING_SPAN => now.boot,
             None => cursor.end,
         };
-        if reach <= cursor.end {
-            return (windows, None);
-        }
+        let lost = (reach > cursor.end).then(|| windows.lose(cursor, reach, now));
+        (windows, lost)
+    }
+
+    /// Likewise for what has no ring: all of the time until now is unobserved.
+    #[must_use]
+    pub fn resumed_without_ring(cursor: &Cursor, now: Clock) -> (Self, Option<GpuWindow>) {
+        let mut windows = Self::new(cursor.gpu.clone(), now);
+        let lost = (now.boot > cursor.end).then(|| windows.lose(cursor, now.boot, now));
+        (windows, lost)
+    }
+
+    /// Closes what nobody can tell of any more, up to `reach`.
+    fn lose(&mut self, cursor: &Cursor, reach: BootTime, now: Clock) -> GpuWindow {
         let since_began = reach.since(cursor.began.max(cursor.end));
         let before = reach.since(cursor.end).minus(since_began);
-        windows.distance = distance(now);
-        windows.cursor = Position {
+        self.distance = distance(now);
+        self.cursor = Position {
             wall_us: now.wall_of(reach).0 / 1000,
             boot: reach,
             at_sample: false,
         };
-        let window = GpuWindow {
+        checked(GpuWindow {
             gpu: cursor.gpu.clone(),
             start: cursor.end,
             end: reach,
@@ -277,8 +288,7 @@ impl Windows {
             engines: Vec::new(),
             energy: None,
             quality: WindowQuality::default(),
-        };
-        (windows, Some(checked(window)))
+        })
     }
 
     /// Learns the period and the ring's size from samples that are not billed: the whole ring, as
@@ -987,6 +997,24 @@ mod tests {
             assert_eq!(found.unwrap_or_default(), *lost, "{what}");
             assert_eq!(windows.end(), BootTime(start * 1_000_000), "{what}");
         }
+    }
+
+    #[test]
+    fn what_has_no_ring_is_not_observed_while_no_agent_runs() {
+        let cursor = Cursor {
+            gpu: gpu(),
+            end: at(15_000).boot,
+            then: at(15_003),
+            began: at(16_000).boot,
+        };
+        let (windows, lost) = Windows::resumed_without_ring(&cursor, at(16_100));
+        let lost = lost.as_ref().map(seen).expect("a second is lost");
+        assert_eq!(lost.span, (15_000, 16_100));
+        assert_eq!(
+            lost.unobserved,
+            [("agent_down", 1_000), ("driver_error", 100)]
+        );
+        assert_eq!(windows.end(), at(16_100).boot);
     }
 
     #[test]
