@@ -27,6 +27,7 @@
 pub mod error;
 pub mod keeping;
 pub mod mark;
+pub mod query;
 mod read;
 pub mod schema;
 mod write;
@@ -516,7 +517,8 @@ impl Handle {
         self.send(Command::BeginAnew(reason));
     }
 
-    fn write(&self, changes: Changes) -> oneshot::Receiver<Result<Written, StoreError>> {
+    /// Has a commit written. The answer comes when it is in the file; nobody need wait for it.
+    pub fn write(&self, changes: Changes) -> oneshot::Receiver<Result<Written, StoreError>> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Write(Box::new(changes), answer));
         answered

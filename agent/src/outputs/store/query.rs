@@ -1,0 +1,534 @@
+//! The ledger as it is read: by anybody, at any time, beside the agent that writes it or without one.
+//!
+//! A reader changes nothing, waits for no writer (WAL) and sees one commit: everything it is told
+//! comes from the one transaction that [`Ledger::open`] begins. It knows nothing of what a figure is
+//! for; it turns rows into the nouns of the core, and refuses what cannot be true.
+//!
+//! Where the directory cannot be written, SQLite has no place for the index of its log. A ledger that
+//! has no log beside it is then read as a file that nobody writes, which on such a directory is so.
+//!
+//! Units are those of the core: nanoseconds, byte-seconds, millijoules. Hours count from the Unix
+//! epoch and are UTC's.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
+
+use super::FILE;
+use super::schema::{self, AMOUNTS, APPLICATION_ID};
+use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
+use crate::core::model::{GpuUuid, Nanos, WallTime};
+
+/// How long to wait for somebody who holds the whole file, which no agent does for longer than it
+/// takes to mend it after a crash.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a ledger cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is none.
+    #[error("there is no ledger at {}", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Some other program's database.
+    #[error(
+        "{} is no ledger of gpuacct: its application id is {found:#x}, expected {APPLICATION_ID:#x}",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it says of itself.
+        found: i32,
+    },
+    /// An agent has made it and not committed to it yet.
+    #[error("the ledger at {} holds no commit yet", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer gpuacct wrote it.
+    #[error(
+        "the ledger at {} has schema {found}, this gpuacct knows {} and older: use the gpuacct that wrote it",
+        path.display(),
+        schema::VERSION
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// Somebody holds all of it.
+    #[error(
+        "the ledger at {} has been locked by another process for {} s",
+        path.display(),
+        LOCK_TIMEOUT.as_secs()
+    )]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// Not what SQLite wrote.
+    #[error("the ledger at {} is damaged, or no SQLite file", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// It is there and cannot be opened.
+    #[error("cannot open the ledger at {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A figure that no ledger can hold.
+    #[error("the ledger at {} has {found} as {column}, expected at least 0", path.display())]
+    Negative {
+        /// The file.
+        path: PathBuf,
+        /// Which figure.
+        column: String,
+        /// What stands there.
+        found: i64,
+    },
+    /// Something else went wrong.
+    #[error("cannot read the ledger at {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+}
+
+/// A ledger, open for reading, at one commit.
+#[derive(Debug)]
+pub struct Ledger {
+    connection: Connection,
+    path: PathBuf,
+    standing: Standing,
+}
+
+/// How far a ledger reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// When the last commit was made.
+    pub committed: WallTime,
+    /// The hour to which all belongs that is not in a past one.
+    pub hour: i64,
+    /// The first hour of which anything is kept.
+    pub first_hour: i64,
+}
+
+/// A GPU or MIG instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuRecord {
+    /// NVML's name of it.
+    pub uuid: GpuUuid,
+    /// What it is.
+    pub model: Arc<str>,
+    /// The first hour of which it has a book.
+    pub first_hour: i64,
+    /// The last.
+    pub last_hour: i64,
+}
+
+/// A payer on a GPU, open or closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountRecord {
+    /// The GPU's number in this ledger.
+    pub gpu: i64,
+    /// `container`, `pod` or `host`.
+    pub kind: Arc<str>,
+    /// The container's id, the pod's uid, the host's unit.
+    pub owner: Arc<str>,
+    /// Kubernetes namespace, or a marker in parentheses; so are the next four.
+    pub namespace: Arc<str>,
+    /// Pod name.
+    pub pod: Arc<str>,
+    /// Container name.
+    pub container: Arc<str>,
+    /// Pod uid.
+    pub pod_uid: Arc<str>,
+    /// Container id.
+    pub container_id: Arc<str>,
+    /// Image.
+    pub image: Arc<str>,
+    /// Who runs it.
+    pub runtime: Arc<str>,
+    /// `held`, `named`, `id_only` or `host`.
+    pub attribution: Arc<str>,
+    /// The runtime's labels, a JSON object.
+    pub labels: Arc<str>,
+}
+
+/// What an account used in an hour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// The hour.
+    pub hour: i64,
+    /// The account's number.
+    pub account: i64,
+    /// How much of what.
+    pub amounts: Amounts,
+}
+
+/// What became of a GPU's hour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuUsed {
+    /// The hour.
+    pub hour: i64,
+    /// The GPU's number.
+    pub gpu: i64,
+    /// Time accounted for.
+    pub elapsed: Nanos,
+    /// Busy time, by the device's own samples.
+    pub busy: Nanos,
+    /// Idle time.
+    pub idle: Nanos,
+    /// All energy.
+    pub energy: Millijoules,
+    /// Energy of idle time. What is neither this nor an account's is nobody's.
+    pub energy_idle: Millijoules,
+}
+
+/// Time of a GPU's hour that has no owner, or was not observed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReasonUsed {
+    /// The hour.
+    pub hour: i64,
+    /// The GPU's number.
+    pub gpu: i64,
+    /// Whether it was not observed; otherwise it has no owner.
+    pub unobserved: bool,
+    /// Why. Of any agent that ever wrote here, so that no list can be expected to have it.
+    pub reason: Arc<str>,
+    /// How long.
+    pub time: Nanos,
+}
+
+impl Ledger {
+    /// Opens the ledger in a store's directory, or a ledger's file.
+    ///
+    /// # Errors
+    /// If there is none, or none that can be read.
+    pub fn open(store: &Path) -> Result<Self, ReadError> {
+        let path = if store.is_dir() {
+            store.join(FILE)
+        } else {
+            store.to_owned()
+        };
+        std::fs::metadata(&path).map_err(|source| ReadError::Missing {
+            path: path.clone(),
+            source,
+        })?;
+        match begin(&path, false) {
+            Err(error) if wants_to_write(&error) && !has_log(&path) => {
+                begin(&path, true).map_err(|error| told(&path, error))
+            }
+            begun => begun.map_err(|error| told(&path, error)),
+        }
+        .and_then(|connection| Self::look(connection, path))
+    }
+
+    fn look(connection: Connection, path: PathBuf) -> Result<Self, ReadError> {
+        let told = |error| told(&path, error);
+        let id: i32 = connection
+            .pragma_query_value(None, "application_id", |row| row.get(0))
+            .map_err(told)?;
+        let version = schema::version(&connection).map_err(told)?;
+        if version == 0 && id == 0 {
+            return Err(ReadError::Empty { path });
+        }
+        if id != APPLICATION_ID {
+            return Err(ReadError::Foreign { path, found: id });
+        }
+        if version > schema::VERSION {
+            return Err(ReadError::Newer {
+                path,
+                found: version,
+            });
+        }
+        let standing = connection
+            .query_row(
+                "SELECT committed, hour, coalesce((SELECT min(hour) FROM gpu_hours), hour) FROM meta",
+                [],
+                |row| {
+                    Ok(Standing {
+                        committed: WallTime(unsigned(row, 0)?),
+                        hour: row.get(1)?,
+                        first_hour: row.get(2)?,
+                    })
+                },
+            )
+            .optional()
+            .map_err(told)?;
+        match standing {
+            Some(standing) => Ok(Self {
+                connection,
+                path,
+                standing,
+            }),
+            None => Err(ReadError::Empty { path }),
+        }
+    }
+
+    /// How far it reaches.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Every GPU that ever had a book, by its number.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn gpus(&self) -> Result<HashMap<i64, GpuRecord>, ReadError> {
+        let mut gpus = HashMap::new();
+        self.each(
+            "SELECT g.gpu, g.uuid, g.model,
+                coalesce(min(u.hour), (SELECT hour FROM meta)),
+                coalesce(max(u.hour), (SELECT hour FROM meta))
+             FROM gpus g LEFT JOIN gpu_used u ON u.gpu = g.gpu AND u.elapsed > 0
+             GROUP BY g.gpu",
+            None,
+            |row| {
+                let uuid: Arc<str> = row.get(1)?;
+                let record = GpuRecord {
+                    uuid: GpuUuid(uuid),
+                    model: row.get(2)?,
+                    first_hour: row.get(3)?,
+                    last_hour: row.get(4)?,
+                };
+                gpus.insert(row.get(0)?, record);
+                Ok(())
+            },
+        )?;
+        Ok(gpus)
+    }
+
+    /// An account, by its number.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or names an account that it does not have.
+    pub fn account(&self, account: i64) -> Result<AccountRecord, ReadError> {
+        let record = |row: &Row<'_>| {
+            Ok(AccountRecord {
+                gpu: row.get(0)?,
+                kind: row.get(1)?,
+                owner: row.get(2)?,
+                namespace: row.get(3)?,
+                pod: row.get(4)?,
+                container: row.get(5)?,
+                pod_uid: row.get(6)?,
+                container_id: row.get(7)?,
+                image: row.get(8)?,
+                runtime: row.get(9)?,
+                attribution: row.get(10)?,
+                labels: row.get(11)?,
+            })
+        };
+        self.connection
+            .prepare_cached(
+                "SELECT gpu, kind, owner, namespace, pod, container, pod_uid, container_id, image,
+                    runtime, attribution, labels
+                 FROM accounts WHERE account = ?1",
+            )
+            .and_then(|mut statement| statement.query_row([account], record))
+            .map_err(|error| told(&self.path, error))
+    }
+
+    /// What each account used in each of these hours, in no order.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn used(&self, hours: &Range<i64>, mut each: impl FnMut(Used)) -> Result<(), ReadError> {
+        let amounts = AMOUNTS.join(", ");
+        self.each(
+            &format!("SELECT hour, account, {amounts} FROM used WHERE hour >= ?1 AND hour < ?2"),
+            Some(hours),
+            |row| {
+                each(Used {
+                    hour: row.get(0)?,
+                    account: row.get(1)?,
+                    amounts: amounts_from(row, 2)?,
+                });
+                Ok(())
+            },
+        )
+    }
+
+    /// What became of each GPU's time in each of these hours.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn gpu_used(&self, hours: &Range<i64>) -> Result<Vec<GpuUsed>, ReadError> {
+        let mut found = Vec::new();
+        // A new life's book begins within the hour in which an older one ended: two rows, one sum.
+        self.each(
+            "SELECT hour, gpu, sum(elapsed) AS elapsed, sum(busy) AS busy, sum(idle) AS idle,
+                sum(energy) AS energy, sum(energy_idle) AS energy_idle
+             FROM gpu_used WHERE hour >= ?1 AND hour < ?2 GROUP BY hour, gpu",
+            Some(hours),
+            |row| {
+                found.push(GpuUsed {
+                    hour: row.get(0)?,
+                    gpu: row.get(1)?,
+                    elapsed: Nanos(unsigned(row, 2)?),
+                    busy: Nanos(unsigned(row, 3)?),
+                    idle: Nanos(unsigned(row, 4)?),
+                    energy: Millijoules(unsigned(row, 5)?),
+                    energy_idle: Millijoules(unsigned(row, 6)?),
+                });
+                Ok(())
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Why time of each GPU has no owner, or was not observed, in each of these hours.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn reasons_used(&self, hours: &Range<i64>) -> Result<Vec<ReasonUsed>, ReadError> {
+        let mut found = Vec::new();
+        self.each(
+            "SELECT hour, gpu, kind, reason, sum(time) AS time FROM reasons_used
+             WHERE hour >= ?1 AND hour < ?2 GROUP BY hour, gpu, kind, reason HAVING sum(time) <> 0",
+            Some(hours),
+            |row| {
+                let kind: Box<str> = row.get(2)?;
+                found.push(ReasonUsed {
+                    hour: row.get(0)?,
+                    gpu: row.get(1)?,
+                    unobserved: &*kind == "unobserved",
+                    reason: row.get(3)?,
+                    time: Nanos(unsigned(row, 4)?),
+                });
+                Ok(())
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Gives each row of a question, which may have the two ends of a range of hours as parameters.
+    fn each(
+        &self,
+        question: &str,
+        hours: Option<&Range<i64>>,
+        mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) -> Result<(), ReadError> {
+        let mut ask = || {
+            let mut statement = self.connection.prepare(question)?;
+            let mut rows = match hours {
+                Some(hours) => statement.query([hours.start, hours.end])?,
+                None => statement.query([])?,
+            };
+            while let Some(row) = rows.next()? {
+                each(row)?;
+            }
+            Ok(())
+        };
+        ask().map_err(|error| told(&self.path, error))
+    }
+}
+
+/// Opens a file and begins to read. `untouched`: nobody writes to it, nothing need be kept beside it.
+fn begin(path: &Path, untouched: bool) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let address = untouched
+        .then(|| std::path::absolute(path).ok())
+        .flatten()
+        .and_then(|path| reqwest::Url::from_file_path(path).ok());
+    let connection = match address {
+        Some(mut address) => {
+            address.set_query(Some("immutable=1"));
+            Connection::open_with_flags(address.as_str(), flags | OpenFlags::SQLITE_OPEN_URI)?
+        }
+        None => Connection::open_with_flags(path, flags)?,
+    };
+    connection.busy_timeout(LOCK_TIMEOUT)?;
+    connection.pragma_update(None, "query_only", true)?;
+    // One view of everything: it begins with the first question, which is asked here.
+    connection.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema;")?;
+    Ok(connection)
+}
+
+/// Whether the file could be read if there were a place to write beside it.
+fn wants_to_write(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)
+    )
+}
+
+/// Whether commits may be in the log that are not in the file.
+fn has_log(path: &Path) -> bool {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).is_ok_and(|log| log.len() > 0)
+}
+
+/// A figure that cannot be negative.
+fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let found: i64 = row.get(column)?;
+    u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
+}
+
+/// The ten amounts, from the column at which they begin.
+fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
+    let nanos = |at| unsigned(row, first + at).map(Nanos);
+    Ok(Amounts {
+        busy: nanos(0)?,
+        engines: Engines {
+            memory: nanos(1)?,
+            encoder: nanos(2)?,
+            decoder: nanos(3)?,
+            jpeg: nanos(4)?,
+            ofa: nanos(5)?,
+        },
+        held: nanos(6)?,
+        allocated: nanos(7)?,
+        memory: ByteSeconds(unsigned(row, first + 8)?),
+        energy: Millijoules(unsigned(row, first + 9)?),
+    })
+}
+
+/// What is wrong with a file, in words.
+fn told(path: &Path, source: rusqlite::Error) -> ReadError {
+    let path = path.to_owned();
+    if let rusqlite::Error::IntegralValueOutOfRange(column, found) = source {
+        let column = format!("figure {}", column + 1);
+        return ReadError::Negative {
+            path,
+            column,
+            found,
+        };
+    }
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            ReadError::Locked { path, source }
+        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            ReadError::Damaged { path, source }
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            ReadError::Open { path, source }
+        }
+        _ => ReadError::Read { path, source },
+    }
+}
