@@ -9,6 +9,7 @@
 
 mod books;
 pub mod preflight;
+pub mod report;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;

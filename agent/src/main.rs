@@ -4,7 +4,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use gpuacct::commands::{agent, block_on, bundle, check, config, explain, log_level, status};
+use gpuacct::commands::{
+    agent, block_on, bundle, check, config, explain, log_level, report, status,
+};
 
 /// Which container used how much of which GPU
 #[derive(Debug, Parser)]
@@ -19,6 +21,7 @@ enum Command {
     Agent(agent::Options),
     Status(status::Options),
     Explain(explain::Options),
+    Report(report::Options),
     Check(check::Options),
     Bundle(bundle::Options),
     LogLevel(log_level::Options),
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         Command::Agent(options) => agent::run(options),
         Command::Status(options) => block_on(status::run(options)),
         Command::Explain(options) => block_on(explain::run(options)),
+        Command::Report(options) => report::run(&options),
         Command::Check(options) => block_on(check::run(options)),
         Command::Bundle(options) => block_on(bundle::run(options)),
         Command::LogLevel(options) => block_on(log_level::run(options)),

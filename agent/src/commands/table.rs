@@ -26,33 +26,46 @@ pub(super) enum Align {
 /// A table, filled row by row.
 #[derive(Debug)]
 pub(super) struct Table {
-    columns: Vec<(&'static str, Align)>,
+    columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with these columns.
     pub(super) fn new(columns: &[(&'static str, Align)]) -> Self {
+        let owned = columns
+            .iter()
+            .map(|(name, align)| ((*name).to_owned(), *align));
+        Self::of(owned.collect())
+    }
+
+    /// A table with columns that are known only when it is made.
+    pub(super) fn of(columns: Vec<(String, Align)>) -> Self {
         Self {
-            columns: columns.to_vec(),
+            columns: columns
+                .into_iter()
+                .map(|(name, align)| (printable(&name), align))
+                .collect(),
             rows: Vec::new(),
         }
     }
 
     /// Adds a row: a cell for each column.
     pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        debug_assert_eq!(N, self.columns.len(), "a cell for each column");
-        self.rows.push(cells.map(|cell| printable(&cell)).to_vec());
+        self.row_of(cells.into());
+    }
+
+    /// Likewise, where the number of columns is known only then.
+    pub(super) fn row_of(&mut self, cells: Vec<String>) {
+        debug_assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
+        self.rows
+            .push(cells.iter().map(|cell| printable(cell)).collect());
     }
 
     /// Writes the heading and the rows, none wider than `width`.
     pub(super) fn write(&self, page: &mut String, width: usize) {
         let widths = self.widths(width);
-        let heading: Vec<_> = self
-            .columns
-            .iter()
-            .map(|(name, _)| (*name).to_owned())
-            .collect();
+        let heading: Vec<_> = self.columns.iter().map(|(name, _)| name.clone()).collect();
         for row in std::iter::once(&heading).chain(&self.rows) {
             let begin = page.len();
             for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {

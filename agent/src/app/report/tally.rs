@@ -1,0 +1,1021 @@
+//! Adding up: rows of the ledger in, a report out. Pure, and in the integers of the books.
+//!
+//! **Allocated and unused** is, for each account and hour, what was allocated beyond what was busy:
+//! at least 0, and 0 where nothing was allocated. Busy time of a container that was given no GPU thus
+//! never makes another one's idle GPU disappear, and the sum is the same however it is grouped.
+//!
+//! **GPU time** is the time of the GPU that a row is about, whatever became of it: busy time of
+//! containers, of the host and of nobody; idle, unobserved and unaccounted time. Over all rows it is
+//! all there is.
+//!
+//! **Energy** of time that has no owner or was not observed is known for the hour and not for each
+//! reason; it is split by time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use rust_decimal::Decimal;
+
+use super::prices::{Cost, MoneyError, Price, Prices};
+use super::range::{Asked, Calendar, begin_of, hour_of};
+use crate::core::amounts::{self, Amounts, Millijoules};
+use crate::core::model::{NONE, Nanos, UNRESOLVED};
+use crate::outputs::store::query::{AccountRecord, GpuRecord, GpuUsed, ReasonUsed, Standing, Used};
+
+/// What of a GPU's time may be missing from its book for being on its way: windows end when the
+/// driver's samples do, and wait for the event stream. Of an hour that is over it is in the next.
+const UNDER_WAY: Nanos = Nanos::from_secs(10);
+/// A commit this old was not made by an agent that runs.
+const LATE: SignedDuration = SignedDuration::from_secs(60);
+/// A label's value that is the empty text, which would be a blank.
+const EMPTY: &str = "(empty)";
+
+/// By what a report is grouped.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dimension {
+    /// Kubernetes namespace.
+    Namespace,
+    /// Pod name.
+    Pod,
+    /// Pod uid.
+    PodUid,
+    /// Container name.
+    Container,
+    /// Container id.
+    ContainerId,
+    /// Image.
+    Image,
+    /// Container runtime.
+    Runtime,
+    /// systemd unit or cgroup of host processes.
+    Unit,
+    /// A label that the container's runtime gave.
+    Label(Arc<str>),
+    /// GPU or MIG instance, by UUID.
+    Gpu,
+    /// The GPU's model.
+    Model,
+    /// Hour, UTC.
+    Hour,
+    /// Day, UTC.
+    Day,
+    /// Month, UTC.
+    Month,
+}
+
+/// Those without a parameter, in the order in which they are offered.
+const PLAIN: [(&str, Dimension); 13] = [
+    ("namespace", Dimension::Namespace),
+    ("pod", Dimension::Pod),
+    ("pod_uid", Dimension::PodUid),
+    ("container", Dimension::Container),
+    ("container_id", Dimension::ContainerId),
+    ("image", Dimension::Image),
+    ("runtime", Dimension::Runtime),
+    ("unit", Dimension::Unit),
+    ("gpu", Dimension::Gpu),
+    ("model", Dimension::Model),
+    ("hour", Dimension::Hour),
+    ("day", Dimension::Day),
+    ("month", Dimension::Month),
+];
+const LABEL: &str = "label:";
+
+impl FromStr for Dimension {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(key) = text.strip_prefix(LABEL).filter(|key| !key.is_empty()) {
+            return Ok(Self::Label(key.into()));
+        }
+        let plain = PLAIN.iter().find(|(name, _)| *name == text);
+        plain
+            .map(|(_, dimension)| dimension.clone())
+            .ok_or_else(|| {
+                let names = PLAIN.map(|(name, _)| name).join(", ");
+                format!("found {text:?}, expected one of {names}, {LABEL}KEY")
+            })
+    }
+}
+
+impl fmt::Display for Dimension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::Label(key) = self {
+            return write!(f, "{LABEL}{key}");
+        }
+        let plain = PLAIN.iter().find(|(_, dimension)| dimension == self);
+        f.write_str(plain.map_or("?", |(name, _)| name))
+    }
+}
+
+impl Dimension {
+    /// Whether it says who; otherwise it says when or where, which every row has.
+    #[must_use]
+    pub const fn is_identity(&self) -> bool {
+        !matches!(
+            self,
+            Self::Gpu | Self::Model | Self::Hour | Self::Day | Self::Month
+        )
+    }
+
+    const fn is_time(&self) -> bool {
+        matches!(self, Self::Hour | Self::Day | Self::Month)
+    }
+}
+
+/// What a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Containers, and pods' own processes.
+    Container,
+    /// Processes of the host.
+    Host,
+    /// Busy time without an owner.
+    Unattributed,
+    /// Idle time.
+    Idle,
+    /// Time that was not observed.
+    Unobserved,
+    /// Time that no book covers: no agent ran.
+    Unaccounted,
+    /// All of it.
+    Total,
+}
+
+impl Kind {
+    /// As it is printed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::Host => "host",
+            Self::Unattributed => "unattributed",
+            Self::Idle => "idle",
+            Self::Unobserved => "unobserved",
+            Self::Unaccounted => "unaccounted",
+            Self::Total => "total",
+        }
+    }
+
+    /// Whether it is somebody's, so that there is more to say than how long.
+    #[must_use]
+    pub const fn is_owned(self) -> bool {
+        matches!(self, Self::Container | Self::Host | Self::Total)
+    }
+
+    /// Whether a GPU was busy.
+    #[must_use]
+    pub const fn is_busy(self) -> bool {
+        self.is_owned() || matches!(self, Self::Unattributed)
+    }
+}
+
+/// One line of a report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// What it is about.
+    pub kind: Kind,
+    /// Why, where time has no owner or was not observed; else `(none)`.
+    pub reason: Arc<str>,
+    /// Its values of what the report is grouped by. None is empty.
+    pub key: Vec<Arc<str>>,
+    /// What it comes to.
+    pub sums: Sums,
+    /// Its part of all busy time, where there is any and it is about busy time.
+    pub share: Option<Decimal>,
+    /// What it costs, where there are prices and it is about busy or allocated time.
+    pub cost: Option<Decimal>,
+}
+
+/// What is added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// GPU time, whatever became of it.
+    pub gpu: Nanos,
+    /// The books' amounts.
+    pub amounts: Amounts,
+    /// Allocated and not busy.
+    pub unused: Nanos,
+    /// What that costs.
+    cost: Cost,
+}
+
+/// The answer.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What was asked.
+    pub asked: Asked,
+    /// The beginning of what is answered.
+    pub since: Timestamp,
+    /// Its end.
+    pub until: Timestamp,
+    /// When the ledger was last written.
+    pub committed: Timestamp,
+    /// By what it is grouped.
+    pub by: Vec<Dimension>,
+    /// What money is in, where there are prices.
+    pub currency: Option<String>,
+    /// The rows, in order.
+    pub rows: Vec<Row>,
+    /// The rows of containers and of the host together.
+    pub owned: Row,
+    /// All together. Busy time is the devices', not the rows'.
+    pub total: Row,
+    /// By how much rows and devices differ, over all hours and GPUs; zero, or the books are wrong.
+    pub imbalance: Nanos,
+    /// What else there is to know, in words.
+    pub notes: Vec<String>,
+}
+
+type GroupKey = (Kind, Arc<str>, Vec<Arc<str>>);
+
+/// One GPU's hour.
+#[derive(Debug, Default)]
+struct Hour {
+    accounts_busy: Nanos,
+    accounts_energy: Millijoules,
+    book: GpuUsed,
+    unattributed: Vec<(Arc<str>, Nanos)>,
+    unobserved: Vec<(Arc<str>, Nanos)>,
+}
+
+/// An account, as far as the report needs it.
+#[derive(Debug)]
+struct Payer {
+    kind: Kind,
+    gpu: i64,
+    key: Vec<Arc<str>>,
+}
+
+/// A report in the making.
+#[derive(Debug)]
+pub struct Tally<'a> {
+    standing: Standing,
+    gpus: HashMap<i64, GpuRecord>,
+    asked: Asked,
+    by: &'a [Dimension],
+    prices: Option<&'a Prices>,
+    price_of: HashMap<i64, Price>,
+    payers: HashMap<i64, Arc<Payer>>,
+    groups: HashMap<GroupKey, Sums>,
+    hours: BTreeMap<(i64, i64), Hour>,
+    /// The last hour whose name was asked for, with the names.
+    named: Option<(i64, [Arc<str>; 3])>,
+    none: Arc<str>,
+}
+
+impl<'a> Tally<'a> {
+    /// Of nothing yet.
+    #[must_use]
+    pub fn new(
+        standing: Standing,
+        gpus: HashMap<i64, GpuRecord>,
+        asked: Asked,
+        by: &'a [Dimension],
+        prices: Option<&'a Prices>,
+    ) -> Self {
+        Self {
+            standing,
+            gpus,
+            asked,
+            by,
+            prices,
+            price_of: HashMap::new(),
+            payers: HashMap::new(),
+            groups: HashMap::new(),
+            hours: BTreeMap::new(),
+            named: None,
+            none: NONE.into(),
+        }
+    }
+
+    /// Adds what an account used. `record` is asked for an account that is met for the first time.
+    ///
+    /// # Errors
+    /// That of `record`, and if its GPU has no price.
+    pub fn account<E: From<MoneyError>>(
+        &mut self,
+        used: Used,
+        record: impl FnOnce(i64) -> Result<AccountRecord, E>,
+    ) -> Result<(), E> {
+        let payer = match self.payers.get(&used.account) {
+            Some(payer) => Arc::clone(payer),
+            None => {
+                let payer = Arc::new(self.payer(&record(used.account)?));
+                self.payers.insert(used.account, Arc::clone(&payer));
+                payer
+            }
+        };
+        let key = self.at_hour(&payer.key, used.hour);
+        let Payer { kind, gpu, .. } = *payer;
+        let Amounts {
+            busy, allocated, ..
+        } = used.amounts;
+        let cost = self.cost(gpu, busy, allocated)?;
+        let hour = self.hours.entry((used.hour, gpu)).or_default();
+        hour.accounts_busy += busy;
+        let energy = &mut hour.accounts_energy.0;
+        *energy = energy.saturating_add(used.amounts.energy.0);
+        let sums = Sums {
+            gpu: busy,
+            amounts: used.amounts,
+            unused: allocated.minus(busy),
+            cost,
+        };
+        self.add(kind, self.none.clone(), key, sums)?;
+        Ok(())
+    }
+
+    /// Adds what became of a GPU's hour.
+    pub fn book(&mut self, book: GpuUsed) {
+        self.hours.entry((book.hour, book.gpu)).or_default().book = book;
+    }
+
+    /// Adds time without an owner, or without an observation.
+    pub fn reason(&mut self, found: ReasonUsed) {
+        let hour = self.hours.entry((found.hour, found.gpu)).or_default();
+        let reasons = if found.unobserved {
+            &mut hour.unobserved
+        } else {
+            &mut hour.unattributed
+        };
+        reasons.push((found.reason, found.time));
+    }
+
+    /// The report, as of now.
+    ///
+    /// # Errors
+    /// If a GPU that was used has no price, or money has too many digits.
+    pub fn report(mut self, now: Timestamp) -> Result<Report, MoneyError> {
+        let committed = timestamp(i128::from(self.standing.committed.0));
+        let hours = self.asked.hours();
+        let since = begin_of(hours.start);
+        let until = begin_of(hours.end).min(committed).max(since);
+
+        let mut whole = Sums::default();
+        let mut imbalance = Nanos::ZERO;
+        let mut elapsed = HashMap::new();
+        for ((hour, gpu), found) in std::mem::take(&mut self.hours) {
+            imbalance += found.imbalance();
+            elapsed.insert((hour, gpu), found.book.elapsed);
+            whole = whole.plus(self.device(hour, gpu, found)?)?;
+        }
+        whole.gpu += self.unaccounted(&elapsed, since, until)?;
+        let owned = self.groups.iter().filter(|((kind, ..), _)| kind.is_owned());
+        for sums in owned.map(|(_, sums)| sums) {
+            let Amounts { busy, energy, .. } = whole.amounts;
+            whole.amounts += sums.amounts;
+            // These two are the devices' own.
+            whole.amounts.busy = busy;
+            whole.amounts.energy = energy;
+            whole.unused += sums.unused;
+        }
+        let notes = self.notes(until, committed, now, imbalance);
+        let (rows, owned, total) = self.rows(whole)?;
+        Ok(Report {
+            asked: self.asked,
+            since,
+            until,
+            committed,
+            by: self.by.to_vec(),
+            currency: self.prices.map(|prices| prices.currency.clone()),
+            rows,
+            owned,
+            total,
+            imbalance,
+            notes,
+        })
+    }
+
+    /// The rows in order, those that have an owner together, and the total.
+    fn rows(&mut self, whole: Sums) -> Result<(Vec<Row>, Row, Row), MoneyError> {
+        let mut groups: Vec<(GroupKey, Sums)> = self.groups.drain().collect();
+        let by = self.by;
+        let time = |key: &[Arc<str>]| -> Vec<Arc<str>> {
+            let both = by.iter().zip(key);
+            let times = both.filter(|(dimension, _)| dimension.is_time());
+            times.map(|(_, value)| Arc::clone(value)).collect()
+        };
+        groups.sort_by_cached_key(|((kind, reason, key), sums)| {
+            let most = Reverse((sums.gpu, sums.amounts.allocated));
+            (*kind, time(key), most, Arc::clone(reason), key.clone())
+        });
+        let costs: Vec<Cost> = groups.iter().map(|(_, sums)| sums.cost).collect();
+        let (costs, cost) = match self.prices {
+            Some(prices) => {
+                let (costs, cost) = prices.round(&costs)?;
+                (costs.into_iter().map(Some).collect(), Some(cost))
+            }
+            None => (vec![None; costs.len()], None),
+        };
+        let share = |kind: Kind, busy: Nanos| {
+            let part = Decimal::from(busy.0).checked_div(whole.amounts.busy.0.into())?;
+            kind.is_busy().then(|| part.round_dp(6))
+        };
+        let together = |sums: Sums, cost: Option<Decimal>| Row {
+            kind: Kind::Total,
+            reason: self.none.clone(),
+            key: vec![self.none.clone(); by.len()],
+            sums,
+            share: share(Kind::Total, sums.amounts.busy),
+            cost,
+        };
+        let rows: Vec<Row> = groups
+            .into_iter()
+            .zip(costs)
+            .map(|(((kind, reason, key), sums), cost)| Row {
+                kind,
+                reason,
+                key,
+                sums,
+                share: share(kind, sums.amounts.busy),
+                cost: cost.filter(|_| kind.is_busy()),
+            })
+            .collect();
+        let owned = rows.iter().filter(|row| row.kind.is_owned());
+        let sums = owned
+            .clone()
+            .try_fold(Sums::default(), |sums, row| sums.plus(row.sums))?;
+        let owned = together(sums, cost.map(|_| owned.filter_map(|row| row.cost).sum()));
+        let total = together(whole, cost);
+        Ok((rows, owned, total))
+    }
+
+    /// Adds the rows of a GPU's hour that are nobody's, and gives what the device had.
+    fn device(&mut self, hour: i64, gpu: i64, found: Hour) -> Result<Sums, MoneyError> {
+        let Hour { book, .. } = found;
+        let key = self.nobody(gpu, hour);
+        let owned = found.accounts_energy.0;
+        let owned = owned.saturating_add(book.energy_idle.0);
+        let mut energy = Millijoules(book.energy.0.saturating_sub(owned));
+        let with = |kind| move |(reason, time)| (kind, reason, time);
+        let unattributed = found.unattributed.into_iter();
+        let unobserved = found.unobserved.into_iter();
+        let mut reasons: Vec<(Kind, Arc<str>, Nanos)> = unattributed
+            .map(with(Kind::Unattributed))
+            .chain(unobserved.map(with(Kind::Unobserved)))
+            .collect();
+        let times: Vec<Nanos> = reasons.iter().map(|(.., time)| *time).collect();
+        let mut energies = amounts::split(energy, &times);
+        energy.0 -= energies.iter().map(|part| part.0).sum::<u64>();
+        if energy.0 > 0 {
+            reasons.push((Kind::Unattributed, self.none.clone(), Nanos::ZERO));
+            energies.push(energy);
+        }
+        for ((kind, reason, time), energy) in reasons.into_iter().zip(energies) {
+            let busy = match kind {
+                Kind::Unattributed => time,
+                _ => Nanos::ZERO,
+            };
+            let sums = Sums {
+                gpu: time,
+                amounts: Amounts {
+                    energy,
+                    ..Amounts::busy(busy)
+                },
+                unused: Nanos::ZERO,
+                cost: self.cost(gpu, busy, Nanos::ZERO)?,
+            };
+            self.add(kind, reason, key.clone(), sums)?;
+        }
+        let idle = Sums {
+            gpu: book.idle,
+            amounts: Amounts {
+                energy: book.energy_idle,
+                ..Amounts::ZERO
+            },
+            ..Sums::default()
+        };
+        self.add(Kind::Idle, self.none.clone(), key, idle)?;
+        Ok(Sums {
+            gpu: book.elapsed,
+            amounts: Amounts {
+                energy: book.energy,
+                ..Amounts::busy(book.busy)
+            },
+            ..Sums::default()
+        })
+    }
+
+    /// Adds what of each GPU's hours is in no book, from the first hour of which it has one to the
+    /// last; says how much that is.
+    fn unaccounted(
+        &mut self,
+        elapsed: &HashMap<(i64, i64), Nanos>,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Result<Nanos, MoneyError> {
+        let spans: Vec<_> = self
+            .gpus
+            .iter()
+            .map(|(gpu, record)| {
+                let first = record.first_hour.max(hour_of(since));
+                (*gpu, first..=record.last_hour.min(hour_of(until)))
+            })
+            .collect();
+        let mut all = Nanos::ZERO;
+        for (gpu, hours) in spans {
+            for hour in hours {
+                let end = begin_of(hour + 1).min(until);
+                let length = end.duration_since(begin_of(hour)).as_nanos();
+                let length = Nanos(u64::try_from(length).unwrap_or(0));
+                let booked = elapsed.get(&(hour, gpu)).copied().unwrap_or_default();
+                let missing = length.minus(booked);
+                if missing > UNDER_WAY {
+                    let sums = Sums {
+                        gpu: missing,
+                        ..Sums::default()
+                    };
+                    let key = self.nobody(gpu, hour);
+                    self.add(Kind::Unaccounted, self.none.clone(), key, sums)?;
+                    all += missing;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn add(
+        &mut self,
+        kind: Kind,
+        reason: Arc<str>,
+        key: Vec<Arc<str>>,
+        sums: Sums,
+    ) -> Result<(), MoneyError> {
+        if sums == Sums::default() {
+            return Ok(());
+        }
+        let group = self.groups.entry((kind, reason, key)).or_default();
+        *group = group.plus(sums)?;
+        Ok(())
+    }
+}
+
+impl Tally<'_> {
+    fn payer(&self, record: &AccountRecord) -> Payer {
+        let kind = match &*record.kind {
+            "host" => Kind::Host,
+            _ => Kind::Container,
+        };
+        let is_host = kind == Kind::Host;
+        let key = self.by.iter().map(|dimension| match dimension {
+            Dimension::Gpu | Dimension::Model => self.device_name(record.gpu, dimension),
+            Dimension::Unit if is_host => shown(&record.owner),
+            Dimension::Unit => self.none.clone(),
+            _ if is_host => self.none.clone(),
+            Dimension::Namespace => shown(&record.namespace),
+            Dimension::Pod => shown(&record.pod),
+            Dimension::PodUid => shown(&record.pod_uid),
+            Dimension::Container => shown(&record.container),
+            Dimension::ContainerId => shown(&record.container_id),
+            Dimension::Image => shown(&record.image),
+            Dimension::Runtime => shown(&record.runtime),
+            Dimension::Label(key) => label(record, key),
+            // Known with each hour.
+            Dimension::Hour | Dimension::Day | Dimension::Month => self.none.clone(),
+        });
+        Payer {
+            kind,
+            gpu: record.gpu,
+            key: key.collect(),
+        }
+    }
+
+    /// The key of a GPU's hour that is nobody's.
+    fn nobody(&mut self, gpu: i64, hour: i64) -> Vec<Arc<str>> {
+        let key = self.by.iter().map(|dimension| match dimension {
+            Dimension::Gpu | Dimension::Model => self.device_name(gpu, dimension),
+            _ => self.none.clone(),
+        });
+        let key: Vec<_> = key.collect();
+        self.at_hour(&key, hour)
+    }
+
+    fn device_name(&self, gpu: i64, dimension: &Dimension) -> Arc<str> {
+        let Some(gpu) = self.gpus.get(&gpu) else {
+            return UNRESOLVED.into();
+        };
+        match dimension {
+            Dimension::Model => shown(&gpu.model),
+            _ => shown(&gpu.uuid.0),
+        }
+    }
+
+    /// A key with what depends on the hour.
+    fn at_hour(&mut self, key: &[Arc<str>], hour: i64) -> Vec<Arc<str>> {
+        let mut key = key.to_vec();
+        if !self.by.iter().any(Dimension::is_time) {
+            return key;
+        }
+        let names = match &self.named {
+            Some((named, names)) if *named == hour => names,
+            _ => {
+                let calendar = Calendar(hour);
+                let names = [
+                    calendar.hour().to_string().into(),
+                    calendar.day().to_string().into(),
+                    calendar.month().to_string().into(),
+                ];
+                &self.named.insert((hour, names)).1
+            }
+        };
+        for (dimension, value) in self.by.iter().zip(&mut key) {
+            match dimension {
+                Dimension::Hour => value.clone_from(&names[0]),
+                Dimension::Day => value.clone_from(&names[1]),
+                Dimension::Month => value.clone_from(&names[2]),
+                _ => {}
+            }
+        }
+        key
+    }
+
+    /// What these times of a GPU cost; nothing where there are no prices.
+    fn cost(&mut self, gpu: i64, busy: Nanos, allocated: Nanos) -> Result<Cost, MoneyError> {
+        let Some(prices) = self.prices else {
+            return Ok(Cost::default());
+        };
+        if busy.is_zero() && allocated.is_zero() {
+            return Ok(Cost::default());
+        }
+        let price = match self.price_of.get(&gpu) {
+            Some(price) => *price,
+            None => {
+                let model = self.device_name(gpu, &Dimension::Model);
+                let uuid = self.device_name(gpu, &Dimension::Gpu);
+                let price = prices.of(&model, &uuid)?;
+                self.price_of.insert(gpu, price);
+                price
+            }
+        };
+        Cost::of(price, busy, allocated)
+    }
+
+    fn notes(
+        &self,
+        until: Timestamp,
+        committed: Timestamp,
+        now: Timestamp,
+        imbalance: Nanos,
+    ) -> Vec<String> {
+        let mut notes = Vec::new();
+        if !imbalance.is_zero() {
+            notes.push(format!(
+                "the books are out of balance by {} ns: this is a defect, keep the ledger and report it",
+                imbalance.0
+            ));
+        }
+        let Asked { since, until: end } = self.asked;
+        let begin = begin_of(hour_of(since));
+        let cut_end = end.filter(|end| begin_of(hour_of(*end)) != *end);
+        if let Some(end) = cut_end {
+            notes.push(format!(
+                "hours are the resolution: the hour of {end} is not in, all of the hour of {since} is"
+            ));
+        } else if begin != since {
+            notes.push(format!(
+                "hours are the resolution: all of the hour of {since} is in"
+            ));
+        }
+        let first = begin_of(self.standing.first_hour);
+        if first > begin {
+            notes.push(format!("the ledger begins with the hour of {first}"));
+        }
+        if until == committed && begin_of(hour_of(until)) != until {
+            notes.push(format!(
+                "the hour of {} is in as far as it was committed",
+                begin_of(hour_of(until))
+            ));
+        }
+        let wanted = end.map_or(now, |end| end.min(now));
+        if wanted.duration_since(committed) > LATE {
+            notes.push(format!("nothing was committed after {committed}"));
+        }
+        notes
+    }
+}
+
+/// A text that is not blank.
+fn shown(text: &Arc<str>) -> Arc<str> {
+    if text.is_empty() {
+        UNRESOLVED.into()
+    } else {
+        Arc::clone(text)
+    }
+}
+
+/// The value of a label.
+fn label(record: &AccountRecord, key: &str) -> Arc<str> {
+    // Until it is named, nothing is known of its labels either.
+    if &*record.attribution != "named" {
+        return UNRESOLVED.into();
+    }
+    let labels: Result<HashMap<String, Arc<str>>, _> = serde_json::from_str(&record.labels);
+    let Ok(labels) = labels else {
+        return UNRESOLVED.into();
+    };
+    match labels.get(key) {
+        None => NONE.into(),
+        Some(value) if value.is_empty() => EMPTY.into(),
+        Some(value) => Arc::clone(value),
+    }
+}
+
+fn timestamp(nanoseconds: i128) -> Timestamp {
+    // 64 bits of nanoseconds end in 2554, the calendar in 9999.
+    Timestamp::from_nanosecond(nanoseconds).unwrap_or(Timestamp::MAX)
+}
+
+impl Hour {
+    /// By how much its rows and the device differ.
+    fn imbalance(&self) -> Nanos {
+        let sum = |reasons: &[(Arc<str>, Nanos)]| reasons.iter().map(|(_, time)| *time).sum();
+        let unattributed: Nanos = sum(&self.unattributed);
+        let unobserved: Nanos = sum(&self.unobserved);
+        let busy = self.accounts_busy.plus(unattributed);
+        let elapsed = self.book.busy.plus(self.book.idle).plus(unobserved);
+        Nanos(busy.0.abs_diff(self.book.busy.0))
+            .plus(Nanos(elapsed.0.abs_diff(self.book.elapsed.0)))
+    }
+}
+
+impl Sums {
+    fn plus(self, other: Self) -> Result<Self, MoneyError> {
+        Ok(Self {
+            gpu: self.gpu.plus(other.gpu),
+            amounts: self.amounts.plus(other.amounts),
+            unused: self.unused.plus(other.unused),
+            cost: self.cost.plus(other.cost)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::{GpuUuid, WallTime};
+
+    const FIRST: i64 = 490_000;
+    const SECOND: u64 = 1_000_000_000;
+    const WHOLE: u64 = 3_600 * SECOND;
+
+    fn standing(minutes_of_the_last_hour: u64) -> Standing {
+        let last = u64::try_from(FIRST + 1).unwrap();
+        Standing {
+            committed: WallTime(last * WHOLE + minutes_of_the_last_hour * 60 * SECOND),
+            hour: FIRST + 1,
+            first_hour: FIRST,
+        }
+    }
+
+    fn asked() -> Asked {
+        Asked {
+            since: begin_of(FIRST),
+            until: None,
+        }
+    }
+
+    fn gpus(hours: std::ops::RangeInclusive<i64>) -> HashMap<i64, GpuRecord> {
+        let record = GpuRecord {
+            uuid: GpuUuid("GPU-0".into()),
+            model: "A100".into(),
+            first_hour: *hours.start(),
+            last_hour: *hours.end(),
+        };
+        HashMap::from([(1, record)])
+    }
+
+    fn record(namespace: &str, attribution: &str, labels: &str) -> AccountRecord {
+        AccountRecord {
+            gpu: 1,
+            kind: "container".into(),
+            owner: "id".into(),
+            namespace: namespace.into(),
+            pod: "p".into(),
+            container: "c".into(),
+            pod_uid: "u".into(),
+            container_id: "id".into(),
+            image: "i".into(),
+            runtime: "docker".into(),
+            attribution: attribution.into(),
+            labels: labels.into(),
+        }
+    }
+
+    /// Nothing is charged in fractions of a second here.
+    fn used(hour: i64, account: i64, busy: u64, allocated: u64) -> Used {
+        Used {
+            hour: FIRST + hour,
+            account,
+            amounts: Amounts {
+                allocated: Nanos::from_secs(allocated),
+                energy: Millijoules(busy),
+                ..Amounts::busy(Nanos::from_secs(busy))
+            },
+        }
+    }
+
+    fn book(hour: i64, busy: u64, idle: u64, unobserved: u64) -> GpuUsed {
+        GpuUsed {
+            hour: FIRST + hour,
+            gpu: 1,
+            elapsed: Nanos::from_secs(busy + idle + unobserved),
+            busy: Nanos::from_secs(busy),
+            idle: Nanos::from_secs(idle),
+            energy: Millijoules(busy + idle + unobserved),
+            energy_idle: Millijoules(idle),
+        }
+    }
+
+    fn reason(hour: i64, reason: &str, unobserved: bool, time: u64) -> ReasonUsed {
+        ReasonUsed {
+            hour: FIRST + hour,
+            gpu: 1,
+            unobserved,
+            reason: reason.into(),
+            time: Nanos::from_secs(time),
+        }
+    }
+
+    fn known(_: i64) -> Result<AccountRecord, MoneyError> {
+        Ok(record("ns", "named", "{}"))
+    }
+
+    #[test]
+    fn what_one_did_not_use_is_not_what_another_used_unasked() {
+        // Busy and allocated seconds of accounts in hours, and what is unused of them all together.
+        for (rows, expected) in [
+            (vec![(0, 1, 100, 3_600)], 3_500),
+            (vec![(0, 1, 100, 0)], 0),
+            (vec![(0, 1, 100, 3_600), (0, 2, 900, 0)], 3_500),
+            (vec![(0, 1, 3_600, 1_800), (1, 1, 0, 600)], 600),
+            (vec![(0, 1, 0, 3_600), (0, 2, 0, 3_600)], 7_200),
+        ] {
+            let by = [Dimension::Namespace];
+            let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), asked(), &by, None);
+            for (hour, account, busy, allocated) in &rows {
+                let used = used(*hour, *account, *busy, *allocated);
+                tally.account(used, known).unwrap();
+            }
+            let report = tally.report(begin_of(FIRST + 1)).unwrap();
+            let found = report.total.sums.unused;
+            assert_eq!(found, Nanos::from_secs(expected), "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn all_of_the_energy_and_all_of_the_time_has_a_row() {
+        let by = [Dimension::Hour];
+        let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), asked(), &by, None);
+        tally.account(used(0, 1, 1_000, 0), known).unwrap();
+        tally.book(book(0, 1_001, 2_096, 503));
+        tally.reason(reason(0, "no_row", false, 1));
+        tally.reason(reason(0, "ring_overrun", true, 502));
+        tally.reason(reason(0, "a reason of a later version", true, 1));
+        let report = tally.report(begin_of(FIRST + 1)).unwrap();
+        assert_eq!(report.imbalance, Nanos::ZERO);
+        let found: Vec<_> = report
+            .rows
+            .iter()
+            .map(|row| {
+                let seconds = row.sums.gpu.0 / SECOND;
+                (row.kind, &*row.reason, seconds, row.sums.amounts.energy.0)
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (Kind::Container, NONE, 1_000, 1_000),
+                (Kind::Unattributed, "no_row", 1, 1),
+                (Kind::Idle, NONE, 2_096, 2_096),
+                (Kind::Unobserved, "ring_overrun", 502, 502),
+                (Kind::Unobserved, "a reason of a later version", 1, 1),
+            ]
+        );
+        let time: Nanos = report.rows.iter().map(|row| row.sums.gpu).sum();
+        assert_eq!(time, report.total.sums.gpu);
+        assert_eq!(report.total.sums.amounts.energy, Millijoules(3_600));
+        assert!(report.rows.iter().all(|row| row.key.len() == 1));
+    }
+
+    #[test]
+    fn an_imbalance_is_found_in_the_hour_that_has_it() {
+        // By how much each hour's accounts are beyond the device's busy time; one does not hide the
+        // other.
+        for (beyond, expected) in [([0, 0], 0), ([1, 0], 1), ([1, -1], 2), ([-3, 0], 3)] {
+            let by = [Dimension::Namespace];
+            let mut tally = Tally::new(standing(60), gpus(FIRST..=FIRST + 1), asked(), &by, None);
+            for (hour, beyond) in (0..).zip(beyond) {
+                let busy = 100_u64.checked_add_signed(beyond).unwrap();
+                tally.account(used(hour, 1, busy, 0), known).unwrap();
+                tally.book(book(hour, 100, 3_500, 0));
+            }
+            let report = tally.report(begin_of(FIRST + 2)).unwrap();
+            assert_eq!(report.imbalance, Nanos::from_secs(expected), "{beyond:?}");
+            let says_so = report
+                .notes
+                .iter()
+                .any(|note| note.contains("out of balance"));
+            assert_eq!(says_so, expected > 0);
+        }
+    }
+
+    #[test]
+    fn what_no_book_covers_is_no_idle_time() {
+        // First and last hour of the GPU, what is booked in either, and what is in no book: windows
+        // under way are not missed.
+        for (hours, booked, expected) in [
+            (0..=1, [3_600, 1_800], 0),
+            (0..=1, [3_595, 1_795], 0),
+            (0..=1, [3_603, 1_800], 0),
+            (0..=1, [600, 1_800], 3_000),
+            (0..=1, [3_600, 60], 1_740),
+            (0..=1, [0, 1_800], 3_600),
+            // It was not known before, and has been gone since.
+            (1..=1, [0, 1_800], 0),
+            (0..=0, [3_600, 0], 0),
+        ] {
+            let by = [Dimension::Namespace];
+            let known = FIRST + hours.start()..=FIRST + hours.end();
+            let mut tally = Tally::new(standing(30), gpus(known), asked(), &by, None);
+            for (hour, idle) in (0..).zip(booked) {
+                tally.book(book(hour, 0, idle, 0));
+            }
+            let report = tally.report(begin_of(FIRST + 2)).unwrap();
+            let missing = report
+                .rows
+                .iter()
+                .filter(|row| row.kind == Kind::Unaccounted);
+            let missing: Nanos = missing.map(|row| row.sums.gpu).sum();
+            assert_eq!(missing, Nanos::from_secs(expected), "{hours:?} {booked:?}");
+            let booked = Nanos::from_secs(booked.iter().sum());
+            assert_eq!(report.total.sums.gpu, booked.plus(missing));
+        }
+    }
+
+    #[test]
+    fn no_label_is_blank() {
+        for (attribution, labels, expected) in [
+            ("named", r#"{"team":"vision"}"#, "vision"),
+            ("named", r#"{"team":"a\"b"}"#, "a\"b"),
+            ("named", r#"{"team":""}"#, EMPTY),
+            ("named", "{}", NONE),
+            ("named", "no JSON", UNRESOLVED),
+            ("id_only", "{}", UNRESOLVED),
+            ("held", r#"{"team":"vision"}"#, UNRESOLVED),
+        ] {
+            let record = record("", attribution, labels);
+            assert_eq!(&*label(&record, "team"), expected, "{attribution} {labels}");
+        }
+        assert_eq!(&*shown(&"".into()), UNRESOLVED);
+    }
+
+    #[test]
+    fn dimensions_are_written_as_they_are_read() {
+        for (name, dimension) in PLAIN {
+            assert_eq!(name.parse(), Ok(dimension.clone()));
+            assert_eq!(dimension.to_string(), name);
+        }
+        let label: Dimension = "label:app.kubernetes.io/name".parse().unwrap();
+        assert_eq!(label.to_string(), "label:app.kubernetes.io/name");
+        for text in ["", "label:", "Namespace", "pod ", "labels:x"] {
+            assert!(text.parse::<Dimension>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_notes_say_which_hours_were_cut() {
+        let at = |seconds: i64| begin_of(FIRST) + SignedDuration::from_secs(seconds);
+        // Asked since and until, in seconds from the ledger's first hour; minutes committed of the
+        // second; what is said.
+        for (since, until, minutes, expected) in [
+            (0, Some(3_600), 60, None),
+            (60, Some(3_600), 60, Some("all of the hour of")),
+            (0, Some(3_660), 60, Some("is not in")),
+            (-3_600, Some(3_600), 60, Some("the ledger begins")),
+            (0, None, 30, Some("as far as it was committed")),
+            (0, Some(7_200), 10, Some("nothing was committed after")),
+        ] {
+            let asked = Asked {
+                since: at(since),
+                until: until.map(at),
+            };
+            let by = [Dimension::Namespace];
+            let tally = Tally::new(standing(minutes), HashMap::new(), asked, &by, None);
+            let now = at(3_600 + i64::try_from(60 * minutes).unwrap());
+            let now = if minutes == 10 { at(7_200) } else { now };
+            let notes = tally.report(now).unwrap().notes;
+            match expected {
+                None => assert!(notes.is_empty(), "{notes:?}"),
+                Some(expected) => {
+                    let said = notes.iter().any(|note| note.contains(expected));
+                    assert!(said, "{since} to {until:?}: {notes:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! A report as it is printed. CSV, JSON and NDJSON are made of the same cells under the same names;
+//! the tables are a choice of them, in units that people read.
+//!
+//! **Exact**: `…_seconds` are decimals to the nanosecond, `…_joules` to the millijoule,
+//! `memory_byte_seconds` is whole; they add up to the last digit. **Rounded**: `…_gpu_hours` to nine
+//! decimals, `memory_byte_hours` to a byte-hour, `busy_share` to six decimals; money as
+//! [`crate::app::report::prices`] says.
+//!
+//! A cell that does not apply (held time of an idle GPU) is `null` in JSON and nothing in CSV. No name
+//! is ever nothing. In CSV a text that a spreadsheet would take for a formula, one that begins with
+//! `=`, `+`, `-`, `@`, a tab or a line's end, has an apostrophe before it: tenants choose names.
+
+use std::io;
+
+use rust_decimal::Decimal;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::value::RawValue;
+
+use super::super::table::{Align, Table, WIDTH, wrap};
+use crate::app::report::tally::{Dimension, Kind, Report, Row};
+use crate::core::amounts::Engine;
+use crate::core::model::{NONE, Nanos};
+use crate::outputs::instruments::VERSION;
+
+/// What is printed of one column of one row.
+#[derive(Clone, Debug, PartialEq)]
+enum Cell {
+    Text(String),
+    Number(Decimal),
+    /// Does not apply.
+    Nothing,
+}
+
+impl Serialize for Cell {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Nothing => serializer.serialize_none(),
+            // Digit by digit: no binary fraction between the books and who reads them.
+            Self::Number(number) => RawValue::from_string(number.to_string())
+                .map_err(serde::ser::Error::custom)?
+                .serialize(serializer),
+        }
+    }
+}
+
+/// The row's cells under their names, in order. Every row of a report has the same names.
+struct Cells(Vec<(String, Cell)>);
+
+impl Serialize for Cells {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, cell) in &self.0 {
+            map.serialize_entry(name, cell)?;
+        }
+        map.end()
+    }
+}
+
+fn cells(report: &Report, row: &Row) -> Cells {
+    let text = |text: &str| Cell::Text(text.to_owned());
+    let if_so = |applies: bool, number: Decimal| match applies {
+        true => Cell::Number(number),
+        false => Cell::Nothing,
+    };
+    let (busy, owned) = (row.kind.is_busy(), row.kind.is_owned());
+    let of_device = row.kind != Kind::Unaccounted;
+    let amounts = &row.sums.amounts;
+    let mut cells = vec![
+        ("since".to_owned(), text(&report.since.to_string())),
+        ("until".to_owned(), text(&report.until.to_string())),
+        ("kind".to_owned(), text(row.kind.as_str())),
+        ("reason".to_owned(), text(&row.reason)),
+    ];
+    for (dimension, value) in report.by.iter().zip(&row.key) {
+        cells.push((dimension.to_string(), text(value)));
+    }
+    let mut number = |name: &str, cell: Cell| cells.push((name.to_owned(), cell));
+    number("gpu_seconds", Cell::Number(seconds(row.sums.gpu)));
+    number("busy_seconds", if_so(busy, seconds(amounts.busy)));
+    number(
+        "allocated_seconds",
+        if_so(owned, seconds(amounts.allocated)),
+    );
+    number(
+        "allocated_unused_seconds",
+        if_so(owned, seconds(row.sums.unused)),
+    );
+    number("held_seconds", if_so(owned, seconds(amounts.held)));
+    for engine in Engine::ALL {
+        let name = format!("engine_{}_busy_seconds", engine.as_str());
+        number(&name, if_so(owned, seconds(amounts.engines.of(engine))));
+    }
+    let memory = Decimal::from(amounts.memory.0);
+    number("memory_byte_seconds", if_so(owned, memory));
+    number("energy_joules", if_so(of_device, joules(row)));
+    number("busy_gpu_hours", if_so(busy, hours(amounts.busy, 9)));
+    number(
+        "allocated_gpu_hours",
+        if_so(owned, hours(amounts.allocated, 9)),
+    );
+    let byte_hours = (memory / SECONDS_OF_AN_HOUR).round();
+    number("memory_byte_hours", if_so(owned, byte_hours));
+    number("busy_share", row.share.map_or(Cell::Nothing, Cell::Number));
+    if let Some(currency) = &report.currency {
+        number("cost", row.cost.map_or(Cell::Nothing, Cell::Number));
+        number("currency", text(currency));
+    }
+    Cells(cells)
+}
+
+const SECONDS_OF_AN_HOUR: Decimal = Decimal::from_parts(3_600, 0, 0, false, 0);
+
+fn seconds(time: Nanos) -> Decimal {
+    Decimal::from_i128_with_scale(time.0.into(), 9).normalize()
+}
+
+fn hours(time: Nanos, decimals: u32) -> Decimal {
+    (seconds(time) / SECONDS_OF_AN_HOUR)
+        .round_dp(decimals)
+        .normalize()
+}
+
+fn joules(row: &Row) -> Decimal {
+    Decimal::from_i128_with_scale(row.sums.amounts.energy.0.into(), 3).normalize()
+}
+
+/// RFC 4180, but for lines that end as they do here.
+pub(super) fn csv(report: &Report) -> io::Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let names = cells(report, &report.total).0;
+    writer.write_record(names.iter().map(|(name, _)| tame(name)))?;
+    for row in report.rows.iter().chain([&report.total]) {
+        writer.write_record(cells(report, row).0.iter().map(|(_, cell)| match cell {
+            Cell::Text(text) => tame(text),
+            Cell::Number(number) => number.to_string(),
+            Cell::Nothing => String::new(),
+        }))?;
+    }
+    let bytes = writer.into_inner().map_err(io::Error::other)?;
+    String::from_utf8(bytes).map_err(io::Error::other)
+}
+
+/// A text that no spreadsheet calculates.
+fn tame(text: &str) -> String {
+    match text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
+        true => format!("'{text}"),
+        false => text.to_owned(),
+    }
+}
+
+/// A document for each row, the total last.
+pub(super) fn ndjson(report: &Report) -> io::Result<String> {
+    let mut text = String::new();
+    for row in report.rows.iter().chain([&report.total]) {
+        text.push_str(&serde_json::to_string(&cells(report, row))?);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// One document.
+pub(super) fn json(report: &Report) -> io::Result<String> {
+    #[derive(serde::Serialize)]
+    struct Document<'a> {
+        version: &'a str,
+        asked_since: String,
+        asked_until: Option<String>,
+        since: String,
+        until: String,
+        committed: String,
+        by: Vec<String>,
+        currency: Option<&'a str>,
+        rows: Vec<Cells>,
+        total: Cells,
+        imbalance_seconds: Cell,
+        notes: &'a [String],
+    }
+    let document = Document {
+        version: VERSION,
+        asked_since: report.asked.since.to_string(),
+        asked_until: report.asked.until.map(|until| until.to_string()),
+        since: report.since.to_string(),
+        until: report.until.to_string(),
+        committed: report.committed.to_string(),
+        by: report.by.iter().map(ToString::to_string).collect(),
+        currency: report.currency.as_deref(),
+        rows: report.rows.iter().map(|row| cells(report, row)).collect(),
+        total: cells(report, &report.total),
+        imbalance_seconds: Cell::Number(seconds(report.imbalance)),
+        notes: &report.notes,
+    };
+    Ok(serde_json::to_string_pretty(&document)? + "\n")
+}
+
+/// A page for people: hours with three decimals, GiB hours, kWh. First who used what, then what
+/// became of all the time, in which the first table is one line.
+pub(super) fn table(report: &Report, wide: bool) -> String {
+    let mut page = String::new();
+    let range = format!("{} to {}", report.since, report.until);
+    wrap(&mut page, &range, "  ");
+    for note in &report.notes {
+        wrap(&mut page, &format!("  - {note}"), "    ");
+    }
+    let width = if wide { usize::MAX } else { WIDTH };
+    let (owned, nobodys): (Vec<&Row>, Vec<&Row>) =
+        report.rows.iter().partition(|row| row.kind.is_owned());
+    page.push('\n');
+    if owned.is_empty() {
+        page.push_str("nobody used or was given a GPU\n");
+    } else {
+        who(report, &owned, wide).write(&mut page, width);
+    }
+    page.push('\n');
+    what(report, &nobodys).write(&mut page, width);
+    page
+}
+
+/// Containers and the host, with what is known of them.
+fn who(report: &Report, rows: &[&Row], wide: bool) -> Table {
+    // That a row is the host's stands in the first column that says who; where none does, in one of
+    // its own.
+    let mark = report.by.iter().position(Dimension::is_identity);
+    let figures = figures(report, wide);
+    let mut columns = vec![("WHO".to_owned(), Align::Flexible); usize::from(mark.is_none())];
+    columns.extend(report.by.iter().map(heading));
+    let figure = |(name, _): &Figure| (name.clone(), Align::Right);
+    columns.extend(figures.iter().map(figure));
+    let mut table = Table::of(columns);
+    let mut line = |mut key: Vec<String>, kind: &str, row: &Row| {
+        match mark {
+            None => key.insert(0, kind.to_owned()),
+            Some(at) if !kind.is_empty() && [NONE, ""].contains(&key[at].as_str()) => {
+                kind.clone_into(&mut key[at]);
+            }
+            Some(_) => {}
+        }
+        key.extend(figures.iter().map(|(_, of)| of(row)));
+        table.row_of(key);
+    };
+    for row in rows {
+        let key = row.key.iter().map(ToString::to_string).collect();
+        match (row.kind, mark) {
+            (Kind::Host, _) => line(key, "(host)", row),
+            (_, None) => line(key, "(containers)", row),
+            (_, Some(_)) => line(key, "", row),
+        }
+    }
+    line(vec![String::new(); report.by.len()], OWNED, &report.owned);
+    table
+}
+
+/// What became of the GPUs' time, all of it.
+fn what(report: &Report, rows: &[&Row]) -> Table {
+    let of_device: Vec<usize> = (0..report.by.len())
+        .filter(|at| !report.by[*at].is_identity())
+        .collect();
+    let mut columns = vec![("WHAT".to_owned(), Align::Left)];
+    columns.extend(of_device.iter().map(|at| heading(&report.by[*at])));
+    for name in ["HOURS", "kWh", "SHARE"]
+        .into_iter()
+        .chain(report.currency.as_deref())
+    {
+        columns.push((name.to_owned(), Align::Right));
+    }
+    let mut table = Table::of(columns);
+    let mut line = |what: String, key: &dyn Fn(usize) -> String, row: &Row| {
+        let mut cells = vec![what];
+        cells.extend(of_device.iter().map(|at| key(*at)));
+        cells.extend([short(hours(row.sums.gpu, 9)), kwh(row), share(row)]);
+        if report.currency.is_some() {
+            cells.push(row.cost.map_or_else(dash, |cost| cost.to_string()));
+        }
+        table.row_of(cells);
+    };
+    let no_key = |_| String::new();
+    line(OWNED.to_owned(), &no_key, &report.owned);
+    for row in rows {
+        let reason = match &*row.reason {
+            NONE => String::new(),
+            reason => format!(": {reason}"),
+        };
+        let what = match row.kind {
+            Kind::Unattributed => format!("no owner{reason}"),
+            Kind::Idle => "idle".to_owned(),
+            Kind::Unobserved => format!("not observed{reason}"),
+            Kind::Unaccounted => "in no book".to_owned(),
+            kind => kind.as_str().to_owned(),
+        };
+        line(what, &|at| row.key[at].to_string(), row);
+    }
+    line("total".to_owned(), &no_key, &report.total);
+    table
+}
+
+/// What the two tables have in common.
+const OWNED: &str = "with an owner";
+
+fn heading(dimension: &Dimension) -> (String, Align) {
+    let name = dimension.to_string().to_uppercase().replace('_', " ");
+    (name, Align::Flexible)
+}
+
+type Figure = (String, Box<dyn Fn(&Row) -> String>);
+
+/// The columns of figures of those who own their time.
+fn figures(report: &Report, wide: bool) -> Vec<Figure> {
+    let mut figures: Vec<Figure> = Vec::new();
+    let mut column = |name: &str, of: Box<dyn Fn(&Row) -> String>| {
+        figures.push((name.to_owned(), of));
+    };
+    let time = |of: fn(&Row) -> Nanos| -> Box<dyn Fn(&Row) -> String> {
+        Box::new(move |row| short(hours(of(row), 9)))
+    };
+    column("BUSY h", time(|row| row.sums.amounts.busy));
+    column("ALLOC. h", time(|row| row.sums.amounts.allocated));
+    column("UNUSED h", time(|row| row.sums.unused));
+    if wide {
+        column("HELD h", time(|row| row.sums.amounts.held));
+        column("MEM. IF h", time(|row| row.sums.amounts.engines.memory));
+        column("ENCODER h", time(|row| row.sums.amounts.engines.encoder));
+        column("DECODER h", time(|row| row.sums.amounts.engines.decoder));
+        column("JPEG h", time(|row| row.sums.amounts.engines.jpeg));
+        column("OFA h", time(|row| row.sums.amounts.engines.ofa));
+    }
+    column(
+        "GiB h",
+        Box::new(|row| {
+            let gibibyte_seconds = Decimal::from(row.sums.amounts.memory.0) / GIBIBYTE;
+            short(gibibyte_seconds / SECONDS_OF_AN_HOUR)
+        }),
+    );
+    column("kWh", Box::new(kwh));
+    column("SHARE", Box::new(share));
+    if let Some(currency) = &report.currency {
+        column(
+            currency,
+            Box::new(|row| row.cost.map_or_else(dash, |cost| cost.to_string())),
+        );
+    }
+    figures
+}
+
+fn kwh(row: &Row) -> String {
+    match row.kind {
+        Kind::Unaccounted => dash(),
+        _ => short(joules(row) / JOULES_OF_A_KWH),
+    }
+}
+
+fn share(row: &Row) -> String {
+    let percent = row.share.map(|share| share * Decimal::ONE_HUNDRED);
+    percent.map_or_else(dash, |percent| format!("{:.1}%", percent.round_dp(1)))
+}
+
+const GIBIBYTE: Decimal = Decimal::from_parts(1 << 30, 0, 0, false, 0);
+const JOULES_OF_A_KWH: Decimal = Decimal::from_parts(3_600_000, 0, 0, false, 0);
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+/// With three decimals; what is there and smaller is not shown as nothing.
+fn short(number: Decimal) -> String {
+    let smallest = Decimal::new(1, 3);
+    match number {
+        number if number.is_zero() => "0".to_owned(),
+        number if number < smallest => "<0.001".to_owned(),
+        // Formatting alone would cut, not round.
+        number => format!("{:.3}", number.round_dp(3)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_not_shown_as_nothing() {
+        for (number, expected) in [
+            ("0", "0"),
+            ("0.0000000001", "<0.001"),
+            ("0.000999", "<0.001"),
+            ("0.001", "0.001"),
+            ("1.7166", "1.717"),
+            ("12", "12.000"),
+        ] {
+            assert_eq!(short(Decimal::from_str_exact(number).unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn no_spreadsheet_calculates_a_name() {
+        for (text, expected) in [
+            ("=1+1", "'=1+1"),
+            ("+1", "'+1"),
+            ("-1", "'-1"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\t=1", "'\t=1"),
+            ("\n=1", "'\n=1"),
+            ("research", "research"),
+            ("a=b", "a=b"),
+            ("(none)", "(none)"),
+        ] {
+            assert_eq!(tame(text), expected);
+        }
+    }
+
+    #[test]
+    fn seconds_are_exact() {
+        for (time, expected) in [
+            (0, "0"),
+            (1, "0.000000001"),
+            (1_500_000_000, "1.5"),
+            (100_000_000_000, "100"),
+            (u64::MAX, "18446744073.709551615"),
+        ] {
+            let cell = Cell::Number(seconds(Nanos(time)));
+            assert_eq!(serde_json::to_string(&cell).unwrap(), expected);
+        }
+    }
+}
