@@ -1,0 +1,530 @@
+//! `gpuacct report` as it is typed, over ledgers that the store's own writer wrote.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use gpuacct::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
+use gpuacct::core::model::{Nanos, UnattributedReason, UnobservedReason, WallTime};
+use gpuacct_tests::agent;
+use gpuacct_tests::ledger::{Past, Payer};
+use rusqlite::Connection;
+use rust_decimal::Decimal;
+use tempfile::TempDir;
+
+const A100: &str = "NVIDIA A100-SXM4-80GB";
+const H100: &str = "NVIDIA H100 80GB HBM3";
+/// The hours that the past is about; the last one is not over.
+const RANGE: [&str; 4] = [
+    "--since",
+    "2026-01-31T06:00:00Z",
+    "--until",
+    "2026-01-31T09:00:00Z",
+];
+
+fn minutes(n: u64) -> Nanos {
+    Nanos::from_secs(60 * n)
+}
+
+fn used(busy: u64, allocated: u64) -> Amounts {
+    Amounts {
+        busy: minutes(busy),
+        engines: Engines {
+            decoder: minutes(busy / 2),
+            ..Engines::default()
+        },
+        held: minutes(allocated),
+        allocated: minutes(allocated),
+        memory: ByteSeconds(busy * 60 * (3 << 30)),
+        energy: Millijoules(busy * 60 * 300_000 + 1),
+    }
+}
+
+/// Three hours on two GPUs, the last until half past eight. The writer is still at work.
+fn past(directory: &Path) -> Past {
+    let begin: jiff::Timestamp = "2026-01-31T06:00:00Z".parse().unwrap();
+    let begin = WallTime(u64::try_from(begin.as_nanosecond()).unwrap());
+    let mut past = Past::begin(directory, begin, &[A100, H100]).unwrap();
+    past.commit(Nanos::ZERO).unwrap();
+    let train = past.open(
+        0,
+        &Payer::Named {
+            name: "research/train-0/trainer",
+            image: "registry/train:1, with a comma",
+            labels: &[("team", "vision"), ("empty", "")],
+        },
+    );
+    let chat = past.open(
+        1,
+        &Payer::Named {
+            name: "serving/chat-1/=cmd|' /C calc'!A0",
+            image: "registry/chat:2",
+            labels: &[("team", "language")],
+        },
+    );
+    let stray = past.open(1, &Payer::IdOnly("feedc0de"));
+    let host = past.open(0, &Payer::Host("user@1000.service"));
+
+    // 06:00 to 07:00.
+    past.pass(minutes(59));
+    past.charge(train, used(40, 60));
+    past.charge(chat, used(7, 0));
+    past.charge(host, used(2, 0));
+    past.unattributed(1, UnattributedReason::NoRow, Nanos(1_234_567_891));
+    past.unobserved(0, UnobservedReason::DriverError, minutes(5));
+    past.commit(minutes(60)).unwrap();
+    // 07:00 to 08:00: the trainer ends.
+    past.pass(minutes(60));
+    past.charge(train, used(11, 30));
+    past.close(train);
+    past.charge(stray, used(20, 0));
+    past.unattributed(0, UnattributedReason::UnknownPid, minutes(3));
+    past.commit(minutes(60)).unwrap();
+    // 08:00 to 08:30.
+    past.pass(minutes(31));
+    past.charge(chat, used(20, 30));
+    past.commit(minutes(30)).unwrap();
+    past
+}
+
+fn report(store: &Path, arguments: &[&str]) -> Output {
+    Command::new(agent::binary().unwrap())
+        .arg("report")
+        .arg("--store")
+        .arg(store)
+        .args(arguments)
+        .env_remove("GPUACCT_CONFIG")
+        .output()
+        .unwrap()
+}
+
+fn printed(store: &Path, arguments: &[&str]) -> String {
+    let output = report(store, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+type Rows = Vec<BTreeMap<String, String>>;
+
+/// The rows of a report as CSV, by column.
+fn rows(store: &Path, arguments: &[&str]) -> Rows {
+    let text = printed(store, &[arguments, &["--output", "csv"]].concat());
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let rows = reader.deserialize().collect::<Result<_, _>>();
+    rows.unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The sum of a column over all rows but the total; what does not apply is nothing.
+fn sum(rows: &Rows, column: &str) -> Decimal {
+    let rows = rows.iter().filter(|row| row["kind"] != "total");
+    let cells = rows
+        .map(|row| row[column].as_str())
+        .filter(|cell| !cell.is_empty());
+    cells.map(|cell| cell.parse::<Decimal>().unwrap()).sum()
+}
+
+fn total(rows: &Rows) -> &BTreeMap<String, String> {
+    let last = rows.last().unwrap();
+    assert_eq!(last["kind"], "total");
+    last
+}
+
+fn number(row: &BTreeMap<String, String>, column: &str) -> Decimal {
+    row[column].parse().unwrap()
+}
+
+const SUMS: [&str; 8] = [
+    "gpu_seconds",
+    "busy_seconds",
+    "allocated_seconds",
+    "allocated_unused_seconds",
+    "held_seconds",
+    "engine_decoder_busy_seconds",
+    "memory_byte_seconds",
+    "energy_joules",
+];
+
+#[test]
+fn every_grouping_adds_up_to_the_same_totals() {
+    let dir = TempDir::new().unwrap();
+    let past = past(dir.path());
+    let prices = dir.path().join("prices.toml");
+    let text = format!(
+        "currency = \"EUR\"\n[gpu.\"{A100}\"]\nbusy_hour = \"1.83\"\nallocated_hour = \"0.417\"\n\
+         [gpu.\"{H100}\"]\nbusy_hour = \"3.337\"\n"
+    );
+    fs::write(&prices, text).unwrap();
+    let prices = prices.to_str().unwrap();
+    let mut first: Option<BTreeMap<String, String>> = None;
+    for by in [
+        "namespace",
+        "namespace,pod,container",
+        "pod_uid,container_id",
+        "image",
+        "runtime",
+        "unit",
+        "label:team",
+        "label:nobody",
+        "gpu",
+        "model",
+        "hour",
+        "day",
+        "month",
+        "gpu,hour,namespace,label:team",
+    ] {
+        let arguments = [&RANGE[..], &["--by", by, "--prices", prices]].concat();
+        let rows = rows(dir.path(), &arguments);
+        let total = total(&rows);
+        for column in SUMS {
+            assert_eq!(
+                sum(&rows, column),
+                number(total, column),
+                "{column} by {by}"
+            );
+        }
+        assert_eq!(sum(&rows, "cost"), number(total, "cost"), "by {by}");
+        // The key differs, the figures do not.
+        let figures: BTreeMap<_, _> = total
+            .iter()
+            .filter(|(column, _)| column.contains("_") || *column == "cost")
+            .filter(|(column, _)| !by.split(',').any(|by| by == *column))
+            .map(|(column, cell)| (column.clone(), cell.clone()))
+            .collect();
+        match &first {
+            None => first = Some(figures),
+            Some(first) => assert_eq!(first, &figures, "by {by}"),
+        }
+        for row in &rows {
+            for dimension in by.split(',') {
+                assert!(!row[dimension].is_empty(), "a blank {dimension} in {row:?}");
+            }
+        }
+    }
+    let total = first.unwrap();
+    // 40 + 7 + 2, 11 + 20 + 3, 20 minutes, and 1.234567891 s that nobody owns.
+    assert_eq!(
+        number(&total, "busy_seconds"),
+        "6181.234567891".parse().unwrap()
+    );
+    assert_eq!(number(&total, "gpu_seconds"), Decimal::from(2 * 9_000));
+    assert_eq!(number(&total, "allocated_seconds"), Decimal::from(120 * 60));
+    // 20 and 19 minutes of the trainer, 10 of the chat; what was never allocated takes none away.
+    assert_eq!(
+        number(&total, "allocated_unused_seconds"),
+        Decimal::from(49 * 60)
+    );
+    past.end();
+}
+
+#[test]
+fn every_output_has_the_same_cells() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    let arguments = [&RANGE[..], &["--by", "namespace,container,gpu"]].concat();
+    let csv = rows(dir.path(), &arguments);
+    let ndjson = printed(dir.path(), &[&arguments[..], &["-o", "ndjson"]].concat());
+    let ndjson: Vec<serde_json::Value> = ndjson
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let json = printed(dir.path(), &[&arguments[..], &["-o", "json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let mut documents = json["rows"].as_array().unwrap().clone();
+    documents.push(json["total"].clone());
+    assert_eq!(documents, ndjson);
+    assert_eq!(csv.len(), ndjson.len());
+    for (row, document) in csv.iter().zip(&ndjson) {
+        let document = document.as_object().unwrap();
+        assert_eq!(row.len(), document.len());
+        for (name, value) in document {
+            let cell = &row[name];
+            match value {
+                serde_json::Value::Null => assert_eq!(cell, "", "{name}"),
+                serde_json::Value::Number(value) => {
+                    let cell: f64 = cell.parse().unwrap();
+                    assert!((cell - value.as_f64().unwrap()).abs() < 1e-9, "{name}");
+                }
+                // A name that a spreadsheet would calculate is tame in CSV and itself elsewhere.
+                value => {
+                    let text = value.as_str().unwrap();
+                    let tame = cell.strip_prefix('\'').unwrap_or(cell);
+                    assert_eq!(tame, text, "{name}");
+                    assert_eq!(tame != cell, text.starts_with('='), "{name}: {cell}");
+                }
+            }
+        }
+    }
+    assert_eq!(json["since"], "2026-01-31T06:00:00Z");
+    assert_eq!(json["until"], "2026-01-31T08:30:00Z");
+    assert_eq!(json["imbalance_seconds"], 0);
+    let notes = json["notes"].to_string();
+    assert!(
+        notes.contains("08:00:00Z is in as far as it was committed"),
+        "{notes}"
+    );
+
+    let table = printed(dir.path(), &arguments);
+    let lines = [
+        "research ",
+        "(host) ",
+        "with an owner ",
+        "no owner: no_row ",
+        "idle ",
+        "total ",
+    ];
+    for expected in lines.into_iter().chain(["not observed: driver_error "]) {
+        let mut found = table.lines().filter(|line| line.starts_with(expected));
+        assert!(found.next().is_some(), "no {expected} in\n{table}");
+    }
+    assert!(
+        table.lines().all(|line| line.chars().count() <= 80),
+        "{table}"
+    );
+    let wide = printed(dir.path(), &[&arguments[..], &["--wide"]].concat());
+    assert!(wide.contains("HELD") && wide.contains("DECODER"), "{wide}");
+    assert!(wide.contains("=cmd|' /C calc'!A0"), "{wide}");
+}
+
+#[test]
+fn kinds_and_reasons_have_rows_of_their_own() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    let rows = rows(
+        dir.path(),
+        &[&RANGE[..], &["--by", "namespace,unit,label:team"]].concat(),
+    );
+    let found: Vec<[&str; 6]> = rows
+        .iter()
+        .map(|row| {
+            let cells = [
+                "kind",
+                "reason",
+                "namespace",
+                "unit",
+                "label:team",
+                "gpu_seconds",
+            ];
+            cells.map(|column| row[column].as_str())
+        })
+        .collect();
+    let none = "(none)";
+    let unresolved = "(unresolved)";
+    assert_eq!(
+        found,
+        [
+            ["container", none, "research", none, "vision", "3060"],
+            ["container", none, "serving", none, "language", "1620"],
+            ["container", none, unresolved, none, unresolved, "1200"],
+            ["host", none, none, "user@1000.service", none, "120"],
+            ["unattributed", "unknown_pid", none, none, none, "180"],
+            ["unattributed", "no_row", none, none, none, "1.234567891"],
+            ["idle", none, none, none, none, "11518.765432109"],
+            ["unobserved", "driver_error", none, none, none, "300"],
+            ["total", none, none, none, none, "18000"],
+        ]
+    );
+    // Empty is a value, and no blank.
+    let labels: Vec<String> =
+        self::rows(dir.path(), &[&RANGE[..], &["--by", "label:empty"]].concat())
+            .iter()
+            .filter(|row| row["kind"] == "container")
+            .map(|row| row["label:empty"].clone())
+            .collect();
+    assert_eq!(labels, ["(empty)", none, unresolved]);
+}
+
+#[test]
+fn what_a_running_agent_has_open_is_in_and_an_hour_is_in_once() {
+    let dir = TempDir::new().unwrap();
+    let mut past = past(dir.path());
+    let busy = |since: &str, until: &str| {
+        let rows = rows(dir.path(), &["--since", since, "--until", until]);
+        number(total(&rows), "busy_seconds")
+    };
+    let of = |row: &str| row.parse::<Decimal>().unwrap();
+    // Not a second of the present hour is in a closed record.
+    assert_eq!(
+        busy("2026-01-31T08:00:00Z", "2026-01-31T09:00:00Z"),
+        of("1200")
+    );
+    let parts = busy("2026-01-31T06:20:00Z", "2026-01-31T07:59:59Z")
+        + busy("2026-01-31T07:59:59Z", "2026-01-31T09:00:00Z");
+    assert_eq!(parts, busy(RANGE[1], RANGE[3]));
+    let chat = past.open(0, &Payer::Host("late.service"));
+    past.charge(chat, Amounts::busy(Nanos::from_secs(7)));
+    past.pass(minutes(1));
+    past.commit(minutes(1)).unwrap();
+    assert_eq!(
+        busy("2026-01-31T08:00:00Z", "2026-01-31T09:00:00Z"),
+        of("1207")
+    );
+    past.end();
+}
+
+#[test]
+fn a_ledger_is_read_as_a_crash_left_it_and_where_nothing_can_be_written() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    let past = past(&store);
+    let expected = printed(&store, &RANGE);
+
+    // As `kill -9` leaves it: the commits are in the log.
+    let crashed = dir.path().join("crashed");
+    fs::create_dir(&crashed).unwrap();
+    for name in ["gpuacct.db", "gpuacct.db-wal", "gpuacct.db-shm"] {
+        fs::copy(store.join(name), crashed.join(name)).unwrap();
+    }
+    assert!(fs::metadata(crashed.join("gpuacct.db-wal")).unwrap().len() > 0);
+    assert_eq!(printed(&crashed, &RANGE), expected);
+    past.end();
+
+    // The file by itself, by somebody who may read it and nothing else.
+    let copied = dir.path().join("copied");
+    fs::create_dir(&copied).unwrap();
+    fs::copy(store.join("gpuacct.db"), copied.join("gpuacct.db")).unwrap();
+    let binary = dir.path().join("gpuacct");
+    fs::copy(agent::binary().unwrap(), &binary).unwrap();
+    for (path, mode) in [
+        (dir.path(), 0o755),
+        (&copied, 0o555),
+        (&copied.join("gpuacct.db"), 0o444),
+    ] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = Command::new(&binary);
+    command
+        .arg("report")
+        .args(RANGE)
+        .arg("--store")
+        .arg(copied.join("gpuacct.db"));
+    if rustix::process::getuid().is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    let left: Vec<_> = fs::read_dir(&copied)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["gpuacct.db"]);
+}
+
+#[test]
+fn what_is_in_the_way_is_said_in_words() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    past(&store).end();
+    let prices = dir.path().join("prices.toml");
+    fs::write(
+        &prices,
+        format!("currency = \"EUR\"\n[gpu.\"{A100}\"]\nbusy_hour = \"1\"\n"),
+    )
+    .unwrap();
+    let prices = prices.to_str().unwrap();
+    let made = |name: &str, make: &dyn Fn(&Path)| {
+        let path = dir.path().join(name);
+        fs::copy(store.join("gpuacct.db"), &path).unwrap();
+        make(&path);
+        path
+    };
+    let sql = |sql: &'static str| {
+        move |path: &Path| Connection::open(path).unwrap().execute_batch(sql).unwrap()
+    };
+    let missing = dir.path().join("missing");
+    let garbage = made("garbage", &|path| {
+        fs::write(path, vec![7_u8; 9_000]).unwrap()
+    });
+    let torn = made("torn", &|path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[4_096..].fill(0xff);
+        fs::write(path, bytes).unwrap();
+    });
+    let empty = made("empty", &|path| fs::write(path, "").unwrap());
+    let newer = made("newer", &sql("PRAGMA user_version = 999"));
+    let foreign = made("foreign", &sql("PRAGMA application_id = 1"));
+    let negative = made("negative", &sql("UPDATE gpu_hours SET busy = -1"));
+    let unbalanced = made(
+        "unbalanced",
+        &sql("UPDATE gpu_hours SET busy = busy + 1, idle = idle - 1"),
+    );
+    let locked = made("locked", &|_| {});
+    let holder = Connection::open(&locked).unwrap();
+    holder
+        .execute_batch(
+            "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; UPDATE meta SET version = '';",
+        )
+        .unwrap();
+    let cases: [(&Path, &[&str], i32, &str); 18] = [
+        (&missing, &[], 1, "there is no ledger at"),
+        (&garbage, &[], 1, "damaged, or no SQLite file"),
+        (&torn, &RANGE, 1, "damaged, or no SQLite file"),
+        (&empty, &[], 1, "holds no commit yet"),
+        (&newer, &[], 1, "has schema 999, this gpuacct knows"),
+        (&foreign, &[], 1, "is no ledger of gpuacct"),
+        (&negative, &RANGE, 1, "expected at least 0"),
+        (&unbalanced, &RANGE, 1, ""),
+        (&locked, &[], 1, "has been locked by another process"),
+        (
+            &store,
+            &["--since", "1h", "--until", "2h"],
+            2,
+            "no hour is in the range",
+        ),
+        (
+            &store,
+            &["--since", "yesterday"],
+            2,
+            "expected how long ago",
+        ),
+        (&store, &["--by", "colour"], 2, "expected one of namespace"),
+        (&store, &["--by", "label:"], 2, "label:KEY"),
+        (&store, &["--by", "pod,gpu,pod"], 2, "has pod twice"),
+        (
+            &store,
+            &["--prices", "/nowhere"],
+            2,
+            "cannot read the prices",
+        ),
+        (&store, &["--config", "/nowhere", "--since", "1h"], 0, ""),
+        (
+            &store,
+            &[&RANGE[..], &["--prices", prices]].concat(),
+            2,
+            "no price for \"NVIDIA H100 80GB HBM3\" (GPU-00000001), it has prices for \"NVIDIA A100-SXM4-80GB\"",
+        ),
+        // The GPU without a price was not used in that hour.
+        (
+            &store,
+            &[
+                "--since",
+                "2026-01-31T09:00:00Z",
+                "--until",
+                "2026-01-31T10:00:00Z",
+                "--prices",
+                prices,
+            ],
+            0,
+            "",
+        ),
+    ];
+    for (store, arguments, code, expected) in cases {
+        let output = report(store, arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{store:?} {arguments:?}: {output:?}"
+        );
+        assert!(error.contains(expected), "{store:?} {arguments:?}: {error}");
+    }
+    drop(holder);
+    let page = report(&unbalanced, &RANGE);
+    let page = String::from_utf8_lossy(&page.stdout);
+    assert!(page.contains("out of balance by 4 ns"), "{page}");
+}
