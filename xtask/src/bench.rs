@@ -11,7 +11,7 @@ use crate::workspace;
 /// Measure what the agent costs on this machine; twenty minutes for everything
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy; all if not given
+    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy, report; all if not given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }

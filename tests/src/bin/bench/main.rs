@@ -14,6 +14,7 @@ mod forks;
 mod identity;
 mod load;
 mod opens;
+mod past;
 mod process;
 mod report;
 mod scrape;
@@ -37,7 +38,7 @@ use report::Row;
 /// A benchmark: its name, its title, what it does.
 type Benchmark = (&'static str, &'static str, fn(&Bench) -> Result<Vec<Row>>);
 
-const BENCHMARKS: [Benchmark; 7] = [
+const BENCHMARKS: [Benchmark; 8] = [
     ("forks", "Processes come and go", forks::on_and_off),
     ("opens", "Opens of devices", opens::on_and_off),
     ("storm", "Events without a loss", forks::storm),
@@ -49,6 +50,7 @@ const BENCHMARKS: [Benchmark; 7] = [
         identity::identity,
     ),
     ("accuracy", "How right the books are", accuracy::accuracy),
+    ("report", "The report", past::report),
 ];
 
 /// Those that measure no cost.
