@@ -74,6 +74,7 @@ impl Past {
             gpu: GpuInfo {
                 uuid: GpuUuid(format!("GPU-{index:08x}").into()),
                 index,
+                minor: Some(index),
                 model: (*model).into(),
                 driver: "550.54".into(),
                 simulated: true,

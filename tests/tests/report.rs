@@ -7,12 +7,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use gpuacct::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use gpuacct::core::model::{Nanos, UnattributedReason, UnobservedReason, WallTime};
 use gpuacct_tests::agent;
 use gpuacct_tests::ledger::{Past, Payer};
+use gpuacct_tests::node::Node;
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
@@ -272,7 +273,7 @@ fn every_output_has_the_same_cells() {
     let lines = [
         "research ",
         "(host) ",
-        "with an owner ",
+        "owned ",
         "no owner: no_row ",
         "idle ",
         "total ",
@@ -364,6 +365,52 @@ fn what_a_running_agent_has_open_is_in_and_an_hour_is_in_once() {
         of("1207")
     );
     past.end();
+}
+
+#[test]
+fn a_running_agents_books_and_its_report_agree() {
+    let node = Node::new(1).unwrap();
+    let mut agent = node.agent("agent", node.config()).unwrap();
+    let [socket, job] = [0, 1].map(|mount| node.mounts()[mount].0.clone());
+    let mut job = Command::new(job)
+        .args(["--gpu", "0", "--share", "0.5", "--label", "job", "--socket"])
+        .arg(socket)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let store = node.dir().join("agent/store");
+    let busy = |agent: &agent::Agent| agent.status().unwrap().snapshot.gpus[0].busy;
+    let worked = agent.wait_for_status("a second of work", |status| {
+        status.snapshot.gpus[0].busy > Nanos::SECOND
+    });
+    let before = busy(&agent);
+    let rows = rows(&store, &["--since", "1h", "--by", "unit,gpu"]);
+    let after = busy(&agent);
+    job.kill().unwrap();
+    job.wait().unwrap();
+    worked.unwrap();
+
+    let seconds = |time: Nanos| Decimal::from_i128_with_scale(time.0.into(), 9);
+    let reported = number(total(&rows), "busy_seconds");
+    assert!(
+        (seconds(before)..=seconds(after)).contains(&reported),
+        "{reported} s between {before:?} and {after:?}"
+    );
+    assert_eq!(sum(&rows, "busy_seconds"), reported);
+    assert_eq!(
+        sum(&rows, "gpu_seconds"),
+        number(total(&rows), "gpu_seconds")
+    );
+    let owned = rows
+        .iter()
+        .filter(|row| ["container", "host"].contains(&row["kind"].as_str()));
+    let owned: Decimal = owned.map(|row| number(row, "busy_seconds")).sum();
+    assert!(owned > Decimal::ZERO, "{rows:?}");
+
+    // Stopped, the agent leaves a ledger that says no less.
+    agent.stop().unwrap();
+    let rows = self::rows(&store, &["--since", "1h"]);
+    assert!(number(total(&rows), "busy_seconds") >= reported);
 }
 
 #[test]

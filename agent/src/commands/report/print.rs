@@ -294,7 +294,7 @@ fn what(report: &Report, rows: &[&Row]) -> Table {
 }
 
 /// What the two tables have in common.
-const OWNED: &str = "with an owner";
+const OWNED: &str = "owned";
 
 fn heading(dimension: &Dimension) -> (String, Align) {
     let name = dimension.to_string().to_uppercase().replace('_', " ");
