@@ -9,10 +9,12 @@
 
 mod books;
 pub mod preflight;
+mod recorder;
 pub mod report;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
+use self::recorder::Recorder;
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
@@ -91,6 +94,14 @@ pub enum AppError {
     /// The books are kept no longer.
     #[error("the core ended before it was told to")]
     Core(#[source] Option<JoinError>),
+    /// The file for what the core is told cannot be made.
+    #[error("cannot record to {path}", path = .path.display())]
+    Record {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// A signal handler cannot be installed.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
@@ -102,9 +113,17 @@ pub enum AppError {
 ///
 /// What was configured cannot be had: an address, the socket, a receiver's address; or the core has
 /// ended by a defect. A source that is missing is none: it is reported as such and tried again.
-pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
+///
+/// `record` is where to write down what the core is told.
+pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
     let socket = socket::bind(&config.socket.path)?;
+    let began = now();
+    let recorder = record.map(|path| {
+        let recorder = Recorder::create(&path, &settings(&config), began);
+        recorder.map_err(|source| AppError::Record { path, source })
+    });
+    let recorder = recorder.transpose()?;
     let listener = if config.prometheus.enabled {
         Some(listen(config.prometheus.listen).await?)
     } else {
@@ -339,6 +358,8 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         keeping: begun.keeping,
         waiting: None,
         store: config.store.path.display().to_string(),
+        recorder,
+        is_last: false,
         snapshots,
         names,
         allocations,
@@ -548,6 +569,10 @@ struct Core {
     waiting: Option<Waiting>,
     /// The store's directory.
     store: String,
+    /// If what it is told is to be written down.
+    recorder: Option<Recorder>,
+    /// Whether the next commit is the last.
+    is_last: bool,
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// The sources of names that are switched on.
     names: Vec<SourceOfNames>,
@@ -603,6 +628,7 @@ impl Core {
             }
         }
         self.accountant.await_nothing();
+        self.is_last = true;
         self.commit(now());
         if self.waiting.is_some()
             && let Ok(settled) = timeout(LAST_COMMIT, settled(&mut self.waiting)).await
@@ -619,12 +645,18 @@ impl Core {
     fn take(&mut self, batch: &mut Vec<Input>) {
         let clock = now();
         for input in batch.drain(..) {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.take(&input, clock);
+            }
             self.accountant.take(input, clock);
         }
         self.carry_out();
     }
 
     fn commit(&mut self, at: Clock) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.commit(self.is_last, at);
+        }
         let snapshot = self.accountant.commit(at);
         self.carry_out();
         let keeping = self.keeping.as_mut();
@@ -642,8 +674,12 @@ impl Core {
         if let Some(kept) = outcome.kept {
             self.accountant.kept(kept);
         }
-        let health = books::health(outcome.state, &self.store);
-        self.accountant.take(Input::Health(health), now());
+        let health = Input::Health(books::health(outcome.state, &self.store));
+        let clock = now();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.take(&health, clock);
+        }
+        self.accountant.take(health, clock);
         self.keeping = Some(keeping);
         self.publish(snapshot);
     }

@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use gpuacct::core::accountant::{Accountant, Settings};
+use gpuacct::core::amounts::{Amounts, Millijoules};
 use gpuacct::core::input::{
     CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess,
     GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch, KernelEvent,
@@ -216,6 +217,7 @@ struct Expected {
 struct Published {
     account: (String, String),
     last: Nanos,
+    all: Amounts,
     gone: bool,
 }
 
@@ -393,10 +395,10 @@ impl World {
             model: "test".into(),
             driver: "1".into(),
             simulated: true,
+            memory_total: None,
             minor: None,
             mig: None,
-            engines: vec![],
-            memory_total: None,
+            engines: Vec::new(),
         });
         world.take(Input::Gpus(gpus.collect()));
         world.kernel(true);
@@ -641,8 +643,8 @@ impl World {
             credits: truth.credits.iter().map(credit).collect(),
             below_resolution: Nanos(truth.nobodys),
             no_row: Nanos::ZERO,
-            engines: vec![],
-            energy: None,
+            engines: Vec::new(),
+            energy: Some(Millijoules(elapsed / MILLI)),
             quality: WindowQuality::default(),
         };
         of.held.push_back(Input::Window(window));
@@ -969,11 +971,18 @@ impl World {
             let entry = self.published.entry(key).or_insert(Published {
                 account,
                 last: Nanos::ZERO,
+                all: Amounts::ZERO,
                 gone: false,
             });
             // One that was gone may also go on where it stopped.
             entry.gone = false;
-            assert!(entry.last <= series.amounts.busy, "{labels:?} fell");
+            assert!(
+                entry.all.minus(series.amounts).is_zero(),
+                "{labels:?} fell from {:?} to {:?}",
+                entry.all,
+                series.amounts
+            );
+            entry.all = series.amounts;
             assert!(
                 !is_first || self.policy.zero_for.is_zero() || series.amounts.busy.is_zero(),
                 "{labels:?} was not shown at 0"

@@ -44,6 +44,10 @@ pub struct Options {
     /// This node's name in Kubernetes, for what goes out over OTLP
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
+    /// Write down everything that the core is told, to look for a defect: FILE must not exist, and
+    /// grows with every process of the node
+    #[arg(long, value_name = "FILE", env = "GPUACCT_RECORD_INPUTS", hide = true)]
+    record_inputs: Option<PathBuf>,
     /// What is logged: a level, or directives such as gpuacct=debug
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
@@ -76,6 +80,7 @@ impl Options {
 /// Runs the agent until it is told to stop.
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
+    let record = options.record_inputs.clone();
     let config = match options.config() {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
@@ -120,7 +125,7 @@ pub fn run(options: Options) -> ExitCode {
             .with(kept)
             .with(telemetry.as_ref().map(Telemetry::layer))
             .init();
-        let ended = app::run(config, log).await;
+        let ended = app::run(config, log, record).await;
         if let Some(telemetry) = telemetry {
             let end = move || telemetry.shutdown(FLUSH);
             // Only a panic in there, which has been reported, or the end of the runtime.

@@ -561,23 +561,24 @@ impl Accountant {
     }
 
     fn book_waiting(&mut self, clock: Clock) {
-        let kernel_up = self
-            .sources
-            .get(&SourceId::Kernel)
-            .is_some_and(|health| health.state == SourceState::Up);
+        let kernel = self.sources.get(&SourceId::Kernel);
+        let kernel_up = kernel.is_some_and(|health| health.state == SourceState::Up);
+        // Who was there before the agent is known by the first scan, which begins once the object
+        // is attached.
+        let is_starting = kernel.is_some_and(|health| health.state == SourceState::Absent)
+            || (self.counts.scans == 0 && self.sources.contains_key(&SourceId::Procfs));
         let mut still = VecDeque::new();
         let mut held_back = HashSet::new();
         while let Some((since, window)) = self.waiting.pop_front() {
             // After a loss the scan that mends it is worth waiting for, too.
-            let caught_up = self.drained_through >= window.end && self.lost_at.is_none();
+            let caught_up =
+                !is_starting && self.drained_through >= window.end && self.lost_at.is_none();
+            let is_awaited = (kernel_up || is_starting) && !caught_up;
             let waited = clock.boot.since(since);
             let scanned = self.counts.scans > 0 || clock.boot >= self.await_scan_until;
             let waited_enough = waited >= self.settings.await_events && scanned;
             // A GPU's windows are booked in their order.
-            if held_back.contains(&window.gpu)
-                || !scanned
-                || (kernel_up && !caught_up && !waited_enough)
-            {
+            if held_back.contains(&window.gpu) || !scanned || (is_awaited && !waited_enough) {
                 held_back.insert(window.gpu.clone());
                 still.push_back((since, window));
                 continue;
@@ -2500,6 +2501,36 @@ mod tests {
             skipped: 0,
         }));
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
+    }
+
+    #[test]
+    fn what_ran_before_the_agent_waits_for_the_first_scan_and_is_not_unknown() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        node.health(SourceId::Procfs, SourceState::Absent);
+        node.health(SourceId::Kernel, SourceState::Absent);
+        node.window(300, &[(7, 200)]);
+        assert_eq!(node.commit().gpus[0].windows, 0, "nothing is attached yet");
+        node.health(SourceId::Kernel, SourceState::Up);
+        node.events(vec![]);
+        assert_eq!(node.commit().gpus[0].windows, 0, "nobody has looked yet");
+        let scan = node.scan(&[(7, SECOND, &format!("/docker/{A}"))]);
+        node.take(scan);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 200)]);
+        node.pass(1_000, &[(7, 500)]);
+        assert_eq!(published(&node.commit()), [("web".into(), 'a', 700)]);
+    }
+
+    #[test]
+    fn a_first_scan_that_never_comes_holds_nothing_for_ever() {
+        let mut node = Node::new(0, 0);
+        node.health(SourceId::Procfs, SourceState::Absent);
+        node.pass(1_000, &[(7, 500)]);
+        assert_eq!(node.commit().gpus[0].windows, 0);
+        node.now += 2 * SECOND;
+        let snapshot = node.commit();
+        assert_eq!(snapshot.gpus[0].windows, 1);
+        assert_eq!(snapshot.agent.windows_not_awaited, 1);
     }
 
     #[test]

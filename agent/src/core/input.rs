@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
 use super::amounts::{Engine, Engines, Millijoules};
 use super::model::{
     BootTime, CgroupKey, ContainerId, DeviceNumber, GpuUuid, Nanos, Pid, PodUid, SourceId,
@@ -13,7 +15,8 @@ use super::model::{
 };
 
 /// One observation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Input {
     /// Events of the eBPF object, as drained from the ring in one go.
     Kernel(KernelBatch),
@@ -34,7 +37,8 @@ pub enum Input {
 }
 
 /// What came out of the ring buffer in one drain.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct KernelBatch {
     /// The events, in ring order. CPUs submit concurrently: neighbours may be out of order in time.
     pub events: Vec<KernelEvent>,
@@ -58,7 +62,8 @@ pub struct EventCounters {
 }
 
 /// One event of the eBPF object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KernelEvent {
     /// A thread group was born.
     Fork(ProcessEvent),
@@ -78,7 +83,7 @@ pub enum KernelEvent {
 }
 
 /// An open of a device by a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceOpen {
     /// Who and when; a thread's open is its process's.
     pub process: ProcessEvent,
@@ -87,7 +92,7 @@ pub struct DeviceOpen {
 }
 
 /// A process as the kernel saw it at an event.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEvent {
     /// When it happened.
     pub at: BootTime,
@@ -105,7 +110,8 @@ pub struct ProcessEvent {
 }
 
 /// The cgroups of one process that the eBPF object reports: at most one per hierarchy read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CgroupSet {
     /// The cgroup in the v2 hierarchy; the root where v2 is not in use.
     pub unified: CgroupKey,
@@ -114,7 +120,7 @@ pub struct CgroupSet {
 }
 
 /// A cgroup's name and place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupAnnouncement {
     /// Which one.
     pub key: CgroupKey,
@@ -125,7 +131,8 @@ pub struct CgroupAnnouncement {
 }
 
 /// Everything that one walk over `/proc` found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ProcessScan {
     /// When the walk began. A process that died before is not in it; one that was born after may
     /// or may not be.
@@ -139,7 +146,7 @@ pub struct ProcessScan {
 }
 
 /// One process of `/proc`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScannedProcess {
     /// Its pid.
     pub pid: Pid,
@@ -190,8 +197,13 @@ impl IdentitySource {
     }
 }
 
+/// A label value that the sources agree on. Under a name of its own, since `serde` takes what is
+/// written as a reference for borrowed from what is read.
+pub type Reason = &'static str;
+
 /// An answer about one container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum IdentityUpdate {
     /// It exists and this is what it is.
     Found(ContainerIdentity),
@@ -202,7 +214,8 @@ pub enum IdentityUpdate {
         /// For whom.
         id: ContainerId,
         /// Why it is not known, as a label value: `not_found`, `invalid_reply`, …
-        reason: &'static str,
+        #[serde(deserialize_with = "reason")]
+        reason: Reason,
     },
     /// The source says that it has been removed. What was learnt of it stays.
     Removed {
@@ -213,9 +226,16 @@ pub enum IdentityUpdate {
     },
 }
 
+/// One of the label values that there are: what is read from a recording is nobody's to invent.
+fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<Reason, D::Error> {
+    let found = String::deserialize(from)?;
+    let mut known = ["not_found", "invalid_reply"].into_iter();
+    Ok(known.find(|known| *known == found).unwrap_or("other"))
+}
+
 /// What a source knows of a container. All text is bounded by the source to 253 bytes a value
 /// (labels: 64 of them at most), control characters replaced.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerIdentity {
     /// Its id.
     pub id: ContainerId,
@@ -232,7 +252,7 @@ pub struct ContainerIdentity {
 }
 
 /// A container's names in Kubernetes. Complete or absent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KubernetesNames {
     /// `io.kubernetes.pod.namespace`.
     pub namespace: Arc<str>,
@@ -286,7 +306,7 @@ pub struct MigInfo {
 ///
 /// `end - start = busy + idle + Σ unobserved` and
 /// `busy = Σ credits + below_resolution + no_row`, to the nanosecond.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuWindow {
     /// The GPU.
     pub gpu: GpuUuid,
@@ -299,25 +319,32 @@ pub struct GpuWindow {
     /// Time for which the device's samples advanced and were not busy.
     pub idle: Nanos,
     /// The rest, by reason.
+    #[serde(default)]
     pub unobserved: Vec<(UnobservedReason, Nanos)>,
     /// Busy time by pid, as the driver's rows give it. One entry per pid.
+    #[serde(default)]
     pub credits: Vec<Credit>,
     /// Busy time that rows own and whole percents hide.
+    #[serde(default)]
     pub below_resolution: Nanos,
     /// Busy time that no row can own.
+    #[serde(default)]
     pub no_row: Nanos,
     /// Busy time of the engines beside the SMs by pid: no part of the sums above, and each at most
     /// the window's length. One entry per pid.
+    #[serde(default)]
     pub engines: Vec<EngineUse>,
     /// Energy that the device consumed in the window. Absent where it has no counter, and for the
     /// window in which the counter began anew.
+    #[serde(default)]
     pub energy: Option<Millijoules>,
     /// How the window came about.
+    #[serde(default)]
     pub quality: WindowQuality,
 }
 
 /// One process's part of a window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credit {
     /// The pid as NVML gave it: of the initial namespace, if the agent runs in that.
     pub pid: Pid,
@@ -326,7 +353,7 @@ pub struct Credit {
 }
 
 /// One process's use of the engines beside the SMs in a window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineUse {
     /// The pid as NVML gave it.
     pub pid: Pid,
@@ -349,7 +376,7 @@ pub struct WindowQuality {
 
 /// The processes that have a context on a GPU: the union of NVML's compute, graphics and MPS
 /// lists.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuProcesses {
     /// The GPU.
     pub gpu: GpuUuid,
@@ -362,18 +389,20 @@ pub struct GpuProcesses {
 }
 
 /// One process on a GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuProcess {
     /// The pid as NVML gave it.
     pub pid: Pid,
     /// Its frame buffer memory in bytes; absent where NVML does not say.
     pub memory: Option<u64>,
     /// What it is to MPS.
+    #[serde(default)]
     pub mps: MpsRole,
 }
 
 /// What a process is to NVIDIA's Multi-Process Service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MpsRole {
     /// Nothing that could be told.
     #[default]
@@ -387,7 +416,7 @@ pub enum MpsRole {
 }
 
 /// What the kubelet says that it has given to containers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allocations {
     /// When it was asked: the answer is no older.
     pub at: BootTime,
@@ -399,7 +428,7 @@ pub struct Allocations {
 }
 
 /// A pod as the kubelet calls it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodName {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -408,7 +437,7 @@ pub struct PodName {
 }
 
 /// What one container was given.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerAllocation {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -421,7 +450,7 @@ pub struct ContainerAllocation {
 }
 
 /// One device of one container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllocatedDevice {
     /// The resource, e.g. `nvidia.com/gpu`, or the driver of a claim, e.g. `gpu.nvidia.com`.
     pub resource: Arc<str>,
@@ -432,7 +461,8 @@ pub struct AllocatedDevice {
 }
 
 /// A device as the kubelet's ids refer to it. Which GPU that is the core knows.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DeviceRef {
     /// A GPU or a MIG instance, by its UUID.
     Uuid(GpuUuid),

@@ -23,4 +23,5 @@ pub mod persist;
 pub mod placement;
 pub mod process_table;
 pub mod publication;
+pub mod recording;
 pub mod snapshot;

@@ -1,0 +1,79 @@
+//! Writes down what the core is told, for `gpuacct agent --record-inputs`: a fault that was seen
+//! once can then be looked at as often as one likes.
+//!
+//! For whoever looks for a defect, not for production: it writes on the core's own thread. It has
+//! names of containers in it and is readable by its owner alone, never replaces a file, and ends at
+//! [`MOST`] bytes, or when the disk is full, with a warning; the agent goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use crate::core::accountant::Settings;
+use crate::core::input::Input;
+use crate::core::model::Clock;
+use crate::core::recording;
+
+/// How much is written at most: hours of a busy node.
+const MOST: usize = 256 << 20;
+
+/// Where it is written.
+pub(super) struct Recorder {
+    /// Gone once it is over.
+    file: Option<BufWriter<File>>,
+    written: usize,
+}
+
+impl Recorder {
+    pub(super) fn create(path: &Path, settings: &Settings, clock: Clock) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        let mut recorder = Self {
+            file: Some(BufWriter::new(file)),
+            written: 0,
+        };
+        recorder.write(recording::head(settings, clock));
+        info!(path = %path.display(), "what the core is told is recorded");
+        Ok(recorder)
+    }
+
+    pub(super) fn take(&mut self, input: &Input, clock: Clock) {
+        if self.file.is_some() {
+            self.write(recording::take(input, clock));
+        }
+    }
+
+    /// A commit is about to be made. What has been told before is on its way to the disk then.
+    pub(super) fn commit(&mut self, last: bool, clock: Clock) {
+        self.write(recording::commit(last, clock));
+        if let Some(Err(error)) = self.file.as_mut().map(BufWriter::flush) {
+            self.end(&error.to_string());
+        }
+    }
+
+    fn write(&mut self, line: Result<String, serde_json::Error>) {
+        let Some(file) = &mut self.file else { return };
+        let written = line
+            .map_err(io::Error::from)
+            .and_then(|line| writeln!(file, "{line}").map(|()| line.len() + 1));
+        match written {
+            Ok(bytes) => self.written += bytes,
+            Err(error) => return self.end(&error.to_string()),
+        }
+        if self.written > MOST {
+            self.end("it has become too long");
+        }
+    }
+
+    fn end(&mut self, reason: &str) {
+        // What is buffered may be written or not: the last line can be torn.
+        self.file = None;
+        warn!(reason, "what the core is told is recorded no longer");
+    }
+}
