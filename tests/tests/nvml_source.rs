@@ -871,6 +871,75 @@ fn a_gpu_without_a_driver_is_released() {
     );
 }
 
+fn the_dead_are_compared(rig: Rig, has_sums: bool) -> TestEnd {
+    Box::pin(async move {
+        let pid = std::process::id();
+        let mut agent = rig.start();
+        agent.lists.send(()).await.unwrap();
+        agent.lists(&rig.uuid(0)).await;
+        let job = Job {
+            share: 1.0,
+            memory_bytes: 64 * MIB,
+            ..Job::default()
+        };
+        let job = rig.scenario.start(pid, job).unwrap();
+        // Three seconds of it: the driver sums up once a second.
+        let mut seen = Nanos::ZERO;
+        while seen < Nanos::from_secs(3) {
+            seen += agent.window(&rig.uuid(0)).await.busy;
+        }
+        rig.scenario.stop(job).unwrap();
+        let told = loop {
+            // A wish that finds another one waiting is the same wish.
+            let _ = agent.lists.try_send(());
+            if let Input::Accounted(told) = agent.next().await {
+                break told;
+            }
+        };
+        assert_eq!((told.pid.0, told.memory_peak), (pid, Some(64 * MIB)));
+        assert!(told.lifetime >= Nanos::from_secs(3), "{told:?}");
+        assert_eq!(told.busy.is_some(), has_sums, "{told:?}");
+        if let Some((driver, windows)) = told.busy {
+            // All but the last part of a second, and here a sample more at either end.
+            let period = Nanos(RING_PERIOD_NS);
+            assert!(driver <= windows.plus(period).plus(period), "{told:?}");
+            assert!(
+                driver.plus(Nanos::SECOND).plus(period).plus(period) >= windows,
+                "{told:?}"
+            );
+            assert!(windows >= seen, "{told:?} {seen:?}");
+        }
+        agent.stop().await;
+    })
+}
+
+fn with_accounting() -> GpuSpec {
+    GpuSpec {
+        accounting: true,
+        ..GpuSpec::a100(0)
+    }
+}
+
+#[test]
+fn the_driver_s_sums_stand_beside_ours() {
+    on_a_machine(
+        "the_driver_s_sums_stand_beside_ours",
+        Driver::R610,
+        vec![with_accounting()],
+        |rig| the_dead_are_compared(rig, true),
+    );
+}
+
+#[test]
+fn a_driver_without_sums_tells_of_peaks() {
+    on_a_machine(
+        "a_driver_without_sums_tells_of_peaks",
+        Driver::R550,
+        vec![with_accounting()],
+        |rig| the_dead_are_compared(rig, false),
+    );
+}
+
 #[test]
 fn old_drivers_have_lists_too() {
     on_a_machine(

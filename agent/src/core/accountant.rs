@@ -18,7 +18,7 @@ use super::cgroup_path::CgroupMeaning;
 use super::directory::{Directory, SourcesOfNames};
 use super::holding::{End, Holding, Member};
 use super::input::{
-    EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
+    Accounted, EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
     KernelBatch, KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
 };
 use super::ledger::Ledger;
@@ -224,6 +224,7 @@ impl Accountant {
             Input::Window(window) => self.waiting.push_back((clock.boot, window)),
             Input::GpuProcesses(lists) => self.take_lists(lists, clock),
             Input::Allocations(answer) => self.allocations.take(answer),
+            Input::Accounted(process) => self.take_accounted(&process, clock),
             Input::Health(health) => self.take_health(health, clock.boot),
         }
         self.introduce_containers(clock.boot, from_events);
@@ -419,6 +420,34 @@ impl Accountant {
         self.counts.scans += 1;
         if self.lost_at.is_some_and(|lost| scan.started >= lost) {
             self.lost_at = None;
+        }
+    }
+
+    /// Takes the driver's word on a process that died: its peak of memory, which no reading may have
+    /// seen, and its busy time as a check of what was booked.
+    fn take_accounted(&mut self, process: &Accounted, clock: Clock) {
+        let Some(book) = self.ledger.book_of(&process.gpu) else {
+            return;
+        };
+        if let Some((by_driver, by_windows)) = process.busy {
+            self.ledger.compare(book, by_driver, by_windows);
+        }
+        let age = clock
+            .wall
+            .0
+            .saturating_sub(process.start_us.saturating_mul(1000));
+        let from = clock.boot.minus(Nanos(age));
+        let to = from.plus(process.lifetime);
+        let (processes, placements) = (&self.processes, &mut self.placements);
+        let (_, owner) = attribute::owner_of(process.pid, from, to, processes, placements);
+        let Ok(owner) = owner else { return };
+        // Its last window may still be waiting, and is not booked before where the others ended.
+        let known = &self.ledger.books()[book];
+        let through = known.through.map(|through| through.min(from));
+        let opened = through.map_or(known.start, |through| clock.wall_of(through));
+        self.ledger.open(book, &owner, opened);
+        if let Some(account) = self.ledger.account_mut(book, &owner) {
+            account.memory_peak = account.memory_peak.max(process.memory_peak);
         }
     }
 
@@ -1153,6 +1182,7 @@ impl Accountant {
                     invalid_rows: book.invalid_rows,
                     cut: book.cut,
                     energy: book.energy,
+                    accounting: book.accounting,
                 }
             })
             .collect();
@@ -1345,6 +1375,7 @@ mod tests {
         MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
     use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason, WallTime};
+    use crate::core::snapshot::AccountingBook;
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -2209,6 +2240,42 @@ mod tests {
             let snapshot = node.commit();
             assert!(snapshot.container_series.is_empty(), "{snapshot:?}");
         }
+    }
+
+    #[test]
+    fn the_driver_s_accounting_tells_of_peaks_and_is_no_part_of_the_books() {
+        let mut node = Node::new(0, 0);
+        node.named(A, None);
+        let start = node.fork(7, 3);
+        node.pass(1_000, &[(7, 500)]);
+        node.now += SECOND;
+        node.exit(7, start, 3);
+        let mut accounted = Accounted {
+            gpu: gpu(),
+            pid: Pid(7),
+            start_us: (clock(node.now).wall.0 - 3 * SECOND / 2) / 1000,
+            lifetime: Nanos::SECOND,
+            memory_peak: Some(4_096),
+            busy: Some((Nanos::from_millis(400), Nanos::from_millis(500))),
+        };
+        node.take(Input::Accounted(accounted.clone()));
+        let snapshot = node.commit();
+        assert_eq!(snapshot.accounts[0].memory_peak, Some(4_096));
+        assert_eq!(snapshot.accounts[0].amounts.busy, Nanos::from_millis(500));
+        let expected = AccountingBook {
+            processes: 1,
+            by_driver: Nanos::from_millis(400),
+            by_windows: Nanos::from_millis(500),
+        };
+        assert_eq!(snapshot.gpus[0].accounting, Some(expected));
+        // A smaller peak, of a process that nobody knows, without a sum.
+        accounted.pid = Pid(1_234);
+        accounted.busy = None;
+        accounted.start_us = u64::MAX;
+        node.take(Input::Accounted(accounted));
+        let snapshot = node.commit();
+        assert_eq!(snapshot.accounts[0].memory_peak, Some(4_096));
+        assert_eq!(snapshot.gpus[0].accounting, Some(expected));
     }
 
     #[test]

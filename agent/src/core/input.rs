@@ -32,6 +32,8 @@ pub enum Input {
     GpuProcesses(GpuProcesses),
     /// What the kubelet has given to containers.
     Allocations(Allocations),
+    /// What the driver's accounting says of a process that died.
+    Accounted(Accounted),
     /// A source changed its state.
     Health(SourceHealth),
 }
@@ -488,6 +490,24 @@ pub enum DeviceRef {
     },
     /// Every GPU of the node.
     All,
+}
+
+/// A process that died, by the driver's own accounting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accounted {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// Its pid.
+    pub pid: Pid,
+    /// When it became a process of the GPU, by the wall clock, in microseconds.
+    pub start_us: u64,
+    /// For how long it was one.
+    pub lifetime: Nanos,
+    /// The most device memory that it had, in bytes.
+    pub memory_peak: Option<u64>,
+    /// Its busy time, by the driver's sum and by the credits of its windows, where the driver has a
+    /// sum.
+    pub busy: Option<(Nanos, Nanos)>,
 }
 
 /// A source's state and since when.

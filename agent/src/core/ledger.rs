@@ -15,7 +15,7 @@ use super::model::{
 };
 use super::placement::Owner;
 use super::publication::Series;
-use super::snapshot::{Coverage, EnergyBook};
+use super::snapshot::{AccountingBook, Coverage, EnergyBook};
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
@@ -127,6 +127,8 @@ pub struct Book {
     pub closed: Amounts,
     /// Energy, where a window has told of any.
     pub energy: Option<EnergyBook>,
+    /// The driver's accounting beside the windows, where it tells.
+    pub accounting: Option<AccountingBook>,
     /// The end of the last window.
     pub through: Option<BootTime>,
     /// Windows booked.
@@ -154,6 +156,7 @@ impl Book {
             unattributed: UnattributedReason::ALL.map(|r| (r, Nanos::ZERO)).into(),
             closed: Amounts::ZERO,
             energy: None,
+            accounting: None,
             through: None,
             windows: 0,
             torn_windows: 0,
@@ -281,7 +284,9 @@ impl Ledger {
                 continue;
             };
             let book = &mut self.books[at];
-            if book.gpu.mig != gpu.mig {
+            // What is not known of the one before, as after a restart, is no other generation.
+            let before = book.gpu.mig.as_ref();
+            if before.is_some_and(|before| gpu.mig.as_ref() != Some(before)) {
                 for (_, account) in self.accounts.iter_mut().filter(|((of, _), _)| *of == at) {
                     account.expired = true;
                 }
@@ -289,6 +294,14 @@ impl Ledger {
             book.missing = None;
             book.gpu = gpu;
         }
+    }
+
+    /// Takes what the driver's accounting sums up for a process, beside what was credited to it.
+    pub fn compare(&mut self, book: usize, by_driver: Nanos, by_windows: Nanos) {
+        let accounting = self.books[book].accounting.get_or_insert_default();
+        accounting.processes += 1;
+        accounting.by_driver += by_driver;
+        accounting.by_windows += by_windows;
     }
 
     /// The place of a GPU's book.

@@ -99,6 +99,20 @@ pub struct GpuBook {
     pub cut: Nanos,
     /// Energy; absent where the device has not told of any.
     pub energy: Option<EnergyBook>,
+    /// What the driver's accounting says beside; absent where it has said nothing.
+    pub accounting: Option<AccountingBook>,
+}
+
+/// Processes that died, as the driver's accounting and as the windows have them. A check since
+/// the agent started, and no part of the books.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountingBook {
+    /// How many.
+    pub processes: u64,
+    /// Their busy time by the driver's sums.
+    pub by_driver: Nanos,
+    /// The same by the credits of their windows.
+    pub by_windows: Nanos,
 }
 
 /// A GPU's energy: `total = Σ containers + Σ host + idle + unattributed`.

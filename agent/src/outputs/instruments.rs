@@ -580,6 +580,45 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| per_meter(view, points, |energy| energy.unattributed),
     },
     Instrument {
+        name: "gpuacct_gpu_accounting_busy_seconds_total",
+        otlp: "gpuacct.gpu.accounting.busy",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Busy time of processes that died, by the driver's own accounting (by=driver) and by what was credited to the same processes here (by=windows). A check, since the agent started: the driver misses up to the last second of each life. Absent unless accounting mode is on and the driver tells sums (R610 and newer).",
+        keys: &["by", "gpu_uuid"],
+        read: |view, points| {
+            for book in &view.snapshot.gpus {
+                let Some(accounting) = &book.accounting else {
+                    continue;
+                };
+                for (by, amount) in [
+                    ("driver", accounting.by_driver),
+                    ("windows", accounting.by_windows),
+                ] {
+                    let labels = [by, book.gpu.uuid.as_str()];
+                    points.put(&labels, view.snapshot.agent_started, nanos(amount.0));
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_gpu_accounting_processes_total",
+        otlp: "gpuacct.gpu.accounting.processes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{process}"),
+        help: "Processes that gpuacct_gpu_accounting_busy_seconds_total is about.",
+        keys: GPU,
+        read: |view, points| {
+            for book in &view.snapshot.gpus {
+                if let Some(accounting) = &book.accounting {
+                    let labels = [book.gpu.uuid.as_str()];
+                    let started = view.snapshot.agent_started;
+                    points.put(&labels, started, Value::Count(accounting.processes));
+                }
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_gpu_pending_seconds",
         otlp: "gpuacct.gpu.pending",
         kind: Kind::Gauge,

@@ -11,10 +11,10 @@ use crate::core::model::{
     UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::snapshot::{
-    AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
-    ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook, GpuProcessView, HostSeries,
-    IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook, Snapshot, SourceErrorBook,
-    StoreBook,
+    AccountingBook, AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution,
+    ContainerAccount, ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook,
+    GpuProcessView, HostSeries, IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook,
+    Snapshot, SourceErrorBook, StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -378,6 +378,11 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             total: Millijoules(1_000_000_001),
             idle: Millijoules(90_000_000),
             unattributed: Millijoules(500),
+        }),
+        accounting: (index == 0).then_some(AccountingBook {
+            processes: 12,
+            by_driver: Nanos::from_millis(3_400),
+            by_windows: Nanos::from_millis(3_600),
         }),
     }
 }

@@ -8,6 +8,7 @@ use nvml_wrapper::enum_wrappers::device::Sampling;
 use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
 
+use super::accounting::Accounting;
 use super::calls::Watchdog;
 use super::library::{Fault, class, fault};
 use super::mig::Activity;
@@ -76,6 +77,7 @@ impl Trouble {
 pub(super) struct Gpu {
     pub(super) info: GpuInfo,
     pub(super) windows: Windows,
+    pub(super) accounting: Accounting,
     /// Whether this session of the library has it.
     pub(super) open: bool,
     /// Whether it has a counter of energy, as far as this session of the library knows.
@@ -134,6 +136,7 @@ impl Gpu {
         let mut gpu = Self {
             info: info.clone(),
             windows: Windows::new(info.uuid.clone(), clock::now()),
+            accounting: Accounting::default(),
             open: true,
             has_energy: true,
             released: false,

@@ -4,6 +4,7 @@
 //! the arithmetic, without a clock and without NVML, so that every answer the driver could give can
 //! be put to it in a test. [`record`] writes down what a real driver answers.
 
+mod accounting;
 pub mod calls;
 mod credit;
 mod device;

@@ -417,6 +417,7 @@ impl Source {
                     let began = Instant::now();
                     for open in &devices {
                         self.lists(open).await?;
+                        self.accounting(open).await?;
                     }
                     let took = began.elapsed();
                     lists_earliest = began + LISTS_APART.max(took * LISTS_SHARE);
@@ -640,7 +641,33 @@ impl Source {
             Role::Instance(activity) => gpu.poll_instance(activity, &self.watchdog),
         };
         if let Some(window) = window {
+            gpu.accounting.credit(&window.credits);
             self.send(Input::Window(window)).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks the driver's own accounting about the dead, where it is on. It is a check, and what fails
+    /// here is no fault of anything.
+    async fn accounting(&mut self, open: &Open<'_>) -> Result<(), Stop> {
+        let (device, uuid) = (&open.device, &open.uuid);
+        let Some(gpu) = self.gpus.get_mut(uuid) else {
+            return Ok(());
+        };
+        if !matches!(open.role, Role::Whole) {
+            return Ok(()); // There is none under MIG.
+        }
+        let (period, through) = (gpu.windows.period(), gpu.windows.cursor_us());
+        let accounting = &mut gpu.accounting;
+        match accounting.read(device, uuid, period, through, &self.watchdog) {
+            Ok(dead) => {
+                for process in dead {
+                    self.send(Input::Accounted(process)).await?;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(gpu = uuid.as_str(), %error, "accounting cannot be read");
+            }
         }
         Ok(())
     }

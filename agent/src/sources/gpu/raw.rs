@@ -9,15 +9,19 @@
     reason = "foreign functions behind NVML's published ABI; each call says why it is sound"
 )]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint};
 use std::ptr;
 
 use nvml_wrapper::error::{NvmlError, nvml_try, nvml_try_count};
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::{
-    nvmlMemory_v2_t, nvmlProcessUtilizationInfo_v1_t, nvmlProcessesUtilizationInfo_v1_t,
-    nvmlReturn_t,
+    nvmlDevice_t, nvmlMemory_v2_t, nvmlProcessUtilizationInfo_v1_t,
+    nvmlProcessesUtilizationInfo_v1_t, nvmlReturn_t,
 };
+
+use super::accounting::Life;
+use super::library::{Fault, fault};
+use crate::core::model::Nanos;
 
 /// Exported by the simulated library alone, so that a simulated GPU can never pass for a real one.
 const SIMULATED: &[u8] = b"gpuacct_simulated_nvml\0";
@@ -56,6 +60,77 @@ pub(super) fn has_gpm(nvml: &Nvml) -> bool {
         && lib.nvmlGpmMigSampleGet.is_ok()
         && lib.nvmlGpmMetricsGet.is_ok()
 }
+
+/// `nvmlAccountingStats_v2_t` of CUDA 13.3, which nvml-wrapper-sys does not have: it has no version
+/// field, and the pid is an argument.
+#[repr(C)]
+struct AccountingStatsV2 {
+    pid: c_uint,
+    is_running: c_uint,
+    gpu_utilization: c_uint,
+    memory_utilization: c_uint,
+    max_memory_usage: u64,
+    sample_count: c_uint,
+    padding: c_uint,
+    sum_gpu_util: u64,
+    sum_fb_util: u64,
+    time_ms: u64,
+    start_us: u64,
+}
+
+const _: () = assert!(size_of::<AccountingStatsV2>() == 64);
+
+/// What the driver's accounting says of a process, with the sum of its samples where the driver has
+/// that (R610 and newer).
+pub(super) fn accounting(nvml: &Nvml, device: &Device<'_>, pid: u32) -> Result<Life, NvmlError> {
+    type Ask = unsafe extern "C" fn(nvmlDevice_t, *mut AccountingStatsV2) -> nvmlReturn_t;
+    let available = |bytes: u64| (bytes != u64::MAX).then_some(bytes);
+    // SAFETY: the name stands for one function with this signature (nvml.h of CUDA 13.3). The
+    // library stays loaded for as long as `nvml` is borrowed.
+    let ask = unsafe { nvml.lib().__library.get::<Ask>(ACCOUNTING_STATS_V2) };
+    if let Ok(ask) = ask {
+        let mut stats = AccountingStatsV2 {
+            pid,
+            is_running: 0,
+            gpu_utilization: 0,
+            memory_utilization: 0,
+            max_memory_usage: 0,
+            sample_count: 0,
+            padding: 0,
+            sum_gpu_util: 0,
+            sum_fb_util: 0,
+            time_ms: 0,
+            start_us: 0,
+        };
+        // SAFETY: `stats` has the layout that was compared with the header, and outlives the call;
+        // the handle is of this library and lives as long as `device`.
+        match nvml_try(unsafe { ask(device.handle(), &raw mut stats) }) {
+            Ok(()) => {
+                return Ok(Life {
+                    pid,
+                    is_running: stats.is_running != 0,
+                    start_us: stats.start_us,
+                    lifetime: Nanos::from_millis(stats.time_ms),
+                    memory_peak: available(stats.max_memory_usage),
+                    credited: available(stats.sum_gpu_util),
+                });
+            }
+            Err(error) if fault(&error) == Fault::Unsupported => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let stats = device.accounting_stats_for(pid)?;
+    Ok(Life {
+        pid,
+        is_running: stats.is_running,
+        start_us: stats.start_time,
+        lifetime: Nanos::from_millis(stats.time),
+        memory_peak: stats.max_memory_usage,
+        credited: None,
+    })
+}
+
+const ACCOUNTING_STATS_V2: &[u8] = b"nvmlDeviceGetAccountingStats_v2\0";
 
 /// The ids of a MIG instance: the GPU instance's and the compute instance's.
 pub(super) fn instance_ids(nvml: &Nvml, device: &Device<'_>) -> Result<(u32, u32), NvmlError> {

@@ -683,7 +683,7 @@ impl Windows {
     }
 
     /// The time between two samples: the median of what was seen.
-    fn period(&self) -> Nanos {
+    pub(super) fn period(&self) -> Nanos {
         let mut spacings: Vec<u64> = self.spacings.iter().copied().collect();
         spacings.sort_unstable();
         spacings
