@@ -141,8 +141,9 @@ fn check_finds_everything_in_order_where_it_is() {
     let hooks = report
         .findings
         .iter()
-        .filter(|found| found.item.starts_with("hook ") && found.verdict == Verdict::Ok);
-    assert_eq!(hooks.count(), 5, "{report:#?}");
+        .filter(|found| found.item.starts_with("hook ") && found.found.starts_with("attaches"));
+    // Five that the books need, and whichever the kernel allows for opens of GPU devices.
+    assert_eq!(hooks.count(), 6, "{report:#?}");
     assert_eq!(code, Some(0), "{report:#?}");
     let nvml = finding(&report, "nvml");
     assert_eq!(nvml.verdict, Verdict::Ok);
