@@ -493,7 +493,7 @@ pub enum DeviceRef {
 }
 
 /// A process that died, by the driver's own accounting.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accounted {
     /// The GPU.
     pub gpu: GpuUuid,
