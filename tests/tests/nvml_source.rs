@@ -877,6 +877,8 @@ fn the_dead_are_compared(rig: Rig, has_sums: bool) -> TestEnd {
         let mut agent = rig.start();
         agent.lists.send(()).await.unwrap();
         agent.lists(&rig.uuid(0)).await;
+        // Accounting is asked after the lists and before the next window: from here on it is followed.
+        agent.window(&rig.uuid(0)).await;
         let job = Job {
             share: 1.0,
             memory_bytes: 64 * MIB,
