@@ -534,7 +534,11 @@ fn scraped_and_pushed(protocol: OtlpProtocol) -> Result<()> {
     let pushed_families: BTreeSet<String> = books(&received)
         .map(|point| prometheus_name(&point))
         .collect();
-    assert_eq!(pushed_families, families(&text));
+    let scraped = families(&text);
+    assert_eq!(scraped.difference(&pushed_families).next(), None);
+    // What was pushed once stays received; a gauge whose processes have ended is scraped no more.
+    let mut gone = pushed_families.difference(&scraped);
+    assert_eq!(gone.find(|family| family.ends_with("_total")), None);
 
     // The agent's own, by the SDK: what it costs, and what it has logged.
     rotel.wait_for("the agent's own metrics and logs", PATIENCE, |received| {
