@@ -821,3 +821,55 @@ fn the_old_goes_by_age_and_by_size() {
         assert_eq!(book, [busy], "{what}");
     }
 }
+
+#[test]
+fn a_record_stays_for_as_long_as_an_hour_tells_of_it() {
+    let (mut node, _) = used();
+    node.exit(7);
+    node.now += 60 * SECOND;
+    node.pass(1_000, &[]);
+    node.keep();
+    node.now += 60 * SECOND;
+    node.pass(1_000, &[]);
+    node.keep();
+    node.stop();
+    // Closed in the hour before the one that has its last amounts.
+    let closed: Vec<i64> = node.sql(
+        "UPDATE accounts SET closed = (SELECT max(hour) FROM hours) * 3600000000000 - 1
+            RETURNING account",
+    );
+    let hours = "SELECT count(*) FROM hours";
+    let told: Vec<i64> = node.sql(hours);
+    assert!(!closed.is_empty() && told != [0]);
+    // And one that no hour tells of any more.
+    let older: Vec<i64> = node.sql(
+        "INSERT INTO accounts SELECT account + 1000, life, gpu, kind, owner, namespace, pod,
+            container, pod_uid, container_id, image, runtime, attribution, source, labels, opened,
+            held_since_boot, ended_boot, fed, closed - 1 FROM accounts RETURNING account",
+    );
+    assert_eq!(older.len(), closed.len());
+    node.now += 3 * HOUR;
+    let last = node.sql::<i64>("SELECT max(hour) FROM hours")[0].cast_unsigned();
+    let since = clock(node.now).wall.0 / HOUR - last;
+    for (kept_for, still) in [(since, true), (since - 1, false)] {
+        let retention = Duration::from_secs(kept_for * 3_600);
+        let options = Options {
+            retention,
+            ..options(&node.store, &node.boot)
+        };
+        let handle = store::spawn(options).expect("a thread");
+        let mark = node.mark();
+        let state = node.runtime.block_on(handle.resume(&mark));
+        let state = state.expect("it can be read").expect("it was kept");
+        node.accountant = Accountant::restored(settings(), &state, clock(node.now))
+            .expect("what was kept can be gone on from");
+        let begun = Keeping::begin(handle, mark, no_clock, None);
+        node.keeping = Some(node.runtime.block_on(begun).0);
+        node.keep();
+        node.stop();
+        let records: Vec<i64> = node.sql("SELECT count(*) FROM accounts");
+        let expected = if still { closed.len() } else { 0 };
+        assert_eq!(usize::try_from(records[0]), Ok(expected), "{retention:?}");
+        assert_eq!(node.sql::<i64>(hours) != [0], still, "{retention:?}");
+    }
+}

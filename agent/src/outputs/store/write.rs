@@ -568,6 +568,9 @@ pub(super) fn drop_old(
         };
         let before = (oldest + DROPPED_AT_ONCE).min(hour(now));
         dropped += drop_before(connection, before).map_err(failed(act))?;
+        if before == hour(now) {
+            break;
+        }
     }
     connection
         .execute_batch("PRAGMA incremental_vacuum")
@@ -581,11 +584,13 @@ fn drop_before(connection: &mut Connection, before: i64) -> Result<u64> {
         transaction.execute(&format!("DELETE FROM {table} WHERE hour < ?1"), [before])?;
     }
     let at = before.saturating_mul(int(HOUR));
+    // An account that was closed at the end of an hour may have its last amounts in the next.
+    let old = "closed < ?1 AND account NOT IN (SELECT account FROM hours)";
     transaction.execute(
-        "DELETE FROM totals WHERE account IN (SELECT account FROM accounts WHERE closed < ?1)",
+        &format!("DELETE FROM totals WHERE account IN (SELECT account FROM accounts WHERE {old})"),
         [at],
     )?;
-    let dropped = transaction.execute("DELETE FROM accounts WHERE closed < ?1", [at])?;
+    let dropped = transaction.execute(&format!("DELETE FROM accounts WHERE {old}"), [at])?;
     transaction.execute(
         "DELETE FROM lives WHERE life < (SELECT life FROM meta)
             AND life NOT IN (SELECT life FROM accounts)",
