@@ -576,12 +576,14 @@ fn pids_again(scenario: &Scenario, pool: &[Container], until: &dyn Fn() -> bool)
         if round % 2 == 0 {
             draw.rest(2_500..3_500);
         }
-        let last = fs::read_to_string(LAST_PID)?;
-        for _ in 0..ATTEMPTS {
+        let last: u32 = fs::read_to_string(LAST_PID)?.trim().parse()?;
+        for attempt in 1..=ATTEMPTS {
             fs::write(LAST_PID, (pid - 1).to_string())?;
             let process = Short::start(second)?;
-            // Everybody else goes on with pids that nobody has had for long.
-            fs::write(LAST_PID, &last)?;
+            // Everybody else goes on with pids that nobody has had for long, also not those who
+            // were born meanwhile.
+            let ahead = fs::write(LAST_PID, (last + 100 * attempt).to_string());
+            ahead.or_else(|_| fs::write(LAST_PID, last.to_string()))?;
             if process.0.id() == pid {
                 process.work(scenario, job(REUSE, 1.0, second), draw.from(300..800))?;
                 again += 1;

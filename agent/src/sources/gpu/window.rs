@@ -362,9 +362,19 @@ impl Windows {
             } else {
                 UnobservedReason::SampleGap
             };
+            // What is sampled while the answer is under way is yet to be seen: the stretch ends
+            // where it was asked for.
+            let asked = if bracket.asked > self.cursor.boot {
+                Clock {
+                    boot: bracket.asked,
+                    wall: clock.wall_of(bracket.asked),
+                }
+            } else {
+                clock
+            };
             return self
                 .overdue(clock.boot)
-                .then(|| self.unobserved(clock, reason))?;
+                .then(|| self.unobserved(asked, reason))?;
         };
         let full = samples.len() >= self.ring.max(SMALLEST_RING);
         let mut before = self.cursor.at_sample.then_some(self.cursor.wall_us);
@@ -1599,6 +1609,20 @@ mod tests {
         bracket.asked = at(60_099).boot;
         let window = windows.close(&bracket).unwrap();
         assert_eq!(seen(&window).unobserved, [("sample_gap", 13_600)]);
+    }
+
+    #[test]
+    fn what_is_sampled_while_a_pause_is_being_closed_is_in_the_next_window() {
+        let mut windows = every_200_ms();
+        // Asked at 16 s, when the driver still paused, and answered 700 ms later.
+        let mut answer = bracket(at(16_700), &[], &[]);
+        answer.asked = at(16_000).boot;
+        let gap = windows.close(&answer).expect("the pause is long");
+        assert_eq!(seen(&gap).span, (10_000, 16_000));
+        let list = [(16_200, 100), (16_400, 100), (16_600, 0), (16_800, 0)];
+        let next = windows.close(&bracket(at(16_900), &list, &[(7, 16_400, 50)]));
+        let next = next.expect("there are samples");
+        assert_eq!(seen(&next).credits, [(7, 400)]);
     }
 
     #[test]
