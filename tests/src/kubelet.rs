@@ -143,7 +143,7 @@ impl Kubelet {
         ];
         daemon.wait_until_up(|| sockets.iter().all(|socket| socket.exists()))?;
         Ok(Self {
-            daemon: daemon,
+            daemon,
             containerd,
             lib,
             manifests,
