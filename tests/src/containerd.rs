@@ -57,12 +57,23 @@ pub struct Pod {
     config: PodSandboxConfig,
 }
 
+/// Something of the test's that a daemon finds in place of the machine's: a folder for a folder, a
+/// file for a file.
+#[derive(Clone, Debug)]
+pub struct Mask {
+    /// What it finds.
+    pub own: PathBuf,
+    /// Where it looks.
+    pub over: PathBuf,
+}
+
 /// A containerd.
 #[derive(Debug)]
 pub struct Containerd {
     root: PathBuf,
     /// The tree that its programs are in; the machine's own if none.
     programs: Option<PathBuf>,
+    masks: Vec<Mask>,
     daemon: Option<Daemon>,
     runtime: Runtime,
     cgroups: Cgroups,
@@ -78,12 +89,23 @@ impl Containerd {
         Self::start_from(None, root)
     }
 
+    /// The same with masks, in a mount namespace of its own. Its containers run below them, too.
+    ///
+    /// # Errors
+    /// If it does not come up; the message has the end of its log.
+    pub fn start_masked(masks: Vec<Mask>, root: impl Into<PathBuf>) -> Result<Self> {
+        Self::start_with(None, masks, root.into())
+    }
+
     /// The same with the programs of a tree, as [`crate::docker::newer`] names one.
     ///
     /// # Errors
     /// If it does not come up; the message has the end of its log.
     pub fn start_from(programs: Option<&Path>, root: impl Into<PathBuf>) -> Result<Self> {
-        let root = root.into();
+        Self::start_with(programs, Vec::new(), root.into())
+    }
+
+    fn start_with(programs: Option<&Path>, masks: Vec<Mask>, root: PathBuf) -> Result<Self> {
         let length = root.as_os_str().len();
         ensure!(length <= MAX_ROOT, "{}: {length} bytes", root.display());
         fs::create_dir_all(root.join("cni"))
@@ -114,6 +136,7 @@ state = "{shown}/state"
         let mut containerd = Self {
             root,
             programs: programs.map(Path::to_owned),
+            masks,
             daemon: None,
             runtime,
             cgroups: Cgroups::noticed()?,
@@ -142,7 +165,7 @@ state = "{shown}/state"
             Some(tree) => tree.join("usr/bin/containerd"),
             None => program_path("containerd")?,
         };
-        let mut command = Command::new(program);
+        let mut command = masked(&self.masks, &program)?;
         command
             .env("PATH", search_path(self.programs.as_deref()))
             .arg("--config")
@@ -158,6 +181,21 @@ state = "{shown}/state"
         })?;
         self.daemon = Some(daemon);
         Ok(())
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        let daemon = self.daemon.as_ref().context("containerd does not run")?;
+        Ok(daemon.pid())
+    }
+
+    /// Makes a cgroup of that name in every hierarchy, below which somebody is going to run pods.
+    /// What is below it goes with this.
+    pub(crate) fn make_cgroup(&mut self, name: &str) -> Result<()> {
+        self.cgroups.make(name)
     }
 
     /// Ends it. Pods go on without it.
@@ -455,6 +493,29 @@ impl Drop for Containerd {
         }
         self.cgroups.remove();
     }
+}
+
+/// How to run a program below masks, if there are any: the process that is started becomes the
+/// program.
+fn masked(masks: &[Mask], program: &Path) -> Result<Command> {
+    /// Pairs of paths up to an empty word, and then the program.
+    const SCRIPT: &str = r#"
+        while [ -n "$1" ]; do mount --bind "$1" "$2"; shift 2; done
+        shift
+        exec "$@"
+    "#;
+    if masks.is_empty() {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new(program_path("unshare")?);
+    command
+        .args(["--mount", "--propagation", "private"])
+        .args(["sh", "-e", "-c", SCRIPT, "sh"]);
+    for mask in masks {
+        command.arg(&mask.own).arg(&mask.over);
+    }
+    command.arg("").arg(program);
+    Ok(command)
 }
 
 fn host_network() -> NamespaceOption {

@@ -716,6 +716,16 @@ impl Cgroups {
         Ok(lock)
     }
 
+    /// Makes a parent in every hierarchy, for somebody who wants to find it.
+    pub(crate) fn make(&mut self, name: &str) -> Result<()> {
+        for mount in &self.mounts {
+            let path = mount.join(name);
+            fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        self.parents.insert(name.to_owned());
+        Ok(())
+    }
+
     /// One lock for all tests of this machine: they share the cgroups' parents.
     fn lock() -> Result<File> {
         let path = std::env::temp_dir().join("gpuacct-tests-cgroups.lock");

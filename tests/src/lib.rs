@@ -11,6 +11,7 @@ pub mod docker;
 pub mod exposition;
 pub mod http;
 pub mod kernel;
+pub mod kubelet;
 pub mod ledger;
 pub mod node;
 pub mod otlp;

@@ -1,5 +1,5 @@
-//! Programs of another Debian release than the machine's: downloaded, checked, unpacked, and never
-//! installed.
+//! Programs and sources of a Debian release, the machine's or another: downloaded, checked,
+//! unpacked, and never installed.
 //!
 //! apt does the work with a state of its own, so that the machine's is left alone and Debian's
 //! signatures are checked. No script of a package is run. What has been unpacked stays in the
@@ -26,16 +26,7 @@ pub(crate) fn newer_runtimes() -> Result<PathBuf> {
     let tree = tools.join(format!("debian-{SUITE}"));
     if !tree.is_dir() {
         let work = tools.join(format!("debian-{SUITE}.part"));
-        download(&work)?;
-        let root = work.join("root");
-        for entry in fs::read_dir(work.join("packages")).context("no packages")? {
-            let package = entry.context("no packages")?.path();
-            Cmd::new("dpkg-deb")
-                .arg("--extract")
-                .arg(&package)
-                .arg(&root)
-                .run()?;
-        }
+        let root = Apt::of(SUITE, &work)?.unpack(&RUNTIMES)?;
         // Only what is whole has the name that is looked for.
         fs::rename(&root, &tree).with_context(|| format!("cannot make {}", tree.display()))?;
         fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
@@ -47,37 +38,84 @@ pub(crate) fn newer_runtimes() -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// Has apt put the packages into `packages` below `work`.
-fn download(work: &Path) -> Result<()> {
-    // What a run that was broken off has left.
-    let _ = fs::remove_dir_all(work);
-    for folder in [
-        "lists/partial",
-        "cache/archives/partial",
-        "packages",
-        "root",
-        "empty",
-    ] {
-        let folder = work.join(folder);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+/// An apt with one release and a folder of its own, in which it keeps everything.
+#[derive(Debug)]
+pub(crate) struct Apt {
+    work: PathBuf,
+    config: PathBuf,
+}
+
+impl Apt {
+    /// Has it read what the release has. The folder is made anew.
+    pub(crate) fn of(suite: &str, work: &Path) -> Result<Self> {
+        // What a run that was broken off has left.
+        let _ = fs::remove_dir_all(work);
+        for folder in [
+            "lists/partial",
+            "cache/archives/partial",
+            "packages",
+            "root",
+            "empty",
+        ] {
+            let folder = work.join(folder);
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let write = |name: &str, text: String| -> Result<PathBuf> {
+            let file = work.join(name);
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+            Ok(file)
+        };
+        let line = |kind: &str| format!("{kind} [signed-by={KEYS}] {ADDRESS} {suite} main\n");
+        let sources = write("sources.list", line("deb") + &line("deb-src"))?;
+        let config = write("apt.conf", config(work, &sources))?;
+        let apt = Self {
+            work: work.to_owned(),
+            config,
+        };
+        apt.get().arg("update").run()?;
+        Ok(apt)
     }
-    let write = |name: &str, text: String| -> Result<PathBuf> {
-        let file = work.join(name);
-        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(file)
-    };
-    let sources = write(
-        "sources.list",
-        format!("deb [signed-by={KEYS}] {ADDRESS} {SUITE} main\n"),
-    )?;
-    let config = write("apt.conf", config(work, &sources))?;
-    let apt = || Cmd::new("apt-get").env("APT_CONFIG", &config).arg("-q");
-    apt().arg("update").run()?;
-    apt()
-        .current_dir(work.join("packages"))
-        .arg("download")
-        .args(RUNTIMES)
-        .run()
+
+    fn get(&self) -> Cmd {
+        Cmd::new("apt-get")
+            .env("APT_CONFIG", &self.config)
+            .arg("-q")
+    }
+
+    /// Unpacks packages into a tree, which it names.
+    pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
+        let (folder, root) = (self.work.join("packages"), self.work.join("root"));
+        self.get()
+            .current_dir(&folder)
+            .arg("download")
+            .args(packages)
+            .run()?;
+        for entry in fs::read_dir(folder).context("no packages")? {
+            let package = entry.context("no packages")?.path();
+            Cmd::new("dpkg-deb")
+                .arg("--extract")
+                .arg(&package)
+                .arg(&root)
+                .run()?;
+        }
+        Ok(root)
+    }
+
+    /// Fetches a source package's files, and says which describes them.
+    pub(crate) fn source(&self, package: &str) -> Result<PathBuf> {
+        let folder = self.work.join("source");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        self.get()
+            .current_dir(&folder)
+            .args(["source", "--download-only", package])
+            .run()?;
+        let entries = fs::read_dir(&folder).context("no source")?;
+        entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .find(|path| path.extension().is_some_and(|kind| kind == "dsc"))
+            .with_context(|| format!("no .dsc in {}", folder.display()))
+    }
 }
 
 /// What makes apt keep everything of its own below `work`.

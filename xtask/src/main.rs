@@ -9,6 +9,7 @@ mod codegen;
 mod command;
 mod demo;
 mod gpu_record;
+mod kubelet;
 mod lint;
 mod run;
 mod setup;

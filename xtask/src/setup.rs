@@ -17,6 +17,7 @@ use clap::ValueEnum;
 
 use crate::archive;
 use crate::command::{Cmd, find_program};
+use crate::kubelet;
 use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
@@ -26,7 +27,7 @@ const BPF_LINKER: &str = "0.13.0";
 /// Install what gpuacct is built and tested with
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What for; everything if not given
+    /// What for; everything but what takes minutes if not given
     #[arg(value_enum)]
     groups: Vec<Group>,
 }
@@ -44,6 +45,15 @@ pub(crate) enum Group {
     Python,
     /// Running containers under further runtimes
     OtherRuntimes,
+    /// Running pods under a kubelet, which takes minutes to build
+    Kubelet,
+}
+
+impl Group {
+    /// Whether it is wanted only by whoever names it.
+    fn is_slow(self) -> bool {
+        self == Self::Kubelet
+    }
 }
 
 /// A thing that must be there.
@@ -140,29 +150,54 @@ const NEEDS: &[Need] = &[
     Need {
         group: Group::OtherRuntimes,
         what: "apt, and the keys of Debian's archive, from which newer runtimes are unpacked",
-        is_there: || {
-            let programs = ["apt-get", "dpkg-deb"];
-            programs.iter().all(|name| find_program(name).is_some())
-                && Path::new(archive::KEYS).is_file()
-        },
+        is_there: has_archive,
         packages: &["debian-archive-keyring"],
         elsewhere: "no way is known; the tests that want them are skipped",
     },
+    Need {
+        group: Group::Kubelet,
+        what: "apt, and the keys of Debian's archive, whose source of Kubernetes is built",
+        is_there: has_archive,
+        packages: &["debian-archive-keyring"],
+        elsewhere: "no way is known; the tests that want it are skipped",
+    },
+    Need {
+        group: Group::Kubelet,
+        what: "dpkg-source, which unpacks it",
+        is_there: || find_program("dpkg-source").is_some(),
+        packages: &["dpkg-dev"],
+        elsewhere: "no way is known; the tests that want it are skipped",
+    },
+    Need {
+        group: Group::Kubelet,
+        what: "gcc, which Go has link what calls the C library",
+        is_there: || find_program("gcc").is_some(),
+        packages: &["gcc", "libc6-dev"],
+        elsewhere: "install gcc",
+    },
 ];
 
+fn has_archive() -> bool {
+    let programs = ["apt-get", "dpkg-deb"];
+    programs.iter().all(|name| find_program(name).is_some()) && Path::new(archive::KEYS).is_file()
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let groups = if options.groups.is_empty() {
-        Group::value_variants()
-    } else {
-        &options.groups
-    };
-    ensure(groups)?;
+    let mut groups = options.groups.clone();
+    if groups.is_empty() {
+        groups.extend(Group::value_variants());
+        groups.retain(|group| !group.is_slow());
+    }
+    ensure(&groups)?;
     if groups.contains(&Group::Ebpf) {
         let linker = bpf_linker(&ebpf_toolchain()?)?;
         println!("bpf-linker {BPF_LINKER}: {}", linker.display());
     }
     if groups.contains(&Group::OtherRuntimes) {
         println!("newer runtimes: {}", archive::newer_runtimes()?.display());
+    }
+    if groups.contains(&Group::Kubelet) {
+        println!("kubelet: {}", kubelet::built()?.display());
     }
     println!("everything is there");
     Ok(())

@@ -6,12 +6,14 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 use crate::archive;
 use crate::build::{self, Profile};
 use crate::command::Cmd;
+use crate::kubelet;
 use crate::setup::{self, Group};
 use crate::workspace;
 
@@ -19,10 +21,17 @@ use crate::workspace;
 const SKIPS: &str = "GPUACCT_SKIPS";
 /// Names the folder with newer runtimes; see `gpuacct_tests::docker`.
 const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
+/// Names the kubelet; see `gpuacct_tests::kubelet`.
+const KUBELET: &str = "GPUACCT_KUBELET";
+/// The parts that must be there; see `gpuacct_tests::requirement`.
+const REQUIRE: &str = "GPUACCT_REQUIRE";
 
 /// Set everything up and run all tests
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
+    /// Those, too, whose parts take minutes to build: a kubelet
+    #[arg(long)]
+    slow: bool,
     /// What `cargo test` is given after `--`, e.g. a test's name
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<OsString>,
@@ -68,6 +77,11 @@ fn follow(output: impl BufRead, totals: &mut Totals) -> Result<()> {
     Ok(())
 }
 
+fn slow_parts() -> Result<PathBuf> {
+    setup::ensure(&[Group::Kubelet])?;
+    kubelet::built()
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(&[
         Group::Ebpf,
@@ -78,6 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // What is tested with these is tested with others, too: without them, as without a network, the
     // rest is worth running.
     let further = setup::ensure(&[Group::OtherRuntimes]).and_then(|()| archive::newer_runtimes());
+    let kubelet = options.slow.then(slow_parts).transpose()?;
     let agent = build::agent(Profile::Dev)?;
     let skips = workspace::target().join("skipped-tests.txt");
     fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
@@ -92,6 +107,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     match further {
         Ok(tree) => tests = tests.env(NEWER_RUNTIMES, tree),
         Err(error) => println!("without further runtimes: {error:#}"),
+    }
+    if let Some(kubelet) = kubelet {
+        // Whoever asks for it wants no skip.
+        let required = std::env::var(REQUIRE).unwrap_or_default();
+        let required = format!("{required},kubelet");
+        tests = tests.env(KUBELET, kubelet).env(REQUIRE, required);
     }
     let mut totals = Totals::default();
     let (mut running, output) = tests.spawn_reading()?;

@@ -23,7 +23,7 @@ struct Interface {
     server: bool,
 }
 
-fn interfaces() -> [Interface; 4] {
+fn interfaces() -> [Interface; 5] {
     let interface = |proto: [&str; 2], code: [&str; 2], package, server| Interface {
         proto: proto.iter().collect(),
         code: code.iter().collect(),
@@ -45,6 +45,13 @@ fn interfaces() -> [Interface; 4] {
             [AGENT, "pod_resources.proto"],
             [TESTS, "pod_resources.rs"],
             "v1",
+            true,
+        ),
+        // What gives a real kubelet its GPUs.
+        interface(
+            [TESTS, "device_plugin.proto"],
+            [TESTS, "device_plugin.rs"],
+            "v1beta1",
             true,
         ),
     ]
