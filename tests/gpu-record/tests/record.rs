@@ -123,7 +123,9 @@ fn the_simulations_own_facts_are_found() {
     assert_eq!(killed["listed_while_running"], true, "{summary}");
     assert_eq!(killed["status"], "signal: 9 (SIGKILL)", "{summary}");
     assert!(killed["rows_after_end_us"].is_u64(), "{summary}");
-    assert_eq!(killed["listed_after_end_us"], Value::Null, "{summary}");
+    // A list that was being read when it ended may still name it.
+    let listed = killed["listed_after_end_us"].as_u64().unwrap_or(0);
+    assert!(listed < period_us, "{summary}");
     assert_eq!(findings["programs"].as_array().unwrap().len(), 3);
 
     for words in [
