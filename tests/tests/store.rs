@@ -143,8 +143,15 @@ impl Node {
             .expect("the agent comes up")
     }
 
-    /// Starts the container. The first agent is there before it, so that nothing was used unseen.
+    /// Starts the container. The first agent is there before it, so that nothing was used unseen,
+    /// and so are Prometheus' scrapes: they begin seconds after it is ready, and a zero that nobody
+    /// has seen is no start for `increase()`.
     fn work(&mut self) -> Container {
+        self.prometheus
+            .wait_for("up", PATIENCE, |found| {
+                found.iter().any(|up| up.value > 0.0)
+            })
+            .expect("it scrapes");
         self.docker.run(&self.spec).expect("it starts")
     }
 
