@@ -120,6 +120,20 @@ impl Node {
         store::spawn(options(&self.store, &self.boot)).expect("a thread")
     }
 
+    /// Starts an agent with these limits, which goes on, commits once and stops.
+    fn tidy(&mut self, options: Options) {
+        let handle = store::spawn(options).expect("a thread");
+        let mark = self.mark();
+        let state = self.runtime.block_on(handle.resume(&mark));
+        let state = state.expect("it can be read").expect("it was kept");
+        self.accountant = Accountant::restored(settings(), &state, clock(self.now))
+            .expect("what was kept can be gone on from");
+        let begun = Keeping::begin(handle, mark, no_clock, None);
+        self.keeping = Some(self.runtime.block_on(begun).0);
+        self.keep();
+        self.stop();
+    }
+
     /// Starts an agent, which goes on if it can. Returns whether it did.
     fn start(&mut self) -> bool {
         self.agents += 1;
@@ -801,16 +815,7 @@ fn the_old_goes_by_age_and_by_size() {
             max_bytes,
             ..options(&node.store, &node.boot)
         };
-        let handle = store::spawn(options).expect("a thread");
-        let mark = node.mark();
-        let state = node.runtime.block_on(handle.resume(&mark));
-        let state = state.expect("it can be read").expect("it was kept");
-        node.accountant = Accountant::restored(settings(), &state, clock(node.now))
-            .expect("what was kept can be gone on from");
-        let begun = Keeping::begin(handle, mark, no_clock, None);
-        node.keeping = Some(node.runtime.block_on(begun).0);
-        node.keep();
-        node.stop();
+        node.tidy(options);
         let records: Vec<i64> = node.sql("SELECT count(*) FROM accounts");
         assert_eq!(records, [0], "{what}");
         let hours: Vec<i64> = node.sql("SELECT count(*) FROM hours");
@@ -857,16 +862,7 @@ fn a_record_stays_for_as_long_as_an_hour_tells_of_it() {
             retention,
             ..options(&node.store, &node.boot)
         };
-        let handle = store::spawn(options).expect("a thread");
-        let mark = node.mark();
-        let state = node.runtime.block_on(handle.resume(&mark));
-        let state = state.expect("it can be read").expect("it was kept");
-        node.accountant = Accountant::restored(settings(), &state, clock(node.now))
-            .expect("what was kept can be gone on from");
-        let begun = Keeping::begin(handle, mark, no_clock, None);
-        node.keeping = Some(node.runtime.block_on(begun).0);
-        node.keep();
-        node.stop();
+        node.tidy(options);
         let records: Vec<i64> = node.sql("SELECT count(*) FROM accounts");
         let expected = if still { closed.len() } else { 0 };
         assert_eq!(usize::try_from(records[0]), Ok(expected), "{retention:?}");

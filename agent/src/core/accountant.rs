@@ -24,7 +24,7 @@ use super::input::{
 use super::ledger::Ledger;
 use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
-    ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason,
+    ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason, WallTime,
 };
 use super::opens::{Fate, Opens};
 use super::persist::Keeper;
@@ -441,27 +441,19 @@ impl Accountant {
         let (processes, placements) = (&self.processes, &mut self.placements);
         let (_, owner) = attribute::owner_of(process.pid, from, to, processes, placements);
         let Ok(owner) = owner else { return };
-        // Its last window may still be waiting, and is not booked before where the others ended.
-        let known = &self.ledger.books()[book];
-        let through = known.through.map(|through| through.min(from));
-        let opened = through.map_or(known.start, |through| clock.wall_of(through));
+        let opened = self.opened_at(book, from, clock);
         self.ledger.open(book, &owner, opened);
         if let Some(account) = self.ledger.account_mut(book, &owner) {
             account.memory_peak = account.memory_peak.max(process.memory_peak);
         }
     }
 
-    /// Learns who is on a GPU of those that are listed.
-    fn learn_sharing(&mut self, lists: &GpuProcesses) {
-        if self.ledger.book_of(&lists.gpu).is_none() {
-            return;
-        }
-        let sharing = self.sharing.entry(lists.gpu.clone()).or_default();
-        sharing.observe(lists.at, &lists.processes, &mut |pid| {
-            let (processes, placements) = (&self.processes, &mut self.placements);
-            let (_, owner) = attribute::owner_of(pid, lists.at, lists.at, processes, placements);
-            owner.ok()
-        });
+    /// When an account is opened that something up to `at` is known of: its last windows may still be
+    /// waiting, and are not booked before where the others ended.
+    fn opened_at(&self, book: usize, at: BootTime, clock: Clock) -> WallTime {
+        let book = &self.ledger.books()[book];
+        let through = book.through.map(|through| through.min(at));
+        through.map_or(book.start, |through| clock.wall_of(through))
     }
 
     /// Whose a window's busy time is.
@@ -474,31 +466,37 @@ impl Accountant {
         if is_instance {
             attribute::charges_of_instance(window, sharing, processes)
         } else {
-            attribute::charges(window, Some(sharing), processes, placements)
+            attribute::charges(window, sharing, processes, placements)
         }
     }
 
     fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
         let own = self.settings.own_pid;
         lists.processes.retain(|process| Some(process.pid) != own);
-        self.learn_sharing(&lists);
+        let (processes, placements) = (&self.processes, &mut self.placements);
+        let owners: HashMap<_, _> = lists
+            .processes
+            .iter()
+            .map(|&GpuProcess { pid, .. }| {
+                let of = attribute::owner_of(pid, lists.at, lists.at, processes, placements);
+                (pid, of)
+            })
+            .collect();
+        let book = self.ledger.book_of(&lists.gpu);
+        if book.is_some() {
+            let sharing = self.sharing.entry(lists.gpu.clone()).or_default();
+            sharing.observe(lists.at, &lists.processes, &mut |pid| {
+                let (_, owner) = owners.get(&pid)?;
+                owner.clone().ok()
+            });
+        }
         let mut members = Vec::with_capacity(lists.processes.len());
         let mut memory = HashMap::<Owner, u64>::new();
-        // The next window begins where the last one ended, before the lists were read.
-        let opened = self.ledger.book_of(&lists.gpu).map(|at| {
-            let book = &self.ledger.books()[at];
-            let through = book.through.map(|through| through.min(lists.at));
-            let opened = through.map_or(book.start, |through| clock.wall_of(through));
-            (at, opened)
-        });
+        let opened = book.map(|book| (book, self.opened_at(book, lists.at, clock)));
         for process in &lists.processes {
-            let (found, owner) = attribute::owner_of(
-                process.pid,
-                lists.at,
-                lists.at,
-                &self.processes,
-                &mut self.placements,
-            );
+            let Some((found, owner)) = owners.get(&process.pid).cloned() else {
+                continue;
+            };
             let payer = self
                 .sharing
                 .get(&lists.gpu)
@@ -1374,7 +1372,7 @@ mod tests {
         ContainerIdentity, Credit, DeviceOpen, DeviceRef, GpuInfo, IdentityUpdate, KubernetesNames,
         MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
-    use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason, WallTime};
+    use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason};
     use crate::core::snapshot::AccountingBook;
     use proptest::prelude::*;
 

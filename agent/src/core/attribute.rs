@@ -32,7 +32,7 @@ pub struct Charge {
 #[must_use]
 pub fn charges(
     window: &GpuWindow,
-    sharing: Option<&Sharing>,
+    sharing: &Sharing,
     processes: &ProcessTable,
     placements: &mut PlacementTable,
 ) -> Vec<Charge> {
@@ -48,8 +48,8 @@ pub fn charges(
     let mut charges = Vec::with_capacity(window.credits.len() + 2);
     let mut charge = |pid, busy, engines| {
         let (process, owner) = owner_of(pid, window.start, window.end, processes, placements);
-        let of_server = |sharing: &Sharing| sharing.payer_of_server(pid, window.start, window.end);
-        let owner = sharing.and_then(of_server).unwrap_or(owner);
+        let of_server = sharing.payer_of_server(pid, window.start, window.end);
+        let owner = of_server.unwrap_or(owner);
         charges.push(Charge {
             pid: Some(pid),
             process,
@@ -340,7 +340,7 @@ mod tests {
             energy: None,
             quality: WindowQuality::default(),
         };
-        let charges = charges(&window, None, &tables.0, &mut tables.1);
+        let charges = charges(&window, &Sharing::default(), &tables.0, &mut tables.1);
         let a = || Ok(Owner::Container(A.into()));
         let expect = [
             (a(), 10),

@@ -37,6 +37,7 @@ use super::proto::pod_resources::{
     ListPodResourcesResponse, PodResources,
 };
 use super::retry::{Backoff, Socket, every};
+use super::wanted::receive;
 use super::{Counters, clean, is_kubernetes_name};
 use crate::core::input::{
     AllocatedDevice, Allocations, ContainerAllocation, DeviceRef, Input, PodName, SourceHealth,
@@ -236,7 +237,7 @@ impl Follower {
                     }
                 }
                 // The next session begins with a list of everything.
-                pod = next(&mut self.pods) => if pod.is_none() {
+                pod = receive(&mut self.pods) => if pod.is_none() {
                     self.pods = None;
                 },
             }
@@ -275,7 +276,7 @@ impl Follower {
                     listed = Instant::now();
                     list_at = listed + self.config.interval;
                 }
-                pod = next(&mut self.pods) => {
+                pod = receive(&mut self.pods) => {
                     let Some(pod) = pod else {
                         self.pods = None;
                         continue;
@@ -381,14 +382,6 @@ impl Follower {
 
     async fn send(&self, input: Input) -> Result<(), Closed> {
         self.out.send(input).await.map_err(|_| Closed)
-    }
-}
-
-/// The next pod to ask for; none ever, once nobody can name one.
-async fn next(pods: &mut Option<mpsc::Receiver<PodName>>) -> Option<PodName> {
-    match pods {
-        Some(pods) => pods.recv().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -149,11 +149,9 @@ impl Wanted {
 }
 
 /// The next lookup; none ever, once nobody can send one.
-pub(super) async fn receive(
-    lookups: &mut Option<mpsc::Receiver<ContainerId>>,
-) -> Option<ContainerId> {
-    match lookups {
-        Some(lookups) => lookups.recv().await,
+pub(super) async fn receive<T>(asked: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match asked {
+        Some(asked) => asked.recv().await,
         None => std::future::pending().await,
     }
 }
