@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use gpuacct::core::model::UnattributedReason;
-use gpuacct_tests::accuracy::{self, CADENCE, Plan, REUSE, SCENARIOS, SHORT};
+use gpuacct_tests::accuracy::{self, Plan, REUSE, SCENARIOS, SHORT};
 use gpuacct_tests::agent;
 use gpuacct_tests::requirement::require;
 use sim_nvml::library::{self, Driver};
@@ -38,7 +38,7 @@ fn the_books_are_what_was_sampled_in_every_scenario() {
             .unattributed(gpu, UnattributedReason::AmbiguousPid)
             .0;
         let most = outcome.watched.as_nanos() / 1_000 + u128::from(EDGES + ambiguous);
-        for account in outcome.on(gpu).filter(|_| gpu != REUSE && gpu != CADENCE) {
+        for account in outcome.on(gpu).filter(|_| gpu != REUSE) {
             let difference = account.booked.abs_diff(account.sampled);
             let book = outcome.book(gpu);
             assert!(

@@ -78,11 +78,11 @@ pub(super) fn split(busy: Nanos, covered: Nanos, values: &[u32], rows: &[(Pid, u
 }
 
 /// The rows' credits; a row that comes to nothing has none.
-fn credits(rows: &[(Pid, u32)], shares: &[Nanos]) -> Vec<Credit> {
+pub(super) fn credits<T>(rows: &[(Pid, T)], shares: &[Nanos]) -> Vec<Credit> {
     rows.iter()
         .zip(shares)
         .filter(|(_, busy)| !busy.is_zero())
-        .map(|(&(pid, _), &busy)| Credit { pid, busy })
+        .map(|((pid, _), &busy)| Credit { pid: *pid, busy })
         .collect()
 }
 

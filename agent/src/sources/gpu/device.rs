@@ -142,9 +142,11 @@ impl Gpu {
             released: false,
             fault: None,
         };
-        // What fails here fails again at the first window, which says so.
+        // What fails here fails again at the first window, which says so. Rows before the ring, so that
+        // it has every sample that they are about.
+        let rows = gpu.rows(device, watchdog, 0).ok().flatten();
         let ring = gpu.samples(device, watchdog, 0).ok().flatten();
-        let ring = ring.unwrap_or_default();
+        let (rows, ring) = (rows.unwrap_or_default(), ring.unwrap_or_default());
         let mut lost = None;
         if let Some(cursor) = cursor {
             // An instance's activity is read from now on: it has no ring that reaches back.
@@ -155,6 +157,7 @@ impl Gpu {
         } else {
             gpu.windows.learn(&ring);
         }
+        gpu.windows.compare(&rows, &ring);
         gpu.read_energy(device, watchdog);
         gpu.windows.set_baseline();
         (gpu, lost)
@@ -278,16 +281,25 @@ impl Gpu {
                 }
                 (_, Err(trouble)) => return Err(trouble),
             };
+            // What fails here leaves the window as it would be without.
+            let newest_us = before.iter().map(|sample| sample.at_us).max();
+            let later = newest_us
+                .filter(|_| self.windows.is_off_beat())
+                .and_then(|newest_us| self.rows(device, watchdog, newest_us).ok().flatten());
+            let answered = clock::now();
+            let is_torn_within = self.windows.is_torn_within(asked, answered);
             // A device that has just stopped to offer samples says so again next time.
             let after = self.samples(device, watchdog, cursor)?.unwrap_or_default();
             let bracket = Bracket {
                 before,
                 rows,
+                later: later.map(|later| (later, answered)),
                 after,
                 asked: first_asked,
                 clock: clock::now(),
             };
-            if !bracket.torn() || tries == TRIES {
+            let is_torn = bracket.torn() || is_torn_within;
+            if !is_torn || tries == TRIES {
                 return Ok(Answer::Bracket(bracket, trouble));
             }
         }

@@ -5,6 +5,7 @@
 //! be put to it in a test. [`record`] writes down what a real driver answers.
 
 mod accounting;
+mod beat;
 pub mod calls;
 mod credit;
 mod device;

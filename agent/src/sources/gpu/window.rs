@@ -33,7 +33,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::credit::{apportion, scale, split};
+use super::beat::{self, Beat, Samples};
+use super::credit::{Split, apportion, scale, split};
 use crate::core::amounts::{Engines, Millijoules};
 use crate::core::input::{Credit, EngineUse, GpuWindow, WindowQuality};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, Pid, UnobservedReason};
@@ -55,6 +56,9 @@ const SMALLEST_RING: usize = 32;
 
 /// How far back the driver's ring reaches, generously.
 const RING_SPAN: Nanos = Nanos::from_secs(12);
+/// After so many windows in which every row's time was a sample's of the device, they are on one beat
+/// again: where they are not, some are by chance.
+const OFF_BEAT: u8 = 16;
 /// What a sample's time may differ by when its clock is read anew. Samples are far further apart.
 const JITTER_US: u64 = 50;
 
@@ -95,6 +99,13 @@ pub struct RawRow {
     pub engines: EnginePercents,
 }
 
+impl RawRow {
+    /// Whether it can be somebody's: the driver writes an all-ones pid for "nobody".
+    const fn is_possible(&self) -> bool {
+        self.pid != 0 && self.pid != u32::MAX && self.percent <= 100
+    }
+}
+
 /// Whole percents of the engines beside the multiprocessors; zero where the driver does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EnginePercents {
@@ -117,6 +128,9 @@ pub struct Bracket {
     pub before: Vec<RawSample>,
     /// The rows since the cursor; empty where NVML answered "not found".
     pub rows: Vec<RawRow>,
+    /// Rows since the newest sample of `before`, and when both kinds of rows had been answered; asked
+    /// for where [`Windows::is_off_beat`].
+    pub later: Option<(Vec<RawRow>, Clock)>,
     /// Samples newer than the cursor, after the rows were asked for.
     pub after: Vec<RawSample>,
     /// When the first of the calls was made.
@@ -166,6 +180,10 @@ pub struct Windows {
     /// over them too, so nothing can be made of rows until they are gone.
     ahead: bool,
     spacings: VecDeque<u64>,
+    /// When processes are sampled.
+    beat: Beat,
+    /// For how many windows more that do not say so they are taken to have a beat of their own.
+    off_beat: u8,
     /// The most samples that one answer had.
     ring: usize,
     /// Junk seen since the last window closed.
@@ -193,11 +211,20 @@ impl Meter {
     }
 }
 
+/// A window's busy time, and whose it is.
+struct Divided {
+    busy: Nanos,
+    split: Split,
+    engines: Vec<EngineUse>,
+}
+
 /// What the samples of one window come to.
 struct Walk {
     end: BootTime,
     covered: Nanos,
     busy: Nanos,
+    /// What the samples' whole percents may hide beyond that.
+    hidden: Nanos,
     /// What is missing before the first sample.
     late: Nanos,
     /// What is missing between samples.
@@ -214,6 +241,8 @@ impl Windows {
             distance: distance(clock),
             ahead: false,
             spacings: VecDeque::new(),
+            beat: Beat::default(),
+            off_beat: 0,
             ring: 0,
             invalid: 0,
             meter: Meter::default(),
@@ -300,6 +329,19 @@ impl Windows {
             self.note_spacing(pair[1] - pair[0]);
         }
         self.ring = self.ring.max(ring.len());
+    }
+
+    /// Learns from the rows of the whole ring, and from the device's samples as they were after, whether
+    /// those have a beat of their own.
+    pub(super) fn compare(&mut self, rows: &[RawRow], ring: &[RawSample]) {
+        let times = ring.iter().map(|sample| sample.at_us);
+        let (Some(oldest), Some(newest)) = (times.clone().min(), times.max()) else {
+            return;
+        };
+        let latest = newest.saturating_add(tolerance(self.period()).0 / 1000);
+        let is_valid = |row: &&RawRow| row.is_possible() && (oldest..=latest).contains(&row.at_us);
+        let valid: Vec<RawRow> = rows.iter().filter(is_valid).copied().collect();
+        self.listen(ring, &valid);
     }
 
     /// Takes a reading of the device's counter of energy for the window that closes next; none where
@@ -400,18 +442,17 @@ impl Windows {
             UnobservedReason::SampleGap
         };
         let valid = self.valid_rows(&bracket.rows, newest_us);
-        let rows: Vec<(Pid, u32)> = valid
-            .iter()
-            .map(|row| (Pid(row.pid), row.percent))
-            .collect();
-        let values: Vec<u32> = samples.iter().map(|sample| sample.percent).collect();
-        let split = split(walk.busy, walk.covered, &values, &rows);
+        let Divided {
+            busy,
+            split,
+            engines,
+        } = self.divide(bracket, &samples, &valid, &walk);
         let window = GpuWindow {
             gpu: self.gpu.clone(),
             start: self.cursor.boot,
             end: walk.end,
-            busy: walk.busy,
-            idle: walk.covered.minus(walk.busy),
+            busy,
+            idle: walk.covered.minus(busy),
             unobserved: [
                 (UnobservedReason::SampleGap, walk.gaps),
                 (before_the_first, walk.late),
@@ -422,7 +463,7 @@ impl Windows {
             credits: split.credits,
             below_resolution: split.below_resolution,
             no_row: split.no_row,
-            engines: engines(&valid, walk.covered),
+            engines,
             energy: self.meter.take(),
             quality: WindowQuality {
                 samples: u32::try_from(samples.len()).unwrap_or(u32::MAX),
@@ -437,6 +478,109 @@ impl Windows {
             at_sample: true,
         };
         Some(checked(window))
+    }
+
+    /// Whether the device samples itself on another beat than its processes, so that rows are to be
+    /// asked for since the window's end, too.
+    #[must_use]
+    pub(super) const fn is_off_beat(&self) -> bool {
+        self.off_beat > 0
+    }
+
+    /// Whether the driver may have sampled its processes between two moments of the wall clock, so that
+    /// two answers need not be about the same samples.
+    pub(super) fn is_torn_within(&self, from: Clock, to: Clock) -> bool {
+        let (from_us, to_us) = (from.wall.0 / 1000, to.wall.0 / 1000);
+        self.is_off_beat() && self.beat.falls_within(from_us, to_us)
+    }
+
+    /// Whose a window's busy time is. `samples` are the device's, `valid` the rows since its beginning.
+    fn divide(
+        &mut self,
+        bracket: &Bracket,
+        samples: &[RawSample],
+        valid: &[RawRow],
+        walk: &Walk,
+    ) -> Divided {
+        let newest_us = samples.last().map_or(self.cursor.wall_us, |it| it.at_us);
+        if !bracket.torn() {
+            self.listen(samples, valid);
+        }
+        if let Some(divided) = self.divide_off_beat(bracket, newest_us, valid, walk) {
+            return divided;
+        }
+        let rows: Vec<(Pid, u32)> = valid
+            .iter()
+            .map(|row| (Pid(row.pid), row.percent))
+            .collect();
+        let values: Vec<u32> = samples.iter().map(|sample| sample.percent).collect();
+        Divided {
+            busy: walk.busy,
+            split: split(walk.busy, walk.covered, &values, &rows),
+            engines: engines(valid, walk.covered, 100, shown),
+        }
+    }
+
+    /// Learns when processes are sampled, and whether that is when the device is: samples are asked for
+    /// after rows, so that those of one ring have every row's time.
+    fn listen(&mut self, samples: &[RawSample], rows: &[RawRow]) {
+        self.beat.hear(rows.iter().map(|row| row.at_us));
+        let is_sampled = |row: &RawRow| {
+            let mut samples = samples.iter();
+            samples.any(|sample| sample.at_us.abs_diff(row.at_us) <= JITTER_US)
+        };
+        self.off_beat = if rows.iter().all(is_sampled) {
+            self.off_beat.saturating_sub(u8::from(!rows.is_empty()))
+        } else {
+            OFF_BEAT
+        };
+    }
+
+    /// Likewise where rows are about other samples than the device's; none where nothing says so, or
+    /// it cannot be told which they are about.
+    fn divide_off_beat(
+        &self,
+        bracket: &Bracket,
+        newest_us: u64,
+        valid: &[RawRow],
+        walk: &Walk,
+    ) -> Option<Divided> {
+        let (later, answered) = bracket.later.as_ref().filter(|_| !bracket.torn())?;
+        let now_us = answered.wall.0 / 1000;
+        let samples = Samples {
+            all: self.beat.count(self.cursor.wall_us, now_us)?,
+            after: self.beat.count(newest_us, now_us)?,
+        };
+        let of_window = samples.of_window()?;
+        let since_end = |pid: u32| {
+            let rows = later.iter().filter(|row| row.pid == pid);
+            rows.filter(|row| row.is_possible() && row.at_us > newest_us)
+                .max()
+        };
+        let points = |row: &RawRow, of: &dyn Fn(&RawRow) -> u32| {
+            samples.points(of(row), since_end(row.pid).map_or(0, of))
+        };
+        let mut unsure = 0;
+        let mut rows = Vec::with_capacity(valid.len());
+        for row in valid {
+            rows.push((Pid(row.pid), points(row, &|row| row.percent)));
+            unsure += samples.all + since_end(row.pid).map_or(0, |_| samples.after);
+        }
+        let (busy, split) = beat::split(
+            walk.busy,
+            walk.hidden,
+            walk.covered,
+            of_window,
+            &rows,
+            unsure,
+        );
+        Some(Divided {
+            busy,
+            split,
+            engines: engines(valid, walk.covered, of_window * 100, |row, engine| {
+                points(row, &|row| engine(&row.engines))
+            }),
+        })
     }
 
     /// Closes a window for a device that has rows and no samples. `asked` is the clock before the
@@ -489,7 +633,7 @@ impl Windows {
             credits,
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
-            engines: engines(&rows, elapsed),
+            engines: engines(&rows, elapsed, 100, shown),
             energy: self.meter.take(),
             quality: WindowQuality {
                 invalid_rows: std::mem::take(&mut self.invalid),
@@ -569,6 +713,7 @@ impl Windows {
             return None;
         }
         self.ahead |= moved < 0;
+        self.beat.forget();
         Some(UnobservedReason::ClockStep)
     }
 
@@ -633,9 +778,7 @@ impl Windows {
         let newer = self.cursor.wall_us.saturating_add(1)..=end_us.saturating_add(tolerance_us);
         let mut kept = BTreeMap::<u32, RawRow>::new();
         for row in raw {
-            // The driver writes an all-ones pid for "nobody".
-            let somebody = row.pid != 0 && row.pid != u32::MAX;
-            if somebody && row.percent <= 100 && newer.contains(&row.at_us) {
+            if row.is_possible() && newer.contains(&row.at_us) {
                 let best = kept.entry(row.pid).or_insert(*row);
                 *best = (*best).max(*row);
             }
@@ -660,10 +803,11 @@ impl Windows {
             end: self.cursor.boot,
             covered: Nanos::ZERO,
             busy: Nanos::ZERO,
+            hidden: Nanos::ZERO,
             late: Nanos::ZERO,
             gaps: Nanos::ZERO,
         };
-        let mut percent_nanos: u128 = 0;
+        let (mut percent_nanos, mut floored): (u128, Nanos) = (0, Nanos::ZERO);
         for (index, sample) in samples.iter().enumerate() {
             let at = boot_of(sample.at_us, clock).clamp(walk.end, clock.boot.max(walk.end));
             let gap = at.since(walk.end);
@@ -680,9 +824,13 @@ impl Windows {
             *missing += gap.minus(stretch);
             walk.covered += stretch;
             percent_nanos += u128::from(stretch.0) * u128::from(sample.percent);
+            if sample.percent < 100 {
+                floored += stretch;
+            }
             walk.end = at;
         }
         walk.busy = Nanos(u64::try_from(percent_nanos / 100).unwrap_or(u64::MAX));
+        walk.hidden = Nanos(floored.0 / 100);
         walk
     }
 
@@ -759,9 +907,19 @@ impl EnginePercents {
     }
 }
 
-/// The engines' busy time by pid: each row's percent of `covered`, and no more than that in all on
-/// any engine.
-fn engines(rows: &[RawRow], covered: Nanos) -> Vec<EngineUse> {
+/// A row's percent of an engine.
+fn shown(row: &RawRow, engine: fn(&EnginePercents) -> u32) -> u64 {
+    u64::from(engine(&row.engines))
+}
+
+/// The engines' busy time by pid: each row's part of `covered`, of `whole` parts, and no more than that
+/// in all on any engine.
+fn engines(
+    rows: &[RawRow],
+    covered: Nanos,
+    whole: u64,
+    part: impl Fn(&RawRow, fn(&EnginePercents) -> u32) -> u64,
+) -> Vec<EngineUse> {
     let mut used: Vec<EngineUse> = rows
         .iter()
         .map(|row| EngineUse {
@@ -769,13 +927,10 @@ fn engines(rows: &[RawRow], covered: Nanos) -> Vec<EngineUse> {
             engines: Engines::default(),
         })
         .collect();
-    for (percent, place) in ENGINES {
-        let percents: Vec<u64> = rows
-            .iter()
-            .map(|row| u64::from(percent(&row.engines)))
-            .collect();
-        let sum: u64 = percents.iter().sum();
-        let shares = apportion(Nanos(scale(sum.min(100), covered.0, 100)), &percents);
+    for (engine, place) in ENGINES {
+        let parts: Vec<u64> = rows.iter().map(|row| part(row, engine)).collect();
+        let sum: u64 = parts.iter().sum();
+        let shares = apportion(Nanos(scale(covered.0, sum.min(whole), whole)), &parts);
         for (used, share) in used.iter_mut().zip(shares) {
             *place(&mut used.engines) = share;
         }
@@ -860,6 +1015,7 @@ mod tests {
         Bracket {
             before: samples(list),
             rows: rows(rows_of),
+            later: None,
             after: samples(list),
             // As if somebody had asked all the time.
             asked: BootTime(0),
@@ -1485,6 +1641,7 @@ mod tests {
             after: samples(&[(10_200, 100), (10_400, 100)]),
             asked: BootTime(0),
             clock: at(10_400),
+            ..Bracket::default()
         };
         assert!(torn.torn());
         let window = windows.close(&torn).expect("closed");
@@ -1513,6 +1670,8 @@ mod tests {
         random: u64,
         /// Whether samples that are credited to nobody can be busy.
         nobody_is_busy: bool,
+        /// Whether every sample is all or nothing.
+        is_whole: bool,
     }
 
     impl Driver {
@@ -1531,6 +1690,7 @@ mod tests {
             let percent = match self.draw(4) {
                 _ if pid == 0 && !self.nobody_is_busy => 0,
                 0 => 0,
+                _ if self.is_whole => 100,
                 1 => 100,
                 _ => u32::try_from(self.draw(101)).unwrap(),
             };
@@ -1784,6 +1944,109 @@ mod tests {
         assert_eq!(window.unwrap().energy, Some(Millijoules(100)));
     }
 
+    /// Both clocks at a boot time in microseconds.
+    fn in_microseconds(boot: u64) -> Clock {
+        Clock {
+            boot: BootTime(boot * 1000),
+            wall: WallTime((EPOCH_MS * 1000 + boot) * 1000),
+        }
+    }
+
+    /// Ten minutes of a device that tells its own mean once a second, polled at a jittered second.
+    /// Returns what was booked and the truth by pid, nobody being 0, and the time that passed.
+    fn ten_minutes_off_beat(is_whole: bool, is_asked_later: bool) -> (Vec<(u64, u64)>, u64) {
+        const SECOND_US: u64 = 1_000_000;
+        let mut driver = Driver {
+            ring: VecDeque::new(),
+            truth: BTreeMap::new(),
+            random: 0x9E37_79B9_7F4A_7C15,
+            nobody_is_busy: false,
+            is_whole,
+        };
+        let epoch = EPOCH_MS * 1000;
+        let mut device: Vec<RawSample> = Vec::new();
+        let (mut now, mut next_device) = (1_000_000, 2_000_000);
+        // Not in step with the device's own.
+        let mut next_sample = now + 70_000;
+        let mut windows = Windows::new(gpu(), in_microseconds(now));
+        windows.learn(&samples(&[(0, 0), (1_000, 0)]));
+        // What was heard before: rows that are on no sample of the device's.
+        windows.compare(&rows(&[(9, 903, 1)]), &samples(&[(0, 0), (1_000, 0)]));
+        let start = windows.end();
+        let mut booked = BTreeMap::<u32, u64>::new();
+        for _ in 0..600 {
+            now += 900_000 + driver.draw(200_000);
+            while next_sample.min(next_device) <= now {
+                if next_sample <= next_device {
+                    driver.sample(epoch + next_sample);
+                    next_sample += Driver::PERIOD_US;
+                } else {
+                    let of_it = driver.samples(epoch + next_device - SECOND_US);
+                    let sum: u32 = of_it.iter().map(|sample| sample.percent).sum();
+                    device.push(RawSample {
+                        at_us: epoch + next_device,
+                        percent: sum / u32::try_from(of_it.len()).unwrap(),
+                    });
+                    next_device += SECOND_US;
+                }
+            }
+            let cursor = windows.cursor_us();
+            let newer: Vec<RawSample> = device
+                .iter()
+                .copied()
+                .filter(|it| it.at_us > cursor)
+                .collect();
+            let newest = newer.last().map_or(cursor, |it| it.at_us);
+            let is_asked = is_asked_later && windows.is_off_beat();
+            let clock = in_microseconds(now);
+            let window = windows.close(&Bracket {
+                before: newer.clone(),
+                rows: driver.rows(cursor),
+                later: is_asked.then(|| (driver.rows(newest), clock)),
+                after: newer,
+                asked: clock.boot,
+                clock,
+            });
+            let Some(window) = window else { continue };
+            assert_eq!(window.unobserved, [], "{window:?}");
+            *booked.entry(0).or_default() += window.no_row.plus(window.below_resolution).0;
+            for credit in &window.credits {
+                *booked.entry(credit.pid.0).or_default() += credit.busy.0;
+            }
+        }
+        // What was sampled after the last window's end is in no window yet.
+        for &(at_us, percent, pid) in &driver.ring {
+            if at_us > windows.cursor_us() {
+                *driver.truth.entry(pid).or_default() -= u64::from(percent) * Driver::PERIOD_US;
+            }
+        }
+        let truth = |pid: u32| {
+            driver
+                .truth
+                .get(&pid)
+                .map_or(0, |percent_us| percent_us * 10)
+        };
+        let both = (0..5).map(|pid| (booked.get(&pid).copied().unwrap_or(0), truth(pid)));
+        (both.collect(), windows.end().since(start).0)
+    }
+
+    #[test]
+    fn a_device_that_samples_itself_on_another_beat_is_billed_all_the_same() {
+        // The largest error of a process, and what is nobody's, in millionths of the time.
+        let errors = |is_whole, is_asked| {
+            let (both, elapsed) = ten_minutes_off_beat(is_whole, is_asked);
+            let errors = both.iter().map(|&(booked, truth)| booked.abs_diff(truth));
+            let errors: Vec<u64> = errors.map(|error| error * 1_000_000 / elapsed).collect();
+            (errors[1..].iter().copied().max().unwrap(), errors[0])
+        };
+        for is_whole in [true, false] {
+            let (told, untold) = (errors(is_whole, true), errors(is_whole, false));
+            assert!(told.0 <= 500, "{told:?}, whole: {is_whole}");
+            assert!(told.1 <= if is_whole { 150 } else { 1_500 }, "{told:?}");
+            assert!(untold.0 > 20 * told.0, "{untold:?} without, {told:?} with");
+        }
+    }
+
     /// What ten minutes of polling at a jittered second came to, beside the truth.
     struct Billed {
         elapsed: u64,
@@ -1801,11 +2064,9 @@ mod tests {
             truth: BTreeMap::new(),
             random: 0x9E37_79B9_7F4A_7C15,
             nobody_is_busy,
+            is_whole: false,
         };
-        let clock = |us: u64| Clock {
-            boot: BootTime(us * 1000),
-            wall: WallTime((EPOCH_MS * 1000 + us) * 1000),
-        };
+        let clock = in_microseconds;
         // The first sample is a whole period after the cursor: every sample is billed for one.
         let mut now = 1_000_000;
         let mut next_sample = now + Driver::PERIOD_US;
@@ -1841,6 +2102,7 @@ mod tests {
                 .close(&Bracket {
                     before,
                     rows,
+                    later: None,
                     after,
                     asked: clock(now).boot,
                     clock: clock(now),
@@ -1941,7 +2203,7 @@ mod tests {
                 let window = match call {
                     0 => windows.fail(clock, UnobservedReason::DriverError),
                     1 => windows.close_without_samples(&rows, clock, clock),
-                    _ => windows.close(&Bracket { before, rows, after, asked: BootTime(0), clock }),
+                    _ => windows.close(&Bracket { before, rows, later: None, after, asked: BootTime(0), clock }),
                 };
                 // The balances are asserted where the window is made.
                 if let Some(window) = window {
@@ -1971,7 +2233,7 @@ mod tests {
                 let sample = RawSample { at_us, percent };
                 windows.learn(&[sample, RawSample { at_us: at_us.wrapping_mul(7), percent }]);
                 let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128, ..RawRow::default() }];
-                windows.close(&Bracket { before: vec![], rows: rows.clone(), after: vec![sample], asked: BootTime(boot / 2), clock });
+                windows.close(&Bracket { before: vec![], rows: rows.clone(), later: None, after: vec![sample], asked: BootTime(boot / 2), clock });
                 windows.close_without_samples(&rows, clock, clock);
                 windows.fail(clock, UnobservedReason::DriverError);
             }
