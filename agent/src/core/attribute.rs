@@ -84,9 +84,15 @@ const READINGS: usize = 8;
 /// A reading says nothing of a time that is later than it by more than this.
 const READING_HOLDS: Nanos = Nanos::from_secs(60);
 
-/// Who was on a GPU, reading after reading of its process lists.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Users(VecDeque<(BootTime, BTreeSet<Option<Owner>>)>);
+/// What a GPU's process lists said, reading after reading, the newest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Readings<T>(VecDeque<(BootTime, BTreeSet<T>)>);
+
+impl<T> Default for Readings<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
 
 /// Of whom there is none, or more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,35 +101,43 @@ enum NotOne {
     Several,
 }
 
-impl Users {
-    fn observe(&mut self, at: BootTime, users: BTreeSet<Option<Owner>>) {
-        self.0.push_front((at, users));
+impl<T> Readings<T> {
+    fn observe(&mut self, at: BootTime, listed: BTreeSet<T>) {
+        self.0.push_front((at, listed));
         self.0.truncate(READINGS);
     }
 
-    /// The one owner of all who were listed in the reading before `from` and in all later ones up to
-    /// the first that is not before `to`. A process whose owner is not known is somebody else's.
+    fn newest(&self) -> Option<&BTreeSet<T>> {
+        self.0.front().map(|(_, listed)| listed)
+    }
+
+    /// The reading before `from` and all later ones up to the first that is not before `to`.
+    fn around(
+        &self,
+        from: BootTime,
+        to: BootTime,
+    ) -> impl Iterator<Item = &(BootTime, BTreeSet<T>)> {
+        let before = self.0.iter().position(|(at, _)| *at <= from);
+        let until_before = self.0.iter().take(before.map_or(READINGS, |last| last + 1));
+        let relevant = until_before.enumerate().filter(move |(index, _)| {
+            let next = self.0.get(index + 1);
+            next.is_none_or(|(earlier, _)| *earlier < to)
+        });
+        relevant.map(|(_, reading)| reading)
+    }
+}
+
+impl Readings<Option<Owner>> {
+    /// The one owner of all who were listed around a time. A process whose owner is not known is
+    /// somebody else's.
     fn only(&self, from: BootTime, to: BootTime) -> Result<Owner, NotOne> {
-        let mut found = BTreeSet::new();
-        for (index, (at, users)) in self.0.iter().enumerate() {
-            let next_is_late_enough = self
-                .0
-                .get(index + 1)
-                .is_some_and(|(earlier, _)| *earlier >= to);
-            if next_is_late_enough {
-                continue;
-            }
-            if from.since(*at) <= READING_HOLDS {
-                found.extend(users.iter().cloned());
-            }
-            if *at <= from {
-                break;
-            }
-        }
+        let recent = |(at, _): &&(BootTime, _)| from.since(*at) <= READING_HOLDS;
+        let recent = self.around(from, to).filter(recent);
+        let found: BTreeSet<_> = recent.flat_map(|(_, listed)| listed).collect();
         let mut found = found.into_iter();
         match (found.next(), found.next()) {
             (None, _) => Err(NotOne::Nobody),
-            (Some(Some(owner)), None) => Ok(owner),
+            (Some(Some(owner)), None) => Ok(owner.clone()),
             _ => Err(NotOne::Several),
         }
     }
@@ -136,9 +150,9 @@ impl Users {
 /// were listed around the window are one payer's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharing {
-    servers: BTreeSet<Pid>,
-    clients: Users,
-    everyone: Users,
+    servers: Readings<Pid>,
+    clients: Readings<Option<Owner>>,
+    everyone: Readings<Option<Owner>>,
     /// The process that was alone in the latest lists.
     alone: Option<Pid>,
 }
@@ -164,7 +178,10 @@ impl Sharing {
                 }
                 MpsRole::Server => true,
                 MpsRole::NamedServer => matches!(owner, Some(Owner::Host(_))),
-                MpsRole::None => self.servers.contains(&process.pid),
+                MpsRole::None => self
+                    .servers
+                    .newest()
+                    .is_some_and(|servers| servers.contains(&process.pid)),
             };
             if is_server {
                 servers.insert(process.pid);
@@ -176,7 +193,7 @@ impl Sharing {
             [process] => Some(process.pid),
             _ => None,
         };
-        self.servers = servers;
+        self.servers.observe(at, servers);
         self.clients.observe(at, clients);
         self.everyone.observe(at, everyone);
     }
@@ -190,7 +207,9 @@ impl Sharing {
         to: BootTime,
     ) -> Option<Result<Owner, UnattributedReason>> {
         let only = || self.clients.only(from, to);
-        let is_server = self.servers.contains(&pid);
+        // Also one that has ended since: its last window is booked later than that.
+        let mut readings = self.servers.around(from, to);
+        let is_server = readings.any(|(_, servers)| servers.contains(&pid));
         is_server.then(|| only().map_err(|_| UnattributedReason::MpsServer))
     }
 
@@ -463,9 +482,15 @@ mod tests {
                 [nobody(), None],
             ),
             (
-                "when the server is gone",
+                "before the server went",
                 &[one, &[(12, none)]],
                 (11, 12),
+                [Some(a()), None],
+            ),
+            (
+                "when the server is gone",
+                &[one, &[(12, none)]],
+                (16, 17),
                 [None, None],
             ),
             (
