@@ -814,6 +814,25 @@ fn instances_are_gpus_of_their_own_and_measured_where_that_can_be() {
                 assert_eq!((&pids[..], lists.memory_used), (&both[..], Some(128 * MIB)));
                 assert!(agent.lists(&uuid(2)).await.processes.is_empty());
 
+                // Whoever cannot ask whether it is divided anew goes on with what there was.
+                let untold = Fault::Fail {
+                    call: "nvmlDeviceGetMigMode".to_owned(),
+                    code: 999,
+                };
+                let untold = rig.scenario.inject(None, untold).unwrap();
+                let mut watched = Nanos::ZERO;
+                while watched < Nanos::from_secs(6) {
+                    match agent.next().await {
+                        Input::Window(window) if window.gpu.as_str() == uuid(2) => {
+                            assert_eq!(window.unobserved, [], "{window:?}");
+                            watched += window.end.since(window.start);
+                        }
+                        Input::Gpus(gpus) => panic!("listed anew: {gpus:?}"),
+                        _ => {}
+                    }
+                }
+                rig.scenario.clear(untold).unwrap();
+
                 // Divided anew: one stays, one has another's UUID, the others are gone.
                 for job in jobs {
                     rig.scenario.stop(job).unwrap();

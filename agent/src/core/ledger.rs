@@ -396,6 +396,10 @@ impl Ledger {
             }
         }
         let book = &mut self.books[at];
+        debug_assert!(
+            book.through.is_none_or(|through| through <= window.start),
+            "windows tile: one that begins before the last one's end bills time twice: {window:?}"
+        );
         let elapsed = window.end.since(window.start);
         book.elapsed += elapsed;
         book.busy += window.busy;

@@ -75,7 +75,11 @@ impl Beat {
         *self = Self::default();
     }
 
-    /// The time between two samples, in nanoseconds.
+    /// The time between two samples, where it is known.
+    pub(super) fn period(&self) -> Option<Nanos> {
+        self.period_ns().map(Nanos)
+    }
+
     fn period_ns(&self) -> Option<u64> {
         let fits = |period: u64| {
             let (mut sum, mut count) = (0, 0);

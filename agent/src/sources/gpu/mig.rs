@@ -22,6 +22,7 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::calls::Watchdog;
 use super::device::Trouble;
+use super::library::{Fault, fault};
 use super::raw;
 use crate::core::input::{GpuInfo, MigInfo};
 use crate::core::model::{Clock, GpuUuid};
@@ -32,10 +33,19 @@ const METRIC: GpmMetricId = GpmMetricId::GraphicsUtil;
 /// Floating point leaves a little above the whole; more than this is no percent.
 const MOST_PERCENT: f64 = 101.0;
 
-/// Whether a GPU is divided. One that has no such mode is not.
-pub(super) fn is_divided(device: &Device<'_>, gpu: &GpuUuid, watchdog: &Watchdog) -> bool {
+/// Whether a GPU is divided. One that has no such mode is not; one that could not be asked may be
+/// either.
+pub(super) fn is_divided(
+    device: &Device<'_>,
+    gpu: &GpuUuid,
+    watchdog: &Watchdog,
+) -> Result<bool, NvmlError> {
     let mode = watchdog.call("nvmlDeviceGetMigMode", Some(gpu), || device.mig_mode());
-    mode.is_ok_and(|mode| mode.current == 1)
+    match mode {
+        Ok(mode) => Ok(mode.current == 1),
+        Err(error) if fault(&error) == Fault::Unsupported => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// One instance, as NVML lists it.

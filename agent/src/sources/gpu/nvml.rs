@@ -46,7 +46,7 @@ use super::library::{Fault, Library, OpenError};
 use super::lists;
 use super::mig::{self, Activity};
 pub use super::window::Cursor;
-use crate::core::input::{GpuInfo, GpuProcesses, Input, SourceHealth};
+use crate::core::input::{GpuInfo, GpuProcesses, GpuWindow, Input, SourceHealth};
 use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, SourceState};
 use crate::sources::clock;
 
@@ -372,6 +372,7 @@ impl Source {
                 "process lists of this driver are unreadable and left out"
             );
         }
+        let lists_readable = lists_readable && self.namespace.is_none();
         let mut lists_at = Instant::now();
         let mut lists_earliest = lists_at;
         let mut reopen_at = None;
@@ -489,9 +490,13 @@ impl Source {
                 }
                 gpu.has_energy = true;
             } else {
+                // It is where the agent before this one stopped, and gone on from once: what is made
+                // anew under the same UUID begins now.
                 let mut cursors = self.config.cursors.iter();
-                let cursor = cursors.find(|cursor| cursor.gpu == info.uuid);
-                let (gpu, lost) = Gpu::first_sight(&open.device, info, &self.watchdog, cursor);
+                let cursor = cursors.position(|cursor| cursor.gpu == info.uuid);
+                let cursor = cursor.map(|at| self.config.cursors.swap_remove(at));
+                let (gpu, lost) =
+                    Gpu::first_sight(&open.device, info, &self.watchdog, cursor.as_ref());
                 self.gpus.insert(info.uuid.clone(), gpu);
                 lost_before.extend(lost);
             }
@@ -532,7 +537,7 @@ impl Source {
     ) -> Result<(), NvmlError> {
         let (device, info) = self.identify(library, index)?;
         let uuid = info.uuid.clone();
-        if !mig::is_divided(&device, &uuid, &self.watchdog) {
+        if !mig::is_divided(&device, &uuid, &self.watchdog)? {
             let role = Role::Whole;
             devices.push((Open { device, uuid, role }, info));
             return Ok(());
@@ -569,11 +574,10 @@ impl Source {
                 Role::Divided => true,
                 Role::Instance(_) => return false,
             };
-            if mig::is_divided(&open.device, &open.uuid, &self.watchdog) != divided {
-                return true;
-            }
-            if !divided {
-                return false;
+            match mig::is_divided(&open.device, &open.uuid, &self.watchdog) {
+                Ok(now) if now != divided => return true,
+                Ok(true) => {}
+                Ok(false) | Err(_) => return false,
             }
             let of_it = |gpu: &&Gpu| {
                 let mig = gpu.info.mig.as_ref();
@@ -642,9 +646,21 @@ impl Source {
         };
         if let Some(window) = window {
             gpu.accounting.credit(&window.credits);
-            self.send(Input::Window(window)).await?;
+            self.send(Input::Window(self.billable(window))).await?;
         }
         Ok(())
+    }
+
+    /// A window as it can be billed. In another pid namespace than the initial one the driver's pids are
+    /// a mix of this one's and the host's: nobody can be billed by them.
+    fn billable(&self, mut window: GpuWindow) -> GpuWindow {
+        if self.namespace.is_some() {
+            window.no_row = window.busy;
+            window.below_resolution = Nanos::ZERO;
+            window.credits.clear();
+            window.engines.clear();
+        }
+        window
     }
 
     /// Asks the driver's own accounting about the dead, where it is on. It is a check, and what fails
@@ -657,7 +673,7 @@ impl Source {
         if !matches!(open.role, Role::Whole) {
             return Ok(()); // There is none under MIG.
         }
-        let (period, through) = (gpu.windows.period(), gpu.windows.cursor_us());
+        let (period, through) = (gpu.windows.process_period(), gpu.windows.cursor_us());
         let accounting = &mut gpu.accounting;
         match accounting.read(device, uuid, period, through, &self.watchdog) {
             Ok(dead) => {
@@ -676,6 +692,7 @@ impl Source {
     /// with the session.
     fn last_windows(&mut self, library: &Library) {
         let whole = |gpu: &&mut Gpu| gpu.open && gpu.info.mig.is_none();
+        let mut windows = Vec::new();
         for gpu in self.gpus.values_mut().filter(whole) {
             let uuid = gpu.info.uuid.clone();
             let device = self
@@ -683,13 +700,12 @@ impl Source {
                 .call("nvmlDeviceGetHandleByUUID", Some(&uuid), || {
                     library.nvml().device_by_uuid(uuid.as_str())
                 });
-            let window = device
-                .ok()
-                .and_then(|device| gpu.poll(&device, &self.watchdog));
-            if let Some(window) = window {
-                // A core that stopped first, or is behind, must not hold up the end.
-                let _ = self.out.try_send(Input::Window(window));
-            }
+            let device = device.ok();
+            windows.extend(device.and_then(|device| gpu.poll(&device, &self.watchdog)));
+        }
+        for window in windows {
+            // A core that stopped first, or is behind, must not hold up the end.
+            let _ = self.out.try_send(Input::Window(self.billable(window)));
         }
     }
 

@@ -124,11 +124,11 @@ fn instances(
     uuid: &GpuUuid,
     watchdog: &Watchdog,
 ) -> Option<Vec<(Arc<str>, bool)>> {
-    if !mig::is_divided(device, uuid, watchdog) {
+    // What cannot be asked is told of by the agent's source, which tries again.
+    if !mig::is_divided(device, uuid, watchdog).unwrap_or(false) {
         return None;
     }
     let total = device.memory_info().ok().map(|memory| memory.total);
-    // Those that cannot be asked are told of by the agent's source, which tries again.
     let instances = mig::instances(nvml, device, uuid, total, watchdog).unwrap_or_default();
     let told = instances
         .into_iter()

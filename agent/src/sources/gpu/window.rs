@@ -487,6 +487,12 @@ impl Windows {
         self.off_beat > 0
     }
 
+    /// The time between two samples of processes.
+    pub(super) fn process_period(&self) -> Nanos {
+        let own = self.is_off_beat().then(|| self.beat.period());
+        own.flatten().unwrap_or_else(|| self.period())
+    }
+
     /// Whether the driver may have sampled its processes between two moments of the wall clock, so that
     /// two answers need not be about the same samples.
     pub(super) fn is_torn_within(&self, from: Clock, to: Clock) -> bool {
