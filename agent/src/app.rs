@@ -896,6 +896,9 @@ mod tests {
     #[test]
     fn the_defaults_of_the_sources_are_those_of_the_configuration() {
         let config = Config::default();
+        let docker = docker::Config::default();
+        assert_eq!(config.docker.sockets, docker.sockets);
+        assert_eq!(config.docker.timeout.0, docker.timeout);
         let cri = cri::Config::default();
         assert_eq!(config.cri.sockets, cri.sockets);
         assert_eq!(config.cri.timeout.0, cri.timeout);

@@ -203,7 +203,7 @@ impl Default for Gpu {
 pub struct Docker {
     /// Whether it is asked at all.
     pub enabled: bool,
-    /// Its sockets; those that are not there are looked for again.
+    /// Its sockets, all of which are asked; those that are not there are looked for again.
     pub sockets: Vec<PathBuf>,
     /// How long a call may take.
     pub timeout: Span,
@@ -213,7 +213,10 @@ impl Default for Docker {
     fn default() -> Self {
         Self {
             enabled: true,
-            sockets: vec!["/var/run/docker.sock".into()],
+            // Where the Docker Engine and Podman listen.
+            sockets: ["/var/run/docker.sock", "/run/podman/podman.sock"]
+                .map(PathBuf::from)
+                .to_vec(),
             timeout: Span::secs(5),
         }
     }

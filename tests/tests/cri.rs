@@ -592,7 +592,7 @@ fn an_image_is_called_what_its_user_wrote_as_far_as_any_answer_knows() {
                 },
             ),
         ]),
-        events: None,
+        ..Canned::default()
     };
     let root = root();
     let socket = root.path().join("crio.sock");
@@ -664,6 +664,38 @@ fn events_name_a_container_that_no_list_has() {
     send(api::ContainerEventType::ContainerDeletedEvent);
     source.removed(&id('1'));
     assert!(source.counters.events.load(Ordering::Relaxed) >= 1);
+    source.stop();
+}
+
+#[test]
+fn a_socket_that_hangs_is_told_of_while_another_runtime_answers() {
+    let root = root();
+    let path = |name: &str| -> PathBuf { root.path().join(name) };
+    let canned = Canned {
+        sandboxes: vec![sandbox('1')],
+        ..Canned::default()
+    };
+    let _server = serve(canned, &path("a"));
+    impostor(&path("b"), b"");
+    let mut source = Source::with(Config {
+        timeout: Duration::from_millis(500),
+        ..config(&[&path("a"), &path("b")])
+    });
+    source.found(&id('1'));
+    let health = source.health("down");
+    assert_eq!(*health.place, *path("b").to_string_lossy());
+    let SourceState::Down { class, reason, .. } = &health.state else {
+        unreachable!("it is down");
+    };
+    assert_eq!(&**class, "timeout", "{reason}");
+    let words = format!(
+        "version: no answer within 500ms; up: {}",
+        path("a").display()
+    );
+    assert_eq!(**reason, *words);
+    // The other one still answers.
+    source.look_up(&id('1'));
+    source.found(&id('1'));
     source.stop();
 }
 

@@ -25,11 +25,10 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, TryFutureExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::grpc::{self, Fault, MAX_ANSWER};
 use super::proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -38,13 +37,14 @@ use super::proto::cri::{
     ContainerStatusRequest, GetEventsRequest, ImageSpec, ListContainersRequest,
     ListPodSandboxRequest, PodSandbox, PodSandboxFilter, PodSandboxMetadata, VersionRequest,
 };
-use super::retry::{Backoff, Socket, every};
+use super::retry::every;
+use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, clean, clean_labels, clean_name, kubernetes_names};
+use super::{Counters, clean_labels, clean_name, kubernetes_names};
 use crate::core::input::{
-    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames, SourceHealth,
+    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
 };
-use crate::core::model::{Clock, ContainerId, NONE, Nanos, POD_ITSELF, SourceId, SourceState};
+use crate::core::model::{Clock, ContainerId, NONE, POD_ITSELF, SourceId, SourceState};
 
 /// Where containerd, CRI-O (also OpenShift's), k3s and RKE2, and MicroK8s listen.
 pub const DEFAULT_SOCKETS: [&str; 6] = [
@@ -56,8 +56,6 @@ pub const DEFAULT_SOCKETS: [&str; 6] = [
     "/run/cri-dockerd.sock",
 ];
 
-/// How long a session has to last for the waits to begin anew.
-const SETTLED: Duration = Duration::from_secs(10);
 /// The first list is repeated so soon: a container may have started after it and before the runtime
 /// took the request for events.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
@@ -65,10 +63,6 @@ const LIST_AGAIN: Duration = Duration::from_secs(1);
 const MAX_IN_FLIGHT: usize = 4;
 /// Containers and sandboxes remembered, per runtime. Beyond it each list passes them on again.
 const MAX_ANNOUNCED: usize = 16_384;
-/// Lookups on their way to one runtime; what finds no room is counted, and the core asks again.
-const LOOKUPS: usize = 256;
-/// Reports on their way from the runtimes: each waits until its report is taken.
-const REPORTS: usize = 8;
 /// Where runtimes keep an image's name if they call the image by its digest.
 const IMAGE_ANNOTATIONS: [&str; 2] = [
     "io.kubernetes.cri.image-name",
@@ -118,130 +112,26 @@ pub async fn run(
     lookups: mpsc::Receiver<ContainerId>,
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) {
-    tokio::select! {
-        // Both a `true` and a dropped sender mean the end.
-        _ = shutdown.wait_for(|stop| *stop) => {}
-        Closed = oversee(config, counters, lookups, out, clock) => {}
-    }
-}
-
-/// Nobody reads the observations any more.
-struct Closed;
-
-/// What one socket is doing.
-struct Report {
-    member: usize,
-    state: SourceState,
-}
-
-/// One socket, as the source's state is made from it.
-struct Member {
-    path: Arc<str>,
-    state: SourceState,
-    /// Whether it has ever been up.
-    was_up: bool,
-}
-
-/// Starts a follower for each socket, hands lookups to all of them, and makes one state of theirs.
-/// Ends when nobody reads `out` any more, and its followers with it.
-async fn oversee(
-    config: Config,
-    counters: Arc<Counters>,
-    lookups: mpsc::Receiver<ContainerId>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-) -> Closed {
-    let (reports, mut reported) = mpsc::channel(REPORTS);
-    let mut followers = JoinSet::new();
-    let mut asked = Vec::new();
-    let mut members = Vec::new();
-    for (member, path) in config.sockets.iter().enumerate() {
-        let (ask, lookups) = mpsc::channel(LOOKUPS);
-        let mut follower = Follower {
-            member,
-            path: path.clone(),
-            before: config.sockets[..member].to_vec(),
-            config: config.clone(),
-            counters: Arc::clone(&counters),
-            lookups: Some(lookups),
-            out: out.clone(),
-            reports: reports.clone(),
-            clock,
-            wanted: Wanted::default(),
-            announced: HashSet::new(),
-            sandboxes: Arc::default(),
-            state: None,
-            seen: false,
-            was_up: false,
-        };
-        followers.spawn(async move { follower.follow().await });
-        asked.push(ask);
-        members.push(Member {
-            path: path.to_string_lossy().as_ref().into(),
-            state: SourceState::Absent,
-            was_up: false,
-        });
-    }
-
-    let mut lookups = Some(lookups);
-    let mut health = None::<SourceHealth>;
-    loop {
-        tokio::select! {
-            () = out.closed() => return Closed,
-            Some(report) = reported.recv() => {
-                if let Some(member) = members.get_mut(report.member) {
-                    member.was_up |= report.state == SourceState::Up;
-                    member.state = report.state;
-                }
-                let (state, place) = together(&members);
-                let since = health.as_ref().filter(|h| h.state.as_str() == state.as_str());
-                let now = SourceHealth {
-                    source: SourceId::Cri,
-                    since: since.map_or_else(|| clock().boot, |h| h.since),
-                    state,
-                    place,
-                };
-                if health.as_ref() != Some(&now) {
-                    health = Some(now.clone());
-                    if out.send(Input::Health(now)).await.is_err() {
-                        return Closed;
-                    }
-                }
-            }
-            id = receive(&mut lookups) => match id {
-                Some(id) => for ask in &asked {
-                    if ask.try_send(id.clone()).is_err() {
-                        Counters::count(&counters.lookups_refused);
-                    }
-                },
-                None => {
-                    lookups = None;
-                    asked.clear();
-                }
-            },
-        }
-    }
-}
-
-/// The state of all sockets together. One that has answered and does not any more makes the source
-/// down, since its containers go without names; one that never has does so only if none is up.
-fn together(members: &[Member]) -> (SourceState, Arc<str>) {
-    let is_down = |member: &&Member| matches!(member.state, SourceState::Down { .. });
-    let is_up = |member: &&Member| member.state == SourceState::Up;
-    let down = members.iter().filter(is_down);
-    if let Some(lost) = down.clone().find(|member| member.was_up) {
-        return (lost.state.clone(), Arc::clone(&lost.path));
-    }
-    let up: Vec<&str> = members.iter().filter(is_up).map(|m| &*m.path).collect();
-    if !up.is_empty() {
-        return (SourceState::Up, up.join(" ").into());
-    }
-    match down.clone().next().or(members.first()) {
-        Some(member) => (member.state.clone(), Arc::clone(&member.path)),
-        None => (SourceState::Absent, "".into()),
-    }
+    let pace = Pace {
+        retry_max: config.retry_max,
+        look_interval: config.look_interval,
+    };
+    let wires = Wires {
+        counters,
+        questions: lookups,
+        out,
+        clock,
+    };
+    let begin = |seat| Runtime {
+        seat,
+        config: config.clone(),
+        wanted: Wanted::default(),
+        announced: HashSet::new(),
+        sandboxes: Arc::default(),
+    };
+    sockets::run(SourceId::Cri, &config.sockets, pace, wires, shutdown, begin).await;
 }
 
 /// What a sandbox says of its pod.
@@ -262,128 +152,42 @@ type Client = RuntimeServiceClient<Channel>;
 type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
 /// One socket's runtime.
-struct Follower {
-    member: usize,
-    path: PathBuf,
-    /// Paths that others follow; the same socket under one of them is theirs.
-    before: Vec<PathBuf>,
+struct Runtime {
+    seat: Seat<ContainerId>,
     config: Config,
-    counters: Arc<Counters>,
-    /// Gone once its other end is.
-    lookups: Option<mpsc::Receiver<ContainerId>>,
-    out: mpsc::Sender<Input>,
-    reports: mpsc::Sender<Report>,
-    clock: fn() -> Clock,
     wanted: Wanted,
     /// Containers and sandboxes that the runtime has told about and not removed since.
     announced: HashSet<ContainerId>,
     /// By id, as last listed.
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
-    state: Option<SourceState>,
-    /// Whether there has ever been a socket.
-    seen: bool,
-    /// Whether a runtime has ever answered on it.
-    was_up: bool,
 }
 
-impl Follower {
-    async fn follow(&mut self) -> Closed {
-        let mut retry = Backoff::default();
-        loop {
-            if let Err(closed) = self.attempt(&mut retry).await {
-                return closed;
-            }
-        }
+impl Follower for Runtime {
+    type Question = ContainerId;
+    type Fault = Fault;
+
+    fn seat(&mut self) -> &mut Seat<ContainerId> {
+        &mut self.seat
     }
 
-    /// The socket, unless another path leads to it too.
-    fn look(&self) -> Result<Option<Socket>, Fault> {
-        let Some(socket) = grpc::look(&self.path)? else {
-            return Ok(None);
-        };
-        let is_anothers = self.before.iter().any(|path| {
-            grpc::look(path).is_ok_and(|other| other.is_some_and(|o| o.is_same_file(&socket)))
-        });
-        Ok((!is_anothers).then_some(socket))
-    }
-
-    /// One session, and the wait after it.
-    async fn attempt(&mut self, retry: &mut Backoff) -> Result<(), Closed> {
-        let (socket, fault) = match self.look() {
-            Ok(Some(socket)) => {
-                let (begun, mut was_up) = (Instant::now(), false);
-                let fault = self.session(&mut was_up).await?;
-                self.wanted.call_back();
-                if was_up && begun.elapsed() >= SETTLED {
-                    retry.reset();
-                }
-                self.was_up |= was_up;
-                fault.count(&self.counters);
-                (Some(socket), Some(fault))
-            }
-            Ok(None) if self.seen && self.was_up => {
-                let fault = Fault::Vanished(self.path.display().to_string());
-                (None, Some(fault))
-            }
-            Ok(None) => (None, None),
-            Err(fault) => (None, Some(fault)),
-        };
-        self.seen |= socket.is_some();
-        let wait = match fault {
-            // As good as absent: nobody here has ever offered this interface.
-            Some(fault) if fault.is_unimplemented() && !self.was_up => {
-                if self.state != Some(SourceState::Absent) {
-                    info!(place = %self.path.display(), %fault, "cri: not offered here");
-                }
-                self.report(SourceState::Absent).await?;
-                self.config.retry_max
-            }
-            Some(fault) => {
-                let wait = match &fault {
-                    Fault::Vanished(_) => self.config.look_interval,
-                    _ => retry.next(self.config.retry_max),
-                };
-                self.down(&fault, wait).await?;
-                wait
-            }
-            None => {
-                self.report(SourceState::Absent).await?;
-                self.config.look_interval
-            }
-        };
-        if self.wait(wait, socket.as_ref()).await {
-            retry.reset();
-        }
-        Ok(())
-    }
-
-    /// Waits, and takes lookups meanwhile. True if it ended early since another socket is there now
-    /// than `before`.
-    async fn wait(&mut self, span: Duration, before: Option<&Socket>) -> bool {
-        let end = Instant::now() + span;
-        let mut look = every(self.config.look_interval);
-        loop {
-            tokio::select! {
-                () = sleep_until(end) => return false,
-                _ = look.tick() => {
-                    if matches!(self.look(), Ok(Some(now)) if Some(&now) != before) {
-                        return true;
-                    }
-                }
-                id = receive(&mut self.lookups) => self.look_up(id),
-            }
-        }
-    }
-
-    /// Talks to one runtime until it cannot be talked to any more.
     async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
-        let client = match grpc::connect(&self.path, self.config.timeout).await {
+        let fault = self.talk(was_up).await?;
+        self.wanted.call_back();
+        fault.count(&self.seat.counters);
+        Ok(fault)
+    }
+}
+
+impl Runtime {
+    /// Talks to the runtime until it cannot be talked to any more.
+    async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+        let client = match grpc::connect(&self.seat.path, self.config.timeout).await {
             Ok(channel) => Client::new(channel).max_decoding_message_size(MAX_ANSWER),
             Err(fault) => return Ok(fault),
         };
         let request = async { client.clone().version(VersionRequest::default()).await };
         let limit = self.config.timeout;
-        match grpc::first_call("version", limit, &self.counters, request).await {
+        match grpc::first_call("version", limit, &self.seat.counters, request).await {
             Ok(it) => {
                 debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers")
             }
@@ -405,7 +209,7 @@ impl Follower {
             return Ok(fault);
         }
         *was_up = true;
-        self.report(SourceState::Up).await?;
+        self.seat.report(SourceState::Up).await?;
 
         let mut has_events = true;
         let mut list_at = Instant::now() + LIST_AGAIN.min(self.config.list_interval);
@@ -438,7 +242,7 @@ impl Follower {
                     Ok(answer) => self.on_answer(id, answer).await?,
                     Err(fault) => return Ok(fault),
                 },
-                id = receive(&mut self.lookups) => self.look_up(id),
+                id = receive(&mut self.seat.questions) => self.look_up(id),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // These two are awaited in place: without an answer the session is over anyway.
                 () = sleep_until(list_at) => {
@@ -473,7 +277,7 @@ impl Follower {
         name: &'static str,
         request: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Fault> {
-        grpc::call(name, self.config.timeout, &self.counters, request).await
+        grpc::call(name, self.config.timeout, &self.seat.counters, request).await
     }
 
     /// Takes what the stream of events brought. Whether it goes on; a runtime without events is
@@ -493,13 +297,13 @@ impl Follower {
                 if fault.is_unimplemented() {
                     *has_events = false;
                 } else if fault.is_an_answer() {
-                    Counters::count(&self.counters.invalid_replies);
-                    warn!(place = %self.path.display(), %fault, "cri: events ended");
+                    Counters::count(&self.seat.counters.invalid_replies);
+                    warn!(place = %self.seat.path.display(), %fault, "cri: events ended");
                 } else {
                     return Ok(Err(fault));
                 }
             }
-            None => debug!(place = %self.path.display(), "cri: events ended"),
+            None => debug!(place = %self.seat.path.display(), "cri: events ended"),
         }
         Ok(Ok(false))
     }
@@ -524,7 +328,7 @@ impl Follower {
         self.sandboxes = Arc::default();
         for sandbox in sandboxes {
             let Some(id) = container_id(&sandbox.id) else {
-                Counters::count(&self.counters.invalid_replies);
+                Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
             gone.remove(&id);
@@ -532,13 +336,13 @@ impl Follower {
             if known.contains(&id) {
                 self.note(id);
             } else {
-                self.found(sandbox_identity(&id, &sandbox, &self.counters))
+                self.found(sandbox_identity(&id, &sandbox, &self.seat.counters))
                     .await?;
             }
         }
         for container in containers {
             let Some(id) = container_id(&container.id) else {
-                Counters::count(&self.counters.invalid_replies);
+                Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
             gone.remove(&id);
@@ -550,7 +354,7 @@ impl Follower {
             } else {
                 let sandbox = self.sandboxes.get(&container.pod_sandbox_id).cloned();
                 let facts = Facts::listed(&container);
-                let identity = facts.identity(&id, sandbox.as_deref(), &self.counters);
+                let identity = facts.identity(&id, sandbox.as_deref(), &self.seat.counters);
                 self.found(identity).await?;
             }
         }
@@ -573,9 +377,9 @@ impl Follower {
     }
 
     async fn on_event(&mut self, event: ContainerEventResponse) -> Result<(), Closed> {
-        Counters::count(&self.counters.events);
+        Counters::count(&self.seat.counters.events);
         let Some(id) = container_id(&event.container_id) else {
-            Counters::count(&self.counters.invalid_replies);
+            Counters::count(&self.seat.counters.invalid_replies);
             return Ok(());
         };
         match event.container_event_type() {
@@ -595,7 +399,7 @@ impl Follower {
                     && Facts::alone(status).image().is_some()
                 {
                     let facts = Facts::alone(status);
-                    let identity = facts.identity(&id, Some(sandbox), &self.counters);
+                    let identity = facts.identity(&id, Some(sandbox), &self.seat.counters);
                     return self.found(identity).await;
                 }
                 self.want(id, false);
@@ -621,7 +425,7 @@ impl Follower {
         let lookup = Lookup {
             client,
             limit: self.config.timeout,
-            counters: Arc::clone(&self.counters),
+            counters: Arc::clone(&self.seat.counters),
             // Most lookups are of pods that have been listed.
             sandboxes: Arc::clone(&self.sandboxes),
         };
@@ -653,12 +457,13 @@ impl Follower {
             }
             Answer::Missing(reason) => {
                 if self.wanted.missed(&id, Instant::now()) {
-                    self.send(Input::Identity(IdentityUpdate::NotFound {
-                        source: IdentitySource::Cri,
-                        id,
-                        reason,
-                    }))
-                    .await?;
+                    self.seat
+                        .send(Input::Identity(IdentityUpdate::NotFound {
+                            source: IdentitySource::Cri,
+                            id,
+                            reason,
+                        }))
+                        .await?;
                 }
             }
         }
@@ -673,73 +478,35 @@ impl Follower {
 
     async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
         self.note(identity.id.clone());
-        self.send(Input::Identity(IdentityUpdate::Found(identity)))
+        self.seat
+            .send(Input::Identity(IdentityUpdate::Found(identity)))
             .await
     }
 
     async fn removed(&mut self, id: ContainerId) -> Result<(), Closed> {
         self.announced.remove(&id);
-        self.send(Input::Identity(IdentityUpdate::Removed {
-            source: IdentitySource::Cri,
-            id,
-        }))
-        .await
+        self.seat
+            .send(Input::Identity(IdentityUpdate::Removed {
+                source: IdentitySource::Cri,
+                id,
+            }))
+            .await
     }
 
     fn look_up(&mut self, id: Option<ContainerId>) {
         match id {
             Some(id) => match container_id(id.as_str()) {
                 Some(id) => self.want(id, true),
-                None => Counters::count(&self.counters.lookups_refused),
+                None => Counters::count(&self.seat.counters.lookups_refused),
             },
-            None => self.lookups = None,
+            None => self.seat.questions = None,
         }
     }
 
     fn want(&mut self, id: ContainerId, asked: bool) {
         if !self.wanted.want(id, asked, Instant::now()) {
-            Counters::count(&self.counters.lookups_refused);
+            Counters::count(&self.seat.counters.lookups_refused);
         }
-    }
-
-    async fn down(&mut self, fault: &Fault, wait: Duration) -> Result<(), Closed> {
-        let wait = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-        let state = SourceState::Down {
-            class: fault.class().into(),
-            reason: clean(&fault.to_string(), &self.counters),
-            next_retry: Some((self.clock)().boot.plus(wait)),
-        };
-        self.report(state).await
-    }
-
-    /// Passes on a state if it is news.
-    async fn report(&mut self, state: SourceState) -> Result<(), Closed> {
-        if self.state.as_ref() == Some(&state) {
-            return Ok(());
-        }
-        let is_another = self
-            .state
-            .as_ref()
-            .is_none_or(|before| before.as_str() != state.as_str());
-        if is_another {
-            let place = self.path.display();
-            match &state {
-                SourceState::Down { class, reason, .. } => {
-                    warn!(%place, %class, %reason, "cri: down");
-                }
-                _ => info!(%place, state = state.as_str(), "cri"),
-            }
-        }
-        self.state = Some(state.clone());
-        let report = Report {
-            member: self.member,
-            state,
-        };
-        self.reports.send(report).await.map_err(|_| Closed)
-    }
-
-    async fn send(&self, input: Input) -> Result<(), Closed> {
-        self.out.send(input).await.map_err(|_| Closed)
     }
 }
 
