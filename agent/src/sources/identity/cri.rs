@@ -4,11 +4,15 @@
 //! is followed on its own, since a node may have several runtimes (k3s brings its own containerd
 //! beside Docker's); together they are one source with one state.
 //!
-//! A session: a first call, then the stream of events, then lists of containers and sandboxes. Where
-//! a runtime has no events (containerd before 1.7, CRI-O unless told) the lists are repeated soon,
-//! elsewhere seldom, since a stream can lose what a list cannot. What the core looks up is asked for
-//! by its exact id; the interface also answers to the beginning of an id, and such answers are not
-//! taken.
+//! A session: a first call, then, if wanted, the stream of events, then lists of containers and
+//! sandboxes. Without events the lists are repeated soon, with them seldom, since a stream can lose
+//! what a list cannot. What the core looks up is asked for by its exact id; the interface also
+//! answers to the beginning of an id, and such answers are not taken.
+//!
+//! Events are not asked for unless configured. containerd before 2.0 and CRI-O before 1.28 hand each
+//! event to one of their subscribers only, and no answer tells whether a runtime does: a
+//! subscription would take events from a kubelet that lives by them. Nothing is named later without,
+//! since the core asks when the kernel first shows a container.
 //!
 //! A container's names come from its pod's sandbox, as do the pod's own labels. The sandbox's own id
 //! is answered, too, since it has a cgroup: under the pod's names and the container `(pod)`.
@@ -56,6 +60,8 @@ pub const DEFAULT_SOCKETS: [&str; 6] = [
     "/run/cri-dockerd.sock",
 ];
 
+/// A stream of events that lasted so long was one, even if nothing happened meanwhile.
+const LASTING: Duration = Duration::from_secs(10);
 /// The first list is repeated so soon: a container may have started after it and before the runtime
 /// took the request for events.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
@@ -74,13 +80,15 @@ const IMAGE_ANNOTATIONS: [&str; 2] = [
 pub struct Config {
     /// Sockets, all of which are followed. Paths of the same socket count once.
     pub sockets: Vec<PathBuf>,
+    /// Whether to ask for events: only where every runtime hands each of them to every subscriber.
+    pub events: bool,
     /// How long any one request may take.
     pub timeout: Duration,
     /// How often a runtime is asked whether it is still there.
     pub ping_interval: Duration,
-    /// How often everything is listed where a runtime sends no events.
+    /// How often everything is listed without events.
     pub list_interval: Duration,
-    /// How often everything is listed where it does.
+    /// How often everything is listed with them.
     pub relist_interval: Duration,
     /// Longest wait between attempts.
     pub retry_max: Duration,
@@ -92,6 +100,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             sockets: DEFAULT_SOCKETS.map(PathBuf::from).to_vec(),
+            events: false,
             timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(10),
             list_interval: Duration::from_secs(10),
@@ -130,6 +139,7 @@ pub async fn run(
         wanted: Wanted::default(),
         announced: HashSet::new(),
         sandboxes: Arc::default(),
+        has_warned: false,
     };
     sockets::run(SourceId::Cri, &config.sockets, pace, wires, shutdown, begin).await;
 }
@@ -151,6 +161,14 @@ enum Answer {
 type Client = RuntimeServiceClient<Channel>;
 type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
+/// A stream of events.
+struct Subscription {
+    events: Events,
+    begun: Instant,
+    /// Whether it has brought anything.
+    has_delivered: bool,
+}
+
 /// One socket's runtime.
 struct Runtime {
     seat: Seat<ContainerId>,
@@ -160,6 +178,8 @@ struct Runtime {
     announced: HashSet<ContainerId>,
     /// By id, as last listed.
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
+    /// Whether it has been said that events came to an end. Once is enough.
+    has_warned: bool,
 }
 
 impl Follower for Runtime {
@@ -194,11 +214,12 @@ impl Runtime {
             Err(fault) => return Ok(fault),
         }
 
-        // The request is under way before the lists' are. A runtime may send no answer to it before
-        // the first event, so nobody waits for one.
-        let mut events = Some(events(&client));
+        let mut has_events = self.config.events;
+        let mut events = has_events.then(|| Subscription::new(&client));
         let mut early = None;
-        if let Some(events) = &mut events {
+        if let Some(Subscription { events, .. }) = &mut events {
+            // The request is under way before the lists' are. A runtime may send no answer to it
+            // before the first event, so nobody waits for one.
             tokio::select! {
                 biased;
                 event = events.next() => early = Some(event),
@@ -211,18 +232,14 @@ impl Runtime {
         *was_up = true;
         self.seat.report(SourceState::Up).await?;
 
-        let mut has_events = true;
         let mut list_at = Instant::now() + LIST_AGAIN.min(self.config.list_interval);
         let mut ping = every(self.config.ping_interval);
         let mut lookups = FuturesUnordered::new();
         loop {
             if let Some(event) = early.take() {
-                match self.on_stream(event, &mut has_events).await? {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        events = None;
-                        list_at = list_at.min(Instant::now() + self.config.list_interval);
-                    }
+                match self.on_stream(event, &mut events, &mut has_events).await? {
+                    Ok(()) if events.is_some() => {}
+                    Ok(()) => list_at = list_at.min(Instant::now() + self.config.list_interval),
                     Err(fault) => return Ok(fault),
                 }
             }
@@ -250,7 +267,7 @@ impl Runtime {
                         return Ok(fault);
                     }
                     if events.is_none() && has_events {
-                        events = Some(self::events(&client));
+                        events = Some(Subscription::new(&client));
                     }
                     list_at = Instant::now() + if events.is_some() {
                         self.config.relist_interval
@@ -280,32 +297,45 @@ impl Runtime {
         grpc::call(name, self.config.timeout, &self.seat.counters, request).await
     }
 
-    /// Takes what the stream of events brought. Whether it goes on; a runtime without events is
-    /// remembered as such, one whose stream broke is asked for another after the next list.
+    /// Takes what the stream of events brought. One that broke is asked for anew after the next list.
+    /// One that ended at once without having brought anything is taken for the runtime's way of
+    /// saying that it has none, whichever way that is, until the next session.
     async fn on_stream(
         &mut self,
         event: Option<Result<ContainerEventResponse, Status>>,
+        events: &mut Option<Subscription>,
         has_events: &mut bool,
-    ) -> Result<Result<bool, Fault>, Closed> {
-        match event {
+    ) -> Result<Result<(), Fault>, Closed> {
+        let fault = match event {
             Some(Ok(event)) => {
-                self.on_event(event).await?;
-                return Ok(Ok(true));
-            }
-            Some(Err(status)) => {
-                let fault = Fault::call("events", status);
-                if fault.is_unimplemented() {
-                    *has_events = false;
-                } else if fault.is_an_answer() {
-                    Counters::count(&self.seat.counters.invalid_replies);
-                    warn!(place = %self.seat.path.display(), %fault, "cri: events ended");
-                } else {
-                    return Ok(Err(fault));
+                if let Some(events) = events {
+                    events.has_delivered = true;
                 }
+                self.on_event(event).await?;
+                return Ok(Ok(()));
             }
-            None => debug!(place = %self.seat.path.display(), "cri: events ended"),
+            Some(Err(status)) => Some(Fault::call("events", status)),
+            None => None,
+        };
+        let place = self.seat.path.display();
+        if let Some(ended) = events.take() {
+            *has_events &= ended.has_delivered || ended.begun.elapsed() >= LASTING;
         }
-        Ok(Ok(false))
+        match fault {
+            Some(fault) if fault.is_unimplemented() => *has_events = false,
+            Some(fault) if fault.is_an_answer() => {
+                Counters::count(&self.seat.counters.invalid_replies);
+                if self.has_warned {
+                    debug!(%place, %fault, "cri: events ended");
+                } else {
+                    warn!(%place, %fault, "cri: events ended");
+                }
+                self.has_warned = true;
+            }
+            Some(fault) => return Ok(Err(fault)),
+            None => debug!(%place, "cri: events ended"),
+        }
+        Ok(Ok(()))
     }
 
     /// Passes on all that is new, and the disappearance of what is not listed any more.
@@ -510,20 +540,26 @@ impl Runtime {
     }
 }
 
-/// The request for events and then the events, as one.
-fn events(client: &Client) -> Events {
-    let mut client = client.clone();
-    let stream = async move {
-        let reply = client.get_container_events(GetEventsRequest {}).await;
-        reply.map(Response::into_inner)
-    };
-    Box::pin(stream.try_flatten_stream())
+impl Subscription {
+    /// The request for events and then the events, as one.
+    fn new(client: &Client) -> Self {
+        let mut client = client.clone();
+        let stream = async move {
+            let reply = client.get_container_events(GetEventsRequest {}).await;
+            reply.map(Response::into_inner)
+        };
+        Self {
+            events: Box::pin(stream.try_flatten_stream()),
+            begun: Instant::now(),
+            has_delivered: false,
+        }
+    }
 }
 
 /// The next event; none ever where there are none.
-async fn next(events: &mut Option<Events>) -> Option<Result<ContainerEventResponse, Status>> {
+async fn next(events: &mut Option<Subscription>) -> Option<Result<ContainerEventResponse, Status>> {
     match events {
-        Some(events) => events.next().await,
+        Some(subscription) => subscription.events.next().await,
         None => std::future::pending().await,
     }
 }
