@@ -282,6 +282,7 @@ pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Resu
         let cri = cri::run(
             cri::Config {
                 sockets: config.cri.sockets.clone(),
+                events: config.cri.events,
                 timeout: config.cri.timeout.0,
                 ..cri::Config::default()
             },
@@ -896,8 +897,12 @@ mod tests {
     #[test]
     fn the_defaults_of_the_sources_are_those_of_the_configuration() {
         let config = Config::default();
+        let docker = docker::Config::default();
+        assert_eq!(config.docker.sockets, docker.sockets);
+        assert_eq!(config.docker.timeout.0, docker.timeout);
         let cri = cri::Config::default();
         assert_eq!(config.cri.sockets, cri.sockets);
+        assert_eq!(config.cri.events, cri.events);
         assert_eq!(config.cri.timeout.0, cri.timeout);
         let kubelet = pod_resources::Config::default();
         assert_eq!(config.pod_resources.socket, kubelet.socket);

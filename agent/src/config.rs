@@ -203,7 +203,7 @@ impl Default for Gpu {
 pub struct Docker {
     /// Whether it is asked at all.
     pub enabled: bool,
-    /// Its sockets; those that are not there are looked for again.
+    /// Its sockets, all of which are asked; those that are not there are looked for again.
     pub sockets: Vec<PathBuf>,
     /// How long a call may take.
     pub timeout: Span,
@@ -213,7 +213,10 @@ impl Default for Docker {
     fn default() -> Self {
         Self {
             enabled: true,
-            sockets: vec!["/var/run/docker.sock".into()],
+            // Where the Docker Engine and Podman listen.
+            sockets: ["/var/run/docker.sock", "/run/podman/podman.sock"]
+                .map(PathBuf::from)
+                .to_vec(),
             timeout: Span::secs(5),
         }
     }
@@ -227,6 +230,9 @@ pub struct Cri {
     pub enabled: bool,
     /// Its sockets, all of which are asked; those that are not there are looked for again.
     pub sockets: Vec<PathBuf>,
+    /// Whether it is asked for events, too. Runtimes that hand each event to one subscriber only
+    /// (containerd before 2.0, CRI-O before 1.28) would withhold them from the kubelet then.
+    pub events: bool,
     /// How long a call may take.
     pub timeout: Span,
 }
@@ -247,6 +253,7 @@ impl Default for Cri {
             ]
             .map(PathBuf::from)
             .to_vec(),
+            events: false,
             timeout: Span::secs(5),
         }
     }

@@ -2,13 +2,13 @@
 //! what only claims to be a runtime; and against answers of runtimes that cannot be had here, served
 //! over the published interface.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input, SourceHealth};
@@ -19,12 +19,14 @@ use gpuacct::sources::identity::cri::{self, Config};
 use gpuacct_tests::containerd::{Containerd, IMAGE, available};
 use gpuacct_tests::docker;
 use gpuacct_tests::proto::cri as api;
+use gpuacct_tests::proto::cri::runtime_service_client::RuntimeServiceClient;
 use gpuacct_tests::proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use gpuacct_tests::requirement::require;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
+use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
@@ -41,6 +43,7 @@ fn root() -> TempDir {
 fn config(sockets: &[&Path]) -> Config {
     Config {
         sockets: sockets.iter().map(|path| path.to_path_buf()).collect(),
+        events: true,
         timeout: Duration::from_secs(5),
         ping_interval: Duration::from_millis(200),
         list_interval: Duration::from_millis(200),
@@ -143,6 +146,16 @@ impl Source {
             }
             _ => None,
         })
+    }
+
+    /// Waits, and passes over what it says meanwhile, until something holds elsewhere.
+    fn while_it_goes_on(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(std::time::Instant::now() < deadline, "no {what}");
+            while self.inputs.try_recv().is_ok() {}
+            std::thread::yield_now();
+        }
     }
 
     fn removed(&mut self, id: &str) {
@@ -366,6 +379,12 @@ struct Canned {
     statuses: HashMap<String, api::ContainerStatus>,
     /// Absent: it has no events.
     events: Option<tokio::sync::broadcast::Sender<api::ContainerEventResponse>>,
+    /// Whether it says that it has none as any error, instead of `unimplemented`.
+    is_vague: bool,
+    /// How often it was asked for events.
+    subscriptions: Arc<AtomicU64>,
+    /// How often it was asked for containers.
+    lists: Arc<AtomicU64>,
 }
 
 fn no<T>() -> Result<Response<T>, Status> {
@@ -387,6 +406,7 @@ impl RuntimeService for Canned {
         &self,
         request: Request<api::ListContainersRequest>,
     ) -> Result<Response<api::ListContainersResponse>, Status> {
+        self.lists.fetch_add(1, Ordering::Relaxed);
         let wanted = request.into_inner().filter.unwrap_or_default().id;
         // By the beginning of an id, as runtimes do.
         let all = self.containers.lock().await;
@@ -425,8 +445,13 @@ impl RuntimeService for Canned {
         &self,
         _: Request<api::GetEventsRequest>,
     ) -> Result<Response<Events>, Status> {
+        self.subscriptions.fetch_add(1, Ordering::Relaxed);
         let Some(events) = &self.events else {
-            return Err(Status::unimplemented("no events"));
+            return Err(if self.is_vague {
+                Status::unknown("not implemented")
+            } else {
+                Status::unimplemented("no events")
+            });
         };
         let mut events = events.subscribe();
         let (pass, taken) = mpsc::channel(8);
@@ -592,7 +617,7 @@ fn an_image_is_called_what_its_user_wrote_as_far_as_any_answer_knows() {
                 },
             ),
         ]),
-        events: None,
+        ..Canned::default()
     };
     let root = root();
     let socket = root.path().join("crio.sock");
@@ -664,6 +689,83 @@ fn events_name_a_container_that_no_list_has() {
     send(api::ContainerEventType::ContainerDeletedEvent);
     source.removed(&id('1'));
     assert!(source.counters.events.load(Ordering::Relaxed) >= 1);
+    source.stop();
+}
+
+#[test]
+fn a_runtime_that_has_no_events_and_says_so_in_its_own_way_is_asked_once() {
+    let canned = Canned {
+        sandboxes: vec![sandbox('0')],
+        is_vague: true,
+        ..Canned::default()
+    };
+    let (lists, subscriptions) = (Arc::clone(&canned.lists), Arc::clone(&canned.subscriptions));
+    let root = root();
+    let socket = root.path().join("containerd.sock");
+    let _server = serve(canned, &socket);
+    let mut source = Source::following(&[&socket]);
+    source.health("up");
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    source.while_it_goes_on("list", || read(&lists) >= 6);
+    assert_eq!(read(&subscriptions), 1);
+    assert_eq!(read(&source.counters.invalid_replies), 1);
+    assert_eq!(read(&source.counters.disconnects), 0);
+    source.stop();
+}
+
+#[test]
+fn events_are_not_asked_for_unless_configured() {
+    let (events, _) = tokio::sync::broadcast::channel(8);
+    let canned = Canned {
+        sandboxes: vec![sandbox('0')],
+        events: Some(events),
+        ..Canned::default()
+    };
+    let (lists, subscriptions) = (Arc::clone(&canned.lists), Arc::clone(&canned.subscriptions));
+    let root = root();
+    let socket = root.path().join("containerd.sock");
+    let _server = serve(canned, &socket);
+    let mut source = Source::with(Config {
+        events: Config::default().events,
+        ..config(&[&socket])
+    });
+    source.health("up");
+    // What comes after the first list comes soon all the same.
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    source.while_it_goes_on("list", || read(&lists) >= 6);
+    assert_eq!(read(&subscriptions), 0);
+    source.stop();
+}
+
+#[test]
+fn a_socket_that_hangs_is_told_of_while_another_runtime_answers() {
+    let root = root();
+    let path = |name: &str| -> PathBuf { root.path().join(name) };
+    let canned = Canned {
+        sandboxes: vec![sandbox('1')],
+        ..Canned::default()
+    };
+    let _server = serve(canned, &path("a"));
+    impostor(&path("b"), b"");
+    let mut source = Source::with(Config {
+        timeout: Duration::from_millis(500),
+        ..config(&[&path("a"), &path("b")])
+    });
+    source.found(&id('1'));
+    let health = source.health("down");
+    assert_eq!(*health.place, *path("b").to_string_lossy());
+    let SourceState::Down { class, reason, .. } = &health.state else {
+        unreachable!("it is down");
+    };
+    assert_eq!(&**class, "timeout", "{reason}");
+    let words = format!(
+        "version: no answer within 500ms; up: {}",
+        path("a").display()
+    );
+    assert_eq!(**reason, *words);
+    // The other one still answers.
+    source.look_up(&id('1'));
+    source.found(&id('1'));
     source.stop();
 }
 
@@ -789,5 +891,62 @@ fn the_events_of_a_newer_containerd_name_containers_that_no_list_has() {
     source.health("up");
     let after = containerd.run_container(&pod, "after").unwrap();
     check(&source.found(&after), "after");
+    source.stop();
+}
+
+/// Such a containerd hands each event to one of its subscribers.
+#[test]
+fn a_kubelet_that_lives_by_a_containerds_events_gets_all_of_them() {
+    let told = |available: anyhow::Result<PathBuf>| available.map_err(|error| format!("{error:#}"));
+    let Some(tree) = require("docker-new", told(docker::newer())) else {
+        return;
+    };
+    let root = root();
+    let mut containerd = Containerd::start_from(Some(&tree), root.path().join("c")).unwrap();
+    let labels = [("team", "vision")];
+    let pod = containerd.run_pod("ml", "train-0", UID, &labels).unwrap();
+    let mut source = Source::with(Config {
+        events: Config::default().events,
+        ..config(&[&containerd.socket()])
+    });
+    source.found(&pod.sandbox);
+    source.health("up");
+
+    let endpoint = format!("unix://{}", containerd.socket().display());
+    let kubelet = Runtime::new().expect("a runtime");
+    let (taken, mut told) = mpsc::unbounded_channel();
+    kubelet.spawn(async move {
+        let channel = Endpoint::from_shared(endpoint).unwrap().connect().await;
+        let mut client = RuntimeServiceClient::new(channel.unwrap());
+        let events = client.get_container_events(api::GetEventsRequest {}).await;
+        let mut events = events.unwrap().into_inner();
+        while let Ok(Some(event)) = events.message().await {
+            let kind = event.container_event_type();
+            if taken.send((event.container_id, kind)).is_err() {
+                return;
+            }
+        }
+    });
+    // Nobody says when the subscription is made; what happened before it waits for it.
+    let containers: Vec<_> = (0..6)
+        .map(|number| containerd.run_container(&pod, &format!("trainer-{number}")))
+        .collect::<anyhow::Result<_>>()
+        .unwrap();
+    for id in &containers {
+        source.found(id);
+    }
+    let all = async {
+        use api::ContainerEventType::{ContainerCreatedEvent, ContainerStartedEvent};
+        let both = |id: &String| {
+            [ContainerCreatedEvent, ContainerStartedEvent].map(|kind| (id.clone(), kind))
+        };
+        let mut missing: HashSet<_> = containers.iter().flat_map(both).collect();
+        while !missing.is_empty() {
+            missing.remove(&told.recv().await.expect("the stream goes on"));
+        }
+    };
+    kubelet
+        .block_on(async { tokio::time::timeout(PATIENCE, all).await })
+        .expect("both events of each container");
     source.stop();
 }

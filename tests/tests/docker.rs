@@ -45,15 +45,19 @@ struct Source {
     counters: Arc<Counters>,
 }
 
+fn config(sockets: &[&Path]) -> Config {
+    Config {
+        sockets: sockets.iter().map(|path| path.to_path_buf()).collect(),
+        timeout: Duration::from_secs(5),
+        ping_interval: Duration::from_millis(200),
+        retry_max: Duration::from_secs(1),
+        look_interval: Duration::from_millis(50),
+    }
+}
+
 impl Source {
     fn following(socket: &Path) -> Self {
-        Self::with(Config {
-            sockets: vec![socket.to_owned()],
-            timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_millis(200),
-            retry_max: Duration::from_secs(1),
-            look_interval: Duration::from_millis(50),
-        })
+        Self::with(config(&[socket]))
     }
 
     fn with(config: Config) -> Self {
@@ -303,7 +307,7 @@ async fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
     source.health("up").await;
     check_trainer(&source.found(&first).await, "first");
 
-    // Killed: the socket stays and refuses. What is looked up meanwhile is answered afterwards.
+    // Killed: the socket stays and refuses. What is looked up meanwhile is on the list afterwards.
     daemon.kill().unwrap();
     let (class, reason) = source.down().await;
     assert!(
@@ -379,6 +383,49 @@ async fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
     source.health("up").await;
     let late = daemon.run(&trainer("late")).unwrap();
     check_trainer(&source.found(&late).await, "late");
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn podmans_containers_are_known_beside_dockers() {
+    let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
+    let parts = (
+        require("docker", available()),
+        require("podman", told(podman::available())),
+    );
+    let (Some(()), Some(())) = parts else {
+        return;
+    };
+    let root = root();
+    let mut daemon = Dockerd::start(options(&root)).unwrap();
+    let mut podman = Podman::start(root.path().join("p")).unwrap();
+    let sockets = [daemon.socket(), podman.socket()];
+    let of_docker = daemon.run(&ContainerSpec::named("docks")).unwrap();
+    let of_podman = podman.run(&ContainerSpec::named("pods")).unwrap();
+
+    let mut source = Source::with(config(&sockets.each_ref().map(|socket| &**socket)));
+    let mut missing = vec!["docks", "pods"];
+    while !missing.is_empty() {
+        let name = source.until("a name", |input| match input {
+            Input::Identity(IdentityUpdate::Found(found)) => found.name.clone(),
+            _ => None,
+        });
+        let name = name.await;
+        missing.retain(|missing| *missing != &*name);
+    }
+    // What only one of them knows is found, whoever does not know it.
+    for (container, name) in [(&of_docker, "docks"), (&of_podman, "pods")] {
+        source.look_up(&container.id).await;
+        let found = source.found(container).await;
+        assert_eq!(found.name.as_deref(), Some(name));
+    }
+
+    // The loss of one is told of, and the other goes on.
+    podman.stop().unwrap();
+    let health = source.health("down").await;
+    assert_eq!(*health.place, *sockets[1].to_string_lossy());
+    source.look_up(&of_docker.id).await;
+    source.found(&of_docker).await;
     source.stop().await;
 }
 

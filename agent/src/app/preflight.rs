@@ -387,16 +387,18 @@ async fn names(config: &Config) -> Vec<Finding> {
     let mut any = false;
     let limit = config.docker.timeout.0;
     if config.docker.enabled {
-        for path in &config.docker.sockets {
+        for (number, path) in config.docker.sockets.iter().enumerate() {
             let item = format!("docker {}", path.display());
-            findings.push(match look_at_socket(path) {
+            match look_at_socket(path) {
                 Place::Socket => {
                     let answer = greeting::docker(path, limit).await;
                     any |= answer.is_ok();
-                    answered(item, answer)
+                    findings.push(answered(item, answer));
                 }
-                other => other.finding(item, "where Docker does not run"),
-            });
+                // That nobody is at the other places either is no news.
+                Place::Absent if number > 0 => {}
+                other => findings.push(other.finding(item, "where Docker does not run")),
+            }
         }
     }
     let cri = config.cri.enabled.then_some(&config.cri.sockets);

@@ -4,11 +4,15 @@
 //! is followed on its own, since a node may have several runtimes (k3s brings its own containerd
 //! beside Docker's); together they are one source with one state.
 //!
-//! A session: a first call, then the stream of events, then lists of containers and sandboxes. Where
-//! a runtime has no events (containerd before 1.7, CRI-O unless told) the lists are repeated soon,
-//! elsewhere seldom, since a stream can lose what a list cannot. What the core looks up is asked for
-//! by its exact id; the interface also answers to the beginning of an id, and such answers are not
-//! taken.
+//! A session: a first call, then, if wanted, the stream of events, then lists of containers and
+//! sandboxes. Without events the lists are repeated soon, with them seldom, since a stream can lose
+//! what a list cannot. What the core looks up is asked for by its exact id; the interface also
+//! answers to the beginning of an id, and such answers are not taken.
+//!
+//! Events are not asked for unless configured. containerd before 2.0 and CRI-O before 1.28 hand each
+//! event to one of their subscribers only, and no answer tells whether a runtime does: a
+//! subscription would take events from a kubelet that lives by them. Nothing is named later without,
+//! since the core asks when the kernel first shows a container.
 //!
 //! A container's names come from its pod's sandbox, as do the pod's own labels. The sandbox's own id
 //! is answered, too, since it has a cgroup: under the pod's names and the container `(pod)`.
@@ -25,11 +29,10 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, TryFutureExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::grpc::{self, Fault, MAX_ANSWER};
 use super::proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -38,13 +41,14 @@ use super::proto::cri::{
     ContainerStatusRequest, GetEventsRequest, ImageSpec, ListContainersRequest,
     ListPodSandboxRequest, PodSandbox, PodSandboxFilter, PodSandboxMetadata, VersionRequest,
 };
-use super::retry::{Backoff, Socket, every};
+use super::retry::every;
+use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, clean, clean_labels, clean_name, kubernetes_names};
+use super::{Counters, clean_labels, clean_name, kubernetes_names};
 use crate::core::input::{
-    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames, SourceHealth,
+    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
 };
-use crate::core::model::{Clock, ContainerId, NONE, Nanos, POD_ITSELF, SourceId, SourceState};
+use crate::core::model::{Clock, ContainerId, NONE, POD_ITSELF, SourceId, SourceState};
 
 /// Where containerd, CRI-O (also OpenShift's), k3s and RKE2, and MicroK8s listen.
 pub const DEFAULT_SOCKETS: [&str; 6] = [
@@ -56,8 +60,8 @@ pub const DEFAULT_SOCKETS: [&str; 6] = [
     "/run/cri-dockerd.sock",
 ];
 
-/// How long a session has to last for the waits to begin anew.
-const SETTLED: Duration = Duration::from_secs(10);
+/// A stream of events that lasted so long was one, even if nothing happened meanwhile.
+const LASTING: Duration = Duration::from_secs(10);
 /// The first list is repeated so soon: a container may have started after it and before the runtime
 /// took the request for events.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
@@ -65,10 +69,6 @@ const LIST_AGAIN: Duration = Duration::from_secs(1);
 const MAX_IN_FLIGHT: usize = 4;
 /// Containers and sandboxes remembered, per runtime. Beyond it each list passes them on again.
 const MAX_ANNOUNCED: usize = 16_384;
-/// Lookups on their way to one runtime; what finds no room is counted, and the core asks again.
-const LOOKUPS: usize = 256;
-/// Reports on their way from the runtimes: each waits until its report is taken.
-const REPORTS: usize = 8;
 /// Where runtimes keep an image's name if they call the image by its digest.
 const IMAGE_ANNOTATIONS: [&str; 2] = [
     "io.kubernetes.cri.image-name",
@@ -80,13 +80,15 @@ const IMAGE_ANNOTATIONS: [&str; 2] = [
 pub struct Config {
     /// Sockets, all of which are followed. Paths of the same socket count once.
     pub sockets: Vec<PathBuf>,
+    /// Whether to ask for events: only where every runtime hands each of them to every subscriber.
+    pub events: bool,
     /// How long any one request may take.
     pub timeout: Duration,
     /// How often a runtime is asked whether it is still there.
     pub ping_interval: Duration,
-    /// How often everything is listed where a runtime sends no events.
+    /// How often everything is listed without events.
     pub list_interval: Duration,
-    /// How often everything is listed where it does.
+    /// How often everything is listed with them.
     pub relist_interval: Duration,
     /// Longest wait between attempts.
     pub retry_max: Duration,
@@ -98,6 +100,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             sockets: DEFAULT_SOCKETS.map(PathBuf::from).to_vec(),
+            events: false,
             timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(10),
             list_interval: Duration::from_secs(10),
@@ -118,130 +121,27 @@ pub async fn run(
     lookups: mpsc::Receiver<ContainerId>,
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) {
-    tokio::select! {
-        // Both a `true` and a dropped sender mean the end.
-        _ = shutdown.wait_for(|stop| *stop) => {}
-        Closed = oversee(config, counters, lookups, out, clock) => {}
-    }
-}
-
-/// Nobody reads the observations any more.
-struct Closed;
-
-/// What one socket is doing.
-struct Report {
-    member: usize,
-    state: SourceState,
-}
-
-/// One socket, as the source's state is made from it.
-struct Member {
-    path: Arc<str>,
-    state: SourceState,
-    /// Whether it has ever been up.
-    was_up: bool,
-}
-
-/// Starts a follower for each socket, hands lookups to all of them, and makes one state of theirs.
-/// Ends when nobody reads `out` any more, and its followers with it.
-async fn oversee(
-    config: Config,
-    counters: Arc<Counters>,
-    lookups: mpsc::Receiver<ContainerId>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-) -> Closed {
-    let (reports, mut reported) = mpsc::channel(REPORTS);
-    let mut followers = JoinSet::new();
-    let mut asked = Vec::new();
-    let mut members = Vec::new();
-    for (member, path) in config.sockets.iter().enumerate() {
-        let (ask, lookups) = mpsc::channel(LOOKUPS);
-        let mut follower = Follower {
-            member,
-            path: path.clone(),
-            before: config.sockets[..member].to_vec(),
-            config: config.clone(),
-            counters: Arc::clone(&counters),
-            lookups: Some(lookups),
-            out: out.clone(),
-            reports: reports.clone(),
-            clock,
-            wanted: Wanted::default(),
-            announced: HashSet::new(),
-            sandboxes: Arc::default(),
-            state: None,
-            seen: false,
-            was_up: false,
-        };
-        followers.spawn(async move { follower.follow().await });
-        asked.push(ask);
-        members.push(Member {
-            path: path.to_string_lossy().as_ref().into(),
-            state: SourceState::Absent,
-            was_up: false,
-        });
-    }
-
-    let mut lookups = Some(lookups);
-    let mut health = None::<SourceHealth>;
-    loop {
-        tokio::select! {
-            () = out.closed() => return Closed,
-            Some(report) = reported.recv() => {
-                if let Some(member) = members.get_mut(report.member) {
-                    member.was_up |= report.state == SourceState::Up;
-                    member.state = report.state;
-                }
-                let (state, place) = together(&members);
-                let since = health.as_ref().filter(|h| h.state.as_str() == state.as_str());
-                let now = SourceHealth {
-                    source: SourceId::Cri,
-                    since: since.map_or_else(|| clock().boot, |h| h.since),
-                    state,
-                    place,
-                };
-                if health.as_ref() != Some(&now) {
-                    health = Some(now.clone());
-                    if out.send(Input::Health(now)).await.is_err() {
-                        return Closed;
-                    }
-                }
-            }
-            id = receive(&mut lookups) => match id {
-                Some(id) => for ask in &asked {
-                    if ask.try_send(id.clone()).is_err() {
-                        Counters::count(&counters.lookups_refused);
-                    }
-                },
-                None => {
-                    lookups = None;
-                    asked.clear();
-                }
-            },
-        }
-    }
-}
-
-/// The state of all sockets together. One that has answered and does not any more makes the source
-/// down, since its containers go without names; one that never has does so only if none is up.
-fn together(members: &[Member]) -> (SourceState, Arc<str>) {
-    let is_down = |member: &&Member| matches!(member.state, SourceState::Down { .. });
-    let is_up = |member: &&Member| member.state == SourceState::Up;
-    let down = members.iter().filter(is_down);
-    if let Some(lost) = down.clone().find(|member| member.was_up) {
-        return (lost.state.clone(), Arc::clone(&lost.path));
-    }
-    let up: Vec<&str> = members.iter().filter(is_up).map(|m| &*m.path).collect();
-    if !up.is_empty() {
-        return (SourceState::Up, up.join(" ").into());
-    }
-    match down.clone().next().or(members.first()) {
-        Some(member) => (member.state.clone(), Arc::clone(&member.path)),
-        None => (SourceState::Absent, "".into()),
-    }
+    let pace = Pace {
+        retry_max: config.retry_max,
+        look_interval: config.look_interval,
+    };
+    let wires = Wires {
+        counters,
+        questions: lookups,
+        out,
+        clock,
+    };
+    let begin = |seat| Runtime {
+        seat,
+        config: config.clone(),
+        wanted: Wanted::default(),
+        announced: HashSet::new(),
+        sandboxes: Arc::default(),
+        has_warned: false,
+    };
+    sockets::run(SourceId::Cri, &config.sockets, pace, wires, shutdown, begin).await;
 }
 
 /// What a sandbox says of its pod.
@@ -261,140 +161,65 @@ enum Answer {
 type Client = RuntimeServiceClient<Channel>;
 type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
+/// A stream of events.
+struct Subscription {
+    events: Events,
+    begun: Instant,
+    /// Whether it has brought anything.
+    has_delivered: bool,
+}
+
 /// One socket's runtime.
-struct Follower {
-    member: usize,
-    path: PathBuf,
-    /// Paths that others follow; the same socket under one of them is theirs.
-    before: Vec<PathBuf>,
+struct Runtime {
+    seat: Seat<ContainerId>,
     config: Config,
-    counters: Arc<Counters>,
-    /// Gone once its other end is.
-    lookups: Option<mpsc::Receiver<ContainerId>>,
-    out: mpsc::Sender<Input>,
-    reports: mpsc::Sender<Report>,
-    clock: fn() -> Clock,
     wanted: Wanted,
     /// Containers and sandboxes that the runtime has told about and not removed since.
     announced: HashSet<ContainerId>,
     /// By id, as last listed.
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
-    state: Option<SourceState>,
-    /// Whether there has ever been a socket.
-    seen: bool,
-    /// Whether a runtime has ever answered on it.
-    was_up: bool,
+    /// Whether it has been said that events came to an end. Once is enough.
+    has_warned: bool,
 }
 
-impl Follower {
-    async fn follow(&mut self) -> Closed {
-        let mut retry = Backoff::default();
-        loop {
-            if let Err(closed) = self.attempt(&mut retry).await {
-                return closed;
-            }
-        }
+impl Follower for Runtime {
+    type Question = ContainerId;
+    type Fault = Fault;
+
+    fn seat(&mut self) -> &mut Seat<ContainerId> {
+        &mut self.seat
     }
 
-    /// The socket, unless another path leads to it too.
-    fn look(&self) -> Result<Option<Socket>, Fault> {
-        let Some(socket) = grpc::look(&self.path)? else {
-            return Ok(None);
-        };
-        let is_anothers = self.before.iter().any(|path| {
-            grpc::look(path).is_ok_and(|other| other.is_some_and(|o| o.is_same_file(&socket)))
-        });
-        Ok((!is_anothers).then_some(socket))
-    }
-
-    /// One session, and the wait after it.
-    async fn attempt(&mut self, retry: &mut Backoff) -> Result<(), Closed> {
-        let (socket, fault) = match self.look() {
-            Ok(Some(socket)) => {
-                let (begun, mut was_up) = (Instant::now(), false);
-                let fault = self.session(&mut was_up).await?;
-                self.wanted.call_back();
-                if was_up && begun.elapsed() >= SETTLED {
-                    retry.reset();
-                }
-                self.was_up |= was_up;
-                fault.count(&self.counters);
-                (Some(socket), Some(fault))
-            }
-            Ok(None) if self.seen && self.was_up => {
-                let fault = Fault::Vanished(self.path.display().to_string());
-                (None, Some(fault))
-            }
-            Ok(None) => (None, None),
-            Err(fault) => (None, Some(fault)),
-        };
-        self.seen |= socket.is_some();
-        let wait = match fault {
-            // As good as absent: nobody here has ever offered this interface.
-            Some(fault) if fault.is_unimplemented() && !self.was_up => {
-                if self.state != Some(SourceState::Absent) {
-                    info!(place = %self.path.display(), %fault, "cri: not offered here");
-                }
-                self.report(SourceState::Absent).await?;
-                self.config.retry_max
-            }
-            Some(fault) => {
-                let wait = match &fault {
-                    Fault::Vanished(_) => self.config.look_interval,
-                    _ => retry.next(self.config.retry_max),
-                };
-                self.down(&fault, wait).await?;
-                wait
-            }
-            None => {
-                self.report(SourceState::Absent).await?;
-                self.config.look_interval
-            }
-        };
-        if self.wait(wait, socket.as_ref()).await {
-            retry.reset();
-        }
-        Ok(())
-    }
-
-    /// Waits, and takes lookups meanwhile. True if it ended early since another socket is there now
-    /// than `before`.
-    async fn wait(&mut self, span: Duration, before: Option<&Socket>) -> bool {
-        let end = Instant::now() + span;
-        let mut look = every(self.config.look_interval);
-        loop {
-            tokio::select! {
-                () = sleep_until(end) => return false,
-                _ = look.tick() => {
-                    if matches!(self.look(), Ok(Some(now)) if Some(&now) != before) {
-                        return true;
-                    }
-                }
-                id = receive(&mut self.lookups) => self.look_up(id),
-            }
-        }
-    }
-
-    /// Talks to one runtime until it cannot be talked to any more.
     async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
-        let client = match grpc::connect(&self.path, self.config.timeout).await {
+        let fault = self.talk(was_up).await?;
+        self.wanted.call_back();
+        fault.count(&self.seat.counters);
+        Ok(fault)
+    }
+}
+
+impl Runtime {
+    /// Talks to the runtime until it cannot be talked to any more.
+    async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+        let client = match grpc::connect(&self.seat.path, self.config.timeout).await {
             Ok(channel) => Client::new(channel).max_decoding_message_size(MAX_ANSWER),
             Err(fault) => return Ok(fault),
         };
         let request = async { client.clone().version(VersionRequest::default()).await };
         let limit = self.config.timeout;
-        match grpc::first_call("version", limit, &self.counters, request).await {
+        match grpc::first_call("version", limit, &self.seat.counters, request).await {
             Ok(it) => {
                 debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers")
             }
             Err(fault) => return Ok(fault),
         }
 
-        // The request is under way before the lists' are. A runtime may send no answer to it before
-        // the first event, so nobody waits for one.
-        let mut events = Some(events(&client));
+        let mut has_events = self.config.events;
+        let mut events = has_events.then(|| Subscription::new(&client));
         let mut early = None;
-        if let Some(events) = &mut events {
+        if let Some(Subscription { events, .. }) = &mut events {
+            // The request is under way before the lists' are. A runtime may send no answer to it
+            // before the first event, so nobody waits for one.
             tokio::select! {
                 biased;
                 event = events.next() => early = Some(event),
@@ -405,20 +230,16 @@ impl Follower {
             return Ok(fault);
         }
         *was_up = true;
-        self.report(SourceState::Up).await?;
+        self.seat.report(SourceState::Up).await?;
 
-        let mut has_events = true;
         let mut list_at = Instant::now() + LIST_AGAIN.min(self.config.list_interval);
         let mut ping = every(self.config.ping_interval);
         let mut lookups = FuturesUnordered::new();
         loop {
             if let Some(event) = early.take() {
-                match self.on_stream(event, &mut has_events).await? {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        events = None;
-                        list_at = list_at.min(Instant::now() + self.config.list_interval);
-                    }
+                match self.on_stream(event, &mut events, &mut has_events).await? {
+                    Ok(()) if events.is_some() => {}
+                    Ok(()) => list_at = list_at.min(Instant::now() + self.config.list_interval),
                     Err(fault) => return Ok(fault),
                 }
             }
@@ -438,7 +259,7 @@ impl Follower {
                     Ok(answer) => self.on_answer(id, answer).await?,
                     Err(fault) => return Ok(fault),
                 },
-                id = receive(&mut self.lookups) => self.look_up(id),
+                id = receive(&mut self.seat.questions) => self.look_up(id),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // These two are awaited in place: without an answer the session is over anyway.
                 () = sleep_until(list_at) => {
@@ -446,7 +267,7 @@ impl Follower {
                         return Ok(fault);
                     }
                     if events.is_none() && has_events {
-                        events = Some(self::events(&client));
+                        events = Some(Subscription::new(&client));
                     }
                     list_at = Instant::now() + if events.is_some() {
                         self.config.relist_interval
@@ -473,35 +294,48 @@ impl Follower {
         name: &'static str,
         request: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Fault> {
-        grpc::call(name, self.config.timeout, &self.counters, request).await
+        grpc::call(name, self.config.timeout, &self.seat.counters, request).await
     }
 
-    /// Takes what the stream of events brought. Whether it goes on; a runtime without events is
-    /// remembered as such, one whose stream broke is asked for another after the next list.
+    /// Takes what the stream of events brought. One that broke is asked for anew after the next list.
+    /// One that ended at once without having brought anything is taken for the runtime's way of
+    /// saying that it has none, whichever way that is, until the next session.
     async fn on_stream(
         &mut self,
         event: Option<Result<ContainerEventResponse, Status>>,
+        events: &mut Option<Subscription>,
         has_events: &mut bool,
-    ) -> Result<Result<bool, Fault>, Closed> {
-        match event {
+    ) -> Result<Result<(), Fault>, Closed> {
+        let fault = match event {
             Some(Ok(event)) => {
-                self.on_event(event).await?;
-                return Ok(Ok(true));
-            }
-            Some(Err(status)) => {
-                let fault = Fault::call("events", status);
-                if fault.is_unimplemented() {
-                    *has_events = false;
-                } else if fault.is_an_answer() {
-                    Counters::count(&self.counters.invalid_replies);
-                    warn!(place = %self.path.display(), %fault, "cri: events ended");
-                } else {
-                    return Ok(Err(fault));
+                if let Some(events) = events {
+                    events.has_delivered = true;
                 }
+                self.on_event(event).await?;
+                return Ok(Ok(()));
             }
-            None => debug!(place = %self.path.display(), "cri: events ended"),
+            Some(Err(status)) => Some(Fault::call("events", status)),
+            None => None,
+        };
+        let place = self.seat.path.display();
+        if let Some(ended) = events.take() {
+            *has_events &= ended.has_delivered || ended.begun.elapsed() >= LASTING;
         }
-        Ok(Ok(false))
+        match fault {
+            Some(fault) if fault.is_unimplemented() => *has_events = false,
+            Some(fault) if fault.is_an_answer() => {
+                Counters::count(&self.seat.counters.invalid_replies);
+                if self.has_warned {
+                    debug!(%place, %fault, "cri: events ended");
+                } else {
+                    warn!(%place, %fault, "cri: events ended");
+                }
+                self.has_warned = true;
+            }
+            Some(fault) => return Ok(Err(fault)),
+            None => debug!(%place, "cri: events ended"),
+        }
+        Ok(Ok(()))
     }
 
     /// Passes on all that is new, and the disappearance of what is not listed any more.
@@ -524,7 +358,7 @@ impl Follower {
         self.sandboxes = Arc::default();
         for sandbox in sandboxes {
             let Some(id) = container_id(&sandbox.id) else {
-                Counters::count(&self.counters.invalid_replies);
+                Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
             gone.remove(&id);
@@ -532,13 +366,13 @@ impl Follower {
             if known.contains(&id) {
                 self.note(id);
             } else {
-                self.found(sandbox_identity(&id, &sandbox, &self.counters))
+                self.found(sandbox_identity(&id, &sandbox, &self.seat.counters))
                     .await?;
             }
         }
         for container in containers {
             let Some(id) = container_id(&container.id) else {
-                Counters::count(&self.counters.invalid_replies);
+                Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
             gone.remove(&id);
@@ -550,7 +384,7 @@ impl Follower {
             } else {
                 let sandbox = self.sandboxes.get(&container.pod_sandbox_id).cloned();
                 let facts = Facts::listed(&container);
-                let identity = facts.identity(&id, sandbox.as_deref(), &self.counters);
+                let identity = facts.identity(&id, sandbox.as_deref(), &self.seat.counters);
                 self.found(identity).await?;
             }
         }
@@ -573,9 +407,9 @@ impl Follower {
     }
 
     async fn on_event(&mut self, event: ContainerEventResponse) -> Result<(), Closed> {
-        Counters::count(&self.counters.events);
+        Counters::count(&self.seat.counters.events);
         let Some(id) = container_id(&event.container_id) else {
-            Counters::count(&self.counters.invalid_replies);
+            Counters::count(&self.seat.counters.invalid_replies);
             return Ok(());
         };
         match event.container_event_type() {
@@ -595,7 +429,7 @@ impl Follower {
                     && Facts::alone(status).image().is_some()
                 {
                     let facts = Facts::alone(status);
-                    let identity = facts.identity(&id, Some(sandbox), &self.counters);
+                    let identity = facts.identity(&id, Some(sandbox), &self.seat.counters);
                     return self.found(identity).await;
                 }
                 self.want(id, false);
@@ -621,7 +455,7 @@ impl Follower {
         let lookup = Lookup {
             client,
             limit: self.config.timeout,
-            counters: Arc::clone(&self.counters),
+            counters: Arc::clone(&self.seat.counters),
             // Most lookups are of pods that have been listed.
             sandboxes: Arc::clone(&self.sandboxes),
         };
@@ -653,12 +487,13 @@ impl Follower {
             }
             Answer::Missing(reason) => {
                 if self.wanted.missed(&id, Instant::now()) {
-                    self.send(Input::Identity(IdentityUpdate::NotFound {
-                        source: IdentitySource::Cri,
-                        id,
-                        reason,
-                    }))
-                    .await?;
+                    self.seat
+                        .send(Input::Identity(IdentityUpdate::NotFound {
+                            source: IdentitySource::Cri,
+                            id,
+                            reason,
+                        }))
+                        .await?;
                 }
             }
         }
@@ -673,90 +508,58 @@ impl Follower {
 
     async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
         self.note(identity.id.clone());
-        self.send(Input::Identity(IdentityUpdate::Found(identity)))
+        self.seat
+            .send(Input::Identity(IdentityUpdate::Found(identity)))
             .await
     }
 
     async fn removed(&mut self, id: ContainerId) -> Result<(), Closed> {
         self.announced.remove(&id);
-        self.send(Input::Identity(IdentityUpdate::Removed {
-            source: IdentitySource::Cri,
-            id,
-        }))
-        .await
+        self.seat
+            .send(Input::Identity(IdentityUpdate::Removed {
+                source: IdentitySource::Cri,
+                id,
+            }))
+            .await
     }
 
     fn look_up(&mut self, id: Option<ContainerId>) {
         match id {
             Some(id) => match container_id(id.as_str()) {
                 Some(id) => self.want(id, true),
-                None => Counters::count(&self.counters.lookups_refused),
+                None => Counters::count(&self.seat.counters.lookups_refused),
             },
-            None => self.lookups = None,
+            None => self.seat.questions = None,
         }
     }
 
     fn want(&mut self, id: ContainerId, asked: bool) {
         if !self.wanted.want(id, asked, Instant::now()) {
-            Counters::count(&self.counters.lookups_refused);
+            Counters::count(&self.seat.counters.lookups_refused);
         }
-    }
-
-    async fn down(&mut self, fault: &Fault, wait: Duration) -> Result<(), Closed> {
-        let wait = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-        let state = SourceState::Down {
-            class: fault.class().into(),
-            reason: clean(&fault.to_string(), &self.counters),
-            next_retry: Some((self.clock)().boot.plus(wait)),
-        };
-        self.report(state).await
-    }
-
-    /// Passes on a state if it is news.
-    async fn report(&mut self, state: SourceState) -> Result<(), Closed> {
-        if self.state.as_ref() == Some(&state) {
-            return Ok(());
-        }
-        let is_another = self
-            .state
-            .as_ref()
-            .is_none_or(|before| before.as_str() != state.as_str());
-        if is_another {
-            let place = self.path.display();
-            match &state {
-                SourceState::Down { class, reason, .. } => {
-                    warn!(%place, %class, %reason, "cri: down");
-                }
-                _ => info!(%place, state = state.as_str(), "cri"),
-            }
-        }
-        self.state = Some(state.clone());
-        let report = Report {
-            member: self.member,
-            state,
-        };
-        self.reports.send(report).await.map_err(|_| Closed)
-    }
-
-    async fn send(&self, input: Input) -> Result<(), Closed> {
-        self.out.send(input).await.map_err(|_| Closed)
     }
 }
 
-/// The request for events and then the events, as one.
-fn events(client: &Client) -> Events {
-    let mut client = client.clone();
-    let stream = async move {
-        let reply = client.get_container_events(GetEventsRequest {}).await;
-        reply.map(Response::into_inner)
-    };
-    Box::pin(stream.try_flatten_stream())
+impl Subscription {
+    /// The request for events and then the events, as one.
+    fn new(client: &Client) -> Self {
+        let mut client = client.clone();
+        let stream = async move {
+            let reply = client.get_container_events(GetEventsRequest {}).await;
+            reply.map(Response::into_inner)
+        };
+        Self {
+            events: Box::pin(stream.try_flatten_stream()),
+            begun: Instant::now(),
+            has_delivered: false,
+        }
+    }
 }
 
 /// The next event; none ever where there are none.
-async fn next(events: &mut Option<Events>) -> Option<Result<ContainerEventResponse, Status>> {
+async fn next(events: &mut Option<Subscription>) -> Option<Result<ContainerEventResponse, Status>> {
     match events {
-        Some(events) => events.next().await,
+        Some(subscription) => subscription.events.next().await,
         None => std::future::pending().await,
     }
 }

@@ -3,7 +3,8 @@
 //! A daemon is judged by whether it answers, never by what it calls itself: no version is asked
 //! for, and none is needed, since the client sends paths without one and the daemon then speaks its
 //! own. It may be absent, come late, hang, restart or reply with garbage; each is a state with a
-//! name, and each is tried again for ever.
+//! name, and each is tried again for ever. Every configured socket is followed on its own, since a
+//! node may have Podman's beside Docker's; together they are one source with one state.
 //!
 //! A session: ping, then a list of everything, then events from just before the list, so that
 //! nothing falls between the two. Events carry a container's names themselves, so a job is named
@@ -17,8 +18,7 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,20 +32,18 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::retry::{Backoff, Socket, every, io_class};
+use super::retry::{every, io_class};
+use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, clean, clean_labels, clean_name, kubernetes_names};
-use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input, SourceHealth};
+use super::{Counters, clean_labels, clean_name, kubernetes_names};
+use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input};
 use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState, WallTime};
 
-/// The socket that the Docker Engine listens on.
-pub const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/docker.sock"];
+/// Where the Docker Engine and Podman listen.
+pub const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
 
-/// How long a session has to last for the waits to begin anew: a daemon that hangs up after every
-/// list is not listed five times a second.
-const SETTLED: Duration = Duration::from_secs(10);
 /// Inspections under way at one time: enough to hide the round trip, too few to bother a daemon.
 const MAX_IN_FLIGHT: usize = 4;
 /// Containers remembered as announced. Beyond it a start event costs an inspection.
@@ -57,11 +55,10 @@ const OVERLAP: Nanos = Nanos::from_secs(2);
 /// the first event. Every other call has [`Config::timeout`] around it.
 const NO_LIMIT_SECONDS: u64 = 365 * 24 * 60 * 60;
 
-/// Where the daemon may be and how patient to be with it.
+/// Where daemons may be and how patient to be with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Sockets to try, in order; the first that answers is used. Paths of the same socket count
-    /// once.
+    /// Sockets, all of which are followed. Paths of the same socket count once.
     pub sockets: Vec<PathBuf>,
     /// How long any one request may take.
     pub timeout: Duration,
@@ -85,9 +82,9 @@ impl Default for Config {
     }
 }
 
-/// Follows the daemon until `shutdown` turns true or nobody reads `out` any more.
+/// Follows the daemons until `shutdown` turns true or nobody reads `out` any more.
 ///
-/// `lookups` may be closed: then only what the daemon tells by itself is passed on. A full `out`
+/// `lookups` may be closed: then only what the daemons tell by themselves is passed on. A full `out`
 /// holds this source and nothing else.
 pub async fn run(
     config: Config,
@@ -95,39 +92,32 @@ pub async fn run(
     lookups: mpsc::Receiver<ContainerId>,
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) {
-    let mut source = Source {
-        config,
+    let pace = Pace {
+        retry_max: config.retry_max,
+        look_interval: config.look_interval,
+    };
+    let wires = Wires {
         counters,
-        lookups: Some(lookups),
+        questions: lookups,
         out,
         clock,
+    };
+    let begin = |seat| Daemon {
+        seat,
+        config: config.clone(),
         wanted: Wanted::default(),
         announced: HashSet::new(),
-        health: None,
         resume: None,
-        seen: false,
     };
-    tokio::select! {
-        // Both a `true` and a dropped sender mean the end.
-        _ = shutdown.wait_for(|stop| *stop) => {}
-        Closed = source.follow() => {}
-    }
+    let source = SourceId::Docker;
+    sockets::run(source, &config.sockets, pace, wires, shutdown, begin).await;
 }
-
-/// Nobody reads the observations any more.
-struct Closed;
 
 /// Why a daemon could not be used, or not any longer.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
-    #[error("no socket at {0}, where there was one")]
-    Vanished(String),
-    #[error("{path}: not a socket")]
-    NotASocket { path: String },
-    #[error("{path}: {source}")]
-    Unreachable { path: String, source: io::Error },
     #[error("{call}: no answer within {limit:?}")]
     Timeout { call: &'static str, limit: Duration },
     #[error("{call}: {}", chain(.source))]
@@ -150,24 +140,22 @@ impl Fault {
         }
     }
 
-    /// The label value.
-    fn class(&self) -> &'static str {
-        match self {
-            Self::Vanished(_) => "vanished",
-            Self::NotASocket { .. } => "not_a_socket",
-            Self::Unreachable { source, .. } => io_class(source.kind()),
-            Self::Timeout { .. } => "timeout",
-            Self::Call { class, .. } => class,
-            Self::Ended => "closed",
-        }
-    }
-
     /// Whether the connection is at fault, rather than what was asked.
     fn is_of_the_connection(&self) -> bool {
         matches!(
             self.class(),
             "refused" | "vanished" | "permission" | "closed" | "io"
         )
+    }
+}
+
+impl sockets::Fault for Fault {
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "timeout",
+            Self::Call { class, .. } => class,
+            Self::Ended => "closed",
+        }
     }
 }
 
@@ -236,44 +224,6 @@ fn chain(error: &ApiError) -> String {
     text
 }
 
-/// The sockets that are there now.
-#[derive(Default)]
-struct Candidates {
-    sockets: Vec<Socket>,
-    /// Why a path that exists cannot be tried.
-    obstacle: Option<(PathBuf, Fault)>,
-}
-
-fn candidates(paths: &[PathBuf]) -> Candidates {
-    let mut found = Candidates::default();
-    for path in paths {
-        let fault = match std::fs::metadata(path) {
-            Ok(file) if file.file_type().is_socket() => {
-                let socket = Socket::new(path, &file);
-                if !found.sockets.iter().any(|s| s.is_same_file(&socket)) {
-                    found.sockets.push(socket);
-                }
-                continue;
-            }
-            // What Docker makes of a bind mount whose source is missing is a directory.
-            Ok(_) => Fault::NotASocket {
-                path: path.display().to_string(),
-            },
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                continue;
-            }
-            Err(source) => Fault::Unreachable {
-                path: path.display().to_string(),
-                source,
-            },
-        };
-        found.obstacle.get_or_insert((path.clone(), fault));
-    }
-    found
-}
-
 /// What the daemon said of one container.
 enum Answer {
     Found(Box<ContainerIdentity>),
@@ -281,111 +231,53 @@ enum Answer {
     Missing(&'static str),
 }
 
-struct Source {
+/// One socket's daemon.
+struct Daemon {
+    seat: Seat<ContainerId>,
     config: Config,
-    counters: Arc<Counters>,
-    /// Gone once its other end is.
-    lookups: Option<mpsc::Receiver<ContainerId>>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
     wanted: Wanted,
     /// Containers that the daemon has told about and not removed since.
     announced: HashSet<ContainerId>,
-    health: Option<SourceHealth>,
     /// When the last event happened, by the daemon's clock: where the next session resumes.
     resume: Option<WallTime>,
-    /// Whether there has ever been a socket.
-    seen: bool,
 }
 
-impl Source {
-    async fn follow(&mut self) -> Closed {
-        let mut retry = Backoff::default();
-        loop {
-            if let Err(closed) = self.attempt(&mut retry).await {
-                return closed;
-            }
-        }
+impl Follower for Daemon {
+    type Question = ContainerId;
+    type Fault = Fault;
+
+    fn seat(&mut self) -> &mut Seat<ContainerId> {
+        &mut self.seat
     }
 
-    /// One round over the sockets, and the wait after it.
-    async fn attempt(&mut self, retry: &mut Backoff) -> Result<(), Closed> {
-        let Candidates { sockets, obstacle } = candidates(&self.config.sockets);
-        self.seen |= !sockets.is_empty() || obstacle.is_some();
-
-        let mut failure = None;
-        for socket in &sockets {
-            let (begun, mut was_up) = (Instant::now(), false);
-            let fault = self.session(&socket.path, &mut was_up).await?;
-            self.wanted.call_back();
-            Counters::count(&self.counters.disconnects);
-            match fault.class() {
-                // Counted where it happened for a single container; here for the session.
-                "protocol" => {
-                    Counters::count(&self.counters.invalid_replies);
-                    // Else the event that could not be read would be replayed for ever. The list
-                    // makes up for it.
-                    self.resume = None;
-                }
-                "timeout" => Counters::count(&self.counters.timeouts),
-                _ => {}
+    async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+        let fault = self.talk(was_up).await?;
+        self.wanted.call_back();
+        let counters = &self.seat.counters;
+        Counters::count(&counters.disconnects);
+        match fault.class() {
+            // Counted where it happened for a single container; here for the session.
+            "protocol" => {
+                Counters::count(&counters.invalid_replies);
+                // Else the event that could not be read would be replayed for ever. The list makes
+                // up for it.
+                self.resume = None;
             }
-            failure.get_or_insert((socket.path.clone(), fault));
-            if was_up {
-                if begun.elapsed() >= SETTLED {
-                    retry.reset();
-                }
-                break;
-            }
+            "timeout" => Counters::count(&counters.timeouts),
+            _ => {}
         }
+        Ok(fault)
+    }
+}
 
-        let wait = if let Some((path, fault)) = failure.or(obstacle) {
-            let wait = retry.next(self.config.retry_max);
-            self.down(&path, &fault, wait).await?;
-            wait
-        } else {
-            let wait = self.config.look_interval;
-            let place = self.config.sockets.first().cloned().unwrap_or_default();
-            if self.seen {
-                let fault = Fault::Vanished(place.display().to_string());
-                self.down(&place, &fault, wait).await?;
-            } else {
-                self.report(SourceState::Absent, &place).await?;
-            }
-            wait
+impl Daemon {
+    /// Talks to the daemon until it cannot be talked to any more.
+    async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+        let path = self.seat.path.to_string_lossy();
+        let docker = match Docker::connect_with_unix(&path, NO_LIMIT_SECONDS, API_DEFAULT_VERSION) {
+            Ok(docker) => docker,
+            Err(error) => return Ok(Fault::call("connect", error)),
         };
-        if self.wait(wait, &sockets).await {
-            retry.reset();
-        }
-        Ok(())
-    }
-
-    /// Waits, and takes lookups meanwhile. True if it ended early since other sockets are there now
-    /// than `before`.
-    async fn wait(&mut self, span: Duration, before: &[Socket]) -> bool {
-        let end = Instant::now() + span;
-        let mut look = every(self.config.look_interval);
-        loop {
-            tokio::select! {
-                () = sleep_until(end) => return false,
-                _ = look.tick() => {
-                    if candidates(&self.config.sockets).sockets != before {
-                        return true;
-                    }
-                }
-                id = receive(&mut self.lookups) => self.look_up(id),
-            }
-        }
-    }
-
-    /// Talks to one daemon until it cannot be talked to any more.
-    async fn session(&mut self, path: &Path, was_up: &mut bool) -> Result<Fault, Closed> {
-        let path_text = path.to_string_lossy();
-        let docker =
-            match Docker::connect_with_unix(&path_text, NO_LIMIT_SECONDS, API_DEFAULT_VERSION) {
-                Ok(docker) => docker,
-                Err(error) => return Ok(Fault::call("connect", error)),
-            };
         if let Err(fault) = self.ping(&docker).await {
             return Ok(fault);
         }
@@ -393,7 +285,7 @@ impl Source {
         // The events begin before the list does, whichever is answered first.
         let since = self
             .resume
-            .unwrap_or_else(|| WallTime((self.clock)().wall.0.saturating_sub(OVERLAP.0)));
+            .unwrap_or_else(|| WallTime((self.seat.clock)().wall.0.saturating_sub(OVERLAP.0)));
         let mut events = std::pin::pin!(
             docker.events(Some(
                 EventsOptionsBuilder::default()
@@ -414,7 +306,7 @@ impl Source {
                     .build(),
             ))
         );
-        let mut listed = match self.take_list(&docker, path).await? {
+        let mut listed = match self.take_list(&docker).await? {
             Ok(listed) => listed,
             Err(fault) => return Ok(fault),
         };
@@ -443,14 +335,14 @@ impl Source {
                     Ok(answer) => self.on_answer(id, answer).await?,
                     Err(fault) => return Ok(fault),
                 },
-                id = receive(&mut self.lookups) => self.look_up(id),
+                id = receive(&mut self.seat.questions) => self.look_up(id),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // Awaited in place: if there is no answer the session is over anyway.
                 _ = ping.tick() => {
                     let answer = if listed {
                         self.ping(&docker).await.map(|()| true)
                     } else {
-                        self.take_list(&docker, path).await?
+                        self.take_list(&docker).await?
                     };
                     match answer {
                         Ok(still) => listed = still,
@@ -463,20 +355,16 @@ impl Source {
 
     /// Passes on the list. False if there is one that cannot be read: the source is down for that,
     /// and the session goes on, since events and inspections still name one container at a time.
-    async fn take_list(
-        &mut self,
-        docker: &Docker,
-        path: &Path,
-    ) -> Result<Result<bool, Fault>, Closed> {
+    async fn take_list(&mut self, docker: &Docker) -> Result<Result<bool, Fault>, Closed> {
         match self.list(docker).await {
             Ok(containers) => {
                 self.announce_all(containers).await?;
-                self.report(SourceState::Up, path).await?;
+                self.seat.report(SourceState::Up).await?;
                 Ok(Ok(true))
             }
             Err(fault) if fault.class() == "protocol" => {
-                Counters::count(&self.counters.invalid_replies);
-                self.down(path, &fault, self.config.ping_interval).await?;
+                Counters::count(&self.seat.counters.invalid_replies);
+                self.seat.down(&fault, self.config.ping_interval).await?;
                 Ok(Ok(false))
             }
             Err(fault) => Ok(Err(fault)),
@@ -484,7 +372,7 @@ impl Source {
     }
 
     async fn ping(&self, docker: &Docker) -> Result<(), Fault> {
-        call("ping", &self.config, &self.counters, docker.ping())
+        call("ping", &self.config, &self.seat.counters, docker.ping())
             .await
             .map(|_| ())
     }
@@ -495,14 +383,14 @@ impl Source {
         let options = ListContainersOptionsBuilder::default();
         let all = options.clone().all(true).build();
         let all = docker.list_containers(Some(all));
-        match call("list", &self.config, &self.counters, all).await {
+        match call("list", &self.config, &self.seat.counters, all).await {
             Err(fault) if fault.class() == "protocol" => {
-                Counters::count(&self.counters.invalid_replies);
+                Counters::count(&self.seat.counters.invalid_replies);
                 let running = options
                     .filters(&HashMap::from([("status", vec!["running"])]))
                     .build();
                 let running = docker.list_containers(Some(running));
-                call("list", &self.config, &self.counters, running).await
+                call("list", &self.config, &self.seat.counters, running).await
             }
             other => other,
         }
@@ -516,7 +404,7 @@ impl Source {
         docker: Docker,
         id: ContainerId,
     ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
-        let (config, counters) = (self.config.clone(), Arc::clone(&self.counters));
+        let (config, counters) = (self.config.clone(), Arc::clone(&self.seat.counters));
         async move {
             let options = None::<InspectContainerOptions>;
             let inspection = docker.inspect_container(id.as_str(), options);
@@ -570,7 +458,7 @@ impl Source {
         let mut gone = std::mem::take(&mut self.announced);
         for summary in containers {
             let Some(id) = summary.id.as_deref().and_then(container_id) else {
-                Counters::count(&self.counters.invalid_replies);
+                Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
             gone.remove(&id);
@@ -584,7 +472,7 @@ impl Source {
                 self.want(id, false);
                 continue;
             }
-            let identity = summarised(&id, summary, &self.counters);
+            let identity = summarised(&id, summary, &self.seat.counters);
             self.found(identity).await?;
         }
         for id in gone {
@@ -594,11 +482,11 @@ impl Source {
     }
 
     async fn on_event(&mut self, event: EventMessage) -> Result<(), Closed> {
-        Counters::count(&self.counters.events);
+        Counters::count(&self.seat.counters.events);
         let actor = event.actor.unwrap_or_default();
         let id = actor.id.as_deref().and_then(container_id);
         let (Some(action), Some(id)) = (event.action.as_deref(), id) else {
-            Counters::count(&self.counters.invalid_replies);
+            Counters::count(&self.seat.counters.invalid_replies);
             return Ok(());
         };
         if let Some(at) = event.time_nano.and_then(|at| u64::try_from(at).ok()) {
@@ -613,7 +501,7 @@ impl Source {
                 // can be inspected. An inspection still follows: in an event the container's name
                 // and image hide labels called `name` and `image`.
                 if let Some(attributes) = actor.attributes
-                    && let Some(identity) = evented(&id, attributes, &self.counters)
+                    && let Some(identity) = evented(&id, attributes, &self.seat.counters)
                 {
                     self.found(identity).await?;
                 }
@@ -642,12 +530,13 @@ impl Source {
                     warn!(container = %id, "docker: a reply about one container cannot be read");
                 }
                 if self.wanted.missed(&id, Instant::now()) {
-                    self.send(Input::Identity(IdentityUpdate::NotFound {
-                        source: IdentitySource::Docker,
-                        id,
-                        reason,
-                    }))
-                    .await?;
+                    self.seat
+                        .send(Input::Identity(IdentityUpdate::NotFound {
+                            source: IdentitySource::Docker,
+                            id,
+                            reason,
+                        }))
+                        .await?;
                 }
             }
         }
@@ -658,73 +547,35 @@ impl Source {
         if self.announced.len() < MAX_ANNOUNCED {
             self.announced.insert(identity.id.clone());
         }
-        self.send(Input::Identity(IdentityUpdate::Found(identity)))
+        self.seat
+            .send(Input::Identity(IdentityUpdate::Found(identity)))
             .await
     }
 
     async fn removed(&mut self, id: ContainerId) -> Result<(), Closed> {
         self.announced.remove(&id);
-        self.send(Input::Identity(IdentityUpdate::Removed {
-            source: IdentitySource::Docker,
-            id,
-        }))
-        .await
+        self.seat
+            .send(Input::Identity(IdentityUpdate::Removed {
+                source: IdentitySource::Docker,
+                id,
+            }))
+            .await
     }
 
     fn look_up(&mut self, id: Option<ContainerId>) {
         match id {
             Some(id) => match container_id(id.as_str()) {
                 Some(id) => self.want(id, true),
-                None => Counters::count(&self.counters.lookups_refused),
+                None => Counters::count(&self.seat.counters.lookups_refused),
             },
-            None => self.lookups = None,
+            None => self.seat.questions = None,
         }
     }
 
     fn want(&mut self, id: ContainerId, asked: bool) {
         if !self.wanted.want(id, asked, Instant::now()) {
-            Counters::count(&self.counters.lookups_refused);
+            Counters::count(&self.seat.counters.lookups_refused);
         }
-    }
-
-    async fn down(&mut self, path: &Path, fault: &Fault, wait: Duration) -> Result<(), Closed> {
-        let wait = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-        let state = SourceState::Down {
-            class: fault.class().into(),
-            reason: clean(&fault.to_string(), &self.counters),
-            next_retry: Some((self.clock)().boot.plus(wait)),
-        };
-        self.report(state, path).await
-    }
-
-    /// Passes on a state if it is news.
-    async fn report(&mut self, state: SourceState, place: &Path) -> Result<(), Closed> {
-        let place = place.to_string_lossy();
-        let before = self.health.as_ref();
-        if before.is_some_and(|h| h.state == state && *h.place == *place) {
-            return Ok(());
-        }
-        let same = before.filter(|h| h.state.as_str() == state.as_str());
-        if same.is_none() {
-            match &state {
-                SourceState::Down { class, reason, .. } => {
-                    warn!(%place, %class, %reason, "docker: down");
-                }
-                _ => info!(%place, state = state.as_str(), "docker"),
-            }
-        }
-        let health = SourceHealth {
-            source: SourceId::Docker,
-            since: same.map_or_else(|| (self.clock)().boot, |h| h.since),
-            state,
-            place: place.as_ref().into(),
-        };
-        self.health = Some(health.clone());
-        self.send(Input::Health(health)).await
-    }
-
-    async fn send(&self, input: Input) -> Result<(), Closed> {
-        self.out.send(input).await.map_err(|_| Closed)
     }
 }
 

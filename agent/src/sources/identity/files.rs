@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use super::{Counters, clean};
 use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input, SourceHealth};
-use crate::core::model::{Clock, ContainerId, SourceState};
+use crate::core::model::{BootTime, Clock, ContainerId, Nanos, SourceState};
 
 /// Longest file that is read. A pod's `config.json` has some 10 KiB.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -311,6 +311,7 @@ pub(super) async fn run<S: Shelf>(shelf: S, pace: Pace, first_place: PathBuf, wi
         answered: Answered::default(),
         health: None,
         seen: false,
+        next_look: clock().boot,
     };
     tokio::select! {
         // Both a `true` and a dropped sender mean the end.
@@ -339,6 +340,8 @@ struct Source<S> {
     health: Option<SourceHealth>,
     /// Whether there has ever been a folder.
     seen: bool,
+    /// When the folders are looked for again, whoever asks meanwhile.
+    next_look: BootTime,
 }
 
 impl<S: Shelf> Source<S> {
@@ -359,12 +362,20 @@ impl<S: Shelf> Source<S> {
                     }
                     self.round(wanted).await
                 }
-                _ = look.tick() => self.round(Vec::new()).await,
+                _ = look.tick() => {
+                    self.next_look = self.after_a_look();
+                    self.round(Vec::new()).await
+                }
             };
             if let Err(closed) = round {
                 return closed;
             }
         }
+    }
+
+    fn after_a_look(&self) -> BootTime {
+        let span = u64::try_from(self.pace.look_interval.as_nanos()).unwrap_or(u64::MAX);
+        (self.clock)().boot.plus(Nanos(span))
     }
 
     /// Those that are ids and have not just been answered, each once.
@@ -398,7 +409,8 @@ impl<S: Shelf> Source<S> {
                 is_late = true;
                 Counters::count(&self.counters.timeouts);
                 Counters::add(&self.counters.lookups_timeout, looked_for);
-                let reason = format!("no answer from the disk within {:?}", self.pace.timeout);
+                let limit = self.pace.timeout;
+                let reason = format!("no answer from the disk within {limit:?}, still awaited");
                 let place = self.place();
                 self.down("timeout", &reason, &place).await?;
                 // One thread that hangs is enough.
@@ -491,8 +503,8 @@ impl<S: Shelf> Source<S> {
         let state = SourceState::Down {
             class: class.into(),
             reason: clean(reason, &self.counters),
-            // The next lookup is the next try.
-            next_retry: None,
+            // A lookup may come earlier.
+            next_retry: Some(self.next_look),
         };
         self.report(state, place).await
     }

@@ -7,7 +7,6 @@
 
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,8 +14,9 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
-use super::Counters;
-use super::retry::{Socket, io_class};
+use super::retry::io_class;
+use super::sockets::Fault as _;
+use super::{Counters, sockets};
 
 /// Largest answer that is taken, in bytes: what the kubelet allows a runtime.
 pub(super) const MAX_ANSWER: usize = 16 << 20;
@@ -24,12 +24,6 @@ pub(super) const MAX_ANSWER: usize = 16 << 20;
 /// Why a server could not be used, or not any longer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    #[error("no socket at {0}, where there was one")]
-    Vanished(String),
-    #[error("{0}: not a socket")]
-    NotASocket(String),
-    #[error("{path}: {source}")]
-    Unreachable { path: String, source: io::Error },
     #[error("{path}: {}", chain(.source))]
     Connect {
         path: String,
@@ -57,18 +51,6 @@ impl Fault {
         }
     }
 
-    /// The label value.
-    pub(super) fn class(&self) -> &'static str {
-        match self {
-            Self::Vanished(_) => "vanished",
-            Self::NotASocket(_) => "not_a_socket",
-            Self::Unreachable { source, .. } => io_class(source.kind()),
-            Self::HungUp { .. } => "protocol",
-            Self::Timeout { .. } => "timeout",
-            Self::Connect { class, .. } | Self::Call { class, .. } => class,
-        }
-    }
-
     /// Whether an answer came, and was about what had been asked: the next question may fare better.
     pub(super) fn is_an_answer(&self) -> bool {
         matches!(self, Self::Call { class, source, .. }
@@ -91,6 +73,16 @@ impl Fault {
             "protocol" => Counters::count(&counters.invalid_replies),
             "timeout" => Counters::count(&counters.timeouts),
             _ => {}
+        }
+    }
+}
+
+impl sockets::Fault for Fault {
+    fn class(&self) -> &'static str {
+        match self {
+            Self::HungUp { .. } => "protocol",
+            Self::Timeout { .. } => "timeout",
+            Self::Connect { class, .. } | Self::Call { class, .. } => class,
         }
     }
 }
@@ -164,22 +156,6 @@ fn words(status: &Status) -> String {
     match status.source() {
         Some(source) => chain(source),
         None => format!("{:?}: {}", status.code(), status.message()),
-    }
-}
-
-/// What there is at a path.
-pub(super) fn look(path: &Path) -> Result<Option<Socket>, Fault> {
-    match std::fs::metadata(path) {
-        Ok(file) if file.file_type().is_socket() => Ok(Some(Socket::new(path, &file))),
-        // What a bind mount whose source is missing leaves is a directory.
-        Ok(_) => Err(Fault::NotASocket(path.display().to_string())),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
-        Err(source) => Err(Fault::Unreachable {
-            path: path.display().to_string(),
-            source,
-        }),
     }
 }
 

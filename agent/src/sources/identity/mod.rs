@@ -26,6 +26,7 @@ pub mod kubelet_logs;
 pub mod pod_resources;
 mod proto;
 mod retry;
+mod sockets;
 mod wanted;
 
 /// Longest text that is passed on, in bytes: Kubernetes' own longest name.

@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::device_id::{Origin, device_ref, is_nvidia_kind};
 use super::grpc::{self, Fault, MAX_ANSWER};
@@ -36,21 +36,19 @@ use super::proto::pod_resources::{
     ClaimResource, ContainerResources, GetPodResourcesRequest, ListPodResourcesRequest,
     ListPodResourcesResponse, PodResources,
 };
-use super::retry::{Backoff, Socket, every};
+use super::sockets::{self, Closed, Follower, Pace, Seat, Wires};
 use super::wanted::receive;
 use super::{Counters, clean, is_kubernetes_name};
 use crate::core::input::{
-    AllocatedDevice, Allocations, ContainerAllocation, DeviceRef, Input, PodName, SourceHealth,
+    AllocatedDevice, Allocations, ContainerAllocation, DeviceRef, Input, PodName,
 };
-use crate::core::model::{BootTime, Clock, Nanos, SourceId, SourceState};
+use crate::core::model::{BootTime, Clock, SourceId, SourceState};
 
 /// Where the kubelet listens.
 pub const DEFAULT_SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
 /// The resources that can be NVIDIA's GPUs, unless configured.
 pub const DEFAULT_RESOURCES: [&str; 1] = ["nvidia.com/"];
 
-/// How long a session has to last for the waits to begin anew.
-const SETTLED: Duration = Duration::from_secs(10);
 /// How close lists follow each other at most, however many pods are new.
 const LISTS_APART: Duration = Duration::from_secs(1);
 /// Containers of one answer that are passed on. A node has 110 pods, 256 where it is pushed.
@@ -100,22 +98,24 @@ pub async fn run(
     pods: mpsc::Receiver<PodName>,
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) {
-    let mut follower = Follower {
-        config,
+    let pace = Pace {
+        retry_max: config.retry_max,
+        look_interval: config.look_interval,
+    };
+    let wires = Wires {
         counters,
-        pods: Some(pods),
+        questions: pods,
         out,
         clock,
-        state: None,
-        was_up: false,
     };
-    tokio::select! {
-        // Both a `true` and a dropped sender mean the end.
-        _ = shutdown.wait_for(|stop| *stop) => {}
-        Closed = follower.follow() => {}
-    }
+    let begin = |seat| Kubelet {
+        seat,
+        config: config.clone(),
+    };
+    let (source, sockets) = (SourceId::PodResources, [config.socket.clone()]);
+    sockets::run(source, &sockets, pace, wires, shutdown, begin).await;
 }
 
 /// Asks a kubelet for its list, once, and returns how many containers of its list have devices, for
@@ -145,120 +145,42 @@ async fn connect(socket: &Path, limit: Duration) -> Result<Client, Fault> {
     Ok(Client::new(channel).max_decoding_message_size(MAX_ANSWER))
 }
 
-/// Nobody reads the observations any more.
-struct Closed;
-
-struct Follower {
+struct Kubelet {
+    seat: Seat<PodName>,
     config: Config,
-    counters: Arc<Counters>,
-    /// Gone once its other end is.
-    pods: Option<mpsc::Receiver<PodName>>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-    /// As last reported, and since when.
-    state: Option<(SourceState, BootTime)>,
-    /// Whether a kubelet has ever answered.
-    was_up: bool,
 }
 
-impl Follower {
-    async fn follow(&mut self) -> Closed {
-        let mut retry = Backoff::default();
-        loop {
-            if let Err(closed) = self.attempt(&mut retry).await {
-                return closed;
-            }
-        }
+impl Follower for Kubelet {
+    type Question = PodName;
+    type Fault = Fault;
+
+    fn seat(&mut self) -> &mut Seat<PodName> {
+        &mut self.seat
     }
 
-    /// One session, and the wait after it.
-    async fn attempt(&mut self, retry: &mut Backoff) -> Result<(), Closed> {
-        let (socket, fault) = match grpc::look(&self.config.socket) {
-            Ok(Some(socket)) => {
-                let (begun, mut was_up) = (Instant::now(), false);
-                let fault = self.session(&mut was_up).await?;
-                if was_up && begun.elapsed() >= SETTLED {
-                    retry.reset();
-                }
-                self.was_up |= was_up;
-                fault.count(&self.counters);
-                (Some(socket), Some(fault))
-            }
-            Ok(None) if self.was_up => {
-                let path = self.config.socket.display().to_string();
-                (None, Some(Fault::Vanished(path)))
-            }
-            Ok(None) => (None, None),
-            Err(fault) => (None, Some(fault)),
-        };
-        let wait = match fault {
-            // As good as absent: nobody here has ever offered this interface.
-            Some(fault) if fault.is_unimplemented() && !self.was_up => {
-                debug!(%fault, "pod resources: not offered here");
-                self.report(SourceState::Absent).await?;
-                self.config.retry_max
-            }
-            Some(fault) => {
-                let wait = match &fault {
-                    Fault::Vanished(_) => self.config.look_interval,
-                    _ => retry.next(self.config.retry_max),
-                };
-                let nanos = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-                self.report(SourceState::Down {
-                    class: fault.class().into(),
-                    reason: clean(&fault.to_string(), &self.counters),
-                    next_retry: Some((self.clock)().boot.plus(nanos)),
-                })
-                .await?;
-                wait
-            }
-            None => {
-                self.report(SourceState::Absent).await?;
-                self.config.look_interval
-            }
-        };
-        if self.wait(wait, socket.as_ref()).await {
-            retry.reset();
-        }
-        Ok(())
-    }
-
-    /// Waits. True if it ended early since another socket is there now than `before`.
-    async fn wait(&mut self, span: Duration, before: Option<&Socket>) -> bool {
-        let end = Instant::now() + span;
-        let mut look = every(self.config.look_interval);
-        loop {
-            tokio::select! {
-                () = sleep_until(end) => return false,
-                _ = look.tick() => {
-                    let now = grpc::look(&self.config.socket);
-                    if matches!(now, Ok(Some(now)) if Some(&now) != before) {
-                        return true;
-                    }
-                }
-                // The next session begins with a list of everything.
-                pod = receive(&mut self.pods) => if pod.is_none() {
-                    self.pods = None;
-                },
-            }
-        }
-    }
-
-    /// Asks one kubelet until it cannot be asked any more.
     async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+        let fault = self.talk(was_up).await?;
+        fault.count(&self.seat.counters);
+        Ok(fault)
+    }
+}
+
+impl Kubelet {
+    /// Asks the kubelet until it cannot be asked any more.
+    async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
         let limit = self.config.timeout;
-        let mut client = match connect(&self.config.socket, limit).await {
+        let mut client = match connect(&self.seat.path, limit).await {
             Ok(client) => client,
             Err(fault) => return Ok(fault),
         };
-        let at = (self.clock)().boot;
+        let at = (self.seat.clock)().boot;
         let list = client.list(ListPodResourcesRequest {});
-        match grpc::first_call("list", limit, &self.counters, list).await {
+        match grpc::first_call("list", limit, &self.seat.counters, list).await {
             Ok(answer) => self.pass_on(at, answer).await?,
             Err(fault) => return Ok(fault),
         }
         *was_up = true;
-        self.report(SourceState::Up).await?;
+        self.seat.report(SourceState::Up).await?;
 
         // A kubelet that was upgraded has another session.
         let mut offers_get = true;
@@ -267,18 +189,18 @@ impl Follower {
         loop {
             tokio::select! {
                 () = sleep_until(list_at) => {
-                    let at = (self.clock)().boot;
+                    let at = (self.seat.clock)().boot;
                     let list = client.list(ListPodResourcesRequest {});
-                    match grpc::call("list", limit, &self.counters, list).await {
+                    match grpc::call("list", limit, &self.seat.counters, list).await {
                         Ok(answer) => self.pass_on(at, answer).await?,
                         Err(fault) => return Ok(fault),
                     }
                     listed = Instant::now();
                     list_at = listed + self.config.interval;
                 }
-                pod = receive(&mut self.pods) => {
+                pod = receive(&mut self.seat.questions) => {
                     let Some(pod) = pod else {
-                        self.pods = None;
+                        self.seat.questions = None;
                         continue;
                     };
                     let answered = if offers_get {
@@ -305,13 +227,13 @@ impl Follower {
         pod: PodName,
         offers_get: &mut bool,
     ) -> Result<Result<bool, Fault>, Closed> {
-        let at = (self.clock)().boot;
+        let at = (self.seat.clock)().boot;
         let request = client.get(GetPodResourcesRequest {
             pod_name: (*pod.pod).to_owned(),
             pod_namespace: (*pod.namespace).to_owned(),
         });
         let limit = self.config.timeout;
-        let answer = match grpc::call("get", limit, &self.counters, request).await {
+        let answer = match grpc::call("get", limit, &self.seat.counters, request).await {
             Ok(answer) => answer,
             Err(fault) if fault.is_unimplemented() => {
                 debug!("pod resources: the kubelet only lists");
@@ -327,61 +249,32 @@ impl Follower {
         // An answer about another pod is none.
         let asked = |of: &PodResources| of.name == *pod.pod && of.namespace == *pod.namespace;
         let Some(found) = answer.pod_resources.filter(asked) else {
-            Counters::count(&self.counters.invalid_replies);
+            Counters::count(&self.seat.counters.invalid_replies);
             return Ok(Ok(false));
         };
-        let containers = containers(vec![found], &self.config.resources, &self.counters);
+        let containers = containers(vec![found], &self.config.resources, &self.seat.counters);
         let allocations = Allocations {
             at,
             pod: Some(pod),
             containers,
         };
-        self.send(Input::Allocations(allocations)).await?;
+        self.seat.send(Input::Allocations(allocations)).await?;
         Ok(Ok(true))
     }
 
     async fn pass_on(&self, at: BootTime, answer: ListPodResourcesResponse) -> Result<(), Closed> {
-        let containers = containers(answer.pod_resources, &self.config.resources, &self.counters);
-        self.send(Input::Allocations(Allocations {
-            at,
-            pod: None,
-            containers,
-        }))
-        .await
-    }
-
-    /// Passes on a state if it is news.
-    async fn report(&mut self, state: SourceState) -> Result<(), Closed> {
-        let before = self.state.as_ref();
-        if before.is_some_and(|(before, _)| *before == state) {
-            return Ok(());
-        }
-        let place = self.config.socket.display().to_string();
-        let same = before.filter(|(before, _)| before.as_str() == state.as_str());
-        let since = match same {
-            Some((_, since)) => *since,
-            None => {
-                match &state {
-                    SourceState::Down { class, reason, .. } => {
-                        warn!(place, %class, %reason, "pod resources: down");
-                    }
-                    _ => info!(place, state = state.as_str(), "pod resources"),
-                }
-                (self.clock)().boot
-            }
-        };
-        self.state = Some((state.clone(), since));
-        self.send(Input::Health(SourceHealth {
-            source: SourceId::PodResources,
-            state,
-            since,
-            place: place.into(),
-        }))
-        .await
-    }
-
-    async fn send(&self, input: Input) -> Result<(), Closed> {
-        self.out.send(input).await.map_err(|_| Closed)
+        let containers = containers(
+            answer.pod_resources,
+            &self.config.resources,
+            &self.seat.counters,
+        );
+        self.seat
+            .send(Input::Allocations(Allocations {
+                at,
+                pod: None,
+                containers,
+            }))
+            .await
     }
 }
 

@@ -4,7 +4,6 @@ use std::fs::Metadata;
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -45,19 +44,17 @@ pub(super) fn every(span: Duration) -> Interval {
     timer
 }
 
-/// A socket as a file: another daemon's is another file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A socket as a file: another daemon's is another file, whatever path leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Socket {
-    pub(super) path: PathBuf,
     device: u64,
     inode: u64,
     changed: (i64, i64),
 }
 
 impl Socket {
-    pub(super) fn new(path: &Path, file: &Metadata) -> Self {
+    pub(super) fn new(file: &Metadata) -> Self {
         Self {
-            path: path.to_owned(),
             device: file.dev(),
             inode: file.ino(),
             changed: (file.ctime(), file.ctime_nsec()),
@@ -65,7 +62,7 @@ impl Socket {
     }
 
     /// Whether both paths lead to one socket.
-    pub(super) fn is_same_file(&self, other: &Self) -> bool {
+    pub(super) fn is_same_file(self, other: Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
 }

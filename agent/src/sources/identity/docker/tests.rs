@@ -32,13 +32,13 @@ enum Reply {
 }
 
 /// A daemon that answers by a function from the request's target.
-struct Daemon {
+struct Server {
     folder: TempDir,
     targets: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
-impl Daemon {
+impl Server {
     fn new(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
@@ -80,29 +80,11 @@ impl Daemon {
             retry_max: Duration::from_millis(200),
             look_interval: Duration::from_millis(50),
         };
-        let (lookups, receiver) = mpsc::channel(8);
-        let (out, inputs) = mpsc::channel(8);
-        let (stop, shutdown) = watch::channel(false);
-        let counters = Arc::new(Counters::default());
-        let task = tokio::spawn(run(
-            config,
-            Arc::clone(&counters),
-            receiver,
-            out,
-            clock::now,
-            shutdown,
-        ));
-        Following {
-            inputs,
-            lookups,
-            stop,
-            task,
-            counters,
-        }
+        Following::of(config)
     }
 }
 
-impl Drop for Daemon {
+impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -165,6 +147,28 @@ struct Following {
 }
 
 impl Following {
+    fn of(config: Config) -> Self {
+        let (lookups, receiver) = mpsc::channel(8);
+        let (out, inputs) = mpsc::channel(8);
+        let (stop, shutdown) = watch::channel(false);
+        let counters = Arc::new(Counters::default());
+        let task = tokio::spawn(run(
+            config,
+            Arc::clone(&counters),
+            receiver,
+            out,
+            clock::now,
+            shutdown,
+        ));
+        Self {
+            inputs,
+            lookups,
+            stop,
+            task,
+            counters,
+        }
+    }
+
     /// The next input, in a few words: `up`, `down protocol`, `found a name image`, `removed a`,
     /// `not_found a`. Ids are told by their first digit.
     async fn next(&mut self) -> String {
@@ -264,7 +268,7 @@ fn plain(target: &str, list: &[String], events: Reply) -> Reply {
 
 #[tokio::test]
 async fn requests_carry_no_version_and_change_nothing() {
-    let daemon = Daemon::new(|target| plain(target, &[summary('a', "one")], Reply::Open(vec![])));
+    let daemon = Server::new(|target| plain(target, &[summary('a', "one")], Reply::Open(vec![])));
     let mut source = daemon.follow();
     source.expect(&["found a one app:1", "up"]).await;
     source.look_up('b').await;
@@ -284,7 +288,7 @@ async fn requests_carry_no_version_and_change_nothing() {
 #[tokio::test]
 async fn a_state_that_nobody_has_heard_of_costs_one_container_its_name_and_no_other() {
     let strange = summary('a', "one").replace("running", "hibernating");
-    let daemon = Daemon::new(move |target| {
+    let daemon = Server::new(move |target| {
         if target.contains("all=true") {
             return plain(target, &[strange.clone(), summary('b', "two")], Reply::Hang);
         }
@@ -301,7 +305,7 @@ async fn a_list_that_cannot_be_read_does_not_cost_every_container_its_name() {
     let strange = summary('a', "one").replace("running", "hibernating");
     let lists = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&lists);
-    let daemon = Daemon::new(move |target| match target {
+    let daemon = Server::new(move |target| match target {
         t if t.contains(&id('b')) => Reply::Json(inspection('b', "two")),
         // Neither the whole list nor that of the running, twice; then it is well again.
         t if t.starts_with("/containers/json") && lists.fetch_add(1, Relaxed) < 4 => {
@@ -325,7 +329,7 @@ async fn a_list_that_cannot_be_read_does_not_cost_every_container_its_name() {
 
 #[tokio::test]
 async fn an_inspection_that_hangs_or_cannot_be_read_is_replaced_by_the_list() {
-    let daemon = Daemon::new(|target| match target {
+    let daemon = Server::new(|target| match target {
         t if t.contains(&id('a')) && t.ends_with("/json") => Reply::Hang,
         t if t.contains(&id('b')) && t.ends_with("/json") => Reply::Json("{]".to_owned()),
         t if t.contains(&id('c')) && t.ends_with("/json") => Reply::Status(500),
@@ -370,7 +374,7 @@ async fn an_inspection_that_hangs_or_cannot_be_read_is_replaced_by_the_list() {
 async fn a_stream_that_ends_is_resumed_where_it_ended() {
     let at = 1_700_000_000_123_456_789;
     let rounds = AtomicU64::new(0);
-    let daemon = Daemon::new(move |target| {
+    let daemon = Server::new(move |target| {
         let round = if target.starts_with("/events") {
             rounds.fetch_add(1, Relaxed)
         } else {
@@ -423,7 +427,7 @@ async fn a_stream_that_ends_is_resumed_where_it_ended() {
 async fn an_event_that_cannot_be_read_is_not_asked_for_again() {
     let at = 1_700_000_000_000_000_000;
     let rounds = AtomicU64::new(0);
-    let daemon = Daemon::new(move |target| {
+    let daemon = Server::new(move |target| {
         if !target.starts_with("/events") || rounds.fetch_add(1, Relaxed) > 0 {
             return plain(target, &[], Reply::Open(vec![]));
         }
@@ -463,7 +467,7 @@ async fn what_users_write_is_bounded_before_it_goes_anywhere() {
         r#"[{{"Id":"{}","Names":["/{huge}"],"Image":"a\u0000b\nc","Labels":{{"big":"{huge}","q":"\"\\"}}}}]"#,
         id('a')
     );
-    let daemon = Daemon::new(move |target| match target {
+    let daemon = Server::new(move |target| match target {
         t if t.starts_with("/containers/json") => Reply::Json(body.clone()),
         t => plain(t, &[], Reply::Open(vec![])),
     });
@@ -480,32 +484,29 @@ async fn what_users_write_is_bounded_before_it_goes_anywhere() {
 }
 
 #[tokio::test]
-async fn what_is_looked_up_while_there_is_no_daemon_is_answered_once_there_is_one() {
+async fn what_is_looked_up_while_there_is_no_socket_neither_fills_the_line_nor_bothers_the_daemon()
+{
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("docker.sock");
-    let daemon = Daemon::new(|target| match target {
+    let daemon = Server::new(|target| match target {
         t if t.contains(&id('a')) => Reply::Json(inspection('a', "one")),
-        t => plain(t, &[], Reply::Open(vec![])),
+        t => plain(t, &[summary('b', "two")], Reply::Open(vec![])),
     });
-    let config = Config {
+    let mut source = Following::of(Config {
         sockets: vec![socket.clone()],
         look_interval: Duration::from_millis(20),
         ..Config::default()
-    };
-    let (lookups, receiver) = mpsc::channel(8);
-    let (out, inputs) = mpsc::channel(8);
-    let (stop, shutdown) = watch::channel(false);
-    let counters = Arc::new(Counters::default());
-    let shared = Arc::clone(&counters);
-    let task = tokio::spawn(run(config, shared, receiver, out, clock::now, shutdown));
-    let mut source = Following {
-        inputs,
-        lookups,
-        stop,
-        task,
-        counters,
-    };
+    });
     source.expect(&["absent"]).await;
+    // More than wait for an answer at most.
+    for number in 0..5_000 {
+        let id = ContainerId::from(&*format!("{number:064x}"));
+        source.lookups.send(id).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(source.count(|c| &c.lookups_refused), 0);
+    std::os::unix::fs::symlink(daemon.folder.path().join("docker.sock"), &socket).unwrap();
+    source.expect(&["found b two app:1", "up"]).await;
     source.look_up('a').await;
     // Not an id: it must not end up in a path.
     source
@@ -513,40 +514,66 @@ async fn what_is_looked_up_while_there_is_no_daemon_is_answered_once_there_is_on
         .send(ContainerId::from("../../secrets"))
         .await
         .unwrap();
-    std::os::unix::fs::symlink(daemon.folder.path().join("docker.sock"), &socket).unwrap();
-    source.expect(&["up", "found a one app:1"]).await;
+    source.expect(&["found a one app:1"]).await;
+    let targets = daemon.targets();
+    let inspections = targets.iter().filter(|t| t.ends_with("/json HTTP/1.1"));
+    let others = inspections.filter(|t| !t.contains("/containers/json") && !t.contains(&id('a')));
+    assert_eq!(others.count(), 0, "{targets:?}");
+    source.look_up('a').await;
+    source.expect(&["found a one app:1"]).await;
     assert_eq!(source.count(|c| &c.lookups_refused), 1);
     source.stop().await;
 }
 
 #[tokio::test]
+async fn containers_of_a_second_daemon_are_known_as_well() {
+    let daemons = ['a', 'b'].map(|digit| {
+        Server::new(move |target| match target {
+            t if t.contains(&id(digit)) => Reply::Json(inspection(digit, "asked")),
+            t => plain(t, &[summary(digit, "listed")], Reply::Open(vec![])),
+        })
+    });
+    let sockets = daemons
+        .each_ref()
+        .map(|d| d.folder.path().join("docker.sock"));
+    let both = sockets
+        .each_ref()
+        .map(|socket| socket.display().to_string());
+    let mut source = Following::of(Config {
+        sockets: sockets.to_vec(),
+        ..Config::default()
+    });
+    let mut known = std::collections::BTreeSet::new();
+    let mut place = String::new();
+    while known.len() < 2 || place != both.join(" ") {
+        match source.inputs.recv().await.unwrap() {
+            Input::Identity(IdentityUpdate::Found(found)) => {
+                known.insert(found.id);
+            }
+            Input::Health(health) => {
+                assert_eq!(health.state, SourceState::Up);
+                place = health.place.to_string();
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    // One that does not know it does not keep the other from telling.
+    source.look_up('b').await;
+    let mut next = source.next().await;
+    while next != "found b asked app:1" {
+        assert_eq!(next, "not_found b");
+        next = source.next().await;
+    }
+    source.stop().await;
+}
+
+#[tokio::test]
 async fn a_source_that_nobody_reads_ends() {
-    let daemon = Daemon::new(|target| plain(target, &[summary('a', "one")], Reply::Open(vec![])));
+    let daemon = Server::new(|target| plain(target, &[summary('a', "one")], Reply::Open(vec![])));
     let source = daemon.follow();
     drop(source.inputs);
     tokio::time::timeout(PATIENCE, source.task)
         .await
         .expect("the source ends")
         .expect("and has not panicked");
-}
-
-#[test]
-fn a_socket_under_two_paths_is_tried_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = folder.path().join("run");
-    std::fs::create_dir(&run).unwrap();
-    std::os::unix::fs::symlink(&run, folder.path().join("var")).unwrap();
-    let listeners = ["docker.sock", "podman.sock"]
-        .map(|name| std::os::unix::net::UnixListener::bind(run.join(name)).unwrap());
-    let paths = [
-        "run/docker.sock",
-        "var/docker.sock",
-        "nowhere/x",
-        "run/podman.sock",
-    ];
-    let paths = paths.map(|path| folder.path().join(path));
-    let found = candidates(&paths);
-    let found: Vec<_> = found.sockets.into_iter().map(|s| s.path).collect();
-    assert_eq!(found, [paths[0].clone(), paths[3].clone()]);
-    drop(listeners);
 }

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::core::model::{BootTime, WallTime};
+use crate::core::model::WallTime;
 
 fn hex(pair: &str) -> ContainerId {
     ContainerId::from(&*pair.repeat(32))
@@ -95,7 +95,13 @@ impl Rig {
             Input::Health(SourceHealth { state, source, .. }) => {
                 assert_eq!(source, IdentitySource::Bundle.source());
                 let class = match &state {
-                    SourceState::Down { class, .. } => class.to_string(),
+                    SourceState::Down {
+                        class, next_retry, ..
+                    } => {
+                        let retry = clock().boot.plus(Nanos::from_secs(10));
+                        assert_eq!(*next_retry, Some(retry), "it is always looked for again");
+                        class.to_string()
+                    }
                     _ => String::new(),
                 };
                 (state.as_str().to_owned(), class)

@@ -1,0 +1,457 @@
+//! Servers behind Unix sockets, as one source: each followed on its own, all of them one state.
+//!
+//! A server may be absent, come late, hang, restart or be something else. It is judged by whether it
+//! answers, and tried again for ever. A session is the follower's own matter; what is alike for all
+//! is here: when to knock and how long to wait, what to call a server that is not there, and how
+//! several states become the source's.
+//!
+//! Nothing is kept for a server that is not talked to: the first list of a session names everything
+//! that is there, and whoever asked asks again. A follower that a defect ends takes no other with it,
+//! and is told of.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use super::retry::{Backoff, Socket, every, io_class};
+use super::wanted::receive;
+use super::{Counters, clean};
+use crate::core::input::{Input, SourceHealth};
+use crate::core::model::{Clock, Nanos, SourceId, SourceState};
+
+/// How long a session has to last for the waits to begin anew: a server that hangs up after every
+/// list is not listed five times a second.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Longest wait for an interface that a server does not offer, shorter than the grace for names: a
+/// runtime may take connections before the part of it that offers the interface is ready.
+const UNOFFERED_MAX: Duration = Duration::from_secs(5);
+/// Questions on their way to one server; what finds no room is counted, and the core asks again.
+const QUESTIONS: usize = 256;
+/// Reports on their way from the followers: each waits until its report is taken.
+const REPORTS: usize = 8;
+
+/// Nobody reads the observations any more.
+pub(super) struct Closed;
+
+/// Why a server could not be used, or not any longer; shown in words.
+pub(super) trait Fault: Display + Send {
+    /// The label value. `unimplemented` is a server that does not offer the interface.
+    fn class(&self) -> &'static str;
+}
+
+/// Why nobody can be talked to at a path.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Obstacle {
+    #[error("no socket at {}, where there was one", .0.display())]
+    Vanished(PathBuf),
+    #[error("{}: not a socket", .0.display())]
+    NotASocket(PathBuf),
+    #[error("{}: {source}", path.display())]
+    Unreachable { path: PathBuf, source: io::Error },
+}
+
+impl Fault for Obstacle {
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Vanished(_) => "vanished",
+            Self::NotASocket(_) => "not_a_socket",
+            Self::Unreachable { source, .. } => io_class(source.kind()),
+        }
+    }
+}
+
+/// What there is at a path.
+fn look(path: &Path) -> Result<Option<Socket>, Obstacle> {
+    match std::fs::metadata(path) {
+        Ok(file) if file.file_type().is_socket() => Ok(Some(Socket::new(&file))),
+        // What a bind mount whose source is missing leaves is a directory.
+        Ok(_) => Err(Obstacle::NotASocket(path.to_owned())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(source) => Err(Obstacle::Unreachable {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// How patient to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Longest wait between attempts.
+    pub(super) retry_max: Duration,
+    /// How often to look for a socket that is not there.
+    pub(super) look_interval: Duration,
+}
+
+/// What a source is connected to. `Q` is what it can be asked.
+pub(super) struct Wires<Q> {
+    pub(super) counters: Arc<Counters>,
+    /// May be closed: then only what the servers tell by themselves is passed on.
+    pub(super) questions: mpsc::Receiver<Q>,
+    /// A full one holds this source and nothing else.
+    pub(super) out: mpsc::Sender<Input>,
+    pub(super) clock: fn() -> Clock,
+}
+
+/// Whoever talks to the server behind one socket.
+pub(super) trait Follower: Send + 'static {
+    /// What it can be asked.
+    type Question: Clone + Send + 'static;
+    /// What ends a session.
+    type Fault: Fault;
+
+    fn seat(&mut self) -> &mut Seat<Self::Question>;
+
+    /// Talks to the server until it cannot be talked to any more. `was_up` turns true once it has
+    /// answered.
+    fn session(
+        &mut self,
+        was_up: &mut bool,
+    ) -> impl Future<Output = Result<Self::Fault, Closed>> + Send;
+}
+
+/// One socket, and what its follower is connected to.
+pub(super) struct Seat<Q> {
+    pub(super) path: PathBuf,
+    pub(super) counters: Arc<Counters>,
+    pub(super) clock: fn() -> Clock,
+    /// Gone once its other end is.
+    pub(super) questions: Option<mpsc::Receiver<Q>>,
+    out: mpsc::Sender<Input>,
+    reports: mpsc::Sender<Report>,
+    source: SourceId,
+    member: usize,
+    /// Paths that others follow; the same socket under one of them is theirs.
+    before: Vec<PathBuf>,
+    pace: Pace,
+    /// As last reported.
+    state: Option<SourceState>,
+    /// Whether a server has ever answered here.
+    was_up: bool,
+}
+
+impl<Q> Seat<Q> {
+    /// The socket, unless another path leads to it too.
+    fn look(&self) -> Result<Option<Socket>, Obstacle> {
+        let Some(socket) = look(&self.path)? else {
+            return Ok(None);
+        };
+        let is_anothers = |path: &PathBuf| {
+            look(path).is_ok_and(|other| other.is_some_and(|other| other.is_same_file(socket)))
+        };
+        Ok((!self.before.iter().any(is_anothers)).then_some(socket))
+    }
+
+    /// Waits, and asks nobody what is asked meanwhile. True if it ended early since another socket is
+    /// there now than `before`.
+    async fn wait(&mut self, span: Duration, before: Option<Socket>) -> bool {
+        let end = Instant::now() + span;
+        let mut look = every(self.pace.look_interval);
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return false,
+                _ = look.tick() => {
+                    if matches!(self.look(), Ok(Some(now)) if Some(now) != before) {
+                        return true;
+                    }
+                }
+                question = receive(&mut self.questions) => if question.is_none() {
+                    self.questions = None;
+                },
+            }
+        }
+    }
+
+    /// Tells that the server does not answer, and when it is tried again.
+    pub(super) async fn down(&mut self, fault: &impl Fault, wait: Duration) -> Result<(), Closed> {
+        let state = self.state_of(fault, wait);
+        self.report(state).await
+    }
+
+    fn state_of(&self, fault: &impl Fault, wait: Duration) -> SourceState {
+        let wait = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        SourceState::Down {
+            class: fault.class().into(),
+            reason: clean(&fault.to_string(), &self.counters),
+            next_retry: Some((self.clock)().boot.plus(wait)),
+        }
+    }
+
+    /// Passes on a state if it is news.
+    pub(super) async fn report(&mut self, state: SourceState) -> Result<(), Closed> {
+        let before = self.state.as_ref();
+        if before == Some(&state) {
+            return Ok(());
+        }
+        if before.is_none_or(|before| before.as_str() != state.as_str()) {
+            let (source, place) = (self.source.as_str(), self.path.display());
+            match &state {
+                SourceState::Down { class, reason, .. } => {
+                    warn!(source, %place, %class, %reason, "down");
+                }
+                _ => info!(source, %place, state = state.as_str(), "socket"),
+            }
+        }
+        self.state = Some(state.clone());
+        let member = self.member;
+        let report = Report { member, state };
+        self.reports.send(report).await.map_err(|_| Closed)
+    }
+
+    pub(super) async fn send(&self, input: Input) -> Result<(), Closed> {
+        self.out.send(input).await.map_err(|_| Closed)
+    }
+}
+
+/// Follows one socket for ever.
+async fn follow<F: Follower>(follower: &mut F) -> Closed {
+    let mut retry = Backoff::default();
+    loop {
+        if let Err(closed) = attempt(follower, &mut retry).await {
+            return closed;
+        }
+    }
+}
+
+/// One session, and the wait after it.
+async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(), Closed> {
+    let seat = follower.seat();
+    let Pace {
+        retry_max,
+        look_interval,
+    } = seat.pace;
+    let (socket, state, wait) = match seat.look() {
+        Ok(Some(socket)) => {
+            let (begun, mut was_up) = (Instant::now(), false);
+            let fault = follower.session(&mut was_up).await?;
+            if was_up && begun.elapsed() >= SETTLED {
+                retry.reset();
+            }
+            let seat = follower.seat();
+            seat.was_up |= was_up;
+            // As good as absent: nobody here has ever offered this interface.
+            if fault.class() == "unimplemented" && !seat.was_up {
+                if seat.state != Some(SourceState::Absent) {
+                    let (source, place) = (seat.source.as_str(), seat.path.display());
+                    info!(source, %place, %fault, "not offered here");
+                }
+                let wait = retry.next(retry_max.min(UNOFFERED_MAX));
+                (Some(socket), SourceState::Absent, wait)
+            } else {
+                let wait = retry.next(retry_max);
+                (Some(socket), seat.state_of(&fault, wait), wait)
+            }
+        }
+        Ok(None) if seat.was_up => {
+            let fault = Obstacle::Vanished(seat.path.clone());
+            (None, seat.state_of(&fault, look_interval), look_interval)
+        }
+        Ok(None) => (None, SourceState::Absent, look_interval),
+        Err(obstacle) => {
+            let wait = retry.next(retry_max);
+            (None, seat.state_of(&obstacle, wait), wait)
+        }
+    };
+    let seat = follower.seat();
+    seat.report(state).await?;
+    if seat.wait(wait, socket).await {
+        retry.reset();
+    }
+    Ok(())
+}
+
+/// What one socket is doing.
+struct Report {
+    member: usize,
+    state: SourceState,
+}
+
+/// One socket, as the source's state is made from it.
+struct Member {
+    path: Arc<str>,
+    state: SourceState,
+    /// Whether it has ever been up.
+    was_up: bool,
+}
+
+/// Follows the servers until told to stop, or until nobody reads `out` any more.
+pub(super) async fn run<F: Follower>(
+    source: SourceId,
+    sockets: &[PathBuf],
+    pace: Pace,
+    wires: Wires<F::Question>,
+    mut shutdown: watch::Receiver<bool>,
+    begin: impl Fn(Seat<F::Question>) -> F,
+) {
+    tokio::select! {
+        // Both a `true` and a dropped sender mean the end.
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        Closed = oversee(source, sockets, pace, wires, begin) => {}
+    }
+}
+
+/// Starts a follower for each socket, hands questions to all of them, and makes one state of theirs.
+/// Ends when nobody reads `out` any more, and its followers with it.
+async fn oversee<F: Follower>(
+    source: SourceId,
+    sockets: &[PathBuf],
+    pace: Pace,
+    wires: Wires<F::Question>,
+    begin: impl Fn(Seat<F::Question>) -> F,
+) -> Closed {
+    let Wires {
+        counters,
+        questions,
+        out,
+        clock,
+    } = wires;
+    let (reports, mut reported) = mpsc::channel(REPORTS);
+    let mut followers = JoinSet::new();
+    let mut asked = Vec::new();
+    let mut members = Vec::new();
+    for (member, path) in sockets.iter().enumerate() {
+        let (ask, questions) = mpsc::channel(QUESTIONS);
+        let mut follower = begin(Seat {
+            path: path.clone(),
+            counters: Arc::clone(&counters),
+            clock,
+            questions: Some(questions),
+            out: out.clone(),
+            reports: reports.clone(),
+            source,
+            member,
+            before: sockets[..member].to_vec(),
+            pace,
+            state: None,
+            was_up: false,
+        });
+        // Nothing of the follower is looked at after a panic.
+        let life = async move { AssertUnwindSafe(follow(&mut follower)).catch_unwind().await };
+        followers.spawn(async move { (member, life.await) });
+        asked.push(ask);
+        members.push(Member {
+            path: path.to_string_lossy().as_ref().into(),
+            state: SourceState::Absent,
+            was_up: false,
+        });
+    }
+
+    let mut questions = Some(questions);
+    let mut health = None::<SourceHealth>;
+    loop {
+        let report = tokio::select! {
+            () = out.closed() => return Closed,
+            Some(report) = reported.recv() => report,
+            Some(ended) = followers.join_next() => match ended {
+                Ok((_, Ok(closed))) => return closed,
+                Ok((member, Err(_))) => Report { member, state: defect(source) },
+                // It ends when this does.
+                Err(_) => continue,
+            },
+            question = receive(&mut questions) => {
+                match question {
+                    Some(question) => for ask in &asked {
+                        if let Err(TrySendError::Full(_)) = ask.try_send(question.clone()) {
+                            counters.refuse_lookup();
+                        }
+                    },
+                    None => {
+                        questions = None;
+                        asked.clear();
+                    }
+                }
+                continue;
+            }
+        };
+        if let Some(member) = members.get_mut(report.member) {
+            member.was_up |= report.state == SourceState::Up;
+            member.state = report.state;
+        }
+        let (state, place) = together(&members);
+        let since = health
+            .as_ref()
+            .filter(|h| h.state.as_str() == state.as_str());
+        let now = SourceHealth {
+            source,
+            since: since.map_or_else(|| clock().boot, |h| h.since),
+            state,
+            place,
+        };
+        if health.as_ref() != Some(&now) {
+            health = Some(now.clone());
+            if out.send(Input::Health(now)).await.is_err() {
+                return Closed;
+            }
+        }
+    }
+}
+
+fn defect(source: SourceId) -> SourceState {
+    let source = source.as_str();
+    error!(source, "a defect ended a socket's follower");
+    SourceState::Down {
+        class: "panic".into(),
+        reason: "a defect ended what followed it; the agent must be started anew".into(),
+        next_retry: None,
+    }
+}
+
+/// The state of all sockets together. One that is there and does not answer makes the source down,
+/// whatever the others do: its containers go without names, and that the others do not know them
+/// says nothing. The words are of the one whose loss is news, then of the others.
+fn together(members: &[Member]) -> (SourceState, Arc<str>) {
+    let up = members.iter().filter(|m| m.state == SourceState::Up);
+    let up: Vec<&str> = up.map(|member| &*member.path).collect();
+    let mut down: Vec<_> = members.iter().filter_map(Member::trouble).collect();
+    // Stable: otherwise they stay in order.
+    down.sort_by_key(|(member, _)| !member.was_up);
+    let Some(((first, reason), others)) = down.split_first() else {
+        return if up.is_empty() {
+            let first = members.first().map(|member| Arc::clone(&member.path));
+            (SourceState::Absent, first.unwrap_or_default())
+        } else {
+            (SourceState::Up, up.join(" ").into())
+        };
+    };
+    let mut state = first.state.clone();
+    if let SourceState::Down { reason: words, .. } = &mut state {
+        let others = others
+            .iter()
+            .map(|(member, reason)| format!("; {}: {reason}", member.path));
+        let mut text: String = std::iter::once((*reason).to_owned())
+            .chain(others)
+            .collect();
+        if !up.is_empty() {
+            text.push_str("; up: ");
+            text.push_str(&up.join(" "));
+        }
+        *words = text.into();
+    }
+    (state, Arc::clone(&first.path))
+}
+
+impl Member {
+    /// Why it is down, if it is.
+    fn trouble(&self) -> Option<(&Self, &str)> {
+        match &self.state {
+            SourceState::Down { reason, .. } => Some((self, reason)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
