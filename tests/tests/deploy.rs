@@ -301,11 +301,7 @@ fn the_pod_has_what_its_configuration_names() {
     assert_eq!(ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
     let ours = config.cri.sockets.iter();
     let ours = ours.map(|path| on_host(&mounts, path));
-    // All but MicroK8s', which is not below /run.
-    let theirs = defaults.cri.sockets.iter();
-    let theirs = theirs
-        .filter(|path| path.starts_with("/run"))
-        .map(|path| Some(path.clone()));
+    let theirs = defaults.cri.sockets.iter().map(|path| Some(path.clone()));
     assert_eq!(ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
     assert_eq!(
         on_host(&mounts, &config.socket.path),
@@ -317,15 +313,16 @@ fn the_pod_has_what_its_configuration_names() {
         Some(defaults.store.path),
         "the ledger outlives the pod"
     );
-    for (root, folder) in [
-        (&config.bundle.host_root, &defaults.bundle.containerd[0]),
-        (&config.bundle.host_root, &defaults.bundle.storage[0]),
+    let bundle = &config.bundle.host_root;
+    let containerd = defaults.bundle.containerd.iter();
+    for (root, folder) in containerd.map(|folder| (bundle, folder)).chain([
+        (bundle, &defaults.bundle.storage[0]),
         (
             &config.kubelet_logs.host_root,
             &defaults.kubelet_logs.containers,
         ),
         (&config.kubelet_logs.host_root, &defaults.kubelet_logs.pods),
-    ] {
+    ]) {
         let seen = root.join(folder.strip_prefix("/").unwrap());
         assert_eq!(on_host(&mounts, &seen).as_ref(), Some(folder));
     }
