@@ -64,6 +64,9 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const INPUTS_IN_A_ROW: usize = 64;
 /// How long a call into NVML takes before `status` speaks of it.
 const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
+/// How long an agent on the same socket is waited for: twice what Kubernetes and systemd give it to
+/// end in. Longer than that it is no longer one that is being replaced.
+const LAST_AGENT: Duration = Duration::from_secs(30);
 /// How long a clean shutdown may take, and how much of that the last windows may.
 const DRAIN: Duration = Duration::from_secs(10);
 const LAST_WINDOWS: Duration = Duration::from_secs(2);
@@ -117,7 +120,10 @@ pub enum AppError {
 /// `record` is where to write down what the core is told.
 pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
-    let socket = socket::bind(&config.socket.path)?;
+    let socket = tokio::select! {
+        bound = socket::bind_after(&config.socket.path, LAST_AGENT) => bound?,
+        () = signals.recv() => return Ok(()),
+    };
     let began = now();
     let recorder = record.map(|path| {
         let recorder = Recorder::create(&path, &settings(&config), began);

@@ -344,6 +344,10 @@ fn the_pod_has_what_its_configuration_names() {
     let example = Config::parse(&example, "the example").unwrap();
     assert!(example.otlp.endpoint.is_some());
 
+    // With a surge Kubernetes would wait for the new agent, and that one for the old agent's lock.
+    let update = &set["spec"]["updateStrategy"]["rollingUpdate"];
+    assert!(update["maxUnavailable"].is_string() && update["maxSurge"].is_null());
+
     let port = &container["ports"][0];
     assert_eq!(
         port["containerPort"],

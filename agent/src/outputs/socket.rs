@@ -41,6 +41,8 @@ pub const DEFAULT_PATH: &str = "/run/gpuacct/gpuacct.sock";
 const MAX_PATH_BYTES: usize = 107;
 /// The longest subject that is looked for: a namespace, a pod and a container.
 const MAX_SUBJECT_BYTES: usize = 1_024;
+/// How often a socket is tried again on which another agent answers.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// How long the core may take to answer a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -200,6 +202,28 @@ pub fn bind(path: &Path) -> Result<Bound, SocketError> {
         path: path.to_owned(),
         inode,
     })
+}
+
+/// As [`bind`], and waits for another agent that answers there to end, for `patience` at most: one that
+/// is being replaced takes its time. Two that are meant to run on one socket never will.
+///
+/// # Errors
+/// As [`bind`].
+pub async fn bind_after(path: &Path, patience: Duration) -> Result<Bound, SocketError> {
+    let deadline = tokio::time::Instant::now() + patience;
+    let mut said = false;
+    loop {
+        match bind(path) {
+            Err(SocketError::InUse { .. }) if tokio::time::Instant::now() < deadline => {}
+            result => return result,
+        }
+        if !said {
+            let path = path.display();
+            tracing::warn!(%path, ?patience, "another agent answers on the socket, waiting for its end");
+            said = true;
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
 }
 
 fn inode(path: &Path) -> io::Result<(u64, u64)> {
@@ -523,6 +547,27 @@ mod tests {
         assert!(path.exists());
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_ending_is_waited_for_and_another_one_only_so_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let patience = Duration::from_secs(30);
+        let first = bind(&path).unwrap();
+        let error = bind_after(&path, patience).await.expect_err("it goes on");
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        let (second, ()) = tokio::join!(bind_after(&path, patience), async {
+            tokio::time::sleep(Duration::from_secs(16)).await;
+            drop(first);
+        });
+        drop(second.unwrap());
+        // What no waiting mends is said at once.
+        fs::write(&path, "").unwrap();
+        let began = tokio::time::Instant::now();
+        let error = bind_after(&path, patience).await.expect_err("a file");
+        assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]
