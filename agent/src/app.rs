@@ -41,7 +41,7 @@ use crate::outputs::instruments::OptIn;
 use crate::outputs::log::Log;
 use crate::outputs::prometheus::BindError;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
-use crate::outputs::socket::Query;
+use crate::outputs::socket::{ConfigReport, Query};
 use crate::outputs::store::keeping::{Keeping, Outcome};
 use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
@@ -117,8 +117,14 @@ pub enum AppError {
 /// What was configured cannot be had: an address, the socket, a receiver's address; or the core has
 /// ended by a defect. A source that is missing is none: it is reported as such and tried again.
 ///
-/// `record` is where to write down what the core is told.
-pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Result<(), AppError> {
+/// `file` is where the configuration was read from, and `record` where to write down what the core is
+/// told.
+pub async fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    log: Arc<Log>,
+    record: Option<PathBuf>,
+) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
     let socket = tokio::select! {
         bound = socket::bind_after(&config.socket.path, LAST_AGENT) => bound?,
@@ -214,6 +220,11 @@ pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Resu
         queries,
         counters: Arc::clone(&counters),
         log,
+        config: Arc::new(ConfigReport {
+            file,
+            // A path that is not UTF-8 cannot be written, nor could it have been read.
+            toml: config.clone().redacted().to_toml().unwrap_or_default(),
+        }),
         clock: Arc::new(now),
     };
     let socket_stopped = outputs_stopped.clone();
@@ -498,14 +509,14 @@ fn settings(config: &Config) -> Settings {
 pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
     let endpoint = config.otlp.endpoint.clone()?;
     let headers = config.otlp.headers.iter();
+    let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
     let protocol = match config.otlp.protocol {
         OtlpProtocol::Grpc => Protocol::Grpc,
         OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
     };
     Some(Receiver {
-        headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(),
         timeout: config.otlp.timeout.0,
-        ..Receiver::new(endpoint, protocol)
+        ..Receiver::new(endpoint, protocol).with_headers(headers)
     })
 }
 

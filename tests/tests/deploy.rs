@@ -250,14 +250,15 @@ fn on_host(mounts: &BTreeMap<PathBuf, Option<PathBuf>>, path: &Path) -> Option<P
     Some(host.as_ref()?.join(path.strip_prefix(place).ok()?))
 }
 
-fn parse_agent(args: &[&str]) -> PathBuf {
+/// The configuration that an agent with these arguments is told to read.
+fn parse_agent(args: &[&str]) -> Option<PathBuf> {
     let (name, rest) = args.split_first().unwrap();
     assert_eq!(*name, "agent");
     let command = agent::Options::augment_args(clap::Command::new("agent"));
     let matches = command
         .try_get_matches_from([*name].into_iter().chain(rest.iter().copied()))
         .unwrap_or_else(|error| panic!("{args:?}: {error}"));
-    matches.get_one::<PathBuf>("config").unwrap().clone()
+    matches.get_one::<PathBuf>("config").cloned()
 }
 
 #[test]
@@ -270,7 +271,15 @@ fn the_pod_has_what_its_configuration_names() {
     check_volumes(pod);
     let mounts = mounts(pod);
 
-    let file = parse_agent(&strings(&container["args"]));
+    // By the environment, so that a command in the container has the agent's configuration.
+    assert_eq!(parse_agent(&strings(&container["args"])), None);
+    let environment = container["env"].as_array().unwrap();
+    let file = environment
+        .iter()
+        .find(|variable| variable["name"] == "GPUACCT_CONFIG")
+        .and_then(|variable| variable["value"].as_str())
+        .unwrap();
+    let file = Path::new(file);
     let config_volume = pod["volumes"]
         .as_array()
         .unwrap()
@@ -413,7 +422,10 @@ fn the_unit_starts_the_agent_with_a_configuration_that_works() {
     let args: Vec<_> = start.split(' ').collect();
     assert_eq!(args[0], "/usr/bin/gpuacct");
     let file = parse_agent(&args[1..]);
-    assert_eq!(file, Path::new("/etc/gpuacct/gpuacct.toml"));
+    assert_eq!(
+        file.as_deref(),
+        Some(Path::new("/etc/gpuacct/gpuacct.toml"))
+    );
     let shipped = deploy().join("systemd/gpuacct.toml");
     let config = Config::read(&shipped).unwrap();
     assert_eq!(

@@ -5,7 +5,8 @@
 //! anybody. `GET /v1/processes` and `GET /v1/explain?subject=…` ask the core, bounded in number and
 //! time: a stuck core costs the caller two seconds and the core nothing.
 //!
-//! `GET /v1/log` has the last lines of the agent's log.
+//! `GET /v1/log` has the last lines of the agent's log, `GET /v1/config` the configuration in force
+//! without its secrets.
 //!
 //! It refuses to take orders that touch the books. The one thing that can be changed through it is
 //! what is logged: `POST /v1/log-level`, with the level as the body.
@@ -87,6 +88,16 @@ pub struct BlockedFor {
     /// For how long, in nanoseconds.
     #[serde(rename = "for")]
     pub waited: Nanos,
+}
+
+/// The answer to `GET /v1/config`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigReport {
+    /// The file that it was read from; absent where the agent was given none.
+    pub file: Option<PathBuf>,
+    /// The configuration in force, flags and environment included, without its secrets. Read back,
+    /// it is one that can be used.
+    pub toml: String,
 }
 
 /// Why an answer could not be given, as JSON.
@@ -254,6 +265,8 @@ pub struct Desk {
     pub counters: Arc<OutputCounters>,
     /// The agent's log.
     pub log: Arc<Log>,
+    /// The configuration in force, without its secrets.
+    pub config: Arc<ConfigReport>,
     /// The time now.
     pub clock: ReadClock,
 }
@@ -287,6 +300,7 @@ pub async fn serve(
         .route("/v1/processes", get(processes))
         .route("/v1/explain", get(explain))
         .route("/v1/log", get(log))
+        .route("/v1/config", get(config))
         .route("/v1/log-level", post(log_level))
         .with_state(desk);
     axum::serve(listener, router)
@@ -349,6 +363,11 @@ async fn log(State(desk): State<Desk>) -> Json<LogReport> {
     Json(desk.log.report())
 }
 
+async fn config(State(desk): State<Desk>) -> Json<ConfigReport> {
+    desk.counters.socket_requests.add(1);
+    Json(ConfigReport::clone(&desk.config))
+}
+
 async fn log_level(State(desk): State<Desk>, level: String) -> Response {
     desk.counters.socket_requests.add(1);
     match desk.log.set_level(&level) {
@@ -403,6 +422,7 @@ mod tests {
             queries,
             counters: Arc::default(),
             log: Arc::default(),
+            config: Arc::default(),
             clock: Arc::new(|| Clock {
                 boot: NOW,
                 wall: WallTime(5),
