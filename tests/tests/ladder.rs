@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use gpuacct::config::{Cadvisor, Config, Span};
 use gpuacct_tests::agent::Agent;
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd, available};
@@ -102,11 +102,11 @@ impl Node {
     }
 
     /// The container's cgroup, as the kernel has it.
-    fn cgroup(&self) -> String {
-        let lines = fs::read_to_string(format!("/proc/{}/cgroup", self.container.pid)).unwrap();
+    fn cgroup(&self) -> Result<String> {
+        let lines = fs::read_to_string(format!("/proc/{}/cgroup", self.container.pid))?;
         let mut paths = lines.lines().filter_map(|line| line.splitn(3, ':').nth(2));
         let path = paths.find(|path| path.ends_with(&self.container.id));
-        path.unwrap_or_else(|| panic!("{lines}")).to_owned()
+        Ok(path.context(lines.clone())?.to_owned())
     }
 
     /// The labels of the container's main series where it has all its names.
@@ -177,7 +177,7 @@ fn a_pods_container_keeps_its_names_when_every_socket_is_gone() {
     let image = format!("image=\"{}\"", docker::IMAGE);
     wait_for_amount(&mut agent, INFO, &[&node.named(), source, &image]).unwrap();
     // As cAdvisor had it: the cgroup's path, and Docker's own name.
-    let path = node.cgroup();
+    let path = node.cgroup().unwrap();
     assert!(
         path.ends_with(&format!("/pod{UID}/{id}")) && path.len() > 120,
         "{path}"
