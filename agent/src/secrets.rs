@@ -48,6 +48,7 @@ pub fn taken_apart(address: String) -> (String, Option<String>) {
 
 /// The header that stands for an address's user, as HTTP's clients make it.
 fn authorization(address: &str) -> Option<String> {
+    user_of(address)?;
     let client = reqwest::Client::builder().no_proxy().build().ok()?;
     let request = client.get(address).build().ok()?;
     let value = request.headers().get(AUTHORIZATION)?;
