@@ -41,7 +41,7 @@ use crate::outputs::instruments::OptIn;
 use crate::outputs::log::Log;
 use crate::outputs::prometheus::BindError;
 use crate::outputs::receiver::{Origin, Protocol, Receiver, ReceiverError};
-use crate::outputs::socket::Query;
+use crate::outputs::socket::{ConfigReport, Query};
 use crate::outputs::store::keeping::{Keeping, Outcome};
 use crate::outputs::{otlp, prometheus, socket};
 use crate::sources::clock::now;
@@ -64,6 +64,9 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const INPUTS_IN_A_ROW: usize = 64;
 /// How long a call into NVML takes before `status` speaks of it.
 const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
+/// How long an agent on the same socket is waited for: twice what Kubernetes and systemd give it to
+/// end in. Longer than that it is no longer one that is being replaced.
+const LAST_AGENT: Duration = Duration::from_secs(30);
 /// How long a clean shutdown may take, and how much of that the last windows may.
 const DRAIN: Duration = Duration::from_secs(10);
 const LAST_WINDOWS: Duration = Duration::from_secs(2);
@@ -114,10 +117,19 @@ pub enum AppError {
 /// What was configured cannot be had: an address, the socket, a receiver's address; or the core has
 /// ended by a defect. A source that is missing is none: it is reported as such and tried again.
 ///
-/// `record` is where to write down what the core is told.
-pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Result<(), AppError> {
+/// `file` is where the configuration was read from, and `record` where to write down what the core is
+/// told.
+pub async fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    log: Arc<Log>,
+    record: Option<PathBuf>,
+) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
-    let socket = socket::bind(&config.socket.path)?;
+    let socket = tokio::select! {
+        bound = socket::bind_after(&config.socket.path, LAST_AGENT) => bound?,
+        () = signals.recv() => return Ok(()),
+    };
     let began = now();
     let recorder = record.map(|path| {
         let recorder = Recorder::create(&path, &settings(&config), began);
@@ -208,6 +220,11 @@ pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Resu
         queries,
         counters: Arc::clone(&counters),
         log,
+        config: Arc::new(ConfigReport {
+            file,
+            // A path that is not UTF-8 cannot be written, nor could it have been read.
+            toml: config.clone().redacted().to_toml().unwrap_or_default(),
+        }),
         clock: Arc::new(now),
     };
     let socket_stopped = outputs_stopped.clone();
@@ -493,14 +510,14 @@ fn settings(config: &Config) -> Settings {
 pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
     let endpoint = config.otlp.endpoint.clone()?;
     let headers = config.otlp.headers.iter();
+    let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
     let protocol = match config.otlp.protocol {
         OtlpProtocol::Grpc => Protocol::Grpc,
         OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
     };
     Some(Receiver {
-        headers: headers.map(|(k, v)| (k.clone(), v.clone())).collect(),
         timeout: config.otlp.timeout.0,
-        ..Receiver::new(endpoint, protocol)
+        ..Receiver::new(endpoint, protocol).with_headers(headers)
     })
 }
 

@@ -15,11 +15,16 @@ use reqwest::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::secrets::{self, STRUCK, Secrets};
+
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
 /// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
 pub const DEFAULT_PORT: u16 = 10_944;
 /// Pod labels that are published at most: each is a series for each pod.
 const MAX_POD_LABELS: usize = 16;
+
+/// Keys whose values may be secrets.
+const SECRET: [&str; 2] = ["otlp.endpoint", "otlp.headers"];
 
 /// What can be wrong with a configuration.
 #[derive(Debug, Error)]
@@ -573,10 +578,29 @@ impl Config {
     pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
             origin: origin.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
+            message: complaint(text, error),
         })?;
         config.check()?;
         Ok(config)
+    }
+
+    /// The configuration as it may be shown: it can be read back, and has no secrets.
+    #[must_use]
+    pub fn redacted(mut self) -> Self {
+        for value in self.otlp.headers.values_mut() {
+            *value = STRUCK.to_owned();
+        }
+        if let Some(endpoint) = &mut self.otlp.endpoint {
+            *endpoint = secrets::shown(endpoint);
+        }
+        self
+    }
+
+    /// What is in it and must not leave the node.
+    #[must_use]
+    pub fn secrets(&self) -> Secrets {
+        let headers = self.otlp.headers.values().map(String::as_str);
+        Secrets::of(headers, self.otlp.endpoint.as_deref())
     }
 
     /// Refuses values that cannot work.
@@ -776,8 +800,10 @@ impl Config {
             let allowed = endpoint
                 .strip_prefix("http://")
                 .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
-                && Url::parse(endpoint).is_ok();
-            ensure(allowed, "otlp.endpoint", endpoint, "http://HOST[:PORT]")?;
+                // What is behind an `@` that does not end a user would be taken for the path.
+                && Url::parse(endpoint).is_ok_and(|url| !url.path().contains('@'));
+            let shown = secrets::shown(endpoint);
+            ensure(allowed, "otlp.endpoint", shown, "http://HOST[:PORT]")?;
         }
         for (name, value) in &self.otlp.headers {
             let allowed = HeaderName::from_bytes(name.as_bytes()).is_ok()
@@ -809,6 +835,32 @@ impl Config {
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string(self)
     }
+}
+
+/// What is wrong with a text that is no configuration: where, what, and at which key. Never the line
+/// itself, nor the value of a key that may have a secret: it ends up in logs and in bug reports.
+fn complaint(text: &str, mut error: toml::de::Error) -> String {
+    let place = error.span().map(|span| {
+        let before = text.get(..span.start).unwrap_or(text);
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        let number = before.matches('\n').count() + 1;
+        format!(" at line {number}, column {}", line.chars().count() + 1)
+    });
+    let place = place.unwrap_or_default();
+    let message = error.message().to_owned();
+    // Without the text it says the keys in the line's place.
+    error.set_input(None);
+    let shown = error.to_string();
+    let key = shown.trim_end().rsplit_once("\nin `");
+    let key = key.and_then(|(_, key)| key.strip_suffix('`'));
+    let secret = key.is_some_and(|key| SECRET.iter().any(|secret| key.starts_with(secret)));
+    let message = match message.rsplit_once(", expected ") {
+        Some((_, expected)) if secret => format!("invalid value, expected {expected}"),
+        None if secret => "invalid value".to_owned(),
+        _ => message,
+    };
+    let key = key.map(|key| format!(" in `{key}`")).unwrap_or_default();
+    format!("TOML parse error{place}: {message}{key}")
 }
 
 fn ensure(
@@ -936,11 +988,79 @@ mod tests {
                 "[pod_resources]\ninterval = \"10ms\"",
                 "pod_resources.interval is 10ms, allowed is 1s to 10m",
             ),
-            ("[gpu\n", "TOML parse error"),
+            (
+                "[otlp]\nendpoint = \"http://me:hun/ter22@collector\"",
+                "otlp.endpoint is http://(redacted)@collector, allowed is http://",
+            ),
+            ("[gpu\n", "TOML parse error at line 1, column 5: "),
         ] {
             let error = Config::parse(text, "test").unwrap_err().to_string();
             assert!(error.contains(expect), "{text:?} gave {error:?}");
         }
+    }
+
+    #[test]
+    fn a_mistake_beside_a_secret_does_not_show_the_secret() {
+        for (text, expected) in [
+            (
+                "[otlp.headers]\nauthorization = \"Bearer hunter22",
+                "TOML parse error at line 2, column 33: ",
+            ),
+            (
+                "[otlp.headers]\nauthorization = Bearer hunter22\n",
+                "TOML parse error at line 2, column 17: ",
+            ),
+            (
+                "[otlp]\nheaders = \"Bearer hunter22\"\n",
+                "TOML parse error at line 2, column 11: invalid value, expected a map in `otlp.headers`",
+            ),
+            (
+                "[otlp.headers]\nx-pin = 2200022\n",
+                "invalid value, expected a string in `otlp.headers.x-pin`",
+            ),
+            (
+                "[otlp]\nendpoint = [\"http://me:hunter22@c\"]\n",
+                "invalid value, expected a string in `otlp.endpoint`",
+            ),
+            (
+                "[otlp]\nendpoint = \"https://me:hunter22@c\"\n",
+                "otlp.endpoint is https://(redacted)@c, allowed is",
+            ),
+            (
+                "[otlp]\nendpoint = \"http://me:22/hunter22@c\"\n",
+                "otlp.endpoint is http://(redacted)@c, allowed is",
+            ),
+            (
+                "[otlp.headers]\nx-token = \"hunter22\\n\"\n",
+                "otlp.headers is \"x-token\" with a value",
+            ),
+        ] {
+            let error = Config::parse(text, "test").unwrap_err();
+            let shown = error.to_string();
+            assert!(shown.contains(expected), "{text:?} gave {shown:?}");
+            for shown in [shown, format!("{error:?}")] {
+                assert!(
+                    !shown.contains("hunter") && !shown.contains("2200022"),
+                    "{shown}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_shown_of_a_configuration_has_no_secrets_and_reads_back() {
+        let text = "[otlp]\nendpoint = \"http://me:hunter22@collector:4317\"\n\
+                    [otlp.headers]\nauthorization = \"Bearer abcdef\"\nx = \"yes\"\n";
+        let config = Config::parse(text, "test").unwrap();
+        let text = config.redacted().to_toml().unwrap();
+        for secret in ["hunter22", "abcdef", "\"yes\""] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        assert!(text.contains("authorization = \"(redacted)\""), "{text}");
+        let shown = Config::parse(&text, "shown").unwrap();
+        let endpoint = shown.otlp.endpoint.as_deref();
+        assert_eq!(endpoint, Some("http://(redacted)@collector:4317"));
+        assert_eq!(shown.clone().redacted(), shown);
     }
 
     #[test]

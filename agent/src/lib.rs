@@ -10,4 +10,5 @@ pub mod commands;
 pub mod config;
 pub mod core;
 pub mod outputs;
+pub mod secrets;
 pub mod sources;

@@ -3,17 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gpuacct::app::preflight::{Finding, Verdict};
 use gpuacct::commands::check::CheckReport;
 use gpuacct::commands::watch::Screen;
-use gpuacct::config::Config;
+use gpuacct::config::{Config, OtlpProtocol};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::core::snapshot::{Explanation, SeenBy, Who};
 use gpuacct::sources::identity::greeting::{self, GreetingError};
@@ -138,6 +138,18 @@ fn check_finds_everything_in_order_where_it_is() {
     let node = Node::new();
     let config = node.config();
     let (report, code) = node.check(&config);
+    // A line for each socket and folder in which there may be names, and what was read.
+    let given = node.dir.path().join("given.toml").display().to_string();
+    assert_eq!(finding(&report, "configuration").found, given);
+    for (source, path) in [
+        ("cri", &config.cri.sockets[0]),
+        ("cri", &config.cri.sockets[3]),
+        ("bundle", &config.bundle.containerd[2]),
+        ("kubelet", &config.kubelet_logs.pods),
+        ("kubelet", &config.pod_resources.socket),
+    ] {
+        finding(&report, &format!("{source} {}", path.display()));
+    }
     let hooks = report
         .findings
         .iter()
@@ -551,6 +563,162 @@ fn the_log_level_is_changed_and_the_log_is_in_the_bundle() {
     let parts = unpacked(&path);
     let log = parts.iter().find(|(name, _)| name.ends_with("log.txt"));
     assert!(log.unwrap().1.starts_with("not here: no agent answers"));
+}
+
+/// Without a file that is named, be it by a flag or by the environment: `kubectl exec POD -- gpuacct
+/// bundle -`.
+fn bare(agent: &Agent, arguments: &[&str]) -> Output {
+    let mut command = agent.command(arguments);
+    command.env_remove("GPUACCT_CONFIG");
+    command.output().unwrap()
+}
+
+#[test]
+fn a_bundle_without_a_configuration_shows_no_password_of_the_agents() {
+    let node = Node::new();
+    let mut config = node.config();
+    // What answers there repeats what it was sent, as some gateways do.
+    let gateway = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = gateway.local_addr().unwrap();
+    config.otlp.endpoint = Some(format!("http://me:hunter22@{address}"));
+    config.otlp.protocol = OtlpProtocol::HttpProtobuf;
+    config.otlp.interval = "1s".parse().unwrap();
+    config.log.level = "debug".to_owned();
+    let header = ("x-token".to_owned(), "Bearer abcdef".to_owned());
+    config.otlp.headers = [header].into();
+    let kept = Arc::new(Mutex::new(String::new()));
+    let keeps = Arc::clone(&kept);
+    // It ends with the process.
+    std::thread::spawn(move || refuse(&gateway, &keeps));
+    let mut agent = node.agent(config.clone());
+    let status = agent
+        .wait_for_status("the refusal to be known", |status| {
+            let mut sources = status.snapshot.sources.iter();
+            let otlp = sources.find(|health| health.source == SourceId::Otlp);
+            matches!(&otlp.unwrap().state, SourceState::Down { reason, .. } if reason.contains("403"))
+        })
+        .unwrap();
+    let mut sources = status.snapshot.sources.iter();
+    let otlp = sources.find(|health| health.source == SourceId::Otlp);
+    assert_eq!(*otlp.unwrap().place, *format!("http://{address}"));
+    // The user in the address was not dropped: it is sent as HTTP sends it.
+    let sent = kept.lock().unwrap().clone();
+    assert!(
+        sent.contains("authorization Basic bWU6aHVudGVyMjI="),
+        "{sent}"
+    );
+    assert!(sent.contains("x-token Bearer abcdef"), "{sent}");
+
+    let output = bare(&agent, &["bundle", "-"]);
+    assert!(output.status.success(), "{output:?}");
+    let path = node.dir.path().join("bare.tar");
+    std::fs::write(&path, output.stdout).unwrap();
+    let parts = unpacked(&path);
+    let secrets = ["hunter22", "abcdef", "bWU6aHVudGVyMjI="];
+    for (name, text) in &parts {
+        for secret in secrets {
+            assert!(!text.contains(secret), "{secret} in {name}: {text}");
+        }
+    }
+    // It is the agent's own configuration that is in it and that the check is of.
+    let part = |name: &str| {
+        let part = parts.iter().find(|(part, _)| part.ends_with(name));
+        part.unwrap().1.as_str()
+    };
+    for name in ["/config.toml", "/agent-config.toml"] {
+        let file = config.socket.path.with_file_name("gpuacct.toml");
+        let origin = format!("from {}\n", file.display());
+        assert!(part(name).contains(&origin), "{}", part(name));
+        let shown = Config::parse(part(name), name).unwrap();
+        assert_eq!(shown.gpu, config.gpu);
+        assert_eq!(shown.docker, config.docker);
+    }
+    let report: CheckReport = serde_json::from_str(part("check.json")).unwrap();
+    let socket = format!("socket {}", config.socket.path.display());
+    assert_eq!(finding(&report, &socket).found, "an agent answers");
+
+    let output = bare(&agent, &["check", "-o", "json"]);
+    let report: CheckReport = serde_json::from_slice(&output.stdout).unwrap();
+    let origin = &finding(&report, "configuration").found;
+    assert!(origin.starts_with("the running agent's, from "), "{origin}");
+    let docker = format!("docker {}", config.docker.sockets[0].display());
+    assert_eq!(finding(&report, &docker).verdict, Verdict::Ok);
+
+    // Nor has what a node collects of its log.
+    let log = agent.log().unwrap();
+    assert!(log.contains("otlp"), "{log}");
+    for secret in secrets {
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+    assert!(agent.stop().unwrap().success());
+}
+
+/// Refuses every request, with those of its headers that are secret for its words, and keeps them.
+fn refuse(gateway: &TcpListener, kept: &Mutex<String>) {
+    for connection in gateway.incoming() {
+        let connection = connection.unwrap();
+        let mut reader = BufReader::new(&connection);
+        let mut secret = String::new();
+        let mut length = 0;
+        let mut line = String::new();
+        // Whoever hangs up is done.
+        while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+            let (name, value) = line.trim().split_once(": ").unwrap_or_default();
+            match name {
+                "content-length" => length = value.parse().unwrap(),
+                "authorization" | "x-token" => secret += &format!("{name} {value} "),
+                _ => {}
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        if reader.read_exact(&mut body).is_err() {
+            continue;
+        }
+        // The field of `google.rpc.Status` that has its words.
+        let words = [
+            &[0x12, u8::try_from(secret.len()).unwrap()],
+            secret.as_bytes(),
+        ]
+        .concat();
+        let head = format!(
+            "HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            words.len()
+        );
+        let answer = [head.as_bytes(), &words].concat();
+        if (&connection).write_all(&answer).is_ok() {
+            *kept.lock().unwrap() += &secret;
+        }
+    }
+}
+
+#[test]
+fn an_agent_that_takes_the_place_of_one_that_is_ending_waits_for_it() {
+    let node = Node::new();
+    let config = node.config();
+    let first = node.agent(config.clone());
+    let file = node.dir.path().join("second.toml");
+    let mut config = config;
+    config.prometheus.listen = free_address().unwrap();
+    config.store.enabled = false;
+    std::fs::write(&file, config.to_toml().unwrap()).unwrap();
+    let mut second = Command::new(agent::binary().unwrap())
+        .args(["agent", "--config"])
+        .arg(&file)
+        .env(STATE_DIR, node.scenario.dir())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(second.stderr.take().unwrap());
+    let second = Killed(second);
+    let mut lines = log.lines().map(Result::unwrap);
+    let waits = lines.find(|line| line.contains("another agent answers on the socket"));
+    assert!(waits.is_some(), "it ended");
+    assert!(first.stop().unwrap().success());
+    let serves = lines.find(|line| line.contains("serving /metrics"));
+    assert!(serves.is_some(), "it ended");
+    drop(second);
 }
 
 fn unpacked(path: &Path) -> Vec<(String, String)> {

@@ -250,14 +250,15 @@ fn on_host(mounts: &BTreeMap<PathBuf, Option<PathBuf>>, path: &Path) -> Option<P
     Some(host.as_ref()?.join(path.strip_prefix(place).ok()?))
 }
 
-fn parse_agent(args: &[&str]) -> PathBuf {
+/// The configuration that an agent with these arguments is told to read.
+fn parse_agent(args: &[&str]) -> Option<PathBuf> {
     let (name, rest) = args.split_first().unwrap();
     assert_eq!(*name, "agent");
     let command = agent::Options::augment_args(clap::Command::new("agent"));
     let matches = command
         .try_get_matches_from([*name].into_iter().chain(rest.iter().copied()))
         .unwrap_or_else(|error| panic!("{args:?}: {error}"));
-    matches.get_one::<PathBuf>("config").unwrap().clone()
+    matches.get_one::<PathBuf>("config").cloned()
 }
 
 #[test]
@@ -270,7 +271,15 @@ fn the_pod_has_what_its_configuration_names() {
     check_volumes(pod);
     let mounts = mounts(pod);
 
-    let file = parse_agent(&strings(&container["args"]));
+    // By the environment, so that a command in the container has the agent's configuration.
+    assert_eq!(parse_agent(&strings(&container["args"])), None);
+    let environment = container["env"].as_array().unwrap();
+    let file = environment
+        .iter()
+        .find(|variable| variable["name"] == "GPUACCT_CONFIG")
+        .and_then(|variable| variable["value"].as_str())
+        .unwrap();
+    let file = Path::new(file);
     let config_volume = pod["volumes"]
         .as_array()
         .unwrap()
@@ -301,11 +310,7 @@ fn the_pod_has_what_its_configuration_names() {
     assert_eq!(ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
     let ours = config.cri.sockets.iter();
     let ours = ours.map(|path| on_host(&mounts, path));
-    // All but MicroK8s', which is not below /run.
-    let theirs = defaults.cri.sockets.iter();
-    let theirs = theirs
-        .filter(|path| path.starts_with("/run"))
-        .map(|path| Some(path.clone()));
+    let theirs = defaults.cri.sockets.iter().map(|path| Some(path.clone()));
     assert_eq!(ours.collect::<Vec<_>>(), theirs.collect::<Vec<_>>());
     assert_eq!(
         on_host(&mounts, &config.socket.path),
@@ -317,15 +322,16 @@ fn the_pod_has_what_its_configuration_names() {
         Some(defaults.store.path),
         "the ledger outlives the pod"
     );
-    for (root, folder) in [
-        (&config.bundle.host_root, &defaults.bundle.containerd[0]),
-        (&config.bundle.host_root, &defaults.bundle.storage[0]),
+    let bundle = &config.bundle.host_root;
+    let containerd = defaults.bundle.containerd.iter();
+    for (root, folder) in containerd.map(|folder| (bundle, folder)).chain([
+        (bundle, &defaults.bundle.storage[0]),
         (
             &config.kubelet_logs.host_root,
             &defaults.kubelet_logs.containers,
         ),
         (&config.kubelet_logs.host_root, &defaults.kubelet_logs.pods),
-    ] {
+    ]) {
         let seen = root.join(folder.strip_prefix("/").unwrap());
         assert_eq!(on_host(&mounts, &seen).as_ref(), Some(folder));
     }
@@ -346,6 +352,10 @@ fn the_pod_has_what_its_configuration_names() {
         .replace("# endpoint", "endpoint");
     let example = Config::parse(&example, "the example").unwrap();
     assert!(example.otlp.endpoint.is_some());
+
+    // With a surge Kubernetes would wait for the new agent, and that one for the old agent's lock.
+    let update = &set["spec"]["updateStrategy"]["rollingUpdate"];
+    assert!(update["maxUnavailable"].is_string() && update["maxSurge"].is_null());
 
     let port = &container["ports"][0];
     assert_eq!(
@@ -412,7 +422,10 @@ fn the_unit_starts_the_agent_with_a_configuration_that_works() {
     let args: Vec<_> = start.split(' ').collect();
     assert_eq!(args[0], "/usr/bin/gpuacct");
     let file = parse_agent(&args[1..]);
-    assert_eq!(file, Path::new("/etc/gpuacct/gpuacct.toml"));
+    assert_eq!(
+        file.as_deref(),
+        Some(Path::new("/etc/gpuacct/gpuacct.toml"))
+    );
     let shipped = deploy().join("systemd/gpuacct.toml");
     let config = Config::read(&shipped).unwrap();
     assert_eq!(

@@ -11,6 +11,7 @@ use gpuacct::core::snapshot::{AnswerOutcome, Attribution, IdOnlyReason, OwnerSto
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, state};
+use gpuacct_tests::prometheus::{self, Prometheus, Sample};
 use gpuacct_tests::requirement::require;
 
 const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
@@ -178,6 +179,72 @@ fn pod_uid_mismatch() {
     assert_eq!(docker_said(&owner), refused);
     let status = agent.status().unwrap();
     assert!(status.snapshot.agent.identities_refused > 0, "{status:?}");
+    assert!(agent.stop().unwrap().success());
+}
+
+/// The questions of the documentation that ask the info series.
+fn documented_joins() -> Vec<String> {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/OPERATIONS.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let questions = page.split("```promql\n").skip(1);
+    let questions = questions.map(|block| block.split_once("\n```").unwrap().0);
+    let joins = questions.filter(|question| question.contains(INFO));
+    joins.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_container_that_was_named_late_is_joined_with_what_is_known_of_it() {
+    let Some(mut rig) = Rig::start() else { return };
+    let told = prometheus::available().map_err(|error| format!("{error:#}"));
+    if require("prometheus", told).is_none() {
+        return;
+    }
+    let container = rig.run(UID);
+    rig.daemon.pause().unwrap();
+    let mut agent = rig.agent(&rig.daemon);
+    let id = format!("container_id=\"{}\"", container.id);
+    let published = |agent: &Agent, count: usize| -> anyhow::Result<bool> {
+        let lines = agent.metric_lines(BUSY)?.into_iter();
+        let lines = lines.filter(|line| line.contains(&id) && !line.ends_with("} 0"));
+        Ok(lines.count() == count)
+    };
+    agent
+        .wait_for("its amount under its ids", |agent| published(agent, 1))
+        .unwrap();
+    rig.daemon.resume().unwrap();
+    agent
+        .wait_for("an amount under its names as well", |agent| {
+            published(agent, 2)
+        })
+        .unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let interval = Duration::from_millis(200);
+    let prometheus = Prometheus::start(dir.path(), &[agent.address()], interval).unwrap();
+    let joins = documented_joins();
+    assert!(!joins.is_empty());
+    for join in joins {
+        // A rate needs two scrapes, and what has names is billed on.
+        let samples = prometheus
+            .wait_for(&join, agent::PATIENCE, |samples| {
+                let named = |sample: &Sample| sample.labels["namespace"] == "ml";
+                samples
+                    .iter()
+                    .any(|sample| named(sample) && sample.value > 0.0)
+            })
+            .unwrap();
+        let mut found: Vec<[&str; 2]> = samples
+            .iter()
+            .map(|sample| ["namespace", "image"].map(|label| &*sample.labels[label]))
+            .collect();
+        found.sort_unstable();
+        let image = "gpuacct/busybox:1";
+        assert_eq!(found, [["(unresolved)", image], ["ml", image]], "{join}");
+    }
+    // Its id alone names two info series.
+    let by_id = format!("{BUSY} * on (container_id) group_left (image) {INFO}");
+    let error = format!("{:#}", prometheus.query(&by_id).unwrap_err());
+    assert!(error.contains("many-to-many"), "{error}");
     assert!(agent.stop().unwrap().success());
 }
 

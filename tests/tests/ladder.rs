@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use gpuacct::config::{Cadvisor, Config, Span};
 use gpuacct_tests::agent::Agent;
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd, available};
@@ -101,6 +101,14 @@ impl Node {
         Agent::start(dir, config, &environment)
     }
 
+    /// The container's cgroup, as the kernel has it.
+    fn cgroup(&self) -> Result<String> {
+        let lines = fs::read_to_string(format!("/proc/{}/cgroup", self.container.pid))?;
+        let mut paths = lines.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+        let path = paths.find(|path| path.ends_with(&self.container.id));
+        Ok(path.context(lines.clone())?.to_owned())
+    }
+
     /// The labels of the container's main series where it has all its names.
     fn named(&self) -> String {
         format!(
@@ -168,7 +176,14 @@ fn a_pods_container_keeps_its_names_when_every_socket_is_gone() {
     let source = "attribution=\"named\",source=\"bundle\",reason=\"(none)\"";
     let image = format!("image=\"{}\"", docker::IMAGE);
     wait_for_amount(&mut agent, INFO, &[&node.named(), source, &image]).unwrap();
-    let duty = wait_for_amount(&mut agent, DUTY, &[&format!("id=\"/pod{UID}/{id}\"")]).unwrap();
+    // As cAdvisor had it: the cgroup's path, and Docker's own name.
+    let path = node.cgroup().unwrap();
+    assert!(
+        path.ends_with(&format!("/pod{UID}/{id}")) && path.len() > 120,
+        "{path}"
+    );
+    let cgroup = format!("id=\"{path}\",name=\"{NAME}\",{image},");
+    let duty = wait_for_amount(&mut agent, DUTY, &[&cgroup]).unwrap();
     let names = format!(
         "container_name=\"{CONTAINER}\",pod_name=\"{POD}\",namespace=\"{NAMESPACE}\",container=\"{CONTAINER}\",pod=\"{POD}\""
     );
@@ -192,6 +207,9 @@ fn a_pods_container_keeps_its_names_when_every_socket_is_gone() {
     wait_for_amount(&mut agent, BUSY, &[&node.named()]).unwrap();
     let source = "attribution=\"named\",source=\"kubelet_logs\",reason=\"(none)\"";
     wait_for_amount(&mut agent, INFO, &[&node.named(), source]).unwrap();
+    // The kubelet's links do not tell the runtime's name.
+    let cgroup = format!("id=\"{path}\",name=\"{id}\",");
+    wait_for_amount(&mut agent, DUTY, &[&cgroup]).unwrap();
     check_exposition(&agent).unwrap();
     assert!(agent.stop().unwrap().success());
 

@@ -28,11 +28,6 @@ use crate::sources::kernel::{KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// What the kubelet keeps on the node, and what gpuacct reads there.
-const KUBELET: [(&str, &str); 2] = [
-    ("/var/log/pods", "names of pods"),
-    ("/var/log/containers", "names of containers"),
-];
 /// How a part stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -404,22 +399,19 @@ async fn names(config: &Config) -> Vec<Finding> {
     let cri = config.cri.enabled.then_some(&config.cri.sockets);
     for path in cri.into_iter().flatten() {
         let item = format!("cri {}", path.display());
-        match look_at_socket(path) {
+        findings.push(match look_at_socket(path) {
             Place::Socket => {
                 let answer = greeting::cri(path, config.cri.timeout.0).await;
                 any |= answer.is_ok();
-                findings.push(answered(item, answer));
+                answered(item, answer)
             }
-            // There are as many places as there are distributions: one that is empty is no news.
-            Place::Absent => {}
-            other => findings.push(other.finding(item, "")),
-        }
+            // There are as many places as there are distributions.
+            other => other.finding(item, "where no runtime listens there"),
+        });
     }
-    for (path, use_of_it) in KUBELET {
-        let (finding, is_here) = kubelet(Path::new(path), use_of_it);
-        any |= is_here;
-        findings.push(finding);
-    }
+    let (folders, found) = folders(config).await;
+    findings.extend(folders);
+    any |= found;
     if !any {
         findings.push(warn(
             "names",
@@ -460,16 +452,18 @@ enum Place {
 }
 
 impl Place {
+    /// How it stands with a socket that others should listen on.
     fn finding(self, item: String, normal: &str) -> Finding {
         match self {
             Self::Absent => ok(item, format!("not here, which is normal {normal}")),
-            Self::Other | Self::Socket => fail(
+            // The agent runs without it, and says that this source is down.
+            Self::Other | Self::Socket => warn(
                 item,
                 "there is something else than a socket",
                 "remove it: a bind mount whose source was missing leaves a directory",
             ),
             Self::Unreadable(error) => {
-                fail(item, error.to_string(), "let gpuacct into its directory")
+                warn(item, error.to_string(), "let gpuacct into its directory")
             }
         }
     }
@@ -500,21 +494,76 @@ fn answered(item: String, answer: Result<String, GreetingError>) -> Finding {
     }
 }
 
-/// What the kubelet keeps at `path`, and whether it can be read.
-fn kubelet(path: &Path, use_of_it: &str) -> (Finding, bool) {
-    let item = format!("kubelet {}", path.display());
-    let readable = match fs::metadata(path) {
-        Ok(found) if found.is_dir() => fs::read_dir(path).map(drop),
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
-    };
-    match readable {
-        Ok(()) => (ok(item, use_of_it), true),
-        Err(error) if is_absence(&error) => {
-            (Place::Absent.finding(item, "without a kubelet"), false)
+/// The host's folders in which there may be names, and whether there is any.
+async fn folders(config: &Config) -> (Vec<Finding>, bool) {
+    type Row = (String, PathBuf, PathBuf, &'static str, &'static str);
+    let mut rows: Vec<Row> = Vec::new();
+    if config.bundle.enabled {
+        let bundle = &config.bundle;
+        for (paths, normal) in [
+            (&bundle.containerd, "where this containerd does not run"),
+            (
+                &bundle.storage,
+                "where neither CRI-O nor Podman keeps containers there",
+            ),
+            (&bundle.docker, "where Docker does not run"),
+        ] {
+            rows.extend(paths.iter().map(|path| {
+                let what = "what the runtime leaves beside a container";
+                (
+                    "bundle".to_owned(),
+                    bundle.host_root.clone(),
+                    path.clone(),
+                    what,
+                    normal,
+                )
+            }));
         }
-        Err(error) => (warn(item, error.to_string(), "let gpuacct read it"), false),
     }
+    if config.kubelet_logs.enabled {
+        let logs = &config.kubelet_logs;
+        for (path, what) in [
+            (&logs.pods, "names of pods"),
+            (&logs.containers, "names of containers"),
+        ] {
+            let (root, path) = (logs.host_root.clone(), path.clone());
+            rows.push(("kubelet".to_owned(), root, path, what, "without a kubelet"));
+        }
+    }
+    let looked = spawn_blocking(move || {
+        let mut any = false;
+        let looked = rows.into_iter().map(|(source, root, path, what, normal)| {
+            let item = format!("{source} {}", below(&root, &path).display());
+            match greeting::folder(&root, &path) {
+                Ok(true) => {
+                    any = true;
+                    ok(item, what)
+                }
+                Ok(false) => Place::Absent.finding(item, normal),
+                Err(error) => warn(item, super::chain(&error), "let gpuacct read it"),
+            }
+        });
+        (looked.collect(), any)
+    });
+    match timeout(LIMIT, looked).await {
+        Ok(Ok(looked)) => looked,
+        Ok(Err(error)) => {
+            let defect = fail("folders", error.to_string(), "report this as a defect");
+            (vec![defect], false)
+        }
+        Err(_) => {
+            let found = format!("the disk has not answered for {LIMIT:?}");
+            (
+                vec![warn("folders", found, "look into the kernel's log")],
+                false,
+            )
+        }
+    }
+}
+
+/// Where this process sees a path of the host's.
+fn below(host_root: &Path, path: &Path) -> PathBuf {
+    host_root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 fn is_absence(error: &std::io::Error) -> bool {
@@ -564,20 +613,30 @@ fn socket(path: &Path, agent: bool) -> Finding {
                 ..store(directory)
             }
         }
-        other => other.finding(item, ""),
+        // Its own is the one that the agent does not start without.
+        other => Finding {
+            verdict: Verdict::Fail,
+            ..other.finding(item, "")
+        },
     }
 }
 
 async fn port(address: SocketAddr, agent: bool) -> Finding {
     let item = format!("metrics {address}");
-    match tokio::net::TcpListener::bind(address).await {
-        Ok(_) => ok(item, "free"),
-        Err(error) if error.kind() == ErrorKind::AddrInUse && agent => {
+    match super::listen(address).await {
+        // It is another address where the kernel has no IPv6.
+        Ok(listener) => match listener.local_addr() {
+            Ok(bound) if bound.is_ipv4() && address.is_ipv6() => {
+                ok(item, format!("free as {bound}: this kernel has no IPv6"))
+            }
+            _ => ok(item, "free"),
+        },
+        Err(error) if error.source.kind() == ErrorKind::AddrInUse && agent => {
             ok(item, "taken, and an agent runs here")
         }
         Err(error) => fail(
             item,
-            error.to_string(),
+            error.source.to_string(),
             "choose another address in prometheus.listen, or end who has it",
         ),
     }
@@ -718,6 +777,86 @@ mod tests {
         assert_eq!(port(address, true).await.verdict, Verdict::Ok);
         drop(listener);
         assert_eq!(port(address, false).await.found, "free");
+        // The default, also on a kernel without IPv6, where the agent takes all of IPv4.
+        let all = SocketAddr::from(([0_u16; 8], 0));
+        let found = port(all, false).await;
+        assert_eq!(found.verdict, Verdict::Ok, "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn what_others_listen_on_is_no_reason_not_to_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        fs::create_dir(place("docker.sock")).unwrap();
+        fs::write(place("cri.sock"), "").unwrap();
+        let mut config = Config::default();
+        config.docker.sockets = vec![place("docker.sock")];
+        config.cri.sockets = vec![place("cri.sock"), place("absent.sock")];
+        config.bundle.enabled = false;
+        config.kubelet_logs.enabled = false;
+        let findings = names(&config).await;
+        let verdict = |item: &str| {
+            let found = findings.iter().find(|found| found.item.ends_with(item));
+            found.map(|found| (found.verdict, found.found.as_str()))
+        };
+        let other = "there is something else than a socket";
+        assert_eq!(verdict("docker.sock"), Some((Verdict::Warn, other)));
+        assert_eq!(verdict("/cri.sock"), Some((Verdict::Warn, other)));
+        let (absent, words) = verdict("absent.sock").unwrap();
+        assert!(
+            absent == Verdict::Ok && words.starts_with("not here"),
+            "{words}"
+        );
+        assert_eq!(verdict("names").unwrap().0, Verdict::Warn);
+        let kubelet = allocations(&place("cri.sock"), LIMIT).await;
+        assert_eq!(kubelet.verdict, Verdict::Warn, "{kubelet:?}");
+    }
+
+    #[tokio::test]
+    async fn the_folders_of_the_host_are_looked_for_where_the_host_is_mounted() {
+        let host = tempfile::tempdir().unwrap();
+        for folder in ["var/log/pods", "run/containerd", "data"] {
+            fs::create_dir_all(host.path().join(folder)).unwrap();
+        }
+        // Links are the host's.
+        std::os::unix::fs::symlink("/data", host.path().join("var/log/containers")).unwrap();
+        fs::write(host.path().join("file"), "").unwrap();
+        let mut config = Config::default();
+        config.docker.enabled = false;
+        config.cri.enabled = false;
+        config.bundle.host_root = host.path().to_owned();
+        config.kubelet_logs.host_root = host.path().to_owned();
+        config.bundle.storage = vec!["/file/below".into()];
+        let findings = names(&config).await;
+        let at = |source: &str, path: &str| {
+            let item = format!("{source} {}{path}", host.path().display());
+            let found = findings.iter().find(|found| found.item == item);
+            found.unwrap_or_else(|| panic!("no {item} in {findings:#?}"))
+        };
+        assert_eq!(at("kubelet", "/var/log/pods").found, "names of pods");
+        assert_eq!(
+            at("kubelet", "/var/log/containers").found,
+            "names of containers"
+        );
+        assert!(
+            at("bundle", "/run/containerd")
+                .found
+                .starts_with("what the runtime")
+        );
+        for absent in ["/run/k3s/containerd", "/file/below", "/var/lib/docker"] {
+            let found = at("bundle", absent);
+            assert!(found.found.starts_with("not here"), "{found:?}");
+        }
+        assert!(
+            findings.iter().all(|found| found.item != "names"),
+            "{findings:?}"
+        );
+        // Switched off, they are no source.
+        config.bundle.enabled = false;
+        config.kubelet_logs.enabled = false;
+        let findings = names(&config).await;
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].item, "names");
     }
 
     #[test]

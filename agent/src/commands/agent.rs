@@ -1,6 +1,6 @@
 //! `gpuacct agent`: reads the configuration, starts the log, runs the agent.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Stderr, stderr};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::{block_on, complain, config::read};
 use crate::app;
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::outputs::log::{self, Keeper, Log};
+use crate::outputs::log::{self, Keeper, Log, Struck};
 use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
 
 /// How long the last export of the agent's own telemetry may take.
@@ -81,6 +81,7 @@ impl Options {
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
     let record = options.record_inputs.clone();
+    let file = options.config.clone();
     let config = match options.config() {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
@@ -111,13 +112,21 @@ pub fn run(options: Options) -> ExitCode {
             Err(error) => return complain(&error, 1),
         };
         let ansi = stderr().is_terminal();
-        let (text, json) = match config.log.format {
-            LogFormat::Text => (Some(fmt::layer().with_writer(stderr).with_ansi(ansi)), None),
-            LogFormat::Json => (None, Some(fmt::layer().with_writer(stderr).json())),
+        // Nothing of ours logs a secret; a library might, or a receiver's words that it logs.
+        let secrets = config.secrets();
+        let node = Struck {
+            secrets: secrets.clone(),
+            writers: stderr as fn() -> Stderr,
         };
-        let kept = fmt::layer()
-            .with_writer(Keeper(Arc::clone(&log)))
-            .with_ansi(false);
+        let (text, json) = match config.log.format {
+            LogFormat::Text => (Some(fmt::layer().with_writer(node).with_ansi(ansi)), None),
+            LogFormat::Json => (None, Some(fmt::layer().with_writer(node).json())),
+        };
+        let kept = Struck {
+            secrets,
+            writers: Keeper(Arc::clone(&log)),
+        };
+        let kept = fmt::layer().with_writer(kept).with_ansi(false);
         tracing_subscriber::registry()
             .with(filter)
             .with(text)
@@ -125,7 +134,7 @@ pub fn run(options: Options) -> ExitCode {
             .with(kept)
             .with(telemetry.as_ref().map(Telemetry::layer))
             .init();
-        let ended = app::run(config, log, record).await;
+        let ended = app::run(config, file, log, record).await;
         if let Some(telemetry) = telemetry {
             let end = move || telemetry.shutdown(FLUSH);
             // Only a panic in there, which has been reported, or the end of the runtime.

@@ -4,8 +4,9 @@
 //! could not be had says why in its place, and nothing needs gpuacct to be read. It is written whole
 //! or not at all, readable by its owner alone, and never over another file.
 //!
-//! Secrets of the configuration (the values of OTLP's headers, a password in its address) are struck
-//! out, wherever they occur. What it does contain: names, images and labels of containers.
+//! Secrets of the configuration (the values of OTLP's headers, a password in its address) are not in
+//! it: the agent keeps them to itself, and what this command reads from a file is struck out wherever
+//! it occurs. What it does contain: names, images and labels of containers.
 
 use std::error::Error;
 use std::fs::File;
@@ -17,18 +18,14 @@ use std::process::ExitCode;
 use super::ask::{AskError, get, parse};
 use super::check::CheckReport;
 use super::complain;
-use super::config::read;
+use super::config::{of_the_agent, without_a_file};
 use super::status::{self, Output};
 use crate::app::preflight;
 use crate::config::Config;
 use crate::outputs::instruments::VERSION;
 use crate::outputs::log::LogReport;
+use crate::outputs::socket::{ConfigReport, DEFAULT_PATH};
 
-/// What stands where a secret stood.
-const STRUCK: &str = "(redacted)";
-/// A secret shorter than this is struck out of the configuration alone: elsewhere it would be found
-/// in innocent words.
-const SHORTEST_SECRET: usize = 4;
 /// The folder in the archive.
 const FOLDER: &str = "gpuacct-bundle";
 
@@ -42,7 +39,7 @@ pub struct Options {
     /// Where it is written: `-` for standard output; a new file in this folder unless given
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The configuration file; the defaults if there is none
+    /// The configuration file; if none is named, what the running agent goes by, else the defaults
     #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
     config: Option<PathBuf>,
     /// The agent's socket, if it is not where the configuration puts it
@@ -95,21 +92,29 @@ struct Part {
 }
 
 async fn collect(options: &Options) -> Vec<Part> {
-    let (config, complaint) = match read(options.config.as_deref()) {
-        Ok(config) => (config, None),
-        // The rest is looked at as the defaults would have it: better than not at all.
-        Err(error) => (Config::default(), Some(cannot(&error))),
+    let given = options.config.as_deref().map(Config::read).transpose();
+    let (given, complaint) = match given {
+        Ok(given) => (given, None),
+        Err(error) => (None, Some(cannot(&error))),
     };
-    let secrets = Secrets::of(&config);
+    let socket = options
+        .socket
+        .clone()
+        .or_else(|| given.as_ref().map(|config| config.socket.path.clone()))
+        .unwrap_or_else(|| DEFAULT_PATH.into());
+    let agents = of_the_agent(&socket).await;
+    let secrets = given.as_ref().map(Config::secrets).unwrap_or_default();
+    // Where the file cannot be used, the rest is looked at as the agent would.
+    let (config, origin) = match given {
+        Some(config) => (config, "the file that was named".to_owned()),
+        None => without_a_file(agents.as_ref().ok()),
+    };
     let check = CheckReport::new(preflight::look(&config).await);
     let mut asked = status::Options {
         output: Output::Table,
         processes: true,
         watch: None,
-        socket: options
-            .socket
-            .clone()
-            .unwrap_or_else(|| config.socket.path.clone()),
+        socket,
     };
     let status_page = status::answer(&asked).await;
     asked.output = Output::Json;
@@ -122,10 +127,17 @@ async fn collect(options: &Options) -> Vec<Part> {
         Ok(log) => log_text(&log),
         Err(error) => cannot(&error),
     };
-    let config = complaint.unwrap_or_else(|| match redacted(config).to_toml() {
-        Ok(text) => text,
+    let config = complaint.unwrap_or_else(|| match config.redacted().to_toml() {
+        Ok(text) => format!("# {origin}\n{text}"),
         Err(error) => cannot(&error),
     });
+    let agents = match agents {
+        Ok(ConfigReport { file, toml }) => {
+            let file = file.map_or("no file".into(), |file| file.display().to_string());
+            format!("# in force since the agent's start, from {file}\n{toml}")
+        }
+        Err(error) => cannot(&error),
+    };
     let kernel = rustix::system::uname();
     let about = format!(
         "gpuacct {VERSION}\nmade {}\nkernel {} {}\n",
@@ -144,13 +156,14 @@ async fn collect(options: &Options) -> Vec<Part> {
         ("status.txt", page(status_page)),
         ("status.json", page(status_json)),
         ("config.toml", config),
+        ("agent-config.toml", agents),
         ("log.txt", log),
     ];
     parts
         .into_iter()
         .map(|(name, text)| Part {
             name,
-            text: secrets.struck_out(&text),
+            text: secrets.struck_out(&text).into_owned(),
         })
         .collect()
 }
@@ -183,48 +196,6 @@ fn cannot(error: &dyn Error) -> String {
         cause = error.source();
     }
     text + "\n"
-}
-
-/// The configuration without its secrets.
-fn redacted(mut config: Config) -> Config {
-    for value in config.otlp.headers.values_mut() {
-        *value = STRUCK.to_owned();
-    }
-    if let Some(endpoint) = &mut config.otlp.endpoint
-        && let Some(user) = userinfo(endpoint)
-    {
-        *endpoint = endpoint.replacen(user, STRUCK, 1);
-    }
-    config
-}
-
-/// `user:password` of an address.
-fn userinfo(endpoint: &str) -> Option<&str> {
-    let authority = endpoint.split_once("://")?.1.split('/').next()?;
-    Some(authority.rsplit_once('@')?.0).filter(|user| !user.is_empty())
-}
-
-/// Texts that must not leave the node.
-struct Secrets(Vec<String>);
-
-impl Secrets {
-    fn of(config: &Config) -> Self {
-        let headers = config.otlp.headers.values().map(String::as_str);
-        let user = config.otlp.endpoint.as_deref().and_then(userinfo);
-        let mut secrets: Vec<String> = headers
-            .chain(user)
-            .filter(|secret| secret.len() >= SHORTEST_SECRET)
-            .map(str::to_owned)
-            .collect();
-        // One may be part of another.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        Self(secrets)
-    }
-
-    fn struck_out(&self, text: &str) -> String {
-        let strike = |text: String, secret: &String| text.replace(secret, STRUCK);
-        self.0.iter().fold(text.to_owned(), strike)
-    }
 }
 
 fn pack(parts: &[Part], seconds: u64) -> io::Result<Vec<u8>> {
@@ -260,44 +231,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-
-    const CONFIG: &str = "[otlp]\nendpoint = \"http://me:hunter22@collector:4317\"\n\
-                          [otlp.headers]\nauthorization = \"Bearer abcdef\"\nx = \"yes\"\n";
-
-    #[test]
-    fn secrets_are_struck_out_wherever_they_occur() {
-        let config = Config::parse(CONFIG, "test").unwrap();
-        let secrets = Secrets::of(&config);
-        for (text, expected) in [
-            (
-                "to http://me:hunter22@collector failed",
-                "to http://(redacted)@collector failed",
-            ),
-            ("sent Bearer abcdef, yes", "sent (redacted), yes"),
-            ("nothing", "nothing"),
-        ] {
-            assert_eq!(secrets.struck_out(text), expected);
-        }
-        let text = redacted(config).to_toml().unwrap();
-        for secret in ["hunter22", "abcdef", "\"yes\""] {
-            assert!(!text.contains(secret), "{text}");
-        }
-        assert!(text.contains("authorization = \"(redacted)\""), "{text}");
-        assert!(text.contains("http://(redacted)@collector:4317"), "{text}");
-    }
-
-    #[test]
-    fn an_address_has_a_user_or_none() {
-        for (endpoint, expected) in [
-            ("http://collector:4317", None),
-            ("http://collector/a@b", None),
-            ("http://a:b@collector:4317/x", Some("a:b")),
-            ("http://@collector", None),
-            ("collector", None),
-        ] {
-            assert_eq!(userinfo(endpoint), expected, "{endpoint}");
-        }
-    }
 
     #[test]
     fn the_archive_holds_the_parts() {
@@ -343,6 +276,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_that_cannot_be_used_does_not_show_its_secrets() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("gpuacct.toml");
+        for (text, words) in [
+            (
+                "[otlp.headers]\nauthorization = \"Bearer hunter22\n",
+                "TOML parse error at line 2, ",
+            ),
+            (
+                "[otlp]\nendpoint = \"https://me:hunter22@collector\"\n",
+                "otlp.endpoint is https://(redacted)@collector",
+            ),
+        ] {
+            std::fs::write(&config, text).unwrap();
+            let parts = collect(&Options {
+                file: None,
+                config: Some(config.clone()),
+                socket: Some(directory.path().join("none.sock")),
+            })
+            .await;
+            for Part { name, text } in &parts {
+                assert!(!text.contains("hunter22"), "{name}: {text}");
+            }
+            let part = parts.iter().find(|part| part.name == "config.toml");
+            assert!(part.unwrap().text.contains(words), "{part:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn without_an_agent_the_parts_say_so_and_the_rest_is_there() {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("gpuacct.toml");
@@ -364,6 +326,7 @@ mod tests {
             );
         }
         assert!(text("config.toml").contains("nonsense"));
+        assert!(text("agent-config.toml").starts_with("not here: no agent answers"));
         assert!(text("check.txt").contains("kernel: linux"));
         assert!(text("about.txt").contains(VERSION));
     }

@@ -7,10 +7,14 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use super::complain;
+use super::config::{of_the_agent, without_a_file};
+use super::status::Output;
 use super::table::wrap;
-use super::{complain, config::read, status::Output};
 use crate::app::preflight::{self, Finding, Verdict};
+use crate::config::Config;
 use crate::outputs::instruments::VERSION;
+use crate::outputs::socket::DEFAULT_PATH;
 
 /// Check what the agent needs on this node
 ///
@@ -19,9 +23,12 @@ use crate::outputs::instruments::VERSION;
 /// work, with 1 if something fails, with 2 if the configuration is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The configuration file; the defaults if there is none
+    /// The configuration file; if none is named, what the running agent goes by, else the defaults
     #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
     config: Option<PathBuf>,
+    /// The socket of the agent that is asked for its configuration
+    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
+    socket: PathBuf,
     /// For people (table) or for programs (json)
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -81,11 +88,21 @@ impl CheckReport {
 
 /// Looks and prints: 0 the agent can work, 1 it cannot, 2 the configuration is wrong.
 pub async fn run(options: Options) -> ExitCode {
-    let config = match read(options.config.as_deref()) {
-        Ok(config) => config,
-        Err(error) => return complain(&error, 2),
+    let (config, origin) = match options.config {
+        Some(file) => match Config::read(&file) {
+            Ok(config) => (config, file.display().to_string()),
+            Err(error) => return complain(&error, 2),
+        },
+        None => without_a_file(of_the_agent(&options.socket).await.ok().as_ref()),
     };
-    let report = CheckReport::new(preflight::look(&config).await);
+    let mut findings = vec![Finding {
+        item: "configuration".to_owned(),
+        verdict: Verdict::Ok,
+        found: origin,
+        remedy: None,
+    }];
+    findings.extend(preflight::look(&config).await);
+    let report = CheckReport::new(findings);
     let text = match options.output {
         Output::Table => report.page(),
         Output::Json => match serde_json::to_string_pretty(&report) {

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::ask::{AskError, get, parse};
 use super::complain;
 use crate::config::{Config, ConfigError};
+use crate::outputs::socket::ConfigReport;
 
 /// Check a configuration and print it whole, defaults included
 ///
@@ -21,6 +23,30 @@ pub struct Options {
 /// The configuration of a file, or the defaults.
 pub(super) fn read(path: Option<&Path>) -> Result<Config, ConfigError> {
     path.map_or_else(|| Ok(Config::default()), Config::read)
+}
+
+/// What the agent on this node goes by, without its secrets.
+pub(super) async fn of_the_agent(socket: &Path) -> Result<ConfigReport, AskError> {
+    let request = "/v1/config";
+    parse(request, &get(socket, request).await?)
+}
+
+/// What is looked at where no file is named: what the agent on this node goes by, else the defaults;
+/// and in words which of the two.
+pub(super) fn without_a_file(agents: Option<&ConfigReport>) -> (Config, String) {
+    let defaults = |why: &str| (Config::default(), format!("the defaults: {why}"));
+    let Some(agents) = agents else {
+        return defaults("no file is named and no agent answers");
+    };
+    match Config::parse(&agents.toml, "the agent") {
+        Ok(config) => {
+            let file = agents.file.as_ref();
+            let file = file.map_or("no file".into(), |file| file.display().to_string());
+            (config, format!("the running agent's, from {file}"))
+        }
+        // It is another version's.
+        Err(error) => defaults(&format!("the agent's cannot be read: {error}")),
+    }
 }
 
 /// Checks and prints.

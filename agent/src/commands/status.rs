@@ -681,6 +681,7 @@ mod tests {
             queries,
             counters: Arc::default(),
             log: Arc::default(),
+            config: Arc::default(),
             clock: Arc::new(|| Clock {
                 boot: NOW,
                 wall: WallTime(1_790_000_000_750_000_000),

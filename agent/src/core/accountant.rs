@@ -1109,9 +1109,13 @@ impl Accountant {
                         runtime: Arc::clone(&payer.runtime),
                     }));
             }
-            let (id, runtime_labels) = match owner {
-                Owner::Container(id) => (id.clone(), self.directory.runtime_labels(id)),
-                Owner::Pod(_) | Owner::Host(_) => (ContainerId::from(NONE), Arc::default()),
+            let (id, runtime_labels, own_name) = match owner {
+                Owner::Container(id) => (
+                    id.clone(),
+                    self.directory.runtime_labels(id),
+                    self.directory.own_name(id),
+                ),
+                Owner::Pod(_) | Owner::Host(_) => (ContainerId::from(NONE), Arc::default(), None),
             };
             snapshot.accounts.push(ContainerAccount {
                 labels: payer.labels.clone(),
@@ -1125,6 +1129,8 @@ impl Accountant {
                 processes_started: account.processes_started,
                 image: Arc::clone(&payer.image),
                 runtime: Arc::clone(&payer.runtime),
+                cgroup: self.placements.place(owner).cloned(),
+                own_name,
                 first_used: account.first_used,
                 last_used: account.last_used,
                 ended: account.ended.is_some(),

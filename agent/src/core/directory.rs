@@ -436,6 +436,21 @@ impl Directory {
             .unwrap_or_default()
     }
 
+    /// The runtime's own name for a container, from those who tell it: over CRI it is Kubernetes'.
+    #[must_use]
+    pub fn own_name(&self, id: &ContainerId) -> Option<Arc<str>> {
+        let entry = self.entries.get(id)?;
+        let mut found = entry.found().map(|(identity, _)| identity);
+        let own = found.find(|identity| {
+            let tells = matches!(
+                identity.source,
+                IdentitySource::Docker | IdentitySource::Bundle
+            );
+            tells && identity.name.is_some()
+        });
+        own?.name.clone()
+    }
+
     /// What a container is called, as far as known.
     #[must_use]
     pub fn names(&self, id: &ContainerId) -> Names {

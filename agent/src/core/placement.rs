@@ -208,6 +208,12 @@ impl PlacementTable {
             .filter(move |refusal| key_of(&refusal.claimed) == key)
     }
 
+    /// The cgroup that an owner's id belongs to, one of them where hierarchies differ.
+    #[must_use]
+    pub fn place(&self, owner: &Owner) -> Option<&Arc<str>> {
+        self.bindings.get(&key_of(owner))?.places.first()
+    }
+
     /// The containers that were met since this was last asked. One may come again.
     pub fn take_new_containers(&mut self) -> Vec<ContainerCgroup> {
         std::mem::take(&mut self.new_containers)

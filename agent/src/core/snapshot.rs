@@ -291,6 +291,12 @@ pub struct ContainerAccount {
     pub image: Arc<str>,
     /// Who runs it, by the shape of its cgroup.
     pub runtime: Arc<str>,
+    /// Its cgroup; absent while no process of it has been seen.
+    #[serde(default)]
+    pub cgroup: Option<Arc<str>>,
+    /// The runtime's own name for it, where one was told.
+    #[serde(default)]
+    pub own_name: Option<Arc<str>>,
     /// End of the first window that charged it; absent if none has.
     pub first_used: Option<WallTime>,
     /// End of the last.

@@ -2,7 +2,9 @@
 //! alerts that were built on them. Off unless configured.
 //!
 //! Names, units and labels are cAdvisor's, old names (`pod_name`) and new ones (`pod`) alike; what
-//! differs is that none of them is ever blank. A series is shown while its container lives and only
+//! differs is that none of them is ever blank. `id` is the cgroup's path, `name` what the runtime calls
+//! the container: Docker and CRI-O by a name (`k8s_…` for the kubelet's), containerd by the id. A
+//! series is shown while its container lives and only
 //! once its container is published, under the names that were published.
 //!
 //! What they mean is cAdvisor's as well: memory is the device's, and so is the duty cycle, so that
@@ -12,6 +14,7 @@
 //!
 //! Units: percent, whole as NVML's are, and bytes. Nowhere else does the agent publish percent.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::instruments::{Instrument, Kind, Points, Unit, Value, View};
@@ -28,6 +31,10 @@ pub enum DutyCycle {
     /// The container's own share of the device.
     Container,
 }
+
+/// The longest path that is shown, in bytes: the kernel's bound is four times that, and a pod's
+/// container needs a sixth of it.
+const MAX_PATH_BYTES: usize = 1_024;
 
 const LABELS: &[&str] = &[
     "make",
@@ -137,8 +144,8 @@ fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Opti
                 "nvidia",
                 &book.gpu.model,
                 series.gpu.as_str(),
-                &id(&series.labels),
-                name(&series.labels),
+                &id(account, &series.labels),
+                name(account, &series.labels),
                 &series.image,
                 container,
                 pod,
@@ -161,8 +168,14 @@ fn key<'a>(labels: &'a ContainerLabels, gpu: &'a GpuUuid) -> (&'a str, &'a str, 
     (&labels.container_id, pod_uid, gpu)
 }
 
-/// cAdvisor's `id` is the cgroup's path. This is what of it every driver and layout has in common.
-fn id(labels: &ContainerLabels) -> String {
+/// cAdvisor's `id` is the cgroup's path. Until a process of it is seen after a restart, and where it is
+/// too long for a label, it is what every driver and layout has in common.
+fn id<'a>(account: &'a ContainerAccount, labels: &ContainerLabels) -> Cow<'a, str> {
+    if let Some(path) = account.cgroup.as_deref()
+        && path.len() <= MAX_PATH_BYTES
+    {
+        return path.into();
+    }
     let parts = [("pod", &labels.pod_uid), ("", &labels.container_id)];
     let path: String = parts
         .into_iter()
@@ -170,20 +183,24 @@ fn id(labels: &ContainerLabels) -> String {
         .map(|(prefix, part)| format!("/{prefix}{part}"))
         .collect();
     if path.is_empty() {
-        UNRESOLVED.to_owned()
+        UNRESOLVED.into()
     } else {
-        path
+        path.into()
     }
 }
 
-/// cAdvisor's `name` is the runtime's: outside Kubernetes that is what `container` says, inside it
-/// is the id, as containerd has it.
-fn name(labels: &ContainerLabels) -> &str {
+/// cAdvisor's `name` is the first name that the runtime's handler knew: Docker's, CRI-O's or Podman's
+/// own one, which for a pod's container begins with `k8s_` and names pod, namespace, uid and attempt;
+/// containerd's is the id. A bare id below a pod's cgroup is Docker's or containerd's, and only Docker
+/// has such names.
+fn name<'a>(account: &'a ContainerAccount, labels: &'a ContainerLabels) -> &'a str {
     if &*labels.pod == NONE {
-        &labels.container
-    } else {
-        &labels.container_id
+        return &labels.container;
     }
+    let own = account.own_name.as_deref().filter(|own| {
+        own.starts_with("k8s_") || matches!(&*account.runtime, "docker" | "cri-o" | "podman")
+    });
+    own.unwrap_or(&labels.container_id)
 }
 
 #[expect(
@@ -196,8 +213,6 @@ fn percent(share: f64) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
     use crate::core::model::WallTime;
     use crate::core::snapshot::Snapshot;
@@ -273,13 +288,14 @@ mod tests {
             .find(|(_, labels)| labels[9] == "trainer")
             .unwrap();
         let id = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";
-        let path = format!("/pod9d3f3c1e-6f7d-4b4e-9a53-0c6a4f0b8e21/{id}");
+        let pod = "/kubepods/burstable/pod9d3f3c1e-6f7d-4b4e-9a53-0c6a4f0b8e21";
+        let path = format!("{pod}/{id}");
         let expected = [
             ("make", "nvidia"),
             ("model", "NVIDIA H200"),
             ("acc_id", sample::FIRST_GPU),
             ("id", &path),
-            ("name", id),
+            ("name", "k8s_trainer"),
             ("image", "registry.example/team/image:1.2"),
             ("container_name", "trainer"),
             ("pod_name", "train-0"),
@@ -296,7 +312,7 @@ mod tests {
         assert_eq!(*value, 75);
         let plain = points.iter().find(|(_, labels)| labels[9] == "jupyter");
         let plain = &plain.unwrap().1;
-        assert_eq!(plain[3], format!("/{}", "aa55".repeat(16)));
+        assert_eq!(plain[3], format!("/docker/{}", "aa55".repeat(16)));
         assert_eq!((&*plain[4], &*plain[7]), ("jupyter", NONE));
     }
 
@@ -349,24 +365,74 @@ mod tests {
         }
     }
 
+    /// An account of the sample, with what of it `id` and `name` look at.
+    fn looked_at(
+        pod: &str,
+        ids: (&str, &str),
+        runtime: &str,
+        cgroup: Option<&str>,
+        own_name: Option<&str>,
+    ) -> ContainerAccount {
+        ContainerAccount {
+            labels: ContainerLabels {
+                namespace: pod.into(),
+                pod: pod.into(),
+                container: "main".into(),
+                pod_uid: ids.0.into(),
+                container_id: ids.1.into(),
+            },
+            runtime: runtime.into(),
+            cgroup: cgroup.map(Into::into),
+            own_name: own_name.map(Into::into),
+            ..sample::snapshot().accounts[0].clone()
+        }
+    }
+
     #[test]
-    fn ids_are_what_is_known_of_the_path_and_never_blank() {
-        let labels = |pod_uid: &str, container_id: &str| ContainerLabels {
-            namespace: NONE.into(),
-            pod: NONE.into(),
-            container: NONE.into(),
-            pod_uid: pod_uid.into(),
-            container_id: container_id.into(),
-        };
-        for (pod_uid, container_id, expected) in [
-            ("u", "c", "/podu/c"),
-            ("u", NONE, "/podu"),
-            (NONE, "c", "/c"),
-            (UNRESOLVED, "c", "/c"),
-            (UNRESOLVED, NONE, UNRESOLVED),
-            ("", "", UNRESOLVED),
+    fn an_id_is_the_cgroups_path_or_what_is_known_of_it_and_never_blank() {
+        let long = format!("/{}", "x".repeat(MAX_PATH_BYTES));
+        let slice = "/kubepods.slice/kubepods-podu.slice/cri-containerd-c.scope";
+        for (cgroup, ids, expected) in [
+            (
+                Some("/kubepods/burstable/podu/c"),
+                ("u", "c"),
+                "/kubepods/burstable/podu/c",
+            ),
+            (Some(slice), ("u", "c"), slice),
+            (Some(&*long), ("u", "c"), "/podu/c"),
+            (None, ("u", "c"), "/podu/c"),
+            (None, ("u", NONE), "/podu"),
+            (None, (NONE, "c"), "/c"),
+            (None, (UNRESOLVED, "c"), "/c"),
+            (None, (UNRESOLVED, NONE), UNRESOLVED),
+            (None, ("", ""), UNRESOLVED),
         ] {
-            assert_eq!(id(&labels(pod_uid, container_id)), expected);
+            let account = looked_at("p", ids, "docker", cgroup, None);
+            assert_eq!(id(&account, &account.labels), expected);
+        }
+    }
+
+    #[test]
+    fn a_name_is_what_the_runtimes_handler_called_the_container() {
+        let kubelets = Some("k8s_main_p_ns_u_0");
+        for (pod, runtime, own, expected) in [
+            ("p", "docker", kubelets, "k8s_main_p_ns_u_0"),
+            ("p", "cri-o", kubelets, "k8s_main_p_ns_u_0"),
+            ("p", "podman", Some("p-main"), "p-main"),
+            ("p", "containerd", Some("main"), "c"),
+            ("p", "docker", None, "c"),
+            // The path has the bare id: Docker's or containerd's.
+            ("p", UNRESOLVED, kubelets, "k8s_main_p_ns_u_0"),
+            ("p", UNRESOLVED, Some("main"), "c"),
+            (NONE, "docker", Some("main"), "main"),
+            (UNRESOLVED, "docker", None, "c"),
+        ] {
+            let account = looked_at(pod, ("u", "c"), runtime, None, own);
+            assert_eq!(
+                name(&account, &account.labels),
+                expected,
+                "{pod} {runtime} {own:?}"
+            );
         }
     }
 }

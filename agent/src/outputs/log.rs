@@ -15,6 +15,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 
+use crate::secrets::Secrets;
+
 /// Lines that are kept.
 const MAX_LINES: usize = 500;
 /// The longest line that is kept whole, in bytes.
@@ -217,6 +219,46 @@ impl io::Write for LineOf<'_> {
     }
 }
 
+/// Strikes secrets out of what a writer writes.
+#[derive(Clone, Debug)]
+pub struct Struck<M> {
+    /// Them.
+    pub secrets: Secrets,
+    /// Whom it writes to.
+    pub writers: M,
+}
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Struck<M> {
+    type Writer = StruckLine<'a, M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        StruckLine {
+            secrets: &self.secrets,
+            writer: self.writers.make_writer(),
+        }
+    }
+}
+
+/// One event of the log, on its way.
+#[derive(Debug)]
+pub struct StruckLine<'a, W> {
+    secrets: &'a Secrets,
+    writer: W,
+}
+
+impl<W: io::Write> io::Write for StruckLine<'_, W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        self.writer
+            .write_all(self.secrets.struck_out(&text).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tracing::subscriber::with_default;
@@ -274,6 +316,25 @@ mod tests {
         assert!(
             !text.contains("before\n") && !text.contains("a whole reply"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn a_secret_that_somebody_else_repeats_is_struck_out_of_the_log() {
+        let log = Arc::<Log>::default();
+        let lines = fmt::layer().with_ansi(false).with_writer(Struck {
+            secrets: Secrets::of(["Bearer hunter22"], None),
+            writers: Keeper(Arc::clone(&log)),
+        });
+        with_default(tracing_subscriber::registry().with(lines), || {
+            tracing::warn!(reason = "bad token hunter22", "otlp fails");
+        });
+        let [line] = &log.report().lines[..] else {
+            panic!("one line");
+        };
+        assert!(
+            line.contains("bad token (redacted)") && !line.contains("hunter22"),
+            "{line}"
         );
     }
 

@@ -9,6 +9,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::instruments::VERSION;
+use crate::secrets::{Secrets, taken_apart};
 
 /// How a receiver is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -24,7 +25,8 @@ pub enum Protocol {
 /// A receiver of OTLP.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Receiver {
-    /// `http://host:port`; for HTTP/protobuf the base to which `/v1/metrics` is added.
+    /// `http://host:port`; for HTTP/protobuf the base to which `/v1/metrics` is added. Without a user:
+    /// it is shown wherever the receiver is spoken of.
     pub endpoint: String,
     /// How it is spoken to.
     pub protocol: Protocol,
@@ -69,15 +71,35 @@ pub enum ReceiverError {
 }
 
 impl Receiver {
-    /// A receiver with the default time-out and no headers.
+    /// A receiver with the default time-out and no headers, but for the one that stands for a user
+    /// in the endpoint.
     #[must_use]
     pub fn new(endpoint: String, protocol: Protocol) -> Self {
+        let (endpoint, authorization) = taken_apart(endpoint);
+        let authorization = authorization.map(|value| ("authorization".to_owned(), value));
         Self {
             endpoint,
             protocol,
-            headers: Vec::new(),
+            headers: authorization.into_iter().collect(),
             timeout: Duration::from_secs(10),
         }
+    }
+
+    /// The same with further headers. One that says who asks counts for more than a user in the
+    /// endpoint.
+    #[must_use]
+    pub fn with_headers(mut self, headers: impl IntoIterator<Item = (String, String)>) -> Self {
+        for (name, value) in headers {
+            self.headers
+                .retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
+            self.headers.push((name, value));
+        }
+        self
+    }
+
+    /// What the receiver may repeat and nobody else may learn.
+    pub(super) fn secrets(&self) -> Secrets {
+        Secrets::of(self.headers.iter().map(|(_, value)| value.as_str()), None)
     }
 
     /// An endpoint that is not one, with what was found.
@@ -189,6 +211,35 @@ mod tests {
         ] {
             let receiver = Receiver::new(endpoint.to_owned(), Protocol::HttpProtobuf);
             assert_eq!(receiver.signal_url("metrics").unwrap().as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn the_user_in_an_endpoint_is_sent_and_not_shown() {
+        let endpoint = "http://me:hunter22@a:1/x";
+        let receiver = Receiver::new(endpoint.to_owned(), Protocol::HttpProtobuf);
+        assert_eq!(receiver.endpoint, "http://a:1/x");
+        let sent = receiver.header_map().unwrap();
+        assert_eq!(sent["authorization"], "Basic bWU6aHVudGVyMjI=");
+        let further = [
+            ("Authorization".to_owned(), "Bearer abcdef".to_owned()),
+            ("x".to_owned(), "y".to_owned()),
+        ];
+        let receiver = receiver.with_headers(further);
+        let sent = receiver.header_map().unwrap();
+        assert_eq!(
+            (sent.len(), &sent["authorization"]),
+            (2, &HeaderValue::from_static("Bearer abcdef"))
+        );
+        for wrong in [
+            "https://me:hunter22@a:1",
+            "http://me:hunter22@a:b",
+            "me:hunter22@a",
+        ] {
+            let receiver = Receiver::new(wrong.to_owned(), Protocol::Grpc);
+            let error = receiver.url().expect_err(wrong);
+            let shown = format!("{error} {error:?} {receiver:?}");
+            assert!(!shown.contains("hunter"), "{shown}");
         }
     }
 

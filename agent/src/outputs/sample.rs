@@ -299,6 +299,20 @@ fn series(
     }
 }
 
+/// A path as the kubelet has it with the cgroupfs driver, and Docker outside of Kubernetes.
+fn cgroup(labels: &ContainerLabels) -> Arc<str> {
+    let ContainerLabels {
+        pod_uid,
+        container_id,
+        ..
+    } = labels;
+    if pod_uid.starts_with('(') {
+        format!("/docker/{container_id}").into()
+    } else {
+        format!("/kubepods/burstable/pod{pod_uid}/{container_id}").into()
+    }
+}
+
 fn account(
     labels: &ContainerLabels,
     gpu: &str,
@@ -318,6 +332,8 @@ fn account(
         processes_started: 3,
         image: "registry.example/team/image:1.2".into(),
         runtime: "docker".into(),
+        cgroup: Some(cgroup(labels)),
+        own_name: Some(format!("k8s_{}", labels.container).into()),
         first_used: Some(STARTED),
         last_used: Some(WALL),
         ended: share <= 0.0,

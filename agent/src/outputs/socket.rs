@@ -5,7 +5,8 @@
 //! anybody. `GET /v1/processes` and `GET /v1/explain?subject=…` ask the core, bounded in number and
 //! time: a stuck core costs the caller two seconds and the core nothing.
 //!
-//! `GET /v1/log` has the last lines of the agent's log.
+//! `GET /v1/log` has the last lines of the agent's log, `GET /v1/config` the configuration in force
+//! without its secrets.
 //!
 //! It refuses to take orders that touch the books. The one thing that can be changed through it is
 //! what is logged: `POST /v1/log-level`, with the level as the body.
@@ -41,6 +42,8 @@ pub const DEFAULT_PATH: &str = "/run/gpuacct/gpuacct.sock";
 const MAX_PATH_BYTES: usize = 107;
 /// The longest subject that is looked for: a namespace, a pod and a container.
 const MAX_SUBJECT_BYTES: usize = 1_024;
+/// How often a socket is tried again on which another agent answers.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// How long the core may take to answer a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -85,6 +88,16 @@ pub struct BlockedFor {
     /// For how long, in nanoseconds.
     #[serde(rename = "for")]
     pub waited: Nanos,
+}
+
+/// The answer to `GET /v1/config`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigReport {
+    /// The file that it was read from; absent where the agent was given none.
+    pub file: Option<PathBuf>,
+    /// The configuration in force, flags and environment included, without its secrets. Read back,
+    /// it is one that can be used.
+    pub toml: String,
 }
 
 /// Why an answer could not be given, as JSON.
@@ -202,6 +215,28 @@ pub fn bind(path: &Path) -> Result<Bound, SocketError> {
     })
 }
 
+/// As [`bind`], and waits for another agent that answers there to end, for `patience` at most: one that
+/// is being replaced takes its time. Two that are meant to run on one socket never will.
+///
+/// # Errors
+/// As [`bind`].
+pub async fn bind_after(path: &Path, patience: Duration) -> Result<Bound, SocketError> {
+    let deadline = tokio::time::Instant::now() + patience;
+    let mut said = false;
+    loop {
+        match bind(path) {
+            Err(SocketError::InUse { .. }) if tokio::time::Instant::now() < deadline => {}
+            result => return result,
+        }
+        if !said {
+            let path = path.display();
+            tracing::warn!(%path, ?patience, "another agent answers on the socket, waiting for its end");
+            said = true;
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+}
+
 fn inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
@@ -230,6 +265,8 @@ pub struct Desk {
     pub counters: Arc<OutputCounters>,
     /// The agent's log.
     pub log: Arc<Log>,
+    /// The configuration in force, without its secrets.
+    pub config: Arc<ConfigReport>,
     /// The time now.
     pub clock: ReadClock,
 }
@@ -263,6 +300,7 @@ pub async fn serve(
         .route("/v1/processes", get(processes))
         .route("/v1/explain", get(explain))
         .route("/v1/log", get(log))
+        .route("/v1/config", get(config))
         .route("/v1/log-level", post(log_level))
         .with_state(desk);
     axum::serve(listener, router)
@@ -325,6 +363,11 @@ async fn log(State(desk): State<Desk>) -> Json<LogReport> {
     Json(desk.log.report())
 }
 
+async fn config(State(desk): State<Desk>) -> Json<ConfigReport> {
+    desk.counters.socket_requests.add(1);
+    Json(ConfigReport::clone(&desk.config))
+}
+
 async fn log_level(State(desk): State<Desk>, level: String) -> Response {
     desk.counters.socket_requests.add(1);
     match desk.log.set_level(&level) {
@@ -379,6 +422,7 @@ mod tests {
             queries,
             counters: Arc::default(),
             log: Arc::default(),
+            config: Arc::default(),
             clock: Arc::new(|| Clock {
                 boot: NOW,
                 wall: WallTime(5),
@@ -523,6 +567,27 @@ mod tests {
         assert!(path.exists());
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_ending_is_waited_for_and_another_one_only_so_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let patience = Duration::from_secs(30);
+        let first = bind(&path).unwrap();
+        let error = bind_after(&path, patience).await.expect_err("it goes on");
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        let (second, ()) = tokio::join!(bind_after(&path, patience), async {
+            tokio::time::sleep(Duration::from_secs(16)).await;
+            drop(first);
+        });
+        drop(second.unwrap());
+        // What no waiting mends is said at once.
+        fs::write(&path, "").unwrap();
+        let began = tokio::time::Instant::now();
+        let error = bind_after(&path, patience).await.expect_err("a file");
+        assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]

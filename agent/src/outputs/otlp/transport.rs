@@ -2,7 +2,8 @@
 //!
 //! The two differ in how they fail; what comes out is one [`Failure`] that says in which class, in
 //! which words, and whether the OTLP specification wants it tried again. The receiver's words are
-//! bounded and freed of control characters, since they end up in logs and on terminals.
+//! bounded and freed of control characters, since they end up in logs and on terminals, and of what it
+//! was sent and repeats.
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt as _;
 
 use crate::outputs::receiver::{Protocol, Receiver, ReceiverError};
+use crate::secrets::Secrets;
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
@@ -31,6 +33,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(600);
 pub(super) struct Transport {
     way: Way,
     timeout: Duration,
+    secrets: Secrets,
 }
 
 #[derive(Debug)]
@@ -109,6 +112,7 @@ impl Transport {
         Ok(Self {
             way,
             timeout: receiver.timeout,
+            secrets: receiver.secrets(),
         })
     }
 
@@ -123,7 +127,7 @@ impl Transport {
                 Way::Http { client, url } => http(client, url, &request).await,
             }
         };
-        tokio::time::timeout(self.timeout, exchange)
+        let verdict = tokio::time::timeout(self.timeout, exchange)
             .await
             .unwrap_or_else(|_| {
                 Err(Failure {
@@ -131,7 +135,18 @@ impl Transport {
                     reason: format!("no answer within {:?}", self.timeout),
                     retry: Retry::Backoff,
                 })
-            })
+            });
+        let words = |words: &str| bounded(&self.secrets.struck_out(words));
+        match verdict {
+            Ok(accepted) => Ok(Accepted {
+                message: words(&accepted.message),
+                ..accepted
+            }),
+            Err(failure) => Err(Failure {
+                reason: words(&failure.reason),
+                ..failure
+            }),
+        }
     }
 }
 
@@ -179,7 +194,7 @@ async fn grpc(
     }
     Err(Failure {
         class,
-        reason: bounded(&reason),
+        reason,
         retry,
     })
 }
@@ -203,7 +218,7 @@ async fn http(
         }
         Failure {
             class,
-            reason: bounded(&reason),
+            reason,
             retry: Retry::Backoff,
         }
     };
@@ -222,7 +237,11 @@ async fn http(
         .and_then(|value| value.trim().parse().ok())
         .map(Duration::from_secs);
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| broken(&error.without_url()))?
+    {
         let room = MAX_ANSWER_BYTES.saturating_sub(body.len());
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if room < chunk.len() {
@@ -250,7 +269,7 @@ async fn http(
     };
     Err(Failure {
         class,
-        reason: bounded(format!("HTTP {status} {words}").trim_end()),
+        reason: format!("HTTP {status} {words}").trim_end().to_owned(),
         retry: match status {
             429 | 502..=504 => pause.map_or(Retry::Backoff, after),
             _ => Retry::Never,
@@ -270,7 +289,7 @@ fn accepted(response: ExportMetricsServiceResponse) -> Accepted {
         .partial_success
         .map(|partial| Accepted {
             rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
-            message: bounded(&partial.error_message),
+            message: partial.error_message,
         })
         .unwrap_or_default()
 }

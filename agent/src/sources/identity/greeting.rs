@@ -10,6 +10,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
+use super::files::{FileFault, open_folder};
 use super::proto::cri::VersionRequest;
 use super::proto::cri::runtime_service_client::RuntimeServiceClient;
 
@@ -36,6 +37,12 @@ pub enum GreetingError {
     /// It speaks gRPC and offers no CRI v1.
     #[error("it does not offer CRI v1")]
     NoCri,
+    /// A folder is there and cannot be opened.
+    #[error("it cannot be opened: {message}")]
+    Folder {
+        /// Why not.
+        message: String,
+    },
     /// It is not a container runtime, or refuses.
     #[error("it does not answer as CRI v1 does: {code}: {message}")]
     Cri {
@@ -97,6 +104,21 @@ pub async fn cri(socket: &Path, limit: Duration) -> Result<String, GreetingError
         .await
         .map_err(|_| GreetingError::Timeout { limit })??;
     Ok(named(version.runtime_name, &version.runtime_version))
+}
+
+/// Whether a folder of the host's is there, whose root is mounted at `host_root`: opened as the sources
+/// do that read files.
+///
+/// # Errors
+/// If it is there and cannot be opened.
+pub fn folder(host_root: &Path, path: &Path) -> Result<bool, GreetingError> {
+    match open_folder(host_root, path) {
+        Ok(_) => Ok(true),
+        Err(FileFault::Missing(_)) => Ok(false),
+        Err(fault) => Err(GreetingError::Folder {
+            message: fault.to_string(),
+        }),
+    }
 }
 
 /// What it calls itself, without what could steer a terminal.
