@@ -171,6 +171,7 @@ impl Past {
         let account = KeptAccount {
             number,
             gpu: self.books[gpu].gpu.uuid.clone(),
+            mig: self.books[gpu].gpu.mig.clone(),
             kind,
             payer: payer_id,
             labels: names,

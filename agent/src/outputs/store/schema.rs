@@ -44,7 +44,10 @@
 //!   `host`. `labels`: all labels that the runtime gave, a JSON object. `opened`: no charge is older.
 //!   `held_since_boot`: since when its names have been waited for. `ended_boot`: since when it has had
 //!   no process. `fed`: whether its namespace's counter has been given all of it. `closed`: when it
-//!   was closed; NULL while it is open.
+//!   was closed; NULL while it is open. A record whose `attribution` is `overflow` is of all those on
+//!   its GPU that were closed and given up while the store took nothing; its number is negative.
+//! - `instances`: which MIG instance an account is on, where it is on one. A GPU's row in `gpus` says
+//!   what stands under its UUID now; an instance that is made anew may have the UUID of another.
 //! - `totals`: an account's whole amounts, the most memory seen in use, processes started, the ends of
 //!   the first and the last window that charged it, and when its published amount last changed.
 //! - `settled`: how much of `totals` is in `hours`; nothing where there is no row.
@@ -55,6 +58,8 @@
 //! - `books`: each GPU's book of this life. `through_boot` is the cursor: the end of the last window
 //!   that is booked. `closed_…`: what accounts held that have been closed.
 //! - `reasons`: unattributed (`kind` `unattributed`) and unobserved (`unobserved`) time of a book.
+//! - `held`, one row at most. `since_boot`: since when the wall clock has kept pace with the boot
+//!   clock. Nothing is dropped for its age before it has done so for a while.
 //! - `hours`, `gpu_hours`, `reason_hours`: what was booked in each hour that is over.
 
 use rusqlite::Connection;
@@ -106,8 +111,9 @@ pub(super) const AMOUNTS: [&str; 10] = [
 
 /// What leads from each version to the next: the first makes version 1 of an empty file. Migrations
 /// only add; none is ever changed once it has been released.
-const MIGRATIONS: &[&str] = &[concat!(
-    "
+const MIGRATIONS: &[&str] = &[
+    concat!(
+        "
     CREATE TABLE meta (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         store TEXT NOT NULL,
@@ -159,8 +165,8 @@ const MIGRATIONS: &[&str] = &[concat!(
     CREATE TABLE totals (
         account INTEGER PRIMARY KEY REFERENCES accounts,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
+        ",
         memory_peak INTEGER,
         processes_started INTEGER NOT NULL DEFAULT 0,
         first_used INTEGER,
@@ -170,8 +176,8 @@ const MIGRATIONS: &[&str] = &[concat!(
     CREATE TABLE settled (
         account INTEGER PRIMARY KEY REFERENCES accounts,
         ",
-    amounts!(""),
-    "
+        amounts!(""),
+        "
     );
     CREATE TABLE series (
         account INTEGER NOT NULL REFERENCES accounts,
@@ -186,8 +192,8 @@ const MIGRATIONS: &[&str] = &[concat!(
         changed_boot INTEGER NOT NULL,
         follows INTEGER NOT NULL,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
+        ",
         PRIMARY KEY (account, kind)
     ) WITHOUT ROWID;
     CREATE TABLE namespaces (
@@ -197,11 +203,11 @@ const MIGRATIONS: &[&str] = &[concat!(
         shown_boot INTEGER NOT NULL,
         changed_boot INTEGER NOT NULL,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
         ",
-    amounts!("shown_"),
-    ",
+        ",
+        amounts!("shown_"),
+        ",
         PRIMARY KEY (gpu, namespace)
     ) WITHOUT ROWID;
     CREATE TABLE books (
@@ -219,8 +225,8 @@ const MIGRATIONS: &[&str] = &[concat!(
         invalid_rows INTEGER NOT NULL,
         cut INTEGER NOT NULL,
         ",
-    amounts!("closed_"),
-    ",
+        amounts!("closed_"),
+        ",
         settled_elapsed INTEGER NOT NULL DEFAULT 0,
         settled_busy INTEGER NOT NULL DEFAULT 0,
         settled_idle INTEGER NOT NULL DEFAULT 0,
@@ -240,8 +246,8 @@ const MIGRATIONS: &[&str] = &[concat!(
         hour INTEGER NOT NULL,
         account INTEGER NOT NULL REFERENCES accounts,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
+        ",
         PRIMARY KEY (hour, account)
     ) WITHOUT ROWID;
     CREATE TABLE gpu_hours (
@@ -308,7 +314,31 @@ const MIGRATIONS: &[&str] = &[concat!(
         UNION ALL
         SELECT (SELECT hour FROM meta), gpu, kind, reason, time - settled FROM reasons;
     "
-)];
+    ),
+    "
+    CREATE TABLE instances (
+        account INTEGER PRIMARY KEY REFERENCES accounts,
+        profile TEXT NOT NULL,
+        parent TEXT NOT NULL,
+        gpu_instance INTEGER NOT NULL,
+        compute_instance INTEGER NOT NULL
+    );
+    CREATE TABLE held (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        since_boot INTEGER NOT NULL
+    );
+    -- Of older accounts no more is known than what is there now.
+    INSERT INTO instances
+        SELECT account, profile, parent, gpu_instance, compute_instance
+        FROM (SELECT a.account, json_extract(g.info, '$.mig.profile') AS profile,
+                json_extract(g.info, '$.mig.parent') AS parent,
+                json_extract(g.info, '$.mig.gpu_instance') AS gpu_instance,
+                json_extract(g.info, '$.mig.compute_instance') AS compute_instance
+            FROM accounts a JOIN gpus g USING (gpu) WHERE json_valid(g.info))
+        WHERE profile IS NOT NULL AND parent IS NOT NULL AND gpu_instance IS NOT NULL
+            AND compute_instance IS NOT NULL;
+    ",
+];
 
 /// The version of a file that has been through every migration.
 pub const VERSION: u32 = {
