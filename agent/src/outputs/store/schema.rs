@@ -351,6 +351,9 @@ pub const VERSION: u32 = {
     version
 };
 
+/// The version that has the table `instances`.
+pub(super) const INSTANCES_SINCE: u32 = 2;
+
 /// Which version a file has; 0 is an empty one.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<u32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
@@ -385,6 +388,37 @@ mod tests {
             .pragma_query_value(None, "application_id", |row| row.get(0))
             .expect("it was set");
         assert_eq!(id, APPLICATION_ID);
+    }
+
+    #[test]
+    fn an_older_files_accounts_are_on_the_instances_that_are_there_now() {
+        let mut connection = Connection::open_in_memory().expect("memory is there");
+        connection
+            .execute_batch(MIGRATIONS[0])
+            .and_then(|()| {
+                connection.execute_batch(
+                    r#"INSERT INTO lives VALUES (1, 'boot', 0, 'first');
+                    INSERT INTO gpus VALUES (1, 'MIG-0', 0, 'm', 'd', '{"mig":{"parent":"GPU-0",
+                            "profile":"1g.10gb","gpu_instance":7,"compute_instance":0}}'),
+                        (2, 'GPU-1', 1, 'm', 'd', '{"mig":null}'), (3, 'GPU-2', 2, 'm', 'd', 'no JSON');
+                    INSERT INTO accounts SELECT gpu, 1, gpu, 'container', 'a', '', '', '', '', '', '',
+                        '', 'named', 'docker', '{}', 0, 0, NULL, 1, NULL FROM gpus;"#,
+                )
+            })
+            .expect("version 1 and its rows");
+        migrate(&mut connection, 1).expect("the migration is sound");
+        assert_eq!(version(&connection), Ok(VERSION));
+        let found: (i64, i64, String, String, i64) = connection
+            .query_row(
+                "SELECT count(*), account, profile, parent, gpu_instance FROM instances",
+                [],
+                |row| {
+                    let all = (row.get(0)?, row.get(1)?, row.get(2)?);
+                    Ok((all.0, all.1, all.2, row.get(3)?, row.get(4)?))
+                },
+            )
+            .expect("one row");
+        assert_eq!(found, (1, 1, "1g.10gb".into(), "GPU-0".into(), 7));
     }
 
     #[test]
