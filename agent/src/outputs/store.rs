@@ -18,9 +18,9 @@
 //! # What can go wrong
 //!
 //! Nothing that is wrong with the file keeps the agent from metering and publishing. A directory
-//! that cannot be written is tried again for ever. A damaged file is set aside under another name, a
-//! newer agent's file or another program's is not touched. Another agent's lock is waited for: two
-//! that count the same GPUs would both be believed.
+//! that cannot be written is tried again for ever. A damaged file is set aside under another name, and
+//! the one after it bills nothing that was in there. A newer agent's file or another program's is not
+//! touched. Another agent's lock is waited for: two that count the same GPUs would both be believed.
 //!
 //! It refuses to be the fleet's book: what is older than the retention, or beyond the size, goes.
 
@@ -356,7 +356,12 @@ impl Store {
     fn close_moved(&mut self) {
         let path = self.path();
         let Some(open) = &self.open else { return };
-        if identity(&path).ok() != Some(open.file) {
+        let is_moved = match identity(&path) {
+            Ok(found) => found != open.file,
+            // Whatever else is wrong, SQLite meets it too.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if is_moved {
             warn!(
                 path = %path.display(),
                 "the store was removed or replaced; what is there now is used"

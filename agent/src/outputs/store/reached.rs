@@ -275,6 +275,48 @@ mod tests {
     const MINUTE: u64 = 60_000_000_000;
 
     #[test]
+    fn hours_beyond_those_that_are_told_apart_are_in_the_one_after_them() {
+        let gpu = GpuUuid("GPU-0".into());
+        let totals = |number: u32, busy: u64| KeptTotals {
+            number,
+            amounts: Amounts::busy(Nanos(busy)),
+            memory_peak: None,
+            processes_started: 0,
+            first_used: None,
+            last_used: None,
+            changed: BootTime(0),
+        };
+        let mut reached = Reached::default();
+        // Account 1 is used in the first hour alone, account 2 in each.
+        reached.put(&totals(1, 0), Some(&gpu), false);
+        reached.put(&totals(2, 0), Some(&gpu), false);
+        let mut missed = Missed::default();
+        let clock = |hour: u64| Clock {
+            boot: BootTime(hour * HOUR),
+            wall: WallTime(hour * HOUR),
+        };
+        let last = HOURS as u64 + 2;
+        for hour in 0..last {
+            let changes = Changes {
+                clock: clock(hour),
+                totals: vec![totals(1, 5), totals(2, hour + 1)],
+                ..Changes::default()
+            };
+            missed.note(&reached, &changes);
+        }
+        let hours = missed.over(clock(last)).to_vec();
+        assert_eq!((hours.len(), missed.merged), (HOURS, 2));
+        let busy = |at: usize, account: u32| {
+            let accounts = &hours[at].reached.accounts;
+            accounts.get(&account).map(|account| account.amounts.busy)
+        };
+        assert_eq!(hours[0].hour, 2);
+        assert_eq!((busy(0, 1), busy(0, 2)), (Some(Nanos(5)), Some(Nanos(3))));
+        assert_eq!((busy(1, 1), busy(1, 2)), (None, Some(Nanos(4))));
+        assert_eq!(hours[1].payers[&gpu].busy, Nanos(9));
+    }
+
+    #[test]
     fn five_hours_of_nobody_are_not_one_hours() {
         use UnobservedReason::{AgentDown, DriverError};
         let minutes = |n: u64| Nanos(n * MINUTE);

@@ -102,7 +102,7 @@ pub(super) fn before(
                 clock,
                 hour,
             };
-            let moved = settle_unobserved(transaction, gpu, span, &mut grown)?;
+            let moved = settle_unobserved(transaction, uuid, span, &mut grown)?;
             let (now, was) = (parts(reached), parts(&was));
             let mut rest: [i64; PARTS.len()] = std::array::from_fn(|at| (now[at] - was[at]).max(0));
             rest[0] = (rest[0] - int(moved.0)).max(0);
@@ -116,7 +116,7 @@ pub(super) fn before(
         let uuid = &book.gpu.uuid;
         let Some(was) = books.get(uuid) else { continue };
         let of_it = changes.times.iter().filter(|time| time.gpu == *uuid);
-        let mut grown = of_it
+        let mut grown: Vec<_> = of_it
             .map(|time| {
                 let was = times.get(&(time.gpu.clone(), time.reason));
                 let was = was.copied().unwrap_or_default();
@@ -130,7 +130,7 @@ pub(super) fn before(
             hour: present,
         };
         // The rest of it is the present hour's, and not settled.
-        settle_unobserved(transaction, gpu(transaction, uuid)?, span, &mut grown)?;
+        settle_unobserved(transaction, uuid, span, &mut grown)?;
     }
     if changes.whole {
         settle_accounts(transaction, life, present, before, changes, known_closed)?;
@@ -257,9 +257,9 @@ struct Span {
 /// Returns how much that was.
 fn settle_unobserved(
     transaction: &Transaction<'_>,
-    gpu: i64,
+    uuid: &GpuUuid,
     span: Span,
-    grown: &mut Vec<(KeptReason, Nanos)>,
+    grown: &mut [(KeptReason, Nanos)],
 ) -> Result<Nanos> {
     let unobserved: Vec<(UnobservedReason, Nanos)> = grown
         .iter()
@@ -276,6 +276,7 @@ fn settle_unobserved(
     } = span;
     let mut moved = Nanos::ZERO;
     for (hour, reason, time) in spread(was.through, reached.through, unobserved, clock, hour) {
+        let gpu = gpu(transaction, uuid)?;
         let mut of = [0; PARTS.len()];
         of[0] = int(time.0);
         settle_book(transaction, gpu, Some(hour), of)?;

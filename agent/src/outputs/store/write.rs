@@ -623,6 +623,7 @@ pub(super) fn drop_old(
             .map_err(failed(act))?;
         // What is left is open or of this hour: small, and needed to go on.
         let Some(oldest) = oldest.filter(|oldest| *oldest < hour(now)) else {
+            stuck = true;
             break;
         };
         let before = oldest.saturating_add(DROPPED_AT_ONCE).min(hour(now));
