@@ -14,8 +14,10 @@ use gpuacct::core::input::{
     Input, KernelBatch, KubernetesNames, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
 use gpuacct::core::model::{
-    BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,
+    BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
+    WallTime,
 };
+use gpuacct::core::persist::Changes;
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use gpuacct::outputs::store::error::StoreError;
@@ -281,12 +283,65 @@ impl Node {
         self.drained();
     }
 
+    /// Time passes that nobody sees.
+    fn pass_unseen(&mut self, time: u64) {
+        let start = self.windowed;
+        self.now += time;
+        self.windowed = self.now;
+        self.take(Input::Window(GpuWindow {
+            gpu: gpu(),
+            start: BootTime(start),
+            end: BootTime(self.now),
+            busy: Nanos::ZERO,
+            idle: Nanos::ZERO,
+            unobserved: vec![(UnobservedReason::AgentDown, Nanos(self.now - start))],
+            credits: vec![],
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            engines: vec![],
+            energy: None,
+            quality: WindowQuality::default(),
+        }));
+        self.drained();
+    }
+
+    /// Each hour of the GPU in the file: elapsed and busy seconds. It adds up, each by itself.
+    fn hours(&self) -> Vec<(i64, i64, i64)> {
+        let connection = Connection::open(self.store.join(FILE)).expect("the file is there");
+        let mut statement = connection
+            .prepare(
+                "SELECT hour, sum(elapsed), sum(busy), sum(idle),
+                    (SELECT coalesce(sum(busy), 0) FROM used u WHERE u.hour = g.hour),
+                    (SELECT coalesce(sum(time), 0) FROM reasons_used r
+                        WHERE r.hour = g.hour AND kind = 'unattributed'),
+                    (SELECT coalesce(sum(time), 0) FROM reasons_used r
+                        WHERE r.hour = g.hour AND kind = 'unobserved')
+                FROM gpu_used g GROUP BY hour HAVING sum(elapsed) <> 0 ORDER BY hour",
+            )
+            .expect("the question is sound");
+        let rows = statement.query_map([], |row| {
+            let [hour, elapsed, busy, idle, used, nobodys, unobserved] =
+                [0, 1, 2, 3, 4, 5, 6].map(|at| row.get::<_, i64>(at).expect("a number"));
+            assert_eq!(used + nobodys, busy, "hour {hour}");
+            assert_eq!(busy + idle + unobserved, elapsed, "hour {hour}");
+            let second = SECOND.cast_signed();
+            Ok((hour, elapsed / second, busy / second))
+        });
+        rows.and_then(Iterator::collect).expect("rows")
+    }
+
     fn commit(&mut self) -> (Snapshot, Outcome) {
+        self.commit_with(|_| {})
+    }
+
+    /// A commit of which what is handed over is not quite what the core gave.
+    fn commit_with(&mut self, change: impl FnOnce(&mut Changes)) -> (Snapshot, Outcome) {
         let at = clock(self.now);
         let snapshot = self.accountant.commit(at);
         assert_eq!(snapshot.gpus[0].imbalance, 0);
         let keeping = self.keeping.take().expect("an agent runs");
-        let changes = self.accountant.changes(keeping.wants_whole(), at);
+        let mut changes = self.accountant.changes(keeping.wants_whole(), at);
+        change(&mut changes);
         let (keeping, outcome) = self.runtime.block_on(keeping.keep(changes));
         if let Some(kept) = outcome.kept {
             self.accountant.kept(kept);
@@ -868,4 +923,271 @@ fn a_record_stays_for_as_long_as_an_hour_tells_of_it() {
         assert_eq!(usize::try_from(records[0]), Ok(expected), "{retention:?}");
         assert_eq!(node.sql::<i64>(hours) != [0], still, "{retention:?}");
     }
+}
+
+/// A commit that is kept by the second attempt at the latest.
+fn keep_again(node: &mut Node) -> Snapshot {
+    let (snapshot, outcome) = node.commit();
+    if outcome.kept.is_some() {
+        return snapshot;
+    }
+    node.keep()
+}
+
+#[test]
+fn a_store_lost_under_a_running_agent_bills_nothing_twice() {
+    type Loss = fn(&Path);
+    let rows: [(&str, Loss); 4] = [
+        ("removed", |file| {
+            fs::remove_file(file).expect("it is there");
+        }),
+        ("another boot's put in its place", |file| {
+            let other = file.with_extension("older");
+            fs::rename(other, file).expect("a copy was made");
+        }),
+        ("an older copy of it put in its place", |file| {
+            let other = file.with_extension("old");
+            fs::rename(other, file).expect("a copy was made");
+        }),
+        ("damaged", |file| {
+            let connection = Connection::open(file).expect("it is there");
+            connection
+                .execute_batch(
+                    "PRAGMA writable_schema = ON;
+                    UPDATE sqlite_schema SET sql = 'no SQL' WHERE name = 'totals';
+                    PRAGMA schema_version = 1000;",
+                )
+                .expect("it can be written");
+        }),
+    ];
+    for (what, lose) in rows {
+        let (mut node, _) = used();
+        let file = node.store.join(FILE);
+        let copy = |name: &str| {
+            let connection = Connection::open(&file).expect("it is there");
+            let copy = file.with_extension(name);
+            connection
+                .execute("VACUUM INTO ?1", [copy.to_str()])
+                .expect("a copy");
+            copy
+        };
+        copy("old");
+        let older = Connection::open(copy("older")).expect("a copy");
+        older
+            .execute_batch("UPDATE meta SET store = 'another'; UPDATE lives SET boot = 'another'")
+            .expect("tables");
+        drop(older);
+        // One that is closed before the file is lost: no other will ever have it.
+        node.name(2);
+        node.fork(8, 2);
+        for _ in 0..4 {
+            node.pass(1_000, &[(7, 50), (8, 25)]);
+            node.keep();
+        }
+        node.exit(8);
+        for _ in 0..3 {
+            node.pass(20_000, &[(7, 50)]);
+            node.keep();
+        }
+        let open: Vec<i64> = node.sql("SELECT count(*) FROM accounts WHERE closed IS NULL");
+        assert_eq!(open, [1], "{what}");
+        let before = node.keep();
+        let elsewhere: Vec<i64> = match what {
+            "removed" | "damaged" => vec![0],
+            _ => {
+                let copy = what.starts_with("an older").then_some("old");
+                let copy = file.with_extension(copy.unwrap_or("older"));
+                let connection = Connection::open(copy).expect("a copy was made");
+                let busy =
+                    connection.query_row("SELECT sum(busy) FROM gpu_used", [], |row| row.get(0));
+                vec![busy.expect("a row")]
+            }
+        };
+        lose(&file);
+        node.pass(2_000, &[(7, 50)]);
+        let after = keep_again(&mut node);
+        let grown = after.gpus[0].busy.minus(before.gpus[0].busy);
+        assert_eq!(grown, Nanos::from_secs(1));
+        let busy: Vec<i64> = node.sql("SELECT sum(busy) FROM gpu_used");
+        assert_eq!(busy, [elsewhere[0] + grown.0.cast_signed()], "{what}");
+        let used: Vec<i64> = node.sql("SELECT sum(busy) FROM used");
+        assert_eq!(used, busy, "{what}");
+        node.hours();
+        // What is in it can be gone on from, over the hour too.
+        let shown = published(&after);
+        node.kill(None);
+        assert!(node.start(), "{what}");
+        assert_eq!(published(&node.keep()), shown, "{what}");
+        node.pass(120_000, &[(7, 50)]);
+        node.keep();
+        node.stop();
+        let busy: Vec<i64> = node.sql("SELECT sum(busy) FROM used");
+        assert_eq!(busy, [elsewhere[0] + 61 * SECOND.cast_signed()], "{what}");
+        node.hours();
+    }
+}
+
+#[test]
+fn hours_without_an_agent_are_not_all_in_the_hour_after_them() {
+    let (mut node, _) = used();
+    node.stop();
+    node.windows.clear();
+    assert!(node.start());
+    // The agent commits before it has read the GPUs.
+    node.now += 5 * HOUR;
+    node.keep();
+    node.now -= 5 * HOUR;
+    node.pass_unseen(5 * HOUR);
+    node.keep();
+    node.pass(60_000, &[(7, 50)]);
+    node.keep();
+    node.stop();
+    let hours = node.hours();
+    let found: Vec<(i64, i64)> = hours.iter().map(|(_, all, busy)| (*all, *busy)).collect();
+    let nobodys = (3_600, 0);
+    assert_eq!(
+        found,
+        [
+            (10, 3),
+            nobodys,
+            nobodys,
+            nobodys,
+            nobodys,
+            (3_596, 0),
+            (60, 30)
+        ],
+        "{hours:?}"
+    );
+}
+
+#[test]
+fn what_was_used_while_the_store_was_locked_is_in_the_hours_in_which_it_was() {
+    let (mut node, _) = used();
+    let blocker = Connection::open(node.store.join(FILE)).expect("the file is there");
+    blocker
+        .execute_batch("BEGIN IMMEDIATE")
+        .expect("nobody else writes");
+    // To 15 minutes after the hour, then three times an hour more.
+    node.now = 110 * SECOND;
+    node.pass(900_000, &[(7, 10)]);
+    assert_eq!(node.commit().1.kept, None);
+    for percent in [20, 30, 40] {
+        node.name(2);
+        let pid = 10 + u32::try_from(percent).expect("it is small");
+        node.fork(pid, 2);
+        node.pass(3_600_000, &[(7, percent), (pid, 5)]);
+        node.exit(pid);
+        if percent < 40 {
+            assert_eq!(node.commit().1.kept, None);
+        }
+    }
+    drop(blocker);
+    node.keep();
+    node.stop();
+    let hours = node.hours();
+    let busy: Vec<i64> = hours.iter().map(|(.., busy)| *busy).collect();
+    // Within the seconds in which the processes came and went.
+    assert_eq!(busy, [3, 90, 900, 1_260, 1_620], "{hours:?}");
+}
+
+#[test]
+fn a_record_older_than_its_hour_does_not_keep_the_store_busy_for_ever() {
+    let (mut node, _) = used();
+    node.exit(7);
+    for _ in 0..2 {
+        node.now += 60 * SECOND;
+        node.pass(1_000, &[]);
+        node.keep();
+    }
+    node.stop();
+    // Closed while nothing could be written, and written two days later.
+    let closed: Vec<i64> = node.sql(
+        "UPDATE accounts SET closed = closed - 48 * 3600000000000 WHERE closed IS NOT NULL
+            RETURNING account",
+    );
+    assert!(!closed.is_empty());
+    node.now += 3 * HOUR;
+    let options = Options {
+        max_bytes: 0,
+        ..options(&node.store, &node.boot)
+    };
+    node.tidy(options);
+    for table in ["accounts", "hours", "totals"] {
+        let left: Vec<i64> = node.sql(&format!("SELECT count(*) FROM {table}"));
+        assert_eq!(left, [0], "{table}");
+    }
+}
+
+#[test]
+fn a_clock_that_leaps_and_returns_erases_nothing() {
+    let (mut node, _) = used();
+    node.exit(7);
+    for _ in 0..2 {
+        node.now += 60 * SECOND;
+        node.pass(1_000, &[]);
+        node.keep();
+    }
+    let records = "SELECT count(*) FROM accounts WHERE closed IS NOT NULL";
+    assert_eq!(node.sql::<i64>(records), [1]);
+    let hours = node.hours();
+    let leap = |days: u64| move |changes: &mut Changes| changes.clock.wall.0 += days * 24 * HOUR;
+    for (days, minutes) in [(40, 1), (40, 30), (0, 10), (80, 1), (0, 90), (40, 1)] {
+        node.pass(minutes * 60_000, &[]);
+        let (_, outcome) = node.commit_with(leap(days));
+        assert!(outcome.kept.is_some());
+        assert_eq!(node.sql::<i64>(records), [1], "{days} days, {minutes} min");
+        assert_eq!(node.hours()[0], hours[0]);
+    }
+    // And time that does pass is believed.
+    node.pass(1_000, &[]);
+    node.keep();
+    node.pass(36 * 24 * 3_600_000, &[]);
+    node.keep();
+    node.stop();
+    assert_eq!(node.sql::<i64>(records), [0]);
+}
+
+#[test]
+fn records_that_were_given_up_have_a_name_and_the_books_balance() {
+    let (mut node, _) = used();
+    let kept = node.sql::<i64>("SELECT busy FROM totals")[0];
+    let blocker = Connection::open(node.store.join(FILE)).expect("the file is there");
+    blocker
+        .execute_batch("BEGIN IMMEDIATE")
+        .expect("nobody else writes");
+    // One that the store knows and one that it will never know end while it takes nothing.
+    node.name(2);
+    node.fork(8, 2);
+    node.pass(10_000, &[(7, 20), (8, 30)]);
+    node.exit(7);
+    node.exit(8);
+    assert_eq!(node.commit().1.kept, None);
+    node.pass(3_600_000, &[]);
+    node.fork(9, 0);
+    node.pass(10_000, &[(9, 40)]);
+    node.accountant.commit(clock(node.now));
+    node.pass(30_000, &[(9, 40)]);
+    drop(blocker);
+    let mut given_up = 0;
+    let (_, outcome) = node.commit_with(|changes| {
+        given_up = changes.closed.len();
+        changes.closed.clear();
+    });
+    assert!(outcome.kept.is_some());
+    assert_eq!(given_up, 2);
+    node.stop();
+    let lost: Vec<i64> = node.sql(
+        "SELECT busy FROM used JOIN accounts USING (account)
+        WHERE owner = '(overflow)' AND namespace = '(overflow)'",
+    );
+    // Five, and a part of the moments in which processes came.
+    assert_eq!(lost.iter().sum::<i64>() / SECOND.cast_signed(), 5);
+    let known: Vec<i64> = node.sql(
+        "SELECT sum(busy) FROM used JOIN accounts USING (account)
+        WHERE pod = 'train-1'",
+    );
+    assert_eq!(known, [kept]);
+    node.hours();
+    assert!(node.start());
+    node.keep();
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gpuacct::core::amounts::{Amounts, Millijoules};
-use gpuacct::core::input::{GpuInfo, IdentitySource};
+use gpuacct::core::input::{GpuInfo, IdentitySource, MigInfo};
 use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, NONE, Nanos, UNRESOLVED, UnattributedReason, UnobservedReason,
     WallTime,
@@ -171,6 +171,7 @@ impl Past {
         let account = KeptAccount {
             number,
             gpu: self.books[gpu].gpu.uuid.clone(),
+            mig: self.books[gpu].gpu.mig.clone(),
             kind,
             payer: payer_id,
             labels: names,
@@ -205,11 +206,24 @@ impl Past {
     pub fn charge(&mut self, account: u32, amounts: Amounts) {
         let (gpu, _, totals) = self.open.get_mut(&account).expect("the account is open");
         totals.amounts += amounts;
+        totals.first_used.get_or_insert(self.now);
         totals.last_used = Some(self.now);
+        totals.memory_peak = totals.memory_peak.max(Some(1 << 30));
         let book = &mut self.books[*gpu];
         book.busy += amounts.busy;
         add(&mut book.energy, |book| &mut book.total, amounts.energy);
         self.taken[*gpu] += amounts.busy;
+    }
+
+    /// Makes a GPU an instance of another one, from here on. Accounts that are open stay what they
+    /// were.
+    pub fn divide(&mut self, gpu: usize, parent: usize, profile: &str) {
+        self.books[gpu].gpu.mig = Some(MigInfo {
+            parent: self.books[parent].gpu.uuid.clone(),
+            profile: profile.into(),
+            gpu_instance: 1,
+            compute_instance: 0,
+        });
     }
 
     /// Time that has no owner.

@@ -575,3 +575,154 @@ fn what_is_in_the_way_is_said_in_words() {
     let page = String::from_utf8_lossy(&page.stdout);
     assert!(page.contains("out of balance by 4 ns"), "{page}");
 }
+
+/// A GPU in two instances for two hours; after the first hour one of them is made anew, larger, under
+/// the same UUID.
+fn divided(directory: &Path) -> Past {
+    let begin: jiff::Timestamp = "2026-01-31T06:00:00Z".parse().unwrap();
+    let begin = WallTime(u64::try_from(begin.as_nanosecond()).unwrap());
+    let mut past = Past::begin(directory, begin, &[A100, A100, A100]).unwrap();
+    past.divide(1, 0, "1g.10gb");
+    past.divide(2, 0, "3g.40gb");
+    past.commit(Nanos::ZERO).unwrap();
+    let named = |name| Payer::Named {
+        name,
+        image: "i",
+        labels: &[],
+    };
+    let small = past.open(1, &named("research/small/main"));
+    let large = past.open(2, &named("research/large/main"));
+    past.pass(minutes(59));
+    past.charge(small, used(60, 0));
+    past.charge(large, used(30, 0));
+    past.unobserved(0, UnobservedReason::Unsupported, minutes(60));
+    past.commit(minutes(60)).unwrap();
+    past.close(small);
+    past.divide(1, 0, "4g.40gb");
+    let again = past.open(1, &named("research/again/main"));
+    past.pass(minutes(60));
+    past.charge(again, used(30, 0));
+    past.unobserved(0, UnobservedReason::Unsupported, minutes(60));
+    past.commit(minutes(60)).unwrap();
+    past
+}
+
+const DIVIDED: [&str; 4] = [
+    "--since",
+    "2026-01-31T06:00:00Z",
+    "--until",
+    "2026-01-31T08:00:00Z",
+];
+
+#[test]
+fn an_instance_does_not_cost_a_whole_gpu() {
+    let dir = TempDir::new().unwrap();
+    divided(dir.path()).end();
+    let path = dir.path().join("prices.toml");
+    let text = format!(
+        "currency = \"EUR\"\n[gpu.\"{A100}\"]\nbusy_hour = \"7\"\n\
+         [gpu.\"{A100}\".mig.\"1g.10gb\"]\nbusy_hour = \"1\"\n\
+         [gpu.\"{A100}\".mig.\"3g.40gb\"]\nbusy_hour = \"3\"\n"
+    );
+    fs::write(&path, &text).unwrap();
+    let prices = path.to_str().unwrap();
+    let all = [&DIVIDED[..], &["--by", "pod,profile", "--prices", prices]].concat();
+    // One was used that has no price.
+    let output = report(dir.path(), &all);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    let expected =
+        format!("no price for the MIG instance \"4g.40gb\" of \"{A100}\" (GPU-00000001)");
+    assert!(error.contains(&expected), "{error}");
+
+    let more = format!("{text}[gpu.\"{A100}\".mig.\"4g.40gb\"]\nbusy_hour = \"4\"\n");
+    fs::write(&path, more).unwrap();
+    let rows = rows(dir.path(), &all);
+    let found: Vec<[&str; 3]> = rows
+        .iter()
+        .filter(|row| row["kind"] == "container")
+        .map(|row| ["pod", "profile", "cost"].map(|column| row[column].as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ["small", "1g.10gb", "1.00"],
+            ["again", "4g.40gb", "2.00"],
+            ["large", "3g.40gb", "1.50"],
+        ]
+    );
+    // Of the GPU itself there is nothing to use beside its instances.
+    let total = total(&rows);
+    assert_eq!(number(total, "gpu_seconds"), Decimal::from(2 * 2 * 3_600));
+    assert_eq!(sum(&rows, "gpu_seconds"), number(total, "gpu_seconds"));
+    assert_eq!(number(total, "cost"), "4.50".parse().unwrap());
+    let json = printed(dir.path(), &[&DIVIDED[..], &["-o", "json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let notes = json["notes"].to_string();
+    assert!(
+        notes.contains("2 GPU hours of divided GPUs are left out"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn a_ledger_of_an_older_version_is_read() {
+    let dir = TempDir::new().unwrap();
+    divided(dir.path()).end();
+    let connection = Connection::open(dir.path().join("gpuacct.db")).unwrap();
+    connection
+        .execute_batch("DROP TABLE instances; DROP TABLE held; PRAGMA user_version = 1;")
+        .unwrap();
+    drop(connection);
+    let rows = rows(dir.path(), &[&DIVIDED[..], &["--by", "profile"]].concat());
+    let found: Vec<&str> = rows
+        .iter()
+        .filter(|row| row["kind"] == "container")
+        .map(|row| row["profile"].as_str())
+        .collect();
+    // What is there now is all that it knows.
+    assert_eq!(found, ["4g.40gb", "3g.40gb"]);
+}
+
+#[test]
+fn processes_first_and_last_use_and_the_peak_of_memory_can_be_shown() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    let rows = rows(dir.path(), &[&RANGE[..], &["--by", "pod"]].concat());
+    let columns = [
+        "processes_started",
+        "first_used",
+        "last_used",
+        "memory_peak_bytes",
+    ];
+    let found = |row: &BTreeMap<String, String>| columns.map(|column| row[column].clone());
+    let of = |pod: &str| found(rows.iter().find(|row| row["pod"] == pod).unwrap());
+    let gibibyte = (1_u64 << 30).to_string();
+    let chat = [
+        "1",
+        "2026-01-31T06:59:00Z",
+        "2026-01-31T08:30:00Z",
+        &gibibyte,
+    ];
+    assert_eq!(of("chat-1"), chat.map(str::to_owned));
+    let all = [
+        "4",
+        "2026-01-31T06:59:00Z",
+        "2026-01-31T08:30:00Z",
+        &gibibyte,
+    ];
+    assert_eq!(found(total(&rows)), all.map(str::to_owned));
+    // Nobody's time has none, and neither has a part of an account's.
+    let idle = rows.iter().find(|row| row["kind"] == "idle").unwrap();
+    assert_eq!(found(idle), [""; 4].map(str::to_owned));
+    let hours = self::rows(dir.path(), &[&RANGE[..], &["--by", "pod,hour"]].concat());
+    assert_eq!(found(&hours[0]), [""; 4].map(str::to_owned));
+    let wide = printed(
+        dir.path(),
+        &[&RANGE[..], &["--by", "pod", "--wide"]].concat(),
+    );
+    assert!(
+        wide.contains("LAST USED") && wide.contains("PEAK GiB"),
+        "{wide}"
+    );
+}

@@ -17,9 +17,10 @@ use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::http::free_address;
+use gpuacct_tests::node::Node as Rig;
 use gpuacct_tests::prometheus::{self, Prometheus};
 use gpuacct_tests::requirement::require;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{GpuSpec, Scenario, Server, Truth};
 use tempfile::TempDir;
@@ -369,6 +370,86 @@ fn after_a_full_disk_series_begin_at_zero_and_not_in_between() {
             "{family}: {growth} ns"
         );
     }
+}
+
+#[test]
+fn restarts_over_a_read_only_store_never_go_on_from_what_it_holds() {
+    if require("agent", told(agent::binary())).is_none() {
+        return;
+    }
+    let node = Rig::new(1).expect("a node can be put together");
+    let store = node.dir().join("agent/store");
+    let Some(disk) = require("mount", told(SmallDisk::mount(store.clone()))) else {
+        return;
+    };
+    let mut agent = node.agent("agent", node.config()).expect("it comes up");
+    let [socket, job] = [0, 1].map(|at| node.mounts()[at].0.clone());
+    let job = Command::new(job)
+        .args(["--gpu", "0", "--share", "0.5", "--label", "job", "--socket"])
+        .arg(socket)
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    // Killed when dropped.
+    let _job = Second(job.expect("it can be run"));
+    let busy = |status: &StatusReport| status.snapshot.gpus[0].busy.0;
+    let down = |status: &StatusReport| match store_state(status) {
+        SourceState::Down { class, .. } => Some(class.to_string()),
+        _ => None,
+    };
+    let kept = agent
+        .wait_for_status("two seconds of work to be kept", |status| {
+            busy(status) > 2 * SECOND && *store_state(status) == SourceState::Up
+        })
+        .expect("it works");
+
+    // From here on there is nothing that can be written where the store was.
+    let read_only = SmallDisk::mount(store.clone()).expect("the other one could be mounted");
+    mount_remount(&store, MountFlags::RDONLY, c"").expect("nobody has it open");
+    let unkept = agent
+        .wait_for_status("it to go on without the store, and to say so", |status| {
+            down(status).is_some() && busy(status) > busy(&kept) + SECOND
+        })
+        .expect("a store that cannot be written holds up nothing");
+    let mut before = &unkept.snapshot.gpus[0];
+    let says_so = |status: &StatusReport| {
+        let mut reasons = status.degraded.iter();
+        reasons.any(|reason| reason.contains("store is down"))
+    };
+    assert!(says_so(&unkept), "{:?}", unkept.degraded);
+    assert_eq!(before.start, kept.snapshot.gpus[0].start);
+
+    let mut seen = Vec::new();
+    for restart in 0..10 {
+        drop(agent);
+        agent = node.agent("agent", node.config()).expect("it comes up");
+        let status = agent
+            .wait_for_status("it to meter without a store", |status| {
+                busy(status) > SECOND / 4 && down(status).is_some()
+            })
+            .expect("it works");
+        assert_eq!(down(&status).as_deref(), Some("read_only"), "{restart}");
+        assert!(says_so(&status), "{restart}: {:?}", status.degraded);
+        seen.push(status);
+    }
+    for (restart, status) in seen.iter().enumerate() {
+        let book = &status.snapshot.gpus[0];
+        assert!(book.start > before.start, "restart {restart} went on");
+        before = book;
+    }
+
+    // What it held is there again, and is less than what has been published since.
+    drop(agent);
+    drop(read_only);
+    let mut agent = node.agent("agent", node.config()).expect("it comes up");
+    let anew = agent
+        .wait_for_status("it to be kept again", |status| {
+            busy(status) > SECOND / 4 && *store_state(status) == SourceState::Up
+        })
+        .expect("it works");
+    assert!(anew.snapshot.gpus[0].start > before.start, "it went on");
+    assert!(anew.snapshot.gpus[0].start > kept.snapshot.gpus[0].start);
+    agent.stop().expect("it ends");
+    drop(disk);
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub struct Options {
     #[arg(long, value_name = "D|T")]
     until: Option<Moment>,
     /// What to group by, with commas: namespace, pod, pod_uid, container, container_id, image,
-    /// runtime, unit, label:KEY, gpu, model, hour, day, month
+    /// runtime, unit, label:KEY, gpu, model, profile, hour, day, month
     #[arg(
         long,
         value_name = "LIST",
@@ -42,11 +42,11 @@ pub struct Options {
     /// For people (table), spreadsheets (csv), or programs (json, ndjson)
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// A table as wide as it takes, with held time and the other engines; the other outputs always
-    /// have all
+    /// A table as wide as it takes, with held time, the other engines, processes, memory's peak,
+    /// first and last use; the other outputs always have all
     #[arg(long)]
     wide: bool,
-    /// Prices by GPU model, a TOML file
+    /// Prices by GPU model and MIG profile, a TOML file
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
     /// The store's directory, or the ledger's file; that of the configuration if not given

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::amounts::{self, Amounts, Millijoules};
 use super::attribute::Charge;
-use super::input::{GpuInfo, GpuWindow};
+use super::input::{GpuInfo, GpuWindow, MigInfo};
 use super::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, ProcessId, UnattributedReason, UnobservedReason, WallTime,
 };
@@ -29,6 +29,9 @@ pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
 pub struct Account {
     /// Its number: unique for as long as series continue.
     pub number: u32,
+    /// Which MIG instance it is on, if it is on one: the book is about the UUID, which another
+    /// instance may have later.
+    pub mig: Option<MigInfo>,
     /// The whole of each amount.
     pub amounts: Amounts,
     /// The most device memory that its processes were seen to use at once, in bytes.
@@ -54,9 +57,10 @@ pub struct Account {
 }
 
 impl Account {
-    fn new(number: u32, opened: WallTime) -> Self {
+    fn new(number: u32, mig: Option<MigInfo>, opened: WallTime) -> Self {
         Self {
             number,
+            mig,
             amounts: Amounts::ZERO,
             memory_peak: None,
             processes_started: 0,
@@ -286,9 +290,13 @@ impl Ledger {
             let book = &mut self.books[at];
             // What is not known of the one before, as after a restart, is no other generation.
             let before = book.gpu.mig.as_ref();
-            if before.is_some_and(|before| gpu.mig.as_ref() != Some(before)) {
-                for (_, account) in self.accounts.iter_mut().filter(|((of, _), _)| *of == at) {
+            let is_another = before.is_some_and(|before| gpu.mig.as_ref() != Some(before));
+            let was_unknown = before.is_none();
+            for (_, account) in self.accounts.iter_mut().filter(|((of, _), _)| *of == at) {
+                if is_another {
                     account.expired = true;
+                } else if was_unknown && account.mig.is_none() {
+                    account.mig.clone_from(&gpu.mig);
                 }
             }
             book.missing = None;
@@ -320,8 +328,9 @@ impl Ledger {
             }
             // 2^32 accounts in one boot, each open for ten minutes at least, are out of reach.
             self.last_number = self.last_number.saturating_add(1);
+            let mig = self.books.get(book).and_then(|book| book.gpu.mig.clone());
             self.accounts
-                .insert(key, Account::new(self.last_number, opened));
+                .insert(key, Account::new(self.last_number, mig, opened));
         }
         true
     }

@@ -19,7 +19,9 @@ use std::sync::Arc;
 use super::accountant::{Accountant, NamespaceBook, Payer, Settings, no_names};
 use super::amounts::Amounts;
 use super::directory::Labels;
-use super::input::{ContainerIdentity, GpuInfo, IdentitySource, IdentityUpdate, KubernetesNames};
+use super::input::{
+    ContainerIdentity, GpuInfo, IdentitySource, IdentityUpdate, KubernetesNames, MigInfo,
+};
 use super::ledger::{Account, Book, Ledger};
 use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, PodUid, UNRESOLVED,
@@ -104,6 +106,8 @@ pub struct KeptAccount {
     pub number: u32,
     /// The GPU.
     pub gpu: GpuUuid,
+    /// Which MIG instance that was, if it is one, when the account was opened.
+    pub mig: Option<MigInfo>,
     /// What kind of payer.
     pub kind: PayerKind,
     /// Which.
@@ -520,6 +524,7 @@ fn restored_account(kept: &KeptAccount, totals: &KeptTotals, now: BootTime) -> A
     let restored = |series: &KeptSeries, elsewhere| restored_series(series, totals, elsewhere, now);
     Account {
         number: kept.number,
+        mig: kept.mig.clone(),
         amounts: totals.amounts,
         memory_peak: totals.memory_peak,
         processes_started: totals.processes_started,
@@ -669,6 +674,7 @@ impl Accountant {
         let kept = KeptAccount {
             number: account.number,
             gpu: self.ledger.books()[book].gpu.uuid.clone(),
+            mig: account.mig.clone(),
             kind,
             payer,
             labels,

@@ -193,6 +193,7 @@ mod tests {
                 account,
                 Account {
                     number: 0,
+                    mig: None,
                     amounts: Amounts::ZERO,
                     memory_peak: None,
                     processes_started: 0,

@@ -482,6 +482,12 @@ pub struct StoreBook {
     pub spent: Nanos,
     /// What the store takes, in bytes; looked at once a minute.
     pub bytes: u64,
+    /// Hours without a commit that are in the hour after them.
+    #[serde(default)]
+    pub hours_merged: u64,
+    /// How often the store was too large and nothing in it could go.
+    #[serde(default)]
+    pub over_size: u64,
 }
 
 /// A process that uses a GPU, for `status`.

@@ -1191,6 +1191,32 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.records_given_up),
     },
     Instrument {
+        name: "gpuacct_store_merged_total",
+        otlp: "gpuacct.store.merged",
+        kind: Kind::Counter,
+        unit: Unit::Count("{hour}"),
+        help: "Hours that the store did not take for so long that they are in the hour after them.",
+        keys: &[],
+        read: |view, points| {
+            if let Some(store) = &view.snapshot.store {
+                own(view, points, store.hours_merged);
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_store_over_size_total",
+        otlp: "gpuacct.store.over_size",
+        kind: Kind::Counter,
+        unit: Unit::Count("{pass}"),
+        help: "Times that the store was larger than it may be and nothing in it could go.",
+        keys: &[],
+        read: |view, points| {
+            if let Some(store) = &view.snapshot.store {
+                own(view, points, store.over_size);
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_snapshot_timestamp_seconds",
         otlp: "gpuacct.snapshot.timestamp",
         kind: Kind::Gauge,

@@ -191,6 +191,8 @@ pub(crate) fn snapshot() -> Snapshot {
             failures: 10,
             spent: Nanos(2_154_000_000),
             bytes: 1 << 20,
+            hours_merged: 1,
+            over_size: 2,
         }),
         nvml_calls: vec![NvmlCallBook {
             call: "nvmlDeviceGetSamples".into(),

@@ -18,9 +18,9 @@
 //! # What can go wrong
 //!
 //! Nothing that is wrong with the file keeps the agent from metering and publishing. A directory
-//! that cannot be written is tried again for ever. A damaged file is set aside under another name, a
-//! newer agent's file or another program's is not touched. Another agent's lock is waited for: two
-//! that count the same GPUs would both be believed.
+//! that cannot be written is tried again for ever. A damaged file is set aside under another name, and
+//! the one after it bills nothing that was in there. A newer agent's file or another program's is not
+//! touched. Another agent's lock is waited for: two that count the same GPUs would both be believed.
 //!
 //! It refuses to be the fleet's book: what is older than the retention, or beyond the size, goes.
 
@@ -28,13 +28,15 @@ pub mod error;
 pub mod keeping;
 pub mod mark;
 pub mod query;
+mod reached;
 mod read;
 pub mod schema;
+mod settle;
 mod write;
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,9 +48,11 @@ use tracing::warn;
 
 use self::error::StoreError;
 use self::mark::{Mark, Named};
+use self::reached::{Missed, Reached};
 use self::read::Meta;
+use self::settle::Before;
 use self::write::{Into, Limits};
-use crate::core::model::{Clock, WallTime};
+use crate::core::model::{BootTime, Clock, Nanos};
 use crate::core::persist::{Changes, State};
 
 /// The file's name in the store's directory.
@@ -61,6 +65,13 @@ pub const SYNC_EVERY: Duration = Duration::from_secs(60);
 const SET_ASIDE: usize = 3;
 /// How long a reader may be in the way.
 const BUSY: Duration = Duration::from_secs(2);
+/// How long the wall clock must have held before anything is dropped for its age, by the boot clock.
+/// One that has leapt ahead (a real-time clock without a battery, a wrong time server) makes all that
+/// there is old, and what is dropped does not come back with the time.
+const HELD: Nanos = Nanos::from_secs(3_600);
+/// By how much the wall clock may be off the boot clock between two commits and still have held:
+/// more than any clock is slewed by.
+const SLEWED: Nanos = Nanos::from_secs(5);
 /// Pages of the log after which SQLite moves them into the file: 4 MiB.
 const LOG_PAGES: u32 = 1_000;
 
@@ -86,6 +97,10 @@ pub struct Written {
     pub took: Duration,
     /// What the file's tables take, as last looked at.
     pub bytes: u64,
+    /// Hours without a commit, beyond those that are told apart: they are in the hour after.
+    pub hours_merged: u64,
+    /// How often the file was too large and nothing in it could go.
+    pub over_size: u64,
 }
 
 /// The file, or what is left to be done to have it.
@@ -100,16 +115,47 @@ struct Store {
     life: Option<Named>,
     /// Why the next life begins.
     reason: &'static str,
-    /// The hour in which what is old was last dropped.
-    cleaned: Option<i64>,
+    /// What of this life has been written, in whichever file.
+    reached: Reached,
+    /// What could not be written since.
+    missed: Missed,
+    held: Held,
+    /// The hour in which what is old was last dropped, and whether for its age too.
+    cleaned: Option<(i64, bool)>,
     synced: Instant,
     bytes: u64,
+    over_size: u64,
+}
+
+/// How long the wall clock has kept pace with the boot clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    since: Option<BootTime>,
+    last: Clock,
+}
+
+impl Held {
+    /// Takes a reading of both clocks, and says whether it has been long enough.
+    fn note(&mut self, now: Clock) -> bool {
+        let expected = self.last.wall_of(now.boot).0;
+        let broke = now.boot < self.last.boot || now.wall.0.abs_diff(expected) > SLEWED.0;
+        self.last = now;
+        let since = self.since.filter(|_| !broke).unwrap_or(now.boot);
+        self.since = Some(since);
+        now.boot.since(since) >= HELD
+    }
 }
 
 #[derive(Debug)]
 struct Open {
     connection: Connection,
     meta: Option<Meta>,
+    /// The file's device and number.
+    file: (u64, u64),
+    /// Its log's, which SQLite leaves where it is when the file is gone.
+    log: Option<(u64, u64)>,
+    /// What it has of [`Held`].
+    held: Option<BootTime>,
 }
 
 impl Store {
@@ -120,9 +166,13 @@ impl Store {
             open: None,
             life: None,
             reason: "first",
+            reached: Reached::default(),
+            missed: Missed::default(),
+            held: Held::default(),
             cleaned: None,
             synced: Instant::now(),
             bytes: 0,
+            over_size: 0,
         }
     }
 
@@ -187,6 +237,7 @@ impl Store {
             return Ok(None);
         };
         let named = meta.named();
+        let held = open.held;
         let found = read::boot_of(&open.connection, meta.life).and_then(|of| {
             if of.as_deref() != Some(&*boot) {
                 return Ok(Err("reboot"));
@@ -199,6 +250,11 @@ impl Store {
         match found {
             Ok(Ok(state)) => {
                 self.life = Some(named);
+                self.reached = Reached::of(&state);
+                self.held = Held {
+                    since: held,
+                    last: state.clock,
+                };
                 Ok(Some(state))
             }
             Ok(Err(reason)) => {
@@ -227,12 +283,14 @@ impl Store {
     fn begin_anew(&mut self, reason: &'static str) {
         if self.life.take().is_some() {
             self.reason = reason;
+            self.reached = Reached::default();
         }
     }
 
     fn write(&mut self, changes: &Changes) -> Result<Written, StoreError> {
         let written = self.try_write(changes);
         if let Err(error) = &written {
+            self.missed.note(&self.reached, changes);
             // Opened anew next time: whatever is wrong may be so with this connection alone.
             self.open = None;
             if error.is_damage() {
@@ -245,16 +303,26 @@ impl Store {
     fn try_write(&mut self, changes: &Changes) -> Result<Written, StoreError> {
         let began = Instant::now();
         let life = self.life.clone();
-        let reason = self.reason;
-        let boot = Arc::clone(&self.options.boot);
-        let bytes = self.bytes;
-        let open = self.open()?;
-        let into = match &open.meta {
-            Some(meta) if Some(meta.named()) == life => Into::Life(meta),
+        self.close_moved();
+        self.open()?;
+        let Some(open) = &mut self.open else {
+            return Err(StoreError::Gone);
+        };
+        let meta = open.meta.as_ref();
+        let is_same = meta.is_some_and(|meta| Some(meta.named()) == life);
+        if let (true, Some(meta)) = (is_same, meta)
+            && meta.sequence > self.reached.sequence
+        {
+            // A commit that was said to have failed is there nevertheless.
+            self.reached = Reached::of(&read::state(&open.connection, meta)?);
+        }
+        let into = match meta {
+            // A file that holds less than was written is an older copy of it.
+            Some(meta) if is_same && meta.sequence == self.reached.sequence => Into::Life(meta),
             before if changes.whole => Into::New {
-                before: before.as_ref(),
-                boot: &boot,
-                reason,
+                before,
+                boot: &self.options.boot,
+                reason: self.reason,
             },
             _ => {
                 return Err(StoreError::Content {
@@ -263,29 +331,68 @@ impl Store {
                 });
             }
         };
-        let meta = write::write(&mut open.connection, into, changes)?;
+        let before = Before {
+            reached: &self.reached,
+            missed: self.missed.over(changes.clock),
+        };
+        let meta = write::write(&mut open.connection, into, before, changes)?;
         let named = meta.named();
         open.meta = Some(meta);
+        self.reached.take(changes);
+        self.missed.clear();
         self.life = Some(named.clone());
         // Another file from here on would be one that was put in the place of this one.
         self.reason = "unstored";
         Ok(Written {
             named,
             took: began.elapsed(),
-            bytes,
+            bytes: self.bytes,
+            hours_merged: self.missed.merged,
+            over_size: self.over_size,
         })
     }
 
+    /// Lets go of a file that is not the one at its path any more. SQLite would write to it for ever.
+    fn close_moved(&mut self) {
+        let path = self.path();
+        let Some(open) = &self.open else { return };
+        let is_moved = match identity(&path) {
+            Ok(found) => found != open.file,
+            // Whatever else is wrong, SQLite meets it too.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if is_moved {
+            warn!(
+                path = %path.display(),
+                "the store was removed or replaced; what is there now is used"
+            );
+            let mut log = path.into_os_string();
+            log.push("-wal");
+            let is_left = open.log.is_some() && identity(Path::new(&log)).ok() == open.log;
+            self.open = None;
+            // To another file it would be told what it has never been.
+            if is_left && let Err(error) = fs::remove_file(&log) {
+                warn!(%error, "the log of the store that is gone stays");
+            }
+        }
+    }
+
     /// What is to be done now and then, and keeps nobody waiting.
-    fn maintain(&mut self, now: WallTime) {
-        let hour = write::hour(now);
+    fn maintain(&mut self, now: Clock) {
+        let hour = write::hour(now.wall);
+        let held = self.held.note(now);
+        let hours = self.options.retention.as_secs() / 3_600;
         let limits = Limits {
-            hours: i64::try_from(self.options.retention.as_secs() / 3_600).unwrap_or(i64::MAX),
+            hours: held.then_some(i64::try_from(hours).unwrap_or(i64::MAX)),
             bytes: self.options.max_bytes,
         };
         let Some(open) = &mut self.open else { return };
         let mut done = Ok(());
-        if self.synced.elapsed() >= SYNC_EVERY {
+        if open.held != self.held.since {
+            done = write::put_held(&open.connection, self.held.since);
+            open.held = self.held.since;
+        }
+        if done.is_ok() && self.synced.elapsed() >= SYNC_EVERY {
             self.synced = Instant::now();
             done = sync(&open.connection).and_then(|()| {
                 let used = write::used_bytes(&open.connection);
@@ -296,9 +403,11 @@ impl Store {
                 Ok(())
             });
         }
-        if done.is_ok() && self.cleaned != Some(hour) {
-            self.cleaned = Some(hour);
-            done = write::drop_old(&mut open.connection, limits, now).map(drop);
+        if done.is_ok() && self.cleaned != Some((hour, held)) {
+            self.cleaned = Some((hour, held));
+            done = write::drop_old(&mut open.connection, limits, now.wall).map(|stuck| {
+                self.over_size += u64::from(stuck);
+            });
         }
         if let Err(error) = done {
             // The next commit meets the same and says so.
@@ -383,6 +492,12 @@ impl Meta {
     }
 }
 
+/// Which file is at a path: its device and number.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let data = fs::metadata(path)?;
+    Ok((data.dev(), data.ino()))
+}
+
 fn open(path: &Path) -> Result<Open, StoreError> {
     let failed = StoreError::sqlite;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -438,10 +553,24 @@ fn open(path: &Path) -> Result<Open, StoreError> {
         schema::migrate(&mut connection, version).map_err(failed("make the tables"))?;
     }
     let meta = read::meta(&connection)?;
+    let held = read::held(&connection)?;
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
         .map_err(failed("set up the file"))?;
-    Ok(Open { connection, meta })
+    let file = identity(path).map_err(|source| StoreError::File {
+        act: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    Ok(Open {
+        connection,
+        meta,
+        file,
+        log: identity(Path::new(&log)).ok(),
+        held,
+    })
 }
 
 /// Has all that was written on the disk.
@@ -488,7 +617,7 @@ pub fn spawn(options: Options) -> io::Result<Handle> {
                     Command::Write(changes, answer) => {
                         let written = store.write(&changes);
                         let _ = answer.send(written);
-                        store.maintain(changes.clock.wall);
+                        store.maintain(changes.clock);
                     }
                 }
             }

@@ -7,7 +7,12 @@
 //! [gpu."NVIDIA A100-SXM4-80GB"]     # as NVML calls the model
 //! busy_hour = "1.80"                # text, so that it is what it says
 //! allocated_hour = "0.40"           # one of the two will do; both are added
+//!
+//! [gpu."NVIDIA A100-SXM4-80GB".mig."1g.10gb"]   # an instance, by its profile
+//! busy_hour = "0.30"
 //! ```
+//!
+//! A MIG instance is a part of a GPU and has the price of its profile, never the whole GPU's.
 //!
 //! A price is for an hour of one GPU. It is multiplied by nanoseconds and added up exactly; the
 //! division and the rounding happen once, when it is printed. Then the running sum of the rows is
@@ -77,6 +82,22 @@ pub enum MoneyError {
         /// For which there are prices.
         known: String,
     },
+    /// A MIG instance that was used and has no price.
+    #[error(
+        "{origin} has no price for the MIG instance {profile:?} of {model:?} ({gpu}), it has prices for {known}"
+    )]
+    MissingInstance {
+        /// The file.
+        origin: String,
+        /// What it is a part of.
+        model: String,
+        /// Its profile.
+        profile: String,
+        /// The instance.
+        gpu: String,
+        /// For which there are prices.
+        known: String,
+    },
     /// A sum with more digits than can be calculated with.
     #[error("an amount of money has more than 28 digits")]
     TooLarge,
@@ -90,7 +111,29 @@ pub struct Prices {
     pub currency: String,
     /// How many decimals an amount is printed with.
     pub decimals: u32,
-    models: BTreeMap<String, Price>,
+    models: BTreeMap<String, Model>,
+}
+
+/// What a model costs, whole and in parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Model {
+    #[serde(deserialize_with = "decimal")]
+    busy_hour: Option<Decimal>,
+    #[serde(deserialize_with = "decimal")]
+    allocated_hour: Option<Decimal>,
+    /// By profile.
+    mig: BTreeMap<String, Price>,
+}
+
+impl Model {
+    fn whole(&self) -> Option<Price> {
+        let price = Price {
+            busy_hour: self.busy_hour,
+            allocated_hour: self.allocated_hour,
+        };
+        (price != Price::default()).then_some(price)
+    }
 }
 
 /// What an hour of a model costs.
@@ -111,7 +154,7 @@ struct File {
     currency: String,
     #[serde(default = "two")]
     decimals: u32,
-    gpu: BTreeMap<String, Price>,
+    gpu: BTreeMap<String, Model>,
 }
 
 const fn two() -> u32 {
@@ -164,9 +207,17 @@ impl Prices {
             &file.decimals,
             "0 to 9",
         )?;
-        for (model, price) in &file.gpu {
-            let both = [price.busy_hour, price.allocated_hour];
+        let mut prices = Vec::new();
+        for (model, of_it) in &file.gpu {
             let key = format!("gpu.{model:?}");
+            if of_it.mig.is_empty() || of_it.whole().is_some() {
+                prices.push((key.clone(), of_it.whole().unwrap_or_default()));
+            }
+            let instances = of_it.mig.iter();
+            prices.extend(instances.map(|(mig, price)| (format!("{key}.mig.{mig:?}"), *price)));
+        }
+        for (key, price) in prices {
+            let both = [price.busy_hour, price.allocated_hour];
             ensure(
                 both.iter().any(Option::is_some),
                 &key,
@@ -195,19 +246,42 @@ impl Prices {
     /// # Errors
     /// If it has none.
     pub fn of(&self, model: &str, gpu: &str) -> Result<Price, MoneyError> {
-        self.models.get(model).copied().ok_or_else(|| {
-            let known: Vec<_> = self.models.keys().map(|key| format!("{key:?}")).collect();
-            MoneyError::Missing {
-                origin: self.origin.clone(),
-                model: model.to_owned(),
-                gpu: gpu.to_owned(),
-                known: if known.is_empty() {
-                    "nothing".to_owned()
-                } else {
-                    known.join(", ")
-                },
-            }
+        let whole = self.models.get(model).and_then(Model::whole);
+        whole.ok_or_else(|| MoneyError::Missing {
+            origin: self.origin.clone(),
+            model: model.to_owned(),
+            gpu: gpu.to_owned(),
+            known: self.known(),
         })
+    }
+
+    /// The price of a MIG instance of a model.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn of_instance(&self, model: &str, profile: &str, gpu: &str) -> Result<Price, MoneyError> {
+        let model_prices = self.models.get(model);
+        let price = model_prices.and_then(|prices| prices.mig.get(profile));
+        price.copied().ok_or_else(|| MoneyError::MissingInstance {
+            origin: self.origin.clone(),
+            model: model.to_owned(),
+            profile: profile.to_owned(),
+            gpu: gpu.to_owned(),
+            known: self.known(),
+        })
+    }
+
+    fn known(&self) -> String {
+        let mut known = Vec::new();
+        for (model, prices) in &self.models {
+            known.extend(prices.whole().map(|_| format!("{model:?}")));
+            let instances = prices.mig.keys();
+            known.extend(instances.map(|profile| format!("{profile:?} of {model:?}")));
+        }
+        if known.is_empty() {
+            return "nothing".to_owned();
+        }
+        known.join(", ")
     }
 
     /// What the rows come to, and all of them together: see the module for how it is rounded.
@@ -348,6 +422,10 @@ mod tests {
                 "currency = \"EUR\"\n[gpu.A]\nhourly = \"1\"",
                 "unknown field",
             ),
+            (
+                "currency = \"EUR\"\n[gpu.A.mig.\"1g.10gb\"]",
+                "gpu.\"A\".mig.\"1g.10gb\" is without a price",
+            ),
         ] {
             let error = Prices::parse(text, "p.toml").unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?} gave {error:?}");
@@ -358,6 +436,26 @@ mod tests {
             error.unwrap_err().to_string(),
             "p.toml has no price for \"H100\" (GPU-7), it has prices for \"A100\""
         );
+    }
+
+    #[test]
+    fn an_instance_never_costs_what_the_whole_gpu_does() {
+        let text = format!("{A100}[gpu.A100.mig.\"1g.10gb\"]\nbusy_hour = \"0.30\"\n");
+        let prices = Prices::parse(&text, "p.toml").unwrap();
+        let instance = prices.of_instance("A100", "1g.10gb", "MIG-0").unwrap();
+        assert_eq!(instance.busy_hour, Some(dec("0.30")));
+        assert_eq!(instance.allocated_hour, None);
+        let error = prices.of_instance("A100", "3g.40gb", "MIG-1").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "p.toml has no price for the MIG instance \"3g.40gb\" of \"A100\" (MIG-1), it has prices \
+             for \"A100\", \"1g.10gb\" of \"A100\""
+        );
+        // Prices of instances alone are none of the whole.
+        let text = "currency = \"EUR\"\n[gpu.A100.mig.\"1g.10gb\"]\nbusy_hour = \"0.30\"\n";
+        let prices = Prices::parse(text, "p.toml").unwrap();
+        assert!(prices.of_instance("A100", "1g.10gb", "MIG-0").is_ok());
+        assert!(prices.of("A100", "GPU-0").is_err());
     }
 
     #[test]

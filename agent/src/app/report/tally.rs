@@ -8,11 +8,15 @@
 //! containers, of the host and of nobody; idle, unobserved and unaccounted time. Over all rows it is
 //! all there is.
 //!
+//! **A divided GPU** is no GPU beside its MIG instances, whose time is all there is to use. What is
+//! booked of it as not observed is its instances' time once more, so it is left out, and a note says
+//! how much that is. Its energy is in: no instance has any of its own.
+//!
 //! **Energy** of time that has no owner or was not observed is known for the hour and not for each
 //! reason; it is split by time.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -23,16 +27,22 @@ use rust_decimal::Decimal;
 use super::prices::{Cost, MoneyError, Price, Prices};
 use super::range::{Asked, Calendar, begin_of, hour_of};
 use crate::core::amounts::{self, Amounts, Millijoules};
-use crate::core::model::{NONE, Nanos, UNRESOLVED};
-use crate::outputs::store::query::{AccountRecord, GpuRecord, GpuUsed, ReasonUsed, Standing, Used};
+use crate::core::model::{NONE, Nanos, UNRESOLVED, UnobservedReason};
+use crate::outputs::store::query::{
+    AccountLife, AccountRecord, GpuRecord, GpuUsed, ReasonUsed, Standing, Used,
+};
 
 /// What of a GPU's time may be missing from its book for being on its way: windows end when the
 /// driver's samples do, and wait for the event stream. Of an hour that is over it is in the next.
 const UNDER_WAY: Nanos = Nanos::from_secs(10);
+/// Nanoseconds of an hour.
+const HOUR: u64 = 3_600_000_000_000;
 /// A commit this old was not made by an agent that runs.
 const LATE: SignedDuration = SignedDuration::from_secs(60);
 /// A label's value that is the empty text, which would be a blank.
 const EMPTY: &str = "(empty)";
+/// Why the time of a divided GPU is not observed.
+const UNSUPPORTED: &str = UnobservedReason::Unsupported.as_str();
 
 /// By what a report is grouped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +69,8 @@ pub enum Dimension {
     Gpu,
     /// The GPU's model.
     Model,
+    /// The profile of the MIG instance.
+    Profile,
     /// Hour, UTC.
     Hour,
     /// Day, UTC.
@@ -68,7 +80,7 @@ pub enum Dimension {
 }
 
 /// Those without a parameter, in the order in which they are offered.
-const PLAIN: [(&str, Dimension); 13] = [
+const PLAIN: [(&str, Dimension); 14] = [
     ("namespace", Dimension::Namespace),
     ("pod", Dimension::Pod),
     ("pod_uid", Dimension::PodUid),
@@ -79,6 +91,7 @@ const PLAIN: [(&str, Dimension); 13] = [
     ("unit", Dimension::Unit),
     ("gpu", Dimension::Gpu),
     ("model", Dimension::Model),
+    ("profile", Dimension::Profile),
     ("hour", Dimension::Hour),
     ("day", Dimension::Day),
     ("month", Dimension::Month),
@@ -118,7 +131,7 @@ impl Dimension {
     pub const fn is_identity(&self) -> bool {
         !matches!(
             self,
-            Self::Gpu | Self::Model | Self::Hour | Self::Day | Self::Month
+            Self::Gpu | Self::Model | Self::Profile | Self::Hour | Self::Day | Self::Month
         )
     }
 
@@ -189,6 +202,8 @@ pub struct Row {
     pub share: Option<Decimal>,
     /// What it costs, where there are prices and it is about busy or allocated time.
     pub cost: Option<Decimal>,
+    /// Of the whole life of its accounts; not where a row is about a part of time.
+    pub life: Option<AccountLife>,
 }
 
 /// What is added up.
@@ -248,6 +263,7 @@ struct Hour {
 struct Payer {
     kind: Kind,
     gpu: i64,
+    profile: Option<Arc<str>>,
     key: Vec<Arc<str>>,
 }
 
@@ -259,7 +275,13 @@ pub struct Tally<'a> {
     asked: Asked,
     by: &'a [Dimension],
     prices: Option<&'a Prices>,
-    price_of: HashMap<i64, Price>,
+    price_of: HashMap<(i64, Option<Arc<str>>), Price>,
+    /// GPUs of which MIG instances are a part, or were.
+    divided: HashSet<i64>,
+    /// Their time that is left out.
+    left_out: Nanos,
+    lives: HashMap<GroupKey, AccountLife>,
+    life: AccountLife,
     payers: HashMap<i64, Arc<Payer>>,
     groups: HashMap<GroupKey, Sums>,
     hours: BTreeMap<(i64, i64), Hour>,
@@ -278,7 +300,13 @@ impl<'a> Tally<'a> {
         by: &'a [Dimension],
         prices: Option<&'a Prices>,
     ) -> Self {
+        let parents: HashSet<_> = gpus.values().filter_map(|gpu| gpu.parent.clone()).collect();
+        let divided = gpus.iter().filter(|(_, gpu)| parents.contains(&gpu.uuid));
         Self {
+            divided: divided.map(|(number, _)| *number).collect(),
+            left_out: Nanos::ZERO,
+            lives: HashMap::new(),
+            life: AccountLife::default(),
             standing,
             gpus,
             asked,
@@ -305,17 +333,25 @@ impl<'a> Tally<'a> {
         let payer = match self.payers.get(&used.account) {
             Some(payer) => Arc::clone(payer),
             None => {
-                let payer = Arc::new(self.payer(&record(used.account)?));
+                let record = record(used.account)?;
+                let payer = Arc::new(self.payer(&record));
+                self.life = self.life.and(record.life);
+                if !self.by.iter().any(Dimension::is_time) {
+                    let group = (payer.kind, self.none.clone(), payer.key.clone());
+                    let life = self.lives.entry(group).or_default();
+                    *life = life.and(record.life);
+                }
                 self.payers.insert(used.account, Arc::clone(&payer));
                 payer
             }
         };
         let key = self.at_hour(&payer.key, used.hour);
         let Payer { kind, gpu, .. } = *payer;
+        let profile = payer.profile.clone();
         let Amounts {
             busy, allocated, ..
         } = used.amounts;
-        let cost = self.cost(gpu, busy, allocated)?;
+        let cost = self.cost(gpu, profile, busy, allocated)?;
         let hour = self.hours.entry((used.hour, gpu)).or_default();
         hour.accounts_busy += busy;
         let energy = &mut hour.accounts_energy.0;
@@ -423,6 +459,7 @@ impl<'a> Tally<'a> {
             sums,
             share: share(Kind::Total, sums.amounts.busy),
             cost,
+            life: Some(self.life),
         };
         let rows: Vec<Row> = groups
             .into_iter()
@@ -434,6 +471,12 @@ impl<'a> Tally<'a> {
                 sums,
                 share: share(kind, sums.amounts.busy),
                 cost: cost.filter(|_| kind.is_busy()),
+                life: None,
+            })
+            .map(|row| {
+                let group = (row.kind, row.reason.clone(), row.key.clone());
+                let life = self.lives.get(&group).copied();
+                Row { life, ..row }
             })
             .collect();
         let owned = rows.iter().filter(|row| row.kind.is_owned());
@@ -449,6 +492,7 @@ impl<'a> Tally<'a> {
     fn device(&mut self, hour: i64, gpu: i64, found: Hour) -> Result<Sums, MoneyError> {
         let Hour { book, .. } = found;
         let key = self.nobody(gpu, hour);
+        let profile = self.gpus.get(&gpu).and_then(|gpu| gpu.profile.clone());
         let owned = found.accounts_energy.0;
         let owned = owned.saturating_add(book.energy_idle.0);
         let mut energy = Millijoules(book.energy.0.saturating_sub(owned));
@@ -466,7 +510,18 @@ impl<'a> Tally<'a> {
             reasons.push((Kind::Unattributed, self.none.clone(), Nanos::ZERO));
             energies.push(energy);
         }
-        for ((kind, reason, time), energy) in reasons.into_iter().zip(energies) {
+        let is_divided = self.divided.contains(&gpu);
+        let is_instances = |reason: &Arc<str>| is_divided && &**reason == UNSUPPORTED;
+        // Divided for all of the hour: then whatever else is not observed is its instances' too.
+        let all = book.busy.is_zero()
+            && book.idle.is_zero()
+            && reasons.iter().any(|(_, reason, _)| is_instances(reason));
+        let mut left_out = Nanos::ZERO;
+        for ((kind, reason, mut time), energy) in reasons.into_iter().zip(energies) {
+            if kind == Kind::Unobserved && (all || is_instances(&reason)) {
+                left_out += time;
+                time = Nanos::ZERO;
+            }
             let busy = match kind {
                 Kind::Unattributed => time,
                 _ => Nanos::ZERO,
@@ -478,7 +533,7 @@ impl<'a> Tally<'a> {
                     ..Amounts::busy(busy)
                 },
                 unused: Nanos::ZERO,
-                cost: self.cost(gpu, busy, Nanos::ZERO)?,
+                cost: self.cost(gpu, profile.clone(), busy, Nanos::ZERO)?,
             };
             self.add(kind, reason, key.clone(), sums)?;
         }
@@ -491,8 +546,9 @@ impl<'a> Tally<'a> {
             ..Sums::default()
         };
         self.add(Kind::Idle, self.none.clone(), key, idle)?;
+        self.left_out += left_out;
         Ok(Sums {
-            gpu: book.elapsed,
+            gpu: book.elapsed.minus(left_out),
             amounts: Amounts {
                 energy: book.energy,
                 ..Amounts::busy(book.busy)
@@ -502,7 +558,8 @@ impl<'a> Tally<'a> {
     }
 
     /// Adds what of each GPU's hours is in no book, from the first hour of which it has one to the
-    /// last; says how much that is.
+    /// last; says how much that is. An hour that has more than it is long has it of the hours before
+    /// it: a window is in the hour in which it was booked.
     fn unaccounted(
         &mut self,
         elapsed: &HashMap<(i64, i64), Nanos>,
@@ -519,12 +576,15 @@ impl<'a> Tally<'a> {
             .collect();
         let mut all = Nanos::ZERO;
         for (gpu, hours) in spans {
-            for hour in hours {
+            let mut surplus = Nanos::ZERO;
+            for hour in hours.rev() {
                 let end = begin_of(hour + 1).min(until);
                 let length = end.duration_since(begin_of(hour)).as_nanos();
                 let length = Nanos(u64::try_from(length).unwrap_or(0));
                 let booked = elapsed.get(&(hour, gpu)).copied().unwrap_or_default();
-                let missing = length.minus(booked);
+                surplus += booked.minus(length);
+                let missing = length.minus(booked).minus(surplus);
+                surplus = surplus.minus(length.minus(booked));
                 if missing > UNDER_WAY {
                     let sums = Sums {
                         gpu: missing,
@@ -564,6 +624,7 @@ impl Tally<'_> {
         let is_host = kind == Kind::Host;
         let key = self.by.iter().map(|dimension| match dimension {
             Dimension::Gpu | Dimension::Model => self.device_name(record.gpu, dimension),
+            Dimension::Profile => record.profile.as_ref().map_or(self.none.clone(), shown),
             Dimension::Unit if is_host => shown(&record.owner),
             Dimension::Unit => self.none.clone(),
             _ if is_host => self.none.clone(),
@@ -581,6 +642,7 @@ impl Tally<'_> {
         Payer {
             kind,
             gpu: record.gpu,
+            profile: record.profile.clone(),
             key: key.collect(),
         }
     }
@@ -588,7 +650,9 @@ impl Tally<'_> {
     /// The key of a GPU's hour that is nobody's.
     fn nobody(&mut self, gpu: i64, hour: i64) -> Vec<Arc<str>> {
         let key = self.by.iter().map(|dimension| match dimension {
-            Dimension::Gpu | Dimension::Model => self.device_name(gpu, dimension),
+            Dimension::Gpu | Dimension::Model | Dimension::Profile => {
+                self.device_name(gpu, dimension)
+            }
             _ => self.none.clone(),
         });
         let key: Vec<_> = key.collect();
@@ -601,6 +665,7 @@ impl Tally<'_> {
         };
         match dimension {
             Dimension::Model => shown(&gpu.model),
+            Dimension::Profile => gpu.profile.as_ref().map_or(self.none.clone(), shown),
             _ => shown(&gpu.uuid.0),
         }
     }
@@ -635,20 +700,30 @@ impl Tally<'_> {
     }
 
     /// What these times of a GPU cost; nothing where there are no prices.
-    fn cost(&mut self, gpu: i64, busy: Nanos, allocated: Nanos) -> Result<Cost, MoneyError> {
+    fn cost(
+        &mut self,
+        gpu: i64,
+        profile: Option<Arc<str>>,
+        busy: Nanos,
+        allocated: Nanos,
+    ) -> Result<Cost, MoneyError> {
         let Some(prices) = self.prices else {
             return Ok(Cost::default());
         };
         if busy.is_zero() && allocated.is_zero() {
             return Ok(Cost::default());
         }
-        let price = match self.price_of.get(&gpu) {
+        let key = (gpu, profile);
+        let price = match self.price_of.get(&key) {
             Some(price) => *price,
             None => {
                 let model = self.device_name(gpu, &Dimension::Model);
                 let uuid = self.device_name(gpu, &Dimension::Gpu);
-                let price = prices.of(&model, &uuid)?;
-                self.price_of.insert(gpu, price);
+                let price = match &key.1 {
+                    Some(profile) => prices.of_instance(&model, profile, &uuid)?,
+                    None => prices.of(&model, &uuid)?,
+                };
+                self.price_of.insert(key, price);
                 price
             }
         };
@@ -667,6 +742,13 @@ impl Tally<'_> {
             notes.push(format!(
                 "the books are out of balance by {} ns: this is a defect, keep the ledger and report it",
                 imbalance.0
+            ));
+        }
+        if !self.left_out.is_zero() {
+            let hours = Decimal::from(self.left_out.0) / Decimal::from(HOUR);
+            notes.push(format!(
+                "{} GPU hours of divided GPUs are left out: their MIG instances' time is in",
+                hours.round_dp(3).normalize()
             ));
         }
         let Asked { since, until: end } = self.asked;
@@ -783,6 +865,8 @@ mod tests {
         let record = GpuRecord {
             uuid: GpuUuid("GPU-0".into()),
             model: "A100".into(),
+            profile: None,
+            parent: None,
             first_hour: *hours.start(),
             last_hour: *hours.end(),
         };
@@ -803,6 +887,8 @@ mod tests {
             runtime: "docker".into(),
             attribution: attribution.into(),
             labels: labels.into(),
+            profile: None,
+            life: AccountLife::default(),
         }
     }
 
@@ -935,6 +1021,9 @@ mod tests {
             (0..=1, [600, 1_800], 3_000),
             (0..=1, [3_600, 60], 1_740),
             (0..=1, [0, 1_800], 3_600),
+            // Booked late, and once.
+            (0..=1, [600, 4_800], 0),
+            (0..=1, [600, 2_400], 2_400),
             // It was not known before, and has been gone since.
             (1..=1, [0, 1_800], 0),
             (0..=0, [3_600, 0], 0),

@@ -19,8 +19,9 @@ use serde_json::value::RawValue;
 use super::super::table::{Align, Table, WIDTH, wrap};
 use crate::app::report::tally::{Dimension, Kind, Report, Row};
 use crate::core::amounts::Engine;
-use crate::core::model::{NONE, Nanos};
+use crate::core::model::{NONE, Nanos, WallTime};
 use crate::outputs::instruments::VERSION;
+use crate::outputs::store::query::AccountLife;
 
 /// What is printed of one column of one row.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,7 +107,25 @@ fn cells(report: &Report, row: &Row) -> Cells {
         number("cost", row.cost.map_or(Cell::Nothing, Cell::Number));
         number("currency", text(currency));
     }
+    let of_life = |cell: &dyn Fn(AccountLife) -> Option<Cell>| {
+        let life = row.life.filter(|_| owned);
+        life.and_then(cell).unwrap_or(Cell::Nothing)
+    };
+    let count = |count: u64| Cell::Number(count.into());
+    let at = |at: Option<WallTime>| Some(text(&moment(at?)));
+    let started = of_life(&|life| Some(count(life.processes_started)));
+    number("processes_started", started);
+    number("first_used", of_life(&|life| at(life.first_used)));
+    number("last_used", of_life(&|life| at(life.last_used)));
+    let peak = of_life(&|life| life.memory_peak.map(count));
+    number("memory_peak_bytes", peak);
     Cells(cells)
+}
+
+/// To the second.
+fn moment(at: WallTime) -> String {
+    let seconds = i64::try_from(at.0 / 1_000_000_000).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| dash(), |at| at.to_string())
 }
 
 const SECONDS_OF_AN_HOUR: Decimal = Decimal::from_parts(3_600, 0, 0, false, 0);
@@ -330,6 +349,22 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
             short(gibibyte_seconds / SECONDS_OF_AN_HOUR)
         }),
     );
+    if wide && report.rows.iter().any(|row| row.life.is_some()) {
+        let of_life = |cell: fn(AccountLife) -> Option<String>| -> Box<dyn Fn(&Row) -> String> {
+            Box::new(move |row| row.life.and_then(cell).unwrap_or_else(dash))
+        };
+        column(
+            "STARTED",
+            of_life(|life| Some(life.processes_started.to_string())),
+        );
+        column("FIRST USED", of_life(|life| life.first_used.map(moment)));
+        column("LAST USED", of_life(|life| life.last_used.map(moment)));
+        let peak = |life: AccountLife| {
+            let peak = Decimal::from(life.memory_peak?);
+            Some(short(peak / GIBIBYTE))
+        };
+        column("PEAK GiB", of_life(peak));
+    }
     column("kWh", Box::new(kwh));
     column("SHARE", Box::new(share));
     if let Some(currency) = &report.currency {

@@ -153,6 +153,8 @@ impl Keeping {
         self.whole = false;
         self.book.commits += 1;
         self.book.bytes = written.bytes;
+        self.book.hours_merged = written.hours_merged;
+        self.book.over_size = written.over_size;
         let took = u64::try_from(written.took.as_nanos()).unwrap_or(u64::MAX);
         self.book.spent += Nanos(took);
         let marked = match &self.mode {

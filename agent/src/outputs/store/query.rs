@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
+use serde_json::Value;
 
 use super::FILE;
-use super::schema::{self, AMOUNTS, APPLICATION_ID};
+use super::schema::{self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE};
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use crate::core::model::{GpuUuid, Nanos, WallTime};
 
@@ -121,6 +122,8 @@ pub struct Ledger {
     connection: Connection,
     path: PathBuf,
     standing: Standing,
+    /// Of its schema: an older one lacks what was added since.
+    version: u32,
 }
 
 /// How far a ledger reaches.
@@ -141,6 +144,10 @@ pub struct GpuRecord {
     pub uuid: GpuUuid,
     /// What it is.
     pub model: Arc<str>,
+    /// The profile of the MIG instance that stands under its UUID now, if it is one.
+    pub profile: Option<Arc<str>>,
+    /// The GPU that such an instance is a part of.
+    pub parent: Option<GpuUuid>,
     /// The first hour of which it has a book.
     pub first_hour: i64,
     /// The last.
@@ -174,6 +181,42 @@ pub struct AccountRecord {
     pub attribution: Arc<str>,
     /// The runtime's labels, a JSON object.
     pub labels: Arc<str>,
+    /// The profile of the MIG instance that it was on, if it was on one.
+    pub profile: Option<Arc<str>>,
+    /// What there is to know of its whole life.
+    pub life: AccountLife,
+}
+
+/// Of the whole life of accounts, whatever part of it is asked about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccountLife {
+    /// Processes that were seen on the GPU.
+    pub processes_started: u64,
+    /// The end of the first window that charged one of them.
+    pub first_used: Option<WallTime>,
+    /// The end of the last.
+    pub last_used: Option<WallTime>,
+    /// The most device memory that one of them was seen to use at once, in bytes.
+    pub memory_peak: Option<u64>,
+}
+
+impl AccountLife {
+    /// Of both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let either = |one: Option<WallTime>, other: Option<WallTime>, pick: fn(_, _) -> _| {
+            one.zip(other)
+                .map_or(one.or(other), |(one, other)| Some(pick(one, other)))
+        };
+        Self {
+            processes_started: self
+                .processes_started
+                .saturating_add(other.processes_started),
+            first_used: either(self.first_used, other.first_used, WallTime::min),
+            last_used: either(self.last_used, other.last_used, WallTime::max),
+            memory_peak: self.memory_peak.max(other.memory_peak),
+        }
+    }
 }
 
 /// What an account used in an hour.
@@ -282,6 +325,7 @@ impl Ledger {
                 connection,
                 path,
                 standing,
+                version,
             }),
             None => Err(ReadError::Empty { path }),
         }
@@ -302,15 +346,21 @@ impl Ledger {
         self.each(
             "SELECT g.gpu, g.uuid, g.model,
                 coalesce(min(u.hour), (SELECT hour FROM meta)),
-                coalesce(max(u.hour), (SELECT hour FROM meta))
+                coalesce(max(u.hour), (SELECT hour FROM meta)), g.info
              FROM gpus g LEFT JOIN gpu_used u ON u.gpu = g.gpu AND u.elapsed > 0
              GROUP BY g.gpu",
             None,
             |row| {
                 let uuid: Arc<str> = row.get(1)?;
+                let info: Box<str> = row.get(5)?;
+                // Of any agent that ever wrote here: what is not there is not known.
+                let info: Value = serde_json::from_str(&info).unwrap_or_default();
+                let of_mig = |key: &str| info["mig"][key].as_str().map(Arc::from);
                 let record = GpuRecord {
                     uuid: GpuUuid(uuid),
                     model: row.get(2)?,
+                    profile: of_mig("profile"),
+                    parent: of_mig("parent").map(GpuUuid),
                     first_hour: row.get(3)?,
                     last_hour: row.get(4)?,
                 };
@@ -340,14 +390,30 @@ impl Ledger {
                 runtime: row.get(9)?,
                 attribution: row.get(10)?,
                 labels: row.get(11)?,
+                life: AccountLife {
+                    processes_started: unsigned(row, 12)?,
+                    first_used: unsigned_or_none(row, 13)?.map(WallTime),
+                    last_used: unsigned_or_none(row, 14)?.map(WallTime),
+                    memory_peak: unsigned_or_none(row, 15)?,
+                },
+                profile: row.get(16)?,
             })
         };
+        let profile = match self.version {
+            // Of what was there then no more is known than what is there now.
+            ..INSTANCES_SINCE => {
+                "SELECT CASE WHEN json_valid(info) THEN json_extract(info, '$.mig.profile') END
+                    FROM gpus g WHERE g.gpu = a.gpu"
+            }
+            _ => "SELECT profile FROM instances i WHERE i.account = a.account",
+        };
         self.connection
-            .prepare_cached(
+            .prepare_cached(&format!(
                 "SELECT gpu, kind, owner, namespace, pod, container, pod_uid, container_id, image,
-                    runtime, attribution, labels
-                 FROM accounts WHERE account = ?1",
-            )
+                    runtime, attribution, labels, coalesce(processes_started, 0), first_used,
+                    last_used, memory_peak, ({profile})
+                 FROM accounts a LEFT JOIN totals USING (account) WHERE account = ?1",
+            ))
             .and_then(|mut statement| statement.query_row([account], record))
             .map_err(|error| told(&self.path, error))
     }
@@ -487,6 +553,14 @@ fn has_log(path: &Path) -> bool {
 fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let found: i64 = row.get(column)?;
     u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
+}
+
+/// Likewise one that may be missing.
+fn unsigned_or_none(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+    match row.get::<_, Option<i64>>(column)? {
+        None => Ok(None),
+        Some(_) => unsigned(row, column).map(Some),
+    }
 }
 
 /// The ten amounts, from the column at which they begin.

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row};
 
 use super::error::StoreError;
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
-use crate::core::input::{GpuInfo, IdentitySource};
+use crate::core::input::{GpuInfo, IdentitySource, MigInfo};
 use crate::core::model::{
     BootTime, Clock, GpuUuid, Nanos, UnattributedReason, UnobservedReason, WallTime,
 };
@@ -158,6 +158,13 @@ pub(super) fn meta(connection: &Connection) -> Result<Option<Meta>> {
     Ok(found.pop())
 }
 
+/// Since when the wall clock has held, in the boot of the last commit.
+pub(super) fn held(connection: &Connection) -> Result<Option<BootTime>> {
+    let sql = "SELECT since_boot FROM held";
+    let mut found = rows(connection, "held", sql, [], |columns| columns.boot())?;
+    Ok(found.pop())
+}
+
 /// The boot in which a life began.
 pub(super) fn boot_of(connection: &Connection, life: i64) -> Result<Option<String>> {
     let sql = "SELECT boot FROM lives WHERE life = ?1";
@@ -217,8 +224,9 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
     let mut series = series(connection)?;
     let mut totals = totals(connection)?;
     let sql = "SELECT account, gpu, kind, owner, namespace, pod, container, pod_uid, container_id,
-            image, runtime, attribution, source, labels, opened, held_since_boot, ended_boot, fed
-        FROM accounts WHERE closed IS NULL AND life = ?1";
+            image, runtime, attribution, source, labels, opened, held_since_boot, ended_boot, fed,
+            profile, parent, gpu_instance, compute_instance
+        FROM accounts LEFT JOIN instances USING (account) WHERE closed IS NULL AND life = ?1";
     let accounts = rows(connection, "accounts", sql, [meta.life], |columns| {
         let account: i64 = columns.next()?;
         let number = u32::try_from(account & i64::from(u32::MAX))
@@ -240,6 +248,7 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
             held_since: columns.boot()?,
             ended: columns.number_or_none()?.map(BootTime),
             fed: columns.flag()?,
+            mig: mig(columns)?,
             id_only: series.remove(&(account, "id_only".into())),
             named: series.remove(&(account, "named".into())),
         };
@@ -356,6 +365,23 @@ fn series(connection: &Connection) -> Result<HashMap<(i64, Arc<str>), KeptSeries
 fn json<T: serde::de::DeserializeOwned>(columns: &mut Columns<'_, '_>) -> Result<T> {
     let text: String = columns.next()?;
     serde_json::from_str(&text).map_err(|error| columns.wrong(format!("{text:?}: {error}")))
+}
+
+fn mig(columns: &mut Columns<'_, '_>) -> Result<Option<MigInfo>> {
+    let (profile, parent) = (columns.next()?, columns.next()?);
+    let ids = [columns.number_or_none()?, columns.number_or_none()?];
+    let ids = ids.map(|id| id.and_then(|id| u32::try_from(id).ok()));
+    let (Some::<String>(profile), Some::<String>(parent), [Some(gpu), Some(compute)]) =
+        (profile, parent, ids)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(MigInfo {
+        parent: GpuUuid(parent.into()),
+        profile: profile.into(),
+        gpu_instance: gpu,
+        compute_instance: compute,
+    }))
 }
 
 fn kind(columns: &mut Columns<'_, '_>) -> Result<PayerKind> {

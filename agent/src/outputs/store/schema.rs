@@ -44,7 +44,10 @@
 //!   `host`. `labels`: all labels that the runtime gave, a JSON object. `opened`: no charge is older.
 //!   `held_since_boot`: since when its names have been waited for. `ended_boot`: since when it has had
 //!   no process. `fed`: whether its namespace's counter has been given all of it. `closed`: when it
-//!   was closed; NULL while it is open.
+//!   was closed; NULL while it is open. A record whose `attribution` is `overflow` is of all those on
+//!   its GPU that were closed and given up while the store took nothing; its number is negative.
+//! - `instances`: which MIG instance an account is on, where it is on one. A GPU's row in `gpus` says
+//!   what stands under its UUID now; an instance that is made anew may have the UUID of another.
 //! - `totals`: an account's whole amounts, the most memory seen in use, processes started, the ends of
 //!   the first and the last window that charged it, and when its published amount last changed.
 //! - `settled`: how much of `totals` is in `hours`; nothing where there is no row.
@@ -55,6 +58,8 @@
 //! - `books`: each GPU's book of this life. `through_boot` is the cursor: the end of the last window
 //!   that is booked. `closed_…`: what accounts held that have been closed.
 //! - `reasons`: unattributed (`kind` `unattributed`) and unobserved (`unobserved`) time of a book.
+//! - `held`, one row at most. `since_boot`: since when the wall clock has kept pace with the boot
+//!   clock. Nothing is dropped for its age before it has done so for a while.
 //! - `hours`, `gpu_hours`, `reason_hours`: what was booked in each hour that is over.
 
 use rusqlite::Connection;
@@ -106,8 +111,9 @@ pub(super) const AMOUNTS: [&str; 10] = [
 
 /// What leads from each version to the next: the first makes version 1 of an empty file. Migrations
 /// only add; none is ever changed once it has been released.
-const MIGRATIONS: &[&str] = &[concat!(
-    "
+const MIGRATIONS: &[&str] = &[
+    concat!(
+        "
     CREATE TABLE meta (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         store TEXT NOT NULL,
@@ -159,8 +165,8 @@ const MIGRATIONS: &[&str] = &[concat!(
     CREATE TABLE totals (
         account INTEGER PRIMARY KEY REFERENCES accounts,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
+        ",
         memory_peak INTEGER,
         processes_started INTEGER NOT NULL DEFAULT 0,
         first_used INTEGER,
@@ -170,8 +176,8 @@ const MIGRATIONS: &[&str] = &[concat!(
     CREATE TABLE settled (
         account INTEGER PRIMARY KEY REFERENCES accounts,
         ",
-    amounts!(""),
-    "
+        amounts!(""),
+        "
     );
     CREATE TABLE series (
         account INTEGER NOT NULL REFERENCES accounts,
@@ -186,8 +192,8 @@ const MIGRATIONS: &[&str] = &[concat!(
         changed_boot INTEGER NOT NULL,
         follows INTEGER NOT NULL,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
+        ",
         PRIMARY KEY (account, kind)
     ) WITHOUT ROWID;
     CREATE TABLE namespaces (
@@ -197,11 +203,11 @@ const MIGRATIONS: &[&str] = &[concat!(
         shown_boot INTEGER NOT NULL,
         changed_boot INTEGER NOT NULL,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
         ",
-    amounts!("shown_"),
-    ",
+        ",
+        amounts!("shown_"),
+        ",
         PRIMARY KEY (gpu, namespace)
     ) WITHOUT ROWID;
     CREATE TABLE books (
@@ -219,8 +225,8 @@ const MIGRATIONS: &[&str] = &[concat!(
         invalid_rows INTEGER NOT NULL,
         cut INTEGER NOT NULL,
         ",
-    amounts!("closed_"),
-    ",
+        amounts!("closed_"),
+        ",
         settled_elapsed INTEGER NOT NULL DEFAULT 0,
         settled_busy INTEGER NOT NULL DEFAULT 0,
         settled_idle INTEGER NOT NULL DEFAULT 0,
@@ -240,8 +246,8 @@ const MIGRATIONS: &[&str] = &[concat!(
         hour INTEGER NOT NULL,
         account INTEGER NOT NULL REFERENCES accounts,
         ",
-    amounts!(""),
-    ",
+        amounts!(""),
+        ",
         PRIMARY KEY (hour, account)
     ) WITHOUT ROWID;
     CREATE TABLE gpu_hours (
@@ -308,7 +314,31 @@ const MIGRATIONS: &[&str] = &[concat!(
         UNION ALL
         SELECT (SELECT hour FROM meta), gpu, kind, reason, time - settled FROM reasons;
     "
-)];
+    ),
+    "
+    CREATE TABLE instances (
+        account INTEGER PRIMARY KEY REFERENCES accounts,
+        profile TEXT NOT NULL,
+        parent TEXT NOT NULL,
+        gpu_instance INTEGER NOT NULL,
+        compute_instance INTEGER NOT NULL
+    );
+    CREATE TABLE held (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        since_boot INTEGER NOT NULL
+    );
+    -- Of older accounts no more is known than what is there now.
+    INSERT INTO instances
+        SELECT account, profile, parent, gpu_instance, compute_instance
+        FROM (SELECT a.account, json_extract(g.info, '$.mig.profile') AS profile,
+                json_extract(g.info, '$.mig.parent') AS parent,
+                json_extract(g.info, '$.mig.gpu_instance') AS gpu_instance,
+                json_extract(g.info, '$.mig.compute_instance') AS compute_instance
+            FROM accounts a JOIN gpus g USING (gpu) WHERE json_valid(g.info))
+        WHERE profile IS NOT NULL AND parent IS NOT NULL AND gpu_instance IS NOT NULL
+            AND compute_instance IS NOT NULL;
+    ",
+];
 
 /// The version of a file that has been through every migration.
 pub const VERSION: u32 = {
@@ -320,6 +350,9 @@ pub const VERSION: u32 = {
     let version = MIGRATIONS.len() as u32;
     version
 };
+
+/// The version that has the table `instances`.
+pub(super) const INSTANCES_SINCE: u32 = 2;
 
 /// Which version a file has; 0 is an empty one.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<u32> {
@@ -355,6 +388,37 @@ mod tests {
             .pragma_query_value(None, "application_id", |row| row.get(0))
             .expect("it was set");
         assert_eq!(id, APPLICATION_ID);
+    }
+
+    #[test]
+    fn an_older_files_accounts_are_on_the_instances_that_are_there_now() {
+        let mut connection = Connection::open_in_memory().expect("memory is there");
+        connection
+            .execute_batch(MIGRATIONS[0])
+            .and_then(|()| {
+                connection.execute_batch(
+                    r#"INSERT INTO lives VALUES (1, 'boot', 0, 'first');
+                    INSERT INTO gpus VALUES (1, 'MIG-0', 0, 'm', 'd', '{"mig":{"parent":"GPU-0",
+                            "profile":"1g.10gb","gpu_instance":7,"compute_instance":0}}'),
+                        (2, 'GPU-1', 1, 'm', 'd', '{"mig":null}'), (3, 'GPU-2', 2, 'm', 'd', 'no JSON');
+                    INSERT INTO accounts SELECT gpu, 1, gpu, 'container', 'a', '', '', '', '', '', '',
+                        '', 'named', 'docker', '{}', 0, 0, NULL, 1, NULL FROM gpus;"#,
+                )
+            })
+            .expect("version 1 and its rows");
+        migrate(&mut connection, 1).expect("the migration is sound");
+        assert_eq!(version(&connection), Ok(VERSION));
+        let found: (i64, i64, String, String, i64) = connection
+            .query_row(
+                "SELECT count(*), account, profile, parent, gpu_instance FROM instances",
+                [],
+                |row| {
+                    let all = (row.get(0)?, row.get(1)?, row.get(2)?);
+                    Ok((all.0, all.1, all.2, row.get(3)?, row.get(4)?))
+                },
+            )
+            .expect("one row");
+        assert_eq!(found, (1, 1, "1g.10gb".into(), "GPU-0".into(), 7));
     }
 
     #[test]

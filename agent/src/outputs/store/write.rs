@@ -11,6 +11,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use super::error::StoreError;
 use super::read::Meta;
 use super::schema::AMOUNTS;
+use super::settle::{self, Before};
 use crate::core::amounts::Amounts;
 use crate::core::model::{BootTime, GpuUuid, WallTime};
 use crate::core::persist::{
@@ -21,7 +22,7 @@ use crate::core::snapshot::Attribution;
 type Result<T> = rusqlite::Result<T>;
 
 /// Nanoseconds of an hour.
-const HOUR: u64 = 3_600_000_000_000;
+pub(super) const HOUR: u64 = 3_600_000_000_000;
 
 /// Where a commit goes.
 #[derive(Clone, Copy, Debug)]
@@ -42,12 +43,18 @@ pub(super) enum Into<'a> {
 pub(super) fn write(
     connection: &mut Connection,
     into: Into<'_>,
+    before: Before<'_>,
     changes: &Changes,
 ) -> std::result::Result<Meta, StoreError> {
-    transact(connection, into, changes).map_err(StoreError::sqlite("write a commit"))
+    transact(connection, into, before, changes).map_err(StoreError::sqlite("write a commit"))
 }
 
-fn transact(connection: &mut Connection, into: Into<'_>, changes: &Changes) -> Result<Meta> {
+fn transact(
+    connection: &mut Connection,
+    into: Into<'_>,
+    before: Before<'_>,
+    changes: &Changes,
+) -> Result<Meta> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let hour = hour(changes.clock.wall);
     let (store, life) = match into {
@@ -114,6 +121,9 @@ fn transact(connection: &mut Connection, into: Into<'_>, changes: &Changes) -> R
     for time in &changes.times {
         put_time(&transaction, time)?;
     }
+    let is_new = matches!(into, Into::New { .. });
+    let mut known_closed = Vec::new();
+    let mut to_close = Vec::new();
     for closed in &changes.closed {
         let account = number(life, closed.account.number);
         let known = transaction
@@ -121,17 +131,25 @@ fn transact(connection: &mut Connection, into: Into<'_>, changes: &Changes) -> R
             .query_row([account], |row| row.get::<_, Option<i64>>(0));
         if let Ok(Some(_)) = known {
             // Handed over again, since nobody said that it was kept.
+            known_closed.push(closed.account.number);
             continue;
         }
         put_account(&transaction, life, &closed.account)?;
         put_totals(&transaction, life, &closed.totals)?;
-        close(&transaction, account, hour, closed.at)?;
+        to_close.push((account, closed.at));
     }
     for account in &changes.accounts {
         put_account(&transaction, life, account)?;
     }
     for totals in &changes.totals {
         put_totals(&transaction, life, totals)?;
+    }
+    if is_new {
+        settle::elsewhere(&transaction, life, before.reached, changes)?;
+    }
+    settle::before(&transaction, life, hour, before, changes, &known_closed)?;
+    for (account, at) in to_close {
+        close(&transaction, account, hour, at)?;
     }
     if changes.whole {
         close_unmentioned(&transaction, life, hour, changes)?;
@@ -157,11 +175,11 @@ pub(super) const fn int(number: u64) -> i64 {
     }
 }
 
-const fn number(life: i64, account: u32) -> i64 {
+pub(super) const fn number(life: i64, account: u32) -> i64 {
     (life << 32) | account as i64
 }
 
-fn amounts(amounts: &Amounts) -> [i64; AMOUNTS.len()] {
+pub(super) fn amounts(amounts: &Amounts) -> [i64; AMOUNTS.len()] {
     [
         int(amounts.busy.0),
         int(amounts.engines.memory.0),
@@ -177,7 +195,7 @@ fn amounts(amounts: &Amounts) -> [i64; AMOUNTS.len()] {
 }
 
 /// The ten amounts, each written by `each` and set apart by commas.
-fn list(each: impl Fn(&'static str) -> String) -> String {
+pub(super) fn list(each: impl Fn(&'static str) -> String) -> String {
     AMOUNTS.map(each).join(", ")
 }
 
@@ -288,7 +306,7 @@ fn close_unmentioned(
 }
 
 /// The number of a GPU, which is given one if it has none.
-fn gpu(transaction: &Transaction<'_>, uuid: &GpuUuid) -> Result<i64> {
+pub(super) fn gpu(transaction: &Transaction<'_>, uuid: &GpuUuid) -> Result<i64> {
     transaction
         .prepare_cached("SELECT gpu FROM gpus WHERE uuid = ?1")?
         .query_row([uuid.as_str()], |row| row.get(0))
@@ -355,7 +373,7 @@ fn list_of(prefix: &str, first: usize) -> String {
 }
 
 /// Ten parameters, the first of which has the number `first`.
-fn parameters(first: usize) -> String {
+pub(super) fn parameters(first: usize) -> String {
     let each = (first..first + AMOUNTS.len()).map(|at| format!("?{at}"));
     each.collect::<Vec<_>>().join(", ")
 }
@@ -417,6 +435,20 @@ fn put_account(transaction: &Transaction<'_>, life: i64, kept: &KeptAccount) -> 
             kept.ended.map(|BootTime(ended)| int(ended)),
             kept.fed,
         ])?;
+    if let Some(mig) = &kept.mig {
+        transaction
+            .prepare_cached(
+                "INSERT INTO instances (account, profile, parent, gpu_instance, compute_instance)
+                VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (account) DO NOTHING",
+            )?
+            .execute(params![
+                account,
+                mig.profile,
+                mig.parent.as_str(),
+                mig.gpu_instance,
+                mig.compute_instance,
+            ])?;
+    }
     for (kind, series) in [("id_only", &kept.id_only), ("named", &kept.named)] {
         if let Some(series) = series {
             put_series(transaction, account, kind, series)?;
@@ -530,11 +562,27 @@ fn put_namespace(transaction: &Transaction<'_>, kept: &KeptNamespace) -> Result<
     Ok(())
 }
 
+/// Since when the wall clock has held.
+pub(super) fn put_held(
+    connection: &Connection,
+    since: Option<BootTime>,
+) -> std::result::Result<(), StoreError> {
+    let since = since.map(|BootTime(since)| int(since));
+    connection
+        .execute(
+            "INSERT OR REPLACE INTO held (one, since_boot) SELECT 1, ?1 WHERE ?1 IS NOT NULL",
+            [since],
+        )
+        .map(drop)
+        .map_err(StoreError::sqlite("note the clock"))
+}
+
 /// What is no longer kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Hours that ended this many hours ago, and records that were closed before them, are dropped.
-    pub(super) hours: i64,
+    /// Hours that ended this many hours ago, and records that were closed before them, are dropped;
+    /// nothing for its age if absent.
+    pub(super) hours: Option<i64>,
     /// So are the oldest beyond this many bytes.
     pub(super) bytes: u64,
 }
@@ -542,32 +590,49 @@ pub(super) struct Limits {
 /// Hours that are dropped at once where the file is too large.
 const DROPPED_AT_ONCE: i64 = 24;
 
-/// Drops what is too old, and the oldest of what is too much. Returns how many records of closed
-/// accounts went.
+/// Closed accounts of which no hour tells any more. One that was closed at the end of an hour may
+/// have its last amounts in the next, and one that was closed while nothing could be written may have
+/// them days later: for as long as an hour tells of it, its age is the hour's.
+const UNTOLD: &str = "closed IS NOT NULL AND account NOT IN (SELECT account FROM hours)";
+
+/// Drops what is too old, and the oldest of what is too much. Returns whether it is too much still
+/// and nothing could go.
 pub(super) fn drop_old(
     connection: &mut Connection,
     limits: Limits,
     now: WallTime,
-) -> std::result::Result<u64, StoreError> {
+) -> std::result::Result<bool, StoreError> {
     let failed = StoreError::sqlite;
     let act = "drop what is old";
-    let mut dropped = drop_before(connection, hour(now) - limits.hours).map_err(failed(act))?;
+    if let Some(hours) = limits.hours {
+        drop_before(connection, hour(now).saturating_sub(hours)).map_err(failed(act))?;
+    }
+    let mut stuck = false;
     while used_bytes(connection).map_err(failed(act))? > limits.bytes {
         let oldest: Option<i64> = connection
             .query_row(
-                "SELECT min(hour) FROM (SELECT min(hour) AS hour FROM gpu_hours
-                UNION ALL SELECT min(hour) FROM hours
-                UNION ALL SELECT min(closed) / 3600000000000 FROM accounts)",
+                &format!(
+                    "SELECT min(hour) FROM (SELECT min(hour) AS hour FROM gpu_hours
+                    UNION ALL SELECT min(hour) FROM hours
+                    UNION ALL SELECT min(hour) FROM reason_hours
+                    UNION ALL SELECT min(closed) / 3600000000000 FROM accounts WHERE {UNTOLD})"
+                ),
                 [],
                 |row| row.get(0),
             )
             .map_err(failed(act))?;
         // What is left is open or of this hour: small, and needed to go on.
         let Some(oldest) = oldest.filter(|oldest| *oldest < hour(now)) else {
+            stuck = true;
             break;
         };
-        let before = (oldest + DROPPED_AT_ONCE).min(hour(now));
-        dropped += drop_before(connection, before).map_err(failed(act))?;
+        let before = oldest.saturating_add(DROPPED_AT_ONCE).min(hour(now));
+        let dropped = drop_before(connection, before).map_err(failed(act))?;
+        if dropped == 0 {
+            // The same would be found again, for ever.
+            stuck = true;
+            break;
+        }
         if before == hour(now) {
             break;
         }
@@ -575,29 +640,38 @@ pub(super) fn drop_old(
     connection
         .execute_batch("PRAGMA incremental_vacuum")
         .map_err(failed("give space back"))?;
-    Ok(dropped)
+    Ok(stuck)
 }
 
-fn drop_before(connection: &mut Connection, before: i64) -> Result<u64> {
+/// Returns how many rows went.
+fn drop_before(connection: &mut Connection, before: i64) -> Result<usize> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut dropped = 0;
     for table in ["hours", "gpu_hours", "reason_hours"] {
-        transaction.execute(&format!("DELETE FROM {table} WHERE hour < ?1"), [before])?;
+        dropped +=
+            transaction.execute(&format!("DELETE FROM {table} WHERE hour < ?1"), [before])?;
     }
     let at = before.saturating_mul(int(HOUR));
-    // An account that was closed at the end of an hour may have its last amounts in the next.
-    let old = "closed < ?1 AND account NOT IN (SELECT account FROM hours)";
-    transaction.execute(
-        &format!("DELETE FROM totals WHERE account IN (SELECT account FROM accounts WHERE {old})"),
+    for table in ["totals", "instances"] {
+        transaction.execute(
+            &format!(
+                "DELETE FROM {table} WHERE account IN
+                    (SELECT account FROM accounts WHERE closed < ?1 AND {UNTOLD})"
+            ),
+            [at],
+        )?;
+    }
+    dropped += transaction.execute(
+        &format!("DELETE FROM accounts WHERE closed < ?1 AND {UNTOLD}"),
         [at],
     )?;
-    let dropped = transaction.execute(&format!("DELETE FROM accounts WHERE {old}"), [at])?;
     transaction.execute(
         "DELETE FROM lives WHERE life < (SELECT life FROM meta)
             AND life NOT IN (SELECT life FROM accounts)",
         [],
     )?;
     transaction.commit()?;
-    Ok(dropped as u64)
+    Ok(dropped)
 }
 
 /// What the file's tables take, free pages left out.
