@@ -713,6 +713,7 @@ impl World {
             (Answer::Right | Answer::Renamed, Some(uid)) => Some(kubernetes(namespace, uid)),
         };
         self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+            runtime: None,
             id,
             source,
             name: Some(container.into()),

@@ -557,9 +557,9 @@ impl Accountant {
                 &container.id,
                 container.pod.as_ref().map(|pod| &pod.uid),
                 container.runtime.as_str(),
+                &container.place,
                 now,
             );
-            self.directory.note_place(&container.id, &container.place);
             if container.pod.is_some() && !self.allocations.knows(&container.id) {
                 self.new_in_pods.insert(container.id.clone());
             }
@@ -1584,6 +1584,7 @@ mod tests {
 
         fn named(&mut self, id: &str, pod_uid: Option<&str>) {
             self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+                runtime: None,
                 id: id.into(),
                 source: IdentitySource::Docker,
                 name: Some("web".into()),
@@ -2712,7 +2713,7 @@ mod tests {
         node.accountant.settings.namespace_limit = 1;
         node.named(A, Some(UID));
         node.named(B, None);
-        node.fork(7, 3);
+        node.fork(7, 10);
         node.pass(1_000, &[(7, 500)]);
         node.commit();
         node.fork(8, 4);

@@ -1,9 +1,14 @@
 //! What containers are called: the answers of the sources of names, by container id.
 //!
 //! The id and the pod uid come from the kernel's cgroup and need nobody's answer. Names do, and a
-//! label can be set by anyone who can start a container: an answer whose pod uid contradicts the
-//! cgroup's is refused and counted. Answers are kept when they come, also for containers that have
-//! not used a GPU yet, so that a short job is known before it is charged.
+//! label can be set by anyone who can start a container: an answer counts only if its pod uid is the
+//! cgroup's. One that contradicts it is refused; where the cgroup is in no pod, the pod that labels
+//! tell of is, and the runtime's own name stays. Both are counted. Only what nobody but the host's
+//! root can write, [`is_roots`], needs no cgroup of a pod's to be believed: a kubelet can be told to
+//! make none.
+//!
+//! Answers are kept when they come, also for containers that have not used a GPU yet, so that a
+//! short job is known before it is charged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -64,17 +69,65 @@ pub enum Outcome {
         identity: ContainerIdentity,
         /// Shared with every snapshot.
         labels: Labels,
+        /// What of it counts.
+        belief: Belief,
     },
     /// The source answers and does not know it, or cannot say.
     NotFound {
         /// Why, as a label value.
         reason: &'static str,
     },
-    /// The answer's pod uid contradicts the cgroup's.
-    Refused {
-        /// The pod uid that was claimed.
-        claimed: PodUid,
-    },
+}
+
+/// What of an answer counts, by what the kernel has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Belief {
+    /// All of it.
+    Whole,
+    /// Nothing yet: it tells of a pod by labels, and the cgroup has not been seen.
+    Unconfirmed,
+    /// All but the pod: labels tell of one, and the cgroup is in none.
+    WithoutPod,
+    /// Nothing: the cgroup is in another pod.
+    Nothing,
+}
+
+impl Belief {
+    fn of(identity: &ContainerIdentity, kernel: Option<&Kernel>) -> Self {
+        let Some(names) = &identity.kubernetes else {
+            return Self::Whole;
+        };
+        match kernel.map(|kernel| kernel.pod_uid.as_ref()) {
+            Some(Some(uid)) if same_uid(uid, &names.pod_uid) => Self::Whole,
+            Some(Some(_)) => Self::Nothing,
+            Some(None) | None if is_roots(identity) => Self::Whole,
+            Some(None) => Self::WithoutPod,
+            None => Self::Unconfirmed,
+        }
+    }
+
+    /// Whether something is not believed that the answer says.
+    const fn is_refusal(self) -> bool {
+        matches!(self, Self::WithoutPod | Self::Nothing)
+    }
+}
+
+/// Whether nobody but the host's root can have written what an answer says of a pod: the kubelet's
+/// links, and the pods that it has a runtime make. A runtime in front of the Docker Engine has no
+/// pods of its own to tell of and makes them up from the labels of Docker's containers.
+fn is_roots(identity: &ContainerIdentity) -> bool {
+    match identity.source {
+        IdentitySource::KubeletLogs => true,
+        IdentitySource::Cri => identity.runtime.as_deref() != Some("docker"),
+        IdentitySource::Docker | IdentitySource::Bundle => false,
+    }
+}
+
+/// An answer, as far as it counts.
+struct Known<'a> {
+    identity: &'a ContainerIdentity,
+    labels: &'a Labels,
+    kubernetes: Option<&'a KubernetesNames>,
 }
 
 impl Entry {
@@ -95,31 +148,61 @@ impl Entry {
         }
     }
 
-    /// What was found, the best first.
-    fn found(&self) -> impl Iterator<Item = (&ContainerIdentity, &Labels)> {
-        self.answers
-            .iter()
-            .flatten()
-            .filter_map(|answer| match &answer.outcome {
-                Outcome::Found { identity, labels } => Some((identity, labels)),
-                Outcome::NotFound { .. } | Outcome::Refused { .. } => None,
+    /// What was found and counts, the best first.
+    fn found(&self) -> impl Iterator<Item = Known<'_>> {
+        self.answers.iter().flatten().filter_map(|answer| {
+            let Outcome::Found {
+                identity,
+                labels,
+                belief,
+            } = &answer.outcome
+            else {
+                return None;
+            };
+            let kubernetes = match belief {
+                Belief::Whole => identity.kubernetes.as_ref(),
+                Belief::WithoutPod => None,
+                Belief::Unconfirmed | Belief::Nothing => return None,
+            };
+            Some(Known {
+                identity,
+                labels,
+                kubernetes,
             })
+        })
     }
 
     /// The best answer that names the container. In a pod's cgroup only the pod's names do.
-    fn winner(&self) -> Option<(&ContainerIdentity, &Labels)> {
+    fn winner(&self) -> Option<Known<'_>> {
         let in_pod = self.pod_uid().is_some();
-        let mut naming = self
-            .found()
-            .filter(|(identity, _)| identity.kubernetes.is_some() || !in_pod);
+        let mut naming = self.found().filter(|known| {
+            known.kubernetes.is_some() || (!in_pod && known.identity.name.is_some())
+        });
         let first = naming.next()?;
         // Whoever knows the pod knows more than a runtime that was not told of it.
-        if first.0.kubernetes.is_none()
-            && let Some(better) = naming.find(|(identity, _)| identity.kubernetes.is_some())
+        if first.kubernetes.is_none()
+            && let Some(better) = naming.find(|known| known.kubernetes.is_some())
         {
             return Some(better);
         }
         Some(first)
+    }
+
+    /// Says anew what counts, since the kernel has shown something else. Which sources' answers are
+    /// refused for it that were not before.
+    fn judge(&mut self) -> [u64; IdentitySource::ALL.len()] {
+        let mut refused = [0; IdentitySource::ALL.len()];
+        for answer in self.answers.iter_mut().flatten() {
+            if let Outcome::Found {
+                identity, belief, ..
+            } = &mut answer.outcome
+            {
+                let before = std::mem::replace(belief, Belief::of(identity, self.kernel.as_ref()));
+                let is_news = belief.is_refusal() && *belief != before;
+                refused[place(answer.source)] += u64::from(is_news);
+            }
+        }
+        refused
     }
 
     fn is(&self, outcome: fn(&Outcome) -> bool) -> bool {
@@ -130,11 +213,11 @@ impl Entry {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Kernel {
     pod_uid: Option<PodUid>,
     runtime: Arc<str>,
-    place: Option<Arc<str>>,
+    place: Arc<str>,
 }
 
 /// A container's names, as good as they are known.
@@ -146,7 +229,7 @@ pub struct Names {
     pub source: Option<IdentitySource>,
     /// The image.
     pub image: Arc<str>,
-    /// Who runs it, by the shape of its cgroup.
+    /// Who runs it, by the shape of its cgroup, or else by whoever knows it.
     pub runtime: Arc<str>,
 }
 
@@ -189,46 +272,34 @@ impl Directory {
         self.overflows
     }
 
-    /// Notes what the kernel's cgroup says of a container.
+    /// Notes what the kernel's cgroup says of a container, and where that cgroup is. It is the last
+    /// that counts: an id that was first seen where people make cgroups for themselves may turn out
+    /// to be a container's elsewhere.
     pub fn see(
         &mut self,
         id: &ContainerId,
         pod_uid: Option<&PodUid>,
         runtime: &str,
+        place: &Arc<str>,
         now: BootTime,
     ) {
         let Some(entry) = self.entry(id, now) else {
             return;
         };
-        if entry.kernel.is_none() {
-            entry.kernel = Some(Kernel {
-                pod_uid: pod_uid.cloned(),
-                runtime: runtime.into(),
-                place: None,
-            });
-            // What was believed while the kernel had not been heard may contradict it.
-            let known = entry.pod_uid().cloned();
-            let mut refused = [0; IdentitySource::ALL.len()];
-            for answer in entry.answers.iter_mut().flatten() {
-                if let Outcome::Found { identity, .. } = &answer.outcome
-                    && let Some(claimed) = contradiction(known.as_ref(), identity)
-                {
-                    answer.outcome = Outcome::Refused { claimed };
-                    refused[place(answer.source)] += 1;
-                }
-            }
-            entry.note_identified(now);
-            for (sum, more) in self.refused.iter_mut().zip(refused) {
-                *sum += more;
-            }
+        let seen = Kernel {
+            pod_uid: pod_uid.cloned(),
+            runtime: runtime.into(),
+            place: Arc::clone(place),
+        };
+        if entry.kernel.as_ref() == Some(&seen) {
+            return;
         }
-    }
-
-    /// Notes where the kernel has a container's cgroup.
-    pub fn note_place(&mut self, id: &ContainerId, place: &Arc<str>) {
-        let kernel = self.entries.get_mut(id).map(|entry| &mut entry.kernel);
-        if let Some(Some(kernel)) = kernel {
-            kernel.place.get_or_insert_with(|| Arc::clone(place));
+        entry.kernel = Some(seen);
+        // What was believed until now may contradict it.
+        let refused = entry.judge();
+        entry.note_identified(now);
+        for (sum, more) in self.refused.iter_mut().zip(refused) {
+            *sum += more;
         }
     }
 
@@ -240,16 +311,15 @@ impl Directory {
         let Some(entry) = self.entries.get(id) else {
             return false;
         };
-        let seen = entry
-            .kernel
-            .as_ref()
-            .and_then(|kernel| kernel.place.as_deref());
-        if seen.is_some_and(|seen| seen != place) {
+        let seen = entry.kernel.as_ref();
+        if seen.is_some_and(|seen| *seen.place != *place) {
             return false;
         }
         let mut answers = entry.answers.iter().flatten();
         answers.any(|answer| match &answer.outcome {
-            Outcome::Found { identity, .. } if !answer.removed => {
+            Outcome::Found {
+                identity, belief, ..
+            } if !answer.removed && *belief != Belief::Nothing => {
                 match (&identity.kubernetes, pod_uid) {
                     (Some(names), Some(uid)) => same_uid(&names.pod_uid, uid),
                     (None, None) => true,
@@ -268,18 +338,15 @@ impl Directory {
                     return;
                 };
                 let source = identity.source;
-                let contradiction = contradiction(entry.pod_uid(), &identity);
-                let refused = contradiction.is_some();
-                let outcome = match contradiction {
-                    Some(claimed) => Outcome::Refused { claimed },
-                    None => {
-                        let labels = Arc::new(std::mem::take(&mut identity.labels));
-                        Outcome::Found { identity, labels }
-                    }
+                let belief = Belief::of(&identity, entry.kernel.as_ref());
+                let outcome = Outcome::Found {
+                    labels: Arc::new(std::mem::take(&mut identity.labels)),
+                    identity,
+                    belief,
                 };
                 entry.answers[place(source)] = Some(Answer::new(source, now, outcome));
                 entry.note_identified(now);
-                self.refused[place(source)] += u64::from(refused);
+                self.refused[place(source)] += u64::from(belief.is_refusal());
             }
             IdentityUpdate::NotFound { source, id, reason } => {
                 let Some(entry) = self.entries.get_mut(&id) else {
@@ -376,8 +443,8 @@ impl Directory {
             .values()
             .filter(|entry| entry.pod_uid().is_some_and(|known| same_uid(known, uid)))
             .filter_map(|entry| {
-                let (identity, _) = entry.winner()?;
-                Some((identity.kubernetes.as_ref()?, identity.source))
+                let known = entry.winner()?;
+                Some((known.kubernetes?, known.identity.source))
             })
             .min_by_key(|(_, source)| *source)
     }
@@ -406,17 +473,22 @@ impl Directory {
     pub fn kubernetes(&self, id: &ContainerId) -> Option<&KubernetesNames> {
         let entry = self.entries.get(id)?;
         entry.pod_uid()?;
-        entry.winner()?.0.kubernetes.as_ref()
+        entry.winner()?.kubernetes
     }
 
     /// Why a container has no names, given what is known of its sources.
     #[must_use]
     pub fn reason(&self, id: &ContainerId, sources: SourcesOfNames) -> IdOnlyReason {
-        let is = |outcome| self.entries.get(id).is_some_and(|entry| entry.is(outcome));
-        if is(|outcome| matches!(outcome, Outcome::Refused { .. })) {
+        let entry = self.entries.get(id);
+        let is = |outcome| entry.is_some_and(|entry| entry.is(outcome));
+        let in_pod = entry.and_then(Entry::pod_uid).is_some();
+        if is(|outcome| matches!(outcome, Outcome::Found { belief, .. } if belief.is_refusal())) {
             IdOnlyReason::PodUidMismatch
         } else if sources.down {
             IdOnlyReason::SourceDown
+        } else if in_pod && is(|outcome| matches!(outcome, Outcome::Found { .. })) {
+            // Whoever knows the container and no pod of it contradicts the cgroup, too.
+            IdOnlyReason::PodUidMismatch
         } else if is(|_| true) {
             IdOnlyReason::NotFound
         } else if sources.up {
@@ -432,7 +504,7 @@ impl Directory {
         let entry = self.entries.get(id);
         entry
             .and_then(|entry| entry.winner().or_else(|| entry.found().next()))
-            .map(|(_, labels)| Arc::clone(labels))
+            .map(|known| Arc::clone(known.labels))
             .unwrap_or_default()
     }
 
@@ -443,9 +515,9 @@ impl Directory {
         let unresolved = || Arc::<str>::from(UNRESOLVED);
         let entry = self.entries.get(id);
         let kernel = entry.and_then(|entry| entry.kernel.as_ref());
-        let winner = entry.and_then(Entry::winner).map(|(identity, _)| identity);
-        let labels = match winner {
-            Some(ContainerIdentity {
+        let winner = entry.and_then(Entry::winner);
+        let labels = match &winner {
+            Some(Known {
                 kubernetes: Some(names),
                 ..
             }) => ContainerLabels {
@@ -456,10 +528,10 @@ impl Directory {
                 container_id: Arc::clone(&id.0),
             },
             // A container of a plain runtime: Kubernetes' names do not apply.
-            Some(identity) => ContainerLabels {
+            Some(known) => ContainerLabels {
                 namespace: none(),
                 pod: none(),
-                container: identity.name.as_ref().map_or_else(unresolved, non_empty),
+                container: (known.identity.name.as_ref()).map_or_else(unresolved, non_empty),
                 pod_uid: none(),
                 container_id: Arc::clone(&id.0),
             },
@@ -474,19 +546,19 @@ impl Directory {
             },
         };
         // Not every source that knows the names knows the image.
-        let image = winner
-            .and_then(|identity| identity.image.as_ref())
-            .or_else(|| {
-                let entry = entry?;
-                entry
-                    .found()
-                    .find_map(|(identity, _)| identity.image.as_ref())
-            });
+        let known = || winner.iter().map(|known| known.identity);
+        let others = || entry.into_iter().flat_map(Entry::found);
+        let others = || others().map(|known| known.identity);
+        let image = known().chain(others()).find_map(|of| of.image.as_ref());
+        let runtime = kernel.map(|kernel| &kernel.runtime);
+        let runtime = runtime
+            .filter(|runtime| ***runtime != *UNRESOLVED)
+            .or_else(|| known().chain(others()).find_map(|of| of.runtime.as_ref()));
         Names {
             labels,
-            source: winner.map(|identity| identity.source),
+            source: winner.as_ref().map(|known| known.identity.source),
             image: image.map_or_else(unresolved, non_empty),
-            runtime: kernel.map_or_else(unresolved, |kernel| Arc::clone(&kernel.runtime)),
+            runtime: runtime.map_or_else(unresolved, non_empty),
         }
     }
 }
@@ -494,12 +566,6 @@ impl Directory {
 /// A source's place among a container's answers.
 fn place(source: IdentitySource) -> usize {
     source as usize
-}
-
-/// The pod uid that an answer claims, if it is not the one that the kernel's cgroup names.
-fn contradiction(known: Option<&PodUid>, identity: &ContainerIdentity) -> Option<PodUid> {
-    let claimed = &identity.kubernetes.as_ref()?.pod_uid;
-    (!same_uid(claimed, known?)).then(|| claimed.clone())
 }
 
 /// What the sources of names are doing, all together.
@@ -530,8 +596,10 @@ fn container_of(name: &Arc<str>) -> Arc<str> {
 
 /// Static pods' uids have no dashes in some places and have them in others.
 fn same_uid(a: &PodUid, b: &PodUid) -> bool {
-    let bare = |uid: &PodUid| uid.0.chars().filter(|c| *c != '-').collect::<String>();
-    bare(a) == bare(b)
+    fn bare(uid: &PodUid) -> impl Iterator<Item = u8> {
+        uid.0.bytes().filter(|byte| *byte != b'-')
+    }
+    bare(a).eq(bare(b))
 }
 
 #[cfg(test)]
@@ -550,6 +618,7 @@ mod tests {
             source: IdentitySource::Docker,
             name: Some("k8s_main".into()),
             image: Some("cuda:12".into()),
+            runtime: None,
             kubernetes: uid.map(|uid| KubernetesNames {
                 namespace: "ml".into(),
                 pod: "train-0".into(),
@@ -604,10 +673,11 @@ mod tests {
                 [NONE, NONE, "k8s_main", NONE, "c0ffee"],
                 true,
             ),
+            // Labels alone could be anybody's: outside a pod's cgroup they name no pod.
             (
                 None,
                 Some(found(Some(UID))),
-                ["ml", "train-0", "main", UID, "c0ffee"],
+                [NONE, NONE, "k8s_main", NONE, "c0ffee"],
                 true,
             ),
             (
@@ -626,7 +696,7 @@ mod tests {
         ];
         for (pod_uid, answer, labels, named) in rows {
             let mut directory = directory();
-            directory.see(&id(), pod_uid, "docker", now);
+            directory.see(&id(), pod_uid, "docker", &"/here".into(), now);
             if let Some(answer) = answer.clone() {
                 directory.learn(answer, now);
             }
@@ -655,8 +725,7 @@ mod tests {
                 "nobody has spoken"
             );
             if let Some(seen) = seen {
-                directory.see(&id(), path, "docker", BootTime(1));
-                directory.note_place(&id(), &seen.into());
+                directory.see(&id(), path, "docker", &seen.into(), BootTime(1));
             }
             directory.learn(found(said), BootTime(1));
             let found = directory.vouches(&id(), "/here", path);
@@ -674,16 +743,130 @@ mod tests {
             let mut directory = directory();
             let lie = found(Some("99999999-2222-3333-4444-555555555555"));
             if kernel_first {
-                directory.see(&id(), Some(&uid), "docker", BootTime(1));
+                directory.see(&id(), Some(&uid), "docker", &"/here".into(), BootTime(1));
                 directory.learn(lie, BootTime(2));
             } else {
                 directory.learn(lie, BootTime(1));
-                directory.see(&id(), Some(&uid), "docker", BootTime(2));
+                directory.see(&id(), Some(&uid), "docker", &"/here".into(), BootTime(2));
             }
             assert_eq!(directory.names(&id()).source, None);
             assert_eq!(&*directory.names(&id()).labels.namespace, UNRESOLVED);
             assert_eq!(directory.refused(), 1);
             assert_eq!(directory.reason(&id(), UP), IdOnlyReason::PodUidMismatch);
+        }
+    }
+
+    #[test]
+    fn labels_name_no_pod_until_its_cgroup_is_seen_and_never_where_it_is_in_none() {
+        use IdentitySource::{Bundle, Cri, Docker, KubeletLogs};
+        let plain = [NONE, NONE, "k8s_main", NONE, "c0ffee"];
+        let unresolved = [UNRESOLVED, UNRESOLVED, UNRESOLVED, UNRESOLVED, "c0ffee"];
+        let named = ["ml", "train-0", "main", UID, "c0ffee"];
+        let docker = Some("docker");
+        // (who says so, of which runtime) -> labels before and after, answers refused
+        for (source, runtime, before, after, refused) in [
+            (Docker, None, unresolved, plain, 1),
+            (Bundle, None, unresolved, plain, 1),
+            // A kubelet that makes no cgroups for its pods, and root's word.
+            (Cri, Some("containerd"), named, named, 0),
+            (KubeletLogs, None, named, named, 0),
+            // It makes pods up from the labels of Docker's containers.
+            (Cri, docker, unresolved, plain, 1),
+        ] {
+            let IdentityUpdate::Found(mut identity) = said(source, Some(UID), None) else {
+                unreachable!("it is found");
+            };
+            identity.runtime = runtime.map(Into::into);
+            let answer = IdentityUpdate::Found(identity);
+            for kernel_first in [true, false] {
+                let mut directory = directory();
+                if !kernel_first {
+                    directory.learn(answer.clone(), BootTime(1));
+                    assert_eq!(text(&directory.names(&id()).labels), before, "{answer:?}");
+                    assert_eq!(directory.refused(), 0, "nothing contradicts it yet");
+                }
+                directory.see(&id(), None, "docker", &"/here".into(), BootTime(2));
+                if kernel_first {
+                    directory.learn(answer.clone(), BootTime(3));
+                }
+                assert_eq!(text(&directory.names(&id()).labels), after, "{answer:?}");
+                assert_eq!(directory.refused_of()[place(source)], refused, "{answer:?}");
+                assert_eq!(directory.kubernetes(&id()), None);
+                assert_eq!(directory.pod_names(&UID.into()), None);
+            }
+        }
+    }
+
+    #[test]
+    fn annotations_without_a_name_of_the_runtimes_name_nobody() {
+        let mut directory = directory();
+        let IdentityUpdate::Found(mut identity) = said(IdentitySource::Bundle, Some(UID), None)
+        else {
+            unreachable!("it is found");
+        };
+        identity.name = None;
+        directory.see(&id(), None, "docker", &"/here".into(), BootTime(1));
+        directory.learn(IdentityUpdate::Found(identity), BootTime(2));
+        assert_eq!(directory.names(&id()).source, None);
+        assert_eq!(directory.reason(&id(), UP), IdOnlyReason::PodUidMismatch);
+    }
+
+    #[test]
+    fn whoever_showed_an_id_first_does_not_keep_its_pod_when_the_id_is_anothers() {
+        let (uid, other) = (PodUid::from(UID), PodUid::from("99999999"));
+        // What a user's own manager showed first, and the container's pod.
+        for (first, then) in [
+            (Some(&other), Some(&uid)),
+            (None, Some(&uid)),
+            (Some(&other), None),
+        ] {
+            let mut directory = directory();
+            directory.learn(found(then.map(|_| UID)), BootTime(1));
+            let usurpers = "/user@1000.service/c0ffee".into();
+            directory.see(&id(), first, "podman", &usurpers, BootTime(2));
+            directory.see(&id(), then, "docker", &"/here".into(), BootTime(3));
+            let names = directory.names(&id());
+            let pod_uid = then.map_or(NONE, |_| UID);
+            assert_eq!(&*names.labels.pod_uid, pod_uid, "{first:?} {then:?}");
+            assert_eq!(&*names.runtime, "docker");
+            assert_eq!(names.source, Some(IdentitySource::Docker));
+            assert_eq!(directory.pod_uid(&id()), then);
+            assert!(directory.vouches(&id(), "/here", then));
+            assert!(!directory.vouches(&id(), &usurpers, first));
+        }
+    }
+
+    #[test]
+    fn whoever_knows_the_container_and_not_its_pod_does_not_fail_to_know_it() {
+        let mut directory = directory();
+        directory.see(
+            &id(),
+            Some(&UID.into()),
+            "docker",
+            &"/here".into(),
+            BootTime(1),
+        );
+        directory.learn(found(None), BootTime(2));
+        assert_eq!(directory.reason(&id(), UP), IdOnlyReason::PodUidMismatch);
+        // Whoever does not answer may know more.
+        let down = SourcesOfNames {
+            up: true,
+            down: true,
+        };
+        assert_eq!(directory.reason(&id(), down), IdOnlyReason::SourceDown);
+    }
+
+    #[test]
+    fn who_runs_it_is_told_by_whoever_knows_where_the_cgroup_does_not_show_it() {
+        for (shown, runtime) in [(UNRESOLVED, "docker"), ("podman", "podman")] {
+            let mut directory = directory();
+            directory.see(&id(), None, shown, &"/here".into(), BootTime(1));
+            let IdentityUpdate::Found(mut identity) = found(None) else {
+                unreachable!("it is found");
+            };
+            identity.runtime = Some("docker".into());
+            directory.learn(IdentityUpdate::Found(identity), BootTime(2));
+            assert_eq!(&*directory.names(&id()).runtime, runtime);
         }
     }
 
@@ -695,6 +878,13 @@ mod tests {
             ("pod", "pod"),
         ] {
             let mut directory = directory();
+            directory.see(
+                &id(),
+                Some(&UID.into()),
+                "docker",
+                &"/here".into(),
+                BootTime(1),
+            );
             let IdentityUpdate::Found(mut identity) = found(Some(UID)) else {
                 unreachable!("it is found");
             };
@@ -715,7 +905,13 @@ mod tests {
         };
         identity.labels.insert("team".into(), "a".into());
         directory.learn(IdentityUpdate::Found(identity), BootTime(1));
-        directory.see(&id(), Some(&PodUid::from(UID)), "docker", BootTime(2));
+        directory.see(
+            &id(),
+            Some(&PodUid::from(UID)),
+            "docker",
+            &"/here".into(),
+            BootTime(2),
+        );
         let labels = directory.runtime_labels(&id());
         assert_eq!(labels.get("team").map(|team| &**team), Some("a"));
     }
@@ -723,7 +919,13 @@ mod tests {
     #[test]
     fn what_the_kernel_said_is_not_forgotten_for_containers_that_no_process_is_in() {
         let mut directory = Directory::new(8);
-        directory.see(&id(), Some(&PodUid::from(UID)), "docker", BootTime(1));
+        directory.see(
+            &id(),
+            Some(&PodUid::from(UID)),
+            "docker",
+            &"/here".into(),
+            BootTime(1),
+        );
         // A runtime that lists thousands of containers that ended long ago.
         for n in 0..20u64 {
             let IdentityUpdate::Found(mut identity) = found(None) else {
@@ -744,7 +946,7 @@ mod tests {
     fn a_static_pods_uid_is_the_same_with_and_without_dashes() {
         let mut directory = directory();
         let bare = PodUid::from(UID.replace('-', "").as_str());
-        directory.see(&id(), Some(&bare), "docker", BootTime(1));
+        directory.see(&id(), Some(&bare), "docker", &"/here".into(), BootTime(1));
         directory.learn(found(Some(UID)), BootTime(2));
         assert_eq!(&*directory.names(&id()).labels.pod, "train-0");
     }
@@ -777,7 +979,7 @@ mod tests {
         assert_eq!(directory.reason(&id(), none), IdOnlyReason::NoSource);
         assert_eq!(directory.reason(&id(), down), IdOnlyReason::SourceDown);
         assert_eq!(directory.reason(&id(), UP), IdOnlyReason::Timeout);
-        directory.see(&id(), None, "docker", BootTime(1));
+        directory.see(&id(), None, "docker", &"/here".into(), BootTime(1));
         directory.learn(
             IdentityUpdate::NotFound {
                 source: IdentitySource::Docker,
@@ -813,7 +1015,13 @@ mod tests {
             (vec![(Docker, None), (Cri, Some(lie))], None),
         ] {
             let mut directory = directory();
-            directory.see(&id(), Some(&uid), "containerd", BootTime(1));
+            directory.see(
+                &id(),
+                Some(&uid),
+                "containerd",
+                &"/here".into(),
+                BootTime(1),
+            );
             for (source, uid) in &answers {
                 directory.learn(said(*source, *uid, Some("img")), BootTime(2));
             }
@@ -829,7 +1037,7 @@ mod tests {
         // Labels alone could be anybody's.
         directory.learn(found(Some(UID)), BootTime(1));
         assert_eq!(directory.pod_names(&uid), None);
-        directory.see(&id(), Some(&uid), "docker", BootTime(2));
+        directory.see(&id(), Some(&uid), "docker", &"/here".into(), BootTime(2));
         let (names, source) = directory.pod_names(&uid).unwrap();
         assert_eq!((&*names.namespace, &*names.pod), ("ml", "train-0"));
         assert_eq!(source, IdentitySource::Docker);
@@ -838,6 +1046,13 @@ mod tests {
     #[test]
     fn an_image_may_come_from_a_poorer_source_than_the_names() {
         let mut directory = directory();
+        directory.see(
+            &id(),
+            Some(&UID.into()),
+            "docker",
+            &"/here".into(),
+            BootTime(1),
+        );
         directory.learn(said(IdentitySource::Bundle, Some(UID), None), BootTime(1));
         directory.learn(
             said(IdentitySource::KubeletLogs, Some(UID), Some("cuda:12")),
@@ -853,7 +1068,7 @@ mod tests {
         let mut directory = Directory::new(8);
         for n in 0..20u64 {
             let id = ContainerId::from(format!("c{n}").as_str());
-            directory.see(&id, None, "docker", BootTime(n));
+            directory.see(&id, None, "docker", &"/here".into(), BootTime(n));
         }
         assert!(directory.entries.len() <= 8);
         assert!(directory.entries.contains_key(&ContainerId::from("c19")));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::accountant::{Accountant, no_names, ratio};
 use super::cgroup_path::CgroupMeaning;
-use super::directory::{Answer, Outcome};
+use super::directory::{Answer, Belief, Outcome};
 use super::input::IdentitySource;
 use super::model::{Clock, ContainerId, GpuUuid, NONE, Pid, UNRESOLVED};
 use super::placement::{Owner, PlacementId, Refusal};
@@ -460,20 +460,30 @@ fn refusal_story(refusal: &Refusal) -> RefusalStory {
 
 fn outcome(answer: &Answer) -> AnswerOutcome {
     match &answer.outcome {
-        Outcome::Found { identity, .. } => AnswerOutcome::Found {
-            name: match (&identity.kubernetes, &identity.name) {
-                (Some(names), _) => {
-                    format!("{}/{}/{}", names.namespace, names.pod, names.container).into()
+        Outcome::Found {
+            identity, belief, ..
+        } => {
+            let runtimes_own = || identity.name.clone().unwrap_or_else(|| UNRESOLVED.into());
+            match (&identity.kubernetes, belief) {
+                (Some(names), Belief::Whole) => AnswerOutcome::Found {
+                    name: format!("{}/{}/{}", names.namespace, names.pod, names.container).into(),
+                },
+                (Some(names), Belief::Unconfirmed | Belief::WithoutPod) => {
+                    AnswerOutcome::PodRefused {
+                        name: runtimes_own(),
+                        claimed: Arc::clone(&names.pod_uid.0),
+                    }
                 }
-                (None, Some(name)) => Arc::clone(name),
-                (None, None) => UNRESOLVED.into(),
-            },
-        },
+                (Some(names), Belief::Nothing) => AnswerOutcome::Refused {
+                    claimed: Arc::clone(&names.pod_uid.0),
+                },
+                (None, _) => AnswerOutcome::Found {
+                    name: runtimes_own(),
+                },
+            }
+        }
         Outcome::NotFound { reason } => AnswerOutcome::NotFound {
             reason: (*reason).into(),
-        },
-        Outcome::Refused { claimed } => AnswerOutcome::Refused {
-            claimed: Arc::clone(&claimed.0),
         },
     }
 }
@@ -533,6 +543,7 @@ mod tests {
 
     fn identity(source: IdentitySource, id: &str, name: &str, pod_uid: Option<&str>) -> Input {
         Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+            runtime: None,
             id: id.into(),
             source,
             name: Some(name.into()),
@@ -723,6 +734,28 @@ mod tests {
             ]
         );
         assert!(owner.why.starts_with("named by bundle"), "{}", owner.why);
+    }
+
+    #[test]
+    fn a_pod_that_only_labels_tell_of_is_told_as_refused() {
+        let mut accountant = node();
+        let uid = Some(UID);
+        accountant.take(identity(IdentitySource::Docker, B, "thief", uid), at(103));
+        let snapshot = accountant.commit(at(103));
+        let account = snapshot.accounts.iter().find(|of| of.id.as_str() == B);
+        let labels = &account.unwrap().labels;
+        assert_eq!((&*labels.namespace, &*labels.container), (NONE, "thief"));
+        assert_eq!(snapshot.agent.identities_refused, 1);
+        let told = accountant.explain(B, at(104)).unwrap();
+        let docker = &told.owners[0].answers[0];
+        let refused = AnswerOutcome::PodRefused {
+            name: "thief".into(),
+            claimed: UID.into(),
+        };
+        assert_eq!(
+            (docker.outcome.as_ref(), docker.wins),
+            (Some(&refused), true)
+        );
     }
 
     #[test]

@@ -247,6 +247,9 @@ pub struct ContainerIdentity {
     pub name: Option<Arc<str>>,
     /// The image as the user wrote it.
     pub image: Option<Arc<str>>,
+    /// Who runs it, where the source can tell.
+    #[serde(default)]
+    pub runtime: Option<Arc<str>>,
     /// Kubernetes' name of the container (`io.kubernetes.container.name`).
     pub kubernetes: Option<KubernetesNames>,
     /// All labels.

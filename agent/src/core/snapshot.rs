@@ -706,6 +706,14 @@ pub enum AnswerOutcome {
         /// Why, as a label value.
         reason: Arc<str>,
     },
+    /// It knows the container. The pod that it tells of is not believed: it is from labels, and no
+    /// pod's cgroup confirms it.
+    PodRefused {
+        /// The runtime's name for it.
+        name: Arc<str>,
+        /// The pod uid that it claims.
+        claimed: Arc<str>,
+    },
     /// Its pod uid contradicts the cgroup's.
     Refused {
         /// The pod uid that it claims.

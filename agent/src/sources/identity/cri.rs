@@ -172,6 +172,7 @@ async fn oversee(
             wanted: Wanted::default(),
             announced: HashSet::new(),
             sandboxes: Arc::default(),
+            runtime: None,
             state: None,
             seen: false,
             was_up: false,
@@ -279,6 +280,8 @@ struct Follower {
     announced: HashSet<ContainerId>,
     /// By id, as last listed.
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
+    /// What the runtime calls itself.
+    runtime: Option<Arc<str>>,
     state: Option<SourceState>,
     /// Whether there has ever been a socket.
     seen: bool,
@@ -385,7 +388,8 @@ impl Follower {
         let limit = self.config.timeout;
         match grpc::first_call("version", limit, &self.counters, request).await {
             Ok(it) => {
-                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers")
+                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers");
+                self.runtime = clean_name(Some(&it.runtime_name), &self.counters);
             }
             Err(fault) => return Ok(fault),
         }
@@ -671,7 +675,8 @@ impl Follower {
         }
     }
 
-    async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
+    async fn found(&mut self, mut identity: ContainerIdentity) -> Result<(), Closed> {
+        identity.runtime.clone_from(&self.runtime);
         self.note(identity.id.clone());
         self.send(Input::Identity(IdentityUpdate::Found(identity)))
             .await
@@ -900,16 +905,18 @@ impl<'a> Facts<'a> {
                 .map(|(key, value)| (key.clone(), value.clone())),
         );
         let pod = sandbox.and_then(|sandbox| sandbox.metadata.as_ref());
-        let kubernetes = match (pod, self.name) {
-            (Some(pod), Some(name)) => names_in(pod, name, counters),
-            _ => kubernetes_names(&labels, counters),
-        };
+        // Never by labels: what this source says of a pod is believed as the runtime's own word.
+        let kubernetes = pod
+            .zip(self.name)
+            .and_then(|(pod, name)| names_in(pod, name, counters));
         let image = self.image().or_else(|| self.images().next());
         ContainerIdentity {
             id: id.clone(),
             source: IdentitySource::Cri,
             name: clean_name(self.name, counters),
             image: clean_name(image, counters),
+            // The session knows: see [`Follower::found`].
+            runtime: None,
             kubernetes,
             labels: clean_labels(&labels, counters),
         }
@@ -953,6 +960,7 @@ fn sandbox_identity(id: &ContainerId, sandbox: &Sandbox, counters: &Counters) ->
             .and_then(|pod| clean_name(Some(&pod.name), counters)),
         // Its image is the runtime's business and nobody's choice.
         image: Some(NONE.into()),
+        runtime: None,
         kubernetes: names.map(|names| KubernetesNames {
             container: POD_ITSELF.into(),
             ..names

@@ -374,6 +374,7 @@ fn identity(id: &ContainerId, names: KubernetesNames) -> Box<ContainerIdentity> 
         source: IdentitySource::KubeletLogs,
         name: None,
         image: None,
+        runtime: None,
         kubernetes: Some(names),
         labels: Default::default(),
     })
