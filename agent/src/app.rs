@@ -30,7 +30,7 @@ use self::recorder::Recorder;
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
-use crate::core::model::{Clock, ContainerId, Nanos, Pid, SourceId, SourceState};
+use crate::core::model::{Clock, ContainerId, Nanos, Pid, PodUid, SourceId, SourceState};
 use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
@@ -261,6 +261,7 @@ pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Resu
     );
     sources.spawn(outlived(SourceId::Procfs, inputs.clone(), procfs));
     let mut names = Vec::new();
+    let mut pod_lookups = None;
     if config.docker.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::Docker);
         let docker = docker::run(
@@ -314,6 +315,8 @@ pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Resu
     }
     if config.kubelet_logs.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::KubeletLogs);
+        let (ask, pods) = mpsc::channel(LOOKUPS);
+        pod_lookups = Some(ask);
         let logs = config.kubelet_logs.clone();
         let logs = kubelet_logs::run(
             kubelet_logs::Config {
@@ -324,6 +327,7 @@ pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Resu
             },
             counters,
             lookups,
+            pods,
             inputs.clone(),
             now,
             stopped.clone(),
@@ -362,6 +366,7 @@ pub async fn run(config: Config, log: Arc<Log>, record: Option<PathBuf>) -> Resu
         is_last: false,
         snapshots,
         names,
+        pod_lookups,
         allocations,
         rescans,
         announce,
@@ -576,6 +581,8 @@ struct Core {
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// The sources of names that are switched on.
     names: Vec<SourceOfNames>,
+    /// The one that is asked for pods, if it is.
+    pod_lookups: Option<mpsc::Sender<PodUid>>,
     /// What the source of allocations counts, if that is switched on.
     allocations: Option<Arc<identity::Counters>>,
     rescans: mpsc::Sender<()>,
@@ -733,6 +740,11 @@ impl Core {
                     }
                     any
                 }
+                // The others tell by themselves of every pod that they know.
+                Effect::LookUpPod(uid) => match &self.pod_lookups {
+                    Some(lookups) => lookups.try_send(uid).is_err(),
+                    None => false,
+                },
                 Effect::Rescan => self.rescans.try_send(()).is_err(),
                 Effect::AnnounceAnew => self.announce.try_send(()).is_err(),
                 Effect::ReadLists => self.lists.try_send(()).is_err(),

@@ -33,8 +33,8 @@ use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
-    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, IdOnlyReason,
-    NamespaceSeries, Snapshot, SourceErrorBook,
+    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
+    Snapshot, SourceErrorBook,
 };
 
 /// Classes of errors that are told apart, per source; each has one of a few in its code.
@@ -106,6 +106,8 @@ impl Default for Settings {
 pub enum Effect {
     /// Ask the sources of names for this container.
     LookUp(ContainerId),
+    /// Ask the sources of names that can tell for this pod.
+    LookUpPod(PodUid),
     /// Scan `/proc`: something was lost, or a process is not known.
     Rescan,
     /// Have the kernel side announce every cgroup anew.
@@ -700,6 +702,7 @@ impl Accountant {
 
     fn settle_names(&mut self, now: BootTime) {
         let sources = self.sources_of_names();
+        let is_asked_for_pods = self.is_asked_for_pods();
         let owners: Vec<Owner> = self
             .ledger
             .accounts()
@@ -715,7 +718,11 @@ impl Accountant {
                 attribution: Attribution::Held,
                 held_since: now,
                 labels: no_names(&owner),
-                image: UNRESOLVED.into(),
+                image: match &owner {
+                    Owner::Container(_) => UNRESOLVED.into(),
+                    // It is of several containers, or of none.
+                    Owner::Pod(_) | Owner::Host(_) => NONE.into(),
+                },
                 runtime: UNRESOLVED.into(),
             });
             if matches!(payer.attribution, Attribution::Named { .. }) {
@@ -747,17 +754,22 @@ impl Accountant {
                     }
                 }
                 Owner::Pod(uid) => {
-                    if let Some((names, source)) = self.directory.pod_names(uid) {
+                    let is_users_own = self.placements.is_weak(&owner);
+                    if let Some((names, source)) = self.directory.pod_names(uid, is_users_own) {
                         if matches!(payer.attribution, Attribution::IdOnly { .. }) {
                             self.counts.named_late += 1;
                         }
                         payer.labels.namespace = Arc::clone(&names.namespace);
                         payer.labels.pod = Arc::clone(&names.pod);
                         payer.attribution = Attribution::Named { source };
-                    } else if payer.attribution == Attribution::Held && grace_over {
-                        payer.attribution = Attribution::IdOnly {
-                            reason: IdOnlyReason::NoSource,
-                        };
+                        continue;
+                    }
+                    if payer.attribution == Attribution::Held && grace_over {
+                        let reason = self.directory.pod_reason(uid, sources, is_asked_for_pods);
+                        payer.attribution = Attribution::IdOnly { reason };
+                    }
+                    if !is_users_own && self.directory.should_ask_pod(uid, now) {
+                        self.effects.push(Effect::LookUpPod(uid.clone()));
                     }
                 }
                 // A unit needs nobody's answer.
@@ -779,6 +791,12 @@ impl Accountant {
                 .iter()
                 .any(|state| matches!(state, Some(SourceState::Down { .. }))),
         }
+    }
+
+    /// Whether a source is there that can be asked for a pod by its uid.
+    pub(super) fn is_asked_for_pods(&self) -> bool {
+        let logs = self.sources.get(&SourceId::KubeletLogs);
+        logs.is_some_and(|health| health.state == SourceState::Up)
     }
 
     fn publish(&mut self, clock: Clock) {
@@ -1373,7 +1391,7 @@ mod tests {
         MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
     use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason};
-    use crate::core::snapshot::AccountingBook;
+    use crate::core::snapshot::{AccountingBook, IdOnlyReason};
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -2705,6 +2723,94 @@ mod tests {
         // The window begins before the list was read.
         node.pass(500, &[(7, 900)]);
         assert_eq!(node.commit().container_series[0].start, through);
+    }
+
+    /// A pod whose sandbox has no cgroup below the pod's: gVisor's. Nothing of it is in a container.
+    #[test]
+    fn a_pod_whose_processes_are_in_its_own_cgroup_is_named_by_whoever_knows_the_pod() {
+        let names = |uid: &str| KubernetesNames {
+            namespace: "ml".into(),
+            pod: "train-0".into(),
+            pod_uid: uid.into(),
+            container: POD_ITSELF.into(),
+        };
+        let sandbox = IdentityUpdate::Found(ContainerIdentity {
+            runtime: Some("containerd".into()),
+            id: A.into(),
+            source: IdentitySource::Cri,
+            name: Some("train-0".into()),
+            image: Some(NONE.into()),
+            kubernetes: Some(names(UID)),
+            labels: Default::default(),
+        });
+        let folder = IdentityUpdate::FoundPod {
+            source: IdentitySource::KubeletLogs,
+            names: names(UID),
+        };
+        for (source, answer) in [
+            (IdentitySource::Cri, sandbox),
+            (IdentitySource::KubeletLogs, folder),
+        ] {
+            let mut node = Node::new(10_000, 0);
+            node.health(SourceId::KubeletLogs, SourceState::Up);
+            node.fork(7, 9);
+            node.pass(1_000, &[(7, 500)]);
+            node.commit();
+            let asked = Effect::LookUpPod(UID.into());
+            assert!(node.accountant.take_effects().contains(&asked));
+            node.take(Input::Identity(answer));
+            let snapshot = node.commit();
+            let account = &snapshot.accounts[0];
+            let labels = &account.labels;
+            let found = [&labels.namespace, &labels.pod, &labels.container].map(|of| &**of);
+            assert_eq!(found, ["ml", "train-0", POD_ITSELF]);
+            assert_eq!((&*labels.pod_uid, &*labels.container_id), (UID, NONE));
+            assert_eq!(account.attribution, Attribution::Named { source });
+            assert_eq!(&*account.image, NONE);
+            assert_eq!(&*snapshot.namespace_series[0].namespace, "ml");
+            node.accountant.take_effects();
+            node.pass(3_000, &[]);
+            node.commit();
+            assert!(!node.accountant.take_effects().contains(&asked));
+        }
+    }
+
+    #[test]
+    fn why_a_pod_has_no_names_is_told_as_it_is() {
+        let down = SourceState::Down {
+            class: "refused".into(),
+            reason: "".into(),
+            next_retry: None,
+        };
+        let rows = [
+            (vec![], IdOnlyReason::NoSource),
+            (
+                vec![(SourceId::Cri, SourceState::Up)],
+                IdOnlyReason::NotFound,
+            ),
+            (
+                vec![(SourceId::KubeletLogs, SourceState::Up)],
+                IdOnlyReason::Timeout,
+            ),
+            (
+                vec![
+                    (SourceId::KubeletLogs, SourceState::Up),
+                    (SourceId::Cri, down),
+                ],
+                IdOnlyReason::SourceDown,
+            ),
+        ];
+        for (states, reason) in rows {
+            let mut node = Node::new(0, 0);
+            for (source, state) in states {
+                node.health(source, state);
+            }
+            node.fork(7, 9);
+            node.pass(1_000, &[(7, 500)]);
+            let snapshot = node.commit();
+            let found = snapshot.accounts[0].attribution;
+            assert_eq!(found, Attribution::IdOnly { reason });
+        }
     }
 
     #[test]

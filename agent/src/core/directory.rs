@@ -79,6 +79,38 @@ pub enum Outcome {
     },
 }
 
+/// What a source said of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodAnswer<'a> {
+    /// Who.
+    pub source: IdentitySource,
+    /// When it arrived.
+    pub at: BootTime,
+    /// What it is called, or why that is not known, as a label value.
+    pub names: Result<&'a KubernetesNames, &'static str>,
+    /// The source has said since that what it said it of is gone.
+    pub removed: bool,
+}
+
+impl PodAnswer<'_> {
+    /// What goes before other answers of the same source, the least first.
+    fn rank(&self) -> (bool, bool, &str, &str, BootTime) {
+        let (namespace, pod) = self
+            .names
+            .map_or(("", ""), |names| (&*names.namespace, &*names.pod));
+        (self.names.is_err(), self.removed, namespace, pod, self.at)
+    }
+}
+
+/// A pod that sources were asked for by its uid.
+#[derive(Debug, Default)]
+struct PodEntry {
+    /// What each said last, in the order of [`IdentitySource::ALL`].
+    answers: [Option<(BootTime, Result<KubernetesNames, &'static str>)>; IdentitySource::ALL.len()],
+    asked: Option<BootTime>,
+    touched: BootTime,
+}
+
 /// What of an answer counts, by what the kernel has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Belief {
@@ -237,17 +269,20 @@ pub struct Names {
 #[derive(Debug)]
 pub struct Directory {
     entries: HashMap<ContainerId, Entry>,
+    /// By their uids, as [`bare_uid`] writes them.
+    pods: HashMap<PodUid, PodEntry>,
     limit: usize,
     refused: [u64; IdentitySource::ALL.len()],
     overflows: u64,
 }
 
 impl Directory {
-    /// A directory of at most `limit` containers.
+    /// A directory of at most `limit` containers, and as many pods.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
             entries: HashMap::new(),
+            pods: HashMap::new(),
             limit,
             refused: [0; IdentitySource::ALL.len()],
             overflows: 0,
@@ -362,6 +397,24 @@ impl Directory {
                     *answer = Some(Answer::new(source, now, Outcome::NotFound { reason }));
                 }
             }
+            IdentityUpdate::FoundPod { source, names } => {
+                if let Some(entry) = self.pods.get_mut(&bare_uid(&names.pod_uid)) {
+                    entry.answers[place(source)] = Some((now, Ok(names)));
+                }
+            }
+            IdentityUpdate::PodNotFound {
+                source,
+                uid,
+                reason,
+            } => {
+                if let Some(entry) = self.pods.get_mut(&bare_uid(&uid)) {
+                    let answer = &mut entry.answers[place(source)];
+                    // What was learnt before stays.
+                    if !matches!(answer, Some((_, Ok(_)))) {
+                        *answer = Some((now, Err(reason)));
+                    }
+                }
+            }
             IdentityUpdate::Removed { source, id } => {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.touched = now;
@@ -436,17 +489,116 @@ impl Directory {
         self.entries.get(id)?.identified
     }
 
-    /// What a pod is called, from any of its containers whose names the kernel's cgroup confirms.
+    /// Whether somebody should be asked for this pod now. Says so once, then not again for two
+    /// seconds.
+    pub fn should_ask_pod(&mut self, uid: &PodUid, now: BootTime) -> bool {
+        let uid = bare_uid(uid);
+        if self.pods.len() >= self.limit && !self.pods.contains_key(&uid) {
+            let least = self.pods.iter().min_by_key(|(_, entry)| entry.touched);
+            let Some(least) = least.map(|(uid, _)| uid.clone()) else {
+                return false;
+            };
+            // Whoever wants it asks again.
+            self.pods.remove(&least);
+            self.overflows += 1;
+        }
+        let entry = self.pods.entry(uid).or_default();
+        entry.touched = now;
+        let due = entry
+            .asked
+            .is_none_or(|asked| now.since(asked) >= ASK_AGAIN);
+        if due {
+            entry.asked = Some(now);
+        }
+        due
+    }
+
+    /// What each source said of a pod, in the order of [`IdentitySource::ALL`]: of its containers
+    /// that are in its cgroup, and what is root's word without one, as [`is_roots`] has it. Below a
+    /// user's own manager a pod's uid may be anybody's choice, so there only the former counts.
     #[must_use]
-    pub fn pod_names(&self, uid: &PodUid) -> Option<(&KubernetesNames, IdentitySource)> {
-        self.entries
-            .values()
-            .filter(|entry| entry.pod_uid().is_some_and(|known| same_uid(known, uid)))
-            .filter_map(|entry| {
-                let known = entry.winner()?;
-                Some((known.kubernetes?, known.identity.source))
-            })
-            .min_by_key(|(_, source)| *source)
+    pub fn pod_answers(
+        &self,
+        uid: &PodUid,
+        is_users_own: bool,
+    ) -> [Option<PodAnswer<'_>>; IdentitySource::ALL.len()] {
+        let mut best = [None::<PodAnswer<'_>>; IdentitySource::ALL.len()];
+        if let Some(entry) = self.pods.get(&bare_uid(uid)).filter(|_| !is_users_own) {
+            for (source, answer) in IdentitySource::ALL.into_iter().zip(&entry.answers) {
+                best[place(source)] = answer.as_ref().map(|(at, names)| PodAnswer {
+                    source,
+                    at: *at,
+                    names: names.as_ref().map_err(|reason| *reason),
+                    removed: false,
+                });
+            }
+        }
+        for entry in self.entries.values() {
+            let is_in_it = entry.pod_uid().is_some_and(|known| same_uid(known, uid));
+            for answer in entry.answers.iter().flatten() {
+                let Outcome::Found {
+                    identity,
+                    belief: Belief::Whole,
+                    ..
+                } = &answer.outcome
+                else {
+                    continue;
+                };
+                let Some(names) = &identity.kubernetes else {
+                    continue;
+                };
+                let is_believed = is_in_it || (!is_users_own && is_roots(identity));
+                if !is_believed || !same_uid(&names.pod_uid, uid) {
+                    continue;
+                }
+                let answer = PodAnswer {
+                    source: answer.source,
+                    at: answer.at,
+                    names: Ok(names),
+                    removed: answer.removed,
+                };
+                let best = &mut best[place(answer.source)];
+                if best.is_none_or(|best| answer.rank() < best.rank()) {
+                    *best = Some(answer);
+                }
+            }
+        }
+        best
+    }
+
+    /// What a pod is called, by the best source that knows it.
+    #[must_use]
+    pub fn pod_names(
+        &self,
+        uid: &PodUid,
+        is_users_own: bool,
+    ) -> Option<(&KubernetesNames, IdentitySource)> {
+        let answers = self.pod_answers(uid, is_users_own);
+        let mut found = answers.into_iter().flatten();
+        found.find_map(|answer| Some((answer.names.ok()?, answer.source)))
+    }
+
+    /// Why a pod has no names, given what is known of the sources, and whether one is there that is
+    /// asked for pods.
+    #[must_use]
+    pub fn pod_reason(
+        &self,
+        uid: &PodUid,
+        sources: SourcesOfNames,
+        is_asked: bool,
+    ) -> IdOnlyReason {
+        let entry = self.pods.get(&bare_uid(uid));
+        let has_answer = entry.is_some_and(|entry| entry.answers.iter().any(Option::is_some));
+        if sources.down {
+            IdOnlyReason::SourceDown
+        } else if !sources.up {
+            IdOnlyReason::NoSource
+        } else if has_answer || !is_asked {
+            // The others tell by themselves of all that they know.
+            IdOnlyReason::NotFound
+        } else {
+            IdOnlyReason::Timeout
+        }
     }
 
     /// What each source said of a container, the best first.
@@ -592,6 +744,11 @@ fn container_of(name: &Arc<str>) -> Arc<str> {
         "POD" => POD_ITSELF.into(),
         _ => non_empty(name),
     }
+}
+
+/// A pod's uid without dashes: a key.
+fn bare_uid(uid: &PodUid) -> PodUid {
+    PodUid(uid.0.replace('-', "").into())
 }
 
 /// Static pods' uids have no dashes in some places and have them in others.
@@ -792,7 +949,7 @@ mod tests {
                 assert_eq!(text(&directory.names(&id()).labels), after, "{answer:?}");
                 assert_eq!(directory.refused_of()[place(source)], refused, "{answer:?}");
                 assert_eq!(directory.kubernetes(&id()), None);
-                assert_eq!(directory.pod_names(&UID.into()), None);
+                assert_eq!(directory.pod_names(&UID.into(), true), None);
             }
         }
     }
@@ -1036,11 +1193,91 @@ mod tests {
         let mut directory = directory();
         // Labels alone could be anybody's.
         directory.learn(found(Some(UID)), BootTime(1));
-        assert_eq!(directory.pod_names(&uid), None);
+        assert_eq!(directory.pod_names(&uid, false), None);
         directory.see(&id(), Some(&uid), "docker", &"/here".into(), BootTime(2));
-        let (names, source) = directory.pod_names(&uid).unwrap();
-        assert_eq!((&*names.namespace, &*names.pod), ("ml", "train-0"));
-        assert_eq!(source, IdentitySource::Docker);
+        for is_users_own in [false, true] {
+            let (names, source) = directory.pod_names(&uid, is_users_own).unwrap();
+            assert_eq!((&*names.namespace, &*names.pod), ("ml", "train-0"));
+            assert_eq!(source, IdentitySource::Docker);
+        }
+    }
+
+    #[test]
+    fn a_pod_without_a_containers_cgroup_is_called_what_roots_own_sources_say() {
+        let uid = PodUid::from(UID);
+        let bare = PodUid::from(UID.replace('-', "").as_str());
+        for source in [IdentitySource::Cri, IdentitySource::KubeletLogs] {
+            let mut directory = directory();
+            directory.learn(said(source, Some(UID), None), BootTime(1));
+            for uid in [&uid, &bare] {
+                let (names, by) = directory.pod_names(uid, false).unwrap();
+                assert_eq!(
+                    (&*names.namespace, &*names.pod, by),
+                    ("ml", "train-0", source)
+                );
+                // A user's own manager may show any uid.
+                assert_eq!(directory.pod_names(uid, true), None);
+            }
+            // A container's in another pod is another pod's.
+            let other = PodUid::from("other");
+            directory.see(&id(), Some(&other), "kata", &"/here".into(), BootTime(2));
+            assert_eq!(directory.pod_names(&uid, false), None);
+        }
+    }
+
+    #[test]
+    fn a_pod_is_asked_for_by_its_uid_and_why_it_is_not_known_is_told() {
+        let source = IdentitySource::KubeletLogs;
+        let uid = PodUid::from(UID);
+        let (none, down) = (
+            SourcesOfNames::default(),
+            SourcesOfNames {
+                up: true,
+                down: true,
+            },
+        );
+        let mut directory = directory();
+        let s = |seconds: u64| BootTime(seconds * 1_000_000_000);
+        let asked = [10, 11, 12].map(|at| directory.should_ask_pod(&uid, s(at)));
+        assert_eq!(asked, [true, false, true]);
+        for (sources, is_asked, reason) in [
+            (none, false, IdOnlyReason::NoSource),
+            (down, true, IdOnlyReason::SourceDown),
+            (UP, true, IdOnlyReason::Timeout),
+            (UP, false, IdOnlyReason::NotFound),
+        ] {
+            assert_eq!(directory.pod_reason(&uid, sources, is_asked), reason);
+        }
+        let not_found = IdentityUpdate::PodNotFound {
+            source,
+            uid: uid.clone(),
+            reason: "not_found",
+        };
+        directory.learn(not_found.clone(), s(13));
+        assert_eq!(directory.pod_reason(&uid, UP, true), IdOnlyReason::NotFound);
+        let names = KubernetesNames {
+            namespace: "ml".into(),
+            pod: "train-0".into(),
+            pod_uid: uid.clone(),
+            container: POD_ITSELF.into(),
+        };
+        let found = IdentityUpdate::FoundPod {
+            source,
+            names: names.clone(),
+        };
+        directory.learn(found.clone(), s(14));
+        // It is not unlearnt.
+        directory.learn(not_found, s(15));
+        assert_eq!(directory.pod_names(&uid, false), Some((&names, source)));
+        assert_eq!(directory.pod_names(&uid, true), None);
+        // Nobody asked for this one.
+        let mut directory = Directory::new(1);
+        directory.learn(found, s(16));
+        assert_eq!(directory.pod_names(&uid, false), None);
+        // There is room for one.
+        assert!(directory.should_ask_pod(&uid, s(17)));
+        assert!(directory.should_ask_pod(&"other".into(), s(18)));
+        assert_eq!((directory.pods.len(), directory.overflows()), (1, 1));
     }
 
     #[test]

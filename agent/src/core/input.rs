@@ -219,6 +219,23 @@ pub enum IdentityUpdate {
         #[serde(deserialize_with = "reason")]
         reason: Reason,
     },
+    /// What a pod is called, by a source that was asked for the pod and not for any container of it.
+    FoundPod {
+        /// Who says so.
+        source: IdentitySource,
+        /// As what; its container is `(pod)`.
+        names: KubernetesNames,
+    },
+    /// The source answers and does not know the pod.
+    PodNotFound {
+        /// Who was asked.
+        source: IdentitySource,
+        /// For whom.
+        uid: PodUid,
+        /// Why it is not known, as a label value.
+        #[serde(deserialize_with = "reason")]
+        reason: Reason,
+    },
     /// The source says that it has been removed. What was learnt of it stays.
     Removed {
         /// Who said so.

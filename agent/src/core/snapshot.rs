@@ -219,7 +219,8 @@ pub enum IdOnlyReason {
     SourceDown,
     /// The sources answer and do not know this container.
     NotFound,
-    /// An answer contradicted the pod uid in the container's cgroup.
+    /// An answer contradicted the pod uid in the container's cgroup: it tells of another pod, or of
+    /// none.
     PodUidMismatch,
     /// No answer came within the grace.
     Timeout,
