@@ -726,6 +726,22 @@ impl Accountant {
                 runtime: UNRESOLVED.into(),
             });
             if matches!(payer.attribution, Attribution::Named { .. }) {
+                // Its names are frozen. What else is told of it may be learnt later, from another.
+                if let Owner::Container(id) = &owner
+                    && [&payer.image, &payer.runtime]
+                        .map(|of| &**of)
+                        .contains(&UNRESOLVED)
+                {
+                    let names = self.directory.names(id);
+                    for (of, known) in [
+                        (&mut payer.image, names.image),
+                        (&mut payer.runtime, names.runtime),
+                    ] {
+                        if &**of == UNRESOLVED {
+                            *of = known;
+                        }
+                    }
+                }
                 continue;
             }
             let grace_over = now.since(payer.held_since) >= self.settings.policy.grace;
@@ -2811,6 +2827,44 @@ mod tests {
             let found = snapshot.accounts[0].attribution;
             assert_eq!(found, Attribution::IdOnly { reason });
         }
+    }
+
+    #[test]
+    fn an_image_that_is_learnt_after_the_names_is_told() {
+        let mut node = Node::new(0, 0);
+        let identity = |source, image: Option<&str>| {
+            Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+                runtime: None,
+                id: A.into(),
+                source,
+                name: None,
+                image: image.map(Into::into),
+                kubernetes: Some(KubernetesNames {
+                    namespace: "ml".into(),
+                    pod: "train-0".into(),
+                    pod_uid: UID.into(),
+                    container: "main".into(),
+                }),
+                labels: Default::default(),
+            }))
+        };
+        node.take(identity(IdentitySource::KubeletLogs, None));
+        node.fork(7, 10);
+        node.pass(1_000, &[(7, 500)]);
+        let first = node.commit();
+        assert_eq!(&*first.container_series[0].image, UNRESOLVED);
+        node.take(identity(IdentitySource::Bundle, Some("cuda:12")));
+        let then = node.commit();
+        let (first, then) = (&first.container_series[0], &then.container_series[0]);
+        assert_eq!(&*then.image, "cuda:12");
+        // It tells more of the same series.
+        assert_eq!(
+            (&then.labels, then.start, then.attribution),
+            (&first.labels, first.start, first.attribution)
+        );
+        // What is told stays, whoever tells something else.
+        node.take(identity(IdentitySource::Cri, Some("other:1")));
+        assert_eq!(&*node.commit().container_series[0].image, "cuda:12");
     }
 
     #[test]
