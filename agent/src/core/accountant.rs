@@ -2741,6 +2741,34 @@ mod tests {
         assert_eq!(node.commit().container_series[0].start, through);
     }
 
+    #[test]
+    fn a_container_is_not_left_in_the_pod_that_a_users_own_manager_showed_it_in_first() {
+        let mut node = Node::new(0, 0);
+        let other = "99999999-2222-3333-4444-555555555555";
+        let users = "/user.slice/user-1000.slice/user@1000.service";
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(20),
+                parent: Pid(1),
+                start: StartTicks(9_000),
+                cgroups: [(0, Arc::from(format!("{users}/kubepods/pod{other}/{A}")))].into(),
+            }],
+            skipped: 0,
+        }));
+        node.named(A, Some(UID));
+        node.fork(7, 10);
+        node.pass(1_000, &[(7, 500)]);
+        let snapshot = node.commit();
+        let [account] = &snapshot.accounts[..] else {
+            panic!("one account: {:?}", snapshot.accounts);
+        };
+        let labels = &account.labels;
+        assert_eq!((&*labels.namespace, &*labels.pod_uid), ("ml", UID));
+        assert_eq!(snapshot.agent.cgroups_refused, 1);
+    }
+
     /// A pod whose sandbox has no cgroup below the pod's: gVisor's. Nothing of it is in a container.
     #[test]
     fn a_pod_whose_processes_are_in_its_own_cgroup_is_named_by_whoever_knows_the_pod() {
