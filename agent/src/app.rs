@@ -30,7 +30,7 @@ use self::recorder::Recorder;
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
-use crate::core::model::{Clock, ContainerId, Nanos, Pid, SourceId, SourceState};
+use crate::core::model::{Clock, ContainerId, Nanos, Pid, PodUid, SourceId, SourceState};
 use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
@@ -278,6 +278,7 @@ pub async fn run(
     );
     sources.spawn(outlived(SourceId::Procfs, inputs.clone(), procfs));
     let mut names = Vec::new();
+    let mut pod_lookups = None;
     if config.docker.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::Docker);
         let docker = docker::run(
@@ -332,6 +333,8 @@ pub async fn run(
     }
     if config.kubelet_logs.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::KubeletLogs);
+        let (ask, pods) = mpsc::channel(LOOKUPS);
+        pod_lookups = Some(ask);
         let logs = config.kubelet_logs.clone();
         let logs = kubelet_logs::run(
             kubelet_logs::Config {
@@ -342,6 +345,7 @@ pub async fn run(
             },
             counters,
             lookups,
+            pods,
             inputs.clone(),
             now,
             stopped.clone(),
@@ -380,6 +384,7 @@ pub async fn run(
         is_last: false,
         snapshots,
         names,
+        pod_lookups,
         allocations,
         rescans,
         announce,
@@ -594,6 +599,8 @@ struct Core {
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// The sources of names that are switched on.
     names: Vec<SourceOfNames>,
+    /// The one that is asked for pods, if it is.
+    pod_lookups: Option<mpsc::Sender<PodUid>>,
     /// What the source of allocations counts, if that is switched on.
     allocations: Option<Arc<identity::Counters>>,
     rescans: mpsc::Sender<()>,
@@ -751,6 +758,11 @@ impl Core {
                     }
                     any
                 }
+                // The others tell by themselves of every pod that they know.
+                Effect::LookUpPod(uid) => match &self.pod_lookups {
+                    Some(lookups) => lookups.try_send(uid).is_err(),
+                    None => false,
+                },
                 Effect::Rescan => self.rescans.try_send(()).is_err(),
                 Effect::AnnounceAnew => self.announce.try_send(()).is_err(),
                 Effect::ReadLists => self.lists.try_send(()).is_err(),

@@ -30,8 +30,8 @@ use gpuacct::core::input::{
     WindowQuality,
 };
 use gpuacct::core::model::{
-    BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, UnattributedReason,
-    UnobservedReason, WallTime,
+    BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, PodUid, SourceId, SourceState,
+    UnattributedReason, UnobservedReason, WallTime,
 };
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
@@ -253,6 +253,8 @@ struct World {
     published: BTreeMap<(ContainerLabels, String, WallTime), Published>,
     hosts: BTreeMap<(String, WallTime), Nanos>,
     namespaces: BTreeMap<(String, String), Nanos>,
+    /// Who could say what the first pod is called, whether or not a container of it was seen.
+    know_the_pod: BTreeSet<IdentitySource>,
 }
 
 /// What an answer of a source of names is like.
@@ -388,6 +390,7 @@ impl World {
             published: BTreeMap::new(),
             hosts: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            know_the_pod: BTreeSet::new(),
         };
         let gpus = (0..GPUS).map(|gpu| GpuInfo {
             uuid: uuid(gpu),
@@ -681,11 +684,14 @@ impl World {
     }
 
     fn named(&mut self, place: Place, source: IdentitySource, answer: Answer) {
-        if matches!(place, Place::Pod | Place::Host) {
+        let [namespace, pod, container] = place.names();
+        if place == Place::Pod {
+            return self.pod_named(source, answer);
+        }
+        if place == Place::Host {
             return;
         }
         let id = place.account().as_str().into();
-        let [namespace, pod, container] = place.names();
         let container = if matches!(answer, Answer::Renamed) {
             RENAMED
         } else {
@@ -712,7 +718,17 @@ impl World {
             }
             (Answer::Right | Answer::Renamed, Some(uid)) => Some(kubernetes(namespace, uid)),
         };
+        if place == Place::InPod {
+            // These two need no container in the pod's cgroup. What is said last counts.
+            let is_roots = matches!(source, IdentitySource::Cri | IdentitySource::KubeletLogs);
+            if is_roots && matches!(answer, Answer::Right | Answer::Renamed) {
+                self.know_the_pod.insert(source);
+            } else {
+                self.know_the_pod.remove(&source);
+            }
+        }
         self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+            runtime: None,
             id,
             source,
             name: Some(container.into()),
@@ -720,6 +736,30 @@ impl World {
             kubernetes,
             labels: BTreeMap::new(),
         })));
+    }
+
+    /// A source that is asked for pods answers for the one whose own cgroup has processes.
+    fn pod_named(&mut self, source: IdentitySource, answer: Answer) {
+        let [namespace, pod, container] = Place::Pod.names();
+        let uid: PodUid = Place::Pod.account().as_str().into();
+        let update = match answer {
+            Answer::Right => IdentityUpdate::FoundPod {
+                source,
+                names: KubernetesNames {
+                    namespace: namespace.into(),
+                    pod: pod.into(),
+                    pod_uid: uid,
+                    container: container.into(),
+                },
+            },
+            Answer::Unknown => IdentityUpdate::PodNotFound {
+                source,
+                uid,
+                reason: "not_found",
+            },
+            Answer::Renamed | Answer::Wrong | Answer::WithoutPod | Answer::Removed => return,
+        };
+        self.take(Input::Identity(update));
     }
 
     fn step(&mut self, step: Step) {
@@ -955,6 +995,14 @@ impl World {
     }
 
     fn check_published(&mut self, snapshot: &Snapshot) {
+        for account in &snapshot.accounts {
+            let labels = &account.labels;
+            if &*labels.container == "(pod)" && !self.know_the_pod.is_empty() {
+                let found = [&labels.namespace, &labels.pod, &labels.container];
+                let found = found.map(|label| &**label);
+                assert_eq!(found, Place::Pod.names(), "somebody knows the pod");
+            }
+        }
         let mut shown = BTreeSet::new();
         for series in &snapshot.container_series {
             let labels = &series.labels;

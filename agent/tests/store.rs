@@ -33,6 +33,8 @@ const SECOND: u64 = 1_000_000_000;
 const HOUR: u64 = 3_600 * SECOND;
 /// Ten seconds before a full hour.
 const EPOCH: u64 = 472_222 * HOUR - 110 * SECOND;
+/// The pod of all containers but the first.
+const POD_UID: &str = "11111111-2222-3333-4444-555555555555";
 const IDS: [&str; 3] = [
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
@@ -204,15 +206,18 @@ impl Node {
     }
 
     fn scan(&mut self) {
-        let processes = self
-            .processes
-            .iter()
-            .map(|(pid, (start, at))| ScannedProcess {
+        let processes = self.processes.iter().map(|(pid, (start, at))| {
+            let above = match at {
+                0 => "/docker".to_owned(),
+                _ => format!("/kubepods/pod{POD_UID}"),
+            };
+            ScannedProcess {
                 pid: Pid(*pid),
                 parent: Pid(1),
                 start: StartTicks::from(BootTime(*start)),
-                cgroups: Arc::new([(0, format!("/docker/{}", IDS[*at]).into())]),
-            });
+                cgroups: Arc::new([(0, format!("{above}/{}", IDS[*at]).into())]),
+            }
+        });
         let scan = ProcessScan {
             started: BootTime(self.now),
             finished: BootTime(self.now),
@@ -238,6 +243,7 @@ impl Node {
     fn name(&mut self, at: usize) {
         self.named[at] = true;
         self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+            runtime: None,
             id: IDS[at].into(),
             source: IdentitySource::Docker,
             name: Some("web".into()),
@@ -245,7 +251,7 @@ impl Node {
             kubernetes: (at > 0).then(|| KubernetesNames {
                 namespace: "ml".into(),
                 pod: format!("train-{at}").into(),
-                pod_uid: "11111111-2222-3333-4444-555555555555".into(),
+                pod_uid: POD_UID.into(),
                 container: "main".into(),
             }),
             labels: [("team".into(), "vision".into())].into(),

@@ -57,6 +57,8 @@ pub struct Containers {
 pub struct Container {
     /// Its id.
     pub id: String,
+    /// Its pod's.
+    pub pod_uid: String,
     path: PathBuf,
 }
 
@@ -87,13 +89,13 @@ impl Containers {
     pub fn add(&mut self) -> Result<Container> {
         let number = self.count;
         self.count += 1;
-        let pod = format!("pod6f1c8a52-3c1e-4c55-9a8e-{number:012x}");
-        let pod = self.class.join(pod);
+        let pod_uid = format!("6f1c8a52-3c1e-4c55-9a8e-{number:012x}");
+        let pod = self.class.join(format!("pod{pod_uid}"));
         let id = container_id(number);
         let path = pod.join(&id);
         self.make(&pod)?;
         self.make(&path)?;
-        Ok(Container { id, path })
+        Ok(Container { id, pod_uid, path })
     }
 
     fn make(&mut self, path: &Path) -> Result<()> {
@@ -120,7 +122,20 @@ impl Container {
     /// # Errors
     /// If the cgroup takes nobody, or the program cannot be started.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        let procs = self.path.join("cgroup.procs");
+        Self::spawn_at(&self.path, command)
+    }
+
+    /// The same beside it, in its pod's own cgroup.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn spawn_beside(&self, command: &mut Command) -> Result<Child> {
+        let pod = self.path.parent().context("it is in no pod")?;
+        Self::spawn_at(pod, command)
+    }
+
+    fn spawn_at(cgroup: &Path, command: &mut Command) -> Result<Child> {
+        let procs = cgroup.join("cgroup.procs");
         let procs = File::options()
             .write(true)
             .open(&procs)

@@ -1,9 +1,10 @@
 //! A tenant with all the rights in its container tries to have its GPU time billed to another's.
-//! The kernel's path of its cgroup begins with its own container, so it pays.
+//! The kernel's path of its cgroup begins with its own container, so it pays. Another has no more
+//! than a victim's labels.
 
 use std::fs;
 
-use gpuacct::core::snapshot::{Attribution, Who};
+use gpuacct::core::snapshot::{AnswerOutcome, Attribution, Who};
 use gpuacct_tests::agent;
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, account};
@@ -40,6 +41,60 @@ const SCRIPT: &str = r#"
     done
     exec "$@"
 "#;
+
+#[test]
+fn who_starts_with_a_victims_labels_is_billed_itself() {
+    let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
+    if require("agent", told(agent::binary().map(|_| ()))).is_none()
+        || require("docker", told(docker::available())).is_none()
+    {
+        return;
+    }
+    let node = Node::new(1).unwrap();
+    let mut daemon = Dockerd::start(docker::Options::at(node.dir().join("d"))).unwrap();
+    let mut thief = ContainerSpec::named(THIEF).in_pod("bank", "victim-0", UID, "trainer");
+    // Where Docker puts whoever asks for nothing.
+    thief.cgroup_parent = None;
+    let thief = daemon.run(&node.at_work(thief, 0, "0.6")).unwrap();
+
+    let mut by_socket = node.config();
+    by_socket.docker.sockets = vec![daemon.socket()];
+    let mut by_file = node.config();
+    by_file.bundle.docker = vec![node.dir().join("d/data")];
+    for (source, config) in [("docker", by_socket), ("bundle", by_file)] {
+        let mut agent = node.agent(source, config).unwrap();
+        let names = format!(
+            "namespace=\"(none)\",pod=\"(none)\",container=\"{THIEF}\",pod_uid=\"(none)\",container_id=\"{}\"",
+            thief.id
+        );
+        agent
+            .wait_for("its amount under its own name", |agent| {
+                let lines = agent.metric_lines(BUSY)?;
+                Ok(lines
+                    .iter()
+                    .any(|line| line.contains(&names) && !line.ends_with("} 0")))
+            })
+            .unwrap();
+        for family in [BUSY, "gpuacct_namespace_gpu_busy_seconds_total"] {
+            let lines = agent.metric_lines(family).unwrap();
+            let of_the_victim = |line: &String| line.contains("bank") || line.contains(UID);
+            assert!(!lines.iter().any(of_the_victim), "{source}: {lines:#?}");
+        }
+        let status = agent.status().unwrap();
+        assert!(status.snapshot.agent.identities_refused > 0, "{source}");
+        let told = agent.explain(&thief.id).unwrap().unwrap();
+        let mut answers = told.owners[0].answers.iter();
+        let winner = answers.find(|answer| answer.wins).unwrap();
+        assert_eq!(winner.source.as_str(), source);
+        let refused = AnswerOutcome::PodRefused {
+            name: THIEF.into(),
+            claimed: UID.into(),
+        };
+        assert_eq!(winner.outcome, Some(refused), "{told:?}");
+        assert!(agent.stop().unwrap().success());
+    }
+    daemon.remove(&thief).unwrap();
+}
 
 #[test]
 fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {

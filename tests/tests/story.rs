@@ -192,7 +192,7 @@ fn said(owner: &OwnerStory, source: IdentitySource) -> (&str, Option<&str>, bool
     let name = match &answer.outcome {
         Some(AnswerOutcome::Found { name }) => Some(&**name),
         Some(AnswerOutcome::NotFound { .. }) => Some("(not found)"),
-        Some(AnswerOutcome::Refused { .. }) => Some("(refused)"),
+        Some(AnswerOutcome::PodRefused { .. } | AnswerOutcome::Refused { .. }) => Some("(refused)"),
         None => None,
     };
     let health = answer.health.as_ref().map_or("", |health| health.as_str());

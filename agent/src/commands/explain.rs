@@ -257,6 +257,10 @@ impl Page<'_> {
             None => "has not answered".to_owned(),
             Some(AnswerOutcome::Found { name }) => format!("knows it as {name}"),
             Some(AnswerOutcome::NotFound { reason }) => format!("does not know it ({reason})"),
+            Some(AnswerOutcome::PodRefused { name, claimed }) => format!(
+                "knows it as {name}; refused: its labels claim pod uid {claimed}, which no \
+                 cgroup confirms"
+            ),
             Some(AnswerOutcome::Refused { claimed }) => {
                 format!("refused: it claims pod uid {claimed}")
             }

@@ -33,8 +33,8 @@ use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
-    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, IdOnlyReason,
-    NamespaceSeries, Snapshot, SourceErrorBook,
+    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
+    Snapshot, SourceErrorBook,
 };
 
 /// Classes of errors that are told apart, per source; each has one of a few in its code.
@@ -106,6 +106,8 @@ impl Default for Settings {
 pub enum Effect {
     /// Ask the sources of names for this container.
     LookUp(ContainerId),
+    /// Ask the sources of names that can tell for this pod.
+    LookUpPod(PodUid),
     /// Scan `/proc`: something was lost, or a process is not known.
     Rescan,
     /// Have the kernel side announce every cgroup anew.
@@ -557,9 +559,9 @@ impl Accountant {
                 &container.id,
                 container.pod.as_ref().map(|pod| &pod.uid),
                 container.runtime.as_str(),
+                &container.place,
                 now,
             );
-            self.directory.note_place(&container.id, &container.place);
             if container.pod.is_some() && !self.allocations.knows(&container.id) {
                 self.new_in_pods.insert(container.id.clone());
             }
@@ -700,6 +702,7 @@ impl Accountant {
 
     fn settle_names(&mut self, now: BootTime) {
         let sources = self.sources_of_names();
+        let is_asked_for_pods = self.is_asked_for_pods();
         let owners: Vec<Owner> = self
             .ledger
             .accounts()
@@ -715,10 +718,30 @@ impl Accountant {
                 attribution: Attribution::Held,
                 held_since: now,
                 labels: no_names(&owner),
-                image: UNRESOLVED.into(),
+                image: match &owner {
+                    Owner::Container(_) => UNRESOLVED.into(),
+                    // It is of several containers, or of none.
+                    Owner::Pod(_) | Owner::Host(_) => NONE.into(),
+                },
                 runtime: UNRESOLVED.into(),
             });
             if matches!(payer.attribution, Attribution::Named { .. }) {
+                // Its names are frozen. What else is told of it may be learnt later, from another.
+                if let Owner::Container(id) = &owner
+                    && [&payer.image, &payer.runtime]
+                        .map(|of| &**of)
+                        .contains(&UNRESOLVED)
+                {
+                    let names = self.directory.names(id);
+                    for (of, known) in [
+                        (&mut payer.image, names.image),
+                        (&mut payer.runtime, names.runtime),
+                    ] {
+                        if &**of == UNRESOLVED {
+                            *of = known;
+                        }
+                    }
+                }
                 continue;
             }
             let grace_over = now.since(payer.held_since) >= self.settings.policy.grace;
@@ -747,17 +770,22 @@ impl Accountant {
                     }
                 }
                 Owner::Pod(uid) => {
-                    if let Some((names, source)) = self.directory.pod_names(uid) {
+                    let is_users_own = self.placements.is_weak(&owner);
+                    if let Some((names, source)) = self.directory.pod_names(uid, is_users_own) {
                         if matches!(payer.attribution, Attribution::IdOnly { .. }) {
                             self.counts.named_late += 1;
                         }
                         payer.labels.namespace = Arc::clone(&names.namespace);
                         payer.labels.pod = Arc::clone(&names.pod);
                         payer.attribution = Attribution::Named { source };
-                    } else if payer.attribution == Attribution::Held && grace_over {
-                        payer.attribution = Attribution::IdOnly {
-                            reason: IdOnlyReason::NoSource,
-                        };
+                        continue;
+                    }
+                    if payer.attribution == Attribution::Held && grace_over {
+                        let reason = self.directory.pod_reason(uid, sources, is_asked_for_pods);
+                        payer.attribution = Attribution::IdOnly { reason };
+                    }
+                    if !is_users_own && self.directory.should_ask_pod(uid, now) {
+                        self.effects.push(Effect::LookUpPod(uid.clone()));
                     }
                 }
                 // A unit needs nobody's answer.
@@ -779,6 +807,12 @@ impl Accountant {
                 .iter()
                 .any(|state| matches!(state, Some(SourceState::Down { .. }))),
         }
+    }
+
+    /// Whether a source is there that can be asked for a pod by its uid.
+    pub(super) fn is_asked_for_pods(&self) -> bool {
+        let logs = self.sources.get(&SourceId::KubeletLogs);
+        logs.is_some_and(|health| health.state == SourceState::Up)
     }
 
     fn publish(&mut self, clock: Clock) {
@@ -1379,7 +1413,7 @@ mod tests {
         MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
     use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason};
-    use crate::core::snapshot::AccountingBook;
+    use crate::core::snapshot::{AccountingBook, IdOnlyReason};
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -1590,6 +1624,7 @@ mod tests {
 
         fn named(&mut self, id: &str, pod_uid: Option<&str>) {
             self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+                runtime: None,
                 id: id.into(),
                 source: IdentitySource::Docker,
                 name: Some("web".into()),
@@ -2713,12 +2748,166 @@ mod tests {
     }
 
     #[test]
+    fn a_container_is_not_left_in_the_pod_that_a_users_own_manager_showed_it_in_first() {
+        let mut node = Node::new(0, 0);
+        let other = "99999999-2222-3333-4444-555555555555";
+        let users = "/user.slice/user-1000.slice/user@1000.service";
+        node.take(Input::Processes(ProcessScan {
+            started: BootTime(node.now),
+            finished: BootTime(node.now),
+            processes: vec![ScannedProcess {
+                pid: Pid(20),
+                parent: Pid(1),
+                start: StartTicks(9_000),
+                cgroups: [(0, Arc::from(format!("{users}/kubepods/pod{other}/{A}")))].into(),
+            }],
+            skipped: 0,
+        }));
+        node.named(A, Some(UID));
+        node.fork(7, 10);
+        node.pass(1_000, &[(7, 500)]);
+        let snapshot = node.commit();
+        let [account] = &snapshot.accounts[..] else {
+            panic!("one account: {:?}", snapshot.accounts);
+        };
+        let labels = &account.labels;
+        assert_eq!((&*labels.namespace, &*labels.pod_uid), ("ml", UID));
+        assert_eq!(snapshot.agent.cgroups_refused, 1);
+    }
+
+    /// A pod whose sandbox has no cgroup below the pod's: gVisor's. Nothing of it is in a container.
+    #[test]
+    fn a_pod_whose_processes_are_in_its_own_cgroup_is_named_by_whoever_knows_the_pod() {
+        let names = |uid: &str| KubernetesNames {
+            namespace: "ml".into(),
+            pod: "train-0".into(),
+            pod_uid: uid.into(),
+            container: POD_ITSELF.into(),
+        };
+        let sandbox = IdentityUpdate::Found(ContainerIdentity {
+            runtime: Some("containerd".into()),
+            id: A.into(),
+            source: IdentitySource::Cri,
+            name: Some("train-0".into()),
+            image: Some(NONE.into()),
+            kubernetes: Some(names(UID)),
+            labels: Default::default(),
+        });
+        let folder = IdentityUpdate::FoundPod {
+            source: IdentitySource::KubeletLogs,
+            names: names(UID),
+        };
+        for (source, answer) in [
+            (IdentitySource::Cri, sandbox),
+            (IdentitySource::KubeletLogs, folder),
+        ] {
+            let mut node = Node::new(10_000, 0);
+            node.health(SourceId::KubeletLogs, SourceState::Up);
+            node.fork(7, 9);
+            node.pass(1_000, &[(7, 500)]);
+            node.commit();
+            let asked = Effect::LookUpPod(UID.into());
+            assert!(node.accountant.take_effects().contains(&asked));
+            node.take(Input::Identity(answer));
+            let snapshot = node.commit();
+            let account = &snapshot.accounts[0];
+            let labels = &account.labels;
+            let found = [&labels.namespace, &labels.pod, &labels.container].map(|of| &**of);
+            assert_eq!(found, ["ml", "train-0", POD_ITSELF]);
+            assert_eq!((&*labels.pod_uid, &*labels.container_id), (UID, NONE));
+            assert_eq!(account.attribution, Attribution::Named { source });
+            assert_eq!(&*account.image, NONE);
+            assert_eq!(&*snapshot.namespace_series[0].namespace, "ml");
+            node.accountant.take_effects();
+            node.pass(3_000, &[]);
+            node.commit();
+            assert!(!node.accountant.take_effects().contains(&asked));
+        }
+    }
+
+    #[test]
+    fn why_a_pod_has_no_names_is_told_as_it_is() {
+        let down = SourceState::Down {
+            class: "refused".into(),
+            reason: "".into(),
+            next_retry: None,
+        };
+        let rows = [
+            (vec![], IdOnlyReason::NoSource),
+            (
+                vec![(SourceId::Cri, SourceState::Up)],
+                IdOnlyReason::NotFound,
+            ),
+            (
+                vec![(SourceId::KubeletLogs, SourceState::Up)],
+                IdOnlyReason::Timeout,
+            ),
+            (
+                vec![
+                    (SourceId::KubeletLogs, SourceState::Up),
+                    (SourceId::Cri, down),
+                ],
+                IdOnlyReason::SourceDown,
+            ),
+        ];
+        for (states, reason) in rows {
+            let mut node = Node::new(0, 0);
+            for (source, state) in states {
+                node.health(source, state);
+            }
+            node.fork(7, 9);
+            node.pass(1_000, &[(7, 500)]);
+            let snapshot = node.commit();
+            let found = snapshot.accounts[0].attribution;
+            assert_eq!(found, Attribution::IdOnly { reason });
+        }
+    }
+
+    #[test]
+    fn an_image_that_is_learnt_after_the_names_is_told() {
+        let mut node = Node::new(0, 0);
+        let identity = |source, image: Option<&str>| {
+            Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+                runtime: None,
+                id: A.into(),
+                source,
+                name: None,
+                image: image.map(Into::into),
+                kubernetes: Some(KubernetesNames {
+                    namespace: "ml".into(),
+                    pod: "train-0".into(),
+                    pod_uid: UID.into(),
+                    container: "main".into(),
+                }),
+                labels: Default::default(),
+            }))
+        };
+        node.take(identity(IdentitySource::KubeletLogs, None));
+        node.fork(7, 10);
+        node.pass(1_000, &[(7, 500)]);
+        let first = node.commit();
+        assert_eq!(&*first.container_series[0].image, UNRESOLVED);
+        node.take(identity(IdentitySource::Bundle, Some("cuda:12")));
+        let then = node.commit();
+        let (first, then) = (&first.container_series[0], &then.container_series[0]);
+        assert_eq!(&*then.image, "cuda:12");
+        // It tells more of the same series.
+        assert_eq!(
+            (&then.labels, then.start, then.attribution),
+            (&first.labels, first.start, first.attribution)
+        );
+        // What is told stays, whoever tells something else.
+        node.take(identity(IdentitySource::Cri, Some("other:1")));
+        assert_eq!(&*node.commit().container_series[0].image, "cuda:12");
+    }
+
+    #[test]
     fn namespaces_beyond_the_bound_are_counted_and_go_to_the_overflow() {
         let mut node = Node::new(0, 0);
         node.accountant.settings.namespace_limit = 1;
         node.named(A, Some(UID));
         node.named(B, None);
-        node.fork(7, 3);
+        node.fork(7, 10);
         node.pass(1_000, &[(7, 500)]);
         node.commit();
         node.fork(8, 4);

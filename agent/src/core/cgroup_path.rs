@@ -11,7 +11,9 @@
 //! the path, never made up.
 //!
 //! The same holds outside containers. A batch job (Slurm, PBS) or a machine (LXC, systemd-nspawn) is
-//! booked whole: whoever runs in it may make cgroups below it, and none of them is believed. Of
+//! booked whole: whoever runs in it may make cgroups below it, and none of them is believed. What
+//! is called by its own name alone is one only where root puts it; the others are called by the
+//! whole of their paths, with the user's manager in it where one of his made them. Of
 //! systemd's units the outermost is meant, and what a user's own manager calls its units stands
 //! behind the manager's name, so that nobody's `sshd.service` passes for the host's.
 
@@ -305,11 +307,13 @@ impl<'a> Host<'a> {
             (_, "lxc.payload") => path,
             (_, "lxc") if depth == 2 => path,
             // systemd-nspawn by itself or as a service, and what else is registered as a machine,
-            // libvirt's among them (systemd: `machined`).
+            // libvirt's among them (systemd: `machined`). The slice is one of systemd's own, at the
+            // top; deeper it is somebody else's.
             (_, "machine.slice")
-                if (component.starts_with("machine-") && component.ends_with(".scope"))
-                    || (component.starts_with("systemd-nspawn@")
-                        && component.ends_with(".service")) =>
+                if depth == 2
+                    && ((component.starts_with("machine-") && component.ends_with(".scope"))
+                        || (component.starts_with("systemd-nspawn@")
+                            && component.ends_with(".service"))) =>
             {
                 component
             }
@@ -907,6 +911,39 @@ mod tests {
             (
                 "/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt/emulator",
                 "host machine-qemu\\x2d1\\x2dvm.scope",
+            ),
+            // What a user calls a machine or a job is his own, and named behind him.
+            (
+                "/user.slice/user-1000.slice/user@1000.service/machine.slice/machine-web.scope",
+                "host user@1000.service/machine-web.scope",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/machine.slice/systemd-nspawn@web.service",
+                "host user@1000.service/systemd-nspawn@web.service",
+            ),
+            (
+                "/system.slice/batch.service/machine.slice/machine-web.scope",
+                "host batch.service",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/slurmstepd.scope/job_12",
+                "host /user.slice/user-1000.slice/user@1000.service/slurmstepd.scope/job_12",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/slurm/uid_1000/job_12",
+                "host user@1000.service",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/pbs_jobs.service/jobs/12.head",
+                "host /user.slice/user-1000.slice/user@1000.service/pbs_jobs.service/jobs/12.head",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/lxc.payload.web/init.scope",
+                "host /user.slice/user-1000.slice/user@1000.service/lxc.payload.web",
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/lxc/101",
+                "host user@1000.service",
             ),
             ("/system.slice", "host /system.slice"),
             ("/docker", "host /docker"),

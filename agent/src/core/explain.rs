@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::accountant::{Accountant, no_names, ratio};
 use super::cgroup_path::CgroupMeaning;
-use super::directory::{Answer, Outcome};
+use super::directory::{Answer, Belief, Outcome};
 use super::input::IdentitySource;
-use super::model::{Clock, ContainerId, GpuUuid, NONE, Pid, UNRESOLVED};
+use super::model::{BootTime, Clock, GpuUuid, NONE, Pid, UNRESOLVED};
 use super::placement::{Owner, PlacementId, Refusal};
 use super::process_table::Facts;
 use super::snapshot::{
@@ -259,10 +259,7 @@ impl Accountant {
             .map(|at| clock.wall_of(at)),
             attribution,
             why: self.why(owner, attribution).into(),
-            answers: match owner {
-                Owner::Container(id) => self.answer_stories(id, attribution, clock),
-                Owner::Pod(_) | Owner::Host(_) => Vec::new(),
-            },
+            answers: self.answer_stories(owner, attribution, clock),
             allocation: match owner {
                 Owner::Container(id) => self.allocation_of(id, clock),
                 Owner::Pod(_) | Owner::Host(_) => None,
@@ -325,42 +322,70 @@ impl Accountant {
         }
     }
 
+    /// The best source that names it now, if it takes one.
+    fn namer(&self, owner: &Owner) -> Option<IdentitySource> {
+        match owner {
+            Owner::Container(id) => self.directory.names(id).source,
+            Owner::Pod(uid) => {
+                let is_users_own = self.placements.is_weak(owner);
+                let (_, source) = self.directory.pod_names(uid, is_users_own)?;
+                Some(source)
+            }
+            Owner::Host(_) => None,
+        }
+    }
+
     fn answer_stories(
         &self,
-        id: &ContainerId,
+        owner: &Owner,
         attribution: Option<Attribution>,
         clock: Clock,
     ) -> Vec<AnswerStory> {
         let winner = match attribution {
             // What was published stays, whoever may know better now.
             Some(Attribution::Named { source }) => Some(source),
-            _ => self.directory.names(id).source,
+            _ => self.namer(owner),
         };
-        let story = |source: IdentitySource| {
-            let health = self.sources.get(&source.source());
-            let answer = self
-                .directory
-                .answers(id)
-                .find(|answer| answer.source == source);
-            AnswerStory {
-                source,
-                health: health.map(|health| health.state.clone()),
-                at: answer.map(|answer| clock.wall_of(answer.at)),
-                outcome: answer.map(outcome),
-                removed: answer.is_some_and(|answer| answer.removed),
-                wins: winner == Some(source),
-            }
+        let is_users_own = self.placements.is_weak(owner);
+        // When, what, and whether it is gone since.
+        let answers: [Option<(BootTime, AnswerOutcome, bool)>; _] = match owner {
+            Owner::Container(id) => IdentitySource::ALL.map(|source| {
+                let mut answers = self.directory.answers(id);
+                let answer = answers.find(|answer| answer.source == source)?;
+                Some((answer.at, outcome(answer), answer.removed))
+            }),
+            Owner::Pod(uid) => self.directory.pod_answers(uid, is_users_own).map(|answer| {
+                let answer = answer?;
+                let outcome = match answer.names {
+                    Ok(names) => AnswerOutcome::Found {
+                        name: format!("{}/{}", names.namespace, names.pod).into(),
+                    },
+                    Err(reason) => AnswerOutcome::NotFound {
+                        reason: reason.into(),
+                    },
+                };
+                Some((answer.at, outcome, answer.removed))
+            }),
+            Owner::Host(_) => return Vec::new(),
         };
-        IdentitySource::ALL.map(story).into()
+        let stories = IdentitySource::ALL.into_iter().zip(answers);
+        let stories = stories.map(|(source, answer)| AnswerStory {
+            source,
+            health: (self.sources.get(&source.source())).map(|health| health.state.clone()),
+            at: answer.as_ref().map(|(at, ..)| clock.wall_of(*at)),
+            removed: answer.as_ref().is_some_and(|(.., removed)| *removed),
+            outcome: answer.map(|(_, outcome, _)| outcome),
+            wins: winner == Some(source),
+        });
+        stories.collect()
     }
 
     fn why(&self, owner: &Owner, attribution: Option<Attribution>) -> String {
-        let id = match owner {
+        let in_pod = match owner {
             Owner::Host(_) => return "a host process is published by its unit".to_owned(),
-            Owner::Pod(_) => None,
-            Owner::Container(id) => Some(id),
+            Owner::Pod(_) => true,
+            Owner::Container(id) => self.directory.pod_uid(id).is_some(),
         };
-        let in_pod = id.is_none_or(|id| self.directory.pod_uid(id).is_some());
         let named_by = |source: IdentitySource| {
             let rule = if in_pod {
                 "it is the best source that knows the pod which the cgroup names"
@@ -371,8 +396,7 @@ impl Accountant {
         };
         match attribution {
             Some(Attribution::Named { source }) => {
-                let best = id.and_then(|id| self.directory.names(id).source);
-                match best.filter(|best| *best != source) {
+                match self.namer(owner).filter(|best| *best != source) {
                     Some(best) => format!(
                         "named by {}, which was the best source when it was published; {} answers \
                          by now, and what is published stays",
@@ -389,19 +413,24 @@ impl Accountant {
                 format!("published by its ids: {}", in_words(reason))
             }
             None => {
-                let names = id
-                    .and_then(|id| self.directory.names(id).source)
-                    .map_or_else(
-                        || {
-                            let sources = self.sources_of_names();
-                            id.map_or_else(String::new, |id| {
-                                in_words(self.directory.reason(id, sources)).to_owned()
-                            })
-                        },
-                        named_by,
-                    );
+                let names = self
+                    .namer(owner)
+                    .map_or_else(|| in_words(self.reason(owner)).to_owned(), named_by);
                 format!("no account: it has not used a GPU; {names}")
             }
+        }
+    }
+
+    /// Why nobody names it.
+    fn reason(&self, owner: &Owner) -> IdOnlyReason {
+        let sources = self.sources_of_names();
+        match owner {
+            Owner::Container(id) => self.directory.reason(id, sources),
+            Owner::Pod(uid) => {
+                let is_asked = self.is_asked_for_pods();
+                self.directory.pod_reason(uid, sources, is_asked)
+            }
+            Owner::Host(_) => IdOnlyReason::NoSource,
         }
     }
 
@@ -460,20 +489,30 @@ fn refusal_story(refusal: &Refusal) -> RefusalStory {
 
 fn outcome(answer: &Answer) -> AnswerOutcome {
     match &answer.outcome {
-        Outcome::Found { identity, .. } => AnswerOutcome::Found {
-            name: match (&identity.kubernetes, &identity.name) {
-                (Some(names), _) => {
-                    format!("{}/{}/{}", names.namespace, names.pod, names.container).into()
+        Outcome::Found {
+            identity, belief, ..
+        } => {
+            let runtimes_own = || identity.name.clone().unwrap_or_else(|| UNRESOLVED.into());
+            match (&identity.kubernetes, belief) {
+                (Some(names), Belief::Whole) => AnswerOutcome::Found {
+                    name: format!("{}/{}/{}", names.namespace, names.pod, names.container).into(),
+                },
+                (Some(names), Belief::Unconfirmed | Belief::WithoutPod) => {
+                    AnswerOutcome::PodRefused {
+                        name: runtimes_own(),
+                        claimed: Arc::clone(&names.pod_uid.0),
+                    }
                 }
-                (None, Some(name)) => Arc::clone(name),
-                (None, None) => UNRESOLVED.into(),
-            },
-        },
+                (Some(names), Belief::Nothing) => AnswerOutcome::Refused {
+                    claimed: Arc::clone(&names.pod_uid.0),
+                },
+                (None, _) => AnswerOutcome::Found {
+                    name: runtimes_own(),
+                },
+            }
+        }
         Outcome::NotFound { reason } => AnswerOutcome::NotFound {
             reason: (*reason).into(),
-        },
-        Outcome::Refused { claimed } => AnswerOutcome::Refused {
-            claimed: Arc::clone(&claimed.0),
         },
     }
 }
@@ -483,7 +522,9 @@ const fn in_words(reason: IdOnlyReason) -> &'static str {
         IdOnlyReason::NoSource => "no source of names is here",
         IdOnlyReason::SourceDown => "a source of names that was here does not answer",
         IdOnlyReason::NotFound => "the sources answer and do not know it",
-        IdOnlyReason::PodUidMismatch => "an answer contradicts the pod uid in its cgroup",
+        IdOnlyReason::PodUidMismatch => {
+            "an answer tells of another pod than its cgroup does, or of none"
+        }
         IdOnlyReason::Timeout => "no answer came within the grace",
     }
 }
@@ -499,7 +540,7 @@ mod tests {
         WindowQuality,
     };
     use crate::core::model::{
-        BootTime, CgroupKey, Nanos, SourceId, SourceState, StartTicks, WallTime,
+        CgroupKey, ContainerId, Nanos, SourceId, SourceState, StartTicks, WallTime,
     };
 
     const SECOND: u64 = 1_000_000_000;
@@ -533,6 +574,7 @@ mod tests {
 
     fn identity(source: IdentitySource, id: &str, name: &str, pod_uid: Option<&str>) -> Input {
         Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+            runtime: None,
             id: id.into(),
             source,
             name: Some(name.into()),
@@ -723,6 +765,99 @@ mod tests {
             ]
         );
         assert!(owner.why.starts_with("named by bundle"), "{}", owner.why);
+    }
+
+    #[test]
+    fn a_pod_that_only_labels_tell_of_is_told_as_refused() {
+        let mut accountant = node();
+        let uid = Some(UID);
+        accountant.take(identity(IdentitySource::Docker, B, "thief", uid), at(103));
+        let snapshot = accountant.commit(at(103));
+        let account = snapshot.accounts.iter().find(|of| of.id.as_str() == B);
+        let labels = &account.unwrap().labels;
+        assert_eq!((&*labels.namespace, &*labels.container), (NONE, "thief"));
+        assert_eq!(snapshot.agent.identities_refused, 1);
+        let told = accountant.explain(B, at(104)).unwrap();
+        let docker = &told.owners[0].answers[0];
+        let refused = AnswerOutcome::PodRefused {
+            name: "thief".into(),
+            claimed: UID.into(),
+        };
+        assert_eq!(
+            (docker.outcome.as_ref(), docker.wins),
+            (Some(&refused), true)
+        );
+    }
+
+    #[test]
+    fn what_each_source_said_of_a_pod_is_told() {
+        let mut accountant = node();
+        // A process in the pod's own cgroup.
+        let batch = KernelBatch {
+            events: vec![KernelEvent::Fork(event(9, 101, 4))],
+            drained_through: at(110).boot,
+            counters: EventCounters::default(),
+        };
+        accountant.take(Input::Kernel(batch), at(101));
+        let lists = GpuProcesses {
+            gpu: GpuUuid::from("GPU-0"),
+            at: at(102).boot,
+            processes: vec![GpuProcess {
+                pid: Pid(9),
+                memory: None,
+                mps: MpsRole::None,
+            }],
+            memory_used: None,
+        };
+        accountant.take(Input::GpuProcesses(lists), at(102));
+        let _ = accountant.commit(at(103));
+        let told = accountant.explain(UID, at(104)).unwrap();
+        let of_pod = |told: &Explanation| {
+            let mut owners = told.owners.iter();
+            let pod = owners.find(|owner| matches!(owner.who, Who::Pod { .. }));
+            pod.unwrap().clone()
+        };
+        let owner = of_pod(&told);
+        assert_eq!(owner.answers.len(), IdentitySource::ALL.len());
+        assert!(owner.answers.iter().all(|answer| answer.outcome.is_none()));
+        accountant.take(
+            Input::Identity(IdentityUpdate::PodNotFound {
+                source: IdentitySource::KubeletLogs,
+                uid: UID.into(),
+                reason: "not_found",
+            }),
+            at(104),
+        );
+        // Its sandbox, which no cgroup shows.
+        let sandbox = "c".repeat(64);
+        accountant.take(
+            identity(IdentitySource::Cri, &sandbox, "train-0", Some(UID)),
+            at(105),
+        );
+        let _ = accountant.commit(at(105));
+        let owner = of_pod(&accountant.explain("research/train-0", at(106)).unwrap());
+        let outcomes: Vec<_> = owner
+            .answers
+            .iter()
+            .map(|of| (&of.outcome, of.wins))
+            .collect();
+        let found = Some(AnswerOutcome::Found {
+            name: "research/train-0".into(),
+        });
+        let unknown = Some(AnswerOutcome::NotFound {
+            reason: "not_found".into(),
+        });
+        assert_eq!(
+            outcomes,
+            [
+                (&None, false),
+                (&found, true),
+                (&None, false),
+                (&unknown, false)
+            ]
+        );
+        assert!(owner.why.starts_with("named by cri"), "{}", owner.why);
+        assert_eq!(owner.labels.container.as_ref(), "(pod)");
     }
 
     #[test]

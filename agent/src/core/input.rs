@@ -219,6 +219,23 @@ pub enum IdentityUpdate {
         #[serde(deserialize_with = "reason")]
         reason: Reason,
     },
+    /// What a pod is called, by a source that was asked for the pod and not for any container of it.
+    FoundPod {
+        /// Who says so.
+        source: IdentitySource,
+        /// As what; its container is `(pod)`.
+        names: KubernetesNames,
+    },
+    /// The source answers and does not know the pod.
+    PodNotFound {
+        /// Who was asked.
+        source: IdentitySource,
+        /// For whom.
+        uid: PodUid,
+        /// Why it is not known, as a label value.
+        #[serde(deserialize_with = "reason")]
+        reason: Reason,
+    },
     /// The source says that it has been removed. What was learnt of it stays.
     Removed {
         /// Who said so.
@@ -247,6 +264,9 @@ pub struct ContainerIdentity {
     pub name: Option<Arc<str>>,
     /// The image as the user wrote it.
     pub image: Option<Arc<str>>,
+    /// Who runs it, where the source can tell.
+    #[serde(default)]
+    pub runtime: Option<Arc<str>>,
     /// Kubernetes' name of the container (`io.kubernetes.container.name`).
     pub kubernetes: Option<KubernetesNames>,
     /// All labels.

@@ -579,6 +579,7 @@ fn restored_identity(account: &KeptAccount, source: IdentitySource) -> IdentityU
         container: Arc::clone(&labels.container),
     });
     IdentityUpdate::Found(ContainerIdentity {
+        runtime: None,
         id: ContainerId(Arc::clone(&account.payer)),
         source,
         name: known(&labels.container),

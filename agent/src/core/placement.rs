@@ -214,6 +214,13 @@ impl PlacementTable {
         self.bindings.get(&key_of(owner))?.places.first()
     }
 
+    /// Whether an id is only where people make cgroups for themselves: who has it there chose it.
+    #[must_use]
+    pub fn is_weak(&self, owner: &Owner) -> bool {
+        let binding = self.bindings.get(&key_of(owner));
+        binding.is_some_and(|binding| binding.is_weak)
+    }
+
     /// The containers that were met since this was last asked. One may come again.
     pub fn take_new_containers(&mut self) -> Vec<ContainerCgroup> {
         std::mem::take(&mut self.new_containers)

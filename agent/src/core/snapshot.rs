@@ -219,7 +219,8 @@ pub enum IdOnlyReason {
     SourceDown,
     /// The sources answer and do not know this container.
     NotFound,
-    /// An answer contradicted the pod uid in the container's cgroup.
+    /// An answer contradicted the pod uid in the container's cgroup: it tells of another pod, or of
+    /// none.
     PodUidMismatch,
     /// No answer came within the grace.
     Timeout,
@@ -717,6 +718,14 @@ pub enum AnswerOutcome {
     NotFound {
         /// Why, as a label value.
         reason: Arc<str>,
+    },
+    /// It knows the container. The pod that it tells of is not believed: it is from labels, and no
+    /// pod's cgroup confirms it.
+    PodRefused {
+        /// The runtime's name for it.
+        name: Arc<str>,
+        /// The pod uid that it claims.
+        claimed: Arc<str>,
     },
     /// Its pod uid contradicts the cgroup's.
     Refused {

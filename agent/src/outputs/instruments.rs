@@ -930,7 +930,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.identities.refused",
         kind: Kind::Counter,
         unit: Unit::Count("{answer}"),
-        help: "Answers about a container that were refused, since their pod uid contradicts the cgroup's.",
+        help: "Answers about a container that were refused, since their pod uid contradicts the cgroup's, or whose pod was, since labels tell of it and the cgroup is in none.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.identities_refused),
     },
@@ -1002,7 +1002,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.names.lookups",
         kind: Kind::Counter,
         unit: Unit::Count("{lookup}"),
-        help: "Lookups of one container each, by source and outcome. error: the source could not be asked to the end. refused is counted beside the others: an answer, asked for or not, whose pod uid contradicts the cgroup's.",
+        help: "Lookups of one container each, by source and outcome. error: the source could not be asked to the end. refused is counted beside the others: an answer, asked for or not, that tells of a pod which the cgroup does not confirm.",
         keys: &["source", "outcome"],
         read: |view, points| {
             for book in &view.snapshot.names {

@@ -257,6 +257,7 @@ fn stored(
         source: IdentitySource::Bundle,
         name: Some(name),
         image: clean_name(metadata.image.as_deref(), counters),
+        runtime: None,
         kubernetes: None,
         labels: Default::default(),
     })
@@ -305,6 +306,7 @@ fn docker(
         source: IdentitySource::Bundle,
         name,
         image: clean_name(file.config.image.as_deref(), counters),
+        runtime: Some("docker".into()),
         kubernetes,
         labels: clean_labels(&labels, counters),
     })
@@ -346,6 +348,8 @@ fn from_spec(
         source: IdentitySource::Bundle,
         name,
         image: clean_name(image, counters),
+        // Whoever can start a container can write annotations.
+        runtime: None,
         kubernetes,
         labels: clean_labels(&labels, counters),
     })

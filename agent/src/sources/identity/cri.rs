@@ -137,6 +137,7 @@ pub async fn run(
         seat,
         config: config.clone(),
         wanted: Wanted::default(),
+        runtime: None,
         announced: HashSet::new(),
         sandboxes: Arc::default(),
         has_warned: false,
@@ -180,6 +181,8 @@ struct Runtime {
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
     /// Whether it has been said that events came to an end. Once is enough.
     has_warned: bool,
+    /// What the runtime calls itself.
+    runtime: Option<Arc<str>>,
 }
 
 impl Follower for Runtime {
@@ -209,7 +212,8 @@ impl Runtime {
         let limit = self.config.timeout;
         match grpc::first_call("version", limit, &self.seat.counters, request).await {
             Ok(it) => {
-                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers")
+                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers");
+                self.runtime = clean_name(Some(&it.runtime_name), &self.seat.counters);
             }
             Err(fault) => return Ok(fault),
         }
@@ -506,7 +510,8 @@ impl Runtime {
         }
     }
 
-    async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
+    async fn found(&mut self, mut identity: ContainerIdentity) -> Result<(), Closed> {
+        identity.runtime.clone_from(&self.runtime);
         self.note(identity.id.clone());
         self.seat
             .send(Input::Identity(IdentityUpdate::Found(identity)))
@@ -703,16 +708,18 @@ impl<'a> Facts<'a> {
                 .map(|(key, value)| (key.clone(), value.clone())),
         );
         let pod = sandbox.and_then(|sandbox| sandbox.metadata.as_ref());
-        let kubernetes = match (pod, self.name) {
-            (Some(pod), Some(name)) => names_in(pod, name, counters),
-            _ => kubernetes_names(&labels, counters),
-        };
+        // Never by labels: what this source says of a pod is believed as the runtime's own word.
+        let kubernetes = pod
+            .zip(self.name)
+            .and_then(|(pod, name)| names_in(pod, name, counters));
         let image = self.image().or_else(|| self.images().next());
         ContainerIdentity {
             id: id.clone(),
             source: IdentitySource::Cri,
             name: clean_name(self.name, counters),
             image: clean_name(image, counters),
+            // The session knows: see [`Follower::found`].
+            runtime: None,
             kubernetes,
             labels: clean_labels(&labels, counters),
         }
@@ -756,6 +763,7 @@ fn sandbox_identity(id: &ContainerId, sandbox: &Sandbox, counters: &Counters) ->
             .and_then(|pod| clean_name(Some(&pod.name), counters)),
         // Its image is the runtime's business and nobody's choice.
         image: Some(NONE.into()),
+        runtime: None,
         kubernetes: names.map(|names| KubernetesNames {
             container: POD_ITSELF.into(),
             ..names

@@ -661,6 +661,8 @@ fn identity(
         source: IdentitySource::Docker,
         name: clean_name(name.map(|name| name.trim_start_matches('/')), counters),
         image: clean_name(image, counters),
+        // Podman offers this interface as well, and writes its name into every cgroup.
+        runtime: Some("docker".into()),
         kubernetes: kubernetes_names(labels, counters),
         labels: clean_labels(labels, counters),
     }

@@ -7,6 +7,9 @@
 //! and both must name the same container. Where the first folder is missing, a Docker node's second
 //! one says the same, since there each log is a link to `…/<id>/<id>-json.log`.
 //!
+//! A pod that has a cgroup and no container in it (gVisor, Kata) is asked for by its uid, and its
+//! folder has its names.
+//!
 //! It says names and nothing else: neither image nor labels. It refuses to follow a link: a target
 //! is text. It never opens a log.
 
@@ -18,19 +21,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{fstat, readlinkat};
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::warn;
 
 use super::files::{
     Answer, FileFault, Presence, Shelf, Wires, is_container_id, is_id_digit, names_in, open_below,
     open_folder,
 };
 use super::{Counters, PodNames, files, kubernetes_names_of};
-use crate::core::input::{ContainerIdentity, IdentitySource, Input, KubernetesNames};
-use crate::core::model::{Clock, ContainerId};
+use crate::core::input::{
+    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
+};
+use crate::core::model::{Clock, ContainerId, POD_ITSELF, PodUid};
 
 pub use super::files::Pace;
 
 /// Names read of any one folder. A node has 110 pods, and some dead ones of each.
 const MAX_NAMES: usize = 16_384;
+/// Pods looked for in one go.
+const MAX_PODS: usize = 64;
 /// Logs looked at in one walk over the pods' folders.
 const MAX_WALK: usize = 16_384;
 /// The longest file name, at which the kubelet cuts: the id is last.
@@ -60,11 +70,13 @@ pub async fn run(
     config: Config,
     counters: Arc<Counters>,
     lookups: mpsc::Receiver<ContainerId>,
+    pods: mpsc::Receiver<PodUid>,
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
     shutdown: watch::Receiver<bool>,
 ) {
     let (pace, first) = (config.pace, config.containers.clone());
+    let of_pods = answer_for_pods(config.clone(), Arc::clone(&counters), pods, out.clone());
     let links = Links {
         config,
         listing: None,
@@ -76,7 +88,114 @@ pub async fn run(
         clock,
         shutdown,
     };
-    files::run(links, pace, first, wires).await;
+    tokio::select! {
+        () = files::run(links, pace, first, wires) => {}
+        // It ends only when nobody reads the answers any more.
+        () = of_pods => {}
+    }
+}
+
+/// Answers lookups of pods. What this source is doing is not told from here: the folder is the one
+/// that the lookups of containers look into.
+async fn answer_for_pods(
+    config: Config,
+    counters: Arc<Counters>,
+    mut pods: mpsc::Receiver<PodUid>,
+    out: mpsc::Sender<Input>,
+) {
+    let mut batch = Vec::new();
+    loop {
+        if pods.recv_many(&mut batch, MAX_PODS).await == 0 {
+            // Nobody asks any more.
+            return std::future::pending().await;
+        }
+        let uids = std::mem::take(&mut batch);
+        let asked = uids.len();
+        Counters::add(&counters.calls, asked);
+        let (of, count) = (config.clone(), Arc::clone(&counters));
+        let mut work = spawn_blocking(move || find_pods(&of, uids, &count));
+        let mut is_late = false;
+        let done = match timeout(config.pace.timeout, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                is_late = true;
+                Counters::count(&counters.timeouts);
+                Counters::add(&counters.lookups_timeout, asked);
+                // One thread that hangs is enough.
+                work.await
+            }
+        };
+        let updates = done.unwrap_or_else(|error| {
+            warn!(%error, "the folders of pods' logs cannot be looked into");
+            if !is_late {
+                Counters::add(&counters.lookups_error, asked);
+            }
+            Vec::new()
+        });
+        for update in updates {
+            match &update {
+                _ if is_late => {}
+                IdentityUpdate::PodNotFound { reason, .. } => counters.count_failed_lookup(reason),
+                _ => Counters::count(&counters.lookups_found),
+            }
+            if out.send(Input::Identity(update)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What the folders of logs say of these pods; nothing where there is no folder of them. Blocks.
+fn find_pods(config: &Config, uids: Vec<PodUid>, counters: &Counters) -> Vec<IdentityUpdate> {
+    let Ok(folder) = open_folder(&config.host_root, &config.pods) else {
+        return Vec::new();
+    };
+    let Ok((folders, more)) = names_in(&folder, &config.pods, MAX_NAMES) else {
+        return Vec::new();
+    };
+    if more {
+        Counters::count(&counters.invalid_replies);
+    }
+    let source = IdentitySource::KubeletLogs;
+    let answer = |uid: PodUid| match pod_in(&folders, &uid, counters) {
+        Ok(names) => IdentityUpdate::FoundPod { source, names },
+        Err(reason) => IdentityUpdate::PodNotFound {
+            source,
+            uid,
+            reason,
+        },
+    };
+    uids.into_iter().map(answer).collect()
+}
+
+/// The names in the one folder that is called after this pod, `<namespace>_<pod>_<uid>`.
+fn pod_in(
+    folders: &[String],
+    uid: &PodUid,
+    counters: &Counters,
+) -> Result<KubernetesNames, &'static str> {
+    // A cgroup may show a static pod's uid with dashes, or without.
+    let bare = |uid: &str| uid.replace('-', "");
+    let wanted = bare(uid.as_str());
+    let mut found = folders
+        .iter()
+        // Any name of a container will do for the check.
+        .filter_map(|folder| names_of_folders(folder, "POD"))
+        .filter(|names| names.pod_uid.is_some_and(|uid| bare(uid) == wanted));
+    let names = found.next().ok_or("not_found")?;
+    // Before Kubernetes 1.14 the folder was the uid alone.
+    if names.namespace.is_none() {
+        return Err("not_found");
+    }
+    let names = kubernetes_names_of(names, counters).ok_or("invalid_reply")?;
+    match found.next() {
+        None => Ok(KubernetesNames {
+            container: POD_ITSELF.into(),
+            ..names
+        }),
+        // Two that could be it are none.
+        Some(_) => Err("invalid_reply"),
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -374,6 +493,7 @@ fn identity(id: &ContainerId, names: KubernetesNames) -> Box<ContainerIdentity> 
         source: IdentitySource::KubeletLogs,
         name: None,
         image: None,
+        runtime: None,
         kubernetes: Some(names),
         labels: Default::default(),
     })

@@ -41,6 +41,7 @@ impl Shelf for Plain {
                 source: Self::SOURCE,
                 name: Some(String::from_utf8_lossy(&text).into()),
                 image: None,
+                runtime: None,
                 kubernetes: None,
                 labels: Default::default(),
             }))

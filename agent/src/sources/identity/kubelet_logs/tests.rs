@@ -256,3 +256,94 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_pod_without_a_containers_log_is_named_by_its_folder() {
+    let host = Host::new();
+    let stat = "3f9d1c0e5b7a48623f9d1c0e5b7a4862";
+    let bare = UID.replace('-', "");
+    let (twice, old, odd) = ("2222", "4444", "5555");
+    for folder in [
+        format!("ml_train-0.worker_{UID}"),
+        format!("kube-system_etcd-node1_{stat}"),
+        format!("ml_a_{twice}"),
+        format!("ml_b_{twice}"),
+        old.to_owned(),
+        format!("ml_(none)_{odd}"),
+        format!("a_b_c_{odd}"),
+    ] {
+        fs::create_dir(host.at("pods").join(folder)).unwrap();
+    }
+    let rows = [
+        (UID, Ok("ml/train-0.worker/(pod)")),
+        (&bare, Ok("ml/train-0.worker/(pod)")),
+        (stat, Ok("kube-system/etcd-node1/(pod)")),
+        ("9999", Err("not_found")),
+        (twice, Err("invalid_reply")),
+        (old, Err("not_found")),
+        (odd, Err("invalid_reply")),
+        ("../containers", Err("not_found")),
+    ];
+    let uids = rows.iter().map(|(uid, _)| PodUid::from(*uid)).collect();
+    let answers = find_pods(&host.links.config, uids, &host.counters);
+    assert_eq!(answers.len(), rows.len());
+    for (answer, (uid, expected)) in answers.into_iter().zip(rows) {
+        let said = match answer {
+            IdentityUpdate::FoundPod { source, names } => {
+                assert_eq!(source, IdentitySource::KubeletLogs);
+                Ok(format!(
+                    "{}/{}/{}",
+                    names.namespace, names.pod, names.container
+                ))
+            }
+            IdentityUpdate::PodNotFound {
+                uid: of, reason, ..
+            } => {
+                assert_eq!(of.as_str(), uid);
+                Err(reason)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said.as_deref().map_err(|reason| *reason), expected, "{uid}");
+    }
+    // A folder that is not there does not say that it does not know somebody.
+    fs::remove_dir_all(host.at("pods")).unwrap();
+    let answers = find_pods(&host.links.config, vec![UID.into()], &host.counters);
+    assert_eq!(answers, []);
+}
+
+#[tokio::test]
+async fn pods_are_answered_for_beside_containers() {
+    let host = Host::new();
+    fs::create_dir(host.at("pods").join(format!("ml_train-0_{UID}"))).unwrap();
+    let (ask, pods) = mpsc::channel(1);
+    let (_lookups, none) = mpsc::channel(1);
+    let (out, mut inputs) = mpsc::channel(16);
+    let (stop, stopped) = watch::channel(false);
+    let counters = Arc::new(Counters::default());
+    let clock = || Clock::default();
+    let config = host.links.config.clone();
+    let run = run(
+        config,
+        Arc::clone(&counters),
+        none,
+        pods,
+        out,
+        clock,
+        stopped,
+    );
+    let task = tokio::spawn(run);
+    ask.send(UID.into()).await.unwrap();
+    let found = loop {
+        if let Input::Identity(update) = inputs.recv().await.unwrap() {
+            break update;
+        }
+    };
+    assert!(
+        matches!(&found, IdentityUpdate::FoundPod { names, .. } if &*names.pod == "train-0"),
+        "{found:?}"
+    );
+    assert_eq!(counters.lookups_found.load(Ordering::Relaxed), 1);
+    stop.send(true).unwrap();
+    task.await.unwrap();
+}
