@@ -26,8 +26,6 @@ pub(super) struct Telling {
     /// The file says more than was told.
     is_ahead: bool,
     counters: Arc<OutputCounters>,
-    /// What was last said of the file.
-    reported: String,
 }
 
 impl Telling {
@@ -39,7 +37,6 @@ impl Telling {
             begun: Vec::new(),
             is_ahead: false,
             counters,
-            reported: String::new(),
         }
     }
 
@@ -172,16 +169,7 @@ impl Telling {
             }
             Ok(false) | Err(_) => self.counters.otlp_deltas_unkept.add(1),
         }
-        let trouble = written.as_ref().err().or_else(|| keeper.trouble());
-        let reason = trouble.map(KeepError::words).unwrap_or_default();
-        if reason != self.reported {
-            if reason.is_empty() {
-                tracing::info!("what is sent as deltas is kept again");
-            } else {
-                tracing::warn!(reason, "what is sent as deltas is not kept");
-            }
-            self.reported = reason;
-        }
+        // Why not is the source's state, and in the log with it.
         written.map(drop).map_err(|error| refused(&error))
     }
 }
