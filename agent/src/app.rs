@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use self::recorder::Recorder;
-use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, Payer};
+use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
 use crate::core::model::{Clock, ContainerId, Nanos, Pid, PodUid, SourceId, SourceState};
@@ -163,6 +163,7 @@ pub async fn run(
                 // No later than the first regular push would be.
                 first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
                 opt_in: opt_in(&config),
+                temporality: temporality(&config),
                 ..otlp::Options::new(receiver, origin(&config))
             },
             snapshot.clone(),
@@ -524,6 +525,27 @@ pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
         timeout: config.otlp.timeout.0,
         ..Receiver::new(endpoint, protocol).with_headers(headers)
     })
+}
+
+/// What counters say over OTLP, and where it is kept what was sent.
+fn temporality(config: &Config) -> otlp::Temporality {
+    match config.otlp.temporality {
+        OtlpTemporality::Cumulative => {
+            // Totals go out from here on: deltas that follow some day begin with those of then.
+            if let Err(error) = otlp::Place::disown(&config.socket.path) {
+                warn!(%error, "the mark of an earlier agent's deltas stays");
+            }
+            otlp::Temporality::Cumulative
+        }
+        // Without a store every agent's series are its own, and so is what was sent of them.
+        OtlpTemporality::Delta if !config.store.enabled => otlp::Temporality::Delta(None),
+        // Nor is there a store where the boot has no name, which the store says.
+        OtlpTemporality::Delta => otlp::Temporality::Delta(
+            books::boot()
+                .ok()
+                .map(|boot| otlp::Place::new(&config.store.path, &config.socket.path, &boot)),
+        ),
+    }
 }
 
 /// What is published only where it is asked for.

@@ -493,6 +493,17 @@ pub enum OtlpProtocol {
     HttpProtobuf,
 }
 
+/// What a counter's points say over OTLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpTemporality {
+    /// The total since the counter's start.
+    #[default]
+    Cumulative,
+    /// What came since the last point: for receivers that add up.
+    Delta,
+}
+
 /// OTLP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -502,6 +513,8 @@ pub struct Otlp {
     pub endpoint: Option<String>,
     /// How it is spoken to.
     pub protocol: OtlpProtocol,
+    /// What a counter's points say.
+    pub temporality: OtlpTemporality,
     /// How often the books are sent.
     pub interval: Span,
     /// How long one request may take.
@@ -518,6 +531,7 @@ impl Default for Otlp {
         Self {
             endpoint: None,
             protocol: OtlpProtocol::default(),
+            temporality: OtlpTemporality::default(),
             interval: Span::secs(60),
             timeout: Span::secs(10),
             headers: BTreeMap::new(),
@@ -935,6 +949,10 @@ mod tests {
             (
                 "[otlp]\nprotocol = \"udp\"",
                 "unknown variant `udp`, expected `grpc` or `http/protobuf`",
+            ),
+            (
+                "[otlp]\ntemporality = \"both\"",
+                "unknown variant `both`, expected `cumulative` or `delta`",
             ),
             (
                 "[otlp]\nendpoint = \"collector:4317\"",

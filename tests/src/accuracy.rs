@@ -443,10 +443,10 @@ fn job(gpu: u32, share: f64, container: &Container) -> Job {
 }
 
 /// Numbers that are the same each time.
-struct Draw(u64);
+pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
-    fn from(&mut self, range: Range<u64>) -> u64 {
+    pub(crate) fn from(&mut self, range: Range<u64>) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

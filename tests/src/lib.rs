@@ -6,6 +6,7 @@ pub mod agent;
 pub mod cgroups;
 pub mod collector;
 pub mod containerd;
+pub mod crashes;
 pub mod daemon;
 pub mod docker;
 pub mod exposition;

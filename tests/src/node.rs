@@ -97,6 +97,12 @@ impl Node {
         Ok(agent)
     }
 
+    /// Where the simulated GPUs are, for whoever opens their library.
+    #[must_use]
+    pub fn scenario_dir(&self) -> &Path {
+        self.scenario.dir()
+    }
+
     /// What a container runs to use a share of a GPU for ever, under a name by which the truth
     /// knows it.
     #[must_use]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use gpuacct::commands::agent;
-use gpuacct::config::{Config, Span};
+use gpuacct::config::{Config, OtlpTemporality, Span};
 use gpuacct::core::model::{SourceId, UnattributedReason, UnobservedReason};
 use gpuacct_tests::agent as agent_rig;
 use gpuacct_tests::collector::{self, Collector};
@@ -349,9 +349,11 @@ fn the_pod_has_what_its_configuration_names() {
     // The example in the comments must be one that works, too.
     let example = text
         .replace("# [otlp]", "[otlp]")
-        .replace("# endpoint", "endpoint");
+        .replace("# endpoint", "endpoint")
+        .replace("# temporality", "temporality");
     let example = Config::parse(&example, "the example").unwrap();
     assert!(example.otlp.endpoint.is_some());
+    assert_eq!(example.otlp.temporality, OtlpTemporality::Delta);
 
     // With a surge Kubernetes would wait for the new agent, and that one for the old agent's lock.
     let update = &set["spec"]["updateStrategy"]["rollingUpdate"];

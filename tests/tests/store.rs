@@ -10,16 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use gpuacct::config::{Config, Span};
+use gpuacct::config::{Config, OtlpTemporality, Span};
 use gpuacct::core::model::{SourceId, SourceState, UnobservedReason};
 use gpuacct::core::snapshot::Snapshot;
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent::{self, Agent};
+use gpuacct_tests::crashes::{self, FAMILIES, Plan, Receiver};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::http::free_address;
 use gpuacct_tests::node::Node as Rig;
 use gpuacct_tests::prometheus::{self, Prometheus};
 use gpuacct_tests::requirement::require;
+use gpuacct_tests::rotel;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{GpuSpec, Scenario, Server, Truth};
@@ -292,6 +294,46 @@ fn kills_are_not_seen_in_what_prometheus_adds_up() {
         assert_eq!(growth, book.busy.0, "{family}");
     }
     assert!(agent.stop().expect("it ends").success());
+}
+
+/// An export that is under way when the agent is killed counts as told, whether it arrived or not:
+/// it may be missing, and is never there twice.
+#[test]
+fn kills_make_a_receiver_of_deltas_miss_what_was_under_way_and_nothing_twice() {
+    if require("agent", told(agent::binary())).is_none()
+        || require("docker", told(docker::available())).is_none()
+        || require("prometheus", told(prometheus::available())).is_none()
+    {
+        return;
+    }
+    let Some(receiver) = require("pypi", told(rotel::available())) else {
+        return;
+    };
+    let plan = Plan {
+        kills: 4,
+        read_only: 0,
+        temporality: OtlpTemporality::Delta,
+        seed: 4,
+    };
+    let outcome =
+        crashes::run(Receiver::Rotel(receiver), plan, &|| false).expect("everything takes part");
+    for (at, (scraped, pushed)) in FAMILIES.iter().enumerate() {
+        assert_eq!(outcome.scraped[at], outcome.booked, "{scraped}");
+        let gaps = crashes::gaps(&outcome.messages, pushed).expect("nothing is told of twice");
+        assert!(gaps.len() <= 4, "{pushed}: {gaps:?}");
+        // One GPU is busy for no more than the time that passes, but what a commit publishes may
+        // have been booked two commits before.
+        let missing = gaps.iter().map(|gap| gap.to - gap.from + 2 * SECOND);
+        let most = outcome.booked;
+        let least = most.saturating_sub(missing.sum());
+        let received = outcome.received[at];
+        // Seconds are doubles: what is added up is off by a nanosecond a point at most.
+        let rounded = outcome.messages.metrics.len() as u64;
+        assert!(
+            (least..=most + rounded).contains(&received),
+            "{pushed}: {received} of {least} to {most} ns, {gaps:?}"
+        );
+    }
 }
 
 #[test]

@@ -8,18 +8,22 @@ use crate::command::Cmd;
 use crate::setup::{self, Group};
 use crate::workspace;
 
-/// Measure what the agent costs on this machine; twenty minutes for everything
+/// Measure what the agent costs on this machine; forty minutes for everything
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy, report; all if not given
+    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy, crashes, report; all if not given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut groups = vec![Group::Ebpf];
-    if options.names.is_empty() || options.names.iter().any(|name| name == "identity") {
+    let wants = |name: &str| options.names.is_empty() || options.names.iter().any(|it| it == name);
+    if wants("identity") || wants("crashes") {
         groups.push(Group::Runtimes);
+    }
+    if wants("crashes") {
+        groups.extend([Group::Receivers, Group::Python]);
     }
     setup::ensure(&groups)?;
     let agent = build::agent(Profile::Release)?;

@@ -142,17 +142,23 @@ fn down(error: &StoreError) -> SourceState {
     }
 }
 
+/// This boot's name.
+pub(super) fn boot() -> std::io::Result<String> {
+    let boot = std::fs::read_to_string(BOOT_ID)?;
+    Ok(boot.trim().to_owned())
+}
+
 fn open(config: &Config) -> Result<Option<Handle>, StoreError> {
     let file = |act, path: &str| {
         let path = path.into();
         move |source| StoreError::File { act, path, source }
     };
-    let boot = std::fs::read_to_string(BOOT_ID).map_err(file("read", BOOT_ID))?;
+    let boot = boot().map_err(file("read", BOOT_ID))?;
     let handle = store::spawn(store::Options {
         directory: config.store.path.clone(),
         retention: config.store.retention.0,
         max_bytes: config.store.max_size,
-        boot: boot.trim().into(),
+        boot: boot.into(),
     });
     handle
         .map(Some)

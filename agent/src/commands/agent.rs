@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{block_on, complain, config::read};
 use crate::app;
-use crate::config::{Config, ConfigError, LogFormat};
+use crate::config::{Config, ConfigError, LogFormat, OtlpTemporality};
 use crate::outputs::log::{self, Keeper, Log, Struck};
 use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
 
@@ -104,6 +104,10 @@ pub fn run(options: Options) -> ExitCode {
                 receiver,
                 origin: app::origin(&config),
                 interval: config.otlp.interval.0,
+                temporality: match config.otlp.temporality {
+                    OtlpTemporality::Cumulative => telemetry::Temporality::Cumulative,
+                    OtlpTemporality::Delta => telemetry::Temporality::Delta,
+                },
             })
         });
         let telemetry = match telemetry.transpose() {

@@ -34,12 +34,20 @@ pub struct OutputCounters {
     pub otlp_points_delivered: Counter,
     /// Points in requests that failed; they go out again, newer, with the next attempt.
     pub otlp_points_failed: Counter,
+    /// Points in requests of deltas that failed and may have arrived; they are not sent again.
+    pub otlp_points_unknown: Counter,
     /// Points that an OTLP receiver took in and refused (`partial_success`).
     pub otlp_points_rejected: Counter,
     /// Requests that an OTLP receiver answered with success.
     pub otlp_requests_delivered: Counter,
     /// Requests that failed.
     pub otlp_requests_failed: Counter,
+    /// Times that what was sent as deltas was written down.
+    pub otlp_deltas_kept: Counter,
+    /// Times that it could not be.
+    pub otlp_deltas_unkept: Counter,
+    /// Times that what an agent before had sent as deltas could not be read.
+    pub otlp_deltas_unread: Counter,
     /// Label values that were empty and were published as `(unresolved)`.
     pub labels_blank: Counter,
     /// Label values that were cut to the bound, or freed of control characters.

@@ -1253,13 +1253,14 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.otlp.points",
         kind: Kind::Counter,
         unit: Unit::Count("{point}"),
-        help: "Points sent over OTLP: delivered, failed (and sent again, newer) or rejected by the receiver for good.",
+        help: "Points sent over OTLP: delivered, failed (and sent again, newer), rejected by the receiver for good, or unknown: deltas of which no answer says whether they arrived, and which are not sent again.",
         keys: &["outcome"],
         read: |view, points| {
             for (outcome, counter) in [
                 ("delivered", &view.counters.otlp_points_delivered),
                 ("failed", &view.counters.otlp_points_failed),
                 ("rejected", &view.counters.otlp_points_rejected),
+                ("unknown", &view.counters.otlp_points_unknown),
             ] {
                 points.put(
                     &[outcome],
@@ -1280,6 +1281,27 @@ pub static INSTRUMENTS: &[Instrument] = &[
             for (outcome, counter) in [
                 ("delivered", &view.counters.otlp_requests_delivered),
                 ("failed", &view.counters.otlp_requests_failed),
+            ] {
+                points.put(
+                    &[outcome],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_otlp_delta_writes_total",
+        otlp: "gpuacct.otlp.delta_writes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{write}"),
+        help: "Times that what was sent as deltas was written down (kept) or could not be (failed), and that what an agent before had written could not be read (unread). After the latter two, deltas begin with the totals of then. Stays at 0 where sums are cumulative.",
+        keys: &["outcome"],
+        read: |view, points| {
+            for (outcome, counter) in [
+                ("kept", &view.counters.otlp_deltas_kept),
+                ("failed", &view.counters.otlp_deltas_unkept),
+                ("unread", &view.counters.otlp_deltas_unread),
             ] {
                 points.put(
                     &[outcome],

@@ -19,6 +19,7 @@ use opentelemetry_otlp::{
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
+pub use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use rustix::time::{ClockId, clock_gettime};
 use tonic::metadata::MetadataMap;
@@ -52,6 +53,8 @@ pub struct Options {
     pub origin: Origin,
     /// The time between two exports of the metrics.
     pub interval: Duration,
+    /// What a counter's points say.
+    pub temporality: Temporality,
 }
 
 /// Why telemetry cannot begin.
@@ -93,7 +96,7 @@ impl Telemetry {
                     .map(|(key, value)| KeyValue::new(key, value.to_owned())),
             )
             .build();
-        let reader = PeriodicReader::builder(metric_exporter(&options.receiver)?)
+        let reader = PeriodicReader::builder(metric_exporter(options)?)
             .with_interval(options.interval)
             .build();
         let metrics = SdkMeterProvider::builder()
@@ -147,9 +150,11 @@ fn is_own_machinery(target: &str) -> bool {
     })
 }
 
-fn metric_exporter(receiver: &Receiver) -> Result<MetricExporter, TelemetryError> {
+fn metric_exporter(options: &Options) -> Result<MetricExporter, TelemetryError> {
+    let receiver = &options.receiver;
+    let builder = MetricExporter::builder().with_temporality(options.temporality);
     match receiver.protocol {
-        Protocol::Grpc => MetricExporter::builder()
+        Protocol::Grpc => builder
             .with_tonic()
             .with_endpoint(receiver.url()?.as_str())
             .with_timeout(receiver.timeout)
@@ -157,7 +162,7 @@ fn metric_exporter(receiver: &Receiver) -> Result<MetricExporter, TelemetryError
             .build(),
         Protocol::HttpProtobuf => {
             receiver.header_map()?;
-            MetricExporter::builder()
+            builder
                 .with_http()
                 .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
                 .with_endpoint(receiver.signal_url("metrics")?.as_str())
@@ -321,6 +326,7 @@ mod tests {
                 node_name: None,
             },
             interval: Duration::from_secs(3_600),
+            temporality: Temporality::Cumulative,
         }
     }
 

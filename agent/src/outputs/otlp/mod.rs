@@ -1,18 +1,26 @@
 //! Pushes the books to an OpenTelemetry receiver, over gRPC or HTTP/protobuf.
 //!
-//! Everything sent is cumulative: a message that got lost is made good by the next one, so a retry
-//! always sends the newest commit and nothing is queued. While the receiver is away the agent keeps
-//! one snapshot, not a backlog; what the receiver misses is the resolution in time, never an amount.
+//! What is sent is cumulative unless configured: a message that got lost is made good by the next
+//! one, so a retry always sends the newest commit and nothing is queued. While the receiver is away
+//! the agent keeps one snapshot, not a backlog; what the receiver misses is the resolution in time,
+//! never an amount.
+//!
+//! Deltas ([`Temporality::Delta`]) are for receivers that add up. There a message that got lost is
+//! gone, and one that came twice is billed twice. The second must not be: each growth is sent at
+//! most once, over crashes of the agent too. It is sent again, with what came since, only where it
+//! certainly did not arrive.
 //!
 //! It refuses to slow anything down: it reads the last commit when it is its turn, and its health is
 //! offered to the core without waiting.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::ReadClock;
 use super::counters::OutputCounters;
@@ -22,11 +30,16 @@ use crate::core::input::{Input, SourceHealth};
 use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
 use crate::core::snapshot::Snapshot;
 
+mod delta;
+mod kept;
 mod request;
+mod telling;
 mod transport;
 
+pub use kept::Place;
 use request::build;
-use transport::{Failure, Retry, Transport};
+use telling::Telling;
+use transport::{Arrival, Failure, Retry, Transport};
 
 /// How and when to push.
 #[derive(Clone, Debug)]
@@ -52,6 +65,19 @@ pub struct Options {
     pub origin: Origin,
     /// What is sent only where it is asked for.
     pub opt_in: OptIn,
+    /// What a counter's points say.
+    pub temporality: Temporality,
+}
+
+/// What a counter's points say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Temporality {
+    /// Its total.
+    #[default]
+    Cumulative,
+    /// What came since the last point; where it is kept what was sent. Where that is nowhere, no
+    /// series may outlive the agent.
+    Delta(Option<Place>),
 }
 
 impl Options {
@@ -68,6 +94,7 @@ impl Options {
             flush_deadline: Duration::from_secs(5),
             origin,
             opt_in: OptIn::default(),
+            temporality: Temporality::default(),
         }
     }
 }
@@ -91,6 +118,8 @@ pub struct Exporter {
     counters: Arc<OutputCounters>,
     clock: ReadClock,
     health: Health,
+    /// Absent where what is sent is cumulative.
+    telling: Option<Telling>,
 }
 
 impl std::fmt::Debug for Exporter {
@@ -121,6 +150,10 @@ impl Exporter {
             state: None,
             since: BootTime::default(),
         };
+        let telling = match &options.temporality {
+            Temporality::Cumulative => None,
+            Temporality::Delta(place) => Some(Telling::new(place.clone(), Arc::clone(&counters))),
+        };
         Ok(Self {
             options,
             transport,
@@ -128,21 +161,24 @@ impl Exporter {
             counters,
             clock,
             health,
+            telling,
         })
     }
 
     /// Pushes until `shutdown` is done, then once more with the newest commit, within the deadline.
-    /// A message that is under way at that moment is given up: the last one has more in it.
+    /// A message that is under way at that moment is given up: the last one has more in it. Where it
+    /// has deltas the last one has not, and it is waited for within the same deadline.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
-        tokio::select! {
-            biased;
-            () = &mut shutdown => {}
-            () = self.push_for_ever() => {}
-        }
+        let ended = self.push_until(shutdown.as_mut()).await;
         let deadline = self.options.flush_deadline;
         let endpoint = &self.options.receiver.endpoint.clone();
-        match tokio::time::timeout(deadline, self.push()).await {
+        let ends = ended + deadline;
+        let last = tokio::time::timeout_at(ends, self.push()).await;
+        if let Some(telling) = &mut self.telling {
+            telling.end().await;
+        }
+        match last {
             Ok(Ok(())) => {}
             Ok(Err(Failure { class, reason, .. })) => {
                 tracing::warn!(%endpoint, class, %reason, "the last push over otlp failed");
@@ -153,20 +189,52 @@ impl Exporter {
         }
     }
 
-    /// Returns only if there will be no further commit.
-    async fn push_for_ever(&mut self) {
+    /// Returns when told to stop, or there will be no further commit, and says when that was.
+    async fn push_until(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Instant {
         let committed = self.snapshots.wait_for(|snapshot| snapshot.sequence > 0);
-        if committed.await.is_err() {
-            return;
+        tokio::select! {
+            biased;
+            () = &mut stop => return Instant::now(),
+            committed = committed => if committed.is_err() {
+                return Instant::now();
+            }
         }
-        tokio::time::sleep(self.options.first_within.mul_f64(random())).await;
+        let mut pause = self.options.first_within.mul_f64(random());
         let mut failures = 0;
         loop {
-            let pause = match self.push().await {
+            tokio::select! {
+                biased;
+                () = &mut stop => return Instant::now(),
+                () = tokio::time::sleep(pause) => {}
+            }
+            let has_deltas = self.telling.is_some();
+            let deadline = self.options.flush_deadline;
+            let pushed = {
+                let push = self.push();
+                tokio::pin!(push);
+                tokio::select! {
+                    biased;
+                    () = &mut stop => {
+                        let now = Instant::now();
+                        if has_deltas {
+                            // What becomes of it is counted; the last push has the rest.
+                            let _ = tokio::time::timeout_at(now + deadline, push).await;
+                        }
+                        return now;
+                    }
+                    pushed = &mut push => pushed,
+                }
+            };
+            pause = match pushed {
                 Ok(()) => {
                     failures = 0;
-                    self.health.up((self.clock)().boot);
-                    self.interval()
+                    let now = (self.clock)().boot;
+                    let pause = self.interval();
+                    match self.telling.as_ref().and_then(Telling::trouble) {
+                        None => self.health.up(now),
+                        Some(trouble) => self.health.down(now, trouble, pause),
+                    }
+                    pause
                 }
                 Err(failure) => {
                     let pause = match failure.retry {
@@ -181,14 +249,15 @@ impl Exporter {
                 }
             };
             if self.snapshots.has_changed().is_err() {
-                return;
+                return Instant::now();
             }
-            tokio::time::sleep(pause).await;
         }
     }
 
     /// Sends the newest commit. A message that the receiver will never like does not keep the
     /// others back; one that may be tried again does, since then all are.
+    ///
+    /// It may be given up at any moment.
     async fn push(&mut self) -> Result<(), Failure> {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         if snapshot.sequence == 0 {
@@ -199,9 +268,24 @@ impl Exporter {
             counters: &self.counters,
             opt_in: &self.options.opt_in,
         };
+        let (origin, max_points) = (&self.options.origin, self.options.max_points);
+        let messages = match &mut self.telling {
+            None => build(&view, origin, max_points, None),
+            Some(telling) => {
+                let told = telling.begin(&snapshot).await?;
+                let mut messages = build(&view, origin, max_points, Some(told));
+                let growths = messages.iter_mut();
+                let growths = growths.map(|outgoing| std::mem::take(&mut outgoing.growths));
+                telling.offer(&snapshot, growths).await?;
+                messages
+            }
+        };
         let mut outcome = Ok(());
-        for outgoing in build(&view, &self.options.origin, self.options.max_points) {
+        for outgoing in messages {
             let points = outgoing.points;
+            if let Some(telling) = &mut self.telling {
+                telling.message_begins();
+            }
             match self.transport.send(outgoing.request).await {
                 Ok(accepted) => {
                     let rejected = accepted.rejected.min(points);
@@ -220,7 +304,17 @@ impl Exporter {
                 }
                 Err(failure) => {
                     self.counters.otlp_requests_failed.add(1);
-                    self.counters.otlp_points_failed.add(points);
+                    match (&mut self.telling, failure.arrival) {
+                        (Some(_), Arrival::Unknown) => {
+                            self.counters.otlp_points_unknown.add(points)
+                        }
+                        (telling, _) => {
+                            self.counters.otlp_points_failed.add(points);
+                            if let Some(telling) = telling {
+                                telling.message_failed();
+                            }
+                        }
+                    }
                     let last = failure.retry != Retry::Never;
                     if outcome.is_ok() || last {
                         outcome = Err(failure);
@@ -230,6 +324,9 @@ impl Exporter {
                     }
                 }
             }
+        }
+        if let Some(telling) = &mut self.telling {
+            telling.end().await;
         }
         outcome
     }

@@ -1,7 +1,7 @@
 //! The books as OTLP messages.
 //!
-//! Every counter is a cumulative monotonic sum with the start time of its own account, which the
-//! SDK's aggregation cannot carry. Seconds are doubles, since that is what Prometheus' `_seconds`
+//! Every counter is a monotonic sum with the start time of its own account, which the SDK's
+//! aggregation cannot carry: cumulative, or what came since the last time ([`Told`]). Seconds are doubles, since that is what Prometheus' `_seconds`
 //! are; whole numbers stay whole. What is too much for one message goes into several, bounded in
 //! points and in bytes: receivers refuse more than 4 MiB.
 
@@ -16,7 +16,9 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
+use super::delta::{Growth, Told};
 use crate::core::model::WallTime;
+use crate::core::snapshot::Snapshot;
 use crate::outputs::instruments::{self, Instrument, Kind, Sink, VERSION, Value, View};
 use crate::outputs::receiver::Origin;
 
@@ -30,13 +32,28 @@ pub(super) struct Outgoing {
     pub(super) request: ExportMetricsServiceRequest,
     /// How many points it has.
     pub(super) points: u64,
+    /// What it tells that was not told before, where it has deltas.
+    pub(super) growths: Vec<Growth>,
 }
 
 /// The whole of `view` in messages of at most `max_points` points and about [`MAX_BYTES`] bytes.
-pub(super) fn build(view: &View<'_>, origin: &Origin, max_points: usize) -> Vec<Outgoing> {
+/// Where a receiver wants deltas, what it has been `told` is left out.
+pub(super) fn build(
+    view: &View<'_>,
+    origin: &Origin,
+    max_points: usize,
+    told: Option<&mut Told>,
+) -> Vec<Outgoing> {
     let mut batch = Batch {
         resource: resource(origin),
+        snapshot: view.snapshot,
         time: view.snapshot.wall.0,
+        temporality: match told {
+            Some(_) => AggregationTemporality::Delta,
+            None => AggregationTemporality::Cumulative,
+        },
+        told,
+        growths: Vec::new(),
         max_points: max_points.max(1),
         family: None,
         pending: Vec::new(),
@@ -71,8 +88,13 @@ fn attribute(key: &str, value: &str) -> KeyValue {
 }
 
 /// Messages under construction.
-struct Batch {
+struct Batch<'a> {
     resource: Resource,
+    snapshot: &'a Snapshot,
+    temporality: AggregationTemporality,
+    told: Option<&'a mut Told>,
+    /// What the message that is being written tells.
+    growths: Vec<Growth>,
     time: u64,
     max_points: usize,
     family: Option<&'static Instrument>,
@@ -87,7 +109,7 @@ struct Batch {
     done: Vec<Outgoing>,
 }
 
-impl Sink for Batch {
+impl Sink for Batch<'_> {
     fn family(&mut self, instrument: &'static Instrument) {
         self.close_family();
         self.family = Some(instrument);
@@ -98,8 +120,24 @@ impl Sink for Batch {
         instrument: &'static Instrument,
         labels: &[Cow<'_, str>],
         start: WallTime,
-        value: Value,
+        mut value: Value,
     ) {
+        // A start after the time, as a clock that was set back makes one, would be refused, and
+        // one that moves would be a new beginning each time: then it is left out, as 0.
+        let mut from = match instrument.kind {
+            Kind::Counter if start.0 <= self.time => start.0,
+            Kind::Counter | Kind::Gauge | Kind::Info => 0,
+        };
+        let mut growth = None;
+        if let Some(told) = &mut self.told
+            && instrument.kind == Kind::Counter
+        {
+            let grown = told.growth(instrument, labels, start, value, self.snapshot);
+            let Some((delta, grown)) = grown else {
+                return;
+            };
+            (from, value, growth) = (delta.from, delta.value, Some(grown));
+        }
         let point = NumberDataPoint {
             attributes: instrument
                 .keys
@@ -107,12 +145,7 @@ impl Sink for Batch {
                 .zip(labels)
                 .map(|(key, value)| attribute(key, value))
                 .collect(),
-            // A start after the time, as a clock that was set back makes one, would be refused, and
-            // one that moves would be a new beginning each time: then it is left out, as 0.
-            start_time_unix_nano: match instrument.kind {
-                Kind::Counter if start.0 <= self.time => start.0,
-                Kind::Counter | Kind::Gauge | Kind::Info => 0,
-            },
+            start_time_unix_nano: from,
             time_unix_nano: self.time,
             value: Some(number(value)),
             ..NumberDataPoint::default()
@@ -125,10 +158,11 @@ impl Sink for Batch {
         self.points += 1;
         self.bytes += bytes;
         self.pending.push(point);
+        self.growths.extend(growth);
     }
 }
 
-impl Batch {
+impl Batch<'_> {
     fn close_family(&mut self) {
         let Some(instrument) = self.family else {
             return;
@@ -140,7 +174,7 @@ impl Batch {
         let data = match instrument.kind {
             Kind::Counter => metric::Data::Sum(Sum {
                 data_points,
-                aggregation_temporality: AggregationTemporality::Cumulative.into(),
+                aggregation_temporality: self.temporality.into(),
                 is_monotonic: true,
             }),
             Kind::Gauge | Kind::Info => metric::Data::Gauge(Gauge { data_points }),
@@ -179,6 +213,7 @@ impl Batch {
                 }],
             },
             points: self.points as u64,
+            growths: std::mem::take(&mut self.growths),
         });
         self.points = 0;
         self.bytes = 0;
@@ -225,7 +260,7 @@ mod tests {
             counters: &OutputCounters::default(),
             opt_in: &sample::opt_in(),
         };
-        build(&view, &origin(), max_points)
+        build(&view, &origin(), max_points, None)
     }
 
     fn attributes(attributes: &[KeyValue]) -> String {

@@ -1,6 +1,6 @@
 //! The exporter against receivers in this process that fail, refuse, hang, and then accept.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
@@ -14,7 +14,9 @@ use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
-use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, NumberDataPoint, metric, number_data_point,
+};
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -40,6 +42,10 @@ enum Act {
     Invalid,
     /// Wants another token.
     Denied,
+    /// Has a defect that ends in an answer.
+    Defect,
+    /// Is behind a gateway that gave up on it.
+    GaveUp,
     /// Does not answer.
     Hang,
     /// Says yes, and then nonsense.
@@ -51,6 +57,9 @@ enum Act {
 struct Arrived {
     commits: i64,
     points: usize,
+    /// The counters in it, by name and attributes.
+    counters: Vec<String>,
+    temporality: AggregationTemporality,
     token: Option<String>,
 }
 
@@ -65,11 +74,19 @@ impl Peer {
         let mut arrived = Arrived {
             commits: -1,
             points: 0,
+            counters: Vec::new(),
+            temporality: AggregationTemporality::Unspecified,
             token,
         };
         for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
             let points = match metric.data.as_ref().unwrap() {
-                metric::Data::Sum(sum) => &sum.data_points,
+                metric::Data::Sum(sum) => {
+                    arrived.temporality = sum.aggregation_temporality();
+                    let name =
+                        |point: &NumberDataPoint| format!("{} {:?}", metric.name, point.attributes);
+                    arrived.counters.extend(sum.data_points.iter().map(name));
+                    &sum.data_points
+                }
                 metric::Data::Gauge(gauge) => &gauge.data_points,
                 other => panic!("{other:?}"),
             };
@@ -126,6 +143,8 @@ impl MetricsService for Service {
             )),
             Act::Invalid => Err(tonic::Status::invalid_argument("no")),
             Act::Denied => Err(tonic::Status::unauthenticated("who are you")),
+            Act::Defect => Err(tonic::Status::internal("a defect")),
+            Act::GaveUp => Err(tonic::Status::deadline_exceeded("too late")),
             Act::Hang => std::future::pending().await,
         }
     }
@@ -156,6 +175,8 @@ async fn http_export(
         // A google.rpc.Status: field 1 is the code, field 2 the message.
         Act::Invalid => (StatusCode::BAD_REQUEST, b"\x08\x03\x12\x02no".to_vec()).into_response(),
         Act::Denied => StatusCode::UNAUTHORIZED.into_response(),
+        Act::Defect => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Act::GaveUp => StatusCode::GATEWAY_TIMEOUT.into_response(),
         Act::Hang => std::future::pending().await,
         Act::Babble => "yes, gladly".into_response(),
     }
@@ -449,6 +470,7 @@ async fn one_message_that_is_refused_does_not_keep_the_others_back() {
             },
             &quick(protocol, String::new()).origin,
             usize::MAX,
+            None,
         )[0]
         .points;
         while points < whole {
@@ -483,14 +505,17 @@ async fn the_last_commit_goes_out_when_the_agent_stops() {
 
 #[tokio::test]
 async fn a_dead_receiver_does_not_hold_the_end() {
-    let mut bench = bench(Protocol::Grpc, &[Act::Hang, Act::Hang], |options| {
-        options.receiver.timeout = Duration::from_secs(3_600);
-        options.flush_deadline = Duration::from_millis(50);
-    })
-    .await;
-    bench.arrival().await;
-    // It ends, or the test does not.
-    bench.stop().await;
+    for temporality in [Temporality::Cumulative, Temporality::Delta(None)] {
+        let mut bench = bench(Protocol::Grpc, &[Act::Hang, Act::Hang], |options| {
+            options.receiver.timeout = Duration::from_secs(3_600);
+            options.flush_deadline = Duration::from_millis(50);
+            options.temporality = temporality;
+        })
+        .await;
+        bench.arrival().await;
+        // It ends, or the test does not.
+        bench.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -537,4 +562,209 @@ async fn pauses_grow_and_stay_within_their_bounds() {
             assert!(interval <= Duration::from_secs(66), "{interval:?}");
         }
     }
+}
+
+fn deltas(options: &mut Options) {
+    options.temporality = Temporality::Delta(None);
+}
+
+/// What the messages add up to that are there, and those that come until it is `expected`.
+async fn commits_added_up(bench: &mut Bench, expected: i64) -> i64 {
+    let mut sum = 0;
+    while sum < expected {
+        let arrived = bench.arrival().await;
+        // The agent's own counters grow with each push; a message without any has no temporality.
+        assert_eq!(arrived.temporality, AggregationTemporality::Delta);
+        sum += arrived.commits.max(0);
+    }
+    sum
+}
+
+#[tokio::test]
+async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it() {
+    // What the receiver does with the first message, which tells of one commit; whether that may
+    // have arrived.
+    let rows = [
+        (Act::Accept, true),
+        (Act::Reject(3), true),
+        (Act::Hang, true),
+        (Act::Defect, true),
+        (Act::GaveUp, true),
+        (Act::Unavailable, false),
+        (Act::Overloaded(Some(0)), false),
+        (Act::Overloaded(None), false),
+        (Act::Invalid, false),
+        (Act::Denied, false),
+    ];
+    for protocol in BOTH {
+        for (act, arrived) in rows {
+            let mut bench = bench(protocol, &[act], |options| {
+                deltas(options);
+                options.receiver.timeout = Duration::from_secs(1);
+            })
+            .await;
+            assert_eq!(bench.arrival().await.commits, 1);
+            bench.snapshots.send_replace(Arc::new(commit(5)));
+            let expected = if arrived { 4 } else { 5 };
+            let sum = commits_added_up(&mut bench, expected).await;
+            assert_eq!(sum, expected, "{protocol:?} {act:?}");
+            bench.stop.take().unwrap().send(()).unwrap();
+            bench.exporter.await.unwrap();
+            bench.receiver.abort();
+            while let Ok(late) = bench.arrived.try_recv() {
+                assert!(late.commits <= 0, "{protocol:?} {act:?}: {late:?}");
+            }
+            let unknown = bench.counters.otlp_points_unknown.get();
+            let is_unknown = matches!(act, Act::Hang | Act::Defect | Act::GaveUp);
+            assert_eq!(unknown > 0, is_unknown, "{protocol:?} {act:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_grew_while_nobody_was_there_is_told_to_who_comes() {
+    for protocol in BOTH {
+        let (listener, endpoint) = listen().await;
+        drop(listener);
+        let mut bench = bench(protocol, &[], |options| {
+            deltas(options);
+            options.receiver.endpoint = endpoint;
+        })
+        .await;
+        assert_eq!(bench.down().await.0, "unavailable", "{protocol:?}");
+        assert_eq!(bench.counters.otlp_points_unknown.get(), 0);
+        let failed = bench.counters.otlp_points_failed.get();
+        assert!(failed > 0, "{protocol:?}");
+        bench.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_fails_does_not_tell_the_others_again() {
+    for protocol in BOTH {
+        for act in [Act::Unavailable, Act::Invalid] {
+            let script = [Act::Accept, act];
+            let mut bench = bench(protocol, &script, |options| {
+                deltas(options);
+                options.max_points = 20;
+            })
+            .await;
+            let view = View {
+                snapshot: &commit(1),
+                counters: &OutputCounters::default(),
+                opt_in: &OptIn::default(),
+            };
+            let origin = &quick(protocol, String::new()).origin;
+            let mut told = delta::Told::new("", view.snapshot.agent_started);
+            let whole = build(&view, origin, usize::MAX, Some(&mut told));
+            let whole = whole[0].growths.len();
+            let mut taken = BTreeSet::new();
+            let mut messages = 0;
+            while taken.len() < whole {
+                let arrived = bench.arrival().await;
+                messages += 1;
+                if messages == 2 {
+                    continue;
+                }
+                for counter in arrived.counters {
+                    // What the exporter counts of itself grows with each message.
+                    let is_own = counter.starts_with("gpuacct.otlp");
+                    let is_new = taken.insert(counter.clone());
+                    assert!(is_new || is_own, "{protocol:?} {act:?}: {counter} twice");
+                }
+            }
+            bench.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
+    // What the receiver does with the message before the kill, which tells of one commit; whether
+    // that may have arrived.
+    let rows = [
+        (Act::Accept, true),
+        (Act::Hang, true),
+        (Act::Unavailable, false),
+    ];
+    for (act, arrived) in rows {
+        for protocol in BOTH {
+            let dir = tempfile::tempdir().unwrap();
+            let place = Place::new(dir.path(), &dir.path().join("agent.sock"), "boot");
+            let kept = |options: &mut Options| {
+                options.temporality = Temporality::Delta(Some(place.clone()));
+                // Refused once, it is not tried again before the kill.
+                options.backoff = Duration::from_secs(3_600);
+                options.backoff_max = options.backoff;
+            };
+            let mut killed = bench(protocol, &[act], kept).await;
+            assert_eq!(killed.arrival().await.commits, 1);
+            match act {
+                Act::Hang => {}
+                Act::Unavailable => drop(killed.down().await),
+                _ => assert_eq!(killed.state().await, SourceState::Up),
+            }
+            killed.exporter.abort();
+            assert!(killed.exporter.await.unwrap_err().is_cancelled());
+            killed.receiver.abort();
+
+            let mut next = bench(protocol, &[], kept).await;
+            next.snapshots.send_replace(Arc::new(commit(9)));
+            let expected = if arrived { 8 } else { 9 };
+            let sum = commits_added_up(&mut next, expected).await;
+            assert_eq!(sum, expected, "{protocol:?} {act:?}");
+            next.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_sent_and_not_gone_on_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new(dir.path(), &dir.path().join("agent.sock"), "boot");
+    let kept = |options: &mut Options| {
+        options.temporality = Temporality::Delta(Some(place.clone()));
+    };
+    // A directory is in the way of the file.
+    std::fs::create_dir(place.file().with_extension("json~")).unwrap();
+    let mut unkept = bench(Protocol::Grpc, &[], kept).await;
+    assert_eq!(unkept.arrival().await.commits, 1, "it is sent");
+    let (_, reason) = unkept.down().await;
+    assert!(reason.starts_with("deltas are sent, but "), "{reason}");
+    let counters = unkept.stop().await;
+    assert!(counters.otlp_deltas_unkept.get() > 0);
+
+    // The same life of the same series, and an agent that began after them.
+    let mut snapshot = commit(9);
+    snapshot.agent_started = snapshot.wall;
+    let mut next = bench(Protocol::Grpc, &[], kept).await;
+    next.snapshots.send_replace(Arc::new(snapshot));
+    let arrived = next.arrival().await;
+    let mut counters = arrived.counters.iter();
+    let books = counters.any(|it| it.starts_with("gpuacct.gpu.busy"));
+    assert!(!books, "they begin with the totals of now: {arrived:?}");
+    next.stop().await;
+}
+
+/// Its words are all that tells a gateway's answer of HTTP from the receiver's own.
+#[tokio::test]
+async fn a_gateway_over_grpc_does_not_say_whether_a_message_arrived() {
+    let (listener, endpoint) = listen().await;
+    let gateway = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(request) = connection.accept().await {
+            let (_, mut respond) = request.unwrap();
+            let mut answer = axum::http::Response::new(());
+            *answer.status_mut() = StatusCode::BAD_GATEWAY;
+            respond.send_response(answer, true).unwrap();
+        }
+    });
+    let receiver = Receiver::new(endpoint, Protocol::Grpc);
+    let mut transport = Transport::new(&receiver).unwrap();
+    let sent = transport.send(ExportMetricsServiceRequest::default()).await;
+    let failure = sent.unwrap_err();
+    assert_eq!(failure.class, "unavailable", "{failure:?}");
+    assert_eq!(failure.arrival, Arrival::Unknown, "{failure:?}");
+    gateway.abort();
 }

@@ -25,6 +25,9 @@ use crate::secrets::Secrets;
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// The most that is kept of a receiver's words.
 const MAX_REASON_CHARS: usize = 200;
+/// How tonic begins its words where there is an answer of HTTP without one of gRPC: a gateway's, which
+/// does not know what became of the message behind it.
+const NOT_THE_RECEIVERS: &str = "grpc-status header missing";
 /// The longest pause that a receiver may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(600);
 
@@ -67,6 +70,19 @@ pub(super) struct Failure {
     /// Whether to try again before the next interval, and after which pause if the receiver asks
     /// for one.
     pub(super) retry: Retry,
+    /// Whether it may have arrived all the same.
+    pub(super) arrival: Arrival,
+}
+
+/// Whether a message that failed may have arrived all the same, so that what it told must not be
+/// told again where amounts are added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// There was nobody, or the receiver itself refused it.
+    No,
+    /// There was no answer, or one that does not say: a gateway's that lost its receiver, a defect
+    /// of the receiver's.
+    Unknown,
 }
 
 /// Whether the OTLP specification wants a failed message to be tried again.
@@ -88,7 +104,7 @@ impl Transport {
             Protocol::Grpc => {
                 let channel = Endpoint::from_shared(receiver.url()?.to_string())
                     .map_err(|error| receiver.wrong(error))?
-                    .connect_timeout(receiver.timeout)
+                    .connect_timeout(connect_timeout(receiver))
                     .connect_lazy();
                 Way::Grpc {
                     client: MetricsServiceClient::new(channel),
@@ -101,6 +117,7 @@ impl Transport {
                     .redirect(reqwest::redirect::Policy::none())
                     // gRPC has no proxy either, and a node's collector is rarely behind one.
                     .no_proxy()
+                    .connect_timeout(connect_timeout(receiver))
                     .build()
                     .map_err(|error| receiver.wrong(error))?;
                 Way::Http {
@@ -134,6 +151,7 @@ impl Transport {
                     class: "timeout",
                     reason: format!("no answer within {:?}", self.timeout),
                     retry: Retry::Backoff,
+                    arrival: Arrival::Unknown,
                 })
             });
         let words = |words: &str| bounded(&self.secrets.struck_out(words));
@@ -148,6 +166,12 @@ impl Transport {
             }),
         }
     }
+}
+
+/// Shorter than a message's own, so that a host which does not answer at all is known not to have
+/// taken it.
+fn connect_timeout(receiver: &Receiver) -> Duration {
+    receiver.timeout / 2
 }
 
 async fn grpc(
@@ -182,10 +206,32 @@ async fn grpc(
         Code::ResourceExhausted => "overloaded",
         _ => "protocol",
     };
+    let mut arrival = match status.code() {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Unimplemented
+        | Code::Unavailable
+        | Code::Unauthenticated => Arrival::No,
+        _ => Arrival::Unknown,
+    };
+    if status.message().starts_with(NOT_THE_RECEIVERS) {
+        arrival = Arrival::Unknown;
+    }
     // tonic says "transport error" or "tcp connect error" and hides the rest in the causes.
     let mut reason = format!("{:?}: {}", status.code(), status.message());
     let mut cause = std::error::Error::source(&status);
+    let mut connected = true;
     while let Some(error) = cause {
+        connected &= !error.is::<tonic::ConnectError>();
+        // With a cause the status is not the receiver's: something broke on the way.
+        arrival = if connected {
+            Arrival::Unknown
+        } else {
+            Arrival::No
+        };
         let words = error.to_string();
         if !reason.contains(&words) {
             reason = format!("{reason}: {words}");
@@ -196,6 +242,7 @@ async fn grpc(
         class,
         reason,
         retry,
+        arrival,
     })
 }
 
@@ -205,10 +252,10 @@ async fn http(
     message: &ExportMetricsServiceRequest,
 ) -> Result<Accepted, Failure> {
     let broken = |error: &reqwest::Error| {
-        let class = if error.is_connect() {
-            "unavailable"
+        let (class, arrival) = if error.is_connect() {
+            ("unavailable", Arrival::No)
         } else {
-            "protocol"
+            ("protocol", Arrival::Unknown)
         };
         let mut reason = error.to_string();
         let mut cause = std::error::Error::source(error);
@@ -220,6 +267,7 @@ async fn http(
             class,
             reason,
             retry: Retry::Backoff,
+            arrival,
         }
     };
     let mut response = client
@@ -273,6 +321,12 @@ async fn http(
         retry: match status {
             429 | 502..=504 => pause.map_or(Retry::Backoff, after),
             _ => Retry::Never,
+        },
+        arrival: match status {
+            // A request that took too long may have been taken by then.
+            408 => Arrival::Unknown,
+            300..=499 | 501 | 503 => Arrival::No,
+            _ => Arrival::Unknown,
         },
     })
 }

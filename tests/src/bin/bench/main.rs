@@ -6,10 +6,11 @@
 //! What measures costs wants a build with optimisations; what measures when or whether something
 //! becomes known does not.
 //!
-//! It takes about twenty minutes. It leaves nothing behind: processes, cgroups and directories go
+//! It takes about forty minutes. It leaves nothing behind: processes, cgroups and directories go
 //! with it, also when it is interrupted.
 
 mod accuracy;
+mod crashes;
 mod forks;
 mod identity;
 mod load;
@@ -38,7 +39,7 @@ use report::Row;
 /// A benchmark: its name, its title, what it does.
 type Benchmark = (&'static str, &'static str, fn(&Bench) -> Result<Vec<Row>>);
 
-const BENCHMARKS: [Benchmark; 8] = [
+const BENCHMARKS: [Benchmark; 9] = [
     ("forks", "Processes come and go", forks::on_and_off),
     ("opens", "Opens of devices", opens::on_and_off),
     ("storm", "Events without a loss", forks::storm),
@@ -50,11 +51,16 @@ const BENCHMARKS: [Benchmark; 8] = [
         identity::identity,
     ),
     ("accuracy", "How right the books are", accuracy::accuracy),
+    (
+        "crashes",
+        "Counters over crashes of the agent",
+        crashes::crashes,
+    ),
     ("report", "The report", past::report),
 ];
 
 /// Those that measure no cost.
-const IN_ANY_BUILD: [&str; 2] = ["identity", "accuracy"];
+const IN_ANY_BUILD: [&str; 3] = ["identity", "accuracy", "crashes"];
 
 /// Turns true when the bench is to end.
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();

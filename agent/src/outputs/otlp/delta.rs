@@ -1,0 +1,455 @@
+//! What a receiver of deltas has been told, series by series, and what has come since.
+//!
+//! Whoever adds deltas up must never get more than was booked, so a growth goes out at most once.
+//! It counts as told from the moment in which its message is offered, and is taken back only if
+//! that certainly did not arrive. What is not known to have failed has arrived.
+//!
+//! A series is known by its family, its labels and its start: with another start it is another
+//! one. Of a series that is not known it has to be said whether anybody can have been told of it.
+//! One that began no earlier than [`Told::floor`] is new, and goes out from its own start; an
+//! older one begins with the total that it has by then, of which nothing is sent.
+//!
+//! It refuses to know of files and messages. Amounts are those of [`Value`], times nanoseconds
+//! since 1970 as they go out, but for the boot time at which a series was last seen.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::model::{BootTime, Nanos, WallTime};
+use crate::core::snapshot::Snapshot;
+use crate::outputs::instruments::{Instrument, VERSION, Value};
+
+/// How long a series that is not published any more is remembered. Some come back: allocated time
+/// is away from a restart until the kubelet has answered.
+const REMEMBERED_FOR: Nanos = Nanos::from_secs(3_600);
+/// Series that are not published any more and are remembered, at most.
+const REMEMBERED: usize = 20_000;
+/// Between the parts of a series' name. No label has it: control characters do not go out.
+const SEPARATOR: char = '\u{1f}';
+
+/// How much of a series a receiver has, and until when that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Account {
+    /// The series' own start.
+    start: u64,
+    /// The end of the last interval that was told.
+    end: u64,
+    amount: u128,
+}
+
+impl Account {
+    /// Nothing yet.
+    const fn new(start: WallTime) -> Self {
+        Self {
+            start: start.0,
+            end: start.0,
+            amount: 0,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    account: Account,
+    /// When it was last published.
+    seen: BootTime,
+}
+
+/// A growth of a series that is to go out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Growth {
+    series: String,
+    before: Account,
+    after: Account,
+}
+
+/// The point that tells of a growth.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Delta {
+    /// Where its interval begins.
+    pub(super) from: u64,
+    /// By how much the series has grown in it.
+    pub(super) value: Value,
+}
+
+/// What a receiver has been told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    boot: String,
+    /// A series that is not known and began before this may have been told of.
+    floor: u64,
+    series: BTreeMap<String, Known>,
+}
+
+/// The same as it is kept.
+#[derive(Serialize, Deserialize)]
+struct Kept<'a> {
+    /// The agent's version: another one may give a series other labels.
+    version: Cow<'a, str>,
+    boot: Cow<'a, str>,
+    floor: u64,
+    /// Start, end and amount.
+    series: BTreeMap<Cow<'a, str>, (u64, u64, u128)>,
+}
+
+impl Told {
+    /// Nothing is known of what went out before `floor`.
+    pub(super) fn new(boot: &str, floor: WallTime) -> Self {
+        Self {
+            boot: boot.to_owned(),
+            floor: floor.0,
+            series: BTreeMap::new(),
+        }
+    }
+
+    /// What was kept, if it was in this boot. `now` is when this agent began.
+    pub(super) fn read(
+        text: &[u8],
+        boot: &str,
+        began: WallTime,
+        now: BootTime,
+    ) -> Result<Option<Self>, serde_json::Error> {
+        let kept: Kept<'_> = serde_json::from_slice(text)?;
+        if kept.boot != boot {
+            return Ok(None);
+        }
+        let series = kept.series.into_iter().map(|(series, account)| {
+            let (start, end, amount) = account;
+            let account = Account { start, end, amount };
+            let seen = now;
+            (series.into_owned(), Known { account, seen })
+        });
+        Ok(Some(Self {
+            boot: boot.to_owned(),
+            floor: if kept.version == VERSION {
+                kept.floor
+            } else {
+                kept.floor.max(began.0)
+            },
+            series: series.collect(),
+        }))
+    }
+
+    /// As it is to be kept.
+    pub(super) fn write(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let series = self.series.iter().map(|(series, known)| {
+            let Account { start, end, amount } = known.account;
+            (Cow::Borrowed(series.as_str()), (start, end, amount))
+        });
+        serde_json::to_vec(&Kept {
+            version: Cow::Borrowed(VERSION),
+            boot: Cow::Borrowed(&self.boot),
+            floor: self.floor,
+            series: series.collect(),
+        })
+    }
+
+    /// By how much a counter has grown since it was last told of; nothing if it has not. It is
+    /// remembered either way, and counts as told only with [`Told::advance`].
+    pub(super) fn growth(
+        &mut self,
+        instrument: &Instrument,
+        labels: &[Cow<'_, str>],
+        start: WallTime,
+        value: Value,
+        snapshot: &Snapshot,
+    ) -> Option<(Delta, Growth)> {
+        let amount = amount(value)?;
+        let series = name(instrument, labels);
+        let is_new = match self.series.get(&series) {
+            Some(known) if known.account.start == start.0 => None,
+            // It began after whatever it was before, which was the last that was told of it.
+            Some(known) => Some(known.account.start < start.0),
+            None => Some(start.0 >= self.floor),
+        };
+        let account = match is_new {
+            None => self.series.get(&series)?.account,
+            Some(true) => Account::new(start),
+            Some(false) => Account {
+                start: start.0,
+                end: snapshot.wall.0,
+                amount,
+            },
+        };
+        let seen = snapshot.at;
+        self.series.insert(series.clone(), Known { account, seen });
+        // A total below what was told is a store that has lost something: nothing goes out until
+        // it is made up for.
+        let grown = amount.checked_sub(account.amount).filter(|it| *it > 0)?;
+        let end = snapshot.wall.0;
+        let delta = Delta {
+            // A clock that was set back must not make an interval end before it begins.
+            from: account.end.min(end),
+            value: match value {
+                Value::Nanos(_) => Value::Nanos(i128::try_from(grown).ok()?),
+                Value::Count(_) | Value::Ratio(_) => Value::Count(u64::try_from(grown).ok()?),
+            },
+        };
+        let growth = Growth {
+            series,
+            before: account,
+            after: Account {
+                end,
+                amount,
+                ..account
+            },
+        };
+        Some((delta, growth))
+    }
+
+    /// These are to go out, and count as told.
+    pub(super) fn advance(&mut self, growths: &[Growth]) {
+        for growth in growths {
+            if let Some(known) = self.series.get_mut(&growth.series) {
+                known.account = growth.after;
+            }
+        }
+    }
+
+    /// These certainly did not arrive.
+    pub(super) fn take_back(&mut self, growths: &[Growth]) {
+        for growth in growths {
+            if let Some(known) = self.series.get_mut(&growth.series)
+                && known.account == growth.after
+            {
+                known.account = growth.before;
+            }
+        }
+    }
+
+    /// Forgets series that have not been published for long, or that are too many; all that are
+    /// published have been asked about at `now`. Should one come back, it is none of the new ones.
+    pub(super) fn forget_absent(&mut self, now: BootTime) {
+        let mut absent: Vec<_> = self
+            .series
+            .iter()
+            .filter(|(_, known)| known.seen < now)
+            .map(|(series, known)| (known.seen, known.account.end, series.clone()))
+            .collect();
+        absent.sort();
+        let too_many = absent.len().saturating_sub(REMEMBERED);
+        for (at, (seen, _, series)) in absent.into_iter().enumerate() {
+            if at >= too_many && now.since(seen) < REMEMBERED_FOR {
+                break;
+            }
+            if let Some(known) = self.series.remove(&series) {
+                self.floor = self.floor.max(known.account.start.saturating_add(1));
+            }
+        }
+    }
+}
+
+fn amount(value: Value) -> Option<u128> {
+    match value {
+        Value::Nanos(amount) => u128::try_from(amount).ok(),
+        Value::Count(count) => Some(count.into()),
+        // No counter is a ratio.
+        Value::Ratio(_) => None,
+    }
+}
+
+fn name(instrument: &Instrument, labels: &[Cow<'_, str>]) -> String {
+    let mut name = instrument.otlp.to_owned();
+    for label in labels {
+        name.push(SEPARATOR);
+        name.push_str(label);
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outputs::instruments::INSTRUMENTS;
+
+    const BOOT: &str = "7d3b0a52";
+    const FLOOR: WallTime = WallTime(1_000);
+
+    fn told() -> Told {
+        Told::new(BOOT, FLOOR)
+    }
+
+    /// A commit at this second.
+    fn at(second: u64) -> Snapshot {
+        Snapshot {
+            at: BootTime(second * 1_000_000_000),
+            wall: WallTime(10_000 + second),
+            ..Snapshot::default()
+        }
+    }
+
+    fn grow(told: &mut Told, label: &str, start: u64, total: u64, second: u64) -> Option<Delta> {
+        let grown = offer(told, label, start, total, second)?;
+        told.advance(std::slice::from_ref(&grown.1));
+        Some(grown.0)
+    }
+
+    fn offer(
+        told: &mut Told,
+        label: &str,
+        start: u64,
+        total: u64,
+        second: u64,
+    ) -> Option<(Delta, Growth)> {
+        told.growth(
+            &INSTRUMENTS[0],
+            &[Cow::Borrowed(label)],
+            WallTime(start),
+            Value::Count(total),
+            &at(second),
+        )
+    }
+
+    fn delta(from: u64, grown: u64) -> Option<Delta> {
+        Some(Delta {
+            from,
+            value: Value::Count(grown),
+        })
+    }
+
+    #[test]
+    fn what_goes_out_is_what_came_since() {
+        // Start, total, second; what goes out.
+        let rows = [
+            (
+                "a new series, at 0 first",
+                vec![
+                    ((2_000, 0, 1), None),
+                    ((2_000, 7, 2), delta(2_000, 7)),
+                    ((2_000, 7, 3), None),
+                    ((2_000, 9, 4), delta(10_002, 2)),
+                ],
+            ),
+            (
+                "one that is older than what is known: its total went out, or may have",
+                vec![((999, 50, 1), None), ((999, 51, 2), delta(10_001, 1))],
+            ),
+            (
+                "one that began anew",
+                vec![
+                    ((2_000, 7, 1), delta(2_000, 7)),
+                    ((3_000, 2, 2), delta(3_000, 2)),
+                ],
+            ),
+            (
+                "one that began anew before what it was before, by a clock that was set back",
+                vec![
+                    ((2_000, 7, 1), delta(2_000, 7)),
+                    ((1_500, 2, 2), None),
+                    ((1_500, 3, 3), delta(10_002, 1)),
+                ],
+            ),
+            (
+                "a total that fell, with the same start",
+                vec![
+                    ((2_000, 7, 1), delta(2_000, 7)),
+                    ((2_000, 5, 2), None),
+                    ((2_000, 7, 3), None),
+                    ((2_000, 8, 4), delta(10_001, 1)),
+                ],
+            ),
+            (
+                "a clock that was set back",
+                vec![
+                    ((2_000, 7, 50), delta(2_000, 7)),
+                    ((2_000, 8, 40), delta(10_040, 1)),
+                ],
+            ),
+        ];
+        for (what, pushes) in rows {
+            let mut told = told();
+            for ((start, total, second), expected) in pushes {
+                let found = grow(&mut told, "a", start, total, second);
+                assert_eq!(found, expected, "{what}: {total} at {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_certainly_failed_is_told_again() {
+        let mut told = told();
+        let (first, growth) = offer(&mut told, "a", 2_000, 7, 1).unwrap();
+        assert_eq!(Some(first), delta(2_000, 7));
+        told.advance(std::slice::from_ref(&growth));
+        told.take_back(std::slice::from_ref(&growth));
+        let (again, growth) = offer(&mut told, "a", 2_000, 9, 2).unwrap();
+        assert_eq!(Some(again), delta(2_000, 9), "with what came since");
+        told.advance(&[growth]);
+        assert_eq!(grow(&mut told, "a", 2_000, 9, 3), None);
+    }
+
+    #[test]
+    fn what_is_kept_reads_back_in_the_same_boot() {
+        let mut told = told();
+        grow(&mut told, "a", 2_000, 7, 1);
+        // More than 64 bits: joules of ten years.
+        let (_, growth) = told
+            .growth(
+                &INSTRUMENTS[5],
+                &[Cow::Borrowed("line\nbreak \"and\" quotes")],
+                WallTime(2_000),
+                Value::Nanos(i128::from(u64::MAX) * 1_000),
+                &at(1),
+            )
+            .unwrap();
+        told.advance(&[growth]);
+        let text = told.write().unwrap();
+        let read = |text: &[u8], boot| Told::read(text, boot, WallTime(5_000), at(1).at);
+        assert_eq!(read(&text, BOOT).unwrap().as_ref(), Some(&told));
+        assert_eq!(read(&text, "another").unwrap(), None);
+        assert!(read(&text[..text.len() - 1], BOOT).is_err(), "cut off");
+        assert!(read(b"", BOOT).is_err());
+
+        let mut read = read(&text, BOOT).unwrap().unwrap();
+        assert_eq!(grow(&mut read, "a", 2_000, 8, 2), delta(10_001, 1));
+        assert_eq!(grow(&mut read, "b", 3_000, 1, 2), delta(3_000, 1), "new");
+        assert_eq!(grow(&mut read, "c", 999, 1, 2), None, "too old");
+    }
+
+    /// It may call the same series otherwise, and what went out under the old name is all there is.
+    #[test]
+    fn another_version_tells_nothing_of_series_that_are_not_known_and_older_than_it() {
+        let mut told = told();
+        grow(&mut told, "a", 2_000, 7, 1);
+        let text = String::from_utf8(told.write().unwrap()).unwrap();
+        let text = text.replace(VERSION, "0.0.1");
+        let read = Told::read(text.as_bytes(), BOOT, WallTime(5_000), at(1).at);
+        let mut read = read.unwrap().unwrap();
+        assert_eq!(grow(&mut read, "a, renamed", 2_000, 8, 2), None);
+        assert_eq!(grow(&mut read, "a", 2_000, 8, 2), delta(10_001, 1));
+        assert_eq!(grow(&mut read, "new", 5_000, 8, 2), delta(5_000, 8));
+    }
+
+    #[test]
+    fn a_series_that_comes_back_after_it_was_forgotten_is_not_told_again() {
+        let hour = REMEMBERED_FOR.0 / 1_000_000_000;
+        let mut told = told();
+        grow(&mut told, "a", 2_000, 7, 1);
+        grow(&mut told, "b", 2_001, 7, 1);
+        grow(&mut told, "b", 2_001, 8, hour);
+        told.forget_absent(at(hour).at);
+        assert_eq!(grow(&mut told, "a", 2_000, 8, hour), delta(10_001, 1));
+        grow(&mut told, "b", 2_001, 9, 2 * hour + 1);
+        told.forget_absent(at(2 * hour + 1).at);
+        assert_eq!(told.series.len(), 1, "a is forgotten");
+        assert_eq!(grow(&mut told, "a", 2_000, 9, 2 * hour + 2), None);
+        assert_eq!(
+            grow(&mut told, "c", 2_001, 1, 2 * hour + 2),
+            delta(2_001, 1),
+            "what began later is new"
+        );
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut told = told();
+        for number in 0..REMEMBERED + 10 {
+            offer(&mut told, &number.to_string(), 2_000, 1, 1);
+        }
+        grow(&mut told, "here", 2_000, 1, 2);
+        told.forget_absent(at(2).at);
+        assert_eq!(told.series.len(), REMEMBERED + 1);
+    }
+}

@@ -1,0 +1,185 @@
+//! One push of deltas: what is offered is written down first, and settled message by message.
+//!
+//! What is under way lives here and not in the push, which may be given up at any moment: a message
+//! that was begun counts as told, one that was not is taken back with the next push.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::delta::{Growth, Told};
+use super::kept::{KeepError, Keeper, Place};
+use super::transport::{Arrival, Failure, Retry};
+use crate::core::snapshot::Snapshot;
+use crate::outputs::counters::OutputCounters;
+
+/// What a receiver of deltas is told.
+#[derive(Debug)]
+pub(super) struct Telling {
+    /// Absent where nothing outlives the agent: then no series does either.
+    keeper: Option<Keeper>,
+    /// Absent until it has been read.
+    told: Option<Told>,
+    /// Offered and not begun to be sent, a list a message.
+    offered: VecDeque<Vec<Growth>>,
+    /// The message that is being sent.
+    begun: Vec<Growth>,
+    /// The file says more than was told.
+    is_ahead: bool,
+    counters: Arc<OutputCounters>,
+}
+
+impl Telling {
+    pub(super) fn new(place: Option<Place>, counters: Arc<OutputCounters>) -> Self {
+        Self {
+            keeper: place.map(Keeper::new),
+            told: None,
+            offered: VecDeque::new(),
+            begun: Vec::new(),
+            is_ahead: false,
+            counters,
+        }
+    }
+
+    /// What has been told so far; a push begins with it.
+    pub(super) async fn begin(&mut self, snapshot: &Snapshot) -> Result<&mut Told, Failure> {
+        self.take_back_offered();
+        self.begun.clear();
+        let told = match self.told.take() {
+            Some(told) => told,
+            None => self.read(snapshot).await?,
+        };
+        Ok(self.told.insert(told))
+    }
+
+    async fn read(&mut self, snapshot: &Snapshot) -> Result<Told, Failure> {
+        // The books begin when the agent before has let go of them: whatever series it had began
+        // earlier.
+        let began = snapshot.agent_started;
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(Told::new("", began));
+        };
+        let boot = keeper.place().boot().to_owned();
+        let read = keeper.read().await.and_then(|text| {
+            let Some(text) = text else {
+                return Ok(None);
+            };
+            Told::read(&text, &boot, began, snapshot.at).map_err(|source| KeepError::Content {
+                path: keeper.place().file(),
+                source,
+            })
+        });
+        match read {
+            Ok(told) => Ok(told.unwrap_or_else(|| Told::new(&boot, began))),
+            Err(error @ KeepError::Locked { .. }) => Err(refused(&error)),
+            Err(error) => {
+                self.counters.otlp_deltas_unread.add(1);
+                tracing::warn!(
+                    class = error.class(),
+                    reason = error.words(),
+                    "what was sent as deltas before cannot be read; they begin with the totals of now"
+                );
+                Ok(Told::new(&boot, began))
+            }
+        }
+    }
+
+    /// These are about to be sent, a list a message; what was not in that snapshot is not published
+    /// any more.
+    ///
+    /// # Errors
+    ///
+    /// They must not be.
+    pub(super) async fn offer(
+        &mut self,
+        snapshot: &Snapshot,
+        messages: impl Iterator<Item = Vec<Growth>>,
+    ) -> Result<(), Failure> {
+        self.offered = messages.collect();
+        if let Some(told) = &mut self.told {
+            told.forget_absent(snapshot.at);
+            for growths in &self.offered {
+                told.advance(growths);
+            }
+        }
+        self.is_ahead = true;
+        let written = self.write().await;
+        if written.is_err() {
+            self.take_back_offered();
+        }
+        written
+    }
+
+    /// The next message is being sent: from here on it may have arrived.
+    pub(super) fn message_begins(&mut self) {
+        self.begun = self.offered.pop_front().unwrap_or_default();
+    }
+
+    /// The message that was begun did not arrive.
+    pub(super) fn message_failed(&mut self) {
+        if let Some(told) = &mut self.told {
+            told.take_back(&self.begun);
+        }
+        self.begun.clear();
+        self.is_ahead = true;
+    }
+
+    /// The push is over: what did not go out is not told, and the file says so, if it can.
+    pub(super) async fn end(&mut self) {
+        self.take_back_offered();
+        if self.is_ahead {
+            // What the file says beyond what was told is safe; the next push writes it anew.
+            let _ = self.write().await;
+        }
+    }
+
+    /// Why a restart would not go on from here, if so.
+    pub(super) fn trouble(&self) -> Option<Failure> {
+        let error = self.keeper.as_ref()?.trouble()?;
+        Some(Failure {
+            reason: format!(
+                "deltas are sent, but {}; after a restart they would begin with the totals of then",
+                error.words()
+            ),
+            ..refused(error)
+        })
+    }
+
+    fn take_back_offered(&mut self) {
+        for growths in self.offered.drain(..) {
+            if let Some(told) = &mut self.told {
+                told.take_back(&growths);
+            }
+            self.is_ahead = true;
+        }
+    }
+
+    async fn write(&mut self) -> Result<(), Failure> {
+        let (Some(keeper), Some(told)) = (&mut self.keeper, &self.told) else {
+            return Ok(());
+        };
+        let text = told.write().map_err(|source| {
+            let path = keeper.place().file();
+            refused(&KeepError::Content { path, source })
+        })?;
+        let written = keeper.write(text).await;
+        match &written {
+            Ok(true) => {
+                self.counters.otlp_deltas_kept.add(1);
+                self.is_ahead = false;
+            }
+            Ok(false) | Err(_) => self.counters.otlp_deltas_unkept.add(1),
+        }
+        // Why not is the source's state, and in the log with it.
+        written.map(drop).map_err(|error| refused(&error))
+    }
+}
+
+/// Nothing was sent, for this reason.
+fn refused(error: &KeepError) -> Failure {
+    Failure {
+        class: error.class(),
+        reason: error.words(),
+        retry: Retry::Backoff,
+        arrival: Arrival::No,
+    }
+}
