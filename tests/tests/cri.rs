@@ -932,9 +932,14 @@ fn a_kubelet_that_lives_by_a_containerds_events_gets_all_of_them() {
         .map(|number| containerd.run_container(&pod, &format!("trainer-{number}")))
         .collect::<anyhow::Result<_>>()
         .unwrap();
-    for id in &containers {
-        source.found(id);
-    }
+    // One list has all of them, in any order.
+    let mut unnamed: HashSet<&str> = containers.iter().map(String::as_str).collect();
+    source.until("every container", |input| {
+        if let Input::Identity(IdentityUpdate::Found(identity)) = input {
+            unnamed.remove(identity.id.as_str());
+        }
+        unnamed.is_empty().then_some(())
+    });
     let all = async {
         use api::ContainerEventType::{ContainerCreatedEvent, ContainerStartedEvent};
         let both = |id: &String| {
