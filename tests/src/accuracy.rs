@@ -1,10 +1,17 @@
-//! How right the books are: one agent on a node of eight simulated GPUs, each with a scenario of its
+//! How right the books are: one agent on a node of nine simulated GPUs, each with a scenario of its
 //! own, beside what polling would have made of the very same node.
 //!
 //! Processes, cgroups, events, the agent and NVML's ABI are real; what the GPUs do is a scenario
 //! whose truth is known. There are two truths. What was *done* is the integral of the work. What
 //! was *sampled* is what the driver's ring credited, six times a second: nobody who asks the
 //! driver can know better, and the books are to be that. Their difference is the driver's.
+//!
+//! The ninth GPU is divided. Its instances have no ring: the driver tells for which part of a time
+//! each was active (GPM), which is the integral of the work itself. So there the two truths are one,
+//! and what the books differ by is the agent's. Whose an instance is, the process lists tell, which
+//! are read each five seconds: the work there begins once the lists have shown whose context is on
+//! which instance, as a program loads its model before it computes. A pid's utilisation does not
+//! exist there, so that pollers find nothing.
 //!
 //! A poller is the usual exporter: each so many seconds it asks for the processes' utilisation
 //! since it last asked, multiplies it by that time, and looks in `/proc` for whose they are.
@@ -28,13 +35,13 @@ use gpuacct::core::model::{Nanos, UnattributedReason};
 use gpuacct::core::snapshot::{GpuBook, Snapshot};
 use nvml_wrapper::Nvml;
 use serde::{Deserialize, Serialize};
-use sim_nvml::{Cadence, GpuSpec, Job, JobId, Measure, Scenario, Truth, wall_us};
+use sim_nvml::{Cadence, GpuSpec, Instance, Job, JobId, Measure, Scenario, Truth, wall_us};
 
 use crate::agent::Agent;
 use crate::cgroups::{Container, Containers};
 
 /// The scenarios, one for each GPU.
-pub const SCENARIOS: [&str; 8] = [
+pub const SCENARIOS: [&str; 9] = [
     "steady shares",
     "bursts",
     "short jobs",
@@ -43,6 +50,7 @@ pub const SCENARIOS: [&str; 8] = [
     "no samples while idle",
     "samples that are means",
     "eight in turns",
+    "three MIG instances",
 ];
 const STEADY: u32 = 0;
 const BURSTS: u32 = 1;
@@ -55,6 +63,8 @@ pub const CADENCE: u32 = 4;
 const PAUSES: u32 = 5;
 const MEANS: u32 = 6;
 const TURNS: u32 = 7;
+/// The GPU that is divided into instances.
+pub const DIVIDED: u32 = 8;
 
 /// The containers that the short jobs are run in, and those of the pids that are used again.
 const POOL: usize = 20;
@@ -83,7 +93,7 @@ pub struct Account {
     pub gpu: u32,
     /// What was done.
     pub done: u64,
-    /// What the driver's samples credited.
+    /// What the driver's samples credited; of an instance, what it was active by the driver.
     pub sampled: u64,
     /// What the agent booked.
     pub booked: u64,
@@ -158,24 +168,17 @@ impl Outcome {
         self.on(gpu).map(figure).sum()
     }
 
-    /// A GPU's book.
-    ///
-    /// # Panics
-    /// If it has none; [`run`] has looked.
-    #[must_use]
-    pub fn book(&self, gpu: u32) -> &GpuBook {
-        let mut books = self.snapshot.gpus.iter();
-        books
-            .find(|book| book.gpu.index == gpu)
-            .expect("each GPU has a book")
+    /// A GPU's book, and those of its instances.
+    pub fn books(&self, gpu: u32) -> impl Iterator<Item = &GpuBook> {
+        let books = self.snapshot.gpus.iter();
+        books.filter(move |book| book.gpu.index == gpu)
     }
 
     /// What of a GPU's busy time is unattributed for a reason.
-    #[must_use]
     pub fn unattributed(&self, gpu: u32, reason: UnattributedReason) -> Nanos {
-        let mut amounts = self.book(gpu).unattributed.iter();
-        let found = amounts.find(|(of, _)| *of == reason);
-        found.map_or(Nanos::ZERO, |(_, amount)| *amount)
+        let amounts = self.books(gpu).flat_map(|book| &book.unattributed);
+        let of_reason = amounts.filter(|(of, _)| *of == reason);
+        of_reason.map(|(_, amount)| *amount).sum()
     }
 }
 
@@ -201,15 +204,20 @@ pub fn run(
     let scenario = Arc::new(Scenario::create(dir.join("gpus"), gpus(), 1)?);
     let environment = [(sim_nvml::STATE_DIR, scenario.dir())];
     let mut agent = Agent::start(dir, config(dir, library), &environment)?;
+    let books = SCENARIOS.len() + instances().len();
     agent.wait_for_status("the eBPF object and the GPUs", |status| {
         let snapshot = &status.snapshot;
-        snapshot.events.seen > 0 && snapshot.agent.scans > 0 && snapshot.gpus.len() == 8
+        snapshot.events.seen > 0 && snapshot.agent.scans > 0 && snapshot.gpus.len() == books
     })?;
     let mut pollers = Pollers::start(poller, library, scenario.dir())?;
 
-    let node = Node::new(Arc::clone(&scenario))?;
+    let mut node = Node::new(Arc::clone(&scenario))?;
+    let divided = node.on_instances()?;
+    agent.wait_for_status("the lists to show who is on the instances", |status| {
+        status.snapshot.accounts.len() == divided.len()
+    })?;
     let (from_us, began) = (wall_us(), Instant::now());
-    let done = node.work(plan, began + plan.length, is_told_to_end)?;
+    let done = node.work(plan, divided, began + plan.length, is_told_to_end)?;
     let to_us = wall_us();
     let polled = pollers.end()?;
     agent.wait_for_status("the books to pass the end of the work", |status| {
@@ -232,8 +240,12 @@ pub fn run(
     for job in truth.jobs(from_us..to_us) {
         let container = job.label.context("each job has its container's name")?;
         let window = job.from_us..job.to_us.unwrap_or(to_us);
-        let sampled = truth.ring_ns(job.gpu, window.clone());
-        let sampled = sampled.get(&job.pid).copied().unwrap_or(0);
+        let sampled = if job.gpu == DIVIDED {
+            job.busy_ns
+        } else {
+            let sampled = truth.ring_ns(job.gpu, window.clone());
+            sampled.get(&job.pid).copied().unwrap_or(0)
+        };
         account(job.gpu, &container, &|it| {
             it.done += job.busy_ns;
             it.sampled += sampled;
@@ -280,7 +292,8 @@ fn close(lives: &[(u32, Range<u64>, u64)]) -> u64 {
 }
 
 fn gpus() -> Vec<GpuSpec> {
-    let mut gpus: Vec<GpuSpec> = (0..8).map(GpuSpec::a100).collect();
+    let mut gpus: Vec<GpuSpec> = (0..DIVIDED).map(GpuSpec::a100).collect();
+    gpus.push(GpuSpec::h100_divided(DIVIDED, instances().into()));
     for (index, gpu) in (0_u64..).zip(&mut gpus) {
         // No two sample at the same instants.
         gpu.ring.phase_ns = 19_000_000 * index;
@@ -298,6 +311,11 @@ fn gpus() -> Vec<GpuSpec> {
         }
     }
     gpus
+}
+
+/// What the divided GPU is divided into.
+fn instances() -> [Instance; 3] {
+    [(1, 3, 40), (2, 2, 20), (3, 1, 10)].map(|(id, slices, gib)| Instance::whole(id, slices, gib))
 }
 
 /// Nobody names these containers, and nothing waits to be shown: the ledger is what is looked at.
@@ -345,27 +363,51 @@ impl Node {
     }
 
     /// A container with a process that lives as long as the work and takes this share.
-    fn lasting(&mut self, gpu: u32, share: f64) -> Result<(JobId, Container)> {
+    fn lasting(&mut self, gpu: u32, share: f64) -> Result<Lasting> {
+        self.lasting_on(gpu, None, share)
+    }
+
+    /// The same on an instance.
+    fn lasting_on(
+        &mut self,
+        gpu: u32,
+        instance: Option<(u32, u32)>,
+        share: f64,
+    ) -> Result<Lasting> {
         let container = self.containers.add()?;
         let child = container.spawn(
             Command::new("cat")
                 .stdin(self.reader.try_clone()?)
                 .stdout(Stdio::null()),
         )?;
-        let job = self
-            .scenario
-            .start(child.id(), job(gpu, share, &container))?;
+        let job = Job {
+            instance,
+            ..job(gpu, share, &container)
+        };
+        let id = self.scenario.start(child.id(), job.clone())?;
         self.lasting.push(child);
-        Ok((job, container))
+        Ok(Lasting { id, job })
     }
 
-    /// Everything at once, until `end`.
+    /// A container on each of the instances, none of which works yet.
+    fn on_instances(&mut self) -> Result<[Lasting; 3]> {
+        let [a, b, c] = instances().map(|of| {
+            let ids = (of.gpu_instance, of.compute_instance);
+            self.lasting_on(DIVIDED, Some(ids), 0.0)
+        });
+        Ok([a?, b?, c?])
+    }
+
+    /// Everything at once, until `end`. The first on an instance works steadily, the others in
+    /// bursts.
     fn work(
         mut self,
         plan: Plan,
+        [steady, first, second]: [Lasting; 3],
         end: Instant,
         is_told_to_end: &(dyn Fn() -> bool + Sync),
     ) -> Result<Done> {
+        steady.take(&self.scenario, 0.6)?;
         for share in [0.5, 0.3, 0.1] {
             self.lasting(STEADY, share)?;
         }
@@ -395,7 +437,11 @@ impl Node {
         };
         let jobs = plan.short_jobs;
         let done = thread::scope(|scope| {
-            let bursts = scope.spawn(|| lane(&mut || bursts(scenario, &bursty, &until)));
+            let whole = scope.spawn(|| lane(&mut || bursts(scenario, &bursty, 1, &until)));
+            let parts = scope.spawn(|| {
+                let bursty = [first, second];
+                lane(&mut || bursts(scenario, &bursty, 9, &until))
+            });
             let short =
                 scope.spawn(|| lane(&mut || short_jobs(scenario, &short, jobs, end, &until)));
             let reuse = scope.spawn(|| lane(&mut || pids_again(scenario, &reuse, &until)));
@@ -408,8 +454,9 @@ impl Node {
                 short_jobs: join(short)?,
                 reused: join(reuse)?,
             };
-            join(bursts)?;
-            join(pauses)?;
+            for lane in [whole, parts, pauses] {
+                join(lane)?;
+            }
             Ok(done)
         });
         let truth = Truth::read(self.scenario.dir())?;
@@ -429,6 +476,23 @@ impl Drop for Node {
             // It ends by itself; a process that cannot be waited for is gone.
             let _ = child.wait();
         }
+    }
+}
+
+/// Something that runs as long as the work goes on.
+struct Lasting {
+    id: JobId,
+    job: Job,
+}
+
+impl Lasting {
+    /// From now on it takes this share.
+    fn take(&self, scenario: &Scenario, share: f64) -> Result<()> {
+        let job = Job {
+            share,
+            ..self.job.clone()
+        };
+        Ok(scenario.change(self.id, job)?)
     }
 }
 
@@ -461,16 +525,16 @@ impl Draw {
 /// Two that are all busy for a while and idle for a while, each at its own pace.
 fn bursts(
     scenario: &Scenario,
-    bursty: &[(JobId, Container); 2],
+    bursty: &[Lasting; 2],
+    seed: u64,
     until: &dyn Fn() -> bool,
 ) -> Result<u32> {
-    let mut draw = Draw(1);
+    let mut draw = Draw(seed);
     let mut is_on = false;
     while until() {
         is_on = !is_on;
-        for ((id, container), share) in bursty.iter().zip([0.9, 0.6]) {
-            let share = if is_on { share } else { 0.0 };
-            scenario.change(*id, job(BURSTS, share, container))?;
+        for (lasting, share) in bursty.iter().zip([0.9, 0.6]) {
+            lasting.take(scenario, if is_on { share } else { 0.0 })?;
             draw.rest(100..900);
         }
         draw.rest(200..1_500);

@@ -40,10 +40,10 @@ fn the_books_are_what_was_sampled_in_every_scenario() {
         let most = outcome.watched.as_nanos() / 1_000 + u128::from(EDGES + ambiguous);
         for account in outcome.on(gpu).filter(|_| gpu != REUSE) {
             let difference = account.booked.abs_diff(account.sampled);
-            let book = outcome.book(gpu);
+            let books: Vec<_> = outcome.books(gpu).collect();
             assert!(
                 u128::from(difference) <= most,
-                "{scenario}: {account:?} of {book:?}"
+                "{scenario}: {account:?} of {books:?}"
             );
         }
         for account in outcome.on(gpu) {

@@ -8,10 +8,11 @@ use crate::command::Cmd;
 use crate::setup::{self, Group};
 use crate::workspace;
 
-/// Measure what the agent costs on this machine; forty minutes for everything
+/// Measure what the agent costs on this machine; three quarters of an hour for everything
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy, crashes, report; all if not given
+    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy, crashes, store, report;
+    /// all if not given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }

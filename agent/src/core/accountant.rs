@@ -11,7 +11,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::allocation::{AllocationTable, Grantee, Span, resolve};
+use super::allocation::{AllocationTable, Grantee, Known, Span};
 use super::amounts::Amounts;
 use super::attribute::{self, Charge, Sharing};
 use super::cgroup_path::CgroupMeaning;
@@ -876,7 +876,10 @@ impl Accountant {
             .wanted(|id| directory.should_ask(id, clock.boot));
         self.effects.extend(wanted.into_iter().map(Effect::LookUp));
 
-        let gpus = self.ledger.books().iter().map(|book| &book.gpu);
+        let gpus = self.ledger.books().iter().map(|book| Known {
+            info: &book.gpu,
+            is_listed: book.is_listed,
+        });
         for stretch in self.allocations.settle(now, gpus) {
             let book = &self.ledger.books()[stretch.gpu];
             if book.is_gone(now) {
@@ -986,7 +989,7 @@ impl Accountant {
                         .device
                         .device
                         .iter()
-                        .flat_map(|device| resolve(device, &gpus))
+                        .flat_map(|device| self.allocations.gpus_of(device, &gpus))
                         .map(|at| gpus[at].uuid.clone())
                         .collect(),
                     since: clock.wall_of(grant.since),
@@ -2259,6 +2262,60 @@ mod tests {
         let snapshot = node.commit();
         assert!(snapshot.accounts.is_empty() && snapshot.container_series.is_empty());
         assert_eq!(snapshot.gpus[0].busy, Nanos::from_millis(500));
+    }
+
+    #[test]
+    fn who_was_given_all_gpus_is_not_left_with_instances_that_were_destroyed() {
+        let mut node = Node::new(0, 0);
+        let whole = GpuInfo {
+            mig: None,
+            ..instance("")
+        };
+        let part = GpuInfo {
+            uuid: "MIG-0".into(),
+            ..instance("1g.10gb")
+        };
+        node.take(Input::Gpus(vec![whole.clone(), part]));
+        node.fork(7, 10);
+        node.named(A, Some(UID));
+        node.pass(1_000, &[]);
+        node.commit();
+        let container = ContainerAllocation {
+            namespace: "ml".into(),
+            pod: "train-0".into(),
+            container: "main".into(),
+            devices: vec![AllocatedDevice {
+                resource: "nvidia.com/gpu".into(),
+                id: "all".into(),
+                device: Some(DeviceRef::All),
+            }],
+        };
+        node.take(Input::Allocations(Allocations {
+            at: BootTime(node.now),
+            pod: None,
+            containers: vec![container],
+        }));
+        let given = |node: &mut Node| {
+            node.pass(1_000, &[]);
+            let snapshot = node.commit();
+            let accounts = snapshot.accounts.iter();
+            let accounts = accounts.map(|of| (of.gpu.to_string(), of.amounts.allocated.0 / SECOND));
+            let mut accounts: Vec<_> = accounts.collect();
+            accounts.sort();
+            let devices = &snapshot.allocations[0].devices;
+            let gpus: Vec<String> = devices[0].gpus.iter().map(ToString::to_string).collect();
+            (gpus, accounts)
+        };
+        let amount = |gpu: &str, seconds| (gpu.to_owned(), seconds);
+        let expected = (vec!["MIG-0".to_owned()], vec![amount("MIG-0", 1)]);
+        assert_eq!(given(&mut node), expected);
+        node.take(Input::Gpus(vec![whole]));
+        given(&mut node);
+        let expected = (
+            vec!["GPU-0".to_owned()],
+            vec![amount("GPU-0", 1), amount("MIG-0", 1)],
+        );
+        assert_eq!(given(&mut node), expected);
     }
 
     #[test]

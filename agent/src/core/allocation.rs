@@ -14,6 +14,10 @@
 //! A name is used again: by a container's restart within its pod, and by a pod that replaces another
 //! one. So an answer is believed of a container only if it was asked for after the container began.
 //!
+//! Who was given *all* GPUs holds what there is of them at the time: a GPU that is divided by its
+//! instances, one whose instances were destroyed by itself. Each counts from when it took the place
+//! of what the GPU was before, so that no time of a GPU is given both whole and in pieces.
+//!
 //! Times are on the boot clock, amounts in whole nanoseconds. A GPU that is given several times (the
 //! replicas of a shared GPU) is allocated once.
 
@@ -21,7 +25,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::input::{AllocatedDevice, Allocations, DeviceRef, GpuInfo, KubernetesNames, PodName};
-use super::model::{BootTime, ContainerId, Nanos, POD_ITSELF};
+use super::model::{BootTime, ContainerId, GpuUuid, Nanos, POD_ITSELF};
 
 /// How long the life of a container that ended is remembered: an answer that was under way may be
 /// about it.
@@ -48,6 +52,15 @@ pub struct Grant {
     pub device: AllocatedDevice,
     /// When it was first listed.
     pub since: BootTime,
+}
+
+/// A GPU or MIG instance that has a book.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// What it is, or was.
+    pub info: &'a GpuInfo,
+    /// Whether NVML lists it now.
+    pub is_listed: bool,
 }
 
 /// What the kubelet said last of a name.
@@ -119,6 +132,8 @@ pub struct Grantee<'a> {
 pub struct AllocationTable {
     given: HashMap<GivenName, Given>,
     lives: HashMap<ContainerId, Life>,
+    /// What all GPUs are, by their places in the list, and since when each of them may count.
+    all: BTreeMap<usize, BootTime>,
     /// Whether any answer has come.
     is_known: bool,
     limit: usize,
@@ -132,6 +147,7 @@ impl AllocationTable {
         Self {
             given: HashMap::new(),
             lives: HashMap::new(),
+            all: BTreeMap::new(),
             is_known: false,
             limit,
             overflows: 0,
@@ -306,9 +322,11 @@ impl AllocationTable {
     pub fn settle<'a>(
         &mut self,
         now: BootTime,
-        gpus: impl IntoIterator<Item = &'a GpuInfo>,
+        gpus: impl IntoIterator<Item = Known<'a>>,
     ) -> Vec<Stretch> {
-        let gpus: Vec<&GpuInfo> = gpus.into_iter().collect();
+        let known: Vec<Known<'_>> = gpus.into_iter().collect();
+        self.survey(&known, now);
+        let gpus: Vec<&GpuInfo> = known.iter().map(|gpu| gpu.info).collect();
         let mut stretches = Vec::new();
         for (container, life) in &mut self.lives {
             let Some(name) = &life.name else { continue };
@@ -326,9 +344,10 @@ impl AllocationTable {
                 let Some(device) = &grant.device.device else {
                     continue;
                 };
-                for gpu in resolve(device, &gpus) {
-                    let first = since.entry(gpu).or_insert(grant.since);
-                    *first = grant.since.min(*first);
+                for (gpu, existing_since) in resolve(device, &gpus, &self.all) {
+                    let given = grant.since.max(existing_since);
+                    let first = since.entry(gpu).or_insert(given);
+                    *first = given.min(*first);
                 }
             }
             for (gpu, since) in since {
@@ -351,6 +370,51 @@ impl AllocationTable {
             .retain(|_, life| life.span.end.is_none_or(|end| now.since(end) < KEEP_ENDED));
         stretches.sort_by(|a, b| (&a.container, a.gpu).cmp(&(&b.container, b.gpu)));
         stretches
+    }
+
+    /// Notes what all GPUs are now.
+    ///
+    /// A GPU that NVML does not list for a while is still the node's. An instance that is not listed
+    /// while its GPU is has been destroyed.
+    fn survey(&mut self, gpus: &[Known<'_>], now: BootTime) {
+        let mut listed = gpus.iter().filter(|gpu| gpu.is_listed).peekable();
+        if listed.peek().is_none() {
+            return; // The driver is away, or has not answered yet: nothing is known to have changed.
+        }
+        let listed: HashSet<&GpuUuid> = listed.map(|gpu| &gpu.info.uuid).collect();
+        let exists = |gpu: &Known<'_>| match &gpu.info.mig {
+            Some(mig) => gpu.is_listed || !listed.contains(&mig.parent),
+            None => true,
+        };
+        let instances = gpus.iter().filter(|gpu| exists(gpu));
+        let divided: HashSet<&GpuUuid> = instances
+            .filter_map(|gpu| Some(&gpu.info.mig.as_ref()?.parent))
+            .collect();
+        let mut all = BTreeMap::new();
+        for (at, gpu) in gpus.iter().enumerate() {
+            if !exists(gpu) || divided.contains(&gpu.info.uuid) {
+                continue;
+            }
+            // What takes the place of something that counted until now counts from now on.
+            let was_something_else = || {
+                let mut before = self.all.keys().filter_map(|at| gpus.get(*at));
+                before.any(|before| board(before.info) == board(gpu.info))
+            };
+            let since = match self.all.get(&at) {
+                Some(since) => *since,
+                None if was_something_else() => now,
+                None => BootTime::default(),
+            };
+            all.insert(at, since);
+        }
+        self.all = all;
+    }
+
+    /// The GPUs that a reference means, as places in the list.
+    #[must_use]
+    pub fn gpus_of(&self, device: &DeviceRef, gpus: &[&GpuInfo]) -> Vec<usize> {
+        let found = resolve(device, gpus, &self.all);
+        found.into_iter().map(|(at, _)| at).collect()
     }
 
     /// Everything that is listed or held, in order of its names.
@@ -388,15 +452,24 @@ impl AllocationTable {
     }
 }
 
-/// The GPUs that a reference means, as places in the list. A number that two GPUs of the list have,
-/// as after one was replaced, means neither.
-#[must_use]
-pub fn resolve(device: &DeviceRef, gpus: &[&GpuInfo]) -> Vec<usize> {
+/// The GPU that something is, or is an instance of.
+fn board(gpu: &GpuInfo) -> &GpuUuid {
+    gpu.mig.as_ref().map_or(&gpu.uuid, |mig| &mig.parent)
+}
+
+/// The GPUs that a reference means, as places in the list, and since when each of them is what it is,
+/// as far as that matters. A number that two GPUs of the list have, as after one was replaced, means
+/// neither. `all` is what all GPUs are.
+fn resolve(
+    device: &DeviceRef,
+    gpus: &[&GpuInfo],
+    all: &BTreeMap<usize, BootTime>,
+) -> Vec<(usize, BootTime)> {
     let found = |is: &dyn Fn(&GpuInfo) -> bool| {
         let places = gpus.iter().enumerate().filter(|(_, gpu)| is(gpu));
         let places: Vec<usize> = places.map(|(at, _)| at).collect();
         match places[..] {
-            [one] => vec![one],
+            [one] => vec![(one, BootTime::default())],
             _ => Vec::new(),
         }
     };
@@ -417,16 +490,7 @@ pub fn resolve(device: &DeviceRef, gpus: &[&GpuInfo]) -> Vec<usize> {
         }),
         // Which of a GPU's instances has that index, the list does not say.
         DeviceRef::MigIndex { .. } => Vec::new(),
-        // A GPU that is cut up is given in its pieces.
-        DeviceRef::All => {
-            let parents = gpus
-                .iter()
-                .filter_map(|gpu| Some(&gpu.mig.as_ref()?.parent));
-            let parents: HashSet<_> = parents.collect();
-            let whole = |gpu: &&GpuInfo| !parents.contains(&gpu.uuid);
-            let all = gpus.iter().enumerate().filter(|(_, gpu)| whole(gpu));
-            all.map(|(at, _)| at).collect()
-        }
+        DeviceRef::All => all.iter().map(|(at, since)| (*at, *since)).collect(),
     }
 }
 
@@ -434,7 +498,7 @@ pub fn resolve(device: &DeviceRef, gpus: &[&GpuInfo]) -> Vec<usize> {
 mod tests {
     use super::*;
     use crate::core::input::{ContainerAllocation, MigInfo};
-    use crate::core::model::{GpuUuid, PodUid};
+    use crate::core::model::PodUid;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -504,10 +568,12 @@ mod tests {
         }
     }
 
-    /// A table and the GPUs 0 and 1.
+    /// A table and the GPUs 0 and 1, which NVML lists.
     struct Node {
         table: AllocationTable,
         gpus: Vec<GpuInfo>,
+        /// What it lists no more.
+        unlisted: Vec<GpuUuid>,
     }
 
     impl Node {
@@ -515,6 +581,7 @@ mod tests {
             Self {
                 table: AllocationTable::new(100),
                 gpus: vec![gpu(0), gpu(1)],
+                unlisted: Vec::new(),
             }
         }
 
@@ -537,7 +604,11 @@ mod tests {
 
         /// What is counted now: container, GPU, from, seconds.
         fn settle(&mut self, seconds: u64) -> Vec<(String, usize, u64, u64)> {
-            let stretches = self.table.settle(at(seconds), &self.gpus);
+            let gpus = self.gpus.iter().map(|info| Known {
+                info,
+                is_listed: !self.unlisted.contains(&info.uuid),
+            });
+            let stretches = self.table.settle(at(seconds), gpus);
             stretches
                 .into_iter()
                 .map(|of| {
@@ -781,8 +852,64 @@ mod tests {
             ),
             (DeviceRef::All, &[0, 2, 3, 4, 5]),
         ];
+        let mut table = AllocationTable::new(1);
+        let is_listed = true;
+        table.settle(at(1), list.iter().map(|info| Known { info, is_listed }));
         for (device, expect) in rows {
-            assert_eq!(resolve(&device, &list), expect, "{device:?}");
+            assert_eq!(table.gpus_of(&device, &list), expect, "{device:?}");
         }
+    }
+
+    fn everything() -> AllocatedDevice {
+        AllocatedDevice {
+            resource: "nvidia.com/gpu".into(),
+            id: "all".into(),
+            device: Some(DeviceRef::All),
+        }
+    }
+
+    #[test]
+    fn all_gpus_are_no_instances_that_were_destroyed() {
+        let mut node = Node::new();
+        node.gpus = vec![gpu(0), instance(0, 1), instance(0, 2)];
+        node.lives("a", "p", 10);
+        node.table.take(list(10, &[("p", &[everything()])]));
+        let (both, whole) = ([1, 2], 0);
+        let of = |gpus: &[usize], from, amount| {
+            let stretches = gpus.iter().map(|gpu| one("a", *gpu, from, amount));
+            stretches.collect::<Vec<_>>().concat()
+        };
+        assert_eq!(node.settle(20), of(&both, 10, 10));
+        // MIG is switched off: the GPU is given whole, from here on.
+        node.unlisted = vec![node.gpus[1].uuid.clone(), node.gpus[2].uuid.clone()];
+        assert_eq!(node.settle(30), one("a", whole, 30, 0));
+        assert_eq!(node.settle(40), one("a", whole, 30, 10));
+        // It is divided anew: an instance of an old name, and a new one.
+        node.unlisted = vec![node.gpus[2].uuid.clone()];
+        node.gpus.push(instance(0, 3));
+        assert_eq!(node.settle(50), one("a", 3, 50, 0));
+        assert_eq!(node.settle(60), of(&[1, 3], 50, 10));
+    }
+
+    #[test]
+    fn all_gpus_stay_what_they_were_while_the_driver_is_away() {
+        let mut node = Node::new();
+        node.gpus = vec![gpu(0), instance(0, 1), gpu(1)];
+        let uuids: Vec<GpuUuid> = node.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+        node.lives("a", "p", 10);
+        node.table.take(list(10, &[("p", &[everything()])]));
+        // Books from before a restart, of which one may be a destroyed instance's.
+        node.unlisted.clone_from(&uuids);
+        assert_eq!(node.settle(20), []);
+        node.unlisted.clear();
+        let both = |from, amount| [one("a", 1, from, amount), one("a", 2, from, amount)].concat();
+        assert_eq!(node.settle(30), both(10, 20));
+        node.unlisted.clone_from(&uuids);
+        assert_eq!(node.settle(40), both(30, 10));
+        // One GPU, with its instance, is back later than the other.
+        node.unlisted.truncate(2);
+        assert_eq!(node.settle(50), both(40, 10));
+        node.unlisted.clear();
+        assert_eq!(node.settle(60), both(50, 10));
     }
 }

@@ -143,6 +143,8 @@ pub struct Book {
     pub invalid_rows: u64,
     /// Time cut from rows.
     pub cut: Nanos,
+    /// Whether NVML lists the GPU. A book from before a restart waits to be listed.
+    pub is_listed: bool,
     /// Since when NVML lists the GPU no more.
     pub missing: Option<BootTime>,
     past: VecDeque<Past>,
@@ -166,6 +168,7 @@ impl Book {
             torn_windows: 0,
             invalid_rows: 0,
             cut: Nanos::ZERO,
+            is_listed: false,
             missing: None,
             past: VecDeque::new(),
         }
@@ -279,12 +282,15 @@ impl Ledger {
     pub fn list(&mut self, gpus: Vec<GpuInfo>, clock: Clock) {
         for book in &mut self.books {
             if gpus.iter().all(|gpu| gpu.uuid != book.gpu.uuid) {
+                book.is_listed = false;
                 book.missing.get_or_insert(clock.boot);
             }
         }
         for gpu in gpus {
             let Some(at) = self.book_of(&gpu.uuid) else {
-                self.books.push(Book::new(gpu, clock.wall));
+                let mut book = Book::new(gpu, clock.wall);
+                book.is_listed = true;
+                self.books.push(book);
                 continue;
             };
             let book = &mut self.books[at];
@@ -299,6 +305,7 @@ impl Ledger {
                     account.mig.clone_from(&gpu.mig);
                 }
             }
+            book.is_listed = true;
             book.missing = None;
             book.gpu = gpu;
         }

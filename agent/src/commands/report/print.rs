@@ -10,6 +10,7 @@
 //! is ever nothing. In CSV a text that a spreadsheet would take for a formula, one that begins with
 //! `=`, `+`, `-`, `@`, a tab or a line's end, has an apostrophe before it: tenants choose names.
 
+use std::borrow::Cow;
 use std::io;
 
 use rust_decimal::Decimal;
@@ -17,25 +18,27 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 
 use super::super::table::{Align, Table, WIDTH, wrap};
-use crate::app::report::tally::{Dimension, Kind, Report, Row};
+use crate::app::report::tally::{Dimension, Kind, Report, Row, Sums};
 use crate::core::amounts::Engine;
 use crate::core::model::{NONE, Nanos, WallTime};
 use crate::outputs::instruments::VERSION;
 use crate::outputs::store::query::AccountLife;
 
 /// What is printed of one column of one row.
-#[derive(Clone, Debug, PartialEq)]
-enum Cell {
-    Text(String),
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cell<'a> {
+    Text(&'a str),
     Number(Decimal),
+    Moment(WallTime),
     /// Does not apply.
     Nothing,
 }
 
-impl Serialize for Cell {
+impl Serialize for Cell<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Text(text) => serializer.serialize_str(text),
+            Self::Moment(at) => serializer.serialize_str(&moment(*at)),
             Self::Nothing => serializer.serialize_none(),
             // Digit by digit: no binary fraction between the books and who reads them.
             Self::Number(number) => RawValue::from_string(number.to_string())
@@ -46,9 +49,9 @@ impl Serialize for Cell {
 }
 
 /// The row's cells under their names, in order. Every row of a report has the same names.
-struct Cells(Vec<(String, Cell)>);
+struct Cells<'a>(Vec<(&'a str, Cell<'a>)>);
 
-impl Serialize for Cells {
+impl Serialize for Cells<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (name, cell) in &self.0 {
@@ -58,69 +61,105 @@ impl Serialize for Cells {
     }
 }
 
-fn cells(report: &Report, row: &Row) -> Cells {
-    let text = |text: &str| Cell::Text(text.to_owned());
-    let if_so = |applies: bool, number: Decimal| match applies {
-        true => Cell::Number(number),
-        false => Cell::Nothing,
-    };
-    let (busy, owned) = (row.kind.is_busy(), row.kind.is_owned());
-    let of_device = row.kind != Kind::Unaccounted;
-    let amounts = &row.sums.amounts;
-    let mut cells = vec![
-        ("since".to_owned(), text(&report.since.to_string())),
-        ("until".to_owned(), text(&report.until.to_string())),
-        ("kind".to_owned(), text(row.kind.as_str())),
-        ("reason".to_owned(), text(&row.reason)),
-    ];
-    for (dimension, value) in report.by.iter().zip(&row.key) {
-        cells.push((dimension.to_string(), text(value)));
-    }
-    let mut number = |name: &str, cell: Cell| cells.push((name.to_owned(), cell));
-    number("gpu_seconds", Cell::Number(seconds(row.sums.gpu)));
-    number("busy_seconds", if_so(busy, seconds(amounts.busy)));
-    number(
-        "allocated_seconds",
-        if_so(owned, seconds(amounts.allocated)),
-    );
-    number(
-        "allocated_unused_seconds",
-        if_so(owned, seconds(row.sums.unused)),
-    );
-    number("held_seconds", if_so(owned, seconds(amounts.held)));
-    for engine in Engine::ALL {
-        let name = format!("engine_{}_busy_seconds", engine.as_str());
-        number(&name, if_so(owned, seconds(amounts.engines.of(engine))));
-    }
-    let memory = Decimal::from(amounts.memory.0);
-    number("memory_byte_seconds", if_so(owned, memory));
-    number("energy_joules", if_so(of_device, joules(row)));
-    number("busy_gpu_hours", if_so(busy, hours(amounts.busy, 9)));
-    number(
-        "allocated_gpu_hours",
-        if_so(owned, hours(amounts.allocated, 9)),
-    );
-    let byte_hours = (memory / SECONDS_OF_AN_HOUR).round();
-    number("memory_byte_hours", if_so(owned, byte_hours));
-    number("busy_share", row.share.map_or(Cell::Nothing, Cell::Number));
-    if let Some(currency) = &report.currency {
-        number("cost", row.cost.map_or(Cell::Nothing, Cell::Number));
-        number("currency", text(currency));
-    }
-    let of_life = |cell: &dyn Fn(AccountLife) -> Option<Cell>| {
-        let life = row.life.filter(|_| owned);
-        life.and_then(cell).unwrap_or(Cell::Nothing)
-    };
-    let count = |count: u64| Cell::Number(count.into());
-    let at = |at: Option<WallTime>| Some(text(&moment(at?)));
-    let started = of_life(&|life| Some(count(life.processes_started)));
-    number("processes_started", started);
-    number("first_used", of_life(&|life| at(life.first_used)));
-    number("last_used", of_life(&|life| at(life.last_used)));
-    let peak = of_life(&|life| life.memory_peak.map(count));
-    number("memory_peak_bytes", peak);
-    Cells(cells)
+/// A report, and what is the same in each of its rows, of which there can be many thousands.
+struct Sheet<'a> {
+    report: &'a Report,
+    since: String,
+    until: String,
+    by: Vec<String>,
+    engines: [(Engine, String); Engine::ALL.len()],
 }
+
+impl<'a> Sheet<'a> {
+    fn of(report: &'a Report) -> Self {
+        let name = |engine: Engine| format!("engine_{}_busy_seconds", engine.as_str());
+        Self {
+            report,
+            since: report.since.to_string(),
+            until: report.until.to_string(),
+            by: report.by.iter().map(ToString::to_string).collect(),
+            engines: Engine::ALL.map(|engine| (engine, name(engine))),
+        }
+    }
+
+    fn cells<'b>(&'b self, row: &'b Row) -> Cells<'b> {
+        let if_so = |applies: bool, number: &dyn Fn() -> Decimal| match applies {
+            true => Cell::Number(number()),
+            false => Cell::Nothing,
+        };
+        let (busy, owned) = (row.kind.is_busy(), row.kind.is_owned());
+        let of_device = row.kind != Kind::Unaccounted;
+        let Sums {
+            gpu,
+            amounts,
+            unused,
+            ..
+        } = &row.sums;
+        let memory = || Decimal::from(amounts.memory.0);
+        let byte_hours = || (memory() / SECONDS_OF_AN_HOUR).round();
+        let mut cells = Vec::with_capacity(MOST_COLUMNS + row.key.len());
+        cells.extend([
+            ("since", Cell::Text(&self.since)),
+            ("until", Cell::Text(&self.until)),
+            ("kind", Cell::Text(row.kind.as_str())),
+            ("reason", Cell::Text(&row.reason)),
+        ]);
+        let by = self.by.iter().zip(&row.key);
+        cells.extend(by.map(|(dimension, value)| (&**dimension, Cell::Text(value))));
+        let time = |applies: bool, of: Nanos| if_so(applies, &|| seconds(of));
+        cells.extend([
+            ("gpu_seconds", time(true, *gpu)),
+            ("busy_seconds", time(busy, amounts.busy)),
+            ("allocated_seconds", time(owned, amounts.allocated)),
+            ("allocated_unused_seconds", time(owned, *unused)),
+            ("held_seconds", time(owned, amounts.held)),
+        ]);
+        let engines = self.engines.iter();
+        cells.extend(
+            engines.map(|(engine, name)| (&**name, time(owned, amounts.engines.of(*engine)))),
+        );
+        cells.extend([
+            ("memory_byte_seconds", if_so(owned, &memory)),
+            ("energy_joules", if_so(of_device, &|| joules(row))),
+            ("busy_gpu_hours", if_so(busy, &|| hours(amounts.busy, 9))),
+            (
+                "allocated_gpu_hours",
+                if_so(owned, &|| hours(amounts.allocated, 9)),
+            ),
+            ("memory_byte_hours", if_so(owned, &byte_hours)),
+            ("busy_share", row.share.map_or(Cell::Nothing, Cell::Number)),
+        ]);
+        if let Some(currency) = &self.report.currency {
+            cells.push(("cost", row.cost.map_or(Cell::Nothing, Cell::Number)));
+            cells.push(("currency", Cell::Text(currency)));
+        }
+        let of_life = |cell: &dyn Fn(AccountLife) -> Option<Cell<'b>>| {
+            let life = row.life.filter(|_| owned);
+            life.and_then(cell).unwrap_or(Cell::Nothing)
+        };
+        let count = |count: u64| Cell::Number(count.into());
+        let started = of_life(&|life| Some(count(life.processes_started)));
+        cells.extend([
+            ("processes_started", started),
+            (
+                "first_used",
+                of_life(&|life| life.first_used.map(Cell::Moment)),
+            ),
+            (
+                "last_used",
+                of_life(&|life| life.last_used.map(Cell::Moment)),
+            ),
+            (
+                "memory_peak_bytes",
+                of_life(&|life| life.memory_peak.map(count)),
+            ),
+        ]);
+        Cells(cells)
+    }
+}
+
+/// Columns beside those of the dimensions.
+const MOST_COLUMNS: usize = 21 + Engine::ALL.len();
 
 /// To the second.
 fn moment(at: WallTime) -> String {
@@ -147,35 +186,42 @@ fn joules(row: &Row) -> Decimal {
 /// RFC 4180, but for lines that end as they do here.
 pub(super) fn csv(report: &Report) -> io::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let names = cells(report, &report.total).0;
-    writer.write_record(names.iter().map(|(name, _)| tame(name)))?;
+    let sheet = Sheet::of(report);
+    let names = sheet.cells(&report.total).0;
+    writer.write_record(names.iter().map(|(name, _)| tame(name).into_owned()))?;
     for row in report.rows.iter().chain([&report.total]) {
-        writer.write_record(cells(report, row).0.iter().map(|(_, cell)| match cell {
-            Cell::Text(text) => tame(text),
-            Cell::Number(number) => number.to_string(),
-            Cell::Nothing => String::new(),
-        }))?;
+        for (_, cell) in sheet.cells(row).0 {
+            match cell {
+                Cell::Text(text) => writer.write_field(&*tame(text))?,
+                Cell::Number(number) => writer.write_field(number.to_string())?,
+                Cell::Moment(at) => writer.write_field(moment(at))?,
+                Cell::Nothing => writer.write_field("")?,
+            }
+        }
+        // It ends the record.
+        writer.write_record(None::<&[u8]>)?;
     }
     let bytes = writer.into_inner().map_err(io::Error::other)?;
     String::from_utf8(bytes).map_err(io::Error::other)
 }
 
 /// A text that no spreadsheet calculates.
-fn tame(text: &str) -> String {
+fn tame(text: &str) -> Cow<'_, str> {
     match text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
-        true => format!("'{text}"),
-        false => text.to_owned(),
+        true => Cow::Owned(format!("'{text}")),
+        false => Cow::Borrowed(text),
     }
 }
 
 /// A document for each row, the total last.
 pub(super) fn ndjson(report: &Report) -> io::Result<String> {
-    let mut text = String::new();
+    let sheet = Sheet::of(report);
+    let mut text = Vec::new();
     for row in report.rows.iter().chain([&report.total]) {
-        text.push_str(&serde_json::to_string(&cells(report, row))?);
-        text.push('\n');
+        serde_json::to_writer(&mut text, &sheet.cells(row))?;
+        text.push(b'\n');
     }
-    Ok(text)
+    String::from_utf8(text).map_err(io::Error::other)
 }
 
 /// One document.
@@ -190,11 +236,12 @@ pub(super) fn json(report: &Report) -> io::Result<String> {
         committed: String,
         by: Vec<String>,
         currency: Option<&'a str>,
-        rows: Vec<Cells>,
-        total: Cells,
-        imbalance_seconds: Cell,
+        rows: Vec<Cells<'a>>,
+        total: Cells<'a>,
+        imbalance_seconds: Cell<'a>,
         notes: &'a [String],
     }
+    let sheet = Sheet::of(report);
     let document = Document {
         version: VERSION,
         asked_since: report.asked.since.to_string(),
@@ -204,8 +251,8 @@ pub(super) fn json(report: &Report) -> io::Result<String> {
         committed: report.committed.to_string(),
         by: report.by.iter().map(ToString::to_string).collect(),
         currency: report.currency.as_deref(),
-        rows: report.rows.iter().map(|row| cells(report, row)).collect(),
-        total: cells(report, &report.total),
+        rows: report.rows.iter().map(|row| sheet.cells(row)).collect(),
+        total: sheet.cells(&report.total),
         imbalance_seconds: Cell::Number(seconds(report.imbalance)),
         notes: &report.notes,
     };

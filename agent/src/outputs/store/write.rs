@@ -2,17 +2,26 @@
 //!
 //! Either all of a commit is in the file or nothing of it. Amounts are written whole, never added
 //! to what is there, so a commit that is written twice is written once.
+//!
+//! # What it costs
+//!
+//! Where processes hold a GPU, each commit has the totals of every open account, once a second. Two
+//! things decide what that takes. A row that is there is updated in place: `INSERT OR REPLACE` would
+//! delete it and insert another, which with foreign keys, that are on here, is looked up in every
+//! table that refers or is referred to. And what is written for many rows is prepared once for all
+//! of them.
 
 use std::sync::Arc;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use super::error::StoreError;
 use super::read::Meta;
 use super::schema::AMOUNTS;
 use super::settle::{self, Before};
 use crate::core::amounts::Amounts;
+use crate::core::input::GpuInfo;
 use crate::core::model::{BootTime, GpuUuid, WallTime};
 use crate::core::persist::{
     Changes, KeptAccount, KeptBook, KeptNamespace, KeptReason, KeptSeries, KeptTime, KeptTotals,
@@ -135,15 +144,13 @@ fn transact(
             continue;
         }
         put_account(&transaction, life, &closed.account)?;
-        put_totals(&transaction, life, &closed.totals)?;
+        put_totals(&transaction, life, std::slice::from_ref(&closed.totals))?;
         to_close.push((account, closed.at));
     }
     for account in &changes.accounts {
         put_account(&transaction, life, account)?;
     }
-    for totals in &changes.totals {
-        put_totals(&transaction, life, totals)?;
-    }
+    put_totals(&transaction, life, &changes.totals)?;
     if is_new {
         settle::elsewhere(&transaction, life, before.reached, changes)?;
     }
@@ -154,9 +161,7 @@ fn transact(
     if changes.whole {
         close_unmentioned(&transaction, life, hour, changes)?;
     }
-    for namespace in &changes.namespaces {
-        put_namespace(&transaction, namespace)?;
-    }
+    put_namespaces(&transaction, &changes.namespaces)?;
     transaction.commit()?;
     Ok(meta)
 }
@@ -305,22 +310,28 @@ fn close_unmentioned(
     Ok(())
 }
 
-/// The number of a GPU, which is given one if it has none.
+/// The number of a GPU.
 pub(super) fn gpu(transaction: &Transaction<'_>, uuid: &GpuUuid) -> Result<i64> {
     transaction
         .prepare_cached("SELECT gpu FROM gpus WHERE uuid = ?1")?
         .query_row([uuid.as_str()], |row| row.get(0))
 }
 
-fn put_book(transaction: &Transaction<'_>, book: &KeptBook) -> Result<()> {
-    let info = &book.gpu;
+/// The number of a GPU of which that is known, which is given one if it has none.
+fn put_gpu(transaction: &Transaction<'_>, info: &GpuInfo) -> Result<i64> {
     let text = serde_json::to_string(info)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    let known = transaction
+        .prepare_cached("SELECT gpu FROM gpus WHERE uuid = ?1 AND info = ?2")?
+        .query_row(params![info.uuid.as_str(), text], |row| row.get(0))
+        .optional()?;
+    if let Some(known) = known {
+        return Ok(known);
+    }
     transaction
         .prepare_cached(
             "INSERT INTO gpus (uuid, place, model, driver, info) VALUES (?1, ?2, ?3, ?4, ?5)
-            ON CONFLICT (uuid) DO UPDATE SET place = ?2, model = ?3, driver = ?4, info = ?5
-                WHERE info <> ?5",
+            ON CONFLICT (uuid) DO UPDATE SET place = ?2, model = ?3, driver = ?4, info = ?5",
         )?
         .execute(params![
             info.uuid.as_str(),
@@ -329,38 +340,42 @@ fn put_book(transaction: &Transaction<'_>, book: &KeptBook) -> Result<()> {
             info.driver,
             text,
         ])?;
-    let gpu = gpu(transaction, &info.uuid)?;
+    gpu(transaction, &info.uuid)
+}
+
+fn put_book(transaction: &Transaction<'_>, book: &KeptBook) -> Result<()> {
+    let gpu = put_gpu(transaction, &book.gpu)?;
     let energy = book.energy.unwrap_or_default();
     let of_energy = book.energy.map(|energy| int(energy.total.0));
+    let mut values = vec![
+        Some(gpu),
+        Some(int(book.start.0)),
+        book.through.map(|through| int(through.0)),
+        Some(int(book.elapsed.0)),
+        Some(int(book.busy.0)),
+        Some(int(book.idle.0)),
+        of_energy,
+        Some(int(energy.idle.0)),
+        Some(int(energy.unattributed.0)),
+        Some(int(book.windows)),
+        Some(int(book.torn_windows)),
+        Some(int(book.invalid_rows)),
+        Some(int(book.cut.0)),
+    ];
+    let first = values.len() + 1;
+    values.extend(amounts(&book.closed).map(Some));
     transaction
-        .prepare_cached(
+        .prepare_cached(&format!(
             "INSERT INTO books (gpu, start, through_boot, elapsed, busy, idle, energy, energy_idle,
-                energy_unattributed, windows, torn_windows, invalid_rows, cut)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                energy_unattributed, windows, torn_windows, invalid_rows, cut, {})
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, {})
             ON CONFLICT (gpu) DO UPDATE SET start = ?2, through_boot = ?3, elapsed = ?4, busy = ?5,
                 idle = ?6, energy = ?7, energy_idle = ?8, energy_unattributed = ?9, windows = ?10,
-                torn_windows = ?11, invalid_rows = ?12, cut = ?13",
-        )?
-        .execute(params![
-            gpu,
-            int(book.start.0),
-            book.through.map(|through| int(through.0)),
-            int(book.elapsed.0),
-            int(book.busy.0),
-            int(book.idle.0),
-            of_energy,
-            int(energy.idle.0),
-            int(energy.unattributed.0),
-            int(book.windows),
-            int(book.torn_windows),
-            int(book.invalid_rows),
-            int(book.cut.0),
-        ])?;
-    let closed = list_of("closed_", 2);
-    let mut values = vec![gpu];
-    values.extend(amounts(&book.closed));
-    transaction
-        .prepare_cached(&format!("UPDATE books SET {closed} WHERE gpu = ?1"))?
+                torn_windows = ?11, invalid_rows = ?12, cut = ?13, {}",
+            list(|amount| format!("closed_{amount}")),
+            parameters(first),
+            list_of("closed_", first),
+        ))?
         .execute(rusqlite::params_from_iter(values))?;
     Ok(())
 }
@@ -495,27 +510,31 @@ fn text(text: &Arc<str>) -> Value {
     Value::Text(text.to_string())
 }
 
-fn put_totals(transaction: &Transaction<'_>, life: i64, kept: &KeptTotals) -> Result<()> {
-    let [
-        busy,
-        memory_engine,
-        encoder,
-        decoder,
-        jpeg,
-        ofa,
-        held,
-        allocated,
-        memory,
-        energy,
-    ] = amounts(&kept.amounts);
-    transaction
-        .prepare_cached(
-            "INSERT OR REPLACE INTO totals (account, busy, engine_memory, engine_encoder,
-                engine_decoder, engine_jpeg, engine_ofa, held, allocated, memory, energy,
-                memory_peak, processes_started, first_used, last_used, changed_boot)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-        )?
-        .execute(params![
+fn put_totals(transaction: &Transaction<'_>, life: i64, all: &[KeptTotals]) -> Result<()> {
+    let mut put = transaction.prepare_cached(
+        "INSERT INTO totals (account, busy, engine_memory, engine_encoder, engine_decoder,
+            engine_jpeg, engine_ofa, held, allocated, memory, energy, memory_peak,
+            processes_started, first_used, last_used, changed_boot)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+        ON CONFLICT (account) DO UPDATE SET busy = ?2, engine_memory = ?3, engine_encoder = ?4,
+            engine_decoder = ?5, engine_jpeg = ?6, engine_ofa = ?7, held = ?8, allocated = ?9,
+            memory = ?10, energy = ?11, memory_peak = ?12, processes_started = ?13,
+            first_used = ?14, last_used = ?15, changed_boot = ?16",
+    )?;
+    for kept in all {
+        let [
+            busy,
+            memory_engine,
+            encoder,
+            decoder,
+            jpeg,
+            ofa,
+            held,
+            allocated,
+            memory,
+            energy,
+        ] = amounts(&kept.amounts);
+        put.execute(params![
             number(life, kept.number),
             busy,
             memory_engine,
@@ -533,21 +552,29 @@ fn put_totals(transaction: &Transaction<'_>, life: i64, kept: &KeptTotals) -> Re
             kept.last_used.map(|at| int(at.0)),
             int(kept.changed.0),
         ])?;
+    }
     Ok(())
 }
 
-fn put_namespace(transaction: &Transaction<'_>, kept: &KeptNamespace) -> Result<()> {
-    let columns = list(str::to_owned);
-    let shown = list(|amount| format!("shown_{amount}"));
-    transaction
-        .prepare_cached(&format!(
-            "INSERT OR REPLACE INTO namespaces (gpu, namespace, start, shown_boot, changed_boot,
-                {columns}, {shown})
-            VALUES (?1, ?2, ?3, ?4, ?5, {}, {})",
-            parameters(6),
-            parameters(6 + AMOUNTS.len()),
-        ))?
-        .execute(rusqlite::params_from_iter(
+fn put_namespaces(transaction: &Transaction<'_>, all: &[KeptNamespace]) -> Result<()> {
+    if all.is_empty() {
+        return Ok(());
+    }
+    let (whole, shown) = (6, 6 + AMOUNTS.len());
+    let mut put = transaction.prepare_cached(&format!(
+        "INSERT INTO namespaces (gpu, namespace, start, shown_boot, changed_boot, {}, {})
+        VALUES (?1, ?2, ?3, ?4, ?5, {}, {})
+        ON CONFLICT (gpu, namespace) DO UPDATE SET start = ?3, shown_boot = ?4, changed_boot = ?5,
+            {}, {}",
+        list(str::to_owned),
+        list(|amount| format!("shown_{amount}")),
+        parameters(whole),
+        parameters(shown),
+        list_of("", whole),
+        list_of("shown_", shown),
+    ))?;
+    for kept in all {
+        put.execute(rusqlite::params_from_iter(
             [
                 Value::from(gpu(transaction, &kept.gpu)?),
                 text(&kept.namespace),
@@ -559,6 +586,7 @@ fn put_namespace(transaction: &Transaction<'_>, kept: &KeptNamespace) -> Result<
             .chain(amounts(&kept.amounts).map(Value::from))
             .chain(amounts(&kept.shows).map(Value::from)),
         ))?;
+    }
     Ok(())
 }
 

@@ -142,9 +142,10 @@ fn rows_of(outcome: &Outcome, gpu: u32, scenario: &str) -> Vec<Row> {
             ),
         );
     }
-    let reasons = outcome.book(gpu).unattributed.iter();
-    let reasons = reasons.filter(|(_, amount)| !amount.is_zero());
+    let reasons = UnattributedReason::ALL.iter();
+    let reasons = reasons.map(|reason| (reason, outcome.unattributed(gpu, *reason)));
     let reasons: Vec<String> = reasons
+        .filter(|(_, amount)| !amount.is_zero())
         .map(|(reason, amount)| format!("`{}` {:.3} s", reason.as_str(), amount.as_secs_f64()))
         .collect();
     if !reasons.is_empty() {

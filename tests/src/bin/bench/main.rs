@@ -6,7 +6,7 @@
 //! What measures costs wants a build with optimisations; what measures when or whether something
 //! becomes known does not.
 //!
-//! It takes about forty minutes. It leaves nothing behind: processes, cgroups and directories go
+//! It takes three quarters of an hour. It leaves nothing behind: processes, cgroups and directories go
 //! with it, also when it is interrupted.
 
 mod accuracy;
@@ -19,6 +19,7 @@ mod past;
 mod process;
 mod report;
 mod scrape;
+mod store;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ use report::Row;
 /// A benchmark: its name, its title, what it does.
 type Benchmark = (&'static str, &'static str, fn(&Bench) -> Result<Vec<Row>>);
 
-const BENCHMARKS: [Benchmark; 9] = [
+const BENCHMARKS: [Benchmark; 10] = [
     ("forks", "Processes come and go", forks::on_and_off),
     ("opens", "Opens of devices", opens::on_and_off),
     ("storm", "Events without a loss", forks::storm),
@@ -56,6 +57,7 @@ const BENCHMARKS: [Benchmark; 9] = [
         "Counters over crashes of the agent",
         crashes::crashes,
     ),
+    ("store", "The books are kept", store::store),
     ("report", "The report", past::report),
 ];
 
@@ -139,7 +141,18 @@ impl Bench {
 
     /// An agent with its defaults, but for places: the simulated GPUs if there are any, no Docker.
     fn agent(&self, dir: &Path, load: Option<&Load>) -> Result<Agent> {
+        self.agent_with(dir, load, |_| {})
+    }
+
+    /// The same but for what `edit` does to its configuration.
+    fn agent_with(
+        &self,
+        dir: &Path,
+        load: Option<&Load>,
+        edit: impl FnOnce(&mut Config),
+    ) -> Result<Agent> {
         let mut config = Config::default();
+        edit(&mut config);
         config.docker.sockets = vec![dir.join("no-docker.sock")];
         match load {
             Some(load) => {

@@ -1,12 +1,13 @@
-//! What a process costs, as the kernel counts it: processor time by thread, memory by kind.
+//! What a process costs, as the kernel counts it: processor time by thread, memory by kind, bytes
+//! written.
 //!
-//! Units: nanoseconds of processor time, KiB of memory.
+//! Units: nanoseconds of processor time, KiB of memory, bytes.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Processor time that a process has used so far.
 #[derive(Clone, Debug, Default)]
@@ -109,6 +110,47 @@ impl Memory {
             peak: kib(&status, "VmHWM:")?,
             pss: kib(&rollup, "Pss:")?,
         })
+    }
+}
+
+/// What one thread has written so far, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Handed to the kernel.
+    pub(crate) to_files: u64,
+    /// Of it, to be brought to a disk, in whole pages: none where the files are in memory.
+    pub(crate) to_disk: u64,
+}
+
+impl Written {
+    /// Of the thread of that name.
+    pub(crate) fn read(pid: u32, name: &str) -> Result<Self> {
+        let tasks = format!("/proc/{pid}/task");
+        for task in fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))? {
+            let task = task?.path();
+            // A thread that ends meanwhile is another one.
+            let found = fs::read_to_string(task.join("comm"));
+            if found.is_ok_and(|found| found.trim_end() == name) {
+                let io = fs::read_to_string(task.join("io"))?;
+                let figure = |field: &str| -> Result<u64> {
+                    let figure = io.lines().find_map(|line| line.strip_prefix(field));
+                    let figure = figure.with_context(|| format!("no {field}"))?;
+                    Ok(figure.trim().parse()?)
+                };
+                return Ok(Self {
+                    to_files: figure("wchar:")?,
+                    to_disk: figure("write_bytes:")?,
+                });
+            }
+        }
+        bail!("process {pid} has no thread {name}")
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            to_files: self.to_files.saturating_sub(before.to_files),
+            to_disk: self.to_disk.saturating_sub(before.to_disk),
+        }
     }
 }
 
