@@ -21,7 +21,7 @@ use super::input::{
     Accounted, EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
     KernelBatch, KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
 };
-use super::ledger::Ledger;
+use super::ledger::{Account, Ledger};
 use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
     ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason, WallTime,
@@ -484,6 +484,7 @@ impl Accountant {
                 (pid, of)
             })
             .collect();
+        self.close_taken_over(clock);
         let book = self.ledger.book_of(&lists.gpu);
         if book.is_some() {
             let sharing = self.sharing.entry(lists.gpu.clone()).or_default();
@@ -614,6 +615,7 @@ impl Accountant {
             }
             self.counts.windows_not_awaited += u64::from(!caught_up);
             let charges = self.charges_of(&window);
+            self.close_taken_over(clock);
             self.introduce_containers(clock.boot, false);
             for charge in &charges {
                 self.look_for(charge, clock.boot);
@@ -1006,17 +1008,38 @@ impl Accountant {
                 account.ended.get_or_insert(clock.boot);
             }
         }
-        let policy = &self.settings.policy;
+        let policy = self.settings.policy;
+        let books = self.ledger.books().iter();
+        let gone: Vec<bool> = books.map(|book| book.is_gone(clock.boot)).collect();
+        self.close_accounts(clock, &|(book, _), account| {
+            publication::is_done(account, &policy, clock) || account.expired || gone[*book]
+        });
+        let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
+        self.placements.end_bindings(owners);
+    }
+
+    /// Closes the accounts under ids that have turned out to be another's: what was billed to whoever
+    /// sat on one is not that one's, and goes on record without a name.
+    fn close_taken_over(&mut self, clock: Clock) {
+        let taken = self.placements.take_taken_over();
+        if !taken.is_empty() {
+            self.close_accounts(clock, &|(_, owner), _| taken.contains(owner));
+        }
+    }
+
+    fn close_accounts(
+        &mut self,
+        clock: Clock,
+        is_done: &dyn Fn(&(usize, Owner), &Account) -> bool,
+    ) {
         let limit = self.settings.namespace_limit;
         // The account's last word to its namespace, if nobody ever named it.
         let mut unsettled = Vec::new();
-        let books = self.ledger.books().iter();
-        let gone: Vec<bool> = books.map(|book| book.is_gone(clock.boot)).collect();
-        let closed = self.ledger.close(&mut |(book, owner), account| {
-            let done =
-                publication::is_done(account, policy, clock) || account.expired || gone[*book];
-            if done && !matches!(owner, Owner::Host(_)) && account.fed != account.amounts {
-                unsettled.push((*book, account.amounts.minus(account.fed)));
+        let closed = self.ledger.close(&mut |key, account| {
+            let done = is_done(key, account);
+            let is_owed = !matches!(key.1, Owner::Host(_)) && account.fed != account.amounts;
+            if done && is_owed {
+                unsettled.push((key.0, account.amounts.minus(account.fed)));
             }
             done
         });
@@ -1037,8 +1060,6 @@ impl Accountant {
                 holding.forget(&|owner| open.contains(owner));
             }
         }
-        let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
-        self.placements.end_bindings(owners);
     }
 
     fn forget_dead(&mut self, now: BootTime) {
@@ -2880,6 +2901,52 @@ mod tests {
             node.commit();
             assert!(!node.accountant.take_effects().contains(&asked));
         }
+    }
+
+    /// A user's process sits on the uid of a pod whose names are known, and the pod starts.
+    #[test]
+    fn a_pod_does_not_pay_for_who_sat_on_its_uid_before() {
+        let mut node = Node::new(10_000, 0);
+        node.health(SourceId::KubeletLogs, SourceState::Up);
+        let users = "/user.slice/user-1000.slice/user@1000.service";
+        let usurper = node.scan(&[(20, 900_000_000, &format!("{users}/kubepods/pod{UID}"))]);
+        node.take(usurper);
+        let names = KubernetesNames {
+            namespace: "ml".into(),
+            pod: "train-0".into(),
+            pod_uid: UID.into(),
+            container: POD_ITSELF.into(),
+        };
+        let found = IdentityUpdate::FoundPod {
+            source: IdentitySource::KubeletLogs,
+            names,
+        };
+        node.pass(1_000, &[(20, 700)]);
+        node.commit();
+        node.take(Input::Identity(found.clone()));
+        let snapshot = node.commit();
+        assert_eq!(&*snapshot.accounts[0].labels.namespace, UNRESOLVED);
+
+        node.fork(7, 9);
+        node.pass(1_000, &[(7, 200), (20, 100)]);
+        node.commit();
+        node.take(Input::Identity(found));
+        let snapshot = node.commit();
+        let busy = |namespace: &str| -> Vec<u64> {
+            let accounts = snapshot.accounts.iter();
+            accounts
+                .filter(|account| &*account.labels.namespace == namespace)
+                .map(|account| account.amounts.busy.0 / 1_000_000)
+                .collect()
+        };
+        assert_eq!((busy("ml"), busy(UNRESOLVED)), (vec![200], vec![]));
+        let fed = |namespace: &str| {
+            let mut all = snapshot.namespace_series.iter();
+            let found = all.find(|series| &*series.namespace == namespace);
+            found.map(|series| series.amounts.busy.0 / 1_000_000)
+        };
+        assert_eq!((fed("ml"), fed(UNRESOLVED)), (Some(200), Some(700)));
+        assert_eq!(snapshot.host_series.len(), 1, "he pays for himself now");
     }
 
     #[test]

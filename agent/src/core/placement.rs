@@ -153,6 +153,8 @@ pub struct PlacementTable {
     idle: HashSet<Owner>,
     /// Placements whose ids are refused.
     refused: HashSet<PlacementId>,
+    /// Ids that turned out to be somebody else's than who was billed under them.
+    taken_over: Vec<Owner>,
     refusals: u64,
     rule: PayerRule,
     /// Inner containers that may pay.
@@ -174,6 +176,7 @@ impl PlacementTable {
             bindings: HashMap::new(),
             idle: HashSet::new(),
             refused: HashSet::new(),
+            taken_over: Vec::new(),
             refusals: 0,
             rule: PayerRule::default(),
             vouched: BTreeSet::new(),
@@ -214,11 +217,18 @@ impl PlacementTable {
         self.bindings.get(&key_of(owner))?.places.first()
     }
 
-    /// Whether an id is only where people make cgroups for themselves: who has it there chose it.
+    /// Whether an id may be only where people make cgroups for themselves: who has it there chose it.
+    /// After a restart it is not known where one without a process was.
     #[must_use]
     pub fn is_weak(&self, owner: &Owner) -> bool {
         let binding = self.bindings.get(&key_of(owner));
-        binding.is_some_and(|binding| binding.is_weak)
+        binding.is_none_or(|binding| binding.is_weak)
+    }
+
+    /// Whose ids have turned out to be somebody else's than who was billed under them, since this was
+    /// last asked. What was billed is not to be theirs.
+    pub fn take_taken_over(&mut self) -> Vec<Owner> {
+        std::mem::take(&mut self.taken_over)
     }
 
     /// The containers that were met since this was last asked. One may come again.
@@ -508,6 +518,7 @@ impl PlacementTable {
             // Whoever sat on it is looked at again, and refused.
             self.look_again(|placement| placement.binds.contains(&claim.key));
             self.bindings.remove(&claim.key);
+            self.taken_over.push(claim.owner.clone());
         }
         self.idle.remove(&claim.key);
         let binding = self.bindings.entry(claim.key).or_insert(Binding {
@@ -952,13 +963,17 @@ mod tests {
         let usurper = live(&mut table, &format!("{USERS}/kubepods/pod{UID}"));
         let pod = Some(Owner::Pod(UID.into()));
         assert_eq!(owner(&mut table, usurper), pod, "nobody contradicts yet");
+        assert_eq!(table.take_taken_over(), []);
         let kubelets = live(&mut table, &format!("/kubepods/pod{UID}"));
         assert_eq!(owner(&mut table, kubelets), pod);
         assert_eq!(owner(&mut table, usurper), host("user@1000.service"));
         assert_eq!(table.refusals(), 1);
+        assert_eq!(table.take_taken_over(), [Owner::Pod(UID.into())]);
+        assert!(!table.is_weak(&Owner::Pod(UID.into())));
         table.release(usurper);
         table.release(kubelets);
         table.end_bindings(std::iter::empty());
+        assert!(table.is_weak(&Owner::Pod(UID.into())), "nobody knows where");
         assert!(table.bindings.is_empty() && table.idle.is_empty() && table.refused.is_empty());
     }
 
