@@ -57,6 +57,7 @@ impl Follower for Actor {
         }
         *was_up = true;
         self.seat.report(SourceState::Up).await?;
+        while receive(&mut self.seat.questions).await.is_some() {}
         pending().await
     }
 }
@@ -186,6 +187,7 @@ async fn a_follower_that_a_defect_ends_is_told_of_and_takes_no_other_with_it() {
         source.questions.send(question).await.unwrap();
         tokio::task::yield_now().await;
     }
+    assert_eq!(source.counters.lookups_refused.load(Relaxed), 0);
     source.stop().await;
 }
 
