@@ -218,6 +218,14 @@ async fn what_is_asked_without_a_socket_is_not_kept() {
 }
 
 #[tokio::test]
+async fn a_source_without_sockets_is_absent_and_not_without_a_state() {
+    let mut source = Source::following(&[]);
+    let health = source.until(|_, place, _| place.is_empty()).await;
+    assert_eq!(health.state, SourceState::Absent);
+    source.stop().await;
+}
+
+#[tokio::test]
 async fn a_socket_under_two_paths_is_followed_once() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
