@@ -37,9 +37,9 @@ enum Act {
     Accept,
     /// Takes it and refuses some points.
     Reject(i64),
-    /// Is not there for the moment.
-    Unavailable,
-    /// Is overloaded and says for how many milliseconds (gRPC) or seconds (HTTP).
+    /// Is not there for the moment, and may say for how many milliseconds (gRPC) or seconds (HTTP).
+    Unavailable(Option<u64>),
+    /// Is overloaded and may say for how many milliseconds (gRPC) or seconds (HTTP).
     Overloaded(Option<u64>),
     /// Will never like it.
     Invalid,
@@ -137,7 +137,12 @@ impl MetricsService for Service {
                 Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
             }
             Act::Reject(points) => Ok(tonic::Response::new(partial(points))),
-            Act::Unavailable => Err(tonic::Status::unavailable("down for a while")),
+            Act::Unavailable(None) => Err(tonic::Status::unavailable("down for a while")),
+            Act::Unavailable(Some(millis)) => Err(tonic::Status::with_error_details(
+                tonic::Code::Unavailable,
+                "back soon",
+                ErrorDetails::with_retry_info(Some(Duration::from_millis(millis))),
+            )),
             Act::Overloaded(None) => Err(tonic::Status::resource_exhausted("full")),
             Act::Overloaded(Some(millis)) => Err(tonic::Status::with_error_details(
                 tonic::Code::ResourceExhausted,
@@ -168,7 +173,12 @@ async fn http_export(
             .encode_to_vec()
             .into_response(),
         Act::Reject(points) => partial(points).encode_to_vec().into_response(),
-        Act::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Act::Unavailable(None) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Act::Unavailable(Some(seconds)) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            [("retry-after", seconds.to_string())],
+        )
+            .into_response(),
         Act::Overloaded(None) => StatusCode::TOO_MANY_REQUESTS.into_response(),
         Act::Overloaded(Some(seconds)) => (
             StatusCode::TOO_MANY_REQUESTS,
@@ -331,8 +341,8 @@ impl Bench {
 async fn what_fails_is_sent_again_newer_until_it_arrives() {
     for protocol in BOTH {
         let script = [
-            Act::Unavailable,
-            Act::Unavailable,
+            Act::Unavailable(None),
+            Act::Unavailable(None),
             Act::Overloaded(Some(0)),
             Act::Accept,
         ];
@@ -588,7 +598,7 @@ async fn commits_added_up(bench: &mut Bench, expected: i64) -> i64 {
 }
 
 #[tokio::test]
-async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it() {
+async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it_or_asks_for_it() {
     // What the receiver does with the first message, which tells of one commit; whether that may
     // have arrived.
     let rows = [
@@ -597,9 +607,10 @@ async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it() {
         (Act::Hang, true),
         (Act::Defect, true),
         (Act::GaveUp, true),
-        (Act::Unavailable, false),
+        (Act::Unavailable(None), true),
+        (Act::Unavailable(Some(0)), false),
+        (Act::Overloaded(None), true),
         (Act::Overloaded(Some(0)), false),
-        (Act::Overloaded(None), false),
         (Act::Invalid, false),
         (Act::Denied, false),
     ];
@@ -625,7 +636,7 @@ async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it() {
                 assert!(late.commits <= 0, "{protocol:?} {act:?}: {late:?}");
             }
             let unknown = bench.counters.otlp_points_unknown.get();
-            let is_unknown = matches!(act, Act::Hang | Act::Defect | Act::GaveUp);
+            let is_unknown = arrived && !matches!(act, Act::Accept | Act::Reject(_));
             assert_eq!(unknown > 0, is_unknown, "{protocol:?} {act:?}");
         }
     }
@@ -652,7 +663,7 @@ async fn what_grew_while_nobody_was_there_is_told_to_who_comes() {
 #[tokio::test]
 async fn a_message_that_fails_does_not_tell_the_others_again() {
     for protocol in BOTH {
-        for act in [Act::Unavailable, Act::Invalid] {
+        for act in [Act::Unavailable(Some(0)), Act::Invalid] {
             let script = [Act::Accept, act];
             let mut bench = bench(protocol, &script, |options| {
                 deltas(options);
@@ -695,7 +706,9 @@ async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
     let rows = [
         (Act::Accept, true),
         (Act::Hang, true),
-        (Act::Unavailable, false),
+        (Act::Unavailable(None), true),
+        // Long enough in either unit.
+        (Act::Unavailable(Some(3_600_000)), false),
     ];
     for (act, arrived) in rows {
         for protocol in BOTH {
@@ -711,7 +724,7 @@ async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
             assert_eq!(killed.arrival().await.commits, 1);
             match act {
                 Act::Hang => {}
-                Act::Unavailable => drop(killed.down().await),
+                Act::Unavailable(_) => drop(killed.down().await),
                 _ => assert_eq!(killed.state().await, SourceState::Up),
             }
             killed.exporter.abort();
