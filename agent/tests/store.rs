@@ -11,7 +11,8 @@ use std::time::Duration;
 use gpuacct::core::accountant::{Accountant, Settings};
 use gpuacct::core::input::{
     ContainerIdentity, Credit, EventCounters, GpuInfo, GpuWindow, IdentitySource, IdentityUpdate,
-    Input, KernelBatch, KubernetesNames, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+    Input, KernelBatch, KubernetesNames, MigInfo, ProcessScan, ScannedProcess, SourceHealth,
+    WindowQuality,
 };
 use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
@@ -23,6 +24,7 @@ use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use gpuacct::outputs::store::error::StoreError;
 use gpuacct::outputs::store::keeping::{Keeping, Outcome};
 use gpuacct::outputs::store::mark::Mark;
+use gpuacct::outputs::store::query::Ledger;
 use gpuacct::outputs::store::{self, FILE, Handle, Options, schema};
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -55,6 +57,20 @@ fn no_clock() -> Clock {
 
 fn gpu() -> GpuUuid {
     GpuUuid::from("GPU-0")
+}
+
+fn gpu_info(mig: Option<MigInfo>) -> GpuInfo {
+    GpuInfo {
+        uuid: gpu(),
+        index: 0,
+        model: "test".into(),
+        driver: "1".into(),
+        simulated: true,
+        memory_total: None,
+        minor: None,
+        mig,
+        engines: vec![],
+    }
 }
 
 fn settings() -> Settings {
@@ -160,17 +176,7 @@ impl Node {
         self.keeping = Some(self.runtime.block_on(begun).0);
         let through = self.accountant.windows_ended();
         let through = through.first().map_or(self.now, |(_, end)| end.0);
-        self.take(Input::Gpus(vec![GpuInfo {
-            uuid: gpu(),
-            index: 0,
-            model: "test".into(),
-            driver: "1".into(),
-            simulated: true,
-            memory_total: None,
-            minor: None,
-            mig: None,
-            engines: vec![],
-        }]));
+        self.take(Input::Gpus(vec![gpu_info(None)]));
         self.take(Input::Health(SourceHealth {
             source: SourceId::Kernel,
             state: SourceState::Up,
@@ -1193,7 +1199,52 @@ fn records_that_were_given_up_have_a_name_and_the_books_balance() {
         WHERE pod = 'train-1'",
     );
     assert_eq!(known, [kept]);
+    let instances: Vec<i64> = node.sql("SELECT count(*) FROM instances");
+    assert_eq!(instances, [0], "on the whole GPU");
     node.hours();
     assert!(node.start());
     node.keep();
+}
+
+/// Otherwise a report would want the price of the whole GPU for it.
+#[test]
+fn what_was_given_up_on_a_mig_instance_is_on_that_instance() {
+    let (mut node, _) = used();
+    let blocker = Connection::open(node.store.join(FILE)).expect("the file is there");
+    blocker
+        .execute_batch("BEGIN IMMEDIATE")
+        .expect("nobody else writes");
+    node.name(2);
+    node.fork(8, 2);
+    node.pass(10_000, &[(8, 30)]);
+    node.exit(8);
+    assert_eq!(node.commit().1.kept, None);
+    node.pass(3_600_000, &[]);
+    node.accountant.commit(clock(node.now));
+    node.pass(30_000, &[]);
+    // Only now, since whose an instance's time is would take its process lists.
+    node.take(Input::Gpus(vec![gpu_info(Some(MigInfo {
+        parent: GpuUuid("GPU-0".into()),
+        gpu_instance: 7,
+        compute_instance: 0,
+        profile: "1g.10gb".into(),
+    }))]));
+    drop(blocker);
+    let mut given_up = 0;
+    let (_, outcome) = node.commit_with(|changes| {
+        given_up = changes.closed.len();
+        changes.closed.clear();
+    });
+    assert!(outcome.kept.is_some());
+    assert_eq!(given_up, 1);
+    node.stop();
+    let lost: Vec<String> = node.sql(
+        "SELECT concat_ws(' ', profile, parent, gpu_instance, compute_instance)
+        FROM accounts JOIN instances USING (account) WHERE attribution = 'overflow'",
+    );
+    assert_eq!(lost, ["1g.10gb GPU-0 7 0"]);
+    let ledger = Ledger::open(&node.store).expect("the file is there");
+    let account = node.sql("SELECT account FROM accounts WHERE attribution = 'overflow'")[0];
+    let record = ledger.account(account).expect("it is there");
+    assert_eq!(record.profile.as_deref(), Some("1g.10gb"));
 }

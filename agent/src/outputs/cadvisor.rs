@@ -17,7 +17,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::instruments::{Instrument, Kind, Points, Unit, Value, View};
+use super::instruments::{Instrument, Kind, MAX_LABEL_BYTES, Points, Unit, Value, View};
 use crate::core::model::{GpuUuid, NONE, UNRESOLVED};
 use crate::core::snapshot::{
     Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
@@ -31,10 +31,6 @@ pub enum DutyCycle {
     /// The container's own share of the device.
     Container,
 }
-
-/// The longest path that is shown, in bytes: the kernel's bound is four times that, and a pod's
-/// container needs a sixth of it.
-const MAX_PATH_BYTES: usize = 1_024;
 
 const LABELS: &[&str] = &[
     "make",
@@ -172,7 +168,7 @@ fn key<'a>(labels: &'a ContainerLabels, gpu: &'a GpuUuid) -> (&'a str, &'a str, 
 /// too long for a label, it is what every driver and layout has in common.
 fn id<'a>(account: &'a ContainerAccount, labels: &ContainerLabels) -> Cow<'a, str> {
     if let Some(path) = account.cgroup.as_deref()
-        && path.len() <= MAX_PATH_BYTES
+        && path.len() <= MAX_LABEL_BYTES
     {
         return path.into();
     }
@@ -390,7 +386,8 @@ mod tests {
 
     #[test]
     fn an_id_is_the_cgroups_path_or_what_is_known_of_it_and_never_blank() {
-        let long = format!("/{}", "x".repeat(MAX_PATH_BYTES));
+        let longest = format!("/{}", "x".repeat(MAX_LABEL_BYTES - 1));
+        let too_long = format!("{longest}x");
         let slice = "/kubepods.slice/kubepods-podu.slice/cri-containerd-c.scope";
         for (cgroup, ids, expected) in [
             (
@@ -399,7 +396,9 @@ mod tests {
                 "/kubepods/burstable/podu/c",
             ),
             (Some(slice), ("u", "c"), slice),
-            (Some(&*long), ("u", "c"), "/podu/c"),
+            (Some(&*longest), ("u", "c"), &*longest),
+            // It would be cut, and say neither the path nor the container.
+            (Some(&*too_long), ("u", "c"), "/podu/c"),
             (None, ("u", "c"), "/podu/c"),
             (None, ("u", NONE), "/podu"),
             (None, (NONE, "c"), "/c"),

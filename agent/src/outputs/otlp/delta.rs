@@ -6,8 +6,8 @@
 //!
 //! A series is known by its family, its labels and its start: with another start it is another
 //! one. Of a series that is not known it has to be said whether anybody can have been told of it.
-//! One that began no earlier than [`Told::floor`] is new, and goes out from its own start; an
-//! older one begins with the total that it has by then, of which nothing is sent.
+//! One that began no earlier than [`Told::floor_of`] its family is new, and goes out from its own
+//! start; an older one begins with the total that it has by then, of which nothing is sent.
 //!
 //! It refuses to know of files and messages. Amounts are those of [`Value`], times nanoseconds
 //! since 1970 as they go out, but for the boot time at which a series was last seen.
@@ -80,6 +80,9 @@ pub(super) struct Told {
     boot: String,
     /// A series that is not known and began before this may have been told of.
     floor: u64,
+    /// Likewise of one family, where that is later: a series of it was forgotten. It says nothing of
+    /// another family, whose series may begin late and all with the agent's start.
+    floors: BTreeMap<String, u64>,
     series: BTreeMap<String, Known>,
 }
 
@@ -90,6 +93,9 @@ struct Kept<'a> {
     version: Cow<'a, str>,
     boot: Cow<'a, str>,
     floor: u64,
+    /// An older version had one floor for all.
+    #[serde(default)]
+    floors: BTreeMap<Cow<'a, str>, u64>,
     /// Start, end and amount.
     series: BTreeMap<Cow<'a, str>, (u64, u64, u128)>,
 }
@@ -100,8 +106,15 @@ impl Told {
         Self {
             boot: boot.to_owned(),
             floor: floor.0,
+            floors: BTreeMap::new(),
             series: BTreeMap::new(),
         }
+    }
+
+    /// A series of this family that is not known and began before this may have been told of.
+    fn floor_of(&self, family: &str) -> u64 {
+        let floor = self.floors.get(family).copied();
+        self.floor.max(floor.unwrap_or_default())
     }
 
     /// What was kept, if it was in this boot. `now` is when this agent began.
@@ -121,13 +134,17 @@ impl Told {
             let seen = now;
             (series.into_owned(), Known { account, seen })
         });
+        let floor = if kept.version == VERSION {
+            kept.floor
+        } else {
+            kept.floor.max(began.0)
+        };
+        let floors = kept.floors.into_iter().filter(|(_, of_it)| *of_it > floor);
+        let floors = floors.map(|(family, of_it)| (family.into_owned(), of_it));
         Ok(Some(Self {
             boot: boot.to_owned(),
-            floor: if kept.version == VERSION {
-                kept.floor
-            } else {
-                kept.floor.max(began.0)
-            },
+            floor,
+            floors: floors.collect(),
             series: series.collect(),
         }))
     }
@@ -138,10 +155,13 @@ impl Told {
             let Account { start, end, amount } = known.account;
             (Cow::Borrowed(series.as_str()), (start, end, amount))
         });
+        let floors = self.floors.iter();
+        let floors = floors.map(|(family, of_it)| (Cow::Borrowed(family.as_str()), *of_it));
         serde_json::to_vec(&Kept {
             version: Cow::Borrowed(VERSION),
             boot: Cow::Borrowed(&self.boot),
             floor: self.floor,
+            floors: floors.collect(),
             series: series.collect(),
         })
     }
@@ -162,7 +182,7 @@ impl Told {
             Some(known) if known.account.start == start.0 => None,
             // It began after whatever it was before, which was the last that was told of it.
             Some(known) => Some(known.account.start < start.0),
-            None => Some(start.0 >= self.floor),
+            None => Some(start.0 >= self.floor_of(instrument.otlp)),
         };
         let account = match is_new {
             None => self.series.get(&series)?.account,
@@ -235,7 +255,12 @@ impl Told {
                 break;
             }
             if let Some(known) = self.series.remove(&series) {
-                self.floor = self.floor.max(known.account.start.saturating_add(1));
+                let floor = self.floor.max(known.account.start.saturating_add(1));
+                let family = series.split(SEPARATOR).next().unwrap_or_default();
+                match self.floors.get_mut(family) {
+                    Some(of_it) => *of_it = floor.max(*of_it),
+                    None => drop(self.floors.insert(family.to_owned(), floor)),
+                }
             }
         }
     }
@@ -440,6 +465,42 @@ mod tests {
             delta(2_001, 1),
             "what began later is new"
         );
+    }
+
+    /// A container that came and went says nothing of the agent's own counters, of which some are
+    /// there only from their first error on, and began with the agent.
+    #[test]
+    fn a_series_that_comes_late_is_new_though_another_familys_was_forgotten() {
+        let later = |told: &mut Told, label: &'static str, second| {
+            let labels = [Cow::Borrowed(label)];
+            let start = WallTime(2_000);
+            let value = Value::Count(1);
+            told.growth(&INSTRUMENTS[1], &labels, start, value, &at(second))
+                .map(|grown| grown.0)
+        };
+        let end = REMEMBERED_FOR.0 / 1_000_000_000 + 1;
+        let mut told = told();
+        grow(&mut told, "a", 3_000, 7, 1);
+        told.forget_absent(at(end).at);
+        assert_eq!(told.series.len(), 0, "a is forgotten");
+        assert_eq!(later(&mut told, "first error", end), delta(2_000, 1));
+
+        let text = told.write().unwrap();
+        let read = Told::read(&text, BOOT, WallTime(5_000), at(end).at);
+        let mut read = read.unwrap().unwrap();
+        assert_eq!(later(&mut read, "another error", end), delta(2_000, 1));
+        assert_eq!(grow(&mut read, "a", 3_000, 8, end), None, "still forgotten");
+    }
+
+    #[test]
+    fn a_file_of_a_version_with_one_floor_for_all_reads_back() {
+        let mut told = told();
+        grow(&mut told, "a", 2_000, 7, 1);
+        let text = String::from_utf8(told.write().unwrap()).unwrap();
+        let older = text.replace(r#""floors":{},"#, "");
+        assert_ne!(older, text);
+        let read = Told::read(older.as_bytes(), BOOT, WallTime(5_000), at(1).at);
+        assert_eq!(read.unwrap(), Some(told));
     }
 
     #[test]

@@ -78,10 +78,10 @@ pub(super) struct Failure {
 /// told again where amounts are added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// There was nobody, or the receiver itself refused it.
+    /// There was nobody, or the receiver itself refused it or asked for it once more.
     No,
     /// There was no answer, or one that does not say: a gateway's that lost its receiver, a defect
-    /// of the receiver's.
+    /// of the receiver's, one that is overwhelmed and does not ask for it once more.
     Unknown,
 }
 
@@ -185,9 +185,9 @@ async fn grpc(
         Ok(response) => return Ok(accepted(response.into_inner())),
         Err(status) => status,
     };
-    let pause = status
-        .get_details_retry_info()
-        .and_then(|info| info.retry_delay);
+    let retry_info = status.get_details_retry_info();
+    let asks_again = retry_info.is_some();
+    let pause = retry_info.and_then(|info| info.retry_delay);
     let retry = match status.code() {
         Code::Cancelled
         | Code::DeadlineExceeded
@@ -210,11 +210,10 @@ async fn grpc(
         Code::InvalidArgument
         | Code::NotFound
         | Code::PermissionDenied
-        | Code::ResourceExhausted
         | Code::FailedPrecondition
         | Code::Unimplemented
-        | Code::Unavailable
         | Code::Unauthenticated => Arrival::No,
+        Code::ResourceExhausted | Code::Unavailable => overwhelmed(asks_again),
         _ => Arrival::Unknown,
     };
     if status.message().starts_with(NOT_THE_RECEIVERS) {
@@ -278,9 +277,9 @@ async fn http(
         .await
         .map_err(|error| broken(&error.without_url()))?;
     let status = response.status().as_u16();
-    let pause = response
-        .headers()
-        .get("retry-after")
+    let retry_after = response.headers().get("retry-after");
+    let asks_again = retry_after.is_some();
+    let pause = retry_after
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.trim().parse().ok())
         .map(Duration::from_secs);
@@ -325,10 +324,22 @@ async fn http(
         arrival: match status {
             // A request that took too long may have been taken by then.
             408 => Arrival::Unknown,
-            300..=499 | 501 | 503 => Arrival::No,
+            429 | 503 => overwhelmed(asks_again),
+            300..=499 | 501 => Arrival::No,
             _ => Arrival::Unknown,
         },
     })
+}
+
+/// Of an answer that says that there is too much to do, or nobody to do it. One that asks for the
+/// same message once more says with that that it took nothing; without, it is also what a receiver
+/// says that hands on to several others, of which some took it, and what a gateway says.
+fn overwhelmed(asks_again: bool) -> Arrival {
+    if asks_again {
+        Arrival::No
+    } else {
+        Arrival::Unknown
+    }
 }
 
 /// `google.rpc.Status`, as far as it is shown: what OTLP/HTTP puts into the body of an error.

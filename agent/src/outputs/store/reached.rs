@@ -163,6 +163,8 @@ pub(super) struct Missed {
     before: Reached,
     /// The last attempt.
     last: Option<Reached>,
+    /// Whether `hours` ends with the last attempt's: the one after it was begun, and may fail too.
+    is_over: bool,
     /// Hours that were put together with the one after them.
     pub(super) merged: u64,
 }
@@ -178,7 +180,8 @@ impl Missed {
             return;
         };
         let of = hour(last.clock.wall);
-        if of != hour(changes.clock.wall) {
+        let is_over = std::mem::take(&mut self.is_over);
+        if !is_over && of != hour(changes.clock.wall) {
             self.push(of, &last);
         }
         last.take(changes);
@@ -212,10 +215,12 @@ impl Missed {
     /// The hours that are over at `now`, the oldest first.
     pub(super) fn over(&mut self, now: Clock) -> &[MissedHour] {
         if let Some(last) = &self.last
+            && !self.is_over
             && hour(last.clock.wall) != hour(now.wall)
         {
             let last = last.clone();
             self.push(hour(last.clock.wall), &last);
+            self.is_over = true;
         }
         &self.hours
     }
@@ -290,30 +295,36 @@ mod tests {
         // Account 1 is used in the first hour alone, account 2 in each.
         reached.put(&totals(1, 0), Some(&gpu), false);
         reached.put(&totals(2, 0), Some(&gpu), false);
-        let mut missed = Missed::default();
-        let clock = |hour: u64| Clock {
-            boot: BootTime(hour * HOUR),
-            wall: WallTime(hour * HOUR),
-        };
-        let last = HOURS as u64 + 2;
-        for hour in 0..last {
-            let changes = Changes {
-                clock: clock(hour),
-                totals: vec![totals(1, 5), totals(2, hour + 1)],
-                ..Changes::default()
+        // Whether the attempts get as far as to ask what is over, or fail before that.
+        for is_asked in [false, true] {
+            let mut missed = Missed::default();
+            let clock = |hour: u64| Clock {
+                boot: BootTime(hour * HOUR),
+                wall: WallTime(hour * HOUR),
             };
-            missed.note(&reached, &changes);
+            let last = HOURS as u64 + 2;
+            for hour in 0..last {
+                let changes = Changes {
+                    clock: clock(hour),
+                    totals: vec![totals(1, 5), totals(2, hour + 1)],
+                    ..Changes::default()
+                };
+                if is_asked {
+                    missed.over(changes.clock);
+                }
+                missed.note(&reached, &changes);
+            }
+            let hours = missed.over(clock(last)).to_vec();
+            assert_eq!((hours.len(), missed.merged), (HOURS, 2));
+            let busy = |at: usize, account: u32| {
+                let accounts = &hours[at].reached.accounts;
+                accounts.get(&account).map(|account| account.amounts.busy)
+            };
+            assert_eq!(hours[0].hour, 2);
+            assert_eq!((busy(0, 1), busy(0, 2)), (Some(Nanos(5)), Some(Nanos(3))));
+            assert_eq!((busy(1, 1), busy(1, 2)), (None, Some(Nanos(4))));
+            assert_eq!(hours[1].payers[&gpu].busy, Nanos(9));
         }
-        let hours = missed.over(clock(last)).to_vec();
-        assert_eq!((hours.len(), missed.merged), (HOURS, 2));
-        let busy = |at: usize, account: u32| {
-            let accounts = &hours[at].reached.accounts;
-            accounts.get(&account).map(|account| account.amounts.busy)
-        };
-        assert_eq!(hours[0].hour, 2);
-        assert_eq!((busy(0, 1), busy(0, 2)), (Some(Nanos(5)), Some(Nanos(3))));
-        assert_eq!((busy(1, 1), busy(1, 2)), (None, Some(Nanos(4))));
-        assert_eq!(hours[1].payers[&gpu].busy, Nanos(9));
     }
 
     #[test]

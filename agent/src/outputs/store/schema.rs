@@ -47,7 +47,8 @@
 //!   was closed; NULL while it is open. A record whose `attribution` is `overflow` is of all those on
 //!   its GPU that were closed and given up while the store took nothing; its number is negative.
 //! - `instances`: which MIG instance an account is on, where it is on one. A GPU's row in `gpus` says
-//!   what stands under its UUID now; an instance that is made anew may have the UUID of another.
+//!   what stands under its UUID now; an instance that is made anew may have the UUID of another. A
+//!   record of `overflow` is on what stood there when it was made.
 //! - `totals`: an account's whole amounts, the most memory seen in use, processes started, the ends of
 //!   the first and the last window that charged it, and when its published amount last changed.
 //! - `settled`: how much of `totals` is in `hours`; nothing where there is no row.

@@ -220,6 +220,19 @@ fn put_given_up(
         params![life, gpu, OVERFLOW, int(at.0)],
     )?;
     let account = transaction.last_insert_rowid();
+    // Which instances they were on is given up with them; what is there now tells the price.
+    transaction.execute(
+        "INSERT INTO instances (account, profile, parent, gpu_instance, compute_instance)
+        SELECT ?1, profile, parent, gpu_instance, compute_instance
+        FROM (SELECT json_extract(info, '$.mig.profile') AS profile,
+                json_extract(info, '$.mig.parent') AS parent,
+                json_extract(info, '$.mig.gpu_instance') AS gpu_instance,
+                json_extract(info, '$.mig.compute_instance') AS compute_instance
+            FROM gpus WHERE gpu = ?2 AND json_valid(info))
+        WHERE profile IS NOT NULL AND parent IS NOT NULL AND gpu_instance IS NOT NULL
+            AND compute_instance IS NOT NULL",
+        [account, gpu],
+    )?;
     let all: Amounts = lost.iter().map(|(_, amounts)| *amounts).sum();
     let values = [Value::from(account)]
         .into_iter()

@@ -349,6 +349,20 @@ async fn oversee<F: Follower>(
         });
     }
 
+    // Where there are none, nobody reports, and without a state the source would not be shown.
+    if members.is_empty() {
+        let (state, place) = together(&members);
+        let since = clock().boot;
+        let health = SourceHealth {
+            source,
+            since,
+            state,
+            place,
+        };
+        if out.send(Input::Health(health)).await.is_err() {
+            return Closed;
+        }
+    }
     let mut questions = Some(questions);
     let mut health = None::<SourceHealth>;
     loop {

@@ -57,6 +57,7 @@ impl Follower for Actor {
         }
         *was_up = true;
         self.seat.report(SourceState::Up).await?;
+        while receive(&mut self.seat.questions).await.is_some() {}
         pending().await
     }
 }
@@ -186,6 +187,7 @@ async fn a_follower_that_a_defect_ends_is_told_of_and_takes_no_other_with_it() {
         source.questions.send(question).await.unwrap();
         tokio::task::yield_now().await;
     }
+    assert_eq!(source.counters.lookups_refused.load(Relaxed), 0);
     source.stop().await;
 }
 
@@ -212,6 +214,14 @@ async fn what_is_asked_without_a_socket_is_not_kept() {
         tokio::task::yield_now().await;
     }
     assert_eq!(source.counters.lookups_refused.load(Relaxed), 0);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_source_without_sockets_is_absent_and_not_without_a_state() {
+    let mut source = Source::following(&[]);
+    let health = source.until(|_, place, _| place.is_empty()).await;
+    assert_eq!(health.state, SourceState::Absent);
     source.stop().await;
 }
 
