@@ -120,6 +120,8 @@ pub struct Facts {
     pub start: BootTime,
     /// When it died; absent while it lives.
     pub exit: Option<BootTime>,
+    /// Whether its death was reported, and not only inferred.
+    pub exit_reported: bool,
     /// The parent that it was first seen with.
     pub parent: Option<Pid>,
     /// Whether an event of the kernel reported it, and not only a scan.
@@ -331,6 +333,41 @@ impl ProcessTable {
         true
     }
 
+    /// Takes in what a table before this one knew of a process: it was where it is since it began.
+    /// Returns whether its placement is held now; not where it is known already, or the table full.
+    pub fn restore(&mut self, known: &Facts) -> bool {
+        let pid = known.process.pid;
+        let ticks = StartTicks::from(known.start);
+        let sighting = if known.by_event {
+            Sighting::Fork
+        } else {
+            Sighting::Scan
+        };
+        if self.find(pid, ticks).is_some()
+            || !self.insert(pid, known.start, known.start, known.placement, sighting)
+        {
+            return false;
+        }
+        let Some(slot) = self.find(pid, ticks) else {
+            return false;
+        };
+        let record = &mut self.records[slot as usize];
+        if known.by_event {
+            record.pid_and_flags |= BY_EVENT;
+        }
+        if let Some(exit) = known.exit {
+            if record.is_alive() {
+                self.alive -= 1;
+                self.exited += 1;
+            }
+            record.exit = exit;
+            if known.exit_reported {
+                record.pid_and_flags |= EXIT_REPORTED;
+            }
+        }
+        true
+    }
+
     /// Notes what a sighting says beside the place: whose child the process is, and whether the
     /// kernel said so. The first parent stays, since orphans are given another one.
     pub fn note(&mut self, pid: Pid, start: BootTime, parent: Pid, by_event: bool) {
@@ -380,6 +417,7 @@ impl ProcessTable {
             },
             start: record.start,
             exit: (!record.is_alive()).then_some(record.exit),
+            exit_reported: record.has(EXIT_REPORTED),
             parent: (record.parent != 0).then_some(Pid(record.parent)),
             by_event: record.has(BY_EVENT),
             placement: record.placement,
@@ -906,6 +944,50 @@ mod tests {
         // A stranger is not made known by what is said beside its place.
         table.note(Pid(8), s(1), Pid(1), true);
         assert!(table.incarnations(Pid(8)).is_empty());
+    }
+
+    #[test]
+    fn what_a_table_before_knew_is_confirmed_or_ended_by_a_scan() {
+        let mut before = table();
+        see(&mut before, 1, s(10), s(10), BOX_A, Sighting::Fork);
+        see(&mut before, 2, s(10), s(10), BOX_A, Sighting::Scan);
+        see(&mut before, 3, s(10), s(10), BOX_A, Sighting::Fork);
+        before.exit(Pid(3), s(10), s(11));
+        see(&mut before, 4, s(10), s(10), BOX_A, Sighting::Fork);
+        before.note(Pid(1), s(10), Pid(0), true);
+        before.close_unseen(s(12), &|pid, _| pid != Pid(4));
+        let mut table = table();
+        for facts in before.everyone() {
+            assert!(table.restore(&facts));
+            assert!(!table.restore(&facts), "it is known");
+            assert_eq!(table.facts_of(facts.process), Some(facts));
+        }
+        assert_eq!((table.alive(), table.exited()), (2, 2));
+        // One lives, one has died since, one is a zombie, and one had only been missed.
+        for pid in [1, 3, 4] {
+            see(&mut table, pid, s(10), s(20), BOX_A, Sighting::Scan);
+        }
+        table.close_unseen(s(20), &|pid, _| pid != Pid(2));
+        let ends = [1, 2, 3, 4].map(|pid| table.incarnations(Pid(pid))[0].exit);
+        assert_eq!(ends, [None, Some(s(20)), Some(s(11)), None]);
+        assert_eq!((table.alive(), table.exited()), (2, 2));
+    }
+
+    #[test]
+    fn a_pid_that_was_reused_since_has_two_holders() {
+        for by_event in [true, false] {
+            let mut before = table();
+            see(&mut before, 7, s(10), s(10), BOX_A, Sighting::Fork);
+            let mut table = table();
+            let facts = before.incarnations(Pid(7))[0];
+            table.restore(&Facts { by_event, ..facts });
+            see(&mut table, 7, s(15), s(20), BOX_B, Sighting::Scan);
+            table.close_unseen(s(20), &|_, start| start == s(15).into());
+            assert_eq!(places(&table, 7, s(12), s(14)), [BOX_A]);
+            assert_eq!(places(&table, 7, s(14), s(16)), [BOX_A, BOX_B]);
+            assert_eq!(places(&table, 7, s(16), s(17)), [BOX_B]);
+            assert_eq!((table.alive(), table.exited()), (1, 1));
+        }
     }
 
     #[test]

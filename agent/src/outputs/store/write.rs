@@ -13,7 +13,7 @@ use super::read::Meta;
 use super::schema::AMOUNTS;
 use super::settle::{self, Before};
 use crate::core::amounts::Amounts;
-use crate::core::model::{BootTime, GpuUuid, WallTime};
+use crate::core::model::{BootTime, GpuUuid, ProcessId, WallTime};
 use crate::core::persist::{
     Changes, KeptAccount, KeptBook, KeptNamespace, KeptReason, KeptSeries, KeptTime, KeptTotals,
 };
@@ -157,6 +157,7 @@ fn transact(
     for namespace in &changes.namespaces {
         put_namespace(&transaction, namespace)?;
     }
+    put_processes(&transaction, changes)?;
     transaction.commit()?;
     Ok(meta)
 }
@@ -559,6 +560,42 @@ fn put_namespace(transaction: &Transaction<'_>, kept: &KeptNamespace) -> Result<
             .chain(amounts(&kept.amounts).map(Value::from))
             .chain(amounts(&kept.shows).map(Value::from)),
         ))?;
+    Ok(())
+}
+
+/// Processes, only those of which there is news.
+fn put_processes(transaction: &Transaction<'_>, changes: &Changes) -> Result<()> {
+    if changes.whole {
+        transaction.execute("DELETE FROM processes", [])?;
+    }
+    for ProcessId { pid, start } in &changes.gone {
+        transaction
+            .prepare_cached("DELETE FROM processes WHERE pid = ?1 AND ticks = ?2")?
+            .execute(params![pid.0, int(start.0)])?;
+    }
+    let json = |text: serde_json::Result<String>| {
+        text.map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+    };
+    for kept in &changes.processes {
+        transaction
+            .prepare_cached(
+                "INSERT INTO processes (pid, ticks, start_boot, by_event, exit_boot, exit_reported,
+                    cgroups, accounts)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                ON CONFLICT (pid, ticks) DO UPDATE SET start_boot = ?3, by_event = ?4,
+                    exit_boot = ?5, exit_reported = ?6, cgroups = ?7, accounts = ?8",
+            )?
+            .execute(params![
+                kept.pid.0,
+                int(kept.process().start.0),
+                int(kept.start.0),
+                kept.by_event,
+                kept.exit.map(|BootTime(exit)| int(exit)),
+                kept.exit_reported,
+                json(serde_json::to_string(&*kept.cgroups))?,
+                json(serde_json::to_string(&kept.accounts))?,
+            ])?;
+    }
     Ok(())
 }
 
