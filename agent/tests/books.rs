@@ -1179,3 +1179,29 @@ proptest! {
         live(policy, steps);
     }
 }
+
+#[test]
+fn an_account_is_not_closed_before_the_windows_of_its_life_are_booked() {
+    let policy = Policy {
+        grace: Nanos::from_millis(1),
+        zero_for: Nanos::ZERO,
+        keep_for: Nanos::from_millis(500),
+    };
+    let steps = vec![
+        Step::Born(101, Place::Plain),
+        Step::Drain(0, 0),
+        Step::Works(1, Some(101)),
+        Step::Lists(1),
+        Step::Wait(SECOND),
+        Step::Dies(101, false),
+        Step::Drain(0, 0),
+        Step::Wait(MILLI),
+        Step::Commit,
+        Step::Wait(MILLI),
+        Step::Commit,
+        Step::Wait(SECOND),
+        Step::Commit,
+    ];
+    // The window comes with the end.
+    live(policy, steps);
+}

@@ -1038,10 +1038,14 @@ impl Accountant {
         // The account's last word to its namespace, if nobody ever named it.
         let mut unsettled = Vec::new();
         let books = self.ledger.books().iter();
-        let gone: Vec<bool> = books.map(|book| book.is_gone(clock.boot)).collect();
+        let books = books.map(|book| (book.is_gone(clock.boot), book.through));
+        let books: Vec<(bool, Option<BootTime>)> = books.collect();
         let closed = self.ledger.close(&mut |(book, owner), account| {
-            let done =
-                publication::is_done(account, policy, clock) || account.expired || gone[*book];
+            let (is_gone, through) = books[*book];
+            // Opened anew by a window that comes late, it would have the start that it has now.
+            let is_awaited = account.ended.is_some_and(|ended| through < Some(ended));
+            let is_done = publication::is_done(account, policy, clock) && !is_awaited;
+            let done = is_done || account.expired || is_gone;
             if done && !matches!(owner, Owner::Host(_)) && account.fed != account.amounts {
                 unsettled.push((*book, account.amounts.minus(account.fed)));
             }
