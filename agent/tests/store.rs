@@ -18,7 +18,7 @@ use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
     WallTime,
 };
-use gpuacct::core::persist::Changes;
+use gpuacct::core::persist::{Changes, KeptProcess};
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use gpuacct::outputs::store::error::StoreError;
@@ -1394,4 +1394,39 @@ fn a_ledger_without_processes_is_gone_on_from() {
     node.pass(1_000, &[(7, 50)]);
     node.keep();
     assert_eq!(node.sql::<i64>("SELECT pid FROM processes"), [7]);
+}
+
+#[test]
+fn processes_are_read_back_as_they_were_written() {
+    let mut node = listed(7);
+    let cgroups = |path: &str| Arc::from([(0, path.into()), (4, "/\"quoted\" é".into())]);
+    let kept = |pid: u32, moved| KeptProcess {
+        pid: Pid(pid),
+        start: BootTime(50 * SECOND + u64::from(pid)),
+        by_event: pid == 8,
+        exit: (pid > 8).then_some(BootTime(60 * SECOND)),
+        exit_reported: pid == 9,
+        cgroups: cgroups("/here"),
+        moved,
+        accounts: (pid..10).collect(),
+    };
+    let all = vec![
+        kept(8, None),
+        kept(9, Some((cgroups("/there"), Some(BootTime(55 * SECOND))))),
+        kept(10, Some((cgroups("/there"), None))),
+    ];
+    let other = kept(11, None);
+    node.commit_with(|changes| {
+        changes.processes = [&all[..], std::slice::from_ref(&other)].concat()
+    });
+    node.commit_with(|changes| changes.gone = vec![other.process()]);
+    node.kill(None);
+    let handle = node.handle();
+    let state = node.runtime.block_on(handle.resume(&node.mark()));
+    let mut found = state
+        .expect("it can be read")
+        .expect("it was kept")
+        .processes;
+    found.retain(|kept| kept.pid != Pid(7));
+    assert_eq!(found, all);
 }

@@ -37,7 +37,7 @@ use super::publication::{Gate, Series};
 use super::snapshot::{Attribution, ContainerLabels, EnergyBook};
 
 use self::processes::Followed;
-pub use self::processes::KeptProcess;
+pub use self::processes::{Cgroups, KeptProcess};
 
 /// Accounts that have been closed and are not known to be kept. Beyond that the oldest are given up
 /// and counted: their amounts stay in their GPU's book.

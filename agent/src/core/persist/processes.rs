@@ -5,11 +5,13 @@
 //! its process lists or was charged in a window is followed until the process table forgets it,
 //! which is when every window has passed its death.
 //!
+//! Whoever has the pid after one of them is followed as well, since that bounds what the one before
+//! may be credited.
+//!
 //! What is handed over is believed by an agent that has seen nothing of it, so it is only what
 //! cannot mislead. Not handed over, for as long as this is so:
 //!
 //! - a process whose cgroup has no path yet, or whose path bears an id that belongs elsewhere;
-//! - one that was in two places in a window that is yet to be booked;
 //! - an MPS server: its time is its clients', and who those were is not kept.
 //!
 //! Taken back, a process is one that was sighted where it was, and the first scan confirms or ends
@@ -17,7 +19,7 @@
 //! as well, which takes a whole round of the pids: what is not confirmed is believed for
 //! [`BELIEVED_FOR`] after the last commit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::{Keeper, State};
@@ -32,6 +34,9 @@ const LIMIT: usize = 16_384;
 /// How long after the last commit a process is believed to live that no scan has confirmed.
 const BELIEVED_FOR: Nanos = Nanos::from_secs(60);
 
+/// A process's cgroups: hierarchies and paths.
+pub type Cgroups = Arc<[(u32, Arc<str>)]>;
+
 /// A process that has to do with a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptProcess {
@@ -45,8 +50,10 @@ pub struct KeptProcess {
     pub exit: Option<BootTime>,
     /// Whether an event reported that; otherwise a scan has missed it since, or its pid was taken.
     pub exit_reported: bool,
-    /// Where it is or was: hierarchies and paths.
-    pub cgroups: Arc<[(u32, Arc<str>)]>,
+    /// Where it is or was.
+    pub cgroups: Cgroups,
+    /// Where it was before, if it had only just moved, and when it did; absent where nobody saw it.
+    pub moved: Option<(Cgroups, Option<BootTime>)>,
     /// The numbers of the accounts on which it is counted as started. Of the dead none: nothing more
     /// is counted.
     pub accounts: Vec<u32>,
@@ -73,7 +80,7 @@ struct HandedOver {
 /// The processes that are followed.
 #[derive(Debug, Default)]
 pub(in crate::core) struct Followed {
-    processes: HashMap<ProcessId, Option<HandedOver>>,
+    processes: BTreeMap<ProcessId, Option<HandedOver>>,
     /// Those that were handed over and have been forgotten since.
     gone: Vec<ProcessId>,
     overflows: u64,
@@ -138,12 +145,21 @@ impl Accountant {
         &mut self,
         keeper: &mut Keeper,
     ) -> (Vec<KeptProcess>, Vec<ProcessId>) {
+        let followed = keeper.followed.processes.keys();
+        let reused = followed.filter(|process| !self.processes.is_alive(**process));
+        // Who has the pid after one that is dead bounds what that one may be credited.
+        let reused: Vec<Facts> = reused
+            .flat_map(|process| self.processes.incarnations(process.pid))
+            .collect();
+        for facts in reused {
+            keeper.followed.follow(facts.process);
+        }
         let mut changed = Vec::new();
         let mut gone = std::mem::take(&mut keeper.followed.gone);
         let books = self.ledger.books().iter();
         let unbooked = books
             .filter(|book| book.missing.is_none())
-            .filter_map(|book| book.through)
+            .map(|book| book.through.unwrap_or_default())
             .min();
         let unbooked = unbooked.unwrap_or_default().minus(CREDIT_SLACK);
         for (process, handed_over) in &mut keeper.followed.processes {
@@ -190,21 +206,32 @@ impl Accountant {
     fn is_to_be_kept(&mut self, facts: &Facts) -> bool {
         let pid = facts.process.pid;
         let is_server = self.sharing.values().any(|sharing| sharing.serves(pid));
-        let place = facts.placement;
+        let mut places = std::iter::once(facts.placement).chain(facts.previous);
+        let placements = &mut self.placements;
         !is_server
-            && self.placements.owner(place).is_some()
-            && self.placements.refusal(place).is_none()
+            && places.all(|place| {
+                placements.owner(place).is_some() && placements.refusal(place).is_none()
+            })
     }
 
-    /// A process as it is handed over, if it can only have been in one place since `unbooked`.
+    /// A process as it is handed over. Where it was before is told if that counts in windows from
+    /// `unbooked` on.
     fn kept_process(&self, known: &HandedOver, unbooked: BootTime) -> Option<KeptProcess> {
         let facts = &known.facts;
         let pid = facts.process.pid;
         let holders = self.processes.holders(pid, unbooked, BootTime::MAX);
-        let holder = holders.iter().find(|of| of.process == facts.process);
-        if holder.is_some_and(|holder| holder.placements != [Some(facts.placement), None]) {
-            return None;
-        }
+        let mut holders = holders.iter();
+        let moved = holders
+            .find(|of| of.process == facts.process)
+            .and_then(|holder| holder.placements[1])
+            .map(|before| {
+                let seen = (!facts.moved_unseen).then_some(facts.since);
+                Some((self.paths_of(before)?, seen))
+            });
+        let moved = match moved {
+            Some(moved) => Some(moved?),
+            None => None,
+        };
         Some(KeptProcess {
             pid,
             start: facts.start,
@@ -212,11 +239,12 @@ impl Accountant {
             exit: facts.exit,
             exit_reported: facts.exit_reported,
             cgroups: self.paths_of(facts.placement)?,
+            moved,
             accounts: known.accounts.clone(),
         })
     }
 
-    fn paths_of(&self, place: PlacementId) -> Option<Arc<[(u32, Arc<str>)]>> {
+    fn paths_of(&self, place: PlacementId) -> Option<Cgroups> {
         let cgroups = self.placements.cgroups_of(place).into_iter();
         cgroups
             .map(|(hierarchy, path)| Some((hierarchy, Arc::from(path?))))
@@ -235,8 +263,14 @@ impl Accountant {
         let then = state.clock.boot;
         for kept in state.processes.iter().filter(|kept| kept.start <= then) {
             let process = kept.process();
-            let place = self.placements.of_paths(&kept.cgroups);
-            self.placements.hold(place);
+            let mut hold = |cgroups| {
+                let place = self.placements.of_paths(cgroups);
+                self.placements.hold(place);
+                place
+            };
+            let place = hold(&kept.cgroups);
+            let moved = kept.moved.as_ref();
+            let moved = moved.map(|(cgroups, seen)| (hold(cgroups), *seen));
             let is_known = self.processes.restore(&Facts {
                 process,
                 start: kept.start,
@@ -245,14 +279,21 @@ impl Accountant {
                 parent: None,
                 by_event: kept.by_event,
                 placement: place,
-                previous: None,
+                previous: moved.map(|(before, _)| before),
+                since: moved.map_or(kept.start, |(_, seen)| seen.unwrap_or(then)),
+                moved_unseen: moved.is_some_and(|(_, seen)| seen.is_none()),
             });
+            for place in std::iter::once(place).chain(moved.map(|(before, _)| before)) {
+                if is_known {
+                    // Its place is its container's from here on, and no other's.
+                    let _ = self.placements.owner(place);
+                } else {
+                    self.placements.release(place);
+                }
+            }
             if !is_known {
-                self.placements.release(place);
                 continue;
             }
-            // Its place is its container's from here on, and no other's.
-            let _ = self.placements.owner(place);
             self.follow(process);
             for (book, owner) in kept.accounts.iter().filter_map(|of| accounts.get(of)) {
                 let holding = self.holdings.entry(*book);
@@ -436,9 +477,17 @@ mod tests {
         assert_eq!(node.news().0, [7, 9], "the cgroup of one has no path");
         node.announce(4, Some(2), B);
         assert_eq!(node.news(), (vec![8], vec![]));
-        // It moves: where it was while it worked last is not told by where it is.
+        // It moves, and where it was counts until its windows are booked.
         node.seen(KernelEvent::Attach, 7, 4);
-        assert_eq!(node.news(), (vec![], vec![7]));
+        let moved = clock(node.now).boot;
+        let [kept] = &*node.changes().processes else {
+            panic!("one has moved")
+        };
+        let [before, now] = [A, B].map(|id| Cgroups::from([(0, format!("/docker/{id}").into())]));
+        assert_eq!(
+            (&kept.cgroups, &kept.moved),
+            (&now, &Some((before, Some(moved))))
+        );
         // It turns out to be an MPS server.
         node.lists(&[
             (7, MpsRole::None),
@@ -447,8 +496,8 @@ mod tests {
         ]);
         assert_eq!(
             node.news(),
-            (vec![8], vec![9]),
-            "what 8 is counted on is news"
+            (vec![7, 8], vec![9]),
+            "on which they are counted is news"
         );
         // An id that belongs elsewhere.
         node.announce(5, Some(1), "mine");

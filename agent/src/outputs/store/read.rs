@@ -15,7 +15,7 @@ use crate::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::persist::{
-    KeptAccount, KeptBook, KeptNamespace, KeptProcess, KeptReason, KeptSeries, KeptTime,
+    Cgroups, KeptAccount, KeptBook, KeptNamespace, KeptProcess, KeptReason, KeptSeries, KeptTime,
     KeptTotals, PayerKind, State,
 };
 use crate::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};
@@ -284,7 +284,9 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
 }
 
 fn processes(connection: &Connection) -> Result<Vec<KeptProcess>> {
-    let sql = "SELECT pid, start_boot, by_event, exit_boot, exit_reported, cgroups, accounts
+    let sql =
+        "SELECT pid, start_boot, by_event, exit_boot, exit_reported, cgroups, before, moved_boot,
+            accounts
         FROM processes ORDER BY start_boot, pid";
     rows(connection, "processes", sql, [], |columns| {
         let pid = columns.number()?;
@@ -295,10 +297,22 @@ fn processes(connection: &Connection) -> Result<Vec<KeptProcess>> {
             by_event: columns.flag()?,
             exit: columns.number_or_none()?.map(BootTime),
             exit_reported: columns.flag()?,
-            cgroups: json::<Vec<(u32, Arc<str>)>>(columns)?.into(),
+            cgroups: json::<Vec<_>>(columns)?.into(),
+            moved: moved(columns)?,
             accounts: json(columns)?,
         })
     })
+}
+
+fn moved(columns: &mut Columns<'_, '_>) -> Result<Option<(Cgroups, Option<BootTime>)>> {
+    let before: Option<String> = columns.next()?;
+    let seen = columns.number_or_none()?.map(BootTime);
+    let Some(before) = before else {
+        return Ok(None);
+    };
+    let cgroups: Vec<_> = serde_json::from_str(&before)
+        .map_err(|error| columns.wrong(format!("{before:?}: {error}")))?;
+    Ok(Some((cgroups.into(), seen)))
 }
 
 /// The largest number that an account of a life has had.

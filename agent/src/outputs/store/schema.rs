@@ -61,6 +61,8 @@
 //! - `processes`: those that have to do with a GPU and live, or died so lately that the driver may name
 //!   them still. `ticks`: the start as `/proc` tells it; `start_boot`: the same as finely as it is known.
 //!   `by_event`, `exit_reported`: whether an event said so. `cgroups`: hierarchies and paths, JSON.
+//!   `before`: those in which it was before, if it had only just moved. `moved_boot`: when; NULL if
+//!   nobody saw it.
 //!   `accounts`: the low halves of the accounts on which it is counted as started, JSON.
 //! - `held`, one row at most. `since_boot`: since when the wall clock has kept pace with the boot
 //!   clock. Nothing is dropped for its age before it has done so for a while.
@@ -351,6 +353,8 @@ const MIGRATIONS: &[&str] = &[
         exit_boot INTEGER,
         exit_reported INTEGER NOT NULL,
         cgroups TEXT NOT NULL,
+        before TEXT,
+        moved_boot INTEGER,
         accounts TEXT NOT NULL,
         PRIMARY KEY (pid, ticks)
     ) WITHOUT ROWID;

@@ -577,13 +577,16 @@ fn put_processes(transaction: &Transaction<'_>, changes: &Changes) -> Result<()>
         text.map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
     };
     for kept in &changes.processes {
+        let moved = kept.moved.as_ref();
+        let before = moved.map(|(cgroups, _)| json(serde_json::to_string(&**cgroups)));
         transaction
             .prepare_cached(
                 "INSERT INTO processes (pid, ticks, start_boot, by_event, exit_boot, exit_reported,
-                    cgroups, accounts)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                    cgroups, before, moved_boot, accounts)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                 ON CONFLICT (pid, ticks) DO UPDATE SET start_boot = ?3, by_event = ?4,
-                    exit_boot = ?5, exit_reported = ?6, cgroups = ?7, accounts = ?8",
+                    exit_boot = ?5, exit_reported = ?6, cgroups = ?7, before = ?8,
+                    moved_boot = ?9, accounts = ?10",
             )?
             .execute(params![
                 kept.pid.0,
@@ -593,6 +596,8 @@ fn put_processes(transaction: &Transaction<'_>, changes: &Changes) -> Result<()>
                 kept.exit.map(|BootTime(exit)| int(exit)),
                 kept.exit_reported,
                 json(serde_json::to_string(&*kept.cgroups))?,
+                before.transpose()?,
+                moved.and_then(|(_, seen)| seen.map(|BootTime(seen)| int(seen))),
                 json(serde_json::to_string(&kept.accounts))?,
             ])?;
     }
