@@ -15,6 +15,10 @@
 //! What is *certain* is a matter of what the core can have known when it booked: a window that it
 //! did not await, and a pid of which an event was lost and that no scan has shown since, are in
 //! doubt, and their amounts may be anybody's, once. Everything else must be where the world says.
+//!
+//! Now and then the agent is killed and another goes on. What happened while there was none need not
+//! be known, but who is known from before is booked to nobody else. In doubt is only what no agent
+//! can have seen: who had a pid after somebody else, or was moved, and died before the next scan.
 //! Two things are left out that no node does and the table does not keep: a pid that comes around
 //! within one tick of 10 ms, and a process that is moved twice after it has begun.
 
@@ -30,9 +34,10 @@ use gpuacct::core::input::{
     WindowQuality,
 };
 use gpuacct::core::model::{
-    BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, PodUid, SourceId, SourceState,
+    BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, PodUid, ProcessId, SourceId, SourceState,
     UnattributedReason, UnobservedReason, WallTime,
 };
+use gpuacct::core::persist::{KeptAccount, KeptTotals, State};
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use proptest::prelude::*;
@@ -201,6 +206,18 @@ struct Truth {
     credits: Vec<(u32, u64)>,
     /// When the core was given it.
     given: u64,
+    /// As the core is given it.
+    window: Input,
+}
+
+/// The time between an agent that was killed and the first scan of the next one.
+#[derive(Clone, Debug)]
+struct Gap {
+    /// Up to when the former one knew the events.
+    from: u64,
+    until: u64,
+    /// Whom it handed over.
+    kept: BTreeSet<(u32, u64)>,
 }
 
 /// What the core may have booked on one payer.
@@ -241,6 +258,10 @@ struct World {
     /// What was lost: of whom, and when.
     lost: Vec<(u32, u64)>,
     scan: Option<ProcessScan>,
+    /// What an agent that was killed has left; there is none now.
+    left: Option<State>,
+    gaps: Vec<Gap>,
+    last_number: u32,
     /// When the scans began that the core has been given, and up to when it knew the events then.
     scanned: Vec<(u64, u64)>,
     announced: BTreeSet<u64>,
@@ -299,6 +320,8 @@ enum Step {
     Named(Place, IdentitySource, Answer),
     Kernel(bool),
     Commit,
+    Kill,
+    Start,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -338,6 +361,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(place, source, answer)| Step::Named(place, source, answer)),
         1 => prop::bool::weighted(0.7).prop_map(Step::Kernel),
         8 => Just(Step::Commit),
+        1 => Just(Step::Kill),
+        2 => Just(Step::Start),
     ]
 }
 
@@ -380,6 +405,9 @@ impl World {
             drained: start,
             lost: Vec::new(),
             scan: None,
+            left: None,
+            gaps: Vec::new(),
+            last_number: 0,
             scanned: Vec::new(),
             announced: BTreeSet::new(),
             expected: BTreeMap::new(),
@@ -392,6 +420,13 @@ impl World {
             namespaces: BTreeMap::new(),
             know_the_pod: BTreeSet::new(),
         };
+        world.accountant.keep();
+        world.list_gpus();
+        world.kernel(true);
+        world
+    }
+
+    fn list_gpus(&mut self) {
         let gpus = (0..GPUS).map(|gpu| GpuInfo {
             uuid: uuid(gpu),
             index: u32::try_from(gpu).unwrap_or(0),
@@ -403,9 +438,78 @@ impl World {
             mig: None,
             engines: Vec::new(),
         });
-        world.take(Input::Gpus(gpus.collect()));
-        world.kernel(true);
-        world
+        self.take(Input::Gpus(gpus.collect()));
+    }
+
+    /// The agent is killed after a commit. The driver keeps the windows that were not booked.
+    fn kill(&mut self) {
+        self.commit();
+        let changes = self.accountant.changes(true, clock(self.now));
+        let closed = changes.closed.iter().map(|closed| closed.account.number);
+        let open = changes.accounts.iter().map(|account| account.number);
+        self.last_number = open.chain(closed).fold(self.last_number, u32::max);
+        let accounts: Vec<(KeptAccount, KeptTotals)> =
+            changes.accounts.into_iter().zip(changes.totals).collect();
+        assert!(
+            accounts
+                .iter()
+                .all(|(one, other)| one.number == other.number)
+        );
+        let kept = changes.processes.iter().map(|kept| {
+            let ProcessId { pid, start } = kept.process();
+            (pid.0, start.0)
+        });
+        self.gaps.push(Gap {
+            from: self.drained,
+            until: u64::MAX,
+            kept: kept.collect(),
+        });
+        self.left = Some(State {
+            sequence: changes.sequence,
+            clock: changes.clock,
+            books: changes.books,
+            times: changes.times,
+            accounts,
+            namespaces: changes.namespaces,
+            processes: changes.processes,
+            last_number: self.last_number,
+        });
+        self.scan = None;
+        for gpu in &mut self.gpus {
+            gpu.held = gpu
+                .unbooked
+                .iter()
+                .map(|truth| truth.window.clone())
+                .collect();
+        }
+    }
+
+    /// Another agent goes on, and scans `/proc` once it has the events.
+    fn start(&mut self) {
+        let Some(state) = self.left.take() else {
+            return;
+        };
+        let settings = Settings {
+            policy: self.policy,
+            ..Settings::default()
+        };
+        let accountant = Accountant::restored(settings, &state, clock(self.now));
+        self.accountant = accountant.expect("what was handed over can be gone on from");
+        self.events.clear();
+        self.lose = 0;
+        self.counters = EventCounters::default();
+        (self.lost_told, self.loss_heard) = (0, None);
+        self.announced.clear();
+        self.know_the_pod.clear();
+        self.list_gpus();
+        self.kernel(true);
+        for place in Place::ALL {
+            self.announce(place);
+        }
+        self.drain(0, 0);
+        self.scan_begins();
+        self.scan_arrives();
+        self.gaps.last_mut().expect("one was killed").until = self.now;
     }
 
     fn take(&mut self, input: Input) {
@@ -622,6 +726,7 @@ impl World {
             nobodys: 0,
             credits: Vec::new(),
             given: 0,
+            window: Input::Gpus(Vec::new()),
         };
         let mut unobserved = Vec::new();
         match hidden {
@@ -650,11 +755,15 @@ impl World {
             energy: Some(Millijoules(elapsed / MILLI)),
             quality: WindowQuality::default(),
         };
-        of.held.push_back(Input::Window(window));
+        truth.window = Input::Window(window);
+        of.held.push_back(truth.window.clone());
         of.unbooked.push_back(truth);
     }
 
     fn windows_arrive(&mut self, gpu: usize) {
+        if self.left.is_some() {
+            return;
+        }
         let now = self.now;
         let of = &mut self.gpus[gpu];
         let windows = std::mem::take(&mut of.held);
@@ -765,6 +874,21 @@ impl World {
     fn step(&mut self, step: Step) {
         // No two things happen at one instant.
         self.now += 1;
+        let needs_agent = !matches!(
+            step,
+            Step::Wait(_)
+                | Step::Born(..)
+                | Step::Run(..)
+                | Step::Moves(..)
+                | Step::Dies(..)
+                | Step::Works(..)
+                | Step::Window(..)
+                | Step::Blind(_)
+                | Step::Start
+        );
+        if self.left.is_some() && needs_agent {
+            return;
+        }
         match step {
             Step::Wait(span) => self.now += span,
             Step::Born(pid, place) => self.born(pid, place, false),
@@ -789,6 +913,8 @@ impl World {
             Step::Named(place, source, answer) => self.named(place, source, answer),
             Step::Kernel(up) => self.kernel(up),
             Step::Commit => self.commit(),
+            Step::Kill => self.kill(),
+            Step::Start => self.start(),
         }
         for gpu in 0..GPUS {
             if self.now - self.gpus[gpu].windowed > LONGEST_WINDOW {
@@ -802,6 +928,7 @@ impl World {
     /// Everything that is under way arrives, and all that is booked comes out.
     fn end(&mut self) {
         self.now += 1;
+        self.start();
         for gpu in 0..GPUS {
             self.window(gpu, Some(0));
             self.windows_arrive(gpu);
@@ -890,6 +1017,7 @@ impl World {
                 })
             };
             let is_in_doubt = self.drained < window.end
+                || self.could_not_be_seen(pid, window)
                 || self
                     .lost
                     .iter()
@@ -906,13 +1034,44 @@ impl World {
                 // A scan's starts are whole ticks: who has the pid next may seem to have had it.
                 let next = self.owners(pid, window.start, window.end + TICK);
                 let expected = self.expected.entry((owner, gpu)).or_default();
-                if is_announced && next == owners {
+                let mut gaps = self.gaps.iter();
+                let is_in_gap = gaps.any(|gap| window.start < gap.until + SLACK);
+                if is_announced && next == owners && !is_in_gap {
                     expected.certain += amount;
                 } else {
                     expected.possible += amount;
                 }
             }
         }
+    }
+
+    /// Whether what a pid did in a window cannot be told from what somebody else did who had it
+    /// before or after, since no agent ran.
+    fn could_not_be_seen(&self, pid: u32, window: &Truth) -> bool {
+        let of_pid = || self.lives.iter().filter(|life| life.pid == pid);
+        let mut gaps = self.gaps.iter();
+        gaps.any(|gap| {
+            // The scan dates a move, and up to then who was there before may be credited.
+            if window.start >= gap.until + SLACK {
+                return false;
+            }
+            let is_kept = |life: &Life| gap.kept.contains(&(pid, life.start / TICK));
+            let is_over = |life: &Life| life.end.is_some_and(|end| end <= gap.until);
+            let has_moved = |life: &Life, from: u64| {
+                let moves = life.stays.iter().skip(1);
+                moves.into_iter().any(|(at, _)| *at > from)
+            };
+            let touches = |life: &&Life| {
+                life.start <= window.end + TICK
+                    && life.end.is_none_or(|end| end + SLACK > window.start)
+            };
+            let unseen = |life: &Life| {
+                (is_over(life) && (life.start > gap.from || has_moved(life, gap.from)))
+                    || (!is_kept(life) && has_moved(life, 0))
+                    || (!is_kept(life) && is_over(life) && of_pid().filter(touches).count() > 1)
+            };
+            of_pid().filter(touches).any(unseen)
+        })
     }
 
     /// Everywhere that somebody with this pid was in a stretch of time.
@@ -1178,4 +1337,30 @@ proptest! {
         steps.retain(|step| !matches!(step, Step::Lose(_) | Step::Kernel(_)));
         live(policy, steps);
     }
+}
+
+#[test]
+fn an_account_is_not_closed_before_the_windows_of_its_life_are_booked() {
+    let policy = Policy {
+        grace: Nanos::from_millis(1),
+        zero_for: Nanos::ZERO,
+        keep_for: Nanos::from_millis(500),
+    };
+    let steps = vec![
+        Step::Born(101, Place::Plain),
+        Step::Drain(0, 0),
+        Step::Works(1, Some(101)),
+        Step::Lists(1),
+        Step::Wait(SECOND),
+        Step::Dies(101, false),
+        Step::Drain(0, 0),
+        Step::Wait(MILLI),
+        Step::Commit,
+        Step::Wait(MILLI),
+        Step::Commit,
+        Step::Wait(SECOND),
+        Step::Commit,
+    ];
+    // The window comes with the end.
+    live(policy, steps);
 }

@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use gpuacct::core::accountant::{Accountant, Settings};
 use gpuacct::core::input::{
-    ContainerIdentity, Credit, EventCounters, GpuInfo, GpuWindow, IdentitySource, IdentityUpdate,
-    Input, KernelBatch, KubernetesNames, MigInfo, ProcessScan, ScannedProcess, SourceHealth,
-    WindowQuality,
+    ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow,
+    IdentitySource, IdentityUpdate, Input, KernelBatch, KubernetesNames, MigInfo, MpsRole,
+    ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
 use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
     WallTime,
 };
-use gpuacct::core::persist::Changes;
+use gpuacct::core::persist::{Changes, KeptProcess};
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use gpuacct::outputs::store::error::StoreError;
@@ -154,8 +154,23 @@ impl Node {
         self.stop();
     }
 
-    /// Starts an agent, which goes on if it can. Returns whether it did.
+    /// Starts an agent, which goes on if it can, and has it scan `/proc` and read the ring. Returns
+    /// whether it goes on.
     fn start(&mut self) -> bool {
+        let (resumed, through) = self.begin();
+        self.scan();
+        // The driver's ring still has what was not booked.
+        let mut again = self.windows.clone();
+        again.retain(|window| window.start.0 >= through);
+        for window in again {
+            self.take(Input::Window(window));
+        }
+        self.drained();
+        resumed
+    }
+
+    /// Starts an agent. Returns whether it goes on, and from where in the GPU's time.
+    fn begin(&mut self) -> (bool, u64) {
         self.agents += 1;
         let handle = self.handle();
         let mark = self.mark();
@@ -188,15 +203,7 @@ impl Node {
                 self.name(at);
             }
         }
-        self.scan();
-        // The driver's ring still has what was not booked.
-        let mut again = self.windows.clone();
-        again.retain(|window| window.start.0 >= through);
-        for window in again {
-            self.take(Input::Window(window));
-        }
-        self.drained();
-        resumed
+        (resumed, through)
     }
 
     fn take(&mut self, input: Input) {
@@ -293,6 +300,21 @@ impl Node {
         self.windows.push(window.clone());
         self.take(Input::Window(window));
         self.drained();
+    }
+
+    /// The process list of the GPU names these.
+    fn lists(&mut self, pids: &[u32]) {
+        let processes = pids.iter().map(|pid| GpuProcess {
+            pid: Pid(*pid),
+            memory: Some(1 << 30),
+            mps: MpsRole::None,
+        });
+        self.take(Input::GpuProcesses(GpuProcesses {
+            gpu: gpu(),
+            at: BootTime(self.now),
+            processes: processes.collect(),
+            memory_used: None,
+        }));
     }
 
     /// Time passes that nobody sees.
@@ -1247,4 +1269,214 @@ fn what_was_given_up_on_a_mig_instance_is_on_that_instance() {
     let account = node.sql("SELECT account FROM accounts WHERE attribution = 'overflow'")[0];
     let record = ledger.account(account).expect("it is there");
     assert_eq!(record.profile.as_deref(), Some("1g.10gb"));
+}
+
+/// Busy milliseconds of each container, and those without an owner by their reason.
+fn whose(snapshot: &Snapshot) -> (BTreeMap<char, u64>, BTreeMap<&'static str, u64>) {
+    let millis = |time: Nanos| time.0 * 1_000 / SECOND;
+    let accounts = snapshot.accounts.iter();
+    let accounts = accounts.map(|of| {
+        let letter = of.id.as_str().chars().next().expect("an id");
+        (letter, millis(of.amounts.busy))
+    });
+    let nobodys = snapshot.gpus[0].unattributed.iter();
+    let nobodys = nobodys.filter(|(_, time)| !time.is_zero());
+    let nobodys = nobodys.map(|(reason, time)| (reason.as_str(), millis(*time)));
+    (accounts.collect(), nobodys.collect())
+}
+
+/// A container with a process that has been charged for half a second and is listed.
+fn listed(pid: u32) -> Node {
+    let mut node = Node::new();
+    node.name(1);
+    node.processes.insert(pid, (node.now, 1));
+    node.scan();
+    node.pass(1_000, &[(pid, 50)]);
+    node.lists(&[pid]);
+    node.keep();
+    node
+}
+
+#[test]
+fn a_process_that_died_between_two_agents_was_its_containers() {
+    let mut node = listed(7);
+    node.pass(1_000, &[(7, 50)]);
+    node.kill(None);
+    node.pass(1_000, &[(7, 50)]);
+    node.processes.clear();
+    node.pass(1_000, &[]);
+    node.named = [false; IDS.len()];
+    assert!(node.start());
+    let snapshot = node.keep();
+    assert_eq!(whose(&snapshot), ([('b', 1_500)].into(), [].into()));
+    assert_eq!(&*snapshot.accounts[0].labels.pod, "train-1");
+    assert_eq!(snapshot.agent.exited_processes, 1);
+    // It is let go once every window has passed it.
+    for _ in 0..17 {
+        node.pass(1_000, &[]);
+        node.keep();
+    }
+    assert_eq!(node.sql::<i64>("SELECT count(*) FROM processes"), [0]);
+}
+
+#[test]
+fn a_process_that_died_before_its_last_window_was_booked_was_its_containers() {
+    let mut node = listed(7);
+    node.exit(7);
+    node.keep();
+    node.kill(None);
+    node.pass(100, &[(7, 20)]);
+    assert!(node.start());
+    // 24 ms of the 120, by an agent that has seen nothing of it.
+    let (owners, nobodys) = whose(&node.keep());
+    assert_eq!((owners, nobodys), ([('b', 524)].into(), [].into()));
+}
+
+#[test]
+fn a_process_that_lives_on_is_not_counted_as_started_again() {
+    let mut node = listed(7);
+    for restart in 0..4 {
+        node.pass(1_000, &[(7, 50)]);
+        if restart % 2 == 0 {
+            node.kill(None);
+        } else {
+            node.keep();
+            node.stop();
+        }
+        // Also after more than a minute, when only a scan says that it is still the same one.
+        if restart > 1 {
+            node.pass(90_000, &[(7, 1)]);
+        }
+        node.begin();
+        node.keep();
+        node.scan();
+        node.lists(&[7]);
+        let snapshot = node.keep();
+        assert_eq!(snapshot.accounts[0].processes_started, 1, "{restart}");
+        assert!(!snapshot.accounts[0].ended);
+    }
+    node.processes.insert(8, (node.now, 1));
+    node.scan();
+    node.pass(1_000, &[]);
+    node.lists(&[7, 8]);
+    assert_eq!(node.keep().accounts[0].processes_started, 2);
+}
+
+#[test]
+fn a_pid_that_was_reused_between_two_agents_is_booked_to_each_for_its_time() {
+    let mut node = listed(7);
+    node.kill(None);
+    node.pass(1_000, &[(7, 50)]);
+    // From here on it is another container's; when it was free again nobody knows.
+    node.now += SECOND / 50;
+    node.processes.insert(7, (node.now, 2));
+    node.pass(980, &[(7, 20)]);
+    node.pass(1_000, &[(7, 30)]);
+    node.named[2] = true;
+    let (resumed, through) = node.begin();
+    assert!(resumed);
+    // The lists come before the scan does: whose the memory is cannot be told yet.
+    node.lists(&[7]);
+    let snapshot = node.keep();
+    assert_eq!(whose(&snapshot).0, [('b', 500)].into());
+    assert_eq!(snapshot.accounts[0].processes_started, 1);
+    node.scan();
+    for window in node.windows.clone() {
+        if window.start.0 >= through {
+            node.take(Input::Window(window));
+        }
+    }
+    node.drained();
+    node.now += SECOND / 10;
+    node.lists(&[7]);
+    let snapshot = node.keep();
+    let (owners, nobodys) = whose(&snapshot);
+    assert_eq!(owners, [('b', 1_000), ('c', 300)].into(), "{nobodys:?}");
+    assert_eq!(nobodys, [("ambiguous_pid", 200)].into());
+    let started = snapshot.accounts.iter().map(|of| of.processes_started);
+    assert_eq!(started.collect::<Vec<_>>(), [1, 1]);
+}
+
+#[test]
+fn a_process_that_nobody_has_seen_for_a_minute_is_not_believed() {
+    let mut node = listed(7);
+    node.kill(None);
+    node.pass(61_000, &[]);
+    node.pass(1_000, &[(7, 50)]);
+    node.processes.clear();
+    assert!(node.start());
+    let (owners, nobodys) = whose(&node.keep());
+    assert_eq!(owners, [('b', 500)].into());
+    assert_eq!(nobodys, [("unknown_pid", 500)].into());
+}
+
+#[test]
+fn nothing_is_written_of_processes_while_nothing_changes() {
+    let mut node = listed(7);
+    node.keep();
+    for _ in 0..3 {
+        node.pass(1_000, &[(7, 50)]);
+        node.lists(&[7]);
+        node.commit_with(|changes| {
+            assert!(!changes.totals.is_empty());
+            assert_eq!((&*changes.processes, &*changes.gone), (&[][..], &[][..]));
+        });
+    }
+    // A store that failed is given all of them again.
+    let mut again = Vec::new();
+    node.accountant.commit(clock(node.now));
+    let changes = node.accountant.changes(true, clock(node.now));
+    again.extend(changes.processes.iter().map(|kept| kept.pid));
+    assert_eq!(again, [Pid(7)]);
+}
+
+#[test]
+fn a_ledger_without_processes_is_gone_on_from() {
+    let (mut node, shown) = used();
+    node.stop();
+    let file = Connection::open(node.store.join(FILE)).expect("it is there");
+    file.execute_batch("DROP TABLE processes; PRAGMA user_version = 2")
+        .expect("as the version before made it");
+    file.close().expect("nobody else has it");
+    assert!(node.start());
+    assert_eq!(published(&node.keep()), shown);
+    assert_eq!(node.sql::<i64>("SELECT count(*) FROM processes"), [0]);
+    node.pass(1_000, &[(7, 50)]);
+    node.keep();
+    assert_eq!(node.sql::<i64>("SELECT pid FROM processes"), [7]);
+}
+
+#[test]
+fn processes_are_read_back_as_they_were_written() {
+    let mut node = listed(7);
+    let cgroups = |path: &str| Arc::from([(0, path.into()), (4, "/\"quoted\" é".into())]);
+    let kept = |pid: u32, moved| KeptProcess {
+        pid: Pid(pid),
+        start: BootTime(50 * SECOND + u64::from(pid)),
+        by_event: pid == 8,
+        exit: (pid > 8).then_some(BootTime(60 * SECOND)),
+        exit_reported: pid == 9,
+        cgroups: cgroups("/here"),
+        moved,
+        accounts: (pid..10).collect(),
+    };
+    let all = vec![
+        kept(8, None),
+        kept(9, Some((cgroups("/there"), Some(BootTime(55 * SECOND))))),
+        kept(10, Some((cgroups("/there"), None))),
+    ];
+    let other = kept(11, None);
+    node.commit_with(|changes| {
+        changes.processes = [&all[..], std::slice::from_ref(&other)].concat()
+    });
+    node.commit_with(|changes| changes.gone = vec![other.process()]);
+    node.kill(None);
+    let handle = node.handle();
+    let state = node.runtime.block_on(handle.resume(&node.mark()));
+    let mut found = state
+        .expect("it can be read")
+        .expect("it was kept")
+        .processes;
+    found.retain(|kept| kept.pid != Pid(7));
+    assert_eq!(found, all);
 }

@@ -305,6 +305,8 @@ impl Past {
             totals: self.open.values().map(|(.., totals)| *totals).collect(),
             closed: std::mem::take(&mut self.closed),
             namespaces: Vec::new(),
+            processes: Vec::new(),
+            gone: Vec::new(),
         };
         let written = self.handle.write(changes).blocking_recv();
         written

@@ -18,7 +18,7 @@ use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::crashes::{self, FAMILIES, Plan, Receiver};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::http::free_address;
-use gpuacct_tests::node::Node as Rig;
+use gpuacct_tests::node::{Node as Rig, account};
 use gpuacct_tests::prometheus::{self, Prometheus};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::rotel;
@@ -492,6 +492,63 @@ fn restarts_over_a_read_only_store_never_go_on_from_what_it_holds() {
     assert!(anew.snapshot.gpus[0].start > kept.snapshot.gpus[0].start);
     agent.stop().expect("it ends");
     drop(disk);
+}
+
+#[test]
+fn work_that_ends_while_no_agent_runs_is_its_containers() {
+    if require("agent", told(agent::binary())).is_none()
+        || require("docker", told(docker::available())).is_none()
+    {
+        return;
+    }
+    let node = Rig::new(1).expect("a node can be put together");
+    let docker = Dockerd::start(docker::Options::at(node.dir().join("d")));
+    let mut docker = docker.expect("Docker comes up");
+    let mut config = node.config();
+    config.docker.sockets = vec![docker.socket()];
+    let mut agent = node.agent("agent", config.clone()).expect("it comes up");
+    let [short, long] = [("short", "0.5"), ("long", "0.3")].map(|(name, share)| {
+        let spec = node.at_work(ContainerSpec::named(name), 0, share);
+        docker.run(&spec).expect("it starts")
+    });
+    let of = |status: &StatusReport, container: &Container| {
+        let found = account(status, 0, &container.id)?;
+        Some((found.amounts.busy.0, found.processes_started))
+    };
+    let both = [&short, &long];
+    let before = agent
+        .wait_for_status("both to be billed and listed", |status| {
+            let found = both.map(|container| of(status, container));
+            found
+                .iter()
+                .all(|of| of.is_some_and(|(busy, started)| busy > SECOND && started > 0))
+        })
+        .expect("they work");
+
+    // Dropped is killed. One goes on working for as long as it takes to end it.
+    drop(agent);
+    docker.remove(&short).expect("it is there");
+    let mut agent = node.agent("agent", config).expect("it comes up");
+    docker.remove(&long).expect("it is there");
+    let report = node.settle(&mut agent).expect("the books settle");
+    let book = &report.snapshot.gpus[0];
+    assert_eq!(book.imbalance, 0);
+    assert!(
+        book.unattributed.iter().all(|(_, time)| time.is_zero()),
+        "{book:?}"
+    );
+    for (container, label) in [(&short, "short"), (&long, "long")] {
+        let (busy, started) = of(&report, container).expect("it has an account");
+        let credited = node.credited_ns(label).expect("it has worked");
+        assert!(
+            busy.abs_diff(credited) < SECOND / 1_000,
+            "{label}: the driver credited {credited} ns, booked are {busy} ns"
+        );
+        let (busy_before, started_before) = of(&before, container).expect("it had one");
+        assert!(busy > busy_before, "{label} worked while no agent ran");
+        assert_eq!(started, started_before, "{label} was not started again");
+    }
+    assert!(agent.stop().expect("it ends").success());
 }
 
 #[test]

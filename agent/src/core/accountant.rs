@@ -156,10 +156,10 @@ pub struct Accountant {
     pub(super) payers: HashMap<Owner, Payer>,
     pub(super) namespaces: BTreeMap<(usize, Arc<str>), NamespaceBook>,
     pub(super) lists: HashMap<GpuUuid, DeviceLists>,
-    holdings: HashMap<usize, Holding>,
+    pub(super) holdings: HashMap<usize, Holding>,
     pub(super) opens: Opens,
     /// Who was on each GPU.
-    sharing: HashMap<GpuUuid, Sharing>,
+    pub(super) sharing: HashMap<GpuUuid, Sharing>,
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
     source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
@@ -309,6 +309,7 @@ impl Accountant {
                     };
                     if self.settings.own_pid != Some(id.pid) {
                         self.opens.note(id, open.device, process.at);
+                        self.follow(id);
                         self.wish(Effect::ReadLists);
                     }
                 }
@@ -419,6 +420,10 @@ impl Accountant {
         }
         self.processes
             .close_unseen(scan.started, &|pid, start| seen.contains(&(pid, start)));
+        if self.awaits_scan(scan.finished) {
+            // Those that came before said nothing.
+            self.wish(Effect::ReadLists);
+        }
         self.counts.scans += 1;
         if self.lost_at.is_some_and(|lost| scan.started >= lost) {
             self.lost_at = None;
@@ -433,6 +438,10 @@ impl Accountant {
         };
         if let Some((by_driver, by_windows)) = process.busy {
             self.ledger.compare(book, by_driver, by_windows);
+        }
+        if self.awaits_scan(clock.boot) {
+            // As of lists: whose the pid was cannot be told yet.
+            return;
         }
         let age = clock
             .wall
@@ -473,6 +482,10 @@ impl Accountant {
     }
 
     fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
+        if self.awaits_scan(clock.boot) {
+            // A pid in it may have been somebody else's when the agent before this one ended.
+            return;
+        }
         let own = self.settings.own_pid;
         lists.processes.retain(|process| Some(process.pid) != own);
         let (processes, placements) = (&self.processes, &mut self.placements);
@@ -500,6 +513,9 @@ impl Accountant {
             let Some((found, owner)) = owners.get(&process.pid).cloned() else {
                 continue;
             };
+            if let Some(found) = found {
+                self.follow(found);
+            }
             let payer = self
                 .sharing
                 .get(&lists.gpu)
@@ -554,7 +570,7 @@ impl Accountant {
     /// Tells the directory of containers that were met. One that an event shows has just begun: its
     /// names are asked for at once, so that they are known when it is charged. What a scan shows
     /// began before the agent looked, and every source lists those by itself.
-    fn introduce_containers(&mut self, now: BootTime, begins: bool) {
+    pub(super) fn introduce_containers(&mut self, now: BootTime, begins: bool) {
         for container in self.placements.take_new_containers() {
             self.directory.see(
                 &container.id,
@@ -590,6 +606,12 @@ impl Accountant {
         self.placements.vouch(vouched, &present);
     }
 
+    /// Whether the first scan of `/proc` is still to come that says who of an earlier agent's
+    /// processes lives, and who else does.
+    fn awaits_scan(&self, now: BootTime) -> bool {
+        self.counts.scans == 0 && now < self.await_scan_until
+    }
+
     fn book_waiting(&mut self, clock: Clock) {
         let kernel = self.sources.get(&SourceId::Kernel);
         let kernel_up = kernel.is_some_and(|health| health.state == SourceState::Up);
@@ -605,7 +627,7 @@ impl Accountant {
                 !is_starting && self.drained_through >= window.end && self.lost_at.is_none();
             let is_awaited = (kernel_up || is_starting) && !caught_up;
             let waited = clock.boot.since(since);
-            let scanned = self.counts.scans > 0 || clock.boot >= self.await_scan_until;
+            let scanned = !self.awaits_scan(clock.boot);
             let waited_enough = waited >= self.settings.await_events && scanned;
             // A GPU's windows are booked in their order.
             if held_back.contains(&window.gpu) || !scanned || (is_awaited && !waited_enough) {
@@ -620,6 +642,7 @@ impl Accountant {
             for charge in &charges {
                 self.look_for(charge, clock.boot);
                 if let Some(process) = charge.process {
+                    self.follow(process);
                     self.opens.sampled(process);
                 }
             }
@@ -640,6 +663,10 @@ impl Accountant {
 
     /// Books held time and memory as far as every exit is known, or has been waited for long enough.
     fn book_held(&mut self, now: BootTime) {
+        if self.awaits_scan(now) {
+            // Whoever is believed dead only until then would be counted as started once more.
+            return;
+        }
         let until = self.drained_through.min(now);
         let until = until.max(now.minus(self.settings.await_events));
         let processes = &self.processes;
@@ -904,6 +931,9 @@ impl Accountant {
 
     /// Learns from when to when the containers have lived that began or ended since the last time.
     fn measure_lives(&mut self, live: &HashSet<Owner>, now: BootTime) {
+        if self.awaits_scan(now) {
+            return;
+        }
         let is_live = |id: &ContainerId| live.contains(&Owner::Container(id.clone()));
         let known: HashMap<ContainerId, Span> = self
             .allocations
@@ -1010,9 +1040,14 @@ impl Accountant {
         }
         let policy = self.settings.policy;
         let books = self.ledger.books().iter();
-        let gone: Vec<bool> = books.map(|book| book.is_gone(clock.boot)).collect();
+        let books = books.map(|book| (book.is_gone(clock.boot), book.through));
+        let books: Vec<(bool, Option<BootTime>)> = books.collect();
         self.close_accounts(clock, &|(book, _), account| {
-            publication::is_done(account, &policy, clock) || account.expired || gone[*book]
+            let (is_gone, through) = books[*book];
+            // Opened anew by a window that comes late, it would have the start that it has now.
+            let is_awaited = account.ended.is_some_and(|ended| through < Some(ended));
+            let is_done = publication::is_done(account, &policy, clock) && !is_awaited;
+            is_done || account.expired || is_gone
         });
         let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
         self.placements.end_bindings(owners);
@@ -1097,6 +1132,7 @@ impl Accountant {
             });
         self.processes
             .forget(before, &mut |place| placements.release(place));
+        self.unfollow_forgotten();
     }
 
     fn snapshot(&mut self, clock: Clock) -> Snapshot {
@@ -1266,6 +1302,7 @@ impl Accountant {
                 + self.ledger.overflows()
                 + self.allocations.overflows()
                 + self.opens.overflows()
+                + self.not_followed()
                 + self.namespace_overflows,
             containers_held: attribution("held"),
             containers_named: attribution("named"),

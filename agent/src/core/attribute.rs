@@ -198,6 +198,13 @@ impl Sharing {
         self.everyone.observe(at, everyone);
     }
 
+    /// Whether one of the latest lists has this pid as an MPS server.
+    #[must_use]
+    pub fn serves(&self, pid: Pid) -> bool {
+        let mut readings = self.servers.0.iter();
+        readings.any(|(_, servers)| servers.contains(&pid))
+    }
+
     /// Who pays for what the driver names this pid for in `(from, to]`, if it is an MPS server.
     #[must_use]
     pub fn payer_of_server(

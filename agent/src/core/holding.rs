@@ -112,6 +112,17 @@ impl Holding {
         }
     }
 
+    /// Who paid last for a process that has been named and lives.
+    #[must_use]
+    pub fn payer(&self, process: ProcessId) -> Option<&Owner> {
+        self.known.get(&process)
+    }
+
+    /// A list before the first one here has named this process, and `owner` paid for it.
+    pub fn restore(&mut self, process: ProcessId, owner: Owner) {
+        self.known.insert(process, owner);
+    }
+
     /// Takes a list that was read `at`, and returns whose processes are named for the first time,
     /// once for each; one that turns out to be another's, or moves to it, is new to that one. A list
     /// older than the last one says nothing new.

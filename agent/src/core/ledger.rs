@@ -353,6 +353,11 @@ impl Ledger {
     }
 
     /// An account that is open.
+    pub fn account(&self, book: usize, owner: &Owner) -> Option<&Account> {
+        self.accounts.get(&(book, owner.clone()))
+    }
+
+    /// The same, to be changed.
     pub fn account_mut(&mut self, book: usize, owner: &Owner) -> Option<&mut Account> {
         self.accounts.get_mut(&(book, owner.clone()))
     }

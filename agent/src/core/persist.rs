@@ -10,8 +10,13 @@
 //! start times and no published amount below the one before. It is refused if its books do not
 //! balance, since nothing that is added to such books would make them right again.
 //!
-//! Not kept: processes (`/proc` tells who lives, and NVML's ring names the dead for seconds only),
-//! what containers are called that have no account, and the agent's figures about itself.
+//! Of processes only those are kept that have to do with a GPU, see [`processes`]: `/proc` tells who
+//! lives, but not whose the time was of those who died while no agent ran, and not who has been
+//! counted already.
+//!
+//! Not kept: what containers are called that have no account, and the agent's figures about itself.
+
+mod processes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,12 +29,15 @@ use super::input::{
 };
 use super::ledger::{Account, Book, Ledger};
 use super::model::{
-    BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, PodUid, UNRESOLVED,
+    BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, PodUid, ProcessId, UNRESOLVED,
     UnattributedReason, UnobservedReason, WallTime,
 };
 use super::placement::Owner;
 use super::publication::{Gate, Series};
 use super::snapshot::{Attribution, ContainerLabels, EnergyBook};
+
+use self::processes::Followed;
+pub use self::processes::{Cgroups, KeptProcess};
 
 /// Accounts that have been closed and are not known to be kept. Beyond that the oldest are given up
 /// and counted: their amounts stay in their GPU's book.
@@ -255,6 +263,10 @@ pub struct Changes {
     pub closed: Vec<ClosedAccount>,
     /// Namespaces.
     pub namespaces: Vec<KeptNamespace>,
+    /// Processes that have to do with a GPU.
+    pub processes: Vec<KeptProcess>,
+    /// Those that were handed over and are not kept any more.
+    pub gone: Vec<ProcessId>,
 }
 
 /// How far changes reach, to be given back once they are kept.
@@ -289,6 +301,8 @@ pub struct State {
     pub accounts: Vec<(KeptAccount, KeptTotals)>,
     /// Namespaces.
     pub namespaces: Vec<KeptNamespace>,
+    /// Processes that have to do with a GPU.
+    pub processes: Vec<KeptProcess>,
     /// The largest number that any account has had.
     pub last_number: u32,
 }
@@ -335,6 +349,7 @@ pub(super) struct Keeper {
     namespaces: HashMap<(GpuUuid, Arc<str>), KeptNamespace>,
     closed: Vec<ClosedAccount>,
     given_up: u64,
+    followed: Followed,
 }
 
 impl Keeper {
@@ -344,6 +359,7 @@ impl Keeper {
         self.books.clear();
         self.times.clear();
         self.namespaces.clear();
+        self.followed.forget();
     }
 
     /// Notes an account that is closed; it is handed over until [`Keeper::confirm`].
@@ -635,6 +651,7 @@ impl Accountant {
                 shows: counter.gate.visible,
             }));
         }
+        (changes.processes, changes.gone) = self.changed_processes(&mut keeper);
         self.keeper = Some(keeper);
         changes
     }
@@ -724,6 +741,12 @@ impl Accountant {
         self.keeper.as_ref().map_or(0, |keeper| keeper.given_up)
     }
 
+    /// Processes that were not followed to be kept.
+    pub(super) fn not_followed(&self) -> u64 {
+        let keeper = self.keeper.as_ref();
+        keeper.map_or(0, |keeper| keeper.followed.overflows())
+    }
+
     /// An accountant that goes on from `state`, and whose changes are kept.
     ///
     /// # Errors
@@ -743,12 +766,14 @@ impl Accountant {
         let books = books.map(|book| restored_book(book, &state.times));
         let mut ledger =
             Ledger::restored(books.collect(), state.last_number, settings.account_limit);
+        let mut numbers = HashMap::new();
         for (kept, totals) in &state.accounts {
             let gpu = &kept.gpu;
             let book = ledger.book_of(gpu);
             let book = book.ok_or_else(|| StateError::NoBook { gpu: gpu.clone() })?;
             let owner = owner(kept.kind, &kept.payer);
             let account = restored_account(kept, totals, now);
+            numbers.insert(kept.number, (book, owner.clone()));
             if !ledger.restore(book, owner.clone(), account) {
                 return Err(StateError::Twice {
                     payer: Arc::clone(&kept.payer),
@@ -792,6 +817,7 @@ impl Accountant {
             }
         }
         accountant.ledger = ledger;
+        accountant.restore_processes(state, &numbers, &settings, clock);
         Ok(accountant)
     }
 }

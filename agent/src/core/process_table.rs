@@ -37,9 +37,14 @@ const EXEC_BEFORE: u32 = 1 << 31;
 const BY_EVENT: u32 = 1 << 28;
 /// A scan found it where it is: it may have come there before the scan began.
 const FOUND_HERE: u32 = 1 << 27;
+/// A table before this one had it where it is, and nothing has been seen of it since.
+const RESTORED: u32 = 1 << 26;
+/// It moved while nobody looked: before it was found here it may have been here or there.
+const MOVED_UNSEEN: u32 = 1 << 25;
 const _: () = {
-    let flags = EXIT_REPORTED | EXEC_HERE | EXEC_BEFORE | BY_EVENT | FOUND_HERE;
-    assert!(flags.count_ones() == 5 && flags & PID_MASK == 0);
+    let found = FOUND_HERE | RESTORED | MOVED_UNSEEN;
+    let flags = EXIT_REPORTED | EXEC_HERE | EXEC_BEFORE | BY_EVENT | found;
+    assert!(flags.count_ones() == 7 && flags & PID_MASK == 0);
 };
 
 /// One incarnation of a pid. 48 bytes; with its index entry a process costs at most 64.
@@ -120,6 +125,8 @@ pub struct Facts {
     pub start: BootTime,
     /// When it died; absent while it lives.
     pub exit: Option<BootTime>,
+    /// Whether its death was reported, and not only inferred.
+    pub exit_reported: bool,
     /// The parent that it was first seen with.
     pub parent: Option<Pid>,
     /// Whether an event of the kernel reported it, and not only a scan.
@@ -128,6 +135,10 @@ pub struct Facts {
     pub placement: PlacementId,
     /// Where it was before, if it moved.
     pub previous: Option<PlacementId>,
+    /// Since when it is known to be where it is.
+    pub since: BootTime,
+    /// Whether it may have been there before, in either place: it moved while nobody looked.
+    pub moved_unseen: bool,
 }
 
 /// The table.
@@ -213,6 +224,9 @@ impl ProcessTable {
             if sighting != Sighting::Scan && record.has(FOUND_HERE) && at < record.since {
                 record.since = at;
                 record.pid_and_flags &= !FOUND_HERE;
+                if sighting == Sighting::Attach {
+                    record.pid_and_flags &= !MOVED_UNSEEN;
+                }
             }
         } else {
             if at >= record.since {
@@ -231,8 +245,13 @@ impl ProcessTable {
                 } else {
                     0
                 };
-                record.pid_and_flags &= !(EXEC_HERE | EXEC_BEFORE | FOUND_HERE);
-                record.pid_and_flags |= exec_before | found_here;
+                let moved_unseen = if record.has(RESTORED) && sighting != Sighting::Attach {
+                    MOVED_UNSEEN
+                } else {
+                    0
+                };
+                record.pid_and_flags &= !(EXEC_HERE | EXEC_BEFORE | FOUND_HERE | MOVED_UNSEEN);
+                record.pid_and_flags |= exec_before | found_here | moved_unseen;
                 held = true;
             } else if record.previous.is_none() {
                 // Older news that came late: it says where the process was before it moved.
@@ -240,6 +259,7 @@ impl ProcessTable {
                 held = true;
             }
         }
+        record.pid_and_flags &= !RESTORED;
         if sighting == Sighting::Exec {
             if record.placement == placement {
                 record.pid_and_flags |= EXEC_HERE;
@@ -331,6 +351,51 @@ impl ProcessTable {
         true
     }
 
+    /// Takes in what a table before this one knew of a process. Returns whether its placements are
+    /// held now; not where it is known already, or the table full.
+    pub fn restore(&mut self, known: &Facts) -> bool {
+        let pid = known.process.pid;
+        let ticks = StartTicks::from(known.start);
+        let sighting = if known.by_event {
+            Sighting::Fork
+        } else {
+            Sighting::Scan
+        };
+        if self.find(pid, ticks).is_some()
+            || !self.insert(pid, known.start, known.start, known.placement, sighting)
+        {
+            return false;
+        }
+        let Some(slot) = self.find(pid, ticks) else {
+            return false;
+        };
+        let record = &mut self.records[slot as usize];
+        record.since = known.since;
+        record.previous = known.previous;
+        // Whoever has to do with a GPU is no starter: wherever it was, it did something.
+        record.pid_and_flags |= RESTORED | EXEC_HERE;
+        if known.previous.is_some() {
+            record.pid_and_flags |= EXEC_BEFORE;
+        }
+        if known.moved_unseen {
+            record.pid_and_flags |= MOVED_UNSEEN;
+        }
+        if known.by_event {
+            record.pid_and_flags |= BY_EVENT;
+        }
+        if let Some(exit) = known.exit {
+            if record.is_alive() {
+                self.alive -= 1;
+                self.exited += 1;
+            }
+            record.exit = exit;
+            if known.exit_reported {
+                record.pid_and_flags |= EXIT_REPORTED;
+            }
+        }
+        true
+    }
+
     /// Notes what a sighting says beside the place: whose child the process is, and whether the
     /// kernel said so. The first parent stays, since orphans are given another one.
     pub fn note(&mut self, pid: Pid, start: BootTime, parent: Pid, by_event: bool) {
@@ -380,10 +445,13 @@ impl ProcessTable {
             },
             start: record.start,
             exit: (!record.is_alive()).then_some(record.exit),
+            exit_reported: record.has(EXIT_REPORTED),
             parent: (record.parent != 0).then_some(Pid(record.parent)),
             by_event: record.has(BY_EVENT),
             placement: record.placement,
             previous: record.previous,
+            since: record.since,
+            moved_unseen: record.has(MOVED_UNSEEN),
         }
     }
 
@@ -497,7 +565,8 @@ impl ProcessTable {
         // nothing in the place where it was forked: a GPU context does not survive an exec, and
         // it had no image of its own before. Anything else that moved has two places.
         let starter = record.has(EXEC_HERE) && !record.has(EXEC_BEFORE) && record.since > from;
-        let here = (record.since <= to).then_some(record.placement);
+        let was_here = record.since <= to || record.has(MOVED_UNSEEN);
+        let here = was_here.then_some(record.placement);
         let before = record
             .previous
             .filter(|_| record.since > from && !(starter && here.is_some()));
@@ -906,6 +975,73 @@ mod tests {
         // A stranger is not made known by what is said beside its place.
         table.note(Pid(8), s(1), Pid(1), true);
         assert!(table.incarnations(Pid(8)).is_empty());
+    }
+
+    #[test]
+    fn what_a_table_before_knew_is_confirmed_or_ended_by_a_scan() {
+        let mut before = table();
+        see(&mut before, 1, s(10), s(10), BOX_A, Sighting::Fork);
+        see(&mut before, 2, s(10), s(10), BOX_A, Sighting::Scan);
+        see(&mut before, 3, s(10), s(10), BOX_A, Sighting::Fork);
+        before.exit(Pid(3), s(10), s(11));
+        see(&mut before, 4, s(10), s(10), BOX_A, Sighting::Fork);
+        before.note(Pid(1), s(10), Pid(0), true);
+        before.close_unseen(s(12), &|pid, _| pid != Pid(4));
+        see(&mut before, 5, s(10), s(10), BOX_A, Sighting::Fork);
+        see(&mut before, 5, s(10), s(11), BOX_B, Sighting::Attach);
+        before.exit(Pid(5), s(10), s(12));
+        let mut table = table();
+        for facts in before.everyone() {
+            assert!(table.restore(&facts));
+            assert!(!table.restore(&facts), "it is known");
+            assert_eq!(table.facts_of(facts.process), Some(facts));
+        }
+        assert_eq!((table.alive(), table.exited()), (2, 3));
+        assert_eq!(places(&table, 5, s(9), s(12)), [BOX_A, BOX_B]);
+        // One lives, one has died since, one is a zombie, and one had only been missed.
+        for pid in [1, 3, 4] {
+            see(&mut table, pid, s(10), s(20), BOX_A, Sighting::Scan);
+        }
+        table.close_unseen(s(20), &|pid, _| pid != Pid(2));
+        let ends = [1, 2, 3, 4].map(|pid| table.incarnations(Pid(pid))[0].exit);
+        assert_eq!(ends, [None, Some(s(20)), Some(s(11)), None]);
+        assert_eq!((table.alive(), table.exited()), (2, 3));
+    }
+
+    #[test]
+    fn one_that_moved_while_nobody_looked_was_in_both_places_until_it_was_found() {
+        let mut before = table();
+        see(&mut before, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        let facts = before.incarnations(Pid(7))[0];
+        for (how, until_found) in [
+            (Sighting::Scan, &[BOX_A, BOX_B][..]),
+            (Sighting::Exec, &[BOX_A, BOX_B]),
+            (Sighting::Attach, &[BOX_A]),
+        ] {
+            let mut table = table();
+            table.restore(&facts);
+            see(&mut table, 7, s(10), s(20), BOX_B, how);
+            assert_eq!(places(&table, 7, s(12), s(14)), until_found, "{how:?}");
+            assert_eq!(places(&table, 7, s(19), s(21)), [BOX_A, BOX_B]);
+            assert_eq!(places(&table, 7, s(20), s(21)), [BOX_B]);
+        }
+    }
+
+    #[test]
+    fn a_pid_that_was_reused_since_has_two_holders() {
+        for by_event in [true, false] {
+            let mut before = table();
+            see(&mut before, 7, s(10), s(10), BOX_A, Sighting::Fork);
+            let mut table = table();
+            let facts = before.incarnations(Pid(7))[0];
+            table.restore(&Facts { by_event, ..facts });
+            see(&mut table, 7, s(15), s(20), BOX_B, Sighting::Scan);
+            table.close_unseen(s(20), &|_, start| start == s(15).into());
+            assert_eq!(places(&table, 7, s(12), s(14)), [BOX_A]);
+            assert_eq!(places(&table, 7, s(14), s(16)), [BOX_A, BOX_B]);
+            assert_eq!(places(&table, 7, s(16), s(17)), [BOX_B]);
+            assert_eq!((table.alive(), table.exited()), (1, 1));
+        }
     }
 
     #[test]

@@ -12,11 +12,11 @@ use super::error::StoreError;
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use crate::core::input::{GpuInfo, IdentitySource, MigInfo};
 use crate::core::model::{
-    BootTime, Clock, GpuUuid, Nanos, UnattributedReason, UnobservedReason, WallTime,
+    BootTime, Clock, GpuUuid, Nanos, Pid, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::persist::{
-    KeptAccount, KeptBook, KeptNamespace, KeptReason, KeptSeries, KeptTime, KeptTotals, PayerKind,
-    State,
+    Cgroups, KeptAccount, KeptBook, KeptNamespace, KeptProcess, KeptReason, KeptSeries, KeptTime,
+    KeptTotals, PayerKind, State,
 };
 use crate::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};
 
@@ -278,8 +278,41 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
         times,
         accounts,
         namespaces,
+        processes: processes(connection)?,
         last_number: last_number(connection, meta.life)?,
     })
+}
+
+fn processes(connection: &Connection) -> Result<Vec<KeptProcess>> {
+    let sql =
+        "SELECT pid, start_boot, by_event, exit_boot, exit_reported, cgroups, before, moved_boot,
+            accounts
+        FROM processes ORDER BY start_boot, pid";
+    rows(connection, "processes", sql, [], |columns| {
+        let pid = columns.number()?;
+        let pid = u32::try_from(pid).map_err(|_| columns.wrong(format!("the pid {pid}")))?;
+        Ok(KeptProcess {
+            pid: Pid(pid),
+            start: columns.boot()?,
+            by_event: columns.flag()?,
+            exit: columns.number_or_none()?.map(BootTime),
+            exit_reported: columns.flag()?,
+            cgroups: json::<Vec<_>>(columns)?.into(),
+            moved: moved(columns)?,
+            accounts: json(columns)?,
+        })
+    })
+}
+
+fn moved(columns: &mut Columns<'_, '_>) -> Result<Option<(Cgroups, Option<BootTime>)>> {
+    let before: Option<String> = columns.next()?;
+    let seen = columns.number_or_none()?.map(BootTime);
+    let Some(before) = before else {
+        return Ok(None);
+    };
+    let cgroups: Vec<_> = serde_json::from_str(&before)
+        .map_err(|error| columns.wrong(format!("{before:?}: {error}")))?;
+    Ok(Some((cgroups.into(), seen)))
 }
 
 /// The largest number that an account of a life has had.

@@ -59,6 +59,12 @@
 //! - `books`: each GPU's book of this life. `through_boot` is the cursor: the end of the last window
 //!   that is booked. `closed_…`: what accounts held that have been closed.
 //! - `reasons`: unattributed (`kind` `unattributed`) and unobserved (`unobserved`) time of a book.
+//! - `processes`: those that have to do with a GPU and live, or died so lately that the driver may name
+//!   them still. `ticks`: the start as `/proc` tells it; `start_boot`: the same as finely as it is known.
+//!   `by_event`, `exit_reported`: whether an event said so. `cgroups`: hierarchies and paths, JSON.
+//!   `before`: those in which it was before, if it had only just moved. `moved_boot`: when; NULL if
+//!   nobody saw it.
+//!   `accounts`: the low halves of the accounts on which it is counted as started, JSON.
 //! - `held`, one row at most. `since_boot`: since when the wall clock has kept pace with the boot
 //!   clock. Nothing is dropped for its age before it has done so for a while.
 //! - `hours`, `gpu_hours`, `reason_hours`: what was booked in each hour that is over.
@@ -338,6 +344,21 @@ const MIGRATIONS: &[&str] = &[
             FROM accounts a JOIN gpus g USING (gpu) WHERE json_valid(g.info))
         WHERE profile IS NOT NULL AND parent IS NOT NULL AND gpu_instance IS NOT NULL
             AND compute_instance IS NOT NULL;
+    ",
+    "
+    CREATE TABLE processes (
+        pid INTEGER NOT NULL,
+        ticks INTEGER NOT NULL,
+        start_boot INTEGER NOT NULL,
+        by_event INTEGER NOT NULL,
+        exit_boot INTEGER,
+        exit_reported INTEGER NOT NULL,
+        cgroups TEXT NOT NULL,
+        before TEXT,
+        moved_boot INTEGER,
+        accounts TEXT NOT NULL,
+        PRIMARY KEY (pid, ticks)
+    ) WITHOUT ROWID;
     ",
 ];
 

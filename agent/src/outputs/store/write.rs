@@ -22,7 +22,7 @@ use super::schema::AMOUNTS;
 use super::settle::{self, Before};
 use crate::core::amounts::Amounts;
 use crate::core::input::GpuInfo;
-use crate::core::model::{BootTime, GpuUuid, WallTime};
+use crate::core::model::{BootTime, GpuUuid, ProcessId, WallTime};
 use crate::core::persist::{
     Changes, KeptAccount, KeptBook, KeptNamespace, KeptReason, KeptSeries, KeptTime, KeptTotals,
 };
@@ -162,6 +162,7 @@ fn transact(
         close_unmentioned(&transaction, life, hour, changes)?;
     }
     put_namespaces(&transaction, &changes.namespaces)?;
+    put_processes(&transaction, changes)?;
     transaction.commit()?;
     Ok(meta)
 }
@@ -586,6 +587,47 @@ fn put_namespaces(transaction: &Transaction<'_>, all: &[KeptNamespace]) -> Resul
             .chain(amounts(&kept.amounts).map(Value::from))
             .chain(amounts(&kept.shows).map(Value::from)),
         ))?;
+    }
+    Ok(())
+}
+
+/// Processes, only those of which there is news.
+fn put_processes(transaction: &Transaction<'_>, changes: &Changes) -> Result<()> {
+    if changes.whole {
+        transaction.execute("DELETE FROM processes", [])?;
+    }
+    for ProcessId { pid, start } in &changes.gone {
+        transaction
+            .prepare_cached("DELETE FROM processes WHERE pid = ?1 AND ticks = ?2")?
+            .execute(params![pid.0, int(start.0)])?;
+    }
+    let json = |text: serde_json::Result<String>| {
+        text.map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+    };
+    for kept in &changes.processes {
+        let moved = kept.moved.as_ref();
+        let before = moved.map(|(cgroups, _)| json(serde_json::to_string(&**cgroups)));
+        transaction
+            .prepare_cached(
+                "INSERT INTO processes (pid, ticks, start_boot, by_event, exit_boot, exit_reported,
+                    cgroups, before, moved_boot, accounts)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                ON CONFLICT (pid, ticks) DO UPDATE SET start_boot = ?3, by_event = ?4,
+                    exit_boot = ?5, exit_reported = ?6, cgroups = ?7, before = ?8,
+                    moved_boot = ?9, accounts = ?10",
+            )?
+            .execute(params![
+                kept.pid.0,
+                int(kept.process().start.0),
+                int(kept.start.0),
+                kept.by_event,
+                kept.exit.map(|BootTime(exit)| int(exit)),
+                kept.exit_reported,
+                json(serde_json::to_string(&*kept.cgroups))?,
+                before.transpose()?,
+                moved.and_then(|(_, seen)| seen.map(|BootTime(seen)| int(seen))),
+                json(serde_json::to_string(&kept.accounts))?,
+            ])?;
     }
     Ok(())
 }
