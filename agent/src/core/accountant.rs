@@ -286,7 +286,19 @@ impl Accountant {
         for event in batch.events {
             match event {
                 KernelEvent::Fork(event) => self.sight(&event, Sighting::Fork),
-                KernelEvent::Exec(event) => self.sight(&event, Sighting::Exec),
+                KernelEvent::Exec(event) => {
+                    self.sight(&event, Sighting::Exec);
+                    let id = ProcessId {
+                        pid: event.pid,
+                        start: event.start.into(),
+                    };
+                    // Each GPU's, whether another one had it or not.
+                    let holdings = self.holdings.values_mut();
+                    let held = holdings.fold(false, |any, it| it.executed(id, event.at) || any);
+                    if held {
+                        self.wish(Effect::ReadLists);
+                    }
+                }
                 KernelEvent::Attach(event) => self.sight(&event, Sighting::Attach),
                 KernelEvent::Exit(event) => {
                     // A process whose birth was lost is known by its death at least.

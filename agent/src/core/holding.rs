@@ -4,7 +4,8 @@
 //! between is what the kernel bounds:
 //!
 //! - A process that a list names holds the GPU from that list until the next one, and no longer than
-//!   it lives: its exit is known to the nanosecond.
+//!   it lives: its exit is known to the nanosecond. So is when it executes another program, which ends
+//!   what the old one had; the next list says whether the new one holds it.
 //! - One that is named for the first time has held it since it was started, or opened the device,
 //!   if that was after the list before. Otherwise since this list: nothing is extrapolated.
 //! - Memory is the list's figure, from that list until the next one or the exit.
@@ -166,6 +167,18 @@ impl Holding {
         started
     }
 
+    /// A process executes another program: what lists said of it before is over. Whether they said
+    /// anything.
+    pub fn executed(&mut self, process: ProcessId, at: BootTime) -> bool {
+        let mut any = false;
+        let before = |stay: &&mut Stay| stay.process == process && stay.from < at;
+        for stay in self.stays.iter_mut().filter(before) {
+            any |= stay.until > at;
+            stay.until = stay.until.min(at);
+        }
+        any
+    }
+
     /// Up to where the last list counts.
     fn stale(&self) -> BootTime {
         self.listed.map_or(BootTime::MAX, |listed| {
@@ -291,6 +304,33 @@ mod tests {
             .collect();
         rows.sort_unstable();
         rows
+    }
+
+    #[test]
+    fn another_program_holds_nothing_of_the_old_one_s() {
+        let mut holding = Holding::new(Nanos::from_secs(5));
+        let member = |pid| Member {
+            process: process(pid),
+            owner: owner("a"),
+            not_before: None,
+            memory: Some(1_000),
+        };
+        let alive = |_| End::Alive;
+        let mut settle = |holding: &mut Holding, to| {
+            let booked = holding.settle(at(to), &alive);
+            let held = booked.first().map(|(_, held)| *held).unwrap_or_default();
+            (held.time.0 / 1_000_000, held.memory.0)
+        };
+        assert_eq!(holding.list(at(1_000), vec![member(7)]), [owner("a")]);
+        assert!(!holding.executed(process(8), at(1_500)), "another process");
+        assert!(holding.executed(process(7), at(2_000)));
+        assert!(!holding.executed(process(7), at(2_500)), "once");
+        assert_eq!(settle(&mut holding, 3_000), (1_000, 1_000));
+        // It holds it, too, from the list that says so, and is not another process for that.
+        assert_eq!(holding.list(at(4_000), vec![member(7)]), []);
+        // News of an exec before that list, which come late, say nothing of after it.
+        assert!(!holding.executed(process(7), at(3_500)));
+        assert_eq!(settle(&mut holding, 5_000), (1_000, 1_000));
     }
 
     #[test]
