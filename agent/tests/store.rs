@@ -140,6 +140,18 @@ impl Node {
         store::spawn(options(&self.store, &self.boot)).expect("a thread")
     }
 
+    /// Commits as if so many accounts that were closed had been given up, and stops.
+    fn give_up(&mut self, accounts: usize) {
+        let mut given_up = 0;
+        let (_, outcome) = self.commit_with(|changes| {
+            given_up = changes.closed.len();
+            changes.closed.clear();
+        });
+        assert!(outcome.kept.is_some());
+        assert_eq!(given_up, accounts);
+        self.stop();
+    }
+
     /// Starts an agent with these limits, which goes on, commits once and stops.
     fn tidy(&mut self, options: Options) {
         let handle = store::spawn(options).expect("a thread");
@@ -1202,14 +1214,7 @@ fn records_that_were_given_up_have_a_name_and_the_books_balance() {
     node.accountant.commit(clock(node.now));
     node.pass(30_000, &[(9, 40)]);
     drop(blocker);
-    let mut given_up = 0;
-    let (_, outcome) = node.commit_with(|changes| {
-        given_up = changes.closed.len();
-        changes.closed.clear();
-    });
-    assert!(outcome.kept.is_some());
-    assert_eq!(given_up, 2);
-    node.stop();
+    node.give_up(2);
     let lost: Vec<i64> = node.sql(
         "SELECT busy FROM used JOIN accounts USING (account)
         WHERE owner = '(overflow)' AND namespace = '(overflow)'",
@@ -1252,14 +1257,7 @@ fn what_was_given_up_on_a_mig_instance_is_on_that_instance() {
         profile: "1g.10gb".into(),
     }))]));
     drop(blocker);
-    let mut given_up = 0;
-    let (_, outcome) = node.commit_with(|changes| {
-        given_up = changes.closed.len();
-        changes.closed.clear();
-    });
-    assert!(outcome.kept.is_some());
-    assert_eq!(given_up, 1);
-    node.stop();
+    node.give_up(1);
     let lost: Vec<String> = node.sql(
         "SELECT concat_ws(' ', profile, parent, gpu_instance, compute_instance)
         FROM accounts JOIN instances USING (account) WHERE attribution = 'overflow'",

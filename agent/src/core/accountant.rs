@@ -292,9 +292,10 @@ impl Accountant {
                         pid: event.pid,
                         start: event.start.into(),
                     };
-                    // Each GPU's, whether another one had it or not.
-                    let holdings = self.holdings.values_mut();
-                    let held = holdings.fold(false, |any, it| it.executed(id, event.at) || any);
+                    let mut held = false;
+                    for holding in self.holdings.values_mut() {
+                        held |= holding.executed(id, event.at);
+                    }
                     if held {
                         self.wish(Effect::ReadLists);
                     }

@@ -316,7 +316,7 @@ mod tests {
             memory: Some(1_000),
         };
         let alive = |_| End::Alive;
-        let mut settle = |holding: &mut Holding, to| {
+        let settle = |holding: &mut Holding, to| {
             let booked = holding.settle(at(to), &alive);
             let held = booked.first().map(|(_, held)| *held).unwrap_or_default();
             (held.time.0 / 1_000_000, held.memory.0)

@@ -24,3 +24,14 @@ pub(crate) mod sample;
 /// Reads both clocks. Given to the outputs rather than called by them, so that a test can say what
 /// time it is.
 pub type ReadClock = Arc<dyn Fn() -> Clock + Send + Sync>;
+
+/// The label value of a file that could not be read or written.
+pub(crate) const fn disk_class(kind: std::io::ErrorKind) -> &'static str {
+    use std::io::ErrorKind;
+    match kind {
+        ErrorKind::PermissionDenied => "permission",
+        ErrorKind::ReadOnlyFilesystem => "read_only",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "disk_full",
+        _ => "io",
+    }
+}

@@ -71,12 +71,7 @@ impl KeepError {
     pub(super) fn class(&self) -> &'static str {
         match self {
             Self::Locked { .. } => "locked",
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => "permission",
-                io::ErrorKind::ReadOnlyFilesystem => "read_only",
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk_full",
-                _ => "io",
-            },
+            Self::File { source, .. } => crate::outputs::disk_class(source.kind()),
             Self::Content { .. } => "content",
             Self::Slow { .. } => "slow",
         }

@@ -96,12 +96,7 @@ impl StoreError {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Locked { .. } => "locked",
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => "permission",
-                io::ErrorKind::ReadOnlyFilesystem => "read_only",
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk_full",
-                _ => "io",
-            },
+            Self::File { source, .. } => crate::outputs::disk_class(source.kind()),
             Self::Newer { .. } => "newer_schema",
             Self::Foreign { .. } => "foreign",
             Self::Content { .. } => "content",
