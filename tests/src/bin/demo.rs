@@ -133,7 +133,6 @@ fn run_simulated(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
     let environment = [(sim_nvml::STATE_DIR, scenario.dir())];
     let mut agent = Agent::start(dir, config(&docker, Some(library)), &environment)?;
     agent.wait_for_status("the three GPUs", |status| status.snapshot.gpus.len() == 3)?;
-    let from_us = sim_nvml::wall_us();
     println!("agent: running, pid {}", agent.pid());
     for workload in &WORKLOADS[1..] {
         containers.push(start(&mut docker, &job, &server, workload)?);
@@ -187,7 +186,7 @@ fn run_simulated(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
         println!("{line}");
     }
     println!("\ntrue GPU seconds beside the booked ones:");
-    compare(&truth, from_us..to_us, &report);
+    compare(&truth, to_us, &report);
     let ended = agent.stop()?;
     ensure!(ended.success(), "the agent ended with {ended}");
     Ok(())
@@ -283,14 +282,21 @@ struct Row {
     booked: f64,
 }
 
-fn compare(truth: &Truth, window_us: std::ops::Range<u64>, report: &StatusReport) {
+/// What jobs did until `to_us` beside what is booked, each GPU from where its book begins.
+fn compare(truth: &Truth, to_us: u64, report: &StatusReport) {
     let mut rows: BTreeMap<(String, u32), Row> = BTreeMap::new();
-    for job in truth.jobs(window_us.clone()) {
-        let name = job.label.unwrap_or_else(|| format!("pid {}", job.pid));
-        let sampled = truth.ring_ns(job.gpu, window_us.clone());
-        let row = rows.entry((name, job.gpu)).or_default();
-        row.real += seconds(job.busy_ns);
-        row.sampled += seconds(sampled.get(&job.pid).copied().unwrap_or(0));
+    let mut length = 0.0_f64;
+    for book in &report.snapshot.gpus {
+        let window_us = book.start.0 / 1_000..to_us;
+        length = length.max(seconds(to_us.saturating_sub(window_us.start) * 1_000));
+        let sampled = truth.ring_ns(book.gpu.index, window_us.clone());
+        let jobs = truth.jobs(window_us).into_iter();
+        for job in jobs.filter(|job| job.gpu == book.gpu.index) {
+            let name = job.label.unwrap_or_else(|| format!("pid {}", job.pid));
+            let row = rows.entry((name, job.gpu)).or_default();
+            row.real += seconds(job.busy_ns);
+            row.sampled += seconds(sampled.get(&job.pid).copied().unwrap_or(0));
+        }
     }
     let index_of = |uuid: &str| {
         let book = report
@@ -316,7 +322,6 @@ fn compare(truth: &Truth, window_us: std::ops::Range<u64>, report: &StatusReport
         "WHO", "GPU", "TRUE s", "SAMPLED s", "BOOKED s", "ERROR s", "2 SIGMA s"
     );
     for ((who, gpu), row) in rows {
-        let length = seconds((window_us.end - window_us.start) * 1_000);
         println!(
             "{who:<22} {gpu:>3} {:>9.3} {:>9.3} {:>9.3} {:>+9.3} {:>9.3}",
             row.real,
