@@ -263,7 +263,7 @@ impl Runtime {
                     Ok(answer) => self.on_answer(id, answer).await?,
                     Err(fault) => return Ok(fault),
                 },
-                id = receive(&mut self.seat.questions) => self.look_up(id),
+                id = receive(&mut self.seat.questions) => self.seat.look_up(&mut self.wanted, id),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // These two are awaited in place: without an answer the session is over anyway.
                 () = sleep_until(list_at) => {
@@ -384,7 +384,7 @@ impl Runtime {
                 self.note(id);
             } else if Facts::listed(&container).image().is_none() {
                 // The list has a digest only. Asked for alone, a container may have more.
-                self.want(id, false);
+                self.seat.want(&mut self.wanted, id, false);
             } else {
                 let sandbox = self.sandboxes.get(&container.pod_sandbox_id).cloned();
                 let facts = Facts::listed(&container);
@@ -436,7 +436,7 @@ impl Runtime {
                     let identity = facts.identity(&id, Some(sandbox), &self.seat.counters);
                     return self.found(identity).await;
                 }
-                self.want(id, false);
+                self.seat.want(&mut self.wanted, id, false);
             }
             ContainerEventType::ContainerStoppedEvent => {}
             ContainerEventType::ContainerDeletedEvent => {
@@ -526,22 +526,6 @@ impl Runtime {
                 id,
             }))
             .await
-    }
-
-    fn look_up(&mut self, id: Option<ContainerId>) {
-        match id {
-            Some(id) => match container_id(id.as_str()) {
-                Some(id) => self.want(id, true),
-                None => Counters::count(&self.seat.counters.lookups_refused),
-            },
-            None => self.seat.questions = None,
-        }
-    }
-
-    fn want(&mut self, id: ContainerId, asked: bool) {
-        if !self.wanted.want(id, asked, Instant::now()) {
-            Counters::count(&self.seat.counters.lookups_refused);
-        }
     }
 }
 

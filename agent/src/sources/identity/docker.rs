@@ -335,7 +335,7 @@ impl Daemon {
                     Ok(answer) => self.on_answer(id, answer).await?,
                     Err(fault) => return Ok(fault),
                 },
-                id = receive(&mut self.seat.questions) => self.look_up(id),
+                id = receive(&mut self.seat.questions) => self.seat.look_up(&mut self.wanted, id),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // Awaited in place: if there is no answer the session is over anyway.
                 _ = ping.tick() => {
@@ -469,7 +469,7 @@ impl Daemon {
                 .as_deref()
                 .is_none_or(|i| i.starts_with("sha256:"))
             {
-                self.want(id, false);
+                self.seat.want(&mut self.wanted, id, false);
                 continue;
             }
             let identity = summarised(&id, summary, &self.seat.counters);
@@ -505,9 +505,9 @@ impl Daemon {
                 {
                     self.found(identity).await?;
                 }
-                self.want(id, false);
+                self.seat.want(&mut self.wanted, id, false);
             }
-            "rename" => self.want(id, false),
+            "rename" => self.seat.want(&mut self.wanted, id, false),
             "destroy" | "remove" => {
                 // An answer that is still under way finds nobody who wants it.
                 self.wanted.forget(&id);
@@ -560,22 +560,6 @@ impl Daemon {
                 id,
             }))
             .await
-    }
-
-    fn look_up(&mut self, id: Option<ContainerId>) {
-        match id {
-            Some(id) => match container_id(id.as_str()) {
-                Some(id) => self.want(id, true),
-                None => Counters::count(&self.seat.counters.lookups_refused),
-            },
-            None => self.seat.questions = None,
-        }
-    }
-
-    fn want(&mut self, id: ContainerId, asked: bool) {
-        if !self.wanted.want(id, asked, Instant::now()) {
-            Counters::count(&self.seat.counters.lookups_refused);
-        }
     }
 }
 

@@ -25,10 +25,10 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::retry::{Backoff, Socket, every, io_class};
-use super::wanted::receive;
+use super::wanted::{Wanted, container_id, receive};
 use super::{Counters, clean};
 use crate::core::input::{Input, SourceHealth};
-use crate::core::model::{Clock, Nanos, SourceId, SourceState};
+use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState};
 
 /// How long a session has to last for the waits to begin anew: a server that hangs up after every
 /// list is not listed five times a second.
@@ -141,6 +141,26 @@ pub(super) struct Seat<Q> {
     state: Option<SourceState>,
     /// Whether a server has ever answered here.
     was_up: bool,
+}
+
+impl Seat<ContainerId> {
+    /// Takes a question of the core's, or that there will be no more.
+    pub(super) fn look_up(&mut self, wanted: &mut Wanted, id: Option<ContainerId>) {
+        match id {
+            Some(id) => match container_id(id.as_str()) {
+                Some(id) => self.want(wanted, id, true),
+                None => Counters::count(&self.counters.lookups_refused),
+            },
+            None => self.questions = None,
+        }
+    }
+
+    /// Puts a container in line, and counts it where the line is too long.
+    pub(super) fn want(&self, wanted: &mut Wanted, id: ContainerId, asked: bool) {
+        if !wanted.want(id, asked, Instant::now()) {
+            Counters::count(&self.counters.lookups_refused);
+        }
+    }
 }
 
 impl<Q> Seat<Q> {
