@@ -288,10 +288,7 @@ impl Accountant {
                 KernelEvent::Fork(event) => self.sight(&event, Sighting::Fork),
                 KernelEvent::Exec(event) => {
                     self.sight(&event, Sighting::Exec);
-                    let id = ProcessId {
-                        pid: event.pid,
-                        start: event.start.into(),
-                    };
+                    let id = event.id();
                     let mut held = false;
                     for holding in self.holdings.values_mut() {
                         held |= holding.executed(id, event.at);
@@ -303,10 +300,7 @@ impl Accountant {
                 KernelEvent::Attach(event) => self.sight(&event, Sighting::Attach),
                 KernelEvent::Exit(event) => {
                     // A process whose birth was lost is known by its death at least.
-                    let id = ProcessId {
-                        pid: event.pid,
-                        start: event.start.into(),
-                    };
+                    let id = event.id();
                     if self.processes.placement(id).is_none() {
                         self.sight(&event, Sighting::Scan);
                     }
@@ -316,10 +310,7 @@ impl Accountant {
                     // Wherever its birth went, it lives here now. Nothing is booked for it.
                     let process = &open.process;
                     self.sight(process, Sighting::Scan);
-                    let id = ProcessId {
-                        pid: process.pid,
-                        start: process.start.into(),
-                    };
+                    let id = process.id();
                     if self.settings.own_pid != Some(id.pid) {
                         self.opens.note(id, open.device, process.at);
                         self.follow(id);

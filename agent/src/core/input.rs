@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::amounts::{Engine, Engines, Millijoules};
 use super::model::{
-    BootTime, CgroupKey, ContainerId, DeviceNumber, GpuUuid, Nanos, Pid, PodUid, SourceId,
-    SourceState, StartTicks, UnobservedReason,
+    BootTime, CgroupKey, ContainerId, DeviceNumber, GpuUuid, Nanos, Pid, PodUid, ProcessId,
+    SourceId, SourceState, StartTicks, UnobservedReason,
 };
 
 /// One observation.
@@ -109,6 +109,17 @@ pub struct ProcessEvent {
     /// The cgroups it is in: cgroup v2's first, then those of the v1 controllers that the agent
     /// asked for. At least one.
     pub cgroups: CgroupSet,
+}
+
+impl ProcessEvent {
+    /// Which process it is about.
+    #[must_use]
+    pub fn id(&self) -> ProcessId {
+        ProcessId {
+            pid: self.pid,
+            start: self.start.into(),
+        }
+    }
 }
 
 /// The cgroups of one process that the eBPF object reports: at most one per hierarchy read.

@@ -32,6 +32,7 @@
 //! NVML's percents.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 
 use super::beat::{self, Beat, Samples};
 use super::credit::{Split, apportion, scale, split};
@@ -48,7 +49,7 @@ pub const CLOCK_STEP: Nanos = Nanos::from_millis(100);
 const ASSUMED_PERIOD: Nanos = Nanos(1_000_000_000 / 6);
 /// Spacings outside this range are no period of any product (1/6 s to 1 s by RM's headers), but
 /// pauses or junk.
-const PERIODS: std::ops::RangeInclusive<u64> = 10_000_000..=1_500_000_000;
+const PERIODS: RangeInclusive<u64> = 10_000_000..=1_500_000_000;
 /// Spacings of which the median is taken.
 const SPACINGS: usize = 64;
 /// Fewer samples than this are never a full ring (real ones hold 72 or more).
@@ -558,19 +559,18 @@ impl Windows {
             after: self.beat.count(newest_us, now_us)?,
         };
         let of_window = samples.of_window()?;
-        let since_end = |pid: u32| {
-            let rows = later.iter().filter(|row| row.pid == pid);
-            rows.filter(|row| row.is_possible() && row.at_us > newest_us)
-                .max()
-        };
+        let since_end = one_per_pid(later, &(newest_us.saturating_add(1)..=u64::MAX));
         let points = |row: &RawRow, of: &dyn Fn(&RawRow) -> u32| {
-            samples.points(of(row), since_end(row.pid).map_or(0, of))
+            samples.points(of(row), since_end.get(&row.pid).map_or(0, of))
         };
         let mut unsure = 0;
         let mut rows = Vec::with_capacity(valid.len());
         for row in valid {
             rows.push((Pid(row.pid), points(row, &|row| row.percent)));
-            unsure += samples.all + since_end(row.pid).map_or(0, |_| samples.after);
+            unsure += samples.all;
+            if since_end.contains_key(&row.pid) {
+                unsure += samples.after;
+            }
         }
         let (busy, split) = beat::split(
             walk.busy,
@@ -782,13 +782,7 @@ impl Windows {
     fn valid_rows(&mut self, raw: &[RawRow], end_us: u64) -> Vec<RawRow> {
         let tolerance_us = tolerance(self.period()).0 / 1000;
         let newer = self.cursor.wall_us.saturating_add(1)..=end_us.saturating_add(tolerance_us);
-        let mut kept = BTreeMap::<u32, RawRow>::new();
-        for row in raw {
-            if row.is_possible() && newer.contains(&row.at_us) {
-                let best = kept.entry(row.pid).or_insert(*row);
-                *best = (*best).max(*row);
-            }
-        }
+        let mut kept = one_per_pid(raw, &newer);
         let torn_engines = kept
             .values_mut()
             .map(|row| usize::from(row.engines.drop_impossible()))
@@ -864,6 +858,19 @@ impl Windows {
             self.spacings.push_back(spacing);
         }
     }
+}
+
+/// The rows of those times that can be somebody's, one per pid: the newest, of equally new ones the
+/// largest.
+fn one_per_pid(rows: &[RawRow], times: &RangeInclusive<u64>) -> BTreeMap<u32, RawRow> {
+    let mut kept = BTreeMap::<u32, RawRow>::new();
+    for row in rows {
+        if row.is_possible() && times.contains(&row.at_us) {
+            let best = kept.entry(row.pid).or_insert(*row);
+            *best = (*best).max(*row);
+        }
+    }
+    kept
 }
 
 /// The longest spacing that still counts whole.
