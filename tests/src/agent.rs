@@ -26,7 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The configuration's file, beside the socket.
 const FILE: &str = "gpuacct.toml";
 /// How often to look.
-const POLL: Duration = Duration::from_millis(50);
+pub(crate) const POLL: Duration = Duration::from_millis(50);
 /// The formats of `/metrics`, as a scraper asks for them.
 const FORMATS: [&str; 2] = ["text/plain", "application/openmetrics-text"];
 

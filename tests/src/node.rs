@@ -6,9 +6,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use gpuacct::config::{Config, Span};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::core::snapshot::ContainerAccount;
@@ -17,7 +17,7 @@ use sim_nvml::library::{self, Driver};
 use sim_nvml::{GpuSpec, STATE_DIR, Scenario, Server, Truth};
 use tempfile::TempDir;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, PATIENCE, POLL};
 use crate::docker::ContainerSpec;
 
 /// The driver's samples are this much apart, and show when they have been taken.
@@ -157,6 +157,25 @@ impl Node {
         let job = job.with_context(|| format!("no work called {label}"))?;
         let credited = truth.ring_ns(job.gpu, 0..u64::MAX);
         Ok(credited.get(&job.pid).copied().unwrap_or_default())
+    }
+
+    /// Waits until the driver's samples credited so much to the work of that name.
+    ///
+    /// # Errors
+    /// If that does not happen.
+    pub fn wait_for_credit(&self, label: &str, wanted_ns: u64) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let credited = self.credited_ns(label)?;
+            if credited >= wanted_ns {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{label} was credited {credited} ns of {wanted_ns}"
+            );
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Waits until the books have passed this moment and all that is in them is published. Nothing

@@ -525,8 +525,11 @@ fn work_that_ends_while_no_agent_runs_is_its_containers() {
         })
         .expect("they work");
 
-    // Dropped is killed. One goes on working for as long as it takes to end it.
+    // Dropped is killed. Both go on working until samples show it, and one ends then.
     drop(agent);
+    let seen = node.credited_ns("short").expect("it has worked");
+    node.wait_for_credit("short", seen + SECOND / 2)
+        .expect("it works");
     docker.remove(&short).expect("it is there");
     let mut agent = node.agent("agent", config).expect("it comes up");
     docker.remove(&long).expect("it is there");
