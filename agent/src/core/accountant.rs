@@ -1210,7 +1210,10 @@ impl Accountant {
             let (id, runtime_labels, own_name) = match owner {
                 Owner::Container(id) => (
                     id.clone(),
-                    self.directory.runtime_labels(id),
+                    self.directory
+                        .runtime_labels(id)
+                        .cloned()
+                        .unwrap_or_default(),
                     self.directory.own_name(id),
                 ),
                 Owner::Pod(_) | Owner::Host(_) => (ContainerId::from(NONE), Arc::default(), None),

@@ -198,11 +198,10 @@ impl Sharing {
         self.everyone.observe(at, everyone);
     }
 
-    /// Whether one of the latest lists has this pid as an MPS server.
-    #[must_use]
-    pub fn serves(&self, pid: Pid) -> bool {
-        let mut readings = self.servers.0.iter();
-        readings.any(|(_, servers)| servers.contains(&pid))
+    /// Whom one of the latest lists has as an MPS server.
+    pub fn servers(&self) -> impl Iterator<Item = Pid> + '_ {
+        let readings = self.servers.0.iter();
+        readings.flat_map(|(_, servers)| servers.iter().copied())
     }
 
     /// Who pays for what the driver names this pid for in `(from, to]`, if it is an MPS server.

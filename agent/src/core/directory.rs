@@ -652,12 +652,10 @@ impl Directory {
 
     /// All labels that the container's runtime gave.
     #[must_use]
-    pub fn runtime_labels(&self, id: &ContainerId) -> Labels {
-        let entry = self.entries.get(id);
-        entry
-            .and_then(|entry| entry.winner().or_else(|| entry.found().next()))
-            .map(|known| Arc::clone(known.labels))
-            .unwrap_or_default()
+    pub fn runtime_labels(&self, id: &ContainerId) -> Option<&Labels> {
+        let entry = self.entries.get(id)?;
+        let known = entry.winner().or_else(|| entry.found().next())?;
+        Some(known.labels)
     }
 
     /// The runtime's own name for a container, from those who tell it: over CRI it is Kubernetes'.
@@ -1084,7 +1082,7 @@ mod tests {
             &"/here".into(),
             BootTime(2),
         );
-        let labels = directory.runtime_labels(&id());
+        let labels = directory.runtime_labels(&id()).unwrap();
         assert_eq!(labels.get("team").map(|team| &**team), Some("a"));
     }
 

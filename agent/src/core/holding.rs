@@ -113,10 +113,9 @@ impl Holding {
         }
     }
 
-    /// Who paid last for a process that has been named and lives.
-    #[must_use]
-    pub fn payer(&self, process: ProcessId) -> Option<&Owner> {
-        self.known.get(&process)
+    /// Who paid last for each process that has been named and lives.
+    pub fn payers(&self) -> impl Iterator<Item = (ProcessId, &Owner)> {
+        self.known.iter().map(|(process, owner)| (*process, owner))
     }
 
     /// A list before the first one here has named this process, and `owner` paid for it.

@@ -18,7 +18,9 @@
 
 mod processes;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::accountant::{Accountant, NamespaceBook, Payer, Settings, no_names};
@@ -72,11 +74,11 @@ impl PayerKind {
     }
 }
 
-fn payer(owner: &Owner) -> (PayerKind, Arc<str>) {
+const fn payer_of(owner: &Owner) -> (PayerKind, &Arc<str>) {
     match owner {
-        Owner::Container(ContainerId(id)) => (PayerKind::Container, Arc::clone(id)),
-        Owner::Pod(PodUid(uid)) => (PayerKind::Pod, Arc::clone(uid)),
-        Owner::Host(HostUnit(unit)) => (PayerKind::Host, Arc::clone(unit)),
+        Owner::Container(ContainerId(id)) => (PayerKind::Container, id),
+        Owner::Pod(PodUid(uid)) => (PayerKind::Pod, uid),
+        Owner::Host(HostUnit(unit)) => (PayerKind::Host, unit),
     }
 }
 
@@ -377,24 +379,31 @@ impl Keeper {
         self.closed.drain(..closed.min(self.closed.len()));
     }
 
-    /// Whether `account` is news, which it then is no more.
+    /// What of an account is news, which it then is no more.
     fn account(
         &mut self,
-        account: KeptAccount,
+        account: &AccountView<'_>,
         totals: KeptTotals,
     ) -> (Option<KeptAccount>, Option<KeptTotals>) {
-        let Some((known, known_totals)) = self.accounts.get_mut(&account.number) else {
-            let both = (account.clone(), totals);
-            self.accounts.insert(account.number, both);
-            return (Some(account), Some(totals));
-        };
-        let changed = (*known != account).then(|| {
-            known.clone_from(&account);
-            account
-        });
-        let changed_totals = (*known_totals != totals).then_some(totals);
-        *known_totals = totals;
-        (changed, changed_totals)
+        match self.accounts.entry(account.number) {
+            Entry::Vacant(place) => {
+                let kept = account.copied();
+                place.insert((kept.clone(), totals));
+                (Some(kept), Some(totals))
+            }
+            Entry::Occupied(mut place) => {
+                let (known, known_totals) = place.get_mut();
+                let is_known = account.is(known);
+                debug_assert_eq!(is_known, account.copied() == *known, "compared as copied");
+                let changed = (!is_known).then(|| {
+                    *known = account.copied();
+                    known.clone()
+                });
+                let changed_totals = (*known_totals != totals).then_some(totals);
+                *known_totals = totals;
+                (changed, changed_totals)
+            }
+        }
     }
 
     /// Likewise.
@@ -453,37 +462,178 @@ fn kept_book(book: &Book) -> KeptBook {
     }
 }
 
+/// A series as it is handed over, where it is: most have not changed, and are not copied.
+#[derive(Clone, Copy)]
+struct SeriesView<'a> {
+    series: &'a Series,
+    follows: bool,
+}
+
+impl SeriesView<'_> {
+    fn changed(&self) -> BootTime {
+        let gate = &self.series.gate;
+        if self.follows {
+            gate.shown
+        } else {
+            gate.changed
+        }
+    }
+
+    fn shows(&self) -> Amounts {
+        if self.follows {
+            Amounts::ZERO
+        } else {
+            self.series.gate.visible
+        }
+    }
+
+    /// Whether that is what was kept.
+    fn is(&self, kept: &KeptSeries) -> bool {
+        let KeptSeries {
+            labels,
+            start,
+            shown,
+            changed,
+            follows,
+            shows,
+        } = kept;
+        let gate = &self.series.gate;
+        self.follows == *follows
+            && gate.start == *start
+            && gate.shown == *shown
+            && self.changed() == *changed
+            && self.shows() == *shows
+            && self.series.labels == *labels
+    }
+
+    fn copied(&self) -> KeptSeries {
+        let gate = &self.series.gate;
+        KeptSeries {
+            labels: self.series.labels.clone(),
+            start: gate.start,
+            shown: gate.shown,
+            changed: self.changed(),
+            follows: self.follows,
+            shows: self.shows(),
+        }
+    }
+
+    fn option_is(view: Option<Self>, kept: Option<&KeptSeries>) -> bool {
+        match (view, kept) {
+            (None, None) => true,
+            (Some(view), Some(kept)) => view.is(kept),
+            _ => false,
+        }
+    }
+}
+
+/// What of an account changes rarely, where it is: see [`KeptAccount`].
+struct AccountView<'a> {
+    number: u32,
+    gpu: &'a GpuUuid,
+    mig: Option<&'a MigInfo>,
+    owner: &'a Owner,
+    labels: Cow<'a, ContainerLabels>,
+    /// Absent for the host, where nobody tells an image.
+    image: Option<&'a Arc<str>>,
+    runtime: Option<&'a Arc<str>>,
+    attribution: Option<Attribution>,
+    /// Absent where nobody told any.
+    runtime_labels: Option<&'a Labels>,
+    opened: WallTime,
+    held_since: BootTime,
+    ended: Option<BootTime>,
+    id_only: Option<SeriesView<'a>>,
+    named: Option<SeriesView<'a>>,
+}
+
+impl AccountView<'_> {
+    const fn fed(&self) -> bool {
+        matches!(self.attribution, Some(Attribution::Named { .. }))
+    }
+
+    /// Whether that is what was kept.
+    fn is(&self, known: &KeptAccount) -> bool {
+        let KeptAccount {
+            number,
+            gpu,
+            mig,
+            kind,
+            payer,
+            labels,
+            image,
+            runtime,
+            attribution,
+            runtime_labels,
+            opened,
+            held_since,
+            ended,
+            fed,
+            id_only,
+            named,
+        } = known;
+        let text_is = |text: Option<&Arc<str>>, kept: &Arc<str>| match text {
+            Some(text) => text == kept,
+            None => **kept == *NONE,
+        };
+        let labels_are = match self.runtime_labels {
+            Some(told) => told == runtime_labels,
+            None => runtime_labels.is_empty(),
+        };
+        self.number == *number
+            && self.opened == *opened
+            && self.held_since == *held_since
+            && self.ended == *ended
+            && self.fed() == *fed
+            && self.attribution == *attribution
+            && payer_of(self.owner) == (*kind, payer)
+            && self.gpu == gpu
+            && self.mig == mig.as_ref()
+            && *self.labels == *labels
+            && text_is(self.image, image)
+            && text_is(self.runtime, runtime)
+            && labels_are
+            && SeriesView::option_is(self.id_only, id_only.as_ref())
+            && SeriesView::option_is(self.named, named.as_ref())
+    }
+
+    fn copied(&self) -> KeptAccount {
+        let text = |text: Option<&Arc<str>>| text.map_or_else(|| NONE.into(), Arc::clone);
+        let (kind, payer) = payer_of(self.owner);
+        KeptAccount {
+            number: self.number,
+            gpu: self.gpu.clone(),
+            mig: self.mig.cloned(),
+            kind,
+            payer: Arc::clone(payer),
+            labels: self.labels.as_ref().clone(),
+            image: text(self.image),
+            runtime: text(self.runtime),
+            attribution: self.attribution,
+            runtime_labels: self.runtime_labels.map(Arc::clone).unwrap_or_default(),
+            opened: self.opened,
+            held_since: self.held_since,
+            ended: self.ended,
+            fed: self.fed(),
+            id_only: self.id_only.as_ref().map(SeriesView::copied),
+            named: self.named.as_ref().map(SeriesView::copied),
+        }
+    }
+}
+
 /// An account's series and totals as they are handed over.
-fn kept_parts(account: &Account) -> ([Option<KeptSeries>; 2], KeptTotals) {
+fn kept_parts(account: &Account) -> ([Option<SeriesView<'_>>; 2], KeptTotals) {
     let frozen = account.id_only.as_ref().filter(|_| account.named.is_some());
     let current = account.named.as_ref().or(account.id_only.as_ref());
     let elsewhere = frozen.map_or(Amounts::ZERO, |series| series.gate.visible);
     let follows =
         current.is_some_and(|series| series.gate.visible == account.amounts.minus(elsewhere));
-    let kept = |series: &Series, is_current: bool| {
-        let follows = follows && is_current;
-        KeptSeries {
-            labels: series.labels.clone(),
-            start: series.gate.start,
-            shown: series.gate.shown,
-            changed: if follows {
-                series.gate.shown
-            } else {
-                series.gate.changed
-            },
-            follows,
-            shows: if follows {
-                Amounts::ZERO
-            } else {
-                series.gate.visible
-            },
-        }
-    };
-    let id_only = account.id_only.as_ref();
-    let series = [
-        id_only.map(|series| kept(series, account.named.is_none())),
-        account.named.as_ref().map(|series| kept(series, true)),
-    ];
+    let id_only = account.id_only.as_ref().map(|series| SeriesView {
+        series,
+        follows: follows && account.named.is_none(),
+    });
+    let named = account.named.as_ref();
+    let named = named.map(|series| SeriesView { series, follows });
     let totals = KeptTotals {
         number: account.number,
         amounts: account.amounts,
@@ -495,7 +645,7 @@ fn kept_parts(account: &Account) -> ([Option<KeptSeries>; 2], KeptTotals) {
             .filter(|_| follows)
             .map_or(BootTime::default(), |series| series.gate.changed),
     };
-    (series, totals)
+    ([id_only, named], totals)
 }
 
 /// A series as it was. What was shown at 0 is shown so anew from `now` on: while the agent was away
@@ -633,10 +783,10 @@ impl Accountant {
             changes.times.extend(times);
         }
         for ((book, owner), account) in self.ledger.accounts() {
-            let Some((account, totals)) = self.kept_account(*book, owner, account) else {
+            let Some((account, totals)) = self.account_view(*book, owner, account) else {
                 continue;
             };
-            let (account, totals) = keeper.account(account, totals);
+            let (account, totals) = keeper.account(&account, totals);
             changes.accounts.extend(account);
             changes.totals.extend(totals);
         }
@@ -665,49 +815,39 @@ impl Accountant {
 
     /// An account as it is handed over; nothing while its payer has not been looked at, which the
     /// next commit does.
-    fn kept_account(
-        &self,
+    fn account_view<'a>(
+        &'a self,
         book: usize,
-        owner: &Owner,
-        account: &Account,
-    ) -> Option<(KeptAccount, KeptTotals)> {
+        owner: &'a Owner,
+        account: &'a Account,
+    ) -> Option<(AccountView<'a>, KeptTotals)> {
         let ([id_only, named], totals) = kept_parts(account);
-        let (kind, payer) = payer(owner);
         let known = self.payers.get(owner);
-        let none = || Arc::<str>::from(NONE);
-        let (labels, image, runtime) = match (known, owner) {
-            (Some(known), _) => (
-                known.labels.clone(),
-                Arc::clone(&known.image),
-                Arc::clone(&known.runtime),
-            ),
-            (None, Owner::Host(_)) => (no_names(owner), none(), none()),
+        let labels = match (known, owner) {
+            (Some(known), _) => Cow::Borrowed(&known.labels),
+            (None, Owner::Host(_)) => Cow::Owned(no_names(owner)),
             (None, _) => return None,
         };
-        let runtime_labels = match owner {
-            Owner::Container(id) => self.directory.runtime_labels(id),
-            Owner::Pod(_) | Owner::Host(_) => Labels::default(),
-        };
-        let attribution = known.map(|known| known.attribution);
-        let kept = KeptAccount {
+        let view = AccountView {
             number: account.number,
-            gpu: self.ledger.books()[book].gpu.uuid.clone(),
-            mig: account.mig.clone(),
-            kind,
-            payer,
+            gpu: &self.ledger.books()[book].gpu.uuid,
+            mig: account.mig.as_ref(),
+            owner,
             labels,
-            image,
-            runtime,
-            attribution,
-            runtime_labels,
+            image: known.map(|known| &known.image),
+            runtime: known.map(|known| &known.runtime),
+            attribution: known.map(|known| known.attribution),
+            runtime_labels: match owner {
+                Owner::Container(id) => self.directory.runtime_labels(id),
+                Owner::Pod(_) | Owner::Host(_) => None,
+            },
             opened: account.opened,
             held_since: known.map_or(BootTime::default(), |known| known.held_since),
             ended: account.ended,
-            fed: matches!(attribution, Some(Attribution::Named { .. })),
             id_only,
             named,
         };
-        Some((kept, totals))
+        Some((view, totals))
     }
 
     /// The end of each GPU's last window that is booked.
@@ -725,10 +865,10 @@ impl Accountant {
             return;
         };
         for ((book, owner), account) in closed {
-            if let Some((account, totals)) = self.kept_account(*book, owner, account) {
+            if let Some((account, totals)) = self.account_view(*book, owner, account) {
                 keeper.close(ClosedAccount {
                     at,
-                    account,
+                    account: account.copied(),
                     totals,
                 });
             }

@@ -19,11 +19,12 @@
 //! as well, which takes a whole round of the pids: what is not confirmed is believed for
 //! [`BELIEVED_FOR`] after the last commit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Keeper, State};
 use crate::core::accountant::{Accountant, Settings};
+use crate::core::attribute::Sharing;
 use crate::core::holding::Holding;
 use crate::core::model::{BootTime, Clock, Nanos, Pid, ProcessId, StartTicks};
 use crate::core::placement::{Owner, PlacementId};
@@ -75,6 +76,17 @@ impl KeptProcess {
 struct HandedOver {
     facts: Facts,
     accounts: Vec<u32>,
+}
+
+/// On which accounts processes are counted as started: by number, in the order of the processes.
+struct Paid(Vec<(ProcessId, u32)>);
+
+impl Paid {
+    fn of(&self, process: ProcessId) -> &[(ProcessId, u32)] {
+        let from = self.0.partition_point(|(of, _)| *of < process);
+        let count = self.0[from..].partition_point(|(of, _)| *of == process);
+        &self.0[from..from + count]
+    }
 }
 
 /// The processes that are followed.
@@ -154,6 +166,8 @@ impl Accountant {
         for facts in reused {
             keeper.followed.follow(facts.process);
         }
+        let servers: BTreeSet<Pid> = self.sharing.values().flat_map(Sharing::servers).collect();
+        let paid = self.accounts_paid();
         let mut changed = Vec::new();
         let mut gone = std::mem::take(&mut keeper.followed.gone);
         let books = self.ledger.books().iter();
@@ -166,25 +180,30 @@ impl Accountant {
             let Some(facts) = self.processes.facts_of(*process) else {
                 continue;
             };
-            let now = HandedOver {
-                facts,
-                accounts: match facts.exit {
-                    None => self.accounts_of(*process),
-                    Some(_) => Vec::new(),
-                },
+            let accounts = match facts.exit {
+                None => paid.of(*process),
+                Some(_) => &[],
             };
-            let is_news = handed_over.as_ref() != Some(&now);
-            let kept = if !self.is_to_be_kept(&facts) {
+            let is_news = handed_over.as_ref().is_none_or(|known| {
+                let accounts = accounts.iter().map(|(_, number)| number);
+                known.facts != facts || !known.accounts.iter().eq(accounts)
+            });
+            let is_server = servers.contains(&process.pid);
+            let kept = if is_server || !self.is_to_be_kept(&facts) {
                 None
             } else if is_news {
-                self.kept_process(&now, unbooked)
+                let accounts = accounts.iter().map(|(_, number)| *number).collect();
+                self.kept_process(&facts, accounts, unbooked)
             } else {
                 continue;
             };
             match kept {
                 Some(kept) => {
+                    *handed_over = Some(HandedOver {
+                        facts,
+                        accounts: kept.accounts.clone(),
+                    });
                     changed.push(kept);
-                    *handed_over = Some(now);
                 }
                 None => gone.extend(handed_over.take().map(|_| *process)),
             }
@@ -192,32 +211,39 @@ impl Accountant {
         (changed, gone)
     }
 
-    /// The accounts on which a process is counted as started.
-    fn accounts_of(&self, process: ProcessId) -> Vec<u32> {
-        let books = 0..self.ledger.books().len();
-        let paid = books.filter_map(|book| {
-            let owner = self.holdings.get(&book)?.payer(process)?;
-            Some(self.ledger.account(book, owner)?.number)
-        });
-        paid.collect()
+    /// On which accounts whose processes are counted as started.
+    fn accounts_paid(&self) -> Paid {
+        let mut paid = Vec::new();
+        for book in 0..self.ledger.books().len() {
+            let known = self.holdings.get(&book).into_iter();
+            paid.extend(
+                known
+                    .flat_map(Holding::payers)
+                    .filter_map(|(process, owner)| {
+                        Some((process, self.ledger.account(book, owner)?.number))
+                    }),
+            );
+        }
+        // Stable: those of one process stay in the order of the books.
+        paid.sort_by_key(|(process, _)| *process);
+        Paid(paid)
     }
 
     /// Whether somebody who knows no more of a process than where it is knows who pays for it.
     fn is_to_be_kept(&mut self, facts: &Facts) -> bool {
-        let pid = facts.process.pid;
-        let is_server = self.sharing.values().any(|sharing| sharing.serves(pid));
         let mut places = std::iter::once(facts.placement).chain(facts.previous);
         let placements = &mut self.placements;
-        !is_server
-            && places.all(|place| {
-                placements.owner(place).is_some() && placements.refusal(place).is_none()
-            })
+        places.all(|place| placements.owner(place).is_some() && placements.refusal(place).is_none())
     }
 
     /// A process as it is handed over. Where it was before is told if that counts in windows from
     /// `unbooked` on.
-    fn kept_process(&self, known: &HandedOver, unbooked: BootTime) -> Option<KeptProcess> {
-        let facts = &known.facts;
+    fn kept_process(
+        &self,
+        facts: &Facts,
+        accounts: Vec<u32>,
+        unbooked: BootTime,
+    ) -> Option<KeptProcess> {
         let pid = facts.process.pid;
         let holders = self.processes.holders(pid, unbooked, BootTime::MAX);
         let mut holders = holders.iter();
@@ -240,7 +266,7 @@ impl Accountant {
             exit_reported: facts.exit_reported,
             cgroups: self.paths_of(facts.placement)?,
             moved,
-            accounts: known.accounts.clone(),
+            accounts,
         })
     }
 
