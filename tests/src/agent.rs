@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use gpuacct::config::Config;
 use gpuacct::core::snapshot::Explanation;
 use gpuacct::outputs::socket::StatusReport;
@@ -92,9 +92,6 @@ impl Agent {
             log,
         };
         agent.wait_for("it to publish", |agent| {
-            if let Some(status) = agent.child.try_wait()? {
-                bail!("it ended with {status}");
-            }
             Ok(agent.get("/readyz").is_ok_and(|(code, _)| code == 200))
         })?;
         Ok(agent)
@@ -182,13 +179,26 @@ impl Agent {
     /// # Errors
     /// If it does, naming the line, or there is no answer.
     pub fn check_exposition(&self) -> Result<()> {
-        let url = format!("http://{}/metrics", self.address());
-        for format in FORMATS {
-            let (code, text) = get(&url, format)?;
-            ensure!(code == 200, "{url} answers {code}");
+        let url = self.metrics();
+        for (format, text) in self.expositions()? {
             exposition::check(&text).with_context(|| format!("{url} as {format}"))?;
         }
         Ok(())
+    }
+
+    /// What is published now, in each format.
+    fn expositions(&self) -> Result<Vec<(&'static str, String)>> {
+        let url = self.metrics();
+        let texts = FORMATS.into_iter().map(|format| {
+            let (code, text) = get(&url, format)?;
+            ensure!(code == 200, "{url} answers {code}");
+            Ok((format, text))
+        });
+        texts.collect()
+    }
+
+    fn metrics(&self) -> String {
+        format!("http://{}/metrics", self.address())
     }
 
     /// A GET on its HTTP port: code and body.
@@ -215,11 +225,12 @@ impl Agent {
         Ok(lines.map(str::to_owned).collect())
     }
 
-    /// Looks until `holds` says so. What is published then keeps its promise.
+    /// Looks until `holds` says so. What is published then keeps its promise. A look that fails is
+    /// made again: on a busy machine an answer can take longer than whoever asks will wait.
     ///
     /// # Errors
-    /// If it does not within [`PATIENCE`], a look fails, or the exposition is not as it should be;
-    /// the message has the end of the log.
+    /// If it does not within [`PATIENCE`], the agent has ended, or the exposition is not as it should
+    /// be; the message has the end of the log.
     pub fn wait_for(
         &mut self,
         what: &str,
@@ -227,21 +238,33 @@ impl Agent {
     ) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let held = holds(self).and_then(|held| {
-                if held {
-                    self.check_exposition()?;
+            let published = match holds(self) {
+                Ok(true) => Some(self.expositions()),
+                Ok(false) => None,
+                Err(error) => Some(Err(error)),
+            };
+            let failure = match published {
+                Some(Ok(texts)) => {
+                    return texts.iter().try_for_each(|(format, text)| {
+                        exposition::check(text)
+                            .with_context(|| format!("as {format}, once there was {what}"))
+                    });
                 }
-                Ok(held)
-            });
-            match held {
-                Ok(true) => return Ok(()),
-                Ok(false) if Instant::now() < deadline => std::thread::sleep(POLL),
-                Ok(false) => bail!("waited in vain for {what}; {}", self.log_end()),
-                Err(error) => {
-                    let end = self.log_end();
-                    return Err(error.context(format!("while waiting for {what}; {end}")));
-                }
+                Some(Err(error)) => Some(error),
+                None => None,
+            };
+            let ended = self.child.try_wait()?;
+            if ended.is_none() && Instant::now() < deadline {
+                std::thread::sleep(POLL);
+                continue;
             }
+            let ended =
+                ended.map_or_else(String::new, |status| format!("it ended with {status}; "));
+            let said = format!("waited in vain for {what}; {ended}{}", self.log_end());
+            return Err(match failure {
+                Some(error) => error.context(said),
+                None => anyhow!(said),
+            });
         }
     }
 

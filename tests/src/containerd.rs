@@ -379,6 +379,7 @@ state = "{shown}/state"
             config: Some(config),
             sandbox_config: Some(pod.config.clone()),
         };
+        let _held = Cgroups::hold()?;
         self.call(async |mut client| {
             let container_id = client
                 .create_container(create)

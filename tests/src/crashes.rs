@@ -51,7 +51,7 @@ const LIFE_MILLIS: u64 = 3_000;
 /// The driver's samples show when they have been taken.
 const SAMPLES: u64 = 1_000_000_000;
 /// A receiver that has been silent for so long has everything.
-const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(8);
 
 /// Who receives OTLP.
 #[derive(Clone, Debug)]
@@ -210,7 +210,10 @@ pub fn run(receiver: Receiver, plan: Plan, is_told_to_end: &dyn Fn() -> bool) ->
     let receiving = Receiving::start(receiver, node.dir())?;
     let mut config = node.config();
     config.docker.sockets = vec![docker.socket()];
-    config.publish.zero_for = Span(Duration::from_secs(2));
+    // Long enough for a scrape even where several fail. Series that begin anew do so often: there it
+    // is short, or nothing would be seen to grow.
+    let zero_for = if plan.read_only == 0 { 5 } else { 2 };
+    config.publish.zero_for = Span(Duration::from_secs(zero_for));
     config.prometheus.listen = free_address()?;
     config.store.path = node.dir().join("store");
     config.otlp.endpoint = Some(receiving.url());
@@ -293,8 +296,7 @@ fn settle(
     for (at, (family, _)) in FAMILIES.iter().enumerate() {
         let wanted = shown(&snapshot, at);
         prometheus.wait_for(family, PATIENCE, |found| sum(found) == wanted)?;
-        let last = prometheus.query(&format!("max(timestamp({family}))"))?;
-        let last = last.first().context("it has been scraped")?.value;
+        let last = prometheus.last_scrape(family, PATIENCE)?;
         // A series that has been away for a while would be taken to have stopped.
         let growth = format!("increase({family}[12h])");
         scraped[at] = sum(&prometheus.query_at(&growth, last)?);
@@ -384,10 +386,11 @@ pub fn received(messages: &Received, family: &str) -> u64 {
 pub fn gaps(messages: &Received, family: &str) -> Result<Vec<Gap>> {
     let mut ends = BTreeMap::new();
     let mut gaps = Vec::new();
-    for point in messages.points() {
-        if point.name != family {
-            continue;
-        }
+    let mut points = messages.points();
+    points.retain(|point| point.name == family);
+    // Two exports under way at once may arrive in either order.
+    points.sort_by_key(|point| point.time_unix_nanos);
+    for point in points {
         let before = ends.insert(point.attributes.clone(), point.time_unix_nanos);
         let (from, to) = (before.unwrap_or(0), point.start_unix_nanos);
         ensure!(from <= to, "twice, from {to} to {from}: {point:?}");

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 /// How long it may take to come up. Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take to go after SIGTERM.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(60);
 /// How often to look whether it is up.
 const POLL: Duration = Duration::from_millis(20);
 /// Lines of its log that go into a message.

@@ -15,7 +15,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use rustix::thread::{CapabilitySet, capabilities};
 
 mod version;
@@ -109,6 +111,23 @@ pub struct Container {
     pub id: String,
     /// Its first process, in the initial pid namespace.
     pub pid: u32,
+}
+
+impl Container {
+    /// Kills its first process, and with it the others, and waits for its end. The daemon hears of it
+    /// when it does.
+    ///
+    /// # Errors
+    /// If it has ended before.
+    pub fn kill(&self) -> Result<()> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let pid = pid.context("a pid is a positive number")?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).context("it has ended")?;
+        pidfd_send_signal(&process, Signal::KILL).context("cannot kill it")?;
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        while poll(&mut ended, None) == Err(Errno::INTR) {}
+        Ok(())
+    }
 }
 
 /// What to run.
@@ -711,6 +730,12 @@ impl Cgroups {
     pub(crate) fn expect(&mut self, parent: Option<&str>) -> Result<File> {
         let first = parent.and_then(|parent| parent.split('/').find(|part| !part.is_empty()));
         self.parents.extend(first.map(str::to_owned));
+        Self::hold()
+    }
+
+    /// Keeps empty cgroups from being removed until the returned lock is dropped: a runtime makes one
+    /// and then puts a process into it.
+    pub(crate) fn hold() -> Result<File> {
         let lock = Self::lock()?;
         lock.lock_shared().context("cannot lock the cgroups")?;
         Ok(lock)

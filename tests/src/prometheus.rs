@@ -126,6 +126,17 @@ impl Prometheus {
         self.ask(&[("query", promql), ("time", &time_seconds.to_string())])
     }
 
+    /// When a series of these was last scraped, in seconds. Waits for a scrape that succeeds: after
+    /// one that failed there is no such series for a while.
+    ///
+    /// # Errors
+    /// As [`Prometheus::wait_for`].
+    pub fn last_scrape(&self, series: &str, bound: Duration) -> Result<f64> {
+        let last = format!("max(timestamp({series}))");
+        let found = self.wait_for(&last, bound, |found| !found.is_empty())?;
+        Ok(found[0].value)
+    }
+
     /// Asks at every scrape until the answer pleases, and returns that.
     ///
     /// # Errors
@@ -139,9 +150,11 @@ impl Prometheus {
     ) -> Result<Vec<Sample>> {
         let deadline = Instant::now() + bound;
         loop {
-            let answer = self.query(promql)?;
-            if pleases(&answer) {
-                return Ok(answer);
+            let answer = self.query(promql);
+            if let Ok(answer) = &answer
+                && pleases(answer)
+            {
+                return Ok(answer.clone());
             }
             if Instant::now() >= deadline {
                 bail!(

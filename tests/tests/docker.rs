@@ -303,8 +303,8 @@ async fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
     source.health("absent").await;
 
     let mut daemon = Dockerd::start(options).unwrap();
-    let first = daemon.run(&trainer("first")).unwrap();
     source.health("up").await;
+    let first = daemon.run(&trainer("first")).unwrap();
     check_trainer(&source.found(&first).await, "first");
 
     // Killed: the socket stays and refuses. What is looked up meanwhile is on the list afterwards.
@@ -316,8 +316,8 @@ async fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
     );
     source.look_up(&first.id).await;
     daemon.start_again().unwrap();
-    let second = daemon.run(&trainer("second")).unwrap();
     source.health("up").await;
+    let second = daemon.run(&trainer("second")).unwrap();
     check_trainer(&source.found(&second).await, "second");
     source.look_up(&first.id).await;
     check_trainer(&source.found(&first).await, "first");

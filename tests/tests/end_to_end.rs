@@ -111,7 +111,9 @@ impl Node {
 
     fn agent(&self, configure: impl FnOnce(&mut Config)) -> Agent {
         let mut config = Config::default();
-        config.publish.grace = Span(Duration::from_secs(3));
+        // Everybody here gets a name, however long a busy machine's dockerd takes.
+        config.publish.grace = Span(Duration::from_secs(30));
+        config.publish.keep_for = Span(Duration::from_secs(3_600));
         config.publish.zero_for = Span(ZERO_FOR);
         config.docker.sockets = vec![self.docker.socket()];
         config.gpu.library = Some(self.library.clone());
@@ -417,7 +419,10 @@ fn books(received: &Received) -> impl Iterator<Item = Point> {
 /// A counter that has been seen never falls, and never changes its start.
 fn assert_counters_only_grow(received: &Received) {
     let mut last: BTreeMap<(String, Labels), Point> = BTreeMap::new();
-    for point in books(received) {
+    // Two exports under way at once may arrive in either order.
+    let mut points: Vec<Point> = books(received).collect();
+    points.sort_by_key(|point| point.time_unix_nanos);
+    for point in points {
         let Kind::Sum {
             is_monotonic,
             temporality,
@@ -479,9 +484,14 @@ fn scraped_and_pushed(protocol: OtlpProtocol) -> Result<()> {
             .host_series
             .iter()
             .any(|series| series.amounts.busy.0 > SECOND / 2);
+        let is_listed = |pod| {
+            account(status, pod).is_some_and(|of| {
+                of.amounts.held > Nanos::ZERO && of.amounts.memory.0 > 0 && of.memory_peak > Some(0)
+            })
+        };
         host && ["train-0", "chat-0"]
-            .iter()
-            .all(|pod| busy(status, pod) > SECOND)
+            .into_iter()
+            .all(|pod| busy(status, pod) > SECOND && is_listed(pod))
     })?;
     node.remove(&early);
     node.remove(&late);
@@ -531,11 +541,16 @@ fn scraped_and_pushed(protocol: OtlpProtocol) -> Result<()> {
     let (code, text) = agent.get("/metrics")?;
     assert_eq!(code, 200);
     promtool_check(&text)?;
-    let pushed_families: BTreeSet<String> = books(&received)
-        .map(|point| prometheus_name(&point))
-        .collect();
     let scraped = families(&text);
-    assert_eq!(scraped.difference(&pushed_families).next(), None);
+    let pushed = |received: &Received| -> BTreeSet<String> {
+        let points = books(received);
+        points.map(|point| prometheus_name(&point)).collect()
+    };
+    // What has been scraped since the last export comes with the next.
+    rotel.wait_for("every family that is scraped", PATIENCE, |received| {
+        scraped.is_subset(&pushed(received))
+    })?;
+    let pushed_families = pushed(&rotel.received());
     // What was pushed once stays received; a gauge whose processes have ended is scraped no more.
     let mut gone = pushed_families.difference(&scraped);
     assert_eq!(gone.find(|family| family.ends_with("_total")), None);
@@ -571,6 +586,12 @@ fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
     let mut agent = node.agent(|_| {});
     let prometheus =
         Prometheus::start(node.dir.path(), &[agent.address()], SCRAPE_INTERVAL).unwrap();
+    // It is ready seconds before it scrapes, and a zero that it has not seen is no start.
+    prometheus
+        .wait_for("up", PATIENCE, |found| {
+            found.iter().any(|up| up.value > 0.0)
+        })
+        .unwrap();
     for job in 0..JOBS {
         let work = Work::new(NAMES, &format!("job-{job}"), job % GPUS, "1");
         node.run(&Work {
@@ -578,6 +599,14 @@ fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
             ..work
         });
     }
+    let ended = || {
+        let jobs = node.truth().jobs(0..u64::MAX);
+        jobs.iter().filter(|job| job.to_us.is_some()).count()
+    };
+    // A container is started a moment before its program runs.
+    agent
+        .wait_for("every job to have ended", |_| Ok(ended() == JOBS as usize))
+        .unwrap();
     let report = node.settle(&mut agent);
 
     // Each has been seen: 300 ms are longer than a sample's 1/6 s.
@@ -618,11 +647,9 @@ fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
         .wait_for(NAMESPACE, PATIENCE, |found| scraped(found) == wanted)
         .unwrap();
     // From a series' first sample, which is 0, to its last one, nothing is extrapolated.
-    let last = prometheus
-        .query(&format!("max(timestamp({NAMESPACE}))"))
-        .unwrap();
+    let last = prometheus.last_scrape(NAMESPACE, PATIENCE).unwrap();
     let growth = prometheus
-        .query_at(&format!("increase({NAMESPACE}[1h])"), last[0].value)
+        .query_at(&format!("increase({NAMESPACE}[1h])"), last)
         .unwrap();
     assert_eq!(scraped(&growth), wanted);
 }

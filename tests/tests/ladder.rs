@@ -83,6 +83,8 @@ impl Node {
         config.publish.zero_for = Span(Duration::from_secs(1));
         config.gpu.library = Some(self.library.clone());
         config.docker.sockets = vec![self.docker.socket()];
+        config.cri.sockets = vec![nowhere.join("cri.sock")];
+        config.pod_resources.socket = nowhere.join("kubelet.sock");
         config.bundle.containerd = vec![nowhere.join("containerd")];
         config.bundle.storage = vec![nowhere.join("storage")];
         config.bundle.docker = vec![nowhere.join("docker")];

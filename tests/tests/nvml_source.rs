@@ -27,7 +27,7 @@ use sim_nvml::{
 use tokio::sync::{mpsc, watch};
 
 /// Beyond this a test hangs.
-const DEADLINE: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(300);
 const MIB: u64 = 1 << 20;
 
 /// Runs `body` in a process of its own, whose NVML is a machine with these GPUs. The name is the
@@ -519,6 +519,8 @@ fn engines_and_energy(rig: Rig, expected: &'static [Engine]) -> TestEnd {
         let mut energy = 0;
         let mut windows = 0;
         let begin = window.end;
+        let lag = |end: BootTime| clock::now().boot.since(end).0 / 1_000_000;
+        let begin_lag = lag(begin);
         let end = loop {
             let window = agent.window(&rig.uuid(0)).await;
             energy += window.energy.expect("it has a counter").0;
@@ -528,8 +530,9 @@ fn engines_and_energy(rig: Rig, expected: &'static [Engine]) -> TestEnd {
             }
         };
         let expected = end.since(begin).0 / 1_000_000 * 400;
-        // A reading is late by a sample's period and a tick at most, at both ends.
-        let tolerance = 400 * 1_100;
+        // A reading is late by a sample's period and a tick, at both ends; on a busy machine by as much
+        // as its window is.
+        let tolerance = 400 * (begin_lag.max(lag(end)) + 100).max(1_100);
         assert!(
             energy.abs_diff(expected) < tolerance,
             "{energy} mJ, expected {expected} mJ in {windows} windows"
@@ -1017,7 +1020,7 @@ fn a_recording_has_every_answer_on_a_line() {
                 rig.job(0, std::process::id(), 1.0);
                 let options = Options {
                     library: Some(rig.scenario.dir().with_file_name("libnvidia-ml.so.1")),
-                    duration: Duration::from_secs(2),
+                    duration: Duration::from_secs(6),
                     program: ["sleep", "3600"].map(Into::into).into(),
                 };
                 let mut recording = Vec::new();

@@ -5,7 +5,9 @@
 
 use std::fs;
 use std::process::{Child, Command};
+use std::time::Duration;
 
+use gpuacct::config::Span;
 use gpuacct::core::input::IdentitySource;
 use gpuacct::core::snapshot::{AnswerOutcome, Attribution, IdOnlyReason, OwnerStory};
 use gpuacct_tests::agent::{self, Agent};
@@ -63,6 +65,8 @@ fn a_pod_without_a_process_in_any_container_is_named_by_its_uid() {
     let pods = node.dir().join("host/var/log/pods");
     fs::create_dir_all(&pods).unwrap();
     let mut config = node.config();
+    // Long enough for an answer on a busy machine.
+    config.publish.grace = Span(Duration::from_secs(6));
     config.kubelet_logs.host_root = node.dir().join("host");
     config.kubelet_logs.containers = "/var/log/containers".into();
     config.kubelet_logs.pods = "/var/log/pods".into();

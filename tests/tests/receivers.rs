@@ -93,9 +93,11 @@ fn prometheus_says_what_it_scraped_and_how_much_it_grew() {
 
     quarters.store(10, Ordering::SeqCst);
     prometheus
-        .wait_for(COUNTER, PATIENCE, |found| found[0].value == 2.5)
+        .wait_for(COUNTER, PATIENCE, |found| {
+            found.first().is_some_and(|sample| sample.value == 2.5)
+        })
         .unwrap();
-    let last = prometheus.query(&format!("timestamp({COUNTER})")).unwrap()[0].value;
+    let last = prometheus.last_scrape(COUNTER, PATIENCE).unwrap();
     let growth = prometheus
         .query_at(&format!("increase({COUNTER}[10m])"), last)
         .unwrap();

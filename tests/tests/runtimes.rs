@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
 
 use anyhow::Result;
 use gpuacct::config::Config;
@@ -157,13 +157,15 @@ fn podmans_containers_are_billed_by_name_with_its_socket_and_without() {
     let mut podman = Podman::start(node.dir().join("p")).unwrap();
     let mut config = node.config();
     config.docker.sockets = vec![podman.socket()];
-    let storage: PathBuf = podman.storage();
-    config.bundle.storage = vec![storage];
+    let storage = node.dir().join("storage");
+    config.bundle.storage = vec![storage.clone()];
     let mut agent = node.agent("agent", config).unwrap();
     wait_for_docker(&mut agent, "up");
     let first = node.at_work(ContainerSpec::named("first"), 0, "0.5");
     let first = podman.run(&first).unwrap();
     wait_for_bill(&mut agent, 0, &first.id, IdentitySource::Docker);
+    // The first answer that names a container counts, so there is one at a time.
+    symlink(podman.storage(), storage).unwrap();
 
     // Its service is seldom up: what it leaves on disk names its containers, too.
     podman.stop().unwrap();

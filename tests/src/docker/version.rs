@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,9 +27,16 @@ pub(super) fn renamed(program: &Path, says: &str, folder: &Path) -> Result<PathB
         program.display()
     );
     let copy = folder.join("dockerd");
-    fs::write(&copy, bytes).with_context(|| format!("cannot write {}", copy.display()))?;
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("cannot make {} executable", copy.display()))?;
+    let text = folder.join("dockerd.bytes");
+    fs::write(&text, bytes).with_context(|| format!("cannot write {}", text.display()))?;
+    // By a process of its own: what is open for writing here is so in every child that another test
+    // starts meanwhile, and cannot be run.
+    let installed = Command::new("install")
+        .args(["-m", "755"])
+        .args([&text, &copy])
+        .status()
+        .context("cannot run install")?;
+    ensure!(installed.success(), "install ended with {installed}");
     let now = version_of(&copy)?;
     ensure!(now == says, "the copy says {now:?}, expected {says:?}");
     Ok(copy)
