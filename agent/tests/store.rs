@@ -832,14 +832,29 @@ fn a_directory_that_cannot_be_had_is_tried_until_it_can() {
     assert_eq!(outcome.kept, None);
     assert!(!mark.path().exists());
     fs::remove_file(&place).expect("it is there");
-    assert!(keeping.wants_whole());
-    let changes = node.accountant.changes(true, at);
-    let (keeping, outcome) = node.runtime.block_on(keeping.keep(changes));
-    assert_eq!(outcome.state, SourceState::Up);
+    let mut keeping = keeping;
+    let mut attempts = 0;
+    loop {
+        assert!(keeping.wants_whole());
+        let changes = node.accountant.changes(true, at);
+        let (tried, outcome) = node.runtime.block_on(keeping.keep(changes));
+        keeping = tried;
+        if outcome.state == SourceState::Up {
+            break;
+        }
+        // A busy disk takes longer to make the file than one attempt may.
+        assert!(
+            matches!(&outcome.state, SourceState::Down { class, .. } if &**class == "slow"),
+            "{outcome:?}"
+        );
+        attempts += 1;
+        assert!(attempts < 30, "{outcome:?}");
+    }
     assert!(mark.path().exists());
     assert!(!keeping.wants_whole());
     let book = keeping.book();
-    assert_eq!((book.commits, book.failures), (1, 2));
+    assert_eq!(book.failures, 2 + attempts);
+    assert_eq!(book.commits, 1);
 }
 
 #[test]

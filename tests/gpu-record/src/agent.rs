@@ -15,6 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 const POLL: Duration = Duration::from_millis(200);
 /// How long it may take to end when asked to.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take, after all of that, until it shows a GPU: a busy machine's may be slow.
+const PUBLISHES_WITHIN: Duration = Duration::from_secs(30);
+/// The series about busy time.
+const BUSY: &str = "gpu_busy_seconds_total{";
 /// The end of its log that a summary quotes.
 const LOG_LINES: usize = 5;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +55,8 @@ pub fn watch(
     config.prometheus.listen = free_address()?;
     config.socket.path = sockets.path().join("agent.sock");
     config.gpu.library = library.map(Path::to_owned);
+    // Another agent's ledger is none of its business.
+    config.store.path = dir.join("store");
     // Short enough for amounts to show.
     config.publish.grace = Span(Duration::from_secs(3));
     config.publish.zero_for = Span(Duration::from_secs(3));
@@ -72,18 +78,24 @@ pub fn watch(
         ..Outcome::default()
     };
     if outcome.ended_early.is_none() {
+        let deadline = Instant::now() + PUBLISHES_WITHIN;
+        let metrics = loop {
+            let metrics = metrics(config.prometheus.listen);
+            let is_there = metrics.as_ref().is_ok_and(|text| text.contains(BUSY));
+            if is_there || Instant::now() >= deadline {
+                break metrics;
+            }
+            sleep(POLL);
+        };
         let ask = |arguments: &[&str]| status(binary, &config.socket.path, arguments);
         outcome.status = ask(&["--processes"])?;
         fs::write(dir.join("status.txt"), &outcome.status)?;
         fs::write(dir.join("status.json"), ask(&["-o", "json"])?)?;
-        let metrics = match metrics(config.prometheus.listen) {
-            Ok(metrics) => metrics,
-            Err(error) => format!("# no answer: {error}\n"),
-        };
+        let metrics = metrics.unwrap_or_else(|error| format!("# no answer: {error}\n"));
         fs::write(dir.join("metrics.txt"), &metrics)?;
         let busy = metrics
             .lines()
-            .filter(|line| !line.starts_with('#') && line.contains("gpu_busy_seconds_total{"));
+            .filter(|line| !line.starts_with('#') && line.contains(BUSY));
         outcome.busy_lines = busy.map(str::to_owned).collect();
     }
     running.end()?;

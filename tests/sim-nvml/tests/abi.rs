@@ -5,7 +5,7 @@
 use std::ffi::c_char;
 use std::mem::{offset_of, size_of};
 use std::path::PathBuf;
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::{ptr, thread};
 
 use nvml_wrapper::Nvml;
@@ -259,8 +259,12 @@ fn structs_have_the_header_s_layout() {
     layout!(nvmlEventData_t, 32, device at 0, eventType at 8, eventData at 16, gpuInstanceId at 24);
 }
 
+/// Held by whoever loses a GPU and by whoever looks at all of them.
+static ALL_OF_THEM: Mutex<()> = Mutex::new(());
+
 #[test]
 fn devices_are_found_by_index_uuid_and_bus() {
+    let _held = ALL_OF_THEM.lock().unwrap_or_else(PoisonError::into_inner);
     let nvml = nvml();
     assert_eq!(nvml.device_count().unwrap(), GPUS);
     assert_eq!(nvml.sys_driver_version().unwrap(), "550.163.01");
@@ -583,6 +587,7 @@ fn accounting_tells_of_the_living_and_the_dead() {
 
 #[test]
 fn a_lost_gpu_is_lost_until_it_is_found_again_and_the_others_are_not() {
+    let _held = ALL_OF_THEM.lock().unwrap_or_else(PoisonError::into_inner);
     let nvml = nvml();
     let device = nvml.device_by_index(LOST).unwrap();
     let fault = rig()

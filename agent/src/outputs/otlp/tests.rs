@@ -18,7 +18,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, NumberDataPoint, metric, number_data_point,
 };
 use prost::Message as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -236,6 +236,14 @@ async fn listen() -> (TcpListener, String) {
     (listener, endpoint)
 }
 
+/// A port that is taken and where nobody listens.
+fn unheard() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let endpoint = format!("http://{}", socket.local_addr().unwrap());
+    (socket, endpoint)
+}
+
 async fn bench(protocol: Protocol, script: &[Act], change: impl FnOnce(&mut Options)) -> Bench {
     let (listener, endpoint) = listen().await;
     let (sender, arrived) = mpsc::unbounded_channel();
@@ -376,9 +384,7 @@ async fn what_fails_is_sent_again_newer_until_it_arrives() {
 #[tokio::test]
 async fn a_receiver_that_is_not_there_yet_is_found_when_it_comes() {
     for protocol in BOTH {
-        // An address that was free a moment ago: nobody answers there.
-        let (listener, endpoint) = listen().await;
-        drop(listener);
+        let (_unheard, endpoint) = unheard();
         let mut bench = bench(protocol, &[], |options| {
             options.receiver.endpoint = endpoint
         })
@@ -620,7 +626,7 @@ async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it_or_asks_f
                 deltas(options);
                 // A machine that is busy may let an answer wait for longer than this.
                 if matches!(act, Act::Hang) {
-                    options.receiver.timeout = Duration::from_secs(1);
+                    options.receiver.timeout = Duration::from_secs(3);
                 }
             })
             .await;
@@ -645,8 +651,7 @@ async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it_or_asks_f
 #[tokio::test]
 async fn what_grew_while_nobody_was_there_is_told_to_who_comes() {
     for protocol in BOTH {
-        let (listener, endpoint) = listen().await;
-        drop(listener);
+        let (_unheard, endpoint) = unheard();
         let mut bench = bench(protocol, &[], |options| {
             deltas(options);
             options.receiver.endpoint = endpoint;

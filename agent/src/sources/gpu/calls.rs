@@ -97,17 +97,17 @@ mod tests {
             let other = watchdog.clone();
             let look = move || {
                 let now = now();
-                let later = now.plus(Nanos::SECOND);
+                let hour = Nanos::from_secs(3_600);
                 (
-                    other.blocked(now, Nanos::SECOND),
-                    other.blocked(later, Nanos::SECOND),
+                    other.blocked(now, hour),
+                    other.blocked(now.plus(hour), hour),
                 )
             };
             Ok(std::thread::spawn(look).join().unwrap())
         });
         let (early, late) = seen.unwrap();
         assert_eq!(early, None, "not for long enough");
-        let late = late.expect("a second is over by then");
+        let late = late.expect("an hour is over by then");
         assert_eq!((&*late.call, late.gpu), ("nvmlDeviceGetSamples", Some(gpu)));
         assert_eq!(watchdog.blocked(now(), Nanos::ZERO), None);
     }

@@ -347,7 +347,7 @@ async fn an_inspection_that_hangs_or_cannot_be_read_is_replaced_by_the_list() {
         }
         t => plain(t, &[], Reply::Open(vec![])),
     });
-    let mut source = daemon.follow_within(Duration::from_secs(2));
+    let mut source = daemon.follow_within(Duration::from_secs(5));
     source.expect(&["up"]).await;
     for (digit, expected) in [
         ('b', "found b two app:1"),
