@@ -844,7 +844,8 @@ fn a_directory_that_cannot_be_had_is_tried_until_it_can() {
         }
         // A busy disk takes longer to make the file than one attempt may.
         assert!(
-            matches!(&outcome.state, SourceState::Down { class, .. } if &**class == "slow"),
+            matches!(&outcome.state, SourceState::Down { class, .. }
+                if ["slow", "mark"].contains(&&**class)),
             "{outcome:?}"
         );
         attempts += 1;

@@ -243,17 +243,19 @@ impl Agent {
                 Ok(false) => None,
                 Err(error) => Some(Err(error)),
             };
+            // Whoever answers is another one if it has ended.
+            let ended = self.child.try_wait()?;
             let failure = match published {
-                Some(Ok(texts)) => {
+                Some(Ok(texts)) if ended.is_none() => {
                     return texts.iter().try_for_each(|(format, text)| {
-                        exposition::check(text)
-                            .with_context(|| format!("as {format}, once there was {what}"))
+                        exposition::check(text).with_context(|| {
+                            format!("as {format}, once there was {what}; {}", self.log_end())
+                        })
                     });
                 }
                 Some(Err(error)) => Some(error),
-                None => None,
+                Some(Ok(_)) | None => None,
             };
-            let ended = self.child.try_wait()?;
             if ended.is_none() && Instant::now() < deadline {
                 std::thread::sleep(POLL);
                 continue;

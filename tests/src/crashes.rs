@@ -26,7 +26,7 @@ use crate::collector::Collector;
 use crate::docker::{self, Container, ContainerSpec, Dockerd};
 use crate::http::free_address;
 use crate::node::Node;
-use crate::otlp::{Kind, Received, Sink};
+use crate::otlp::{Kind, Point, Received, Sink};
 use crate::prometheus::{Prometheus, Sample};
 use crate::rotel::{Program, Rotel};
 
@@ -355,15 +355,20 @@ fn nanos(seconds: f64) -> u64 {
     (seconds * 1e9).round() as u64
 }
 
+/// A family's points by their times: two exports under way at once may arrive in either order.
+fn points_of(messages: &Received, family: &str) -> Vec<Point> {
+    let mut points = messages.points();
+    points.retain(|point| point.name == family);
+    points.sort_by_key(|point| point.time_unix_nanos);
+    points
+}
+
 /// What a receiver adds up of a family: all deltas, or the last total of each life of each series.
 #[must_use]
 pub fn received(messages: &Received, family: &str) -> u64 {
     let mut totals = BTreeMap::new();
     let mut added = 0;
-    for point in messages.points() {
-        if point.name != family {
-            continue;
-        }
+    for point in points_of(messages, family) {
         let value = nanos(point.value);
         match point.kind {
             Kind::Sum {
@@ -386,11 +391,7 @@ pub fn received(messages: &Received, family: &str) -> u64 {
 pub fn gaps(messages: &Received, family: &str) -> Result<Vec<Gap>> {
     let mut ends = BTreeMap::new();
     let mut gaps = Vec::new();
-    let mut points = messages.points();
-    points.retain(|point| point.name == family);
-    // Two exports under way at once may arrive in either order.
-    points.sort_by_key(|point| point.time_unix_nanos);
-    for point in points {
+    for point in points_of(messages, family) {
         let before = ends.insert(point.attributes.clone(), point.time_unix_nanos);
         let (from, to) = (before.unwrap_or(0), point.start_unix_nanos);
         ensure!(from <= to, "twice, from {to} to {from}: {point:?}");

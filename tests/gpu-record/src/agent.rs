@@ -55,8 +55,8 @@ pub fn watch(
     config.prometheus.listen = free_address()?;
     config.socket.path = sockets.path().join("agent.sock");
     config.gpu.library = library.map(Path::to_owned);
-    // Another agent's ledger is none of its business.
-    config.store.path = dir.join("store");
+    // Another agent's ledger is none of its business, and its own is nobody's: it has every label.
+    config.store.path = sockets.path().join("store");
     // Short enough for amounts to show.
     config.publish.grace = Span(Duration::from_secs(3));
     config.publish.zero_for = Span(Duration::from_secs(3));
@@ -82,7 +82,8 @@ pub fn watch(
         let metrics = loop {
             let metrics = metrics(config.prometheus.listen);
             let is_there = metrics.as_ref().is_ok_and(|text| text.contains(BUSY));
-            if is_there || Instant::now() >= deadline {
+            outcome.ended_early = running.ended()?.map(|how| how.to_string());
+            if is_there || outcome.ended_early.is_some() || Instant::now() >= deadline {
                 break metrics;
             }
             sleep(POLL);
@@ -119,6 +120,11 @@ impl Running {
             }
             sleep(POLL);
         }
+        self.0.try_wait()
+    }
+
+    /// How it ended, if it has.
+    fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.0.try_wait()
     }
 

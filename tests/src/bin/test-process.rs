@@ -5,6 +5,7 @@
 //! offer none of this: a leader that ends before its threads, a process that is forked without an
 //! exec, one that is born into another cgroup.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, Write};
 use std::{env, fs, io, process, thread};
 
@@ -150,13 +151,18 @@ fn fork_many(count: u32) -> Result<()> {
 fn reuse_pid() -> Result<()> {
     // Somebody else may take the number in between: then the next round gets it, or another number
     // is tried if he keeps it.
+    let mut had = BTreeSet::new();
     for _ in 0..100 {
         let first = fork_and_exit()?;
         wait_for(first)?;
+        if !had.insert(first) {
+            continue;
+        }
         for _ in 0..100 {
             fs::write("/proc/sys/kernel/ns_last_pid", (first - 1).to_string())?;
             let second = fork_and_exit()?;
             wait_for(second)?;
+            had.insert(second);
             if second == first {
                 announce(first);
                 return Ok(());
