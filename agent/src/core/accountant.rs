@@ -8,7 +8,7 @@
 //! must not hold the books.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::allocation::{AllocationTable, Grantee, Known, Span};
@@ -23,8 +23,8 @@ use super::input::{
 };
 use super::ledger::{Account, Ledger};
 use super::model::{
-    BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, POD_ITSELF, Pid, PodUid,
-    ProcessId, SourceId, SourceState, UNRESOLVED, UnattributedReason, WallTime,
+    BootTime, Clock, ContainerId, GpuUuid, HostUnit, Nanos, POD_ITSELF, Pid, PodUid, ProcessId,
+    SourceId, SourceState, UNRESOLVED, UnattributedReason, WallTime, none, unresolved,
 };
 use super::opens::{Fate, Opens};
 use super::persist::Keeper;
@@ -36,6 +36,7 @@ use super::snapshot::{
     ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
     Snapshot, SourceErrorBook,
 };
+use crate::core::tables::{HashMap, HashSet};
 
 /// Classes of errors that are told apart, per source; each has one of a few in its code.
 const MAX_ERROR_CLASSES: usize = 32;
@@ -191,14 +192,14 @@ impl Accountant {
             placements: PlacementTable::new(settings.cgroup_limit).with_rule(settings.payer),
             directory: Directory::new(settings.container_limit),
             allocations: AllocationTable::new(settings.container_limit),
-            new_in_pods: HashSet::new(),
+            new_in_pods: HashSet::default(),
             ledger: Ledger::new(settings.account_limit),
-            payers: HashMap::new(),
+            payers: HashMap::default(),
             namespaces: BTreeMap::new(),
-            lists: HashMap::new(),
-            holdings: HashMap::new(),
+            lists: HashMap::default(),
+            holdings: HashMap::default(),
             opens: Opens::new(OPENS_LIMIT),
-            sharing: HashMap::new(),
+            sharing: HashMap::default(),
             sources: BTreeMap::new(),
             source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -207,7 +208,7 @@ impl Accountant {
             events: EventCounters::default(),
             effects: Vec::new(),
             counts: AgentBook::default(),
-            looked_for: HashMap::new(),
+            looked_for: HashMap::default(),
             namespace_overflows: 0,
             sequence: 0,
             await_scan_until: BootTime::default(),
@@ -374,7 +375,8 @@ impl Accountant {
     }
 
     fn take_scan(&mut self, scan: &ProcessScan) {
-        let mut seen = HashSet::with_capacity(scan.processes.len());
+        let mut seen = HashSet::default();
+        seen.reserve(scan.processes.len());
         for process in &scan.processes {
             seen.insert((process.pid, process.start));
             let id = ProcessId {
@@ -511,7 +513,7 @@ impl Accountant {
             });
         }
         let mut members = Vec::with_capacity(lists.processes.len());
-        let mut memory = HashMap::<Owner, u64>::new();
+        let mut memory = HashMap::<Owner, u64>::default();
         let opened = book.map(|book| (book, self.opened_at(book, lists.at, clock)));
         for process in &lists.processes {
             let Some((found, owner)) = owners.get(&process.pid).cloned() else {
@@ -624,7 +626,7 @@ impl Accountant {
         let is_starting = kernel.is_some_and(|health| health.state == SourceState::Absent)
             || (self.counts.scans == 0 && self.sources.contains_key(&SourceId::Procfs));
         let mut still = VecDeque::new();
-        let mut held_back = HashSet::new();
+        let mut held_back = HashSet::default();
         while let Some((since, window)) = self.waiting.pop_front() {
             // After a loss the scan that mends it is worth waiting for, too.
             let caught_up =
@@ -752,11 +754,11 @@ impl Accountant {
                 held_since: now,
                 labels: no_names(&owner),
                 image: match &owner {
-                    Owner::Container(_) => UNRESOLVED.into(),
+                    Owner::Container(_) => unresolved(),
                     // It is of several containers, or of none.
-                    Owner::Pod(_) | Owner::Host(_) => NONE.into(),
+                    Owner::Pod(_) | Owner::Host(_) => none(),
                 },
-                runtime: UNRESOLVED.into(),
+                runtime: unresolved(),
             });
             if matches!(payer.attribution, Attribution::Named { .. }) {
                 // Its names are frozen. What else is told of it may be learnt later, from another.
@@ -950,9 +952,9 @@ impl Accountant {
         if changed.is_empty() {
             return;
         }
-        let mut spans = HashMap::<ContainerId, Span>::new();
+        let mut spans = HashMap::<ContainerId, Span>::default();
         // Thousands of processes share a few places.
-        let mut owners = HashMap::<PlacementId, Option<ContainerId>>::new();
+        let mut owners = HashMap::<PlacementId, Option<ContainerId>>::default();
         for facts in self.processes.everyone() {
             let placements = &mut self.placements;
             let owner = owners.entry(facts.placement).or_insert_with(|| {
@@ -1084,7 +1086,7 @@ impl Accountant {
         });
         self.keep_closed(&closed, clock.wall);
         for (book, amounts) in unsettled {
-            let key = (book, UNRESOLVED.into());
+            let key = (book, unresolved());
             self.namespace_overflows +=
                 u64::from(feed(&mut self.namespaces, limit, key, amounts, clock));
         }
@@ -1143,7 +1145,7 @@ impl Accountant {
         let imbalances = self.ledger.imbalances();
         self.counts.imbalances += u64::from(imbalances.iter().any(|difference| *difference != 0));
         let mut pending = vec![Nanos::ZERO; self.ledger.books().len()];
-        let mut shares = HashMap::<(usize, Owner), f64>::new();
+        let mut shares = HashMap::<(usize, Owner), f64>::default();
         for (at, book) in self.ledger.books().iter().enumerate() {
             let (span, charges) = book.recent();
             for charge in charges {
@@ -1167,9 +1169,20 @@ impl Accountant {
             source_errors: self.source_errors.values().cloned().collect(),
             ..Snapshot::default()
         };
-        for ((at, owner), account) in self.ledger.accounts() {
-            let gpu = &self.ledger.books()[*at].gpu.uuid;
-            pending[*at] += account.amounts.minus(account.published()).busy;
+        // In the order of their labels from the start: where they lie they are small to move about.
+        let accounts = self.ledger.accounts();
+        let mut accounts: Vec<_> = accounts
+            .map(|((at, owner), account)| {
+                let gpu = &self.ledger.books()[*at].gpu.uuid;
+                (self.payers.get(owner), gpu, *at, owner, account)
+            })
+            .collect();
+        accounts.sort_by(|(one, gpu, ..), (other, other_gpu, ..)| {
+            let labels = [one, other].map(|payer| payer.map(|payer| &payer.labels));
+            (labels[0], gpu).cmp(&(labels[1], other_gpu))
+        });
+        for (payer, gpu, at, owner, account) in accounts {
+            pending[at] += account.amounts.minus(account.published()).busy;
             if let Owner::Host(unit) = owner {
                 snapshot
                     .host_series
@@ -1181,7 +1194,7 @@ impl Accountant {
                     }));
                 continue;
             }
-            let Some(payer) = self.payers.get(owner) else {
+            let Some(payer) = payer else {
                 continue;
             };
             let memory = self
@@ -1216,7 +1229,7 @@ impl Accountant {
                         .unwrap_or_default(),
                     self.directory.own_name(id),
                 ),
-                Owner::Pod(_) | Owner::Host(_) => (ContainerId::from(NONE), Arc::default(), None),
+                Owner::Pod(_) | Owner::Host(_) => (ContainerId(none()), Arc::default(), None),
             };
             snapshot.accounts.push(ContainerAccount {
                 labels: payer.labels.clone(),
@@ -1224,7 +1237,7 @@ impl Accountant {
                 gpu: gpu.clone(),
                 attribution: payer.attribution,
                 amounts: account.amounts,
-                share: shares.get(&(*at, owner.clone())).copied().unwrap_or(0.0),
+                share: shares.get(&(at, owner.clone())).copied().unwrap_or(0.0),
                 memory,
                 memory_peak: account.memory_peak,
                 processes_started: account.processes_started,
@@ -1345,7 +1358,7 @@ impl Accountant {
     #[must_use]
     pub fn gpu_processes(&mut self, now: BootTime) -> Vec<GpuProcessView> {
         let mut views = BTreeMap::<(GpuUuid, Pid), GpuProcessView>::new();
-        let mut owners = HashMap::<(GpuUuid, Pid), Result<Owner, UnattributedReason>>::new();
+        let mut owners = HashMap::<(GpuUuid, Pid), Result<Owner, UnattributedReason>>::default();
         for book in self.ledger.books() {
             let (span, charges) = book.recent();
             for charge in charges {
@@ -1437,8 +1450,6 @@ fn feed(
 
 /// What a payer is called before anybody has named it.
 pub(super) fn no_names(owner: &Owner) -> ContainerLabels {
-    let none = || Arc::<str>::from(NONE);
-    let unresolved = || Arc::<str>::from(UNRESOLVED);
     match owner {
         Owner::Container(id) => ContainerLabels {
             namespace: unresolved(),
@@ -1480,7 +1491,7 @@ mod tests {
         ContainerIdentity, Credit, DeviceOpen, DeviceRef, GpuInfo, IdentityUpdate, KubernetesNames,
         MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
-    use crate::core::model::{CgroupKey, DeviceNumber, StartTicks, UnobservedReason};
+    use crate::core::model::{CgroupKey, DeviceNumber, NONE, StartTicks, UnobservedReason};
     use crate::core::snapshot::{AccountingBook, IdOnlyReason};
     use proptest::prelude::*;
 
@@ -3261,8 +3272,8 @@ mod tests {
         #[test]
         fn published_amounts_never_fall(steps in prop::collection::vec(step(), 1..80)) {
             let mut node = Node::new(2_000, 1_000);
-            let mut starts = HashMap::new();
-            let mut seen = HashMap::<(ContainerLabels, WallTime), Nanos>::new();
+            let mut starts = HashMap::default();
+            let mut seen = HashMap::<(ContainerLabels, WallTime), Nanos>::default();
             for step in steps {
                 match step {
                     Step::Fork(pid, cgroup) => {
@@ -3319,7 +3330,7 @@ mod tests {
                     Step::Commit => {}
                 }
                 let snapshot = node.commit();
-                let mut now = HashMap::new();
+                let mut now = HashMap::default();
                 for series in &snapshot.container_series {
                     let key = (series.labels.clone(), series.start);
                     prop_assert!(now.insert(key, series.amounts.busy).is_none(), "one series twice");

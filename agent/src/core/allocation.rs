@@ -21,11 +21,12 @@
 //! Times are on the boot clock, amounts in whole nanoseconds. A GPU that is given several times (the
 //! replicas of a shared GPU) is allocated once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::input::{AllocatedDevice, Allocations, DeviceRef, GpuInfo, KubernetesNames, PodName};
 use super::model::{BootTime, ContainerId, GpuUuid, Nanos, POD_ITSELF};
+use crate::core::tables::{HashMap, HashSet};
 
 /// How long the life of a container that ended is remembered: an answer that was under way may be
 /// about it.
@@ -145,8 +146,8 @@ impl AllocationTable {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
-            given: HashMap::new(),
-            lives: HashMap::new(),
+            given: HashMap::default(),
+            lives: HashMap::default(),
             all: BTreeMap::new(),
             is_known: false,
             limit,
@@ -420,7 +421,7 @@ impl AllocationTable {
     /// Everything that is listed or held, in order of its names.
     #[must_use]
     pub fn grantees(&self) -> Vec<Grantee<'_>> {
-        let mut met = HashSet::new();
+        let mut met = HashSet::default();
         let mut grantees = Vec::new();
         for (container, life) in &self.lives {
             let Some(name) = &life.name else { continue };

@@ -4,13 +4,14 @@
 //! that two owners had inside the window is ambiguous, since a row says nothing of when in the
 //! window it was busy; two holders of one container are not.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use super::amounts::Engines;
 use super::input::{Credit, GpuProcess, GpuWindow, MpsRole};
 use super::model::{BootTime, Nanos, Pid, ProcessId, UnattributedReason};
 use super::placement::{Owner, PlacementTable};
 use super::process_table::ProcessTable;
+use crate::core::tables::HashMap;
 
 /// Part of a window's busy time, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

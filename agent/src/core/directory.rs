@@ -10,12 +10,15 @@
 //! Answers are kept when they come, also for containers that have not used a GPU yet, so that a
 //! short job is known before it is charged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::input::{ContainerIdentity, IdentitySource, IdentityUpdate, KubernetesNames};
-use super::model::{BootTime, ContainerId, NONE, Nanos, POD_ITSELF, PodUid, UNRESOLVED};
+use super::model::{
+    BootTime, ContainerId, Nanos, POD_ITSELF, PodUid, UNRESOLVED, none, unresolved,
+};
 use super::snapshot::{ContainerLabels, IdOnlyReason};
+use crate::core::tables::HashMap;
 
 /// How long an unanswered question rests before it is put again.
 const ASK_AGAIN: Nanos = Nanos::from_secs(2);
@@ -281,8 +284,8 @@ impl Directory {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
-            entries: HashMap::new(),
-            pods: HashMap::new(),
+            entries: HashMap::default(),
+            pods: HashMap::default(),
             limit,
             refused: [0; IdentitySource::ALL.len()],
             overflows: 0,
@@ -676,8 +679,6 @@ impl Directory {
     /// What a container is called, as far as known.
     #[must_use]
     pub fn names(&self, id: &ContainerId) -> Names {
-        let none = || Arc::<str>::from(NONE);
-        let unresolved = || Arc::<str>::from(UNRESOLVED);
         let entry = self.entries.get(id);
         let kernel = entry.and_then(|entry| entry.kernel.as_ref());
         let winner = entry.and_then(Entry::winner);
@@ -744,7 +745,7 @@ pub struct SourcesOfNames {
 
 fn non_empty(text: &Arc<str>) -> Arc<str> {
     if text.is_empty() {
-        UNRESOLVED.into()
+        unresolved()
     } else {
         Arc::clone(text)
     }
@@ -775,6 +776,7 @@ fn same_uid(a: &PodUid, b: &PodUid) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::model::NONE;
 
     const UID: &str = "11111111-2222-3333-4444-555555555555";
 

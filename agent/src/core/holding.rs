@@ -20,11 +20,10 @@
 //!
 //! Times are of the boot clock, memory is in bytes. What is left of a byte second is carried.
 
-use std::collections::HashMap;
-
 use super::amounts::ByteSeconds;
 use super::model::{BootTime, Nanos, ProcessId};
 use super::placement::Owner;
+use crate::core::tables::HashMap;
 
 /// Nanoseconds of a second.
 const SECOND: u128 = Nanos::SECOND.0 as u128;
@@ -108,8 +107,8 @@ impl Holding {
             interval,
             listed: None,
             stays: Vec::new(),
-            payers: HashMap::new(),
-            known: HashMap::new(),
+            payers: HashMap::default(),
+            known: HashMap::default(),
         }
     }
 
@@ -192,7 +191,7 @@ impl Holding {
         end_of: &dyn Fn(ProcessId) -> End,
     ) -> Vec<(Owner, Held)> {
         let until = until.min(self.stale());
-        let mut booked = HashMap::<Owner, Held>::new();
+        let mut booked = HashMap::<Owner, Held>::default();
         // By their beginnings, so that each payer's union is one sweep.
         self.stays.sort_by_key(|stay| stay.from);
         let payers = &mut self.payers;
@@ -276,7 +275,7 @@ mod tests {
                 .map_or(End::Alive, |exit| End::At(at(*exit)))
         };
         let mut holding = Holding::new(Nanos::from_secs(1));
-        let mut sums = HashMap::<Owner, Held>::new();
+        let mut sums = HashMap::<Owner, Held>::default();
         let mut lists = lists.iter().peekable();
         for settle in settles {
             while let Some((time, rows)) = lists.next_if(|(time, _)| time <= settle) {

@@ -5,7 +5,7 @@
 //! balance `busy = Σ containers + Σ host + Σ unattributed` is a check that can fail, not a
 //! definition. What an account that was closed held stays in the balance.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::amounts::{self, Amounts, Millijoules};
 use super::attribute::Charge;
@@ -16,6 +16,7 @@ use super::model::{
 use super::placement::Owner;
 use super::publication::Series;
 use super::snapshot::{AccountingBook, Coverage, EnergyBook};
+use crate::core::tables::HashMap;
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
@@ -238,7 +239,7 @@ impl Ledger {
     pub fn new(account_limit: usize) -> Self {
         Self {
             books: Vec::new(),
-            accounts: HashMap::new(),
+            accounts: HashMap::default(),
             account_limit,
             overflows: 0,
             last_number: 0,

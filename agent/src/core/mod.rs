@@ -25,3 +25,4 @@ pub mod process_table;
 pub mod publication;
 pub mod recording;
 pub mod snapshot;
+mod tables;

@@ -4,7 +4,7 @@
 //! Each quantity that is booked or exported has a type of its own, in base units.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,21 @@ use serde::{Deserialize, Serialize};
 pub const NONE: &str = "(none)";
 /// A label value that should be known and could not be learnt.
 pub const UNRESOLVED: &str = "(unresolved)";
+static SHARED_NONE: LazyLock<Arc<str>> = LazyLock::new(|| NONE.into());
+static SHARED_UNRESOLVED: LazyLock<Arc<str>> = LazyLock::new(|| UNRESOLVED.into());
+
+/// [`NONE`], one text for all: thousands of labels are it.
+#[must_use]
+pub fn none() -> Arc<str> {
+    Arc::clone(&SHARED_NONE)
+}
+
+/// [`UNRESOLVED`], likewise.
+#[must_use]
+pub fn unresolved() -> Arc<str> {
+    Arc::clone(&SHARED_UNRESOLVED)
+}
+
 /// The container label of what runs in a pod and in none of its containers.
 pub const POD_ITSELF: &str = "(pod)";
 

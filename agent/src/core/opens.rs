@@ -8,10 +8,11 @@
 //!
 //! Everything is bounded: the processes that are followed, and the bounds that are kept.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::model::{BootTime, DeviceNumber, ProcessId};
 use super::placement::Owner;
+use crate::core::tables::HashMap;
 
 /// Bounds that are kept, the newest.
 const MAX_KEPT: usize = 256;
@@ -173,7 +174,7 @@ impl Opens {
 
     /// Payers of whom a bound is kept.
     pub fn owners(&self) -> impl Iterator<Item = &Owner> {
-        let mut seen = HashMap::new();
+        let mut seen = HashMap::default();
         self.bounds
             .iter()
             .filter_map(|bound| bound.owner.as_ref())

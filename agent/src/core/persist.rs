@@ -19,7 +19,6 @@
 mod processes;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
@@ -32,11 +31,12 @@ use super::input::{
 use super::ledger::{Account, Book, Ledger};
 use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, PodUid, ProcessId, UNRESOLVED,
-    UnattributedReason, UnobservedReason, WallTime,
+    UnattributedReason, UnobservedReason, WallTime, none,
 };
 use super::placement::Owner;
 use super::publication::{Gate, Series};
 use super::snapshot::{Attribution, ContainerLabels, EnergyBook};
+use crate::core::tables::HashMap;
 
 use self::processes::Followed;
 pub use self::processes::{Cgroups, KeptProcess};
@@ -598,7 +598,7 @@ impl AccountView<'_> {
     }
 
     fn copied(&self) -> KeptAccount {
-        let text = |text: Option<&Arc<str>>| text.map_or_else(|| NONE.into(), Arc::clone);
+        let text = |text: Option<&Arc<str>>| text.map_or_else(none, Arc::clone);
         let (kind, payer) = payer_of(self.owner);
         KeptAccount {
             number: self.number,
@@ -906,7 +906,7 @@ impl Accountant {
         let books = books.map(|book| restored_book(book, &state.times));
         let mut ledger =
             Ledger::restored(books.collect(), state.last_number, settings.account_limit);
-        let mut numbers = HashMap::new();
+        let mut numbers = HashMap::default();
         for (kept, totals) in &state.accounts {
             let gpu = &kept.gpu;
             let book = ledger.book_of(gpu);

@@ -16,13 +16,14 @@
 //! themselves; an id that was first seen there belongs to a cgroup elsewhere as soon as one bears
 //! it, so that nobody can sit on the uid of a pod that is yet to start.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::cgroup_path::{self, CgroupMeaning, ContainerCgroup, PodCgroup};
 use super::input::{CgroupAnnouncement, CgroupSet};
 use super::model::{CgroupKey, ContainerId, HostUnit, PodUid};
+use crate::core::tables::{HashMap, HashSet};
 
 /// How deep a cgroup may lie. The kernel side walks no further either.
 const MAX_DEPTH: usize = 64;
@@ -168,14 +169,14 @@ impl PlacementTable {
         Self {
             placements: Vec::new(),
             free: Vec::new(),
-            by_source: HashMap::new(),
-            nodes: HashMap::new(),
+            by_source: HashMap::default(),
+            nodes: HashMap::default(),
             node_limit,
             overflows: 0,
             new_containers: Vec::new(),
-            bindings: HashMap::new(),
-            idle: HashSet::new(),
-            refused: HashSet::new(),
+            bindings: HashMap::default(),
+            idle: HashSet::default(),
+            refused: HashSet::default(),
             taken_over: Vec::new(),
             refusals: 0,
             rule: PayerRule::default(),
@@ -270,7 +271,7 @@ impl PlacementTable {
     }
 
     fn drop_unused(&mut self) -> bool {
-        let mut used = HashSet::new();
+        let mut used = HashSet::default();
         for source in self.by_source.keys() {
             let Source::Keys(unified, legacy) = source else {
                 continue;

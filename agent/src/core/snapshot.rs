@@ -3,6 +3,7 @@
 //! A snapshot is immutable and shared. Prometheus, OTLP and the socket read the same one, so they
 //! cannot disagree about an amount; a slow output merely shows an older one.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -142,7 +143,7 @@ pub struct Coverage {
 }
 
 /// The labels under which a container's series goes out. None is ever empty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ContainerLabels {
     /// Kubernetes namespace, or `(none)`, or `(unresolved)`.
     pub namespace: Arc<str>,
@@ -154,6 +155,34 @@ pub struct ContainerLabels {
     pub pod_uid: Arc<str>,
     /// Container id, from the kernel's cgroup.
     pub container_id: Arc<str>,
+}
+
+impl ContainerLabels {
+    const fn texts(&self) -> [&Arc<str>; 5] {
+        let Self {
+            namespace,
+            pod,
+            container,
+            pod_uid,
+            container_id,
+        } = self;
+        [namespace, pod, container, pod_uid, container_id]
+    }
+}
+
+impl Ord for ContainerLabels {
+    /// By namespace, pod, container, pod uid and id. Most labels of two containers are one text.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let mut pairs = self.texts().into_iter().zip(other.texts());
+        let differ = pairs.find(|(one, other)| !Arc::ptr_eq(one, other) && one != other);
+        differ.map_or(Ordering::Equal, |(one, other)| one.cmp(other))
+    }
+}
+
+impl PartialOrd for ContainerLabels {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// One published series of a container on a GPU. Its labels never change and `busy` never falls.

@@ -19,7 +19,7 @@
 //! as well, which takes a whole round of the pids: what is not confirmed is believed for
 //! [`BELIEVED_FOR`] after the last commit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Keeper, State};
@@ -29,6 +29,7 @@ use crate::core::holding::Holding;
 use crate::core::model::{BootTime, Clock, Nanos, Pid, ProcessId, StartTicks};
 use crate::core::placement::{Owner, PlacementId};
 use crate::core::process_table::{CREDIT_SLACK, Facts};
+use crate::core::tables::HashMap;
 
 /// Processes that are followed. Beyond that they are not kept, which is counted.
 const LIMIT: usize = 16_384;
