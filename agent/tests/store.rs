@@ -828,11 +828,10 @@ fn a_directory_that_cannot_be_had_is_tried_until_it_can() {
     node.accountant.commit(at);
     let keeping = node.keeping.take().expect("it was begun");
     let changes = node.accountant.changes(true, at);
-    let (keeping, outcome) = node.runtime.block_on(keeping.keep(changes));
+    let (mut keeping, outcome) = node.runtime.block_on(keeping.keep(changes));
     assert_eq!(outcome.kept, None);
     assert!(!mark.path().exists());
     fs::remove_file(&place).expect("it is there");
-    let mut keeping = keeping;
     let mut attempts = 0;
     loop {
         assert!(keeping.wants_whole());

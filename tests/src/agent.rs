@@ -179,26 +179,18 @@ impl Agent {
     /// # Errors
     /// If it does, naming the line, or there is no answer.
     pub fn check_exposition(&self) -> Result<()> {
-        let url = self.metrics();
-        for (format, text) in self.expositions()? {
-            exposition::check(&text).with_context(|| format!("{url} as {format}"))?;
-        }
-        Ok(())
+        check_all(&self.expositions()?)
     }
 
     /// What is published now, in each format.
     fn expositions(&self) -> Result<Vec<(&'static str, String)>> {
-        let url = self.metrics();
+        let url = format!("http://{}/metrics", self.address());
         let texts = FORMATS.into_iter().map(|format| {
             let (code, text) = get(&url, format)?;
             ensure!(code == 200, "{url} answers {code}");
             Ok((format, text))
         });
         texts.collect()
-    }
-
-    fn metrics(&self) -> String {
-        format!("http://{}/metrics", self.address())
     }
 
     /// A GET on its HTTP port: code and body.
@@ -238,23 +230,17 @@ impl Agent {
     ) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let published = match holds(self) {
-                Ok(true) => Some(self.expositions()),
-                Ok(false) => None,
-                Err(error) => Some(Err(error)),
-            };
+            let published = holds(self);
+            let published = published.and_then(|held| held.then(|| self.expositions()).transpose());
             // Whoever answers is another one if it has ended.
             let ended = self.child.try_wait()?;
             let failure = match published {
-                Some(Ok(texts)) if ended.is_none() => {
-                    return texts.iter().try_for_each(|(format, text)| {
-                        exposition::check(text).with_context(|| {
-                            format!("as {format}, once there was {what}; {}", self.log_end())
-                        })
-                    });
+                Ok(Some(texts)) if ended.is_none() => {
+                    return check_all(&texts)
+                        .with_context(|| format!("once there was {what}; {}", self.log_end()));
                 }
-                Some(Err(error)) => Some(error),
-                Some(Ok(_)) | None => None,
+                Ok(_) => None,
+                Err(error) => Some(error),
             };
             if ended.is_none() && Instant::now() < deadline {
                 std::thread::sleep(POLL);
@@ -332,6 +318,13 @@ impl Agent {
         let pid = Pid::from_raw(pid).context("a pid is not zero")?;
         kill_process(pid, signal).context("cannot signal the agent")
     }
+}
+
+/// Refuses what breaks the promise of [`exposition`], by format.
+fn check_all(texts: &[(&str, String)]) -> Result<()> {
+    texts.iter().try_for_each(|(format, text)| {
+        exposition::check(text).with_context(|| format!("/metrics as {format}"))
+    })
 }
 
 impl Drop for Agent {

@@ -26,7 +26,7 @@ use crate::collector::Collector;
 use crate::docker::{self, Container, ContainerSpec, Dockerd};
 use crate::http::free_address;
 use crate::node::Node;
-use crate::otlp::{Kind, Point, Received, Sink};
+use crate::otlp::{Kind, Received, Sink};
 use crate::prometheus::{Prometheus, Sample};
 use crate::rotel::{Program, Rotel};
 
@@ -224,9 +224,7 @@ pub fn run(receiver: Receiver, plan: Plan, is_told_to_end: &dyn Fn() -> bool) ->
 
     let mut agent = start()?;
     // Its first zero must have been scraped before the work begins.
-    prometheus.wait_for("up", PATIENCE, |found| {
-        found.iter().any(|up| up.value > 0.0)
-    })?;
+    prometheus.wait_for_scrape(PATIENCE)?;
     let spec = ContainerSpec::named(WORK).in_pod(
         "research",
         "train-0",
@@ -355,20 +353,15 @@ fn nanos(seconds: f64) -> u64 {
     (seconds * 1e9).round() as u64
 }
 
-/// A family's points by their times: two exports under way at once may arrive in either order.
-fn points_of(messages: &Received, family: &str) -> Vec<Point> {
-    let mut points = messages.points();
-    points.retain(|point| point.name == family);
-    points.sort_by_key(|point| point.time_unix_nanos);
-    points
-}
-
 /// What a receiver adds up of a family: all deltas, or the last total of each life of each series.
 #[must_use]
 pub fn received(messages: &Received, family: &str) -> u64 {
     let mut totals = BTreeMap::new();
     let mut added = 0;
-    for point in points_of(messages, family) {
+    for point in messages.points() {
+        if point.name != family {
+            continue;
+        }
         let value = nanos(point.value);
         match point.kind {
             Kind::Sum {
@@ -391,7 +384,10 @@ pub fn received(messages: &Received, family: &str) -> u64 {
 pub fn gaps(messages: &Received, family: &str) -> Result<Vec<Gap>> {
     let mut ends = BTreeMap::new();
     let mut gaps = Vec::new();
-    for point in points_of(messages, family) {
+    for point in messages.points() {
+        if point.name != family {
+            continue;
+        }
         let before = ends.insert(point.attributes.clone(), point.time_unix_nanos);
         let (from, to) = (before.unwrap_or(0), point.start_unix_nanos);
         ensure!(from <= to, "twice, from {to} to {from}: {point:?}");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -128,6 +128,26 @@ impl Drop for Daemon {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// Copies a program that is to be run from there. A process of its own does it: what is open for
+/// writing here is so in every child that another test starts meanwhile, and cannot be run.
+///
+/// # Errors
+/// If it cannot be read or written.
+pub fn install(program: &Path, to: &Path) -> Result<()> {
+    let ended = Command::new("install")
+        .args(["-m", "755"])
+        .args([program, to])
+        .status()
+        .context("cannot run install")?;
+    ensure!(
+        ended.success(),
+        "{} to {}: install ended with {ended}",
+        program.display(),
+        to.display()
+    );
+    Ok(())
 }
 
 /// Where a program is on `PATH`.

@@ -84,14 +84,15 @@ pub struct Point {
 }
 
 impl Received {
-    /// The points of all sums and gauges, oldest message first. Histograms are in the messages.
+    /// The points of all sums and gauges, by their times: two exports that are under way at once may
+    /// arrive in either order. Histograms are in the messages.
     #[must_use]
     pub fn points(&self) -> Vec<Point> {
-        self.metrics
-            .iter()
-            .flat_map(|message| &message.resource_metrics)
-            .flat_map(points_of_resource)
-            .collect()
+        let messages = self.metrics.iter();
+        let resources = messages.flat_map(|message| &message.resource_metrics);
+        let mut points: Vec<Point> = resources.flat_map(points_of_resource).collect();
+        points.sort_by_key(|point| point.time_unix_nanos);
+        points
     }
 
     /// The latest point of each series of an instrument, by its attributes.

@@ -126,6 +126,15 @@ impl Prometheus {
         self.ask(&[("query", promql), ("time", &time_seconds.to_string())])
     }
 
+    /// Waits until it has scraped: it begins seconds after it is ready.
+    ///
+    /// # Errors
+    /// As [`Prometheus::wait_for`].
+    pub fn wait_for_scrape(&self, bound: Duration) -> Result<()> {
+        let scrapes = |found: &[Sample]| found.iter().any(|up| up.value > 0.0);
+        self.wait_for("up", bound, scrapes).map(drop)
+    }
+
     /// When a series of these was last scraped, in seconds. Waits for a scrape that succeeds: after
     /// one that failed there is no such series for a while.
     ///

@@ -287,15 +287,9 @@ fn a_containerd_that_comes_late_stops_restarts_and_hangs_is_followed() {
     check(&source.found(&trainer), "trainer");
 
     containerd.stop().unwrap();
-    let class = source.until("loss", |input| match input {
-        Input::Health(SourceHealth {
-            state: SourceState::Down { class, .. },
-            ..
-        }) => Some(class.to_string()).filter(|class| class != "timeout"),
-        _ => None,
-    });
+    let (class, reason) = source.down();
     let expected = ["vanished", "refused", "closed"];
-    assert!(expected.contains(&&*class), "{class}");
+    assert!(expected.contains(&&*class), "{class}: {reason}");
     containerd.start_again().unwrap();
     source.health("up");
     source.look_up(&trainer);

@@ -12,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 use gpuacct::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use gpuacct::core::model::{Nanos, UnattributedReason, UnobservedReason, WallTime};
 use gpuacct_tests::agent;
+use gpuacct_tests::daemon::install;
 use gpuacct_tests::ledger::{Past, Payer};
 use gpuacct_tests::node::Node;
 use rusqlite::Connection;
@@ -435,13 +436,7 @@ fn a_ledger_is_read_as_a_crash_left_it_and_where_nothing_can_be_written() {
     fs::create_dir(&copied).unwrap();
     fs::copy(store.join("gpuacct.db"), copied.join("gpuacct.db")).unwrap();
     let binary = dir.path().join("gpuacct");
-    // By a process of its own: what is open for writing here is so in every child that another test
-    // starts meanwhile, and cannot be run.
-    let copied_binary = Command::new("cp")
-        .arg(agent::binary().unwrap())
-        .arg(&binary)
-        .status();
-    assert!(copied_binary.unwrap().success());
+    install(&agent::binary().unwrap(), &binary).unwrap();
     for (path, mode) in [
         (dir.path(), 0o755),
         (&copied, 0o555),

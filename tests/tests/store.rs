@@ -152,9 +152,7 @@ impl Node {
     /// has seen is no start for `increase()`.
     fn work(&mut self) -> Container {
         self.prometheus
-            .wait_for("up", PATIENCE, |found| {
-                found.iter().any(|up| up.value > 0.0)
-            })
+            .wait_for_scrape(PATIENCE)
             .expect("it scrapes");
         self.docker.run(&self.spec).expect("it starts")
     }

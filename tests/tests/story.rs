@@ -81,8 +81,7 @@ impl Story {
         let prometheus =
             Prometheus::start(node.dir(), &[agent.address()], SCRAPE_INTERVAL).unwrap();
         // It takes some seconds until it scrapes at all, and a zero is shown for less.
-        let scrapes = |found: &[Sample]| found.iter().any(|up| up.value > 0.0);
-        prometheus.wait_for("up", PATIENCE, scrapes).unwrap();
+        prometheus.wait_for_scrape(PATIENCE).unwrap();
         Some(Self {
             agent,
             prometheus,

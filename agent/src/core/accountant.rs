@@ -36,7 +36,7 @@ use super::snapshot::{
     ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
     Snapshot, SourceErrorBook,
 };
-use crate::core::tables::{HashMap, HashSet};
+use super::tables::{HashMap, HashSet};
 
 /// Classes of errors that are told apart, per source; each has one of a few in its code.
 const MAX_ERROR_CLASSES: usize = 32;
@@ -1169,7 +1169,7 @@ impl Accountant {
             source_errors: self.source_errors.values().cloned().collect(),
             ..Snapshot::default()
         };
-        // In the order of their labels from the start: where they lie they are small to move about.
+        // In the order in which they are shown: where they lie they are small to move about.
         let accounts = self.ledger.accounts();
         let mut accounts: Vec<_> = accounts
             .map(|((at, owner), account)| {
@@ -1251,9 +1251,6 @@ impl Accountant {
                 runtime_labels,
             });
         }
-        snapshot
-            .accounts
-            .sort_by(|a, b| (&a.labels, &a.gpu).cmp(&(&b.labels, &b.gpu)));
         snapshot
             .container_series
             .sort_by(|a, b| (&a.labels, &a.gpu).cmp(&(&b.labels, &b.gpu)));

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use super::input::{AllocatedDevice, Allocations, DeviceRef, GpuInfo, KubernetesNames, PodName};
 use super::model::{BootTime, ContainerId, GpuUuid, Nanos, POD_ITSELF};
-use crate::core::tables::{HashMap, HashSet};
+use super::tables::{HashMap, HashSet};
 
 /// How long the life of a container that ended is remembered: an answer that was under way may be
 /// about it.

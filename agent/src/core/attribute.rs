@@ -11,7 +11,7 @@ use super::input::{Credit, GpuProcess, GpuWindow, MpsRole};
 use super::model::{BootTime, Nanos, Pid, ProcessId, UnattributedReason};
 use super::placement::{Owner, PlacementTable};
 use super::process_table::ProcessTable;
-use crate::core::tables::HashMap;
+use super::tables::HashMap;
 
 /// Part of a window's busy time, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

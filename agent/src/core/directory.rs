@@ -18,7 +18,7 @@ use super::model::{
     BootTime, ContainerId, Nanos, POD_ITSELF, PodUid, UNRESOLVED, none, unresolved,
 };
 use super::snapshot::{ContainerLabels, IdOnlyReason};
-use crate::core::tables::HashMap;
+use super::tables::HashMap;
 
 /// How long an unanswered question rests before it is put again.
 const ASK_AGAIN: Nanos = Nanos::from_secs(2);

@@ -23,7 +23,7 @@
 use super::amounts::ByteSeconds;
 use super::model::{BootTime, Nanos, ProcessId};
 use super::placement::Owner;
-use crate::core::tables::HashMap;
+use super::tables::HashMap;
 
 /// Nanoseconds of a second.
 const SECOND: u128 = Nanos::SECOND.0 as u128;

@@ -16,7 +16,7 @@ use super::model::{
 use super::placement::Owner;
 use super::publication::Series;
 use super::snapshot::{AccountingBook, Coverage, EnergyBook};
-use crate::core::tables::HashMap;
+use super::tables::HashMap;
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);

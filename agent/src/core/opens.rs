@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::model::{BootTime, DeviceNumber, ProcessId};
 use super::placement::Owner;
-use crate::core::tables::HashMap;
+use super::tables::HashMap;
 
 /// Bounds that are kept, the newest.
 const MAX_KEPT: usize = 256;

@@ -36,7 +36,7 @@ use super::model::{
 use super::placement::Owner;
 use super::publication::{Gate, Series};
 use super::snapshot::{Attribution, ContainerLabels, EnergyBook};
-use crate::core::tables::HashMap;
+use super::tables::HashMap;
 
 use self::processes::Followed;
 pub use self::processes::{Cgroups, KeptProcess};

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use super::cgroup_path::{self, CgroupMeaning, ContainerCgroup, PodCgroup};
 use super::input::{CgroupAnnouncement, CgroupSet};
 use super::model::{CgroupKey, ContainerId, HostUnit, PodUid};
-use crate::core::tables::{HashMap, HashSet};
+use super::tables::{HashMap, HashSet};
 
 /// How deep a cgroup may lie. The kernel side walks no further either.
 const MAX_DEPTH: usize = 64;

@@ -14,7 +14,7 @@
 
 use super::model::{BootTime, Nanos, Pid, ProcessId, StartTicks};
 use super::placement::PlacementId;
-use crate::core::tables::HashMap;
+use super::tables::HashMap;
 
 /// How long before a window a process may have died and still be credited in it: the driver names
 /// the process that was active when a sample was taken, for the period before that sample. Samples

@@ -171,10 +171,11 @@ impl ContainerLabels {
 }
 
 impl Ord for ContainerLabels {
-    /// By namespace, pod, container, pod uid and id. Most labels of two containers are one text.
+    /// By namespace, pod, container, pod uid and id. Most of two containers' are one text,
+    /// which is equal without being read.
     fn cmp(&self, other: &Self) -> Ordering {
         let mut pairs = self.texts().into_iter().zip(other.texts());
-        let differ = pairs.find(|(one, other)| !Arc::ptr_eq(one, other) && one != other);
+        let differ = pairs.find(|(one, other)| one != other);
         differ.map_or(Ordering::Equal, |(one, other)| one.cmp(other))
     }
 }

@@ -82,11 +82,13 @@ pub fn watch(
         let metrics = loop {
             let metrics = metrics(config.prometheus.listen);
             let is_there = metrics.as_ref().is_ok_and(|text| text.contains(BUSY));
-            outcome.ended_early = running.ended()?.map(|how| how.to_string());
-            if is_there || outcome.ended_early.is_some() || Instant::now() >= deadline {
+            if is_there || Instant::now() >= deadline {
                 break metrics;
             }
-            sleep(POLL);
+            outcome.ended_early = running.for_at_most(POLL)?.map(|how| how.to_string());
+            if outcome.ended_early.is_some() {
+                break metrics;
+            }
         };
         let ask = |arguments: &[&str]| status(binary, &config.socket.path, arguments);
         outcome.status = ask(&["--processes"])?;
@@ -120,11 +122,6 @@ impl Running {
             }
             sleep(POLL);
         }
-        self.0.try_wait()
-    }
-
-    /// How it ended, if it has.
-    fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.0.try_wait()
     }
 

@@ -90,7 +90,7 @@ fn the_simulations_own_facts_are_found() {
         "echo 'error: this kernel has no BTF' >&2; exit 1",
     );
     let (load, agent) = (rig.load.to_str().unwrap(), agent.to_str().unwrap());
-    let output = rig.record(8, &["--load", load, "--agent", agent]);
+    let output = rig.record(20, &["--load", load, "--agent", agent]);
     assert!(output.status.success(), "{}", stderr(&output));
     let summary = rig.summary();
     let findings = fs::read(rig.out().join("findings.json")).unwrap();

@@ -15,6 +15,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use object::read::{Object, ObjectSegment};
 
+use crate::daemon::install;
+
 /// A copy of `program` below `folder` that says `says` for its version.
 pub(super) fn renamed(program: &Path, says: &str, folder: &Path) -> Result<PathBuf> {
     let version = version_of(program)?;
@@ -29,14 +31,7 @@ pub(super) fn renamed(program: &Path, says: &str, folder: &Path) -> Result<PathB
     let copy = folder.join("dockerd");
     let text = folder.join("dockerd.bytes");
     fs::write(&text, bytes).with_context(|| format!("cannot write {}", text.display()))?;
-    // By a process of its own: what is open for writing here is so in every child that another test
-    // starts meanwhile, and cannot be run.
-    let installed = Command::new("install")
-        .args(["-m", "755"])
-        .args([&text, &copy])
-        .status()
-        .context("cannot run install")?;
-    ensure!(installed.success(), "install ended with {installed}");
+    install(&text, &copy)?;
     let now = version_of(&copy)?;
     ensure!(now == says, "the copy says {now:?}, expected {says:?}");
     Ok(copy)
