@@ -10,12 +10,14 @@
 //! told from any other directory and counts as the host's. What it takes from the path is a part of
 //! the path, never made up.
 //!
-//! The same holds outside containers. A batch job (Slurm, PBS) or a machine (LXC, systemd-nspawn) is
+//! The same holds outside containers. A batch job or a machine (see `workloads`) is
 //! booked whole: whoever runs in it may make cgroups below it, and none of them is believed. What
 //! is called by its own name alone is one only where root puts it; the others are called by the
 //! whole of their paths, with the user's manager in it where one of his made them. Of
 //! systemd's units the outermost is meant, and what a user's own manager calls its units stands
 //! behind the manager's name, so that nobody's `sshd.service` passes for the host's.
+
+mod workloads;
 
 use std::sync::Arc;
 
@@ -158,7 +160,7 @@ fn read(path: &str) -> (Rank, CgroupMeaning) {
         if place.kubepods.is_none()
             && let Some(unit) = host.workload(component, &components.path[..end])
         {
-            return (Rank::Workload, CgroupMeaning::Host(host_unit(unit)));
+            return (host.workload_rank(), CgroupMeaning::Host(host_unit(unit)));
         }
         host.enter(component);
         let Some((id, runtime)) = place.enter(component, &components.path[..end]) else {
@@ -263,8 +265,8 @@ impl<'a> Iterator for Components<'a> {
 #[derive(Default)]
 struct Host<'a> {
     depth: usize,
-    grandparent: &'a str,
-    parent: &'a str,
+    /// The last components so far, the nearest last.
+    above: [&'a str; workloads::MAX_ABOVE],
     /// The outermost unit.
     unit: Option<&'a str>,
     /// The outermost unit of a user's manager, if `unit` is that manager.
@@ -275,56 +277,22 @@ impl<'a> Host<'a> {
     /// Whether the next component is a batch job's or a machine's, and if so what that is called.
     /// `path` ends with it.
     fn workload<'p>(&self, component: &'p str, path: &'p str) -> Option<&'p str> {
-        let depth = self.depth + 1;
-        let found = match (self.grandparent, self.parent) {
-            // slurmd, cgroup v2: the scope is `slurmstepd.scope`, below any slice, with the node's
-            // name before it where several slurmd share a host (Slurm: "Control Group v2 plugin").
-            (_, scope)
-                if (scope == "slurmstepd.scope" || scope.ends_with("_slurmstepd.scope"))
-                    && is_numbered(component, "job_") =>
-            {
-                path
-            }
-            // slurmd, cgroup v1: `/slurm/uid_<uid>/job_<id>`, `slurm_<node>` likewise (Slurm:
-            // `cgroup_v1.c`).
-            (slurm, uid)
-                if depth == 3
-                    && (slurm == "slurm" || slurm.starts_with("slurm_"))
-                    && is_numbered(uid, "uid_")
-                    && is_numbered(component, "job_") =>
-            {
-                path
-            }
-            // OpenPBS: `jobid` on v1, `jobs` on v2 (`pbs_cgroups.PY`).
-            ("pbs_jobs.service", "jobid" | "jobs") => path,
-            // LXC since 4.0, LXD and Incus; LXC 3.1; LXC before and Proxmox (`cgfsng.c`).
-            _ if component
-                .strip_prefix("lxc.payload.")
-                .is_some_and(|name| !name.is_empty()) =>
-            {
-                path
-            }
-            (_, "lxc.payload") => path,
-            (_, "lxc") if depth == 2 => path,
-            // systemd-nspawn by itself or as a service, and what else is registered as a machine,
-            // libvirt's among them (systemd: `machined`). The slice is one of systemd's own, at the
-            // top; deeper it is somebody else's.
-            (_, "machine.slice")
-                if depth == 2
-                    && ((component.starts_with("machine-") && component.ends_with(".scope"))
-                        || (component.starts_with("systemd-nspawn@")
-                            && component.ends_with(".service"))) =>
-            {
-                component
-            }
-            _ => return None,
-        };
-        Some(found)
+        workloads::workload(self.above, self.depth + 1, component, path)
+    }
+
+    /// What a workload that is found now says, beside other hierarchies.
+    fn workload_rank(&self) -> Rank {
+        match self.unit {
+            // He can make such a directory himself, so it does not outrank a job elsewhere.
+            Some(unit) if is_user_manager(unit) => Rank::Unit,
+            _ => Rank::Workload,
+        }
     }
 
     fn enter(&mut self, component: &'a str) {
         self.depth += 1;
-        self.grandparent = std::mem::replace(&mut self.parent, component);
+        self.above.rotate_left(1);
+        self.above[workloads::MAX_ABOVE - 1] = component;
         if !component.ends_with(".service") && !component.ends_with(".scope") {
             return;
         }
@@ -857,7 +825,7 @@ mod tests {
             ),
             (
                 "/system.slice/slurmstepd.scope/job_x",
-                "host slurmstepd.scope",
+                "host /system.slice/slurmstepd.scope/job_x",
             ),
             (
                 "/slurm/uid_1000/job_12/step_0/task_1",
