@@ -21,15 +21,15 @@ mod workloads;
 
 use std::sync::Arc;
 
-use super::model::{ContainerId, HostUnit, PodUid, UNRESOLVED};
+use super::model::{ContainerId, HostUnit, PodUid, UNRESOLVED, text};
 
 /// Digits of a container id.
 const ID_LEN: usize = 64;
 /// Longest pod uid that is taken, in bytes. UUIDs have 36, static pods' hashes 32; a static pod's
 /// manifest may choose its own.
 const MAX_POD_UID: usize = 128;
-/// Longest host unit, in bytes: it becomes a label. A longer one is cut, and cgroups that differ
-/// only behind the cut share an account.
+/// Longest host unit, in bytes: it becomes a label. A longer one is cut, with a mark that keeps those
+/// apart that differ only behind the cut.
 const MAX_UNIT: usize = 253;
 /// Containers in containers that are kept as detail. The payer is outside and always kept.
 const MAX_INNER: usize = 8;
@@ -506,20 +506,13 @@ impl ContainerCgroup {
 }
 
 /// A unit's name or a path, fit to be a label: bounded, without control characters.
-fn host_unit(text: &str) -> HostUnit {
-    let mut unit = String::with_capacity(text.len().min(MAX_UNIT));
-    for c in text.chars() {
-        let c = if c.is_control() {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            c
-        };
-        if unit.len() + c.len_utf8() > MAX_UNIT {
-            break;
-        }
-        unit.push(c);
-    }
-    HostUnit(unit.into())
+fn host_unit(path: &str) -> HostUnit {
+    // The sources leave none, a recording may.
+    let path = match path.contains(char::is_control) {
+        true => text::escaped(path.as_bytes()),
+        false => path.into(),
+    };
+    HostUnit(text::bounded(&path, MAX_UNIT).into())
 }
 
 #[cfg(test)]
@@ -931,7 +924,7 @@ mod tests {
             ("/crio-.slice:docker:", "host /crio-.slice:docker:"),
             ("/kubepods/pod", "host /kubepods/pod"),
             ("/kubepods/pod{UID} x", "host /kubepods/pod{UID} x"),
-            ("/a\nb\u{7}", "host /a\u{fffd}b\u{fffd}"),
+            ("/a\nb\u{7}", "host /a\\x0ab\\x07"),
         ];
         for (path, expected) in rows {
             assert_eq!(say(&parse(&fill(path))), fill(expected), "{path}");
@@ -1003,13 +996,21 @@ mod tests {
     }
 
     #[test]
-    fn a_host_path_is_cut_on_a_character_boundary() {
+    fn host_paths_that_differ_behind_the_cut_are_two_units() {
         let path = format!("/{}", "ü".repeat(400));
-        let CgroupMeaning::Host(unit) = parse(&path) else {
-            panic!("no host unit in {path}");
+        let unit_of = |path: &str| match parse(path) {
+            CgroupMeaning::Host(unit) => unit,
+            other => panic!("{other:?} in {path}"),
         };
-        assert_eq!(unit.as_str().len(), MAX_UNIT);
-        assert!(path.starts_with(unit.as_str()));
+        let unit = unit_of(&path);
+        assert!((MAX_UNIT - 1..=MAX_UNIT).contains(&unit.as_str().len()));
+        let (begin, _mark) = unit.as_str().split_once('~').unwrap();
+        assert!(path.starts_with(begin));
+        assert_ne!(unit, unit_of(&format!("{path}x")));
+        assert_ne!(unit, unit_of(&format!("{path}y")));
+        assert_eq!(unit, unit_of(&path), "the same every time");
+        // Somebody's cgroup that is called so.
+        assert_ne!(unit, unit_of(unit.as_str()));
     }
 
     /// Pieces that runtimes write and pieces that nobody writes, in any order.

@@ -139,7 +139,8 @@ pub struct CgroupAnnouncement {
     pub key: CgroupKey,
     /// The kernfs id of its parent, in the same hierarchy; absent for a hierarchy's root.
     pub parent: Option<u64>,
-    /// The last component of its path; empty for a root. Bytes that are not UTF-8 are replaced.
+    /// The last component of its path; empty for a root, escaped by
+    /// [`escaped`](super::model::text::escaped).
     pub name: Arc<str>,
 }
 
@@ -167,8 +168,8 @@ pub struct ScannedProcess {
     pub parent: Pid,
     /// Field 22 of `/proc/<pid>/stat`.
     pub start: StartTicks,
-    /// The lines of `/proc/<pid>/cgroup`: hierarchy number (0 is v2) and path. Shared between
-    /// processes, since many have the same.
+    /// The lines of `/proc/<pid>/cgroup`: hierarchy number (0 is v2) and path, which is escaped by
+    /// [`escaped`](super::model::text::escaped). Shared between processes, since many have the same.
     pub cgroups: Arc<[(u32, Arc<str>)]>,
 }
 
@@ -264,7 +265,7 @@ fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<Reason, D::Error> {
 }
 
 /// What a source knows of a container. All text is bounded by the source to 253 bytes a value
-/// (labels: 64 of them at most), control characters replaced.
+/// (labels: 64 of them at most), control characters escaped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerIdentity {
     /// Its id.

@@ -3,6 +3,8 @@
 //!
 //! Each quantity that is booked or exported has a type of its own, in base units.
 
+pub mod text;
+
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 

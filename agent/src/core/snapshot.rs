@@ -476,7 +476,7 @@ pub struct NamesBook {
     pub events: u64,
     /// Lookups turned away: too many were waiting, or the id is none.
     pub lookups_refused: u64,
-    /// Texts that were cut, or in which control characters were replaced.
+    /// Texts that were cut, or in which something was escaped.
     pub texts_changed: u64,
     /// Labels left out, since the container has too many.
     pub labels_dropped: u64,

@@ -19,7 +19,7 @@ use super::counters::OutputCounters;
 use crate::core::amounts::Millijoules;
 use crate::core::input::IdentitySource;
 use crate::core::model::{
-    Clock, NONE, Nanos, SourceId, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
+    Clock, NONE, Nanos, SourceId, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime, text,
 };
 use crate::core::snapshot::{
     AllocationState, Attribution, ContainerLabels, ContainerSeries, EnergyBook, GpuBook,
@@ -245,15 +245,8 @@ fn mend(value: &str) -> String {
         .chars()
         .map(|c| if is_unwelcome(c) { ' ' } else { c })
         .collect();
-    write!(mended, "~{:016x}", fnv1a(value.as_bytes())).expect("a String takes everything");
+    write!(mended, "~{:016x}", text::fnv1a(value.as_bytes())).expect("a String takes everything");
     mended
-}
-
-/// FNV-1a: the same for ever, which `std`'s hasher does not promise, and a label must not change.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 const CONTAINER_GPU: &[&str] = &[

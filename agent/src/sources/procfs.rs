@@ -18,7 +18,6 @@
 //! Units: start times in ticks of [`USER_HZ`](crate::core::model::USER_HZ) since boot.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -32,7 +31,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::core::input::{Input, ProcessScan, ScannedProcess, SourceHealth};
-use crate::core::model::{BootTime, Clock, Nanos, Pid, SourceId, SourceState, StartTicks};
+use crate::core::model::{BootTime, Clock, Nanos, Pid, SourceId, SourceState, StartTicks, text};
 
 /// Two scans begin at least this far apart, however many are asked for.
 const MIN_GAP: Duration = Duration::from_secs(1);
@@ -420,14 +419,10 @@ impl Interner {
         if let Some(known) = self.paths.get(path) {
             return Arc::clone(known);
         }
-        let text: Arc<str> = OsStr::to_string_lossy(os(path)).into();
+        let text: Arc<str> = text::escaped(path).into();
         self.paths.insert(path.into(), Arc::clone(&text));
         text
     }
-}
-
-fn os(bytes: &[u8]) -> &OsStr {
-    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
 }
 
 #[cfg(test)]
@@ -591,6 +586,16 @@ mod tests {
         let scan = scan(root.path().to_owned(), clock::now).unwrap();
         let pids: Vec<u32> = scan.processes.iter().map(|p| p.pid.0).collect();
         assert_eq!((pids, scan.skipped), (vec![1], 0));
+    }
+
+    #[test]
+    fn cgroups_that_are_not_utf_8_stay_different() {
+        let mut cgroups = Interner::default();
+        let mut path = |file: &[u8]| cgroups.lines(file).unwrap()[0].1.to_string();
+        assert_eq!(path(b"0::/job-\xff\n"), r"/job-\xff");
+        assert_eq!(path(b"0::/job-\xfe\n"), r"/job-\xfe");
+        assert_eq!(path(b"0::/job-\\xff\n"), r"/job-\x5cxff");
+        assert_eq!(path(b"0::/a\\x2db.scope\n"), r"/a\x2db.scope");
     }
 
     #[test]

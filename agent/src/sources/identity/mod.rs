@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::input::KubernetesNames;
-use crate::core::model::{PodUid, SourceId};
+use crate::core::model::{PodUid, SourceId, text};
 use crate::core::snapshot::{LookupBook, NamesBook};
 
 pub mod bundle;
@@ -59,7 +59,7 @@ pub struct Counters {
     pub events: AtomicU64,
     /// Lookups turned away: too many were waiting, or the id is none.
     pub lookups_refused: AtomicU64,
-    /// Texts that were cut, or in which control characters were replaced.
+    /// Texts that were cut, or in which something was escaped.
     pub texts_changed: AtomicU64,
     /// Labels left out, since the container has too many.
     pub labels_dropped: AtomicU64,
@@ -122,23 +122,15 @@ impl Counters {
     }
 }
 
-/// `text` without control characters, cut at [`MAX_TEXT`] bytes on a character's boundary.
+/// `text` without control characters and of at most [`MAX_TEXT`] bytes. Texts that differ stay
+/// different: they name devices, images and labels.
 fn clean(text: &str, counters: &Counters) -> Arc<str> {
-    if text.len() <= MAX_TEXT && !text.contains(char::is_control) {
-        return text.into();
-    }
-    Counters::count(&counters.texts_changed);
-    let mut cleaned = String::with_capacity(text.len().min(MAX_TEXT));
-    for c in text.chars() {
-        let c = if c.is_control() {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            c
-        };
-        if cleaned.len() + c.len_utf8() > MAX_TEXT {
-            break;
-        }
-        cleaned.push(c);
+    // Cut first, since escapes are longer than what they stand for, and then again.
+    let cut = text::bounded(text, MAX_TEXT);
+    let escaped = text::escaped(cut.as_bytes());
+    let cleaned = text::bounded(&escaped, MAX_TEXT);
+    if *cleaned != *text {
+        Counters::count(&counters.texts_changed);
     }
     cleaned.into()
 }
@@ -234,6 +226,8 @@ fn is_kubernetes_name(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn labels(of: &[(&str, &str)]) -> HashMap<String, String> {
@@ -252,19 +246,48 @@ mod tests {
             ("plain", "plain".to_owned(), 0),
             ("", String::new(), 0),
             ("quo\"ted", "quo\"ted".to_owned(), 0),
-            ("a\nb\0c\u{7f}", "a\u{fffd}b\u{fffd}c\u{fffd}".to_owned(), 1),
+            ("a\nb\0c\u{7f}", r"a\x0ab\x00c\x7f".to_owned(), 1),
             (&"x".repeat(253), "x".repeat(253), 0),
-            (&"x".repeat(1 << 20), "x".repeat(253), 1),
-            // Two bytes each, 253 is odd: one byte stays free.
-            (&"ü".repeat(200), "ü".repeat(126), 1),
-            // A replacement is longer than what it replaces.
-            (&"\n".repeat(253), "\u{fffd}".repeat(84), 1),
+            (&"x".repeat(1 << 20), "x".repeat(236), 1),
+            (&"ü".repeat(200), "ü".repeat(118), 1),
+            // An escape is longer than what it stands for.
+            (&"\n".repeat(253), r"\x0a".repeat(59), 1),
         ];
         for (text, expected, changed) in rows {
             let counters = Counters::default();
-            assert_eq!(*clean(text, &counters), *expected);
+            let cleaned = clean(text, &counters);
+            assert!(cleaned.len() <= MAX_TEXT, "{cleaned}");
+            let begin = cleaned
+                .split_once('~')
+                .map_or(&*cleaned, |(begin, _)| begin);
+            assert_eq!(begin, expected);
             assert_eq!(read(&counters.texts_changed), changed, "{expected}");
         }
+    }
+
+    #[test]
+    fn texts_that_differ_in_what_is_taken_away_stay_different() {
+        let long = "x".repeat(300);
+        let (longer, other) = (format!("{long}y"), format!("{long}z"));
+        let cut = clean(&long, &Counters::default());
+        let texts = [
+            "a\n",
+            "a\0",
+            "a\u{7f}",
+            "a\u{fffd}",
+            r"a\x0a",
+            r"a\x5cx0a",
+            "a",
+            &long,
+            &longer,
+            &other,
+            &cut,
+        ];
+        let cleaned: BTreeSet<_> = texts
+            .iter()
+            .map(|text| clean(text, &Counters::default()))
+            .collect();
+        assert_eq!(cleaned.len(), texts.len(), "{cleaned:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use gpuacct_common::event::{
 use thiserror::Error;
 
 use crate::core::input::{CgroupAnnouncement, CgroupSet, DeviceOpen, KernelEvent, ProcessEvent};
-use crate::core::model::{BootTime, CgroupKey, DeviceNumber, Pid};
+use crate::core::model::{BootTime, CgroupKey, DeviceNumber, Pid, text};
 
 /// Why a record is not an event.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -148,7 +148,7 @@ fn cgroup(kind: u16, mut rest: &[u8]) -> Result<CgroupAnnouncement, DecodeError>
     Ok(CgroupAnnouncement {
         key,
         parent: (flags & CGROUP_ROOT == 0).then_some(parent_id),
-        name: String::from_utf8_lossy(name).into(),
+        name: text::escaped(name).into(),
     })
 }
 
@@ -281,7 +281,7 @@ mod tests {
             (cgroup_record(CGROUP_ROOT, 0, b""), the_cgroup(None, "")),
             (
                 cgroup_record(0, 4, b"a\xff\"\n"),
-                the_cgroup(Some(7), "a\u{fffd}\"\n"),
+                the_cgroup(Some(7), r#"a\xff"\x0a"#),
             ),
             (
                 cgroup_record(0, 255, &[b'n'; 255]),
