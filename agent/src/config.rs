@@ -286,11 +286,13 @@ impl Default for Bundle {
         Self {
             enabled: true,
             host_root: "/".into(),
-            // By itself, in k3s and RKE2, in MicroK8s, below the Docker Engine.
+            // By itself, in k3s and RKE2, in MicroK8s, in k0s (`containerd --state`, k0s:
+            // `pkg/component/worker/containerd`), below the Docker Engine.
             containerd: paths(&[
                 "/run/containerd",
                 "/run/k3s/containerd",
                 "/var/snap/microk8s/common/run/containerd",
+                "/run/k0s/containerd",
                 "/run/docker/containerd/daemon",
             ]),
             storage: paths(&["/run/containers/storage", "/var/lib/containers/storage"]),
@@ -896,6 +898,26 @@ fn ensure(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_containerd_that_is_asked_has_its_folder_among_the_bundles() {
+        let config = Config::default();
+        for (socket, folder) in [
+            ("/run/containerd/containerd.sock", "/run/containerd"),
+            ("/run/k3s/containerd/containerd.sock", "/run/k3s/containerd"),
+            (
+                "/var/snap/microk8s/common/run/containerd.sock",
+                "/var/snap/microk8s/common/run/containerd",
+            ),
+            ("/run/k0s/containerd.sock", "/run/k0s/containerd"),
+        ] {
+            assert!(config.cri.sockets.contains(&socket.into()), "{socket}");
+            assert!(
+                config.bundle.containerd.contains(&folder.into()),
+                "{folder}"
+            );
+        }
+    }
 
     #[test]
     fn an_empty_file_is_the_defaults_and_what_is_printed_reads_back() {
