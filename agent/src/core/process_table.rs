@@ -50,7 +50,7 @@ const _: () = {
 #[derive(Clone, Copy, Debug)]
 struct Record {
     start: BootTime,
-    /// When it died; [`BootTime::MAX`] while it lives.
+    /// When it died; [`BootTime::MAX`] while it lives. Set by [`Record::end`] alone.
     exit: BootTime,
     /// Since when `placement` is known to hold.
     since: BootTime,
@@ -81,6 +81,11 @@ impl Record {
 
     fn is_alive(&self) -> bool {
         self.exit == BootTime::MAX
+    }
+
+    /// Notes when it died. Times come from outside, and none of them may stand for "it lives".
+    fn end(&mut self, at: BootTime) {
+        self.exit = BootTime(at.0.min(BootTime::MAX.0 - 1));
     }
 
     /// The latest instant at which it can have started: a scan knows the tick alone.
@@ -309,7 +314,7 @@ impl ProcessTable {
         }
         record.older = next;
         if let Some(younger) = younger {
-            record.exit = self.records[younger as usize].started_by();
+            record.end(self.records[younger as usize].started_by());
             self.exited += 1;
         } else {
             self.alive += 1;
@@ -317,11 +322,11 @@ impl ProcessTable {
         if next != NIL && self.records[next as usize].is_alive() {
             // Its exit was lost: a pid is free again only when its holder is gone.
             // By then, at the latest.
-            self.records[next as usize].exit = if sighting == Sighting::Scan {
+            self.records[next as usize].end(if sighting == Sighting::Scan {
                 record.started_by()
             } else {
                 start
-            };
+            });
             self.alive -= 1;
             self.exited += 1;
         }
@@ -387,7 +392,7 @@ impl ProcessTable {
                 self.alive -= 1;
                 self.exited += 1;
             }
-            record.exit = exit;
+            record.end(exit);
             if known.exit_reported {
                 record.pid_and_flags |= EXIT_REPORTED;
             }
@@ -485,11 +490,11 @@ impl ProcessTable {
                 self.alive -= 1;
                 self.exited += 1;
             }
-            record.exit = if record.has(EXIT_REPORTED) {
+            record.end(if record.has(EXIT_REPORTED) {
                 record.exit.max(at)
             } else {
                 at
-            };
+            });
             record.pid_and_flags |= EXIT_REPORTED;
         }
     }
@@ -515,7 +520,7 @@ impl ProcessTable {
                     && !seen(record.pid(), record.ticks())
                 {
                     closed += u64::from(record.is_alive());
-                    record.exit = started;
+                    record.end(started);
                 }
                 slot = record.older;
             }
@@ -1041,6 +1046,43 @@ mod tests {
             assert_eq!(places(&table, 7, s(16), s(17)), [BOX_B]);
             assert_eq!((table.alive(), table.exited()), (1, 1));
         }
+    }
+
+    /// The sentinel of the living is a time, too, and times come from outside: the count of the living
+    /// wrapped.
+    #[test]
+    fn a_death_at_the_end_of_time_is_a_death() {
+        let end = BootTime::MAX;
+        let mut table = table();
+        see(&mut table, 1, s(10), s(10), BOX_A, Sighting::Fork);
+        for _ in 0..3 {
+            table.exit(Pid(1), s(10), end);
+        }
+        assert_eq!((table.alive(), table.exited()), (0, 1));
+        // Its pid is taken by one that is said to have been born then, and once more.
+        see(&mut table, 1, end, end, BOX_B, Sighting::Scan);
+        see(&mut table, 1, s(20), s(20), BOX_B, Sighting::Fork);
+        assert_eq!((table.alive(), table.exited()), (1, 2));
+        table.exit(Pid(1), s(20), end);
+        assert_eq!((table.alive(), table.exited()), (1, 2));
+        // A scan that is said to have begun then.
+        see(&mut table, 2, s(10), s(10), BOX_A, Sighting::Fork);
+        for _ in 0..2 {
+            assert_eq!(table.close_unseen(end, &|_, _| false), 0);
+            assert_eq!((table.alive(), table.exited()), (2, 2));
+        }
+        // And what was handed over.
+        let kept = |pid| Facts {
+            exit: Some(end),
+            exit_reported: true,
+            ..table.incarnations(Pid(pid))[0]
+        };
+        let mut next = ProcessTable::new(10);
+        assert!(next.restore(&kept(1)) && next.restore(&kept(2)));
+        assert_eq!((next.alive(), next.exited()), (0, 2));
+        next.exit(Pid(2), s(10), end);
+        next.forget(end, &mut |_| {});
+        assert_eq!((next.alive(), next.exited()), (0, 0));
     }
 
     #[test]
