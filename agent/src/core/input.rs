@@ -63,6 +63,14 @@ pub struct EventCounters {
     pub undecodable: u64,
 }
 
+impl EventCounters {
+    /// Events that happened and that the core was not told of.
+    #[must_use]
+    pub const fn missing(&self) -> u64 {
+        self.lost.saturating_add(self.undecodable)
+    }
+}
+
 /// One event of the eBPF object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -156,6 +164,9 @@ pub struct ProcessScan {
     pub processes: Vec<ScannedProcess>,
     /// Processes that vanished, or whose files could not be read, during the walk.
     pub skipped: u32,
+    /// The pids of those whose files could not be read: they may be alive. Those that vanished are not
+    /// among them.
+    pub unread: Vec<Pid>,
 }
 
 /// One process of `/proc`.

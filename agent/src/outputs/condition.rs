@@ -91,6 +91,7 @@ fn coverage(index: u32, coverage: &Coverage, reasons: &mut Vec<String>) {
         .filter(|(reason, _)| match reason {
             UnattributedReason::UnknownPid
             | UnattributedReason::AmbiguousPid
+            | UnattributedReason::UnconfirmedPid
             | UnattributedReason::UnknownCgroup
             | UnattributedReason::Overflow => true,
             // What the driver cannot tell is no fault of the agent's.

@@ -998,6 +998,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.windows_not_awaited),
     },
     Instrument {
+        name: "gpuacct_process_lists_not_awaited_total",
+        otlp: "gpuacct.process_lists.not_awaited",
+        kind: Kind::Counter,
+        unit: Unit::Count("{list}"),
+        help: "Process lists, and the driver's accounts of processes that died, that were taken before the event stream had caught up with them.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.agent.lists_not_awaited),
+    },
+    Instrument {
         name: "gpuacct_names_lookups_total",
         otlp: "gpuacct.names.lookups",
         kind: Kind::Counter,
