@@ -2722,6 +2722,7 @@ mod tests {
                 submitted: 9,
                 lost: 1,
                 undecodable: 0,
+                skipped: 0,
             },
         }));
         assert_eq!(

@@ -282,6 +282,18 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_the_kernel_skipped_is_missing_as_one_that_was_lost_is() {
+        for (undecodable, skipped) in [(1, 0), (0, 1)] {
+            let mut stream = running();
+            let mut news = batch(21, 0);
+            (news.counters.undecodable, news.counters.skipped) = (undecodable, skipped);
+            assert!(stream.take_batch(&news, s(21)));
+            assert!(!stream.vouches_for(Pid(7), s(21)));
+            assert!(!stream.take_batch(&news, s(21)), "it is told once");
+        }
+    }
+
+    #[test]
     fn a_window_does_not_wait_for_the_end_of_a_storm() {
         let mut stream = running();
         for at in 21..30 {

@@ -61,13 +61,18 @@ pub struct EventCounters {
     pub lost: u64,
     /// Records that the agent could not decode.
     pub undecodable: u64,
+    /// Events for which the kernel did not run the object's program, since that was running on the same
+    /// CPU already. They are not among those that were seen.
+    #[serde(default)]
+    pub skipped: u64,
 }
 
 impl EventCounters {
     /// Events that happened and that the core was not told of.
     #[must_use]
     pub const fn missing(&self) -> u64 {
-        self.lost.saturating_add(self.undecodable)
+        let told = self.lost.saturating_add(self.undecodable);
+        told.saturating_add(self.skipped)
     }
 }
 

@@ -869,6 +869,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.events.undecodable),
     },
     Instrument {
+        name: "gpuacct_events_skipped_total",
+        otlp: "gpuacct.events.skipped",
+        kind: Kind::Counter,
+        unit: Unit::Count("{event}"),
+        help: "Kernel events for which the kernel did not run the eBPF program, since that was running on the same CPU already (recursion_misses of bpf_prog_info). Not among those seen. Leads to a scan of /proc, as a loss does.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.events.skipped),
+    },
+    Instrument {
         name: "gpuacct_processes",
         otlp: "gpuacct.processes",
         kind: Kind::Gauge,

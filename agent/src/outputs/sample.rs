@@ -134,6 +134,7 @@ pub(crate) fn snapshot() -> Snapshot {
             submitted: 123_450,
             lost: 6,
             undecodable: 0,
+            skipped: 0,
         },
         agent: AgentBook {
             processes: 412,
