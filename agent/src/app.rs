@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
@@ -76,6 +76,9 @@ const LAST_COMMIT: Duration = Duration::from_secs(2);
 /// How long a source that cannot be loaded rests at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
+/// How long the first scan of `/proc` waits for the eBPF object to be attached. That takes some
+/// hundred milliseconds; one that takes this long may never come back.
+const ATTACH_WITHIN: Duration = Duration::from_secs(10);
 /// How often a node without a GPU's device is looked at again.
 const LOOK_FOR_DEVICES: Duration = Duration::from_secs(10);
 
@@ -259,11 +262,13 @@ pub async fn run(
         lists_wanted,
         stopped.clone(),
     )?;
+    let (kernel_tried, tried) = oneshot::channel();
     let kernel = follow_kernel(
         kernel_config(&config),
         inputs.clone(),
         announce_taken,
         rescans.clone(),
+        kernel_tried,
         stopped.clone(),
     );
     sources.spawn(outlived(SourceId::Kernel, inputs.clone(), kernel));
@@ -271,6 +276,10 @@ pub async fn run(
         procfs::Config {
             interval: config.procfs.interval.0,
             ..procfs::Config::default()
+        },
+        async {
+            // A sender that is gone has had its try as well.
+            let _ = timeout(ATTACH_WITHIN, tried).await;
         },
         rescans_taken,
         inputs.clone(),
@@ -824,15 +833,22 @@ async fn settled(waiting: &mut Option<Waiting>) -> (Snapshot, Keeping, Outcome) 
 }
 
 /// Keeps the eBPF object loaded, hands on what it reports, and has `/proc` scanned when it has
-/// just been attached: what was born before that is known from there.
+/// just been attached: what was born before that is known from there. Tells `tried` when the object
+/// has been attached for the first time, or cannot be.
 async fn follow_kernel(
     config: KernelConfig,
     inputs: mpsc::Sender<Input>,
     mut announce: mpsc::Receiver<()>,
     rescans: mpsc::Sender<()>,
+    tried: oneshot::Sender<()>,
     stopped: watch::Receiver<bool>,
 ) {
     let follow = async {
+        let mut tried = Some(tried);
+        let mut has_tried = || {
+            // Nobody listens where `/proc` was scanned without waiting any longer.
+            let _ = tried.take().map(|tried| tried.send(()));
+        };
         let mut pause = RETRY_FIRST;
         let mut reported = String::new();
         let mut tally = Tally::default();
@@ -849,6 +865,7 @@ async fn follow_kernel(
                     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
                     // Full means that a scan is about to begin anyway.
                     let _ = rescans.try_send(());
+                    has_tried();
                     loop {
                         tokio::select! {
                             batch = batches.recv() => match batch {
@@ -896,6 +913,7 @@ async fn follow_kernel(
                 ),
             };
             tell(&inputs, SourceId::Kernel, state, "").await;
+            has_tried();
             sleep(pause).await;
             pause = (pause * 2).min(RETRY_MOST);
         }

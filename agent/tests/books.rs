@@ -16,6 +16,12 @@
 //! did not await, and a pid of which an event was lost and that no scan has shown since, are in
 //! doubt, and their amounts may be anybody's, once. Everything else must be where the world says.
 //!
+//! Now and then the eBPF object is gone for a while. Nothing is told of what happens meanwhile, and
+//! scans stand in for it: a window is booked once one began after its end, or has shown nobody in time,
+//! and then nobody pays. Some scans cannot read a process, and some take long and read all processes
+//! at their end; neither is a death or a move at their beginning. Process lists name pids as well, and
+//! no container has a peak of memory that none of its processes had.
+//!
 //! Now and then the agent is killed and another goes on. What happened while there was none need not
 //! be known, but who is known from before is booked to nobody else. In doubt is only what no agent
 //! can have seen: who had a pid after somebody else, or was moved, and died before the next scan.
@@ -220,6 +226,62 @@ struct Gap {
     kept: BTreeSet<(u32, u64)>,
 }
 
+/// A scan that the core was given.
+#[derive(Clone, Debug)]
+struct Scanned {
+    began: u64,
+    /// Up to when the core knew the events then.
+    drained: u64,
+    /// Whom it saw: pid and start in ticks.
+    saw: BTreeSet<(u32, u64)>,
+    /// The pids that it could not read.
+    unread: BTreeSet<u32>,
+}
+
+impl Scanned {
+    /// Whether it says who has a pid.
+    fn tells_of(&self, pid: u32) -> bool {
+        !self.unread.contains(&pid)
+    }
+}
+
+/// A scan that is under way.
+#[derive(Clone, Debug)]
+struct Scanning {
+    began: u64,
+    unread: BTreeSet<u32>,
+    /// What it has read; absent where it reads all at its end.
+    read: Option<Vec<ScannedProcess>>,
+}
+
+/// A list that named one pid.
+#[derive(Clone, Copy, Debug)]
+struct List {
+    at: u64,
+    gpu: usize,
+    pid: u32,
+}
+
+/// A scan found a process elsewhere. If its move is never told, it may have been in either place for a
+/// while.
+#[derive(Clone, Copy, Debug)]
+struct Blur {
+    pid: u32,
+    from: u64,
+    to: u64,
+    /// When it did move.
+    moved: u64,
+}
+
+/// Something that happened to a process and of which the core will never be told.
+#[derive(Clone, Copy, Debug)]
+struct Untold {
+    pid: u32,
+    at: u64,
+    /// Whether it was lost, and what came before it may still be told; otherwise the source was down.
+    is_lost: bool,
+}
+
 /// What the core may have booked on one payer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Expected {
@@ -249,21 +311,31 @@ struct World {
     lose: u32,
     /// Whether the kernel source is up.
     is_up: bool,
-    /// Up to when the core knew the events when it heard of a loss, if no scan has begun since.
-    loss_heard: Option<u64>,
+    /// When the object was attached.
+    attached: u64,
+    /// Up to when all was known before something was missing, and since when a scan must have begun to
+    /// mend that; never while the source is down.
+    gap: Option<(u64, u64)>,
+    /// Pids of which a scan that mended a gap could not tell, and up to when all is known of them.
+    doubted: BTreeMap<u32, u64>,
     counters: EventCounters,
     /// What it was told of them.
     lost_told: u64,
     drained: u64,
-    /// What was lost: of whom, and when.
-    lost: Vec<(u32, u64)>,
-    scan: Option<ProcessScan>,
+    untold: Vec<Untold>,
+    blurred: Vec<Blur>,
+    /// Who was on which GPU by a list, and whom a list may have meant.
+    listed: BTreeSet<(Place, usize)>,
+    scan: Option<Scanning>,
     /// What an agent that was killed has left; there is none now.
     left: Option<State>,
     gaps: Vec<Gap>,
     last_number: u32,
-    /// When the scans began that the core has been given, and up to when it knew the events then.
-    scanned: Vec<(u64, u64)>,
+    scanned: Vec<Scanned>,
+    /// Where in these the scans of the agent that runs now begin.
+    own_scans_from: usize,
+    /// Lists that the core was given and cannot have taken yet.
+    pending_lists: Vec<List>,
     announced: BTreeSet<u64>,
     expected: BTreeMap<(Place, usize), Expected>,
     doubt: Vec<u64>,
@@ -309,7 +381,8 @@ enum Step {
     Announce(Place),
     /// The ring is drained up to so many nanoseconds ago, its events in some order.
     Drain(u64, u64),
-    ScanBegins,
+    /// A scan that cannot read these pids (a bit for each), and reads the others at once or at its end.
+    ScanBegins(u32, bool),
     ScanArrives,
     /// A window is closed and handed over, or held; so many thousandths of its busy time show in
     /// no row; or it is blind.
@@ -350,7 +423,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => place().prop_map(Step::Announce),
         6 => (prop_oneof![3 => Just(0), 1 => 0..300 * MILLI], any::<u64>())
             .prop_map(|(ago, order)| Step::Drain(ago, order)),
-        2 => Just(Step::ScanBegins),
+        2 => (prop_oneof![3 => Just(0), 1 => 0..16u32], any::<bool>())
+            .prop_map(|(unread, late)| Step::ScanBegins(unread, late)),
         2 => Just(Step::ScanArrives),
         6 => (gpu.clone(), any::<bool>(), 0..100u64)
             .prop_map(|(gpu, held, hidden)| Step::Window(gpu, held, hidden)),
@@ -398,17 +472,23 @@ impl World {
             gpus: vec![gpu; GPUS],
             events: Vec::new(),
             lose: 0,
-            is_up: true,
-            loss_heard: None,
+            is_up: false,
+            attached: start,
+            gap: None,
+            doubted: BTreeMap::new(),
             counters: EventCounters::default(),
             lost_told: 0,
             drained: start,
-            lost: Vec::new(),
+            untold: Vec::new(),
+            blurred: Vec::new(),
+            listed: BTreeSet::new(),
             scan: None,
             left: None,
             gaps: Vec::new(),
             last_number: 0,
             scanned: Vec::new(),
+            own_scans_from: 0,
+            pending_lists: Vec::new(),
             announced: BTreeSet::new(),
             expected: BTreeMap::new(),
             doubt: vec![0; GPUS],
@@ -422,8 +502,25 @@ impl World {
         };
         world.accountant.keep();
         world.list_gpus();
-        world.kernel(true);
+        world.attach();
         world
+    }
+
+    /// The agent begins: the object is attached, and only then is `/proc` scanned.
+    fn attach(&mut self) {
+        self.is_up = false;
+        self.gap = Some((0, u64::MAX));
+        self.doubted.clear();
+        self.own_scans_from = self.scanned.len();
+        self.health(SourceState::Absent);
+        self.kernel(true);
+        self.drain(0, 0);
+        self.scan_begins(0, false);
+        self.scan_arrives();
+    }
+
+    fn own_scans(&self) -> &[Scanned] {
+        &self.scanned[self.own_scans_from..]
     }
 
     fn list_gpus(&mut self) {
@@ -475,6 +572,7 @@ impl World {
             last_number: self.last_number,
         });
         self.scan = None;
+        self.pending_lists.clear();
         for gpu in &mut self.gpus {
             gpu.held = gpu
                 .unbooked
@@ -498,17 +596,11 @@ impl World {
         self.events.clear();
         self.lose = 0;
         self.counters = EventCounters::default();
-        (self.lost_told, self.loss_heard) = (0, None);
+        self.lost_told = 0;
         self.announced.clear();
         self.know_the_pod.clear();
         self.list_gpus();
-        self.kernel(true);
-        for place in Place::ALL {
-            self.announce(place);
-        }
-        self.drain(0, 0);
-        self.scan_begins();
-        self.scan_arrives();
+        self.attach();
         self.gaps.last_mut().expect("one was killed").until = self.now;
     }
 
@@ -516,19 +608,83 @@ impl World {
         self.accountant.take(input, clock(self.now));
         // Nobody carries them out: scans and names come when the steps say so.
         drop(self.accountant.take_effects());
+        self.settle_lists();
     }
 
-    fn kernel(&mut self, up: bool) {
-        self.is_up = up;
-        let state = if up {
-            SourceState::Up
-        } else {
-            SourceState::Down {
-                class: "stream".into(),
-                reason: "the event stream ended".into(),
-                next_retry: None,
+    /// Notes whom the lists named that the core has taken by now.
+    fn settle_lists(&mut self) {
+        for list in std::mem::take(&mut self.pending_lists) {
+            let (at, pid) = (list.at, list.pid);
+            let is_in_gap = self.gap.is_some_and(|(since, _)| since < at);
+            let is_scanned = self.own_scans().iter().any(|of| of.began >= at);
+            let has_drained = self.drained >= at;
+            let is_known = if is_in_gap {
+                is_scanned && (has_drained || !self.is_up)
+            } else {
+                has_drained
+            };
+            let has_waited = self.now - at >= Settings::default().await_events.0;
+            if !is_known && !has_waited {
+                self.pending_lists.push(list);
+                continue;
             }
-        };
+            let is_untold = self.untold.iter().any(|of| of.pid == pid && of.at <= at);
+            let is_only_late = !is_known && !is_in_gap;
+            let places: Vec<Place> = if is_untold || is_only_late {
+                let lives = self.lives.iter().filter(|life| life.pid == pid);
+                let stays = lives.flat_map(|life| &life.stays);
+                stays.map(|(_, place)| *place).collect()
+            } else {
+                self.owners(pid, at, at).into_iter().collect()
+            };
+            self.listed
+                .extend(places.into_iter().map(|place| (place, list.gpu)));
+        }
+    }
+
+    /// The object is attached, or goes with what is in its ring.
+    fn kernel(&mut self, up: bool) {
+        if self.is_up == up {
+            return;
+        }
+        self.is_up = up;
+        let since = self.gap.map_or(self.drained, |(since, _)| since);
+        if up {
+            self.attached = self.now;
+            self.gap = Some((since, self.now));
+            self.health(SourceState::Up);
+            if self.now > 1_000 * SECOND {
+                // It announces every cgroup anew that has processes.
+                for place in Place::ALL {
+                    self.announce(place);
+                }
+            }
+            return;
+        }
+        self.gap = Some((since, u64::MAX));
+        // What it had lost and not told goes with it.
+        self.counters.lost = self.lost_told;
+        self.lose = 0;
+        for (at, event) in std::mem::take(&mut self.events) {
+            self.never_told(&event, at, false);
+        }
+        self.health(SourceState::Down {
+            class: "stream".into(),
+            reason: "the event stream ended".into(),
+            next_retry: None,
+        });
+    }
+
+    fn never_told(&mut self, event: &KernelEvent, at: u64, is_lost: bool) {
+        // Without its name a cgroup could be anybody's, and so could whoever is in it. An object that
+        // is attached later announces it.
+        let everybody = if is_lost { PIDS.collect() } else { Vec::new() };
+        let of = pid_of(event).map_or(everybody, |pid| vec![pid]);
+        let untold = of.into_iter().map(|pid| Untold { pid, at, is_lost });
+        self.untold.extend(untold);
+    }
+
+    fn health(&mut self, state: SourceState) {
         self.take(Input::Health(SourceHealth {
             source: SourceId::Kernel,
             state,
@@ -544,15 +700,14 @@ impl World {
 
     /// Puts an event on its way, unless it is lost.
     fn emit(&mut self, event: KernelEvent) {
+        if !self.is_up {
+            return self.never_told(&event, self.now, false);
+        }
         self.counters.seen += 1;
         if self.lose > 0 {
             self.lose -= 1;
             self.counters.lost += 1;
-            // Without its name a cgroup could be anybody's, and so could whoever is in it.
-            let of: Vec<u32> = pid_of(&event).map_or(PIDS.collect(), |pid| vec![pid]);
-            let now = self.now;
-            self.lost.extend(of.into_iter().map(|pid| (pid, now)));
-            return;
+            return self.never_told(&event, self.now, true);
         }
         self.counters.submitted += 1;
         self.events.push((self.now, event));
@@ -652,8 +807,12 @@ impl World {
     }
 
     fn drain(&mut self, ago: u64, order: u64) {
+        if !self.is_up {
+            return;
+        }
         // Never earlier than before: what was promised stays promised.
-        let through = self.now.saturating_sub(ago).max(self.drained);
+        let through = self.now.saturating_sub(ago);
+        let through = through.max(self.drained).max(self.attached);
         let (out, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.events)
             .into_iter()
             .partition(|(at, _)| *at <= through);
@@ -663,12 +822,17 @@ impl World {
             if let KernelEvent::Cgroup(cgroup) = event {
                 self.announced.insert(cgroup.key.id);
             }
+            if let Some(pid) = pid_of(event) {
+                self.doubted.remove(&pid);
+            }
         }
-        self.drained = through;
         if self.counters.lost > self.lost_told {
             self.lost_told = self.counters.lost;
-            self.loss_heard = Some(through);
+            // It is mended by a scan that begins after the news of it, whatever is drained.
+            let since = self.gap.map_or(self.drained, |(since, _)| since);
+            self.gap = Some((since, self.now));
         }
+        self.drained = through;
         self.take(Input::Kernel(KernelBatch {
             events,
             drained_through: BootTime(through),
@@ -676,9 +840,20 @@ impl World {
         }));
     }
 
-    fn scan_begins(&mut self) {
+    fn scan_begins(&mut self, unread: u32, late: bool) {
+        let unread = PIDS.filter(|pid| unread >> (pid - PIDS.start) & 1 == 1);
+        let unread: BTreeSet<u32> = unread.collect();
+        self.scan = Some(Scanning {
+            began: self.now,
+            read: (!late).then(|| self.read_processes(&unread)),
+            unread,
+        });
+    }
+
+    fn read_processes(&self, unread: &BTreeSet<u32>) -> Vec<ScannedProcess> {
         let alive = self.lives.iter().filter(|life| life.end.is_none());
-        let processes = alive.map(|life| {
+        let read = alive.filter(|life| !unread.contains(&life.pid));
+        let processes = read.map(|life| {
             let place = life.stays.last().expect("it is somewhere").1;
             let path = format!("/{}", place.path().join("/"));
             ScannedProcess {
@@ -688,24 +863,81 @@ impl World {
                 cgroups: Arc::new([(0, path.into())]),
             }
         });
-        self.scan = Some(ProcessScan {
-            started: BootTime(self.now),
-            finished: BootTime(self.now),
-            processes: processes.collect(),
-            skipped: 0,
-        });
+        processes.collect()
     }
 
     fn scan_arrives(&mut self) {
-        if let Some(mut scan) = self.scan.take() {
-            scan.finished = BootTime(self.now);
-            let started = scan.started.0;
-            if self.loss_heard.is_some_and(|heard| started >= heard) {
-                self.loss_heard = None;
+        let Some(scan) = self.scan.take() else { return };
+        let began = scan.began;
+        let is_late = scan.read.is_none();
+        let processes = scan
+            .read
+            .unwrap_or_else(|| self.read_processes(&scan.unread));
+        // A process that could not be read and is not there any more has vanished.
+        let is_alive = |pid: &u32| self.alive(*pid).is_some();
+        let unread: BTreeSet<u32> = scan.unread.iter().copied().filter(is_alive).collect();
+        let known_until = |pid: u32| {
+            let scans = self.own_scans().iter().filter(|of| of.tells_of(pid));
+            scans.map(|of| of.began).max().unwrap_or_default().max(
+                self.gap
+                    .map_or(self.drained, |(since, _)| since.min(self.drained)),
+            )
+        };
+        let blurred = processes.iter().filter_map(|process| {
+            let pid = process.pid.0;
+            let from = known_until(pid);
+            let life = self.lives.iter().rfind(|life| life.pid == pid)?;
+            let (moved, _) = life.stays.iter().rfind(|stay| stay.0 > from)?;
+            Some(Blur {
+                pid,
+                from,
+                to: self.now,
+                moved: *moved,
+            })
+        });
+        self.blurred.extend(blurred.collect::<Vec<_>>());
+        if is_late {
+            // Whoever died before it was read is taken for one that died when the scan began.
+            let ends = self
+                .lives
+                .iter()
+                .filter_map(|life| Some((life.pid, life.end?)));
+            let gone = ends.filter(|(_, end)| *end > began);
+            let gone: Vec<u32> = gone.map(|(pid, _)| pid).collect();
+            for pid in gone {
+                self.untold.push(Untold {
+                    pid,
+                    at: began,
+                    is_lost: false,
+                });
             }
-            self.scanned.push((started, self.drained));
-            self.take(Input::Processes(scan));
         }
+        if self.own_scans().iter().all(|of| of.began <= began) {
+            self.doubted.retain(|pid, _| unread.contains(pid));
+            if let Some((since, until)) = self.gap
+                && began >= until
+            {
+                self.gap = None;
+                for pid in &unread {
+                    self.doubted.entry(*pid).or_insert(since);
+                }
+            }
+        }
+        let saw = processes.iter();
+        let saw = saw.map(|process| (process.pid.0, process.start.0));
+        self.scanned.push(Scanned {
+            began,
+            drained: self.drained,
+            saw: saw.collect(),
+            unread: unread.clone(),
+        });
+        self.take(Input::Processes(ProcessScan {
+            started: BootTime(began),
+            finished: BootTime(self.now),
+            skipped: u32::try_from(unread.len()).unwrap_or(u32::MAX),
+            unread: unread.into_iter().map(Pid).collect(),
+            processes,
+        }));
     }
 
     /// Closes a window; `hidden` thousandths of what each did show in no row.
@@ -777,6 +1009,9 @@ impl World {
 
     fn lists(&mut self, gpu: usize) {
         let pids = self.gpus[gpu].working.map(|(pid, _)| pid);
+        let at = self.now;
+        self.pending_lists
+            .extend(pids.map(|pid| List { at, gpu, pid }));
         self.take(Input::GpuProcesses(GpuProcesses {
             gpu: uuid(gpu),
             at: BootTime(self.now),
@@ -899,7 +1134,7 @@ impl World {
             Step::Lose(count) => self.lose = count,
             Step::Announce(place) => self.announce(place),
             Step::Drain(ago, order) => self.drain(ago, order),
-            Step::ScanBegins => self.scan_begins(),
+            Step::ScanBegins(unread, late) => self.scan_begins(unread, late),
             Step::ScanArrives => self.scan_arrives(),
             Step::Window(gpu, held, hidden) => {
                 self.window(gpu, Some(hidden));
@@ -929,12 +1164,13 @@ impl World {
     fn end(&mut self) {
         self.now += 1;
         self.start();
+        self.kernel(true);
         for gpu in 0..GPUS {
             self.window(gpu, Some(0));
             self.windows_arrive(gpu);
         }
         self.drain(0, 1);
-        self.scan_begins();
+        self.scan_begins(0, false);
         self.scan_arrives();
         self.commit();
         assert!(
@@ -976,6 +1212,7 @@ impl World {
     fn commit(&mut self) {
         let snapshot = self.accountant.commit(clock(self.now));
         drop(self.accountant.take_effects());
+        self.settle_lists();
         for (gpu, book) in snapshot.gpus.iter().enumerate() {
             assert_eq!(book.imbalance, 0, "{book:?}");
             let unobserved: Nanos = book.unobserved.iter().map(|(_, amount)| *amount).sum();
@@ -1001,28 +1238,48 @@ impl World {
 
     /// Notes what a window that has just been booked must have brought whom.
     fn expect(&mut self, gpu: usize, window: &Truth) {
-        let has_caught_up = self.drained >= window.end && self.loss_heard.is_none();
         let has_waited = self.now - window.given >= Settings::default().await_events.0;
+        let is_scanned = self.own_scans().iter().any(|of| of.began >= window.end);
+        let is_in_gap = self.gap.is_some_and(|(since, _)| since < window.end);
+        let has_drained = self.drained >= window.end;
+        let has_caught_up = if is_in_gap {
+            is_scanned && (has_drained || !self.is_up)
+        } else {
+            has_drained
+        };
+        let is_nobodys = window.busy == 0 && !self.is_up;
         assert!(
-            has_caught_up || has_waited || !self.is_up,
+            has_caught_up || has_waited || is_nobodys,
             "a window was booked before what happened in it was known: {window:?}"
         );
         self.busy[gpu] += window.busy;
         self.nobodys[gpu] += window.nobodys;
         for &(pid, amount) in &window.credits {
-            let mended = |at: u64| {
-                let mut scans = self.scanned.iter();
-                scans.any(|&(began, drained)| {
-                    began.min(drained) >= at && began + SLACK <= window.start
+            let newest = self.own_scans().last();
+            let is_read = newest.is_some_and(|of| of.tells_of(pid));
+            let is_doubted = self
+                .doubted
+                .get(&pid)
+                .is_some_and(|since| *since < window.end);
+            if is_doubted || (is_in_gap && !(is_scanned && is_read)) {
+                // Somebody else may have the pid by now, and nobody says that it is not so. It is
+                // nobody's then, and not its former holder's.
+                continue;
+            }
+            let mended = |untold: &Untold| {
+                self.scanned.iter().any(|of| {
+                    // What came before a loss may come after the scan.
+                    let is_known = !untold.is_lost || of.drained >= untold.at;
+                    let is_later = of.began >= untold.at && of.began + SLACK <= window.start;
+                    is_later && is_known && of.tells_of(pid)
                 })
             };
-            let is_in_doubt = self.drained < window.end
-                || self.could_not_be_seen(pid, window)
-                || self
-                    .lost
-                    .iter()
-                    .any(|&(of, at)| of == pid && at <= window.end && !mended(at));
-            if is_in_doubt {
+            let is_untold = |of: &Untold| of.pid == pid && of.at <= window.end && !mended(of);
+            let is_late = self.drained < window.end && (self.is_up || !is_in_gap);
+            let is_in_doubt =
+                is_late || self.could_not_be_seen(pid, window) || self.untold.iter().any(is_untold);
+            let by_scan = self.holder_by_scan(pid, window);
+            if is_in_doubt && by_scan.is_none() {
                 self.doubt[gpu] += amount;
                 continue;
             }
@@ -1036,13 +1293,38 @@ impl World {
                 let expected = self.expected.entry((owner, gpu)).or_default();
                 let mut gaps = self.gaps.iter();
                 let is_in_gap = gaps.any(|gap| window.start < gap.until + SLACK);
-                if is_announced && next == owners && !is_in_gap {
+                let mut blurred = self.blurred.iter();
+                let is_blurred = blurred.any(|of| {
+                    let mut untold = self.untold.iter();
+                    of.pid == pid
+                        && of.from < window.end + TICK
+                        && of.to + SLACK > window.start
+                        && untold.any(|untold| untold.pid == pid && untold.at == of.moved)
+                });
+                let is_certain = is_announced && next == owners && !is_in_gap;
+                if is_certain && !is_blurred && !is_in_doubt {
                     expected.certain += amount;
                 } else {
                     expected.possible += amount;
                 }
             }
         }
+    }
+
+    /// Who a scan from after a window shows to have had a pid throughout it, whatever was lost: it
+    /// began before the window, long after whoever had the pid before, and has never moved.
+    fn holder_by_scan(&self, pid: u32, window: &Truth) -> Option<Place> {
+        let of_pid = || self.lives.iter().filter(|life| life.pid == pid);
+        let life = of_pid().rfind(|life| life.start <= window.end)?;
+        let saw =
+            |of: &Scanned| of.began >= window.end && of.saw.contains(&(pid, life.start / TICK));
+        let former = of_pid().rfind(|of| of.start < life.start);
+        let is_former_long_gone = former.is_none() || life.start + TICK + SLACK <= window.start;
+        let is_shown = self.scanned.iter().any(saw) && is_former_long_gone;
+        let [(since, place)] = life.stays[..] else {
+            return None;
+        };
+        (is_shown && life.start <= window.start && since == life.start).then_some(place)
     }
 
     /// Whether what a pid did in a window cannot be told from what somebody else did who had it
@@ -1097,6 +1379,16 @@ impl World {
             } else {
                 account.id.to_string()
             };
+            if account.memory_peak.is_some() {
+                let place = Place::of_account(&owner);
+                let mut gpus = 0..GPUS;
+                let gpu = gpus.find(|gpu| uuid(*gpu) == account.gpu);
+                assert!(
+                    gpu.is_some_and(|gpu| self.listed.contains(&(place, gpu))),
+                    "{place:?} has a peak of memory and was on no list of {}",
+                    account.gpu
+                );
+            }
             let key = (owner, account.gpu.to_string());
             assert!(
                 open.insert(key, account.amounts.busy).is_none(),

@@ -248,6 +248,7 @@ impl Node {
             finished: BootTime(self.now),
             processes: processes.collect(),
             skipped: 0,
+            unread: Vec::new(),
         };
         self.take(Input::Processes(scan));
     }

@@ -420,6 +420,30 @@ fn nothing_is_lost_while_there_is_room() {
     assert_eq!((born, dead), (CHILDREN, CHILDREN));
 }
 
+#[test]
+fn the_kernel_tells_how_often_it_skipped_a_program() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let numbers: Vec<u32> = release.split('.').map_while(|of| of.parse().ok()).collect();
+    // The two numbers of "5.10.0-28-amd64", as far as they are there.
+    if matches!(numbers[..], [5, minor, ..] if minor < 12) {
+        println!("linux {release} does not count them");
+        return;
+    }
+    let watched = observer.source().counts_skipped();
+    for program in ["fork", "exec", "exit"] {
+        let name = format!("sched_process_{program}");
+        assert!(watched.contains(&&*name), "{watched:?}");
+    }
+    assert_eq!(watched.len(), 5, "{watched:?}");
+    assert_eq!(observer.settle().skipped, 0);
+}
+
 /// Where tracefs is looked for.
 const TRACEFS: &str = "/sys/kernel/tracing";
 /// Devices of the kind "misc" stand for GPUs: every kernel has some, and hardly anybody opens one.

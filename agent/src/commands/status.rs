@@ -119,8 +119,8 @@ fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String 
     wrap(
         &mut page,
         &format!(
-            "\nkernel events: {} seen, {} submitted, {} lost, {} undecodable",
-            events.seen, events.submitted, events.lost, events.undecodable
+            "\nkernel events: {} seen, {} submitted, {} lost, {} undecodable, {} skipped",
+            events.seen, events.submitted, events.lost, events.undecodable, events.skipped
         ),
         "  ",
     );

@@ -14,12 +14,14 @@ use std::sync::Arc;
 use super::allocation::{AllocationTable, Grantee, Known, Span};
 use super::amounts::Amounts;
 use super::attribute::{self, Charge, Sharing};
+use super::awaited::{Awaited, life_of};
 use super::cgroup_path::CgroupMeaning;
 use super::directory::{Directory, SourcesOfNames};
+use super::event_stream::EventStream;
 use super::holding::{End, Holding, Member};
 use super::input::{
-    Accounted, EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input,
-    KernelBatch, KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
+    Accounted, GpuInfo, GpuProcess, GpuProcesses, GpuWindow, IdentitySource, Input, KernelBatch,
+    KernelEvent, PodName, ProcessEvent, ProcessScan, SourceHealth,
 };
 use super::ledger::{Account, Ledger};
 use super::model::{
@@ -29,7 +31,7 @@ use super::model::{
 use super::opens::{Fate, Opens};
 use super::persist::Keeper;
 use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
-use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
+use super::process_table::{CREDIT_SLACK, Facts, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
@@ -166,12 +168,12 @@ pub struct Accountant {
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
     source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
-    drained_through: BootTime,
-    /// Events were lost at this time, and no scan of `/proc` has begun since.
-    lost_at: Option<BootTime>,
-    events: EventCounters,
+    /// Until when it is known what happened to processes.
+    pub(super) stream: EventStream,
+    /// What says something of pids of which it is not known yet whose they were.
+    pub(super) awaited: VecDeque<(Clock, Awaited)>,
     effects: Vec<Effect>,
-    counts: AgentBook,
+    pub(super) counts: AgentBook,
     /// When `/proc` was last to be scanned for a pid.
     looked_for: HashMap<Pid, BootTime>,
     namespace_overflows: u64,
@@ -206,9 +208,8 @@ impl Accountant {
             sources: BTreeMap::new(),
             source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
-            drained_through: BootTime::default(),
-            lost_at: None,
-            events: EventCounters::default(),
+            stream: EventStream::default(),
+            awaited: VecDeque::new(),
             effects: Vec::new(),
             counts: AgentBook::default(),
             looked_for: HashMap::default(),
@@ -223,16 +224,17 @@ impl Accountant {
     pub fn take(&mut self, input: Input, clock: Clock) {
         let from_events = matches!(input, Input::Kernel(_));
         match input {
-            Input::Kernel(batch) => self.take_events(batch),
+            Input::Kernel(batch) => self.take_events(batch, clock.boot),
             Input::Processes(scan) => self.take_scan(&scan),
             Input::Identity(update) => self.directory.learn(update, clock.boot),
             Input::Gpus(gpus) => self.ledger.list(gpus, clock),
             Input::Window(window) => self.waiting.push_back((clock.boot, window)),
-            Input::GpuProcesses(lists) => self.take_lists(lists, clock),
+            Input::GpuProcesses(lists) => self.await_owners(Awaited::Lists(lists), clock),
             Input::Allocations(answer) => self.allocations.take(answer),
-            Input::Accounted(process) => self.take_accounted(&process, clock),
+            Input::Accounted(process) => self.await_owners(Awaited::Died(process), clock),
             Input::Health(health) => self.take_health(health, clock.boot),
         }
+        self.take_awaited(clock);
         self.introduce_containers(clock.boot, from_events);
     }
 
@@ -241,7 +243,7 @@ impl Accountant {
         std::mem::take(&mut self.effects)
     }
 
-    fn wish(&mut self, effect: Effect) {
+    pub(super) fn wish(&mut self, effect: Effect) {
         if !self.effects.contains(&effect) {
             self.effects.push(effect);
         }
@@ -256,6 +258,9 @@ impl Accountant {
         {
             // Down again is still down, for whatever reason this time.
             health.since = health.since.min(known.since);
+        }
+        if health.source == SourceId::Kernel {
+            self.stream.take_state(&health.state, health.since);
         }
         self.sources.insert(health.source, health);
     }
@@ -278,15 +283,12 @@ impl Accountant {
         book.last = book.last.max(now);
     }
 
-    fn take_events(&mut self, batch: KernelBatch) {
-        let losses = |counters: &EventCounters| counters.lost.saturating_add(counters.undecodable);
-        if losses(&batch.counters) > losses(&self.events) {
+    fn take_events(&mut self, batch: KernelBatch, now: BootTime) {
+        if self.stream.take_batch(&batch, now) {
             self.counts.rescans_after_loss += 1;
-            self.lost_at = self.lost_at.max(Some(batch.drained_through));
             self.wish(Effect::AnnounceAnew);
             self.wish(Effect::Rescan);
         }
-        self.events = batch.counters;
         for event in batch.events {
             match event {
                 KernelEvent::Fork(event) => self.sight(&event, Sighting::Fork),
@@ -328,7 +330,6 @@ impl Accountant {
                 }
             }
         }
-        self.drained_through = self.drained_through.max(batch.drained_through);
     }
 
     fn sight(&mut self, event: &ProcessEvent, sighting: Sighting) {
@@ -357,7 +358,12 @@ impl Accountant {
                 place = found;
             }
         }
+        let before = self.processes.facts_of(process);
         self.put(event.pid, event.start, event.at, place, sighting);
+        if sighting == Sighting::Scan {
+            self.date_move(process, before, event.at);
+        }
+        self.stream.take_event_of(event.pid);
         self.processes
             .note(event.pid, event.start, event.parent, true);
     }
@@ -386,7 +392,22 @@ impl Accountant {
         }
     }
 
+    /// Notes between when and when a process moved that was found elsewhere than it was known to be by
+    /// what is known of it `before`, and was seen there `by` then.
+    fn date_move(&mut self, process: ProcessId, before: Option<Facts>, by: BootTime) {
+        let Some(before) = before else { return };
+        let is_elsewhere = self
+            .processes
+            .placement(process)
+            .is_some_and(|now| now != before.placement);
+        if is_elsewhere && self.processes.found_at(process).is_some() {
+            let after = self.stream.seen_through(process.pid);
+            self.processes.found_moved(process, before.since, after, by);
+        }
+    }
+
     fn take_scan(&mut self, scan: &ProcessScan) {
+        let unread: HashSet<Pid> = scan.unread.iter().copied().collect();
         let mut seen = HashSet::default();
         seen.reserve(scan.processes.len());
         for process in &scan.processes {
@@ -429,33 +450,33 @@ impl Accountant {
                 }
                 _ => place,
             };
-            self.put(
-                process.pid,
-                process.start.earliest(),
-                scan.started,
-                place,
-                Sighting::Scan,
-            );
             let start = process.start.earliest();
+            let before = self.processes.facts_of(id);
+            self.put(process.pid, start, scan.started, place, Sighting::Scan);
+            self.date_move(id, before, scan.finished);
             self.processes
                 .note(process.pid, start, process.parent, false);
             self.placements.release(place);
         }
+        // Who could not be read may live.
+        let lived_through = self.stream.complete_through().min(scan.finished);
+        let is_there = |pid, start| seen.contains(&(pid, start)) || unread.contains(&pid);
         self.processes
-            .close_unseen(scan.started, &|pid, start| seen.contains(&(pid, start)));
+            .close_missing(scan.started, lived_through, &is_there);
         if self.awaits_scan(scan.finished) {
             // Those that came before said nothing.
             self.wish(Effect::ReadLists);
         }
         self.counts.scans += 1;
-        if self.lost_at.is_some_and(|lost| scan.started >= lost) {
-            self.lost_at = None;
+        if self.stream.take_scan(scan) {
+            // Those that came before may have named pids that nobody could vouch for.
+            self.wish(Effect::ReadLists);
         }
     }
 
     /// Takes the driver's word on a process that died: its peak of memory, which no reading may have
     /// seen, and its busy time as a check of what was booked.
-    fn take_accounted(&mut self, process: &Accounted, clock: Clock) {
+    pub(super) fn take_accounted(&mut self, process: &Accounted, received: Clock, clock: Clock) {
         let Some(book) = self.ledger.book_of(&process.gpu) else {
             return;
         };
@@ -466,12 +487,10 @@ impl Accountant {
             // As of lists: whose the pid was cannot be told yet.
             return;
         }
-        let age = clock
-            .wall
-            .0
-            .saturating_sub(process.start_us.saturating_mul(1000));
-        let from = clock.boot.minus(Nanos(age));
-        let to = from.plus(process.lifetime);
+        let (from, to) = life_of(process, received);
+        if !self.stream.vouches_for(process.pid, to) {
+            return;
+        }
         let (processes, placements) = (&self.processes, &mut self.placements);
         let (_, owner) = attribute::owner_of(process.pid, from, to, processes, placements);
         let Ok(owner) = owner else { return };
@@ -498,13 +517,21 @@ impl Accountant {
         let is_instance = book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some());
         let (processes, placements) = (&self.processes, &mut self.placements);
         if is_instance {
-            attribute::charges_of_instance(window, sharing, processes)
-        } else {
-            attribute::charges(window, sharing, processes, placements)
+            return attribute::charges_of_instance(window, sharing, processes);
         }
+        let mut charges = attribute::charges(window, sharing, processes, placements);
+        for charge in &mut charges {
+            if let (Some(pid), Ok(_)) = (charge.pid, &charge.owner)
+                && !self.stream.vouches_for(pid, window.end)
+            {
+                charge.owner = Err(UnattributedReason::UnconfirmedPid);
+                charge.process = None;
+            }
+        }
+        charges
     }
 
-    fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
+    pub(super) fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
         if self.awaits_scan(clock.boot) {
             // A pid in it may have been somebody else's when the agent before this one ended.
             return;
@@ -516,7 +543,11 @@ impl Accountant {
             .processes
             .iter()
             .map(|&GpuProcess { pid, .. }| {
-                let of = attribute::owner_of(pid, lists.at, lists.at, processes, placements);
+                let of = if self.stream.vouches_for(pid, lists.at) {
+                    attribute::owner_of(pid, lists.at, lists.at, processes, placements)
+                } else {
+                    (None, Err(UnattributedReason::UnconfirmedPid))
+                };
                 (pid, of)
             })
             .collect();
@@ -636,22 +667,24 @@ impl Accountant {
     }
 
     fn book_waiting(&mut self, clock: Clock) {
-        let kernel = self.sources.get(&SourceId::Kernel);
-        let kernel_up = kernel.is_some_and(|health| health.state == SourceState::Up);
-        // Who was there before the agent is known by the first scan, which begins once the object
-        // is attached.
-        let is_starting = kernel.is_some_and(|health| health.state == SourceState::Absent)
-            || (self.counts.scans == 0 && self.sources.contains_key(&SourceId::Procfs));
+        // Who was there before the agent is known by the first scan.
+        let is_unscanned = self.counts.scans == 0 && self.sources.contains_key(&SourceId::Procfs);
+        let is_starting = self.stream.is_starting() || is_unscanned;
         let mut still = VecDeque::new();
         let mut held_back = HashSet::default();
         while let Some((since, window)) = self.waiting.pop_front() {
-            // After a loss the scan that mends it is worth waiting for, too.
-            let caught_up =
-                !is_starting && self.drained_through >= window.end && self.lost_at.is_none();
-            let is_awaited = (kernel_up || is_starting) && !caught_up;
+            let caught_up = !is_unscanned && self.stream.has_caught_up(window.end);
+            // Scans are made for busy windows alone while nothing else tells of processes.
+            let is_nobodys = window.busy.is_zero() && window.engines.is_empty();
+            let is_down = self.stream.is_expected() && !self.stream.is_up() && !is_starting;
+            let is_expected = self.stream.is_expected() || is_starting;
+            let is_awaited = is_expected && !caught_up && !(is_down && is_nobodys);
             let waited = clock.boot.since(since);
             let scanned = !self.awaits_scan(clock.boot);
             let waited_enough = waited >= self.settings.await_events && scanned;
+            if is_awaited && self.stream.lacks_scan(window.end) && !self.stream.is_starting() {
+                self.wish(Effect::Rescan);
+            }
             // A GPU's windows are booked in their order.
             if held_back.contains(&window.gpu) || !scanned || (is_awaited && !waited_enough) {
                 held_back.insert(window.gpu.clone());
@@ -690,8 +723,9 @@ impl Accountant {
             // Whoever is believed dead only until then would be counted as started once more.
             return;
         }
-        let until = self.drained_through.min(now);
+        let until = self.stream.drained_through().min(now);
         let until = until.max(now.minus(self.settings.await_events));
+        let until = until.min(self.oldest_awaited());
         let processes = &self.processes;
         let end_of = |process| match processes.facts_of(process) {
             None => End::Forgotten,
@@ -739,6 +773,7 @@ impl Accountant {
         if self.settings.payer == PayerRule::Innermost {
             self.vouch_for_inner(clock.boot);
         }
+        self.take_awaited(clock);
         self.book_waiting(clock);
         let live = self.live_owners();
         self.book_allocations(&live, clock);
@@ -908,9 +943,9 @@ impl Accountant {
     /// is missing to know it.
     fn book_allocations(&mut self, live: &HashSet<Owner>, clock: Clock) {
         // The deaths of the last instants may not have been drained yet.
-        let is_fresh = clock.boot.since(self.drained_through) < self.settings.await_events;
+        let is_fresh = clock.boot.since(self.stream.drained_through()) < self.settings.await_events;
         let now = if is_fresh {
-            clock.boot.min(self.drained_through)
+            clock.boot.min(self.stream.drained_through())
         } else {
             clock.boot
         };
@@ -1179,7 +1214,7 @@ impl Accountant {
             at: clock.boot,
             wall: clock.wall,
             agent_started: self.started.wall,
-            events: self.events,
+            events: self.stream.counters(),
             allocations_known: self.allocations.is_known(),
             allocations: self.allocation_views(clock),
             sources: self.sources.values().cloned().collect(),
@@ -1505,8 +1540,8 @@ mod tests {
     use super::*;
     use crate::core::input::{
         AllocatedDevice, Allocations, CgroupAnnouncement, CgroupSet, ContainerAllocation,
-        ContainerIdentity, Credit, DeviceOpen, DeviceRef, GpuInfo, IdentityUpdate, KubernetesNames,
-        MigInfo, MpsRole, ScannedProcess, WindowQuality,
+        ContainerIdentity, Credit, DeviceOpen, DeviceRef, EventCounters, GpuInfo, IdentityUpdate,
+        KubernetesNames, MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
     use crate::core::model::{CgroupKey, DeviceNumber, NONE, StartTicks, UnobservedReason};
     use crate::core::snapshot::{AccountingBook, IdOnlyReason};
@@ -1592,7 +1627,7 @@ mod tests {
             let batch = KernelBatch {
                 events,
                 drained_through: BootTime(self.now),
-                counters: self.accountant.events,
+                counters: self.accountant.stream.counters(),
             };
             self.take(Input::Kernel(batch));
         }
@@ -1684,6 +1719,7 @@ mod tests {
                 finished: BootTime(self.now),
                 processes: processes.collect(),
                 skipped: 0,
+                unread: Vec::new(),
             })
         }
 
@@ -1870,6 +1906,7 @@ mod tests {
                 cgroups: Arc::new([(0, format!("/kubepods/burstable/pod{UID}/{A}").into())]),
             }],
             skipped: 0,
+            unread: Vec::new(),
         }));
         node.pass(1_000, &[]);
         node.commit();
@@ -2013,6 +2050,7 @@ mod tests {
                 cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
             }],
             skipped: 0,
+            unread: Vec::new(),
         }));
         assert_eq!(node.accountant.take_effects(), []);
         node.pass(1_000, &[(7, 500)]);
@@ -2512,8 +2550,8 @@ mod tests {
         let mut node = Node::new(0, 0);
         node.named(A, None);
         node.fork(7, 3);
-        node.pass(1_000, &[(7, 500)]);
-        node.accountant.drained_through = BootTime(0);
+        // Its events have not come.
+        node.window(1_000, &[(7, 500)]);
         assert_eq!(node.commit().gpus[0].windows, 0);
         node.accountant.await_nothing();
         let snapshot = node.accountant.commit(clock(node.now));
@@ -2704,6 +2742,7 @@ mod tests {
                 submitted: 9,
                 lost: 1,
                 undecodable: 0,
+                skipped: 0,
             },
         }));
         assert_eq!(
@@ -2727,6 +2766,7 @@ mod tests {
                 cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
             }],
             skipped: 0,
+            unread: Vec::new(),
         }));
         node.pass(1_000, &[(7, 500)]);
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
@@ -2736,7 +2776,7 @@ mod tests {
     fn a_window_after_a_loss_waits_for_the_scan_that_mends_it() {
         let mut node = Node::new(0, 0);
         node.named(A, None);
-        let mut counters = node.accountant.events;
+        let mut counters = node.accountant.stream.counters();
         counters.lost += 1;
         node.take(Input::Kernel(KernelBatch {
             events: vec![],
@@ -2755,6 +2795,7 @@ mod tests {
                 cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
             }],
             skipped: 0,
+            unread: Vec::new(),
         }));
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
     }
@@ -2846,6 +2887,7 @@ mod tests {
                 cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
             }],
             skipped: 0,
+            unread: Vec::new(),
         }));
         node.pass(500, &[(7, 500)]);
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
@@ -2912,6 +2954,7 @@ mod tests {
                 cgroups: [(0, Arc::from(format!("{users}/kubepods/pod{other}/{A}")))].into(),
             }],
             skipped: 0,
+            unread: Vec::new(),
         }));
         node.named(A, Some(UID));
         node.fork(7, 10);
@@ -3151,6 +3194,7 @@ mod tests {
                 cgroups: Arc::new([(0, format!("/docker/{A}").into())]),
             }],
             skipped: 0,
+            unread: Vec::new(),
         }));
         node.pass(500, &[(7, 500)]);
         let snapshot = node.commit();
@@ -3314,7 +3358,7 @@ mod tests {
                     }
                     Step::Listed(is_listed) => listed(&mut node, is_listed),
                     Step::Lose => {
-                        let mut counters = node.accountant.events;
+                        let mut counters = node.accountant.stream.counters();
                         counters.lost += 1;
                         node.take(Input::Kernel(KernelBatch {
                             events: vec![],

@@ -648,6 +648,7 @@ mod tests {
                 finished: at(99).boot,
                 processes: vec![scanned],
                 skipped: 0,
+                unread: Vec::new(),
             }),
             Input::Kernel(KernelBatch {
                 events,
@@ -930,6 +931,7 @@ mod tests {
                     scanned(12, format!("/docker/{B}")),
                 ],
                 skipped: 0,
+                unread: Vec::new(),
             }),
             at(102),
         );

@@ -61,6 +61,19 @@ pub struct EventCounters {
     pub lost: u64,
     /// Records that the agent could not decode.
     pub undecodable: u64,
+    /// Events for which the kernel did not run the object's program, since that was running on the same
+    /// CPU already. They are not among those that were seen.
+    #[serde(default)]
+    pub skipped: u64,
+}
+
+impl EventCounters {
+    /// Events that happened and that the core was not told of.
+    #[must_use]
+    pub const fn missing(&self) -> u64 {
+        let told = self.lost.saturating_add(self.undecodable);
+        told.saturating_add(self.skipped)
+    }
 }
 
 /// One event of the eBPF object.
@@ -159,6 +172,9 @@ pub struct ProcessScan {
     pub processes: Vec<ScannedProcess>,
     /// Processes that vanished, or whose files could not be read, during the walk.
     pub skipped: u32,
+    /// The pids of those whose files could not be read: they may be alive. Those that vanished are not
+    /// among them.
+    pub unread: Vec<Pid>,
 }
 
 /// One process of `/proc`.

@@ -11,9 +11,13 @@ pub mod accountant;
 pub mod allocation;
 pub mod amounts;
 pub mod attribute;
+mod awaited;
 pub mod cgroup_path;
 pub mod directory;
+mod event_stream;
 mod explain;
+#[cfg(test)]
+mod gap_tests;
 pub mod holding;
 pub mod input;
 pub mod ledger;

@@ -316,6 +316,9 @@ pub enum UnattributedReason {
     UnknownPid,
     /// The pid had two owners inside the window.
     AmbiguousPid,
+    /// The pid was a known process's before, and nothing confirms that it still was: events of the
+    /// window may be missing, and no scan of `/proc` from after it has shown the process.
+    UnconfirmedPid,
     /// The process is known and its cgroup's path could not be learnt.
     UnknownCgroup,
     /// Busy time that whole percents hide: it belongs to processes that have a row, and which of
@@ -333,9 +336,10 @@ pub enum UnattributedReason {
 
 impl UnattributedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::UnknownPid,
         Self::AmbiguousPid,
+        Self::UnconfirmedPid,
         Self::UnknownCgroup,
         Self::BelowResolution,
         Self::NoRow,
@@ -350,6 +354,7 @@ impl UnattributedReason {
         match self {
             Self::UnknownPid => "unknown_pid",
             Self::AmbiguousPid => "ambiguous_pid",
+            Self::UnconfirmedPid => "unconfirmed_pid",
             Self::UnknownCgroup => "unknown_cgroup",
             Self::BelowResolution => "below_resolution",
             Self::NoRow => "no_row",

@@ -50,7 +50,7 @@ const _: () = {
 #[derive(Clone, Copy, Debug)]
 struct Record {
     start: BootTime,
-    /// When it died; [`BootTime::MAX`] while it lives.
+    /// When it died; [`BootTime::MAX`] while it lives. Set by [`Record::end`] alone.
     exit: BootTime,
     /// Since when `placement` is known to hold.
     since: BootTime,
@@ -83,6 +83,11 @@ impl Record {
         self.exit == BootTime::MAX
     }
 
+    /// Notes when it died. Times come from outside, and none of them may stand for "it lives".
+    fn end(&mut self, at: BootTime) {
+        self.exit = BootTime(at.0.min(BootTime::MAX.0 - 1));
+    }
+
     /// The latest instant at which it can have started: a scan knows the tick alone.
     fn started_by(&self) -> BootTime {
         if self.has(BY_EVENT) {
@@ -104,6 +109,15 @@ pub enum Sighting {
     Attach,
     /// A scan of `/proc` found it there.
     Scan,
+}
+
+/// When a process moved that was found in another place, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FoundMove {
+    /// It was in the place before up to here.
+    after: BootTime,
+    /// It was in the place where it is from here on.
+    by: BootTime,
 }
 
 /// Who had a pid in a stretch of time.
@@ -146,6 +160,9 @@ pub struct ProcessTable {
     /// Newest incarnation by pid.
     newest: HashMap<u32, u32>,
     records: Vec<Record>,
+    /// By slot: when those moved that were found elsewhere and of whose move no event has told. They
+    /// are few, so it is not in their records.
+    found_moved: HashMap<u32, FoundMove>,
     free: Option<u32>,
     alive: u64,
     exited: u64,
@@ -219,12 +236,22 @@ impl ProcessTable {
         }
         let mut held = false;
         if record.placement == placement {
-            // The event that a scan was faster than says when it came here.
-            if sighting != Sighting::Scan && record.has(FOUND_HERE) && at < record.since {
+            // The event that a scan was faster than says when it came here. A scan takes time: the
+            // move may be later than the scan's beginning.
+            let is_event = sighting != Sighting::Scan;
+            let found = self.found_moved.get_mut(&slot).filter(|of| at < of.by);
+            let is_the_move = sighting == Sighting::Attach && found.is_some();
+            if let Some(found) = found
+                && is_event
+            {
+                found.by = at;
+            }
+            if is_the_move || (is_event && record.has(FOUND_HERE) && at < record.since) {
                 record.since = at;
                 record.pid_and_flags &= !FOUND_HERE;
                 if sighting == Sighting::Attach {
                     record.pid_and_flags &= !MOVED_UNSEEN;
+                    self.found_moved.remove(&slot);
                 }
             }
         } else {
@@ -234,6 +261,7 @@ impl ProcessTable {
                 }
                 record.placement = placement;
                 record.since = at;
+                self.found_moved.remove(&slot);
                 let exec_before = if record.has(EXEC_HERE) {
                     EXEC_BEFORE
                 } else {
@@ -309,7 +337,7 @@ impl ProcessTable {
         }
         record.older = next;
         if let Some(younger) = younger {
-            record.exit = self.records[younger as usize].started_by();
+            record.end(self.records[younger as usize].started_by());
             self.exited += 1;
         } else {
             self.alive += 1;
@@ -317,11 +345,11 @@ impl ProcessTable {
         if next != NIL && self.records[next as usize].is_alive() {
             // Its exit was lost: a pid is free again only when its holder is gone.
             // By then, at the latest.
-            self.records[next as usize].exit = if sighting == Sighting::Scan {
+            self.records[next as usize].end(if sighting == Sighting::Scan {
                 record.started_by()
             } else {
                 start
-            };
+            });
             self.alive -= 1;
             self.exited += 1;
         }
@@ -348,6 +376,26 @@ impl ProcessTable {
             }
         }
         true
+    }
+
+    /// Notes that a process that is known was found in another place than the one it was in, in which it
+    /// is noted to be since `began`: it moved after `after`, or after it is known to have come to the
+    /// place before, and by `by`. In between it may have been in either. An event of the move, which
+    /// may still come, says when it was.
+    pub fn found_moved(
+        &mut self,
+        process: ProcessId,
+        came: BootTime,
+        after: BootTime,
+        by: BootTime,
+    ) {
+        if let Some(slot) = self.find(process.pid, process.start) {
+            let record = &mut self.records[slot as usize];
+            record.pid_and_flags |= MOVED_UNSEEN;
+            let by = by.max(record.since);
+            let after = after.max(came).min(by);
+            self.found_moved.insert(slot, FoundMove { after, by });
+        }
     }
 
     /// Takes in what a table before this one knew of a process. Returns whether its placements are
@@ -387,7 +435,7 @@ impl ProcessTable {
                 self.alive -= 1;
                 self.exited += 1;
             }
-            record.exit = exit;
+            record.end(exit);
             if known.exit_reported {
                 record.pid_and_flags |= EXIT_REPORTED;
             }
@@ -485,11 +533,11 @@ impl ProcessTable {
                 self.alive -= 1;
                 self.exited += 1;
             }
-            record.exit = if record.has(EXIT_REPORTED) {
+            record.end(if record.has(EXIT_REPORTED) {
                 record.exit.max(at)
             } else {
                 at
-            };
+            });
             record.pid_and_flags |= EXIT_REPORTED;
         }
     }
@@ -501,6 +549,18 @@ impl ProcessTable {
         started: BootTime,
         seen: &dyn Fn(Pid, StartTicks) -> bool,
     ) -> u64 {
+        self.close_missing(started, started, seen)
+    }
+
+    /// As [`ProcessTable::close_unseen`], for a scan that took so long that it is known of everyone who
+    /// is not known to have died by then that he lived up to `lived_through`.
+    pub fn close_missing(
+        &mut self,
+        started: BootTime,
+        lived_through: BootTime,
+        seen: &dyn Fn(Pid, StartTicks) -> bool,
+    ) -> u64 {
+        let gone = started.max(lived_through);
         let mut closed = 0;
         for &newest in self.newest.values() {
             let mut slot = newest;
@@ -508,14 +568,14 @@ impl ProcessTable {
                 let record = &mut self.records[slot as usize];
                 // Its pid may have been given away since: then all that was known of its end is
                 // that it was over by then.
-                if record.exit > started
+                if record.exit > gone
                     && !record.has(EXIT_REPORTED)
                     && record.start < started
                     && record.since < started
                     && !seen(record.pid(), record.ticks())
                 {
                     closed += u64::from(record.is_alive());
-                    record.exit = started;
+                    record.end(gone);
                 }
                 slot = record.older;
             }
@@ -546,12 +606,12 @@ impl ProcessTable {
         while slot != NIL {
             let record = &self.records[slot as usize];
             if record.start <= to && record.exit > from {
-                holders.push(Self::holder(record, from, to));
+                holders.push(self.holder(slot, from, to));
             } else if holders.is_empty()
                 && record.start <= to
                 && record.exit.plus(CREDIT_SLACK) > from
             {
-                holders.push(Self::holder(record, from.minus(CREDIT_SLACK), to));
+                holders.push(self.holder(slot, from.minus(CREDIT_SLACK), to));
                 return holders;
             }
             slot = record.older;
@@ -559,16 +619,22 @@ impl ProcessTable {
         holders
     }
 
-    fn holder(record: &Record, from: BootTime, to: BootTime) -> Holder {
+    fn holder(&self, slot: u32, from: BootTime, to: BootTime) -> Holder {
+        let record = &self.records[slot as usize];
         // A runtime's child that was moved into its container and replaced its image there did
         // nothing in the place where it was forked: a GPU context does not survive an exec, and
         // it had no image of its own before. Anything else that moved has two places.
-        let starter = record.has(EXEC_HERE) && !record.has(EXEC_BEFORE) && record.since > from;
-        let was_here = record.since <= to || record.has(MOVED_UNSEEN);
+        let found = self.found_moved.get(&slot);
+        let here_by = found.map_or(record.since, |found| found.by);
+        let starter = record.has(EXEC_HERE) && !record.has(EXEC_BEFORE) && here_by > from;
+        let was_here = match found {
+            Some(found) => found.after < to,
+            None => record.since <= to || record.has(MOVED_UNSEEN),
+        };
         let here = was_here.then_some(record.placement);
         let before = record
             .previous
-            .filter(|_| record.since > from && !(starter && here.is_some()));
+            .filter(|_| here_by > from && !(starter && here.is_some()));
         Holder {
             process: ProcessId {
                 pid: record.pid(),
@@ -655,6 +721,7 @@ impl ProcessTable {
         });
         self.exited -= freed.len() as u64;
         for slot in freed {
+            self.found_moved.remove(&slot);
             let record = &mut self.records[slot as usize];
             release(record.placement);
             if let Some(previous) = record.previous {
@@ -1050,6 +1117,104 @@ mod tests {
             assert_eq!(places(&table, 7, s(16), s(17)), [BOX_B]);
             assert_eq!((table.alive(), table.exited()), (1, 1));
         }
+    }
+
+    /// The sentinel of the living is a time, too, and times come from outside: the count of the living
+    /// wrapped.
+    #[test]
+    fn a_death_at_the_end_of_time_is_a_death() {
+        let end = BootTime::MAX;
+        let mut table = table();
+        see(&mut table, 1, s(10), s(10), BOX_A, Sighting::Fork);
+        for _ in 0..3 {
+            table.exit(Pid(1), s(10), end);
+        }
+        assert_eq!((table.alive(), table.exited()), (0, 1));
+        // Its pid is taken by one that is said to have been born then, and once more.
+        see(&mut table, 1, end, end, BOX_B, Sighting::Scan);
+        see(&mut table, 1, s(20), s(20), BOX_B, Sighting::Fork);
+        assert_eq!((table.alive(), table.exited()), (1, 2));
+        table.exit(Pid(1), s(20), end);
+        assert_eq!((table.alive(), table.exited()), (1, 2));
+        // A scan that is said to have begun then.
+        see(&mut table, 2, s(10), s(10), BOX_A, Sighting::Fork);
+        for _ in 0..2 {
+            assert_eq!(table.close_unseen(end, &|_, _| false), 0);
+            assert_eq!((table.alive(), table.exited()), (2, 2));
+        }
+        // And what was handed over.
+        let kept = |pid| Facts {
+            exit: Some(end),
+            exit_reported: true,
+            ..table.incarnations(Pid(pid))[0]
+        };
+        let mut next = ProcessTable::new(10);
+        assert!(next.restore(&kept(1)) && next.restore(&kept(2)));
+        assert_eq!((next.alive(), next.exited()), (0, 2));
+        next.exit(Pid(2), s(10), end);
+        next.forget(end, &mut |_| {});
+        assert_eq!((next.alive(), next.exited()), (0, 0));
+    }
+
+    #[test]
+    fn a_death_during_a_scan_is_not_dated_to_before_what_is_known() {
+        let mut table = table();
+        see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+        // The scan began at 20 s, and events are known up to 24 s: it died after that.
+        assert_eq!(table.close_missing(s(20), s(24), &|_, _| false), 1);
+        assert_eq!(places(&table, 7, s(22), s(23)), [BOX_A]);
+        assert!(places(&table, 7, s(25), s(26)).is_empty());
+        table.exit(Pid(7), s(10), ms(24_500));
+        assert_eq!((table.alive(), table.exited()), (0, 1));
+    }
+
+    #[test]
+    fn a_move_that_a_scan_saw_before_its_event_is_when_the_event_says() {
+        let moved_at = |event| {
+            let mut table = table();
+            see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+            see(&mut table, 7, s(10), s(11), BOX_A, Sighting::Exec);
+            // The scan began at 20 s and read it by 24 s; events are known up to 18 s.
+            see(&mut table, 7, s(10), s(20), BOX_B, Sighting::Scan);
+            let process = table.incarnations(Pid(7))[0].process;
+            table.found_moved(process, s(10), s(18), s(24));
+            if let Some(at) = event {
+                see(&mut table, 7, s(10), s(at), BOX_B, Sighting::Attach);
+                assert!(!table.incarnations(Pid(7))[0].moved_unseen);
+            }
+            table
+        };
+        // Without the event it may have been in either place between 18 s and 24 s.
+        let table = moved_at(None);
+        assert_eq!(places(&table, 7, s(17), s(18)), [BOX_A]);
+        assert_eq!(places(&table, 7, s(18), s(19)), [BOX_A, BOX_B]);
+        assert_eq!(places(&table, 7, s(23), s(24)), [BOX_A, BOX_B]);
+        assert_eq!(places(&table, 7, s(24), s(25)), [BOX_B]);
+        // It may be before the scan's beginning as well as after.
+        for at in [19, 22] {
+            let table = moved_at(Some(at));
+            assert_eq!(places(&table, 7, s(at - 1), ms(at * 1_000 - 1)), [BOX_A]);
+            assert_eq!(places(&table, 7, s(at - 1), s(at)), [BOX_A, BOX_B]);
+            assert_eq!(places(&table, 7, s(at), s(at + 1)), [BOX_B]);
+        }
+        // What comes later is another move.
+        let mut table = moved_at(None);
+        see(&mut table, 7, s(10), s(30), HOST, Sighting::Attach);
+        assert_eq!(places(&table, 7, s(28), s(29)), [BOX_B]);
+        assert_eq!(places(&table, 7, s(30), s(31)), [HOST]);
+        // An exec that comes late says that it was there by then, and not since when.
+        let mut table = moved_at(None);
+        see(&mut table, 7, s(10), s(19), BOX_B, Sighting::Exec);
+        assert_eq!(places(&table, 7, s(18), s(19)), [BOX_A, BOX_B]);
+        assert_eq!(places(&table, 7, s(19), s(20)), [BOX_B]);
+        // The event of the move comes after it all the same.
+        see(&mut table, 7, s(10), ms(18_500), BOX_B, Sighting::Attach);
+        assert_eq!(places(&table, 7, s(18), ms(18_499)), [BOX_A]);
+        // An exec from during the scan bounds the move, too.
+        let mut table = moved_at(None);
+        see(&mut table, 7, s(10), s(22), BOX_B, Sighting::Exec);
+        assert_eq!(places(&table, 7, s(21), s(22)), [BOX_A, BOX_B]);
+        assert_eq!(places(&table, 7, s(22), s(23)), [BOX_B]);
     }
 
     #[test]

@@ -402,6 +402,10 @@ pub struct AgentBook {
     pub rescans_after_loss: u64,
     /// Windows that were booked before the event stream had caught up with them.
     pub windows_not_awaited: u64,
+    /// Process lists, and the driver's accounts of processes that died, that were taken before the
+    /// event stream had caught up with them.
+    #[serde(default)]
+    pub lists_not_awaited: u64,
     /// Containers held back now.
     pub containers_held: u64,
     /// Containers that are published with names.

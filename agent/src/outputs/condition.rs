@@ -28,7 +28,8 @@ pub const STUCK_AFTER: Nanos = Nanos::from_secs(30);
 /// 3. More than 5 % of the last minute was not observed, on a device that can be observed.
 /// 4. More than 5 % of the last minute's busy time has no owner because a process, its cgroup or
 ///    an account was missing.
-/// 5. More than one kernel event in a thousand was lost or could not be decoded.
+/// 5. More than one kernel event in a thousand was lost, was skipped by the kernel or could not be
+///    decoded.
 /// 6. A call into NVML has not returned for [`BLOCKED_AFTER`].
 /// 7. Nothing has been committed yet, or not for [`STUCK_AFTER`].
 #[must_use]
@@ -60,7 +61,11 @@ pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTim
         coverage(index, &book.coverage, &mut reasons);
     }
     let events = &snapshot.events;
-    for (count, what) in [(events.lost, "lost"), (events.undecodable, "undecodable")] {
+    for (count, what) in [
+        (events.lost, "lost"),
+        (events.undecodable, "undecodable"),
+        (events.skipped, "skipped by the kernel"),
+    ] {
         if count.saturating_mul(EVENT_TOLERANCE) > events.seen {
             reasons.push(format!("{count} of {} kernel events {what}", events.seen));
         }
@@ -91,6 +96,7 @@ fn coverage(index: u32, coverage: &Coverage, reasons: &mut Vec<String>) {
         .filter(|(reason, _)| match reason {
             UnattributedReason::UnknownPid
             | UnattributedReason::AmbiguousPid
+            | UnattributedReason::UnconfirmedPid
             | UnattributedReason::UnknownCgroup
             | UnattributedReason::Overflow => true,
             // What the driver cannot tell is no fault of the agent's.

@@ -862,6 +862,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.events.undecodable),
     },
     Instrument {
+        name: "gpuacct_events_skipped_total",
+        otlp: "gpuacct.events.skipped",
+        kind: Kind::Counter,
+        unit: Unit::Count("{event}"),
+        help: "Kernel events for which the kernel did not run the eBPF program, since that was running on the same CPU already (recursion_misses of bpf_prog_info). Not among those seen. Leads to a scan of /proc, as a loss does.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.events.skipped),
+    },
+    Instrument {
         name: "gpuacct_processes",
         otlp: "gpuacct.processes",
         kind: Kind::Gauge,
@@ -989,6 +998,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         help: "Windows that were booked before the event stream had caught up with them.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.windows_not_awaited),
+    },
+    Instrument {
+        name: "gpuacct_process_lists_not_awaited_total",
+        otlp: "gpuacct.process_lists.not_awaited",
+        kind: Kind::Counter,
+        unit: Unit::Count("{list}"),
+        help: "Process lists, and the driver's accounts of processes that died, that were taken before the event stream had caught up with them.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.agent.lists_not_awaited),
     },
     Instrument {
         name: "gpuacct_names_lookups_total",

@@ -134,6 +134,7 @@ pub(crate) fn snapshot() -> Snapshot {
             submitted: 123_450,
             lost: 6,
             undecodable: 0,
+            skipped: 0,
         },
         agent: AgentBook {
             processes: 412,
@@ -143,6 +144,7 @@ pub(crate) fn snapshot() -> Snapshot {
             scans: 2,
             rescans_after_loss: 1,
             windows_not_awaited: 4,
+            lists_not_awaited: 3,
             containers_held: 1,
             containers_named: 2,
             containers_id_only: 1,

@@ -3,7 +3,7 @@
 //! The kernel's events tell of every birth and death from the moment they are attached; this tells
 //! what was there before, and mends what was lost. It runs at the start, when the core asks, and on
 //! a slow timer, always on a thread of its own: with 100,000 processes a walk takes the better part
-//! of a second.
+//! of a second. The first waits for the eBPF object, so that nobody is born unseen between the two.
 //!
 //! A process is read through an open directory, which stays bound to that process: when the pid is
 //! taken by another one in the middle of it, the read fails and nothing of two processes is mixed.
@@ -98,19 +98,24 @@ impl ScanError {
     }
 }
 
-/// Scans at the start, whenever `requests` asks for it and on the timer, until `shutdown` turns true
-/// or nobody reads `out` any more.
+/// Scans once `begin` is done, whenever `requests` asks for it and on the timer, until `shutdown` turns
+/// true or nobody reads `out` any more.
+///
+/// `begin` is there for whoever is to be attached before the first scan: what is born between the two
+/// is seen by both, and not by neither.
 ///
 /// Requests that come before a scan has begun are served by that one; a request that comes while
 /// one runs is served by the next, since the walk may already have passed what it is about.
 pub async fn run(
     config: Config,
+    begin: impl Future<Output = ()>,
     mut requests: mpsc::Receiver<()>,
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let follow = async {
+        begin.await;
         let mut health: Option<SourceHealth> = None;
         let mut open = true;
         loop {
@@ -221,6 +226,7 @@ pub fn scan(root: PathBuf, clock: fn() -> Clock) -> Result<ProcessScan, ScanErro
 struct Walk {
     processes: Vec<ScannedProcess>,
     skipped: u32,
+    unread: Vec<Pid>,
     cgroups: Interner,
     /// Reused from file to file.
     buffer: Vec<u8>,
@@ -236,27 +242,30 @@ impl Walk {
                 continue;
             };
             match self.process(&root, entry.file_name(), Pid(pid)) {
-                Some(Some(process)) => self.processes.push(process),
-                Some(None) => {}
-                None => self.skipped = self.skipped.saturating_add(1),
+                Ok(Some(process)) => self.processes.push(process),
+                Ok(None) => continue,
+                Err(Unseen::Vanished) => self.skipped = self.skipped.saturating_add(1),
+                Err(Unseen::Unread) => {
+                    self.skipped = self.skipped.saturating_add(1);
+                    self.unread.push(Pid(pid));
+                }
             }
         }
         Ok(())
     }
 
-    /// One process; `Some(None)` for a kernel thread and for one without a live thread, `None` if
-    /// it is gone or cannot be read.
+    /// One process; `None` for a kernel thread and for one without a live thread.
     fn process(
         &mut self,
         root: &OwnedFd,
         name: &std::ffi::CStr,
         pid: Pid,
-    ) -> Option<Option<ScannedProcess>> {
-        let directory = open(root, name, OFlags::DIRECTORY).ok()?;
+    ) -> Result<Option<ScannedProcess>, Unseen> {
+        let directory = open(root, name, OFlags::DIRECTORY)?;
         self.read(&directory, "stat")?;
-        let stat = Stat::parse(&self.buffer)?;
+        let stat = Stat::parse(&self.buffer).ok_or(Unseen::Unread)?;
         if stat.flags & PF_KTHREAD != 0 {
-            return Some(None);
+            return Ok(None);
         }
         // The leader is not the process: it may be gone while other threads live on.
         let live = match stat.is_exiting() {
@@ -265,11 +274,11 @@ impl Walk {
             true => None,
         };
         let Some(live) = live else {
-            return Some(None);
+            return Ok(None);
         };
         self.read(&live, "cgroup")?;
-        let cgroups = self.cgroups.lines(&self.buffer)?;
-        Some(Some(ScannedProcess {
+        let cgroups = self.cgroups.lines(&self.buffer).ok_or(Unseen::Unread)?;
+        Ok(Some(ScannedProcess {
             pid,
             parent: stat.parent,
             start: stat.start,
@@ -277,45 +286,56 @@ impl Walk {
         }))
     }
 
-    /// A thread of a process that is not on its way out, if there is one; `None` if the threads
-    /// cannot be listed.
-    fn live_thread(&mut self, process: &OwnedFd) -> Option<Option<OwnedFd>> {
-        let threads = open(process, "task", OFlags::DIRECTORY).ok()?;
-        for entry in Dir::read_from(&threads).ok()? {
-            let entry = entry.ok()?;
+    /// A thread of a process that is not on its way out, if there is one. A thread that cannot be read
+    /// may be the one, unless another is found.
+    fn live_thread(&mut self, process: &OwnedFd) -> Result<Option<OwnedFd>, Unseen> {
+        let threads = open(process, "task", OFlags::DIRECTORY)?;
+        let mut unread = false;
+        for entry in Dir::read_from(&threads)? {
+            let entry = entry?;
             if decimal(entry.file_name().to_bytes()).is_none() {
                 continue;
             }
-            // One that is gone by now is not the one that is looked for.
-            let Ok(thread) = open(&threads, entry.file_name(), OFlags::DIRECTORY) else {
-                continue;
-            };
-            if self.read(&thread, "stat").is_some()
-                && Stat::parse(&self.buffer).is_some_and(|stat| !stat.is_exiting())
-            {
-                return Some(Some(thread));
+            match self.thread(&threads, entry.file_name()) {
+                Ok(Some(thread)) => return Ok(Some(thread)),
+                // One that is gone by now is not the one that is looked for.
+                Ok(None) | Err(Unseen::Vanished) => {}
+                Err(Unseen::Unread) => unread = true,
             }
         }
-        Some(None)
+        if unread {
+            return Err(Unseen::Unread);
+        }
+        Ok(None)
     }
 
-    /// Reads a whole file into the buffer; `None` if it cannot be, or has no end in sight.
-    fn read(&mut self, directory: &OwnedFd, name: &str) -> Option<()> {
-        let file = open(directory, name, OFlags::empty()).ok()?;
+    /// One thread, if it is not on its way out.
+    fn thread(
+        &mut self,
+        threads: &OwnedFd,
+        name: &std::ffi::CStr,
+    ) -> Result<Option<OwnedFd>, Unseen> {
+        let thread = open(threads, name, OFlags::DIRECTORY)?;
+        self.read(&thread, "stat")?;
+        let stat = Stat::parse(&self.buffer).ok_or(Unseen::Unread)?;
+        Ok((!stat.is_exiting()).then_some(thread))
+    }
+
+    /// Reads a whole file into the buffer. One that has no end in sight is not read.
+    fn read(&mut self, directory: &OwnedFd, name: &str) -> Result<(), Unseen> {
+        let file = open(directory, name, OFlags::empty())?;
         self.buffer.clear();
         loop {
             let filled = self.buffer.len();
             if filled >= MAX_FILE {
-                return None;
+                return Err(Unseen::Unread);
             }
             self.buffer.resize(filled.saturating_mul(2).max(4096), 0);
             let read =
                 rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut self.buffer[filled..]));
             self.buffer.truncate(filled + read.unwrap_or(0));
-            match read {
-                Ok(0) => return Some(()),
-                Ok(_) => {}
-                Err(_) => return None,
+            if read? == 0 {
+                return Ok(());
             }
         }
     }
@@ -326,6 +346,27 @@ impl Walk {
             finished,
             processes: self.processes,
             skipped: self.skipped,
+            unread: self.unread,
+        }
+    }
+}
+
+/// Why a process of the directory is not in the scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unseen {
+    /// It has died since the directory was listed.
+    Vanished,
+    /// Its files could not be read, or are not what they should be. It may be alive: a failed read is
+    /// not a death.
+    Unread,
+}
+
+impl From<Errno> for Unseen {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            // Opening a file of a process that is gone, and reading one that was opened before.
+            Errno::NOENT | Errno::SRCH => Self::Vanished,
+            _ => Self::Unread,
         }
     }
 }
@@ -524,6 +565,10 @@ mod tests {
         let scan = scan(root.path().to_owned(), clock::now).unwrap();
         assert!(scan.started <= scan.finished);
         assert_eq!(scan.skipped, 3);
+        let mut unread = scan.unread.clone();
+        unread.sort_unstable();
+        // The one that has no files has vanished.
+        assert_eq!(unread, [Pid(9), Pid(10)]);
         let mut found: Vec<_> = scan
             .processes
             .iter()
@@ -607,6 +652,28 @@ mod tests {
         ]);
         let scan = scan(root.path().to_owned(), clock::now).unwrap();
         assert_eq!((scan.processes.len(), scan.skipped), (1, 1));
+        assert_eq!(scan.unread, [Pid(2)], "a failed read is not a death");
+    }
+
+    #[test]
+    fn a_process_whose_files_cannot_be_read_is_told_apart_from_one_that_is_gone() {
+        let root = proc_of(&[
+            (1, &stat("init", 0, 0, 1), "0::/\n"),
+            (7, &exiting("train", 2, 77), "0::/\n"),
+        ]);
+        let make = |path: &str| fs::create_dir_all(root.path().join(path)).unwrap();
+        // A directory opens as a file does, and its read fails: EISDIR.
+        make("2/stat");
+        fs::create_dir(root.path().join("3")).unwrap();
+        fs::write(root.path().join("3/stat"), stat("x", 1, 0, 3)).unwrap();
+        make("3/cgroup");
+        // Nor can a process be told from a thread of which nothing is known.
+        make("7/task/8/stat");
+        let scan = scan(root.path().to_owned(), clock::now).unwrap();
+        let mut unread = scan.unread.clone();
+        unread.sort_unstable();
+        assert_eq!(unread, [Pid(2), Pid(3), Pid(7)]);
+        assert_eq!((scan.processes.len(), scan.skipped), (1, 3));
     }
 
     #[test]
@@ -631,6 +698,40 @@ mod tests {
         assert_eq!(own.parent.0, std::os::unix::process::parent_id());
     }
 
+    /// It ran 344 ms before the eBPF object was attached, and who was born in between was unknown.
+    #[tokio::test(start_paused = true)]
+    async fn the_first_scan_waits_for_the_kernel_source() {
+        let root = proc_of(&[(1, &stat("init", 0, 0, 1), "0::/\n")]);
+        let config = Config {
+            root: root.path().to_owned(),
+            interval: Duration::from_secs(60),
+        };
+        let (ask, requests) = mpsc::channel(8);
+        let (out, mut inputs) = mpsc::channel(8);
+        let (stop, shutdown) = watch::channel(false);
+        let (tried, begin) = tokio::sync::oneshot::channel();
+        let begin = async {
+            let _: Result<(), _> = begin.await;
+        };
+        let task = tokio::spawn(run(config, begin, requests, out, clock::now, shutdown));
+        // Not even whoever asks has one. The clock stands still, so this waits for all that can run.
+        ask.send(()).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_secs(3600), inputs.recv()).await;
+        assert!(early.is_err(), "{early:?}");
+        let attached = clock::now().boot;
+        tried.send(()).unwrap();
+        let scan = loop {
+            match inputs.recv().await.unwrap() {
+                Input::Processes(scan) => break scan,
+                Input::Health(health) => assert_eq!(health.state, SourceState::Up),
+                other => panic!("unexpected {other:?}"),
+            }
+        };
+        assert!(scan.started >= attached);
+        stop.send(true).unwrap();
+        task.await.unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn requests_are_gathered_and_failures_are_reported_and_mended() {
         let root = proc_of(&[]);
@@ -641,7 +742,8 @@ mod tests {
         let (ask, requests) = mpsc::channel(8);
         let (out, mut inputs) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
-        let task = tokio::spawn(run(config, requests, out, clock::now, shutdown));
+        let begin = std::future::ready(());
+        let task = tokio::spawn(run(config, begin, requests, out, clock::now, shutdown));
 
         // Nothing there yet; then there is, and the source notices by itself.
         let Some(Input::Health(health)) = inputs.recv().await else {

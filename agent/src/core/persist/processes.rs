@@ -398,8 +398,12 @@ mod tests {
         }
 
         fn event(&mut self, event: KernelEvent) {
+            self.events(vec![event]);
+        }
+
+        fn events(&mut self, events: Vec<KernelEvent>) {
             self.take(Input::Kernel(KernelBatch {
-                events: vec![event],
+                events,
                 drained_through: clock(self.now).boot,
                 counters: EventCounters::default(),
             }));
@@ -446,6 +450,8 @@ mod tests {
                 processes: processes.collect(),
                 memory_used: None,
             }));
+            // Lists wait until it is known who had the pids.
+            self.events(vec![]);
         }
 
         fn changes(&mut self) -> Changes {

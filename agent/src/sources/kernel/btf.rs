@@ -7,9 +7,13 @@
 //! is not asked for.
 //!
 //! The bytes are the kernel's and are still not trusted: whatever they hold, the answer is a value
-//! or an error, in bounded time. Offsets are bytes.
+//! or an error, in bounded time. A question looks at [`MAX_VISITS`] members at most. Offsets are
+//! bytes.
 //!
-//! The format: <https://docs.kernel.org/bpf/btf.html>.
+//! The format: <https://docs.kernel.org/bpf/btf.html>. `btf_type.info` has the number of members in
+//! bits 0 to 23, the kind in bits 24 to 30 and a flag in bit 31. Kernels before commit f7a6b9eaff3e
+//! ("bpf: Extend BTF UAPI vlen, kinds to use unused bits", April 2026) have zeros in the upper 8 bits
+//! of the number and the upper 2 bits of the kind. The version of the format is the same.
 
 use thiserror::Error;
 
@@ -26,6 +30,10 @@ const ENUM_BYTES: usize = 8;
 /// How deep anonymous structures are followed, and how many `const` and `typedef` in a row. The
 /// kernel's own go three or four deep; what goes deeper is a loop.
 const MAX_DEPTH: usize = 16;
+/// How many members one question looks at, those of anonymous structures included. `task_struct`,
+/// the largest that is asked for, has some 300. Depth alone is no bound: a type that contains itself
+/// four times has 4^16 members 16 deep.
+const MAX_VISITS: usize = 1 << 18;
 
 /// Why a question to the kernel's BTF has no answer.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -76,6 +84,16 @@ pub enum BtfError {
         /// The member, or its names over time.
         member: String,
     },
+    /// The struct has too many members, or contains itself.
+    #[error(
+        "the kernel's struct `{structure}` has more than {MAX_VISITS} members to look through for `{member}`"
+    )]
+    Budget {
+        /// The type.
+        structure: String,
+        /// The member, or its names over time.
+        member: String,
+    },
     /// The member is not made of whole bytes.
     #[error("the kernel's `{structure}.{member}` is a bit field at bit {bit}")]
     BitField {
@@ -120,6 +138,9 @@ struct Type<'a> {
     /// Members or enumerators.
     parts: &'a [u8],
 }
+
+/// A question has looked at [`MAX_VISITS`] members and has no answer.
+struct OutOfBudget;
 
 /// The kernel's types.
 pub struct KernelTypes<'a> {
@@ -180,10 +201,16 @@ impl<'a> KernelTypes<'a> {
     /// the struct's anonymous members.
     pub fn member_offset(&self, structure: &str, names: &[&str]) -> Result<u32, BtfError> {
         let mut exists = false;
+        let mut budget = MAX_VISITS;
         for candidate in self.named(Kind::Struct, structure) {
             exists = true;
             for name in names {
-                let Some((bit, is_bit_field)) = self.find_member(candidate, name, MAX_DEPTH) else {
+                let found = self.find_member(candidate, name, MAX_DEPTH, &mut budget);
+                let found = found.map_err(|OutOfBudget| BtfError::Budget {
+                    structure: structure.into(),
+                    member: names.join("`, `"),
+                })?;
+                let Some((bit, is_bit_field)) = found else {
                     continue;
                 };
                 if is_bit_field || bit % 8 != 0 {
@@ -266,18 +293,32 @@ impl<'a> KernelTypes<'a> {
         read_type(self.types, *self.starts.get(index)? as usize)
     }
 
-    /// The bit at which a member begins, and whether it is a bit field.
-    fn find_member(&self, within: Type<'a>, name: &str, depth: usize) -> Option<(u32, bool)> {
-        let depth = depth.checked_sub(1)?;
+    /// The bit at which a member begins, and whether it is a bit field. Takes one from the budget for
+    /// each member that it looks at.
+    fn find_member(
+        &self,
+        within: Type<'a>,
+        name: &str,
+        depth: usize,
+        budget: &mut usize,
+    ) -> Result<Option<(u32, bool)>, OutOfBudget> {
+        let Some(depth) = depth.checked_sub(1) else {
+            return Ok(None);
+        };
         for part in within.parts.chunks_exact(MEMBER_BYTES) {
-            let (member, of, place) = (word(part, 0)?, word(part, 4)?, word(part, 8)?);
+            *budget = budget.checked_sub(1).ok_or(OutOfBudget)?;
+            let (Some(member), Some(of), Some(place)) =
+                (word(part, 0), word(part, 4), word(part, 8))
+            else {
+                return Ok(None);
+            };
             let (bit, width) = if within.kind_flag {
                 (place & 0x00ff_ffff, place >> 24)
             } else {
                 (place, 0)
             };
             if self.is_called(member, name) {
-                return Some((bit, width != 0));
+                return Ok(Some((bit, width != 0)));
             }
             if !self.is_called(member, "") {
                 continue;
@@ -288,11 +329,12 @@ impl<'a> KernelTypes<'a> {
             if !matches!(inner.kind, Kind::Struct | Kind::Union) {
                 continue;
             }
-            if let Some((inner_bit, is_bit_field)) = self.find_member(inner, name, depth) {
-                return Some((bit.checked_add(inner_bit)?, is_bit_field));
+            if let Some((inner_bit, is_bit_field)) = self.find_member(inner, name, depth, budget)? {
+                let bit = bit.checked_add(inner_bit);
+                return Ok(bit.map(|bit| (bit, is_bit_field)));
             }
         }
-        None
+        Ok(None)
     }
 
     fn unmodified(&self, id: u32) -> Option<Type<'a>> {
@@ -323,8 +365,8 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 /// `(kind, vlen, kind_flag)` of `btf_type.info`.
 const fn split_info(info: u32) -> (u32, usize, bool) {
     (
-        (info >> 24) & 0x1f,
-        (info & 0xffff) as usize,
+        (info >> 24) & 0x7f,
+        (info & 0x00ff_ffff) as usize,
         info >> 31 != 0,
     )
 }
@@ -574,6 +616,78 @@ mod tests {
             with(24 + 7, 31).unwrap(),
             "btf type 1 is of kind 31, which is not known"
         );
+    }
+
+    /// Header fields say 24 bytes, so the first type begins there, and its `info` 4 bytes later.
+    fn with_info_of_first_type(info: u32) -> Vec<u8> {
+        let mut bytes = sample();
+        bytes[28..32].copy_from_slice(&info.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_kind_beyond_five_bits_is_not_read_as_another_kind() {
+        // The low five bits of 36 are those of a struct, of 34 those of a pointer.
+        for kind in [20, 32 + 2, 32 + 4, 64 + 8, 127] {
+            let error = KernelTypes::parse(&with_info_of_first_type(kind << 24)).err();
+            assert_eq!(error, Some(BtfError::Kind { id: 1, kind }));
+        }
+        // Bit 31 is no part of the kind.
+        let error = KernelTypes::parse(&with_info_of_first_type(0xff << 24)).err();
+        assert_eq!(error, Some(BtfError::Kind { id: 1, kind: 127 }));
+    }
+
+    #[test]
+    fn a_struct_of_more_than_65535_members_is_read_whole() {
+        let mut btf = Writer::new();
+        let (member, last) = (btf.string("m"), btf.string("last"));
+        let name = btf.string("inlined");
+        let members = 0x1_0001;
+        btf.words(&[name, 4 << 24 | members, 4 * members]);
+        for at in 0..members {
+            let called = if at == members - 1 { last } else { member };
+            btf.words(&[called, 0, 8 * at]);
+        }
+        btf.add(8, false, "btf_trace_tick", 1, &[]);
+        let bytes = btf.finish();
+        let btf = KernelTypes::parse(&bytes).unwrap();
+        assert_eq!(btf.len(), 2);
+        assert_eq!(btf.member_offset("inlined", &["last"]), Ok(0x1_0000));
+        assert!(btf.has_typedef("btf_trace_tick"));
+    }
+
+    /// It is 97 bytes long and took 30 s: each of its four members leads to it again, 16 deep.
+    #[test]
+    fn a_type_that_contains_itself_four_times_does_not_take_for_ever() {
+        let mut btf = Writer::new();
+        let itself: &[u32] = &[0, 1, 0];
+        btf.add(4, false, "knot", 4, &[itself, itself, itself, itself]);
+        let bytes = btf.finish();
+        assert!(bytes.len() < 100, "{} bytes", bytes.len());
+        let btf = KernelTypes::parse(&bytes).unwrap();
+        assert_eq!(
+            btf.member_offset("knot", &["x"]).unwrap_err().to_string(),
+            "the kernel's struct `knot` has more than 262144 members to look through for `x`"
+        );
+    }
+
+    #[test]
+    fn the_budget_is_one_for_all_names_and_all_structs_of_the_name() {
+        let mut btf = Writer::new();
+        let one = btf.string("one");
+        let members = u32::try_from(MAX_VISITS / 4).unwrap();
+        for _ in 0..3 {
+            let name = btf.string("wide");
+            btf.words(&[name, 4 << 24 | members, 4 * members]);
+            for at in 0..members {
+                btf.words(&[one, 0, 8 * at]);
+            }
+        }
+        let bytes = btf.finish();
+        let btf = KernelTypes::parse(&bytes).unwrap();
+        let answer = |names: &[&str]| btf.member_offset("wide", names).unwrap_err();
+        assert!(matches!(answer(&["x"]), BtfError::NoMember { .. }));
+        assert!(matches!(answer(&["x", "y"]), BtfError::Budget { .. }));
     }
 
     #[test]

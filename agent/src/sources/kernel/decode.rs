@@ -13,6 +13,10 @@ use thiserror::Error;
 use crate::core::input::{CgroupAnnouncement, CgroupSet, DeviceOpen, KernelEvent, ProcessEvent};
 use crate::core::model::{BootTime, CgroupKey, DeviceNumber, Pid, text};
 
+/// The latest time that a record may bear, in nanoseconds since boot. The kernel's `ktime_t` is signed
+/// and has 64 bits.
+const LATEST_NS: u64 = i64::MAX as u64;
+
 /// Why a record is not an event.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
@@ -46,6 +50,18 @@ pub enum DecodeError {
         /// Which.
         kind: u16,
     },
+    /// A time that the kernel's clock cannot have shown.
+    #[error(
+        "record of kind {kind} has {what} at {found} ns since boot, expected at most {LATEST_NS}"
+    )]
+    Time {
+        /// The record's kind.
+        kind: u16,
+        /// What is said to have been then.
+        what: &'static str,
+        /// The time, in nanoseconds since boot.
+        found: u64,
+    },
     /// The name of a cgroup does not fit where it is.
     #[error("cgroup name of {found} bytes in {CGROUP_NAME_BYTES}")]
     Name {
@@ -70,6 +86,9 @@ pub fn decode(record: &[u8]) -> Decoded {
     let at = BootTime(rest.get_u64_ne());
     if stated != found {
         return (None, Err(DecodeError::Size { found, stated }));
+    }
+    if let Err(error) = check_time(kind, "its event", at) {
+        return (Some(cpu), Err(error));
     }
     let event = match kind {
         KIND_FORK => process(kind, at, rest).map(KernelEvent::Fork),
@@ -98,13 +117,13 @@ fn expect(kind: u16, rest: &[u8], record_bytes: usize) -> Result<(), DecodeError
 
 fn process(kind: u16, at: BootTime, mut rest: &[u8]) -> Result<ProcessEvent, DecodeError> {
     expect(kind, rest, size_of::<ProcessRecord>())?;
-    Ok(process_fields(at, &mut rest))
+    process_fields(kind, at, &mut rest)
 }
 
 fn open(kind: u16, at: BootTime, mut rest: &[u8]) -> Result<DeviceOpen, DecodeError> {
     expect(kind, rest, size_of::<OpenRecord>())?;
     Ok(DeviceOpen {
-        process: process_fields(at, &mut rest),
+        process: process_fields(kind, at, &mut rest)?,
         device: DeviceNumber {
             major: rest.get_u32_ne(),
             minor: rest.get_u32_ne(),
@@ -112,16 +131,26 @@ fn open(kind: u16, at: BootTime, mut rest: &[u8]) -> Result<DeviceOpen, DecodeEr
     })
 }
 
+fn check_time(kind: u16, what: &'static str, at: BootTime) -> Result<(), DecodeError> {
+    let BootTime(found) = at;
+    if found <= LATEST_NS {
+        Ok(())
+    } else {
+        Err(DecodeError::Time { kind, what, found })
+    }
+}
+
 /// The caller has checked the length.
-fn process_fields(at: BootTime, rest: &mut &[u8]) -> ProcessEvent {
+fn process_fields(kind: u16, at: BootTime, rest: &mut &[u8]) -> Result<ProcessEvent, DecodeError> {
     let pid = Pid(rest.get_u32_ne());
     let parent = Pid(rest.get_u32_ne());
     let start = BootTime(rest.get_u64_ne());
+    check_time(kind, "the start of its process", start)?;
     let pid_namespace_level = rest.get_u32_ne();
     rest.advance(4);
     let unified = cgroup_key(rest);
     let legacy = cgroup_key(rest);
-    ProcessEvent {
+    Ok(ProcessEvent {
         at,
         pid,
         parent,
@@ -131,7 +160,7 @@ fn process_fields(at: BootTime, rest: &mut &[u8]) -> ProcessEvent {
             unified,
             legacy: (legacy.hierarchy != UNIFIED_HIERARCHY).then_some(legacy),
         },
-    }
+    })
 }
 
 fn cgroup(kind: u16, mut rest: &[u8]) -> Result<CgroupAnnouncement, DecodeError> {
@@ -291,6 +320,42 @@ mod tests {
         for (record, expected) in rows {
             assert_eq!(decode(&record), (Some(3), Ok(expected)));
         }
+    }
+
+    #[test]
+    fn a_time_that_no_clock_can_show_is_refused() {
+        let with_time = |mut record: Vec<u8>, at: usize, time: u64| {
+            record[at..at + 8].copy_from_slice(&time.to_ne_bytes());
+            decode(&record)
+        };
+        let past = LATEST_NS + 1;
+        for time in [past, u64::MAX] {
+            for record in [
+                process_record(KIND_FORK, (0, 0)),
+                process_record(KIND_EXIT, (0, 0)),
+                open_record(195, 1),
+                cgroup_record(0, 3, b"pod"),
+            ] {
+                let (cpu, event) = with_time(record, 8, time);
+                assert_eq!(cpu, Some(3), "it counts as taken from that CPU");
+                assert!(
+                    matches!(event, Err(DecodeError::Time { found, .. }) if found == time),
+                    "{event:?}"
+                );
+            }
+            for record in [process_record(KIND_EXEC, (0, 0)), open_record(195, 1)] {
+                let (_, event) = with_time(record, 24, time);
+                assert!(matches!(event, Err(DecodeError::Time { .. })), "{event:?}");
+            }
+        }
+        let (_, event) = with_time(process_record(KIND_FORK, (0, 0)), 24, past);
+        assert_eq!(
+            event.unwrap_err().to_string(),
+            "record of kind 1 has the start of its process at 9223372036854775808 ns since boot, \
+             expected at most 9223372036854775807"
+        );
+        let (_, event) = with_time(process_record(KIND_FORK, (0, 0)), 8, LATEST_NS);
+        assert!(event.is_ok(), "{event:?}");
     }
 
     #[test]

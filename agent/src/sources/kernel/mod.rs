@@ -20,6 +20,7 @@
 pub mod btf;
 pub mod decode;
 pub mod opens;
+mod skipped;
 mod stream;
 pub mod trial;
 
@@ -45,6 +46,7 @@ use crate::core::input::{EventCounters, KernelBatch};
 
 use self::btf::{BtfError, KernelTypes};
 use self::opens::Opens;
+use self::skipped::Skipped;
 use self::stream::{Maps, ObjectLog, Shared, Stream};
 
 /// Where the kernel describes its types.
@@ -228,6 +230,7 @@ pub struct KernelSource {
     /// Holds the programs and their links.
     object: Ebpf,
     opens: Opens,
+    counts_skipped: Vec<&'static str>,
     shared: std::sync::Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -269,10 +272,13 @@ impl KernelSource {
         let mut opens = Opens::load(&mut object, &types, &config.watch, lacking);
         drop(types);
         opens.attach(&mut object);
+        let skipped = Skipped::of(&mut object);
+        let counts_skipped = skipped.watched().collect();
 
         let shared = Shared::new().map_err(KernelError::Thread)?;
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
-        let stream = Stream::new(maps, shared.clone(), sender).map_err(KernelError::Thread)?;
+        let stream =
+            Stream::new(maps, skipped, shared.clone(), sender).map_err(KernelError::Thread)?;
         let thread = thread::Builder::new()
             .name("kernel-events".into())
             .spawn(move || stream.run())
@@ -285,6 +291,7 @@ impl KernelSource {
         let source = Self {
             object,
             opens,
+            counts_skipped,
             shared,
             thread: Some(thread),
         };
@@ -307,6 +314,12 @@ impl KernelSource {
     /// if so. Does system calls that may take milliseconds.
     pub fn attach_opens(&mut self) -> opens::State {
         self.opens.attach(&mut self.object)
+    }
+
+    /// The programs of which this kernel tells how often it did not run them.
+    #[must_use]
+    pub fn counts_skipped(&self) -> &[&'static str] {
+        &self.counts_skipped
     }
 
     /// The counters, as of the latest drain.
@@ -343,6 +356,7 @@ impl Tally {
             submitted: sum(self.before.submitted, of_this_object.submitted),
             lost: sum(self.before.lost, of_this_object.lost),
             undecodable: sum(self.before.undecodable, of_this_object.undecodable),
+            skipped: sum(self.before.skipped, of_this_object.skipped),
         };
         self.total
     }
@@ -672,6 +686,7 @@ mod tests {
             submitted: seen - 1,
             lost: 1,
             undecodable: 2,
+            skipped: 3,
         };
         let mut tally = Tally::default();
         assert_eq!(tally.count(counters(5)), counters(5));
@@ -682,6 +697,7 @@ mod tests {
             submitted: 10,
             lost: 2,
             undecodable: 4,
+            skipped: 6,
         };
         assert_eq!(tally.count(counters(3)), both);
         // One that never counted anything leaves no trace.

@@ -20,7 +20,8 @@
 //! from then on they stay in the ring. If that fills up too, the object counts what it had to drop,
 //! which is the one place where an event can be lost, and the one counter that says so: a rise of
 //! `lost` is what makes the core scan `/proc` again. The thread also voids the announcements of
-//! cgroups then, once the loss is over, so that those are made again.
+//! cgroups then, once the loss is over, so that those are made again. An event that the kernel skipped
+//! ([`super::skipped`]) never came near the ring, and counts as lost in the same way.
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,6 +43,7 @@ use crate::core::input::{EventCounters, KernelBatch};
 use crate::core::model::BootTime;
 
 use super::decode::decode;
+use super::skipped::Skipped;
 
 /// How often the ring is drained without being asked: the latency of an event on a quiet node.
 pub(super) const PERIOD: Duration = Duration::from_millis(100);
@@ -127,6 +129,7 @@ pub(super) struct Stream {
     /// Records taken out that do not say which CPU wrote them.
     taken_of_unknown_cpu: u64,
     undecodable: u64,
+    skipped: Skipped,
     pending: KernelBatch,
     last_report: Instant,
     losses: Losses,
@@ -154,6 +157,7 @@ impl Losses {
 impl Stream {
     pub(super) fn new(
         maps: Maps,
+        skipped: Skipped,
         shared: Arc<Shared>,
         sender: mpsc::Sender<KernelBatch>,
     ) -> io::Result<Self> {
@@ -177,6 +181,7 @@ impl Stream {
             taken: Vec::new(),
             taken_of_unknown_cpu: 0,
             undecodable: 0,
+            skipped,
             pending: KernelBatch::default(),
             last_report: Instant::now(),
             losses: Losses::default(),
@@ -254,11 +259,16 @@ impl Stream {
             thread::yield_now();
         };
 
-        let counters = self.sum(&now);
-        if self.losses.ended(counters.lost + counters.undecodable) {
+        // Read after the drain began, as the others: what is promised up to then is all counted.
+        let counters = EventCounters {
+            skipped: self.skipped.total(),
+            ..self.sum(&now)
+        };
+        if self.losses.ended(counters.missing()) {
             warn!(
                 lost = counters.lost,
                 undecodable = counters.undecodable,
+                skipped = counters.skipped,
                 "kernel events were lost, their processes must be looked for in /proc"
             );
             self.clear_announced()?;
@@ -312,6 +322,7 @@ impl Stream {
             submitted: sum(SUBMITTED),
             lost: sum(LOST),
             undecodable: self.undecodable,
+            skipped: 0,
         }
     }
 
