@@ -402,6 +402,16 @@ pub struct AgentBook {
     pub rescans_after_loss: u64,
     /// Windows that were booked before the event stream had caught up with them.
     pub windows_not_awaited: u64,
+    /// Windows that began later than the one before them ended: the time between them is booked as
+    /// not observed.
+    #[serde(default)]
+    pub windows_after_gap: u64,
+    /// Windows that began earlier than that, and were cut.
+    #[serde(default)]
+    pub windows_cut: u64,
+    /// Windows of which all was booked already, and nothing was booked.
+    #[serde(default)]
+    pub windows_refused: u64,
     /// Containers held back now.
     pub containers_held: u64,
     /// Containers that are published with names.

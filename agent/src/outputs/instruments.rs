@@ -998,6 +998,24 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.windows_not_awaited),
     },
     Instrument {
+        name: "gpuacct_windows_mended_total",
+        otlp: "gpuacct.windows.mended",
+        kind: Kind::Counter,
+        unit: Unit::Count("{window}"),
+        help: "Windows that did not begin where the one before them ended. after_gap: the time between them was booked as not observed (window_lost). cut: it began earlier, and only what was not booked yet was booked. refused: all of it was booked already. Anything but zero is a defect, or a recording that is none.",
+        keys: &["mend"],
+        read: |view, points| {
+            let agent = &view.snapshot.agent;
+            for (mend, count) in [
+                ("after_gap", agent.windows_after_gap),
+                ("cut", agent.windows_cut),
+                ("refused", agent.windows_refused),
+            ] {
+                points.put(&[mend], view.snapshot.agent_started, Value::Count(count));
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_names_lookups_total",
         otlp: "gpuacct.names.lookups",
         kind: Kind::Counter,
