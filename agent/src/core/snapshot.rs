@@ -49,6 +49,9 @@ pub struct Snapshot {
     pub names: Vec<NamesBook>,
     /// What the calls into NVML came to.
     pub nvml_calls: Vec<NvmlCallBook>,
+    /// What became of the threads that make them.
+    #[serde(default)]
+    pub nvml_threads: NvmlThreadBook,
     /// Whether the kubelet has ever said which container it gave which GPU.
     pub allocations_known: bool,
     /// What the kubelet has given, and to whom.
@@ -510,6 +513,19 @@ pub struct NvmlCallBook {
     pub total: Nanos,
     /// The longest.
     pub longest: Nanos,
+}
+
+/// What became of the threads that ask NVML, since the agent began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmlThreadBook {
+    /// Threads that a defect ended and that were started again.
+    pub restarts: u64,
+    /// Threads that were given up since their call did not return.
+    pub abandoned: u64,
+    /// Those of them whose call has not returned yet: at most one a GPU.
+    pub blocked: u64,
+    /// Windows that the core had no room for when the agent stopped.
+    pub undelivered: u64,
 }
 
 /// What keeping the books came to, since the agent began.
