@@ -412,7 +412,9 @@ pub async fn run(
     let drained = timeout(DRAIN, async {
         // A call into NVML may never come back: the books do not wait for it long.
         if timeout(LAST_WINDOWS, nvml.stopped()).await.is_err() {
-            warn!("NVML did not answer within {LAST_WINDOWS:?}; its last windows are not booked");
+            warn!(
+                "NVML's last windows did not come within {LAST_WINDOWS:?}; their time is not booked"
+            );
         }
         sources.shutdown().await;
         let _ = stop_core.send(true);
@@ -750,6 +752,7 @@ impl Core {
         let kubelet = kubelet.map(|counters| counters.book(SourceId::PodResources));
         snapshot.names = books.chain(kubelet).collect();
         snapshot.nvml_calls = self.nvml_calls();
+        snapshot.nvml_threads = self.watchdog.threads();
         snapshot.store = self.keeping.as_ref().map(Keeping::book);
         for book in &snapshot.gpus {
             if book.imbalance != 0 {

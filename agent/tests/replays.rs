@@ -96,6 +96,15 @@ fn ledger(snapshot: &Snapshot) -> String {
         agent.named_late,
         agent.identities_refused
     ));
+    let mended = [
+        ("after a gap", agent.windows_after_gap),
+        ("cut", agent.windows_cut),
+        ("refused", agent.windows_refused),
+    ];
+    if mended.iter().any(|(_, count)| *count > 0) {
+        let mended = mended.map(|(how, count)| format!("{count} {how}"));
+        writeln!(text, "windows mended: {}", mended.join(", ")).expect("a String takes everything");
+    }
     text
 }
 
@@ -119,7 +128,7 @@ fn the_same_lines_give_the_same_books() {
         .filter(|path| path.extension().is_some_and(|of| of == "jsonl"))
         .collect();
     recordings.sort();
-    assert!(recordings.len() >= 5, "{recordings:?}");
+    assert!(recordings.len() >= 6, "{recordings:?}");
     for path in recordings {
         let shown = path.display();
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{shown}: {error}"));

@@ -355,6 +355,334 @@ fn a_lost_gpu_does_not_stop_the_others() {
     );
 }
 
+/// Every call on GPU 0 takes 20 s and fails then.
+fn slow_failure(rig: &Rig) -> [sim_nvml::FaultId; 2] {
+    let every = || "nvmlDevice".to_owned();
+    [
+        Fault::Delay {
+            call: every(),
+            ms: 20_000,
+        },
+        Fault::Fail {
+            call: every(),
+            code: 999,
+        },
+    ]
+    .map(|fault| rig.scenario.inject(Some(0), fault).unwrap())
+}
+
+#[test]
+fn a_gpu_whose_calls_block_costs_no_other_gpu_any_time() {
+    on_a_machine(
+        "a_gpu_whose_calls_block_costs_no_other_gpu_any_time",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| {
+            Box::pin(async move {
+                for gpu in [0, 1] {
+                    rig.job(gpu, std::process::id(), 1.0);
+                }
+                let mut agent = rig.start();
+                agent.up().await;
+                for gpu in [0, 1] {
+                    agent.window(&rig.uuid(gpu)).await;
+                }
+                let began = clock::now().boot;
+                let faults = slow_failure(&rig);
+                let mut healthy = Nanos::ZERO;
+                let mut reasons = Vec::new();
+                // Long enough for a call, a pause, and another call.
+                let long = Nanos::from_secs(45);
+                let mut ends = [began; 2];
+                while ends.iter().any(|end| end.since(began) < long) {
+                    match agent.next().await {
+                        Input::Window(window) if window.gpu.as_str() == rig.uuid(1) => {
+                            assert_eq!(window.unobserved, [], "the healthy one: {window:?}");
+                            healthy += window.busy;
+                            ends[1] = window.end;
+                        }
+                        Input::Window(window) => {
+                            if window.start > began {
+                                assert_eq!(
+                                    unobserved(&window),
+                                    [UnobservedReason::DriverTimeout],
+                                    "the sick one: {window:?}"
+                                );
+                            }
+                            ends[0] = window.end;
+                        }
+                        Input::Health(health) => match health.state {
+                            SourceState::Down {
+                                reason, next_retry, ..
+                            } => {
+                                assert!(next_retry.is_some(), "it is tried again: {reason}");
+                                reasons.push(reason.to_string());
+                            }
+                            state => assert_eq!(state, SourceState::Up),
+                        },
+                        Input::Gpus(gpus) => assert_eq!(gpus.len(), 2, "both stay listed"),
+                        _ => {}
+                    }
+                }
+                assert!(healthy > Nanos::from_secs(40), "{healthy:?}");
+                let names_it = |reason: &String| {
+                    reason.contains("nvmlDevice") && reason.contains(&rig.uuid(0))
+                };
+                assert!(reasons.iter().any(names_it), "{reasons:?}");
+                for reason in &reasons {
+                    assert!(!reason.contains("more GPUs"), "counted twice: {reason}");
+                    assert!(!reason.contains(&rig.uuid(1)), "the healthy one: {reason}");
+                }
+
+                for fault in faults {
+                    rig.scenario.clear(fault).unwrap();
+                }
+                loop {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    if window.unobserved.is_empty() {
+                        break;
+                    }
+                    let blocked = [UnobservedReason::DriverTimeout];
+                    assert_eq!(unobserved(&window), blocked, "{window:?}");
+                }
+                agent.up().await;
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_process_list_that_blocks_delays_no_other_gpu() {
+    on_a_machine(
+        "a_process_list_that_blocks_delays_no_other_gpu",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| {
+            Box::pin(async move {
+                for gpu in [0, 1] {
+                    rig.job(gpu, std::process::id(), 1.0);
+                }
+                let mut agent = rig.start();
+                agent.up().await;
+                agent.window(&rig.uuid(0)).await;
+                let stuck = Fault::Delay {
+                    call: "nvmlDeviceGetComputeRunningProcesses".to_owned(),
+                    ms: 3_600_000,
+                };
+                let stuck = rig.scenario.inject(Some(0), stuck).unwrap();
+                let began = clock::now().boot;
+                let (mut end, mut lists, mut blocked) = (began, 0, false);
+                while !blocked || lists < 5 || end.since(began) < Nanos::from_secs(12) {
+                    // A wish that finds another one waiting is the same wish.
+                    let _ = agent.lists.try_send(());
+                    match agent.next().await {
+                        Input::Window(window) if window.gpu.as_str() == rig.uuid(1) => {
+                            assert_eq!(window.unobserved, [], "the healthy one: {window:?}");
+                            end = window.end;
+                        }
+                        Input::Window(window) => {
+                            let reasons = unobserved(&window);
+                            blocked |= reasons == [UnobservedReason::DriverTimeout];
+                            assert!(blocked || reasons.is_empty(), "{window:?}");
+                        }
+                        Input::GpuProcesses(of) if of.gpu.as_str() == rig.uuid(1) => lists += 1,
+                        Input::Health(health) => {
+                            let SourceState::Down { reason, .. } = health.state else {
+                                continue;
+                            };
+                            assert_eq!(
+                                *reason,
+                                format!(
+                                    "{}: the call nvmlDeviceGetComputeRunningProcesses \
+                                     does not return",
+                                    rig.uuid(0)
+                                )
+                            );
+                        }
+                        _ => {}
+                    }
+                }
+                let threads = agent.handle.watchdog().threads();
+                assert_eq!((threads.abandoned, threads.blocked), (1, 1));
+                // What answers at last is asked again at once, from the driver's ring.
+                rig.scenario.clear(stuck).unwrap();
+                while agent.window(&rig.uuid(0)).await.busy.is_zero() {}
+                agent.up().await;
+                let threads = agent.handle.watchdog().threads();
+                assert_eq!((threads.abandoned, threads.blocked), (1, 0));
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn the_driver_can_be_reloaded_while_a_call_hangs() {
+    on_a_machine(
+        "the_driver_can_be_reloaded_while_a_call_hangs",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| {
+            Box::pin(async move {
+                let mut agent = rig.start();
+                agent.up().await;
+                for gpu in [0, 1] {
+                    agent.window(&rig.uuid(gpu)).await;
+                }
+                let stuck = Fault::Delay {
+                    call: "nvmlDeviceGetSamples".to_owned(),
+                    ms: 3_600_000,
+                };
+                let stuck = rig.scenario.inject(Some(0), stuck).unwrap();
+                agent.down("timeout").await;
+                for _ in 0..3 {
+                    let reload = Fault::Fail {
+                        call: String::new(),
+                        code: 1,
+                    };
+                    let gone = rig.scenario.inject(None, reload).unwrap();
+                    agent.down("uninitialized").await;
+                    rig.scenario.clear(gone).unwrap();
+                    while agent.window(&rig.uuid(1)).await.idle.is_zero() {}
+                    // Nobody else is sent after the one that is stuck.
+                    let threads = agent.handle.watchdog().threads();
+                    assert_eq!(threads.blocked, 1, "{threads:?}");
+                    let reason = agent.down("timeout").await;
+                    assert!(reason.contains(&rig.uuid(0)), "{reason}");
+                }
+                rig.scenario.clear(stuck).unwrap();
+                while agent.window(&rig.uuid(0)).await.idle.is_zero() {}
+                agent.up().await;
+                let threads = agent.handle.watchdog().threads();
+                assert_eq!((threads.abandoned, threads.blocked), (1, 0));
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+/// Panics once, on the thread of this name, as soon as that logs anything.
+fn panic_once_on(thread: &'static str) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static HAS_PANICKED: AtomicBool = AtomicBool::new(false);
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .with_writer(move || {
+            let is_there = std::thread::current().name() == Some(thread);
+            if is_there && !HAS_PANICKED.swap(true, Ordering::Relaxed) {
+                panic!("a defect, made by this test");
+            }
+            std::io::sink()
+        })
+        .init();
+}
+
+fn a_panic_of(rig: Rig, thread: &'static str) -> TestEnd {
+    Box::pin(async move {
+        let mut agent = rig.start();
+        agent.up().await;
+        for gpu in [0, 1] {
+            agent.window(&rig.uuid(gpu)).await;
+        }
+        panic_once_on(thread);
+        // It says that it fails, and does not get over it.
+        let unknown = Fault::Fail {
+            call: "nvmlDeviceGetProcess".to_owned(),
+            code: 999,
+        };
+        let fault = rig.scenario.inject(Some(0), unknown).unwrap();
+        agent.down("panic").await;
+        rig.scenario.clear(fault).unwrap();
+        // The thread is started again, and the ring has what was missed.
+        agent.up().await;
+        for gpu in [0, 1] {
+            let after = clock::now().boot;
+            loop {
+                let window = agent.window(&rig.uuid(gpu)).await;
+                assert_eq!(window.unobserved, [], "{window:?}");
+                if window.end > after {
+                    break;
+                }
+            }
+        }
+        let threads = agent.handle.watchdog().threads();
+        assert_eq!(threads.restarts, 1, "{threads:?}");
+        agent.stop().await;
+    })
+}
+
+#[test]
+fn a_gpu_s_thread_that_panics_is_started_again() {
+    on_a_machine(
+        "a_gpu_s_thread_that_panics_is_started_again",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| a_panic_of(rig, "nvml-0"),
+    );
+}
+
+#[test]
+fn a_supervisor_that_panics_is_started_again() {
+    on_a_machine(
+        "a_supervisor_that_panics_is_started_again",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| a_panic_of(rig, "nvml"),
+    );
+}
+
+#[test]
+fn windows_that_find_no_room_at_the_end_are_delivered() {
+    on_a_machine(
+        "windows_that_find_no_room_at_the_end_are_delivered",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| {
+            Box::pin(async move {
+                let mut agent = rig.start();
+                agent.up().await;
+                for gpu in [0, 1] {
+                    agent.window(&rig.uuid(gpu)).await;
+                }
+                // Nobody takes anything for as long as it takes to fill the channel, and longer.
+                while agent.inputs.len() < agent.inputs.max_capacity() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let full = clock::now().boot;
+                while clock::now().boot.since(full) < Nanos::from_secs(3) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let stopped = clock::now().boot;
+                let asked = || {
+                    let figures = agent.handle.watchdog().figures();
+                    figures["nvmlDeviceGetSamples"].calls
+                };
+                let before = asked();
+                agent.stop.send(true).unwrap();
+                // Both GPUs are asked for the last time, while there is no room for the answer.
+                while asked() < before + 4 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let mut ends = BTreeMap::new();
+                while let Some(input) = agent.inputs.recv().await {
+                    if let Input::Window(window) = input {
+                        let end = ends.insert(window.gpu.to_string(), window.end);
+                        let end = end.or(agent.ends.get(window.gpu.as_str()).copied());
+                        assert_eq!(end, Some(window.start), "windows tile: {window:?}");
+                    }
+                }
+                for gpu in [0, 1] {
+                    // Up to the newest sample: two periods ago at most.
+                    let end = ends[&rig.uuid(gpu)].plus(Nanos(2 * RING_PERIOD_NS));
+                    assert!(end >= stopped, "gpu {gpu}: {end:?}, stopped at {stopped:?}");
+                }
+                agent.handle.stopped().await;
+            })
+        },
+    );
+}
+
 #[test]
 fn a_hiccup_loses_nothing_and_a_blocked_call_is_told() {
     on_a_machine(

@@ -1382,6 +1382,9 @@ impl Accountant {
             gpu_opens: self.opens.opens(),
             gpu_opens_unsampled: self.opens.unsampled(),
             records_given_up: self.records_given_up(),
+            windows_after_gap: self.ledger.mended().gaps,
+            windows_cut: self.ledger.mended().overlaps,
+            windows_refused: self.ledger.mended().refused,
             ..self.counts
         };
         snapshot

@@ -94,6 +94,18 @@ impl Engines {
         }
     }
 
+    /// Each engine's time, changed alike.
+    #[must_use]
+    pub(super) fn map(self, each: impl Fn(Nanos) -> Nanos) -> Self {
+        Self {
+            memory: each(self.memory),
+            encoder: each(self.encoder),
+            decoder: each(self.decoder),
+            jpeg: each(self.jpeg),
+            ofa: each(self.ofa),
+        }
+    }
+
     /// Whether none of them did anything.
     #[must_use]
     pub fn is_zero(&self) -> bool {
@@ -197,11 +209,19 @@ impl std::iter::Sum for Amounts {
     }
 }
 
-/// Splits `energy` over `weights`, all of it and to the millijoule: the rounded parts of a running
-/// sum, so that none strays by more than one from its exact share.
+/// Splits `energy` over `weights`, all of it and to the millijoule: see [`parts`].
+pub fn split(energy: Millijoules, weights: &[Nanos]) -> Vec<Millijoules> {
+    parts(energy.0, weights)
+        .into_iter()
+        .map(Millijoules)
+        .collect()
+}
+
+/// Splits `amount` over `weights`, all of it: the rounded parts of a running sum, so that none
+/// strays by more than one from its exact share.
 ///
 /// Nothing is handed out where all weights are zero.
-pub fn split(energy: Millijoules, weights: &[Nanos]) -> Vec<Millijoules> {
+pub(super) fn parts(amount: u64, weights: &[Nanos]) -> Vec<u64> {
     let whole: u128 = weights.iter().map(|weight| u128::from(weight.0)).sum();
     let mut sum = 0_u128;
     let mut given = 0_u64;
@@ -209,11 +229,12 @@ pub fn split(energy: Millijoules, weights: &[Nanos]) -> Vec<Millijoules> {
         .iter()
         .map(|weight| {
             sum += u128::from(weight.0);
-            let through = (u128::from(energy.0) * sum).checked_div(whole).unwrap_or(0);
+            let through = u128::from(amount).saturating_mul(sum);
+            let through = through.checked_div(whole).unwrap_or(0);
             let through = u64::try_from(through).unwrap_or(u64::MAX);
             let part = through - given;
             given = through;
-            Millijoules(part)
+            part
         })
         .collect()
 }

@@ -17,6 +17,7 @@ use super::placement::Owner;
 use super::publication::Series;
 use super::snapshot::{AccountingBook, Coverage, EnergyBook};
 use super::tables::HashMap;
+use super::tiling::{self, Mended, Place};
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
@@ -148,6 +149,9 @@ pub struct Book {
     pub is_listed: bool,
     /// Since when NVML lists the GPU no more.
     pub missing: Option<BootTime>,
+    /// Whether NVML has listed it no more since its last window. Its next window may begin later
+    /// than that ended: a MIG instance that was destroyed and made anew had no time in between.
+    may_skip: bool,
     past: VecDeque<Past>,
 }
 
@@ -171,7 +175,44 @@ impl Book {
             cut: Nanos::ZERO,
             is_listed: false,
             missing: None,
+            may_skip: false,
             past: VecDeque::new(),
+        }
+    }
+
+    /// Books a time of which there is no window.
+    fn skip(&mut self, from: BootTime, to: BootTime) {
+        let gap = to.since(from);
+        self.elapsed += gap;
+        *self
+            .unobserved
+            .entry(UnobservedReason::WindowLost)
+            .or_default() += gap;
+        self.pass(Past {
+            end: to,
+            elapsed: gap,
+            busy: Nanos::ZERO,
+            unattributed: Vec::new(),
+            unobserved: vec![(UnobservedReason::WindowLost, gap)],
+            charges: Vec::new(),
+        });
+    }
+
+    /// Notes what was booked last, and forgets what is too old to be shown.
+    fn pass(&mut self, newest: Past) {
+        let end = newest.end;
+        self.through = Some(end);
+        self.past.push_back(newest);
+        while let Some(past) = self.past.front()
+            && past.end.plus(COVERAGE_SPAN) <= end
+        {
+            self.past.pop_front();
+        }
+        for past in &mut self.past {
+            if past.end.plus(SHARE_SPAN) > end {
+                break;
+            }
+            past.charges = Vec::new();
         }
     }
 
@@ -229,6 +270,7 @@ pub struct Ledger {
     accounts: HashMap<(usize, Owner), Account>,
     account_limit: usize,
     overflows: u64,
+    mended: Mended,
     last_number: u32,
 }
 
@@ -242,6 +284,7 @@ impl Ledger {
             accounts: HashMap::default(),
             account_limit,
             overflows: 0,
+            mended: Mended::default(),
             last_number: 0,
         }
     }
@@ -267,6 +310,12 @@ impl Ledger {
         self.overflows
     }
 
+    /// Windows that did not begin where the one before them ended.
+    #[must_use]
+    pub const fn mended(&self) -> Mended {
+        self.mended
+    }
+
     /// The books, in NVML's order.
     #[must_use]
     pub fn books(&self) -> &[Book] {
@@ -284,6 +333,7 @@ impl Ledger {
         for book in &mut self.books {
             if gpus.iter().all(|gpu| gpu.uuid != book.gpu.uuid) {
                 book.is_listed = false;
+                book.may_skip = true;
                 book.missing.get_or_insert(clock.boot);
             }
         }
@@ -365,15 +415,36 @@ impl Ledger {
 
     /// Books a window, split into `charges`. A book that was not listed before is left alone and
     /// the window given back.
+    ///
+    /// The windows of a GPU tile its time. One that begins later than the one before it ended leaves
+    /// a gap, which is booked as not observed. One that begins earlier is cut to what is not booked
+    /// yet, and is not booked at all where nothing is left. Each of these is counted.
     pub fn book(
         &mut self,
-        window: GpuWindow,
-        charges: Vec<Charge>,
+        mut window: GpuWindow,
+        mut charges: Vec<Charge>,
         clock: Clock,
     ) -> Option<GpuWindow> {
         let Some(at) = self.book_of(&window.gpu) else {
             return Some(window);
         };
+        let may_skip = std::mem::take(&mut self.books[at].may_skip);
+        match Place::of(&window, self.books[at].through) {
+            Place::Next => {}
+            Place::AfterGap { .. } if may_skip => {}
+            Place::AfterGap { from } => {
+                self.mended.gaps += 1;
+                self.books[at].skip(from, window.start);
+            }
+            Place::Overlapping { from } => {
+                self.mended.overlaps += 1;
+                tiling::cut(&mut window, &mut charges, from);
+            }
+            Place::Past => {
+                self.mended.refused += 1;
+                return None;
+            }
+        }
         let opened = clock.wall_of(window.start);
         let used = clock.wall_of(window.end);
         let energies = self.split_energy(at, &window, &charges);
@@ -418,10 +489,6 @@ impl Ledger {
             }
         }
         let book = &mut self.books[at];
-        debug_assert!(
-            book.through.is_none_or(|through| through <= window.start),
-            "windows tile: one that begins before the last one's end bills time twice: {window:?}"
-        );
         let elapsed = window.end.since(window.start);
         book.elapsed += elapsed;
         book.busy += window.busy;
@@ -433,8 +500,7 @@ impl Ledger {
         book.torn_windows += u64::from(window.quality.torn);
         book.invalid_rows += u64::from(window.quality.invalid_rows);
         book.cut += window.quality.cut;
-        book.through = Some(window.end);
-        book.past.push_back(Past {
+        book.pass(Past {
             end: window.end,
             elapsed,
             busy: window.busy,
@@ -442,17 +508,6 @@ impl Ledger {
             unobserved: window.unobserved,
             charges: recent,
         });
-        while let Some(past) = book.past.front()
-            && past.end.plus(COVERAGE_SPAN) <= window.end
-        {
-            book.past.pop_front();
-        }
-        for past in &mut book.past {
-            if past.end.plus(SHARE_SPAN) > window.end {
-                break;
-            }
-            past.charges = Vec::new();
-        }
         None
     }
 
@@ -666,6 +721,73 @@ mod tests {
         torn.end = BootTime(149);
         let _ = ledger.book(torn, vec![charge(container("a"), 100)], clock());
         assert_eq!(ledger.imbalances(), [-1, 0]);
+    }
+
+    #[test]
+    fn a_gap_between_windows_is_booked_as_not_observed() {
+        let mut ledger = ledger();
+        let charged = || vec![charge(container("a"), 100)];
+        // The first window begins wherever the source began.
+        let _ = ledger.book(window(1_000, 100, 0, 0), charged(), clock());
+        let _ = ledger.book(window(1_130, 100, 0, 0), charged(), clock());
+        assert_eq!(ledger.imbalances(), [0, 0]);
+        let book = &ledger.books()[0];
+        assert_eq!((book.elapsed, book.busy), (Nanos(230), Nanos(200)));
+        assert_eq!(book.unobserved[&UnobservedReason::WindowLost], Nanos(30));
+        assert_eq!(book.windows, 2, "what is missing is no window");
+        assert_eq!(
+            book.coverage().unobserved,
+            [
+                (UnobservedReason::SampleGap, Nanos::ZERO),
+                (UnobservedReason::WindowLost, Nanos(30))
+            ]
+        );
+        let mended = Mended {
+            gaps: 1,
+            ..Mended::default()
+        };
+        assert_eq!(ledger.mended(), mended);
+    }
+
+    #[test]
+    fn a_window_that_overlaps_the_one_before_bills_no_time_twice() {
+        let mut ledger = ledger();
+        let charged = |busy| vec![charge(container("a"), busy)];
+        let _ = ledger.book(window(0, 60, 30, 10), charged(60), clock());
+        // Half of it is booked already.
+        let _ = ledger.book(window(50, 60, 30, 10), charged(60), clock());
+        assert_eq!(ledger.imbalances(), [0, 0]);
+        let book = &ledger.books()[0];
+        assert_eq!(book.through, Some(BootTime(150)));
+        assert_eq!((book.elapsed, book.busy), (Nanos(150), Nanos(90)));
+        // All of these.
+        for start in [0, 50] {
+            let _ = ledger.book(window(start, 60, 30, 10), charged(60), clock());
+        }
+        assert_eq!(ledger.imbalances(), [0, 0]);
+        let book = &ledger.books()[0];
+        assert_eq!((book.elapsed, book.windows), (Nanos(150), 2));
+        let mended = Mended {
+            gaps: 0,
+            overlaps: 1,
+            refused: 2,
+        };
+        assert_eq!(ledger.mended(), mended);
+    }
+
+    #[test]
+    fn an_instance_that_is_made_anew_had_no_time_in_between() {
+        let mut ledger = ledger();
+        let _ = ledger.book(window(0, 0, 100, 0), vec![], clock());
+        ledger.list(vec![gpu(1)], clock());
+        ledger.list(vec![gpu(0), gpu(1)], clock());
+        let _ = ledger.book(window(500, 0, 100, 0), vec![], clock());
+        assert_eq!(ledger.books()[0].elapsed, Nanos(200));
+        assert_eq!(ledger.mended(), Mended::default());
+        // Once: from there on its windows tile again.
+        let _ = ledger.book(window(700, 0, 100, 0), vec![], clock());
+        assert_eq!(ledger.books()[0].elapsed, Nanos(400));
+        assert_eq!(ledger.mended().gaps, 1);
     }
 
     #[test]

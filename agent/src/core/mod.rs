@@ -30,3 +30,4 @@ pub mod publication;
 pub mod recording;
 pub mod snapshot;
 mod tables;
+mod tiling;

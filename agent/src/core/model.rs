@@ -387,11 +387,18 @@ pub enum UnobservedReason {
     /// No agent ran, for longer than the driver keeps samples. Known only where a store says when
     /// the agent before this one stopped, in the same boot.
     AgentDown,
+    /// The driver did not answer: a call into NVML did not return for so long that the driver no
+    /// longer has the samples.
+    DriverTimeout,
+    /// A defect ended the agent's thread that asks the GPU. The thread is started again.
+    AgentError,
+    /// No window of this time reached the books, and the next one did.
+    WindowLost,
 }
 
 impl UnobservedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::SampleGap,
         Self::RingOverrun,
         Self::DriverError,
@@ -400,6 +407,9 @@ impl UnobservedReason {
         Self::AgentPaused,
         Self::Released,
         Self::AgentDown,
+        Self::DriverTimeout,
+        Self::AgentError,
+        Self::WindowLost,
     ];
 
     /// The label value.
@@ -414,6 +424,9 @@ impl UnobservedReason {
             Self::AgentPaused => "agent_paused",
             Self::Released => "released",
             Self::AgentDown => "agent_down",
+            Self::DriverTimeout => "driver_timeout",
+            Self::AgentError => "agent_error",
+            Self::WindowLost => "window_lost",
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct Snapshot {
     pub names: Vec<NamesBook>,
     /// What the calls into NVML came to.
     pub nvml_calls: Vec<NvmlCallBook>,
+    /// What became of the threads that make them.
+    #[serde(default)]
+    pub nvml_threads: NvmlThreadBook,
     /// Whether the kubelet has ever said which container it gave which GPU.
     pub allocations_known: bool,
     /// What the kubelet has given, and to whom.
@@ -406,6 +409,16 @@ pub struct AgentBook {
     /// event stream had caught up with them.
     #[serde(default)]
     pub lists_not_awaited: u64,
+    /// Windows that began later than the one before them ended: the time between them is booked as
+    /// not observed.
+    #[serde(default)]
+    pub windows_after_gap: u64,
+    /// Windows that began earlier than that, and were cut.
+    #[serde(default)]
+    pub windows_cut: u64,
+    /// Windows of which all was booked already, and nothing was booked.
+    #[serde(default)]
+    pub windows_refused: u64,
     /// Containers held back now.
     pub containers_held: u64,
     /// Containers that are published with names.
@@ -504,6 +517,19 @@ pub struct NvmlCallBook {
     pub total: Nanos,
     /// The longest.
     pub longest: Nanos,
+}
+
+/// What became of the threads that ask NVML, since the agent began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmlThreadBook {
+    /// Threads that a defect ended and that were started again.
+    pub restarts: u64,
+    /// Threads that were given up since their call did not return.
+    pub abandoned: u64,
+    /// Those of them whose call has not returned yet: at most one a GPU.
+    pub blocked: u64,
+    /// Windows that the core had no room for when the agent stopped.
+    pub undelivered: u64,
 }
 
 /// What keeping the books came to, since the agent began.

@@ -73,8 +73,10 @@ pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTim
     if let Some(call) = blocked {
         let waited = now.since(call.since);
         if waited >= BLOCKED_AFTER {
+            let of = call.gpu.as_ref();
+            let of = of.map_or_else(String::new, |gpu| format!(" on {gpu}"));
             reasons.push(format!(
-                "the call {} has been blocked for {} s",
+                "the call {}{of} has been blocked for {} s",
                 call.call,
                 waited.0 / Nanos::SECOND.0
             ));
@@ -268,6 +270,11 @@ mod tests {
         assert_eq!(
             degraded(&healthy(), Some(&call), NOW),
             ["the call nvmlDeviceGetProcessUtilization has been blocked for 11 s"]
+        );
+        call.gpu = Some("GPU-7".into());
+        assert_eq!(
+            degraded(&healthy(), Some(&call), NOW),
+            ["the call nvmlDeviceGetProcessUtilization on GPU-7 has been blocked for 11 s"]
         );
     }
 }

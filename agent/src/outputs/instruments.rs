@@ -1009,6 +1009,24 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.lists_not_awaited),
     },
     Instrument {
+        name: "gpuacct_windows_mended_total",
+        otlp: "gpuacct.windows.mended",
+        kind: Kind::Counter,
+        unit: Unit::Count("{window}"),
+        help: "Windows that did not begin where the one before them ended. after_gap: the time between them was booked as not observed (window_lost). cut: it began earlier, and only what was not booked yet was booked. refused: all of it was booked already. Anything but zero is a defect, or a recording that is none.",
+        keys: &["mend"],
+        read: |view, points| {
+            let agent = &view.snapshot.agent;
+            for (mend, count) in [
+                ("after_gap", agent.windows_after_gap),
+                ("cut", agent.windows_cut),
+                ("refused", agent.windows_refused),
+            ] {
+                points.put(&[mend], view.snapshot.agent_started, Value::Count(count));
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_names_lookups_total",
         otlp: "gpuacct.names.lookups",
         kind: Kind::Counter,
@@ -1131,6 +1149,42 @@ pub static INSTRUMENTS: &[Instrument] = &[
                 );
             }
         },
+    },
+    Instrument {
+        name: "gpuacct_nvml_thread_restarts_total",
+        otlp: "gpuacct.nvml.thread.restarts",
+        kind: Kind::Counter,
+        unit: Unit::Count("{thread}"),
+        help: "Threads that ask NVML which a defect ended and which were started again. Anything but zero is a defect.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.restarts),
+    },
+    Instrument {
+        name: "gpuacct_nvml_threads_abandoned_total",
+        otlp: "gpuacct.nvml.threads.abandoned",
+        kind: Kind::Counter,
+        unit: Unit::Count("{thread}"),
+        help: "Threads that ask NVML which were given up, since their call did not return.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.abandoned),
+    },
+    Instrument {
+        name: "gpuacct_nvml_threads_blocked",
+        otlp: "gpuacct.nvml.threads.blocked",
+        kind: Kind::Gauge,
+        unit: Unit::Count("{thread}"),
+        help: "Threads that were given up and whose call into NVML has not returned yet. At most one a GPU: no other is started before.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.blocked),
+    },
+    Instrument {
+        name: "gpuacct_windows_undelivered_total",
+        otlp: "gpuacct.windows.undelivered",
+        kind: Kind::Counter,
+        unit: Unit::Count("{window}"),
+        help: "Windows that the books had no room for when the agent stopped. With a store the next agent goes on from before them.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.undelivered),
     },
     Instrument {
         name: "gpuacct_commits_total",

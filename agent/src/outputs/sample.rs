@@ -14,7 +14,7 @@ use crate::core::snapshot::{
     AccountingBook, AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution,
     ContainerAccount, ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook,
     GpuProcessView, HostSeries, IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook,
-    Snapshot, SourceErrorBook, StoreBook,
+    NvmlThreadBook, Snapshot, SourceErrorBook, StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -145,6 +145,9 @@ pub(crate) fn snapshot() -> Snapshot {
             rescans_after_loss: 1,
             windows_not_awaited: 4,
             lists_not_awaited: 3,
+            windows_after_gap: 1,
+            windows_cut: 2,
+            windows_refused: 3,
             containers_held: 1,
             containers_named: 2,
             containers_id_only: 1,
@@ -203,6 +206,12 @@ pub(crate) fn snapshot() -> Snapshot {
             total: Nanos(720_000_000),
             longest: Nanos(4_500_000),
         }],
+        nvml_threads: NvmlThreadBook {
+            restarts: 1,
+            abandoned: 3,
+            blocked: 2,
+            undelivered: 4,
+        },
     }
 }
 

@@ -1,16 +1,20 @@
-//! A cell beside the NVML thread: which call is in progress, and what calls cost so far.
+//! Which calls into NVML are in progress, and what calls cost so far.
 //!
 //! A call into NVML can wait in the driver for as long as the driver likes, and nothing can
-//! interrupt it. What can be done is to say so: whoever shows the agent's state reads this cell
-//! while the thread is stuck. Its lock is never held across a call.
+//! interrupt it. What can be done is to say so: whoever shows the agent's state reads this while a
+//! thread is stuck. The lock is never held across a call.
+//!
+//! Each thread that calls has a lane of its own. A lane can be retired while its thread is stuck:
+//! that thread makes no further call then, so that it ends as soon as the one in progress returns.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nvml_wrapper::error::NvmlError;
 
 use crate::core::model::{BootTime, GpuUuid, Nanos};
-use crate::core::snapshot::BlockedCall;
+use crate::core::snapshot::{BlockedCall, NvmlThreadBook};
 use crate::sources::clock;
 
 /// What calls of one NVML function cost since the agent started.
@@ -26,27 +30,58 @@ pub struct CallFigures {
     pub longest: Nanos,
 }
 
-/// Reads what the NVML thread is doing. Clones read the same thread.
+/// One thread's way into NVML. Clones are the same lane; all lanes of one origin are read together.
 #[derive(Clone, Debug, Default)]
-pub struct Watchdog(Arc<Mutex<State>>);
+pub struct Watchdog {
+    state: Arc<Mutex<State>>,
+    lane: Arc<Lane>,
+}
 
 #[derive(Debug, Default)]
 struct State {
-    in_progress: Option<(&'static str, Option<GpuUuid>, BootTime)>,
+    /// The number of the last call that was made.
+    last: u64,
+    in_progress: BTreeMap<u64, Call>,
     figures: BTreeMap<&'static str, CallFigures>,
+    threads: NvmlThreadBook,
+}
+
+#[derive(Debug)]
+struct Call {
+    lane: Arc<Lane>,
+    name: &'static str,
+    gpu: Option<GpuUuid>,
+    since: BootTime,
+}
+
+impl Call {
+    fn told(&self) -> BlockedCall {
+        BlockedCall {
+            call: self.name.into(),
+            gpu: self.gpu.clone(),
+            since: self.since,
+        }
+    }
+}
+
+/// What is known of one thread's calls.
+#[derive(Debug, Default)]
+struct Lane {
+    is_retired: AtomicBool,
+    /// Whether the call that returned last failed.
+    has_failed: AtomicBool,
+    /// Nanoseconds spent in calls that returned.
+    spent: AtomicU64,
 }
 
 impl Watchdog {
-    /// The call in progress, if it has not come back for at least `after`.
+    /// The call that has been in progress for the longest, if it has not come back for at least
+    /// `after`.
     #[must_use]
     pub fn blocked(&self, now: BootTime, after: Nanos) -> Option<BlockedCall> {
         let state = self.state();
-        let (call, gpu, since) = state.in_progress.as_ref()?;
-        (now.since(*since) >= after).then(|| BlockedCall {
-            call: (*call).into(),
-            gpu: gpu.clone(),
-            since: *since,
-        })
+        let oldest = state.in_progress.values().min_by_key(|call| call.since)?;
+        (now.since(oldest.since) >= after).then(|| oldest.told())
     }
 
     /// What each NVML function cost, by its name.
@@ -55,19 +90,75 @@ impl Watchdog {
         self.state().figures.clone()
     }
 
-    /// Makes a call under the watchdog's eyes.
+    /// What became of the threads.
+    #[must_use]
+    pub fn threads(&self) -> NvmlThreadBook {
+        self.state().threads
+    }
+
+    /// Counts what becomes of the threads.
+    pub(super) fn count(&self, change: impl FnOnce(&mut NvmlThreadBook)) {
+        change(&mut self.state().threads);
+    }
+
+    /// A lane for another thread.
+    pub(super) fn new_lane(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+            lane: Arc::default(),
+        }
+    }
+
+    /// Refuses every further call of this lane.
+    pub(super) fn retire(&self) {
+        self.lane.is_retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this lane's calls are refused.
+    pub(super) fn is_retired(&self) -> bool {
+        self.lane.is_retired.load(Ordering::Relaxed)
+    }
+
+    /// Whether this lane's last call failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.lane.has_failed.load(Ordering::Relaxed)
+    }
+
+    /// Time that this lane has spent in calls that returned.
+    pub(super) fn spent(&self) -> Nanos {
+        Nanos(self.lane.spent.load(Ordering::Relaxed))
+    }
+
+    /// This lane's call in progress.
+    pub(super) fn in_progress(&self) -> Option<BlockedCall> {
+        let state = self.state();
+        let mut calls = state.in_progress.values();
+        let call = calls.find(|call| Arc::ptr_eq(&call.lane, &self.lane))?;
+        Some(call.told())
+    }
+
+    /// Makes a call under the watchdog's eyes. A retired lane's call fails at once as timed out, and
+    /// is not made.
     pub(super) fn call<T>(
         &self,
         name: &'static str,
         gpu: Option<&GpuUuid>,
         call: impl FnOnce() -> Result<T, NvmlError>,
     ) -> Result<T, NvmlError> {
+        if self.is_retired() {
+            return Err(NvmlError::Timeout);
+        }
         let since = clock::now().boot;
-        self.state().in_progress = Some((name, gpu.cloned(), since));
+        // A call that panics is in progress no more, either.
+        let under_way = UnderWay::begin(self, name, gpu, since);
         let answer = call();
         let took = clock::now().boot.since(since);
+        drop(under_way);
+        self.lane.spent.fetch_add(took.0, Ordering::Relaxed);
+        self.lane
+            .has_failed
+            .store(answer.is_err(), Ordering::Relaxed);
         let mut state = self.state();
-        state.in_progress = None;
         let figures = state.figures.entry(name).or_default();
         figures.calls += 1;
         figures.errors += u64::from(answer.is_err());
@@ -78,7 +169,40 @@ impl Watchdog {
 
     /// The lock guards plain figures: a panic elsewhere leaves them as good as they were.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call in progress, until this is dropped.
+struct UnderWay<'watchdog> {
+    watchdog: &'watchdog Watchdog,
+    number: u64,
+}
+
+impl<'watchdog> UnderWay<'watchdog> {
+    fn begin(
+        watchdog: &'watchdog Watchdog,
+        name: &'static str,
+        gpu: Option<&GpuUuid>,
+        since: BootTime,
+    ) -> Self {
+        let mut state = watchdog.state();
+        state.last += 1;
+        let number = state.last;
+        let call = Call {
+            lane: Arc::clone(&watchdog.lane),
+            name,
+            gpu: gpu.cloned(),
+            since,
+        };
+        state.in_progress.insert(number, call);
+        Self { watchdog, number }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.watchdog.state().in_progress.remove(&self.number);
     }
 }
 
@@ -122,5 +246,39 @@ mod tests {
         let figures = watchdog.figures()["a"];
         assert_eq!((figures.calls, figures.errors), (3, 1));
         assert!(figures.longest <= figures.total);
+    }
+
+    #[test]
+    fn a_retired_lane_makes_no_call_and_others_do() {
+        let watchdog = Watchdog::default();
+        let (one, other) = (watchdog.new_lane(), watchdog.new_lane());
+        let seen = one.call("a", None, || {
+            assert_eq!(other.in_progress(), None);
+            one.retire();
+            Ok(one.in_progress())
+        });
+        let call = seen.unwrap().expect("it is in progress");
+        assert_eq!((&*call.call, call.gpu), ("a", None));
+        let refused = one.call::<()>("a", None, || unreachable!("it is retired"));
+        assert!(matches!(refused, Err(NvmlError::Timeout)), "{refused:?}");
+        assert!(!one.has_failed(), "a call that was not made does not fail");
+        let failed = other.call::<()>("a", None, || Err(NvmlError::Unknown));
+        assert!(failed.is_err() && other.has_failed());
+        // What all lanes together cost.
+        let figures = watchdog.figures()["a"];
+        assert_eq!((figures.calls, figures.errors), (2, 1));
+        assert_eq!(figures.total, one.spent().plus(other.spent()));
+    }
+
+    #[test]
+    fn the_oldest_of_several_blocked_calls_is_told() {
+        let watchdog = Watchdog::default();
+        let (one, other) = (watchdog.new_lane(), watchdog.new_lane());
+        let told = one.call("older", None, || {
+            other.call("younger", None, || {
+                Ok(watchdog.blocked(clock::now().boot, Nanos::ZERO))
+            })
+        });
+        assert_eq!(told.unwrap().map(|call| call.call), Some("older".into()));
     }
 }

@@ -1,4 +1,4 @@
-//! One GPU as the NVML thread knows it: asked for one window at a time, by itself.
+//! One GPU as its thread knows it: asked for one window at a time, by itself.
 //!
 //! Errors are waited out, since the driver's ring keeps what was missed; only when the open time is
 //! overdue is it closed as unobserved. What a device does not offer is no error.
@@ -54,12 +54,46 @@ impl Trouble {
         }
     }
 
-    /// NVML lists a GPU no more, or cannot open it.
-    pub(super) fn gone() -> Self {
+    /// NVML lists a GPU no more, or cannot open it, for this cause if it tells one.
+    pub(super) fn gone(cause: Option<Self>) -> Self {
+        const GONE: &str = "not among the GPUs that NVML can open";
+        match cause {
+            None => Self {
+                fault: Fault::Lost,
+                class: "gpu_lost",
+                text: GONE.to_owned(),
+            },
+            Some(cause) => Self {
+                text: format!("{GONE}: {}", cause.text),
+                ..cause
+            },
+        }
+    }
+
+    /// A call that does not return.
+    pub(super) fn blocked(call: &str) -> Self {
         Self {
-            fault: Fault::Lost,
-            class: "gpu_lost",
-            text: "not among the GPUs that NVML can open".to_owned(),
+            fault: Fault::Other,
+            class: "timeout",
+            text: format!("the call {call} does not return"),
+        }
+    }
+
+    /// A thread that cannot be started.
+    pub(super) fn thread(error: &std::io::Error) -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "thread",
+            text: format!("cannot start a thread: {error}"),
+        }
+    }
+
+    /// A defect ended the thread.
+    pub(super) fn panicked() -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "panic",
+            text: "a defect ended the thread that asks it".to_owned(),
         }
     }
 
@@ -78,12 +112,8 @@ pub(super) struct Gpu {
     pub(super) info: GpuInfo,
     pub(super) windows: Windows,
     pub(super) accounting: Accounting,
-    /// Whether this session of the library has it.
-    pub(super) open: bool,
     /// Whether it has a counter of energy, as far as this session of the library knows.
     pub(super) has_energy: bool,
-    /// Whether the driver gave it up: it is unloaded, or lists the GPU no more.
-    pub(super) released: bool,
     /// What went wrong when it was asked last.
     pub(super) fault: Option<Trouble>,
 }
@@ -137,9 +167,7 @@ impl Gpu {
             info: info.clone(),
             windows: Windows::new(info.uuid.clone(), clock::now()),
             accounting: Accounting::default(),
-            open: true,
             has_energy: true,
-            released: false,
             fault: None,
         };
         // What fails here fails again at the first window, which says so. Rows before the ring, so that
@@ -229,18 +257,13 @@ impl Gpu {
     }
 
     /// Closes the open time as unobserved if it is overdue.
-    pub(super) fn close_overdue(&mut self) -> Option<GpuWindow> {
+    fn close_overdue(&mut self) -> Option<GpuWindow> {
         let now = clock::now();
         if !self.windows.overdue(now.boot) {
             return None;
         }
         self.windows.read_energy(None);
-        let reason = if self.released {
-            UnobservedReason::Released
-        } else {
-            UnobservedReason::DriverError
-        };
-        self.windows.fail(now, reason)
+        self.windows.fail(now, UnobservedReason::DriverError)
     }
 
     /// Reads the device's counter of energy, if it has one. What fails is left out of this window

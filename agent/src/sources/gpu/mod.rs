@@ -1,22 +1,32 @@
 //! GPUs: what NVIDIA's management library answers, turned into windows of busy time.
 //!
-//! [`nvml`] asks, on a thread of its own, since its calls may block in the driver. [`window`] is
-//! the arithmetic, without a clock and without NVML, so that every answer the driver could give can
-//! be put to it in a test. [`record`] writes down what a real driver answers.
+//! [`nvml`] is where it begins: a supervisor owns the library and starts a worker, on a thread of its
+//! own, for each GPU, since calls may block in the driver. [`window`] is the arithmetic, without a
+//! clock and without NVML, so that every answer the driver could give can be put to it in a test.
+//! [`record`] writes down what a real driver answers.
 
 mod accounting;
+mod backoff;
 mod beat;
 pub mod calls;
 mod credit;
 mod device;
+mod health;
+mod helper;
 mod library;
 mod lists;
 mod mig;
 pub mod nvml;
+mod orders;
 mod raw;
 pub mod record;
+mod register;
+mod slot;
+mod slots;
+mod supervisor;
 pub mod survey;
 pub mod window;
+mod worker;
 
 use nvml_wrapper::error::NvmlError;
 

@@ -125,6 +125,8 @@ impl Footprint {
         let took = began.elapsed();
         let steady = Memory::read(agent.pid())?;
         let spent = after.by_name_since(&before);
+        // The supervisor's thread, and one for each GPU.
+        let nvml = spent.iter().filter(|(name, _)| name.starts_with("nvml"));
         let share = |nanos: u64| float(nanos) / 1e7 / took.as_secs_f64();
         let ticks = float(after.ticks_since(&before));
         let per_second = float(rustix::param::clock_ticks_per_second());
@@ -132,7 +134,7 @@ impl Footprint {
             share: share(spent.values().sum()),
             by_ticks: ticks / per_second * 100.0 / took.as_secs_f64(),
             threads: by_thread(&spent, took),
-            nvml: share(spent.get("nvml").copied().unwrap_or_default()),
+            nvml: share(nvml.map(|(_, nanos)| nanos).sum()),
             at_start,
             steady,
         })

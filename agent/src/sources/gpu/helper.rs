@@ -1,0 +1,113 @@
+//! The thread that opens and closes the library. Both can block in the driver, so nobody waits for it,
+//! and there is one at most.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::calls::Watchdog;
+use super::device::Trouble;
+use super::health::Failed;
+use super::library::Library;
+use crate::core::snapshot::BlockedCall;
+
+/// What was done.
+pub(super) enum Helped {
+    /// A library was closed.
+    Closed,
+    /// One was opened, and lists so many GPUs; or it could not be.
+    Opened(Result<(Arc<Library>, u32), Failed>),
+}
+
+/// Who has it done.
+pub(super) struct Helper {
+    watchdog: Watchdog,
+    /// Its way into NVML, while it is at work.
+    lane: Option<Watchdog>,
+    done: (mpsc::Sender<Helped>, mpsc::Receiver<Helped>),
+}
+
+impl Helper {
+    pub(super) fn new(watchdog: Watchdog) -> Self {
+        Self {
+            watchdog,
+            lane: None,
+            done: mpsc::channel(1),
+        }
+    }
+
+    /// Whether it is at work.
+    pub(super) const fn is_at_work(&self) -> bool {
+        self.lane.is_some()
+    }
+
+    /// Its call in progress.
+    pub(super) fn in_progress(&self) -> Option<BlockedCall> {
+        self.lane.as_ref()?.in_progress()
+    }
+
+    /// What it has done, once it has.
+    pub(super) async fn helped(&mut self) -> Helped {
+        loop {
+            // Never none: this has an end of its own.
+            if let Some(helped) = self.done.1.recv().await {
+                self.lane = None;
+                return helped;
+            }
+        }
+    }
+
+    /// Closes a library.
+    pub(super) fn close(&mut self, library: Arc<Library>) -> Result<(), Trouble> {
+        self.start(move |_| {
+            drop(library);
+            Helped::Closed
+        })
+    }
+
+    /// Opens the configured library, or the first that is found, once the one before is closed.
+    pub(super) fn open(
+        &mut self,
+        configured: Option<PathBuf>,
+        before: Option<Arc<Library>>,
+    ) -> Result<(), Trouble> {
+        self.start(move |lane| {
+            drop(before);
+            Helped::Opened(open(configured, lane))
+        })
+    }
+
+    fn start(
+        &mut self,
+        work: impl FnOnce(&Watchdog) -> Helped + Send + 'static,
+    ) -> Result<(), Trouble> {
+        let lane = self.watchdog.new_lane();
+        let done = self.done.0.clone();
+        let theirs = lane.clone();
+        std::thread::Builder::new()
+            .name("nvml-open".into())
+            .spawn(move || {
+                // What it held is gone with a panic.
+                let helped = catch_unwind(AssertUnwindSafe(|| work(&theirs)));
+                let helped = helped.unwrap_or_else(|_| {
+                    tracing::error!("a defect ended the thread that opens NVML");
+                    Helped::Opened(Err(Failed::Session(Trouble::panicked())))
+                });
+                // Nobody who listens any more needs telling.
+                let _ = done.blocking_send(helped);
+            })
+            .map_err(|error| Trouble::thread(&error))?;
+        self.lane = Some(lane);
+        Ok(())
+    }
+}
+
+fn open(configured: Option<PathBuf>, watchdog: &Watchdog) -> Result<(Arc<Library>, u32), Failed> {
+    const COUNT: &str = "nvmlDeviceGetCount";
+    let library = Library::open(configured.as_deref(), watchdog).map_err(Failed::Open)?;
+    let count = watchdog.call(COUNT, None, || library.nvml().device_count());
+    let count = count.map_err(|error| Failed::Session(Trouble::new(COUNT, &error)))?;
+    Ok((Arc::new(library), count))
+}

@@ -1,0 +1,645 @@
+//! Who owns the library, and starts and replaces the threads that ask the GPUs.
+//!
+//! ```text
+//!            ┌──────────────── backoff ◀───────────────┐
+//!            ▼                                         │
+//!   opening the library ──▶ a worker a GPU ──library fault──▶ all let go, closing
+//! ```
+//!
+//! - The library may be absent at start, come late, and go with a driver reload: it is looked for
+//!   for ever, with backoff. Absent is normal; anything else is down, with a reason.
+//! - Each GPU has a worker of its own. What is wrong with one GPU is that GPU's alone: its worker is
+//!   started anew, ever more rarely. A worker that is stuck in a call is given up, and its GPU's time
+//!   is closed from here; see [`slot`](super::slot) and [`register`](super::register).
+//! - A library is closed when everybody has let go of it. A thread that is stuck in it keeps it open:
+//!   a library is never unloaded under a running call.
+//! - The library is opened anew for the sake of a GPU that fails quickly, ever more rarely. The others
+//!   let go of it for a moment and go on from the driver's ring, so that only measured MIG instances
+//!   lose what lies between two measures. It is not opened anew for a GPU whose calls are slow:
+//!   opening it could be as slow.
+//! - One that an initialised library does not list at all was given back: it leaves the published
+//!   list, and its time is `released`, as is everybody's while the driver is unloaded.
+//! - Opening and closing the library can block, too, and are done on a thread of their own, of which
+//!   there is one at most.
+//! - Windows are never dropped. The channel is bounded, and a full one makes the workers wait: they
+//!   can, since the driver's ring buffers for them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::backoff::Backoff;
+use super::calls::Watchdog;
+use super::device::Trouble;
+use super::health::{self, Failed, Health, after};
+use super::helper::{Helped, Helper};
+use super::library::{Fault, Library};
+use super::lists;
+use super::nvml::Config;
+use super::orders::Orders;
+use super::register::{RING, Register, WorkerId};
+use super::slot::{Running, Slot, State};
+use super::slots::{Named, Slots};
+use super::worker::{self, Ending, News, Report, Task};
+use crate::core::input::{GpuInfo, Input};
+use crate::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
+use crate::sources::clock;
+
+/// Waits between attempts to open the library double from the one to the other.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The same for opening it anew because of a GPU in trouble.
+const REOPEN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// Waits before this begins anew after a defect.
+pub(super) const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long the GPUs that answer wait for the others before they are listed.
+const GATHER: Duration = Duration::from_secs(5);
+/// How long workers may take to let go of the library before they count as stuck.
+const LET_GO: Duration = Duration::from_secs(2);
+/// How long the last windows may take.
+const LAST_WINDOWS: Duration = Duration::from_millis(1_500);
+/// A call that takes longer is given up: the driver has overwritten what there was before it.
+const BLOCKED: Nanos = RING;
+/// How often it is looked after the workers, at least.
+const TICK: Duration = Duration::from_secs(1);
+/// What workers have said and is not taken yet.
+const REPORTS: usize = 64;
+
+/// The receiver is gone or the agent stops: there is nothing left to do.
+struct Stop;
+
+/// The library, from here.
+enum Session {
+    /// It is opened then.
+    Waiting { until: Instant },
+    /// The helper opens it.
+    Opening,
+    /// It is open.
+    Open {
+        library: Arc<Library>,
+        /// How many GPUs it lists.
+        count: usize,
+        /// Until when nothing is listed, if not every GPU has answered.
+        gathers_until: Option<Instant>,
+    },
+    /// Everybody is told to let go of it.
+    Closing {
+        library: Arc<Library>,
+        why: Trouble,
+        /// Whether it is opened anew at once.
+        at_once: bool,
+        until: Instant,
+    },
+}
+
+enum Event {
+    Tick,
+    Helped(Helped),
+    Report(Report),
+    ListsWanted,
+}
+
+/// The supervisor. It outlives its own defects: see [`Supervisor::recover`].
+pub(super) struct Supervisor {
+    config: Config,
+    out: mpsc::Sender<Input>,
+    /// Absent once nobody can ask any more.
+    lists_wanted: Option<mpsc::Receiver<()>>,
+    shutdown: watch::Receiver<bool>,
+    watchdog: Watchdog,
+    /// The pid namespace that this process is in, if it is not the initial one.
+    namespace: Option<Arc<str>>,
+    register: Register,
+    slots: Slots,
+    session: Session,
+    helper: Helper,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    last_worker: u64,
+    /// The list that was sent last.
+    published: Option<Vec<GpuInfo>>,
+    health: Health,
+    retry: Backoff,
+    reopen: Backoff,
+    reopen_at: Option<Instant>,
+    next_tick: Instant,
+    /// What is to be sent: what one event has brought.
+    unsent: VecDeque<Input>,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        mut config: Config,
+        out: mpsc::Sender<Input>,
+        lists_wanted: mpsc::Receiver<()>,
+        shutdown: watch::Receiver<bool>,
+        watchdog: Watchdog,
+        namespace: Option<Arc<str>>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            register: Register::new(std::mem::take(&mut config.cursors)),
+            config,
+            out,
+            lists_wanted: Some(lists_wanted),
+            shutdown,
+            helper: Helper::new(watchdog.clone()),
+            slots: Slots::new(watchdog.clone()),
+            watchdog,
+            namespace,
+            session: Session::Waiting { until: now },
+            reports: mpsc::channel(REPORTS),
+            last_worker: 0,
+            published: None,
+            health: Health::default(),
+            retry: Backoff::new(RETRY),
+            reopen: Backoff::new(REOPEN),
+            reopen_at: None,
+            next_tick: now,
+            unsent: VecDeque::new(),
+        }
+    }
+
+    /// Lives until the agent stops or nobody listens any more.
+    pub(super) async fn live(&mut self) {
+        while self.flush().await.is_ok() {
+            let event = tokio::select! {
+                biased;
+                () = stopped(&mut self.shutdown) => break,
+                helped = self.helper.helped() => Event::Helped(helped),
+                () = sleep_until(self.next_tick) => Event::Tick,
+                Some(report) = self.reports.1.recv() => Event::Report(report),
+                () = wanted(&mut self.lists_wanted) => Event::ListsWanted,
+            };
+            match event {
+                Event::Helped(helped) => self.helped(helped),
+                Event::Report(report) => self.take(report),
+                Event::Tick => self.tick(),
+                Event::ListsWanted => {
+                    for running in self.slots.running() {
+                        running.orders.want_lists();
+                    }
+                }
+            }
+            self.advance();
+        }
+        self.end().await;
+    }
+
+    /// Begins anew after a defect in here: every worker is given up, and the GPUs' time is not observed
+    /// until the library is open again.
+    pub(super) fn recover(&mut self, wait: Duration) {
+        self.watchdog.count(|threads| threads.restarts += 1);
+        let reason = UnobservedReason::AgentError;
+        self.slots.give_up_all(&mut self.register, reason);
+        self.slots.blame(&mut self.register, reason);
+        let until = Instant::now() + wait;
+        let session = std::mem::replace(&mut self.session, Session::Waiting { until });
+        if let Session::Open { library, .. } | Session::Closing { library, .. } = session
+            && !self.helper.is_at_work()
+        {
+            self.have_closed(library);
+        }
+        self.health.forget();
+        let trouble = Trouble {
+            text: "a defect ended the thread that looks after NVML".to_owned(),
+            ..Trouble::panicked()
+        };
+        let state = Failed::Session(trouble).state(after(wait));
+        self.tell(state, &"".into());
+    }
+
+    /// Looks after the workers, and closes the time of the GPUs that nobody asks.
+    fn tick(&mut self) {
+        self.next_tick = Instant::now() + self.config.interval.min(TICK);
+        // What a worker has closed is closed, also if it is given up now.
+        while let Ok(report) = self.reports.1.try_recv() {
+            self.take(report);
+        }
+        let before = clock::now().boot.minus(BLOCKED);
+        self.slots.give_up_blocked(&mut self.register, before);
+        self.look_after_helper(before);
+        for window in self.register.close_overdue(clock::now()) {
+            self.unsent.push_back(Input::Window(window));
+        }
+        if let Session::Open {
+            gathers_until: None,
+            ..
+        } = self.session
+        {
+            self.report();
+        }
+    }
+
+    /// Says so if the library has been opened or closed since `before` and is still.
+    fn look_after_helper(&mut self, before: BootTime) {
+        let call = self.helper.in_progress();
+        if let Some(call) = call.filter(|call| call.since <= before) {
+            let reason = UnobservedReason::DriverTimeout;
+            self.register.blame(None, reason);
+            let failed = Failed::Session(Trouble::blocked(&call.call));
+            let state = failed.state(after(self.retry.peek()));
+            let place = failed.place(self.config.library.as_ref());
+            self.tell(state, &place);
+        }
+    }
+
+    /// Does what is due in the life of a session.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        match &self.session {
+            Session::Waiting { until } if now >= *until && !self.helper.is_at_work() => {
+                self.have_opened(None);
+            }
+            Session::Waiting { .. } | Session::Opening => {}
+            Session::Open { library, count, .. } => {
+                let (library, count) = (Arc::clone(library), *count);
+                self.start_workers(&library, count, now);
+                self.gather(now);
+            }
+            Session::Closing { until, .. } => {
+                if !self.slots.any_running() || now >= *until {
+                    self.closed();
+                }
+            }
+        }
+    }
+
+    /// Has everybody let go of the library.
+    fn close(&mut self, why: Trouble, at_once: bool) {
+        let session = std::mem::replace(&mut self.session, Session::Opening);
+        let Session::Open { library, .. } = session else {
+            self.session = session;
+            return;
+        };
+        self.slots.end_all();
+        self.session = Session::Closing {
+            library,
+            why,
+            at_once,
+            until: Instant::now() + LET_GO,
+        };
+    }
+
+    /// Everybody has let go of the library, or is given up.
+    fn closed(&mut self) {
+        let reason = UnobservedReason::DriverTimeout;
+        self.slots.give_up_all(&mut self.register, reason);
+        let session = std::mem::replace(&mut self.session, Session::Opening);
+        let Session::Closing {
+            library,
+            why,
+            at_once,
+            ..
+        } = session
+        else {
+            self.session = session;
+            return;
+        };
+        if at_once {
+            self.have_opened(Some(library));
+        } else {
+            self.wait(&Failed::Session(why));
+            self.have_closed(library);
+        }
+    }
+
+    /// Waits before the library is opened again. Meanwhile the known GPUs' time is not observed.
+    fn wait(&mut self, failed: &Failed) {
+        let wait = self.retry.wait();
+        let state = failed.state(after(wait));
+        let is_normal = state == SourceState::Absent;
+        let place = failed.place(self.config.library.as_ref());
+        if self.tell(state, &place) && is_normal {
+            tracing::info!(reason = failed.reason(), "NVML is not here");
+        }
+        self.register.set_released(failed.is_unloaded());
+        let until = Instant::now() + wait;
+        self.session = Session::Waiting { until };
+    }
+
+    /// Has the library opened, once the one before is closed.
+    fn have_opened(&mut self, before: Option<Arc<Library>>) {
+        self.session = Session::Opening;
+        let configured = self.config.library.clone();
+        if let Err(trouble) = self.helper.open(configured, before) {
+            self.wait(&Failed::Session(trouble));
+        }
+    }
+
+    fn have_closed(&mut self, library: Arc<Library>) {
+        if let Err(trouble) = self.helper.close(library) {
+            self.wait(&Failed::Session(trouble));
+        }
+    }
+
+    fn helped(&mut self, helped: Helped) {
+        let Helped::Opened(opened) = helped else {
+            return;
+        };
+        if !matches!(self.session, Session::Opening) {
+            // A defect came in between: this one is closed, and another opened.
+            if let Ok((library, _)) = opened {
+                self.have_closed(library);
+            }
+            return;
+        }
+        let reason = UnobservedReason::DriverError;
+        self.slots.blame(&mut self.register, reason);
+        let (library, count) = match opened {
+            Ok((library, 0)) if self.register.is_empty() => {
+                self.wait(&Failed::Session(Trouble::no_gpu()));
+                self.have_closed(library);
+                return;
+            }
+            Ok(opened) => opened,
+            Err(failed) => {
+                self.wait(&failed);
+                return;
+            }
+        };
+        if !lists::readable(&library.driver) {
+            tracing::warn!(
+                driver = &*library.driver,
+                "process lists of this driver are unreadable and left out"
+            );
+        }
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        self.slots.begin_session(count);
+        self.session = Session::Open {
+            library,
+            count,
+            gathers_until: Some(Instant::now() + GATHER),
+        };
+    }
+
+    fn start_workers(&mut self, library: &Arc<Library>, count: usize, now: Instant) {
+        let lists_readable = lists::readable(&library.driver) && self.namespace.is_none();
+        for (index, slot) in (0..).zip(self.slots.iter_mut().take(count)) {
+            if !slot.is_due(now) {
+                continue;
+            }
+            self.last_worker += 1;
+            let id = WorkerId(self.last_worker);
+            let lane = self.watchdog.new_lane();
+            let orders = Arc::<Orders>::default();
+            let task = Task {
+                id,
+                index,
+                library: Arc::clone(library),
+                watchdog: lane.clone(),
+                orders: Arc::clone(&orders),
+                reports: self.reports.0.clone(),
+                interval: self.config.interval,
+                lists_interval: self.config.lists_interval,
+                lists_readable,
+                pids_are_known: self.namespace.is_none(),
+            };
+            slot.running = Some(Running::new(id, lane, orders));
+            if let Err(error) = worker::start(task) {
+                let trouble = Trouble::thread(&error);
+                let slowly = false;
+                slot.ended(Ending::Failed { trouble, slowly }, now);
+            }
+        }
+    }
+
+    /// Takes what a worker says.
+    fn take(&mut self, report: Report) {
+        let now = Instant::now();
+        let Report { worker, news } = report;
+        let Some(slot) = self.slots.of(worker) else {
+            if let News::Ended(_) = news {
+                self.slots.came_back(worker, now);
+            }
+            // Whatever else it says comes too late: its GPUs were taken from it.
+            return;
+        };
+        match news {
+            News::Opened { gpus, grant } => {
+                let is_open = matches!(self.session, Session::Open { .. });
+                if let (Some(running), true) = (&mut slot.running, is_open) {
+                    slot.uuid = gpus.first().map(|info| info.uuid.clone());
+                    running.state = State::Asking { gpus, grant };
+                    self.gather(now);
+                }
+            }
+            News::Observed(Input::Window(window)) => {
+                use UnobservedReason::{DriverError, DriverTimeout};
+                let mut reasons = window.unobserved.iter().map(|(reason, _)| reason);
+                if !reasons.any(|reason| [DriverError, DriverTimeout].contains(reason)) {
+                    slot.is_well();
+                }
+                self.retry.reset();
+                if self.register.pass(worker, &window, clock::now()) {
+                    self.unsent.push_back(Input::Window(window));
+                }
+            }
+            News::Observed(input) => self.unsent.push_back(input),
+            News::Trouble(wrong) => slot.set_wrong(wrong, now),
+            News::Ended(ending) => {
+                if matches!(ending, Ending::Panicked) {
+                    self.watchdog.count(|threads| threads.restarts += 1);
+                    let gpu = slot.uuid.as_ref().map_or("", |uuid| uuid.as_str());
+                    tracing::error!(gpu, "a defect ended the thread that asks this GPU");
+                }
+                let library_fault = match &ending {
+                    Ending::Failed { trouble, .. } if trouble.fault == Fault::Library => {
+                        Some(trouble.clone())
+                    }
+                    _ => None,
+                };
+                let reason = slot.ended(ending, now);
+                self.register.release(worker, reason);
+                if let Some(why) = library_fault {
+                    self.close(why, false);
+                }
+            }
+        }
+    }
+
+    /// Lists the GPUs and tells their workers where they go on, once all have answered or have had
+    /// the time to.
+    fn gather(&mut self, now: Instant) {
+        let Session::Open {
+            library,
+            count,
+            gathers_until,
+        } = &mut self.session
+        else {
+            return;
+        };
+        let count = *count;
+        let is_early = gathers_until.is_some_and(|until| now < until);
+        if is_early && self.slots.first(count).any(Slot::is_opening) {
+            return;
+        }
+        let is_first = gathers_until.take().is_some();
+        let place = Arc::clone(&library.place);
+        let mut granted = Vec::new();
+        for slot in self.slots.iter_mut() {
+            let Some(running) = &mut slot.running else {
+                continue;
+            };
+            match std::mem::replace(&mut running.state, State::Granted) {
+                State::Asking { gpus, grant } => {
+                    let resume = self.register.claim(running.id, gpus, clock::now());
+                    granted.push((grant, resume));
+                }
+                other => running.state = other,
+            }
+        }
+        if granted.is_empty() && !is_first {
+            return;
+        }
+        // One that cannot be opened may be any of those that are missing.
+        let are_all_open = self.slots.first(count).all(Slot::is_granted);
+        self.register.set_released(are_all_open);
+        let listed = self.register.listed();
+        if self.published.as_ref() != Some(&listed) {
+            tracing::info!(
+                gpus = listed.len(),
+                library = &*place,
+                "NVML lists its GPUs"
+            );
+            self.published = Some(listed.clone());
+            self.unsent.push_back(Input::Gpus(listed));
+        }
+        for (grant, resume) in granted {
+            // A worker that is gone says so itself.
+            let _ = grant.send(resume);
+        }
+    }
+
+    /// Says how the source is while the library answers, and opens it anew where that may help.
+    fn report(&mut self) {
+        let Session::Open { library, count, .. } = &self.session else {
+            return;
+        };
+        let (place, count) = (Arc::clone(&library.place), *count);
+        let now = Instant::now();
+        let (mut troubles, mut retry, told) = self.slots.troubles(now);
+        let missing = self.register.missing(&told);
+        let any_missing = !missing.is_empty();
+        if any_missing {
+            retry = retry.or(self.reopen_at);
+        }
+        troubles.extend(missing);
+        if troubles.is_empty() && !self.slots.first(count).all(Slot::is_heard) {
+            // A worker that has closed no window yet may find that something is wrong.
+            return;
+        }
+        let wait = retry.map_or(REOPEN.0, |at| at.saturating_duration_since(now));
+        let gravest = health::gravest(troubles.clone());
+        let state = health::state(gravest, self.namespace.as_ref(), after(wait));
+        self.tell(state, &place);
+        self.consider_reopening(troubles, any_missing);
+    }
+
+    /// Opens the library anew for the sake of a GPU that fails, if that may help.
+    fn consider_reopening(&mut self, troubles: Vec<Named>, any_missing: bool) {
+        let fails = any_missing || self.slots.may_reopen();
+        // Who is stuck would keep the library open.
+        if !fails || self.slots.any_stuck() {
+            self.reopen_at = None;
+            if !fails {
+                self.reopen.reset();
+            }
+            return;
+        }
+        let now = Instant::now();
+        let reopen = &mut self.reopen;
+        let at = *self.reopen_at.get_or_insert_with(|| now + reopen.wait());
+        if now >= at
+            && let Some(why) = health::gravest(troubles)
+        {
+            self.reopen_at = None;
+            self.close(why, true);
+        }
+    }
+
+    /// Says how the source is, if it is to be said. Whether it is news.
+    fn tell(&mut self, state: SourceState, place: &Arc<str>) -> bool {
+        let Some((health, is_news)) = self.health.tell(state, place, clock::now().boot) else {
+            return false;
+        };
+        if let SourceState::Down { reason, .. } = &health.state
+            && is_news
+        {
+            tracing::warn!(reason = &**reason, "NVML is down, or degraded");
+        }
+        self.unsent.push_back(Input::Health(health));
+        is_news
+    }
+
+    /// Sends what there is to be sent.
+    async fn flush(&mut self) -> Result<(), Stop> {
+        while !self.unsent.is_empty() {
+            let room = tokio::select! {
+                biased;
+                room = self.out.reserve() => room.map_err(|_| Stop)?,
+                () = stopped(&mut self.shutdown) => return Err(Stop),
+            };
+            if let Some(input) = self.unsent.pop_front() {
+                room.send(input);
+            }
+        }
+        Ok(())
+    }
+
+    /// On the way out: has every worker close what it can, and delivers it. What finds no room in time
+    /// is counted. The next agent goes on from what is booked.
+    async fn end(&mut self) {
+        let until = Instant::now() + LAST_WINDOWS;
+        self.slots.end_all();
+        while self.slots.any_running() {
+            let Ok(Some(report)) = timeout_at(until, self.reports.1.recv()).await else {
+                break;
+            };
+            self.take(report);
+        }
+        // From here on workers find nobody to talk to, and end.
+        self.reports.1.close();
+        while let Some(input) = self.unsent.pop_front() {
+            match timeout_at(until, self.out.reserve()).await {
+                Ok(Ok(room)) => room.send(input),
+                Ok(Err(_)) | Err(_) => {
+                    self.unsent.push_front(input);
+                    break;
+                }
+            }
+        }
+        let windows = self
+            .unsent
+            .iter()
+            .filter(|it| matches!(it, Input::Window(_)));
+        let undelivered = windows.count();
+        if undelivered > 0 {
+            let count = u64::try_from(undelivered).unwrap_or(u64::MAX);
+            self.watchdog.count(|threads| threads.undelivered += count);
+            tracing::warn!(
+                windows = undelivered,
+                "the core had no room for the last windows; their time is the next agent's"
+            );
+        }
+    }
+}
+
+/// Returns once the agent stops; a sender that is gone means the same.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // The value's guard must not live on, the error is the sender's end.
+    let _ = shutdown.wait_for(|stop| *stop).await.map(drop);
+}
+
+/// Returns when the lists are asked for; never once nobody can.
+async fn wanted(asked: &mut Option<mpsc::Receiver<()>>) {
+    if let Some(receiver) = asked {
+        match receiver.recv().await {
+            Some(()) => return,
+            // A closed channel answers at once, for ever: it would keep this thread spinning.
+            None => *asked = None,
+        }
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,532 @@
+//! The thread that asks one GPU, with the instances that it is divided into.
+//!
+//! It opens the GPU, tells the supervisor what it found, is told where each GPU's time goes on, and
+//! then closes windows until it is told to end. Whatever it has to say goes to the supervisor, which
+//! refuses what comes too late: while a call blocks, the supervisor takes the GPU from this thread.
+//! The thread ends once that call has returned, and another one begins from the driver's ring.
+//!
+//! An error is not closed as unobserved at once: the driver's ring keeps ten seconds, so that asking
+//! again within [`PATIENCE`](super::window::PATIENCE) loses nothing. A GPU that fails slowly is asked
+//! more rarely, within the ring's ten seconds as long as its calls take less than that; one whose
+//! calls take longer is left to the supervisor.
+//!
+//! Refused: changing any setting of a GPU, and reading process lists more than once a second, since
+//! they take the driver's global lock.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nvml_wrapper::Device;
+use nvml_wrapper::error::NvmlError;
+use tokio::sync::{mpsc, oneshot};
+
+use super::backoff::Backoff;
+use super::calls::Watchdog;
+use super::device::{self, Gpu, Trouble};
+use super::library::{Fault, Library};
+use super::lists;
+use super::mig::{self, Activity};
+use super::orders::{Order, Orders};
+use super::register::{RING, Resume, WorkerId};
+use super::window::PATIENCE;
+use crate::core::input::{GpuInfo, GpuProcesses, GpuWindow, Input};
+use crate::core::model::{GpuUuid, Nanos, UnobservedReason};
+use crate::sources::clock;
+
+/// How often a GPU is asked whether it was divided anew.
+const DIVIDED_ANEW: Duration = Duration::from_secs(5);
+/// Process lists are never read more often.
+pub(super) const LISTS_APART: Duration = Duration::from_secs(1);
+/// Process lists may take one part in this of the time.
+const LISTS_SHARE: u32 = 100;
+/// A failure that takes longer is a slow one.
+const SLOW: Nanos = Nanos::from_secs(1);
+/// Pauses after slow failures, while the ring still has what was missed.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// What a worker is to do.
+pub(super) struct Task {
+    /// Its number.
+    pub(super) id: WorkerId,
+    /// NVML's index of the GPU.
+    pub(super) index: u32,
+    /// The session. The worker lets go of it before it says that it has ended.
+    pub(super) library: Arc<Library>,
+    /// Its way into NVML.
+    pub(super) watchdog: Watchdog,
+    pub(super) orders: Arc<Orders>,
+    pub(super) reports: mpsc::Sender<Report>,
+    /// Time between two windows.
+    pub(super) interval: Duration,
+    /// Time between two readings of the process lists.
+    pub(super) lists_interval: Duration,
+    /// Whether the lists can be read.
+    pub(super) lists_readable: bool,
+    /// Whether the driver's pids are those of the initial pid namespace. Where not, they are a mix of
+    /// this one's and the host's: nobody can be billed by them.
+    pub(super) pids_are_known: bool,
+}
+
+/// What a worker has to say.
+pub(super) struct Report {
+    pub(super) worker: WorkerId,
+    pub(super) news: News,
+}
+
+/// That is.
+pub(super) enum News {
+    /// It has opened its GPU, the first of these, with its instances, and waits to be told where they
+    /// go on.
+    Opened {
+        gpus: Vec<GpuInfo>,
+        grant: oneshot::Sender<BTreeMap<GpuUuid, Resume>>,
+    },
+    /// An observation.
+    Observed(Input),
+    /// What is wrong with the GPU, if anything is.
+    Trouble(Option<Wrong>),
+    /// It has ended, and has let go of the library.
+    Ended(Ending),
+}
+
+/// What is wrong with a GPU that is asked on.
+pub(super) struct Wrong {
+    pub(super) trouble: Trouble,
+    /// Whether the calls took long to fail.
+    pub(super) slowly: bool,
+    /// In what time it is asked again.
+    pub(super) retry: Duration,
+}
+
+/// Why a worker ended.
+pub(super) enum Ending {
+    /// It was told to, or its lane is retired.
+    Told,
+    /// It cannot go on; whether that took long.
+    Failed { trouble: Trouble, slowly: bool },
+    /// By a defect, in this code or in the wrapper's.
+    Panicked,
+}
+
+/// Starts a worker.
+pub(super) fn start(task: Task) -> std::io::Result<()> {
+    let (worker, reports) = (task.id, task.reports.clone());
+    std::thread::Builder::new()
+        .name(format!("nvml-{}", task.index))
+        .spawn(move || {
+            // What the worker held is gone with the panic: there is no state to be found broken.
+            let ending = catch_unwind(AssertUnwindSafe(|| task.live()));
+            let news = News::Ended(ending.unwrap_or(Ending::Panicked));
+            // A supervisor that is gone needs no telling.
+            let _ = reports.blocking_send(Report { worker, news });
+        })
+        .map(drop)
+}
+
+/// A device that is open.
+struct Open<'library> {
+    device: Device<'library>,
+    uuid: GpuUuid,
+    role: Role<'library>,
+}
+
+/// What a device is to MIG.
+enum Role<'library> {
+    /// A GPU that is not divided.
+    Whole,
+    /// A GPU whose instances do the work.
+    Divided,
+    /// One of them, with its measure where it has one.
+    Instance(Option<Activity<'library>>),
+}
+
+/// A GPU with what its calls cost.
+struct Asked {
+    gpu: Gpu,
+    /// What this thread had spent in calls when the GPU was asked last.
+    spent: Nanos,
+}
+
+struct Worker<'task> {
+    task: &'task Task,
+    /// The GPU and its instances, the GPU first.
+    devices: Vec<Open<'task>>,
+    gpus: BTreeMap<GpuUuid, Asked>,
+}
+
+impl Task {
+    fn live(self) -> Ending {
+        let mut worker = Worker {
+            task: &self,
+            devices: Vec::new(),
+            gpus: BTreeMap::new(),
+        };
+        match worker.run() {
+            Err(ending) => ending,
+        }
+    }
+}
+
+impl<'task> Worker<'task> {
+    fn run(&mut self) -> Result<Infallible, Ending> {
+        self.open()?;
+        let task = self.task;
+        let mut pauses = Backoff::new(PAUSES);
+        // Whether it was told last that something is wrong.
+        let mut told = None;
+        let mut next = Instant::now();
+        let mut lists_at = next;
+        let mut lists_earliest = next;
+        let mut division_at = next + DIVIDED_ANEW;
+        loop {
+            let due = if task.lists_readable {
+                next.min(lists_at)
+            } else {
+                next
+            };
+            match task.orders.wait(due) {
+                Order::End => {
+                    self.last_windows()?;
+                    return Err(Ending::Told);
+                }
+                Order::Lists => {
+                    lists_at = lists_at.min(lists_earliest);
+                    continue;
+                }
+                Order::Due => {}
+            }
+            let began = Instant::now();
+            if task.lists_readable && lists_at <= began && lists_at < next {
+                self.read_lists()?;
+                let took = began.elapsed();
+                lists_earliest = began + LISTS_APART.max(took * LISTS_SHARE);
+                lists_at = lists_earliest.max(began + task.lists_interval);
+                continue;
+            }
+            // A window that comes late is not made up for: the one after it covers the whole time.
+            let is_late = began - next > task.interval / 10;
+            next = if is_late { began } else { next } + task.interval;
+            if began >= division_at {
+                division_at = began + DIVIDED_ANEW;
+                if self.is_divided_anew() {
+                    self.open()?;
+                    lists_at = lists_earliest;
+                }
+            }
+            let took = self.ask_all()?;
+            let Some(trouble) = self.trouble() else {
+                pauses.reset();
+                if told != Some(false) {
+                    told = Some(false);
+                    self.say(News::Trouble(None))?;
+                }
+                continue;
+            };
+            told = Some(true);
+            if trouble.fault == Fault::Library || took >= RING {
+                let slowly = took >= RING;
+                return Err(Ending::Failed { trouble, slowly });
+            }
+            let slowly = took >= SLOW;
+            if slowly {
+                next = Instant::now() + pauses.wait();
+            } else {
+                pauses.reset();
+            }
+            self.say(News::Trouble(Some(Wrong {
+                trouble,
+                slowly,
+                retry: next.saturating_duration_since(Instant::now()),
+            })))?;
+        }
+    }
+
+    /// Opens the GPU, and every instance if it is divided, and is told where they go on. Measures of
+    /// instances that were open before go on.
+    fn open(&mut self) -> Result<(), Ending> {
+        let began = self.task.watchdog.spent();
+        let (mut devices, infos) = self.enumerate().map_err(|trouble| Ending::Failed {
+            trouble,
+            slowly: self.task.watchdog.spent().minus(began) >= RING,
+        })?;
+        let mut before = std::mem::take(&mut self.devices);
+        for (open, info) in devices.iter_mut().zip(&infos) {
+            let Some(asked) = self.gpus.get_mut(&info.uuid) else {
+                continue;
+            };
+            if let Role::Instance(activity) = &mut open.role
+                && asked.gpu.info.mig == info.mig
+                && let Some(before) = before.iter_mut().find(|before| before.uuid == info.uuid)
+                && let Role::Instance(measure @ Some(_)) = &mut before.role
+            {
+                *activity = measure.take();
+            }
+            asked.gpu.info = info.clone();
+            asked.gpu.has_energy = true;
+        }
+        self.gpus
+            .retain(|uuid, _| infos.iter().any(|info| info.uuid == *uuid));
+
+        let (grant, granted) = oneshot::channel();
+        let gpus = infos.clone();
+        self.say(News::Opened { gpus, grant })?;
+        let granted = granted.blocking_recv().map_err(|_| Ending::Told)?;
+        let watchdog = &self.task.watchdog;
+        for (open, info) in devices.iter().zip(&infos) {
+            let Some(resume) = granted.get(&info.uuid) else {
+                continue;
+            };
+            let cursor = resume.cursor.as_ref();
+            let (gpu, lost) = Gpu::first_sight(&open.device, info, watchdog, cursor);
+            let spent = watchdog.spent();
+            self.gpus.insert(info.uuid.clone(), Asked { gpu, spent });
+            if let Some(mut lost) = lost {
+                blame(&mut lost, &[UnobservedReason::DriverError], resume.reason);
+                self.say(News::Observed(Input::Window(lost)))?;
+            }
+        }
+        self.devices = devices;
+        Ok(())
+    }
+
+    fn enumerate(&self) -> Result<(Vec<Open<'task>>, Vec<GpuInfo>), Trouble> {
+        let task = self.task;
+        let (device, info) = identify(task)?;
+        let uuid = info.uuid.clone();
+        let is_divided = mig::is_divided(&device, &uuid, &task.watchdog)
+            .map_err(|error| Trouble::new("nvmlDeviceGetMigMode", &error))?;
+        if !is_divided {
+            let role = Role::Whole;
+            return Ok((vec![Open { device, uuid, role }], vec![info]));
+        }
+        let (nvml, total) = (task.library.nvml(), info.memory_total);
+        let instances = mig::instances(nvml, &device, &uuid, total, &task.watchdog)
+            .map_err(|error| Trouble::new("its instances", &error))?;
+        let mut infos = vec![info.clone()];
+        let role = Role::Divided;
+        let mut devices = vec![Open { device, uuid, role }];
+        for instance in instances {
+            devices.push(Open {
+                device: instance.device,
+                uuid: instance.uuid.clone(),
+                role: Role::Instance(instance.activity),
+            });
+            infos.push(GpuInfo {
+                uuid: instance.uuid,
+                memory_total: instance.memory_total,
+                mig: Some(instance.mig),
+                engines: Vec::new(),
+                ..info.clone()
+            });
+        }
+        Ok((devices, infos))
+    }
+
+    /// Whether the GPU was divided, put together, or divided in another way. What cannot be asked is
+    /// left for the windows to find out.
+    fn is_divided_anew(&self) -> bool {
+        let Some(whole) = self.devices.first() else {
+            return false;
+        };
+        let was_divided = matches!(whole.role, Role::Divided);
+        match mig::is_divided(&whole.device, &whole.uuid, &self.task.watchdog) {
+            Ok(is_divided) if is_divided != was_divided => return true,
+            Ok(true) => {}
+            Ok(false) | Err(_) => return false,
+        }
+        let Some(Asked { gpu, .. }) = self.gpus.get(&whole.uuid) else {
+            return false;
+        };
+        let parts = mig::identities(&whole.device, &gpu.info, &self.task.watchdog);
+        parts.is_ok_and(|parts| {
+            parts.len() != self.devices.len() - 1
+                || parts.iter().any(|(uuid, mig)| {
+                    let known = self.gpus.get(uuid);
+                    known.and_then(|asked| asked.gpu.info.mig.as_ref()) != Some(mig)
+                })
+        })
+    }
+
+    /// Takes the windows that can be closed. Returns how long the calls took.
+    fn ask_all(&mut self) -> Result<Nanos, Ending> {
+        let watchdog = &self.task.watchdog;
+        let began = watchdog.spent();
+        for place in 0..self.devices.len() {
+            let before = watchdog.spent();
+            let open = &mut self.devices[place];
+            let Some(asked) = self.gpus.get_mut(&open.uuid) else {
+                continue;
+            };
+            let window = match &mut open.role {
+                Role::Whole | Role::Divided => asked.gpu.poll(&open.device, watchdog),
+                Role::Instance(activity) => asked.gpu.poll_instance(activity, watchdog),
+            };
+            let spent = watchdog.spent();
+            let in_all = spent.minus(asked.spent);
+            asked.spent = spent;
+            let Some(mut window) = window else { continue };
+            if spent.minus(before) >= SLOW {
+                let failed = [UnobservedReason::DriverError];
+                blame(&mut window, &failed, UnobservedReason::DriverTimeout);
+            }
+            if in_all >= PATIENCE {
+                // The driver kept this thread from asking in time.
+                let late = [UnobservedReason::AgentPaused, UnobservedReason::RingOverrun];
+                blame(&mut window, &late, UnobservedReason::DriverTimeout);
+            }
+            asked.gpu.accounting.credit(&window.credits);
+            let window = self.billable(window);
+            self.say(News::Observed(Input::Window(window)))?;
+        }
+        Ok(watchdog.spent().minus(began))
+    }
+
+    /// On the way out: what can still be closed.
+    fn last_windows(&mut self) -> Result<(), Ending> {
+        self.ask_all().map(drop)
+    }
+
+    /// The gravest of what is wrong with the GPU and its instances.
+    fn trouble(&self) -> Option<Trouble> {
+        let mut all = self.devices.iter().filter_map(|open| {
+            let asked = self.gpus.get(&open.uuid)?;
+            asked.gpu.fault.clone()
+        });
+        let first = all.next()?;
+        Some(
+            all.fold(first, |gravest, other| match (gravest.fault, other.fault) {
+                (Fault::Library, _) => gravest,
+                (_, Fault::Library) => other,
+                (Fault::Other | Fault::Unsupported, Fault::Lost) => other,
+                _ => gravest,
+            }),
+        )
+    }
+
+    /// A window as it can be billed.
+    fn billable(&self, mut window: GpuWindow) -> GpuWindow {
+        if !self.task.pids_are_known {
+            window.no_row = window.busy;
+            window.below_resolution = Nanos::ZERO;
+            window.credits.clear();
+            window.engines.clear();
+        }
+        window
+    }
+
+    /// Reads the process lists, and asks the driver's own accounting. Both are detail: what fails here
+    /// is no fault of the windows.
+    fn read_lists(&mut self) -> Result<(), Ending> {
+        for place in 0..self.devices.len() {
+            self.list(place)?;
+            self.account(place)?;
+        }
+        Ok(())
+    }
+
+    /// Reads one device's process lists. A divided GPU's processes are listed by its instances, each
+    /// once.
+    fn list(&self, place: usize) -> Result<(), Ending> {
+        let watchdog = &self.task.watchdog;
+        let Open { device, uuid, role } = &self.devices[place];
+        let read = match role {
+            Role::Divided => Ok(Vec::new()),
+            Role::Whole | Role::Instance(_) => lists::read(device, uuid, watchdog),
+        };
+        let processes = match read {
+            Ok(processes) => processes,
+            Err(error) => {
+                tracing::debug!(gpu = uuid.as_str(), %error, "process lists cannot be read");
+                return Ok(());
+            }
+        };
+        let memory = watchdog.call("nvmlDeviceGetMemoryInfo", Some(uuid), || {
+            device.memory_info()
+        });
+        self.say(News::Observed(Input::GpuProcesses(GpuProcesses {
+            gpu: uuid.clone(),
+            at: clock::now().boot,
+            processes,
+            memory_used: memory.ok().map(|memory| memory.used),
+        })))
+    }
+
+    /// Asks the driver's own accounting about the dead, where it is on.
+    fn account(&mut self, place: usize) -> Result<(), Ending> {
+        let Open { device, uuid, role } = &self.devices[place];
+        let (true, Some(Asked { gpu, .. })) =
+            (matches!(role, Role::Whole), self.gpus.get_mut(uuid))
+        else {
+            return Ok(()); // There is none under MIG.
+        };
+        let (period, through) = (gpu.windows.process_period(), gpu.windows.cursor_us());
+        let watchdog = &self.task.watchdog;
+        match gpu.accounting.read(device, uuid, period, through, watchdog) {
+            Ok(dead) => {
+                for process in dead {
+                    self.say(News::Observed(Input::Accounted(process)))?;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(gpu = uuid.as_str(), %error, "accounting cannot be read");
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the supervisor. It waits while that has no room: the driver's ring buffers for it.
+    fn say(&self, news: News) -> Result<(), Ending> {
+        if self.task.watchdog.is_retired() {
+            return Err(Ending::Told);
+        }
+        let worker = self.task.id;
+        let said = self.task.reports.blocking_send(Report { worker, news });
+        said.map_err(|_| Ending::Told)
+    }
+}
+
+/// Gives another reason for what was not observed for one of these.
+fn blame(window: &mut GpuWindow, of: &[UnobservedReason], reason: UnobservedReason) {
+    for (known, _) in &mut window.unobserved {
+        if of.contains(known) {
+            *known = reason;
+        }
+    }
+}
+
+/// Opens a GPU and asks what it is.
+fn identify(task: &Task) -> Result<(Device<'_>, GpuInfo), Trouble> {
+    const HANDLE: &str = "nvmlDeviceGetHandleByIndex";
+    const UUID: &str = "nvmlDeviceGetUUID";
+    let (nvml, watchdog) = (task.library.nvml(), &task.watchdog);
+    let failed = |call| move |error: NvmlError| Trouble::new(call, &error);
+    let device = watchdog
+        .call(HANDLE, None, || nvml.device_by_index(task.index))
+        .map_err(failed(HANDLE))?;
+    let uuid = watchdog
+        .call(UUID, None, || device.uuid())
+        .map_err(failed(UUID))?;
+    let uuid = GpuUuid::from(uuid.as_str());
+    let model = watchdog.call("nvmlDeviceGetName", Some(&uuid), || device.name());
+    let memory = watchdog.call("nvmlDeviceGetMemoryInfo", Some(&uuid), || {
+        device.memory_info()
+    });
+    let minor = watchdog.call("nvmlDeviceGetMinorNumber", Some(&uuid), || {
+        device.minor_number()
+    });
+    let info = GpuInfo {
+        index: task.index,
+        minor: minor.ok(),
+        model: model.map_or_else(|_| "unknown".into(), Arc::from),
+        driver: task.library.driver.clone(),
+        simulated: task.library.simulated,
+        memory_total: memory.ok().map(|memory| memory.total),
+        mig: None,
+        engines: device::engines(&device, &uuid, watchdog).to_vec(),
+        uuid,
+    };
+    Ok((device, info))
+}
