@@ -164,6 +164,7 @@ pub async fn run(
                 first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
                 opt_in: opt_in(&config),
                 temporality: temporality(&config),
+                starts: starts(&config),
                 ..otlp::Options::new(receiver, origin(&config))
             },
             snapshot.clone(),
@@ -546,6 +547,13 @@ fn temporality(config: &Config) -> otlp::Temporality {
                 .map(|boot| otlp::Place::new(&config.store.path, &config.socket.path, &boot)),
         ),
     }
+}
+
+/// Where it is kept which counters are sent over OTLP without their start. Without a store, or where
+/// the boot has no name, no series outlives the agent.
+fn starts(config: &Config) -> Option<otlp::StartsFile> {
+    let boot = books::boot().ok().filter(|_| config.store.enabled)?;
+    Some(otlp::StartsFile::new(&config.store.path, &boot))
 }
 
 /// What is published only where it is asked for.

@@ -1312,6 +1312,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         },
     },
     Instrument {
+        name: "gpuacct_otlp_starts_merged_total",
+        otlp: "gpuacct.otlp.starts_merged",
+        kind: Kind::Counter,
+        unit: Unit::Count("{merge}"),
+        help: "Times that the starts of counters which are sent without their start, since the wall clock was behind it, were too many to be told apart. From then on counters that began earlier are sent without it, too.",
+        keys: &[],
+        read: |view, points| own(view, points, view.counters.otlp_starts_merged.get()),
+    },
+    Instrument {
         name: "gpuacct_socket_requests_total",
         otlp: "gpuacct.socket.requests",
         kind: Kind::Counter,
