@@ -42,7 +42,8 @@ fn used(busy: u64, allocated: u64) -> Amounts {
         },
         held: minutes(allocated),
         allocated: minutes(allocated),
-        memory: ByteSeconds(busy * 60 * (3 << 30)),
+        allocated_share: minutes(allocated),
+        memory: ByteSeconds(u128::from(busy) * 60 * (3 << 30)),
         energy: Millijoules(busy * 60 * 300_000 + 1),
     }
 }

@@ -210,7 +210,7 @@ impl Holding {
             let span = through.since(stay.memory_through);
             stay.memory_through = stay.memory_through.max(through);
             payer.carry += u128::from(stay.memory) * u128::from(span.0);
-            held.memory = ByteSeconds(u64::try_from(payer.carry / SECOND).unwrap_or(u64::MAX));
+            held.memory = ByteSeconds(payer.carry / SECOND);
             payer.carry %= SECOND;
             if held != Held::default() {
                 let sum = booked.entry(stay.owner.clone()).or_default();
@@ -297,7 +297,8 @@ mod tests {
             .into_iter()
             .filter_map(|name| {
                 let held = sums.get(&owner(name))?;
-                Some((name, held.time.0 / 1_000_000, held.memory.0))
+                let memory = u64::try_from(held.memory.0).expect("it is small here");
+                Some((name, held.time.0 / 1_000_000, memory))
             })
             .collect();
         rows.sort_unstable();

@@ -114,6 +114,8 @@ pub enum Value {
     Nanos(i128),
     /// A number of things or bytes.
     Count(u64),
+    /// The same where 64 bits are too few.
+    Wide(u128),
     /// A share of one.
     Ratio(f64),
 }
@@ -336,7 +338,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         help: "Device memory that the container's processes held, summed over time.",
         keys: CONTAINER_GPU,
         read: |view, points| {
-            per_container(view, points, |series| Value::Count(series.amounts.memory.0));
+            per_container(view, points, |series| Value::Wide(series.amounts.memory.0));
         },
     },
     Instrument {

@@ -276,8 +276,9 @@ fn amounts(busy: u64) -> Amounts {
         },
         held: Nanos(busy * 2),
         allocated: Nanos(busy * 3),
-        memory: ByteSeconds(busy),
+        memory: ByteSeconds(busy.into()),
         energy: Millijoules(busy / 2_000_000),
+        allocated_share: Nanos(busy * 3 / 2),
     }
 }
 

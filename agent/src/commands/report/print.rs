@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::io;
 
 use rust_decimal::Decimal;
+use rust_decimal::prelude::FromPrimitive as _;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 
@@ -95,7 +96,7 @@ impl<'a> Sheet<'a> {
             unused,
             ..
         } = &row.sums;
-        let memory = || Decimal::from(amounts.memory.0);
+        let memory = || count_of(amounts.memory.0);
         let byte_hours = || (memory() / SECONDS_OF_AN_HOUR).round();
         let mut cells = Vec::with_capacity(MOST_COLUMNS + row.key.len());
         cells.extend([
@@ -168,6 +169,11 @@ fn moment(at: WallTime) -> String {
 }
 
 const SECONDS_OF_AN_HOUR: Decimal = Decimal::from_parts(3_600, 0, 0, false, 0);
+
+/// A count; the largest decimal, of 96 bits, stands for all that are larger.
+fn count_of(count: u128) -> Decimal {
+    Decimal::from_u128(count).unwrap_or(Decimal::MAX)
+}
 
 fn seconds(time: Nanos) -> Decimal {
     Decimal::from_i128_with_scale(time.0.into(), 9).normalize()
@@ -392,7 +398,7 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
     column(
         "GiB h",
         Box::new(|row| {
-            let gibibyte_seconds = Decimal::from(row.sums.amounts.memory.0) / GIBIBYTE;
+            let gibibyte_seconds = count_of(row.sums.amounts.memory.0) / GIBIBYTE;
             short(gibibyte_seconds / SECONDS_OF_AN_HOUR)
         }),
     );

@@ -204,6 +204,7 @@ impl Told {
             from: account.end.min(end),
             value: match value {
                 Value::Nanos(_) => Value::Nanos(i128::try_from(grown).ok()?),
+                Value::Wide(_) => Value::Wide(grown),
                 Value::Count(_) | Value::Ratio(_) => Value::Count(u64::try_from(grown).ok()?),
             },
         };
@@ -270,6 +271,7 @@ fn amount(value: Value) -> Option<u128> {
     match value {
         Value::Nanos(amount) => u128::try_from(amount).ok(),
         Value::Count(count) => Some(count.into()),
+        Value::Wide(count) => Some(count),
         // No counter is a ratio.
         Value::Ratio(_) => None,
     }

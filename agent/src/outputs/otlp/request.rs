@@ -237,6 +237,11 @@ fn number(value: Value) -> number_data_point::Value {
         Value::Count(count) => {
             number_data_point::Value::AsInt(i64::try_from(count).unwrap_or(i64::MAX))
         }
+        // OTLP's integers end at 2^63 - 1. A total that stopped there would say that nothing grows.
+        Value::Wide(count) => match i64::try_from(count) {
+            Ok(count) => number_data_point::Value::AsInt(count),
+            Err(_) => number_data_point::Value::AsDouble(count as f64),
+        },
         Value::Ratio(ratio) => number_data_point::Value::AsDouble(ratio),
     }
 }
@@ -446,6 +451,11 @@ mod tests {
             (
                 Value::Count(u64::MAX),
                 number_data_point::Value::AsInt(i64::MAX),
+            ),
+            (Value::Wide(7), number_data_point::Value::AsInt(7)),
+            (
+                Value::Wide(1 << 70),
+                number_data_point::Value::AsDouble(1_180_591_620_717_411_303_424.0),
             ),
             (Value::Ratio(0.5), number_data_point::Value::AsDouble(0.5)),
         ];
