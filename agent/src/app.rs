@@ -754,6 +754,13 @@ impl Core {
             if book.imbalance != 0 {
                 error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
             }
+            if !book.excess.is_zero() {
+                error!(
+                    gpu = %book.gpu.uuid,
+                    nanoseconds = book.excess.0,
+                    "an account has more held or allocated time than has passed"
+                );
+            }
         }
         self.snapshots.send_replace(Arc::new(snapshot));
         self.blocked

@@ -1484,6 +1484,25 @@ fn as_version_3(file: &Connection) {
 }
 
 #[test]
+fn a_ledger_of_version_3_is_gone_on_from() {
+    let (mut node, shown) = used();
+    node.stop();
+    let file = Connection::open(node.store.join(FILE)).expect("it is there");
+    as_version_3(&file);
+    file.close().expect("nobody else has it");
+    assert!(node.start());
+    let snapshot = node.keep();
+    assert_eq!(published(&snapshot), shown);
+    assert_eq!(snapshot.gpus[0].excess, Nanos::ZERO);
+    node.pass(1_000, &[(7, 50)]);
+    node.keep();
+    assert!(
+        node.sql::<Option<i64>>("SELECT since_boot FROM totals")[0].is_some(),
+        "an account's beginning is noted from here on"
+    );
+}
+
+#[test]
 fn memory_over_time_beyond_63_bits_is_kept() {
     let (mut node, _) = used();
     let wide = |times: u128| ByteSeconds(times * ((3 << 64) + (1 << 61) + 7));

@@ -194,6 +194,8 @@ impl Past {
             first_used: None,
             last_used: None,
             changed: BootTime(0),
+            since: None,
+            allocated_through: None,
         };
         self.open.insert(number, (gpu, account, totals));
         number

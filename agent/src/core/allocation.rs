@@ -7,6 +7,8 @@
 //!
 //! - It counts from when it was first listed, or from the container's first process if that is
 //!   later. What lies before the agent's first answer is not made up.
+//! - It counts once. Up to where, the container's account knows while it is open, also where the
+//!   container was not seen for a while and is met again.
 //! - It counts for as long as the container has processes. That the kubelet does not list it any
 //!   more, or does not answer, changes nothing.
 //! - A listed pod without a living container counts nothing.
@@ -94,6 +96,8 @@ struct Life {
     as_of: BootTime,
     /// Up to when its time is counted, by the number of the GPU.
     through: BTreeMap<usize, BootTime>,
+    /// Nothing before this is counted: it may have been, before the container was forgotten.
+    not_before: BootTime,
     /// Whether the kubelet was asked for it.
     asked: bool,
     /// How often its name was asked for.
@@ -133,6 +137,8 @@ pub struct Grantee<'a> {
 pub struct AllocationTable {
     given: HashMap<GivenName, Given>,
     lives: HashMap<ContainerId, Life>,
+    /// Up to when the time of containers may be counted of which nobody knows that any more.
+    forgotten_through: BootTime,
     /// What all GPUs are, by their places in the list, and since when each of them may count.
     all: BTreeMap<usize, BootTime>,
     /// Whether any answer has come.
@@ -148,6 +154,7 @@ impl AllocationTable {
         Self {
             given: HashMap::default(),
             lives: HashMap::default(),
+            forgotten_through: BootTime::default(),
             all: BTreeMap::new(),
             is_known: false,
             limit,
@@ -265,6 +272,7 @@ impl AllocationTable {
                 grants: Vec::new(),
                 as_of: BootTime::default(),
                 through: BTreeMap::new(),
+                not_before: self.forgotten_through,
                 asked: false,
                 lookups: 0,
             },
@@ -319,11 +327,20 @@ impl AllocationTable {
         })
     }
 
-    /// Counts allocated time up to `now`, for the GPUs of the list. Each stretch is told once.
+    /// Accounts are closed up to this of whose time was counted, which nobody knows from here on: a
+    /// container that is met later and began before may be one of theirs, and counts from there.
+    pub fn forget_counted(&mut self, through: Option<BootTime>) {
+        self.forgotten_through = self.forgotten_through.max(through.unwrap_or_default());
+    }
+
+    /// Counts allocated time up to `now`, for the GPUs of the list. Each stretch is told once:
+    /// `counted` says up to when the account of a container on a GPU has any, also where the
+    /// container was forgotten and met again.
     pub fn settle<'a>(
         &mut self,
         now: BootTime,
         gpus: impl IntoIterator<Item = Known<'a>>,
+        counted: impl Fn(&ContainerId, usize) -> Option<BootTime>,
     ) -> Vec<Stretch> {
         let known: Vec<Known<'_>> = gpus.into_iter().collect();
         self.survey(&known, now);
@@ -353,7 +370,9 @@ impl AllocationTable {
             }
             for (gpu, since) in since {
                 let known = life.through.get(&gpu).copied();
-                let from = since.max(life.span.start).max(known.unwrap_or_default());
+                let known = known.max(counted(container, gpu));
+                let from = since.max(life.span.start).max(life.not_before);
+                let from = from.max(known.unwrap_or_default());
                 // What began after the container's end is somebody else's.
                 if from > until || (from == until && known.is_some()) {
                     continue;
@@ -609,7 +628,7 @@ mod tests {
                 info,
                 is_listed: !self.unlisted.contains(&info.uuid),
             });
-            let stretches = self.table.settle(at(seconds), gpus);
+            let stretches = self.table.settle(at(seconds), gpus, |_, _| None);
             stretches
                 .into_iter()
                 .map(|of| {
@@ -855,7 +874,8 @@ mod tests {
         ];
         let mut table = AllocationTable::new(1);
         let is_listed = true;
-        table.settle(at(1), list.iter().map(|info| Known { info, is_listed }));
+        let gpus = list.iter().map(|info| Known { info, is_listed });
+        table.settle(at(1), gpus, |_, _| None);
         for (device, expect) in rows {
             assert_eq!(table.gpus_of(&device, &list), expect, "{device:?}");
         }

@@ -56,12 +56,24 @@ pub enum End {
 }
 
 /// What a payer is to be booked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
+    /// Where the earliest of that time begins; [`BootTime::MAX`] where there is none.
+    pub from: BootTime,
     /// Time during which at least one of its processes had a context.
     pub time: Nanos,
     /// Device memory over time.
     pub memory: ByteSeconds,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self {
+            from: BootTime::MAX,
+            time: Nanos::ZERO,
+            memory: ByteSeconds::default(),
+        }
+    }
 }
 
 /// What one list says of one process: a stretch that ends with the next list.
@@ -202,10 +214,14 @@ impl Holding {
             };
             let through = until.min(end);
             let payer = payers.entry(stay.owner.clone()).or_default();
+            let from = stay.from.max(payer.through);
             let mut held = Held {
-                time: through.since(stay.from.max(payer.through)),
+                time: through.since(from),
                 ..Held::default()
             };
+            if !held.time.is_zero() {
+                held.from = from;
+            }
             payer.through = payer.through.max(through);
             let span = through.since(stay.memory_through);
             stay.memory_through = stay.memory_through.max(through);
@@ -214,6 +230,7 @@ impl Holding {
             payer.carry %= SECOND;
             if held != Held::default() {
                 let sum = booked.entry(stay.owner.clone()).or_default();
+                sum.from = sum.from.min(held.from);
                 sum.time += held.time;
                 sum.memory.0 = sum.memory.0.saturating_add(held.memory.0);
             }

@@ -163,6 +163,10 @@ pub struct KeptTotals {
     pub last_used: Option<WallTime>,
     /// When what the series that follows shows last changed.
     pub changed: BootTime,
+    /// The earliest time of which anything is counted; absent where an older agent did not note it.
+    pub since: Option<BootTime>,
+    /// Up to when its allocated time is counted.
+    pub allocated_through: Option<BootTime>,
 }
 
 /// An account that has been closed.
@@ -644,6 +648,8 @@ fn kept_parts(account: &Account) -> ([Option<SeriesView<'_>>; 2], KeptTotals) {
         changed: current
             .filter(|_| follows)
             .map_or(BootTime::default(), |series| series.gate.changed),
+        since: Some(account.since),
+        allocated_through: account.allocated_through,
     };
     ([id_only, named], totals)
 }
@@ -695,6 +701,11 @@ fn restored_account(kept: &KeptAccount, totals: &KeptTotals, now: BootTime) -> A
         memory_peak: totals.memory_peak,
         processes_started: totals.processes_started,
         opened: kept.opened,
+        since: totals.since.unwrap_or_else(|| {
+            // The latest that its amounts allow, so that what is added from here on is checked.
+            now.minus(totals.amounts.held.max(totals.amounts.allocated))
+        }),
+        allocated_through: totals.allocated_through,
         first_used: totals.first_used,
         last_used: totals.last_used,
         id_only: kept.id_only.as_ref().map(|s| restored(s, Amounts::ZERO)),

@@ -83,6 +83,10 @@ pub struct GpuBook {
     /// Nanoseconds by which the accounts differ from the device's busy time, signed; zero unless
     /// there is a defect.
     pub imbalance: i64,
+    /// By how much the held or allocated time of an account on it exceeds the time that has passed
+    /// since the account's beginning; zero unless there is a defect.
+    #[serde(default)]
+    pub excess: Nanos,
     /// Share of the last minute during which the GPU was busy, 0..=1; absent before the first
     /// window.
     pub utilization: Option<f64>,
@@ -426,6 +430,9 @@ pub struct AgentBook {
     pub commits: u64,
     /// Commits whose books did not balance.
     pub imbalances: u64,
+    /// Commits with an account that had more held or allocated time than had passed.
+    #[serde(default)]
+    pub excesses: u64,
 }
 
 /// How often a source failed in one way, since the agent began. A source that was never there does

@@ -643,6 +643,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         },
     },
     Instrument {
+        name: "gpuacct_gpu_excess_seconds",
+        otlp: "gpuacct.gpu.excess",
+        kind: Kind::Gauge,
+        unit: Unit::Seconds,
+        help: "By how much the held or allocated time of an account exceeds the time that has passed since the account's beginning. Anything but zero is a defect.",
+        keys: GPU,
+        read: |view, points| per_gpu(view, points, |book| nanos(book.excess.0)),
+    },
+    Instrument {
         name: "gpuacct_gpu_utilization_ratio",
         otlp: "gpuacct.gpu.utilization",
         kind: Kind::Gauge,
@@ -1140,6 +1149,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         help: "Commits whose books did not balance. Anything but zero is a defect.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.imbalances),
+    },
+    Instrument {
+        name: "gpuacct_excesses_total",
+        otlp: "gpuacct.excesses",
+        kind: Kind::Counter,
+        unit: Unit::Count("{commit}"),
+        help: "Commits with an account that had more held or allocated time than had passed since its beginning. Anything but zero is a defect.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.agent.excesses),
     },
     Instrument {
         name: "gpuacct_store_commits_total",

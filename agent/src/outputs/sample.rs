@@ -155,6 +155,7 @@ pub(crate) fn snapshot() -> Snapshot {
             records_given_up: 1,
             commits: 3_600,
             imbalances: 0,
+            excesses: 0,
         },
         names: vec![NamesBook {
             source: SourceId::Docker,
@@ -379,6 +380,7 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             .to_vec(),
         pending: Nanos::from_millis(600),
         imbalance: 0,
+        excess: Nanos::ZERO,
         utilization: Some(0.75),
         coverage: Coverage {
             elapsed: Nanos::from_secs(60),

@@ -358,7 +358,7 @@ fn gpus(connection: &Connection) -> Result<HashMap<i64, GpuInfo>> {
 fn totals(connection: &Connection) -> Result<HashMap<i64, KeptTotals>> {
     let sql = format!(
         "SELECT account, {}, t.memory_peak, t.processes_started, t.first_used, t.last_used,
-            t.changed_boot
+            t.changed_boot, t.since_boot, t.allocated_through_boot
         FROM totals t JOIN accounts USING (account) WHERE closed IS NULL",
         list(|amount| format!("t.{amount}")),
     );
@@ -372,6 +372,8 @@ fn totals(connection: &Connection) -> Result<HashMap<i64, KeptTotals>> {
             first_used: columns.number_or_none()?.map(WallTime),
             last_used: columns.number_or_none()?.map(WallTime),
             changed: columns.boot()?,
+            since: columns.number_or_none()?.map(BootTime),
+            allocated_through: columns.number_or_none()?.map(BootTime),
         };
         Ok((account, totals))
     })?;

@@ -539,13 +539,14 @@ fn text(text: &Arc<str>) -> Value {
 }
 
 fn put_totals(transaction: &Transaction<'_>, life: i64, all: &[KeptTotals]) -> Result<()> {
-    let first = 7;
+    let first = 9;
     let mut put = transaction.prepare_cached(&format!(
         "INSERT INTO totals (account, memory_peak, processes_started, first_used, last_used,
-            changed_boot, {})
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, {})
+            changed_boot, since_boot, allocated_through_boot, {})
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, {})
         ON CONFLICT (account) DO UPDATE SET memory_peak = ?2, processes_started = ?3,
-            first_used = ?4, last_used = ?5, changed_boot = ?6, {}",
+            first_used = ?4, last_used = ?5, changed_boot = ?6, since_boot = ?7,
+            allocated_through_boot = ?8, {}",
         list(str::to_owned),
         parameters(first),
         list_of("", first),
@@ -558,6 +559,8 @@ fn put_totals(transaction: &Transaction<'_>, life: i64, all: &[KeptTotals]) -> R
             kept.first_used.map(|at| int(at.0)),
             kept.last_used.map(|at| int(at.0)),
             Some(int(kept.changed.0)),
+            kept.since.map(|at| int(at.0)),
+            kept.allocated_through.map(|at| int(at.0)),
         ];
         let amounts = amounts(&kept.amounts).map(Some);
         put.execute(rusqlite::params_from_iter(

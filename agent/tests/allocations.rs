@@ -1,0 +1,329 @@
+//! Allocated time against a node that knows who had which GPU, and when.
+//!
+//! The node is small: a few containers in pods, two GPUs, a kubelet that may be down. Processes are
+//! found by scans of `/proc`. At each commit no account has more held or allocated time than has
+//! passed, and no counter falls.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gpuacct::core::accountant::{Accountant, Settings};
+use gpuacct::core::input::{
+    AllocatedDevice, Allocations, ContainerAllocation, ContainerIdentity, Credit, DeviceRef,
+    EventCounters, GpuInfo, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch,
+    KubernetesNames, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+};
+use gpuacct::core::model::{
+    BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,
+};
+use gpuacct::core::publication::Policy;
+use gpuacct::core::snapshot::{ContainerAccount, Snapshot};
+
+const SECOND: u64 = 1_000_000_000;
+const GPUS: usize = 2;
+const CONTAINERS: usize = 3;
+/// When the first agent begins.
+const BEGIN: u64 = 1_000 * SECOND;
+
+fn clock(boot: u64) -> Clock {
+    Clock {
+        boot: BootTime(boot),
+        wall: WallTime(1_700_000_000 * SECOND + boot),
+    }
+}
+
+fn uuid(gpu: usize) -> GpuUuid {
+    GpuUuid::from(format!("GPU-{gpu}").as_str())
+}
+
+fn id(container: usize) -> String {
+    format!("{:064x}", 0xa0 + container)
+}
+
+fn pod_uid(container: usize) -> String {
+    format!("11111111-2222-3333-4444-{container:012}")
+}
+
+fn policy() -> Policy {
+    Policy {
+        grace: Nanos::from_secs(2),
+        zero_for: Nanos::from_secs(1),
+        keep_for: Nanos::from_secs(600),
+    }
+}
+
+struct Node {
+    accountant: Accountant,
+    settings: Settings,
+    now: u64,
+    /// The end of each GPU's last window; absent where the GPU has none.
+    windowed: [Option<u64>; GPUS],
+    /// Living processes: start and container.
+    processes: BTreeMap<u32, (u64, usize)>,
+    /// The last that was seen of each account, by container, GPU and opening.
+    seen: BTreeMap<(String, String), Nanos>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let settings = Settings {
+            policy: policy(),
+            ..Settings::default()
+        };
+        let mut accountant = Accountant::new(settings, clock(BEGIN));
+        accountant.keep();
+        let mut node = Self {
+            accountant,
+            settings,
+            now: BEGIN,
+            windowed: [Some(BEGIN); GPUS],
+            processes: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        };
+        node.begin();
+        node
+    }
+
+    /// What an agent is told first.
+    fn begin(&mut self) {
+        let gpus = (0..GPUS).map(|gpu| GpuInfo {
+            uuid: uuid(gpu),
+            index: u32::try_from(gpu).unwrap_or(0),
+            model: "test".into(),
+            driver: "1".into(),
+            simulated: true,
+            memory_total: None,
+            minor: None,
+            mig: None,
+            engines: Vec::new(),
+        });
+        self.take(Input::Gpus(gpus.collect()));
+        self.take(Input::Health(SourceHealth {
+            source: SourceId::Kernel,
+            state: SourceState::Up,
+            since: BootTime(self.now),
+            place: "".into(),
+        }));
+        for container in 0..CONTAINERS {
+            self.name(container);
+        }
+        self.scan();
+    }
+
+    fn take(&mut self, input: Input) {
+        self.accountant.take(input, clock(self.now));
+        drop(self.accountant.take_effects());
+    }
+
+    fn name(&mut self, container: usize) {
+        self.take(Input::Identity(IdentityUpdate::Found(ContainerIdentity {
+            runtime: None,
+            id: id(container).as_str().into(),
+            source: IdentitySource::Docker,
+            name: Some("main".into()),
+            image: None,
+            kubernetes: Some(KubernetesNames {
+                namespace: "ml".into(),
+                pod: format!("pod-{container}").into(),
+                pod_uid: pod_uid(container).as_str().into(),
+                container: "main".into(),
+            }),
+            labels: BTreeMap::new(),
+        })));
+    }
+
+    fn scan(&mut self) {
+        let processes = self.processes.iter().map(|(pid, (start, container))| {
+            let path = format!("/kubepods/pod{}/{}", pod_uid(*container), id(*container));
+            ScannedProcess {
+                pid: Pid(*pid),
+                parent: Pid(1),
+                start: StartTicks::from(BootTime(*start)),
+                cgroups: Arc::new([(0, path.into())]),
+            }
+        });
+        let scan = ProcessScan {
+            started: BootTime(self.now),
+            finished: BootTime(self.now),
+            processes: processes.collect(),
+            skipped: 0,
+        };
+        self.take(Input::Processes(scan));
+        self.drained();
+    }
+
+    fn drained(&mut self) {
+        self.take(Input::Kernel(KernelBatch {
+            events: vec![],
+            drained_through: BootTime(self.now),
+            counters: EventCounters::default(),
+        }));
+    }
+
+    fn born(&mut self, pid: u32, container: usize) {
+        self.processes.insert(pid, (self.now, container));
+        self.scan();
+    }
+
+    fn dies(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+        self.scan();
+    }
+
+    /// The kubelet lists these containers with these GPUs, and no others.
+    fn listed(&mut self, given: &[(usize, &[usize])]) {
+        let containers = given.iter().map(|(container, gpus)| ContainerAllocation {
+            namespace: "ml".into(),
+            pod: format!("pod-{container}").into(),
+            container: "main".into(),
+            devices: gpus
+                .iter()
+                .map(|gpu| AllocatedDevice {
+                    resource: "nvidia.com/gpu".into(),
+                    id: format!("{}::{container}", uuid(*gpu)).into(),
+                    device: Some(DeviceRef::Uuid(uuid(*gpu))),
+                })
+                .collect(),
+        });
+        self.take(Input::Allocations(Allocations {
+            at: BootTime(self.now),
+            pod: None,
+            containers: containers.collect(),
+        }));
+    }
+
+    /// A window of a GPU up to now, during all of which `pid` was busy, if any was.
+    fn window(&mut self, gpu: usize, pid: Option<u32>) {
+        let Some(start) = self.windowed[gpu] else {
+            return;
+        };
+        let elapsed = Nanos(self.now - start);
+        if elapsed.is_zero() {
+            return;
+        }
+        self.windowed[gpu] = Some(self.now);
+        let busy = if pid.is_some() { elapsed } else { Nanos::ZERO };
+        self.take(Input::Window(GpuWindow {
+            gpu: uuid(gpu),
+            start: BootTime(start),
+            end: BootTime(self.now),
+            busy,
+            idle: elapsed.minus(busy),
+            unobserved: vec![],
+            credits: pid
+                .map(|pid| Credit {
+                    pid: Pid(pid),
+                    busy,
+                })
+                .into_iter()
+                .collect(),
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            engines: vec![],
+            energy: None,
+            quality: WindowQuality::default(),
+        }));
+    }
+
+    /// So many seconds pass, each with its windows and its commit.
+    fn pass(&mut self, seconds: u64) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for _ in 0..seconds {
+            self.now += SECOND;
+            for gpu in 0..GPUS {
+                self.window(gpu, None);
+            }
+            self.drained();
+            snapshot = self.commit();
+        }
+        snapshot
+    }
+
+    fn commit(&mut self) -> Snapshot {
+        let snapshot = self.accountant.commit(clock(self.now));
+        drop(self.accountant.take_effects());
+        for book in &snapshot.gpus {
+            assert_eq!(book.imbalance, 0, "{book:?}");
+            assert_eq!(book.excess, Nanos::ZERO, "{book:?}");
+        }
+        let mut seen = BTreeMap::new();
+        for account in &snapshot.accounts {
+            let key = (account.id.to_string(), account.gpu.to_string());
+            let allocated = account.amounts.allocated;
+            if let Some(before) = self.seen.get(&key) {
+                assert!(allocated >= *before, "{account:?} fell from {before:?}");
+            }
+            seen.insert(key, allocated);
+        }
+        self.seen = seen;
+        snapshot
+    }
+}
+
+fn account(snapshot: &Snapshot, container: usize, gpu: usize) -> Option<&ContainerAccount> {
+    let mut accounts = snapshot.accounts.iter();
+    accounts.find(|account| account.id.as_str() == id(container) && account.gpu == uuid(gpu))
+}
+
+/// Whole seconds of allocated time.
+fn allocated(snapshot: &Snapshot, container: usize, gpu: usize) -> u64 {
+    account(snapshot, container, gpu).map_or(0, |of| of.amounts.allocated.0 / SECOND)
+}
+
+#[test]
+fn time_is_not_counted_again_after_a_container_was_not_seen_for_a_minute() {
+    let mut node = Node::new();
+    node.born(7, 0);
+    node.listed(&[(0, &[0])]);
+    node.pass(100);
+    // `/proc` does not show it for a while, and it never died.
+    let process = node.processes.remove(&7).expect("it was born");
+    node.scan();
+    node.pass(75);
+    node.processes.insert(7, process);
+    node.scan();
+    let snapshot = node.pass(10);
+    assert_eq!(allocated(&snapshot, 0, 0), 185);
+    // So it is when it has not been seen for so long that its account was closed.
+    node.processes.clear();
+    node.scan();
+    let snapshot = node.pass(1_300);
+    assert!(account(&snapshot, 0, 0).is_none(), "it was closed");
+    let before = snapshot.namespace_series[0].amounts.allocated;
+    node.processes.insert(7, process);
+    node.scan();
+    let snapshot = node.pass(10);
+    let now = snapshot.namespace_series[0].amounts.allocated;
+    let lived = Nanos(node.now - process.0);
+    assert!(now >= before && now <= lived, "{now:?} of {lived:?}");
+}
+
+#[test]
+fn an_account_on_a_gpu_that_never_had_a_window_closes() {
+    let mut node = Node::new();
+    node.windowed[1] = None;
+    node.born(7, 0);
+    node.listed(&[(0, &[1])]);
+    node.pass(10);
+    node.dies(7);
+    let snapshot = node.pass(2);
+    assert_eq!(allocated(&snapshot, 0, 1), 10);
+    let first = snapshot.container_series.clone();
+    let snapshot = node.pass(1_300);
+    assert!(account(&snapshot, 0, 1).is_none(), "it is closed");
+    // The first window comes after all, and covers all of the time.
+    node.windowed[1] = Some(BEGIN);
+    node.window(1, Some(7));
+    node.drained();
+    node.commit();
+    let snapshot = node.pass(5);
+    assert_eq!(snapshot.gpus[1].elapsed, Nanos(node.now - BEGIN));
+    for series in &snapshot.container_series {
+        let before = first.iter().find(|before| before.labels == series.labels);
+        let before = before.filter(|before| before.gpu == series.gpu);
+        assert!(
+            before.is_none_or(|before| before.start < series.start),
+            "a series that begins anew says so: {series:?}"
+        );
+    }
+}
