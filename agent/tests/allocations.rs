@@ -16,8 +16,9 @@ use gpuacct::core::input::{
 use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,
 };
+use gpuacct::core::persist::State;
 use gpuacct::core::publication::Policy;
-use gpuacct::core::snapshot::{ContainerAccount, Snapshot};
+use gpuacct::core::snapshot::{AllocationState, ContainerAccount, Snapshot};
 
 const SECOND: u64 = 1_000_000_000;
 const GPUS: usize = 2;
@@ -62,6 +63,7 @@ struct Node {
     processes: BTreeMap<u32, (u64, usize)>,
     /// The last that was seen of each account, by container, GPU and opening.
     seen: BTreeMap<(String, String), Nanos>,
+    last_number: u32,
 }
 
 impl Node {
@@ -79,6 +81,7 @@ impl Node {
             windowed: [Some(BEGIN); GPUS],
             processes: BTreeMap::new(),
             seen: BTreeMap::new(),
+            last_number: 0,
         };
         node.begin();
         node
@@ -258,6 +261,32 @@ impl Node {
         self.seen = seen;
         snapshot
     }
+
+    /// The agent is killed after a commit, and what it handed over is all that is left.
+    fn kill(&mut self) -> State {
+        let changes = self.accountant.changes(true, clock(self.now));
+        let closed = changes.closed.iter().map(|closed| closed.account.number);
+        let open = changes.accounts.iter().map(|account| account.number);
+        self.last_number = open.chain(closed).fold(self.last_number, u32::max);
+        State {
+            sequence: changes.sequence,
+            clock: changes.clock,
+            books: changes.books,
+            times: changes.times,
+            accounts: changes.accounts.into_iter().zip(changes.totals).collect(),
+            namespaces: changes.namespaces,
+            processes: changes.processes,
+            allocations: changes.allocations,
+            last_number: self.last_number,
+        }
+    }
+
+    /// Another agent goes on from there.
+    fn start(&mut self, state: &State) {
+        let accountant = Accountant::restored(self.settings, state, clock(self.now));
+        self.accountant = accountant.expect("what was handed over can be gone on from");
+        self.begin();
+    }
 }
 
 fn account(snapshot: &Snapshot, container: usize, gpu: usize) -> Option<&ContainerAccount> {
@@ -268,6 +297,12 @@ fn account(snapshot: &Snapshot, container: usize, gpu: usize) -> Option<&Contain
 /// Whole seconds of allocated time.
 fn allocated(snapshot: &Snapshot, container: usize, gpu: usize) -> u64 {
     account(snapshot, container, gpu).map_or(0, |of| of.amounts.allocated.0 / SECOND)
+}
+
+fn state(snapshot: &Snapshot, container: usize) -> Option<AllocationState> {
+    let mut views = snapshot.allocations.iter();
+    let pod = format!("pod-{container}");
+    views.find(|view| *view.pod == *pod).map(|view| view.state)
 }
 
 #[test]
@@ -326,4 +361,61 @@ fn an_account_on_a_gpu_that_never_had_a_window_closes() {
             "a series that begins anew says so: {series:?}"
         );
     }
+}
+
+#[test]
+fn an_allocation_goes_on_over_a_restart_while_the_kubelet_is_down() {
+    let mut node = Node::new();
+    node.born(7, 0);
+    node.listed(&[(0, &[0])]);
+    let snapshot = node.pass(100);
+    assert_eq!(allocated(&snapshot, 0, 0), 100);
+    let left = node.kill();
+    node.now += 20 * SECOND;
+    node.start(&left);
+    let snapshot = node.pass(30);
+    assert_eq!(
+        allocated(&snapshot, 0, 0),
+        130,
+        "time in which no agent ran is not counted"
+    );
+    assert!(snapshot.allocations_known);
+    assert_eq!(state(&snapshot, 0), Some(AllocationState::Unconfirmed));
+    // The kubelet is there again, and lists it.
+    node.listed(&[(0, &[0])]);
+    let snapshot = node.pass(30);
+    assert_eq!(allocated(&snapshot, 0, 0), 160);
+    assert_eq!(state(&snapshot, 0), Some(AllocationState::Counting));
+}
+
+#[test]
+fn what_an_agent_before_knew_ends_with_the_container_and_with_the_kubelets_word() {
+    let mut node = Node::new();
+    for (pid, container) in [(7, 0), (8, 1), (9, 2)] {
+        node.born(pid, container);
+    }
+    node.listed(&[(0, &[0]), (1, &[0]), (2, &[0])]);
+    node.pass(100);
+    let left = node.kill();
+    assert_eq!(left.allocations.len(), 3);
+    // One ends while no agent runs, and another one of its name begins.
+    node.now += 5 * SECOND;
+    node.processes.remove(&7);
+    node.start(&left);
+    let snapshot = node.pass(10);
+    assert_eq!(allocated(&snapshot, 0, 0), 100);
+    assert_eq!(allocated(&snapshot, 1, 0), 110);
+    assert_eq!(allocated(&snapshot, 2, 0), 110);
+    // The kubelet has given one of them another GPU, and does not list the other.
+    node.listed(&[(1, &[1])]);
+    let snapshot = node.pass(10);
+    assert_eq!(allocated(&snapshot, 1, 0), 110);
+    assert_eq!(allocated(&snapshot, 1, 1), 10);
+    assert_eq!(state(&snapshot, 1), Some(AllocationState::Counting));
+    assert_eq!(allocated(&snapshot, 2, 0), 120, "as without a restart");
+    assert_eq!(state(&snapshot, 2), Some(AllocationState::Forgotten));
+    node.dies(9);
+    let snapshot = node.pass(60);
+    assert_eq!(allocated(&snapshot, 2, 0), 120);
+    assert_eq!(node.kill().allocations.len(), 1, "of the living alone");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use gpuacct::core::accountant::{Accountant, Settings};
 use gpuacct::core::amounts::ByteSeconds;
 use gpuacct::core::input::{
-    ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess,
+    AllocatedDevice, ContainerIdentity, Credit, DeviceRef, EventCounters, GpuInfo, GpuProcess,
     GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch, KubernetesNames,
     MigInfo, MpsRole, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
@@ -19,7 +19,7 @@ use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
     WallTime,
 };
-use gpuacct::core::persist::{Changes, KeptProcess};
+use gpuacct::core::persist::{Changes, GivenName, Grant, KeptAllocation, KeptProcess};
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use gpuacct::outputs::store::error::StoreError;
@@ -1532,6 +1532,38 @@ fn memory_over_time_beyond_63_bits_is_kept() {
     let state = node.runtime.block_on(handle.resume(&node.mark()));
     let state = state.expect("it can be read").expect("it was kept");
     assert_eq!(state.accounts[0].1.amounts.memory, wide(2));
+}
+
+#[test]
+fn allocations_are_read_back_as_they_were_written() {
+    let mut node = listed(7);
+    let kept = |container: &str, gpu: u32| KeptAllocation {
+        container: container.into(),
+        name: GivenName {
+            namespace: "ml".into(),
+            pod: "\"quoted\" é".into(),
+            container: "main".into(),
+        },
+        grants: vec![Grant {
+            device: AllocatedDevice {
+                resource: "nvidia.com/gpu".into(),
+                id: "GPU-0::1".into(),
+                device: (gpu > 0).then_some(DeviceRef::Index(gpu)),
+            },
+            since: BootTime(50 * SECOND + 1),
+        }],
+    };
+    let all = vec![kept("a", 0), kept("b", 1)];
+    let gone = kept("c", 2);
+    node.commit_with(|changes| {
+        changes.allocations = [&all[..], std::slice::from_ref(&gone)].concat();
+    });
+    node.commit_with(|changes| changes.allocations_gone = vec![gone.container]);
+    node.kill(None);
+    let handle = node.handle();
+    let state = node.runtime.block_on(handle.resume(&node.mark()));
+    let state = state.expect("it can be read").expect("it was kept");
+    assert_eq!(state.allocations, all);
 }
 
 #[test]

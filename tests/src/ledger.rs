@@ -309,6 +309,8 @@ impl Past {
             namespaces: Vec::new(),
             processes: Vec::new(),
             gone: Vec::new(),
+            allocations: Vec::new(),
+            allocations_gone: Vec::new(),
         };
         let written = self.handle.write(changes).blocking_recv();
         written

@@ -1014,6 +1014,7 @@ impl Accountant {
             (None, _, _) => AllocationState::NoContainer,
             (Some(_), Some(_), _) => AllocationState::Ended,
             (Some(_), None, true) => AllocationState::Counting,
+            (Some(_), None, false) if holding.is_unconfirmed => AllocationState::Unconfirmed,
             (Some(_), None, false) => AllocationState::Forgotten,
         };
         AllocationView {

@@ -23,6 +23,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::accountant::{Accountant, NamespaceBook, Payer, Settings, no_names};
+use super::allocation::AllocationTable;
 use super::amounts::Amounts;
 use super::directory::Labels;
 use super::input::{
@@ -40,6 +41,7 @@ use super::tables::HashMap;
 
 use self::processes::Followed;
 pub use self::processes::{Cgroups, KeptProcess};
+pub use super::allocation::{GivenName, Grant, KeptAllocation};
 
 /// Accounts that have been closed and are not known to be kept. Beyond that the oldest are given up
 /// and counted: their amounts stay in their GPU's book.
@@ -273,6 +275,10 @@ pub struct Changes {
     pub processes: Vec<KeptProcess>,
     /// Those that were handed over and are not kept any more.
     pub gone: Vec<ProcessId>,
+    /// What the kubelet has given to containers that live.
+    pub allocations: Vec<KeptAllocation>,
+    /// Containers of which that was handed over and is not kept any more.
+    pub allocations_gone: Vec<ContainerId>,
 }
 
 /// How far changes reach, to be given back once they are kept.
@@ -309,6 +315,8 @@ pub struct State {
     pub namespaces: Vec<KeptNamespace>,
     /// Processes that have to do with a GPU.
     pub processes: Vec<KeptProcess>,
+    /// What the kubelet has given to containers.
+    pub allocations: Vec<KeptAllocation>,
     /// The largest number that any account has had.
     pub last_number: u32,
 }
@@ -356,6 +364,7 @@ pub(super) struct Keeper {
     closed: Vec<ClosedAccount>,
     given_up: u64,
     followed: Followed,
+    allocations: HashMap<ContainerId, KeptAllocation>,
 }
 
 impl Keeper {
@@ -366,6 +375,28 @@ impl Keeper {
         self.times.clear();
         self.namespaces.clear();
         self.followed.forget();
+        self.allocations.clear();
+    }
+
+    /// What of allocations is news, and of which containers there is none any more.
+    fn allocations(&mut self, table: &AllocationTable) -> (Vec<KeptAllocation>, Vec<ContainerId>) {
+        let mut news = Vec::new();
+        let mut gone = std::mem::take(&mut self.allocations);
+        for (container, name, grants) in table.kept() {
+            let known = gone.remove(container);
+            let known = known.filter(|known| known.name == *name && known.grants == grants);
+            let kept = known.unwrap_or_else(|| {
+                let kept = KeptAllocation {
+                    container: container.clone(),
+                    name: name.clone(),
+                    grants: grants.to_vec(),
+                };
+                news.push(kept.clone());
+                kept
+            });
+            self.allocations.insert(container.clone(), kept);
+        }
+        (news, gone.into_keys().collect())
     }
 
     /// Notes an account that is closed; it is handed over until [`Keeper::confirm`].
@@ -813,6 +844,7 @@ impl Accountant {
             }));
         }
         (changes.processes, changes.gone) = self.changed_processes(&mut keeper);
+        (changes.allocations, changes.allocations_gone) = keeper.allocations(&self.allocations);
         self.keeper = Some(keeper);
         changes
     }
@@ -949,6 +981,15 @@ impl Accountant {
                 },
             );
         }
+        let amounts = state.accounts.iter().map(|(_, totals)| totals.amounts);
+        let amounts = amounts.chain(state.namespaces.iter().map(|kept| kept.amounts));
+        let is_known = amounts
+            .map(|amounts| amounts.allocated)
+            .any(|of| !of.is_zero());
+        let then = state.clock.boot;
+        accountant
+            .allocations
+            .restore(&state.allocations, is_known, then, now);
         for kept in &state.namespaces {
             let gpu = &kept.gpu;
             let book = ledger.book_of(gpu);

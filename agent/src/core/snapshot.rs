@@ -367,6 +367,9 @@ pub enum AllocationState {
     Counting,
     /// It lives, though the kubelet lists it no more. Its time counts.
     Forgotten,
+    /// It lives, and an agent before this one was told of it. The kubelet has not said anything since.
+    /// Its time counts.
+    Unconfirmed,
     /// The kubelet lists it, and no container of that name lives here: not yet, or not any more.
     NoContainer,
     /// It has ended just now.

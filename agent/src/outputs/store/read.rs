@@ -14,11 +14,11 @@ use super::write::list;
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use crate::core::input::{GpuInfo, IdentitySource, MigInfo};
 use crate::core::model::{
-    BootTime, Clock, GpuUuid, Nanos, Pid, UnattributedReason, UnobservedReason,
+    BootTime, Clock, ContainerId, GpuUuid, Nanos, Pid, UnattributedReason, UnobservedReason,
     WallTime,
 };
 use crate::core::persist::{
-    Cgroups, KeptAccount, KeptBook, KeptNamespace, KeptProcess,
+    Cgroups, GivenName, KeptAccount, KeptAllocation, KeptBook, KeptNamespace, KeptProcess,
     KeptReason, KeptSeries, KeptTime, KeptTotals, PayerKind, State,
 };
 use crate::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};
@@ -285,6 +285,7 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
         accounts,
         namespaces,
         processes: processes(connection)?,
+        allocations: allocations(connection)?,
         last_number: last_number(connection, meta.life)?,
     })
 }
@@ -306,6 +307,21 @@ fn processes(connection: &Connection) -> Result<Vec<KeptProcess>> {
             cgroups: json::<Vec<_>>(columns)?.into(),
             moved: moved(columns)?,
             accounts: json(columns)?,
+        })
+    })
+}
+
+fn allocations(connection: &Connection) -> Result<Vec<KeptAllocation>> {
+    let sql = "SELECT container, namespace, pod, name, devices FROM allocations ORDER BY container";
+    rows(connection, "allocations", sql, [], |columns| {
+        Ok(KeptAllocation {
+            container: ContainerId(columns.text()?),
+            name: GivenName {
+                namespace: columns.text()?,
+                pod: columns.text()?,
+                container: columns.text()?,
+            },
+            grants: json(columns)?,
         })
     })
 }

@@ -163,6 +163,7 @@ fn transact(
     }
     put_namespaces(&transaction, &changes.namespaces)?;
     put_processes(&transaction, changes)?;
+    put_allocations(&transaction, changes)?;
     transaction.commit()?;
     Ok(meta)
 }
@@ -640,6 +641,37 @@ fn put_processes(transaction: &Transaction<'_>, changes: &Changes) -> Result<()>
                 before.transpose()?,
                 moved.and_then(|(_, seen)| seen.map(|BootTime(seen)| int(seen))),
                 json(serde_json::to_string(&kept.accounts))?,
+            ])?;
+    }
+    Ok(())
+}
+
+/// What the kubelet has given, only of those of which there is news.
+fn put_allocations(transaction: &Transaction<'_>, changes: &Changes) -> Result<()> {
+    if changes.whole {
+        transaction.execute("DELETE FROM allocations", [])?;
+    }
+    for container in &changes.allocations_gone {
+        transaction
+            .prepare_cached("DELETE FROM allocations WHERE container = ?1")?
+            .execute([container.as_str()])?;
+    }
+    for kept in &changes.allocations {
+        let devices = serde_json::to_string(&kept.grants)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        transaction
+            .prepare_cached(
+                "INSERT INTO allocations (container, namespace, pod, name, devices)
+                VALUES (?1, ?2, ?3, ?4, ?5)
+                ON CONFLICT (container) DO UPDATE SET namespace = ?2, pod = ?3, name = ?4,
+                    devices = ?5",
+            )?
+            .execute(params![
+                kept.container.as_str(),
+                kept.name.namespace,
+                kept.name.pod,
+                kept.name.container,
+                devices,
             ])?;
     }
     Ok(())
