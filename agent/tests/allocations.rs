@@ -4,7 +4,7 @@
 //! found by scans of `/proc`. At each commit no account has more held or allocated time than has
 //! passed, and no counter falls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gpuacct::core::accountant::{Accountant, Settings};
@@ -19,10 +19,11 @@ use gpuacct::core::model::{
 use gpuacct::core::persist::State;
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{AllocationState, ContainerAccount, Snapshot};
+use proptest::prelude::*;
 
 const SECOND: u64 = 1_000_000_000;
 const GPUS: usize = 2;
-const CONTAINERS: usize = 3;
+const CONTAINERS: usize = 8;
 /// When the first agent begins.
 const BEGIN: u64 = 1_000 * SECOND;
 
@@ -418,4 +419,167 @@ fn what_an_agent_before_knew_ends_with_the_container_and_with_the_kubelets_word(
     let snapshot = node.pass(60);
     assert_eq!(allocated(&snapshot, 2, 0), 120);
     assert_eq!(node.kill().allocations.len(), 1, "of the living alone");
+}
+
+/// Seconds of a container's part of a GPU's time, to the nearest.
+fn share(snapshot: &Snapshot, container: usize, gpu: usize) -> u64 {
+    let part = account(snapshot, container, gpu).map(|of| of.amounts.allocated_share);
+    (part.unwrap_or_default().0 + SECOND / 2) / SECOND
+}
+
+#[test]
+fn a_shared_gpu_is_not_divided_into_more_than_its_time() {
+    let mut node = Node::new();
+    for (pid, container) in [(7, 0), (8, 1), (9, 2)] {
+        node.born(pid, container);
+    }
+    node.listed(&[(0, &[0]), (1, &[0]), (2, &[0])]);
+    node.pass(60);
+    node.dies(9);
+    let snapshot = node.pass(60);
+    assert_eq!(snapshot.gpus[0].elapsed, Nanos::from_secs(120));
+    let both = [allocated, share].map(|of| [0, 1, 2].map(|container| of(&snapshot, container, 0)));
+    assert_eq!(both, [[120, 120, 60], [50, 50, 20]]);
+    // What is not accounted for yet when the agent ends has its part afterwards.
+    node.now += SECOND / 2;
+    node.drained();
+    node.commit();
+    let left = node.kill();
+    node.now += 10 * SECOND;
+    node.start(&left);
+    node.window(0, None);
+    node.drained();
+    node.now += SECOND;
+    let snapshot = node.commit();
+    let parts = snapshot
+        .accounts
+        .iter()
+        .map(|of| of.amounts.allocated_share);
+    let parts: Nanos = parts.sum();
+    assert_eq!(parts, Nanos::from_millis(120_500));
+}
+
+/// One step of an arbitrary life of the node.
+#[derive(Clone, Debug)]
+enum Step {
+    Born(u32, usize),
+    Dies(u32),
+    /// `/proc` does not show these for so many seconds.
+    Hidden(u32, u64),
+    Listed(Vec<(usize, Vec<usize>)>),
+    /// So many milliseconds pass; which GPUs have a window at the end.
+    Pass(u64, [bool; GPUS]),
+    /// The agent is killed, and another one begins after so many milliseconds.
+    Restart(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let container = 0..CONTAINERS;
+    let given = prop::collection::vec(0..GPUS, 0..3);
+    let list = prop::collection::vec((container.clone(), given), 0..6);
+    prop_oneof![
+        3 => (1..9u32, container).prop_map(|(pid, container)| Step::Born(pid, container)),
+        2 => (1..9u32).prop_map(Step::Dies),
+        2 => (1..9u32, 1..200u64).prop_map(|(pid, seconds)| Step::Hidden(pid, seconds)),
+        4 => list.prop_map(Step::Listed),
+        8 => (1..9_000u64, any::<[bool; GPUS]>())
+            .prop_map(|(millis, windows)| Step::Pass(millis, windows)),
+        1 => (1..90_000u64).prop_map(Step::Restart),
+    ]
+}
+
+/// Everything that may be said of allocated time whatever happens.
+fn check(snapshot: &Snapshot, lived: &BTreeMap<usize, u64>, watched: u64) {
+    let mut shares = [Nanos::ZERO; GPUS];
+    for account in &snapshot.accounts {
+        let container = (0..CONTAINERS).find(|of| account.id.as_str() == id(*of));
+        let container = container.expect("it is one of them");
+        let amounts = account.amounts;
+        let lived = lived.get(&container).copied().unwrap_or_default();
+        assert!(amounts.allocated.0 <= lived, "{account:?} lived {lived}");
+        assert!(amounts.allocated.0 <= watched, "{account:?} in {watched}");
+        assert!(amounts.allocated_share <= amounts.allocated, "{account:?}");
+        let gpu = (0..GPUS).find(|gpu| account.gpu == uuid(*gpu));
+        shares[gpu.expect("it is one of them")] += amounts.allocated_share;
+    }
+    for (book, share) in snapshot.gpus.iter().zip(shares) {
+        assert!(share <= book.elapsed, "{share:?} of {book:?}");
+    }
+}
+
+proptest! {
+    /// Whatever happens: nobody has more allocated time than its container lived and an agent ran, all
+    /// parts of a GPU's time are no more than that, and no counter falls (checked at each commit).
+    #[test]
+    fn nobody_has_more_than_there_was(steps in prop::collection::vec(step(), 1..60)) {
+        let mut node = Node::new();
+        // How long each container has had a process; for how long an agent ran.
+        let mut lived = BTreeMap::<usize, u64>::new();
+        let mut watched = 0;
+        let mut hidden = Vec::<(u64, u32, (u64, usize))>::new();
+        for step in steps {
+            let before = node.now;
+            match step {
+                Step::Born(pid, container) => {
+                    let is_hidden = hidden.iter().any(|(_, of, _)| *of == pid);
+                    let alive = node.processes.values().chain(hidden.iter().map(|(.., of)| of));
+                    let is_alive = alive.into_iter().any(|(_, of)| *of == container);
+                    // A container that has ended does not begin again: another one has another id.
+                    let is_over = lived.contains_key(&container) && !is_alive;
+                    if !is_hidden && !is_over && !node.processes.contains_key(&pid) {
+                        // `/proc` tells starts by whole ticks of 10 ms.
+                        node.now = (node.now + SECOND / 50).next_multiple_of(SECOND / 100);
+                        node.born(pid, container);
+                    }
+                }
+                Step::Dies(pid) => {
+                    node.now += SECOND / 50;
+                    node.dies(pid);
+                }
+                Step::Hidden(pid, seconds) => {
+                    if let Some(process) = node.processes.remove(&pid) {
+                        node.now += SECOND / 50;
+                        hidden.push((node.now + seconds * SECOND, pid, process));
+                        node.scan();
+                    }
+                }
+                Step::Listed(given) => {
+                    let given: Vec<(usize, &[usize])> =
+                        given.iter().map(|(of, gpus)| (*of, &**gpus)).collect();
+                    node.listed(&given);
+                }
+                Step::Pass(millis, windows) => {
+                    node.now += millis * SECOND / 1_000;
+                    for gpu in (0..GPUS).filter(|gpu| windows[*gpu]) {
+                        node.window(gpu, None);
+                    }
+                    node.drained();
+                }
+                Step::Restart(millis) => {
+                    node.commit();
+                    let left = node.kill();
+                    node.now += millis * SECOND / 1_000;
+                    node.start(&left);
+                }
+            }
+            let passed = node.now - before;
+            let alive = node.processes.values().chain(hidden.iter().map(|(.., of)| of));
+            let alive: BTreeSet<usize> = alive.map(|(_, container)| *container).collect();
+            for container in alive {
+                *lived.entry(container).or_default() += passed;
+            }
+            watched += passed;
+            let (back, still) = hidden.into_iter().partition(|(until, ..)| *until <= node.now);
+            hidden = still;
+            let back: Vec<(u64, u32, (u64, usize))> = back;
+            if !back.is_empty() {
+                for (_, pid, process) in back {
+                    node.processes.insert(pid, process);
+                }
+                node.scan();
+            }
+            let snapshot = node.commit();
+            check(&snapshot, &lived, watched);
+        }
+    }
 }

@@ -31,6 +31,7 @@ use super::persist::Keeper;
 use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
+use super::shares::Shares;
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
     ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
@@ -151,6 +152,7 @@ pub struct Accountant {
     pub(super) placements: PlacementTable,
     pub(super) directory: Directory,
     pub(super) allocations: AllocationTable,
+    pub(super) shares: Shares,
     /// Containers of pods that were met since allocations were last booked.
     new_in_pods: HashSet<ContainerId>,
     pub(super) ledger: Ledger,
@@ -192,6 +194,7 @@ impl Accountant {
             placements: PlacementTable::new(settings.cgroup_limit).with_rule(settings.payer),
             directory: Directory::new(settings.container_limit),
             allocations: AllocationTable::new(settings.container_limit),
+            shares: Shares::default(),
             new_in_pods: HashSet::default(),
             ledger: Ledger::new(settings.account_limit),
             payers: HashMap::default(),
@@ -658,6 +661,9 @@ impl Accountant {
                 }
             }
             let accounts = self.ledger.accounts().count();
+            if let Some(book) = self.ledger.book_of(&window.gpu) {
+                self.shares.account(book, window.start, window.end);
+            }
             if let Some(unlisted) = self.ledger.book(window, charges, clock)
                 && !waited_enough
             {
@@ -936,8 +942,18 @@ impl Accountant {
             };
             let span = (stretch.from, stretch.from.plus(stretch.amount));
             // A full ledger counts what it turns away.
-            let owner = Owner::Container(stretch.container);
-            self.ledger.allocate(stretch.gpu, &owner, opened, span);
+            let owner = Owner::Container(stretch.container.clone());
+            if self.ledger.allocate(stretch.gpu, &owner, opened, span) {
+                let (from, until) = span;
+                self.shares
+                    .hold(stretch.gpu, &stretch.container, from, until);
+            }
+        }
+        for share in self.shares.divide(clock.boot) {
+            let owner = Owner::Container(share.container);
+            if let Some(account) = self.ledger.account_mut(share.gpu, &owner) {
+                account.add_share(share.amount);
+            }
         }
     }
 

@@ -92,15 +92,30 @@ impl Account {
         };
     }
 
-    /// By how much its held or allocated time exceeds the time from its beginning until `now`. Zero
-    /// unless something was counted twice.
+    /// Adds a part of the GPU's time, up to its allocated time: the rest is of an account of the same
+    /// payer that was closed meanwhile.
+    pub fn add_share(&mut self, share: Nanos) {
+        let Amounts {
+            allocated,
+            allocated_share,
+            ..
+        } = &mut self.amounts;
+        *allocated_share += share.min(allocated.minus(*allocated_share));
+    }
+
+    /// By how much its held or allocated time exceeds the time from its beginning until `now`, or its
+    /// part of the GPU's time its allocated time. Zero unless something was counted twice.
     #[must_use]
     pub fn excess(&self, now: BootTime) -> Nanos {
         let passed = now.since(self.since);
         let Amounts {
-            held, allocated, ..
+            held,
+            allocated,
+            allocated_share,
+            ..
         } = self.amounts;
-        held.minus(passed).max(allocated.minus(passed))
+        let beyond = held.minus(passed).max(allocated.minus(passed));
+        beyond.max(allocated_share.minus(allocated))
     }
 
     /// What is out, under whatever labels.
@@ -558,12 +573,19 @@ impl Ledger {
     }
 
     /// For each book: by how much the held or allocated time of an account exceeds the time that has
-    /// passed since its beginning, the most of all its accounts.
+    /// passed since its beginning, the most of all its accounts; or by how much their parts of the
+    /// GPU's time exceed what the book accounts for.
     #[must_use]
     pub fn excesses(&self, now: BootTime) -> Vec<Nanos> {
+        let books = self.books.iter();
+        let mut shares: Vec<Nanos> = books.map(|book| book.closed.allocated_share).collect();
         let mut excesses = vec![Nanos::ZERO; self.books.len()];
         for ((book, _), account) in &self.accounts {
             excesses[*book] = excesses[*book].max(account.excess(now));
+            shares[*book] += account.amounts.allocated_share;
+        }
+        for ((excess, share), book) in excesses.iter_mut().zip(shares).zip(&self.books) {
+            *excess = share.minus(book.elapsed).max(*excess);
         }
         excesses
     }
@@ -755,6 +777,28 @@ mod tests {
         let account = ledger.account_mut(1, &owner).expect("it is open");
         account.add_held(at(44), Nanos::from_secs(1), ByteSeconds::default());
         assert_eq!(ledger.excesses(at(45)), [Nanos::ZERO, Nanos::from_secs(1)]);
+        // A part of the GPU's time that no book accounts for, and one beyond what was allocated.
+        assert_eq!(ledger.excesses(at(50)), [Nanos::ZERO; 2]);
+        let account = ledger.account_mut(1, &owner).expect("it is open");
+        account.add_share(Nanos(3));
+        assert_eq!(ledger.excesses(at(50)), [Nanos::ZERO, Nanos(3)]);
+        let account = ledger.account_mut(1, &owner).expect("it is open");
+        account.amounts.allocated_share = account.amounts.allocated.plus(Nanos(7));
+        let beyond = account.amounts.allocated_share;
+        assert_eq!(
+            ledger.excesses(at(50)),
+            [Nanos::ZERO, beyond],
+            "of the book"
+        );
+        let mut account = Account::new(1, None, opened(0));
+        account.add_share(Nanos(7));
+        assert_eq!(
+            account.excess(at(1)),
+            Nanos::ZERO,
+            "there was room for none"
+        );
+        account.amounts.allocated_share = Nanos(7);
+        assert_eq!(account.excess(at(1)), Nanos(7));
     }
 
     #[test]

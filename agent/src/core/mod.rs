@@ -24,5 +24,6 @@ pub mod placement;
 pub mod process_table;
 pub mod publication;
 pub mod recording;
+mod shares;
 pub mod snapshot;
 mod tables;

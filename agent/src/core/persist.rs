@@ -752,6 +752,16 @@ fn restored_account(kept: &KeptAccount, totals: &KeptTotals, now: BootTime) -> A
     }
 }
 
+/// The end of an account's allocated time that its book had not accounted for yet, and of which it has
+/// no part yet. The next window begins there.
+fn undivided(account: &Account, book: &Book) -> (BootTime, BootTime) {
+    let until = account.allocated_through.unwrap_or_default();
+    let rest = account.amounts.allocated;
+    let rest = rest.minus(account.amounts.allocated_share);
+    let from = book.through.unwrap_or_default().max(until.minus(rest));
+    (from.min(until), until)
+}
+
 /// A book as it was, the reasons that it never had at zero.
 fn restored_book(kept: &KeptBook, times: &[KeptTime]) -> Book {
     let mut book = Book::new(kept.gpu.clone(), kept.start);
@@ -957,6 +967,10 @@ impl Accountant {
             let owner = owner(kept.kind, &kept.payer);
             let account = restored_account(kept, totals, now);
             numbers.insert(kept.number, (book, owner.clone()));
+            if let Owner::Container(id) = &owner {
+                let (from, until) = undivided(&account, &ledger.books()[book]);
+                accountant.shares.hold(book, id, from, until);
+            }
             if !ledger.restore(book, owner.clone(), account) {
                 return Err(StateError::Twice {
                     payer: Arc::clone(&kept.payer),

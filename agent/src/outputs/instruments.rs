@@ -322,7 +322,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.allocated",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the kubelet had given the container the GPU, used or not; absent on nodes whose kubelet has never said.",
+        help: "Time during which the kubelet had given the container the GPU, used or not; absent on nodes whose kubelet has never said. Each of the containers that share a GPU by time-slicing has all of that time; gpuacct report divides it among them.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             if view.snapshot.allocations_known {
@@ -442,7 +442,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.namespace.gpu.allocated",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the kubelet had given the namespace's containers the GPU, summed over containers; absent on nodes whose kubelet has never said.",
+        help: "Time during which the kubelet had given the namespace's containers the GPU, summed over containers; absent on nodes whose kubelet has never said. Each of the containers that share a GPU by time-slicing counts for itself; gpuacct report divides the time among them.",
         keys: &["namespace", "gpu_uuid"],
         read: |view, points| {
             if view.snapshot.allocations_known {

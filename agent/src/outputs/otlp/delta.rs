@@ -22,7 +22,7 @@ use crate::core::snapshot::Snapshot;
 use crate::outputs::instruments::{Instrument, VERSION, Value};
 
 /// How long a series that is not published any more is remembered. Some come back: allocated time
-/// is away from a restart until the kubelet has answered.
+/// of which nothing was kept is away from a restart until the kubelet has answered.
 const REMEMBERED_FOR: Nanos = Nanos::from_secs(3_600);
 /// Series that are not published any more and are remembered, at most.
 const REMEMBERED: usize = 20_000;
