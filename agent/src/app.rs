@@ -167,6 +167,7 @@ pub async fn run(
                 first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
                 opt_in: opt_in(&config),
                 temporality: temporality(&config),
+                starts: starts(&config),
                 ..otlp::Options::new(receiver, origin(&config))
             },
             snapshot.clone(),
@@ -559,6 +560,13 @@ fn temporality(config: &Config) -> otlp::Temporality {
     }
 }
 
+/// Where it is kept which counters are sent over OTLP without their start. Without a store, or where
+/// the boot has no name, no series outlives the agent.
+fn starts(config: &Config) -> Option<otlp::StartsFile> {
+    let boot = books::boot().ok().filter(|_| config.store.enabled)?;
+    Some(otlp::StartsFile::new(&config.store.path, &boot))
+}
+
 /// What is published only where it is asked for.
 fn opt_in(config: &Config) -> OptIn {
     let duty_cycle = match config.cadvisor.duty_cycle {
@@ -757,6 +765,13 @@ impl Core {
         for book in &snapshot.gpus {
             if book.imbalance != 0 {
                 error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
+            }
+            if !book.excess.is_zero() {
+                error!(
+                    gpu = %book.gpu.uuid,
+                    nanoseconds = book.excess.0,
+                    "an account has more held or allocated time than has passed"
+                );
             }
         }
         self.snapshots.send_replace(Arc::new(snapshot));

@@ -569,6 +569,7 @@ impl World {
             accounts,
             namespaces: changes.namespaces,
             processes: changes.processes,
+            allocations: changes.allocations,
             last_number: self.last_number,
         });
         self.scan = None;

@@ -9,16 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpuacct::core::accountant::{Accountant, Settings};
+use gpuacct::core::amounts::ByteSeconds;
 use gpuacct::core::input::{
-    ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess, GpuProcesses, GpuWindow,
-    IdentitySource, IdentityUpdate, Input, KernelBatch, KubernetesNames, MigInfo, MpsRole,
-    ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+    AllocatedDevice, ContainerIdentity, Credit, DeviceRef, EventCounters, GpuInfo, GpuProcess,
+    GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch, KubernetesNames,
+    MigInfo, MpsRole, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
 use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
     WallTime,
 };
-use gpuacct::core::persist::{Changes, KeptProcess};
+use gpuacct::core::persist::{Changes, GivenName, Grant, KeptAllocation, KeptProcess};
 use gpuacct::core::publication::Policy;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use gpuacct::outputs::store::error::StoreError;
@@ -1449,6 +1450,7 @@ fn a_ledger_without_processes_is_gone_on_from() {
     let (mut node, shown) = used();
     node.stop();
     let file = Connection::open(node.store.join(FILE)).expect("it is there");
+    as_version_3(&file);
     file.execute_batch("DROP TABLE processes; PRAGMA user_version = 2")
         .expect("as the version before made it");
     file.close().expect("nobody else has it");
@@ -1458,6 +1460,111 @@ fn a_ledger_without_processes_is_gone_on_from() {
     node.pass(1_000, &[(7, 50)]);
     node.keep();
     assert_eq!(node.sql::<i64>("SELECT pid FROM processes"), [7]);
+}
+
+/// Takes back what version 4 has added to a file.
+fn as_version_3(file: &Connection) {
+    let tables = ["totals", "settled", "series", "namespaces", "hours"].map(|table| (table, ""));
+    let others = [("namespaces", "shown_"), ("books", "closed_")];
+    let mut sql = "DROP VIEW used; DROP VIEW unsettled; DROP TABLE allocations;
+        ALTER TABLE totals DROP COLUMN since_boot;
+        ALTER TABLE totals DROP COLUMN allocated_through_boot;"
+        .to_owned();
+    for (table, prefix) in tables.into_iter().chain(others) {
+        for column in ["allocated_share", "memory_high"] {
+            sql.push_str(&format!(
+                "ALTER TABLE {table} DROP COLUMN {prefix}{column};"
+            ));
+        }
+    }
+    // The migration makes them anew.
+    sql.push_str("CREATE VIEW unsettled AS SELECT 1; CREATE VIEW used AS SELECT 1;");
+    sql.push_str("PRAGMA user_version = 3");
+    file.execute_batch(&sql)
+        .expect("as the version before made it");
+}
+
+#[test]
+fn a_ledger_of_version_3_is_gone_on_from() {
+    let (mut node, shown) = used();
+    node.stop();
+    let file = Connection::open(node.store.join(FILE)).expect("it is there");
+    as_version_3(&file);
+    file.close().expect("nobody else has it");
+    assert!(node.start());
+    let snapshot = node.keep();
+    assert_eq!(published(&snapshot), shown);
+    assert_eq!(snapshot.gpus[0].excess, Nanos::ZERO);
+    node.pass(1_000, &[(7, 50)]);
+    node.keep();
+    assert!(
+        node.sql::<Option<i64>>("SELECT since_boot FROM totals")[0].is_some(),
+        "an account's beginning is noted from here on"
+    );
+}
+
+#[test]
+fn memory_over_time_beyond_63_bits_is_kept() {
+    let (mut node, _) = used();
+    let wide = |times: u128| ByteSeconds(times * ((3 << 64) + (1 << 61) + 7));
+    // Of the hour that ends, and twice that in all by the next one.
+    for times in [1, 2] {
+        node.pass(60_000, &[(7, 50)]);
+        let (_, outcome) = node.commit_with(|changes| {
+            for totals in &mut changes.totals {
+                totals.amounts.memory = wide(times);
+            }
+        });
+        assert!(outcome.kept.is_some(), "{outcome:?}");
+    }
+    let ledger = Ledger::open(&node.store).expect("the file is there");
+    let mut hours = BTreeMap::<i64, ByteSeconds>::new();
+    let all = 0..i64::MAX;
+    let read = ledger.used(&all, |used| {
+        hours.entry(used.hour).or_default().0 += used.amounts.memory.0;
+    });
+    read.expect("it can be read");
+    let hours: Vec<ByteSeconds> = hours.into_values().collect();
+    let sum: u128 = hours.iter().map(|of| of.0).sum();
+    assert_eq!(ByteSeconds(sum), wide(2), "{hours:?}");
+    drop(ledger);
+    node.kill(None);
+    let handle = node.handle();
+    let state = node.runtime.block_on(handle.resume(&node.mark()));
+    let state = state.expect("it can be read").expect("it was kept");
+    assert_eq!(state.accounts[0].1.amounts.memory, wide(2));
+}
+
+#[test]
+fn allocations_are_read_back_as_they_were_written() {
+    let mut node = listed(7);
+    let kept = |container: &str, gpu: u32| KeptAllocation {
+        container: container.into(),
+        name: GivenName {
+            namespace: "ml".into(),
+            pod: "\"quoted\" é".into(),
+            container: "main".into(),
+        },
+        grants: vec![Grant {
+            device: AllocatedDevice {
+                resource: "nvidia.com/gpu".into(),
+                id: "GPU-0::1".into(),
+                device: (gpu > 0).then_some(DeviceRef::Index(gpu)),
+            },
+            since: BootTime(50 * SECOND + 1),
+        }],
+    };
+    let all = vec![kept("a", 0), kept("b", 1)];
+    let gone = kept("c", 2);
+    node.commit_with(|changes| {
+        changes.allocations = [&all[..], std::slice::from_ref(&gone)].concat();
+    });
+    node.commit_with(|changes| changes.allocations_gone = vec![gone.container]);
+    node.kill(None);
+    let handle = node.handle();
+    let state = node.runtime.block_on(handle.resume(&node.mark()));
+    let state = state.expect("it can be read").expect("it was kept");
+    assert_eq!(state.allocations, all);
 }
 
 #[test]

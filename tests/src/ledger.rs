@@ -194,6 +194,8 @@ impl Past {
             first_used: None,
             last_used: None,
             changed: BootTime(0),
+            since: None,
+            allocated_through: None,
         };
         self.open.insert(number, (gpu, account, totals));
         number
@@ -307,6 +309,8 @@ impl Past {
             namespaces: Vec::new(),
             processes: Vec::new(),
             gone: Vec::new(),
+            allocations: Vec::new(),
+            allocations_gone: Vec::new(),
         };
         let written = self.handle.write(changes).blocking_recv();
         written

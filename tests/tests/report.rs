@@ -42,7 +42,8 @@ fn used(busy: u64, allocated: u64) -> Amounts {
         },
         held: minutes(allocated),
         allocated: minutes(allocated),
-        memory: ByteSeconds(busy * 60 * (3 << 30)),
+        allocated_share: minutes(allocated),
+        memory: ByteSeconds(u128::from(busy) * 60 * (3 << 30)),
         energy: Millijoules(busy * 60 * 300_000 + 1),
     }
 }
@@ -140,10 +141,11 @@ fn number(row: &BTreeMap<String, String>, column: &str) -> Decimal {
     row[column].parse().unwrap()
 }
 
-const SUMS: [&str; 8] = [
+const SUMS: [&str; 9] = [
     "gpu_seconds",
     "busy_seconds",
     "allocated_seconds",
+    "allocated_share_seconds",
     "allocated_unused_seconds",
     "held_seconds",
     "engine_decoder_busy_seconds",
@@ -220,6 +222,62 @@ fn every_grouping_adds_up_to_the_same_totals() {
         number(&total, "allocated_unused_seconds"),
         Decimal::from(49 * 60)
     );
+    past.end();
+}
+
+/// Two replicas of one GPU for an hour: each was given it for all of that, and it was one hour.
+#[test]
+fn a_gpu_that_two_share_is_not_billed_twice() {
+    let dir = TempDir::new().unwrap();
+    let begin: jiff::Timestamp = "2026-01-31T06:00:00Z".parse().unwrap();
+    let begin = WallTime(u64::try_from(begin.as_nanosecond()).unwrap());
+    let mut past = Past::begin(dir.path(), begin, &[A100]).unwrap();
+    past.commit(Nanos::ZERO).unwrap();
+    let named = |name| Payer::Named {
+        name,
+        image: "registry/train:1",
+        labels: &[],
+    };
+    let both = [named("research/train-0/main"), named("serving/chat-0/main")];
+    let both = both.map(|payer| past.open(0, &payer));
+    past.pass(minutes(59));
+    for account in both {
+        past.charge(
+            account,
+            Amounts {
+                allocated: minutes(60),
+                allocated_share: minutes(30),
+                // Beyond what 64 bits can hold.
+                memory: ByteSeconds(u128::from(u64::MAX)),
+                ..Amounts::ZERO
+            },
+        );
+    }
+    past.commit(minutes(60)).unwrap();
+    past.pass(minutes(30));
+    past.commit(minutes(30)).unwrap();
+    let prices = dir.path().join("prices.toml");
+    let text = format!("currency = \"EUR\"\n[gpu.\"{A100}\"]\nallocated_hour = \"0.40\"\n");
+    fs::write(&prices, text).unwrap();
+    let prices = ["--prices", prices.to_str().unwrap()];
+    let arguments = [&RANGE[..], &prices].concat();
+    let rows = rows(dir.path(), &arguments);
+    let total = total(&rows);
+    assert_eq!(number(total, "allocated_seconds"), Decimal::from(7_200));
+    assert_eq!(number(total, "allocated_gpu_hours"), Decimal::from(2));
+    assert_eq!(number(total, "allocated_share_gpu_hours"), Decimal::ONE);
+    assert!(number(total, "allocated_share_seconds") <= number(total, "gpu_seconds"));
+    assert_eq!(number(total, "cost"), Decimal::new(40, 2));
+    assert_eq!(
+        number(total, "memory_byte_seconds"),
+        Decimal::from(u64::MAX) * Decimal::TWO
+    );
+    let table = printed(dir.path(), &arguments);
+    let heading = table.lines().find(|line| line.starts_with("NAMESPACE"));
+    let heading = heading.unwrap();
+    assert!(heading.contains("ALLOC. h  DIV. h"), "{table}");
+    let line = table.lines().find(|line| line.starts_with("research "));
+    assert!(line.unwrap().contains("1.000   0.500"), "{table}");
     past.end();
 }
 

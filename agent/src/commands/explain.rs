@@ -281,6 +281,9 @@ impl Page<'_> {
         let state = match allocation.state {
             AllocationState::Counting => "and its time counts",
             AllocationState::Forgotten => "and lists it no more; its time counts while it lives",
+            AllocationState::Unconfirmed => {
+                "and not confirmed since the agent began; its time counts while it lives"
+            }
             AllocationState::NoContainer => "and no such container lives here",
             AllocationState::Ended => "until it ended",
         };

@@ -310,6 +310,7 @@ fn allocations(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
         let state = match given.state {
             AllocationState::Counting => "counting",
             AllocationState::Forgotten => "counting, not listed",
+            AllocationState::Unconfirmed => "counting, not confirmed",
             AllocationState::NoContainer => "no container",
             AllocationState::Ended => "ended",
         };

@@ -26,13 +26,14 @@ use super::input::{
 use super::ledger::{Account, Ledger};
 use super::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, Nanos, POD_ITSELF, Pid, PodUid, ProcessId,
-    SourceId, SourceState, UNRESOLVED, UnattributedReason, WallTime, none, unresolved,
+    SourceId, SourceState, UNRESOLVED, UnattributedReason, none, unresolved,
 };
 use super::opens::{Fate, Opens};
 use super::persist::Keeper;
 use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, Facts, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
+use super::shares::Shares;
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
     ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
@@ -155,6 +156,7 @@ pub struct Accountant {
     scans_tell_more: bool,
     pub(super) directory: Directory,
     pub(super) allocations: AllocationTable,
+    pub(super) shares: Shares,
     /// Containers of pods that were met since allocations were last booked.
     new_in_pods: HashSet<ContainerId>,
     pub(super) ledger: Ledger,
@@ -197,6 +199,7 @@ impl Accountant {
             scans_tell_more: false,
             directory: Directory::new(settings.container_limit),
             allocations: AllocationTable::new(settings.container_limit),
+            shares: Shares::default(),
             new_in_pods: HashSet::default(),
             ledger: Ledger::new(settings.account_limit),
             payers: HashMap::default(),
@@ -503,10 +506,15 @@ impl Accountant {
 
     /// When an account is opened that something up to `at` is known of: its last windows may still be
     /// waiting, and are not booked before where the others ended.
-    fn opened_at(&self, book: usize, at: BootTime, clock: Clock) -> WallTime {
+    fn opened_at(&self, book: usize, at: BootTime, clock: Clock) -> Clock {
         let book = &self.ledger.books()[book];
-        let through = book.through.map(|through| through.min(at));
-        through.map_or(book.start, |through| clock.wall_of(through))
+        match book.through {
+            Some(through) => clock.at(through.min(at)),
+            None => Clock {
+                boot: at,
+                wall: book.start,
+            },
+        }
     }
 
     /// Whose a window's busy time is.
@@ -703,6 +711,9 @@ impl Accountant {
                 }
             }
             let accounts = self.ledger.accounts().count();
+            if let Some(book) = self.ledger.book_of(&window.gpu) {
+                self.shares.account(book, window.start, window.end);
+            }
             if let Some(unlisted) = self.ledger.book(window, charges, clock)
                 && !waited_enough
             {
@@ -735,11 +746,7 @@ impl Accountant {
         for (book, holding) in &mut self.holdings {
             for (owner, held) in holding.settle(until, &end_of) {
                 if let Some(account) = ledger.account_mut(*book, &owner) {
-                    account.amounts += Amounts {
-                        held: held.time,
-                        memory: held.memory,
-                        ..Amounts::ZERO
-                    };
+                    account.add_held(held.from, held.time, held.memory);
                 }
             }
         }
@@ -967,23 +974,38 @@ impl Accountant {
             info: &book.gpu,
             is_listed: book.is_listed,
         });
-        for stretch in self.allocations.settle(now, gpus) {
+        let ledger = &self.ledger;
+        let counted = |container: &ContainerId, gpu| {
+            let account = ledger.account(gpu, &Owner::Container(container.clone()));
+            account.and_then(|account| account.allocated_through)
+        };
+        for stretch in self.allocations.settle(now, gpus, counted) {
             let book = &self.ledger.books()[stretch.gpu];
             if book.is_gone(now) {
                 continue; // It would open an account that is closed at once, again and again.
             }
             // The next window begins where the last one ended, before the container may have.
             let opened = match book.through {
-                Some(through) => clock.wall_of(through.min(stretch.from)),
-                None => book.start.min(clock.wall_of(stretch.from)),
+                Some(through) => clock.at(through.min(stretch.from)),
+                None => Clock {
+                    wall: book.start.min(clock.wall_of(stretch.from)),
+                    boot: stretch.from,
+                },
             };
-            let amounts = Amounts {
-                allocated: stretch.amount,
-                ..Amounts::ZERO
-            };
+            let span = (stretch.from, stretch.from.plus(stretch.amount));
             // A full ledger counts what it turns away.
-            let owner = Owner::Container(stretch.container);
-            self.ledger.add(stretch.gpu, &owner, opened, amounts);
+            let owner = Owner::Container(stretch.container.clone());
+            if self.ledger.allocate(stretch.gpu, &owner, opened, span) {
+                let (from, until) = span;
+                self.shares
+                    .hold(stretch.gpu, &stretch.container, from, until);
+            }
+        }
+        for share in self.shares.divide(clock.boot) {
+            let owner = Owner::Container(share.container);
+            if let Some(account) = self.ledger.account_mut(share.gpu, &owner) {
+                account.add_share(share.amount);
+            }
         }
     }
 
@@ -1060,6 +1082,7 @@ impl Accountant {
             (None, _, _) => AllocationState::NoContainer,
             (Some(_), Some(_), _) => AllocationState::Ended,
             (Some(_), None, true) => AllocationState::Counting,
+            (Some(_), None, false) if holding.is_unconfirmed => AllocationState::Unconfirmed,
             (Some(_), None, false) => AllocationState::Forgotten,
         };
         AllocationView {
@@ -1103,7 +1126,10 @@ impl Accountant {
         self.close_accounts(clock, &|(book, _), account| {
             let (is_gone, through) = books[*book];
             // Opened anew by a window that comes late, it would have the start that it has now.
-            let is_awaited = account.ended.is_some_and(|ended| through < Some(ended));
+            // Where no window has ever come none may; what is opened anew then begins later.
+            let is_awaited = account
+                .ended
+                .is_some_and(|ended| through.is_some_and(|through| through < ended));
             let is_done = publication::is_done(account, &policy, clock) && !is_awaited;
             is_done || account.expired || is_gone
         });
@@ -1136,6 +1162,9 @@ impl Accountant {
             }
             done
         });
+        let counted = closed.iter();
+        let counted = counted.filter_map(|(_, account)| account.allocated_through);
+        self.allocations.forget_counted(counted.max());
         self.keep_closed(&closed, clock.wall);
         for (book, amounts) in unsettled {
             let key = (book, unresolved());
@@ -1196,6 +1225,8 @@ impl Accountant {
     fn snapshot(&mut self, clock: Clock) -> Snapshot {
         let imbalances = self.ledger.imbalances();
         self.counts.imbalances += u64::from(imbalances.iter().any(|difference| *difference != 0));
+        let excesses = self.ledger.excesses(clock.boot);
+        self.counts.excesses += u64::from(excesses.iter().any(|excess| !excess.is_zero()));
         let mut pending = vec![Nanos::ZERO; self.ledger.books().len()];
         let mut shares = HashMap::<(usize, Owner), f64>::default();
         for (at, book) in self.ledger.books().iter().enumerate() {
@@ -1324,8 +1355,9 @@ impl Accountant {
             .books()
             .iter()
             .zip(imbalances)
+            .zip(excesses)
             .zip(pending)
-            .map(|((book, imbalance), pending)| {
+            .map(|(((book, imbalance), excess), pending)| {
                 let coverage = book.coverage();
                 GpuBook {
                     gpu: book.gpu.clone(),
@@ -1337,6 +1369,7 @@ impl Accountant {
                     unattributed: book.unattributed.iter().map(|(r, n)| (*r, *n)).collect(),
                     pending,
                     imbalance,
+                    excess,
                     utilization: (!coverage.elapsed.is_zero())
                         .then(|| ratio(coverage.busy, coverage.elapsed)),
                     coverage,
@@ -1546,7 +1579,9 @@ mod tests {
         ContainerIdentity, Credit, DeviceOpen, DeviceRef, EventCounters, GpuInfo, IdentityUpdate,
         KubernetesNames, MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
-    use crate::core::model::{CgroupKey, DeviceNumber, NONE, StartTicks, UnobservedReason};
+    use crate::core::model::{
+        CgroupKey, DeviceNumber, NONE, StartTicks, UnobservedReason, WallTime,
+    };
     use crate::core::snapshot::{AccountingBook, IdOnlyReason};
     use proptest::prelude::*;
 

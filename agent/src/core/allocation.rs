@@ -7,8 +7,12 @@
 //!
 //! - It counts from when it was first listed, or from the container's first process if that is
 //!   later. What lies before the agent's first answer is not made up.
+//! - It counts once. Up to where, the container's account knows while it is open, also where the
+//!   container was not seen for a while and is met again.
 //! - It counts for as long as the container has processes. That the kubelet does not list it any
 //!   more, or does not answer, changes nothing.
+//! - It goes on over a restart of the agent, without the kubelet's word, for as long as the
+//!   container lives. The time in which no agent ran is not counted.
 //! - A listed pod without a living container counts nothing.
 //!
 //! A name is used again: by a container's restart within its pod, and by a pod that replaces another
@@ -23,6 +27,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::input::{AllocatedDevice, Allocations, DeviceRef, GpuInfo, KubernetesNames, PodName};
 use super::model::{BootTime, ContainerId, GpuUuid, Nanos, POD_ITSELF};
@@ -47,12 +53,32 @@ pub struct GivenName {
 }
 
 /// A device and when the kubelet was first known to have given it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The device.
     pub device: AllocatedDevice,
     /// When it was first listed.
     pub since: BootTime,
+}
+
+/// What the kubelet has given to a container, as it is handed over to be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptAllocation {
+    /// The container.
+    pub container: ContainerId,
+    /// What the kubelet calls it.
+    pub name: GivenName,
+    /// What it was given.
+    pub grants: Vec<Grant>,
+}
+
+/// What an agent before this one knew of a container that no process of has been seen yet.
+#[derive(Debug)]
+struct FromBefore {
+    name: GivenName,
+    grants: Vec<Grant>,
+    /// Whether no answer of the kubelet has been about it since.
+    is_unconfirmed: bool,
 }
 
 /// A GPU or MIG instance that has a book.
@@ -92,8 +118,12 @@ struct Life {
     grants: Vec<Grant>,
     /// The answer that said so.
     as_of: BootTime,
+    /// Whether that was told to an agent before this one, and no answer has been about it since.
+    is_unconfirmed: bool,
     /// Up to when its time is counted, by the number of the GPU.
     through: BTreeMap<usize, BootTime>,
+    /// Nothing before this is counted: it may have been, before the container was forgotten.
+    not_before: BootTime,
     /// Whether the kubelet was asked for it.
     asked: bool,
     /// How often its name was asked for.
@@ -124,6 +154,8 @@ pub struct Grantee<'a> {
     pub grants: &'a [Grant],
     /// Whether the kubelet lists it.
     pub is_listed: bool,
+    /// Whether only an agent before this one was told so, and the kubelet has not said anything since.
+    pub is_unconfirmed: bool,
     /// When its last process died; absent while one lives.
     pub ended: Option<BootTime>,
 }
@@ -133,6 +165,12 @@ pub struct Grantee<'a> {
 pub struct AllocationTable {
     given: HashMap<GivenName, Given>,
     lives: HashMap<ContainerId, Life>,
+    /// What an agent before this one knew of containers that have not been met yet.
+    from_before: HashMap<ContainerId, FromBefore>,
+    /// When it ended and this one began; [`BootTime::MAX`] where there was none.
+    went_on: (BootTime, BootTime),
+    /// Up to when the time of containers may be counted of which nobody knows that any more.
+    forgotten_through: BootTime,
     /// What all GPUs are, by their places in the list, and since when each of them may count.
     all: BTreeMap<usize, BootTime>,
     /// Whether any answer has come.
@@ -148,6 +186,9 @@ impl AllocationTable {
         Self {
             given: HashMap::default(),
             lives: HashMap::default(),
+            from_before: HashMap::default(),
+            went_on: (BootTime::MAX, BootTime::MAX),
+            forgotten_through: BootTime::default(),
             all: BTreeMap::new(),
             is_known: false,
             limit,
@@ -159,6 +200,37 @@ impl AllocationTable {
     #[must_use]
     pub const fn overflows(&self) -> u64 {
         self.overflows
+    }
+
+    /// Takes back what an agent before this one knew when it made its last commit, at `then`; `is_known`
+    /// where the kubelet had said anything. The time in which no agent ran, until `now`, is not counted.
+    pub fn restore(
+        &mut self,
+        kept: &[KeptAllocation],
+        is_known: bool,
+        then: BootTime,
+        now: BootTime,
+    ) {
+        self.is_known = is_known;
+        self.went_on = (then, now);
+        self.forgotten_through = self.forgotten_through.max(now);
+        for kept in kept.iter().take(self.limit) {
+            let from_before = FromBefore {
+                name: kept.name.clone(),
+                grants: kept.grants.clone(),
+                is_unconfirmed: true,
+            };
+            self.from_before.insert(kept.container.clone(), from_before);
+        }
+    }
+
+    /// What containers that live have been given, for an agent after this one.
+    pub fn kept(&self) -> impl Iterator<Item = (&ContainerId, &GivenName, &[Grant])> {
+        let lives = self.lives.iter();
+        let lives = lives.filter(|(_, life)| life.span.end.is_none() && !life.grants.is_empty());
+        let lives = lives.filter_map(|(id, life)| Some((id, life.name.as_ref()?, &*life.grants)));
+        let unmet = self.from_before.iter();
+        lives.chain(unmet.map(|(id, kept)| (id, &kept.name, &*kept.grants)))
     }
 
     /// Whether the kubelet has ever said anything.
@@ -181,6 +253,13 @@ impl AllocationTable {
             if is_about(name) && given.at <= answer.at {
                 given.is_listed = false;
             }
+        }
+        let lives = self.lives.values_mut().filter(|life| life.is_unconfirmed);
+        for life in lives {
+            life.is_unconfirmed = !life.name.as_ref().is_some_and(is_about);
+        }
+        for kept in self.from_before.values_mut() {
+            kept.is_unconfirmed &= !is_about(&kept.name);
         }
         let incoming: Vec<(GivenName, Vec<AllocatedDevice>)> = answer
             .containers
@@ -257,14 +336,28 @@ impl AllocationTable {
             self.overflows += 1;
             return;
         }
+        let (then, _) = self.went_on;
+        let from_before = self.from_before.remove(container);
+        // One that began after the agent before had ended was given nothing that it knew of.
+        let from_before = from_before.filter(|_| span.start <= then);
+        let (name, grants, is_unconfirmed) = match from_before {
+            Some(kept) => (Some(kept.name), kept.grants, kept.is_unconfirmed),
+            None => (None, Vec::new(), false),
+        };
         self.lives.insert(
             container.clone(),
             Life {
                 span,
-                name: None,
-                grants: Vec::new(),
-                as_of: BootTime::default(),
+                as_of: if name.is_some() {
+                    then
+                } else {
+                    BootTime::default()
+                },
+                name,
+                grants,
+                is_unconfirmed,
                 through: BTreeMap::new(),
+                not_before: self.forgotten_through,
                 asked: false,
                 lookups: 0,
             },
@@ -319,11 +412,20 @@ impl AllocationTable {
         })
     }
 
-    /// Counts allocated time up to `now`, for the GPUs of the list. Each stretch is told once.
+    /// Accounts are closed up to this of whose time was counted, which nobody knows from here on: a
+    /// container that is met later and began before may be one of theirs, and counts from there.
+    pub fn forget_counted(&mut self, through: Option<BootTime>) {
+        self.forgotten_through = self.forgotten_through.max(through.unwrap_or_default());
+    }
+
+    /// Counts allocated time up to `now`, for the GPUs of the list. Each stretch is told once:
+    /// `counted` says up to when the account of a container on a GPU has any, also where the
+    /// container was forgotten and met again.
     pub fn settle<'a>(
         &mut self,
         now: BootTime,
         gpus: impl IntoIterator<Item = Known<'a>>,
+        counted: impl Fn(&ContainerId, usize) -> Option<BootTime>,
     ) -> Vec<Stretch> {
         let known: Vec<Known<'_>> = gpus.into_iter().collect();
         self.survey(&known, now);
@@ -336,7 +438,12 @@ impl AllocationTable {
                 && given.at > life.as_of
                 && !given.grants.is_empty()
             {
-                life.grants.clone_from(&given.grants);
+                let before = std::mem::replace(&mut life.grants, given.grants.clone());
+                for grant in &mut life.grants {
+                    // What it has had all along it has had since then, whoever was told.
+                    let known = before.iter().find(|known| known.device == grant.device);
+                    grant.since = known.map_or(grant.since, |known| known.since.min(grant.since));
+                }
                 life.as_of = given.at;
             }
             let until = life.span.end.unwrap_or(now).min(now);
@@ -353,7 +460,9 @@ impl AllocationTable {
             }
             for (gpu, since) in since {
                 let known = life.through.get(&gpu).copied();
-                let from = since.max(life.span.start).max(known.unwrap_or_default());
+                let known = known.max(counted(container, gpu));
+                let from = since.max(life.span.start).max(life.not_before);
+                let from = from.max(known.unwrap_or_default());
                 // What began after the container's end is somebody else's.
                 if from > until || (from == until && known.is_some()) {
                     continue;
@@ -369,6 +478,11 @@ impl AllocationTable {
         }
         self.lives
             .retain(|_, life| life.span.end.is_none_or(|end| now.since(end) < KEEP_ENDED));
+        let (_, went_on) = self.went_on;
+        if now.since(went_on) >= KEEP_ENDED {
+            // Whoever lived then has been met: `/proc` was scanned.
+            self.from_before.clear();
+        }
         stretches.sort_by(|a, b| (&a.container, a.gpu).cmp(&(&b.container, b.gpu)));
         stretches
     }
@@ -435,6 +549,7 @@ impl AllocationTable {
                 container: Some(container),
                 grants: &life.grants,
                 is_listed: newest.is_some_and(|given| given.is_listed),
+                is_unconfirmed: life.is_unconfirmed,
                 ended: life.span.end,
             });
         }
@@ -445,6 +560,7 @@ impl AllocationTable {
                 container: None,
                 grants: &given.grants,
                 is_listed: true,
+                is_unconfirmed: false,
                 ended: None,
             });
         }
@@ -609,7 +725,7 @@ mod tests {
                 info,
                 is_listed: !self.unlisted.contains(&info.uuid),
             });
-            let stretches = self.table.settle(at(seconds), gpus);
+            let stretches = self.table.settle(at(seconds), gpus, |_, _| None);
             stretches
                 .into_iter()
                 .map(|of| {
@@ -855,7 +971,8 @@ mod tests {
         ];
         let mut table = AllocationTable::new(1);
         let is_listed = true;
-        table.settle(at(1), list.iter().map(|info| Known { info, is_listed }));
+        let gpus = list.iter().map(|info| Known { info, is_listed });
+        table.settle(at(1), gpus, |_, _| None);
         for (device, expect) in rows {
             assert_eq!(table.gpus_of(&device, &list), expect, "{device:?}");
         }

@@ -56,12 +56,24 @@ pub enum End {
 }
 
 /// What a payer is to be booked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
+    /// Where the earliest of that time begins; [`BootTime::MAX`] where there is none.
+    pub from: BootTime,
     /// Time during which at least one of its processes had a context.
     pub time: Nanos,
     /// Device memory over time.
     pub memory: ByteSeconds,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self {
+            from: BootTime::MAX,
+            time: Nanos::ZERO,
+            memory: ByteSeconds::default(),
+        }
+    }
 }
 
 /// What one list says of one process: a stretch that ends with the next list.
@@ -202,18 +214,23 @@ impl Holding {
             };
             let through = until.min(end);
             let payer = payers.entry(stay.owner.clone()).or_default();
+            let from = stay.from.max(payer.through);
             let mut held = Held {
-                time: through.since(stay.from.max(payer.through)),
+                time: through.since(from),
                 ..Held::default()
             };
+            if !held.time.is_zero() {
+                held.from = from;
+            }
             payer.through = payer.through.max(through);
             let span = through.since(stay.memory_through);
             stay.memory_through = stay.memory_through.max(through);
             payer.carry += u128::from(stay.memory) * u128::from(span.0);
-            held.memory = ByteSeconds(u64::try_from(payer.carry / SECOND).unwrap_or(u64::MAX));
+            held.memory = ByteSeconds(payer.carry / SECOND);
             payer.carry %= SECOND;
             if held != Held::default() {
                 let sum = booked.entry(stay.owner.clone()).or_default();
+                sum.from = sum.from.min(held.from);
                 sum.time += held.time;
                 sum.memory.0 = sum.memory.0.saturating_add(held.memory.0);
             }
@@ -297,7 +314,8 @@ mod tests {
             .into_iter()
             .filter_map(|name| {
                 let held = sums.get(&owner(name))?;
-                Some((name, held.time.0 / 1_000_000, held.memory.0))
+                let memory = u64::try_from(held.memory.0).expect("it is small here");
+                Some((name, held.time.0 / 1_000_000, memory))
             })
             .collect();
         rows.sort_unstable();

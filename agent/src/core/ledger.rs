@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::amounts::{self, Amounts, Millijoules};
+use super::amounts::{self, Amounts, ByteSeconds, Millijoules};
 use super::attribute::Charge;
 use super::input::{GpuInfo, GpuWindow, MigInfo};
 use super::model::{
@@ -42,6 +42,10 @@ pub struct Account {
     pub processes_started: u64,
     /// When it was opened: no charge is older.
     pub opened: WallTime,
+    /// The earliest time of which anything is counted: its held and its allocated time lie after it.
+    pub since: BootTime,
+    /// Up to when its allocated time is counted; absent before any is.
+    pub allocated_through: Option<BootTime>,
     /// The end of the first window that charged it, if any did.
     pub first_used: Option<WallTime>,
     /// The end of the last.
@@ -59,14 +63,16 @@ pub struct Account {
 }
 
 impl Account {
-    fn new(number: u32, mig: Option<MigInfo>, opened: WallTime) -> Self {
+    fn new(number: u32, mig: Option<MigInfo>, opened: Clock) -> Self {
         Self {
             number,
             mig,
             amounts: Amounts::ZERO,
             memory_peak: None,
             processes_started: 0,
-            opened,
+            opened: opened.wall,
+            since: opened.boot,
+            allocated_through: None,
             first_used: None,
             last_used: None,
             id_only: None,
@@ -75,6 +81,42 @@ impl Account {
             ended: None,
             expired: false,
         }
+    }
+
+    /// Adds held time, the earliest of which is at `from`, and memory.
+    pub fn add_held(&mut self, from: BootTime, held: Nanos, memory: ByteSeconds) {
+        self.since = self.since.min(from);
+        self.amounts += Amounts {
+            held,
+            memory,
+            ..Amounts::ZERO
+        };
+    }
+
+    /// Adds a part of the GPU's time, up to its allocated time: the rest is of an account of the same
+    /// payer that was closed meanwhile.
+    pub fn add_share(&mut self, share: Nanos) {
+        let Amounts {
+            allocated,
+            allocated_share,
+            ..
+        } = &mut self.amounts;
+        *allocated_share += share.min(allocated.minus(*allocated_share));
+    }
+
+    /// By how much its held or allocated time exceeds the time from its beginning until `now`, or its
+    /// part of the GPU's time its allocated time. Zero unless something was counted twice.
+    #[must_use]
+    pub fn excess(&self, now: BootTime) -> Nanos {
+        let passed = now.since(self.since);
+        let Amounts {
+            held,
+            allocated,
+            allocated_share,
+            ..
+        } = self.amounts;
+        let beyond = held.minus(passed).max(allocated.minus(passed));
+        beyond.max(allocated_share.minus(allocated))
     }
 
     /// What is out, under whatever labels.
@@ -152,6 +194,9 @@ pub struct Book {
     /// Whether NVML has listed it no more since its last window. Its next window may begin later
     /// than that ended: a MIG instance that was destroyed and made anew had no time in between.
     may_skip: bool,
+    /// Accounts that are opened before the first window begin no earlier: an account that was closed
+    /// before it has published series that began before this.
+    reopen_from: WallTime,
     past: VecDeque<Past>,
 }
 
@@ -176,6 +221,7 @@ impl Book {
             is_listed: false,
             missing: None,
             may_skip: false,
+            reopen_from: WallTime::default(),
             past: VecDeque::new(),
         }
     }
@@ -376,8 +422,9 @@ impl Ledger {
         self.books.iter().position(|book| book.gpu.uuid == *gpu)
     }
 
-    /// Opens a payer's account on a GPU if there is none. Returns whether there is one now.
-    pub fn open(&mut self, book: usize, owner: &Owner, opened: WallTime) -> bool {
+    /// Opens a payer's account on a GPU if there is none. `opened` is the time, on both clocks, from
+    /// which on anything is counted. Returns whether there is one now.
+    pub fn open(&mut self, book: usize, owner: &Owner, mut opened: Clock) -> bool {
         let key = (book, owner.clone());
         if !self.accounts.contains_key(&key) {
             if self.accounts.len() >= self.account_limit {
@@ -386,19 +433,30 @@ impl Ledger {
             }
             // 2^32 accounts in one boot, each open for ten minutes at least, are out of reach.
             self.last_number = self.last_number.saturating_add(1);
-            let mig = self.books.get(book).and_then(|book| book.gpu.mig.clone());
+            let book = self.books.get(book);
+            let mig = book.and_then(|book| book.gpu.mig.clone());
+            let earliest = book.map(|book| book.reopen_from).unwrap_or_default();
+            opened.wall = opened.wall.max(earliest);
             self.accounts
                 .insert(key, Account::new(self.last_number, mig, opened));
         }
         true
     }
 
-    /// Adds to a payer's account what no window charges it, and opens it if there is none. Returns
-    /// whether there was room for it.
-    pub fn add(&mut self, book: usize, owner: &Owner, opened: WallTime, amounts: Amounts) -> bool {
+    /// Adds allocated time from `from` until `until` to a payer's account, and opens it if there is
+    /// none. Returns whether there was room for it.
+    pub fn allocate(
+        &mut self,
+        book: usize,
+        owner: &Owner,
+        opened: Clock,
+        (from, until): (BootTime, BootTime),
+    ) -> bool {
         let is_open = self.open(book, owner, opened);
         if is_open && let Some(account) = self.accounts.get_mut(&(book, owner.clone())) {
-            account.amounts += amounts;
+            account.amounts.allocated += until.since(from);
+            account.since = account.since.min(from);
+            account.allocated_through = account.allocated_through.max(Some(until));
         }
         is_open
     }
@@ -445,7 +503,7 @@ impl Ledger {
                 return None;
             }
         }
-        let opened = clock.wall_of(window.start);
+        let opened = clock.at(window.start);
         let used = clock.wall_of(window.end);
         let energies = self.split_energy(at, &window, &charges);
         let mut unattributed = Vec::new();
@@ -556,9 +614,35 @@ impl Ledger {
             .extract_if(|key, account| done(key, account))
             .collect();
         for ((book, _), account) in &closed {
-            self.books[*book].closed += account.amounts;
+            let book = &mut self.books[*book];
+            book.closed += account.amounts;
+            if book.through.is_none() {
+                let series = account.id_only.iter().chain(&account.named);
+                let start = series.map(|series| series.gate.start).max();
+                let start = start.unwrap_or_default().max(account.opened);
+                let next = WallTime(start.0.saturating_add(1));
+                book.reopen_from = book.reopen_from.max(next);
+            }
         }
         closed
+    }
+
+    /// For each book: by how much the held or allocated time of an account exceeds the time that has
+    /// passed since its beginning, the most of all its accounts; or by how much their parts of the
+    /// GPU's time exceed what the book accounts for.
+    #[must_use]
+    pub fn excesses(&self, now: BootTime) -> Vec<Nanos> {
+        let books = self.books.iter();
+        let mut shares: Vec<Nanos> = books.map(|book| book.closed.allocated_share).collect();
+        let mut excesses = vec![Nanos::ZERO; self.books.len()];
+        for ((book, _), account) in &self.accounts {
+            excesses[*book] = excesses[*book].max(account.excess(now));
+            shares[*book] += account.amounts.allocated_share;
+        }
+        for ((excess, share), book) in excesses.iter_mut().zip(shares).zip(&self.books) {
+            *excess = share.minus(book.elapsed).max(*excess);
+        }
+        excesses
     }
 
     /// For each book: the nanoseconds by which the accounts, or else the parts of the elapsed time,
@@ -788,6 +872,55 @@ mod tests {
         let _ = ledger.book(window(700, 0, 100, 0), vec![], clock());
         assert_eq!(ledger.books()[0].elapsed, Nanos(400));
         assert_eq!(ledger.mended().gaps, 1);
+    }
+
+    #[test]
+    fn the_check_of_held_and_allocated_time_can_fail() {
+        let second = 1_000_000_000;
+        let at = |seconds: u64| BootTime(seconds * second);
+        let owner = container("a").expect("it is one");
+        let opened = |seconds| Clock {
+            boot: at(seconds),
+            ..Clock::default()
+        };
+        let mut ledger = ledger();
+        // Allocated since before the first window, which opened the account.
+        ledger.open(1, &owner, opened(15));
+        ledger.allocate(1, &owner, opened(10), (at(10), at(40)));
+        assert_eq!(ledger.excesses(at(40)), [Nanos::ZERO; 2]);
+        // The same time once more.
+        ledger.allocate(1, &owner, opened(10), (at(35), at(40)));
+        assert_eq!(ledger.excesses(at(40)), [Nanos::ZERO, Nanos::from_secs(5)]);
+        assert_eq!(ledger.excesses(at(45)), [Nanos::ZERO; 2], "time has passed");
+        // Held time before the account's beginning moves that; held twice it does not fit.
+        let account = ledger.account_mut(1, &owner).expect("it is open");
+        account.add_held(at(5), Nanos::from_secs(40), ByteSeconds::default());
+        assert_eq!(ledger.excesses(at(45)), [Nanos::ZERO; 2]);
+        let account = ledger.account_mut(1, &owner).expect("it is open");
+        account.add_held(at(44), Nanos::from_secs(1), ByteSeconds::default());
+        assert_eq!(ledger.excesses(at(45)), [Nanos::ZERO, Nanos::from_secs(1)]);
+        // A part of the GPU's time that no book accounts for, and one beyond what was allocated.
+        assert_eq!(ledger.excesses(at(50)), [Nanos::ZERO; 2]);
+        let account = ledger.account_mut(1, &owner).expect("it is open");
+        account.add_share(Nanos(3));
+        assert_eq!(ledger.excesses(at(50)), [Nanos::ZERO, Nanos(3)]);
+        let account = ledger.account_mut(1, &owner).expect("it is open");
+        account.amounts.allocated_share = account.amounts.allocated.plus(Nanos(7));
+        let beyond = account.amounts.allocated_share;
+        assert_eq!(
+            ledger.excesses(at(50)),
+            [Nanos::ZERO, beyond],
+            "of the book"
+        );
+        let mut account = Account::new(1, None, opened(0));
+        account.add_share(Nanos(7));
+        assert_eq!(
+            account.excess(at(1)),
+            Nanos::ZERO,
+            "there was room for none"
+        );
+        account.amounts.allocated_share = Nanos(7);
+        assert_eq!(account.excess(at(1)), Nanos(7));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod placement;
 pub mod process_table;
 pub mod publication;
 pub mod recording;
+mod shares;
 pub mod snapshot;
 mod tables;
 mod tiling;

@@ -85,6 +85,15 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// A boot time, and the wall time that [`Clock::wall_of`] gives it.
+    #[must_use]
+    pub const fn at(self, boot: BootTime) -> Self {
+        Self {
+            boot,
+            wall: self.wall_of(boot),
+        }
+    }
+
     /// The wall time of a boot time, by the two clocks' present distance. Earlier points come out
     /// earlier, also those before this reading: processes start before the agent does.
     #[must_use]

@@ -23,6 +23,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::accountant::{Accountant, NamespaceBook, Payer, Settings, no_names};
+use super::allocation::AllocationTable;
 use super::amounts::Amounts;
 use super::directory::Labels;
 use super::input::{
@@ -40,6 +41,7 @@ use super::tables::HashMap;
 
 use self::processes::Followed;
 pub use self::processes::{Cgroups, KeptProcess};
+pub use super::allocation::{GivenName, Grant, KeptAllocation};
 
 /// Accounts that have been closed and are not known to be kept. Beyond that the oldest are given up
 /// and counted: their amounts stay in their GPU's book.
@@ -163,6 +165,10 @@ pub struct KeptTotals {
     pub last_used: Option<WallTime>,
     /// When what the series that follows shows last changed.
     pub changed: BootTime,
+    /// The earliest time of which anything is counted; absent where an older agent did not note it.
+    pub since: Option<BootTime>,
+    /// Up to when its allocated time is counted.
+    pub allocated_through: Option<BootTime>,
 }
 
 /// An account that has been closed.
@@ -269,6 +275,10 @@ pub struct Changes {
     pub processes: Vec<KeptProcess>,
     /// Those that were handed over and are not kept any more.
     pub gone: Vec<ProcessId>,
+    /// What the kubelet has given to containers that live.
+    pub allocations: Vec<KeptAllocation>,
+    /// Containers of which that was handed over and is not kept any more.
+    pub allocations_gone: Vec<ContainerId>,
 }
 
 /// How far changes reach, to be given back once they are kept.
@@ -305,6 +315,8 @@ pub struct State {
     pub namespaces: Vec<KeptNamespace>,
     /// Processes that have to do with a GPU.
     pub processes: Vec<KeptProcess>,
+    /// What the kubelet has given to containers.
+    pub allocations: Vec<KeptAllocation>,
     /// The largest number that any account has had.
     pub last_number: u32,
 }
@@ -352,6 +364,7 @@ pub(super) struct Keeper {
     closed: Vec<ClosedAccount>,
     given_up: u64,
     followed: Followed,
+    allocations: HashMap<ContainerId, KeptAllocation>,
 }
 
 impl Keeper {
@@ -362,6 +375,28 @@ impl Keeper {
         self.times.clear();
         self.namespaces.clear();
         self.followed.forget();
+        self.allocations.clear();
+    }
+
+    /// What of allocations is news, and of which containers there is none any more.
+    fn allocations(&mut self, table: &AllocationTable) -> (Vec<KeptAllocation>, Vec<ContainerId>) {
+        let mut news = Vec::new();
+        let mut gone = std::mem::take(&mut self.allocations);
+        for (container, name, grants) in table.kept() {
+            let known = gone.remove(container);
+            let known = known.filter(|known| known.name == *name && known.grants == grants);
+            let kept = known.unwrap_or_else(|| {
+                let kept = KeptAllocation {
+                    container: container.clone(),
+                    name: name.clone(),
+                    grants: grants.to_vec(),
+                };
+                news.push(kept.clone());
+                kept
+            });
+            self.allocations.insert(container.clone(), kept);
+        }
+        (news, gone.into_keys().collect())
     }
 
     /// Notes an account that is closed; it is handed over until [`Keeper::confirm`].
@@ -644,6 +679,8 @@ fn kept_parts(account: &Account) -> ([Option<SeriesView<'_>>; 2], KeptTotals) {
         changed: current
             .filter(|_| follows)
             .map_or(BootTime::default(), |series| series.gate.changed),
+        since: Some(account.since),
+        allocated_through: account.allocated_through,
     };
     ([id_only, named], totals)
 }
@@ -695,6 +732,11 @@ fn restored_account(kept: &KeptAccount, totals: &KeptTotals, now: BootTime) -> A
         memory_peak: totals.memory_peak,
         processes_started: totals.processes_started,
         opened: kept.opened,
+        since: totals.since.unwrap_or_else(|| {
+            // The latest that its amounts allow, so that what is added from here on is checked.
+            now.minus(totals.amounts.held.max(totals.amounts.allocated))
+        }),
+        allocated_through: totals.allocated_through,
         first_used: totals.first_used,
         last_used: totals.last_used,
         id_only: kept.id_only.as_ref().map(|s| restored(s, Amounts::ZERO)),
@@ -708,6 +750,16 @@ fn restored_account(kept: &KeptAccount, totals: &KeptTotals, now: BootTime) -> A
         // Set and done within one commit, or set anew.
         expired: false,
     }
+}
+
+/// The end of an account's allocated time that its book had not accounted for yet, and of which it has
+/// no part yet. The next window begins there.
+fn undivided(account: &Account, book: &Book) -> (BootTime, BootTime) {
+    let until = account.allocated_through.unwrap_or_default();
+    let rest = account.amounts.allocated;
+    let rest = rest.minus(account.amounts.allocated_share);
+    let from = book.through.unwrap_or_default().max(until.minus(rest));
+    (from.min(until), until)
 }
 
 /// A book as it was, the reasons that it never had at zero.
@@ -802,6 +854,7 @@ impl Accountant {
             }));
         }
         (changes.processes, changes.gone) = self.changed_processes(&mut keeper);
+        (changes.allocations, changes.allocations_gone) = keeper.allocations(&self.allocations);
         self.keeper = Some(keeper);
         changes
     }
@@ -914,6 +967,10 @@ impl Accountant {
             let owner = owner(kept.kind, &kept.payer);
             let account = restored_account(kept, totals, now);
             numbers.insert(kept.number, (book, owner.clone()));
+            if let Owner::Container(id) = &owner {
+                let (from, until) = undivided(&account, &ledger.books()[book]);
+                accountant.shares.hold(book, id, from, until);
+            }
             if !ledger.restore(book, owner.clone(), account) {
                 return Err(StateError::Twice {
                     payer: Arc::clone(&kept.payer),
@@ -938,6 +995,15 @@ impl Accountant {
                 },
             );
         }
+        let amounts = state.accounts.iter().map(|(_, totals)| totals.amounts);
+        let amounts = amounts.chain(state.namespaces.iter().map(|kept| kept.amounts));
+        let is_known = amounts
+            .map(|amounts| amounts.allocated)
+            .any(|of| !of.is_zero());
+        let then = state.clock.boot;
+        accountant
+            .allocations
+            .restore(&state.allocations, is_known, then, now);
         for kept in &state.namespaces {
             let gpu = &kept.gpu;
             let book = ledger.book_of(gpu);

@@ -186,7 +186,7 @@ mod tests {
     fn account() -> Account {
         let mut ledger = Ledger::new(1);
         let owner = Owner::Container(ContainerId::from("id"));
-        ledger.open(0, &owner, clock(1).wall);
+        ledger.open(0, &owner, clock(1));
         let mut taken = None;
         for (_, account) in ledger.accounts_mut() {
             taken = Some(std::mem::replace(
@@ -198,6 +198,8 @@ mod tests {
                     memory_peak: None,
                     processes_started: 0,
                     opened: WallTime(0),
+                    since: BootTime(0),
+                    allocated_through: None,
                     first_used: None,
                     last_used: None,
                     id_only: None,

@@ -86,6 +86,10 @@ pub struct GpuBook {
     /// Nanoseconds by which the accounts differ from the device's busy time, signed; zero unless
     /// there is a defect.
     pub imbalance: i64,
+    /// By how much the held or allocated time of an account on it exceeds the time that has passed
+    /// since the account's beginning; zero unless there is a defect.
+    #[serde(default)]
+    pub excess: Nanos,
     /// Share of the last minute during which the GPU was busy, 0..=1; absent before the first
     /// window.
     pub utilization: Option<f64>,
@@ -366,6 +370,9 @@ pub enum AllocationState {
     Counting,
     /// It lives, though the kubelet lists it no more. Its time counts.
     Forgotten,
+    /// It lives, and an agent before this one was told of it. The kubelet has not said anything since.
+    /// Its time counts.
+    Unconfirmed,
     /// The kubelet lists it, and no container of that name lives here: not yet, or not any more.
     NoContainer,
     /// It has ended just now.
@@ -443,6 +450,9 @@ pub struct AgentBook {
     pub commits: u64,
     /// Commits whose books did not balance.
     pub imbalances: u64,
+    /// Commits with an account that had more held or allocated time than had passed.
+    #[serde(default)]
+    pub excesses: u64,
 }
 
 /// How often a source failed in one way, since the agent began. A source that was never there does

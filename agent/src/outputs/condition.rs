@@ -24,7 +24,8 @@ pub const STUCK_AFTER: Nanos = Nanos::from_secs(30);
 /// The reasons for which the agent is degraded; none if it is well.
 ///
 /// 1. A source or receiver that was there, or has to be there, is down.
-/// 2. The books of a GPU do not balance.
+/// 2. The books of a GPU do not balance, or an account has more held or allocated time than has
+///    passed.
 /// 3. More than 5 % of the last minute was not observed, on a device that can be observed.
 /// 4. More than 5 % of the last minute's busy time has no owner because a process, its cgroup or
 ///    an account was missing.
@@ -56,6 +57,12 @@ pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTim
             reasons.push(format!(
                 "the books of gpu {index} are out of balance by {} ns",
                 book.imbalance
+            ));
+        }
+        if !book.excess.is_zero() {
+            reasons.push(format!(
+                "an account on gpu {index} has {} ns more held or allocated time than has passed",
+                book.excess.0
             ));
         }
         coverage(index, &book.coverage, &mut reasons);
@@ -166,7 +173,7 @@ mod tests {
     #[test]
     fn each_fault_is_a_reason_of_its_own() {
         type Fault = fn(&mut Snapshot);
-        let rows: [(Fault, &str); 9] = [
+        let rows: [(Fault, &str); 10] = [
             (
                 |s| {
                     s.sources[3].state = SourceState::Down {
@@ -180,6 +187,10 @@ mod tests {
             (
                 |s| s.gpus[1].imbalance = -7,
                 "the books of gpu 1 are out of balance by -7 ns",
+            ),
+            (
+                |s| s.gpus[1].excess = Nanos(7),
+                "an account on gpu 1 has 7 ns more held or allocated time than has passed",
             ),
             (
                 |s| {

@@ -114,6 +114,8 @@ pub enum Value {
     Nanos(i128),
     /// A number of things or bytes.
     Count(u64),
+    /// The same where 64 bits are too few.
+    Wide(u128),
     /// A share of one.
     Ratio(f64),
 }
@@ -313,7 +315,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.allocated",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the kubelet had given the container the GPU, used or not; absent on nodes whose kubelet has never said.",
+        help: "Time during which the kubelet had given the container the GPU, used or not; absent on nodes whose kubelet has never said. Each of the containers that share a GPU by time-slicing has all of that time; gpuacct report divides it among them.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             if view.snapshot.allocations_known {
@@ -329,7 +331,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         help: "Device memory that the container's processes held, summed over time.",
         keys: CONTAINER_GPU,
         read: |view, points| {
-            per_container(view, points, |series| Value::Count(series.amounts.memory.0));
+            per_container(view, points, |series| Value::Wide(series.amounts.memory.0));
         },
     },
     Instrument {
@@ -433,7 +435,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.namespace.gpu.allocated",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the kubelet had given the namespace's containers the GPU, summed over containers; absent on nodes whose kubelet has never said.",
+        help: "Time during which the kubelet had given the namespace's containers the GPU, summed over containers; absent on nodes whose kubelet has never said. Each of the containers that share a GPU by time-slicing counts for itself; gpuacct report divides the time among them.",
         keys: &["namespace", "gpu_uuid"],
         read: |view, points| {
             if view.snapshot.allocations_known {
@@ -632,6 +634,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
                 Value::Nanos(i128::from(book.imbalance))
             });
         },
+    },
+    Instrument {
+        name: "gpuacct_gpu_excess_seconds",
+        otlp: "gpuacct.gpu.excess",
+        kind: Kind::Gauge,
+        unit: Unit::Seconds,
+        help: "By how much the held or allocated time of an account exceeds the time that has passed since the account's beginning. Anything but zero is a defect.",
+        keys: GPU,
+        read: |view, points| per_gpu(view, points, |book| nanos(book.excess.0)),
     },
     Instrument {
         name: "gpuacct_gpu_utilization_ratio",
@@ -1205,6 +1216,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.imbalances),
     },
     Instrument {
+        name: "gpuacct_excesses_total",
+        otlp: "gpuacct.excesses",
+        kind: Kind::Counter,
+        unit: Unit::Count("{commit}"),
+        help: "Commits with an account that had more held or allocated time than had passed since its beginning. Anything but zero is a defect.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.agent.excesses),
+    },
+    Instrument {
         name: "gpuacct_store_commits_total",
         otlp: "gpuacct.store.commits",
         kind: Kind::Counter,
@@ -1375,6 +1395,15 @@ pub static INSTRUMENTS: &[Instrument] = &[
                 );
             }
         },
+    },
+    Instrument {
+        name: "gpuacct_otlp_starts_merged_total",
+        otlp: "gpuacct.otlp.starts_merged",
+        kind: Kind::Counter,
+        unit: Unit::Count("{merge}"),
+        help: "Times that the starts of counters which are sent without their start, since the wall clock was behind it, were too many to be told apart. From then on counters that began earlier are sent without it, too.",
+        keys: &[],
+        read: |view, points| own(view, points, view.counters.otlp_starts_merged.get()),
     },
     Instrument {
         name: "gpuacct_socket_requests_total",

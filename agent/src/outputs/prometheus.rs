@@ -166,6 +166,7 @@ impl Sink for Writer<'_> {
         match value {
             Value::Nanos(amount) => decimal(self.out, amount),
             Value::Count(count) => put(self.out, format_args!("{count}")),
+            Value::Wide(count) => put(self.out, format_args!("{count}")),
             Value::Ratio(ratio) => put(self.out, format_args!("{ratio}")),
         }
         self.out.push('\n');

@@ -160,6 +160,7 @@ pub(crate) fn snapshot() -> Snapshot {
             records_given_up: 1,
             commits: 3_600,
             imbalances: 0,
+            excesses: 0,
         },
         names: vec![NamesBook {
             source: SourceId::Docker,
@@ -287,8 +288,9 @@ fn amounts(busy: u64) -> Amounts {
         },
         held: Nanos(busy * 2),
         allocated: Nanos(busy * 3),
-        memory: ByteSeconds(busy),
+        memory: ByteSeconds(busy.into()),
         energy: Millijoules(busy / 2_000_000),
+        allocated_share: Nanos(busy * 3 / 2),
     }
 }
 
@@ -389,6 +391,7 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             .to_vec(),
         pending: Nanos::from_millis(600),
         imbalance: 0,
+        excess: Nanos::ZERO,
         utilization: Some(0.75),
         coverage: Coverage {
             elapsed: Nanos::from_secs(60),

@@ -14,6 +14,10 @@
 //!
 //! A MIG instance is a part of a GPU and has the price of its profile, never the whole GPU's.
 //!
+//! The price of allocated time is for the GPU, not for each who has it. While containers share a GPU by
+//! time-slicing, each of them pays for its part of the time, and together they pay for no more than the
+//! GPU's time.
+//!
 //! A price is for an hour of one GPU. It is multiplied by nanoseconds and added up exactly; the
 //! division and the rounding happen once, when it is printed. Then the running sum of the rows is
 //! rounded, half to even, and each row is given the difference: so the rows add up to the total to
@@ -143,7 +147,7 @@ pub struct Price {
     /// Of its being busy.
     #[serde(deserialize_with = "decimal")]
     pub busy_hour: Option<Decimal>,
-    /// Of its being allocated, busy or not.
+    /// Of its being allocated, busy or not. Who shares it by time-slicing pays for a part.
     #[serde(deserialize_with = "decimal")]
     pub allocated_hour: Option<Decimal>,
 }

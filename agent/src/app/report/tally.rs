@@ -4,6 +4,10 @@
 //! at least 0, and 0 where nothing was allocated. Busy time of a container that was given no GPU thus
 //! never makes another one's idle GPU disappear, and the sum is the same however it is grouped.
 //!
+//! **A GPU that is shared** by time-slicing is allocated to each of the containers that have it, for all
+//! of the time. Their parts of that time (`allocated_share`) are together no more than the GPU's time,
+//! and are what allocated time costs.
+//!
 //! **GPU time** is the time of the GPU that a row is about, whatever became of it: busy time of
 //! containers, of the host and of nobody; idle, unobserved and unaccounted time. Over all rows it is
 //! all there is.
@@ -349,9 +353,12 @@ impl<'a> Tally<'a> {
         let Payer { kind, gpu, .. } = *payer;
         let profile = payer.profile.clone();
         let Amounts {
-            busy, allocated, ..
+            busy,
+            allocated,
+            allocated_share,
+            ..
         } = used.amounts;
-        let cost = self.cost(gpu, profile, busy, allocated)?;
+        let cost = self.cost(gpu, profile, busy, allocated_share)?;
         let hour = self.hours.entry((used.hour, gpu)).or_default();
         hour.accounts_busy += busy;
         let energy = &mut hour.accounts_energy.0;
@@ -699,7 +706,8 @@ impl Tally<'_> {
         key
     }
 
-    /// What these times of a GPU cost; nothing where there are no prices.
+    /// What these times of a GPU cost, of allocated time the part that is the payer's; nothing where
+    /// there are no prices.
     fn cost(
         &mut self,
         gpu: i64,
@@ -899,6 +907,7 @@ mod tests {
             account,
             amounts: Amounts {
                 allocated: Nanos::from_secs(allocated),
+                allocated_share: Nanos::from_secs(allocated),
                 energy: Millijoules(busy),
                 ..Amounts::busy(Nanos::from_secs(busy))
             },
@@ -951,6 +960,30 @@ mod tests {
             let found = report.total.sums.unused;
             assert_eq!(found, Nanos::from_secs(expected), "{rows:?}");
         }
+    }
+
+    #[test]
+    fn who_shares_a_gpu_pays_for_a_part_of_it() {
+        let prices = "currency = \"EUR\"\n[gpu.\"A100\"]\nallocated_hour = \"0.40\"\n";
+        let prices = Prices::parse(prices, "p").unwrap();
+        let by = [Dimension::ContainerId];
+        let mut tally = Tally::new(
+            standing(0),
+            gpus(FIRST..=FIRST),
+            asked(),
+            &by,
+            Some(&prices),
+        );
+        for account in 1..=2 {
+            let mut used = used(0, account, 0, 3_600);
+            used.amounts.allocated_share = Nanos::from_secs(1_800);
+            tally.account(used, known).unwrap();
+        }
+        let report = tally.report(begin_of(FIRST + 1)).unwrap();
+        let total = &report.total;
+        assert_eq!(total.sums.amounts.allocated, Nanos::from_secs(7_200));
+        assert_eq!(total.sums.amounts.allocated_share, Nanos::from_secs(3_600));
+        assert_eq!(total.cost, Some(Decimal::new(40, 2)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::io;
 
 use rust_decimal::Decimal;
+use rust_decimal::prelude::FromPrimitive as _;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 
@@ -95,7 +96,7 @@ impl<'a> Sheet<'a> {
             unused,
             ..
         } = &row.sums;
-        let memory = || Decimal::from(amounts.memory.0);
+        let memory = || count_of(amounts.memory.0);
         let byte_hours = || (memory() / SECONDS_OF_AN_HOUR).round();
         let mut cells = Vec::with_capacity(MOST_COLUMNS + row.key.len());
         cells.extend([
@@ -111,6 +112,10 @@ impl<'a> Sheet<'a> {
             ("gpu_seconds", time(true, *gpu)),
             ("busy_seconds", time(busy, amounts.busy)),
             ("allocated_seconds", time(owned, amounts.allocated)),
+            (
+                "allocated_share_seconds",
+                time(owned, amounts.allocated_share),
+            ),
             ("allocated_unused_seconds", time(owned, *unused)),
             ("held_seconds", time(owned, amounts.held)),
         ]);
@@ -125,6 +130,10 @@ impl<'a> Sheet<'a> {
             (
                 "allocated_gpu_hours",
                 if_so(owned, &|| hours(amounts.allocated, 9)),
+            ),
+            (
+                "allocated_share_gpu_hours",
+                if_so(owned, &|| hours(amounts.allocated_share, 9)),
             ),
             ("memory_byte_hours", if_so(owned, &byte_hours)),
             ("busy_share", row.share.map_or(Cell::Nothing, Cell::Number)),
@@ -159,7 +168,7 @@ impl<'a> Sheet<'a> {
 }
 
 /// Columns beside those of the dimensions.
-const MOST_COLUMNS: usize = 21 + Engine::ALL.len();
+const MOST_COLUMNS: usize = 23 + Engine::ALL.len();
 
 /// To the second.
 fn moment(at: WallTime) -> String {
@@ -168,6 +177,11 @@ fn moment(at: WallTime) -> String {
 }
 
 const SECONDS_OF_AN_HOUR: Decimal = Decimal::from_parts(3_600, 0, 0, false, 0);
+
+/// A count; the largest decimal, of 96 bits, stands for all that are larger.
+fn count_of(count: u128) -> Decimal {
+    Decimal::from_u128(count).unwrap_or(Decimal::MAX)
+}
 
 fn seconds(time: Nanos) -> Decimal {
     Decimal::from_i128_with_scale(time.0.into(), 9).normalize()
@@ -380,6 +394,9 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
     };
     column("BUSY h", time(|row| row.sums.amounts.busy));
     column("ALLOC. h", time(|row| row.sums.amounts.allocated));
+    if wide || is_shared(report) {
+        column("DIV. h", time(|row| row.sums.amounts.allocated_share));
+    }
     column("UNUSED h", time(|row| row.sums.unused));
     if wide {
         column("HELD h", time(|row| row.sums.amounts.held));
@@ -392,7 +409,7 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
     column(
         "GiB h",
         Box::new(|row| {
-            let gibibyte_seconds = Decimal::from(row.sums.amounts.memory.0) / GIBIBYTE;
+            let gibibyte_seconds = count_of(row.sums.amounts.memory.0) / GIBIBYTE;
             short(gibibyte_seconds / SECONDS_OF_AN_HOUR)
         }),
     );
@@ -422,6 +439,19 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
     }
     figures
 }
+
+/// Whether a GPU was allocated to several containers at once: their parts of it differ from their
+/// allocated time by more than what is on its way.
+fn is_shared(report: &Report) -> bool {
+    let owned = report.rows.iter().filter(|row| row.kind.is_owned());
+    owned.map(|row| row.sums.amounts).any(|of| {
+        let rest = of.allocated.minus(of.allocated_share);
+        rest > ON_ITS_WAY && rest.0 > of.allocated.0 / 20
+    })
+}
+
+/// Allocated time that no window accounts for yet, at most: it is not divided yet.
+const ON_ITS_WAY: Nanos = Nanos::from_secs(5);
 
 fn kwh(row: &Row) -> String {
     match row.kind {

@@ -22,7 +22,7 @@ use crate::core::snapshot::Snapshot;
 use crate::outputs::instruments::{Instrument, VERSION, Value};
 
 /// How long a series that is not published any more is remembered. Some come back: allocated time
-/// is away from a restart until the kubelet has answered.
+/// of which nothing was kept is away from a restart until the kubelet has answered.
 const REMEMBERED_FOR: Nanos = Nanos::from_secs(3_600);
 /// Series that are not published any more and are remembered, at most.
 const REMEMBERED: usize = 20_000;
@@ -204,6 +204,7 @@ impl Told {
             from: account.end.min(end),
             value: match value {
                 Value::Nanos(_) => Value::Nanos(i128::try_from(grown).ok()?),
+                Value::Wide(_) => Value::Wide(grown),
                 Value::Count(_) | Value::Ratio(_) => Value::Count(u64::try_from(grown).ok()?),
             },
         };
@@ -270,6 +271,7 @@ fn amount(value: Value) -> Option<u128> {
     match value {
         Value::Nanos(amount) => u128::try_from(amount).ok(),
         Value::Count(count) => Some(count.into()),
+        Value::Wide(count) => Some(count),
         // No counter is a ratio.
         Value::Ratio(_) => None,
     }

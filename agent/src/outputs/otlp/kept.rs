@@ -31,7 +31,7 @@ const FILE: &str = "otlp-delta.json";
 /// The lock's name beside it.
 const LOCK: &str = "otlp-delta.lock";
 /// How long a disk may take. Tests are about other things than a busy one.
-const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 2 });
+pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 2 });
 
 /// Where it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl KeepError {
     }
 }
 
-fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeepError {
+pub(super) fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeepError {
     let path = path.to_owned();
     move |source| KeepError::File { act, path, source }
 }
@@ -156,16 +156,7 @@ impl Place {
     }
 
     fn write(&self, text: &[u8]) -> Result<(), KeepError> {
-        let path = self.file();
-        let beside = path.with_extension("json~");
-        let written = File::create(&beside).and_then(|mut file| {
-            file.write_all(text)?;
-            file.sync_all()
-        });
-        written.map_err(failed("write", &beside))?;
-        fs::rename(&beside, &path).map_err(failed("replace", &path))?;
-        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        synced.map_err(failed("sync", &self.directory))
+        replace(&self.file(), text)
     }
 
     /// What the mark says: a series lives no longer than a boot.
@@ -178,6 +169,20 @@ impl Place {
         let set = fs::write(&beside, self.marked()).and_then(|()| fs::rename(&beside, &self.mark));
         set.map_err(failed("make", &self.mark))
     }
+}
+
+/// Replaces a file's content whole, durably.
+pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), KeepError> {
+    let beside = path.with_extension("json~");
+    let written = File::create(&beside).and_then(|mut file| {
+        file.write_all(text)?;
+        file.sync_all()
+    });
+    written.map_err(failed("write", &beside))?;
+    fs::rename(&beside, path).map_err(failed("replace", path))?;
+    let directory = path.parent().unwrap_or(path);
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(failed("sync", directory))
 }
 
 fn mark(socket: &Path) -> PathBuf {

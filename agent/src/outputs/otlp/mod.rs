@@ -33,11 +33,14 @@ use crate::core::snapshot::Snapshot;
 mod delta;
 mod kept;
 mod request;
+mod starts;
 mod telling;
 mod transport;
 
 pub use kept::Place;
-use request::build;
+use request::{Counters, build};
+use starts::Starts;
+pub use starts::StartsFile;
 use telling::Telling;
 use transport::{Arrival, Failure, Retry, Transport};
 
@@ -67,6 +70,9 @@ pub struct Options {
     pub opt_in: OptIn,
     /// What a counter's points say.
     pub temporality: Temporality,
+    /// Where it is kept which counters are sent without their start; absent where no series outlives
+    /// the agent.
+    pub starts: Option<StartsFile>,
 }
 
 /// What a counter's points say.
@@ -95,6 +101,7 @@ impl Options {
             origin,
             opt_in: OptIn::default(),
             temporality: Temporality::default(),
+            starts: None,
         }
     }
 }
@@ -120,6 +127,7 @@ pub struct Exporter {
     health: Health,
     /// Absent where what is sent is cumulative.
     telling: Option<Telling>,
+    starts: Starts,
 }
 
 impl std::fmt::Debug for Exporter {
@@ -154,7 +162,9 @@ impl Exporter {
             Temporality::Cumulative => None,
             Temporality::Delta(place) => Some(Telling::new(place.clone(), Arc::clone(&counters))),
         };
+        let starts = Starts::new(options.starts.clone(), Arc::clone(&counters));
         Ok(Self {
+            starts,
             options,
             transport,
             snapshots,
@@ -270,10 +280,16 @@ impl Exporter {
         };
         let (origin, max_points) = (&self.options.origin, self.options.max_points);
         let messages = match &mut self.telling {
-            None => build(&view, origin, max_points, None),
+            None => {
+                self.starts.begin().await;
+                let totals = Counters::Totals(&mut self.starts);
+                let messages = build(&view, origin, max_points, totals);
+                self.starts.keep().await;
+                messages
+            }
             Some(telling) => {
                 let told = telling.begin(&snapshot).await?;
-                let mut messages = build(&view, origin, max_points, Some(told));
+                let mut messages = build(&view, origin, max_points, Counters::Growths(told));
                 let growths = messages.iter_mut();
                 let growths = growths.map(|outgoing| std::mem::take(&mut outgoing.growths));
                 telling.offer(&snapshot, growths).await?;

@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
 use super::delta::{Growth, Told};
+use super::starts::Starts;
 use crate::core::model::WallTime;
 use crate::core::snapshot::Snapshot;
 use crate::outputs::instruments::{self, Instrument, Kind, Sink, VERSION, Value, View};
@@ -24,6 +25,15 @@ use crate::outputs::receiver::Origin;
 
 /// About the most bytes that one message may have before it is closed and another begun.
 pub(super) const MAX_BYTES: usize = 3 << 20;
+
+/// What the points of counters say.
+#[derive(Debug)]
+pub(super) enum Counters<'a> {
+    /// Their totals, and since when, where that is not left out.
+    Totals(&'a mut Starts),
+    /// What has come since the receiver was told.
+    Growths(&'a mut Told),
+}
 
 /// One message and what is in it.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,22 +47,21 @@ pub(super) struct Outgoing {
 }
 
 /// The whole of `view` in messages of at most `max_points` points and about [`MAX_BYTES`] bytes.
-/// Where a receiver wants deltas, what it has been `told` is left out.
 pub(super) fn build(
     view: &View<'_>,
     origin: &Origin,
     max_points: usize,
-    told: Option<&mut Told>,
+    counters: Counters<'_>,
 ) -> Vec<Outgoing> {
     let mut batch = Batch {
         resource: resource(origin),
         snapshot: view.snapshot,
         time: view.snapshot.wall.0,
-        temporality: match told {
-            Some(_) => AggregationTemporality::Delta,
-            None => AggregationTemporality::Cumulative,
+        temporality: match counters {
+            Counters::Growths(_) => AggregationTemporality::Delta,
+            Counters::Totals(_) => AggregationTemporality::Cumulative,
         },
-        told,
+        counters,
         growths: Vec::new(),
         max_points: max_points.max(1),
         family: None,
@@ -92,7 +101,7 @@ struct Batch<'a> {
     resource: Resource,
     snapshot: &'a Snapshot,
     temporality: AggregationTemporality,
-    told: Option<&'a mut Told>,
+    counters: Counters<'a>,
     /// What the message that is being written tells.
     growths: Vec<Growth>,
     time: u64,
@@ -122,21 +131,19 @@ impl Sink for Batch<'_> {
         start: WallTime,
         mut value: Value,
     ) {
-        // A start after the time, as a clock that was set back makes one, would be refused, and
-        // one that moves would be a new beginning each time: then it is left out, as 0.
-        let mut from = match instrument.kind {
-            Kind::Counter if start.0 <= self.time => start.0,
-            Kind::Counter | Kind::Gauge | Kind::Info => 0,
-        };
+        let mut from = 0;
         let mut growth = None;
-        if let Some(told) = &mut self.told
-            && instrument.kind == Kind::Counter
-        {
-            let grown = told.growth(instrument, labels, start, value, self.snapshot);
-            let Some((delta, grown)) = grown else {
-                return;
-            };
-            (from, value, growth) = (delta.from, delta.value, Some(grown));
+        if instrument.kind == Kind::Counter {
+            match &mut self.counters {
+                Counters::Totals(starts) => from = starts.of(start, self.time),
+                Counters::Growths(told) => {
+                    let grown = told.growth(instrument, labels, start, value, self.snapshot);
+                    let Some((delta, grown)) = grown else {
+                        return;
+                    };
+                    (from, value, growth) = (delta.from, delta.value, Some(grown));
+                }
+            }
         }
         let point = NumberDataPoint {
             attributes: instrument
@@ -230,6 +237,11 @@ fn number(value: Value) -> number_data_point::Value {
         Value::Count(count) => {
             number_data_point::Value::AsInt(i64::try_from(count).unwrap_or(i64::MAX))
         }
+        // OTLP's integers end at 2^63 - 1. A total that stopped there would say that nothing grows.
+        Value::Wide(count) => match i64::try_from(count) {
+            Ok(count) => number_data_point::Value::AsInt(count),
+            Err(_) => number_data_point::Value::AsDouble(count as f64),
+        },
         Value::Ratio(ratio) => number_data_point::Value::AsDouble(ratio),
     }
 }
@@ -238,6 +250,7 @@ fn number(value: Value) -> number_data_point::Value {
 mod tests {
     use std::collections::BTreeSet;
     use std::fmt::Write as _;
+    use std::sync::Arc;
 
     use super::*;
     use crate::core::model::HostUnit;
@@ -255,12 +268,16 @@ mod tests {
     }
 
     fn built(snapshot: &Snapshot, max_points: usize) -> Vec<Outgoing> {
+        built_with(snapshot, max_points, &mut Starts::new(None, Arc::default()))
+    }
+
+    fn built_with(snapshot: &Snapshot, max_points: usize, starts: &mut Starts) -> Vec<Outgoing> {
         let view = View {
             snapshot,
             counters: &OutputCounters::default(),
             opt_in: &sample::opt_in(),
         };
-        build(&view, &origin(), max_points, None)
+        build(&view, &origin(), max_points, Counters::Totals(starts))
     }
 
     fn attributes(attributes: &[KeyValue]) -> String {
@@ -401,6 +418,24 @@ mod tests {
         assert_eq!(starts[0], starts[1]);
     }
 
+    /// Receivers that add up what came since would bill the whole amount once more.
+    #[test]
+    fn a_start_that_was_sent_as_0_stays_0_when_the_clock_has_caught_up() {
+        let mut snapshot = sample::snapshot();
+        let now = snapshot.wall;
+        let mut exporter = Starts::new(None, Arc::default());
+        let mut sums = |wall| {
+            snapshot.wall = wall;
+            let lines = lines(&built_with(&snapshot, 100_000, &mut exporter)[0]);
+            let sums = lines.into_iter().filter(|line| line.contains(" sum "));
+            let starts = sums.map(|line| line.split("..").next().unwrap_or_default().to_owned());
+            starts.collect::<Vec<_>>()
+        };
+        let behind = sums(WallTime(5));
+        assert!(behind.iter().all(|line| line.ends_with(" 0")), "{behind:?}");
+        assert_eq!(behind, sums(now));
+    }
+
     #[test]
     fn numbers_keep_what_a_double_can_hold() {
         let rows = [
@@ -416,6 +451,11 @@ mod tests {
             (
                 Value::Count(u64::MAX),
                 number_data_point::Value::AsInt(i64::MAX),
+            ),
+            (Value::Wide(7), number_data_point::Value::AsInt(7)),
+            (
+                Value::Wide(1 << 70),
+                number_data_point::Value::AsDouble(1_180_591_620_717_411_303_424.0),
             ),
             (Value::Ratio(0.5), number_data_point::Value::AsDouble(0.5)),
         ];

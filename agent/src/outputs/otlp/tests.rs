@@ -489,7 +489,7 @@ async fn one_message_that_is_refused_does_not_keep_the_others_back() {
             },
             &quick(protocol, String::new()).origin,
             usize::MAX,
-            None,
+            Counters::Totals(&mut Starts::new(None, Arc::default())),
         )[0]
         .points;
         while points < whole {
@@ -682,7 +682,7 @@ async fn a_message_that_fails_does_not_tell_the_others_again() {
             };
             let origin = &quick(protocol, String::new()).origin;
             let mut told = delta::Told::new("", view.snapshot.agent_started);
-            let whole = build(&view, origin, usize::MAX, Some(&mut told));
+            let whole = build(&view, origin, usize::MAX, Counters::Growths(&mut told));
             let whole = whole[0].growths.len();
             let mut taken = BTreeSet::new();
             let mut messages = 0;

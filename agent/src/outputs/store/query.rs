@@ -20,7 +20,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
 use serde_json::Value;
 
 use super::FILE;
-use super::schema::{self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE};
+use super::schema::{
+    self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, MEMORY_LOW_BITS, SHARES_SINCE,
+};
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use crate::core::model::{GpuUuid, Nanos, WallTime};
 
@@ -423,7 +425,13 @@ impl Ledger {
     /// # Errors
     /// If the file cannot be read.
     pub fn used(&self, hours: &Range<i64>, mut each: impl FnMut(Used)) -> Result<(), ReadError> {
-        let amounts = AMOUNTS.join(", ");
+        let amounts = AMOUNTS.map(|amount| match (self.version, amount) {
+            // Of what was there then it is not known with how many others it was shared.
+            (..SHARES_SINCE, "allocated_share") => "allocated",
+            (..SHARES_SINCE, "memory_high") => "0",
+            _ => amount,
+        });
+        let amounts = amounts.join(", ");
         self.each(
             &format!("SELECT hour, account, {amounts} FROM used WHERE hour >= ?1 AND hour < ?2"),
             Some(hours),
@@ -563,7 +571,7 @@ fn unsigned_or_none(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64
     }
 }
 
-/// The ten amounts, from the column at which they begin.
+/// The amounts, from the column at which they begin.
 fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
     let nanos = |at| unsigned(row, first + at).map(Nanos);
     Ok(Amounts {
@@ -577,8 +585,12 @@ fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
         },
         held: nanos(6)?,
         allocated: nanos(7)?,
-        memory: ByteSeconds(unsigned(row, first + 8)?),
+        memory: ByteSeconds(
+            u128::from(unsigned(row, first + 8)?)
+                + (u128::from(unsigned(row, first + 11)?) << MEMORY_LOW_BITS),
+        ),
         energy: Millijoules(unsigned(row, first + 9)?),
+        allocated_share: nanos(10)?,
     })
 }
 

@@ -290,6 +290,8 @@ mod tests {
             first_used: None,
             last_used: None,
             changed: BootTime(0),
+            since: None,
+            allocated_through: None,
         };
         let mut reached = Reached::default();
         // Account 1 is used in the first hour alone, account 2 in each.

@@ -9,14 +9,17 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row};
 
 use super::error::StoreError;
+use super::schema::MEMORY_LOW_BITS;
+use super::write::list;
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use crate::core::input::{GpuInfo, IdentitySource, MigInfo};
 use crate::core::model::{
-    BootTime, Clock, GpuUuid, Nanos, Pid, UnattributedReason, UnobservedReason, WallTime,
+    BootTime, Clock, ContainerId, GpuUuid, Nanos, Pid, UnattributedReason, UnobservedReason,
+    WallTime,
 };
 use crate::core::persist::{
-    Cgroups, KeptAccount, KeptBook, KeptNamespace, KeptProcess, KeptReason, KeptSeries, KeptTime,
-    KeptTotals, PayerKind, State,
+    Cgroups, GivenName, KeptAccount, KeptAllocation, KeptBook, KeptNamespace, KeptProcess,
+    KeptReason, KeptSeries, KeptTime, KeptTotals, PayerKind, State,
 };
 use crate::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};
 
@@ -102,8 +105,9 @@ impl<'a, 'r> Columns<'a, 'r> {
         })
     }
 
+    /// The amounts, in the order in which [`list`] names them.
     fn amounts(&mut self) -> Result<Amounts> {
-        Ok(Amounts {
+        let mut amounts = Amounts {
             busy: self.nanos()?,
             engines: Engines {
                 memory: self.nanos()?,
@@ -114,9 +118,12 @@ impl<'a, 'r> Columns<'a, 'r> {
             },
             held: self.nanos()?,
             allocated: self.nanos()?,
-            memory: ByteSeconds(self.number()?),
+            memory: ByteSeconds(self.number()?.into()),
             energy: Millijoules(self.number()?),
-        })
+            allocated_share: self.nanos()?,
+        };
+        amounts.memory.0 += u128::from(self.number()?) << MEMORY_LOW_BITS;
+        Ok(amounts)
     }
 }
 
@@ -180,13 +187,13 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
         let known = gpus.get(&number).map(|info| info.uuid.clone());
         known.ok_or_else(|| columns.wrong(format!("the gpu {number}, which is not in gpus")))
     };
-    let sql = "SELECT gpu, start, through_boot, elapsed, busy, idle, energy, energy_idle,
-            energy_unattributed, windows, torn_windows, invalid_rows, cut, closed_busy,
-            closed_engine_memory, closed_engine_encoder, closed_engine_decoder,
-            closed_engine_jpeg, closed_engine_ofa, closed_held, closed_allocated, closed_memory,
-            closed_energy
-        FROM books JOIN gpus USING (gpu) ORDER BY place, gpu";
-    let books = rows(connection, "books", sql, [], |columns| {
+    let sql = format!(
+        "SELECT gpu, start, through_boot, elapsed, busy, idle, energy, energy_idle,
+            energy_unattributed, windows, torn_windows, invalid_rows, cut, {}
+        FROM books JOIN gpus USING (gpu) ORDER BY place, gpu",
+        list(|amount| format!("closed_{amount}")),
+    );
+    let books = rows(connection, "books", &sql, [], |columns| {
         let uuid = gpu(columns)?;
         let info = gpus.values().find(|info| info.uuid == uuid).cloned();
         let start = columns.wall()?;
@@ -254,13 +261,12 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
         };
         Ok((kept, KeptTotals { number, ..totals }))
     })?;
-    let sql = "SELECT gpu, namespace, start, shown_boot, changed_boot, busy, engine_memory,
-            engine_encoder, engine_decoder, engine_jpeg, engine_ofa, held, allocated, memory,
-            energy, shown_busy, shown_engine_memory, shown_engine_encoder, shown_engine_decoder,
-            shown_engine_jpeg, shown_engine_ofa, shown_held, shown_allocated, shown_memory,
-            shown_energy
-        FROM namespaces";
-    let namespaces = rows(connection, "namespaces", sql, [], |columns| {
+    let sql = format!(
+        "SELECT gpu, namespace, start, shown_boot, changed_boot, {}, {} FROM namespaces",
+        list(str::to_owned),
+        list(|amount| format!("shown_{amount}")),
+    );
+    let namespaces = rows(connection, "namespaces", &sql, [], |columns| {
         Ok(KeptNamespace {
             gpu: gpu(columns)?,
             namespace: columns.text()?,
@@ -279,6 +285,7 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
         accounts,
         namespaces,
         processes: processes(connection)?,
+        allocations: allocations(connection)?,
         last_number: last_number(connection, meta.life)?,
     })
 }
@@ -300,6 +307,21 @@ fn processes(connection: &Connection) -> Result<Vec<KeptProcess>> {
             cgroups: json::<Vec<_>>(columns)?.into(),
             moved: moved(columns)?,
             accounts: json(columns)?,
+        })
+    })
+}
+
+fn allocations(connection: &Connection) -> Result<Vec<KeptAllocation>> {
+    let sql = "SELECT container, namespace, pod, name, devices FROM allocations ORDER BY container";
+    rows(connection, "allocations", sql, [], |columns| {
+        Ok(KeptAllocation {
+            container: ContainerId(columns.text()?),
+            name: GivenName {
+                namespace: columns.text()?,
+                pod: columns.text()?,
+                container: columns.text()?,
+            },
+            grants: json(columns)?,
         })
     })
 }
@@ -350,11 +372,13 @@ fn gpus(connection: &Connection) -> Result<HashMap<i64, GpuInfo>> {
 }
 
 fn totals(connection: &Connection) -> Result<HashMap<i64, KeptTotals>> {
-    let sql = "SELECT account, t.busy, t.engine_memory, t.engine_encoder, t.engine_decoder,
-            t.engine_jpeg, t.engine_ofa, t.held, t.allocated, t.memory, t.energy, t.memory_peak,
-            t.processes_started, t.first_used, t.last_used, t.changed_boot
-        FROM totals t JOIN accounts USING (account) WHERE closed IS NULL";
-    let all = rows(connection, "totals", sql, [], |columns| {
+    let sql = format!(
+        "SELECT account, {}, t.memory_peak, t.processes_started, t.first_used, t.last_used,
+            t.changed_boot, t.since_boot, t.allocated_through_boot
+        FROM totals t JOIN accounts USING (account) WHERE closed IS NULL",
+        list(|amount| format!("t.{amount}")),
+    );
+    let all = rows(connection, "totals", &sql, [], |columns| {
         let account: i64 = columns.next()?;
         let totals = KeptTotals {
             number: 0,
@@ -364,6 +388,8 @@ fn totals(connection: &Connection) -> Result<HashMap<i64, KeptTotals>> {
             first_used: columns.number_or_none()?.map(WallTime),
             last_used: columns.number_or_none()?.map(WallTime),
             changed: columns.boot()?,
+            since: columns.number_or_none()?.map(BootTime),
+            allocated_through: columns.number_or_none()?.map(BootTime),
         };
         Ok((account, totals))
     })?;
@@ -371,11 +397,12 @@ fn totals(connection: &Connection) -> Result<HashMap<i64, KeptTotals>> {
 }
 
 fn series(connection: &Connection) -> Result<HashMap<(i64, Arc<str>), KeptSeries>> {
-    let sql = "SELECT account, kind, namespace, pod, container, pod_uid, container_id, start,
-            shown_boot, changed_boot, follows, busy, engine_memory, engine_encoder,
-            engine_decoder, engine_jpeg, engine_ofa, held, allocated, memory, energy
-        FROM series";
-    let all = rows(connection, "series", sql, [], |columns| {
+    let sql = format!(
+        "SELECT account, kind, namespace, pod, container, pod_uid, container_id, start,
+            shown_boot, changed_boot, follows, {} FROM series",
+        list(str::to_owned),
+    );
+    let all = rows(connection, "series", &sql, [], |columns| {
         let key = (columns.next()?, columns.text()?);
         let series = KeptSeries {
             labels: columns.labels()?,

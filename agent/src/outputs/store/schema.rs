@@ -10,9 +10,13 @@
 //! millijoules, memory over time byte-seconds, memory bytes. `hour` counts hours since the Unix
 //! epoch, so it is UTC's. All are 64-bit integers; an amount beyond 2^63 - 1 is stored as that.
 //!
-//! **The ten amounts**, wherever they stand beside each other: `busy`, `engine_memory`,
-//! `engine_encoder`, `engine_decoder`, `engine_jpeg`, `engine_ofa`, `held`, `allocated`, `memory`,
-//! `energy`, as `core::amounts` explains them.
+//! **The amounts**, wherever they stand beside each other: `busy`, `engine_memory`, `engine_encoder`,
+//! `engine_decoder`, `engine_jpeg`, `engine_ofa`, `held`, `allocated`, `memory`, `energy`,
+//! `allocated_share`, `memory_high`, as `core::amounts` explains them. Memory over time is in two
+//! columns: `memory` has the lower 62 bits, `memory_high` what is above them. Its value is
+//! `memory_high * 4611686018427387904.0 + memory`. An account of 192 GiB reaches 2^62 in 8 months.
+//! `allocated_share` of hours that were over before version 4 is `allocated`: with how many others a
+//! GPU was shared was not noted then.
 //!
 //! # What is written how often
 //!
@@ -51,6 +55,10 @@
 //!   record of `overflow` is on what stood there when it was made.
 //! - `totals`: an account's whole amounts, the most memory seen in use, processes started, the ends of
 //!   the first and the last window that charged it, and when its published amount last changed.
+//!   `since_boot`: the earliest time of which anything is counted; NULL if an older agent opened it.
+//!   `allocated_through_boot`: up to when its allocated time is counted.
+//! - `allocations`: what the kubelet has given to containers that live, and what it calls them.
+//!   `devices`: a JSON list of devices and when each was first listed.
 //! - `settled`: how much of `totals` is in `hours`; nothing where there is no row.
 //! - `series`: what of an open account is published, under which labels: `kind` is `id_only` or
 //!   `named`. Where `follows` is 1 it shows all of the account that its other series does not, and
@@ -74,7 +82,7 @@ use rusqlite::Connection;
 /// `PRAGMA application_id` of the ledger: "gpua".
 pub const APPLICATION_ID: i32 = 0x6770_7561;
 
-/// The ten amounts as column definitions, names beginning with a prefix.
+/// The ten amounts of version 1 as column definitions, names beginning with a prefix.
 macro_rules! amounts {
     ($prefix:literal) => {
         concat!(
@@ -102,8 +110,37 @@ macro_rules! amounts {
     };
 }
 
-/// The names of the ten amounts, in the order in which they are always written.
-pub(super) const AMOUNTS: [&str; 10] = [
+/// The amounts that version 4 adds to a table, and its memory in the form of that version.
+macro_rules! newer_amounts {
+    ($table:literal, $prefix:literal) => {
+        concat!(
+            "ALTER TABLE ",
+            $table,
+            " ADD COLUMN ",
+            $prefix,
+            "allocated_share INTEGER NOT NULL DEFAULT 0; ALTER TABLE ",
+            $table,
+            " ADD COLUMN ",
+            $prefix,
+            "memory_high INTEGER NOT NULL DEFAULT 0; UPDATE ",
+            $table,
+            " SET ",
+            $prefix,
+            "memory_high = ",
+            $prefix,
+            "memory >> 62, ",
+            $prefix,
+            "memory = ",
+            $prefix,
+            "memory & 0x3FFFFFFFFFFFFFFF WHERE ",
+            $prefix,
+            "memory > 0x3FFFFFFFFFFFFFFF; "
+        )
+    };
+}
+
+/// The names of the amounts' columns, in the order in which they are always written.
+pub(super) const AMOUNTS: [&str; 12] = [
     "busy",
     "engine_memory",
     "engine_encoder",
@@ -114,7 +151,12 @@ pub(super) const AMOUNTS: [&str; 10] = [
     "allocated",
     "memory",
     "energy",
+    "allocated_share",
+    "memory_high",
 ];
+
+/// What the lower of the two columns of memory holds at most: the rest is in the other.
+pub(super) const MEMORY_LOW_BITS: u32 = 62;
 
 /// What leads from each version to the next: the first makes version 1 of an empty file. Migrations
 /// only add; none is ever changed once it has been released.
@@ -360,6 +402,70 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (pid, ticks)
     ) WITHOUT ROWID;
     ",
+    // The memory of an account is beyond 63 bits after 1.4 years of 192 GiB. What was allocated
+    // before is not known to have been shared, and stays undivided in the hours that have it.
+    concat!(
+        "
+    ALTER TABLE totals ADD COLUMN since_boot INTEGER;
+    ALTER TABLE totals ADD COLUMN allocated_through_boot INTEGER;
+    CREATE TABLE allocations (
+        container TEXT PRIMARY KEY,
+        namespace TEXT NOT NULL,
+        pod TEXT NOT NULL,
+        name TEXT NOT NULL,
+        devices TEXT NOT NULL
+    ) WITHOUT ROWID;
+    DROP VIEW used;
+    DROP VIEW unsettled;
+    ",
+        newer_amounts!("totals", ""),
+        newer_amounts!("settled", ""),
+        newer_amounts!("series", ""),
+        newer_amounts!("namespaces", ""),
+        newer_amounts!("namespaces", "shown_"),
+        newer_amounts!("books", "closed_"),
+        newer_amounts!("hours", ""),
+        "
+    CREATE VIEW unsettled AS
+        SELECT a.account,
+            t.busy - coalesce(s.busy, 0) AS busy,
+            t.engine_memory - coalesce(s.engine_memory, 0) AS engine_memory,
+            t.engine_encoder - coalesce(s.engine_encoder, 0) AS engine_encoder,
+            t.engine_decoder - coalesce(s.engine_decoder, 0) AS engine_decoder,
+            t.engine_jpeg - coalesce(s.engine_jpeg, 0) AS engine_jpeg,
+            t.engine_ofa - coalesce(s.engine_ofa, 0) AS engine_ofa,
+            t.held - coalesce(s.held, 0) AS held,
+            t.allocated - coalesce(s.allocated, 0) AS allocated,
+            (t.memory - coalesce(s.memory, 0)) & 0x3FFFFFFFFFFFFFFF AS memory,
+            t.energy - coalesce(s.energy, 0) AS energy,
+            t.allocated_share - coalesce(s.allocated_share, 0) AS allocated_share,
+            t.memory_high - coalesce(s.memory_high, 0)
+                + ((t.memory - coalesce(s.memory, 0)) >> 62) AS memory_high
+        FROM accounts a JOIN totals t USING (account) LEFT JOIN settled s USING (account)
+        WHERE a.closed IS NULL
+            AND (s.account IS NULL
+                OR (t.busy, t.engine_memory, t.engine_encoder, t.engine_decoder, t.engine_jpeg,
+                    t.engine_ofa, t.held, t.allocated, t.memory, t.energy, t.allocated_share,
+                    t.memory_high)
+                IS NOT (s.busy, s.engine_memory, s.engine_encoder, s.engine_decoder, s.engine_jpeg,
+                    s.engine_ofa, s.held, s.allocated, s.memory, s.energy, s.allocated_share,
+                    s.memory_high));
+    CREATE VIEW used AS
+        SELECT hour, account, busy, engine_memory, engine_encoder, engine_decoder, engine_jpeg,
+            engine_ofa, held, allocated, memory, energy, allocated_share, memory_high
+        FROM hours
+        UNION ALL
+        SELECT (SELECT hour FROM meta), account, busy, engine_memory, engine_encoder,
+            engine_decoder, engine_jpeg, engine_ofa, held, allocated, memory, energy,
+            allocated_share, memory_high
+        FROM unsettled;
+    UPDATE hours SET allocated_share = allocated;
+    INSERT INTO hours (hour, account, allocated_share)
+        SELECT (SELECT hour FROM meta), account, allocated FROM unsettled WHERE allocated > 0
+        ON CONFLICT (hour, account)
+            DO UPDATE SET allocated_share = allocated_share + excluded.allocated_share;
+    "
+    ),
 ];
 
 /// The version of a file that has been through every migration.
@@ -372,6 +478,9 @@ pub const VERSION: u32 = {
     let version = MIGRATIONS.len() as u32;
     version
 };
+
+/// The version from which on amounts have [`AMOUNTS`], and not only the first ten of them.
+pub(super) const SHARES_SINCE: u32 = 4;
 
 /// The version that has the table `instances`.
 pub(super) const INSTANCES_SINCE: u32 = 2;
@@ -443,6 +552,74 @@ mod tests {
         assert_eq!(found, (1, 1, "1g.10gb".into(), "GPU-0".into(), 7));
     }
 
+    /// A file of version 3 with an open and a closed account, one of which has as much memory as
+    /// that version could hold.
+    fn third() -> Connection {
+        let connection = Connection::open_in_memory().expect("memory is there");
+        for migration in &MIGRATIONS[..3] {
+            connection.execute_batch(migration).expect("it is sound");
+        }
+        connection
+            .execute_batch(
+                "INSERT INTO meta VALUES (1, 'x', 1, 7, 0, 0, 0, '');
+                INSERT INTO lives VALUES (1, 'boot', 0, 'first');
+                INSERT INTO gpus VALUES (1, 'GPU-0', 0, 'm', 'd', '{}');
+                INSERT INTO accounts VALUES
+                    (1, 1, 1, 'container', 'a', '', '', '', '', '', '', '', 'named', 'docker', '{}', 0, 0, NULL, 1, NULL),
+                    (2, 1, 1, 'container', 'b', '', '', '', '', '', '', '', 'named', 'docker', '{}', 0, 0, NULL, 1, 9),
+                    (3, 1, 1, 'container', 'c', '', '', '', '', '', '', '', 'named', 'docker', '{}', 0, 0, NULL, 1, NULL);
+                INSERT INTO totals (account, allocated, memory) VALUES
+                    (1, 100, 9223372036854775807), (2, 50, 5), (3, 8, 1);
+                INSERT INTO settled (account, allocated, memory) VALUES
+                    (1, 60, 4611686018427387904);
+                INSERT INTO hours (hour, account, allocated, memory) VALUES
+                    (6, 1, 60, 4611686018427387904), (6, 2, 50, 5);
+                PRAGMA user_version = 3;",
+            )
+            .expect("the rows fit");
+        connection
+    }
+
+    #[test]
+    fn a_file_of_version_3_keeps_its_memory_and_its_allocated_time() {
+        let mut connection = third();
+        migrate(&mut connection, 3).expect("the migration is sound");
+        assert_eq!(version(&connection), Ok(VERSION));
+        let mut used = connection
+            .prepare(
+                "SELECT hour, account, sum(allocated), sum(allocated_share), sum(memory_high),
+                    sum(memory)
+                FROM used GROUP BY hour, account ORDER BY hour, account",
+            )
+            .expect("the view is there");
+        let used: Vec<[i64; 6]> = used
+            .query_map([], |row| {
+                let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(|at| row.get(at));
+                Ok([a?, b?, c?, d?, e?, f?])
+            })
+            .and_then(Iterator::collect)
+            .expect("the rows are there");
+        assert_eq!(
+            used,
+            [
+                [6, 1, 60, 60, 1, 0],
+                [6, 2, 50, 50, 0, 5],
+                [7, 1, 40, 40, 0, (1 << 62) - 1],
+                [7, 3, 8, 8, 0, 1],
+            ],
+            "undivided, and all of the memory"
+        );
+        let totals: (i64, i64, i64, Option<i64>) = connection
+            .query_row(
+                "SELECT memory_high, memory, allocated_share, since_boot FROM totals
+                WHERE account = 1",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            )
+            .expect("the row is there");
+        assert_eq!(totals, (1, (1 << 62) - 1, 0, None));
+    }
+
     #[test]
     fn every_table_of_amounts_has_them_in_order() {
         let connection = made();
@@ -464,11 +641,15 @@ mod tests {
                 .query_map([table], |row| row.get(0))
                 .and_then(Iterator::collect)
                 .expect("the table is there");
+            // Those of version 1 were made with the table, the others were added to it.
             let wanted = AMOUNTS.map(|amount| format!("{prefix}{amount}"));
-            assert!(
-                columns.windows(AMOUNTS.len()).any(|found| found == wanted),
-                "{table}: {columns:?}"
-            );
+            let (first, added) = wanted.split_at(10);
+            for wanted in [first, added] {
+                assert!(
+                    columns.windows(wanted.len()).any(|found| found == wanted),
+                    "{table}: {columns:?}"
+                );
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use rusqlite::types::Value;
 use rusqlite::{Transaction, params, params_from_iter};
 
 use super::reached::{BookReached, MissedHour, Reached, spread};
-use super::write::{amounts, gpu, int, list, number, parameters};
+use super::write::{amounts, gpu, int, list, number, parameters, sums};
 use crate::core::amounts::Amounts;
 use crate::core::model::{Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
 use crate::core::persist::{Changes, KeptReason};
@@ -322,7 +322,7 @@ fn settle_account(
             ON CONFLICT (account) DO UPDATE SET {}",
             list(str::to_owned),
             parameters(2),
-            list(|amount| format!("{amount} = {amount} + excluded.{amount}")),
+            sums(),
         ))?
         .execute(params_from_iter(values))?;
     Ok(())
@@ -338,7 +338,7 @@ fn add_hour(transaction: &Transaction<'_>, account: i64, hour: i64, used: &Amoun
             ON CONFLICT (hour, account) DO UPDATE SET {}",
             list(str::to_owned),
             parameters(3),
-            list(|amount| format!("{amount} = {amount} + excluded.{amount}")),
+            sums(),
         ))?
         .execute(params_from_iter(values))?;
     Ok(())

@@ -18,9 +18,9 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 
 use super::error::StoreError;
 use super::read::Meta;
-use super::schema::AMOUNTS;
+use super::schema::{AMOUNTS, MEMORY_LOW_BITS};
 use super::settle::{self, Before};
-use crate::core::amounts::Amounts;
+use crate::core::amounts::{Amounts, ByteSeconds};
 use crate::core::input::GpuInfo;
 use crate::core::model::{BootTime, GpuUuid, ProcessId, WallTime};
 use crate::core::persist::{
@@ -163,6 +163,7 @@ fn transact(
     }
     put_namespaces(&transaction, &changes.namespaces)?;
     put_processes(&transaction, changes)?;
+    put_allocations(&transaction, changes)?;
     transaction.commit()?;
     Ok(meta)
 }
@@ -185,7 +186,20 @@ pub(super) const fn number(life: i64, account: u32) -> i64 {
     (life << 32) | account as i64
 }
 
+/// Memory over time as the two columns have it: the lower bits, and what is above them.
+const fn memory(ByteSeconds(memory): ByteSeconds) -> (i64, i64) {
+    let high = memory >> MEMORY_LOW_BITS;
+    let low = memory & ((1 << MEMORY_LOW_BITS) - 1);
+    let high = if high > i64::MAX as u128 {
+        i64::MAX
+    } else {
+        high as i64
+    };
+    (low as i64, high)
+}
+
 pub(super) fn amounts(amounts: &Amounts) -> [i64; AMOUNTS.len()] {
+    let (memory, memory_high) = memory(amounts.memory);
     [
         int(amounts.busy.0),
         int(amounts.engines.memory.0),
@@ -195,14 +209,28 @@ pub(super) fn amounts(amounts: &Amounts) -> [i64; AMOUNTS.len()] {
         int(amounts.engines.ofa.0),
         int(amounts.held.0),
         int(amounts.allocated.0),
-        int(amounts.memory.0),
+        memory,
         int(amounts.energy.0),
+        int(amounts.allocated_share.0),
+        memory_high,
     ]
 }
 
-/// The ten amounts, each written by `each` and set apart by commas.
+/// The amounts, each written by `each` and set apart by commas.
 pub(super) fn list(each: impl Fn(&'static str) -> String) -> String {
     AMOUNTS.map(each).join(", ")
+}
+
+/// Adds the amounts of a row that was to be inserted to those of the row that is there, for `DO UPDATE
+/// SET`. Of memory the lower column carries into the higher one: each is below 2^62 in either row.
+pub(super) fn sums() -> String {
+    list(|amount| match amount {
+        "memory" => "memory = (memory + excluded.memory) & 0x3FFFFFFFFFFFFFFF".to_owned(),
+        "memory_high" => "memory_high = memory_high + excluded.memory_high
+            + ((memory + excluded.memory) >> 62)"
+            .to_owned(),
+        amount => format!("{amount} = {amount} + excluded.{amount}"),
+    })
 }
 
 /// Puts all that is not in `hours` there, as of that hour.
@@ -252,7 +280,7 @@ fn settle(transaction: &Transaction<'_>, hour: i64) -> Result<()> {
 /// Likewise of accounts alone: of one, or of all.
 fn settle_accounts(transaction: &Transaction<'_>, hour: i64, account: Option<i64>) -> Result<()> {
     let columns = list(str::to_owned);
-    let sum = list(|amount| format!("{amount} = {amount} + excluded.{amount}"));
+    let sum = sums();
     transaction
         .prepare_cached(&format!(
             "INSERT INTO hours (hour, account, {columns})
@@ -381,14 +409,14 @@ fn put_book(transaction: &Transaction<'_>, book: &KeptBook) -> Result<()> {
     Ok(())
 }
 
-/// The ten amounts set to parameters, the first of which has the number `first`.
+/// The amounts set to parameters, the first of which has the number `first`.
 fn list_of(prefix: &str, first: usize) -> String {
     let each = AMOUNTS.iter().enumerate();
     let each = each.map(|(at, amount)| format!("{prefix}{amount} = ?{}", first + at));
     each.collect::<Vec<_>>().join(", ")
 }
 
-/// Ten parameters, the first of which has the number `first`.
+/// A parameter for each amount, the first of which has the number `first`.
 pub(super) fn parameters(first: usize) -> String {
     let each = (first..first + AMOUNTS.len()).map(|at| format!("?{at}"));
     each.collect::<Vec<_>>().join(", ")
@@ -512,47 +540,33 @@ fn text(text: &Arc<str>) -> Value {
 }
 
 fn put_totals(transaction: &Transaction<'_>, life: i64, all: &[KeptTotals]) -> Result<()> {
-    let mut put = transaction.prepare_cached(
-        "INSERT INTO totals (account, busy, engine_memory, engine_encoder, engine_decoder,
-            engine_jpeg, engine_ofa, held, allocated, memory, energy, memory_peak,
-            processes_started, first_used, last_used, changed_boot)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-        ON CONFLICT (account) DO UPDATE SET busy = ?2, engine_memory = ?3, engine_encoder = ?4,
-            engine_decoder = ?5, engine_jpeg = ?6, engine_ofa = ?7, held = ?8, allocated = ?9,
-            memory = ?10, energy = ?11, memory_peak = ?12, processes_started = ?13,
-            first_used = ?14, last_used = ?15, changed_boot = ?16",
-    )?;
+    let first = 9;
+    let mut put = transaction.prepare_cached(&format!(
+        "INSERT INTO totals (account, memory_peak, processes_started, first_used, last_used,
+            changed_boot, since_boot, allocated_through_boot, {})
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, {})
+        ON CONFLICT (account) DO UPDATE SET memory_peak = ?2, processes_started = ?3,
+            first_used = ?4, last_used = ?5, changed_boot = ?6, since_boot = ?7,
+            allocated_through_boot = ?8, {}",
+        list(str::to_owned),
+        parameters(first),
+        list_of("", first),
+    ))?;
     for kept in all {
-        let [
-            busy,
-            memory_engine,
-            encoder,
-            decoder,
-            jpeg,
-            ofa,
-            held,
-            allocated,
-            memory,
-            energy,
-        ] = amounts(&kept.amounts);
-        put.execute(params![
-            number(life, kept.number),
-            busy,
-            memory_engine,
-            encoder,
-            decoder,
-            jpeg,
-            ofa,
-            held,
-            allocated,
-            memory,
-            energy,
+        let others = [
+            Some(number(life, kept.number)),
             kept.memory_peak.map(int),
-            int(kept.processes_started),
+            Some(int(kept.processes_started)),
             kept.first_used.map(|at| int(at.0)),
             kept.last_used.map(|at| int(at.0)),
-            int(kept.changed.0),
-        ])?;
+            Some(int(kept.changed.0)),
+            kept.since.map(|at| int(at.0)),
+            kept.allocated_through.map(|at| int(at.0)),
+        ];
+        let amounts = amounts(&kept.amounts).map(Some);
+        put.execute(rusqlite::params_from_iter(
+            others.into_iter().chain(amounts),
+        ))?;
     }
     Ok(())
 }
@@ -627,6 +641,37 @@ fn put_processes(transaction: &Transaction<'_>, changes: &Changes) -> Result<()>
                 before.transpose()?,
                 moved.and_then(|(_, seen)| seen.map(|BootTime(seen)| int(seen))),
                 json(serde_json::to_string(&kept.accounts))?,
+            ])?;
+    }
+    Ok(())
+}
+
+/// What the kubelet has given, only of those of which there is news.
+fn put_allocations(transaction: &Transaction<'_>, changes: &Changes) -> Result<()> {
+    if changes.whole {
+        transaction.execute("DELETE FROM allocations", [])?;
+    }
+    for container in &changes.allocations_gone {
+        transaction
+            .prepare_cached("DELETE FROM allocations WHERE container = ?1")?
+            .execute([container.as_str()])?;
+    }
+    for kept in &changes.allocations {
+        let devices = serde_json::to_string(&kept.grants)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        transaction
+            .prepare_cached(
+                "INSERT INTO allocations (container, namespace, pod, name, devices)
+                VALUES (?1, ?2, ?3, ?4, ?5)
+                ON CONFLICT (container) DO UPDATE SET namespace = ?2, pod = ?3, name = ?4,
+                    devices = ?5",
+            )?
+            .execute(params![
+                kept.container.as_str(),
+                kept.name.namespace,
+                kept.name.pod,
+                kept.name.container,
+                devices,
             ])?;
     }
     Ok(())

@@ -145,7 +145,7 @@ fn used() -> Amounts {
     Amounts {
         held: Nanos::from_secs(1_800),
         allocated: Nanos::from_secs(1_800),
-        memory: ByteSeconds(busy.0 / 1_000_000_000 * (4 << 30)),
+        memory: ByteSeconds(u128::from(busy.0) / 1_000_000_000 * (4 << 30)),
         energy: Millijoules(19 * 300_000),
         ..Amounts::busy(busy)
     }
