@@ -19,8 +19,15 @@
 //! Now and then the agent is killed and another goes on. What happened while there was none need not
 //! be known, but who is known from before is booked to nobody else. In doubt is only what no agent
 //! can have seen: who had a pid after somebody else, or was moved, and died before the next scan.
+//!
+//! A process may go on working after its exit event, for as long as its GPU context is torn down. It
+//! keeps its pid until then. That work is its own where no event was lost since its exit.
+//!
 //! Two things are left out that no node does and the table does not keep: a pid that comes around
 //! within one tick of 10 ms, and a process that is moved twice after it has begun.
+
+#[path = "books/instances.rs"]
+mod instances;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -174,6 +181,8 @@ struct Life {
     pid: u32,
     start: u64,
     end: Option<u64>,
+    /// When its context was torn down and its pid became free, if that was after its end.
+    torn_down: Option<u64>,
     /// Since when it was where. A runtime's child is not counted where it was before its exec.
     stays: Vec<(u64, Place)>,
     /// Where it may still be moved from.
@@ -251,6 +260,9 @@ struct World {
     is_up: bool,
     /// Up to when the core knew the events when it heard of a loss, if no scan has begun since.
     loss_heard: Option<u64>,
+    /// Since when the core has received every event: since it last heard of a loss, or the kernel
+    /// source came up.
+    complete_since: u64,
     counters: EventCounters,
     /// What it was told of them.
     lost_told: u64,
@@ -303,6 +315,8 @@ enum Step {
     Run(u32, Place),
     Moves(u32, Place),
     Dies(u32, bool),
+    /// It dies, and its work goes on for so many nanoseconds.
+    TearsDown(u32, u64),
     Works(usize, Option<u32>),
     /// So many of the coming events are lost.
     Lose(u32),
@@ -344,6 +358,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (pid.clone(), place()).prop_map(|(pid, place)| Step::Run(pid, place)),
         1 => (pid.clone(), place()).prop_map(|(pid, place)| Step::Moves(pid, place)),
         4 => (pid.clone(), any::<bool>()).prop_map(|(pid, twice)| Step::Dies(pid, twice)),
+        2 => (pid.clone(), 1..6 * SECOND).prop_map(|(pid, span)| Step::TearsDown(pid, span)),
         8 => (gpu.clone(), prop::option::weighted(0.9, pid))
             .prop_map(|(gpu, pid)| Step::Works(gpu, pid)),
         1 => (1..4u32).prop_map(Step::Lose),
@@ -400,6 +415,7 @@ impl World {
             lose: 0,
             is_up: true,
             loss_heard: None,
+            complete_since: start,
             counters: EventCounters::default(),
             lost_told: 0,
             drained: start,
@@ -499,6 +515,7 @@ impl World {
         self.lose = 0;
         self.counters = EventCounters::default();
         (self.lost_told, self.loss_heard) = (0, None);
+        self.complete_since = self.now;
         self.announced.clear();
         self.know_the_pod.clear();
         self.list_gpus();
@@ -519,6 +536,9 @@ impl World {
     }
 
     fn kernel(&mut self, up: bool) {
+        if up && !self.is_up {
+            self.complete_since = self.now;
+        }
         self.is_up = up;
         let state = if up {
             SourceState::Up
@@ -540,6 +560,12 @@ impl World {
     fn alive(&self, pid: u32) -> Option<usize> {
         let mut lives = self.lives.iter();
         lives.position(|life| life.pid == pid && life.end.is_none())
+    }
+
+    /// Until when a dead process keeps its pid, if that is later than now.
+    fn tears_down_until(&self, pid: u32) -> Option<u64> {
+        let last = self.lives.iter().rfind(|life| life.pid == pid)?;
+        last.torn_down.filter(|until| *until > self.now)
     }
 
     /// Puts an event on its way, unless it is lost.
@@ -576,8 +602,14 @@ impl World {
     }
 
     fn born(&mut self, pid: u32, place: Place, by_runtime: bool) {
-        if self.alive(pid).is_some() {
+        if self.alive(pid).is_some() || self.tears_down_until(pid).is_some() {
             return;
+        }
+        for gpu in 0..GPUS {
+            // What was torn down there is over.
+            if self.gpus[gpu].working.is_some_and(|(of, _)| of == pid) {
+                self.works(gpu, None);
+            }
         }
         let tick = |at: u64| at / TICK;
         let before = self.lives.iter().rfind(|life| life.pid == pid);
@@ -591,6 +623,7 @@ impl World {
             pid,
             start,
             end: None,
+            torn_down: None,
             stays: vec![(start, place)],
             has_moved: false,
         };
@@ -623,15 +656,16 @@ impl World {
         self.emit(KernelEvent::Attach(self.process(pid, start, place)));
     }
 
-    fn dies(&mut self, pid: u32, twice: bool) {
+    fn dies(&mut self, pid: u32, twice: bool, tear_down: Option<u64>) {
         let Some(at) = self.alive(pid) else { return };
         for gpu in 0..GPUS {
-            if self.gpus[gpu].working.is_some_and(|(of, _)| of == pid) {
+            if tear_down.is_none() && self.gpus[gpu].working.is_some_and(|(of, _)| of == pid) {
                 self.works(gpu, None);
             }
         }
         let life = &mut self.lives[at];
         life.end = Some(self.now);
+        life.torn_down = tear_down.map(|span| self.now + span);
         let place = life.stays.last().expect("it was somewhere").1;
         let start = life.start;
         for _ in 0..=u32::from(twice) {
@@ -640,13 +674,26 @@ impl World {
     }
 
     fn works(&mut self, gpu: usize, pid: Option<u32>) {
-        let pid = pid.filter(|pid| self.alive(*pid).is_some());
         let now = self.now;
+        let before = self.gpus[gpu].working;
+        let goes_on = |pid: &u32| {
+            before.is_some_and(|(of, _)| of == *pid) && self.tears_down_until(*pid).is_some()
+        };
+        let pid = pid.filter(|pid| self.alive(*pid).is_some() || goes_on(pid));
+        // The dead work until their context is gone.
+        let until = before.map(|(pid, _)| match self.alive(pid) {
+            Some(_) => now,
+            None => {
+                let last = self.lives.iter().rfind(|life| life.pid == pid);
+                last.and_then(|life| life.torn_down)
+                    .map_or(now, |until| until.min(now))
+            }
+        });
         let gpu = &mut self.gpus[gpu];
-        if let Some((pid, since)) = gpu.working.take()
-            && now > since
+        if let (Some((pid, since)), Some(until)) = (gpu.working.take(), until)
+            && until > since
         {
-            *gpu.worked.entry(pid).or_default() += now - since;
+            *gpu.worked.entry(pid).or_default() += until - since;
         }
         gpu.working = pid.map(|pid| (pid, now));
     }
@@ -668,6 +715,7 @@ impl World {
         if self.counters.lost > self.lost_told {
             self.lost_told = self.counters.lost;
             self.loss_heard = Some(through);
+            self.complete_since = self.now;
         }
         self.take(Input::Kernel(KernelBatch {
             events,
@@ -776,7 +824,10 @@ impl World {
     }
 
     fn lists(&mut self, gpu: usize) {
-        let pids = self.gpus[gpu].working.map(|(pid, _)| pid);
+        let working = self.gpus[gpu].working.map(|(pid, _)| pid);
+        let has_context =
+            |pid: &u32| self.alive(*pid).is_some() || self.tears_down_until(*pid).is_some();
+        let pids = working.filter(has_context);
         self.take(Input::GpuProcesses(GpuProcesses {
             gpu: uuid(gpu),
             at: BootTime(self.now),
@@ -881,6 +932,7 @@ impl World {
                 | Step::Run(..)
                 | Step::Moves(..)
                 | Step::Dies(..)
+                | Step::TearsDown(..)
                 | Step::Works(..)
                 | Step::Window(..)
                 | Step::Blind(_)
@@ -894,7 +946,8 @@ impl World {
             Step::Born(pid, place) => self.born(pid, place, false),
             Step::Run(pid, place) => self.born(pid, place, true),
             Step::Moves(pid, place) => self.moves(pid, place),
-            Step::Dies(pid, twice) => self.dies(pid, twice),
+            Step::Dies(pid, twice) => self.dies(pid, twice, None),
+            Step::TearsDown(pid, span) => self.dies(pid, false, Some(span)),
             Step::Works(gpu, pid) => self.works(gpu, pid),
             Step::Lose(count) => self.lose = count,
             Step::Announce(place) => self.announce(place),
@@ -1018,6 +1071,7 @@ impl World {
             };
             let is_in_doubt = self.drained < window.end
                 || self.could_not_be_seen(pid, window)
+                || self.is_torn_down_beside_another(pid, window)
                 || self
                     .lost
                     .iter()
@@ -1026,17 +1080,25 @@ impl World {
                 self.doubt[gpu] += amount;
                 continue;
             }
-            let owners = self.owners(pid, window.start, window.end);
+            let mut owners = self.owners(pid, window.start, window.end);
+            // A scan's starts are whole ticks: who has the pid next may seem to have had it.
+            let mut next = self.owners(pid, window.start, window.end + TICK);
+            let mut is_known = true;
+            if owners.is_empty()
+                && let Some((end, place, has_just_moved)) = self.torn_down_in(pid, window)
+            {
+                is_known = self.complete_since <= end && !has_just_moved;
+                owners.insert(place);
+                next.insert(place);
+            }
             // Of two, the row does not say which: it is nobody's.
             if let [owner] = owners.iter().copied().collect::<Vec<_>>()[..] {
                 let mut chain = owner.cgroups().into_iter();
                 let is_announced = chain.all(|cgroup| self.announced.contains(&cgroup.key.id));
-                // A scan's starts are whole ticks: who has the pid next may seem to have had it.
-                let next = self.owners(pid, window.start, window.end + TICK);
                 let expected = self.expected.entry((owner, gpu)).or_default();
                 let mut gaps = self.gaps.iter();
                 let is_in_gap = gaps.any(|gap| window.start < gap.until + SLACK);
-                if is_announced && next == owners && !is_in_gap {
+                if is_announced && next == owners && !is_in_gap && is_known {
                     expected.certain += amount;
                 } else {
                     expected.possible += amount;
@@ -1062,8 +1124,8 @@ impl World {
                 moves.into_iter().any(|(at, _)| *at > from)
             };
             let touches = |life: &&Life| {
-                life.start <= window.end + TICK
-                    && life.end.is_none_or(|end| end + SLACK > window.start)
+                let end = life.end.max(life.torn_down);
+                life.start <= window.end + TICK && end.is_none_or(|end| end + SLACK > window.start)
             };
             let unseen = |life: &Life| {
                 (is_over(life) && (life.start > gap.from || has_moved(life, gap.from)))
@@ -1071,6 +1133,32 @@ impl World {
                     || (!is_kept(life) && is_over(life) && of_pid().filter(touches).count() > 1)
             };
             of_pid().filter(touches).any(unseen)
+        })
+    }
+
+    /// Who had a pid before a window and whose context was torn down in it: when it died, where it
+    /// was, and whether it had only just come there.
+    fn torn_down_in(&self, pid: u32, window: &Truth) -> Option<(u64, Place, bool)> {
+        let mut of_pid = self.lives.iter().filter(|life| life.pid == pid);
+        let life = of_pid.rfind(|life| life.start <= window.end)?;
+        let end = life.end.filter(|end| *end <= window.start)?;
+        let (since, place) = *life.stays.last().expect("it was somewhere");
+        let is_torn_down = life.torn_down.is_some_and(|until| until > window.start);
+        // A sample is about the time before it, when one that had just moved was elsewhere.
+        let has_just_moved = life.stays.len() > 1 && since + SLACK > window.start;
+        is_torn_down.then_some((end, place, has_just_moved))
+    }
+
+    /// Whether a window has both a dead process's tear-down and the next holder of its pid: the row
+    /// is one figure, and the core takes it for the next holder's.
+    fn is_torn_down_beside_another(&self, pid: u32, window: &Truth) -> bool {
+        let lives = || self.lives.iter().filter(|life| life.pid == pid);
+        let mut torn_down = lives().filter(|life| {
+            life.end.is_some_and(|end| end <= window.start)
+                && life.torn_down.is_some_and(|until| until > window.start)
+        });
+        torn_down.any(|dead| {
+            lives().any(|life| life.start > dead.start && life.start <= window.end + TICK)
         })
     }
 
@@ -1363,4 +1451,71 @@ fn an_account_is_not_closed_before_the_windows_of_its_life_are_booked() {
     ];
     // The window comes with the end.
     live(policy, steps);
+}
+
+/// What is published is not the matter of these.
+fn at_once() -> Policy {
+    Policy {
+        grace: Nanos::ZERO,
+        zero_for: Nanos::ZERO,
+        keep_for: Nanos::from_secs(600),
+    }
+}
+
+#[test]
+fn work_that_is_credited_seconds_after_an_exit_is_the_dead_process_s() {
+    let steps = vec![
+        Step::Born(101, Place::Plain),
+        Step::Works(0, Some(101)),
+        Step::Wait(SECOND),
+        Step::TearsDown(101, 4 * SECOND),
+        Step::Drain(0, 0),
+        Step::Window(0, false, 0),
+        Step::Wait(3 * SECOND),
+        Step::Window(0, false, 0),
+        Step::Drain(0, 0),
+        Step::Commit,
+        Step::Wait(SECOND / 2),
+        Step::Window(0, false, 0),
+        Step::Drain(0, 0),
+        Step::Commit,
+    ];
+    live(at_once(), steps);
+}
+
+#[test]
+fn the_dead_pay_for_no_tear_down_after_a_loss_in_which_their_pid_may_have_been_taken() {
+    let steps = vec![
+        Step::Announce(Place::OtherPlain),
+        Step::Born(101, Place::Plain),
+        Step::Works(0, Some(101)),
+        Step::Wait(SECOND),
+        Step::Dies(101, false),
+        Step::Window(0, false, 0),
+        Step::Drain(0, 0),
+        Step::Commit,
+        Step::Wait(SECOND),
+        Step::Window(0, false, 0),
+        // Nobody hears of the next one, who lives for less than a scan.
+        Step::Lose(6),
+        Step::Born(101, Place::OtherPlain),
+        Step::Works(0, Some(101)),
+        Step::Wait(SECOND),
+        Step::Dies(101, false),
+        Step::Window(0, true, 0),
+        Step::Wait(SECOND),
+        Step::Drain(0, 0),
+        Step::ScanBegins,
+        Step::ScanArrives,
+        Step::WindowsArrive(0),
+        Step::Commit,
+    ];
+    let mut world = World::new(at_once());
+    for step in steps {
+        world.step(step);
+    }
+    let key = (Place::Plain.account(), uuid(0).to_string());
+    let expected = world.expected[&(Place::Plain, 0)];
+    assert_eq!(world.booked[&key].0, Nanos(expected.certain));
+    world.end();
 }

@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use super::allocation::{AllocationTable, Grantee, Known, Span};
 use super::amounts::Amounts;
-use super::attribute::{self, Charge, Sharing};
+use super::attribute::{self, Charge, Lookup};
 use super::cgroup_path::CgroupMeaning;
+use super::completeness::Completeness;
 use super::directory::{Directory, SourcesOfNames};
 use super::holding::{End, Holding, Member};
 use super::input::{
@@ -31,6 +32,7 @@ use super::persist::Keeper;
 use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
+use super::sharing::{self, Sharing};
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
     ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
@@ -167,6 +169,8 @@ pub struct Accountant {
     drained_through: BootTime,
     /// Events were lost at this time, and no scan of `/proc` has begun since.
     lost_at: Option<BootTime>,
+    /// Since when every event that the kernel had has been received.
+    events_complete_since: BootTime,
     events: EventCounters,
     effects: Vec<Effect>,
     counts: AgentBook,
@@ -205,6 +209,7 @@ impl Accountant {
             waiting: VecDeque::new(),
             drained_through: BootTime::default(),
             lost_at: None,
+            events_complete_since: clock.boot,
             events: EventCounters::default(),
             effects: Vec::new(),
             counts: AgentBook::default(),
@@ -220,7 +225,7 @@ impl Accountant {
     pub fn take(&mut self, input: Input, clock: Clock) {
         let from_events = matches!(input, Input::Kernel(_));
         match input {
-            Input::Kernel(batch) => self.take_events(batch),
+            Input::Kernel(batch) => self.take_events(batch, clock.boot),
             Input::Processes(scan) => self.take_scan(&scan),
             Input::Identity(update) => self.directory.learn(update, clock.boot),
             Input::Gpus(gpus) => self.ledger.list(gpus, clock),
@@ -248,13 +253,30 @@ impl Accountant {
         if let SourceState::Down { class, .. } = &health.state {
             self.note_error(health.source, class, now);
         }
+        let known_state = self.sources.get(&health.source);
+        let known_state = known_state.map(|known| known.state.as_str());
         if let Some(known) = self.sources.get(&health.source)
             && known.state.as_str() == health.state.as_str()
         {
             // Down again is still down, for whatever reason this time.
             health.since = health.since.min(known.since);
         }
+        if health.source == SourceId::Kernel
+            && health.state == SourceState::Up
+            && known_state != Some(SourceState::Up.as_str())
+        {
+            // Whoever began or ended while it was not up has been seen by nobody.
+            self.events_complete_since = now;
+        }
         self.sources.insert(health.source, health);
+    }
+
+    /// For which time every event has been received.
+    const fn events_complete(&self) -> Completeness {
+        Completeness {
+            since: self.events_complete_since,
+            through: self.drained_through,
+        }
     }
 
     fn note_error(&mut self, source: SourceId, class: &Arc<str>, now: BootTime) {
@@ -275,11 +297,12 @@ impl Accountant {
         book.last = book.last.max(now);
     }
 
-    fn take_events(&mut self, batch: KernelBatch) {
+    fn take_events(&mut self, batch: KernelBatch, now: BootTime) {
         let losses = |counters: &EventCounters| counters.lost.saturating_add(counters.undecodable);
         if losses(&batch.counters) > losses(&self.events) {
             self.counts.rescans_after_loss += 1;
             self.lost_at = self.lost_at.max(Some(batch.drained_through));
+            self.events_complete_since = now;
             self.wish(Effect::AnnounceAnew);
             self.wish(Effect::Rescan);
         }
@@ -293,6 +316,9 @@ impl Accountant {
                     let mut held = false;
                     for holding in self.holdings.values_mut() {
                         held |= holding.executed(id, event.at);
+                    }
+                    for sharing in self.sharing.values_mut() {
+                        sharing.executed(id, event.at);
                     }
                     if held {
                         self.wish(Effect::ReadLists);
@@ -455,8 +481,13 @@ impl Accountant {
             .saturating_sub(process.start_us.saturating_mul(1000));
         let from = clock.boot.minus(Nanos(age));
         let to = from.plus(process.lifetime);
-        let (processes, placements) = (&self.processes, &mut self.placements);
-        let (_, owner) = attribute::owner_of(process.pid, from, to, processes, placements);
+        let mut lookup = Lookup {
+            events: self.events_complete(),
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
+        let (_, owner) = attribute::owner_of(process.pid, from, to, &mut lookup);
         let Ok(owner) = owner else { return };
         let opened = self.opened_at(book, from, clock);
         self.ledger.open(book, &owner, opened);
@@ -477,14 +508,49 @@ impl Accountant {
     fn charges_of(&mut self, window: &GpuWindow) -> Vec<Charge> {
         let unread = Sharing::default();
         let sharing = self.sharing.get(&window.gpu).unwrap_or(&unread);
-        let book = self.ledger.book_of(&window.gpu);
-        let is_instance = book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some());
-        let (processes, placements) = (&self.processes, &mut self.placements);
+        let is_instance = self.is_instance(&window.gpu);
+        let mut lookup = Lookup {
+            events: self.events_complete(),
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
         if is_instance {
-            attribute::charges_of_instance(window, sharing, processes)
+            sharing::charges_of_instance(window, sharing, &mut lookup)
         } else {
-            attribute::charges(window, sharing, processes, placements)
+            attribute::charges(window, sharing, &mut lookup)
         }
+    }
+
+    /// Whether a GPU is a MIG instance.
+    fn is_instance(&self, gpu: &GpuUuid) -> bool {
+        let book = self.ledger.book_of(gpu);
+        book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some())
+    }
+
+    /// Whether a window has to wait until it is known who was there: its busy time comes without a
+    /// process, and somebody may have come or gone since the last reading of the process lists, or
+    /// the events of a reading are still to come.
+    fn awaits_lists(&mut self, window: &GpuWindow) -> bool {
+        let is_instance = self.is_instance(&window.gpu);
+        let Some(sharing) = self.sharing.get(&window.gpu) else {
+            return false;
+        };
+        let lookup = Lookup {
+            events: self.events_complete(),
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
+        if window.busy.is_zero() || !(is_instance || sharing.has_servers()) {
+            return false;
+        }
+        let is_ahead = sharing.is_ahead(window.start, window.end, &lookup);
+        let has_changed = sharing.has_changed(window.end, &lookup);
+        if has_changed {
+            self.wish(Effect::ReadLists);
+        }
+        is_ahead || has_changed
     }
 
     fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
@@ -494,41 +560,41 @@ impl Accountant {
         }
         let own = self.settings.own_pid;
         lists.processes.retain(|process| Some(process.pid) != own);
-        let (processes, placements) = (&self.processes, &mut self.placements);
-        let owners: HashMap<_, _> = lists
-            .processes
-            .iter()
-            .map(|&GpuProcess { pid, .. }| {
-                let of = attribute::owner_of(pid, lists.at, lists.at, processes, placements);
-                (pid, of)
-            })
-            .collect();
-        self.close_taken_over(clock);
         let book = self.ledger.book_of(&lists.gpu);
+        let mut lookup = Lookup {
+            events: self.events_complete(),
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
+        let mut owners = HashMap::default();
+        for &GpuProcess { pid, .. } in &lists.processes {
+            let (found, owner) = attribute::owner_of(pid, lists.at, lists.at, &mut lookup);
+            owners.insert(pid, (found, owner));
+        }
         if book.is_some() {
             let sharing = self.sharing.entry(lists.gpu.clone()).or_default();
-            sharing.observe(lists.at, &lists.processes, &mut |pid| {
-                let (_, owner) = owners.get(&pid)?;
-                owner.clone().ok()
-            });
+            sharing.observe(lists.at, &lists.processes, &mut lookup);
+            for (pid, (_, owner)) in &mut owners {
+                if let Some(of_server) =
+                    sharing.payer_of_server(*pid, lists.at, lists.at, &mut lookup)
+                {
+                    *owner = of_server;
+                }
+            }
         }
+        self.close_taken_over(clock);
         let mut members = Vec::with_capacity(lists.processes.len());
         let mut memory = HashMap::<Owner, u64>::default();
         let opened = book.map(|book| (book, self.opened_at(book, lists.at, clock)));
         for process in &lists.processes {
-            let Some((found, owner)) = owners.get(&process.pid).cloned() else {
+            let Some((found, payer)) = owners.get(&process.pid).cloned() else {
                 continue;
             };
             if let Some(found) = found {
                 self.follow(found);
             }
-            let payer = self
-                .sharing
-                .get(&lists.gpu)
-                .and_then(|sharing| sharing.payer_of_server(process.pid, lists.at, lists.at));
-            let Ok(owner) = payer.unwrap_or(owner) else {
-                continue;
-            };
+            let Ok(owner) = payer else { continue };
             if let Some(found) = found {
                 let started = self.processes.facts_of(found).map(|facts| facts.start);
                 members.push(Member {
@@ -631,7 +697,8 @@ impl Accountant {
             // After a loss the scan that mends it is worth waiting for, too.
             let caught_up =
                 !is_starting && self.drained_through >= window.end && self.lost_at.is_none();
-            let is_awaited = (kernel_up || is_starting) && !caught_up;
+            let awaits_lists = caught_up && self.awaits_lists(&window);
+            let is_awaited = ((kernel_up || is_starting) && !caught_up) || awaits_lists;
             let waited = clock.boot.since(since);
             let scanned = !self.awaits_scan(clock.boot);
             let waited_enough = waited >= self.settings.await_events && scanned;
@@ -641,7 +708,7 @@ impl Accountant {
                 still.push_back((since, window));
                 continue;
             }
-            self.counts.windows_not_awaited += u64::from(!caught_up);
+            self.counts.windows_not_awaited += u64::from(!caught_up || awaits_lists);
             let charges = self.charges_of(&window);
             self.close_taken_over(clock);
             self.introduce_containers(clock.boot, false);
@@ -1183,6 +1250,12 @@ impl Accountant {
         });
         for (payer, gpu, at, owner, account) in accounts {
             pending[at] += account.amounts.minus(account.published()).busy;
+            let memory = self
+                .lists
+                .get(gpu)
+                .and_then(|lists| lists.memory.get(owner))
+                .copied();
+            let share = shares.get(&(at, owner.clone())).copied().unwrap_or(0.0);
             if let Owner::Host(unit) = owner {
                 snapshot
                     .host_series
@@ -1197,11 +1270,6 @@ impl Accountant {
             let Some(payer) = payer else {
                 continue;
             };
-            let memory = self
-                .lists
-                .get(gpu)
-                .and_then(|lists| lists.memory.get(owner))
-                .copied();
             for (series, is_current) in [
                 (&account.id_only, account.named.is_none()),
                 (&account.named, true),
@@ -1237,7 +1305,7 @@ impl Accountant {
                 gpu: gpu.clone(),
                 attribution: payer.attribution,
                 amounts: account.amounts,
-                share: shares.get(&(at, owner.clone())).copied().unwrap_or(0.0),
+                share,
                 memory,
                 memory_peak: account.memory_peak,
                 processes_started: account.processes_started,
@@ -1354,6 +1422,12 @@ impl Accountant {
     /// The processes that use a GPU now or did within the last ten seconds.
     #[must_use]
     pub fn gpu_processes(&mut self, now: BootTime) -> Vec<GpuProcessView> {
+        let mut lookup = Lookup {
+            events: self.events_complete(),
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
         let mut views = BTreeMap::<(GpuUuid, Pid), GpuProcessView>::new();
         let mut owners = HashMap::<(GpuUuid, Pid), Result<Owner, UnattributedReason>>::default();
         for book in self.ledger.books() {
@@ -1378,13 +1452,7 @@ impl Accountant {
         for (gpu, lists) in &self.lists {
             for process in &lists.processes {
                 let key = (gpu.clone(), process.pid);
-                let (found, owner) = attribute::owner_of(
-                    process.pid,
-                    now,
-                    now,
-                    &self.processes,
-                    &mut self.placements,
-                );
+                let (found, owner) = attribute::owner_of(process.pid, now, now, &mut lookup);
                 owners.entry(key.clone()).or_insert(owner);
                 let view = views.entry(key).or_insert_with(|| GpuProcessView {
                     pid: process.pid,

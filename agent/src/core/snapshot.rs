@@ -400,7 +400,8 @@ pub struct AgentBook {
     pub scans: u64,
     /// Scans asked for because events were lost.
     pub rescans_after_loss: u64,
-    /// Windows that were booked before the event stream had caught up with them.
+    /// Windows that were booked before all that they wait for had come: the event stream, and for
+    /// MIG instances and MPS servers a reading of the process lists.
     pub windows_not_awaited: u64,
     /// Containers held back now.
     pub containers_held: u64,
