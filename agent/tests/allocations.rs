@@ -150,7 +150,7 @@ impl Node {
             started: BootTime(self.now),
             finished: BootTime(self.now),
             processes: processes.collect(),
-            skipped: 0,
+            ..ProcessScan::default()
         };
         self.take(Input::Processes(scan));
         self.drained();

@@ -25,8 +25,15 @@
 //! Now and then the agent is killed and another goes on. What happened while there was none need not
 //! be known, but who is known from before is booked to nobody else. In doubt is only what no agent
 //! can have seen: who had a pid after somebody else, or was moved, and died before the next scan.
+//!
+//! A process may go on working after its exit event, for as long as its GPU context is torn down. It
+//! keeps its pid until then. That work is its own where no event was lost since its exit.
+//!
 //! Two things are left out that no node does and the table does not keep: a pid that comes around
 //! within one tick of 10 ms, and a process that is moved twice after it has begun.
+
+#[path = "books/instances.rs"]
+mod instances;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -180,6 +187,8 @@ struct Life {
     pid: u32,
     start: u64,
     end: Option<u64>,
+    /// When its context was torn down and its pid became free, if that was after its end.
+    torn_down: Option<u64>,
     /// Since when it was where. A runtime's child is not counted where it was before its exec.
     stays: Vec<(u64, Place)>,
     /// Where it may still be moved from.
@@ -318,6 +327,9 @@ struct World {
     gap: Option<(u64, u64)>,
     /// Pids of which a scan that mended a gap could not tell, and up to when all is known of them.
     doubted: BTreeMap<u32, u64>,
+    /// Since when the core has received every event: since it last heard of a loss, or the object was
+    /// attached; never while the source is down.
+    complete_since: u64,
     counters: EventCounters,
     /// What it was told of them.
     lost_told: u64,
@@ -345,6 +357,8 @@ struct World {
     booked: BTreeMap<(String, String), (Nanos, Nanos)>,
     published: BTreeMap<(ContainerLabels, String, WallTime), Published>,
     hosts: BTreeMap<(String, WallTime), Nanos>,
+    /// The host unit's accounts by GPU: what is booked, and what was when it was closed before.
+    host_booked: BTreeMap<String, (Nanos, Nanos)>,
     namespaces: BTreeMap<(String, String), Nanos>,
     /// Who could say what the first pod is called, whether or not a container of it was seen.
     know_the_pod: BTreeSet<IdentitySource>,
@@ -375,6 +389,8 @@ enum Step {
     Run(u32, Place),
     Moves(u32, Place),
     Dies(u32, bool),
+    /// It dies, and its work goes on for so many nanoseconds.
+    TearsDown(u32, u64),
     Works(usize, Option<u32>),
     /// So many of the coming events are lost.
     Lose(u32),
@@ -417,6 +433,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (pid.clone(), place()).prop_map(|(pid, place)| Step::Run(pid, place)),
         1 => (pid.clone(), place()).prop_map(|(pid, place)| Step::Moves(pid, place)),
         4 => (pid.clone(), any::<bool>()).prop_map(|(pid, twice)| Step::Dies(pid, twice)),
+        2 => (pid.clone(), 1..6 * SECOND).prop_map(|(pid, span)| Step::TearsDown(pid, span)),
         8 => (gpu.clone(), prop::option::weighted(0.9, pid))
             .prop_map(|(gpu, pid)| Step::Works(gpu, pid)),
         1 => (1..4u32).prop_map(Step::Lose),
@@ -476,6 +493,7 @@ impl World {
             attached: start,
             gap: None,
             doubted: BTreeMap::new(),
+            complete_since: start,
             counters: EventCounters::default(),
             lost_told: 0,
             drained: start,
@@ -497,6 +515,7 @@ impl World {
             booked: BTreeMap::new(),
             published: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            host_booked: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             know_the_pod: BTreeSet::new(),
         };
@@ -636,7 +655,13 @@ impl World {
                 let stays = lives.flat_map(|life| &life.stays);
                 stays.map(|(_, place)| *place).collect()
             } else {
-                self.owners(pid, at, at).into_iter().collect()
+                let mut owners = self.owners(pid, at, at);
+                if owners.is_empty() {
+                    // Its context is being torn down, or nobody has had the pid since.
+                    let last = self.lives.iter().rfind(|life| life.pid == pid);
+                    owners.extend(last.and_then(|life| life.stays.last()).map(|(_, at)| *at));
+                }
+                owners.into_iter().collect()
             };
             self.listed
                 .extend(places.into_iter().map(|place| (place, list.gpu)));
@@ -652,6 +677,7 @@ impl World {
         let since = self.gap.map_or(self.drained, |(since, _)| since);
         if up {
             self.attached = self.now;
+            self.complete_since = self.now;
             self.gap = Some((since, self.now));
             self.health(SourceState::Up);
             if self.now > 1_000 * SECOND {
@@ -663,6 +689,7 @@ impl World {
             return;
         }
         self.gap = Some((since, u64::MAX));
+        self.complete_since = u64::MAX;
         // What it had lost and not told goes with it.
         self.counters.lost = self.lost_told;
         self.lose = 0;
@@ -699,6 +726,12 @@ impl World {
         lives.position(|life| life.pid == pid && life.end.is_none())
     }
 
+    /// Until when a dead process keeps its pid, if that is later than now.
+    fn tears_down_until(&self, pid: u32) -> Option<u64> {
+        let last = self.lives.iter().rfind(|life| life.pid == pid)?;
+        last.torn_down.filter(|until| *until > self.now)
+    }
+
     /// Puts an event on its way, unless it is lost.
     fn emit(&mut self, event: KernelEvent) {
         if !self.is_up {
@@ -732,8 +765,14 @@ impl World {
     }
 
     fn born(&mut self, pid: u32, place: Place, by_runtime: bool) {
-        if self.alive(pid).is_some() {
+        if self.alive(pid).is_some() || self.tears_down_until(pid).is_some() {
             return;
+        }
+        for gpu in 0..GPUS {
+            // What was torn down there is over.
+            if self.gpus[gpu].working.is_some_and(|(of, _)| of == pid) {
+                self.works(gpu, None);
+            }
         }
         let tick = |at: u64| at / TICK;
         let before = self.lives.iter().rfind(|life| life.pid == pid);
@@ -747,6 +786,7 @@ impl World {
             pid,
             start,
             end: None,
+            torn_down: None,
             stays: vec![(start, place)],
             has_moved: false,
         };
@@ -779,15 +819,16 @@ impl World {
         self.emit(KernelEvent::Attach(self.process(pid, start, place)));
     }
 
-    fn dies(&mut self, pid: u32, twice: bool) {
+    fn dies(&mut self, pid: u32, twice: bool, tear_down: Option<u64>) {
         let Some(at) = self.alive(pid) else { return };
         for gpu in 0..GPUS {
-            if self.gpus[gpu].working.is_some_and(|(of, _)| of == pid) {
+            if tear_down.is_none() && self.gpus[gpu].working.is_some_and(|(of, _)| of == pid) {
                 self.works(gpu, None);
             }
         }
         let life = &mut self.lives[at];
         life.end = Some(self.now);
+        life.torn_down = tear_down.map(|span| self.now + span);
         let place = life.stays.last().expect("it was somewhere").1;
         let start = life.start;
         for _ in 0..=u32::from(twice) {
@@ -796,13 +837,26 @@ impl World {
     }
 
     fn works(&mut self, gpu: usize, pid: Option<u32>) {
-        let pid = pid.filter(|pid| self.alive(*pid).is_some());
         let now = self.now;
+        let before = self.gpus[gpu].working;
+        let goes_on = |pid: &u32| {
+            before.is_some_and(|(of, _)| of == *pid) && self.tears_down_until(*pid).is_some()
+        };
+        let pid = pid.filter(|pid| self.alive(*pid).is_some() || goes_on(pid));
+        // The dead work until their context is gone.
+        let until = before.map(|(pid, _)| match self.alive(pid) {
+            Some(_) => now,
+            None => {
+                let last = self.lives.iter().rfind(|life| life.pid == pid);
+                last.and_then(|life| life.torn_down)
+                    .map_or(now, |until| until.min(now))
+            }
+        });
         let gpu = &mut self.gpus[gpu];
-        if let Some((pid, since)) = gpu.working.take()
-            && now > since
+        if let (Some((pid, since)), Some(until)) = (gpu.working.take(), until)
+            && until > since
         {
-            *gpu.worked.entry(pid).or_default() += now - since;
+            *gpu.worked.entry(pid).or_default() += until - since;
         }
         gpu.working = pid.map(|pid| (pid, now));
     }
@@ -832,6 +886,7 @@ impl World {
             // It is mended by a scan that begins after the news of it, whatever is drained.
             let since = self.gap.map_or(self.drained, |(since, _)| since);
             self.gap = Some((since, self.now));
+            self.complete_since = self.now;
         }
         self.drained = through;
         self.take(Input::Kernel(KernelBatch {
@@ -1009,7 +1064,10 @@ impl World {
     }
 
     fn lists(&mut self, gpu: usize) {
-        let pids = self.gpus[gpu].working.map(|(pid, _)| pid);
+        let working = self.gpus[gpu].working.map(|(pid, _)| pid);
+        let has_context =
+            |pid: &u32| self.alive(*pid).is_some() || self.tears_down_until(*pid).is_some();
+        let pids = working.filter(has_context);
         let at = self.now;
         self.pending_lists
             .extend(pids.map(|pid| List { at, gpu, pid }));
@@ -1117,6 +1175,7 @@ impl World {
                 | Step::Run(..)
                 | Step::Moves(..)
                 | Step::Dies(..)
+                | Step::TearsDown(..)
                 | Step::Works(..)
                 | Step::Window(..)
                 | Step::Blind(_)
@@ -1130,7 +1189,8 @@ impl World {
             Step::Born(pid, place) => self.born(pid, place, false),
             Step::Run(pid, place) => self.born(pid, place, true),
             Step::Moves(pid, place) => self.moves(pid, place),
-            Step::Dies(pid, twice) => self.dies(pid, twice),
+            Step::Dies(pid, twice) => self.dies(pid, twice, None),
+            Step::TearsDown(pid, span) => self.dies(pid, false, Some(span)),
             Step::Works(gpu, pid) => self.works(gpu, pid),
             Step::Lose(count) => self.lose = count,
             Step::Announce(place) => self.announce(place),
@@ -1280,17 +1340,26 @@ impl World {
             let is_in_doubt =
                 is_late || self.could_not_be_seen(pid, window) || self.untold.iter().any(is_untold);
             let by_scan = self.holder_by_scan(pid, window);
-            if is_in_doubt && by_scan.is_none() {
+            let is_beside_another = self.is_torn_down_beside_another(pid, window);
+            if is_beside_another || (is_in_doubt && by_scan.is_none()) {
                 self.doubt[gpu] += amount;
                 continue;
             }
-            let owners = self.owners(pid, window.start, window.end);
+            let mut owners = self.owners(pid, window.start, window.end);
+            // A scan's starts are whole ticks: who has the pid next may seem to have had it.
+            let mut next = self.owners(pid, window.start, window.end + TICK);
+            let mut is_known = true;
+            if owners.is_empty()
+                && let Some((end, place, has_just_moved)) = self.torn_down_in(pid, window)
+            {
+                is_known = self.complete_since <= end && !has_just_moved;
+                owners.insert(place);
+                next.insert(place);
+            }
             // Of two, the row does not say which: it is nobody's.
             if let [owner] = owners.iter().copied().collect::<Vec<_>>()[..] {
                 let mut chain = owner.cgroups().into_iter();
                 let is_announced = chain.all(|cgroup| self.announced.contains(&cgroup.key.id));
-                // A scan's starts are whole ticks: who has the pid next may seem to have had it.
-                let next = self.owners(pid, window.start, window.end + TICK);
                 let expected = self.expected.entry((owner, gpu)).or_default();
                 let mut gaps = self.gaps.iter();
                 let is_in_gap = gaps.any(|gap| window.start < gap.until + SLACK);
@@ -1303,7 +1372,7 @@ impl World {
                         && untold.any(|untold| untold.pid == pid && untold.at == of.moved)
                 });
                 let is_certain = is_announced && next == owners && !is_in_gap;
-                if is_certain && !is_blurred && !is_in_doubt {
+                if is_certain && is_known && !is_blurred && !is_in_doubt {
                     expected.certain += amount;
                 } else {
                     expected.possible += amount;
@@ -1345,8 +1414,8 @@ impl World {
                 moves.into_iter().any(|(at, _)| *at > from)
             };
             let touches = |life: &&Life| {
-                life.start <= window.end + TICK
-                    && life.end.is_none_or(|end| end + SLACK > window.start)
+                let end = life.end.max(life.torn_down);
+                life.start <= window.end + TICK && end.is_none_or(|end| end + SLACK > window.start)
             };
             let unseen = |life: &Life| {
                 (is_over(life) && (life.start > gap.from || has_moved(life, gap.from)))
@@ -1354,6 +1423,32 @@ impl World {
                     || (!is_kept(life) && is_over(life) && of_pid().filter(touches).count() > 1)
             };
             of_pid().filter(touches).any(unseen)
+        })
+    }
+
+    /// Who had a pid before a window and whose context was torn down in it: when it died, where it
+    /// was, and whether it had only just come there.
+    fn torn_down_in(&self, pid: u32, window: &Truth) -> Option<(u64, Place, bool)> {
+        let mut of_pid = self.lives.iter().filter(|life| life.pid == pid);
+        let life = of_pid.rfind(|life| life.start <= window.end)?;
+        let end = life.end.filter(|end| *end <= window.start)?;
+        let (since, place) = *life.stays.last().expect("it was somewhere");
+        let is_torn_down = life.torn_down.is_some_and(|until| until > window.start);
+        // A sample is about the time before it, when one that had just moved was elsewhere.
+        let has_just_moved = life.stays.len() > 1 && since + SLACK > window.start;
+        is_torn_down.then_some((end, place, has_just_moved))
+    }
+
+    /// Whether a window has both a dead process's tear-down and the next holder of its pid: the row
+    /// is one figure, and the core takes it for the next holder's.
+    fn is_torn_down_beside_another(&self, pid: u32, window: &Truth) -> bool {
+        let lives = || self.lives.iter().filter(|life| life.pid == pid);
+        let mut torn_down = lives().filter(|life| {
+            life.end.is_some_and(|end| end <= window.start)
+                && life.torn_down.is_some_and(|until| until > window.start)
+        });
+        torn_down.any(|dead| {
+            lives().any(|life| life.start > dead.start && life.start <= window.end + TICK)
         })
     }
 
@@ -1417,6 +1512,7 @@ impl World {
             let before = self.hosts.insert(key, series.amounts.busy);
             assert!(before.is_none_or(|before| before <= series.amounts.busy));
         }
+        self.check_host_accounts(snapshot);
         for gpu in 0..GPUS {
             for place in Place::ALL {
                 let booked = match place {
@@ -1443,6 +1539,40 @@ impl World {
                     );
                 }
             }
+        }
+    }
+
+    /// What is told of the host unit's accounts is all that is booked, published or not.
+    fn check_host_accounts(&mut self, snapshot: &Snapshot) {
+        let mut open = BTreeMap::new();
+        for account in &snapshot.host_accounts {
+            assert_eq!(account.unit.as_str(), Place::Host.account());
+            let before = open.insert(account.gpu.to_string(), account.amounts.busy);
+            assert!(before.is_none(), "one account twice");
+        }
+        for gpu in 0..GPUS {
+            let key = uuid(gpu).to_string();
+            let (now, before) = self.host_booked.entry(key.clone()).or_default();
+            match open.remove(&key) {
+                Some(busy) => {
+                    assert!(busy >= *now, "the host fell from {now:?} to {busy:?}");
+                    *now = busy;
+                }
+                None => {
+                    *before = before.plus(*now);
+                    *now = Nanos::ZERO;
+                }
+            }
+            let booked = now.plus(*before);
+            let expected = self.expected.get(&(Place::Host, gpu)).copied();
+            let expected = expected.unwrap_or_default();
+            let most = expected.certain + expected.possible + self.doubt[gpu];
+            assert!(
+                expected.certain <= booked.0 && booked.0 <= most,
+                "the host on GPU {gpu}: {booked:?} booked, {expected:?}"
+            );
+            let published = self.host(gpu);
+            assert!(published <= booked, "{published:?} of {booked:?}");
         }
     }
 
@@ -1656,4 +1786,71 @@ fn an_account_is_not_closed_before_the_windows_of_its_life_are_booked() {
     ];
     // The window comes with the end.
     live(policy, steps);
+}
+
+/// What is published is not the matter of these.
+fn at_once() -> Policy {
+    Policy {
+        grace: Nanos::ZERO,
+        zero_for: Nanos::ZERO,
+        keep_for: Nanos::from_secs(600),
+    }
+}
+
+#[test]
+fn work_that_is_credited_seconds_after_an_exit_is_the_dead_process_s() {
+    let steps = vec![
+        Step::Born(101, Place::Plain),
+        Step::Works(0, Some(101)),
+        Step::Wait(SECOND),
+        Step::TearsDown(101, 4 * SECOND),
+        Step::Drain(0, 0),
+        Step::Window(0, false, 0),
+        Step::Wait(3 * SECOND),
+        Step::Window(0, false, 0),
+        Step::Drain(0, 0),
+        Step::Commit,
+        Step::Wait(SECOND / 2),
+        Step::Window(0, false, 0),
+        Step::Drain(0, 0),
+        Step::Commit,
+    ];
+    live(at_once(), steps);
+}
+
+#[test]
+fn the_dead_pay_for_no_tear_down_after_a_loss_in_which_their_pid_may_have_been_taken() {
+    let steps = vec![
+        Step::Announce(Place::OtherPlain),
+        Step::Born(101, Place::Plain),
+        Step::Works(0, Some(101)),
+        Step::Wait(SECOND),
+        Step::Dies(101, false),
+        Step::Window(0, false, 0),
+        Step::Drain(0, 0),
+        Step::Commit,
+        Step::Wait(SECOND),
+        Step::Window(0, false, 0),
+        // Nobody hears of the next one, who lives for less than a scan.
+        Step::Lose(6),
+        Step::Born(101, Place::OtherPlain),
+        Step::Works(0, Some(101)),
+        Step::Wait(SECOND),
+        Step::Dies(101, false),
+        Step::Window(0, true, 0),
+        Step::Wait(SECOND),
+        Step::Drain(0, 0),
+        Step::ScanBegins,
+        Step::ScanArrives,
+        Step::WindowsArrive(0),
+        Step::Commit,
+    ];
+    let mut world = World::new(at_once());
+    for step in steps {
+        world.step(step);
+    }
+    let key = (Place::Plain.account(), uuid(0).to_string());
+    let expected = world.expected[&(Place::Plain, 0)];
+    assert_eq!(world.booked[&key].0, Nanos(expected.certain));
+    world.end();
 }

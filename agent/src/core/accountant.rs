@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::allocation::{AllocationTable, Grantee, Known, Span};
 use super::amounts::Amounts;
-use super::attribute::{self, Charge, Sharing};
+use super::attribute::{self, Charge, Lookup};
 use super::awaited::{Awaited, life_of};
 use super::cgroup_path::CgroupMeaning;
 use super::directory::{Directory, SourcesOfNames};
@@ -34,10 +34,11 @@ use super::placement::{Owner, PayerRule, PlacementId, PlacementTable};
 use super::process_table::{CREDIT_SLACK, Facts, ProcessTable, Sighting};
 use super::publication::{self, Gate, Policy};
 use super::shares::Shares;
+use super::sharing::{self, Sharing};
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
-    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
-    Snapshot, SourceErrorBook,
+    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostAccount, HostSeries,
+    NamespaceSeries, Snapshot, SourceErrorBook,
 };
 use super::tables::{HashMap, HashSet};
 
@@ -211,7 +212,7 @@ impl Accountant {
             sources: BTreeMap::new(),
             source_errors: BTreeMap::new(),
             waiting: VecDeque::new(),
-            stream: EventStream::default(),
+            stream: EventStream::since(clock.boot),
             awaited: VecDeque::new(),
             effects: Vec::new(),
             counts: AgentBook::default(),
@@ -301,6 +302,9 @@ impl Accountant {
                     let mut held = false;
                     for holding in self.holdings.values_mut() {
                         held |= holding.executed(id, event.at);
+                    }
+                    for sharing in self.sharing.values_mut() {
+                        sharing.executed(id, event.at);
                     }
                     if held {
                         self.wish(Effect::ReadLists);
@@ -491,11 +495,13 @@ impl Accountant {
             return;
         }
         let (from, to) = life_of(process, received);
-        if !self.stream.vouches_for(process.pid, to) {
-            return;
-        }
-        let (processes, placements) = (&self.processes, &mut self.placements);
-        let (_, owner) = attribute::owner_of(process.pid, from, to, processes, placements);
+        let mut lookup = Lookup {
+            events: &self.stream,
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
+        let (_, owner) = attribute::owner_of(process.pid, from, to, &mut lookup);
         let Ok(owner) = owner else { return };
         let opened = self.opened_at(book, from, clock);
         self.ledger.open(book, &owner, opened);
@@ -521,22 +527,49 @@ impl Accountant {
     fn charges_of(&mut self, window: &GpuWindow) -> Vec<Charge> {
         let unread = Sharing::default();
         let sharing = self.sharing.get(&window.gpu).unwrap_or(&unread);
-        let book = self.ledger.book_of(&window.gpu);
-        let is_instance = book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some());
-        let (processes, placements) = (&self.processes, &mut self.placements);
+        let is_instance = self.is_instance(&window.gpu);
+        let mut lookup = Lookup {
+            events: &self.stream,
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
         if is_instance {
-            return attribute::charges_of_instance(window, sharing, processes);
+            sharing::charges_of_instance(window, sharing, &mut lookup)
+        } else {
+            attribute::charges(window, sharing, &mut lookup)
         }
-        let mut charges = attribute::charges(window, sharing, processes, placements);
-        for charge in &mut charges {
-            if let (Some(pid), Ok(_)) = (charge.pid, &charge.owner)
-                && !self.stream.vouches_for(pid, window.end)
-            {
-                charge.owner = Err(UnattributedReason::UnconfirmedPid);
-                charge.process = None;
-            }
+    }
+
+    /// Whether a GPU is a MIG instance.
+    fn is_instance(&self, gpu: &GpuUuid) -> bool {
+        let book = self.ledger.book_of(gpu);
+        book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some())
+    }
+
+    /// Whether a window has to wait until it is known who was there: its busy time comes without a
+    /// process, and somebody may have come or gone since the last reading of the process lists, or
+    /// the events of a reading are still to come.
+    fn awaits_lists(&mut self, window: &GpuWindow) -> bool {
+        let is_instance = self.is_instance(&window.gpu);
+        let Some(sharing) = self.sharing.get(&window.gpu) else {
+            return false;
+        };
+        let lookup = Lookup {
+            events: &self.stream,
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
+        if window.busy.is_zero() || !(is_instance || sharing.has_servers()) {
+            return false;
         }
-        charges
+        let is_ahead = sharing.is_ahead(window.start, window.end, &lookup);
+        let has_changed = sharing.has_changed(window.end, &lookup);
+        if has_changed {
+            self.wish(Effect::ReadLists);
+        }
+        is_ahead || has_changed
     }
 
     pub(super) fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
@@ -546,45 +579,41 @@ impl Accountant {
         }
         let own = self.settings.own_pid;
         lists.processes.retain(|process| Some(process.pid) != own);
-        let (processes, placements) = (&self.processes, &mut self.placements);
-        let owners: HashMap<_, _> = lists
-            .processes
-            .iter()
-            .map(|&GpuProcess { pid, .. }| {
-                let of = if self.stream.vouches_for(pid, lists.at) {
-                    attribute::owner_of(pid, lists.at, lists.at, processes, placements)
-                } else {
-                    (None, Err(UnattributedReason::UnconfirmedPid))
-                };
-                (pid, of)
-            })
-            .collect();
-        self.close_taken_over(clock);
         let book = self.ledger.book_of(&lists.gpu);
+        let mut lookup = Lookup {
+            events: &self.stream,
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
+        let mut owners = HashMap::default();
+        for &GpuProcess { pid, .. } in &lists.processes {
+            let (found, owner) = attribute::owner_of(pid, lists.at, lists.at, &mut lookup);
+            owners.insert(pid, (found, owner));
+        }
         if book.is_some() {
             let sharing = self.sharing.entry(lists.gpu.clone()).or_default();
-            sharing.observe(lists.at, &lists.processes, &mut |pid| {
-                let (_, owner) = owners.get(&pid)?;
-                owner.clone().ok()
-            });
+            sharing.observe(lists.at, &lists.processes, &mut lookup);
+            for (pid, (_, owner)) in &mut owners {
+                if let Some(of_server) =
+                    sharing.payer_of_server(*pid, lists.at, lists.at, &mut lookup)
+                {
+                    *owner = of_server;
+                }
+            }
         }
+        self.close_taken_over(clock);
         let mut members = Vec::with_capacity(lists.processes.len());
         let mut memory = HashMap::<Owner, u64>::default();
         let opened = book.map(|book| (book, self.opened_at(book, lists.at, clock)));
         for process in &lists.processes {
-            let Some((found, owner)) = owners.get(&process.pid).cloned() else {
+            let Some((found, payer)) = owners.get(&process.pid).cloned() else {
                 continue;
             };
             if let Some(found) = found {
                 self.follow(found);
             }
-            let payer = self
-                .sharing
-                .get(&lists.gpu)
-                .and_then(|sharing| sharing.payer_of_server(process.pid, lists.at, lists.at));
-            let Ok(owner) = payer.unwrap_or(owner) else {
-                continue;
-            };
+            let Ok(owner) = payer else { continue };
             if let Some(found) = found {
                 let started = self.processes.facts_of(found).map(|facts| facts.start);
                 members.push(Member {
@@ -686,7 +715,9 @@ impl Accountant {
             let is_nobodys = window.busy.is_zero() && window.engines.is_empty();
             let is_down = self.stream.is_expected() && !self.stream.is_up() && !is_starting;
             let is_expected = self.stream.is_expected() || is_starting;
-            let is_awaited = is_expected && !caught_up && !(is_down && is_nobodys);
+            let awaits_lists = caught_up && self.awaits_lists(&window);
+            let is_awaited =
+                (is_expected && !caught_up && !(is_down && is_nobodys)) || awaits_lists;
             let waited = clock.boot.since(since);
             let scanned = !self.awaits_scan(clock.boot);
             let waited_enough = waited >= self.settings.await_events && scanned;
@@ -699,7 +730,7 @@ impl Accountant {
                 still.push_back((since, window));
                 continue;
             }
-            self.counts.windows_not_awaited += u64::from(!caught_up);
+            self.counts.windows_not_awaited += u64::from(!caught_up || awaits_lists);
             let charges = self.charges_of(&window);
             self.close_taken_over(clock);
             self.introduce_containers(clock.boot, false);
@@ -1266,6 +1297,12 @@ impl Accountant {
         });
         for (payer, gpu, at, owner, account) in accounts {
             pending[at] += account.amounts.minus(account.published()).busy;
+            let memory = self
+                .lists
+                .get(gpu)
+                .and_then(|lists| lists.memory.get(owner))
+                .copied();
+            let share = shares.get(&(at, owner.clone())).copied().unwrap_or(0.0);
             if let Owner::Host(unit) = owner {
                 snapshot
                     .host_series
@@ -1275,16 +1312,18 @@ impl Accountant {
                         start: series.gate.start,
                         amounts: series.gate.visible,
                     }));
+                snapshot.host_accounts.push(HostAccount {
+                    unit: unit.clone(),
+                    gpu: gpu.clone(),
+                    amounts: account.amounts,
+                    share,
+                    memory,
+                });
                 continue;
             }
             let Some(payer) = payer else {
                 continue;
             };
-            let memory = self
-                .lists
-                .get(gpu)
-                .and_then(|lists| lists.memory.get(owner))
-                .copied();
             for (series, is_current) in [
                 (&account.id_only, account.named.is_none()),
                 (&account.named, true),
@@ -1320,7 +1359,7 @@ impl Accountant {
                 gpu: gpu.clone(),
                 attribution: payer.attribution,
                 amounts: account.amounts,
-                share: shares.get(&(at, owner.clone())).copied().unwrap_or(0.0),
+                share,
                 memory,
                 memory_peak: account.memory_peak,
                 processes_started: account.processes_started,
@@ -1339,6 +1378,9 @@ impl Accountant {
             .sort_by(|a, b| (&a.labels, &a.gpu).cmp(&(&b.labels, &b.gpu)));
         snapshot
             .host_series
+            .sort_by(|a, b| (&a.unit, &a.gpu).cmp(&(&b.unit, &b.gpu)));
+        snapshot
+            .host_accounts
             .sort_by(|a, b| (&a.unit, &a.gpu).cmp(&(&b.unit, &b.gpu)));
         snapshot.namespace_series = self
             .namespaces
@@ -1442,6 +1484,12 @@ impl Accountant {
     /// The processes that use a GPU now or did within the last ten seconds.
     #[must_use]
     pub fn gpu_processes(&mut self, now: BootTime) -> Vec<GpuProcessView> {
+        let mut lookup = Lookup {
+            events: &self.stream,
+            processes: &self.processes,
+            placements: &mut self.placements,
+            opens: &self.opens,
+        };
         let mut views = BTreeMap::<(GpuUuid, Pid), GpuProcessView>::new();
         let mut owners = HashMap::<(GpuUuid, Pid), Result<Owner, UnattributedReason>>::default();
         for book in self.ledger.books() {
@@ -1466,13 +1514,7 @@ impl Accountant {
         for (gpu, lists) in &self.lists {
             for process in &lists.processes {
                 let key = (gpu.clone(), process.pid);
-                let (found, owner) = attribute::owner_of(
-                    process.pid,
-                    now,
-                    now,
-                    &self.processes,
-                    &mut self.placements,
-                );
+                let (found, owner) = attribute::owner_of(process.pid, now, now, &mut lookup);
                 owners.entry(key.clone()).or_insert(owner);
                 let view = views.entry(key).or_insert_with(|| GpuProcessView {
                     pid: process.pid,

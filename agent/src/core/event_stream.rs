@@ -18,6 +18,7 @@
 //! It decides nothing but this. Who waits how long, and for what, is the accountant's business.
 //! Times are of the boot clock.
 
+use super::completeness::Completeness;
 use super::input::{EventCounters, KernelBatch, ProcessScan};
 use super::model::{BootTime, Pid, SourceState};
 use super::tables::{HashMap, HashSet};
@@ -53,6 +54,9 @@ pub(super) struct EventStream {
     counters: EventCounters,
     drained_through: BootTime,
     gap: Option<Gap>,
+    /// Since when every event has been received: the news of the last loss, or the time of the last
+    /// attachment; [`BootTime::MAX`] while the source is not up.
+    complete_since: BootTime,
     /// When the newest scan began.
     scan_began: Option<BootTime>,
     /// The pids that the newest scan could not read.
@@ -62,6 +66,22 @@ pub(super) struct EventStream {
 }
 
 impl EventStream {
+    /// A stream of which nothing has been received yet, from `since` on.
+    pub(super) fn since(since: BootTime) -> Self {
+        Self {
+            complete_since: since,
+            ..Self::default()
+        }
+    }
+
+    /// The stretch of time of which every event has been received, up to the newest batch.
+    pub(super) const fn completeness(&self) -> Completeness {
+        Completeness {
+            since: self.complete_since,
+            through: self.drained_through,
+        }
+    }
+
     /// The counters of the newest batch.
     pub(super) const fn counters(&self) -> EventCounters {
         self.counters
@@ -94,6 +114,7 @@ impl EventStream {
         let has_lost = batch.counters.missing() > self.counters.missing();
         if has_lost {
             self.open_gap(received);
+            self.complete_since = self.complete_since.max(received);
         }
         self.counters = batch.counters;
         self.drained_through = self.drained_through.max(batch.drained_through);
@@ -111,6 +132,11 @@ impl EventStream {
             },
         );
         self.source = now;
+        if now != Source::Up {
+            self.complete_since = BootTime::MAX;
+        } else if before != Source::Up {
+            self.complete_since = since;
+        }
         match (before, now) {
             // Nobody has waited for it, so nothing is missing that anybody counts on.
             (Source::Untold, Source::Up) | (Source::Up, Source::Up) => {}

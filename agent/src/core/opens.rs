@@ -17,6 +17,9 @@ use super::tables::HashMap;
 /// Bounds that are kept, the newest.
 const MAX_KEPT: usize = 256;
 
+/// Times of opens that are remembered: a window is booked some seconds after its end.
+const LATEST: usize = 64;
+
 /// A process that has opened a GPU.
 #[derive(Clone, Copy, Debug)]
 struct Opened {
@@ -62,6 +65,8 @@ pub struct Opens {
     followed: BTreeMap<ProcessId, Opened>,
     limit: usize,
     bounds: VecDeque<Bound>,
+    /// When a GPU was last opened, the newest first.
+    latest: VecDeque<BootTime>,
     opens: u64,
     unsampled: u64,
     overflows: u64,
@@ -75,6 +80,7 @@ impl Opens {
             followed: BTreeMap::new(),
             limit,
             bounds: VecDeque::new(),
+            latest: VecDeque::new(),
             opens: 0,
             unsampled: 0,
             overflows: 0,
@@ -102,6 +108,8 @@ impl Opens {
     /// Notes an open.
     pub fn note(&mut self, process: ProcessId, device: DeviceNumber, at: BootTime) {
         self.opens += 1;
+        self.latest.truncate(LATEST - 1);
+        self.latest.push_front(at);
         if let Some(opened) = self.followed.get_mut(&process) {
             opened.at = opened.at.min(at);
             // The GPU says more than the device that controls them all.
@@ -134,6 +142,14 @@ impl Opens {
     #[must_use]
     pub fn first(&self, process: ProcessId) -> Option<BootTime> {
         self.followed.get(&process).map(|opened| opened.at)
+    }
+
+    /// Whether a GPU may have been opened in `(from, to]`: yes where too many opens came since to
+    /// remember.
+    #[must_use]
+    pub fn may_be_between(&self, from: BootTime, to: BootTime) -> bool {
+        let is_forgotten = self.latest.len() == LATEST && self.latest.back() > Some(&from);
+        is_forgotten || self.latest.iter().any(|at| from < *at && *at <= to)
     }
 
     /// Draws the line under those of whom no more can come.
@@ -212,6 +228,23 @@ mod tests {
             died: BootTime(90),
             owner: Some(unit()),
         }
+    }
+
+    #[test]
+    fn opens_that_are_too_many_to_remember_may_have_been_at_any_time() {
+        let mut opens = Opens::new(1);
+        assert!(!opens.may_be_between(BootTime(0), BootTime(100)));
+        for at in 1..=64 {
+            opens.note(process(1), GPU, BootTime(100 + at));
+        }
+        assert!(opens.may_be_between(BootTime(101), BootTime(102)));
+        assert!(!opens.may_be_between(BootTime(164), BootTime(170)));
+        assert!(!opens.may_be_between(BootTime(101), BootTime(101)));
+        opens.note(process(1), GPU, BootTime(170));
+        assert!(
+            opens.may_be_between(BootTime(101), BootTime(101)),
+            "unknown"
+        );
     }
 
     #[test]

@@ -12,13 +12,17 @@
 //! The table does not know what a cgroup means: it holds [`PlacementId`]s, which
 //! [`super::placement`] resolves.
 
+use super::completeness::Completeness;
 use super::model::{BootTime, Nanos, Pid, ProcessId, StartTicks};
 use super::placement::PlacementId;
 use super::tables::HashMap;
 
-/// How long before a window a process may have died and still be credited in it: the driver names
-/// the process that was active when a sample was taken, for the period before that sample. Samples
-/// are 1/6 s apart on current products; rows of processes that died longer ago are not theirs.
+/// How long before a window a process may have died and still be credited in it, whatever was lost:
+/// the driver names the process that was active when a sample was taken, for the period before that
+/// sample. Samples are 1/6 s apart on current products.
+///
+/// A process also works after its exit event, while its GPU context is torn down. That may take
+/// seconds, and is credited only where [`Completeness`] says that nobody else can have had the pid.
 pub const CREDIT_SLACK: Nanos = Nanos::from_millis(250);
 
 /// No slot, the end of a chain.
@@ -168,6 +172,10 @@ pub struct ProcessTable {
     exited: u64,
     limit: usize,
     overflows: u64,
+    /// The latest start of a process that the full table turned away.
+    turned_away: BootTime,
+    /// Whoever died before this may have been forgotten.
+    forgotten_before: BootTime,
 }
 
 impl ProcessTable {
@@ -307,6 +315,7 @@ impl ProcessTable {
     ) -> bool {
         if self.alive + self.exited >= self.limit as u64 || pid.0 > PID_MASK {
             self.overflows += 1;
+            self.turned_away = self.turned_away.max(start);
             return false;
         }
         let mut record = Record {
@@ -468,20 +477,21 @@ impl ProcessTable {
     #[must_use]
     pub fn incarnations(&self, pid: Pid) -> Vec<Facts> {
         let newest = self.newest.get(&pid.0).copied().unwrap_or(NIL);
-        self.chain(newest).map(Self::facts).collect()
+        self.chain(newest)
+            .map(|(_, record)| Self::facts(record))
+            .collect()
     }
 
     /// Everyone that the table knows, in no order.
     pub fn everyone(&self) -> impl Iterator<Item = Facts> + '_ {
         let chains = self.newest.values().flat_map(|newest| self.chain(*newest));
-        chains.map(Self::facts)
+        chains.map(|(_, record)| Self::facts(record))
     }
 
-    fn chain(&self, newest: u32) -> impl Iterator<Item = &Record> {
+    fn chain(&self, newest: u32) -> impl Iterator<Item = (u32, &Record)> {
         // No slot has the number NIL.
-        std::iter::successors(self.records.get(newest as usize), |record| {
-            self.records.get(record.older as usize)
-        })
+        let at = |slot: u32| Some((slot, self.records.get(slot as usize)?));
+        std::iter::successors(at(newest), move |(_, record)| at(record.older))
     }
 
     fn facts(record: &Record) -> Facts {
@@ -597,26 +607,56 @@ impl ProcessTable {
         None
     }
 
-    /// Everyone who had `pid` at some point of `(from, to]`. If nobody had, whoever held it last
-    /// within [`CREDIT_SLACK`] before that.
+    /// Everyone who had `pid` at some point of `(from, to]`. If nobody had, whoever held it last:
+    ///
+    /// - within [`CREDIT_SLACK`] before that;
+    /// - or at any time before, if its exit was reported and `events` says that no event since then
+    ///   was lost. Then nobody has had the pid after it, and what the driver names the pid for is the
+    ///   tear-down of its context.
     #[must_use]
-    pub fn holders(&self, pid: Pid, from: BootTime, to: BootTime) -> Vec<Holder> {
+    pub fn holders(
+        &self,
+        pid: Pid,
+        from: BootTime,
+        to: BootTime,
+        events: Completeness,
+    ) -> Vec<Holder> {
+        let newest = self.newest.get(&pid.0).copied().unwrap_or(NIL);
+        let known = self.chain(newest).filter(|(_, record)| record.start <= to);
         let mut holders = Vec::new();
-        let mut slot = self.newest.get(&pid.0).copied().unwrap_or(NIL);
-        while slot != NIL {
-            let record = &self.records[slot as usize];
-            if record.start <= to && record.exit > from {
+        for (after, (slot, record)) in known.enumerate() {
+            if record.exit > from {
                 holders.push(self.holder(slot, from, to));
-            } else if holders.is_empty()
-                && record.start <= to
-                && record.exit.plus(CREDIT_SLACK) > from
-            {
-                holders.push(self.holder(slot, from.minus(CREDIT_SLACK), to));
-                return holders;
+            } else if holders.is_empty() {
+                let is_last = after == 0
+                    && record.has(EXIT_REPORTED)
+                    && record.exit >= self.turned_away
+                    && events.covers(record.exit, to);
+                if record.exit.plus(CREDIT_SLACK) > from {
+                    holders.push(self.holder(slot, from.minus(CREDIT_SLACK), to));
+                    return holders;
+                } else if is_last {
+                    holders.push(self.holder(slot, record.exit, to));
+                    return holders;
+                }
             }
-            slot = record.older;
         }
         holders
+    }
+
+    /// Where a process was in `(from, to]`; after its exit, where it was then. Absent if it is not
+    /// known.
+    #[must_use]
+    pub fn holder_of(&self, process: ProcessId, from: BootTime, to: BootTime) -> Option<Holder> {
+        let slot = self.find(process.pid, process.start)?;
+        let exit = self.records[slot as usize].exit;
+        Some(self.holder(slot, from.min(exit), to))
+    }
+
+    /// Whoever died before this may have been forgotten, and nobody else.
+    #[must_use]
+    pub const fn forgotten_before(&self) -> BootTime {
+        self.forgotten_before
     }
 
     fn holder(&self, slot: u32, from: BootTime, to: BootTime) -> Holder {
@@ -678,8 +718,8 @@ impl ProcessTable {
     pub fn placement_of(&self, pid: Pid, at: BootTime) -> Option<PlacementId> {
         let newest = self.newest.get(&pid.0).copied()?;
         self.chain(newest)
-            .find(|record| record.start <= at && at <= record.exit && record.since <= at)
-            .map(|record| record.placement)
+            .find(|(_, record)| record.start <= at && at <= record.exit && record.since <= at)
+            .map(|(_, record)| record.placement)
     }
 
     /// Whether the process is alive.
@@ -694,6 +734,7 @@ impl ProcessTable {
         if self.exited == 0 {
             return;
         }
+        self.forgotten_before = self.forgotten_before.max(before);
         let mut freed = Vec::new();
         let records = &mut self.records;
         self.newest.retain(|_, head| {
@@ -787,7 +828,7 @@ mod tests {
 
     fn places(table: &ProcessTable, pid: u32, from: BootTime, to: BootTime) -> Vec<PlacementId> {
         let mut places: Vec<_> = table
-            .holders(Pid(pid), from, to)
+            .holders(Pid(pid), from, to, Completeness::NONE)
             .into_iter()
             .flat_map(|holder| holder.placements)
             .flatten()
@@ -818,6 +859,64 @@ mod tests {
                 "({from}, {to}]"
             );
         }
+    }
+
+    #[test]
+    fn the_last_holder_is_found_long_after_its_death_where_no_event_was_lost() {
+        let dead = |end: &dyn Fn(&mut ProcessTable)| {
+            let mut table = table();
+            see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
+            end(&mut table);
+            table
+        };
+        let exit = |table: &mut ProcessTable| table.exit(Pid(7), s(10), s(20));
+        let complete = |since, through| Completeness {
+            since: s(since),
+            through: s(through),
+        };
+        let found = |table: &ProcessTable, events| {
+            let holders = table.holders(Pid(7), s(23), s(24), events);
+            let places = holders.into_iter().flat_map(|holder| holder.placements);
+            places.flatten().collect::<Vec<_>>()
+        };
+        assert_eq!(found(&dead(&exit), complete(20, 24)), [BOX_A]);
+        assert_eq!(found(&dead(&exit), complete(21, 24)), [], "lost since");
+        assert_eq!(found(&dead(&exit), complete(20, 23)), [], "not all there");
+        let moved = dead(&|table| {
+            see(table, 7, s(10), s(19), BOX_B, Sighting::Attach);
+            exit(table);
+        });
+        assert_eq!(
+            found(&moved, complete(20, 24)),
+            [BOX_B],
+            "where it was last"
+        );
+        let inferred = dead(&|table| {
+            table.close_unseen(s(20), &|_, _| false);
+        });
+        assert_eq!(found(&inferred, complete(1, 24)), [], "nobody reported it");
+        let taken = |at| {
+            dead(&move |table: &mut ProcessTable| {
+                table.exit(Pid(7), s(10), s(20));
+                see(table, 7, s(at), s(at), BOX_B, Sighting::Fork);
+                table.exit(Pid(7), s(at), s(at));
+            })
+        };
+        assert_eq!(found(&taken(21), complete(1, 24)), [BOX_B], "the last one");
+        assert_eq!(found(&taken(25), complete(1, 24)), [BOX_A], "taken later");
+        let restored = dead(&|table| {
+            exit(table);
+            let facts = table.incarnations(Pid(7))[0];
+            *table = ProcessTable::new(9);
+            assert!(table.restore(&facts));
+        });
+        assert_eq!(found(&restored, complete(22, 24)), [], "no agent ran");
+        let full = dead(&|table| {
+            exit(table);
+            table.limit = 1;
+            see(table, 7, s(22), s(22), BOX_B, Sighting::Fork);
+        });
+        assert_eq!(found(&full, complete(1, 24)), [], "one found no room");
     }
 
     #[test]
@@ -1021,9 +1120,19 @@ mod tests {
         }
         table.forget(s(45), &mut |_| {});
         assert_eq!((table.alive(), table.exited()), (1, 1));
-        assert_eq!(table.holders(Pid(7), s(48), s(60)).len(), 2);
+        assert_eq!(
+            table
+                .holders(Pid(7), s(48), s(60), Completeness::NONE)
+                .len(),
+            2
+        );
         table.forget(s(100), &mut |_| {});
-        assert_eq!(table.holders(Pid(7), s(48), s(60)).len(), 1);
+        assert_eq!(
+            table
+                .holders(Pid(7), s(48), s(60), Completeness::NONE)
+                .len(),
+            1
+        );
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct Snapshot {
     pub host_series: Vec<HostSeries>,
     /// Every account of a container, held-back ones included, with its whole amount.
     pub accounts: Vec<ContainerAccount>,
+    /// Every account of a host unit, with its whole amount.
+    #[serde(default)]
+    pub host_accounts: Vec<HostAccount>,
     /// Every source and its state, in the order of `SourceId::ALL`.
     pub sources: Vec<SourceHealth>,
     /// The eBPF object's counters.
@@ -304,6 +307,21 @@ pub struct HostSeries {
     pub amounts: Amounts,
 }
 
+/// A host unit's account on one GPU, as it stands in the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostAccount {
+    /// systemd unit or cgroup path.
+    pub unit: HostUnit,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The whole of each amount, also what is not published yet.
+    pub amounts: Amounts,
+    /// Share of the GPU over the last ten seconds, 0..=1.
+    pub share: f64,
+    /// Device memory in use now, in bytes.
+    pub memory: Option<u64>,
+}
+
 /// A container's account on one GPU, as it stands in the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerAccount {
@@ -410,7 +428,8 @@ pub struct AgentBook {
     pub scans: u64,
     /// Scans asked for because events were lost.
     pub rescans_after_loss: u64,
-    /// Windows that were booked before the event stream had caught up with them.
+    /// Windows that were booked before all that they wait for had come: the event stream, and for
+    /// MIG instances and MPS servers a reading of the process lists.
     pub windows_not_awaited: u64,
     /// Process lists, and the driver's accounts of processes that died, that were taken before the
     /// event stream had caught up with them.

@@ -1006,7 +1006,8 @@ pub static INSTRUMENTS: &[Instrument] = &[
         otlp: "gpuacct.windows.not_awaited",
         kind: Kind::Counter,
         unit: Unit::Count("{window}"),
-        help: "Windows that were booked before the event stream had caught up with them.",
+        help: "Windows that were booked before all that they wait for had come: the event stream, \
+               and on MIG instances and MPS servers a reading of the process lists.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.windows_not_awaited),
     },

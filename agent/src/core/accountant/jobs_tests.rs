@@ -87,7 +87,7 @@ impl Node {
             started: BootTime(self.now),
             finished: BootTime(self.now),
             processes,
-            skipped: 0,
+            ..ProcessScan::default()
         };
         let clock = clock(self.now);
         self.accountant.take(Input::Processes(scan), clock);

@@ -24,11 +24,12 @@ use std::sync::Arc;
 
 use super::{Keeper, State};
 use crate::core::accountant::{Accountant, Settings};
-use crate::core::attribute::Sharing;
+use crate::core::completeness::Completeness;
 use crate::core::holding::Holding;
 use crate::core::model::{BootTime, Clock, Nanos, Pid, ProcessId, StartTicks};
 use crate::core::placement::{Owner, PlacementId};
 use crate::core::process_table::{CREDIT_SLACK, Facts};
+use crate::core::sharing::Sharing;
 use crate::core::tables::HashMap;
 
 /// Processes that are followed. Beyond that they are not kept, which is counted.
@@ -246,7 +247,9 @@ impl Accountant {
         unbooked: BootTime,
     ) -> Option<KeptProcess> {
         let pid = facts.process.pid;
-        let holders = self.processes.holders(pid, unbooked, BootTime::MAX);
+        let holders = self
+            .processes
+            .holders(pid, unbooked, BootTime::MAX, Completeness::NONE);
         let mut holders = holders.iter();
         let moved = holders
             .find(|of| of.process == facts.process)

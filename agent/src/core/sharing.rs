@@ -1,0 +1,777 @@
+//! Who was on a GPU, by its process lists: for busy time that comes without a process of its own.
+//!
+//! Such time is an MPS server's, which is its clients', and a MIG instance's, of which the driver
+//! gives one figure for each window. It is somebody's only if all who were there in the window are
+//! one payer's. Where two payers were there, at once or one after the other, the figure cannot be
+//! divided: that window is nobody's, and no other is for that.
+//!
+//! A list says who had a context when it was read. Between two readings the process table bounds
+//! it. A listed process was there:
+//!
+//! - from the reading before, if that has it, too; else from its start, its first open of a GPU, or
+//!   the reading before, whichever is the latest;
+//! - until the reading after, if that has it, too; else until its exit, until it executed another
+//!   program, or the reading after, whichever is the earliest.
+//!
+//! So a process that was dead before a window began is nobody in it, and one that started after a
+//! reading is known by a later one.
+
+use std::collections::VecDeque;
+
+use super::amounts::Engines;
+use super::attribute::{Charge, Lookup, owner_among, owner_of};
+use super::input::{GpuProcess, GpuWindow, MpsRole};
+use super::model::{BootTime, Nanos, Pid, ProcessId, UnattributedReason};
+use super::placement::Owner;
+use super::process_table::CREDIT_SLACK;
+
+/// Readings of the process lists that are remembered: a window lies between two, and is booked some
+/// seconds late.
+const READINGS: usize = 8;
+/// A reading says nothing of a time that is later than it by more than this.
+const READING_HOLDS: Nanos = Nanos::from_secs(60);
+
+/// What a listed process has to do with MPS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// It is a server, and the list says so.
+    Server,
+    /// It was a server in the reading before and has no clients now.
+    IdleServer,
+    Client,
+    Other,
+}
+
+impl Part {
+    const fn is_server(self) -> bool {
+        matches!(self, Self::Server | Self::IdleServer)
+    }
+}
+
+/// A process in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listed {
+    pid: Pid,
+    /// Who had the pid, as far as that was known when the list came.
+    process: Option<ProcessId>,
+    part: Part,
+    /// When it executed another program after the reading.
+    executed: Option<BootTime>,
+}
+
+/// What a GPU's process lists said at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Reading {
+    at: BootTime,
+    listed: Vec<Listed>,
+    has_servers: bool,
+}
+
+/// A process that was there at some time of a window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Present {
+    pid: Pid,
+    process: Option<ProcessId>,
+    /// Until when it was there at most.
+    until: BootTime,
+    /// Who pays for it; absent where that is not known.
+    owner: Option<Owner>,
+}
+
+/// The payer of all who were there, and the process if there was one only.
+type Only = (Option<(Pid, Option<ProcessId>)>, Owner);
+
+/// Of whom there is none, or more than one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotOne {
+    Nobody,
+    Several,
+}
+
+/// What one GPU's process lists said, the newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    readings: VecDeque<Reading>,
+}
+
+impl Sharing {
+    /// Takes the lists of a GPU. An MPS server stays one for as long as it is listed, also while it
+    /// has no clients.
+    pub(super) fn observe(&mut self, at: BootTime, lists: &[GpuProcess], lookup: &mut Lookup<'_>) {
+        let listed: Vec<Listed> = lists
+            .iter()
+            .map(|&GpuProcess { pid, mps, .. }| {
+                let (process, owner) = owner_of(pid, at, at, lookup);
+                let part = match mps {
+                    MpsRole::Client => Part::Client,
+                    MpsRole::Server => Part::Server,
+                    MpsRole::NamedServer if matches!(owner, Ok(Owner::Host(_))) => Part::Server,
+                    MpsRole::NamedServer => Part::Other,
+                    MpsRole::None if self.was_server(pid, process, lookup) => Part::IdleServer,
+                    MpsRole::None => Part::Other,
+                };
+                Listed {
+                    pid,
+                    process,
+                    part,
+                    executed: None,
+                }
+            })
+            .collect();
+        let has_servers = listed.iter().any(|listed| listed.part.is_server());
+        self.readings.push_front(Reading {
+            at,
+            listed,
+            has_servers,
+        });
+        self.readings.truncate(READINGS);
+    }
+
+    /// Whether the newest reading has a process as a server.
+    fn was_server(&self, pid: Pid, process: Option<ProcessId>, lookup: &Lookup<'_>) -> bool {
+        self.readings.front().is_some_and(|reading| {
+            let mut servers = reading.listed.iter().filter(|of| of.part.is_server());
+            servers.any(|of| of.pid == pid && may_be(of.server(reading.at, lookup), process))
+        })
+    }
+
+    /// Notes that a process has executed another program: its context is gone.
+    pub fn executed(&mut self, process: ProcessId, at: BootTime) {
+        if let Some(before) = self.readings.iter_mut().find(|reading| reading.at < at) {
+            let listed = before.listed.iter_mut();
+            for listed in listed.filter(|listed| listed.process == Some(process)) {
+                listed.executed.get_or_insert(at);
+            }
+        }
+    }
+
+    /// Whether one of the latest lists has an MPS server.
+    #[must_use]
+    pub fn has_servers(&self) -> bool {
+        self.readings.iter().any(|reading| reading.has_servers)
+    }
+
+    /// Whom one of the latest lists has as an MPS server.
+    pub fn servers(&self) -> impl Iterator<Item = Pid> + '_ {
+        let listed = self.readings.iter().flat_map(|reading| &reading.listed);
+        let servers = listed.filter(|listed| listed.part.is_server());
+        servers.map(|listed| listed.pid)
+    }
+
+    /// Whether somebody may have come or gone after the newest reading and before `to`: a process
+    /// opened a GPU, or one that was listed ended. The next reading tells.
+    #[must_use]
+    pub(super) fn has_changed(&self, to: BootTime, lookup: &Lookup<'_>) -> bool {
+        let newest = self.readings.front();
+        let Some(newest) = newest.filter(|newest| to.since(newest.at) <= READING_HOLDS) else {
+            // Where lists are not read any more there is nothing to wait for.
+            return false;
+        };
+        let is_between = |at: BootTime| newest.at < at && at <= to;
+        self.has_opened(to, lookup)
+            || newest.listed.iter().any(|listed| {
+                let process = listed.identify(newest.at, lookup);
+                let facts = process.and_then(|process| lookup.processes.facts_of(process));
+                let exit = facts.and_then(|facts| facts.exit);
+                exit.is_some_and(is_between) || listed.executed.is_some_and(is_between)
+            })
+    }
+
+    /// Whether a reading that tells of `(from, to]` is newer than the events that have been received:
+    /// when those that it names came is not known yet.
+    #[must_use]
+    pub(super) fn is_ahead(&self, from: BootTime, to: BootTime, lookup: &Lookup<'_>) -> bool {
+        let mut around = self.around(from, to);
+        around.any(|place| self.readings[place].at > lookup.events.drained_through())
+    }
+
+    /// Whether a process opened a GPU after the newest reading and by `to`.
+    fn has_opened(&self, to: BootTime, lookup: &Lookup<'_>) -> bool {
+        let newest = self.readings.front();
+        newest.is_some_and(|newest| lookup.opens.may_be_between(newest.at, to))
+    }
+
+    /// The places of the reading before `from` and of all later ones up to the first that is not
+    /// before `to`.
+    fn around(&self, from: BootTime, to: BootTime) -> impl Iterator<Item = usize> + '_ {
+        let before = self.readings.iter().position(|reading| reading.at <= from);
+        let readings = 0..before.map_or(self.readings.len(), |last| last + 1);
+        readings.filter(move |at| {
+            let older = self.readings.get(at + 1);
+            older.is_none_or(|older| older.at < to)
+        })
+    }
+
+    /// Everyone whose part `counts` and who was there at some time of `(from, to]`.
+    fn present(
+        &self,
+        from: BootTime,
+        to: BootTime,
+        counts: fn(Part) -> bool,
+        lookup: &mut Lookup<'_>,
+    ) -> Vec<Present> {
+        let mut present = Vec::<Present>::new();
+        for place in self.around(from, to) {
+            let reading = &self.readings[place];
+            if from.since(reading.at) > READING_HOLDS {
+                continue;
+            }
+            for listed in reading.listed.iter().filter(|listed| counts(listed.part)) {
+                let process = listed.identify(reading.at, lookup);
+                let (since, until) = self.stay(place, listed, process, lookup);
+                let is_within = from <= reading.at && reading.at <= to;
+                if !is_within && (since >= to || until <= from) {
+                    continue;
+                }
+                let mut known = present.iter();
+                if known.any(|of| of.pid == listed.pid && of.process == process) {
+                    continue;
+                }
+                let holder = process.and_then(|process| {
+                    let (from, to) = (from.max(since), to.min(until));
+                    lookup.processes.holder_of(process, from, to)
+                });
+                let owner = holder.map(|holder| owner_among(&[holder], lookup.placements));
+                present.push(Present {
+                    pid: listed.pid,
+                    process,
+                    until,
+                    owner: owner.and_then(Result::ok),
+                });
+            }
+        }
+        present
+    }
+
+    /// From when to when a process was there at most, that one reading has.
+    fn stay(
+        &self,
+        place: usize,
+        listed: &Listed,
+        process: Option<ProcessId>,
+        lookup: &Lookup<'_>,
+    ) -> (BootTime, BootTime) {
+        let at = self.readings[place].at;
+        let has = |reading: &Reading| {
+            let mut all = reading.listed.iter();
+            all.any(|of| of.pid == listed.pid && may_be(of.identify(reading.at, lookup), process))
+        };
+        let facts = process.and_then(|process| lookup.processes.facts_of(process));
+        let before = self.readings.get(place + 1);
+        let since = match before {
+            Some(before) if has(before) => before.at,
+            _ => {
+                let before = before.map(|before| before.at);
+                let start = facts.map(|facts| facts.start);
+                let opened = process.and_then(|process| lookup.opens.first(process));
+                let since = before.max(start).max(opened);
+                since.unwrap_or_default().min(at)
+            }
+        };
+        let after = place.checked_sub(1).map(|after| &self.readings[after]);
+        let until = match after {
+            Some(after) if has(after) => after.at,
+            _ => {
+                let exit = match (process, facts) {
+                    (_, Some(facts)) => facts.exit,
+                    // It was known and is forgotten: it died, and before then.
+                    (Some(_), None) => Some(lookup.processes.forgotten_before()),
+                    (None, None) => None,
+                };
+                let after = after.map(|after| after.at);
+                let ends = [exit, listed.executed, after].into_iter().flatten();
+                // What is listed after its exit is being torn down.
+                ends.min().unwrap_or(BootTime::MAX).max(at)
+            }
+        };
+        (since, until)
+    }
+
+    /// The one payer of all whose part `counts` and who were there at some time of `(from, to]`.
+    fn only(
+        &self,
+        from: BootTime,
+        to: BootTime,
+        counts: fn(Part) -> bool,
+        lookup: &mut Lookup<'_>,
+    ) -> Result<Only, NotOne> {
+        let present = self.present(from, to, counts, lookup);
+        let first = present.first().ok_or(NotOne::Nobody)?;
+        // A process whose owner is not known is somebody else's.
+        let owner = first.owner.as_ref().ok_or(NotOne::Several)?;
+        let is_theirs = present.iter().all(|of| of.owner == first.owner);
+        // Once they are gone, whoever has opened a GPU may have come, and no reading says who.
+        let are_gone = present.iter().all(|of| of.until <= to);
+        if !is_theirs || (are_gone && self.has_opened(to, lookup)) {
+            return Err(NotOne::Several);
+        }
+        let alone = (present.len() == 1).then_some((first.pid, first.process));
+        Ok((alone, owner.clone()))
+    }
+
+    /// Who pays for what the driver names this pid for in `(from, to]`, if it is an MPS server.
+    #[must_use]
+    pub(super) fn payer_of_server(
+        &self,
+        pid: Pid,
+        from: BootTime,
+        to: BootTime,
+        lookup: &mut Lookup<'_>,
+    ) -> Option<Result<Owner, UnattributedReason>> {
+        // Also one that has ended since: its last window is booked later than that.
+        let mut servers = Vec::new();
+        let around = self.around(from, to).map(|place| &self.readings[place]);
+        for reading in around.filter(|reading| reading.has_servers) {
+            let listed = reading.listed.iter().filter(|of| of.pid == pid);
+            let of_pid = listed.filter(|of| of.part.is_server());
+            servers.extend(of_pid.map(|of| of.server(reading.at, lookup)));
+        }
+        if servers.is_empty() {
+            return None;
+        }
+        let complete = lookup.events.completeness();
+        let holders = lookup.processes.holders(pid, from, to, complete);
+        let is_server = |process| servers.iter().any(|server| may_be(*server, Some(process)));
+        let as_server = holders.iter().filter(|of| is_server(of.process)).count();
+        if as_server < holders.len() {
+            // Somebody else has the pid after it, or had it before.
+            return (as_server > 0).then_some(Err(UnattributedReason::AmbiguousPid));
+        }
+        let is_client = |part| part == Part::Client;
+        let mut only = self.only(from, to, is_client, lookup);
+        if only == Err(NotOne::Nobody) {
+            // A sample is about the time before it, as where a row names the process itself.
+            only = self.only(from.minus(CREDIT_SLACK), to, is_client, lookup);
+        }
+        Some(match only {
+            Ok((_, owner)) => Ok(owner),
+            Err(_) => Err(UnattributedReason::MpsServer),
+        })
+    }
+}
+
+impl Listed {
+    /// Who had the pid when a list was read, as far as that is known now: the events of that time
+    /// may have come since.
+    fn identify(&self, at: BootTime, lookup: &Lookup<'_>) -> Option<ProcessId> {
+        if !lookup.events.vouches_for(self.pid, at) {
+            return None;
+        }
+        let complete = lookup.events.completeness();
+        let holders = lookup.processes.holders(self.pid, at, at, complete);
+        match &*holders {
+            [] => self.process,
+            [holder] => Some(holder.process),
+            _ => None,
+        }
+    }
+
+    /// Which process is the server, of one that is listed as such.
+    fn server(&self, at: BootTime, lookup: &Lookup<'_>) -> Option<ProcessId> {
+        match self.part {
+            // Only the process that was taken for the server before is it.
+            Part::IdleServer => self.process,
+            _ => self.identify(at, lookup),
+        }
+    }
+}
+
+/// Whether two may be one process: an unknown one may be anybody.
+fn may_be(one: Option<ProcessId>, other: Option<ProcessId>) -> bool {
+    one.is_none() || other.is_none() || one == other
+}
+
+/// A MIG instance's window: the driver gives no rows, and all of it is one payer's or nobody's.
+#[must_use]
+pub(super) fn charges_of_instance(
+    window: &GpuWindow,
+    sharing: &Sharing,
+    lookup: &mut Lookup<'_>,
+) -> Vec<Charge> {
+    let is_on_it = |part: Part| !part.is_server();
+    let (alone, owner) = match sharing.only(window.start, window.end, is_on_it, lookup) {
+        Ok((alone, owner)) => (alone, Ok(owner)),
+        Err(NotOne::Nobody) => (None, Err(UnattributedReason::NoRow)),
+        Err(NotOne::Several) => (None, Err(UnattributedReason::SharedInstance)),
+    };
+    let charge = Charge {
+        pid: alone.map(|(pid, _)| pid),
+        process: alone.and_then(|(_, process)| process),
+        owner,
+        busy: window.busy,
+        engines: Engines::default(),
+    };
+    Some(charge)
+        .filter(|charge| !charge.busy.is_zero())
+        .into_iter()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::attribute::tests::{A, B, Tables, s};
+    use crate::core::input::WindowQuality;
+    use crate::core::model::{DeviceNumber, GpuUuid};
+
+    /// Readings at 10 s, 15 s, 20 s, … of (pid, role); pids 1.. are of the host, 11.. of A, 21.. of
+    /// B, 31.. of nobody known.
+    fn observed(readings: &[&[(u32, MpsRole)]]) -> (Sharing, Tables) {
+        let mut tables = Tables::new();
+        for pid in [1, 11, 12, 21, 22] {
+            live(&mut tables, pid, 1, 0);
+        }
+        let sharing = read(readings, &mut tables);
+        (sharing, tables)
+    }
+
+    fn live(tables: &mut Tables, pid: u32, from: u64, to: u64) {
+        let path = match pid {
+            1..11 => "/system.slice/mps.service".to_owned(),
+            11..21 => format!("/docker/{A}"),
+            _ => format!("/docker/{B}"),
+        };
+        tables.live(pid, from, to, &path);
+    }
+
+    fn read(readings: &[&[(u32, MpsRole)]], tables: &mut Tables) -> Sharing {
+        let mut sharing = Sharing::default();
+        for (at, reading) in (10..).step_by(5).zip(readings) {
+            let lists: Vec<GpuProcess> = reading
+                .iter()
+                .map(|&(pid, mps)| GpuProcess {
+                    pid: Pid(pid),
+                    memory: None,
+                    mps,
+                })
+                .collect();
+            sharing.observe(s(at), &lists, &mut tables.lookup());
+        }
+        sharing
+    }
+
+    #[test]
+    fn the_mps_server_s_part_is_its_clients_where_they_are_one_payer_s() {
+        let a = || Ok(Owner::Container(A.into()));
+        let b = || Ok(Owner::Container(B.into()));
+        let nobody = || Some(Err(UnattributedReason::MpsServer));
+        let (none, client) = (MpsRole::None, MpsRole::Client);
+        let (server, named) = (MpsRole::Server, MpsRole::NamedServer);
+        /// The readings, a window in seconds, and whose the rows of pids 1 and 22 are.
+        type Case<'a> = (
+            &'a str,
+            &'a [&'a [(u32, MpsRole)]],
+            (u64, u64),
+            [Option<Result<Owner, UnattributedReason>>; 2],
+        );
+        let one: &[(u32, MpsRole)] = &[(1, server), (11, client)];
+        let other: &[(u32, MpsRole)] = &[(1, server), (21, client)];
+        let idle: &[(u32, MpsRole)] = &[(1, none)];
+        let cases: &[Case<'_>] = &[
+            (
+                "no MPS",
+                &[&[(1, none), (11, none)]],
+                (11, 12),
+                [None, None],
+            ),
+            ("one client", &[one], (11, 12), [Some(a()), None]),
+            (
+                "two of one container",
+                &[&[(1, server), (11, client), (12, client)]],
+                (11, 12),
+                [Some(a()), None],
+            ),
+            (
+                "of two containers",
+                &[&[(1, server), (11, client), (21, client)]],
+                (11, 12),
+                [nobody(), None],
+            ),
+            (
+                "one of them unknown",
+                &[&[(1, server), (11, client), (31, client)]],
+                (11, 12),
+                [nobody(), None],
+            ),
+            (
+                "between one and another",
+                &[one, other],
+                (11, 12),
+                [nobody(), None],
+            ),
+            ("after that", &[one, other], (16, 17), [Some(b()), None]),
+            (
+                "long before",
+                &[one, one, other],
+                (11, 12),
+                [Some(a()), None],
+            ),
+            (
+                "as the last client went",
+                &[one, idle],
+                (14, 16),
+                [Some(a()), None],
+            ),
+            ("after it", &[one, idle], (16, 17), [nobody(), None]),
+            (
+                "after nobody, before somebody",
+                &[one, idle, other],
+                (16, 17),
+                [Some(b()), None],
+            ),
+            (
+                "when the lists have long been unread",
+                &[one],
+                (80, 81),
+                [nobody(), None],
+            ),
+            (
+                "before the server went",
+                &[one, &[(12, none)]],
+                (11, 12),
+                [Some(a()), None],
+            ),
+            (
+                "when the server is gone",
+                &[one, &[(12, none)]],
+                (16, 17),
+                [None, None],
+            ),
+            (
+                "by name, on the host",
+                &[&[(1, named), (11, client)]],
+                (11, 12),
+                [Some(a()), None],
+            ),
+            // Whoever takes the name in a container goes on paying for himself.
+            (
+                "by name, in a container",
+                &[&[(22, named), (11, client)]],
+                (11, 12),
+                [None, None],
+            ),
+        ];
+        for (what, readings, (from, to), expected) in cases {
+            let (sharing, mut tables) = observed(readings);
+            let payer =
+                |pid| sharing.payer_of_server(Pid(pid), s(*from), s(*to), &mut tables.lookup());
+            assert_eq!([1, 22].map(payer), *expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_instance_s_time_is_its_one_container_s() {
+        let none = MpsRole::None;
+        let (a, b) = (
+            Ok(Owner::Container(A.into())),
+            UnattributedReason::SharedInstance,
+        );
+        /// The readings; the process and the payer.
+        type Case<'a> = (
+            &'a str,
+            &'a [&'a [(u32, MpsRole)]],
+            (Option<Pid>, Result<Owner, UnattributedReason>),
+        );
+        let cases: [Case<'_>; 5] = [
+            ("one process", &[&[(11, none)]], (Some(Pid(11)), a.clone())),
+            (
+                "two of one container",
+                &[&[(11, none), (12, none)]],
+                (None, a),
+            ),
+            (
+                "two containers",
+                &[&[(11, none), (21, none)]],
+                (None, Err(b)),
+            ),
+            ("nobody", &[&[]], (None, Err(UnattributedReason::NoRow))),
+            ("nothing read", &[], (None, Err(UnattributedReason::NoRow))),
+        ];
+        for (what, readings, expected) in cases {
+            let (sharing, mut tables) = observed(readings);
+            let window = GpuWindow {
+                gpu: GpuUuid::from("MIG-0"),
+                start: s(11),
+                end: s(12),
+                busy: Nanos(600_000_000),
+                idle: Nanos(400_000_000),
+                unobserved: vec![],
+                credits: vec![],
+                below_resolution: Nanos::ZERO,
+                no_row: Nanos(600_000_000),
+                engines: vec![],
+                energy: None,
+                quality: WindowQuality::default(),
+            };
+            let charges = charges_of_instance(&window, &sharing, &mut tables.lookup());
+            assert_eq!(charges.len(), 1, "{what}");
+            let (pid, owner) = (charges[0].pid, charges[0].owner.clone());
+            assert_eq!((pid, owner), expected, "{what}");
+            assert_eq!(charges[0].busy, window.busy, "{what}");
+        }
+    }
+    /// Who pays for an instance's window, in seconds, after these readings.
+    fn payer(
+        readings: &[&[(u32, MpsRole)]],
+        lives: &[(u32, u64, u64)],
+        (from, to): (u64, u64),
+    ) -> Result<Owner, UnattributedReason> {
+        let mut tables = Tables::new();
+        for &(pid, from, to) in lives {
+            live(&mut tables, pid, from, to);
+        }
+        let sharing = read(readings, &mut tables);
+        let on_it = |part: Part| !part.is_server();
+        let only = sharing.only(s(from), s(to), on_it, &mut tables.lookup());
+        only.map(|(_, owner)| owner)
+            .map_err(|not_one| match not_one {
+                NotOne::Nobody => UnattributedReason::NoRow,
+                NotOne::Several => UnattributedReason::SharedInstance,
+            })
+    }
+
+    #[test]
+    fn only_who_lived_in_a_window_was_there() {
+        let none = MpsRole::None;
+        let (one, other): (&[_], &[_]) = (&[(11, none)], &[(21, none)]);
+        let a = || Ok(Owner::Container(A.into()));
+        let b = || Ok(Owner::Container(B.into()));
+        let shared = || Err(UnattributedReason::SharedInstance);
+        let nobody = || Err(UnattributedReason::NoRow);
+        // The first is listed at 10 s and dies at 12 s, the next begins at 13 s and is listed at 15 s.
+        let lives = [(11, 1, 12), (21, 13, 0)];
+        let rows = [
+            ((10, 11), a()),
+            ((11, 12), a()),
+            ((12, 13), nobody()),
+            ((13, 14), b()),
+            ((14, 15), b()),
+            ((11, 14), shared()),
+        ];
+        for (window, expected) in rows {
+            assert_eq!(payer(&[one, other], &lives, window), expected, "{window:?}");
+        }
+        // Whoever is gone before a reading could name him is nobody.
+        assert_eq!(payer(&[one], &lives, (12, 13)), nobody());
+        assert_eq!(payer(&[one], &lives, (13, 14)), nobody());
+        // A pid that was used again is not who was listed under it before.
+        let reused = [(11, 1, 12), (11, 13, 0), (21, 1, 0)];
+        assert_eq!(payer(&[one, other], &reused, (13, 14)), b());
+        // One that is still listed after its exit is being torn down.
+        let listed_dead = [(11, 1, 10), (21, 13, 0)];
+        assert_eq!(payer(&[one, other], &listed_dead, (10, 11)), a());
+        assert_eq!(payer(&[one, other], &listed_dead, (11, 12)), nobody());
+    }
+
+    #[test]
+    fn who_had_begun_before_is_there_from_its_first_open_on() {
+        let none = MpsRole::None;
+        let mut tables = Tables::new();
+        live(&mut tables, 11, 1, 12);
+        live(&mut tables, 21, 1, 0);
+        let opened = ProcessId {
+            pid: Pid(21),
+            start: s(1).into(),
+        };
+        tables.2.note(
+            opened,
+            DeviceNumber {
+                major: 195,
+                minor: 0,
+            },
+            s(13),
+        );
+        let sharing = read(&[&[(11, none)], &[(21, none)]], &mut tables);
+        let mut of = |from, to| {
+            let window = sharing.only(s(from), s(to), |_| true, &mut tables.lookup());
+            window.map(|(_, owner)| owner)
+        };
+        assert_eq!(of(11, 12), Ok(Owner::Container(A.into())));
+        assert_eq!(of(12, 13), Err(NotOne::Nobody));
+        assert_eq!(of(13, 14), Ok(Owner::Container(B.into())));
+    }
+
+    #[test]
+    fn another_program_is_not_on_the_instance_for_the_old_one() {
+        let none = MpsRole::None;
+        let mut tables = Tables::new();
+        live(&mut tables, 11, 1, 0);
+        let mut sharing = read(&[&[(11, none)]], &mut tables);
+        let process = ProcessId {
+            pid: Pid(11),
+            start: s(1).into(),
+        };
+        sharing.executed(process, s(12));
+        assert!(sharing.has_changed(s(12), &tables.lookup()));
+        let mut of = |from, to| {
+            let window = sharing.only(s(from), s(to), |_| true, &mut tables.lookup());
+            window.map(|(_, owner)| owner)
+        };
+        assert_eq!(of(11, 12), Ok(Owner::Container(A.into())));
+        assert_eq!(of(12, 13), Err(NotOne::Nobody));
+    }
+
+    #[test]
+    fn a_window_without_a_reading_after_it_is_not_the_one_s_who_ended_in_it_if_another_came() {
+        let none = MpsRole::None;
+        let mut tables = Tables::new();
+        live(&mut tables, 11, 1, 12);
+        live(&mut tables, 21, 1, 0);
+        let sharing = read(&[&[(11, none)]], &mut tables);
+        let of = |tables: &mut Tables| sharing.only(s(11), s(14), |_| true, &mut tables.lookup());
+        assert!(of(&mut tables).is_ok());
+        let opened = ProcessId {
+            pid: Pid(21),
+            start: s(1).into(),
+        };
+        tables.2.note(
+            opened,
+            DeviceNumber {
+                major: 195,
+                minor: 0,
+            },
+            s(13),
+        );
+        assert_eq!(of(&mut tables), Err(NotOne::Several));
+    }
+
+    #[test]
+    fn the_dead_client_of_an_mps_server_does_not_pay_for_the_next_one() {
+        let (server, client) = (MpsRole::Server, MpsRole::Client);
+        let mut tables = Tables::new();
+        live(&mut tables, 1, 1, 0);
+        live(&mut tables, 11, 1, 12);
+        live(&mut tables, 21, 12, 0);
+        let readings: [&[_]; 2] = [&[(1, server), (11, client)], &[(1, server), (21, client)]];
+        let sharing = read(&readings, &mut tables);
+        let mut of =
+            |from, to| sharing.payer_of_server(Pid(1), s(from), s(to), &mut tables.lookup());
+        assert_eq!(of(10, 11), Some(Ok(Owner::Container(A.into()))));
+        assert_eq!(of(13, 14), Some(Ok(Owner::Container(B.into()))));
+        assert_eq!(of(11, 13), Some(Err(UnattributedReason::MpsServer)));
+    }
+
+    #[test]
+    fn a_pid_that_was_an_mps_server_s_is_its_next_holder_s() {
+        let (none, server, client) = (MpsRole::None, MpsRole::Server, MpsRole::Client);
+        let mut tables = Tables::new();
+        let host = "/system.slice/mps.service";
+        tables.live(1, 1, 12, host);
+        live(&mut tables, 11, 1, 0);
+        let b = format!("/docker/{B}");
+        tables.live(1, 13, 0, &b);
+        let readings: [&[_]; 3] = [
+            &[(1, server), (11, client)],
+            &[(1, none), (11, none)],
+            &[(1, none), (11, none)],
+        ];
+        let sharing = read(&readings, &mut tables);
+        let mut of =
+            |from, to| sharing.payer_of_server(Pid(1), s(from), s(to), &mut tables.lookup());
+        assert_eq!(of(11, 12), Some(Ok(Owner::Container(A.into()))));
+        let ambiguous = Some(Err(UnattributedReason::AmbiguousPid));
+        assert_eq!(of(11, 14), ambiguous, "it was both's");
+        assert_eq!(of(13, 14), None);
+        assert_eq!(of(16, 17), None);
+    }
+}
