@@ -33,8 +33,9 @@ pub const NO_MAJOR: u32 = 0;
 pub const OPEN_CALLS: [&str; 3] = ["CALL_OPEN", "CALL_OPENAT", "CALL_OPENAT2"];
 /// "The architecture has no such call".
 pub const NO_CALL: u32 = u32::MAX;
-/// How many levels up the hierarchy a cgroup that is not announced yet is followed.
-pub const MAX_CGROUP_DEPTH: usize = 32;
+/// How many levels up the hierarchy a cgroup that is not announced yet is followed. The verifier
+/// follows every one of them, so the bound is one on the time that loading takes.
+pub const MAX_CGROUP_WALK: usize = 256;
 
 /// Calls `$apply!` with every field of the kernel that the object reads: the global that holds its
 /// offset, its struct, and its names, the newest first.

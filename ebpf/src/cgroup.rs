@@ -7,18 +7,22 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_log_ebpf::warn;
 use gpuacct_common::event::{CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, CgroupRef, KIND_CGROUP};
-use gpuacct_common::global::MAX_CGROUP_DEPTH;
+use gpuacct_common::global::MAX_CGROUP_WALK;
 
 use crate::kernel::{Cgroup, Node, Pointer, reference};
 use crate::maps::{self, ANNOUNCED, EVENTS, WALKS};
 use crate::process::header;
 
-/// The way from a cgroup up to the first ancestor that has been announced.
+/// How many cgroups are announced at one event: the last that a walk passed.
+const STEP: usize = 32;
+
+/// The way from a cgroup up to the first ancestor that has been announced, as far as there is room:
+/// its highest part.
 #[repr(C)]
 pub(crate) struct Walk {
-    /// Addresses of kernfs nodes, the lowest first.
-    nodes: [u64; MAX_CGROUP_DEPTH],
-    /// How many of them are in use.
+    /// Addresses of kernfs nodes. The walk's n-th is at n modulo the length.
+    nodes: [u64; STEP],
+    /// How many nodes the walk has passed.
     len: u64,
 }
 
@@ -41,20 +45,33 @@ fn is_announced(key: &CgroupRef, generation: u64) -> bool {
 /// A function of its own in the object too: it is long, and seven programs call it twice.
 #[inline(never)]
 fn announce_way(attach_point: u32, node: u64, hierarchy: u32) {
-    if walk(attach_point, Node::at(node), hierarchy).is_none() {
-        warn!(
-            (),
-            "cgroup {} of hierarchy {} has more than {} ancestors unknown to the agent: the highest are left out",
-            Node::at(node).id().unwrap_or(0),
-            hierarchy,
-            MAX_CGROUP_DEPTH
-        );
+    if walk(attach_point, Node::at(node), hierarchy).is_some() {
+        submit_walk(attach_point, hierarchy);
+        return;
     }
-    submit_walk(attach_point, hierarchy);
+    warn!(
+        (),
+        "cgroup {} of hierarchy {} is more than {} levels below any that the agent knows: it is looked for in /proc",
+        Node::at(node).id().unwrap_or(0),
+        hierarchy,
+        MAX_CGROUP_WALK
+    );
+    // Itself and its parent alone, so that neither it nor another child is tried at each event. Those
+    // above would look announced, and then nobody's way would lead past them.
+    let node = Node::at(node);
+    if let Some(Some(parent)) = node.parent() {
+        let seen = maps::seen(attach_point);
+        seen.ended(submit(parent, hierarchy).is_some());
+    }
+    let seen = maps::seen(attach_point);
+    seen.ended(submit(node, hierarchy).is_some());
 }
 
-/// Notes the nodes to be announced in [`WALKS`]. `None` if there are more than fit; a cgroup made
-/// while the agent runs never gets there, since its parent was announced when it was made.
+/// Passes the nodes to be announced and notes the last of them in [`WALKS`]. `None` if there are
+/// more than are passed, or if a field cannot be read.
+///
+/// A cgroup made while the agent runs is one step below what is announced. Only those from before
+/// have long ways.
 #[inline(always)]
 fn walk(attach_point: u32, from: Node, hierarchy: u32) -> Option<()> {
     let walk = WALKS.get_ptr_mut(attach_point)?;
@@ -63,12 +80,12 @@ fn walk(attach_point: u32, from: Node, hierarchy: u32) -> Option<()> {
     walk.len = 0;
     let generation = maps::generation();
     let mut node = from;
-    for index in 0..MAX_CGROUP_DEPTH {
+    for passed in 0..MAX_CGROUP_WALK {
         if is_announced(&reference(hierarchy, node.id()?), generation) {
             return Some(());
         }
-        walk.nodes[index] = node.address();
-        walk.len = index as u64 + 1;
+        walk.nodes[passed % STEP] = node.address();
+        walk.len = passed as u64 + 1;
         match node.parent()? {
             Some(parent) => node = parent,
             None => return Some(()),
@@ -77,8 +94,9 @@ fn walk(attach_point: u32, from: Node, hierarchy: u32) -> Option<()> {
     None
 }
 
-/// Submits the nodes that [`walk`] noted, from the last to the first. One that does not reach the
-/// ring ends it, for its children must not come before it; all are tried again at the next event.
+/// Submits the nodes that [`walk`] noted, from the highest down. Those below them come at the next
+/// events. One that does not reach the ring ends it, for its children must not come before it; the
+/// rest is tried again at the next event.
 #[inline(always)]
 fn submit_walk(attach_point: u32, hierarchy: u32) {
     let Some(walk) = WALKS.get_ptr_mut(attach_point) else {
@@ -87,12 +105,11 @@ fn submit_walk(attach_point: u32, hierarchy: u32) {
     // SAFETY: as in `walk`.
     let walk = unsafe { &*walk };
     let len = walk.len;
-    for done in 0..MAX_CGROUP_DEPTH as u64 {
+    for done in 0..STEP as u64 {
         if done >= len {
             return;
         }
-        // The mask is for the verifier, which does not see that `len` is at most the array's.
-        let index = (len - 1 - done) as usize & (MAX_CGROUP_DEPTH - 1);
+        let index = (len - 1 - done) as usize % STEP;
         let seen = maps::seen(attach_point);
         let submitted = submit(Node::at(walk.nodes[index]), hierarchy).is_some();
         seen.ended(submitted);
@@ -140,4 +157,5 @@ fn submit(node: Node, hierarchy: u32) -> Option<()> {
     Some(())
 }
 
-const _: () = assert!(MAX_CGROUP_DEPTH.is_power_of_two());
+// So that the remainder is a mask, of which the verifier sees the bound.
+const _: () = assert!(STEP.is_power_of_two());

@@ -263,6 +263,62 @@ fn a_cgroup_of_before_is_announced_before_its_process() {
     }
 }
 
+/// cgroups one in the other, removed from the lowest up.
+struct Chain(Vec<TestCgroup>);
+
+impl Chain {
+    /// So many below a mount.
+    fn make(mount: &Path, test: &str, depth: usize) -> Self {
+        let mut chain = Self(vec![TestCgroup::make(mount, &name(test)).unwrap()]);
+        for _ in 1..depth {
+            let parent = chain.lowest().path().to_owned();
+            chain.0.push(TestCgroup::make(&parent, "deeper").unwrap());
+        }
+        chain
+    }
+
+    fn lowest(&self) -> &TestCgroup {
+        self.0.last().unwrap()
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
+#[test]
+fn a_deep_cgroup_of_before_is_announced_from_the_highest_down_and_to_the_end() {
+    for (mount, hierarchy) in hierarchies() {
+        for depth in [40, 70, 200] {
+            let chain = Chain::make(&mount, &format!("deep-{depth}"), depth);
+            let Some(mut observer) = observer() else {
+                return;
+            };
+            // Each is moved there and ends there: two events, and as many steps of 32.
+            for _ in 0..depth.div_ceil(2 * 32) {
+                let process = waiting_process();
+                chain.lowest().take(process.pid()).unwrap();
+                process.end().unwrap();
+            }
+            observer.settle();
+            let end = observer.events.len();
+            assert_announced(&observer, &mount, hierarchy, chain.lowest().path(), end);
+            // Nobody is announced twice, so nobody was marked too early.
+            let ids: Vec<_> = observer
+                .announcements()
+                .filter(|(_, announcement)| announcement.key.hierarchy == hierarchy)
+                .map(|(_, announcement)| announcement.key.id)
+                .collect();
+            for cgroup in &chain.0 {
+                let id = cgroup.id().unwrap();
+                assert_eq!(ids.iter().filter(|found| **found == id).count(), 1);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_process_that_is_moved_is_where_it_was_moved_to() {
     let Some(mut observer) = observer() else {
@@ -707,15 +763,6 @@ impl std::io::Write for Log {
     }
 }
 
-/// cgroups one in the other, removed from the lowest up.
-struct Chain(Vec<TestCgroup>);
-
-impl Drop for Chain {
-    fn drop(&mut self) {
-        while self.0.pop().is_some() {}
-    }
-}
-
 #[test]
 fn the_objects_messages_arrive_in_the_agents_log() {
     static SUBSCRIBE: Once = Once::new();
@@ -728,36 +775,47 @@ fn the_objects_messages_arrive_in_the_agents_log() {
     let Some(mount) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
         return;
     };
-    // Deeper than the object goes in one step, and made before it is there.
-    let mut chain = Chain(vec![TestCgroup::make(&mount, &name("deep")).unwrap()]);
-    for _ in 0..gpuacct_common::global::MAX_CGROUP_DEPTH {
-        let parent = chain.0.last().unwrap().path().to_owned();
-        chain.0.push(TestCgroup::make(&parent, "deeper").unwrap());
-    }
-    let lowest = chain.0.last().unwrap();
+    // Deeper than the object goes, and made before it is there.
+    let depth = gpuacct_common::global::MAX_CGROUP_WALK + 1;
+    let chain = Chain::make(&mount, "too-deep", depth);
+    let lowest = chain.lowest();
     let Some(mut observer) = observer() else {
         return;
     };
-    let process = waiting_process();
-    lowest.take(process.pid()).unwrap();
-    process.end().unwrap();
+    for _ in 0..2 {
+        let process = waiting_process();
+        lowest.take(process.pid()).unwrap();
+        process.end().unwrap();
+    }
     observer.settle();
 
     let log = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
     let id = lowest.id().unwrap();
-    let expected = format!("cgroup {id} of hierarchy 0 has more than 32 ancestors");
-    let line = log.lines().find(|line| line.contains(&expected));
-    let line = line.unwrap_or_else(|| panic!("no {expected:?} in {log}"));
+    let expected = format!("cgroup {id} of hierarchy 0 is more than 256 levels below");
+    let lines: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains(&expected))
+        .collect();
+    let [line] = lines[..] else {
+        panic!("{} times {expected:?} in {log}", lines.len());
+    };
     assert!(line.contains("WARN gpuacct::ebpf:"), "{line}");
 
-    // It is announced nevertheless, with the ancestors that there was room for.
+    // It and its parent are announced alone: the way of others, up to here, is still to be announced.
     let announced: BTreeSet<u64> = observer
         .announcements()
         .map(|(_, announcement)| announcement.key.id)
         .collect();
-    for cgroup in &chain.0[1..] {
-        assert!(announced.contains(&cgroup.id().unwrap()));
+    for (level, cgroup) in chain.0.iter().enumerate() {
+        let is_announced = announced.contains(&cgroup.id().unwrap());
+        assert_eq!(is_announced, level + 2 >= depth, "level {level}");
     }
+    let process = waiting_process();
+    chain.0[0].take(process.pid()).unwrap();
+    process.end().unwrap();
+    observer.settle();
+    let end = observer.events.len();
+    assert_announced(&observer, &mount, 0, chain.0[0].path(), end);
 }
 
 #[test]

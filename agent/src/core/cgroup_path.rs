@@ -228,6 +228,12 @@ pub fn resolve<'a>(lines: impl IntoIterator<Item = (u32, &'a str)>) -> CgroupMea
         .map_or(CgroupMeaning::Root, |(_, meaning)| meaning)
 }
 
+/// Whether one of these paths names a container, a pod, a batch job or a machine.
+#[must_use]
+pub fn names_work<'a>(paths: impl IntoIterator<Item = &'a str>) -> bool {
+    paths.into_iter().any(|path| read(path).0 <= Rank::Workload)
+}
+
 /// The components of a path, the outermost first, each with the offset of its end.
 struct Components<'a> {
     path: &'a str,

@@ -16,6 +16,8 @@
 //! themselves; an id that was first seen there belongs to a cgroup elsewhere as soon as one bears
 //! it, so that nobody can sit on the uid of a pod that is yet to start.
 
+mod paths;
+
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -25,8 +27,9 @@ use super::input::{CgroupAnnouncement, CgroupSet};
 use super::model::{CgroupKey, ContainerId, HostUnit, PodUid};
 use super::tables::{HashMap, HashSet};
 
-/// How deep a cgroup may lie. The kernel side walks no further either.
-const MAX_DEPTH: usize = 64;
+/// Longest path of a cgroup, in bytes: the kernel's `PATH_MAX`, and each byte may be escaped. Of a
+/// longer one, which `/proc` cannot show, the highest part is kept. It says whose the cgroup is.
+const MAX_PATH_BYTES: usize = 4 * 4096;
 
 /// Who pays where one container is in another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,10 +89,13 @@ impl PlacementId {
     }
 }
 
+/// A hierarchy's number, and a path in it.
+type HierarchyPath = (u32, Arc<str>);
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Source {
     Keys(CgroupKey, Option<CgroupKey>),
-    Paths(Arc<[(u32, Arc<str>)]>),
+    Paths(Arc<[HierarchyPath]>),
 }
 
 #[derive(Debug)]
@@ -136,6 +142,8 @@ struct Claim {
 #[derive(Debug)]
 struct Node {
     parent: Option<u64>,
+    /// Its name; where it has no parent, its path: empty for a root, and what a scan said of a
+    /// cgroup whose ancestors are not announced.
     name: Arc<str>,
 }
 
@@ -259,6 +267,9 @@ impl PlacementTable {
                 self.overflows += 1;
                 return dropped;
             }
+        }
+        if self.is_learnt_better(announcement.key, announcement.parent) {
+            return dropped;
         }
         self.nodes.insert(
             announcement.key,
@@ -618,29 +629,36 @@ impl PlacementTable {
         (complete || matches!(resolve(&paths), CgroupMeaning::Container(_))).then_some(paths)
     }
 
-    /// The path of a cgroup below its hierarchy's root, if it and all its ancestors are announced.
+    /// The path of a cgroup below its hierarchy's root, if it and all its ancestors are announced,
+    /// or one of them is known by its path. It has at most [`MAX_PATH_BYTES`].
     #[must_use]
     pub fn path(&self, key: CgroupKey) -> Option<String> {
         let mut names = Vec::new();
         let mut at = key;
-        loop {
+        let top = loop {
             let node = self.nodes.get(&at)?;
-            let Some(parent) = node.parent else { break };
+            let Some(parent) = node.parent else {
+                break &*node.name;
+            };
             names.push(&*node.name);
-            if names.len() > MAX_DEPTH {
+            // Only a loop of parents is longer than the table.
+            if names.len() > self.nodes.len() {
                 return None;
             }
             at.id = parent;
+        };
+        let mut path = top.to_owned();
+        for name in names.iter().rev() {
+            if path.len() + 1 + name.len() > MAX_PATH_BYTES {
+                break;
+            }
+            path.push('/');
+            path.push_str(name);
         }
-        if names.is_empty() {
-            return Some("/".to_owned());
+        if path.is_empty() {
+            path.push('/');
         }
-        names.reverse();
-        Some(
-            names
-                .iter()
-                .fold(String::new(), |path, name| path + "/" + name),
-        )
+        Some(path)
     }
 }
 
