@@ -72,15 +72,15 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool
-/// threadgroup)`; the move is done. What is reported is where the process is now, in all the
-/// hierarchies that are reported, not merely `dst_cgrp`.
+/// threadgroup)`; the move is done. What is reported is where the process is now, in the hierarchies
+/// that are reported, not merely `dst_cgrp`. A move in another hierarchy is reported as well: the
+/// agent may have to look in `/proc` for where it led.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
-    let moved_to = Cgroup::<Typed>::at(ctx.arg(0));
     let task = Task::<Typed>::at(ctx.arg(2));
     let whole_group = ctx.arg::<u64>(3) & 0xff != 0;
     // A lone thread can be elsewhere than its process; the process is where its leader is.
-    if (whole_group || task.is_leader()) && is_reported(moved_to.hierarchy()) {
+    if whole_group || task.is_leader() {
         process::report(counter::ATTACH, KIND_ATTACH, task);
     }
     0

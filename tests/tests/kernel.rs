@@ -346,6 +346,30 @@ fn a_process_that_is_moved_is_where_it_was_moved_to() {
 }
 
 #[test]
+fn a_move_in_a_hierarchy_that_is_not_reported_is_told() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    let other = require("cgroup-v1", legacy_mount("freezer").map_err(with_causes));
+    let Some((mount, _)) = other else {
+        return;
+    };
+    let cgroup = TestCgroup::make(&mount, &name("elsewhere")).unwrap();
+    let process = waiting_process();
+    let pid = process.pid();
+    cgroup.take(pid).unwrap();
+    process.end().unwrap();
+
+    observer.settle();
+    assert_eq!(observer.life_of(pid), "feax");
+    let places: BTreeSet<String> = observer
+        .of(pid)
+        .map(|(_, event)| format!("{:?}", event.cgroups))
+        .collect();
+    assert_eq!(places.len(), 1, "{places:?}");
+}
+
+#[test]
 fn a_process_can_be_born_in_another_cgroup() {
     let Some(mut observer) = observer() else {
         return;

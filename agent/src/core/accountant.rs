@@ -149,6 +149,8 @@ pub struct Accountant {
     started: Clock,
     pub(super) processes: ProcessTable,
     pub(super) placements: PlacementTable,
+    /// Whether a scan has found a job where events name a daemon.
+    scans_tell_more: bool,
     pub(super) directory: Directory,
     pub(super) allocations: AllocationTable,
     /// Containers of pods that were met since allocations were last booked.
@@ -190,6 +192,7 @@ impl Accountant {
             started: clock,
             processes: ProcessTable::new(settings.process_limit),
             placements: PlacementTable::new(settings.cgroup_limit).with_rule(settings.payer),
+            scans_tell_more: false,
             directory: Directory::new(settings.container_limit),
             allocations: AllocationTable::new(settings.container_limit),
             new_in_pods: HashSet::default(),
@@ -329,11 +332,20 @@ impl Accountant {
     }
 
     fn sight(&mut self, event: &ProcessEvent, sighting: Sighting) {
-        let mut place = self.placements.of_keys(event.cgroups);
         let process = ProcessId {
             pid: event.pid,
             start: event.start.into(),
         };
+        let known = self.processes.placement(process).or_else(|| {
+            // What is born is where its parent is.
+            let is_birth = sighting == Sighting::Fork;
+            is_birth.then(|| self.processes.placement_of(event.parent, event.at))?
+        });
+        let mut place = self.placements.of_event(event.cgroups, known);
+        if sighting == Sighting::Attach && known == Some(place) && self.scans_tell_more {
+            // It was moved in a hierarchy that events do not name, and there it may be a job's now.
+            self.wish(Effect::Rescan);
+        }
         // A scan that was faster than this event knew the same place by its path.
         if let Some(found) = self.processes.found_at(process)
             && found != place
@@ -391,14 +403,19 @@ impl Accountant {
                 .placement(id)
                 .and_then(|known| self.placements.owner(known))
                 .map(|(owner, _)| owner.clone());
-            // A path and a number that mean the same owner are no move, and a number that means
-            // nothing yet is what the path says.
+            // A path and a number that mean the same owner are no move. A number that means nothing
+            // yet, or less than the path, is what the path says.
             let place = match self.processes.placement(id) {
-                Some(_)
-                    if known.is_none()
-                        && owner.is_some()
-                        && self.processes.is_there_since(id, scan.started) =>
+                Some(known_place)
+                    if owner.is_some()
+                        && self.processes.is_there_since(id, scan.started)
+                        && (known.is_none() || self.placements.says_more(place, known_place)) =>
                 {
+                    if known.is_none() {
+                        self.placements.learn(known_place, place);
+                    } else if self.placements.is_work(place) {
+                        self.scans_tell_more = true;
+                    }
                     self.placements.hold(place);
                     if let Some(gone) = self.processes.settle(id, place) {
                         self.placements.release(gone);
@@ -1479,6 +1496,9 @@ pub(super) fn ratio(part: Nanos, whole: Nanos) -> f64 {
         part.as_secs_f64() / whole.as_secs_f64()
     }
 }
+
+#[cfg(test)]
+mod jobs_tests;
 
 #[cfg(test)]
 mod tests {

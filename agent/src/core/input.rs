@@ -74,10 +74,12 @@ pub enum KernelEvent {
     Exec(ProcessEvent),
     /// The last thread of a process is out. May be reported more than once.
     Exit(ProcessEvent),
-    /// A process was moved to another cgroup: `process.cgroups` is where it is now.
+    /// A process was moved to another cgroup: `process.cgroups` is where it is now. That is where it
+    /// was if the move was in a hierarchy that events do not name.
     Attach(ProcessEvent),
     /// A cgroup, announced when it is made or first seen on a process. Ancestors are announced
-    /// before their children, each once; any may be announced again.
+    /// before their children, each once; any may be announced again. One that lies too far below
+    /// those that are announced comes without them.
     Cgroup(CgroupAnnouncement),
     /// A process has opened a device of a GPU. Not every open is seen, and not everyone who opens
     /// one uses it.

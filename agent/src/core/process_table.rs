@@ -607,6 +607,15 @@ impl ProcessTable {
             .map(|slot| self.records[slot as usize].placement)
     }
 
+    /// Where the process was that had a pid at a time, as far as the table knows it.
+    #[must_use]
+    pub fn placement_of(&self, pid: Pid, at: BootTime) -> Option<PlacementId> {
+        let newest = self.newest.get(&pid.0).copied()?;
+        self.chain(newest)
+            .find(|record| record.start <= at && at <= record.exit && record.since <= at)
+            .map(|record| record.placement)
+    }
+
     /// Whether the process is alive.
     #[must_use]
     pub fn is_alive(&self, process: ProcessId) -> bool {

@@ -61,9 +61,13 @@ const TRACEPOINTS: [&str; 5] = [
     "cgroup_mkdir",
     "cgroup_attach_task",
 ];
-/// The v1 controllers in whose hierarchy a container is looked for, the best first: the one that
-/// every runtime uses, then those that a node might have left when it has no such limit.
-const LEGACY_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "devices"];
+/// The v1 controllers in whose hierarchy a container or a batch job is looked for, the best first:
+/// the one that every runtime and most schedulers use, then those that keep jobs off each other's
+/// devices, and those that runtimes use beside them. Schedulers do not use pids: a job's processes
+/// are in the daemon's cgroup there.
+const LEGACY_CONTROLLERS: [&str; 7] = [
+    "memory", "devices", "freezer", "cpuset", "cpuacct", "cpu", "pids",
+];
 /// aya-log's own ring, which it makes 128 KiB large: a message is at most 8 KiB.
 const LOG_RING: &str = "AYA_LOGS";
 const LOG_RING_BYTES: u32 = 16 * 1024;
@@ -721,7 +725,14 @@ mod tests {
                 "memory\t0\t11\t1\npids\t0\t1\t1\ncpu\t0\t1\t1\ndevices\t0\t1\t1\n",
                 None,
             ),
+            // Schedulers leave jobs in the daemon's cgroup of pids.
+            (
+                "memory\t4\t1\t0\npids\t8\t1\t1\nfreezer\t6\t1\t1\n",
+                Some(("freezer", 6)),
+            ),
+            ("pids\t8\t1\t1\ncpuset\t3\t1\t1\n", Some(("cpuset", 3))),
             // A name that merely begins so.
+            ("memory2\t2\t1\t1\ndevices\t5\t1\t1\n", Some(("devices", 5))),
             ("cpuacct\t2\t1\t1\ndevices\t5\t1\t1\n", Some(("devices", 5))),
             ("memory\n", None),
             ("memory\tfour\t1\t1\n", None),
