@@ -134,7 +134,11 @@ impl Container {
         Self::spawn_at(pod, command)
     }
 
-    fn spawn_at(cgroup: &Path, command: &mut Command) -> Result<Child> {
+    /// The same in any cgroup.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn spawn_at(cgroup: &Path, command: &mut Command) -> Result<Child> {
         let procs = cgroup.join("cgroup.procs");
         let procs = File::options()
             .write(true)
