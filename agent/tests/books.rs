@@ -285,6 +285,8 @@ struct World {
     booked: BTreeMap<(String, String), (Nanos, Nanos)>,
     published: BTreeMap<(ContainerLabels, String, WallTime), Published>,
     hosts: BTreeMap<(String, WallTime), Nanos>,
+    /// The host unit's accounts by GPU: what is booked, and what was when it was closed before.
+    host_booked: BTreeMap<String, (Nanos, Nanos)>,
     namespaces: BTreeMap<(String, String), Nanos>,
     /// Who could say what the first pod is called, whether or not a container of it was seen.
     know_the_pod: BTreeSet<IdentitySource>,
@@ -433,6 +435,7 @@ impl World {
             booked: BTreeMap::new(),
             published: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            host_booked: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             know_the_pod: BTreeSet::new(),
         };
@@ -1212,6 +1215,7 @@ impl World {
             let before = self.hosts.insert(key, series.amounts.busy);
             assert!(before.is_none_or(|before| before <= series.amounts.busy));
         }
+        self.check_host_accounts(snapshot);
         for gpu in 0..GPUS {
             for place in Place::ALL {
                 let booked = match place {
@@ -1238,6 +1242,40 @@ impl World {
                     );
                 }
             }
+        }
+    }
+
+    /// What is told of the host unit's accounts is all that is booked, published or not.
+    fn check_host_accounts(&mut self, snapshot: &Snapshot) {
+        let mut open = BTreeMap::new();
+        for account in &snapshot.host_accounts {
+            assert_eq!(account.unit.as_str(), Place::Host.account());
+            let before = open.insert(account.gpu.to_string(), account.amounts.busy);
+            assert!(before.is_none(), "one account twice");
+        }
+        for gpu in 0..GPUS {
+            let key = uuid(gpu).to_string();
+            let (now, before) = self.host_booked.entry(key.clone()).or_default();
+            match open.remove(&key) {
+                Some(busy) => {
+                    assert!(busy >= *now, "the host fell from {now:?} to {busy:?}");
+                    *now = busy;
+                }
+                None => {
+                    *before = before.plus(*now);
+                    *now = Nanos::ZERO;
+                }
+            }
+            let booked = now.plus(*before);
+            let expected = self.expected.get(&(Place::Host, gpu)).copied();
+            let expected = expected.unwrap_or_default();
+            let most = expected.certain + expected.possible + self.doubt[gpu];
+            assert!(
+                expected.certain <= booked.0 && booked.0 <= most,
+                "the host on GPU {gpu}: {booked:?} booked, {expected:?}"
+            );
+            let published = self.host(gpu);
+            assert!(published <= booked, "{published:?} of {booked:?}");
         }
     }
 

@@ -346,6 +346,37 @@ fn explain_tells_of_a_host_process_alive_and_dead() {
 }
 
 #[test]
+fn a_host_units_total_is_what_is_booked_while_its_series_still_shows_0() {
+    let node = Node::new();
+    let mut config = node.config();
+    config.publish.zero_for = "10m".parse().unwrap();
+    let mut agent = node.agent(config);
+    let _job = node.job();
+    let status = agent
+        .wait_for_status("the unit to be billed", |status| {
+            let mut accounts = status.snapshot.host_accounts.iter();
+            accounts.any(|account| account.amounts.busy.0 > 1_000_000_000)
+        })
+        .unwrap();
+    let snapshot = &status.snapshot;
+    let mut published = snapshot.host_series.iter();
+    assert!(published.all(|series| series.amounts.busy.is_zero()));
+    let book = &snapshot.gpus[0];
+    let booked = snapshot.host_accounts.iter();
+    let booked: u64 = booked.map(|account| account.amounts.busy.0).sum();
+    let unattributed: u64 = book.unattributed.iter().map(|(_, time)| time.0).sum();
+    assert_eq!(booked + unattributed, book.busy.0, "{snapshot:?}");
+    let page = agent.gpuacct(&["status"]).unwrap();
+    let page = text(&page.stdout);
+    let mut lines = page.lines();
+    let head = lines.find(|line| line.starts_with("HOST UNIT")).unwrap();
+    let total = head.find("TOTAL").unwrap() + "TOTAL".len();
+    let row = lines.next().unwrap();
+    let shown = row[..total].split_whitespace().next_back().unwrap();
+    assert!(!["0s", "0ns"].contains(&shown), "{page}");
+}
+
+#[test]
 fn explain_tells_of_a_container_by_every_name_of_it() {
     if require("docker", docker::available()).is_none() {
         return;

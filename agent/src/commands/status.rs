@@ -323,20 +323,25 @@ fn allocations(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
     section(page, &table);
 }
 
+/// Host units with all that is booked to them, as of containers: what is published follows later.
 fn host(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
-    if snapshot.host_series.is_empty() {
+    if snapshot.host_accounts.is_empty() {
         return;
     }
     let mut table = Table::new(&[
         ("HOST UNIT", Align::Flexible),
         ("GPU", Align::Right),
+        ("NOW", Align::Right),
         ("TOTAL", Align::Right),
+        ("MEMORY", Align::Right),
     ]);
-    for series in &snapshot.host_series {
+    for account in &snapshot.host_accounts {
         table.row([
-            series.unit.to_string(),
-            index(&series.gpu),
-            duration(series.amounts.busy),
+            account.unit.to_string(),
+            index(&account.gpu),
+            share(account.share),
+            duration(account.amounts.busy),
+            account.memory.map_or_else(unknown, bytes),
         ]);
     }
     section(page, &table);
@@ -612,8 +617,10 @@ mod tests {
             }
             book.coverage.unattributed = book.unattributed.clone();
         }
-        snapshot.host_series[0].unit = HostUnit::from("/a/b".repeat(99).as_str());
-        snapshot.host_series[0].gpu = "GPU-that-is-not-listed-any-more".into();
+        snapshot.host_accounts[0].unit = HostUnit::from("/a/b".repeat(99).as_str());
+        snapshot.host_accounts[0].gpu = "GPU-that-is-not-listed-any-more".into();
+        snapshot.host_accounts[0].amounts.busy = Nanos(u64::MAX);
+        snapshot.host_accounts[0].memory = Some(u64::MAX);
         for health in &mut snapshot.sources {
             health.place = "/run/".repeat(50).into();
             health.state = SourceState::Down {

@@ -35,8 +35,8 @@ use super::publication::{self, Gate, Policy};
 use super::sharing::{self, Sharing};
 use super::snapshot::{
     AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution, ContainerAccount,
-    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostSeries, NamespaceSeries,
-    Snapshot, SourceErrorBook,
+    ContainerLabels, ContainerSeries, GpuBook, GpuProcessView, HostAccount, HostSeries,
+    NamespaceSeries, Snapshot, SourceErrorBook,
 };
 use super::tables::{HashMap, HashSet};
 
@@ -1179,8 +1179,9 @@ impl Accountant {
             .filter_map(|book| book.through)
             .min()
             .unwrap_or(now);
-        // Nothing that is yet to be booked reaches further back than the slack. The rest is for
-        // news that come late, and a storm of short processes must not turn others away for it.
+        // Whatever was lost, a window reaches no further back than the slack. The rest is for news
+        // that come late and for work during tear-down, and a storm of short processes must not turn
+        // others away for it.
         let mut books = self.ledger.books().iter();
         let keep = if self.processes.is_crowded() && books.all(|book| book.through.is_some()) {
             CREDIT_SLACK
@@ -1265,6 +1266,13 @@ impl Accountant {
                         start: series.gate.start,
                         amounts: series.gate.visible,
                     }));
+                snapshot.host_accounts.push(HostAccount {
+                    unit: unit.clone(),
+                    gpu: gpu.clone(),
+                    amounts: account.amounts,
+                    share,
+                    memory,
+                });
                 continue;
             }
             let Some(payer) = payer else {
@@ -1324,6 +1332,9 @@ impl Accountant {
             .sort_by(|a, b| (&a.labels, &a.gpu).cmp(&(&b.labels, &b.gpu)));
         snapshot
             .host_series
+            .sort_by(|a, b| (&a.unit, &a.gpu).cmp(&(&b.unit, &b.gpu)));
+        snapshot
+            .host_accounts
             .sort_by(|a, b| (&a.unit, &a.gpu).cmp(&(&b.unit, &b.gpu)));
         snapshot.namespace_series = self
             .namespaces

@@ -37,6 +37,9 @@ pub struct Snapshot {
     pub host_series: Vec<HostSeries>,
     /// Every account of a container, held-back ones included, with its whole amount.
     pub accounts: Vec<ContainerAccount>,
+    /// Every account of a host unit, with its whole amount.
+    #[serde(default)]
+    pub host_accounts: Vec<HostAccount>,
     /// Every source and its state, in the order of `SourceId::ALL`.
     pub sources: Vec<SourceHealth>,
     /// The eBPF object's counters.
@@ -295,6 +298,21 @@ pub struct HostSeries {
     pub start: WallTime,
     /// The published amounts.
     pub amounts: Amounts,
+}
+
+/// A host unit's account on one GPU, as it stands in the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostAccount {
+    /// systemd unit or cgroup path.
+    pub unit: HostUnit,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The whole of each amount, also what is not published yet.
+    pub amounts: Amounts,
+    /// Share of the GPU over the last ten seconds, 0..=1.
+    pub share: f64,
+    /// Device memory in use now, in bytes.
+    pub memory: Option<u64>,
 }
 
 /// A container's account on one GPU, as it stands in the ledger.

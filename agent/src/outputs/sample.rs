@@ -13,8 +13,8 @@ use crate::core::model::{
 use crate::core::snapshot::{
     AccountingBook, AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution,
     ContainerAccount, ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook,
-    GpuProcessView, HostSeries, IdOnlyReason, LookupBook, NamesBook, NamespaceSeries, NvmlCallBook,
-    Snapshot, SourceErrorBook, StoreBook,
+    GpuProcessView, HostAccount, HostSeries, IdOnlyReason, LookupBook, NamesBook, NamespaceSeries,
+    NvmlCallBook, Snapshot, SourceErrorBook, StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -101,6 +101,14 @@ pub(crate) fn snapshot() -> Snapshot {
             gpu: FIRST_GPU.into(),
             start: STARTED,
             amounts: Amounts::busy(Nanos(10)),
+        }],
+        // Most of it is not published yet.
+        host_accounts: vec![HostAccount {
+            unit: HostUnit::from("display-manager.service"),
+            gpu: FIRST_GPU.into(),
+            amounts: Amounts::busy(Nanos(20_000_000_010)),
+            share: 0.25,
+            memory: Some(256 << 20),
         }],
         accounts: vec![
             account(&held, FIRST_GPU, 600_000_000, 0.01, Attribution::Held),

@@ -313,7 +313,7 @@ fn compare(truth: &Truth, to_us: u64, report: &StatusReport) {
         );
         rows.entry(key).or_default().booked += seconds(account.amounts.busy.0);
     }
-    for host in &report.snapshot.host_series {
+    for host in &report.snapshot.host_accounts {
         let key = (HOST_LABEL.to_owned(), index_of(host.gpu.as_str()));
         rows.entry(key).or_default().booked += seconds(host.amounts.busy.0);
     }
