@@ -1840,7 +1840,7 @@ fn the_dead_pay_for_no_tear_down_after_a_loss_in_which_their_pid_may_have_been_t
         Step::Window(0, true, 0),
         Step::Wait(SECOND),
         Step::Drain(0, 0),
-        Step::ScanBegins,
+        Step::ScanBegins(0, false),
         Step::ScanArrives,
         Step::WindowsArrive(0),
         Step::Commit,

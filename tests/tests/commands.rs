@@ -349,7 +349,7 @@ fn explain_tells_of_a_host_process_alive_and_dead() {
 fn a_host_units_total_is_what_is_booked_while_its_series_still_shows_0() {
     let node = Node::new();
     let mut config = node.config();
-    config.publish.zero_for = "1h".parse().unwrap();
+    config.publish.zero_for = "10m".parse().unwrap();
     let mut agent = node.agent(config);
     let _job = node.job();
     let status = agent

@@ -1224,8 +1224,9 @@ impl Accountant {
             .filter_map(|book| book.through)
             .min()
             .unwrap_or(now);
-        // Nothing that is yet to be booked reaches further back than the slack. The rest is for
-        // news that come late, and a storm of short processes must not turn others away for it.
+        // Whatever was lost, a window reaches no further back than the slack. The rest is for news
+        // that come late and for work during tear-down, and a storm of short processes must not turn
+        // others away for it.
         let mut books = self.ledger.books().iter();
         let keep = if self.processes.is_crowded() && books.all(|book| book.through.is_some()) {
             CREDIT_SLACK
