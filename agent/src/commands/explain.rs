@@ -486,6 +486,17 @@ mod tests {
     }
 
     #[test]
+    fn an_allocation_that_the_kubelet_has_not_confirmed_is_told_as_such() {
+        let mut explanation = explanation();
+        let allocation = explanation.owners[0].allocation.as_mut().unwrap();
+        allocation.state = AllocationState::Unconfirmed;
+        let page = page(&explanation);
+        let words: Vec<&str> = page.split_whitespace().collect();
+        let said = words.join(" ");
+        assert!(said.contains("not confirmed since the agent began; its time counts"));
+    }
+
+    #[test]
     fn what_a_newer_agent_adds_is_no_error() {
         let mut json = serde_json::to_value(explanation()).unwrap();
         json["added"] = 1.into();

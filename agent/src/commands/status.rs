@@ -597,6 +597,14 @@ mod tests {
     }
 
     #[test]
+    fn an_allocation_that_the_kubelet_has_not_confirmed_is_told_as_such() {
+        let mut snapshot = sample::snapshot();
+        snapshot.allocations[0].state = AllocationState::Unconfirmed;
+        let page = table(&report(snapshot), Some(&[]));
+        assert!(page.contains("counting, not confirmed"), "{page}");
+    }
+
+    #[test]
     fn no_line_is_wider_than_a_terminal() {
         let mut snapshot = sample::snapshot();
         for account in &mut snapshot.accounts {

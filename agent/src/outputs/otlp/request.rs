@@ -455,7 +455,7 @@ mod tests {
             (Value::Wide(7), number_data_point::Value::AsInt(7)),
             (
                 Value::Wide(1 << 70),
-                number_data_point::Value::AsDouble(1_180_591_620_717_411_303_424.0),
+                number_data_point::Value::AsDouble(2_f64.powi(70)),
             ),
             (Value::Ratio(0.5), number_data_point::Value::AsDouble(0.5)),
         ];
