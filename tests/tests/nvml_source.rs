@@ -562,6 +562,101 @@ fn the_driver_can_be_reloaded_while_a_call_hangs() {
     );
 }
 
+#[test]
+fn a_gpu_that_cannot_be_opened_in_time_does_not_hold_up_the_others() {
+    on_a_machine(
+        "a_gpu_that_cannot_be_opened_in_time_does_not_hold_up_the_others",
+        Driver::R550,
+        (0..2).map(GpuSpec::a100).collect(),
+        |rig| {
+            Box::pin(async move {
+                let stuck = Fault::Delay {
+                    call: "nvmlDevice".to_owned(),
+                    ms: 3_600_000,
+                };
+                let stuck = rig.scenario.inject(Some(0), stuck).unwrap();
+                let mut agent = rig.start();
+                let healthy = [(rig.uuid(1), None)];
+                assert_eq!(listed(&mut agent).await, healthy);
+                let reason = loop {
+                    match agent.next().await {
+                        Input::Window(window) => {
+                            assert_eq!(window.gpu.as_str(), rig.uuid(1));
+                            assert_eq!(window.unobserved, [], "{window:?}");
+                        }
+                        Input::Health(SourceHealth {
+                            state: SourceState::Down { reason, .. },
+                            ..
+                        }) => break reason,
+                        _ => {}
+                    }
+                };
+                let expected = "GPU 0: the call nvmlDeviceGetHandleByIndex does not return";
+                assert_eq!(&*reason, expected);
+                rig.scenario.clear(stuck).unwrap();
+                let both = [(rig.uuid(0), None), (rig.uuid(1), None)];
+                assert_eq!(listed(&mut agent).await, both);
+                agent.up().await;
+                // It is accounted for since it is known.
+                assert_eq!(agent.window(&rig.uuid(0)).await.unobserved, []);
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn instances_of_a_gpu_whose_calls_block_are_not_observed_and_those_of_others_are() {
+    let divided = |index| GpuSpec::h100_divided(index, vec![Instance::whole(1, 3, 40)]);
+    on_a_machine(
+        "instances_of_a_gpu_whose_calls_block_are_not_observed_and_those_of_others_are",
+        Driver::R550,
+        vec![divided(0), divided(1)],
+        |rig| {
+            Box::pin(async move {
+                let mut agent = rig.start();
+                let gpus = listed(&mut agent).await;
+                let [_, (sick, _), _, (well, _)] = &gpus[..] else {
+                    panic!("two GPUs with an instance each: {gpus:?}");
+                };
+                agent.up().await;
+                for uuid in [sick, well] {
+                    while !agent.window(uuid).await.unobserved.is_empty() {}
+                }
+                let stuck = Fault::Delay {
+                    call: "nvmlGpmMigSampleGet".to_owned(),
+                    ms: 3_600_000,
+                };
+                let stuck = rig.scenario.inject(Some(0), stuck).unwrap();
+                let mut blocked = Nanos::ZERO;
+                while blocked < Nanos::from_secs(3) {
+                    let Input::Window(window) = agent.next().await else {
+                        continue;
+                    };
+                    if window.gpu.as_str() == well {
+                        assert_eq!(window.unobserved, [], "{window:?}");
+                    } else if window.gpu.as_str() == sick && !window.unobserved.is_empty() {
+                        assert_eq!(unobserved(&window), [UnobservedReason::DriverTimeout]);
+                        blocked += window.end.since(window.start);
+                    }
+                }
+                rig.scenario.clear(stuck).unwrap();
+                // There is no ring to go on from: what was open is not observed for the same reason.
+                loop {
+                    let window = agent.window(sick).await;
+                    if window.unobserved.is_empty() {
+                        break;
+                    }
+                    let known = [UnobservedReason::DriverTimeout, UnobservedReason::SampleGap];
+                    let reasons = unobserved(&window);
+                    assert!(reasons.iter().all(|of| known.contains(of)), "{window:?}");
+                }
+                agent.stop().await;
+            })
+        },
+    );
+}
+
 /// Panics once, on the thread of this name, as soon as that logs anything.
 fn panic_once_on(thread: &'static str) {
     use std::sync::atomic::{AtomicBool, Ordering};

@@ -79,6 +79,14 @@ impl Trouble {
         }
     }
 
+    /// A call that has returned, and failed, after so long.
+    pub(super) fn slow(call: &str) -> Self {
+        Self {
+            text: format!("the call {call} took longer than the driver keeps samples, and failed"),
+            ..Self::blocked(call)
+        }
+    }
+
     /// A thread that cannot be started.
     pub(super) fn thread(error: &std::io::Error) -> Self {
         Self {

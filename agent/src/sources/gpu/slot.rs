@@ -34,6 +34,8 @@ pub(super) struct Slot {
     /// The GPU that was seen here last.
     pub(super) uuid: Option<GpuUuid>,
     wrong: Option<SlotTrouble>,
+    /// The call that did not return when the thread was given up.
+    blocked: Option<Arc<str>>,
     /// When it is tried again.
     retry_at: Option<Instant>,
     quick: Backoff,
@@ -101,6 +103,7 @@ impl Slot {
             stuck: None,
             uuid: None,
             wrong: None,
+            blocked: None,
             retry_at: None,
             quick: Backoff::new(QUICK),
             slow: Backoff::new(SLOW),
@@ -159,6 +162,7 @@ impl Slot {
 
     /// A call of the worker's does not return.
     pub(super) fn set_blocked(&mut self, call: &BlockedCall) {
+        self.blocked = Some(Arc::clone(&call.call));
         self.wrong = Some(SlotTrouble {
             trouble: Trouble::blocked(&call.call),
             may_reopen: false,
@@ -219,6 +223,10 @@ impl Slot {
             return;
         };
         self.retry_at = lane.has_failed().then(|| now + self.slow.wait());
+        let wrong = self.wrong.as_mut().filter(|_| lane.has_failed());
+        if let (Some(wrong), Some(call)) = (wrong, self.blocked.take()) {
+            wrong.trouble = Trouble::slow(&call);
+        }
     }
 
     /// What is wrong, and when it is tried again.
@@ -288,6 +296,29 @@ mod tests {
         assert!(!slot.is_due(later), "it would be stuck, too");
         slot.came_back(later);
         assert!(slot.is_due(later), "the call answered at last");
+    }
+
+    #[test]
+    fn a_call_that_failed_at_last_is_not_said_to_be_blocked() {
+        let now = Instant::now();
+        let mut slot = Slot::new();
+        let running = running();
+        let lane = running.lane.clone();
+        slot.running = Some(running);
+        let failed = lane.call::<()>("nvmlDeviceGetSamples", None, || {
+            slot.set_blocked(&lane.in_progress().expect("it is under way"));
+            slot.give_up();
+            Err(NvmlError::Unknown)
+        });
+        assert!(failed.is_err());
+        let text = |slot: &Slot| slot.trouble(now).map(|(trouble, _)| trouble.text.clone());
+        let expected = "the call nvmlDeviceGetSamples does not return";
+        assert_eq!(text(&slot).as_deref(), Some(expected));
+        slot.came_back(now);
+        let expected = "the call nvmlDeviceGetSamples took longer than the driver keeps samples, \
+                        and failed";
+        assert_eq!(text(&slot).as_deref(), Some(expected));
+        assert!(!slot.is_due(now), "it is asked more rarely");
     }
 
     #[test]

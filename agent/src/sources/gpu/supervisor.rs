@@ -387,6 +387,7 @@ impl Supervisor {
             let task = Task {
                 id,
                 index,
+                seen: slot.uuid.clone(),
                 library: Arc::clone(library),
                 watchdog: lane.clone(),
                 orders: Arc::clone(&orders),

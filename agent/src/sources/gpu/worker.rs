@@ -53,6 +53,8 @@ pub(super) struct Task {
     pub(super) id: WorkerId,
     /// NVML's index of the GPU.
     pub(super) index: u32,
+    /// The GPU that was seen there last.
+    pub(super) seen: Option<GpuUuid>,
     /// The session. The worker lets go of it before it says that it has ended.
     pub(super) library: Arc<Library>,
     /// Its way into NVML.
@@ -504,10 +506,12 @@ fn identify(task: &Task) -> Result<(Device<'_>, GpuInfo), Trouble> {
     let (nvml, watchdog) = (task.library.nvml(), &task.watchdog);
     let failed = |call| move |error: NvmlError| Trouble::new(call, &error);
     let device = watchdog
-        .call(HANDLE, None, || nvml.device_by_index(task.index))
+        .call(HANDLE, task.seen.as_ref(), || {
+            nvml.device_by_index(task.index)
+        })
         .map_err(failed(HANDLE))?;
     let uuid = watchdog
-        .call(UUID, None, || device.uuid())
+        .call(UUID, task.seen.as_ref(), || device.uuid())
         .map_err(failed(UUID))?;
     let uuid = GpuUuid::from(uuid.as_str());
     let model = watchdog.call("nvmlDeviceGetName", Some(&uuid), || device.name());
