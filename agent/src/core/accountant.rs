@@ -264,7 +264,8 @@ impl Accountant {
             health.since = health.since.min(known.since);
         }
         if health.source == SourceId::Kernel {
-            self.stream.take_state(&health.state, health.since);
+            // No state is one of the future: the gap would never end.
+            self.stream.take_state(&health.state, health.since.min(now));
         }
         self.sources.insert(health.source, health);
     }
