@@ -307,6 +307,7 @@ impl Node {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         };
         self.windowed = self.now;
         self.windows.push(window.clone());
@@ -347,6 +348,7 @@ impl Node {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }));
         self.drained();
     }

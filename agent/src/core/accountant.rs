@@ -1298,6 +1298,7 @@ impl Accountant {
                     cut: book.cut,
                     energy: book.energy,
                     accounting: book.accounting,
+                    clocks: book.clocks.clone(),
                 }
             })
             .collect();
@@ -1646,6 +1647,7 @@ mod tests {
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
+                clocks: None,
             };
             self.windowed = self.now;
             self.take(Input::Window(window));
@@ -1684,6 +1686,7 @@ mod tests {
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
+                clocks: None,
             };
             self.windowed = self.now;
             self.take(Input::Window(window));
@@ -1898,6 +1901,7 @@ mod tests {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         };
         node.take(Input::Window(window.clone()));
         assert_eq!(node.commit().gpus[0].windows, 0, "the stream is behind");
@@ -3320,6 +3324,7 @@ mod tests {
                             engines: vec![],
                             energy: None,
                             quality: WindowQuality::default(),
+                            clocks: None,
                         };
                         node.windowed = node.now;
                         node.take(Input::Window(window));

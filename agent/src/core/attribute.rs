@@ -365,6 +365,7 @@ mod tests {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         };
         let charges = charges(&window, &Sharing::default(), &tables.0, &mut tables.1);
         let a = || Ok(Owner::Container(A.into()));
@@ -563,6 +564,7 @@ mod tests {
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
+                clocks: None,
             };
             let charges = charges_of_instance(&window, &observed(readings), &Tables::new().0);
             assert_eq!(charges.len(), 1, "{what}");

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::amounts::{self, Amounts, Millijoules};
 use super::attribute::Charge;
-use super::input::{GpuInfo, GpuWindow, MigInfo};
+use super::input::{GpuInfo, GpuWindow, MigInfo, SampleClocks};
 use super::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, ProcessId, UnattributedReason, UnobservedReason, WallTime,
 };
@@ -134,6 +134,8 @@ pub struct Book {
     pub energy: Option<EnergyBook>,
     /// The driver's accounting beside the windows, where it tells.
     pub accounting: Option<AccountingBook>,
+    /// By which clocks the driver stamps, as the last window told.
+    pub clocks: Option<SampleClocks>,
     /// The end of the last window.
     pub through: Option<BootTime>,
     /// Windows booked.
@@ -164,6 +166,7 @@ impl Book {
             closed: Amounts::ZERO,
             energy: None,
             accounting: None,
+            clocks: None,
             through: None,
             windows: 0,
             torn_windows: 0,
@@ -433,6 +436,9 @@ impl Ledger {
         book.torn_windows += u64::from(window.quality.torn);
         book.invalid_rows += u64::from(window.quality.invalid_rows);
         book.cut += window.quality.cut;
+        if let Some(clocks) = &window.clocks {
+            book.clocks = Some(clocks.clone());
+        }
         book.through = Some(window.end);
         book.past.push_back(Past {
             end: window.end,
@@ -584,6 +590,7 @@ mod tests {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }
     }
 

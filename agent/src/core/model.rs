@@ -368,7 +368,7 @@ pub enum UnobservedReason {
     RingOverrun,
     /// NVML answered with an error, or the library could not be loaded.
     DriverError,
-    /// The wall clock jumped, and with it NVML's timestamps.
+    /// The clock that stamps the driver's samples jumped: the wall clock was set, or the driver's own.
     ClockStep,
     /// The device does not offer what busy time is made from.
     Unsupported,
@@ -380,11 +380,14 @@ pub enum UnobservedReason {
     /// No agent ran, for longer than the driver keeps samples. Known only where a store says when
     /// the agent before this one stopped, in the same boot.
     AgentDown,
+    /// The driver took samples whose stamps are of no clock that could be learnt, so that they belong
+    /// to no known instant.
+    UnknownSampleClock,
 }
 
 impl UnobservedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::SampleGap,
         Self::RingOverrun,
         Self::DriverError,
@@ -393,6 +396,7 @@ impl UnobservedReason {
         Self::AgentPaused,
         Self::Released,
         Self::AgentDown,
+        Self::UnknownSampleClock,
     ];
 
     /// The label value.
@@ -407,6 +411,7 @@ impl UnobservedReason {
             Self::AgentPaused => "agent_paused",
             Self::Released => "released",
             Self::AgentDown => "agent_down",
+            Self::UnknownSampleClock => "unknown_sample_clock",
         }
     }
 }

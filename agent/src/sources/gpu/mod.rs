@@ -14,7 +14,11 @@ mod lists;
 mod mig;
 pub mod nvml;
 mod raw;
+mod reader;
+#[cfg(test)]
+mod reader_tests;
 pub mod record;
+mod sample_clock;
 pub mod survey;
 pub mod window;
 

@@ -673,7 +673,7 @@ impl Source {
         if !matches!(open.role, Role::Whole) {
             return Ok(()); // There is none under MIG.
         }
-        let (period, through) = (gpu.windows.process_period(), gpu.windows.cursor_us());
+        let (period, through) = gpu.accounted();
         let accounting = &mut gpu.accounting;
         match accounting.read(device, uuid, period, through, &self.watchdog) {
             Ok(dead) => {
