@@ -226,6 +226,7 @@ impl Node {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }));
     }
 

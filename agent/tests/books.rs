@@ -1042,6 +1042,7 @@ impl World {
             engines: Vec::new(),
             energy: Some(Millijoules(elapsed / MILLI)),
             quality: WindowQuality::default(),
+            clocks: None,
         };
         truth.window = Input::Window(window);
         of.held.push_back(truth.window.clone());

@@ -309,6 +309,7 @@ impl Node {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         };
         self.windowed = self.now;
         self.windows.push(window.clone());
@@ -349,6 +350,7 @@ impl Node {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }));
         self.drained();
     }

@@ -22,7 +22,7 @@ use serde_json::Value;
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{
     Cadence, Engines, Fault, GpuSpec, Instance, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR,
-    Scenario, Truth,
+    Scenario, StampClock, Stamps, Truth,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -303,6 +303,177 @@ fn what_is_booked_is_what_the_ring_credited() {
                 let own =
                     |input: &Input| matches!(input, Input::Window(_) | Input::GpuProcesses(_));
                 assert!(last.iter().all(own), "{last:?}");
+            })
+        },
+    );
+}
+
+/// GPUs whose calls stamp by clocks of their own.
+fn stamped() -> Vec<GpuSpec> {
+    use StampClock::{AheadMs, Boot, Wall};
+    let clocks = [
+        (Wall, Wall),
+        (Boot, Wall),
+        (Boot, Boot),
+        (Wall, Boot),
+        (AheadMs(150), AheadMs(150)),
+        (AheadMs(-150), AheadMs(-150)),
+        (Wall, AheadMs(150)),
+        (AheadMs(-150), Wall),
+        (AheadMs(2_000), AheadMs(2_000)),
+        (AheadMs(-2_000), Boot),
+        (Wall, AheadMs(2_000)),
+        (AheadMs(-8_000), AheadMs(-8_000)),
+        (AheadMs(8_000), AheadMs(-8_000)),
+        (AheadMs(15_000), AheadMs(15_000)),
+        (Boot, AheadMs(15_000)),
+    ];
+    let gpus = (0..).zip(clocks).map(|(index, (samples, rows))| GpuSpec {
+        stamps: Stamps::new(samples, rows),
+        ..GpuSpec::a100(index)
+    });
+    gpus.collect()
+}
+
+#[test]
+fn whatever_clock_a_driver_stamps_by_its_time_is_observed_and_owned() {
+    on_a_machine(
+        "whatever_clock_a_driver_stamps_by_its_time_is_observed_and_owned",
+        Driver::R550,
+        stamped(),
+        |rig| {
+            Box::pin(async move {
+                let (one, two) = (std::process::id(), std::os::unix::process::parent_id());
+                let gpus = rig.scenario.machine().gpus.len();
+                for gpu in 0..u32::try_from(gpus).unwrap() {
+                    rig.job(gpu, one, 0.6);
+                    rig.job(gpu, two, 0.3);
+                }
+                let mut agent = rig.start();
+                let began = clock::now().boot;
+                let mut windows = BTreeMap::<String, Vec<GpuWindow>>::new();
+                let span = Nanos::from_secs(40);
+                while windows.len() < gpus
+                    || windows
+                        .values()
+                        .any(|of| of[of.len() - 1].end.since(began) < span)
+                {
+                    if let Input::Window(window) = agent.next().await {
+                        let uuid = window.gpu.as_str().to_owned();
+                        windows.entry(uuid).or_default().push(window);
+                    }
+                    let late = clock::now().boot.since(began);
+                    assert!(late < span.plus(span), "windows come: {windows:?}");
+                }
+                let truth = Truth::read(rig.scenario.dir()).unwrap();
+                for gpu in 0..gpus {
+                    let (spec, windows) = (&truth.machine().gpus[gpu], &windows[&rig.uuid(gpu)]);
+                    let (first, last) = (&windows[0], &windows[windows.len() - 1]);
+                    let elapsed = last.end.since(first.start).0;
+                    let wall_us = |boot: BootTime| {
+                        let nanos = i128::from(boot.0) + truth.wall_minus_boot_ns();
+                        u64::try_from(nanos / 1000).unwrap()
+                    };
+                    let span = wall_us(first.start)..wall_us(last.end);
+                    let ring = truth.ring_ns(u32::try_from(gpu).unwrap(), span);
+                    let mut booked = BTreeMap::<u32, u64>::new();
+                    let (mut busy, mut lost) = (0, BTreeMap::<_, u64>::new());
+                    for window in windows {
+                        busy += window.busy.0;
+                        for (reason, time) in &window.unobserved {
+                            *lost.entry(*reason).or_default() += time.0;
+                        }
+                        for credit in &window.credits {
+                            *booked.entry(credit.pid.0).or_default() += credit.busy.0;
+                        }
+                    }
+                    let facts = format!(
+                        "gpu {gpu}: {:?}, booked {booked:?}, busy {busy}, unobserved {lost:?}, \
+                         ring {ring:?}, elapsed {elapsed}, {:?}",
+                        spec.stamps, last.clocks
+                    );
+                    assert!(lost.values().sum::<u64>() <= 3_000_000_000, "{facts}");
+                    // A sample or two at each end, a window until the rows' clock is known, and what a
+                    // clock is not known to.
+                    let off = elapsed / 25;
+                    assert!(busy.abs_diff(ring.values().sum()) <= off, "{facts}");
+                    for pid in [one, two] {
+                        let (booked, ring) = (booked.get(&pid), ring.get(&pid));
+                        let (booked, ring) = (booked.unwrap_or(&0), ring.unwrap_or(&0));
+                        assert!(booked.abs_diff(*ring) <= off, "pid {pid}, {facts}");
+                    }
+                    let clocks = last.clocks.as_ref().expect(&facts);
+                    assert_eq!(clocks.changes, 0, "{facts}");
+                }
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_driver_s_clock_that_is_set_is_learnt_anew() {
+    on_a_machine(
+        "a_driver_s_clock_that_is_set_is_learnt_anew",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                let mut agent = rig.start();
+                let window = agent.window(&rig.uuid(0)).await;
+                let clocks = window.clocks.expect("it stamps");
+                assert_eq!(clocks.samples.to_string(), "wall");
+                let boot = Stamps::new(StampClock::Boot, StampClock::Boot);
+                rig.scenario.stamp(0, boot).unwrap();
+                loop {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    let clocks = window.clocks.as_ref().expect("it stamps");
+                    let gap = UnobservedReason::SampleGap;
+                    assert!(!unobserved(&window).contains(&gap), "{window:?}");
+                    let both = [clocks.samples, clocks.rows].map(|clock| clock.to_string());
+                    if both == ["boot", "boot"] && window.credits.len() == 1 {
+                        assert!(clocks.changes > 0, "{window:?}");
+                        assert_eq!(window.unobserved, [], "{window:?}");
+                        break;
+                    }
+                }
+                let erratic = Stamps::new(StampClock::Erratic, StampClock::Erratic);
+                rig.scenario.stamp(0, erratic).unwrap();
+                while !unobserved(&agent.window(&rig.uuid(0)).await)
+                    .contains(&UnobservedReason::UnknownSampleClock)
+                {}
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_call_for_rows_that_succeeds_and_is_empty_gives_way_to_the_older_one() {
+    on_a_machine(
+        "a_call_for_rows_that_succeeds_and_is_empty_gives_way_to_the_older_one",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                rig.job(0, std::process::id(), 1.0);
+                let newer = "nvmlDeviceGetProcessesUtilizationInfo";
+                let call = newer.to_owned();
+                rig.scenario
+                    .inject(Some(0), Fault::EmptyRows { call })
+                    .unwrap();
+                let mut agent = rig.start();
+                agent.window(&rig.uuid(0)).await;
+                for _ in 0..4 {
+                    let window = agent.window(&rig.uuid(0)).await;
+                    assert_eq!(window.no_row, Nanos::ZERO, "{window:?}");
+                    assert_eq!(window.credits.len(), 1, "{window:?}");
+                    let clocks = window.clocks.as_ref().expect("it stamps");
+                    assert_eq!(&*clocks.rows_call, "nvmlDeviceGetProcessUtilization");
+                    assert_eq!(clocks.empty_call.as_deref(), Some(newer), "{window:?}");
+                }
+                agent.stop().await;
             })
         },
     );

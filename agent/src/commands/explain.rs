@@ -323,6 +323,13 @@ impl Page<'_> {
             account.memory.map_or_else(unknown, bytes),
         );
         self.line(1, &text);
+        if let Some(clocks) = &account.clocks {
+            let text = format!(
+                "its samples are stamped by the clock {}, its rows by {} ({})",
+                clocks.samples, clocks.rows, clocks.rows_call
+            );
+            self.line(2, &text);
+        }
     }
 }
 
@@ -332,7 +339,7 @@ mod tests {
 
     use super::*;
     use crate::commands::table::WIDTH;
-    use crate::core::input::IdentitySource;
+    use crate::core::input::{CallClock, ClockKind, IdentitySource, SampleClocks};
     use crate::core::model::{Nanos, Pid};
     use crate::core::snapshot::{
         AllocatedDeviceView, Attribution, ContainerLabels, GpuUse, UnsampledStory,
@@ -469,6 +476,19 @@ mod tests {
                     first_used: Some(wall(1)),
                     last_used: Some(wall(99)),
                     ended: true,
+                    clocks: Some(SampleClocks {
+                        samples: CallClock {
+                            clock: ClockKind::Boot,
+                            ahead_nanos: 0,
+                        },
+                        rows: CallClock {
+                            clock: ClockKind::Wall,
+                            ahead_nanos: 150_000_000,
+                        },
+                        rows_call: "nvmlDeviceGetProcessesUtilizationInfo".into(),
+                        empty_call: None,
+                        changes: 0,
+                    }),
                 }],
             }],
             owners_left_out: 0,

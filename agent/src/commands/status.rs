@@ -15,6 +15,7 @@ use super::ask::{AskError, get, parse};
 use super::table::{Align, Table, WIDTH, wrap};
 use super::{complain, watch};
 use crate::config::Span;
+use crate::core::input::SampleClocks;
 use crate::core::model::{BootTime, GpuUuid, NONE, Nanos, SourceState, UNRESOLVED};
 use crate::core::snapshot::{
     AllocationState, Attribution, ContainerAccount, GpuProcessView, Snapshot,
@@ -193,6 +194,34 @@ fn gpus(page: &mut String, snapshot: &Snapshot) {
         return;
     }
     section(page, &gpu_table(snapshot));
+    for book in &snapshot.gpus {
+        if let Some(clocks) = &book.clocks {
+            stamps(page, book.gpu.index, clocks);
+        }
+    }
+}
+
+/// What is unlike NVML's documentation about a driver's stamps and rows.
+fn stamps(page: &mut String, gpu: u32, clocks: &SampleClocks) {
+    if clocks.samples.is_unusual() || clocks.rows.is_unusual() || clocks.changes > 0 {
+        let changes = match clocks.changes {
+            0 => String::new(),
+            1 => "; a clock changed once".to_owned(),
+            changes => format!("; a clock changed {changes} times"),
+        };
+        let text = format!(
+            "gpu {gpu}: samples are stamped by the clock {}, rows by {}{changes}",
+            clocks.samples, clocks.rows
+        );
+        wrap(page, &text, "  ");
+    }
+    if let Some(empty) = &clocks.empty_call {
+        let text = format!(
+            "gpu {gpu}: {empty} succeeds without rows, {} is used",
+            clocks.rows_call
+        );
+        wrap(page, &text, "  ");
+    }
 }
 
 /// Each GPU with its book.

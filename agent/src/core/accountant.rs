@@ -1427,6 +1427,7 @@ impl Accountant {
                     cut: book.cut,
                     energy: book.energy,
                     accounting: book.accounting,
+                    clocks: book.clocks.clone(),
                 }
             })
             .collect();
@@ -1783,6 +1784,7 @@ mod tests {
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
+                clocks: None,
             };
             self.windowed = self.now;
             self.take(Input::Window(window));
@@ -1822,6 +1824,7 @@ mod tests {
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
+                clocks: None,
             };
             self.windowed = self.now;
             self.take(Input::Window(window));
@@ -2037,6 +2040,7 @@ mod tests {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         };
         node.take(Input::Window(window.clone()));
         assert_eq!(node.commit().gpus[0].windows, 0, "the stream is behind");
@@ -3466,6 +3470,7 @@ mod tests {
                             engines: vec![],
                             energy: None,
                             quality: WindowQuality::default(),
+                            clocks: None,
                         };
                         node.windowed = node.now;
                         node.take(Input::Window(window));

@@ -242,6 +242,7 @@ pub(super) mod tests {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         };
         let charges = charges(&window, &Sharing::default(), &mut tables.lookup());
         let a = || Ok(Owner::Container(A.into()));

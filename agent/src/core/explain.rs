@@ -466,6 +466,7 @@ impl Accountant {
                     first_used: account.first_used,
                     last_used: account.last_used,
                     ended: account.ended.is_some(),
+                    clocks: book.clocks.clone(),
                 }
             });
         let mut stories: Vec<_> = of_owner.collect();
@@ -678,6 +679,7 @@ mod tests {
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
+                clocks: None,
             }),
         ];
         for input in inputs {

@@ -145,6 +145,7 @@ impl Node {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }));
         self.windowed = self.now;
     }

@@ -4,6 +4,7 @@
 //! order or on time; the core says what it makes of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -393,6 +394,88 @@ pub struct GpuWindow {
     /// How the window came about.
     #[serde(default)]
     pub quality: WindowQuality,
+    /// By which clocks the driver stamps what it is made from; absent where nothing of it is stamped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<SampleClocks>,
+}
+
+/// By which clocks the driver stamps the samples and rows of a GPU, and who tells the rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleClocks {
+    /// The clock of the device's samples (`nvmlDeviceGetSamples`).
+    pub samples: CallClock,
+    /// The clock of the processes' rows.
+    pub rows: CallClock,
+    /// The NVML function that tells the rows.
+    pub rows_call: Arc<str>,
+    /// The NVML function that was to tell them, and succeeds without any while the GPU is busy.
+    #[serde(default)]
+    pub empty_call: Option<Arc<str>>,
+    /// How often a clock was found to be another one since the agent started.
+    pub changes: u64,
+}
+
+/// The clock of one call's stamps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallClock {
+    /// The clock that they are nearest to.
+    pub clock: ClockKind,
+    /// How far they are ahead of it, in nanoseconds; zero where they are on it or nothing is known.
+    pub ahead_nanos: i64,
+}
+
+impl fmt::Display for CallClock {
+    /// The clock, and how far the stamps are ahead of it: `wall`, `boot`, `wall +1.500s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.clock.as_str())?;
+        if self.ahead_nanos != 0 {
+            let sign = if self.ahead_nanos < 0 { '-' } else { '+' };
+            let millis = self.ahead_nanos.unsigned_abs() / 1_000_000;
+            write!(f, " {sign}{}.{:03}s", millis / 1_000, millis % 1_000)?;
+        }
+        Ok(())
+    }
+}
+
+impl CallClock {
+    /// Whether the stamps are on a clock other than the wall clock, or off it.
+    #[must_use]
+    pub fn is_unusual(&self) -> bool {
+        self.clock == ClockKind::Boot || self.ahead_nanos != 0
+    }
+
+    /// Nothing is known of it yet.
+    pub const UNKNOWN: Self = Self {
+        clock: ClockKind::Unknown,
+        ahead_nanos: 0,
+    };
+}
+
+/// A clock of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClockKind {
+    /// Not known yet: nothing new was stamped since the agent started.
+    Unknown,
+    /// The wall clock, as NVML's documentation has it.
+    Wall,
+    /// The boot clock.
+    Boot,
+}
+
+impl ClockKind {
+    /// Every kind, in the order in which they are shown.
+    pub const ALL: [Self; 3] = [Self::Unknown, Self::Wall, Self::Boot];
+
+    /// The label value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Wall => "wall",
+            Self::Boot => "boot",
+        }
+    }
 }
 
 /// One process's part of a window.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::amounts::{self, Amounts, ByteSeconds, Millijoules};
 use super::attribute::Charge;
-use super::input::{GpuInfo, GpuWindow, MigInfo};
+use super::input::{GpuInfo, GpuWindow, MigInfo, SampleClocks};
 use super::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, ProcessId, UnattributedReason, UnobservedReason, WallTime,
 };
@@ -177,6 +177,8 @@ pub struct Book {
     pub energy: Option<EnergyBook>,
     /// The driver's accounting beside the windows, where it tells.
     pub accounting: Option<AccountingBook>,
+    /// By which clocks the driver stamps, as the last window told.
+    pub clocks: Option<SampleClocks>,
     /// The end of the last window.
     pub through: Option<BootTime>,
     /// Windows booked.
@@ -213,6 +215,7 @@ impl Book {
             closed: Amounts::ZERO,
             energy: None,
             accounting: None,
+            clocks: None,
             through: None,
             windows: 0,
             torn_windows: 0,
@@ -558,6 +561,9 @@ impl Ledger {
         book.torn_windows += u64::from(window.quality.torn);
         book.invalid_rows += u64::from(window.quality.invalid_rows);
         book.cut += window.quality.cut;
+        if let Some(clocks) = &window.clocks {
+            book.clocks = Some(clocks.clone());
+        }
         book.pass(Past {
             end: window.end,
             elapsed,
@@ -723,6 +729,7 @@ mod tests {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }
     }
 

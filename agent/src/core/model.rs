@@ -384,7 +384,7 @@ pub enum UnobservedReason {
     RingOverrun,
     /// NVML answered with an error, or the library could not be loaded.
     DriverError,
-    /// The wall clock jumped, and with it NVML's timestamps.
+    /// The clock that stamps the driver's samples jumped: the wall clock was set, or the driver's own.
     ClockStep,
     /// The device does not offer what busy time is made from.
     Unsupported,
@@ -403,11 +403,14 @@ pub enum UnobservedReason {
     AgentError,
     /// No window of this time reached the books, and the next one did.
     WindowLost,
+    /// The driver took samples whose stamps are of no clock that could be learnt, so that they belong
+    /// to no known instant.
+    UnknownSampleClock,
 }
 
 impl UnobservedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::SampleGap,
         Self::RingOverrun,
         Self::DriverError,
@@ -419,6 +422,7 @@ impl UnobservedReason {
         Self::DriverTimeout,
         Self::AgentError,
         Self::WindowLost,
+        Self::UnknownSampleClock,
     ];
 
     /// The label value.
@@ -436,6 +440,7 @@ impl UnobservedReason {
             Self::DriverTimeout => "driver_timeout",
             Self::AgentError => "agent_error",
             Self::WindowLost => "window_lost",
+            Self::UnknownSampleClock => "unknown_sample_clock",
         }
     }
 }

@@ -602,6 +602,7 @@ mod tests {
                 engines: vec![],
                 energy: None,
                 quality: WindowQuality::default(),
+                clocks: None,
             };
             let charges = charges_of_instance(&window, &sharing, &mut tables.lookup());
             assert_eq!(charges.len(), 1, "{what}");

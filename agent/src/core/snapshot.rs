@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::amounts::{Amounts, Millijoules};
-use super::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
+use super::input::{EventCounters, GpuInfo, IdentitySource, SampleClocks, SourceHealth};
 use super::model::{
     BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceId, SourceState, StartTicks,
     UnattributedReason, UnobservedReason, WallTime,
@@ -112,6 +112,9 @@ pub struct GpuBook {
     pub energy: Option<EnergyBook>,
     /// What the driver's accounting says beside; absent where it has said nothing.
     pub accounting: Option<AccountingBook>,
+    /// By which clocks the driver stamps its samples; absent where it stamps none.
+    #[serde(default)]
+    pub clocks: Option<SampleClocks>,
 }
 
 /// Processes that died, as the driver's accounting and as the windows have them. A check since
@@ -845,4 +848,7 @@ pub struct AccountStory {
     pub last_used: Option<WallTime>,
     /// Whether its last process is gone.
     pub ended: bool,
+    /// By which clocks the driver stamps the GPU's samples; absent where it stamps none.
+    #[serde(default)]
+    pub clocks: Option<SampleClocks>,
 }

@@ -117,6 +117,7 @@ mod tests {
             engines: vec![],
             energy: Some(Millijoules(1_000)),
             quality: WindowQuality::default(),
+            clocks: None,
         }
     }
 

@@ -16,8 +16,8 @@ use std::fmt::Write as _;
 
 use super::cadvisor::{self, DutyCycle};
 use super::counters::OutputCounters;
-use crate::core::amounts::Millijoules;
-use crate::core::input::IdentitySource;
+use crate::core::amounts::{Engine, Millijoules};
+use crate::core::input::{ClockKind, IdentitySource};
 use crate::core::model::{
     Clock, NONE, Nanos, SourceId, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime, text,
 };
@@ -750,6 +750,45 @@ pub static INSTRUMENTS: &[Instrument] = &[
         help: "Rows of the driver that cannot be right and were dropped.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| Value::Count(book.invalid_rows)),
+    },
+    Instrument {
+        name: "gpuacct_gpu_sample_clock_offset_seconds",
+        otlp: "gpuacct.gpu.sample_clock.offset",
+        kind: Kind::Gauge,
+        unit: Unit::Seconds,
+        help: "How far the stamps of the driver's samples (call=samples) and of the processes' rows (call=rows) are ahead of the clock that they are nearest to (clock=wall or boot). NVML's documentation says wall, zero. Absent until it is learnt.",
+        keys: &["call", "clock", "gpu_uuid"],
+        read: |view, points| {
+            for book in &view.snapshot.gpus {
+                let Some(clocks) = &book.clocks else {
+                    continue;
+                };
+                for (call, clock) in [("samples", clocks.samples), ("rows", clocks.rows)] {
+                    if clock.clock != ClockKind::Unknown {
+                        let labels = [call, clock.clock.as_str(), book.gpu.uuid.as_str()];
+                        let ahead = Value::Nanos(clock.ahead_nanos.into());
+                        points.put(&labels, view.snapshot.agent_started, ahead);
+                    }
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_gpu_sample_clock_changes_total",
+        otlp: "gpuacct.gpu.sample_clock.changes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{change}"),
+        help: "How often the clock that stamps the driver's samples or rows was found to be another one, since the agent started.",
+        keys: GPU,
+        read: |view, points| {
+            for book in &view.snapshot.gpus {
+                if let Some(clocks) = &book.clocks {
+                    let labels = [book.gpu.uuid.as_str()];
+                    let started = view.snapshot.agent_started;
+                    points.put(&labels, started, Value::Count(clocks.changes));
+                }
+            }
+        },
     },
     Instrument {
         name: "gpuacct_gpu_cut_seconds_total",
@@ -1557,7 +1596,15 @@ fn container_engines(view: &View<'_>, points: &mut Points<'_>) {
             continue;
         };
         let [namespace, pod, container, pod_uid, container_id, gpu] = container_gpu(series);
-        for engine in &book.gpu.engines {
+        // The call that tells of these two is empty: no row says that they were not used.
+        let is_untold = book
+            .clocks
+            .as_ref()
+            .is_some_and(|clocks| clocks.empty_call.is_some());
+        let engines = book.gpu.engines.iter();
+        let told =
+            engines.filter(|engine| !is_untold || !matches!(engine, Engine::Jpeg | Engine::Ofa));
+        for engine in told {
             points.put(
                 &[
                     namespace,
@@ -1726,6 +1773,11 @@ pub fn metrics_markdown() -> String {
         SourceId::ALL.map(SourceId::as_str).to_vec(),
     );
     row("state", "gpuacct_source_state", STATES.to_vec());
+    row(
+        "clock",
+        "gpuacct_gpu_sample_clock_offset_seconds",
+        vec![ClockKind::Wall.as_str(), ClockKind::Boot.as_str()],
+    );
     row(
         "outcome",
         "gpuacct_names_lookups_total",

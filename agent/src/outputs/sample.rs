@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::instruments::OptIn;
 use crate::core::amounts::{Amounts, ByteSeconds, Engine, Engines, Millijoules};
-use crate::core::input::{EventCounters, GpuInfo, IdentitySource, SourceHealth};
+use crate::core::input::{
+    CallClock, ClockKind, EventCounters, GpuInfo, IdentitySource, SampleClocks, SourceHealth,
+};
 use crate::core::model::{
     BootTime, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, SourceId, SourceState, StartTicks,
     UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
@@ -423,6 +425,36 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             processes: 12,
             by_driver: Nanos::from_millis(3_400),
             by_windows: Nanos::from_millis(3_600),
+        }),
+        // The second's driver is one of its own.
+        clocks: Some(if index == 0 {
+            SampleClocks {
+                samples: CallClock {
+                    clock: ClockKind::Wall,
+                    ahead_nanos: 0,
+                },
+                rows: CallClock {
+                    clock: ClockKind::Wall,
+                    ahead_nanos: 0,
+                },
+                rows_call: "nvmlDeviceGetProcessesUtilizationInfo".into(),
+                empty_call: None,
+                changes: 0,
+            }
+        } else {
+            SampleClocks {
+                samples: CallClock {
+                    clock: ClockKind::Boot,
+                    ahead_nanos: 0,
+                },
+                rows: CallClock {
+                    clock: ClockKind::Wall,
+                    ahead_nanos: -1_500_000_000,
+                },
+                rows_call: "nvmlDeviceGetProcessUtilization".into(),
+                empty_call: Some("nvmlDeviceGetProcessesUtilizationInfo".into()),
+                changes: 2,
+            }
         }),
     }
 }

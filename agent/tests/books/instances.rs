@@ -328,6 +328,7 @@ impl World {
             engines: Vec::new(),
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }));
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Instance;
+use crate::machine::{Instance, Stamps};
 
 /// Parts per million of an engine's time: shares in the log are integers, so that every reader
 /// computes the same.
@@ -83,6 +83,13 @@ pub enum Event {
         gpu: u32,
         /// Its instances from now on.
         instances: Vec<Instance>,
+    },
+    /// From now on the driver stamps what it samples by other clocks.
+    Stamp {
+        /// The GPU.
+        gpu: u32,
+        /// The clocks.
+        stamps: Stamps,
     },
     /// The driver reported a critical Xid error.
     Xid {
@@ -178,6 +185,11 @@ pub enum Fault {
     /// Process utilisation answers carry junk rows beside the true ones: pid 0, no timestamp, a
     /// timestamp before the window, more than 100 %, a pid that nobody has.
     JunkRows,
+    /// Calls for processes' rows succeed and have none.
+    EmptyRows {
+        /// Prefix of the functions.
+        call: String,
+    },
     /// Process lists say `NVML_VALUE_NOT_AVAILABLE` for memory.
     MissingMemory,
     /// A size query reports this many rows fewer than the call after it has, as if processes had

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::event::{Entry, Event, Fault, FaultId, Job, JobId, Kind, WHOLE_PPM};
-use crate::machine::{GpuSpec, Instance, Machine, Mig, RING_CAPACITY};
+use crate::machine::{GpuSpec, Instance, Machine, Mig, RING_CAPACITY, Stamps};
 
 /// Records of dead processes that the driver's accounting keeps.
 pub(crate) const ACCOUNTING_DEAD: usize = 128;
@@ -68,6 +68,10 @@ pub(crate) struct Gpu {
     pub(crate) accounting: Option<Accounting>,
     pub(crate) xids: Vec<(u64, u64)>,
     pub(crate) instances: Vec<Part>,
+    /// By which clocks it stamps, each from an instant on.
+    pub(crate) stamps: Vec<(u64, Stamps)>,
+    /// How far the wall clock is ahead of the boot clock.
+    pub(crate) boot_lead_us: u64,
     /// The next instance's serial number.
     next_serial: u32,
 }
@@ -295,6 +299,9 @@ impl History {
                 }
             }),
             Event::Divide { gpu, instances } => self.with_gpu(gpu, |gpu| gpu.divide(instances)),
+            Event::Stamp { gpu, stamps } => {
+                self.with_gpu(gpu, |gpu| gpu.stamps.push((at_us, stamps)));
+            }
             Event::Xid { gpu, code } => self.with_gpu(gpu, |gpu| gpu.xids.push((at_us, code))),
         }
     }
@@ -334,6 +341,10 @@ impl Gpu {
             accounting: spec.accounting.then(Accounting::default),
             xids: Vec::new(),
             instances: Vec::new(),
+            stamps: vec![(0, spec.stamps)],
+            boot_lead_us: machine
+                .created_us
+                .saturating_sub(machine.created_boot_ns / 1_000),
             next_serial: 0,
         };
         gpu.divide(spec.instances.clone());

@@ -31,7 +31,8 @@ mod truth;
 pub use event::{Engines, Entry, Event, Fault, FaultId, Job, JobId, Kind};
 pub use log::{StateError, boot_ns, wall_us};
 pub use machine::{
-    Cadence, GpuSpec, Instance, Machine, Measure, Mig, RING_CAPACITY, RING_PERIOD_NS,
+    Cadence, GpuSpec, Instance, Machine, Measure, Mig, RING_CAPACITY, RING_PERIOD_NS, StampClock,
+    Stamps,
 };
 pub use scenario::{Scenario, Script};
 pub use server::{CONNECTIONS, LINE_BYTES, Server, ServerError};

@@ -58,6 +58,9 @@ pub struct GpuSpec {
     /// The product has performance monitoring (GPM), as those since Hopper have.
     #[serde(default)]
     pub gpm: bool,
+    /// By which clock each call stamps, from the beginning.
+    #[serde(default)]
+    pub stamps: Stamps,
     /// Power with nothing running.
     pub idle_mw: u64,
     /// Power with every engine busy; also the power limit.
@@ -96,6 +99,60 @@ pub enum Measure {
     /// The engine's mean over the period before the sample, credited whole to whichever process is
     /// on the engine at the instant, or to none.
     Averaged,
+}
+
+/// By which clock each call about samples stamps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stamps {
+    /// `nvmlDeviceGetSamples`.
+    pub samples: StampClock,
+    /// `nvmlDeviceGetProcessUtilization`.
+    pub rows: StampClock,
+    /// `nvmlDeviceGetProcessesUtilizationInfo`.
+    pub rows_of_all_engines: StampClock,
+}
+
+impl Stamps {
+    /// One clock for samples, one for the rows of both calls.
+    #[must_use]
+    pub fn new(samples: StampClock, rows: StampClock) -> Self {
+        Self {
+            samples,
+            rows,
+            rows_of_all_engines: rows,
+        }
+    }
+}
+
+/// A clock that stamps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StampClock {
+    /// The wall clock, as nvml.h has it.
+    #[default]
+    Wall,
+    /// The boot clock, as NVIDIA's GB10 stamps samples.
+    Boot,
+    /// The wall clock and so many milliseconds.
+    AheadMs(i64),
+    /// Another time for each second, so that no clock can be learnt.
+    Erratic,
+}
+
+impl StampClock {
+    /// The stamp of an instant of the wall clock, which is `boot_lead_us` ahead of the boot clock.
+    pub(crate) fn stamp_us(self, at_us: u64, boot_lead_us: u64) -> u64 {
+        match self {
+            Self::Wall => at_us,
+            Self::Boot => at_us.saturating_sub(boot_lead_us),
+            Self::AheadMs(ms) => at_us.saturating_add_signed(ms.saturating_mul(1_000)),
+            Self::Erratic => {
+                let second = at_us / 1_000_000;
+                at_us.saturating_add(second.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 20_000_000)
+            }
+        }
+    }
 }
 
 /// Multi-instance mode of a GPU.
@@ -170,6 +227,7 @@ impl GpuSpec {
             mig: Mig::Off,
             instances: Vec::new(),
             gpm: false,
+            stamps: Stamps::default(),
             idle_mw: 55_000,
             full_mw: 400_000,
         }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::event::WHOLE_PPM;
 use crate::history::{Account, ENGINES, Engine, Gpu, Segment};
-use crate::machine::{Cadence, Measure, RING_CAPACITY};
+use crate::machine::{Cadence, Measure, RING_CAPACITY, StampClock, Stamps};
 
 /// The driver's "no process".
 pub(crate) const NO_PID: u32 = u32::MAX;
@@ -176,13 +176,47 @@ impl Gpu {
         None
     }
 
+    /// The stamp of what was sampled at an instant, by one of the calls.
+    pub(crate) fn stamp_us(&self, call: fn(&Stamps) -> StampClock, at_us: u64) -> u64 {
+        let then = self.stamps.iter().rfind(|(from_us, _)| *from_us <= at_us);
+        let clock = then.map_or(StampClock::Wall, |(_, stamps)| call(stamps));
+        clock.stamp_us(at_us, self.boot_lead_us)
+    }
+
+    /// Whether a call's stamps were always those of the wall clock.
+    pub(crate) fn stamps_by_wall_clock(&self, call: fn(&Stamps) -> StampClock) -> bool {
+        let mut clocks = self.stamps.iter().map(|(_, stamps)| call(stamps));
+        clocks.all(|clock| clock == StampClock::Wall)
+    }
+
     /// Per process, the mean over all samples newer than `last_seen_us`, floored; a row for each
     /// process that was credited at all. In the order in which processes first appear, so neither
     /// by pid nor by time.
     pub(crate) fn process_rows(&self, now_us: u64, last_seen_us: u64) -> Vec<ProcessRow> {
-        let ring = self.ring(now_us, last_seen_us);
+        self.rows_of(&self.ring(now_us, last_seen_us))
+    }
+
+    /// The same by a call's own clock: what it is asked with and what it answers.
+    pub(crate) fn stamped_rows(
+        &self,
+        call: fn(&Stamps) -> StampClock,
+        now_us: u64,
+        last_seen_us: u64,
+    ) -> Vec<ProcessRow> {
+        if self.stamps_by_wall_clock(call) {
+            return self.process_rows(now_us, last_seen_us);
+        }
+        let mut ring = self.ring(now_us, 0);
+        for sample in &mut ring {
+            sample.at_us = self.stamp_us(call, sample.at_us);
+        }
+        ring.retain(|sample| sample.at_us > last_seen_us);
+        self.rows_of(&ring)
+    }
+
+    fn rows_of(&self, ring: &[Sample]) -> Vec<ProcessRow> {
         let mut rows: Vec<ProcessRow> = Vec::new();
-        for sample in &ring {
+        for sample in ring {
             for (engine, credit) in ENGINES.into_iter().zip(sample.engines) {
                 if credit.pid == NO_PID || credit.util == 0 {
                     continue;
@@ -207,6 +241,25 @@ impl Gpu {
             row.percent = row.percent.map(|sum| sum / samples / 100);
         }
         rows
+    }
+
+    /// The device's own samples by their call's own clock.
+    pub(crate) fn stamped_samples(
+        &self,
+        engine: Engine,
+        now_us: u64,
+        last_seen_us: u64,
+    ) -> Vec<(u64, u64)> {
+        let call = |stamps: &Stamps| stamps.samples;
+        if self.stamps_by_wall_clock(call) {
+            return self.device_samples(engine, now_us, last_seen_us);
+        }
+        let mut samples = self.device_samples(engine, now_us, 0);
+        for (at_us, _) in &mut samples {
+            *at_us = self.stamp_us(call, *at_us);
+        }
+        samples.retain(|(at_us, _)| *at_us > last_seen_us);
+        samples
     }
 
     /// The device's own samples of an engine newer than `last_seen_us`: (time, whole percent).
@@ -475,6 +528,44 @@ mod tests {
             assert_eq!(gpu.ring(now, sample.at_us - 1), all[index..]);
         }
         assert_eq!(gpu.ring(now, T0), all, "older samples are overwritten");
+    }
+
+    #[test]
+    fn each_call_stamps_by_its_own_clock_and_is_asked_in_it() {
+        let later = Stamps {
+            rows: StampClock::AheadMs(9_000),
+            ..Stamps::default()
+        };
+        let events = vec![
+            (0, start(1, 11, job(1.0))),
+            (
+                30 * SECOND,
+                Event::Stamp {
+                    gpu: 0,
+                    stamps: later,
+                },
+            ),
+        ];
+        let edit = |spec: &mut GpuSpec| {
+            spec.stamps = Stamps::new(StampClock::Boot, StampClock::AheadMs(-2_000));
+        };
+        let gpu = &with(edit, 1, events).gpus[0];
+        let (now, samples) = (T0 + 20 * SECOND, |stamps: &Stamps| stamps.samples);
+        let newest = gpu.ring(now, 0).last().unwrap().at_us;
+        let boot = newest - gpu.boot_lead_us;
+        assert_eq!(gpu.stamp_us(samples, newest), boot);
+        let all = gpu.stamped_samples(Engine::Sm, now, 0);
+        assert_eq!((all.len(), all.last()), (RING_CAPACITY, Some(&(boot, 100))));
+        assert_eq!(gpu.stamped_samples(Engine::Sm, now, boot), []);
+        let rows = |now, since| gpu.stamped_rows(|stamps| stamps.rows, now, since);
+        assert_eq!(rows(now, 0)[0].at_us, newest - 2 * SECOND);
+        assert_eq!(rows(now, newest - 2 * SECOND), []);
+        // What was stamped before the change keeps its stamp.
+        assert_eq!(
+            rows(T0 + 30 * SECOND, 0)[0].at_us / SECOND,
+            (T0 + 27 * SECOND) / SECOND
+        );
+        assert!(rows(T0 + 31 * SECOND, 0)[0].at_us > T0 + 39 * SECOND);
     }
 
     #[test]

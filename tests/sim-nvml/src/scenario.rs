@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::event::{Entry, Event, Fault, FaultId, Job, JobId};
 use crate::log::{self, LogWriter, StateError};
-use crate::machine::{GpuSpec, Instance, Machine};
+use crate::machine::{GpuSpec, Instance, Machine, Stamps};
 
 /// A state directory, open for writing. Clones write to the same log; so may other processes.
 #[derive(Debug)]
@@ -116,6 +116,12 @@ impl Scenario {
         self.log
             .append(|_| Event::Divide { gpu, instances })
             .map(drop)
+    }
+
+    /// The driver stamps what it samples from now on by other clocks.
+    pub fn stamp(&self, gpu: u32, stamps: Stamps) -> Result<(), StateError> {
+        self.check_gpu(gpu)?;
+        self.log.append(|_| Event::Stamp { gpu, stamps }).map(drop)
     }
 
     /// The driver reports a critical Xid error.

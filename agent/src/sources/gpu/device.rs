@@ -12,21 +12,17 @@ use super::accounting::Accounting;
 use super::calls::Watchdog;
 use super::library::{Fault, class, fault};
 use super::mig::Activity;
-use super::window::{Bracket, Cursor, EnginePercents, RawRow, RawSample, Windows};
+use super::reader::{Asked, Driver, Reader, RowsCall};
+use super::sample_clock::Reading;
+use super::window::{Cursor, EnginePercents, RawRow, RawSample};
 use super::{raw, retried};
 use crate::core::amounts::{Engine, Millijoules};
 use crate::core::input::{GpuInfo, GpuWindow};
-use crate::core::model::{Clock, GpuUuid, UnobservedReason};
+use crate::core::model::{Clock, GpuUuid, Nanos, UnobservedReason};
 use crate::sources::clock;
 
-/// How often a window's calls are made when a sample lands between them.
-const TRIES: u32 = 3;
 const SAMPLES: &str = "nvmlDeviceGetSamples";
-const ROWS: &str = "nvmlDeviceGetProcessUtilization";
 const ENERGY: &str = "nvmlDeviceGetTotalEnergyConsumption";
-/// The newer call, which tells of two engines more.
-const ROWS_OF_ALL_ENGINES: &str = "nvmlDeviceGetProcessesUtilizationInfo";
-
 /// A call that failed.
 #[derive(Clone, Debug)]
 pub(super) struct Trouble {
@@ -118,7 +114,7 @@ impl Trouble {
 /// One GPU.
 pub(super) struct Gpu {
     pub(super) info: GpuInfo,
-    pub(super) windows: Windows,
+    pub(super) reader: Reader,
     pub(super) accounting: Accounting,
     /// Whether it has a counter of energy, as far as this session of the library knows.
     pub(super) has_energy: bool,
@@ -126,101 +122,173 @@ pub(super) struct Gpu {
     pub(super) fault: Option<Trouble>,
 }
 
-/// The engines beside the SMs of which the device's rows tell. They are asked for as
-/// [`Gpu::rows`] does, from now on: it is whether they answer that counts.
+/// The engines beside the SMs of which the device's rows tell. They are asked for from now on: it is
+/// whether they answer that counts, and from which clock's now makes no difference.
 pub(super) fn engines(
     device: &Device<'_>,
     uuid: &GpuUuid,
     watchdog: &Watchdog,
 ) -> &'static [Engine] {
+    let driver = Asking {
+        device,
+        uuid,
+        watchdog,
+    };
     let now_us = clock::now().wall.0 / 1000;
-    let nvml = device.nvml();
-    if raw::has_processes_utilization(nvml) {
-        let answer = watchdog.call(ROWS_OF_ALL_ENGINES, Some(uuid), || {
-            raw::processes_utilization(nvml, device, now_us)
-        });
-        if matches!(offered(ROWS_OF_ALL_ENGINES, answer), Ok(Some(_))) {
-            return &Engine::ALL;
+    for (call, engines) in [
+        (RowsCall::OfAllEngines, &Engine::ALL[..]),
+        (
+            RowsCall::Older,
+            &[Engine::Memory, Engine::Encoder, Engine::Decoder],
+        ),
+    ] {
+        if driver.has(call) && matches!(driver.rows(call, now_us), Ok(Some(_))) {
+            return engines;
         }
     }
-    let answer = watchdog.call(ROWS, Some(uuid), || {
-        device.process_utilization_stats(now_us)
-    });
-    match offered(ROWS, answer) {
-        Ok(Some(_)) => &[Engine::Memory, Engine::Encoder, Engine::Decoder],
-        Ok(None) | Err(_) => &[],
-    }
+    &[]
 }
 
-/// What a device has to say about a stretch of time.
-enum Answer {
-    /// Samples and rows; rows that could not be had are left out, with the reason.
-    Bracket(Bracket, Option<Trouble>),
-    /// The device has no samples of its own.
-    RowsOnly { rows: Vec<RawRow>, asked: Clock },
-    /// Neither, as under MIG.
-    Unsupported,
+/// A device that is asked over NVML.
+struct Asking<'a, 'library> {
+    device: &'a Device<'library>,
+    uuid: &'a GpuUuid,
+    watchdog: &'a Watchdog,
+}
+
+impl Driver for Asking<'_, '_> {
+    fn now(&self) -> Clock {
+        clock::now()
+    }
+
+    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, Trouble> {
+        let answer = retried(|| {
+            self.watchdog.call(SAMPLES, Some(self.uuid), || {
+                self.device.samples(Sampling::GpuUtilization, since_us)
+            })
+        });
+        let samples = offered(SAMPLES, answer)?;
+        Ok(samples.map(|samples| {
+            samples
+                .into_iter()
+                .map(|sample| RawSample {
+                    at_us: sample.timestamp,
+                    percent: percent(&sample.value),
+                })
+                .collect()
+        }))
+    }
+
+    fn has(&self, call: RowsCall) -> bool {
+        call == RowsCall::Older || raw::has_processes_utilization(self.device.nvml())
+    }
+
+    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, Trouble> {
+        let (name, gpu, device) = (call.as_str(), Some(self.uuid), self.device);
+        if call == RowsCall::OfAllEngines {
+            let answer = retried(|| {
+                self.watchdog.call(name, gpu, || {
+                    raw::processes_utilization(device.nvml(), device, since_us)
+                })
+            });
+            let rows = offered(name, answer)?;
+            return Ok(rows.map(|rows| {
+                let rows = rows.into_iter().map(|row| RawRow {
+                    pid: row.pid,
+                    at_us: row.timeStamp,
+                    percent: row.smUtil,
+                    engines: EnginePercents {
+                        memory: row.memUtil,
+                        encoder: row.encUtil,
+                        decoder: row.decUtil,
+                        jpeg: row.jpgUtil,
+                        ofa: row.ofaUtil,
+                    },
+                });
+                rows.collect()
+            }));
+        }
+        let answer = retried(|| {
+            self.watchdog
+                .call(name, gpu, || device.process_utilization_stats(since_us))
+        });
+        let rows = offered(name, answer)?;
+        Ok(rows.map(|rows| {
+            rows.into_iter()
+                .map(|row| RawRow {
+                    pid: row.pid,
+                    at_us: row.timestamp,
+                    percent: row.sm_util,
+                    engines: EnginePercents {
+                        memory: row.mem_util,
+                        encoder: row.enc_util,
+                        decoder: row.dec_util,
+                        ..EnginePercents::default()
+                    },
+                })
+                .collect()
+        }))
+    }
 }
 
 impl Gpu {
-    /// A GPU's windows begin now, and its ring only tells how it samples; or they go on where an
-    /// agent before this one stopped, and what that lost comes with it.
+    /// A GPU's windows begin now, or they go on where an agent before this one stopped. What an instance
+    /// lost of the time before comes with it; a whole GPU's comes as its first window.
     pub(super) fn first_sight(
         device: &Device<'_>,
         info: &GpuInfo,
         watchdog: &Watchdog,
         cursor: Option<&Cursor>,
     ) -> (Self, Option<GpuWindow>) {
+        let driver = Asking {
+            device,
+            uuid: &info.uuid,
+            watchdog,
+        };
+        let (reader, lost) = match info.mig {
+            Some(_) => Reader::without_ring(&info.uuid, &driver, cursor),
+            None => (Reader::first_sight(&info.uuid, &driver, cursor), None),
+        };
         let mut gpu = Self {
             info: info.clone(),
-            windows: Windows::new(info.uuid.clone(), clock::now()),
+            reader,
             accounting: Accounting::default(),
             has_energy: true,
             fault: None,
         };
-        // What fails here fails again at the first window, which says so. Rows before the ring, so that
-        // it has every sample that they are about.
-        let rows = gpu.rows(device, watchdog, 0).ok().flatten();
-        let ring = gpu.samples(device, watchdog, 0).ok().flatten();
-        let (rows, ring) = (rows.unwrap_or_default(), ring.unwrap_or_default());
-        let mut lost = None;
-        if let Some(cursor) = cursor {
-            // An instance's activity is read from now on: it has no ring that reaches back.
-            (gpu.windows, lost) = match info.mig {
-                Some(_) => Windows::resumed_without_ring(cursor, clock::now()),
-                None => Windows::resumed(cursor, &ring, clock::now()),
-            };
-        } else {
-            gpu.windows.learn(&ring);
-        }
-        gpu.windows.compare(&rows, &ring);
         gpu.read_energy(device, watchdog);
-        gpu.windows.set_baseline();
+        gpu.reader.windows.set_baseline();
         (gpu, lost)
+    }
+
+    /// The time between two samples of processes, and up to when this GPU's time is accounted for, in
+    /// microseconds of the wall clock.
+    pub(super) fn accounted(&self) -> (Nanos, u64) {
+        let windows = &self.reader.windows;
+        let through = clock::now().wall_of(windows.end());
+        (windows.process_period(), through.0 / 1000)
     }
 
     /// Asks for a window. None where there is nothing to close yet.
     pub(super) fn poll(&mut self, device: &Device<'_>, watchdog: &Watchdog) -> Option<GpuWindow> {
-        let answer = self.ask(device, watchdog);
+        let driver = Asking {
+            device,
+            uuid: &self.info.uuid,
+            watchdog,
+        };
+        let answer = self.reader.ask(&driver);
         if answer.is_ok() {
             self.read_energy(device, watchdog);
         } else {
-            self.windows.read_energy(None);
+            self.reader.windows.read_energy(None);
         }
         match answer {
-            Ok(Answer::Bracket(bracket, trouble)) => {
-                self.fault = trouble;
-                self.windows.close(&bracket)
-            }
-            Ok(Answer::RowsOnly { rows, asked }) => {
-                self.fault = None;
-                self.windows
-                    .close_without_samples(&rows, asked, clock::now())
-            }
-            Ok(Answer::Unsupported) => {
-                self.fault = None;
-                self.windows
-                    .fail(clock::now(), UnobservedReason::Unsupported)
+            Ok(asked) => {
+                self.fault = match &asked {
+                    Asked::Bracket(_, trouble) => trouble.clone(),
+                    _ => None,
+                };
+                self.reader.close(asked, clock::now())
             }
             Err(trouble) => {
                 let gpu = self.info.uuid.as_str();
@@ -241,15 +309,21 @@ impl Gpu {
         let Some(measuring) = activity else {
             self.fault = None;
             return self
-                .windows
+                .reader
                 .fail(clock::now(), UnobservedReason::Unsupported);
         };
         match measuring.measure(&self.info.uuid, watchdog) {
             Ok(measured) => {
                 self.fault = None;
                 let measured = measured?;
-                self.windows
-                    .close_measured(measured.since.boot, measured.until, measured.busy_ppm)
+                // On the boot clock: nothing of it is stamped.
+                let until = Reading {
+                    boot: measured.until.boot,
+                    ahead: 0,
+                };
+                self.reader
+                    .windows
+                    .close_measured(measured.since.boot, until, measured.busy_ppm)
             }
             Err(trouble) if trouble.fault == Fault::Unsupported => {
                 *activity = None;
@@ -267,11 +341,11 @@ impl Gpu {
     /// Closes the open time as unobserved if it is overdue.
     fn close_overdue(&mut self) -> Option<GpuWindow> {
         let now = clock::now();
-        if !self.windows.overdue(now.boot) {
+        if !self.reader.windows.overdue(now.boot) {
             return None;
         }
-        self.windows.read_energy(None);
-        self.windows.fail(now, UnobservedReason::DriverError)
+        self.reader.windows.read_energy(None);
+        self.reader.fail(now, UnobservedReason::DriverError)
     }
 
     /// Reads the device's counter of energy, if it has one. What fails is left out of this window
@@ -286,132 +360,9 @@ impl Gpu {
         if let Err(error) = &answer {
             self.has_energy = fault(error) != Fault::Unsupported;
         }
-        self.windows.read_energy(answer.ok().map(Millijoules));
-    }
-
-    /// Samples, rows, samples: again if one landed in between, but not for ever.
-    fn ask(&self, device: &Device<'_>, watchdog: &Watchdog) -> Result<Answer, Trouble> {
-        let cursor = self.windows.cursor_us();
-        let mut tries = 0;
-        let first_asked = clock::now().boot;
-        loop {
-            tries += 1;
-            let asked = clock::now();
-            let before = self.samples(device, watchdog, cursor)?;
-            let rows = self.rows(device, watchdog, cursor);
-            let (before, rows, trouble) = match (before, rows) {
-                (Some(before), Ok(rows)) => (before, rows.unwrap_or_default(), None),
-                (None, Ok(Some(rows))) => return Ok(Answer::RowsOnly { rows, asked }),
-                (None, Ok(None)) => return Ok(Answer::Unsupported),
-                // Waited out for long enough: how busy the device was is known, who made it so is
-                // not.
-                (Some(before), Err(trouble))
-                    if trouble.fault == Fault::Other && self.windows.overdue(asked.boot) =>
-                {
-                    (before, Vec::new(), Some(trouble))
-                }
-                (_, Err(trouble)) => return Err(trouble),
-            };
-            // What fails here leaves the window as it would be without.
-            let newest_us = before.iter().map(|sample| sample.at_us).max();
-            let later = newest_us
-                .filter(|_| self.windows.is_off_beat())
-                .and_then(|newest_us| self.rows(device, watchdog, newest_us).ok().flatten());
-            let answered = clock::now();
-            let is_torn_within = self.windows.is_torn_within(asked, answered);
-            // A device that has just stopped to offer samples says so again next time.
-            let after = self.samples(device, watchdog, cursor)?.unwrap_or_default();
-            let bracket = Bracket {
-                before,
-                rows,
-                later: later.map(|later| (later, answered)),
-                after,
-                asked: first_asked,
-                clock: clock::now(),
-            };
-            let is_torn = bracket.torn() || is_torn_within;
-            if !is_torn || tries == TRIES {
-                return Ok(Answer::Bracket(bracket, trouble));
-            }
-        }
-    }
-
-    /// The device's own samples newer than `last_us`; none where it does not offer them.
-    fn samples(
-        &self,
-        device: &Device<'_>,
-        watchdog: &Watchdog,
-        last_us: u64,
-    ) -> Result<Option<Vec<RawSample>>, Trouble> {
-        let answer = retried(|| {
-            watchdog.call(SAMPLES, Some(&self.info.uuid), || {
-                device.samples(Sampling::GpuUtilization, last_us)
-            })
-        });
-        let samples = offered(SAMPLES, answer)?;
-        Ok(samples.map(|samples| {
-            samples
-                .into_iter()
-                .map(|sample| RawSample {
-                    at_us: sample.timestamp,
-                    percent: percent(&sample.value),
-                })
-                .collect()
-        }))
-    }
-
-    /// The processes' rows since `last_us`; none where the device does not offer them. The newer
-    /// call is made where the driver has it; whatever it fails with, the older one decides, since
-    /// both read one ring.
-    fn rows(
-        &self,
-        device: &Device<'_>,
-        watchdog: &Watchdog,
-        last_us: u64,
-    ) -> Result<Option<Vec<RawRow>>, Trouble> {
-        if raw::has_processes_utilization(device.nvml()) {
-            let answer = retried(|| {
-                watchdog.call(ROWS_OF_ALL_ENGINES, Some(&self.info.uuid), || {
-                    raw::processes_utilization(device.nvml(), device, last_us)
-                })
-            });
-            if let Ok(Some(rows)) = offered(ROWS_OF_ALL_ENGINES, answer) {
-                let rows = rows.into_iter().map(|row| RawRow {
-                    pid: row.pid,
-                    at_us: row.timeStamp,
-                    percent: row.smUtil,
-                    engines: EnginePercents {
-                        memory: row.memUtil,
-                        encoder: row.encUtil,
-                        decoder: row.decUtil,
-                        jpeg: row.jpgUtil,
-                        ofa: row.ofaUtil,
-                    },
-                });
-                return Ok(Some(rows.collect()));
-            }
-        }
-        let answer = retried(|| {
-            watchdog.call(ROWS, Some(&self.info.uuid), || {
-                device.process_utilization_stats(last_us)
-            })
-        });
-        let rows = offered(ROWS, answer)?;
-        Ok(rows.map(|rows| {
-            rows.into_iter()
-                .map(|row| RawRow {
-                    pid: row.pid,
-                    at_us: row.timestamp,
-                    percent: row.sm_util,
-                    engines: EnginePercents {
-                        memory: row.mem_util,
-                        encoder: row.enc_util,
-                        decoder: row.dec_util,
-                        ..EnginePercents::default()
-                    },
-                })
-                .collect()
-        }))
+        self.reader
+            .windows
+            .read_energy(answer.ok().map(Millijoules));
     }
 }
 

@@ -19,8 +19,12 @@ mod mig;
 pub mod nvml;
 mod orders;
 mod raw;
+mod reader;
+#[cfg(test)]
+mod reader_tests;
 pub mod record;
 mod register;
+mod sample_clock;
 mod slot;
 mod slots;
 mod supervisor;

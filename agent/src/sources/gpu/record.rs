@@ -8,7 +8,8 @@
 //! Read-only: no setting of a GPU is changed. It runs without eBPF and without the agent.
 //!
 //! Lines of one recording are `{"at_us", "call", "gpu", "args", "took_ns"}` with `"answer"` or
-//! `"error"`, or `{"at_us", "note", …}`. Times are the wall clock's, in microseconds, as NVML's are.
+//! `"error"`, or `{"at_us", "note", …}`. `at_us` is the wall clock's, in
+//! microseconds; NVML's stamps are as it gives them, and the note `clocks` tells both clocks.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -86,6 +87,7 @@ pub fn record(out: &mut dyn Write, options: &Options) -> Result<(), RecordError>
         .map_err(|error| RecordError::Library(error.reason()))?;
     let mut recorder = Recorder { out };
     recorder.machine(&library)?;
+    recorder.clocks()?;
     let devices = recorder.devices(&library)?;
     let mut gpus = Vec::new();
     for (index, device) in devices.iter().enumerate() {
@@ -102,6 +104,7 @@ pub fn record(out: &mut dyn Write, options: &Options) -> Result<(), RecordError>
         recorder.room(&library, gpu.index, gpu.device, 0)?;
         recorder.accounting(gpu.index, gpu.device)?;
     }
+    recorder.clocks()?;
     recorder.out.flush()?;
     outcome
 }
@@ -160,6 +163,13 @@ impl Recorder<'_> {
             nvml.sys_cuda_driver_version().map(Value::from)
         })
         .map(drop)
+    }
+
+    /// Both clocks, since drivers do not all stamp by the wall clock.
+    fn clocks(&mut self) -> io::Result<()> {
+        let now = clock::now();
+        let facts = json!({ "wall_us": now.wall.0 / 1000, "boot_us": now.boot.0 / 1000 });
+        self.note("clocks", &facts)
     }
 
     fn devices<'library>(
@@ -426,6 +436,29 @@ impl Recorder<'_> {
                         "mem": row.mem_util,
                         "enc": row.enc_util,
                         "dec": row.dec_util,
+                    })
+                })
+                .collect())
+        })?;
+        let nvml = device.nvml();
+        if !raw::has_processes_utilization(nvml) {
+            return Ok(());
+        }
+        let call = "nvmlDeviceGetProcessesUtilizationInfo";
+        self.ask(call, Some(index), json!(last_us), || {
+            let rows = raw::processes_utilization(nvml, device, last_us)?;
+            Ok(rows
+                .iter()
+                .map(|row| {
+                    json!({
+                        "pid": row.pid,
+                        "at_us": row.timeStamp,
+                        "sm": row.smUtil,
+                        "mem": row.memUtil,
+                        "enc": row.encUtil,
+                        "dec": row.decUtil,
+                        "jpg": row.jpgUtil,
+                        "ofa": row.ofaUtil,
                     })
                 })
                 .collect())

@@ -243,6 +243,7 @@ impl Known {
             engines: Vec::new(),
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         })
     }
 }
@@ -307,6 +308,7 @@ mod tests {
             engines: vec![],
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         }
     }
 

@@ -18,24 +18,26 @@
 //!   because a sample says so;
 //! - the other engines' busy time is a row's percent of the time that samples cover: floored, up to a
 //!   percentage point too low per process and window, and no part of any balance;
-//! - [`Windows::fail`] and a jump of the wall clock close a stretch nobody observed, with a reason.
+//! - [`Windows::fail`] and a jump of the stamps' clock close a stretch nobody observed, with a reason.
 //!
 //! Energy is the difference of the device's counter between the ends of two windows. It is read when a
 //! window closes, up to a sample's period after the newest sample; the differences add up to the
 //! counter's own. A counter that went down, and one that could not be read while time was closed as
 //! unobserved, begins anew: that energy is nobody's, and is not taken for zero.
 //!
-//! Times are converted from NVML's wall clock to the boot clock by the distance of the two at the
-//! bracket. Slewing of the wall clock, at most 0.05 %, therefore lands in the first stretch.
+//! All stamps here are of one clock, the one that stamps the device's samples; rows that come on
+//! another clock are converted before. Which clock that is, [`sample_clock`](super::sample_clock) learns.
+//! Stamps are converted to the boot clock by the distance of the two at the bracket. Slewing of the
+//! wall clock, at most 0.05 %, therefore lands in the first stretch.
 //!
-//! Pure: no clock, no NVML. Units: nanoseconds, NVML's timestamps in microseconds of the wall clock,
-//! NVML's percents.
+//! Pure: no clock, no NVML. Units: nanoseconds, stamps in microseconds, NVML's percents.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use super::beat::{self, Beat, Samples};
 use super::credit::{Split, apportion, scale, split};
+use super::sample_clock::Reading;
 use crate::core::amounts::{Engines, Millijoules};
 use crate::core::input::{Credit, EngineUse, GpuWindow, WindowQuality};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, Pid, UnobservedReason};
@@ -43,7 +45,7 @@ use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, Pid, UnobservedReason}
 /// A stretch without a new sample is closed as unobserved once it is longer than this. Until then
 /// nothing is lost by waiting: the driver's ring holds ten seconds at least.
 pub const PATIENCE: Nanos = Nanos::from_secs(5);
-/// A change of the wall clock's distance from the boot clock that is no slewing any more.
+/// A change of a clock's distance from the boot clock that is no slewing any more.
 pub const CLOCK_STEP: Nanos = Nanos::from_millis(100);
 /// The period until one is measured: what RM's headers give as the shortest.
 const ASSUMED_PERIOD: Nanos = Nanos(1_000_000_000 / 6);
@@ -56,12 +58,12 @@ const SPACINGS: usize = 64;
 const SMALLEST_RING: usize = 32;
 
 /// How far back the driver's ring reaches, generously.
-const RING_SPAN: Nanos = Nanos::from_secs(12);
+pub(super) const RING_SPAN: Nanos = Nanos::from_secs(12);
 /// After so many windows in which every row's time was a sample's of the device, they are on one beat
 /// again: where they are not, some are by chance.
 const OFF_BEAT: u8 = 16;
 /// What a sample's time may differ by when its clock is read anew. Samples are far further apart.
-const JITTER_US: u64 = 50;
+pub(super) const JITTER_US: u64 = 50;
 
 /// Where the windows of an agent before this one stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +81,7 @@ pub struct Cursor {
 /// One device sample as NVML gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawSample {
-    /// Wall clock, microseconds.
+    /// The stamp: microseconds of the clock that stamps the device's samples.
     pub at_us: u64,
     /// Busy percent; more than 100 is junk.
     pub percent: u32,
@@ -91,7 +93,7 @@ pub struct RawSample {
 pub struct RawRow {
     /// The pid.
     pub pid: u32,
-    /// Wall clock, microseconds: the newest sample credited to this pid.
+    /// The stamp of the newest sample credited to this pid, on the same clock.
     pub at_us: u64,
     /// Mean percent since the cursor, floored.
     pub percent: u32,
@@ -102,7 +104,7 @@ pub struct RawRow {
 
 impl RawRow {
     /// Whether it can be somebody's: the driver writes an all-ones pid for "nobody".
-    const fn is_possible(&self) -> bool {
+    pub(super) const fn is_possible(&self) -> bool {
         self.pid != 0 && self.pid != u32::MAX && self.percent <= 100
     }
 }
@@ -131,13 +133,15 @@ pub struct Bracket {
     pub rows: Vec<RawRow>,
     /// Rows since the newest sample of `before`, and when both kinds of rows had been answered; asked
     /// for where [`Windows::is_off_beat`].
-    pub later: Option<(Vec<RawRow>, Clock)>,
+    pub later: Option<(Vec<RawRow>, Reading)>,
     /// Samples newer than the cursor, after the rows were asked for.
     pub after: Vec<RawSample>,
     /// When the first of the calls was made.
     pub asked: BootTime,
     /// Both clocks, after the last call.
-    pub clock: Clock,
+    pub clock: Reading,
+    /// New samples came with stamps that cannot be dated.
+    pub is_clock_doubted: bool,
 }
 
 impl Bracket {
@@ -147,13 +151,22 @@ impl Bracket {
         let newest = |samples: &[RawSample]| samples.iter().map(|sample| sample.at_us).max();
         newest(&self.before) != newest(&self.after)
     }
+
+    /// Why there are no samples of a time that was asked about.
+    const fn gap(&self) -> UnobservedReason {
+        if self.is_clock_doubted {
+            UnobservedReason::UnknownSampleClock
+        } else {
+            UnobservedReason::SampleGap
+        }
+    }
 }
 
 /// Up to where the GPU's time is accounted for.
 #[derive(Clone, Copy, Debug)]
 struct Position {
     /// In NVML's time: only what is newer counts.
-    wall_us: u64,
+    stamp_us: u64,
     /// The same point on the boot clock.
     boot: BootTime,
     /// Whether a sample stands there, so that the next one's distance is a spacing.
@@ -161,9 +174,9 @@ struct Position {
 }
 
 impl Position {
-    const fn at(clock: Clock) -> Self {
+    fn at(clock: Reading) -> Self {
         Self {
-            wall_us: clock.wall.0 / 1000,
+            stamp_us: clock.stamp_us(),
             boot: clock.boot,
             at_sample: false,
         }
@@ -175,9 +188,9 @@ impl Position {
 pub struct Windows {
     gpu: GpuUuid,
     cursor: Position,
-    /// Wall minus boot at the last call, in nanoseconds.
+    /// How far the stamps' clock was ahead of the boot clock at the last call, in nanoseconds.
     distance: i128,
-    /// The wall clock was set back and the ring still has samples of the time ahead. Rows are means
+    /// The stamps' clock was set back and the ring still has samples of the time ahead. Rows are means
     /// over them too, so nothing can be made of rows until they are gone.
     ahead: bool,
     spacings: VecDeque<u64>,
@@ -235,11 +248,11 @@ struct Walk {
 impl Windows {
     /// Begins now: nothing from before is billed.
     #[must_use]
-    pub fn new(gpu: GpuUuid, clock: Clock) -> Self {
+    pub fn new(gpu: GpuUuid, clock: Reading) -> Self {
         Self {
             gpu,
             cursor: Position::at(clock),
-            distance: distance(clock),
+            distance: clock.ahead,
             ahead: false,
             spacings: VecDeque::new(),
             beat: Beat::default(),
@@ -253,24 +266,30 @@ impl Windows {
 
     /// Goes on where an agent before this one stopped, with the driver's ring as it is now. What
     /// the ring does not reach back to is closed as unobserved: while no agent ran `agent_down`,
-    /// from then on `driver_error`, since the device could not be asked before.
+    /// from then on `driver_error`, since the device could not be asked before. `then` is the stamps'
+    /// clock as it was when the other agent stopped.
     #[must_use]
-    pub fn resumed(cursor: &Cursor, ring: &[RawSample], now: Clock) -> (Self, Option<GpuWindow>) {
+    pub fn resumed(
+        cursor: &Cursor,
+        then: Reading,
+        ring: &[RawSample],
+        now: Reading,
+    ) -> (Self, Option<GpuWindow>) {
         let mut windows = Self {
             cursor: Position {
                 // A sample at the cursor is billed already, one after it is not.
-                wall_us: cursor.then.wall_of(cursor.end).0 / 1000 + JITTER_US,
+                stamp_us: then.stamp_of(cursor.end).saturating_add(JITTER_US),
                 boot: cursor.end,
                 at_sample: true,
             },
-            // A step of the wall clock in between shows in the first window.
-            distance: distance(cursor.then),
+            // A step of the stamps' clock in between shows in the first window.
+            distance: then.ahead,
             ..Self::new(cursor.gpu.clone(), now)
         };
         windows.learn(ring);
-        let stepped = (distance(now) - windows.distance).unsigned_abs() > u128::from(CLOCK_STEP.0);
+        let stepped = (now.ahead - windows.distance).unsigned_abs() > u128::from(CLOCK_STEP.0);
         let oldest = ring.iter().filter(|sample| sample.percent <= 100);
-        let oldest = oldest.map(|sample| boot_of(sample.at_us, now)).min();
+        let oldest = oldest.map(|sample| now.boot_of(sample.at_us)).min();
         let reach = match oldest.filter(|oldest| !stepped && *oldest <= now.boot) {
             // A sample stands for the period before it.
             Some(oldest) => oldest.minus(windows.period()),
@@ -283,19 +302,38 @@ impl Windows {
 
     /// Likewise for what has no ring: all of the time until now is unobserved.
     #[must_use]
-    pub fn resumed_without_ring(cursor: &Cursor, now: Clock) -> (Self, Option<GpuWindow>) {
+    pub fn resumed_without_ring(cursor: &Cursor, now: Reading) -> (Self, Option<GpuWindow>) {
         let mut windows = Self::new(cursor.gpu.clone(), now);
         let lost = (now.boot > cursor.end).then(|| windows.lose(cursor, now.boot, now));
         (windows, lost)
     }
 
+    /// Takes the stamps' clock for known from now on; until then time stays open.
+    pub(super) fn begin(&mut self, clock: Reading) {
+        self.distance = clock.ahead;
+        self.cursor.stamp_us = clock.stamp_of(self.cursor.boot);
+        self.cursor.at_sample = false;
+        self.tried = clock.boot;
+    }
+
+    /// Takes the distance of the stamps' clock for more exact than the one before. That is no step.
+    pub(super) const fn refine(&mut self, clock: Reading) {
+        self.distance = clock.ahead;
+    }
+
+    /// The same windows with the energy's readings of others of this GPU.
+    pub(super) const fn with_meter_of(mut self, other: &Self) -> Self {
+        self.meter = other.meter;
+        self
+    }
+
     /// Closes what nobody can tell of any more, up to `reach`.
-    fn lose(&mut self, cursor: &Cursor, reach: BootTime, now: Clock) -> GpuWindow {
+    fn lose(&mut self, cursor: &Cursor, reach: BootTime, now: Reading) -> GpuWindow {
         let since_began = reach.since(cursor.began.max(cursor.end));
         let before = reach.since(cursor.end).minus(since_began);
-        self.distance = distance(now);
+        self.distance = now.ahead;
         self.cursor = Position {
-            wall_us: now.wall_of(reach).0 / 1000,
+            stamp_us: now.stamp_of(reach),
             boot: reach,
             at_sample: false,
         };
@@ -318,6 +356,7 @@ impl Windows {
             engines: Vec::new(),
             energy: None,
             quality: WindowQuality::default(),
+            clocks: None,
         })
     }
 
@@ -362,10 +401,10 @@ impl Windows {
         &self.gpu
     }
 
-    /// What to ask NVML with: only samples newer than this, in its microseconds.
+    /// What to ask for samples with: only those newer than this stamp.
     #[must_use]
     pub const fn cursor_us(&self) -> u64 {
-        self.cursor.wall_us
+        self.cursor.stamp_us
     }
 
     /// The end of the last window.
@@ -390,7 +429,7 @@ impl Windows {
         }
         // NVML stamps in microseconds and reads its own clock: what is ahead by less than a step
         // was sampled just now.
-        let latest_us = (clock.wall.0 / 1000).saturating_add(CLOCK_STEP.0 / 1000);
+        let latest_us = clock.stamp_us().saturating_add(CLOCK_STEP.0 / 1000);
         if self.ahead {
             if bracket.after.iter().any(|sample| sample.at_us > latest_us) {
                 return self.unobserved(clock, UnobservedReason::ClockStep);
@@ -403,14 +442,14 @@ impl Windows {
             let reason = if paused {
                 UnobservedReason::AgentPaused
             } else {
-                UnobservedReason::SampleGap
+                bracket.gap()
             };
             // What is sampled while the answer is under way is yet to be seen: the stretch ends
             // where it was asked for.
             let asked = if bracket.asked > self.cursor.boot {
-                Clock {
+                Reading {
                     boot: bracket.asked,
-                    wall: clock.wall_of(bracket.asked),
+                    ..clock
                 }
             } else {
                 clock
@@ -420,7 +459,7 @@ impl Windows {
                 .then(|| self.unobserved(asked, reason))?;
         };
         let full = samples.len() >= self.ring.max(SMALLEST_RING);
-        let mut before = self.cursor.at_sample.then_some(self.cursor.wall_us);
+        let mut before = self.cursor.at_sample.then_some(self.cursor.stamp_us);
         for sample in &samples {
             if let Some(before) = before {
                 self.note_spacing(sample.at_us - before);
@@ -440,7 +479,7 @@ impl Windows {
         } else if full {
             UnobservedReason::RingOverrun
         } else {
-            UnobservedReason::SampleGap
+            bracket.gap()
         };
         let valid = self.valid_rows(&bracket.rows, newest_us);
         let Divided {
@@ -454,13 +493,10 @@ impl Windows {
             end: walk.end,
             busy,
             idle: walk.covered.minus(busy),
-            unobserved: [
-                (UnobservedReason::SampleGap, walk.gaps),
-                (before_the_first, walk.late),
-            ]
-            .into_iter()
-            .filter(|(_, time)| !time.is_zero())
-            .collect(),
+            unobserved: [(bracket.gap(), walk.gaps), (before_the_first, walk.late)]
+                .into_iter()
+                .filter(|(_, time)| !time.is_zero())
+                .collect(),
             credits: split.credits,
             below_resolution: split.below_resolution,
             no_row: split.no_row,
@@ -472,9 +508,10 @@ impl Windows {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 cut: split.cut,
             },
+            clocks: None,
         };
         self.cursor = Position {
-            wall_us: newest_us,
+            stamp_us: newest_us,
             boot: walk.end,
             at_sample: true,
         };
@@ -494,10 +531,10 @@ impl Windows {
         own.flatten().unwrap_or_else(|| self.period())
     }
 
-    /// Whether the driver may have sampled its processes between two moments of the wall clock, so that
+    /// Whether the driver may have sampled its processes between two moments, so that
     /// two answers need not be about the same samples.
-    pub(super) fn is_torn_within(&self, from: Clock, to: Clock) -> bool {
-        let (from_us, to_us) = (from.wall.0 / 1000, to.wall.0 / 1000);
+    pub(super) fn is_torn_within(&self, from: Reading, to: Reading) -> bool {
+        let (from_us, to_us) = (from.stamp_us(), to.stamp_us());
         self.is_off_beat() && self.beat.falls_within(from_us, to_us)
     }
 
@@ -509,7 +546,7 @@ impl Windows {
         valid: &[RawRow],
         walk: &Walk,
     ) -> Divided {
-        let newest_us = samples.last().map_or(self.cursor.wall_us, |it| it.at_us);
+        let newest_us = samples.last().map_or(self.cursor.stamp_us, |it| it.at_us);
         if !bracket.torn() {
             self.listen(samples, valid);
         }
@@ -553,9 +590,9 @@ impl Windows {
         walk: &Walk,
     ) -> Option<Divided> {
         let (later, answered) = bracket.later.as_ref().filter(|_| !bracket.torn())?;
-        let now_us = answered.wall.0 / 1000;
+        let now_us = answered.stamp_us();
         let samples = Samples {
-            all: self.beat.count(self.cursor.wall_us, now_us)?,
+            all: self.beat.count(self.cursor.stamp_us, now_us)?,
             after: self.beat.count(newest_us, now_us)?,
         };
         let of_window = samples.of_window()?;
@@ -598,17 +635,17 @@ impl Windows {
     pub fn close_without_samples(
         &mut self,
         rows: &[RawRow],
-        asked: Clock,
-        clock: Clock,
+        asked: Reading,
+        clock: Reading,
     ) -> Option<GpuWindow> {
         if let Some(reason) = self.step(clock) {
             return self.unobserved(clock, reason);
         }
-        let rows = self.valid_rows(rows, clock.wall.0 / 1000);
+        let rows = self.valid_rows(rows, clock.stamp_us());
         let newest_us = rows.iter().map(|row| row.at_us).max().unwrap_or(0);
-        let end_us = newest_us.max(asked.wall.0 / 1000);
+        let end_us = newest_us.max(asked.stamp_us());
         let start = self.cursor.boot;
-        let end = boot_of(end_us, clock).clamp(start, clock.boot.max(start));
+        let end = clock.boot_of(end_us).clamp(start, clock.boot.max(start));
         let elapsed = end.since(start);
         if elapsed.is_zero() {
             return None;
@@ -646,9 +683,10 @@ impl Windows {
                 cut: Nanos(scale(claimed.saturating_sub(100), elapsed.0, 100)),
                 ..WindowQuality::default()
             },
+            clocks: None,
         };
         self.cursor = Position {
-            wall_us: end_us,
+            stamp_us: end_us,
             boot: end,
             at_sample: false,
         };
@@ -661,10 +699,10 @@ impl Windows {
     pub fn close_measured(
         &mut self,
         since: BootTime,
-        until: Clock,
+        until: Reading,
         busy_ppm: u32,
     ) -> Option<GpuWindow> {
-        // The measure is on the boot clock: a jump of the wall clock is noted, and costs nothing.
+        // The measure is on the boot clock: a jump of another clock is noted, and costs nothing.
         let _ = self.step(until);
         let start = self.cursor.boot;
         let end = until.boot.max(start);
@@ -701,19 +739,20 @@ impl Windows {
             engines: Vec::new(),
             energy: self.meter.take(),
             quality: WindowQuality::default(),
+            clocks: None,
         }))
     }
 
     /// Closes everything up to now as unobserved. None if no time has passed.
-    pub fn fail(&mut self, clock: Clock, reason: UnobservedReason) -> Option<GpuWindow> {
+    pub fn fail(&mut self, clock: Reading, reason: UnobservedReason) -> Option<GpuWindow> {
         let reason = self.step(clock).unwrap_or(reason);
         self.unobserved(clock, reason)
     }
 
-    /// Notices a jump of the wall clock since the last call.
-    fn step(&mut self, clock: Clock) -> Option<UnobservedReason> {
+    /// Notices a jump of the stamps' clock since the last call.
+    fn step(&mut self, clock: Reading) -> Option<UnobservedReason> {
         self.tried = clock.boot;
-        let before = std::mem::replace(&mut self.distance, distance(clock));
+        let before = std::mem::replace(&mut self.distance, clock.ahead);
         let moved = self.distance - before;
         if moved.unsigned_abs() <= u128::from(CLOCK_STEP.0) {
             return None;
@@ -723,7 +762,7 @@ impl Windows {
         Some(UnobservedReason::ClockStep)
     }
 
-    fn unobserved(&mut self, clock: Clock, reason: UnobservedReason) -> Option<GpuWindow> {
+    fn unobserved(&mut self, clock: Reading, reason: UnobservedReason) -> Option<GpuWindow> {
         let start = self.cursor.boot;
         let end = clock.boot.max(start);
         self.cursor = Position {
@@ -752,13 +791,14 @@ impl Windows {
                 invalid_rows: std::mem::take(&mut self.invalid),
                 ..WindowQuality::default()
             },
+            clocks: None,
         }))
     }
 
     /// The samples that can be used: in time order, one per timestamp, newer than the cursor, not
     /// from the future, at most 100 percent. What is left out is counted; its time shows as a gap.
     fn valid_samples(&mut self, raw: &[RawSample], latest_us: u64) -> Vec<RawSample> {
-        let newer = self.cursor.wall_us.saturating_add(1)..=latest_us;
+        let newer = self.cursor.stamp_us.saturating_add(1)..=latest_us;
         let mut samples: Vec<RawSample> = raw
             .iter()
             .copied()
@@ -781,7 +821,7 @@ impl Windows {
     /// largest; the others are counted as invalid: adding them up would bill a repeated row twice.
     fn valid_rows(&mut self, raw: &[RawRow], end_us: u64) -> Vec<RawRow> {
         let tolerance_us = tolerance(self.period()).0 / 1000;
-        let newer = self.cursor.wall_us.saturating_add(1)..=end_us.saturating_add(tolerance_us);
+        let newer = self.cursor.stamp_us.saturating_add(1)..=end_us.saturating_add(tolerance_us);
         let mut kept = one_per_pid(raw, &newer);
         let torn_engines = kept
             .values_mut()
@@ -797,7 +837,7 @@ impl Windows {
     }
 
     /// Lays the samples out on the boot clock.
-    fn walk(&self, samples: &[RawSample], clock: Clock) -> Walk {
+    fn walk(&self, samples: &[RawSample], clock: Reading) -> Walk {
         let period = self.period();
         let mut walk = Walk {
             end: self.cursor.boot,
@@ -809,9 +849,15 @@ impl Windows {
         };
         let (mut percent_nanos, mut floored): (u128, Nanos) = (0, Nanos::ZERO);
         for (index, sample) in samples.iter().enumerate() {
-            let at = boot_of(sample.at_us, clock).clamp(walk.end, clock.boot.max(walk.end));
+            let at = clock
+                .boot_of(sample.at_us)
+                .clamp(walk.end, clock.boot.max(walk.end));
             let gap = at.since(walk.end);
-            let stretch = if gap <= tolerance(period) {
+            // Of the first, the stamps tell whether one is missing, also where the clock was refined.
+            let is_next = index == 0
+                && self.cursor.at_sample
+                && sample.at_us - self.cursor.stamp_us <= tolerance(period).0 / 1000;
+            let stretch = if gap <= tolerance(period) || is_next {
                 gap
             } else {
                 period
@@ -876,16 +922,6 @@ fn one_per_pid(rows: &[RawRow], times: &RangeInclusive<u64>) -> BTreeMap<u32, Ra
 /// The longest spacing that still counts whole.
 const fn tolerance(period: Nanos) -> Nanos {
     Nanos(period.0 + period.0 / 2)
-}
-
-const fn distance(clock: Clock) -> i128 {
-    clock.wall.0 as i128 - clock.boot.0 as i128
-}
-
-/// NVML's wall time on the boot clock.
-fn boot_of(at_us: u64, clock: Clock) -> BootTime {
-    let boot = i128::from(at_us) * 1000 - distance(clock);
-    BootTime(u64::try_from(boot.max(0)).unwrap_or(u64::MAX))
 }
 
 /// An engine: its percent in a row, and its place in what a process used.
@@ -991,16 +1027,24 @@ mod tests {
     }
 
     /// Both clocks at a boot time.
-    fn at(boot_ms: u64) -> Clock {
+    fn at(boot_ms: u64) -> Reading {
         stepped(boot_ms, 0)
     }
 
     /// Both clocks at a boot time, the wall clock set ahead or back.
-    fn stepped(boot_ms: u64, step_ms: i64) -> Clock {
+    fn stepped(boot_ms: u64, step_ms: i64) -> Reading {
         let wall_ms = (EPOCH_MS + boot_ms).saturating_add_signed(step_ms);
-        Clock {
+        Reading::from(Clock {
             boot: BootTime(boot_ms * 1_000_000),
             wall: WallTime(wall_ms * 1_000_000),
+        })
+    }
+
+    /// Both clocks at a boot time, as a cursor has them.
+    fn clock_at(boot_ms: u64) -> Clock {
+        Clock {
+            boot: BootTime(boot_ms * 1_000_000),
+            wall: WallTime((EPOCH_MS + boot_ms) * 1_000_000),
         }
     }
 
@@ -1024,7 +1068,7 @@ mod tests {
             .collect()
     }
 
-    fn bracket(now: Clock, list: &[(u64, u32)], rows_of: &[(u32, u64, u32)]) -> Bracket {
+    fn bracket(now: Reading, list: &[(u64, u32)], rows_of: &[(u32, u64, u32)]) -> Bracket {
         Bracket {
             before: samples(list),
             rows: rows(rows_of),
@@ -1033,6 +1077,7 @@ mod tests {
             // As if somebody had asked all the time.
             asked: BootTime(0),
             clock: now,
+            is_clock_doubted: false,
         }
     }
 
@@ -1168,10 +1213,15 @@ mod tests {
             let cursor = Cursor {
                 gpu: gpu(),
                 end: BootTime(end * 1_000_000),
-                then: at(*end),
+                then: clock_at(*end),
                 began: BootTime(began * 1_000_000),
             };
-            let (windows, window) = Windows::resumed(&cursor, &samples(ring), stepped(*now, *step));
+            let (windows, window) = Windows::resumed(
+                &cursor,
+                cursor.then.into(),
+                &samples(ring),
+                stepped(*now, *step),
+            );
             let found = window.map(|window| seen(&window).unobserved);
             assert_eq!(found.unwrap_or_default(), *lost, "{what}");
             assert_eq!(windows.end(), BootTime(start * 1_000_000), "{what}");
@@ -1183,7 +1233,7 @@ mod tests {
         let cursor = Cursor {
             gpu: gpu(),
             end: at(15_000).boot,
-            then: at(15_003),
+            then: clock_at(15_003),
             began: at(16_000).boot,
         };
         let (windows, lost) = Windows::resumed_without_ring(&cursor, at(16_100));
@@ -1201,11 +1251,12 @@ mod tests {
         let cursor = Cursor {
             gpu: gpu(),
             end: at(15_000).boot,
-            then: at(15_003),
+            then: clock_at(15_003),
             began: at(16_000).boot,
         };
         let ring: Vec<(u64, u32)> = (50..=80).map(|at| (at * 200, 100)).collect();
-        let (mut windows, _) = Windows::resumed(&cursor, &samples(&ring), at(16_100));
+        let (mut windows, _) =
+            Windows::resumed(&cursor, cursor.then.into(), &samples(&ring), at(16_100));
         let newer: Vec<(u64, u32)> = ring
             .into_iter()
             .filter(|(boot, _)| (EPOCH_MS + boot) * 1000 > windows.cursor_us())
@@ -1526,7 +1577,7 @@ mod tests {
                 ..Seen::default()
             };
             assert_eq!(window.as_ref().map(seen), Some(expected), "{what}");
-            assert_eq!(windows.cursor_us(), now.wall.0 / 1000, "{what}");
+            assert_eq!(windows.cursor_us(), now.stamp_us(), "{what}");
         }
     }
 
@@ -1958,11 +2009,11 @@ mod tests {
     }
 
     /// Both clocks at a boot time in microseconds.
-    fn in_microseconds(boot: u64) -> Clock {
-        Clock {
+    fn in_microseconds(boot: u64) -> Reading {
+        Reading::from(Clock {
             boot: BootTime(boot * 1000),
             wall: WallTime((EPOCH_MS * 1000 + boot) * 1000),
-        }
+        })
     }
 
     /// Ten minutes of a device that tells its own mean once a second, polled at a jittered second.
@@ -2019,6 +2070,7 @@ mod tests {
                 after: newer,
                 asked: clock.boot,
                 clock,
+                is_clock_doubted: false,
             });
             let Some(window) = window else { continue };
             assert_eq!(window.unobserved, [], "{window:?}");
@@ -2119,6 +2171,7 @@ mod tests {
                     after,
                     asked: clock(now).boot,
                     clock: clock(now),
+                    is_clock_doubted: false,
                 })
                 .expect("every tick has samples");
             assert_eq!(window.start, end, "windows tile");
@@ -2203,7 +2256,7 @@ mod tests {
                 step_ms += step;
                 let clock = stepped(now_ms, step_ms);
                 let time = |offset: Option<i64>| offset.map_or(u64::MAX, |offset| {
-                    (clock.wall.0 / 1000).saturating_add_signed(offset * 1000)
+                    clock.stamp_us().saturating_add_signed(offset * 1000)
                 });
                 let before = samples(&[]);
                 let after: Vec<RawSample> = list.iter()
@@ -2216,7 +2269,7 @@ mod tests {
                 let window = match call {
                     0 => windows.fail(clock, UnobservedReason::DriverError),
                     1 => windows.close_without_samples(&rows, clock, clock),
-                    _ => windows.close(&Bracket { before, rows, later: None, after, asked: BootTime(0), clock }),
+                    _ => windows.close(&Bracket { before, rows, later: None, after, asked: BootTime(0), clock, is_clock_doubted: false }),
                 };
                 // The balances are asserted where the window is made.
                 if let Some(window) = window {
@@ -2240,13 +2293,13 @@ mod tests {
         fn no_number_is_too_large(
             calls in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>()), 1..20),
         ) {
-            let mut windows = Windows::new(gpu(), Clock::default());
+            let mut windows = Windows::new(gpu(), Reading::default());
             for (boot, wall, at_us, percent) in calls {
-                let clock = Clock { boot: BootTime(boot), wall: WallTime(wall) };
+                let clock = Reading::from(Clock { boot: BootTime(boot), wall: WallTime(wall) });
                 let sample = RawSample { at_us, percent };
                 windows.learn(&[sample, RawSample { at_us: at_us.wrapping_mul(7), percent }]);
                 let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128, ..RawRow::default() }];
-                windows.close(&Bracket { before: vec![], rows: rows.clone(), later: None, after: vec![sample], asked: BootTime(boot / 2), clock });
+                windows.close(&Bracket { before: vec![], rows: rows.clone(), later: None, after: vec![sample], asked: BootTime(boot / 2), clock, is_clock_doubted: false });
                 windows.close_without_samples(&rows, clock, clock);
                 windows.fail(clock, UnobservedReason::DriverError);
             }

@@ -464,7 +464,7 @@ impl<'task> Worker<'task> {
         else {
             return Ok(()); // There is none under MIG.
         };
-        let (period, through) = (gpu.windows.process_period(), gpu.windows.cursor_us());
+        let (period, through) = gpu.accounted();
         let watchdog = &self.task.watchdog;
         match gpu.accounting.read(device, uuid, period, through, watchdog) {
             Ok(dead) => {

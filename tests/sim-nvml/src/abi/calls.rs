@@ -24,7 +24,7 @@ use super::{
 use crate::event::{Fault, Kind};
 use crate::history::{ACCOUNTING_DEAD, ACCOUNTING_LIVE, Account, Engine, Gpu, Part, Running};
 use crate::log::LogWriter;
-use crate::machine::Mig;
+use crate::machine::{Mig, StampClock, Stamps};
 use crate::ring::ProcessRow;
 
 /// "No value", in a field of 32 bits.
@@ -526,7 +526,7 @@ device_calls! {
     fn nvmlDeviceGetSamples(moment, gpu => kind: u32, last_seen: u64, value_type: *mut u32, count: *mut u32, samples: *mut nvmlSample_t) {
         without_mig(gpu)?;
         let capacity = get(count)?;
-        let found = gpu.device_samples(sampled(kind)?, moment.now_us, last_seen);
+        let found = gpu.stamped_samples(sampled(kind)?, moment.now_us, last_seen);
         put(value_type, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT)?;
         if samples.is_null() {
             return put(count, narrow(crate::machine::RING_CAPACITY as u64));
@@ -740,10 +740,21 @@ process_lists! {
     nvmlDeviceGetMPSComputeRunningProcesses_v3: mps, row_v2, nvmlProcessInfo_t;
 }
 
-/// The rows of a utilisation answer: the true ones, and what a fault adds.
-fn utilization(moment: &Moment<'_>, gpu: &Gpu, last_seen: u64) -> Result<Vec<ProcessRow>, u32> {
+/// The rows of a utilisation answer: the true ones, and what a fault adds or takes away.
+fn utilization(
+    name: &str,
+    clock: fn(&Stamps) -> StampClock,
+    moment: &Moment<'_>,
+    gpu: &Gpu,
+    last_seen: u64,
+) -> Result<Vec<ProcessRow>, u32> {
     without_mig(gpu)?;
-    let mut rows = gpu.process_rows(moment.now_us, last_seen);
+    let is_empty = |fault: &Fault| matches!(fault, Fault::EmptyRows { call } if name.starts_with(call.as_str()));
+    if moment.fault(is_empty).is_some() {
+        return Ok(Vec::new());
+    }
+    let mut rows = gpu.stamped_rows(clock, moment.now_us, last_seen);
+    let now_us = gpu.stamp_us(clock, moment.now_us);
     for row in &mut rows {
         row.pid = moment.utilization_pid(row.pid);
     }
@@ -755,12 +766,12 @@ fn utilization(moment: &Moment<'_>, gpu: &Gpu, last_seen: u64) -> Result<Vec<Pro
             percent: [percent; 6],
         };
         let real = std::mem::take(&mut rows);
-        rows.push(junk(0, moment.now_us, 30));
+        rows.push(junk(0, now_us, 30));
         rows.push(junk(someone, 0, 40));
         rows.extend(real);
         rows.push(junk(someone, last_seen, 50));
-        rows.push(junk(someone, moment.now_us, 4_000_000_000));
-        rows.push(junk(NO_SUCH_PID, moment.now_us, 60));
+        rows.push(junk(someone, now_us, 4_000_000_000));
+        rows.push(junk(NO_SUCH_PID, now_us, 60));
         rows.resize(rows.len().max(JUNK_ROWS), junk(0, 0, 0));
     }
     if rows.is_empty() {
@@ -776,6 +787,9 @@ const NO_SUCH_PID: u32 = 4_194_305;
 const JUNK_ROWS: usize = 100;
 
 fn utilization_size(moment: &Moment<'_>, rows: usize) -> usize {
+    if rows == 0 {
+        return 0;
+    }
     match moment.growing_rows() {
         Some(fewer) => rows.saturating_sub(fewer).max(1),
         None => usize::try_from(moment.client.profile.utilization_capacity).unwrap_or(rows),
@@ -806,7 +820,8 @@ device_calls! {
     }
 
     fn nvmlDeviceGetProcessUtilization(moment, gpu => rows: *mut nvmlProcessUtilizationSample_t, count: *mut u32, last_seen: u64) {
-        let found = utilization(moment, gpu, last_seen)?;
+        let name = "nvmlDeviceGetProcessUtilization";
+        let found = utilization(name, |stamps| stamps.rows, moment, gpu, last_seen)?;
         let rows_found: Vec<_> = found
             .iter()
             .map(|row| {
@@ -827,7 +842,9 @@ device_calls! {
     fn nvmlDeviceGetProcessesUtilizationInfo(moment, gpu => info: *mut nvmlProcessesUtilizationInfo_t) {
         let mut answer = get(info)?;
         check_version::<nvmlProcessesUtilizationInfo_t>(answer.version, 1)?;
-        let found = utilization(moment, gpu, answer.lastSeenTimeStamp)?;
+        let name = "nvmlDeviceGetProcessesUtilizationInfo";
+        let clock = |stamps: &Stamps| stamps.rows_of_all_engines;
+        let found = utilization(name, clock, moment, gpu, answer.lastSeenTimeStamp)?;
         let rows_found: Vec<_> = found
             .iter()
             .map(|row| {
