@@ -193,8 +193,9 @@ fn check_finds_everything_in_order_where_it_is() {
         .findings
         .iter()
         .filter(|found| found.item.starts_with("hook ") && found.found.starts_with("attaches"));
-    // Five that the books need, and whichever the kernel allows for opens of GPU devices.
-    assert_eq!(hooks.count(), 6, "{report:#?}");
+    // Five that the books need, the one on removed cgroups, and whichever the kernel allows for opens
+    // of GPU devices.
+    assert_eq!(hooks.count(), 7, "{report:#?}");
     assert_eq!(code, Some(0), "{report:#?}");
     let nvml = finding(&report, "nvml");
     assert_eq!(nvml.verdict, Verdict::Ok);

@@ -79,6 +79,8 @@ pub enum KernelEvent {
     /// A cgroup, announced when it is made or first seen on a process. Ancestors are announced
     /// before their children, each once; any may be announced again.
     Cgroup(CgroupAnnouncement),
+    /// A cgroup has been removed: no living process and no other cgroup is in it.
+    CgroupRemoved(CgroupKey),
     /// A process has opened a device of a GPU. Not every open is seen, and not everyone who opens
     /// one uses it.
     Open(DeviceOpen),

@@ -971,6 +971,23 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.table_overflows),
     },
     Instrument {
+        name: "gpuacct_names_dropped_total",
+        otlp: "gpuacct.names.dropped",
+        kind: Kind::Counter,
+        unit: Unit::Count("{container}"),
+        help: "Containers whose names were let go for want of room, and that are asked for again once they use a GPU (names), or which use one and whose labels were let go, so that no report can be made by them (labels). The largest go first.",
+        keys: &["part"],
+        read: |view, points| {
+            let agent = &view.snapshot.agent;
+            for (part, count) in [
+                ("names", agent.names_dropped),
+                ("labels", agent.labels_dropped),
+            ] {
+                points.put(&[part], view.snapshot.agent_started, Value::Count(count));
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_procfs_scans_total",
         otlp: "gpuacct.procfs.scans",
         kind: Kind::Counter,
