@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use gpuacct::commands::{
-    agent, block_on, bundle, check, config, explain, log_level, report, status,
+    agent, block_on, bundle, check, config, explain, log_level, probe, report, status,
 };
 
 /// Which container used how much of which GPU
@@ -26,6 +26,7 @@ enum Command {
     Bundle(bundle::Options),
     LogLevel(log_level::Options),
     Config(config::Options),
+    Probe(probe::Options),
 }
 
 fn main() -> ExitCode {
@@ -38,5 +39,6 @@ fn main() -> ExitCode {
         Command::Bundle(options) => block_on(bundle::run(options)),
         Command::LogLevel(options) => block_on(log_level::run(options)),
         Command::Config(options) => config::run(&options),
+        Command::Probe(options) => block_on(probe::run(options)),
     }
 }

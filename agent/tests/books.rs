@@ -1694,7 +1694,7 @@ fn shuffled(events: impl Iterator<Item = KernelEvent>, mut order: u64) -> Vec<Ke
 
 fn pid_of(event: &KernelEvent) -> Option<u32> {
     match event {
-        KernelEvent::Cgroup(_) => None,
+        KernelEvent::Cgroup(_) | KernelEvent::CgroupRemoved(_) => None,
         KernelEvent::Fork(of)
         | KernelEvent::Exec(of)
         | KernelEvent::Exit(of)

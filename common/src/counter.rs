@@ -19,8 +19,10 @@ pub const ATTACH: u32 = 4;
 /// Opens of devices, by whichever hook the kernel lets the agent have: never two. Those on the calls
 /// that open files run with preemption disabled at the end of a call, and so one at a time.
 pub const OPEN: u32 = 5;
+/// `cgroup_rmdir`.
+pub const RMDIR: u32 = 6;
 /// How many attach points there are.
-pub const ATTACH_POINTS: usize = 6;
+pub const ATTACH_POINTS: usize = 7;
 
 /// A record that was wanted. Counted before its time is taken, so that a reader who has seen a
 /// time also sees the count.
@@ -41,4 +43,4 @@ pub const fn slot(attach_point: u32, counter: usize) -> usize {
     attach_point as usize * COUNTERS + counter
 }
 
-const _: () = assert!(slot(OPEN, LOST) == SLOTS - 1);
+const _: () = assert!(slot(RMDIR, LOST) == SLOTS - 1);

@@ -19,6 +19,9 @@ pub const KIND_CGROUP: u16 = 5;
 /// A process opened a device that is watched, and got it.
 pub const KIND_OPEN: u16 = 6;
 
+/// A cgroup was removed.
+pub const KIND_CGROUP_REMOVED: u16 = 7;
+
 /// The cgroup has no parent: it is the root of its hierarchy.
 pub const CGROUP_ROOT: u32 = 1 << 0;
 
@@ -108,6 +111,16 @@ pub struct CgroupRecord {
     pub name: [u8; CGROUP_NAME_BYTES],
 }
 
+/// [`KIND_CGROUP_REMOVED`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CgroupRemovedRecord {
+    /// What, where and when.
+    pub header: Header,
+    /// Which cgroup.
+    pub cgroup: CgroupRef,
+}
+
 // The layout is a contract with records that another build may have written: any change to it must
 // be made here, on purpose.
 const _: () = {
@@ -145,4 +158,7 @@ const _: () = {
     assert!(offset_of!(CgroupRecord, flags) == 40);
     assert!(offset_of!(CgroupRecord, name_len) == 44);
     assert!(offset_of!(CgroupRecord, name) == 48);
+
+    assert!(size_of::<CgroupRemovedRecord>() == 32);
+    assert!(offset_of!(CgroupRemovedRecord, cgroup) == 16);
 };

@@ -6,12 +6,15 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_log_ebpf::warn;
-use gpuacct_common::event::{CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, CgroupRef, KIND_CGROUP};
+use gpuacct_common::event::{
+    CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, CgroupRef, CgroupRemovedRecord, KIND_CGROUP,
+    KIND_CGROUP_REMOVED,
+};
 use gpuacct_common::global::MAX_CGROUP_WALK;
 
 use crate::kernel::{Cgroup, Node, Pointer, reference};
 use crate::maps::{self, ANNOUNCED, EVENTS, WALKS};
-use crate::process::header;
+use crate::process::{self, header};
 
 /// How many cgroups are announced at one event: the last that a walk passed.
 const STEP: usize = 32;
@@ -33,6 +36,20 @@ pub(crate) fn announce<P: Pointer>(attach_point: u32, key: CgroupRef, cgroup: Cg
     if !is_announced(&key, maps::generation()) {
         announce_way(attach_point, cgroup.node().address(), key.hierarchy);
     }
+}
+
+/// Tells that a cgroup was removed. If its number is given away again, the cgroup that gets it is
+/// announced as any other.
+#[inline(always)]
+pub(crate) fn report_removed(attach_point: u32, key: CgroupRef) {
+    // One that was not announced is not there.
+    let _ = ANNOUNCED.remove(key);
+    let seen = maps::seen(attach_point);
+    let record = CgroupRemovedRecord {
+        header: header(KIND_CGROUP_REMOVED, size_of::<CgroupRemovedRecord>()),
+        cgroup: key,
+    };
+    seen.ended(process::submit(&record));
 }
 
 #[inline(always)]

@@ -71,6 +71,18 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `TP_PROTO(struct cgroup *cgrp, const char *path)`. The directory is gone, its node is not yet:
+/// the cgroup holds it.
+#[btf_tracepoint(function = "cgroup_rmdir")]
+fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    let removed = Cgroup::<Typed>::at(ctx.arg(0));
+    let hierarchy = removed.hierarchy();
+    if is_reported(hierarchy) {
+        cgroup::report_removed(counter::RMDIR, reference(hierarchy, removed.id()));
+    }
+    0
+}
+
 /// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool
 /// threadgroup)`; the move is done. What is reported is where the process is now, in the hierarchies
 /// that are reported, not merely `dst_cgrp`. A move in another hierarchy is reported as well: the

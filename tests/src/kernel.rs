@@ -120,7 +120,9 @@ impl Observer {
                 KernelEvent::Exec(process) => Some(('e', process)),
                 KernelEvent::Attach(process) => Some(('a', process)),
                 KernelEvent::Exit(process) => Some(('x', process)),
-                KernelEvent::Cgroup(_) | KernelEvent::Open(_) => None,
+                KernelEvent::Cgroup(_) | KernelEvent::CgroupRemoved(_) | KernelEvent::Open(_) => {
+                    None
+                }
             })
             .filter(move |(_, process)| process.pid == Pid(pid))
     }

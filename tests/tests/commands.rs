@@ -134,6 +134,45 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn probes_answer_by_their_exit_code_over_the_socket_alone() {
+    let node = Node::new();
+    let mut config = node.config();
+    // There is no port that could be flooded.
+    config.prometheus.enabled = false;
+    let socket = config.socket.path.clone();
+    let probe = |question: &str| {
+        let output = Command::new(agent::binary().unwrap())
+            .args(["probe", question, "--socket"])
+            .arg(&socket)
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stdout))
+    };
+    assert_eq!(probe("live").0, Some(2), "no agent answers yet");
+    let file = node.dir.path().join("probed.toml");
+    config.store.path = node.dir.path().join("store");
+    std::fs::write(&file, config.to_toml().unwrap()).unwrap();
+    let running = Command::new(agent::binary().unwrap())
+        .args(["agent", "--log", "warn", "--config"])
+        .arg(&file)
+        .env(STATE_DIR, node.scenario.dir())
+        .spawn()
+        .unwrap();
+    let running = Killed(running);
+    let deadline = Instant::now() + agent::PATIENCE;
+    let mut said = Vec::new();
+    while probe("ready").0 != Some(0) {
+        said.push(probe("ready").0);
+        assert!(Instant::now() < deadline, "{said:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(probe("ready").1.starts_with("ready\n"));
+    assert_eq!(probe("live"), (Some(0), "ok\n".to_owned()));
+    drop(running);
+    assert_eq!(probe("live").0, Some(2), "it was killed");
+}
+
+#[test]
 fn check_finds_everything_in_order_where_it_is() {
     let node = Node::new();
     let config = node.config();
@@ -154,8 +193,9 @@ fn check_finds_everything_in_order_where_it_is() {
         .findings
         .iter()
         .filter(|found| found.item.starts_with("hook ") && found.found.starts_with("attaches"));
-    // Five that the books need, and whichever the kernel allows for opens of GPU devices.
-    assert_eq!(hooks.count(), 6, "{report:#?}");
+    // Five that the books need, the one on removed cgroups, and whichever the kernel allows for opens
+    // of GPU devices.
+    assert_eq!(hooks.count(), 7, "{report:#?}");
     assert_eq!(code, Some(0), "{report:#?}");
     let nvml = finding(&report, "nvml");
     assert_eq!(nvml.verdict, Verdict::Ok);

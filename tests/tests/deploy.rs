@@ -15,8 +15,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
-use gpuacct::commands::agent;
+use clap::{Args, FromArgMatches};
+use gpuacct::commands::probe::{self, Question};
+use gpuacct::commands::{agent, ask};
 use gpuacct::config::{Config, OtlpTemporality, Span};
 use gpuacct::core::model::{SourceId, UnattributedReason, UnobservedReason};
 use gpuacct_tests::agent as agent_rig;
@@ -261,6 +262,15 @@ fn parse_agent(args: &[&str]) -> Option<PathBuf> {
     matches.get_one::<PathBuf>("config").cloned()
 }
 
+/// What a probe with these arguments asks.
+fn parse_probe(args: &[&str]) -> probe::Options {
+    let command = probe::Options::augment_args(clap::Command::new("probe"));
+    let matches = command
+        .try_get_matches_from(args)
+        .unwrap_or_else(|error| panic!("{args:?}: {error}"));
+    probe::Options::from_arg_matches(&matches).unwrap()
+}
+
 #[test]
 fn the_pod_has_what_its_configuration_names() {
     let Some(tools) = tools() else { return };
@@ -364,13 +374,25 @@ fn the_pod_has_what_its_configuration_names() {
         port["containerPort"],
         json!(config.prometheus.listen.port())
     );
-    for (probe, path) in [
-        ("livenessProbe", "/healthz"),
-        ("readinessProbe", "/readyz"),
-        ("startupProbe", "/readyz"),
+    // The port can be flooded from any pod; the socket can be reached by nobody but root.
+    let image = read(&deploy().join("image/Dockerfile"));
+    for (probe, question) in [
+        ("livenessProbe", Question::Live),
+        ("readinessProbe", Question::Ready),
+        ("startupProbe", Question::Ready),
     ] {
-        let get = &container[probe]["httpGet"];
-        assert_eq!((&get["path"], &get["port"]), (&json!(path), &port["name"]));
+        let command = strings(&container[probe]["exec"]["command"]);
+        let (program, args) = command.split_first().expect(probe);
+        assert!(
+            image.contains(&format!("ENTRYPOINT [\"{program}\"]")),
+            "{probe}"
+        );
+        let options = parse_probe(args);
+        assert_eq!(options.question, question, "{probe}");
+        assert_eq!(options.socket, config.socket.path, "{probe}");
+        // It is told why there is no answer, instead of being killed by the kubelet.
+        let timeout = container[probe]["timeoutSeconds"].as_u64();
+        assert!(timeout > Some(ask::ANSWER_TIMEOUT.as_secs()), "{probe}");
     }
     assert_eq!(pod["hostPID"], json!(true));
     assert_eq!(pod["automountServiceAccountToken"], json!(false));

@@ -15,6 +15,7 @@ use std::sync::{Mutex, Once};
 
 use gpuacct::core::input::KernelEvent;
 use gpuacct::core::model::{BootTime, CgroupKey, DeviceNumber, StartTicks};
+use gpuacct::core::placement::PlacementTable;
 use gpuacct::sources::kernel::KernelConfig;
 use gpuacct::sources::kernel::opens::{Road, State, Watch};
 use gpuacct::sources::kernel::trial;
@@ -229,6 +230,58 @@ fn a_cgroup_is_announced_when_it_is_made() {
         let end = observer.events.len();
         assert_announced(&observer, &mount, hierarchy, inner.path(), end);
         drop(inner);
+    }
+}
+
+#[test]
+fn a_removed_cgroup_leaves_the_table() {
+    let Some(mut observer) = observer() else {
+        return;
+    };
+    for (mount, hierarchy) in hierarchies() {
+        let cgroup = TestCgroup::make(&mount, &name("removed")).unwrap();
+        let key = CgroupKey {
+            hierarchy,
+            id: cgroup.id().unwrap(),
+        };
+        let process = waiting_process();
+        let pid = process.pid();
+        cgroup.take(pid).unwrap();
+        process.end().unwrap();
+        drop(cgroup);
+        observer.settle();
+        let place = |event: &KernelEvent| match event {
+            KernelEvent::Cgroup(announced) => announced.key == key,
+            _ => false,
+        };
+        let made = observer.events.iter().position(place).unwrap();
+        let is_removal = |event: &KernelEvent| *event == KernelEvent::CgroupRemoved(key);
+        let removed = observer.events.iter().position(is_removal).unwrap();
+        assert!(made < removed, "{made} {removed}");
+
+        let mut table = PlacementTable::new(1_000_000);
+        let cgroups = observer.event(pid, 'x').cgroups;
+        assert_eq!(in_hierarchy(observer.event(pid, 'x'), hierarchy), Some(key));
+        let mut path = |events: &[KernelEvent]| {
+            for event in events {
+                match event {
+                    KernelEvent::Cgroup(announced) => {
+                        let _ = table.announce(announced);
+                    }
+                    KernelEvent::CgroupRemoved(cgroup) => table.remove(*cgroup),
+                    _ => {}
+                }
+            }
+            table.forget_removed();
+            let placement = table.of_keys(cgroups);
+            let paths = table.cgroups_of(placement);
+            table.discard_unheld(placement);
+            let ours = paths.into_iter().find(|(found, _)| *found == hierarchy);
+            ours.and_then(|(_, path)| path)
+        };
+        let (before, after) = observer.events.split_at(removed);
+        assert!(path(before).is_some());
+        assert_eq!(path(after), None);
     }
 }
 
@@ -673,7 +726,8 @@ fn the_trial_says_which_hook_and_why_not_the_better_one() {
         return;
     }
     let hooks = trial::hooks(&KernelConfig::default()).unwrap();
-    assert!(hooks.needed.iter().all(|hook| hook.refusal.is_none()));
+    let all = hooks.needed.iter().chain(&hooks.optional);
+    assert!(all.map(|hook| &hook.refusal).all(Option::is_none));
     let State::Attached(road) = hooks.opens else {
         panic!("{hooks:?}");
     };

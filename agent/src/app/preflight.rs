@@ -136,6 +136,13 @@ async fn kernel(config: &Config) -> Vec<Finding> {
                         Some(error) => fail(item, trial::reason(&error), remedy_of(&error)),
                     }
                 }));
+                findings.extend(hooks.optional.into_iter().map(|hook| {
+                    let item = format!("hook {}", hook.name);
+                    match hook.refusal {
+                        None => ok(item, "attaches"),
+                        Some(error) => warn(item, trial::reason(&error), remedy_of(&error)),
+                    }
+                }));
                 findings.extend(judge_opens(hooks.opens, &hooks.refusals));
             }
             Err(error) => findings.push(fail("hooks", trial::reason(&error), remedy_of(&error))),

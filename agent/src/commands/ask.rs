@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use crate::outputs::socket::Refusal;
 
 /// How long the agent may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 

@@ -9,6 +9,7 @@ pub mod check;
 pub mod config;
 pub mod explain;
 pub mod log_level;
+pub mod probe;
 pub mod report;
 pub mod status;
 mod table;

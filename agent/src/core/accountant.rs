@@ -331,6 +331,7 @@ impl Accountant {
                         self.wish(Effect::ReadLists);
                     }
                 }
+                KernelEvent::CgroupRemoved(cgroup) => self.placements.remove(cgroup),
                 KernelEvent::Cgroup(announcement) => {
                     if self.placements.announce(&announcement) {
                         self.wish(Effect::AnnounceAnew);
@@ -686,6 +687,7 @@ impl Accountant {
         let present = self.placements.inner_containers();
         let mut vouched = BTreeSet::new();
         for inner in &present {
+            self.directory.touch(&inner.id, now);
             if self
                 .directory
                 .vouches(&inner.id, &inner.place, inner.pod.as_ref())
@@ -821,6 +823,10 @@ impl Accountant {
         self.publish(clock);
         self.close_ended(&live, clock);
         self.forget_dead(clock.boot);
+        self.placements.forget_removed();
+        let placements = &self.placements;
+        self.directory
+            .settle(clock.boot, |id| placements.has_place(id));
         self.sequence += 1;
         self.counts.commits += 1;
         self.snapshot(clock)
@@ -837,8 +843,10 @@ impl Accountant {
             .cloned()
             .collect();
         for owner in owners {
-            if let Owner::Container(id) = &owner {
-                self.directory.want(id, now);
+            match &owner {
+                Owner::Container(id) => self.directory.want(id, now),
+                Owner::Pod(uid) => self.directory.want_pod(uid, now),
+                Owner::Host(_) => {}
             }
             let payer = self.payers.entry(owner.clone()).or_insert_with(|| Payer {
                 attribution: Attribution::Held,
@@ -894,6 +902,8 @@ impl Accountant {
                     if self.directory.should_ask(id, now) {
                         self.effects.push(Effect::LookUp(id.clone()));
                     }
+                    // It may be new there.
+                    self.directory.want(id, now);
                 }
                 Owner::Pod(uid) => {
                     let is_users_own = self.placements.is_weak(&owner);
@@ -1454,6 +1464,8 @@ impl Accountant {
             containers_held: attribution("held"),
             containers_named: attribution("named"),
             containers_id_only: attribution("id_only"),
+            names_dropped: self.directory.names_dropped(),
+            labels_dropped: self.directory.labels_dropped(),
             identities_refused: self.directory.refused(),
             identities_refused_of: self.directory.refused_of(),
             cgroups_refused: self.placements.refusals(),

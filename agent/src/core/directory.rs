@@ -8,11 +8,15 @@
 //! make none.
 //!
 //! Answers are kept when they come, also for containers that have not used a GPU yet, so that a
-//! short job is known before it is charged.
+//! short job is known before it is charged. How much of them is kept, and for how long, is the
+//! matter of `budget`.
+
+mod budget;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::budget::Budget;
 use super::input::{ContainerIdentity, IdentitySource, IdentityUpdate, KubernetesNames};
 use super::model::{
     BootTime, ContainerId, Nanos, POD_ITSELF, PodUid, UNRESOLVED, none, unresolved,
@@ -29,7 +33,9 @@ pub type Labels = Arc<BTreeMap<Arc<str>, Arc<str>>>;
 #[derive(Debug, Default)]
 struct Entry {
     /// What each source said last, in the order of [`IdentitySource::ALL`].
-    answers: [Option<Answer>; IdentitySource::ALL.len()],
+    answers: [Option<Box<Answer>>; IdentitySource::ALL.len()],
+    /// Bytes that they take.
+    bytes: usize,
     /// From the cgroup, if a process of the container has been seen.
     kernel: Option<Kernel>,
     asked: Option<BootTime>,
@@ -37,6 +43,10 @@ struct Entry {
     identified: Option<BootTime>,
     /// Last time that anything was learnt or wanted.
     touched: BootTime,
+    /// Last time that it had an account.
+    wanted: Option<BootTime>,
+    /// Whether it had one at the last commit, or has got one since.
+    is_billed: bool,
 }
 
 /// What a source said of a container, and when.
@@ -275,6 +285,7 @@ pub struct Directory {
     /// By their uids, as [`bare_uid`] writes them.
     pods: HashMap<PodUid, PodEntry>,
     limit: usize,
+    budget: Budget,
     refused: [u64; IdentitySource::ALL.len()],
     overflows: u64,
 }
@@ -287,6 +298,7 @@ impl Directory {
             entries: HashMap::default(),
             pods: HashMap::default(),
             limit,
+            budget: Budget::default(),
             refused: [0; IdentitySource::ALL.len()],
             overflows: 0,
         }
@@ -372,7 +384,8 @@ impl Directory {
     pub fn learn(&mut self, update: IdentityUpdate, now: BootTime) {
         match update {
             IdentityUpdate::Found(mut identity) => {
-                let Some(entry) = self.entry(&identity.id.clone(), now) else {
+                let id = identity.id.clone();
+                let Some(entry) = self.entry(&id, now) else {
                     return;
                 };
                 let source = identity.source;
@@ -382,9 +395,10 @@ impl Directory {
                     identity,
                     belief,
                 };
-                entry.answers[place(source)] = Some(Answer::new(source, now, outcome));
+                entry.answers[place(source)] = Some(Box::new(Answer::new(source, now, outcome)));
                 entry.note_identified(now);
                 self.refused[place(source)] += u64::from(belief.is_refusal());
+                self.weigh(&id);
             }
             IdentityUpdate::NotFound { source, id, reason } => {
                 let Some(entry) = self.entries.get_mut(&id) else {
@@ -397,7 +411,9 @@ impl Directory {
                     .as_ref()
                     .is_none_or(|answer| matches!(answer.outcome, Outcome::NotFound { .. }))
                 {
-                    *answer = Some(Answer::new(source, now, Outcome::NotFound { reason }));
+                    let outcome = Outcome::NotFound { reason };
+                    *answer = Some(Box::new(Answer::new(source, now, outcome)));
+                    self.weigh(&id);
                 }
             }
             IdentityUpdate::FoundPod { source, names } => {
@@ -452,14 +468,14 @@ impl Directory {
         let Some(&least_kept) = worths.get(self.limit.div_ceil(8)) else {
             return;
         };
-        self.entries.retain(|_, entry| entry.worth() >= least_kept);
-    }
-
-    /// Notes that a container is still wanted.
-    pub fn want(&mut self, id: &ContainerId, now: BootTime) {
-        if let Some(entry) = self.entries.get_mut(id) {
-            entry.touched = entry.touched.max(now);
-        }
+        let budget = &mut self.budget;
+        self.entries.retain(|_, entry| {
+            let stays = entry.worth() >= least_kept;
+            if !stays {
+                Self::unweigh(budget, entry);
+            }
+            stays
+        });
     }
 
     /// Whether somebody should be asked for this container now. Says so once, then not again for
@@ -610,6 +626,7 @@ impl Directory {
             .get(id)
             .into_iter()
             .flat_map(|entry| entry.answers.iter().flatten())
+            .map(|answer| &**answer)
     }
 
     /// The containers that it holds, in no order.

@@ -95,6 +95,8 @@ pub enum KernelEvent {
     /// before their children, each once; any may be announced again. One that lies too far below
     /// those that are announced comes without them.
     Cgroup(CgroupAnnouncement),
+    /// A cgroup has been removed: no living process and no other cgroup is in it.
+    CgroupRemoved(CgroupKey),
     /// A process has opened a device of a GPU. Not every open is seen, and not everyone who opens
     /// one uses it.
     Open(DeviceOpen),

@@ -982,7 +982,7 @@ impl Accountant {
             };
             if let (Attribution::Named { source }, Owner::Container(_)) = (attribution, &owner) {
                 let identity = restored_identity(kept, source);
-                accountant.directory.learn(identity, now);
+                accountant.directory.restore(identity, now);
             }
             accountant.payers.insert(
                 owner,

@@ -17,6 +17,7 @@
 //! it, so that nobody can sit on the uid of a pod that is yet to start.
 
 mod paths;
+mod removal;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -154,6 +155,8 @@ pub struct PlacementTable {
     free: Vec<PlacementId>,
     by_source: HashMap<Source, PlacementId>,
     nodes: HashMap<CgroupKey, Node>,
+    /// Those of them that the kernel has removed.
+    removed: HashSet<CgroupKey>,
     node_limit: usize,
     overflows: u64,
     new_containers: Vec<ContainerCgroup>,
@@ -179,6 +182,7 @@ impl PlacementTable {
             free: Vec::new(),
             by_source: HashMap::default(),
             nodes: HashMap::default(),
+            removed: HashSet::default(),
             node_limit,
             overflows: 0,
             new_containers: Vec::new(),
@@ -268,6 +272,7 @@ impl PlacementTable {
                 return dropped;
             }
         }
+        self.removed.remove(&announcement.key);
         if self.is_learnt_better(announcement.key, announcement.parent) {
             return dropped;
         }
@@ -282,26 +287,7 @@ impl PlacementTable {
     }
 
     fn drop_unused(&mut self) -> bool {
-        let mut used = HashSet::default();
-        for source in self.by_source.keys() {
-            let Source::Keys(unified, legacy) = source else {
-                continue;
-            };
-            for key in std::iter::once(*unified).chain(*legacy) {
-                let mut key = Some(key);
-                while let Some(at) = key {
-                    if !used.insert(at) {
-                        break;
-                    }
-                    key = self.nodes.get(&at).and_then(|node| {
-                        node.parent.map(|id| CgroupKey {
-                            hierarchy: at.hierarchy,
-                            id,
-                        })
-                    });
-                }
-            }
-        }
+        let used = self.used();
         let before = self.nodes.len();
         self.nodes.retain(|key, _| used.contains(key));
         self.nodes.len() < before
@@ -359,7 +345,10 @@ impl PlacementTable {
         placement.users = placement.users.saturating_sub(1);
         if placement.users == 0 {
             let binds = std::mem::take(&mut placement.binds);
-            self.by_source.remove(&placement.source);
+            // Its cgroup may have been removed, and another one has the number.
+            if self.by_source.get(&placement.source) == Some(&id) {
+                self.by_source.remove(&placement.source);
+            }
             *entry = None;
             self.free.push(id);
             self.refused.remove(&id);

@@ -456,6 +456,12 @@ pub struct AgentBook {
     pub containers_id_only: u64,
     /// Containers whose names came after they had been published by id.
     pub named_late: u64,
+    /// Containers without an account whose names were let go for want of room.
+    #[serde(default)]
+    pub names_dropped: u64,
+    /// Containers with an account whose labels were let go for want of room.
+    #[serde(default)]
+    pub labels_dropped: u64,
     /// Answers refused since their pod uid contradicts the cgroup's.
     pub identities_refused: u64,
     /// The same by source, in the order of [`IdentitySource::ALL`].

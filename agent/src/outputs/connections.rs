@@ -1,119 +1,162 @@
-//! Bounds on the connections of a listener: how many there are, and how long one may be silent.
+//! Serves HTTP/1 within bounds: how many connections a listener has, how many of them from one
+//! address, and how long each may take.
 //!
-//! Whoever can reach `/metrics` can open connections; without a bound they would take the file
-//! descriptors that the agent reads `/proc`, NVML and its runtimes with. A connection too many is
-//! closed at once and counted: a scraper tries again, and waiting would only move the queue.
+//! Whoever can reach `/metrics` can open connections, send half a request, or ask and never read.
+//! Without bounds that would take the file descriptors that the agent reads `/proc`, NVML and its
+//! runtimes with; with a bound alone it would lock the scraper out. So every request and every
+//! answer has a deadline, and a new connection always gets a place: see [`super::places`]. What is
+//! closed is counted by its reason.
+//!
+//! It refuses HTTP/2, which neither scrapers nor `gpuacct status` speak without TLS: there a client
+//! can withhold its window, and no deadline of a byte stream would see it.
 
+use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::Router;
+use axum::response::Response;
 use axum::serve::Listener;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use super::counters::{Counter, OutputCounters};
+use super::counters::{ConnectionCounters, OutputCounters};
+use super::places::{Place, Places, Progress};
 
-/// Connections that a listener has open at most.
-pub const MAX_CONNECTIONS: usize = 64;
-/// How long a connection may move no byte before it is closed. Longer than any usual scrape
-/// interval, so that scrapers can keep theirs.
-const MAX_SILENCE: Duration = Duration::from_secs(150);
+/// The longest header of a request, and how much of an answer is prepared before the client has
+/// taken what was sent, in bytes.
+const MAX_BUFFERED: usize = 64 << 10;
+/// How long answers under way may take once the agent is to stop.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// A listener with bounds.
-pub(super) struct Bounded<L> {
-    listener: L,
-    slots: Arc<Semaphore>,
-    counters: Arc<OutputCounters>,
-    refused: fn(&OutputCounters) -> &Counter,
+/// A listener, and what its connections are counted in.
+pub(super) struct Server<L: Listener> {
+    pub(super) listener: L,
+    /// Where a client is, if the listener can tell.
+    pub(super) address: fn(&L::Addr) -> Option<IpAddr>,
+    pub(super) places: Arc<Places>,
+    pub(super) counters: Arc<OutputCounters>,
+    pub(super) of: fn(&OutputCounters) -> &ConnectionCounters,
 }
 
-impl<L> Bounded<L> {
-    /// `listener` with at most `most` connections; those too many are counted in `refused`.
-    pub(super) fn new(
-        listener: L,
-        most: usize,
-        counters: Arc<OutputCounters>,
-        refused: fn(&OutputCounters) -> &Counter,
-    ) -> Self {
-        Self {
-            listener,
-            slots: Arc::new(Semaphore::new(most)),
-            counters,
-            refused,
-        }
-    }
-}
-
-impl<L: Listener> Listener for Bounded<L> {
-    type Io = Connection<L::Io>;
-    type Addr = L::Addr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+impl<L: Listener> Server<L> {
+    /// Answers from `router` until `shutdown` is done, then lets the answers under way finish.
+    pub(super) async fn serve(mut self, router: Router, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        let mut connections = JoinSet::new();
+        let stop = watch::Sender::new(());
         loop {
-            let (io, address) = self.listener.accept().await;
-            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-                let connection = Connection {
-                    io,
-                    silence: Box::pin(sleep(MAX_SILENCE)),
-                    _slot: slot,
-                };
-                return (connection, address);
+            let (io, address) = tokio::select! {
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            let connection = Connection {
+                place: self.places.take((self.address)(&address)),
+                counters: Arc::clone(&self.counters),
+                of: self.of,
+                stopping: stop.subscribe(),
+            };
+            connections.spawn(connection.run(io, router.clone()));
+            // Whoever has to leave is gone before the next one is let in.
+            tokio::task::yield_now().await;
+        }
+        drop(self.listener);
+        stop.send_replace(());
+        let ended = async { while connections.join_next().await.is_some() {} };
+        // Clients that do not take their answers are not waited for any longer.
+        let _ = timeout(LAST_ANSWERS, ended).await;
+    }
+}
+
+/// One connection.
+struct Connection {
+    place: Place,
+    counters: Arc<OutputCounters>,
+    of: fn(&OutputCounters) -> &ConnectionCounters,
+    stopping: watch::Receiver<()>,
+}
+
+impl Connection {
+    /// Answers until the client is done, or has to be closed.
+    async fn run<Io>(mut self, io: Io, router: Router)
+    where
+        Io: AsyncRead + AsyncWrite + Unpin,
+    {
+        let progress = self.place.progress();
+        let stream = TokioIo::new(Watched {
+            io,
+            progress: Arc::clone(progress),
+        });
+        let service = service_fn(|request: hyper::Request<Incoming>| {
+            progress.request_arrived();
+            let answer = TowerToHyperService::new(router.clone()).call(request);
+            async {
+                let answer: Result<Response, Infallible> = answer.await;
+                progress.answer_made();
+                answer
             }
-            (self.refused)(&self.counters).add(1);
+        });
+        let mut builder = http1::Builder::new();
+        // The deadlines are this module's own.
+        builder.header_read_timeout(None).max_buf_size(MAX_BUFFERED);
+        let mut connection = pin!(builder.serve_connection(stream, service));
+        let must_close = self.place.must_close((self.of)(&self.counters));
+        let mut must_close = pin!(must_close);
+        let mut is_stopping = false;
+        loop {
+            tokio::select! {
+                // A client that hangs up, or sends what is not HTTP, ends its connection.
+                _ = connection.as_mut() => return,
+                () = &mut must_close => return,
+                _ = self.stopping.changed(), if !is_stopping => {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
         }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
     }
 }
 
-/// A connection that gives its slot back when it ends, and ends when it is silent for too long.
-pub(super) struct Connection<Io> {
+/// A stream that tells of its progress.
+struct Watched<Io> {
     io: Io,
-    silence: Pin<Box<Sleep>>,
-    _slot: OwnedSemaphorePermit,
+    progress: Arc<Progress>,
 }
 
-impl<Io: Unpin> Connection<Io> {
-    /// Passes on what the stream says; where it says nothing, ends the silence if it was too long.
-    fn watch<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        said: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if said.is_pending() {
-            ready!(self.silence.as_mut().poll(context));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        self.silence.as_mut().reset(Instant::now() + MAX_SILENCE);
-        said
-    }
-}
-
-impl<Io: AsyncRead + Unpin> AsyncRead for Connection<Io> {
+impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let said = Pin::new(&mut self.io).poll_read(context, buffer);
-        self.watch(context, said)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.progress.bytes_arrived();
+        }
+        read
     }
 }
 
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let said = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.watch(context, said)
+        Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -121,8 +164,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let said = Pin::new(&mut self.io).poll_write_vectored(context, slices);
-        self.watch(context, said)
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -130,8 +172,12 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Sockets have nothing to flush: this is no sign of life.
-        Pin::new(&mut self.io).poll_flush(context)
+        // hyper flushes the stream only once its own buffer is empty.
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        if let Poll::Ready(Ok(())) = flushed {
+            self.progress.all_taken();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -140,90 +186,4 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-    use tokio::sync::mpsc;
-
-    use super::*;
-
-    /// Hands out the server's ends of streams in memory.
-    struct InMemory(mpsc::Receiver<DuplexStream>);
-
-    impl Listener for InMemory {
-        type Io = DuplexStream;
-        type Addr = ();
-
-        async fn accept(&mut self) -> (DuplexStream, ()) {
-            match self.0.recv().await {
-                Some(io) => (io, ()),
-                None => std::future::pending().await,
-            }
-        }
-
-        fn local_addr(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn bounded(most: usize) -> (Bounded<InMemory>, mpsc::Sender<DuplexStream>) {
-        let (sender, receiver) = mpsc::channel(8);
-        let bounded = Bounded::new(InMemory(receiver), most, Arc::default(), |counters| {
-            &counters.connections_refused_metrics
-        });
-        (bounded, sender)
-    }
-
-    async fn connect(dial: &mpsc::Sender<DuplexStream>) -> DuplexStream {
-        let (near, far) = duplex(64);
-        dial.send(far).await.unwrap();
-        near
-    }
-
-    #[tokio::test]
-    async fn one_connection_too_many_is_closed_and_counted() {
-        let (mut listener, dial) = bounded(2);
-        let _clients = [connect(&dial).await, connect(&dial).await];
-        let (first, ()) = listener.accept().await;
-        let (_second, ()) = listener.accept().await;
-        let mut third = connect(&dial).await;
-        let mut fourth = connect(&dial).await;
-        // The third is closed while the listener waits for a slot; the fourth gets the first's.
-        let refused = async {
-            assert_eq!(
-                third.read_u8().await.unwrap_err().kind(),
-                io::ErrorKind::UnexpectedEof
-            );
-            assert_eq!(
-                fourth.read_u8().await.unwrap_err().kind(),
-                io::ErrorKind::UnexpectedEof
-            );
-        };
-        tokio::select! {
-            _ = listener.accept() => panic!("both slots are taken"),
-            () = refused => {}
-        }
-        assert_eq!(listener.counters.connections_refused_metrics.get(), 2);
-        drop(first);
-        let _fifth = connect(&dial).await;
-        listener.accept().await;
-        assert_eq!(listener.counters.connections_refused_metrics.get(), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_ends_a_connection_and_a_byte_does_not() {
-        let (mut listener, dial) = bounded(1);
-        let mut client = connect(&dial).await;
-        let (mut connection, ()) = listener.accept().await;
-        for _ in 0..3 {
-            tokio::time::advance(MAX_SILENCE - Duration::from_secs(1)).await;
-            client.write_u8(7).await.unwrap();
-            assert_eq!(connection.read_u8().await.unwrap(), 7);
-        }
-        // The paused clock moves on to the next timer by itself.
-        let error = connection.read_u8().await.expect_err("nobody writes");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // A reader that does not read: the buffer fills, then nothing moves.
-        let error = connection.write_all(&[0; 1024]).await.expect_err("full");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    }
-}
+mod tests;

@@ -54,10 +54,45 @@ pub struct OutputCounters {
     pub labels_blank: Counter,
     /// Label values that were cut to the bound, or freed of control characters.
     pub labels_cut: Counter,
-    /// Connections to `/metrics` that were one too many and were closed.
-    pub connections_refused_metrics: Counter,
-    /// Connections to the local socket that were one too many and were closed.
-    pub connections_refused_socket: Counter,
+    /// Connections to `/metrics` that the agent closed.
+    pub metrics_connections: ConnectionCounters,
+    /// Connections to the local socket that the agent closed.
+    pub socket_connections: ConnectionCounters,
     /// Requests on the local socket.
     pub socket_requests: Counter,
+}
+
+/// Connections of one listener that the agent closed, by why.
+#[derive(Debug, Default)]
+pub struct ConnectionCounters {
+    /// All places were taken, and this connection was the idlest.
+    pub gave_way: Counter,
+    /// Its address had more than its share of places, and this was the idlest of them.
+    pub one_address: Counter,
+    /// A request's header did not arrive in time.
+    pub slow_header: Counter,
+    /// An answer was not taken in time.
+    pub slow_reader: Counter,
+    /// Nothing was asked for a long time.
+    pub silent: Counter,
+}
+
+impl ConnectionCounters {
+    /// Connections that were one too many: for the listener, or for their address.
+    #[must_use]
+    pub fn too_many(&self) -> u64 {
+        self.gave_way.get() + self.one_address.get()
+    }
+
+    /// Every reason with its counter, as label values.
+    #[must_use]
+    pub const fn by_reason(&self) -> [(&'static str, &Counter); 5] {
+        [
+            ("gave_way", &self.gave_way),
+            ("one_address", &self.one_address),
+            ("slow_header", &self.slow_header),
+            ("slow_reader", &self.slow_reader),
+            ("silent", &self.silent),
+        ]
+    }
 }

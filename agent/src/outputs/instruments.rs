@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::cadvisor::{self, DutyCycle};
-use super::counters::OutputCounters;
+use super::counters::{ConnectionCounters, OutputCounters};
 use crate::core::amounts::{Engine, Millijoules};
 use crate::core::input::{ClockKind, IdentitySource};
 use crate::core::model::{
@@ -1023,6 +1023,23 @@ pub static INSTRUMENTS: &[Instrument] = &[
         read: |view, points| own(view, points, view.snapshot.agent.table_overflows),
     },
     Instrument {
+        name: "gpuacct_names_dropped_total",
+        otlp: "gpuacct.names.dropped",
+        kind: Kind::Counter,
+        unit: Unit::Count("{container}"),
+        help: "Containers whose names were let go for want of room, and that are asked for again once they use a GPU (names), or which use one and whose labels were let go, so that no report can be made by them (labels). The largest go first.",
+        keys: &["part"],
+        read: |view, points| {
+            let agent = &view.snapshot.agent;
+            for (part, count) in [
+                ("names", agent.names_dropped),
+                ("labels", agent.labels_dropped),
+            ] {
+                points.put(&[part], view.snapshot.agent_started, Value::Count(count));
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_procfs_scans_total",
         otlp: "gpuacct.procfs.scans",
         kind: Kind::Counter,
@@ -1462,15 +1479,31 @@ pub static INSTRUMENTS: &[Instrument] = &[
         help: "Connections that were one too many for their listener and were closed.",
         keys: &["listener"],
         read: |view, points| {
-            for (listener, counter) in [
-                ("metrics", &view.counters.connections_refused_metrics),
-                ("socket", &view.counters.connections_refused_socket),
-            ] {
+            for (listener, counters) in listeners(view) {
                 points.put(
                     &[listener],
                     view.snapshot.agent_started,
-                    Value::Count(counter.get()),
+                    Value::Count(counters.too_many()),
                 );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_connections_closed_total",
+        otlp: "gpuacct.connections.closed",
+        kind: Kind::Counter,
+        unit: Unit::Count("{connection}"),
+        help: "Connections that the agent closed so that others are served: the idlest one where all places were taken (gave_way) or its address had its share of them (one_address), a request's header that did not arrive in time (slow_header), an answer that was not taken in time (slow_reader), a connection without a request for a long time (silent).",
+        keys: &["listener", "reason"],
+        read: |view, points| {
+            for (listener, counters) in listeners(view) {
+                for (reason, counter) in counters.by_reason() {
+                    points.put(
+                        &[listener, reason],
+                        view.snapshot.agent_started,
+                        Value::Count(counter.get()),
+                    );
+                }
             }
         },
     },
@@ -1519,6 +1552,14 @@ const LOOKUP_OUTCOMES: [&str; 6] = [
     "error",
     "refused",
 ];
+
+/// The listeners, as label values, with what they closed.
+fn listeners<'a>(view: &View<'a>) -> [(&'static str, &'a ConnectionCounters); 2] {
+    [
+        ("metrics", &view.counters.metrics_connections),
+        ("socket", &view.counters.socket_connections),
+    ]
+}
 
 fn nanos(amount: u64) -> Value {
     Value::Nanos(i128::from(amount))
@@ -1782,6 +1823,12 @@ pub fn metrics_markdown() -> String {
         "outcome",
         "gpuacct_names_lookups_total",
         LOOKUP_OUTCOMES.to_vec(),
+    );
+    let reasons = ConnectionCounters::default();
+    row(
+        "reason",
+        "gpuacct_connections_closed_total",
+        reasons.by_reason().map(|(reason, _)| reason).to_vec(),
     );
     page
 }

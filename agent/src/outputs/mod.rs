@@ -12,6 +12,8 @@ pub mod counters;
 pub mod instruments;
 pub mod log;
 pub mod otlp;
+mod places;
+mod probe;
 pub mod prometheus;
 pub mod receiver;
 pub mod socket;

@@ -24,12 +24,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::ReadClock;
-use super::condition::degraded;
-use super::connections::{Bounded, MAX_CONNECTIONS};
+use super::connections::Server;
 use super::counters::OutputCounters;
 use super::instruments::{self, Instrument, Kind, OptIn, Sink, Value, View};
-use crate::core::model::{BootTime, Nanos, WallTime};
+use super::places::{Bounds, Places};
+use super::probe::Probe;
+use crate::core::model::{Nanos, WallTime};
 use crate::core::snapshot::{BlockedCall, Snapshot};
+
+/// Bytes of earlier expositions that slow clients may keep in memory, all together.
+const MAX_UNDER_WAY: usize = 16 << 20;
 
 /// A way to write the books down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,8 +291,8 @@ impl std::fmt::Debug for Exposition {
 
 struct Shared {
     exposition: Exposition,
-    /// When serving began: before the first commit, the core is given its time from here.
-    began: BootTime,
+    probe: Probe,
+    places: Arc<Places>,
     rendered: Mutex<Rendered>,
 }
 
@@ -298,11 +302,26 @@ struct Rendered {
     buffer: String,
     text: Option<(u64, Bytes)>,
     openmetrics: Option<(u64, Bytes)>,
+    /// Those of earlier commits that clients have not taken wholly yet.
+    under_way: Vec<Bytes>,
+}
+
+impl Rendered {
+    /// Bytes of earlier expositions that are kept for slow clients.
+    fn bytes_under_way(&mut self) -> usize {
+        self.under_way.retain(|body| !body.is_unique());
+        self.under_way.iter().map(Bytes::len).sum()
+    }
 }
 
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`.
-pub fn router(exposition: Exposition) -> Router {
-    let began = (exposition.clock)().boot;
+fn router(exposition: Exposition, places: Arc<Places>) -> Router {
+    let probe = Probe::new(
+        exposition.snapshots.clone(),
+        exposition.blocked.clone(),
+        Arc::clone(&exposition.clock),
+        exposition.stuck_after,
+    );
     Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
@@ -310,7 +329,8 @@ pub fn router(exposition: Exposition) -> Router {
         .route("/readyz", get(readyz))
         .with_state(Arc::new(Shared {
             exposition,
-            began,
+            probe,
+            places,
             rendered: Mutex::default(),
         }))
 }
@@ -324,15 +344,16 @@ pub async fn serve(
     exposition: Exposition,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let listener = Bounded::new(
+    let places = Places::new(Bounds::default());
+    let server = Server {
         listener,
-        MAX_CONNECTIONS,
-        Arc::clone(&exposition.counters),
-        |counters| &counters.connections_refused_metrics,
-    );
-    axum::serve(listener, router(exposition))
-        .with_graceful_shutdown(shutdown)
-        .await
+        address: |address| Some(address.ip()),
+        places: Arc::clone(&places),
+        counters: Arc::clone(&exposition.counters),
+        of: |counters| &counters.metrics_connections,
+    };
+    server.serve(router(exposition, places), shutdown).await;
+    Ok(())
 }
 
 async fn index() -> Response {
@@ -351,6 +372,10 @@ async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respo
         Format::OpenMetrics => counters.scrapes_openmetrics.add(1),
     }
     let body = shared.exposition(format);
+    // Each slow client keeps the exposition that it is taking, and they may all be different.
+    while shared.keeps_too_much() && shared.places.end_slowest_reader() {
+        tokio::task::yield_now().await;
+    }
     ([(CONTENT_TYPE, format.content_type())], body).into_response()
 }
 
@@ -363,6 +388,7 @@ impl Shared {
             buffer,
             text,
             openmetrics,
+            under_way,
         } = &mut *rendered;
         let kept = match format {
             Format::Text => text,
@@ -378,46 +404,32 @@ impl Shared {
                 };
                 render(&view, format, buffer);
                 let body = Bytes::copy_from_slice(buffer.as_bytes());
-                *kept = Some((snapshot.sequence, body.clone()));
+                let before = kept.replace((snapshot.sequence, body.clone()));
+                under_way.extend(before.map(|(_, body)| body));
                 body
             }
         }
     }
+
+    fn keeps_too_much(&self) -> bool {
+        let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
+        rendered.bytes_under_way() > MAX_UNDER_WAY
+    }
 }
 
-/// Fails only if the core loop is stuck: that is what a restart can mend.
 async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
-    let committed = shared.exposition.snapshots.borrow().at;
-    let now = (shared.exposition.clock)().boot;
-    let age = now.since(committed.max(shared.began));
-    let bound = shared.exposition.stuck_after;
-    if age > bound {
-        let (age, bound) = (age.as_secs_f64(), bound.as_secs_f64());
-        let body = format!("stuck: the last commit is {age:.1} s old, allowed are {bound:.1} s\n");
-        (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
-    } else {
-        "ok\n".into_response()
-    }
+    answer_probe(shared.probe.live())
 }
 
-/// Fails only if the agent cannot publish: nothing is committed yet. What degrades it is said in
-/// the body, since taking a degraded agent out of service would only hide its figures.
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    let snapshot = Arc::clone(&shared.exposition.snapshots.borrow());
-    if snapshot.sequence == 0 {
-        let body = "not ready: nothing has been committed yet\n";
-        return (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+    answer_probe(shared.probe.ready())
+}
+
+fn answer_probe(answer: Result<String, String>) -> Response {
+    match answer {
+        Ok(text) => text.into_response(),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
     }
-    let blocked = shared.exposition.blocked.borrow().clone();
-    let mut body = String::from("ready\n");
-    for reason in degraded(
-        &snapshot,
-        blocked.as_ref(),
-        (shared.exposition.clock)().boot,
-    ) {
-        put(&mut body, format_args!("degraded: {reason}\n"));
-    }
-    body.into_response()
 }
 
 #[cfg(test)]
@@ -428,7 +440,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::core::model::{Clock, HostUnit};
+    use crate::core::model::{BootTime, Clock, HostUnit};
     use crate::outputs::sample::{self, NOW, golden};
 
     fn rendered(snapshot: &Snapshot, format: Format) -> String {

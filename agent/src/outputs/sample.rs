@@ -162,6 +162,8 @@ pub(crate) fn snapshot() -> Snapshot {
             containers_named: 2,
             containers_id_only: 1,
             named_late: 1,
+            names_dropped: 4,
+            labels_dropped: 1,
             identities_refused: 3,
             identities_refused_of: refused_of(IdentitySource::Docker, 3),
             cgroups_refused: 1,

@@ -6,7 +6,7 @@
 //! time: a stuck core costs the caller two seconds and the core nothing.
 //!
 //! `GET /v1/log` has the last lines of the agent's log, `GET /v1/config` the configuration in force
-//! without its secrets.
+//! without its secrets. `GET /v1/live` and `GET /v1/ready` are the probes, answered with 200 or 503.
 //!
 //! It refuses to take orders that touch the books. The one thing that can be changed through it is
 //! what is logged: `POST /v1/log-level`, with the level as the body.
@@ -28,11 +28,13 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ReadClock;
-use super::condition::degraded;
-use super::connections::{Bounded, MAX_CONNECTIONS};
+use super::condition::{STUCK_AFTER, degraded};
+use super::connections::Server;
 use super::counters::OutputCounters;
 use super::instruments::VERSION;
 use super::log::{Log, LogReport};
+use super::places::{Bounds, Places};
+use super::probe::Probe;
 use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
 use crate::core::snapshot::{BlockedCall, Explanation, GpuProcessView, Snapshot};
 
@@ -289,12 +291,24 @@ pub async fn serve(
     let Some(listener) = bound.listener.take() else {
         return Ok(());
     };
-    let listener = Bounded::new(
+    let server = Server {
         listener,
-        MAX_CONNECTIONS,
-        Arc::clone(&desk.counters),
-        |counters| &counters.connections_refused_socket,
+        // Only the agent's own user can be there.
+        address: |_| None,
+        places: Places::new(Bounds::default()),
+        counters: Arc::clone(&desk.counters),
+        of: |counters| &counters.socket_connections,
+    };
+    let probe = Probe::new(
+        desk.snapshots.clone(),
+        desk.blocked.clone(),
+        Arc::clone(&desk.clock),
+        STUCK_AFTER,
     );
+    let probes = Router::new()
+        .route("/v1/live", get(live))
+        .route("/v1/ready", get(ready))
+        .with_state((probe, Arc::clone(&desk.counters)));
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/processes", get(processes))
@@ -302,10 +316,30 @@ pub async fn serve(
         .route("/v1/log", get(log))
         .route("/v1/config", get(config))
         .route("/v1/log-level", post(log_level))
-        .with_state(desk);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown)
-        .await
+        .with_state(desk)
+        .merge(probes);
+    server.serve(router, shutdown).await;
+    Ok(())
+}
+
+/// What the probes are answered from, and where they are counted.
+type Probed = (Probe, Arc<OutputCounters>);
+
+async fn live(State((probe, counters)): State<Probed>) -> Response {
+    counters.socket_requests.add(1);
+    answer_probe(probe.live())
+}
+
+async fn ready(State((probe, counters)): State<Probed>) -> Response {
+    counters.socket_requests.add(1);
+    answer_probe(probe.ready())
+}
+
+fn answer_probe(answer: Result<String, String>) -> Response {
+    match answer {
+        Ok(text) => text.into_response(),
+        Err(text) => refuse(StatusCode::SERVICE_UNAVAILABLE, text.trim_end().to_owned()),
+    }
 }
 
 async fn status(State(desk): State<Desk>) -> Json<StatusReport> {
@@ -457,6 +491,16 @@ mod tests {
             Some(Nanos::from_secs(12))
         );
         assert_eq!(report.degraded.len(), 2, "{:?}", report.degraded);
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_fails_says_why() {
+        let (code, json) = body(answer_probe(Err("stuck\n".into()))).await;
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        let refusal: Refusal = serde_json::from_slice(&json).unwrap();
+        assert_eq!(refusal.error, "stuck");
+        let (code, text) = body(answer_probe(Ok("ok\n".into()))).await;
+        assert_eq!((code, &*text), (StatusCode::OK, &b"ok\n"[..]));
     }
 
     #[tokio::test]

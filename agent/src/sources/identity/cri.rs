@@ -44,7 +44,7 @@ use super::proto::cri::{
 use super::retry::every;
 use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, clean_labels, clean_name, kubernetes_names};
+use super::{Counters, bound_labels, clean_labels, clean_name, kubernetes_names};
 use crate::core::input::{
     ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
 };
@@ -69,6 +69,9 @@ const LIST_AGAIN: Duration = Duration::from_secs(1);
 const MAX_IN_FLIGHT: usize = 4;
 /// Containers and sandboxes remembered, per runtime. Beyond it each list passes them on again.
 const MAX_ANNOUNCED: usize = 16_384;
+/// Bytes of labels of listed sandboxes that are remembered, per runtime. A sandbox beyond it keeps its
+/// names and loses its labels.
+const MAX_SANDBOX_LABELS: usize = 2 << 20;
 /// Where runtimes keep an image's name if they call the image by its digest.
 const IMAGE_ANNOTATIONS: [&str; 2] = [
     "io.kubernetes.cri.image-name",
@@ -140,6 +143,7 @@ pub async fn run(
         runtime: None,
         announced: HashSet::new(),
         sandboxes: Arc::default(),
+        sandbox_labels: 0,
         has_warned: false,
     };
     sockets::run(SourceId::Cri, &config.sockets, pace, wires, shutdown, begin).await;
@@ -179,6 +183,8 @@ struct Runtime {
     announced: HashSet<ContainerId>,
     /// By id, as last listed.
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
+    /// Bytes of their labels.
+    sandbox_labels: usize,
     /// Whether it has been said that events came to an end. Once is enough.
     has_warned: bool,
     /// What the runtime calls itself.
@@ -360,14 +366,16 @@ impl Runtime {
         let mut gone = std::mem::take(&mut self.announced);
         let known = gone.clone();
         self.sandboxes = Arc::default();
+        self.sandbox_labels = 0;
         for sandbox in sandboxes {
             let Some(id) = container_id(&sandbox.id) else {
                 Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
             gone.remove(&id);
-            let sandbox = self.remember(sandbox);
-            if known.contains(&id) {
+            let is_new = !known.contains(&id);
+            let sandbox = self.remember(sandbox, is_new);
+            if !is_new {
                 self.note(id);
             } else {
                 self.found(sandbox_identity(&id, &sandbox, &self.seat.counters))
@@ -398,10 +406,22 @@ impl Runtime {
         Ok(Ok(()))
     }
 
-    fn remember(&mut self, sandbox: PodSandbox) -> Arc<Sandbox> {
+    fn remember(&mut self, sandbox: PodSandbox, is_new: bool) -> Arc<Sandbox> {
+        let counters = &self.seat.counters;
+        let mut labels = bound_labels(sandbox.labels, is_new, counters);
+        let bytes = labels.iter().map(|(key, value)| key.len() + value.len());
+        let bytes: usize = bytes.sum();
+        if self.sandbox_labels + bytes > MAX_SANDBOX_LABELS {
+            if is_new {
+                Counters::add(&counters.labels_dropped, labels.len());
+            }
+            labels = HashMap::new();
+        } else {
+            self.sandbox_labels += bytes;
+        }
         let known = Arc::new(Sandbox {
             metadata: sandbox.metadata,
-            labels: sandbox.labels,
+            labels,
         });
         if self.sandboxes.len() < MAX_ANNOUNCED {
             // Nobody else holds the map yet, so nothing is copied.

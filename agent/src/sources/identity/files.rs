@@ -552,9 +552,14 @@ async fn receive(
     }
 }
 
-/// Who was answered, and how long that holds.
+/// Who was answered, and how long that holds. Who has not been asked about for longer than any hold
+/// is forgotten.
 #[derive(Debug, Default)]
-struct Answered(HashMap<ContainerId, Hold>);
+struct Answered {
+    holds: HashMap<ContainerId, Hold>,
+    /// At how many of them those are looked for that can be forgotten.
+    look_at: usize,
+}
 
 #[derive(Debug)]
 struct Hold {
@@ -564,23 +569,29 @@ struct Hold {
 
 impl Answered {
     fn holds(&self, id: &ContainerId, now: Instant) -> bool {
-        self.0.get(id).is_some_and(|hold| now < hold.until)
+        self.holds.get(id).is_some_and(|hold| now < hold.until)
     }
 
     fn note(&mut self, id: &ContainerId, now: Instant) {
-        let answers = self.0.get(id).map_or(0, |hold| hold.answers);
+        if self.holds.len() >= self.look_at {
+            let longest = HOLDS[HOLDS.len() - 1];
+            self.holds.retain(|_, hold| now < hold.until + longest);
+            self.holds.shrink_to_fit();
+            self.look_at = (self.holds.len() * 2).max(64);
+        }
+        let answers = self.holds.get(id).map_or(0, |hold| hold.answers);
         let span = HOLDS[answers.min(HOLDS.len() - 1)];
-        if self.0.len() >= MAX_ANSWERED && !self.0.contains_key(id) {
-            let mut ends: Vec<_> = self.0.values().map(|hold| hold.until).collect();
+        if self.holds.len() >= MAX_ANSWERED && !self.holds.contains_key(id) {
+            let mut ends: Vec<_> = self.holds.values().map(|hold| hold.until).collect();
             ends.sort_unstable();
             let half = ends[ends.len() / 2];
-            self.0.retain(|_, hold| hold.until > half);
+            self.holds.retain(|_, hold| hold.until > half);
         }
         let hold = Hold {
             answers: answers + 1,
             until: now + span,
         };
-        self.0.insert(id.clone(), hold);
+        self.holds.insert(id.clone(), hold);
     }
 }
 

@@ -148,7 +148,7 @@ fn clean_labels(
     counters: &Counters,
 ) -> BTreeMap<Arc<str>, Arc<str>> {
     let mut keys: Vec<_> = labels.keys().collect();
-    keys.sort_by_key(|key| (!key.starts_with("io.kubernetes."), *key));
+    keys.sort_by(|one, other| label_order(one).cmp(&label_order(other)));
     Counters::add(
         &counters.labels_dropped,
         keys.len().saturating_sub(MAX_LABELS),
@@ -157,6 +157,41 @@ fn clean_labels(
         .take(MAX_LABELS)
         .map(|key| (clean(key, counters), clean(&labels[key], counters)))
         .collect()
+}
+
+/// Labels that are to be cleaned later: none that [`clean_labels`] would leave out, and no text much
+/// longer than it would let through. Labels that are left out are counted if `is_new`.
+fn bound_labels(
+    mut labels: HashMap<String, String>,
+    is_new: bool,
+    counters: &Counters,
+) -> HashMap<String, String> {
+    if labels.len() > MAX_LABELS {
+        if is_new {
+            Counters::add(&counters.labels_dropped, labels.len() - MAX_LABELS);
+        }
+        let mut all: Vec<_> = labels.into_iter().collect();
+        all.sort_by(|(one, _), (other, _)| label_order(one).cmp(&label_order(other)));
+        all.truncate(MAX_LABELS);
+        labels = all.into_iter().collect();
+    }
+    // One character more than allowed, so that it still shows that it was cut.
+    let bound = |mut text: String| {
+        if text.len() > MAX_TEXT {
+            text.truncate(text.ceil_char_boundary(MAX_TEXT + 1));
+            text.shrink_to_fit();
+        }
+        text
+    };
+    let bounded = labels.into_iter();
+    bounded
+        .map(|(key, value)| (bound(key), bound(value)))
+        .collect()
+}
+
+/// Which labels are kept first where there are too many: Kubernetes' own.
+fn label_order(key: &str) -> (bool, &str) {
+    (!key.starts_with("io.kubernetes."), key)
 }
 
 /// The container's names in Kubernetes, if its labels have all of them and each could be one.
@@ -304,6 +339,29 @@ mod tests {
         assert!(!kept.contains_key("app063"));
         assert_eq!(read(&counters.labels_dropped), 37);
         assert_eq!(read(&counters.texts_changed), 63);
+    }
+
+    #[test]
+    fn labels_that_are_bounded_before_they_are_cleaned_are_the_same_afterwards() {
+        let mut many: HashMap<_, _> = (0..100)
+            .map(|i| (format!("app{i:03}"), "vü".repeat(300)))
+            .collect();
+        many.insert("io.kubernetes.pod.name".to_owned(), "train-0".to_owned());
+        many.insert("a".repeat(1_000), "b".repeat(1_000));
+        let counters = Counters::default();
+        let bounded = bound_labels(many.clone(), true, &counters);
+        assert_eq!(read(&counters.labels_dropped), 38);
+        let bytes: usize = bounded
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        assert!(bytes < MAX_LABELS * (2 * MAX_TEXT + 8), "{bytes}");
+        let cleaned = clean_labels(&bounded, &counters);
+        assert_eq!(cleaned, clean_labels(&many, &Counters::default()));
+        assert_eq!(read(&counters.labels_dropped), 38);
+        assert_eq!(read(&counters.texts_changed), 64);
+        bound_labels(many, false, &counters);
+        assert_eq!(read(&counters.labels_dropped), 38);
     }
 
     #[test]

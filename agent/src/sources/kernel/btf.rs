@@ -701,7 +701,8 @@ mod tests {
         for field in super::super::KERNEL_FIELDS {
             btf.member_offset(field.structure, field.names).unwrap();
         }
-        for tracepoint in super::super::TRACEPOINTS {
+        let optional = super::super::OPTIONAL_TRACEPOINTS;
+        for tracepoint in super::super::TRACEPOINTS.into_iter().chain(optional) {
             assert!(
                 btf.has_typedef(&format!("btf_trace_{tracepoint}")),
                 "{tracepoint}"

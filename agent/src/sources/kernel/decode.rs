@@ -5,8 +5,9 @@
 
 use bytes::Buf;
 use gpuacct_common::event::{
-    CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, Header, KIND_ATTACH, KIND_CGROUP, KIND_EXEC,
-    KIND_EXIT, KIND_FORK, KIND_OPEN, OpenRecord, ProcessRecord, UNIFIED_HIERARCHY,
+    CGROUP_NAME_BYTES, CGROUP_ROOT, CgroupRecord, CgroupRemovedRecord, Header, KIND_ATTACH,
+    KIND_CGROUP, KIND_CGROUP_REMOVED, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_OPEN, OpenRecord,
+    ProcessRecord, UNIFIED_HIERARCHY,
 };
 use thiserror::Error;
 
@@ -96,6 +97,7 @@ pub fn decode(record: &[u8]) -> Decoded {
         KIND_EXIT => process(kind, at, rest).map(KernelEvent::Exit),
         KIND_ATTACH => process(kind, at, rest).map(KernelEvent::Attach),
         KIND_CGROUP => cgroup(kind, rest).map(KernelEvent::Cgroup),
+        KIND_CGROUP_REMOVED => removed(kind, rest).map(KernelEvent::CgroupRemoved),
         KIND_OPEN => open(kind, at, rest).map(KernelEvent::Open),
         _ => Err(DecodeError::Kind { kind }),
     };
@@ -181,6 +183,11 @@ fn cgroup(kind: u16, mut rest: &[u8]) -> Result<CgroupAnnouncement, DecodeError>
     })
 }
 
+fn removed(kind: u16, mut rest: &[u8]) -> Result<CgroupKey, DecodeError> {
+    expect(kind, rest, size_of::<CgroupRemovedRecord>())?;
+    Ok(cgroup_key(&mut rest))
+}
+
 /// The caller has checked the length.
 fn cgroup_key(rest: &mut &[u8]) -> CgroupKey {
     let hierarchy = rest.get_u32_ne();
@@ -199,6 +206,7 @@ mod tests {
     const PROCESS: usize = size_of::<ProcessRecord>();
     const CGROUP: usize = size_of::<CgroupRecord>();
     const OPEN: usize = size_of::<OpenRecord>();
+    const REMOVED: usize = size_of::<CgroupRemovedRecord>();
 
     fn header(kind: u16, size: usize) -> Vec<u8> {
         let mut record = Vec::new();
@@ -242,6 +250,14 @@ mod tests {
         record.put_u32_ne(name_len);
         record.put_slice(name);
         record.resize(CGROUP, 0xff);
+        record
+    }
+
+    fn removed_record() -> Vec<u8> {
+        let mut record = header(KIND_CGROUP_REMOVED, REMOVED);
+        record.put_u32_ne(4);
+        record.put_u32_ne(0xbeef);
+        record.put_u64_ne(88);
         record
     }
 
@@ -304,6 +320,13 @@ mod tests {
                         major: 195,
                         minor: 1,
                     },
+                }),
+            ),
+            (
+                removed_record(),
+                KernelEvent::CgroupRemoved(CgroupKey {
+                    hierarchy: 4,
+                    id: 88,
                 }),
             ),
             (cgroup_record(0, 3, b"pod"), the_cgroup(Some(7), "pod")),
@@ -381,7 +404,11 @@ mod tests {
                 process_record(KIND_OPEN, (0, 0)),
                 "record of kind 6 has 72 bytes, expected 80",
             ),
-            (header(7, 16), "record of kind 7, which is not known"),
+            (
+                header(KIND_CGROUP_REMOVED, 16),
+                "record of kind 7 has 16 bytes, expected 32",
+            ),
+            (header(8, 16), "record of kind 8, which is not known"),
             (
                 cgroup_record(0, 256, &[b'n'; 256]),
                 "cgroup name of 256 bytes in 256",
@@ -404,10 +431,10 @@ mod tests {
 
         #[test]
         fn any_bytes_of_the_right_shape_are_an_event_or_an_error(
-            kind in 0u16..8,
+            kind in 0u16..9,
             body in proptest::collection::vec(any::<u8>(), CGROUP),
         ) {
-            for size in [PROCESS, OPEN, CGROUP] {
+            for size in [PROCESS, OPEN, CGROUP, REMOVED] {
                 let mut record = header(kind, size);
                 record.extend_from_slice(&body[..size - 16]);
                 let (cpu, _) = decode(&record);

@@ -63,6 +63,9 @@ const TRACEPOINTS: [&str; 5] = [
     "cgroup_mkdir",
     "cgroup_attach_task",
 ];
+/// Those that the agent does without where the kernel refuses them. Without `cgroup_rmdir` its table
+/// of cgroups keeps removed ones until it is full.
+const OPTIONAL_TRACEPOINTS: [&str; 1] = ["cgroup_rmdir"];
 /// The v1 controllers in whose hierarchy a container or a batch job is looked for, the best first:
 /// the one that every runtime and most schedulers use, then those that keep jobs off each other's
 /// devices, and those that runtimes use beside them. Schedulers do not use pids: a job's processes
@@ -268,6 +271,12 @@ impl KernelSource {
         // aya wants all of the kernel's types to find a few names in. They go right after.
         let types = kernel_types()?;
         attach(&mut object, &types)?;
+        for tracepoint in OPTIONAL_TRACEPOINTS {
+            if let Err(error) = attach_to(&mut object, tracepoint, &types) {
+                let reason = trial::reason(&error);
+                info!(tracepoint, reason, "the agent does without this tracepoint");
+            }
+        }
         let lacking = kernel.open_offsets.as_ref().err();
         let mut opens = Opens::load(&mut object, &types, &config.watch, lacking);
         drop(types);

@@ -6,8 +6,9 @@
 
 use super::opens::{Opens, Refusal, State};
 use super::{
-    CapabilitySet, Kernel, KernelConfig, KernelError, StdError, TRACEPOINTS, attach_to,
-    check_kernel, effective_capabilities, give_memory_back, kernel_types, raise_locked_memory,
+    CapabilitySet, Kernel, KernelConfig, KernelError, OPTIONAL_TRACEPOINTS, StdError, TRACEPOINTS,
+    attach_to, check_kernel, effective_capabilities, give_memory_back, kernel_types,
+    raise_locked_memory,
 };
 
 /// What became of one attach point.
@@ -24,6 +25,8 @@ pub struct Hook {
 pub struct Hooks {
     /// What the agent cannot do without.
     pub needed: Vec<Hook>,
+    /// What it does without if it must.
+    pub optional: Vec<Hook>,
     /// The hook for opens of devices, attached whether or not there is such a device now.
     pub opens: State,
     /// Why it is not a better one.
@@ -73,10 +76,12 @@ fn attach_each(config: &KernelConfig) -> Result<Hooks, KernelError> {
     let kernel = Kernel::inspect()?;
     let mut object = kernel.load_object(config)?;
     let types = kernel_types()?;
-    let needed = TRACEPOINTS.map(|name| Hook {
+    let mut hook = |name| Hook {
         name,
         refusal: attach_to(&mut object, name, &types).err(),
-    });
+    };
+    let needed = TRACEPOINTS.map(&mut hook);
+    let optional = OPTIONAL_TRACEPOINTS.map(&mut hook);
     let lacking = kernel.open_offsets.as_ref().err();
     let mut opens = Opens::load(&mut object, &types, &config.watch, lacking);
     let state = match opens.state() {
@@ -85,6 +90,7 @@ fn attach_each(config: &KernelConfig) -> Result<Hooks, KernelError> {
     };
     Ok(Hooks {
         needed: needed.into(),
+        optional: optional.into(),
         opens: state,
         refusals: opens.into_refusals(),
     })

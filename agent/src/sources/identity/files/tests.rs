@@ -356,7 +356,7 @@ fn the_memory_of_answers_is_bounded_and_keeps_those_that_hold_longest() {
     for n in 1..3 * MAX_ANSWERED {
         let a_little = Duration::from_millis(u64::try_from(n).unwrap());
         answered.note(&id(n), now + a_little);
-        assert!(answered.0.len() <= MAX_ANSWERED);
+        assert!(answered.holds.len() <= MAX_ANSWERED);
     }
     assert!(answered.holds(&id(0), now + HOLDS[1]));
     assert!(answered.holds(&id(3 * MAX_ANSWERED - 1), now));

@@ -1,0 +1,48 @@
+//! `gpuacct probe`: the kubelet's probes, as a command that it runs in the container.
+//!
+//! It asks the agent's local socket, which nobody but root on the node can reach. The port of
+//! `/metrics` can be reached by every pod, and whoever floods it must not have the agent restarted.
+//! Exit code 0: yes; 1: no, with the reason; 2: no agent answers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::ask::{AskError, get};
+use super::complain;
+use crate::outputs::socket::DEFAULT_PATH;
+
+/// Says by its exit code whether the agent on this node is well enough for a kubelet.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// What is asked.
+    #[arg(value_enum)]
+    pub question: Question,
+    /// The agent's socket.
+    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
+    pub socket: PathBuf,
+}
+
+/// What a kubelet wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Question {
+    /// Whether the agent lives: its books go on.
+    Live,
+    /// Whether it is ready: it has something to publish.
+    Ready,
+}
+
+/// Asks the agent and prints its answer: 0 yes, 1 no, 2 no agent.
+pub async fn run(options: Options) -> ExitCode {
+    let request = match options.question {
+        Question::Live => "/v1/live",
+        Question::Ready => "/v1/ready",
+    };
+    match get(&options.socket, request).await {
+        Ok(text) => {
+            print!("{}", String::from_utf8_lossy(&text));
+            ExitCode::SUCCESS
+        }
+        Err(error @ AskError::Refused { .. }) => complain(&error, 1),
+        Err(error) => complain(&error, 2),
+    }
+}
