@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
 use super::files::{FileFault, open_folder};
+use super::grpc::MAX_ONE;
 use super::proto::cri::VersionRequest;
 use super::proto::cri::runtime_service_client::RuntimeServiceClient;
 
@@ -86,6 +87,7 @@ pub async fn cri(socket: &Path, limit: Duration) -> Result<String, GreetingError
             .map_err(GreetingError::Connect)?;
         let channel = endpoint.connect().await.map_err(GreetingError::Connect)?;
         let answer = RuntimeServiceClient::new(channel)
+            .max_decoding_message_size(MAX_ONE)
             .version(VersionRequest {
                 version: "v1".to_owned(),
             })
