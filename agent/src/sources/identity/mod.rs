@@ -20,6 +20,7 @@ pub mod cri;
 mod device_id;
 pub mod docker;
 mod elements;
+mod engine;
 mod files;
 pub mod greeting;
 mod grpc;
@@ -29,6 +30,8 @@ mod proto;
 mod retry;
 mod sockets;
 mod wanted;
+
+pub use self::engine::EngineError;
 
 /// Longest text that is passed on, in bytes: Kubernetes' own longest name.
 pub const MAX_TEXT: usize = 253;
