@@ -277,6 +277,18 @@ impl std::fmt::Debug for Desk {
     }
 }
 
+/// What is answered, and by whom.
+pub fn router(desk: Desk) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/processes", get(processes))
+        .route("/v1/explain", get(explain))
+        .route("/v1/log", get(log))
+        .route("/v1/config", get(config))
+        .route("/v1/log-level", post(log_level))
+        .with_state(desk)
+}
+
 /// Answers until `shutdown` is done, then removes the socket.
 ///
 /// # Errors
@@ -295,15 +307,7 @@ pub async fn serve(
         Arc::clone(&desk.counters),
         |counters| &counters.connections_refused_socket,
     );
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/processes", get(processes))
-        .route("/v1/explain", get(explain))
-        .route("/v1/log", get(log))
-        .route("/v1/config", get(config))
-        .route("/v1/log-level", post(log_level))
-        .with_state(desk);
-    axum::serve(listener, router)
+    axum::serve(listener, router(desk))
         .with_graceful_shutdown(shutdown)
         .await
 }
