@@ -1,7 +1,8 @@
 //! The composition: every source, the core, every output, wired once and taken down in order.
 //!
-//! Everything but NVML and the ring has its place on one thread: the agent's work is small and its
-//! memory must be, too. What may block (NVML, the ring, `/proc`) is on threads of its own.
+//! The core and the outputs have their place on one thread: the agent's work is small and its memory
+//! must be, too. What may block (NVML, the ring, `/proc`) is on threads of its own, and so is the work
+//! for answers of runtimes and the kubelet, whose size others decide ([`servers_thread`]).
 //!
 //! The order matters. What can be refused (addresses, sockets) is taken first, so that a wrong
 //! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
@@ -11,6 +12,7 @@ mod books;
 pub mod preflight;
 mod recorder;
 pub mod report;
+mod servers_thread;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
@@ -27,6 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use self::recorder::Recorder;
+use self::servers_thread::ServersThread;
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Payer};
 use crate::core::accountant::{Accountant, Effect, Settings};
 use crate::core::input::{IdentitySource, Input, PodName, SourceHealth};
@@ -108,6 +111,9 @@ pub enum AppError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The thread for the answers of runtimes and the kubelet cannot be started.
+    #[error("cannot start the thread for the answers of runtimes")]
+    ServersThread(#[source] std::io::Error),
     /// A signal handler cannot be installed.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
@@ -288,6 +294,7 @@ pub async fn run(
         stopped.clone(),
     );
     sources.spawn(outlived(SourceId::Procfs, inputs.clone(), procfs));
+    let servers = ServersThread::spawn().map_err(AppError::ServersThread)?;
     let mut names = Vec::new();
     let mut pod_lookups = None;
     if config.docker.enabled {
@@ -304,7 +311,8 @@ pub async fn run(
             now,
             stopped.clone(),
         );
-        sources.spawn(outlived(SourceId::Docker, inputs.clone(), docker));
+        let life = outlived(SourceId::Docker, inputs.clone(), docker);
+        sources.spawn_on(life, servers.handle());
     }
     if config.cri.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::Cri);
@@ -321,7 +329,8 @@ pub async fn run(
             now,
             stopped.clone(),
         );
-        sources.spawn(outlived(SourceId::Cri, inputs.clone(), cri));
+        let life = outlived(SourceId::Cri, inputs.clone(), cri);
+        sources.spawn_on(life, servers.handle());
     }
     if config.bundle.enabled {
         let (counters, lookups) = source_of_names(&mut names, IdentitySource::Bundle);
@@ -381,7 +390,8 @@ pub async fn run(
             now,
             stopped.clone(),
         );
-        sources.spawn(outlived(SourceId::PodResources, inputs.clone(), kubelet));
+        let life = outlived(SourceId::PodResources, inputs.clone(), kubelet);
+        sources.spawn_on(life, servers.handle());
     }
 
     drop(inputs);

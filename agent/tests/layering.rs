@@ -24,11 +24,10 @@ const SOURCES_OF_IDENTITY: [&str; 5] = ["bundle", "cri", "docker", "kubelet_logs
 /// The outputs. The other files beside them are tables and helpers that outputs share.
 const OUTPUTS: [&str; 5] = ["otlp", "prometheus", "socket", "store", "telemetry"];
 /// Crates that reach outside the process, or wait; the core must run without a kernel and a GPU.
-const REFUSED_BY_CORE: [&str; 21] = [
+const REFUSED_BY_CORE: [&str; 20] = [
     "aya",
     "aya_log",
     "axum",
-    "bollard",
     "futures_util",
     "hyper",
     "hyper_util",

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -78,6 +78,19 @@ impl Cmd {
             .with_context(|| format!("cannot start `{line}`"))?;
         let output = child.stdout.take().context("standard output is piped")?;
         Ok((child, output))
+    }
+
+    /// Starts it with this process's input and output, and hands over what it prints to standard error.
+    pub(crate) fn spawn_reading_errors(mut self) -> Result<(Child, ChildStderr)> {
+        let line = self.line();
+        eprintln!("$ {line}");
+        let mut child = self
+            .command
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start `{line}`"))?;
+        let errors = child.stderr.take().context("standard error is piped")?;
+        Ok((child, errors))
     }
 
     /// Runs it quietly and returns what it prints. Fails unless it exits with 0.

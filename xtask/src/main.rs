@@ -8,6 +8,7 @@ mod build;
 mod codegen;
 mod command;
 mod demo;
+mod fuzz;
 mod gpu_record;
 mod kubelet;
 mod lint;
@@ -39,6 +40,7 @@ enum Verb {
     Lint(lint::Options),
     Codegen(codegen::Options),
     Demo(demo::Options),
+    Fuzz(fuzz::Options),
     Bench(bench::Options),
     Test(test::Options),
     Run(run::Options),
@@ -62,6 +64,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Lint(options) => lint::run(&options),
         Verb::Codegen(options) => codegen::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Test(options) => test::run(&options),
         Verb::Run(options) => run::run(&options),

@@ -45,6 +45,8 @@ pub(crate) enum Group {
     Python,
     /// Running containers under further runtimes
     OtherRuntimes,
+    /// Building the fuzz targets
+    Fuzz,
     /// Running pods under a kubelet, which takes minutes to build
     Kubelet,
 }
@@ -153,6 +155,13 @@ const NEEDS: &[Need] = &[
         is_there: has_archive,
         packages: &["debian-archive-keyring"],
         elsewhere: "no way is known; the tests that want them are skipped",
+    },
+    Need {
+        group: Group::Fuzz,
+        what: "a C++ compiler, which builds libFuzzer",
+        is_there: || find_program("c++").is_some(),
+        packages: &["g++", "libc6-dev"],
+        elsewhere: "install g++ or clang",
     },
     Need {
         group: Group::Kubelet,

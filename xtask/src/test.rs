@@ -7,12 +7,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::archive;
 use crate::build::{self, Profile};
 use crate::command::Cmd;
+use crate::fuzz;
 use crate::kubelet;
 use crate::setup::{self, Group};
 use crate::workspace;
@@ -26,10 +28,14 @@ const KUBELET: &str = "GPUACCT_KUBELET";
 /// The parts that must be there; see `gpuacct_tests::requirement`.
 const REQUIRE: &str = "GPUACCT_REQUIRE";
 
+/// How long each fuzz target runs.
+const FUZZ_EACH: Duration = Duration::from_secs(60);
+
 /// Set everything up and run all tests
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Those, too, whose parts take minutes to build: a kubelet
+    /// Those, too, that take minutes: a pod under a kubelet, which is built, and a minute of each fuzz
+    /// target
     #[arg(long)]
     slow: bool,
     /// What `cargo test` is given after `--`, e.g. a test's name
@@ -100,8 +106,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env(build::OBJECT_VARIABLE, build::built_object())
         .env("GPUACCT_BIN", agent)
         .env(SKIPS, &skips)
-        // The eBPF object is not a program of this machine; it is tested by loading it.
+        // The eBPF object is not a program of this machine; it is tested by loading it. The fuzz targets
+        // see more of the agent than it has: with them it would be built twice.
         .args(["test", "--workspace", "--exclude", "gpuacct-ebpf"])
+        .args(["--exclude", "gpuacct-fuzz"])
         .args(["--no-fail-fast", "--"])
         .args(&options.arguments);
     match further {
@@ -133,6 +141,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if totals.passed == 0 {
         bail!("no test ran");
+    }
+    if options.slow {
+        fuzz::all(FUZZ_EACH)?;
     }
     Ok(())
 }

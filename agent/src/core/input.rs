@@ -281,7 +281,7 @@ pub enum IdentityUpdate {
 /// One of the label values that there are: what is read from a recording is nobody's to invent.
 fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<Reason, D::Error> {
     let found = String::deserialize(from)?;
-    let mut known = ["not_found", "invalid_reply"].into_iter();
+    let mut known = ["not_found", "invalid_reply", "too_large"].into_iter();
     Ok(known.find(|known| *known == found).unwrap_or("other"))
 }
 
@@ -587,7 +587,7 @@ pub struct ContainerAllocation {
 }
 
 /// One device of one container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AllocatedDevice {
     /// The resource, e.g. `nvidia.com/gpu`, or the driver of a claim, e.g. `gpu.nvidia.com`.
     pub resource: Arc<str>,

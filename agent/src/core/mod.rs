@@ -3,7 +3,7 @@
 //! Nothing here performs I/O, reads a clock or awaits. Time is an argument, observations come in
 //! as [`input::Input`], the books go out as a [`snapshot::Snapshot`]. That is what lets the core be
 //! tested, fuzzed and replayed without a kernel or a GPU, and it is held by a test: no file below
-//! names tokio, aya, nvml-wrapper, bollard, tonic, opentelemetry or a database.
+//! names tokio, aya, nvml-wrapper, hyper, tonic, opentelemetry or a database.
 //!
 //! Units: integer nanoseconds, bytes. Times are on the boot clock unless the type says otherwise.
 

@@ -537,9 +537,13 @@ pub struct NamesBook {
     pub labels_dropped: u64,
     /// Sets of Kubernetes labels that are incomplete or cannot be Kubernetes'.
     pub kubernetes_refused: u64,
-    /// Entries of answers left out, since there are too many or they contradict each other.
+    /// Entries of answers left out, since there are too many, they are too large or they contradict
+    /// each other.
     #[serde(default)]
     pub entries_dropped: u64,
+    /// Answers and events refused, since they are larger than what is read.
+    #[serde(default)]
+    pub answers_too_large: u64,
 }
 
 /// What the calls of one function of NVML came to, since the agent began.

@@ -1145,6 +1145,7 @@ pub static INSTRUMENTS: &[Instrument] = &[
                     ("labels_dropped", book.labels_dropped),
                     ("kubernetes_refused", book.kubernetes_refused),
                     ("entries_dropped", book.entries_dropped),
+                    ("answers_too_large", book.answers_too_large),
                 ] {
                     let labels = [book.source.as_str(), kind];
                     points.put(&labels, view.snapshot.agent_started, Value::Count(count));

@@ -163,8 +163,7 @@ impl Log {
     }
 }
 
-/// The filter for a level. bollard stays at `warn` unless it is named: at debug it prints whole
-/// replies, with the containers' environments.
+/// The filter for a level.
 ///
 /// # Errors
 /// If that is no level. A bare word that is none would pass for the name of a target, and everything
@@ -182,11 +181,7 @@ pub fn filter(level: &str) -> Result<EnvFilter, LevelError> {
             found: word.to_owned(),
         });
     }
-    let mut directives = level.to_owned();
-    if !directives.contains("bollard") {
-        directives.push_str(",bollard=warn");
-    }
-    EnvFilter::try_new(&directives).map_err(|source| LevelError::Syntax {
+    EnvFilter::try_new(level).map_err(|source| LevelError::Syntax {
         found: level.to_owned(),
         source,
     })
@@ -303,7 +298,6 @@ mod tests {
                 ("warn", "debug")
             );
             tracing::debug!("after");
-            tracing::debug!(target: "bollard", "a whole reply");
             let error = log.set_level("verbose").expect_err("no level");
             assert!(matches!(error, LevelError::Unknown { .. }), "{error}");
             assert_eq!(log.report().level, "debug");
@@ -313,10 +307,7 @@ mod tests {
             text.contains("after") && text.contains("was changed"),
             "{text}"
         );
-        assert!(
-            !text.contains("before\n") && !text.contains("a whole reply"),
-            "{text}"
-        );
+        assert!(!text.contains("before\n"), "{text}");
     }
 
     #[test]
@@ -346,7 +337,7 @@ mod tests {
             "off",
             "info,gpuacct=debug",
             "gpuacct::core=trace, warn",
-            "bollard=debug",
+            "hyper=debug",
         ] {
             assert!(filter(level).is_ok(), "{level}");
         }

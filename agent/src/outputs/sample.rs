@@ -193,6 +193,7 @@ pub(crate) fn snapshot() -> Snapshot {
             labels_dropped: 3,
             kubernetes_refused: 0,
             entries_dropped: 0,
+            answers_too_large: 0,
         }],
         allocations_known: true,
         allocations: vec![

@@ -279,6 +279,23 @@ impl std::fmt::Debug for Desk {
     }
 }
 
+/// What is answered, and by whom.
+fn router(desk: Desk, probe: Probe) -> Router {
+    let probes = Router::new()
+        .route("/v1/live", get(live))
+        .route("/v1/ready", get(ready))
+        .with_state((probe, Arc::clone(&desk.counters)));
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/processes", get(processes))
+        .route("/v1/explain", get(explain))
+        .route("/v1/log", get(log))
+        .route("/v1/config", get(config))
+        .route("/v1/log-level", post(log_level))
+        .with_state(desk)
+        .merge(probes)
+}
+
 /// Answers until `shutdown` is done, then removes the socket.
 ///
 /// # Errors
@@ -305,20 +322,7 @@ pub async fn serve(
         Arc::clone(&desk.clock),
         STUCK_AFTER,
     );
-    let probes = Router::new()
-        .route("/v1/live", get(live))
-        .route("/v1/ready", get(ready))
-        .with_state((probe, Arc::clone(&desk.counters)));
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/processes", get(processes))
-        .route("/v1/explain", get(explain))
-        .route("/v1/log", get(log))
-        .route("/v1/config", get(config))
-        .route("/v1/log-level", post(log_level))
-        .with_state(desk)
-        .merge(probes);
-    server.serve(router, shutdown).await;
+    server.serve(router(desk, probe), shutdown).await;
     Ok(())
 }
 

@@ -25,6 +25,9 @@
 //! It refuses to be the fleet's book: what is older than the retention, or beyond the size, goes.
 
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keeping;
 pub mod mark;
 pub mod query;

@@ -466,6 +466,16 @@ impl Interner {
     }
 }
 
+/// For the fuzz target: reads a file, as each of those that are read.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(file: &[u8]) {
+    let _ = Stat::parse(file);
+    let mut interner = Interner::default();
+    let lines = interner.lines(file);
+    assert_eq!(lines, interner.lines(file));
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

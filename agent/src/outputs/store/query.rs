@@ -290,7 +290,7 @@ impl Ledger {
         .and_then(|connection| Self::look(connection, path))
     }
 
-    fn look(connection: Connection, path: PathBuf) -> Result<Self, ReadError> {
+    pub(super) fn look(connection: Connection, path: PathBuf) -> Result<Self, ReadError> {
         let told = |error| told(&path, error);
         let id: i32 = connection
             .pragma_query_value(None, "application_id", |row| row.get(0))
@@ -331,6 +331,12 @@ impl Ledger {
             }),
             None => Err(ReadError::Empty { path }),
         }
+    }
+
+    /// What it reads from.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn into_connection(self) -> Connection {
+        self.connection
     }
 
     /// How far it reaches.

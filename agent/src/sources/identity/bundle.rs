@@ -425,5 +425,19 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, FileFault> 
     })
 }
 
+/// For the fuzz target: reads a file, as each of those that are read.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(file: &[u8]) {
+    let counters = Counters::default();
+    let id = ContainerId::from(&*"a".repeat(64));
+    let path = Path::new("config.json");
+    if let Ok(identity) = from_spec(&id, path, file, &counters) {
+        assert!(identity.labels.len() <= super::MAX_LABELS);
+    }
+    let _ = parse::<DockerFile>(path, file);
+    let _ = parse::<Vec<Stored>>(path, file);
+}
+
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,10 @@
 //! A container's names come from its pod's sandbox, as do the pod's own labels. The sandbox's own id
 //! is answered, too, since it has a cgroup: under the pod's names and the container `(pod)`.
 //!
+//! An answer with a list is kept as bytes and decoded one element at a time, so that it takes little
+//! more memory than its own size. A list that is too large to be taken costs no lookup: each container
+//! is still asked for by its id.
+//!
 //! It refuses to change anything: it only lists. A socket on which nobody offers this interface, as
 //! that of a containerd that serves Docker alone, is as good as absent.
 
@@ -28,13 +32,15 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, TryFutureExt};
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 use tracing::{debug, warn};
 
-use super::grpc::{self, Fault, MAX_ANSWER};
+use super::elements::{Malformed, decode, elements};
+use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
 use super::proto::cri::runtime_service_client::RuntimeServiceClient;
 use super::proto::cri::{
     Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerStatus,
@@ -72,6 +78,14 @@ const MAX_ANNOUNCED: usize = 16_384;
 /// Bytes of labels of listed sandboxes that are remembered, per runtime. A sandbox beyond it keeps its
 /// names and loses its labels.
 const MAX_SANDBOX_LABELS: usize = 2 << 20;
+/// Elements of one list that are decoded.
+const MAX_LISTED: usize = MAX_ANNOUNCED;
+/// Memory for what the sandboxes of a runtime say of their pods, in bytes.
+const MAX_SANDBOXES: usize = 8 << 20;
+const LIST_CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
+const LIST_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
+/// The field of either list that has its elements.
+const LISTED: usize = 1;
 /// Where runtimes keep an image's name if they call the image by its digest.
 const IMAGE_ANNOTATIONS: [&str; 2] = [
     "io.kubernetes.cri.image-name",
@@ -144,6 +158,8 @@ pub async fn run(
         announced: HashSet::new(),
         sandboxes: Arc::default(),
         sandbox_labels: 0,
+        sandbox_bytes: 0,
+        lacks_sandboxes: false,
         has_warned: false,
     };
     sockets::run(SourceId::Cri, &config.sockets, pace, wires, shutdown, begin).await;
@@ -156,6 +172,18 @@ struct Sandbox {
     labels: HashMap<String, String>,
 }
 
+impl Sandbox {
+    /// What it takes in memory, roughly and rather too much than too little.
+    fn bytes(&self) -> usize {
+        const ENTRY: usize = 128;
+        let metadata = self.metadata.iter();
+        let names = metadata.map(|of| of.name.len() + of.uid.len() + of.namespace.len());
+        let labels = self.labels.iter();
+        let labels = labels.map(|(key, value)| ENTRY + key.len() + value.len());
+        4 * ENTRY + names.chain(labels).sum::<usize>()
+    }
+}
+
 /// What a runtime said of one container.
 enum Answer {
     Found(Box<ContainerIdentity>),
@@ -164,6 +192,23 @@ enum Answer {
 }
 
 type Client = RuntimeServiceClient<Channel>;
+
+/// A connection to a runtime.
+#[derive(Clone)]
+struct Connection {
+    channel: Channel,
+    client: Client,
+}
+
+impl Connection {
+    fn new(channel: Channel) -> Self {
+        Self {
+            client: Client::new(channel.clone()).max_decoding_message_size(MAX_ONE),
+            channel,
+        }
+    }
+}
+
 type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
 /// A stream of events.
@@ -185,6 +230,9 @@ struct Runtime {
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
     /// Bytes of their labels.
     sandbox_labels: usize,
+    /// The memory that they take, and whether there was too little for all of them.
+    sandbox_bytes: usize,
+    lacks_sandboxes: bool,
     /// Whether it has been said that events came to an end. Once is enough.
     has_warned: bool,
     /// What the runtime calls itself.
@@ -210,11 +258,12 @@ impl Follower for Runtime {
 impl Runtime {
     /// Talks to the runtime until it cannot be talked to any more.
     async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
-        let client = match grpc::connect(&self.seat.path, self.config.timeout).await {
-            Ok(channel) => Client::new(channel).max_decoding_message_size(MAX_ANSWER),
+        let connection = match grpc::connect(&self.seat.path, self.config.timeout).await {
+            Ok(channel) => Connection::new(channel),
             Err(fault) => return Ok(fault),
         };
-        let request = async { client.clone().version(VersionRequest::default()).await };
+        let mut client = connection.client.clone();
+        let request = client.version(VersionRequest::default());
         let limit = self.config.timeout;
         match grpc::first_call("version", limit, &self.seat.counters, request).await {
             Ok(it) => {
@@ -225,7 +274,7 @@ impl Runtime {
         }
 
         let mut has_events = self.config.events;
-        let mut events = has_events.then(|| Subscription::new(&client));
+        let mut events = has_events.then(|| Subscription::new(&connection.client));
         let mut early = None;
         if let Some(Subscription { events, .. }) = &mut events {
             // The request is under way before the lists' are. A runtime may send no answer to it
@@ -236,11 +285,10 @@ impl Runtime {
                 () = std::future::ready(()) => {}
             }
         }
-        if let Err(fault) = self.list(&client).await? {
+        if let Err(fault) = self.take_lists(&connection).await? {
             return Ok(fault);
         }
         *was_up = true;
-        self.seat.report(SourceState::Up).await?;
 
         let mut list_at = Instant::now() + LIST_AGAIN.min(self.config.list_interval);
         let mut ping = every(self.config.ping_interval);
@@ -256,7 +304,7 @@ impl Runtime {
             while lookups.len() < MAX_IN_FLIGHT
                 && let Some(id) = self.wanted.take_due(Instant::now())
             {
-                lookups.push(self.describe(client.clone(), id));
+                lookups.push(self.describe(connection.clone(), id));
             }
             let due = if lookups.len() < MAX_IN_FLIGHT {
                 self.wanted.next_due()
@@ -273,11 +321,11 @@ impl Runtime {
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 // These two are awaited in place: without an answer the session is over anyway.
                 () = sleep_until(list_at) => {
-                    if let Err(fault) = self.list(&client).await? {
+                    if let Err(fault) = self.take_lists(&connection).await? {
                         return Ok(fault);
                     }
                     if events.is_none() && has_events {
-                        events = Some(Subscription::new(&client));
+                        events = Some(Subscription::new(&connection.client));
                     }
                     list_at = Instant::now() + if events.is_some() {
                         self.config.relist_interval
@@ -285,15 +333,15 @@ impl Runtime {
                         self.config.list_interval
                     };
                 }
-                _ = ping.tick() => if let Err(fault) = self.ping(&client).await {
+                _ = ping.tick() => if let Err(fault) = self.ping(&connection).await {
                     return Ok(fault);
                 },
             }
         }
     }
 
-    async fn ping(&self, client: &Client) -> Result<(), Fault> {
-        let mut client = client.clone();
+    async fn ping(&self, connection: &Connection) -> Result<(), Fault> {
+        let mut client = connection.client.clone();
         self.call("version", client.version(VersionRequest::default()))
             .await?;
         Ok(())
@@ -333,8 +381,8 @@ impl Runtime {
         }
         match fault {
             Some(fault) if fault.is_unimplemented() => *has_events = false,
-            Some(fault) if fault.is_an_answer() => {
-                Counters::count(&self.seat.counters.invalid_replies);
+            Some(fault) if fault.is_an_answer() || fault.is_too_large() => {
+                self.seat.counters.refuse_answer(&fault);
                 if self.has_warned {
                     debug!(%place, %fault, "cri: events ended");
                 } else {
@@ -348,60 +396,128 @@ impl Runtime {
         Ok(Ok(()))
     }
 
+    /// Takes the lists. Where they are too large, the source is down for that and the session goes on,
+    /// since lookups and events still name one container at a time.
+    async fn take_lists(&mut self, connection: &Connection) -> Result<Result<(), Fault>, Closed> {
+        match self.list(connection).await? {
+            Ok(()) => self.seat.report(SourceState::Up).await?,
+            Err(fault) if fault.is_too_large() => {
+                self.seat.counters.refuse_answer(&fault);
+                self.seat.down(&fault, self.config.list_interval).await?;
+            }
+            Err(fault) => return Ok(Err(fault)),
+        }
+        Ok(Ok(()))
+    }
+
     /// Passes on all that is new, and the disappearance of what is not listed any more.
-    async fn list(&mut self, client: &Client) -> Result<Result<(), Fault>, Closed> {
-        let mut client = client.clone();
-        let containers = client.list_containers(ListContainersRequest::default());
+    async fn list(&mut self, connection: &Connection) -> Result<Result<(), Fault>, Closed> {
+        let request = ListContainersRequest::default();
+        let containers = grpc::ask(&connection.channel, LIST_CONTAINERS, request, MAX_LIST);
         let containers = match self.call("list_containers", containers).await {
-            Ok(reply) => reply.containers,
+            Ok(reply) => reply,
             Err(fault) => return Ok(Err(fault)),
         };
         // After the containers, so that the sandbox of each is among them.
-        let sandboxes = client.list_pod_sandbox(ListPodSandboxRequest::default());
+        let request = ListPodSandboxRequest::default();
+        let sandboxes = grpc::ask(&connection.channel, LIST_POD_SANDBOX, request, MAX_LIST);
         let sandboxes = match self.call("list_pod_sandbox", sandboxes).await {
-            Ok(reply) => reply.items,
+            Ok(reply) => reply,
             Err(fault) => return Ok(Err(fault)),
         };
 
-        let mut gone = std::mem::take(&mut self.announced);
-        let known = gone.clone();
+        let mut pass = Pass {
+            known: std::mem::take(&mut self.announced),
+            seen: HashSet::new(),
+            is_whole: true,
+        };
+        let taken = match self.take_sandboxes(&sandboxes, &mut pass).await? {
+            Ok(()) => self.take_containers(&containers, &mut pass).await?,
+            Err(fault) => Err(fault),
+        };
+        let gone = pass.known.into_iter().filter(|id| !pass.seen.contains(id));
+        let is_whole = pass.is_whole && taken.is_ok();
+        for id in gone {
+            if is_whole {
+                self.removed(id).await?;
+            } else {
+                // It may be among what was not looked at.
+                self.note(id);
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn take_sandboxes(
+        &mut self,
+        list: &[u8],
+        pass: &mut Pass,
+    ) -> Result<Result<(), Fault>, Closed> {
+        let call = "list_pod_sandbox";
         self.sandboxes = Arc::default();
         self.sandbox_labels = 0;
-        for sandbox in sandboxes {
+        self.sandbox_bytes = 0;
+        self.lacks_sandboxes = false;
+        for (number, element) in elements(list, LISTED).enumerate() {
+            // A long list must not keep the other sources of this thread waiting.
+            tokio::task::consume_budget().await;
+            let counters = &self.seat.counters;
+            let sandbox = match element.and_then(|of| pass.next::<PodSandbox>(number, of, counters))
+            {
+                Ok(Some(sandbox)) => sandbox,
+                Ok(None) => {
+                    self.lacks_sandboxes = true;
+                    continue;
+                }
+                Err(source) => return Ok(Err(Fault::Malformed { call, source })),
+            };
             let Some(id) = container_id(&sandbox.id) else {
                 Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
-            gone.remove(&id);
-            let is_new = !known.contains(&id);
-            let sandbox = self.remember(sandbox, is_new);
-            if !is_new {
+            let is_known = pass.knows(&id);
+            let sandbox = self.remember(sandbox, !is_known);
+            if is_known {
                 self.note(id);
             } else {
                 self.found(sandbox_identity(&id, &sandbox, &self.seat.counters))
                     .await?;
             }
         }
-        for container in containers {
+        Ok(Ok(()))
+    }
+
+    async fn take_containers(
+        &mut self,
+        list: &[u8],
+        pass: &mut Pass,
+    ) -> Result<Result<(), Fault>, Closed> {
+        let call = "list_containers";
+        for (number, element) in elements(list, LISTED).enumerate() {
+            tokio::task::consume_budget().await;
+            let counters = &self.seat.counters;
+            let container =
+                match element.and_then(|of| pass.next::<Container>(number, of, counters)) {
+                    Ok(Some(container)) => container,
+                    Ok(None) => continue,
+                    Err(source) => return Ok(Err(Fault::Malformed { call, source })),
+                };
             let Some(id) = container_id(&container.id) else {
                 Counters::count(&self.seat.counters.invalid_replies);
                 continue;
             };
-            gone.remove(&id);
-            if known.contains(&id) {
+            let sandbox = self.sandboxes.get(&container.pod_sandbox_id).cloned();
+            let facts = Facts::listed(&container);
+            if pass.knows(&id) {
                 self.note(id);
-            } else if Facts::listed(&container).image().is_none() {
-                // The list has a digest only. Asked for alone, a container may have more.
+            } else if facts.image().is_none() || (sandbox.is_none() && self.lacks_sandboxes) {
+                // The list has a digest only, or its sandbox found no room. Asked for alone, a
+                // container may have more.
                 self.seat.want(&mut self.wanted, id, false);
             } else {
-                let sandbox = self.sandboxes.get(&container.pod_sandbox_id).cloned();
-                let facts = Facts::listed(&container);
                 let identity = facts.identity(&id, sandbox.as_deref(), &self.seat.counters);
                 self.found(identity).await?;
             }
-        }
-        for id in gone {
-            self.removed(id).await?;
         }
         Ok(Ok(()))
     }
@@ -423,9 +539,14 @@ impl Runtime {
             metadata: sandbox.metadata,
             labels,
         });
-        if self.sandboxes.len() < MAX_ANNOUNCED {
+        let bytes = self.sandbox_bytes.saturating_add(known.bytes());
+        if self.sandboxes.len() < MAX_ANNOUNCED && bytes <= MAX_SANDBOXES {
+            self.sandbox_bytes = bytes;
             // Nobody else holds the map yet, so nothing is copied.
             Arc::make_mut(&mut self.sandboxes).insert(sandbox.id, Arc::clone(&known));
+        } else {
+            self.lacks_sandboxes = true;
+            Counters::count(&self.seat.counters.entries_dropped);
         }
         known
     }
@@ -448,8 +569,11 @@ impl Runtime {
                     metadata: status.metadata,
                     labels: status.labels,
                 });
-                let status = event.containers_statuses.iter().find(|s| s.id == *id.0);
-                if let (Some(sandbox), Some(status)) = (&sandbox, status)
+                let statuses = event.containers_statuses.iter();
+                // One that cannot be decoded is none: the container is asked for.
+                let mut statuses = statuses.flat_map(|of| ContainerStatus::decode(&**of));
+                let status = statuses.find(|status| status.id == *id.0);
+                if let (Some(sandbox), Some(status)) = (&sandbox, &status)
                     && Facts::alone(status).image().is_some()
                 {
                     let facts = Facts::alone(status);
@@ -473,11 +597,11 @@ impl Runtime {
     /// Asks for one container.
     fn describe(
         &self,
-        client: Client,
+        connection: Connection,
         id: ContainerId,
     ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
         let lookup = Lookup {
-            client,
+            connection,
             limit: self.config.timeout,
             counters: Arc::clone(&self.seat.counters),
             // Most lookups are of pods that have been listed.
@@ -486,10 +610,14 @@ impl Runtime {
         async move {
             let answer = match lookup.describe(&id).await {
                 Err(fault) if fault.is_not_found() => Ok(Answer::Missing("not_found")),
-                Err(fault) if fault.is_an_answer() => {
-                    Counters::count(&lookup.counters.invalid_replies);
+                Err(fault) if fault.is_an_answer() || fault.is_too_large() => {
+                    lookup.counters.refuse_answer(&fault);
                     warn!(container = %id, %fault, "cri: no answer about one container");
-                    Ok(Answer::Missing("invalid_reply"))
+                    Ok(Answer::Missing(if fault.is_too_large() {
+                        "too_large"
+                    } else {
+                        "invalid_reply"
+                    }))
                 }
                 other => other,
             };
@@ -573,9 +701,47 @@ async fn next(events: &mut Option<Subscription>) -> Option<Result<ContainerEvent
     }
 }
 
+/// One reading of the lists.
+struct Pass {
+    /// What has been announced before.
+    known: HashSet<ContainerId>,
+    /// What of that is listed still.
+    seen: HashSet<ContainerId>,
+    /// Whether every element could be looked at.
+    is_whole: bool,
+}
+
+impl Pass {
+    /// The next element, unless a bound is passed.
+    fn next<T: prost::Message + Default>(
+        &mut self,
+        number: usize,
+        element: &[u8],
+        counters: &Counters,
+    ) -> Result<Option<T>, Malformed> {
+        let decoded = if number < MAX_LISTED {
+            decode(element, counters)?
+        } else {
+            Counters::count(&counters.entries_dropped);
+            None
+        };
+        self.is_whole &= decoded.is_some();
+        Ok(decoded)
+    }
+
+    /// Whether a container or a sandbox that is listed has been announced before.
+    fn knows(&mut self, id: &ContainerId) -> bool {
+        let is_known = self.known.contains(id);
+        if is_known {
+            self.seen.insert(id.clone());
+        }
+        is_known
+    }
+}
+
 /// Questions about one container.
 struct Lookup {
-    client: Client,
+    connection: Connection,
     limit: Duration,
     counters: Arc<Counters>,
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
@@ -607,24 +773,28 @@ impl Lookup {
 
     /// The container of exactly this id.
     async fn container(&self, id: &ContainerId) -> Result<Option<Container>, Fault> {
-        let mut client = self.client.clone();
-        let request = client.list_containers(ListContainersRequest {
+        let request = ListContainersRequest {
             filter: Some(ContainerFilter {
                 id: id.as_str().to_owned(),
             }),
-        });
-        let reply = grpc::call("list_containers", self.limit, &self.counters, request).await?;
-        Ok(reply.containers.into_iter().find(|c| c.id == id.as_str()))
+        };
+        let call = "list_containers";
+        let request = grpc::ask(&self.connection.channel, LIST_CONTAINERS, request, MAX_ONE);
+        let reply = grpc::call(call, self.limit, &self.counters, request).await?;
+        let found = self.first(&reply, |container: &Container| container.id == id.as_str());
+        found.map_err(|source| Fault::Malformed { call, source })
     }
 
     async fn sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>, Fault> {
-        let mut client = self.client.clone();
-        let request = client.list_pod_sandbox(ListPodSandboxRequest {
+        let request = ListPodSandboxRequest {
             filter: Some(PodSandboxFilter { id: id.to_owned() }),
-        });
-        let reply = grpc::call("list_pod_sandbox", self.limit, &self.counters, request).await?;
-        let sandbox = reply.items.into_iter().find(|sandbox| sandbox.id == id);
-        Ok(sandbox.map(|sandbox| {
+        };
+        let call = "list_pod_sandbox";
+        let request = grpc::ask(&self.connection.channel, LIST_POD_SANDBOX, request, MAX_ONE);
+        let reply = grpc::call(call, self.limit, &self.counters, request).await?;
+        let found = self.first(&reply, |sandbox: &PodSandbox| sandbox.id == id);
+        let found = found.map_err(|source| Fault::Malformed { call, source })?;
+        Ok(found.map(|sandbox| {
             Arc::new(Sandbox {
                 metadata: sandbox.metadata,
                 labels: sandbox.labels,
@@ -632,9 +802,25 @@ impl Lookup {
         }))
     }
 
+    /// The first element of a list that `is` the one.
+    fn first<T: prost::Message + Default>(
+        &self,
+        list: &[u8],
+        is: impl Fn(&T) -> bool,
+    ) -> Result<Option<T>, Malformed> {
+        for element in elements(list, LISTED).take(MAX_LISTED) {
+            if let Some(found) = decode::<T>(element?, &self.counters)?
+                && is(&found)
+            {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// What the runtime says of this container alone; nothing if it says it of another one.
     async fn status(&self, id: &ContainerId) -> Result<Option<ContainerStatus>, Fault> {
-        let mut client = self.client.clone();
+        let mut client = self.connection.client.clone();
         let request = client.container_status(ContainerStatusRequest {
             container_id: id.as_str().to_owned(),
             verbose: false,
@@ -773,5 +959,45 @@ fn sandbox_identity(id: &ContainerId, sandbox: &Sandbox, counters: &Counters) ->
             ..names
         }),
         labels: clean_labels(&sandbox.labels, counters),
+    }
+}
+
+/// For the fuzz target: reads an answer, as each of those that are read.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(answer: &[u8]) {
+    let counters = Counters::default();
+    let id = ContainerId::from(&*"a".repeat(64));
+    let mut sandboxes = Vec::new();
+    let mut pass = Pass {
+        known: HashSet::new(),
+        seen: HashSet::new(),
+        is_whole: true,
+    };
+    for (number, element) in elements(answer, LISTED).enumerate() {
+        let Ok(element) = element else { break };
+        if let Ok(Some(found)) = pass.next::<PodSandbox>(number, element, &counters) {
+            let sandbox = Sandbox {
+                metadata: found.metadata,
+                labels: found.labels,
+            };
+            let identity = sandbox_identity(&id, &sandbox, &counters);
+            assert!(identity.labels.len() <= super::MAX_LABELS);
+            sandboxes.push(sandbox);
+        }
+        if let Ok(Some(found)) = pass.next::<Container>(number, element, &counters) {
+            let identity = Facts::listed(&found).identity(&id, sandboxes.last(), &counters);
+            assert!(
+                identity
+                    .name
+                    .is_none_or(|name| name.len() <= super::MAX_TEXT)
+            );
+        }
+    }
+    if let Ok(event) = ContainerEventResponse::decode(answer) {
+        let statuses = event.containers_statuses.iter();
+        for status in statuses.flat_map(|of| ContainerStatus::decode(&**of)) {
+            let _ = Facts::alone(&status).identity(&id, sandboxes.last(), &counters);
+        }
     }
 }

@@ -12,8 +12,9 @@
 //! daemon that does not know a container is asked again at growing intervals, since the kernel
 //! may have been faster than the daemon.
 //!
-//! It refuses to change anything: every request is a GET. What it does not bound is the size of one
-//! reply while that is read: whoever answers on a socket that only root can make is root.
+//! It refuses to change anything: every request is a GET. Each reply is bounded in size, since labels
+//! are written by whoever starts a container: a list that is too large costs no lookup, and an event
+//! that is too large costs itself.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error as StdError;
@@ -22,18 +23,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::errors::Error as ApiError;
-use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
-use bollard::query_parameters::{
-    EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-};
-use bollard::{API_DEFAULT_VERSION, Docker};
+#[cfg(feature = "fuzzing")]
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
+use super::engine::{Engine, EngineError, Event, Inspection, List, Summary};
 use super::retry::{every, io_class};
 use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
 use super::wanted::{Wanted, container_id, receive};
@@ -51,9 +49,9 @@ const MAX_ANNOUNCED: usize = 16_384;
 /// How far before the list the events begin: more than a clock step of NTP's slewing, few enough
 /// seconds to be cheap.
 const OVERLAP: Nanos = Nanos::from_secs(2);
-/// bollard's own limit also covers the head of the event stream, which some servers hold back until
-/// the first event. Every other call has [`Config::timeout`] around it.
-const NO_LIMIT_SECONDS: u64 = 365 * 24 * 60 * 60;
+/// The events that are asked for. Podman says `remove` for `destroy`. Without a filter a health check
+/// would send three events each time that it runs.
+const EVENTS: [&str; 5] = ["create", "start", "rename", "destroy", "remove"];
 
 /// Where daemons may be and how patient to be with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,20 +122,25 @@ enum Fault {
     Call {
         call: &'static str,
         class: &'static str,
-        source: ApiError,
+        source: EngineError,
     },
     #[error("the event stream ended")]
     Ended,
 }
 
 impl Fault {
-    fn call(call: &'static str, source: ApiError) -> Self {
+    fn call(call: &'static str, source: EngineError) -> Self {
         let class = class_of(&source);
         Self::Call {
             call,
             class,
             source,
         }
+    }
+
+    /// Whether a reply came that cannot be used.
+    fn is_of_the_reply(&self) -> bool {
+        matches!(self.class(), "protocol" | "too_large")
     }
 
     /// Whether the connection is at fault, rather than what was asked.
@@ -160,42 +163,31 @@ impl sockets::Fault for Fault {
 }
 
 /// A short class for a failed call.
-fn class_of(error: &ApiError) -> &'static str {
+fn class_of(error: &EngineError) -> &'static str {
     match error {
-        ApiError::RequestTimeoutError => return "timeout",
-        ApiError::DockerResponseServerError { .. } => return "status",
-        ApiError::SocketNotFoundError(_) => return "vanished",
-        _ => {}
-    }
-    for error in causes(error) {
-        if let Some(http) = error.downcast_ref::<hyper::Error>() {
+        EngineError::Connect { source, .. } => io_class(source.kind()),
+        EngineError::Status { .. } => "status",
+        EngineError::TooLarge { .. } => "too_large",
+        EngineError::Target { .. } | EngineError::Format(_) => "protocol",
+        EngineError::Connection(http) => {
             if http.is_incomplete_message() || http.is_closed() || http.is_canceled() {
                 return "closed";
             }
-        } else if let Some(io) = error.downcast_ref::<io::Error>()
-            // These two kinds are only the clothes of the next error in the chain.
-            && !matches!(io.kind(), ErrorKind::Other | ErrorKind::InvalidData)
-        {
-            return io_class(io.kind());
+            let system = causes(error).find_map(|cause| {
+                let io = cause.downcast_ref::<io::Error>()?;
+                // These two kinds are only the clothes of the next error in the chain.
+                let is_clothes = matches!(io.kind(), ErrorKind::Other | ErrorKind::InvalidData);
+                (!is_clothes).then(|| io_class(io.kind()))
+            });
+            system.unwrap_or("protocol")
         }
-    }
-    match error {
-        // Of a stream that breaks off the client passes on the message alone.
-        ApiError::IOError { .. } => "closed",
-        _ => "protocol",
     }
 }
 
-/// An error and what caused it. Where the client or `io::Error` wraps an error and passes its
-/// `source` for its own, the wrapped one is looked at too.
-fn causes(error: &ApiError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    let first: &(dyn StdError + 'static) = match error {
-        ApiError::IOError { err } => err,
-        ApiError::HyperResponseError { err } => err,
-        ApiError::HyperLegacyError { err } => err,
-        ApiError::JsonSerdeError { err } => err,
-        other => other,
-    };
+/// An error and what caused it. Where `io::Error` wraps an error and passes its `source` for its own,
+/// the wrapped one is looked at too.
+fn causes(error: &EngineError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    let first: &(dyn StdError + 'static) = error;
     std::iter::successors(Some(first), |&error| {
         let wrapped = error
             .downcast_ref::<io::Error>()
@@ -210,7 +202,7 @@ fn causes(error: &ApiError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
 }
 
 /// An error's message with those of its causes, without the repetitions.
-fn chain(error: &ApiError) -> String {
+fn chain(error: &EngineError) -> String {
     let mut text = String::new();
     for cause in causes(error) {
         let message = cause.to_string();
@@ -263,6 +255,7 @@ impl Follower for Daemon {
                 // up for it.
                 self.resume = None;
             }
+            "too_large" => Counters::count(&counters.answers_too_large),
             "timeout" => Counters::count(&counters.timeouts),
             _ => {}
         }
@@ -273,11 +266,7 @@ impl Follower for Daemon {
 impl Daemon {
     /// Talks to the daemon until it cannot be talked to any more.
     async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
-        let path = self.seat.path.to_string_lossy();
-        let docker = match Docker::connect_with_unix(&path, NO_LIMIT_SECONDS, API_DEFAULT_VERSION) {
-            Ok(docker) => docker,
-            Err(error) => return Ok(Fault::call("connect", error)),
-        };
+        let docker = Engine::new(&self.seat.path);
         if let Err(fault) = self.ping(&docker).await {
             return Ok(fault);
         }
@@ -286,26 +275,8 @@ impl Daemon {
         let since = self
             .resume
             .unwrap_or_else(|| WallTime((self.seat.clock)().wall.0.saturating_sub(OVERLAP.0)));
-        let mut events = std::pin::pin!(
-            docker.events(Some(
-                EventsOptionsBuilder::default()
-                    .since(&format!(
-                        "{}.{:09}",
-                        since.0 / 1_000_000_000,
-                        since.0 % 1_000_000_000
-                    ))
-                    .filters(&HashMap::from([
-                        ("type", vec!["container"]),
-                        // Podman says `remove` for `destroy`. Without a filter a health check would
-                        // send three events each time that it runs.
-                        (
-                            "event",
-                            vec!["create", "start", "rename", "destroy", "remove"]
-                        ),
-                    ]))
-                    .build(),
-            ))
-        );
+        let since = format!("{}.{:09}", since.0 / 1_000_000_000, since.0 % 1_000_000_000);
+        let mut events = std::pin::pin!(docker.events(&since, &EVENTS));
         let mut listed = match self.take_list(&docker).await? {
             Ok(listed) => listed,
             Err(fault) => return Ok(fault),
@@ -327,7 +298,8 @@ impl Daemon {
             };
             tokio::select! {
                 event = events.next() => match event {
-                    Some(Ok(event)) => self.on_event(event).await?,
+                    Some(Ok(Some(event))) => self.on_event(event).await?,
+                    Some(Ok(None)) => Counters::count(&self.seat.counters.answers_too_large),
                     Some(Err(error)) => return Ok(Fault::call("events", error)),
                     None => return Ok(Fault::Ended),
                 },
@@ -355,15 +327,15 @@ impl Daemon {
 
     /// Passes on the list. False if there is one that cannot be read: the source is down for that,
     /// and the session goes on, since events and inspections still name one container at a time.
-    async fn take_list(&mut self, docker: &Docker) -> Result<Result<bool, Fault>, Closed> {
+    async fn take_list(&mut self, docker: &Engine) -> Result<Result<bool, Fault>, Closed> {
         match self.list(docker).await {
-            Ok(containers) => {
-                self.announce_all(containers).await?;
+            Ok(list) => {
+                self.announce_all(&list).await?;
                 self.seat.report(SourceState::Up).await?;
                 Ok(Ok(true))
             }
-            Err(fault) if fault.class() == "protocol" => {
-                Counters::count(&self.seat.counters.invalid_replies);
+            Err(fault) if fault.is_of_the_reply() => {
+                self.seat.counters.refuse_answer(&fault);
                 self.seat.down(&fault, self.config.ping_interval).await?;
                 Ok(Ok(false))
             }
@@ -371,25 +343,17 @@ impl Daemon {
         }
     }
 
-    async fn ping(&self, docker: &Docker) -> Result<(), Fault> {
-        call("ping", &self.config, &self.seat.counters, docker.ping())
-            .await
-            .map(|_| ())
+    async fn ping(&self, docker: &Engine) -> Result<(), Fault> {
+        call("ping", &self.config, &self.seat.counters, docker.ping()).await
     }
 
-    /// Every container, or every running one where the whole list cannot be read: one container in
-    /// a state that this client has never heard of must not cost the names of all.
-    async fn list(&self, docker: &Docker) -> Result<Vec<ContainerSummary>, Fault> {
-        let options = ListContainersOptionsBuilder::default();
-        let all = options.clone().all(true).build();
-        let all = docker.list_containers(Some(all));
+    /// Every container, or every running one where the whole list cannot be read or is too large.
+    async fn list(&self, docker: &Engine) -> Result<List, Fault> {
+        let all = docker.list(true, &[]);
         match call("list", &self.config, &self.seat.counters, all).await {
-            Err(fault) if fault.class() == "protocol" => {
-                Counters::count(&self.seat.counters.invalid_replies);
-                let running = options
-                    .filters(&HashMap::from([("status", vec!["running"])]))
-                    .build();
-                let running = docker.list_containers(Some(running));
+            Err(fault) if fault.is_of_the_reply() => {
+                self.seat.counters.refuse_answer(&fault);
+                let running = docker.list(false, &[("status", "running")]);
                 call("list", &self.config, &self.seat.counters, running).await
             }
             other => other,
@@ -401,20 +365,16 @@ impl Daemon {
     /// the container and says less.
     fn describe(
         &self,
-        docker: Docker,
+        docker: Engine,
         id: ContainerId,
     ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
         let (config, counters) = (self.config.clone(), Arc::clone(&self.seat.counters));
         async move {
-            let options = None::<InspectContainerOptions>;
-            let inspection = docker.inspect_container(id.as_str(), options);
+            let inspection = docker.inspect(id.as_str());
             let answer = match call("inspect", &config, &counters, inspection).await {
                 Ok(reply) => Ok(inspected(&id, reply, &counters)),
                 Err(Fault::Call {
-                    source:
-                        ApiError::DockerResponseServerError {
-                            status_code: 404, ..
-                        },
+                    source: EngineError::Status { status: 404, .. },
                     ..
                 }) => Ok(Answer::Missing("not_found")),
                 Err(fault) if fault.is_of_the_connection() => Err(fault),
@@ -422,23 +382,18 @@ impl Daemon {
                     if fault.class() == "timeout" {
                         Counters::count(&counters.timeouts);
                     } else {
-                        Counters::count(&counters.invalid_replies);
+                        counters.refuse_answer(&fault);
                     }
-                    let options = ListContainersOptionsBuilder::default()
-                        .all(true)
-                        .filters(&HashMap::from([("id", vec![id.as_str()])]))
-                        .build();
-                    let list = docker.list_containers(Some(options));
+                    let filters = [("id", id.as_str())];
+                    let list = docker.list(true, &filters);
                     match call("list", &config, &counters, list).await {
-                        Ok(list) => Ok(list
-                            .into_iter()
-                            .find(|summary| summary.id.as_deref() == Some(id.as_str()))
-                            .map_or(Answer::Missing("not_found"), |summary| {
-                                Answer::Found(Box::new(summarised(&id, summary, &counters)))
-                            })),
-                        Err(fault) if fault.class() == "protocol" => {
-                            Counters::count(&counters.invalid_replies);
-                            Ok(Answer::Missing("invalid_reply"))
+                        Ok(list) => Ok(listed(&id, &list, &counters)),
+                        Err(fault) if fault.is_of_the_reply() => {
+                            counters.refuse_answer(&fault);
+                            Ok(Answer::Missing(match fault.class() {
+                                "too_large" => "too_large",
+                                _ => "invalid_reply",
+                            }))
                         }
                         Err(fault) => Err(fault),
                     }
@@ -453,12 +408,20 @@ impl Daemon {
         }
     }
 
-    /// Passes on a list, and the disappearance of what is not on it any more.
-    async fn announce_all(&mut self, containers: Vec<ContainerSummary>) -> Result<(), Closed> {
+    /// Passes on a list, and the disappearance of what is not on it any more. An entry that cannot be
+    /// read costs its own container's name only.
+    async fn announce_all(&mut self, list: &List) -> Result<(), Closed> {
+        let counters = Arc::clone(&self.seat.counters);
+        Counters::add(&counters.entries_dropped, list.dropped);
+        let mut is_whole = list.dropped == 0;
         let mut gone = std::mem::take(&mut self.announced);
-        for summary in containers {
-            let Some(id) = summary.id.as_deref().and_then(container_id) else {
-                Counters::count(&self.seat.counters.invalid_replies);
+        for summary in list.containers() {
+            // A long list must not keep the other sources of this thread waiting.
+            tokio::task::consume_budget().await;
+            is_whole &= summary.is_ok();
+            let id = |summary: &Summary| summary.id.as_deref().and_then(container_id);
+            let Some((summary, id)) = summary.ok().and_then(|of| id(&of).map(|id| (of, id))) else {
+                Counters::count(&counters.invalid_replies);
                 continue;
             };
             gone.remove(&id);
@@ -472,16 +435,21 @@ impl Daemon {
                 self.seat.want(&mut self.wanted, id, false);
                 continue;
             }
-            let identity = summarised(&id, summary, &self.seat.counters);
+            let identity = summarised(&id, summary, &counters);
             self.found(identity).await?;
         }
         for id in gone {
-            self.removed(id).await?;
+            if is_whole {
+                self.removed(id).await?;
+            } else {
+                // It may be among what was not read.
+                self.note(id);
+            }
         }
         Ok(())
     }
 
-    async fn on_event(&mut self, event: EventMessage) -> Result<(), Closed> {
+    async fn on_event(&mut self, event: Event) -> Result<(), Closed> {
         Counters::count(&self.seat.counters.events);
         let actor = event.actor.unwrap_or_default();
         let id = actor.id.as_deref().and_then(container_id);
@@ -543,10 +511,14 @@ impl Daemon {
         Ok(())
     }
 
-    async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
+    fn note(&mut self, id: ContainerId) {
         if self.announced.len() < MAX_ANNOUNCED {
-            self.announced.insert(identity.id.clone());
+            self.announced.insert(id);
         }
+    }
+
+    async fn found(&mut self, identity: ContainerIdentity) -> Result<(), Closed> {
+        self.note(identity.id.clone());
         self.seat
             .send(Input::Identity(IdentityUpdate::Found(identity)))
             .await
@@ -568,7 +540,7 @@ async fn call<T>(
     name: &'static str,
     config: &Config,
     counters: &Counters,
-    request: impl Future<Output = Result<T, ApiError>>,
+    request: impl Future<Output = Result<T, EngineError>>,
 ) -> Result<T, Fault> {
     Counters::count(&counters.calls);
     match timeout(config.timeout, request).await {
@@ -580,7 +552,7 @@ async fn call<T>(
     }
 }
 
-fn inspected(id: &ContainerId, reply: ContainerInspectResponse, counters: &Counters) -> Answer {
+fn inspected(id: &ContainerId, reply: Inspection, counters: &Counters) -> Answer {
     if reply.id.as_deref() != Some(id.as_str()) {
         Counters::count(&counters.invalid_replies);
         return Answer::Missing("invalid_reply");
@@ -595,11 +567,26 @@ fn inspected(id: &ContainerId, reply: ContainerInspectResponse, counters: &Count
     )))
 }
 
-fn summarised(
-    id: &ContainerId,
-    summary: ContainerSummary,
-    counters: &Counters,
-) -> ContainerIdentity {
+/// What a list that was asked for one container says of it.
+fn listed(id: &ContainerId, list: &List, counters: &Counters) -> Answer {
+    Counters::add(&counters.entries_dropped, list.dropped);
+    let mut missing = "not_found";
+    for summary in list.containers() {
+        match summary {
+            Ok(summary) if summary.id.as_deref() == Some(id.as_str()) => {
+                return Answer::Found(Box::new(summarised(id, summary, counters)));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                Counters::count(&counters.invalid_replies);
+                missing = "invalid_reply";
+            }
+        }
+    }
+    Answer::Missing(missing)
+}
+
+fn summarised(id: &ContainerId, summary: Summary, counters: &Counters) -> ContainerIdentity {
     let names = summary.names.unwrap_or_default();
     // A container that others link to has names below theirs as well: `/web/database`.
     let own = names
@@ -649,6 +636,29 @@ fn identity(
         runtime: Some("docker".into()),
         kubernetes: kubernetes_names(labels, counters),
         labels: clean_labels(labels, counters),
+    }
+}
+
+/// For the fuzz target: reads a body, as each of those that are read.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(body: &[u8]) {
+    let counters = Counters::default();
+    let id = ContainerId::from(&*"a".repeat(64));
+    if let Ok(list) = List::of(Bytes::copy_from_slice(body)) {
+        for summary in list.containers().flatten() {
+            let identity = summarised(&id, summary, &counters);
+            assert!(identity.labels.len() <= super::MAX_LABELS);
+        }
+        let _ = listed(&id, &list, &counters);
+    }
+    if let Ok(inspection) = serde_json::from_slice::<Inspection>(body) {
+        let _ = inspected(&id, inspection, &counters);
+    }
+    if let Ok(event) = serde_json::from_slice::<Event>(body)
+        && let Some(attributes) = event.actor.and_then(|actor| actor.attributes)
+    {
+        let _ = evented(&id, attributes, &counters);
     }
 }
 

@@ -6,18 +6,17 @@
 use std::path::Path;
 use std::time::Duration;
 
-use bollard::{API_DEFAULT_VERSION, Docker};
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
+use super::engine::{Engine, EngineError};
 use super::files::{FileFault, open_folder};
+use super::grpc::MAX_ONE;
 use super::proto::cri::VersionRequest;
 use super::proto::cri::runtime_service_client::RuntimeServiceClient;
 
 /// Longest name of a runtime that is repeated.
 const MAX_NAME: usize = 64;
-/// The client's own limit, out of the way of the one that is given.
-const CLIENT_LIMIT_SECONDS: u64 = 3_600;
 
 /// Why nobody usable is behind a socket.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +29,7 @@ pub enum GreetingError {
     },
     /// It is not a Docker Engine, or refuses.
     #[error("it does not answer as the Docker Engine API does")]
-    Docker(#[source] bollard::errors::Error),
+    Docker(#[source] EngineError),
     /// Nothing accepts connections.
     #[error("it takes no connection")]
     Connect(#[source] tonic::transport::Error),
@@ -58,9 +57,8 @@ pub enum GreetingError {
 /// # Errors
 /// If there is no answer.
 pub async fn docker(socket: &Path, limit: Duration) -> Result<String, GreetingError> {
-    let path = socket.to_string_lossy();
     let ask = async {
-        let docker = Docker::connect_with_unix(&path, CLIENT_LIMIT_SECONDS, API_DEFAULT_VERSION)?;
+        let docker = Engine::new(socket);
         docker.ping().await?;
         docker.version().await
     };
@@ -86,6 +84,7 @@ pub async fn cri(socket: &Path, limit: Duration) -> Result<String, GreetingError
             .map_err(GreetingError::Connect)?;
         let channel = endpoint.connect().await.map_err(GreetingError::Connect)?;
         let answer = RuntimeServiceClient::new(channel)
+            .max_decoding_message_size(MAX_ONE)
             .version(VersionRequest {
                 version: "v1".to_owned(),
             })

@@ -7,19 +7,30 @@
 
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
+use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
+use prost::Message;
 use tokio::time::timeout;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
+use tonic_prost::ProstEncoder;
 
+use super::elements::Malformed;
 use super::retry::io_class;
 use super::sockets::Fault as _;
 use super::{Counters, sockets};
 
-/// Largest answer that is taken, in bytes: what the kubelet allows a runtime.
-pub(super) const MAX_ANSWER: usize = 16 << 20;
+/// Largest answer about one container or one pod, and largest event, in bytes.
+pub(super) const MAX_ONE: usize = 1 << 20;
+/// Largest list that is taken, in bytes. A list of 500 containers has one or two megabytes. Several
+/// of them fit the memory that the manifests allow the agent (docs/SECURITY.md).
+pub(super) const MAX_LIST: usize = 8 << 20;
 
 /// Why a server could not be used, or not any longer.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +51,11 @@ pub(super) enum Fault {
         class: &'static str,
         source: Box<Status>,
     },
+    #[error("{call}: {source}")]
+    Malformed {
+        call: &'static str,
+        source: Malformed,
+    },
 }
 
 impl Fault {
@@ -53,13 +69,23 @@ impl Fault {
 
     /// Whether an answer came, and was about what had been asked: the next question may fare better.
     pub(super) fn is_an_answer(&self) -> bool {
-        matches!(self, Self::Call { class, source, .. }
-            if *class == "status" || (*class == "protocol" && source.source().is_none()))
+        match self {
+            Self::Malformed { .. } => true,
+            Self::Call { class, source, .. } => {
+                *class == "status" || (*class == "protocol" && source.source().is_none())
+            }
+            _ => false,
+        }
     }
 
     /// Whether the server answered that it does not know what was asked for.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Call { source, class: "status", .. } if source.code() == Code::NotFound)
+    }
+
+    /// Whether the answer is larger than what is taken. It says how large both are.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.class() == "too_large"
     }
 
     pub(super) fn is_unimplemented(&self) -> bool {
@@ -72,6 +98,7 @@ impl Fault {
         match self.class() {
             "protocol" => Counters::count(&counters.invalid_replies),
             "timeout" => Counters::count(&counters.timeouts),
+            "too_large" => Counters::count(&counters.answers_too_large),
             _ => {}
         }
     }
@@ -80,7 +107,7 @@ impl Fault {
 impl sockets::Fault for Fault {
     fn class(&self) -> &'static str {
         match self {
-            Self::HungUp { .. } => "protocol",
+            Self::HungUp { .. } | Self::Malformed { .. } => "protocol",
             Self::Timeout { .. } => "timeout",
             Self::Connect { class, .. } | Self::Call { class, .. } => class,
         }
@@ -180,6 +207,51 @@ pub(super) async fn connect(path: &Path, limit: Duration) -> Result<Channel, Fau
             call: "connect",
             limit,
         }),
+    }
+}
+
+/// Asks for an answer and takes the bytes of its message, `most` of them, so that a list in it can be
+/// decoded one element at a time.
+pub(super) async fn ask<Q: Message + 'static>(
+    channel: &Channel,
+    method: &'static str,
+    request: Q,
+    most: usize,
+) -> Result<Response<Bytes>, Status> {
+    let mut client = Grpc::new(channel.clone()).max_decoding_message_size(most);
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::from_error(error.into()))?;
+    let method = PathAndQuery::from_static(method);
+    let codec = Undecoded::<Q>(PhantomData);
+    client.unary(Request::new(request), method, codec).await
+}
+
+/// Encodes requests, and leaves answers as they are.
+struct Undecoded<Q>(PhantomData<Q>);
+
+impl<Q: Message + 'static> Codec for Undecoded<Q> {
+    type Encode = Q;
+    type Decode = Bytes;
+    type Encoder = ProstEncoder<Q>;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Self(PhantomData)
+    }
+}
+
+impl<Q> Decoder for Undecoded<Q> {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(message.copy_to_bytes(message.remaining())))
     }
 }
 

@@ -499,5 +499,23 @@ fn identity(id: &ContainerId, names: KubernetesNames) -> Box<ContainerIdentity> 
     })
 }
 
+/// For the fuzz target: reads the name of a link, and where it leads.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(name: &str) {
+    let counters = Counters::default();
+    if let Some(id) = id_of(name) {
+        assert!(name.contains(id));
+    }
+    for names in [names_of_link(name), names_of_log(Path::new(name))] {
+        if let Some(names) = names {
+            let _ = super::kubernetes_names_of(names, &counters);
+        }
+    }
+    if let Some((pod, container)) = name.split_once('/') {
+        let _ = names_of_folders(pod, container);
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,8 @@ pub mod bundle;
 pub mod cri;
 mod device_id;
 pub mod docker;
+mod elements;
+mod engine;
 mod files;
 pub mod greeting;
 mod grpc;
@@ -28,6 +30,8 @@ mod proto;
 mod retry;
 mod sockets;
 mod wanted;
+
+pub use self::engine::EngineError;
 
 /// Longest text that is passed on, in bytes: Kubernetes' own longest name.
 pub const MAX_TEXT: usize = 253;
@@ -65,8 +69,11 @@ pub struct Counters {
     pub labels_dropped: AtomicU64,
     /// Sets of Kubernetes labels that are incomplete or cannot be Kubernetes'.
     pub kubernetes_refused: AtomicU64,
-    /// Entries of answers left out, since there are too many or they contradict each other.
+    /// Entries of answers left out, since there are too many, they are too large or they contradict
+    /// each other.
     pub entries_dropped: AtomicU64,
+    /// Answers and events refused, since they are larger than what is read.
+    pub answers_too_large: AtomicU64,
 }
 
 impl Counters {
@@ -94,6 +101,7 @@ impl Counters {
             labels_dropped: read(&self.labels_dropped),
             kubernetes_refused: read(&self.kubernetes_refused),
             entries_dropped: read(&self.entries_dropped),
+            answers_too_large: read(&self.answers_too_large),
         }
     }
 
@@ -104,6 +112,14 @@ impl Counters {
             "timeout" => &self.lookups_timeout,
             "protocol" | "invalid_reply" => &self.lookups_invalid,
             _ => &self.lookups_error,
+        });
+    }
+
+    /// Counts an answer that is refused, by why.
+    fn refuse_answer(&self, fault: &impl sockets::Fault) {
+        Self::count(match fault.class() {
+            "too_large" => &self.answers_too_large,
+            _ => &self.invalid_replies,
         });
     }
 
@@ -257,6 +273,16 @@ fn is_kubernetes_name(text: &str) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+}
+
+/// For the fuzz target: what an id of the kubelet's means.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_device_id(id: &str) {
+    use device_id::{Origin, device_ref};
+    for origin in [Origin::Gpus, Origin::MaybeGpus, Origin::Dra] {
+        let _ = device_ref(id, origin);
+    }
 }
 
 #[cfg(test)]

@@ -15,26 +15,29 @@
 //! container occurs twice with different devices contradicts itself (a pod was replaced by another
 //! of its name), and that container is left out of it.
 //!
+//! An answer is bounded before any work is done for it: its bytes are kept, its containers are decoded
+//! one at a time, and what is beyond a bound is counted and costs nothing more.
+//!
 //! A kubelet is judged by whether it answers. A socket on which nobody offers this interface is as
 //! good as absent.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 use tracing::debug;
 
 use super::device_id::{Origin, device_ref, is_nvidia_kind};
-use super::grpc::{self, Fault, MAX_ANSWER};
-use super::proto::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
+use super::elements::{Malformed, decode, elements, text};
+use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
 use super::proto::pod_resources::{
     ClaimResource, ContainerResources, GetPodResourcesRequest, ListPodResourcesRequest,
-    ListPodResourcesResponse, PodResources,
 };
 use super::sockets::{self, Closed, Follower, Pace, Seat, Wires};
 use super::wanted::receive;
@@ -55,6 +58,26 @@ const LISTS_APART: Duration = Duration::from_secs(1);
 const MAX_CONTAINERS: usize = 4_096;
 /// Devices of one container. A node has 16 GPUs, each shared by some tens.
 const MAX_DEVICES: usize = 1_024;
+/// Devices of all containers of one answer.
+const MAX_DEVICES_IN_ALL: usize = 16_384;
+/// Names of one device of a claim that are looked at. A DRA driver writes one or two.
+const MAX_NAMES: usize = 64;
+/// Largest container that is decoded, in bytes. A device takes some 60; an empty element takes two,
+/// and a hundred in memory.
+const MAX_CONTAINER: usize = 256 << 10;
+const LIST: &str = "/v1.PodResourcesLister/List";
+const GET: &str = "/v1.PodResourcesLister/Get";
+
+/// The fields of the interface's messages: those of an answer, of a pod and of a container.
+mod field {
+    pub(super) const PODS: usize = 1;
+    pub(super) const POD_NAME: usize = 1;
+    pub(super) const POD_NAMESPACE: usize = 2;
+    pub(super) const POD_CONTAINERS: usize = 3;
+    pub(super) const CONTAINER_NAME: usize = 1;
+    pub(super) const CONTAINER_DEVICES: usize = 2;
+    pub(super) const CONTAINER_CLAIMS: usize = 5;
+}
 /// The DRA driver whose devices are GPUs.
 const GPU_DRIVER: &str = "gpu.nvidia.com";
 
@@ -126,23 +149,34 @@ pub async fn run(
 pub async fn greet(socket: &Path, limit: Duration) -> Result<usize, String> {
     let ask = async {
         let counters = Counters::default();
-        let mut client = connect(socket, limit).await?;
-        let list = client.list(ListPodResourcesRequest {});
-        grpc::first_call("list", limit, &counters, list).await
+        let channel = grpc::connect(socket, limit).await?;
+        let list = grpc::ask(&channel, LIST, ListPodResourcesRequest {}, MAX_LIST);
+        let answer = grpc::first_call("list", limit, &counters, list).await?;
+        with_devices(&answer).map_err(|source| Fault::Malformed {
+            call: "list",
+            source,
+        })
     };
-    let answer = ask.await.map_err(|fault: Fault| fault.to_string())?;
-    let containers = answer.pod_resources.iter().flat_map(|pod| &pod.containers);
-    let has_devices = |container: &&ContainerResources| {
-        !container.devices.is_empty() || !container.dynamic_resources.is_empty()
-    };
-    Ok(containers.filter(has_devices).count())
+    ask.await.map_err(|fault: Fault| fault.to_string())
 }
 
-type Client = PodResourcesListerClient<Channel>;
+/// How many containers of a list have devices of any kind.
+fn with_devices(answer: &[u8]) -> Result<usize, Malformed> {
+    let mut count = 0;
+    for pod in elements(answer, field::PODS) {
+        for container in elements(pod?, field::POD_CONTAINERS) {
+            if has_devices(container?)? {
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
 
-async fn connect(socket: &Path, limit: Duration) -> Result<Client, Fault> {
-    let channel = grpc::connect(socket, limit).await?;
-    Ok(Client::new(channel).max_decoding_message_size(MAX_ANSWER))
+/// Whether a container was given anything by a device plugin or a claim.
+fn has_devices(container: &[u8]) -> Result<bool, Malformed> {
+    let any = |field| elements(container, field).next().transpose();
+    Ok(any(field::CONTAINER_DEVICES)?.is_some() || any(field::CONTAINER_CLAIMS)?.is_some())
 }
 
 struct Kubelet {
@@ -169,15 +203,15 @@ impl Kubelet {
     /// Asks the kubelet until it cannot be asked any more.
     async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
         let limit = self.config.timeout;
-        let mut client = match connect(&self.seat.path, limit).await {
-            Ok(client) => client,
+        let channel = match grpc::connect(&self.seat.path, limit).await {
+            Ok(channel) => channel,
             Err(fault) => return Ok(fault),
         };
         let at = (self.seat.clock)().boot;
-        let list = client.list(ListPodResourcesRequest {});
-        match grpc::first_call("list", limit, &self.seat.counters, list).await {
-            Ok(answer) => self.pass_on(at, answer).await?,
-            Err(fault) => return Ok(fault),
+        let list = grpc::ask(&channel, LIST, ListPodResourcesRequest {}, MAX_LIST);
+        let answer = grpc::first_call("list", limit, &self.seat.counters, list).await;
+        if let Err(fault) = self.pass_on(at, answer).await? {
+            return Ok(fault);
         }
         *was_up = true;
         self.seat.report(SourceState::Up).await?;
@@ -190,10 +224,10 @@ impl Kubelet {
             tokio::select! {
                 () = sleep_until(list_at) => {
                     let at = (self.seat.clock)().boot;
-                    let list = client.list(ListPodResourcesRequest {});
-                    match grpc::call("list", limit, &self.seat.counters, list).await {
-                        Ok(answer) => self.pass_on(at, answer).await?,
-                        Err(fault) => return Ok(fault),
+                    let list = grpc::ask(&channel, LIST, ListPodResourcesRequest {}, MAX_LIST);
+                    let answer = grpc::call("list", limit, &self.seat.counters, list).await;
+                    if let Err(fault) = self.pass_on(at, answer).await? {
+                        return Ok(fault);
                     }
                     listed = Instant::now();
                     list_at = listed + self.config.interval;
@@ -204,7 +238,7 @@ impl Kubelet {
                         continue;
                     };
                     let answered = if offers_get {
-                        self.get(&mut client, pod, &mut offers_get).await?
+                        self.get(&channel, pod, &mut offers_get).await?
                     } else {
                         Ok(false)
                     };
@@ -223,15 +257,16 @@ impl Kubelet {
     /// offer this is remembered, one that does not know the pod (yet) may list it all the same.
     async fn get(
         &mut self,
-        client: &mut Client,
+        channel: &Channel,
         pod: PodName,
         offers_get: &mut bool,
     ) -> Result<Result<bool, Fault>, Closed> {
         let at = (self.seat.clock)().boot;
-        let request = client.get(GetPodResourcesRequest {
+        let request = GetPodResourcesRequest {
             pod_name: (*pod.pod).to_owned(),
             pod_namespace: (*pod.namespace).to_owned(),
-        });
+        };
+        let request = grpc::ask(channel, GET, request, MAX_ONE);
         let limit = self.config.timeout;
         let answer = match grpc::call("get", limit, &self.seat.counters, request).await {
             Ok(answer) => answer,
@@ -240,19 +275,33 @@ impl Kubelet {
                 *offers_get = false;
                 return Ok(Ok(false));
             }
-            Err(fault) if fault.is_an_answer() => {
+            Err(fault) if fault.is_an_answer() || fault.is_too_large() => {
                 debug!(%fault, "pod resources: no answer about one pod");
+                if fault.is_too_large() {
+                    Counters::count(&self.seat.counters.answers_too_large);
+                }
                 return Ok(Ok(false));
             }
             Err(fault) => return Ok(Err(fault)),
         };
-        // An answer about another pod is none.
-        let asked = |of: &PodResources| of.name == *pod.pod && of.namespace == *pod.namespace;
-        let Some(found) = answer.pod_resources.filter(asked) else {
-            Counters::count(&self.seat.counters.invalid_replies);
-            return Ok(Ok(false));
+        let malformed = |source| Fault::Malformed {
+            call: "get",
+            source,
         };
-        let containers = containers(vec![found], &self.config.resources, &self.seat.counters);
+        // An answer about another pod is none.
+        match is_about(&answer, &pod) {
+            Ok(true) => {}
+            Ok(false) => {
+                Counters::count(&self.seat.counters.invalid_replies);
+                return Ok(Ok(false));
+            }
+            Err(source) => return Ok(Err(malformed(source))),
+        }
+        let found = containers(&answer, &self.config.resources, &self.seat.counters);
+        let containers = match found {
+            Ok(containers) => containers,
+            Err(source) => return Ok(Err(malformed(source))),
+        };
         let allocations = Allocations {
             at,
             pod: Some(pod),
@@ -262,70 +311,144 @@ impl Kubelet {
         Ok(Ok(true))
     }
 
-    async fn pass_on(&self, at: BootTime, answer: ListPodResourcesResponse) -> Result<(), Closed> {
-        let containers = containers(
-            answer.pod_resources,
-            &self.config.resources,
-            &self.seat.counters,
-        );
-        self.seat
-            .send(Input::Allocations(Allocations {
-                at,
-                pod: None,
-                containers,
-            }))
-            .await
+    /// Passes on a list.
+    async fn pass_on(
+        &self,
+        at: BootTime,
+        answer: Result<Bytes, Fault>,
+    ) -> Result<Result<(), Fault>, Closed> {
+        let read = |answer: Bytes| {
+            containers(&answer, &self.config.resources, &self.seat.counters).map_err(|source| {
+                Fault::Malformed {
+                    call: "list",
+                    source,
+                }
+            })
+        };
+        let containers = match answer.and_then(read) {
+            Ok(containers) => containers,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        let allocations = Allocations {
+            at,
+            pod: None,
+            containers,
+        };
+        self.seat.send(Input::Allocations(allocations)).await?;
+        Ok(Ok(()))
     }
 }
 
-/// The containers that have devices which can be GPUs, each once.
+/// Whether an answer is about this pod and no other.
+fn is_about(answer: &[u8], pod: &PodName) -> Result<bool, Malformed> {
+    let mut is_it = false;
+    for found in elements(answer, field::PODS) {
+        let found = found?;
+        is_it = text(found, field::POD_NAME)? == &*pod.pod
+            && text(found, field::POD_NAMESPACE)? == &*pod.namespace;
+        if !is_it {
+            break;
+        }
+    }
+    Ok(is_it)
+}
+
+/// The containers of an answer that have devices which can be GPUs, each once.
 fn containers(
-    pods: Vec<PodResources>,
+    answer: &[u8],
     resources: &[String],
     counters: &Counters,
-) -> Vec<ContainerAllocation> {
-    type Name = (String, String, String);
-    let mut order = Vec::<Name>::new();
-    let mut found = HashMap::<Name, Option<Vec<AllocatedDevice>>>::new();
-    for pod in pods {
-        for container in pod.containers {
-            let devices = devices(&container, resources, counters);
-            if devices.is_empty() {
+) -> Result<Vec<ContainerAllocation>, Malformed> {
+    let mut found = Found::default();
+    for pod in elements(answer, field::PODS) {
+        let pod = pod?;
+        let (namespace, name) = (
+            text(pod, field::POD_NAMESPACE)?,
+            text(pod, field::POD_NAME)?,
+        );
+        for container in elements(pod, field::POD_CONTAINERS) {
+            let container = container?;
+            if !has_devices(container)? {
                 continue;
             }
-            let names = [&pod.namespace, &pod.name, &container.name];
-            if !names.iter().all(|name| is_kubernetes_name(name)) {
-                Counters::count(&counters.kubernetes_refused);
-                continue;
+            let names = [namespace, name, text(container, field::CONTAINER_NAME)?];
+            found.take(names, container, resources, counters)?;
+        }
+    }
+    Ok(found.taken())
+}
+
+/// The containers that are passed on, each once and bounded.
+#[derive(Default)]
+struct Found<'a> {
+    order: Vec<[&'a str; 3]>,
+    /// Nothing for one that contradicts itself.
+    devices: HashMap<[&'a str; 3], Option<Vec<AllocatedDevice>>>,
+    /// Devices of all of them.
+    count: usize,
+}
+
+impl<'a> Found<'a> {
+    fn take(
+        &mut self,
+        names: [&'a str; 3],
+        container: &[u8],
+        resources: &[String],
+        counters: &Counters,
+    ) -> Result<(), Malformed> {
+        let is_known = self.devices.contains_key(&names);
+        let has_room = self.order.len() < MAX_CONTAINERS && self.count < MAX_DEVICES_IN_ALL;
+        if container.len() > MAX_CONTAINER || !(is_known || has_room) {
+            Counters::count(&counters.entries_dropped);
+            if is_known {
+                // What it has now cannot be told from what it had.
+                self.devices.insert(names, None);
             }
-            let name = (pod.namespace.clone(), pod.name.clone(), container.name);
-            match found.entry(name) {
-                Entry::Vacant(_) if order.len() >= MAX_CONTAINERS => {
+            return Ok(());
+        }
+        let Some(container) = decode::<ContainerResources>(container, counters)? else {
+            return Ok(());
+        };
+        let devices = devices(&container, resources, counters);
+        if devices.is_empty() {
+            return Ok(());
+        }
+        if !names.iter().all(|name| is_kubernetes_name(name)) {
+            Counters::count(&counters.kubernetes_refused);
+            return Ok(());
+        }
+        match self.devices.entry(names) {
+            Entry::Vacant(_) if self.count + devices.len() > MAX_DEVICES_IN_ALL => {
+                Counters::count(&counters.entries_dropped);
+            }
+            Entry::Vacant(entry) => {
+                self.order.push(names);
+                self.count += devices.len();
+                entry.insert(Some(devices));
+            }
+            Entry::Occupied(mut entry) => {
+                if entry.get().as_ref() != Some(&devices) {
                     Counters::count(&counters.entries_dropped);
-                }
-                Entry::Vacant(entry) => {
-                    order.push(entry.key().clone());
-                    entry.insert(Some(devices));
-                }
-                Entry::Occupied(mut entry) => {
-                    if entry.get().as_ref() != Some(&devices) {
-                        Counters::count(&counters.entries_dropped);
-                        entry.insert(None);
-                    }
+                    entry.insert(None);
                 }
             }
         }
+        Ok(())
     }
-    let taken = order.into_iter().filter_map(|name| {
-        let devices = found.remove(&name)??;
-        Some(ContainerAllocation {
-            namespace: name.0.into(),
-            pod: name.1.into(),
-            container: name.2.into(),
-            devices,
-        })
-    });
-    taken.collect()
+
+    fn taken(mut self) -> Vec<ContainerAllocation> {
+        let taken = self.order.into_iter().filter_map(|names| {
+            let devices = self.devices.remove(&names)??;
+            let [namespace, pod, container] = names.map(Arc::from);
+            Some(ContainerAllocation {
+                namespace,
+                pod,
+                container,
+                devices,
+            })
+        });
+        taken.collect()
+    }
 }
 
 /// A container's devices that can be GPUs: those of device plugins, then those of claims.
@@ -335,6 +458,7 @@ fn devices(
     counters: &Counters,
 ) -> Vec<AllocatedDevice> {
     let mut devices = Vec::<AllocatedDevice>::new();
+    let mut known = HashSet::<AllocatedDevice>::new();
     let mut take = |resource: &str, id: &str, device: Option<DeviceRef>| {
         if devices.len() >= MAX_DEVICES {
             Counters::count(&counters.entries_dropped);
@@ -345,7 +469,7 @@ fn devices(
             id: clean(id, counters),
             device,
         };
-        if !devices.contains(&device) {
+        if known.insert(device.clone()) {
             devices.push(device);
         }
     };
@@ -360,7 +484,7 @@ fn devices(
     }
     for claim in &container.dynamic_resources {
         for device in &claim.claim_resources {
-            claimed(device, resources, &mut take);
+            claimed(device, resources, counters, &mut take);
         }
     }
     devices
@@ -370,6 +494,7 @@ fn devices(
 fn claimed(
     device: &ClaimResource,
     resources: &[String],
+    counters: &Counters,
     take: &mut impl FnMut(&str, &str, Option<DeviceRef>),
 ) {
     let is_kind = |name: &str| {
@@ -378,7 +503,9 @@ fn claimed(
     };
     let of_driver = device.driver_name == GPU_DRIVER || resources.contains(&device.driver_name);
     let cdi = device.cdi_devices.iter().map(|device| device.name.as_str());
-    let mut names: Vec<&str> = cdi.filter(|name| of_driver || is_kind(name)).collect();
+    let mut cdi = cdi.filter(|name| of_driver || is_kind(name));
+    let mut names: Vec<&str> = cdi.by_ref().take(MAX_NAMES).collect();
+    Counters::add(&counters.entries_dropped, cdi.count());
     if names.is_empty() && !of_driver {
         return;
     }
@@ -433,11 +560,30 @@ fn origin(resource: &str, resources: &[String]) -> Option<Origin> {
     })
 }
 
+/// For the fuzz target: reads an answer.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(answer: &[u8]) {
+    let counters = Counters::default();
+    let resources = DEFAULT_RESOURCES.map(str::to_owned);
+    let counted = with_devices(answer);
+    if let Ok(found) = containers(answer, &resources, &counters) {
+        assert!(counted.is_ok_and(|count| count >= found.len()));
+        assert!(found.len() <= MAX_CONTAINERS);
+        let devices: usize = found.iter().map(|of| of.devices.len()).sum();
+        assert!(devices <= MAX_DEVICES_IN_ALL);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::super::proto::pod_resources::{CdiDevice, ContainerDevices, DynamicResource};
+    use prost::Message as _;
+
+    use super::super::proto::pod_resources::{
+        CdiDevice, ContainerDevices, DynamicResource, ListPodResourcesResponse, PodResources,
+    };
     use super::*;
     use crate::core::model::GpuUuid;
 
@@ -463,6 +609,13 @@ mod tests {
                 })
                 .collect(),
         }
+    }
+
+    fn listed(pods: Vec<PodResources>, counters: &Counters) -> Vec<ContainerAllocation> {
+        let answer = ListPodResourcesResponse {
+            pod_resources: pods,
+        };
+        containers(&answer.encode_to_vec(), &defaults(), counters).expect("a message")
     }
 
     fn defaults() -> Vec<String> {
@@ -501,7 +654,7 @@ mod tests {
             pod("a", vec![("main", gpu("0"))]),
             pod("(none)", vec![("main", gpu("0"))]),
         ];
-        let found = containers(pods, &defaults(), &counters);
+        let found = listed(pods, &counters);
         let names: Vec<_> = found
             .iter()
             .map(|found| format!("{}/{}", found.pod, found.container))
@@ -529,10 +682,96 @@ mod tests {
                 vec![("main", vec![given("nvidia.com/gpu", &["0"])])],
             )
         }));
-        let found = containers(pods, &defaults(), &counters);
+        let found = listed(pods, &counters);
         assert_eq!(found.len(), MAX_CONTAINERS);
         assert_eq!(found[0].devices.len(), MAX_DEVICES);
         assert_eq!(counters.entries_dropped.load(Ordering::Relaxed), 6);
+    }
+
+    fn claim(names: Vec<String>) -> ContainerResources {
+        ContainerResources {
+            name: "main".to_owned(),
+            devices: vec![],
+            dynamic_resources: vec![DynamicResource {
+                claim_name: "one-gpu".to_owned(),
+                claim_namespace: "ml".to_owned(),
+                claim_resources: vec![ClaimResource {
+                    cdi_devices: names.into_iter().map(|name| CdiDevice { name }).collect(),
+                    driver_name: GPU_DRIVER.to_owned(),
+                    pool_name: "node".to_owned(),
+                    device_name: String::new(),
+                }],
+            }],
+        }
+    }
+
+    #[test]
+    fn names_of_one_device_are_bounded_before_they_are_compared() {
+        let counters = Counters::default();
+        let names = (0..22_309).map(|at| format!("k8s.gpu.nvidia.com/device=gpu-{at}"));
+        let found = devices(&claim(names.collect()), &defaults(), &counters);
+        assert_eq!(found.len(), MAX_NAMES);
+        let dropped = counters.entries_dropped.into_inner();
+        assert_eq!(dropped, 22_309 - 64);
+    }
+
+    #[test]
+    fn a_device_that_is_given_a_thousand_times_is_one() {
+        let counters = Counters::default();
+        let ids: Vec<String> = (0..MAX_DEVICES - 1).map(|at| at.to_string()).collect();
+        let mut ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        ids.extend(std::iter::repeat_n("1022", 100_000));
+        let container = pod("a", vec![("main", vec![given("nvidia.com/gpu", &ids)])]);
+        let found = devices(&container.containers[0], &defaults(), &counters);
+        assert_eq!(found.len(), MAX_DEVICES - 1);
+        assert_eq!(counters.entries_dropped.into_inner(), 0);
+    }
+
+    #[test]
+    fn an_answer_is_bounded_over_all_its_containers() {
+        let counters = Counters::default();
+        let ids: Vec<String> = (0..MAX_DEVICES).map(|at| at.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let of = |at| {
+            let devices = vec![given("nvidia.com/gpu", &ids)];
+            pod(&format!("p{at}"), vec![("main", devices)])
+        };
+        let most = MAX_DEVICES_IN_ALL / MAX_DEVICES;
+        let found = listed((0..most + 3).map(of).collect(), &counters);
+        assert_eq!(found.len(), most);
+        assert_eq!(counters.entries_dropped.load(Ordering::Relaxed), 3);
+        // One that is larger than any container is.
+        let counters = Counters::default();
+        let large = "x".repeat(MAX_CONTAINER);
+        let pods = vec![
+            pod(
+                "large",
+                vec![("main", vec![given("nvidia.com/gpu", &[&large])])],
+            ),
+            pod(
+                "small",
+                vec![("main", vec![given("nvidia.com/gpu", &["0"])])],
+            ),
+        ];
+        let found = listed(pods, &counters);
+        assert_eq!(&*found[0].pod, "small");
+        assert_eq!(counters.entries_dropped.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn an_answer_that_is_no_message_is_an_error_whatever_came_before() {
+        let counters = Counters::default();
+        let mut answer = ListPodResourcesResponse {
+            pod_resources: vec![pod(
+                "a",
+                vec![("main", vec![given("nvidia.com/gpu", &["0"])])],
+            )],
+        }
+        .encode_to_vec();
+        assert_eq!(with_devices(&answer).expect("a message"), 1);
+        answer.extend([0x0a, 7, 0x1a]);
+        assert!(containers(&answer, &defaults(), &counters).is_err());
+        assert!(with_devices(&answer).is_err());
     }
 
     #[test]

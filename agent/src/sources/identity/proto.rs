@@ -5,6 +5,7 @@
 #[allow(
     clippy::all,
     clippy::allow_attributes_without_reason,
+    dead_code,
     missing_docs,
     unreachable_pub,
     reason = "generated, with the whole of every message"
@@ -17,6 +18,7 @@ pub(super) mod cri {
 #[allow(
     clippy::all,
     clippy::allow_attributes_without_reason,
+    dead_code,
     missing_docs,
     unreachable_pub,
     reason = "generated, with the whole of every message"

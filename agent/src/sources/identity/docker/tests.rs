@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
+use super::super::engine;
 use super::*;
 use crate::sources::clock;
 
@@ -286,13 +287,26 @@ async fn requests_carry_no_version_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_state_that_nobody_has_heard_of_costs_one_container_its_name_and_no_other() {
+async fn a_state_that_nobody_has_heard_of_costs_no_container_its_name() {
     let strange = summary('a', "one").replace("running", "hibernating");
     let daemon = Server::new(move |target| {
-        if target.contains("all=true") {
-            return plain(target, &[strange.clone(), summary('b', "two")], Reply::Hang);
-        }
-        plain(target, &[summary('b', "two")], Reply::Open(vec![]))
+        let list = [strange.clone(), summary('b', "two")];
+        plain(target, &list, Reply::Open(vec![]))
+    });
+    let mut source = daemon.follow();
+    source
+        .expect(&["found a one app:1", "found b two app:1", "up"])
+        .await;
+    assert_eq!(source.count(|c| &c.invalid_replies), 0);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_costs_one_container_its_name_and_no_other() {
+    let strange = summary('a', "one").replace(r#""Labels":{}"#, r#""Labels":7"#);
+    let daemon = Server::new(move |target| {
+        let list = [strange.clone(), summary('b', "two")];
+        plain(target, &list, Reply::Open(vec![]))
     });
     let mut source = daemon.follow();
     source.expect(&["found b two app:1", "up"]).await;
@@ -302,7 +316,7 @@ async fn a_state_that_nobody_has_heard_of_costs_one_container_its_name_and_no_ot
 
 #[tokio::test]
 async fn a_list_that_cannot_be_read_does_not_cost_every_container_its_name() {
-    let strange = summary('a', "one").replace("running", "hibernating");
+    let strange = "{]".to_owned();
     let lists = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&lists);
     let daemon = Server::new(move |target| match target {
@@ -323,6 +337,80 @@ async fn a_list_that_cannot_be_read_does_not_cost_every_container_its_name() {
         .await;
     assert_eq!(seen.load(Relaxed), 5);
     assert_eq!(source.count(|c| &c.invalid_replies), 4);
+    assert_eq!(source.count(|c| &c.disconnects), 0);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_is_too_large_does_not_cost_every_container_its_name() {
+    // Labels are written by whoever builds an image.
+    let label = "x".repeat(engine::MAX_ONE / 2);
+    let large = |digit| summary(digit, "one").replace("{}", &format!(r#"{{"a":"{label}"}}"#));
+    let list: Vec<_> = "0123456789abcdef0123".chars().map(large).collect();
+    let lists = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&lists);
+    let daemon = Server::new(move |target| match target {
+        t if t.contains(&id('b')) => Reply::Json(inspection('b', "two")),
+        t if t.starts_with("/containers/json") && lists.fetch_add(1, Relaxed) < 2 => {
+            plain(t, &list, Reply::Hang)
+        }
+        t => plain(t, &[summary('c', "three")], Reply::Open(vec![])),
+    });
+    let mut source = daemon.follow_pinging(PATIENCE, Duration::from_secs(1));
+    let Some(Input::Health(health)) = source.inputs.recv().await else {
+        panic!("the source tells of its health");
+    };
+    let SourceState::Down { class, reason, .. } = health.state else {
+        panic!("it is down: {health:?}");
+    };
+    assert_eq!(&*class, "too_large");
+    assert!(
+        reason.contains("found 10") && reason.contains("expected 8388608 at most"),
+        "{reason}"
+    );
+    source.look_up('b').await;
+    source.expect(&["found b two app:1"]).await;
+    source
+        .expect(&["found c three app:1", "removed b", "up"])
+        .await;
+    assert_eq!(seen.load(Relaxed), 3);
+    assert_eq!(source.count(|c| &c.answers_too_large), 2);
+    assert_eq!(source.count(|c| &c.disconnects), 0);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn a_reply_that_never_ends_is_given_up() {
+    let daemon = Server::new(|target| match target {
+        t if t.contains(&id('a')) => {
+            // A stream of lines, none of which says how much is to come.
+            let line = "x".repeat(64 << 10);
+            Reply::Open(vec![line; 2 * (engine::MAX_LIST >> 16)])
+        }
+        t => plain(t, &[], Reply::Open(vec![])),
+    });
+    let mut source = daemon.follow();
+    source.expect(&["up"]).await;
+    source.look_up('a').await;
+    source.expect(&["too_large a"]).await;
+    // The inspection, and the list that is asked in its place.
+    assert_eq!(source.count(|c| &c.answers_too_large), 2);
+    assert_eq!(source.count(|c| &c.disconnects), 0);
+    source.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_costs_itself_and_no_other() {
+    let at = 1_700_000_000_000_000_000;
+    let large = event("create", 'b', at).replace("app:1", &"x".repeat(engine::MAX_ONE));
+    let daemon = Server::new(move |target| {
+        let events = vec![large.clone(), event("create", 'c', at + 1)];
+        plain(target, &[], Reply::Open(events))
+    });
+    let mut source = daemon.follow();
+    source.expect(&["up", "found c job app:1"]).await;
+    assert_eq!(source.count(|c| &c.answers_too_large), 1);
+    assert_eq!(source.count(|c| &c.events), 1);
     assert_eq!(source.count(|c| &c.disconnects), 0);
     source.stop().await;
 }
@@ -462,7 +550,7 @@ async fn an_event_that_cannot_be_read_is_not_asked_for_again() {
 
 #[tokio::test]
 async fn what_users_write_is_bounded_before_it_goes_anywhere() {
-    let huge = "x".repeat(1 << 20);
+    let huge = "x".repeat(1 << 18);
     let body = format!(
         r#"[{{"Id":"{}","Names":["/{huge}"],"Image":"a\u0000b\nc","Labels":{{"big":"{huge}","q":"\"\\"}}}}]"#,
         id('a')

@@ -168,8 +168,9 @@ pub struct ContainerEventResponse {
     pub created_at: i64,
     #[prost(message, optional, tag = "4")]
     pub pod_sandbox_status: ::core::option::Option<PodSandboxStatus>,
-    #[prost(message, repeated, tag = "5")]
-    pub containers_statuses: ::prost::alloc::vec::Vec<ContainerStatus>,
+    /// Each is a ContainerStatus, left as bytes: only one of them is decoded.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub containers_statuses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -1,0 +1,75 @@
+//! The thread on which answers of runtimes and the kubelet are read and decoded.
+//!
+//! How large such an answer is, others decide: tenants write labels, and a node may have thousands of
+//! containers. Whatever it costs to read one, the core goes on committing and the outputs go on
+//! serving meanwhile. The sources that talk to servers share this one thread; each answer is bounded,
+//! and long lists let the others have their turn.
+
+use std::io;
+use std::thread;
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+/// A runtime of one thread. It ends when this is dropped, and what runs on it with it.
+pub(super) struct ServersThread {
+    handle: Handle,
+    _alive: oneshot::Sender<()>,
+}
+
+impl ServersThread {
+    /// Starts it.
+    pub(super) fn spawn() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()?;
+        let handle = runtime.handle().clone();
+        let (alive, ended) = oneshot::channel();
+        thread::Builder::new()
+            .name("servers".to_owned())
+            .spawn(move || {
+                // An error says that the sender is gone, which is the end.
+                let _ = runtime.block_on(ended);
+                runtime.shutdown_background();
+            })?;
+        Ok(Self {
+            handle,
+            _alive: alive,
+        })
+    }
+
+    /// Where to spawn what is to run there.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_is_dear_to_decode_does_not_hold_the_core() {
+        let servers = ServersThread::spawn().unwrap();
+        let (begun, has_begun) = oneshot::channel();
+        let (decoded, go_on) = std::sync::mpsc::channel::<()>();
+        let mut sources = JoinSet::new();
+        // Decoding that takes as long as it is let.
+        let decoding = async move {
+            begun.send(()).unwrap();
+            go_on.recv().is_ok()
+        };
+        sources.spawn_on(decoding, servers.handle());
+        // On the core's thread nothing would come after this.
+        has_begun.await.unwrap();
+        decoded.send(()).unwrap();
+        assert!(sources.join_next().await.unwrap().unwrap());
+        // What is under way ends with the thread, as at a shutdown.
+        sources.spawn_on(std::future::pending(), servers.handle());
+        sources.shutdown().await;
+        assert!(sources.is_empty());
+    }
+}
