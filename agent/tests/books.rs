@@ -1370,7 +1370,8 @@ impl World {
                     of.pid == pid
                         && of.from < window.end + TICK
                         && of.to + SLACK > window.start
-                        && untold.any(|untold| untold.pid == pid && untold.at == of.moved)
+                        && (of.moved > self.drained
+                            || untold.any(|untold| untold.pid == pid && untold.at == of.moved))
                 });
                 let is_certain = is_announced && next == owners && !is_in_gap;
                 if is_certain && is_known && !is_blurred && !is_in_doubt {

@@ -468,10 +468,9 @@ impl Accountant {
             self.placements.release(place);
         }
         // Who could not be read may live.
-        let lived_through = self.stream.complete_through().min(scan.finished);
         let is_there = |pid, start| seen.contains(&(pid, start)) || unread.contains(&pid);
         self.processes
-            .close_missing(scan.started, lived_through, &is_there);
+            .close_missing(scan.started, scan.finished, &is_there);
         if self.awaits_scan(scan.finished) {
             // Those that came before said nothing.
             self.wish(Effect::ReadLists);

@@ -562,15 +562,16 @@ impl ProcessTable {
         self.close_missing(started, started, seen)
     }
 
-    /// As [`ProcessTable::close_unseen`], for a scan that took so long that it is known of everyone who
-    /// is not known to have died by then that he lived up to `lived_through`.
+    /// As [`ProcessTable::close_unseen`], for a scan that ended at `finished`: whoever it missed may have
+    /// lived up to then. Dated to the scan's beginning, what it did after that would be the next
+    /// holder's of its pid.
     pub fn close_missing(
         &mut self,
         started: BootTime,
-        lived_through: BootTime,
+        finished: BootTime,
         seen: &dyn Fn(Pid, StartTicks) -> bool,
     ) -> u64 {
-        let gone = started.max(lived_through);
+        let gone = started.max(finished);
         let mut closed = 0;
         for &newest in self.newest.values() {
             let mut slot = newest;
@@ -1266,10 +1267,10 @@ mod tests {
     }
 
     #[test]
-    fn a_death_during_a_scan_is_not_dated_to_before_what_is_known() {
+    fn a_death_during_a_scan_is_not_dated_to_its_beginning() {
         let mut table = table();
         see(&mut table, 7, s(10), s(10), BOX_A, Sighting::Fork);
-        // The scan began at 20 s, and events are known up to 24 s: it died after that.
+        // The scan began at 20 s and ended at 24 s.
         assert_eq!(table.close_missing(s(20), s(24), &|_, _| false), 1);
         assert_eq!(places(&table, 7, s(22), s(23)), [BOX_A]);
         assert!(places(&table, 7, s(25), s(26)).is_empty());
