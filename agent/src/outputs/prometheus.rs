@@ -314,8 +314,15 @@ impl Rendered {
     }
 }
 
+/// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`, without a listener.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn router(exposition: Exposition) -> Router {
+    routes(exposition, Places::new(super::places::Bounds::default()))
+}
+
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`.
-fn router(exposition: Exposition, places: Arc<Places>) -> Router {
+fn routes(exposition: Exposition, places: Arc<Places>) -> Router {
     let probe = Probe::new(
         exposition.snapshots.clone(),
         exposition.blocked.clone(),
@@ -352,7 +359,7 @@ pub async fn serve(
         counters: Arc::clone(&exposition.counters),
         of: |counters| &counters.metrics_connections,
     };
-    server.serve(router(exposition, places), shutdown).await;
+    server.serve(routes(exposition, places), shutdown).await;
     Ok(())
 }
 

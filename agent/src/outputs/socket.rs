@@ -280,7 +280,13 @@ impl std::fmt::Debug for Desk {
 }
 
 /// What is answered, and by whom.
-fn router(desk: Desk, probe: Probe) -> Router {
+pub fn router(desk: Desk) -> Router {
+    let probe = Probe::new(
+        desk.snapshots.clone(),
+        desk.blocked.clone(),
+        Arc::clone(&desk.clock),
+        STUCK_AFTER,
+    );
     let probes = Router::new()
         .route("/v1/live", get(live))
         .route("/v1/ready", get(ready))
@@ -316,13 +322,7 @@ pub async fn serve(
         counters: Arc::clone(&desk.counters),
         of: |counters| &counters.socket_connections,
     };
-    let probe = Probe::new(
-        desk.snapshots.clone(),
-        desk.blocked.clone(),
-        Arc::clone(&desk.clock),
-        STUCK_AFTER,
-    );
-    server.serve(router(desk, probe), shutdown).await;
+    server.serve(router(desk), shutdown).await;
     Ok(())
 }
 
