@@ -246,7 +246,10 @@ impl Life {
             pid_namespace_level: u32::from(event.place / 64),
             cgroups: CgroupSet {
                 unified: key(event.place),
-                legacy: (event.place % 5 == 0).then(|| key(event.place.wrapping_add(128))),
+                legacy: event
+                    .place
+                    .is_multiple_of(5)
+                    .then(|| key(event.place.wrapping_add(128))),
             },
         };
         match event.kind % 7 {

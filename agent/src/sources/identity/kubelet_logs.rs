@@ -507,10 +507,9 @@ pub fn fuzz(name: &str) {
     if let Some(id) = id_of(name) {
         assert!(name.contains(id));
     }
-    for names in [names_of_link(name), names_of_log(Path::new(name))] {
-        if let Some(names) = names {
-            let _ = super::kubernetes_names_of(names, &counters);
-        }
+    let found = [names_of_link(name), names_of_log(Path::new(name))];
+    for names in found.into_iter().flatten() {
+        let _ = super::kubernetes_names_of(names, &counters);
     }
     if let Some((pod, container)) = name.split_once('/') {
         let _ = names_of_folders(pod, container);
