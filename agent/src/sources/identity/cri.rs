@@ -24,7 +24,7 @@
 //! It refuses to change anything: it only lists. A socket on which nobody offers this interface, as
 //! that of a containerd that serves Docker alone, is as good as absent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ use super::proto::cri::{
 use super::retry::every;
 use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, bound_labels, clean_labels, clean_name, kubernetes_names};
+use super::{Counters, clean_labels, clean_name, kubernetes_names, merge_labels};
 use crate::core::input::{
     ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
 };
@@ -169,7 +169,8 @@ pub async fn run(
 #[derive(Debug)]
 struct Sandbox {
     metadata: Option<PodSandboxMetadata>,
-    labels: HashMap<String, String>,
+    /// The pod's labels, cleaned.
+    labels: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl Sandbox {
@@ -524,14 +525,17 @@ impl Runtime {
 
     fn remember(&mut self, sandbox: PodSandbox, is_new: bool) -> Arc<Sandbox> {
         let counters = &self.seat.counters;
-        let mut labels = bound_labels(sandbox.labels, is_new, counters);
+        // What is taken away is counted once for each sandbox, however often it is listed.
+        let listed_before = Counters::default();
+        let counted = if is_new { counters } else { &listed_before };
+        let mut labels = clean_labels(&sandbox.labels, counted);
         let bytes = labels.iter().map(|(key, value)| key.len() + value.len());
         let bytes: usize = bytes.sum();
         if self.sandbox_labels + bytes > MAX_SANDBOX_LABELS {
             if is_new {
                 Counters::add(&counters.labels_dropped, labels.len());
             }
-            labels = HashMap::new();
+            labels = BTreeMap::new();
         } else {
             self.sandbox_labels += bytes;
         }
@@ -565,9 +569,10 @@ impl Runtime {
                 }
                 // What the event says is enough to go by, also if the container is gone before it
                 // can be asked for.
+                let counters = &self.seat.counters;
                 let sandbox = event.pod_sandbox_status.map(|status| Sandbox {
                     metadata: status.metadata,
-                    labels: status.labels,
+                    labels: clean_labels(&status.labels, counters),
                 });
                 let statuses = event.containers_statuses.iter();
                 // One that cannot be decoded is none: the container is asked for.
@@ -797,7 +802,7 @@ impl Lookup {
         Ok(found.map(|sandbox| {
             Arc::new(Sandbox {
                 metadata: sandbox.metadata,
-                labels: sandbox.labels,
+                labels: clean_labels(&sandbox.labels, &self.counters),
             })
         }))
     }
@@ -891,12 +896,10 @@ impl<'a> Facts<'a> {
         counters: &Counters,
     ) -> ContainerIdentity {
         // The kubelet puts its own four labels on a container and the pod's on its sandbox.
-        let mut labels = sandbox.map_or_else(HashMap::new, |sandbox| sandbox.labels.clone());
-        labels.extend(
-            self.labels
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone())),
-        );
+        let mut labels = clean_labels(self.labels, counters);
+        if let Some(sandbox) = sandbox {
+            labels = merge_labels(labels, &sandbox.labels, counters);
+        }
         let pod = sandbox.and_then(|sandbox| sandbox.metadata.as_ref());
         // Never by labels: what this source says of a pod is believed as the runtime's own word.
         let kubernetes = pod
@@ -911,7 +914,7 @@ impl<'a> Facts<'a> {
             // The session knows: see [`Follower::found`].
             runtime: None,
             kubernetes,
-            labels: clean_labels(&labels, counters),
+            labels,
         }
     }
 }
@@ -958,7 +961,7 @@ fn sandbox_identity(id: &ContainerId, sandbox: &Sandbox, counters: &Counters) ->
             container: POD_ITSELF.into(),
             ..names
         }),
-        labels: clean_labels(&sandbox.labels, counters),
+        labels: sandbox.labels.clone(),
     }
 }
 
@@ -979,7 +982,7 @@ pub fn fuzz(answer: &[u8]) {
         if let Ok(Some(found)) = pass.next::<PodSandbox>(number, element, &counters) {
             let sandbox = Sandbox {
                 metadata: found.metadata,
-                labels: found.labels,
+                labels: clean_labels(&found.labels, &counters),
             };
             let identity = sandbox_identity(&id, &sandbox, &counters);
             assert!(identity.labels.len() <= super::MAX_LABELS);

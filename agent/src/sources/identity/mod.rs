@@ -175,34 +175,24 @@ fn clean_labels(
         .collect()
 }
 
-/// Labels that are to be cleaned later: none that [`clean_labels`] would leave out, and no text much
-/// longer than it would let through. Labels that are left out are counted if `is_new`.
-fn bound_labels(
-    mut labels: HashMap<String, String>,
-    is_new: bool,
+/// A container's labels and its pod's, both as [`clean_labels`] gives them. The container's own value
+/// counts where both have a key. The bound and the order are those of [`clean_labels`].
+fn merge_labels(
+    mut own: BTreeMap<Arc<str>, Arc<str>>,
+    pods: &BTreeMap<Arc<str>, Arc<str>>,
     counters: &Counters,
-) -> HashMap<String, String> {
-    if labels.len() > MAX_LABELS {
-        if is_new {
-            Counters::add(&counters.labels_dropped, labels.len() - MAX_LABELS);
-        }
-        let mut all: Vec<_> = labels.into_iter().collect();
-        all.sort_by(|(one, _), (other, _)| label_order(one).cmp(&label_order(other)));
-        all.truncate(MAX_LABELS);
-        labels = all.into_iter().collect();
+) -> BTreeMap<Arc<str>, Arc<str>> {
+    for (key, value) in pods {
+        let entry = own.entry(Arc::clone(key));
+        entry.or_insert_with(|| Arc::clone(value));
     }
-    // One character more than allowed, so that it still shows that it was cut.
-    let bound = |mut text: String| {
-        if text.len() > MAX_TEXT {
-            text.truncate(text.ceil_char_boundary(MAX_TEXT + 1));
-            text.shrink_to_fit();
-        }
-        text
-    };
-    let bounded = labels.into_iter();
-    bounded
-        .map(|(key, value)| (bound(key), bound(value)))
-        .collect()
+    if own.len() <= MAX_LABELS {
+        return own;
+    }
+    Counters::add(&counters.labels_dropped, own.len() - MAX_LABELS);
+    let mut all: Vec<_> = own.into_iter().collect();
+    all.sort_by(|(one, _), (other, _)| label_order(one).cmp(&label_order(other)));
+    all.into_iter().take(MAX_LABELS).collect()
 }
 
 /// Which labels are kept first where there are too many: Kubernetes' own.
@@ -368,26 +358,26 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_are_bounded_before_they_are_cleaned_are_the_same_afterwards() {
-        let mut many: HashMap<_, _> = (0..100)
-            .map(|i| (format!("app{i:03}"), "vü".repeat(300)))
+    fn labels_that_are_merged_are_those_that_are_cleaned_together() {
+        let mut pods: HashMap<_, _> = (0..60)
+            .map(|i| (format!("app{i:03}"), "v\u{fc}".repeat(300)))
             .collect();
-        many.insert("io.kubernetes.pod.name".to_owned(), "train-0".to_owned());
-        many.insert("a".repeat(1_000), "b".repeat(1_000));
+        pods.insert("io.kubernetes.pod.name".to_owned(), "train-0".to_owned());
+        pods.insert("a".repeat(1_000), "b".repeat(1_000));
+        let own: HashMap<_, _> = (50..80)
+            .map(|i| (format!("app{i:03}"), "own".to_owned()))
+            .collect();
         let counters = Counters::default();
-        let bounded = bound_labels(many.clone(), true, &counters);
-        assert_eq!(read(&counters.labels_dropped), 38);
-        let bytes: usize = bounded
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum();
-        assert!(bytes < MAX_LABELS * (2 * MAX_TEXT + 8), "{bytes}");
-        let cleaned = clean_labels(&bounded, &counters);
-        assert_eq!(cleaned, clean_labels(&many, &Counters::default()));
-        assert_eq!(read(&counters.labels_dropped), 38);
-        assert_eq!(read(&counters.texts_changed), 64);
-        bound_labels(many, false, &counters);
-        assert_eq!(read(&counters.labels_dropped), 38);
+        let merged = merge_labels(
+            clean_labels(&own, &counters),
+            &clean_labels(&pods, &counters),
+            &counters,
+        );
+        assert_eq!(merged.len(), MAX_LABELS);
+        assert_eq!(read(&counters.labels_dropped), 18);
+        let mut together = pods;
+        together.extend(own);
+        assert_eq!(merged, clean_labels(&together, &Counters::default()));
     }
 
     #[test]
