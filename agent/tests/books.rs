@@ -239,10 +239,14 @@ struct Gap {
 #[derive(Clone, Debug)]
 struct Scanned {
     began: u64,
+    /// When it came. A death that it alone shows is dated to this.
+    came: u64,
     /// Up to when the core knew the events then.
     drained: u64,
     /// Whom it saw: pid and start in ticks.
     saw: BTreeSet<(u32, u64)>,
+    /// The pids of those that lived when it began and were dead when it read them.
+    missed: BTreeSet<u32>,
     /// The pids that it could not read.
     unread: BTreeSet<u32>,
 }
@@ -658,7 +662,8 @@ impl World {
                 let mut owners = self.owners(pid, at, at);
                 if owners.is_empty() {
                     // Its context is being torn down, or nobody has had the pid since.
-                    let last = self.lives.iter().rfind(|life| life.pid == pid);
+                    let mut lives = self.lives.iter();
+                    let last = lives.rfind(|life| life.pid == pid && life.start <= at);
                     owners.extend(last.and_then(|life| life.stays.last()).map(|(_, at)| *at));
                 }
                 owners.into_iter().collect()
@@ -952,6 +957,7 @@ impl World {
             })
         });
         self.blurred.extend(blurred.collect::<Vec<_>>());
+        let mut missed = BTreeSet::new();
         if is_late {
             // Whoever died before it was read is taken for one that died when the scan began.
             let ends = self
@@ -961,6 +967,7 @@ impl World {
             let gone = ends.filter(|(_, end)| *end > began);
             let gone: Vec<u32> = gone.map(|(pid, _)| pid).collect();
             for pid in gone {
+                missed.insert(pid);
                 self.untold.push(Untold {
                     pid,
                     at: began,
@@ -983,8 +990,10 @@ impl World {
         let saw = saw.map(|process| (process.pid.0, process.start.0));
         self.scanned.push(Scanned {
             began,
+            came: self.now,
             drained: self.drained,
             saw: saw.collect(),
+            missed,
             unread: unread.clone(),
         });
         self.take(Input::Processes(ProcessScan {
@@ -1332,8 +1341,8 @@ impl World {
                 self.scanned.iter().any(|of| {
                     // What came before a loss may come after the scan.
                     let is_known = !untold.is_lost || of.drained >= untold.at;
-                    let is_later = of.began >= untold.at && of.began + SLACK <= window.start;
-                    is_later && is_known && of.tells_of(pid)
+                    let is_later = of.began >= untold.at && of.came + SLACK <= window.start;
+                    is_later && is_known && of.tells_of(pid) && !of.missed.contains(&pid)
                 })
             };
             let is_untold = |of: &Untold| of.pid == pid && of.at <= window.end && !mended(of);

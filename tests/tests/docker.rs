@@ -178,10 +178,7 @@ fn check_trainer(identity: &ContainerIdentity, name: &str) {
     assert_eq!(kubernetes.pod_uid.as_str(), UID);
     assert_eq!(&*kubernetes.container, "trainer");
     assert_eq!(identity.labels.len(), 5, "{:?}", identity.labels);
-    assert_eq!(
-        &*identity.labels["team"],
-        "vision \"north\"\u{fffd}and south"
-    );
+    assert_eq!(&*identity.labels["team"], "vision \"north\"\\x0aand south");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

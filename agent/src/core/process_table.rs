@@ -351,16 +351,20 @@ impl ProcessTable {
         } else {
             self.alive += 1;
         }
-        if next != NIL && self.records[next as usize].is_alive() {
-            // Its exit was lost: a pid is free again only when its holder is gone.
-            // By then, at the latest.
-            self.records[next as usize].end(if sighting == Sighting::Scan {
+        if next != NIL && !self.records[next as usize].has(EXIT_REPORTED) {
+            // Its exit was lost, or is dated by a scan. A pid is free again only when its holder is
+            // gone. So it was over by then, at the latest.
+            let by = if sighting == Sighting::Scan {
                 record.started_by()
             } else {
                 start
-            });
-            self.alive -= 1;
-            self.exited += 1;
+            };
+            let older = &mut self.records[next as usize];
+            if older.is_alive() {
+                self.alive -= 1;
+                self.exited += 1;
+            }
+            older.end(older.exit.min(by));
         }
         let slot = match self.free {
             Some(slot) => {
@@ -1325,6 +1329,20 @@ mod tests {
         see(&mut table, 7, s(10), s(22), BOX_B, Sighting::Exec);
         assert_eq!(places(&table, 7, s(21), s(22)), [BOX_A, BOX_B]);
         assert_eq!(places(&table, 7, s(22), s(23)), [BOX_B]);
+    }
+
+    /// A scan that took long dates a death to its own end, and the pid was taken before that.
+    #[test]
+    fn a_death_that_a_scan_dates_is_over_when_the_pid_is_taken() {
+        let mut table = table();
+        see(&mut table, 1, s(10), s(10), BOX_A, Sighting::Fork);
+        assert_eq!(table.close_missing(s(20), s(22), &|_, _| false), 1);
+        see(&mut table, 1, s(21), s(21), BOX_B, Sighting::Fork);
+        assert_eq!((table.alive(), table.exited()), (1, 1));
+        let [next, former] = &table.incarnations(Pid(1))[..] else {
+            panic!("two had the pid");
+        };
+        assert_eq!((next.exit, former.exit), (None, Some(s(21))));
     }
 
     #[test]

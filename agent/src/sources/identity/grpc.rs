@@ -138,7 +138,7 @@ fn transport_class(error: &(dyn StdError + 'static)) -> Option<&'static str> {
         if let Some(http2) = error.downcast_ref::<h2::Error>() {
             return Some(match http2.get_io() {
                 Some(io) => io_class(io.kind()),
-                None if http2.reason() == Some(h2::Reason::NO_ERROR) => "closed",
+                None if http2.reason().is_some_and(is_an_end) => "closed",
                 None => "protocol",
             });
         }
@@ -153,6 +153,15 @@ fn transport_class(error: &(dyn StdError + 'static)) -> Option<&'static str> {
         }
     }
     known
+}
+
+/// Whether HTTP/2 has this reason for ending a stream or a connection, and not for a breach of the
+/// protocol (RFC 9113, section 7). A server that is shut down cancels the streams under way.
+fn is_an_end(reason: h2::Reason) -> bool {
+    matches!(
+        reason,
+        h2::Reason::NO_ERROR | h2::Reason::CANCEL | h2::Reason::REFUSED_STREAM
+    )
 }
 
 /// An error and what caused it.
@@ -288,5 +297,25 @@ pub(super) async fn call<T>(
         Ok(Ok(reply)) => Ok(reply.into_inner()),
         Ok(Err(status)) => Err(Fault::call(name, status)),
         Err(_) => Err(Fault::Timeout { call: name, limit }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_cancels_a_stream_speaks_no_other_protocol() {
+        let rows = [
+            (h2::Reason::NO_ERROR, "closed"),
+            (h2::Reason::CANCEL, "closed"),
+            (h2::Reason::REFUSED_STREAM, "closed"),
+            (h2::Reason::PROTOCOL_ERROR, "protocol"),
+            (h2::Reason::HTTP_1_1_REQUIRED, "protocol"),
+        ];
+        for (reason, class) in rows {
+            let error = h2::Error::from(reason);
+            assert_eq!(transport_class(&error), Some(class), "{reason:?}");
+        }
     }
 }
