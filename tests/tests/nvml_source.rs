@@ -88,6 +88,7 @@ impl Rig {
             lists,
             stop,
             ends: BTreeMap::new(),
+            state: None,
         }
     }
 
@@ -118,12 +119,17 @@ struct Agent {
     stop: watch::Sender<bool>,
     /// Where each GPU's last window ended.
     ends: BTreeMap<String, BootTime>,
+    /// The source's state, as last told.
+    state: Option<SourceState>,
 }
 
 impl Agent {
     /// The next observation; windows are checked for tiling and balance on the way.
     async fn next(&mut self) -> Input {
         let input = self.inputs.recv().await.expect("the thread is running");
+        if let Input::Health(health) = &input {
+            self.state = Some(health.state.clone());
+        }
         if let Input::Window(window) = &input {
             let unobserved: Nanos = window.unobserved.iter().map(|&(_, time)| time).sum();
             let known = window.busy.plus(window.idle).plus(unobserved);
@@ -167,8 +173,11 @@ impl Agent {
         }
     }
 
+    /// Waits until the source is up. It may be told before a window or after it.
     async fn up(&mut self) {
-        while self.health().await.state != SourceState::Up {}
+        while self.state != Some(SourceState::Up) {
+            self.next().await;
+        }
     }
 
     async fn lists(&mut self, uuid: &str) -> GpuProcesses {
