@@ -326,6 +326,7 @@ impl Life {
             no_row,
             energy: of.energy.map(|energy| Millijoules(energy.into())),
             quality: WindowQuality::default(),
+            clocks: None,
         }
     }
 
@@ -493,6 +494,7 @@ impl Life {
                     })
                     .collect(),
                 skipped: skipped.into(),
+                unread: (0..skipped % 4).map(pid).collect(),
             }),
             Step::Named(name) => Input::Identity(Self::name(&name)),
             Step::Gpus(present) => Input::Gpus(Self::gpus(present)),

@@ -3,6 +3,7 @@
 use arbitrary::{Arbitrary, Unstructured};
 use gpuacct::core::input::GpuWindow;
 use gpuacct::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
+use gpuacct::sources::gpu::sample_clock::Reading;
 use gpuacct::sources::gpu::window::{Bracket, RawRow, RawSample, Windows};
 
 const MILLI: u64 = 1_000_000;
@@ -95,13 +96,21 @@ fn check(window: &GpuWindow, through: &mut BootTime, now: BootTime) {
     );
 }
 
+/// An instant as windows want it, where the driver stamps by the wall clock.
+fn reading(clock: Clock) -> Reading {
+    Reading {
+        boot: clock.boot,
+        ahead: i128::from(clock.wall.0) - i128::from(clock.boot.0),
+    }
+}
+
 pub(crate) fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut clock = Clock {
         boot: BootTime(1_000 * MILLI),
         wall: WallTime(1_790_000_000_000 * MILLI),
     };
-    let mut windows = Windows::new(GpuUuid::from("GPU-fuzz"), clock);
+    let mut windows = Windows::new(GpuUuid::from("GPU-fuzz"), reading(clock));
     let mut through = clock.boot;
     for _ in 0..MOST {
         let Ok(Tick { after, set, step }) = Tick::arbitrary(&mut input) else {
@@ -121,21 +130,22 @@ pub(crate) fn run(data: &[u8]) {
             } => windows.close(&Bracket {
                 before: samples(&before, now_us),
                 rows: rows(&found, now_us),
-                later: later.map(|found| (rows(&found, now_us), clock)),
+                later: later.map(|found| (rows(&found, now_us), reading(clock))),
                 after: samples(&after, now_us),
                 asked: asked.boot,
-                clock,
+                clock: reading(clock),
+                is_clock_doubted: now_us % 2 == 0,
             }),
             Step::CloseWithoutSamples(found) => {
-                windows.close_without_samples(&rows(&found, now_us), asked, clock)
+                windows.close_without_samples(&rows(&found, now_us), reading(asked), reading(clock))
             }
             Step::CloseMeasured { length, ppm } => {
                 let since = clock.boot.0.saturating_sub(u64::from(length) * MILLI);
-                windows.close_measured(BootTime(since), clock, ppm)
+                windows.close_measured(BootTime(since), reading(clock), ppm)
             }
             Step::Fail(reason) => {
                 let reasons = UnobservedReason::ALL;
-                windows.fail(clock, reasons[usize::from(reason) % reasons.len()])
+                windows.fail(reading(clock), reasons[usize::from(reason) % reasons.len()])
             }
             Step::CloseAt(at_us, percent) => windows.close(&Bracket {
                 before: vec![RawSample { at_us, percent }],
@@ -147,7 +157,8 @@ pub(crate) fn run(data: &[u8]) {
                 }],
                 after: vec![RawSample { at_us, percent }],
                 asked: asked.boot,
-                clock,
+                clock: reading(clock),
+                is_clock_doubted: now_us % 2 == 0,
                 ..Bracket::default()
             }),
             Step::Learn(found) => {

@@ -24,7 +24,7 @@ mod reader;
 mod reader_tests;
 pub mod record;
 mod register;
-mod sample_clock;
+pub mod sample_clock;
 mod slot;
 mod slots;
 mod supervisor;
