@@ -1,8 +1,9 @@
 //! The composition: every source, the core, every output, wired once and taken down in order.
 //!
-//! The core and the outputs have their place on one thread: the agent's work is small and its memory
-//! must be, too. What may block (NVML, the ring, `/proc`) is on threads of its own, and so is the work
-//! for answers of runtimes and the kubelet, whose size others decide ([`servers_thread`]).
+//! The core and the outputs run on one thread, since the agent's work and memory are to be small.
+//! Calls that may block (NVML, the ring, `/proc`) run on threads of their own. So does the work for
+//! answers of runtimes and the kubelet, because the agent does not control their size
+//! ([`servers_thread`]).
 //!
 //! The order matters. What can be refused (addresses, sockets) is taken first, so that a wrong
 //! configuration fails before anything is attached. The eBPF object is attached before `/proc` is
@@ -570,8 +571,8 @@ fn temporality(config: &Config) -> otlp::Temporality {
     }
 }
 
-/// Where it is kept which counters are sent over OTLP without their start. Without a store, or where
-/// the boot has no name, no series outlives the agent.
+/// The file that records which counters are sent over OTLP without their start. Absent without a
+/// store or without a boot id, since no series then outlives the agent.
 fn starts(config: &Config) -> Option<otlp::StartsFile> {
     let boot = books::boot().ok().filter(|_| config.store.enabled)?;
     Some(otlp::StartsFile::new(&config.store.path, &boot))

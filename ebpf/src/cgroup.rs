@@ -73,8 +73,9 @@ fn announce_way(attach_point: u32, node: u64, hierarchy: u32) {
         hierarchy,
         MAX_CGROUP_WALK
     );
-    // Itself and its parent alone, so that neither it nor another child is tried at each event. Those
-    // above would look announced, and then nobody's way would lead past them.
+    // Only the cgroup and its parent are announced, so that neither it nor a sibling is tried again at
+    // each event. If higher ancestors were announced as well, the walks of other cgroups would end at
+    // them, and what is above them would never be announced.
     let node = Node::at(node);
     if let Some(Some(parent)) = node.parent() {
         let seen = maps::seen(attach_point);

@@ -1,9 +1,9 @@
 //! The thread on which answers of runtimes and the kubelet are read and decoded.
 //!
-//! How large such an answer is, others decide: tenants write labels, and a node may have thousands of
-//! containers. Whatever it costs to read one, the core goes on committing and the outputs go on
-//! serving meanwhile. The sources that talk to servers share this one thread; each answer is bounded,
-//! and long lists let the others have their turn.
+//! The agent does not control the size of these answers: tenants write labels, and a node may have
+//! thousands of containers. While a large answer is read, the core continues to commit and the
+//! outputs continue to serve. The sources that talk to servers share this one thread. Each answer
+//! is bounded, and the decoding of a long list yields to the other sources.
 
 use std::io;
 use std::thread;

@@ -1,8 +1,8 @@
 //! `gpuacct probe`: the kubelet's probes, as a command that it runs in the container.
 //!
-//! It asks the agent's local socket, which nobody but root on the node can reach. The port of
-//! `/metrics` can be reached by every pod, and whoever floods it must not have the agent restarted.
-//! Exit code 0: yes; 1: no, with the reason; 2: no agent answers.
+//! It asks the agent's local socket, which only root on the node can open. Every pod can reach the
+//! port of `/metrics`, and a flood of connections to it must not make the kubelet restart the
+//! agent. Exit codes: 0 for yes; 1 for no, with the reason; 2 if no agent answers.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -171,9 +171,10 @@ pub struct Accountant {
     pub(super) sources: BTreeMap<SourceId, SourceHealth>,
     source_errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
     waiting: VecDeque<(BootTime, GpuWindow)>,
-    /// Until when it is known what happened to processes.
+    /// Up to when the kernel's events are known, and where some are missing.
     pub(super) stream: EventStream,
-    /// What says something of pids of which it is not known yet whose they were.
+    /// Process lists and reports about dead processes that wait until the owners of their pids are
+    /// known.
     pub(super) awaited: VecDeque<(Clock, Awaited)>,
     effects: Vec<Effect>,
     pub(super) counts: AgentBook,
@@ -401,8 +402,9 @@ impl Accountant {
         }
     }
 
-    /// Notes between when and when a process moved that was found elsewhere than it was known to be by
-    /// what is known of it `before`, and was seen there `by` then.
+    /// Notes the interval in which a process moved that a scan found in another place. The interval
+    /// begins where the process was last known to be in the place `before`, and ends at `by`, when
+    /// it was seen in the new place.
     fn date_move(&mut self, process: ProcessId, before: Option<Facts>, by: BootTime) {
         let Some(before) = before else { return };
         let is_elsewhere = self
@@ -548,9 +550,9 @@ impl Accountant {
         book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some())
     }
 
-    /// Whether a window has to wait until it is known who was there: its busy time comes without a
-    /// process, and somebody may have come or gone since the last reading of the process lists, or
-    /// the events of a reading are still to come.
+    /// Whether a window has to wait until the processes on its GPU are known. Its busy time comes
+    /// without a process. A process may have come or gone since the last reading of the process
+    /// lists, or events that a reading depends on have not been received yet.
     fn awaits_lists(&mut self, window: &GpuWindow) -> bool {
         let is_instance = self.is_instance(&window.gpu);
         let Some(sharing) = self.sharing.get(&window.gpu) else {

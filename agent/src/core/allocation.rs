@@ -7,12 +7,12 @@
 //!
 //! - It counts from when it was first listed, or from the container's first process if that is
 //!   later. What lies before the agent's first answer is not made up.
-//! - It counts once. Up to where, the container's account knows while it is open, also where the
-//!   container was not seen for a while and is met again.
+//! - It counts once. The open account records up to when the time is counted, even if the
+//!   container was not seen for a while.
 //! - It counts for as long as the container has processes. That the kubelet does not list it any
 //!   more, or does not answer, changes nothing.
-//! - It goes on over a restart of the agent, without the kubelet's word, for as long as the
-//!   container lives. The time in which no agent ran is not counted.
+//! - It continues over a restart of the agent, without an answer of the kubelet, for as long as
+//!   the container lives. The time in which no agent ran is not counted.
 //! - A listed pod without a living container counts nothing.
 //!
 //! A name is used again: by a container's restart within its pod, and by a pod that replaces another
@@ -72,7 +72,7 @@ pub struct KeptAllocation {
     pub grants: Vec<Grant>,
 }
 
-/// What an agent before this one knew of a container that no process of has been seen yet.
+/// What the previous agent knew of a container of which no process has been seen yet.
 #[derive(Debug)]
 struct FromBefore {
     name: GivenName,
@@ -118,11 +118,12 @@ struct Life {
     grants: Vec<Grant>,
     /// The answer that said so.
     as_of: BootTime,
-    /// Whether that was told to an agent before this one, and no answer has been about it since.
+    /// Whether only the previous agent was told this, and no answer has been about it since.
     is_unconfirmed: bool,
     /// Up to when its time is counted, by the number of the GPU.
     through: BTreeMap<usize, BootTime>,
-    /// Nothing before this is counted: it may have been, before the container was forgotten.
+    /// Time before this is not counted: it may have been counted before the container was
+    /// forgotten.
     not_before: BootTime,
     /// Whether the kubelet was asked for it.
     asked: bool,
@@ -167,9 +168,10 @@ pub struct AllocationTable {
     lives: HashMap<ContainerId, Life>,
     /// What an agent before this one knew of containers that have not been met yet.
     from_before: HashMap<ContainerId, FromBefore>,
-    /// When it ended and this one began; [`BootTime::MAX`] where there was none.
+    /// When the previous agent ended and this one began; [`BootTime::MAX`] if there was none.
     went_on: (BootTime, BootTime),
-    /// Up to when the time of containers may be counted of which nobody knows that any more.
+    /// Time up to this may have been counted in accounts that are closed and forgotten. It is not
+    /// counted again.
     forgotten_through: BootTime,
     /// What all GPUs are, by their places in the list, and since when each of them may count.
     all: BTreeMap<usize, BootTime>,
@@ -412,8 +414,9 @@ impl AllocationTable {
         })
     }
 
-    /// Accounts are closed up to this of whose time was counted, which nobody knows from here on: a
-    /// container that is met later and began before may be one of theirs, and counts from there.
+    /// Accounts were closed whose time is counted up to `through`, and they are not remembered. A
+    /// container that is met later and began before may have had one of them. It counts from
+    /// `through` on.
     pub fn forget_counted(&mut self, through: Option<BootTime>) {
         self.forgotten_through = self.forgotten_through.max(through.unwrap_or_default());
     }

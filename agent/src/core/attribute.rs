@@ -14,16 +14,16 @@ use super::process_table::{Holder, ProcessTable};
 use super::sharing::Sharing;
 use super::tables::HashMap;
 
-/// Where it is looked up who had a pid.
+/// What is needed to find the owner of a pid.
 #[derive(Debug)]
 pub(super) struct Lookup<'a> {
     /// Processes by pid and time.
     pub(super) processes: &'a ProcessTable,
-    /// Whose the places are where they live.
+    /// The owners of the cgroups in which processes live.
     pub(super) placements: &'a mut PlacementTable,
     /// Who opened a GPU, and when.
     pub(super) opens: &'a Opens,
-    /// Until when it is known what happened to processes.
+    /// Up to when the kernel's events are known, and where some are missing.
     pub(super) events: &'a EventStream,
 }
 
@@ -112,8 +112,8 @@ pub(super) fn owner_of(
     confirmed(pid, to, found, lookup)
 }
 
-/// Who was found to pay for a pid up to `to`, if nobody else can have had it by then: events may be
-/// missing that say so.
+/// The owner that was found for a pid up to `to`, unless an event may be missing that gave the pid
+/// to another process by then.
 fn confirmed(
     pid: Pid,
     to: BootTime,

@@ -1,12 +1,12 @@
-//! What the driver says of processes by their pids, until it is known whose those were.
+//! Reports of the driver about processes, held back until the owners of their pids are known.
 //!
-//! A process list says who was on a GPU when it was read. A pid in it may have been given to another
-//! process shortly before, and the event of that comes up to 200 ms later. A list that is believed at
-//! once gives the former process's container a peak of memory for ever. The same is so for what the
-//! driver's accounting says of a process that died.
+//! A process list says which pids were on a GPU when it was read. A pid in it may have been given
+//! to another process shortly before, and that event comes up to 200 ms later. If the list were
+//! used at once, the container of the pid's former process could get a false peak of memory that
+//! stays for ever. The driver's accounting of dead processes has the same problem.
 //!
 //! So both wait as windows do: until the event stream has passed them, or for a bounded time. After
-//! that they count for the pids that are certain, and for no others.
+//! that they count only for pids whose owner is certain.
 //!
 //! Times are of the boot clock.
 
@@ -14,7 +14,7 @@ use super::accountant::{Accountant, Effect};
 use super::input::{Accounted, GpuProcesses};
 use super::model::{BootTime, Clock, Nanos};
 
-/// How many wait at most. The oldest are then not awaited any longer, which is counted.
+/// How many may wait. Beyond that the oldest is processed without waiting, which is counted.
 const LIMIT: usize = 4096;
 
 /// What waits.

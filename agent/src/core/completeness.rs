@@ -1,7 +1,7 @@
 //! For which time every event of the kernel is known to have been received.
 //!
-//! A pid that nobody is known to have had may have been taken by a process whose events were lost.
-//! Whoever concludes something from the absence of an event asks here first.
+//! A pid may have been taken by a process whose events were lost. Code that concludes something
+//! from the absence of an event checks this first.
 
 use super::model::BootTime;
 

@@ -1,4 +1,5 @@
-//! Until when it is known what happened to processes, and what mends a gap in that knowledge.
+//! Up to when the kernel's events are known, where some are missing, and which scan makes up for
+//! them.
 //!
 //! The kernel source reports births, deaths and moves. Each batch says up to which instant the reports
 //! are complete. They are not complete where events were lost, before the source was attached, and
@@ -9,13 +10,13 @@
 //!   still open. So a window never waits for the end of a storm of losses.
 //!
 //! A gap begins at the last instant up to which the reports were complete. It ends when the agent
-//! received the news of the loss, not at the batch's `drained_through`: that stands still while the
-//! ring is full, and a scan that began before the loss would seem to mend it.
+//! learned of the loss, not at the batch's `drained_through`: that stands still while the ring is
+//! full, so a scan that began before the loss would seem to mend it.
 //!
-//! A scan says nothing of the pids whose files it could not read. What a gap left open for them stays
-//! open until a later scan reads them, or an event names them.
+//! A scan says nothing of the pids whose files it could not read. Their gap stays open until a
+//! later scan reads them, or an event names them.
 //!
-//! It decides nothing but this. Who waits how long, and for what, is the accountant's business.
+//! This module decides nothing else. The accountant decides who waits, for what, and how long.
 //! Times are of the boot clock.
 
 use super::completeness::Completeness;
@@ -33,10 +34,10 @@ struct Gap {
     until: BootTime,
 }
 
-/// What was said of the kernel source.
+/// The state of the kernel source, as far as it was reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Source {
-    /// Nothing. That is so where nobody runs one, as in most tests.
+    /// No state was reported: no kernel source is run, as in most tests.
     #[default]
     Untold,
     /// It has not been attached yet.
@@ -102,14 +103,14 @@ impl EventStream {
         self.source == Source::Up
     }
 
-    /// Whether more is to be expected than what has been received. It is not where nobody has ever
-    /// told of a source.
+    /// Whether events are to be expected. They are not if no kernel source has ever reported a
+    /// state.
     pub(super) fn is_expected(&self) -> bool {
         self.source != Source::Untold
     }
 
-    /// Takes what a batch says beside its events, at the time of its receipt. Returns whether events
-    /// were lost since the batch before.
+    /// Takes the counters and the completeness of a batch, at the time of its receipt. Returns
+    /// whether events were lost since the batch before.
     pub(super) fn take_batch(&mut self, batch: &KernelBatch, received: BootTime) -> bool {
         let has_lost = batch.counters.missing() > self.counters.missing();
         if has_lost {
@@ -200,7 +201,7 @@ impl EventStream {
         self.complete_through().max(scanned.unwrap_or_default())
     }
 
-    /// Whether everything is known up to `end` that will be.
+    /// Whether everything up to `end` is known that can still become known.
     pub(super) fn has_caught_up(&self, end: BootTime) -> bool {
         // Those that a scan did not find may have been born and have died since; the events say.
         let has_drained = !self.is_up() || self.drained_through >= end;
@@ -213,8 +214,8 @@ impl EventStream {
         is_in_gap && self.scan_began.is_none_or(|began| began < end)
     }
 
-    /// Whether whoever is known to have had a pid up to `end` can have been nobody else: no event of
-    /// another's can be missing. An event that is only late is not missing.
+    /// Whether the process that is known to have had a pid up to `end` is certain: no event that
+    /// gave the pid to another process can be missing. An event that is only late is not missing.
     pub(super) fn vouches_for(&self, pid: Pid, end: BootTime) -> bool {
         if self.doubted.get(&pid).is_some_and(|since| *since < end) {
             return false;

@@ -396,7 +396,8 @@ pub struct GpuWindow {
     /// How the window came about.
     #[serde(default)]
     pub quality: WindowQuality,
-    /// By which clocks the driver stamps what it is made from; absent where nothing of it is stamped.
+    /// The clocks of the stamps in the driver's answers; absent if the window was made without
+    /// stamps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<SampleClocks>,
 }

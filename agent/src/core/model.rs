@@ -325,8 +325,8 @@ pub enum UnattributedReason {
     UnknownPid,
     /// The pid had two owners inside the window.
     AmbiguousPid,
-    /// The pid was a known process's before, and nothing confirms that it still was: events of the
-    /// window may be missing, and no scan of `/proc` from after it has shown the process.
+    /// A known process had the pid before, and nothing confirms that it still had it: events of the
+    /// window may be missing, and no scan of `/proc` from after the window has shown the process.
     UnconfirmedPid,
     /// The process is known and its cgroup's path could not be learnt.
     UnknownCgroup,
@@ -403,8 +403,8 @@ pub enum UnobservedReason {
     AgentError,
     /// No window of this time reached the books, and the next one did.
     WindowLost,
-    /// The driver took samples whose stamps are of no clock that could be learnt, so that they belong
-    /// to no known instant.
+    /// The driver took samples, but the clock of their stamps could not be learnt, so they cannot
+    /// be dated.
     UnknownSampleClock,
 }
 

@@ -28,8 +28,9 @@ use super::input::{CgroupAnnouncement, CgroupSet};
 use super::model::{CgroupKey, ContainerId, HostUnit, PodUid};
 use super::tables::{HashMap, HashSet};
 
-/// Longest path of a cgroup, in bytes: the kernel's `PATH_MAX`, and each byte may be escaped. Of a
-/// longer one, which `/proc` cannot show, the highest part is kept. It says whose the cgroup is.
+/// Longest path of a cgroup, in bytes: the kernel's `PATH_MAX`, of which each byte may be escaped.
+/// `/proc` cannot show a longer one. Of a longer path that events report, the highest part is kept,
+/// since it names the owner.
 const MAX_PATH_BYTES: usize = 4 * 4096;
 
 /// Who pays where one container is in another.

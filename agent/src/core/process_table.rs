@@ -115,7 +115,7 @@ pub enum Sighting {
     Scan,
 }
 
-/// When a process moved that was found in another place, as far as that is known.
+/// When a process moved whose move was only seen by a scan, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FoundMove {
     /// It was in the place before up to here.
@@ -164,8 +164,8 @@ pub struct ProcessTable {
     /// Newest incarnation by pid.
     newest: HashMap<u32, u32>,
     records: Vec<Record>,
-    /// By slot: when those moved that were found elsewhere and of whose move no event has told. They
-    /// are few, so it is not in their records.
+    /// By slot: when a process moved whose move no event has reported. There are few of these, so
+    /// this is not in the process records.
     found_moved: HashMap<u32, FoundMove>,
     free: Option<u32>,
     alive: u64,
@@ -391,10 +391,10 @@ impl ProcessTable {
         true
     }
 
-    /// Notes that a process that is known was found in another place than the one it was in, in which it
-    /// is noted to be since `began`: it moved after `after`, or after it is known to have come to the
-    /// place before, and by `by`. In between it may have been in either. An event of the move, which
-    /// may still come, says when it was.
+    /// Notes that a scan found a known process in another place than the one that it was known to
+    /// be in since `came`. It moved after `after`, or after `came` if that is later, and no later
+    /// than `by`. In between it may have been in either place. An event of the move may still come,
+    /// and says when it was.
     pub fn found_moved(
         &mut self,
         process: ProcessId,
@@ -566,9 +566,9 @@ impl ProcessTable {
         self.close_missing(started, started, seen)
     }
 
-    /// As [`ProcessTable::close_unseen`], for a scan that ended at `finished`: whoever it missed may have
-    /// lived up to then. Dated to the scan's beginning, what it did after that would be the next
-    /// holder's of its pid.
+    /// As [`ProcessTable::close_unseen`], for a scan that ended at `finished`. A process that the
+    /// scan missed may have lived up to then. If its death were dated to the scan's beginning, its
+    /// later work would go to the next holder of its pid.
     pub fn close_missing(
         &mut self,
         started: BootTime,
@@ -612,12 +612,13 @@ impl ProcessTable {
         None
     }
 
-    /// Everyone who had `pid` at some point of `(from, to]`. If nobody had, whoever held it last:
+    /// All processes that had `pid` at some time in `(from, to]`. If there were none, its last
+    /// holder:
     ///
-    /// - within [`CREDIT_SLACK`] before that;
-    /// - or at any time before, if its exit was reported and `events` says that no event since then
-    ///   was lost. Then nobody has had the pid after it, and what the driver names the pid for is the
-    ///   tear-down of its context.
+    /// - if it ended within [`CREDIT_SLACK`] before `from`;
+    /// - or if it ended at any earlier time, its exit was reported, and `events` says that no event
+    ///   since then was lost. Then no other process has had the pid since, and the driver's row is
+    ///   about the tear-down of that holder's context.
     #[must_use]
     pub fn holders(
         &self,

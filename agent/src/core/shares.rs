@@ -1,14 +1,14 @@
 //! How a GPU's time is divided among the containers that it is allocated to.
 //!
-//! A GPU that is shared by time-slicing replicas is given to several containers at once, and each of
-//! them has all of its time as allocated time. Here each of them has a part: for as long as `n`
-//! containers have the GPU, the n-th part of that time. How many replicas a container has does not
-//! matter, as it does not for allocated time. The nanoseconds that a division leaves over go to the
-//! first of the containers, so that all parts together are the time that was divided.
+//! A GPU that is shared by time-slicing is given to several containers at once, and each of them
+//! has all of its time as allocated time. Here each container has a share: while `n` containers
+//! have the GPU, each gets one n-th of that time. As with allocated time, the number of replicas
+//! that a container has does not matter. The nanoseconds that a division leaves over go to the
+//! first of the containers, so that all shares add up to the divided time.
 //!
-//! What is divided is the time that the GPU's book accounts for, each nanosecond of it once. So all
-//! parts of a GPU's time together are no more than its elapsed time. A container that is met late, as
-//! one whose name came late, has a part of the time before that which was given to nobody yet.
+//! Only time that the GPU's book accounts for is divided, each nanosecond once. So all shares of a
+//! GPU's time are together no more than its elapsed time. A container that is met late, e.g.
+//! because its name came late, gets a share of the earlier time that was given to no container yet.
 //!
 //! Times are on the boot clock, amounts in whole nanoseconds.
 
@@ -99,8 +99,8 @@ impl Shares {
         }
     }
 
-    /// Divides what can be: the time of containers that a book accounts for. What it does not account
-    /// for yet waits, for ten minutes after it has ended at most.
+    /// Divides the time of containers that a book accounts for. Other time waits until a book
+    /// accounts for it, for ten minutes after its end at most.
     pub(super) fn divide(&mut self, now: BootTime) -> Vec<Share> {
         let mut shares = Vec::new();
         for (at, gpu) in self.gpus.iter_mut().enumerate() {

@@ -1,9 +1,11 @@
-//! Who was on a GPU, by its process lists: for busy time that comes without a process of its own.
+//! Which processes were on a GPU according to its process lists, for busy time that comes without a
+//! process.
 //!
-//! Such time is an MPS server's, which is its clients', and a MIG instance's, of which the driver
-//! gives one figure for each window. It is somebody's only if all who were there in the window are
-//! one payer's. Where two payers were there, at once or one after the other, the figure cannot be
-//! divided: that window is nobody's, and no other is for that.
+//! Such time is an MPS server's, which belongs to its clients, and a MIG instance's, for which the
+//! driver gives one figure for each window. It is billed to a payer only if all processes that were
+//! there in the window belong to that payer. If two payers were there, at once or one after the
+//! other, the figure cannot be divided. Then that window is unattributed, and no other window is
+//! for that reason.
 //!
 //! A list says who had a context when it was read. Between two readings the process table bounds
 //! it. A listed process was there:
@@ -13,8 +15,8 @@
 //! - until the reading after, if that has it, too; else until its exit, until it executed another
 //!   program, or the reading after, whichever is the earliest.
 //!
-//! So a process that was dead before a window began is nobody in it, and one that started after a
-//! reading is known by a later one.
+//! So a process that was dead before a window began does not count in it. A process that started
+//! after a reading is known from a later reading.
 
 use std::collections::VecDeque;
 
@@ -81,7 +83,7 @@ struct Present {
 /// The payer of all who were there, and the process if there was one only.
 type Only = (Option<(Pid, Option<ProcessId>)>, Owner);
 
-/// Of whom there is none, or more than one.
+/// Why there is no single payer: there is none, or more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NotOne {
     Nobody,
@@ -376,12 +378,13 @@ impl Listed {
     }
 }
 
-/// Whether two may be one process: an unknown one may be anybody.
+/// Whether two may be the same process: an unknown one may be any process.
 fn may_be(one: Option<ProcessId>, other: Option<ProcessId>) -> bool {
     one.is_none() || other.is_none() || one == other
 }
 
-/// A MIG instance's window: the driver gives no rows, and all of it is one payer's or nobody's.
+/// A MIG instance's window. The driver gives no rows, so all of its busy time goes to one payer or
+/// is unattributed.
 #[must_use]
 pub(super) fn charges_of_instance(
     window: &GpuWindow,

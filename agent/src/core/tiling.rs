@@ -1,8 +1,8 @@
 //! Where a window lies beside what is booked of its GPU already.
 //!
-//! The windows of a GPU tile its time: each begins where the one before it ended. The sources see to
-//! that. This is what the books do where it does not hold, so that no time is booked twice and none is
-//! left out without a word.
+//! The windows of a GPU tile its time: each begins where the one before it ended. The sources
+//! ensure that. If a window does not, this module decides what is booked, so that no time is booked
+//! twice and no time is left out without being counted.
 //!
 //! Refused: guessing which part of a window its busy time lies in. A window that is cut keeps the same
 //! share of each of its amounts.

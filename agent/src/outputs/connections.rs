@@ -1,14 +1,14 @@
 //! Serves HTTP/1 within bounds: how many connections a listener has, how many of them from one
 //! address, and how long each may take.
 //!
-//! Whoever can reach `/metrics` can open connections, send half a request, or ask and never read.
-//! Without bounds that would take the file descriptors that the agent reads `/proc`, NVML and its
-//! runtimes with; with a bound alone it would lock the scraper out. So every request and every
-//! answer has a deadline, and a new connection always gets a place: see [`super::places`]. What is
-//! closed is counted by its reason.
+//! Any client that can reach `/metrics` can open connections, send half a request, or ask and never
+//! read. Without bounds such clients would use up the file descriptors that the agent needs to read
+//! `/proc`, NVML and its runtimes. A bound on connections alone would lock the scraper out. So
+//! every request and every answer has a deadline, and a new connection always gets a place: see
+//! [`super::places`]. Closed connections are counted by reason.
 //!
-//! It refuses HTTP/2, which neither scrapers nor `gpuacct status` speak without TLS: there a client
-//! can withhold its window, and no deadline of a byte stream would see it.
+//! HTTP/2 is refused. Neither scrapers nor `gpuacct status` speak it without TLS. An HTTP/2 client
+//! can keep its flow-control window closed, and a deadline on the byte stream would not notice.
 
 use std::convert::Infallible;
 use std::io;

@@ -1,9 +1,10 @@
 //! The places that a listener has for connections, and which connection gives way when there are
 //! too few.
 //!
-//! A new connection always gets a place. Whoever it takes one from has gone without finishing
-//! anything for the longest time: reading a request, or handing an answer over. Bytes alone do not
-//! count, so that a client that sends or takes one now and then keeps no place by it.
+//! A new connection always gets a place. If there is none, the connection is closed that has
+//! completed no step for the longest time. A step is a complete request or a complete answer.
+//! Single bytes do not count, so a client cannot keep its place by sending or taking a byte now and
+//! then.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -209,8 +210,8 @@ impl Places {
         }
     }
 
-    /// Has the connection leave whose client has been taking an answer for the longest time. False
-    /// if there is none.
+    /// Closes the connection whose client has been taking an answer for the longest time. Returns
+    /// false if there is none.
     pub(super) fn end_slowest_reader(&self) -> bool {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let readers = held

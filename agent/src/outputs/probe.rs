@@ -1,7 +1,8 @@
 //! Whether the agent lives and whether it is ready: one rule for `/healthz` and `/readyz`, and for
 //! the local socket, which `gpuacct probe` asks.
 //!
-//! It asks nobody: a core that is stuck is what it is to report.
+//! It reads the last snapshot and does not ask the core, since it has to report a core that is
+//! stuck.
 
 use std::fmt::Write as _;
 use std::sync::Arc;

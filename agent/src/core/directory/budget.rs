@@ -1,17 +1,17 @@
-//! How much memory the answers of the sources of names may take, and which of them are let go.
+//! How much memory the answers of the sources of names may take, and which of them are dropped.
 //!
-//! Whoever may start a container chooses its names and labels, and containers come and go by the
-//! thousand without ever touching a GPU. So the table is bounded in bytes, in two parts:
+//! Anyone who can start a container chooses its names and labels, and thousands of containers come
+//! and go without touching a GPU. So the table is bounded in bytes, in two parts:
 //!
-//! - Answers about containers without an account. Where they are too many, the largest go first, and
-//!   among those of a size the ones that were least recently wanted. They are asked for again when
-//!   the container is charged. What the kernel said of a container stays as long as it has a
-//!   process, since nobody repeats that.
+//! - Answers about containers without an account. If they take too much, the largest are dropped
+//!   first. Among answers of one size, those that were least recently wanted are dropped first. They
+//!   are asked for again when the container is charged. What the kernel said of a container stays as
+//!   long as the container has a process, since the kernel does not repeat it.
 //! - Answers about containers with an account. Their names are published and their labels are
-//!   reported, so only labels are cut, the largest sets first.
+//!   reported, so only labels are dropped, the largest sets first.
 //!
-//! A container that is gone is forgotten: it has neither a process nor an account, and no source
-//! that tells of removals still has it. What is dropped for want of room is counted.
+//! A container is forgotten when it has neither a process nor an account, and no source that
+//! reports removals still lists it. Answers that are dropped for lack of room are counted.
 
 use std::sync::Arc;
 
@@ -39,9 +39,9 @@ pub(super) struct Budget {
     billed_limit: usize,
     unbilled: usize,
     billed: usize,
-    /// Containers whose answers were let go.
+    /// Containers whose answers were dropped.
     names_dropped: u64,
-    /// Containers whose labels were let go.
+    /// Containers whose labels were dropped.
     labels_dropped: u64,
 }
 
@@ -130,14 +130,14 @@ impl Entry {
 }
 
 impl Directory {
-    /// Containers without an account whose names were let go since there was no room for them. They
-    /// are asked for again when they are wanted.
+    /// Containers without an account whose names were dropped for lack of room. The names are asked
+    /// for again when they are wanted.
     #[must_use]
     pub const fn names_dropped(&self) -> u64 {
         self.budget.names_dropped
     }
 
-    /// Containers with an account whose labels were let go since there was no room for them.
+    /// Containers with an account whose labels were dropped for lack of room.
     #[must_use]
     pub const fn labels_dropped(&self) -> u64 {
         self.budget.labels_dropped
@@ -261,9 +261,9 @@ impl Directory {
         }
     }
 
-    /// Forgets the containers that are gone. Called after each commit, in which every account's
-    /// container was wanted; `has_process` says of the others whether a process of theirs is known,
-    /// a dead one included that has not been forgotten.
+    /// Forgets the containers that are gone. Called after each commit, in which the container of
+    /// every account was wanted. For the others, `has_process` says whether one of their processes
+    /// is known, including a dead one that is still remembered.
     pub fn settle(&mut self, now: BootTime, has_process: impl Fn(&ContainerId) -> bool) {
         let budget = &mut self.budget;
         self.entries.retain(|id, entry| {

@@ -1,7 +1,7 @@
 //! Texts from outside that become keys: of accounts, of devices, of labels.
 //!
-//! Two texts that differ must stay two keys. So nothing is replaced by one and the same character,
-//! and nothing is cut without a mark.
+//! Two texts that differ must stay two keys. So characters are escaped and not replaced by one
+//! placeholder, and a text that is cut gets a mark.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -1,13 +1,13 @@
-//! Where the paths of `/proc` tell more than the numbers of events.
+//! Paths of cgroups that `/proc` shows and that events do not.
 //!
-//! An event names a process's cgroups in two hierarchies, v2's and that of one v1 controller.
-//! `/proc` names them in all. A scheduler may name its jobs in another hierarchy alone, e.g. in
-//! cpuset; then the event's cgroups are the daemon's. What a scan found is kept for as long as the
-//! events agree with it: the same path in each hierarchy that they name. It goes on to what the
-//! process forks.
+//! An event names a process's cgroups in two hierarchies: v2's, and that of one v1 controller.
+//! `/proc` names them in all. A scheduler may name its jobs only in another hierarchy, e.g. cpuset.
+//! The cgroups in the event are then the daemon's. What a scan found is kept for as long as events
+//! agree with it: they report the same path in each hierarchy that they name. It also holds for the
+//! processes that the process forks.
 //!
-//! A cgroup may also lie so deep that its ancestors are never announced. A scan that found a process
-//! in it knows its path, which then stands for all other processes there.
+//! A cgroup may also lie so deep that its ancestors are never announced. A scan that finds a
+//! process in it learns its path. The path then holds for all other processes in that cgroup.
 
 use std::sync::Arc;
 

@@ -17,7 +17,8 @@ impl Source {
 }
 
 impl PlacementTable {
-    /// Notes that a cgroup has been removed. Nobody who comes from now on is in it.
+    /// Notes that a cgroup has been removed. Processes that come later are not in it, even if its
+    /// number is reused.
     pub fn remove(&mut self, cgroup: CgroupKey) {
         if !self.nodes.contains_key(&cgroup) {
             return;

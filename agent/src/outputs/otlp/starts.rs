@@ -6,9 +6,9 @@
 //! anew, and adds its whole amount once more. So a counter that was sent with 0 is sent with 0 from
 //! then on, also by the next agent of the same boot: its series go on with the same starts.
 //!
-//! Series with the same start share the decision, since they had it at the same time. What was decided
-//! is a file in the state directory. It is written before the message goes out. Where it cannot be
-//! written, the message goes out all the same, and the next push tries again.
+//! Series with the same start share the decision, since they reach it at the same time. The
+//! decisions are kept in a file in the state directory, which is written before the message goes
+//! out. If it cannot be written, the message goes out anyway, and the next push tries again.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};

@@ -4,8 +4,8 @@
 //! interrupt it. What can be done is to say so: whoever shows the agent's state reads this while a
 //! thread is stuck. The lock is never held across a call.
 //!
-//! Each thread that calls has a lane of its own. A lane can be retired while its thread is stuck:
-//! that thread makes no further call then, so that it ends as soon as the one in progress returns.
+//! Each thread that calls NVML has a lane of its own. A lane can be retired while its thread is
+//! stuck. The thread then makes no further call, and ends when the call in progress returns.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

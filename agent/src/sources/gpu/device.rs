@@ -122,8 +122,8 @@ pub(super) struct Gpu {
     pub(super) fault: Option<Trouble>,
 }
 
-/// The engines beside the SMs of which the device's rows tell. They are asked for from now on: it is
-/// whether they answer that counts, and from which clock's now makes no difference.
+/// The engines beside the SMs that the device's rows report. The call asks for rows from now on.
+/// Only whether it answers matters, so the clock of "now" makes no difference.
 pub(super) fn engines(
     device: &Device<'_>,
     uuid: &GpuUuid,

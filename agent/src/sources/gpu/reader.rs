@@ -1,5 +1,5 @@
-//! Asks one GPU's driver for what its windows are made from: which call, since which stamp, again if
-//! an answer contradicts what was known.
+//! Asks one GPU's driver for the samples and rows of its windows: which call, from which stamp on,
+//! and again if an answer contradicts what was known.
 //!
 //! - Each call is asked in the clock that it stamps by, and what it answers comes in the clock of the
 //!   device's samples: see [`sample_clock`](super::sample_clock). As long as that clock is not known the

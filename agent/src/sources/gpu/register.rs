@@ -1,12 +1,13 @@
 //! Every GPU that was seen since the start: who asks it, and up to where its time is accounted for.
 //!
-//! A GPU's time is closed by one thread at a time. While a worker has claimed a GPU, that worker closes
-//! its windows. While none has, this does: up to ten seconds ago, since the driver may still have the
-//! samples of those, so that a worker that begins then loses nothing that can be had.
+//! A GPU's time is closed by one thread at a time. While a worker has claimed a GPU, that worker
+//! closes its windows. While none has, the register closes its time as unobserved. The register
+//! stays ten seconds behind, since the driver may still have the samples of the last ten seconds.
+//! So a worker that starts then loses nothing that the driver still has.
 //!
-//! No GPU is ever forgotten: one that cannot be opened, or is listed no more, goes on being not
-//! observed. Silence would pass for idleness. Only a MIG instance that is gone while its GPU is there
-//! was destroyed, and its time is over.
+//! No GPU is ever forgotten. One that cannot be opened, or that is no longer listed, stays
+//! unobserved, since missing windows would look like idle time. The exception is a MIG instance
+//! that is gone while its GPU is there: it was destroyed, and its time is over.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,7 @@ pub(super) struct WorkerId(pub(super) u64);
 pub(super) struct Resume {
     /// Where the GPU's time is accounted for; absent where it begins now.
     pub(super) cursor: Option<Cursor>,
-    /// Why what the ring does not reach back to was not observed, as far as an agent ran.
+    /// The reason for time that an agent ran for and that the ring no longer reaches back to.
     pub(super) reason: UnobservedReason,
 }
 
@@ -147,7 +148,7 @@ impl Register {
         }
     }
 
-    /// Notes why nobody asks the GPUs that nobody asks: all of them, or one with its instances.
+    /// Notes why no worker asks the GPUs that have none: all of them, or one with its instances.
     pub(super) fn blame(&mut self, whole: Option<&GpuUuid>, reason: UnobservedReason) {
         for known in self.gpus.values_mut() {
             let of = known
@@ -161,7 +162,7 @@ impl Register {
         }
     }
 
-    /// Notes of all GPUs that nobody asks whether the driver gave them up.
+    /// Notes for all GPUs without a worker whether the driver gave them up.
     pub(super) fn set_released(&mut self, is_released: bool) {
         for known in self.gpus.values_mut().filter(|known| known.owner.is_none()) {
             known.is_released = is_released;
@@ -194,7 +195,7 @@ impl Register {
             .collect()
     }
 
-    /// Closes the time of the GPUs that nobody asks, as far as nobody can ask for it any more.
+    /// Closes the time of GPUs without a worker, as far as the driver no longer has samples of it.
     pub(super) fn close_overdue(&mut self, now: Clock) -> Vec<GpuWindow> {
         let silent = |known: &&mut Known| known.owner.is_none();
         self.gpus

@@ -273,8 +273,8 @@ impl SampleClock {
         self.changes
     }
 
-    /// Whether something that was sampled after an instant may be what cannot be dated: as long as the
-    /// driver keeps such a sample, what is missing need not be a pause.
+    /// Whether a sample that was taken after an instant may have a stamp that cannot be dated. As
+    /// long as the driver keeps such a sample, missing samples need not be a pause.
     pub(super) fn is_doubted_since(&self, at: BootTime) -> bool {
         let is_kept = |misfit: BootTime| misfit.plus(RING_SPAN) > at;
         self.is_doubted || self.misfit.is_some_and(is_kept)
@@ -328,8 +328,8 @@ impl SampleClock {
         std::mem::take(&mut self.is_refined)
     }
 
-    /// Takes the clock that the newest stamp suggests, without evidence: the boot clock where it is no
-    /// later than that, else the wall clock. For whoever cannot wait.
+    /// Assumes a clock without evidence, for a caller that cannot wait: the boot clock if the
+    /// newest stamp is not later than it, else the wall clock.
     pub(super) fn assume(&mut self, now: Clock) {
         let latest_us = now.boot.0.saturating_add(CLOCK_STEP.0) / 1_000;
         let clock = match self.known.last() {

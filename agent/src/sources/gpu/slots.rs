@@ -116,7 +116,8 @@ impl Slots {
         }
     }
 
-    /// Notes why nobody asks the GPUs that nobody asks. For those whose thread is stuck, that is why.
+    /// Notes why no worker asks the GPUs that have none. For a GPU whose thread is stuck, that is
+    /// the reason.
     pub(super) fn blame(&self, register: &mut Register, reason: UnobservedReason) {
         register.blame(None, reason);
         let stuck = self.all.iter().filter(|slot| slot.stuck.is_some());

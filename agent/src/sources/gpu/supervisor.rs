@@ -8,21 +8,20 @@
 //!
 //! - The library may be absent at start, come late, and go with a driver reload: it is looked for
 //!   for ever, with backoff. Absent is normal; anything else is down, with a reason.
-//! - Each GPU has a worker of its own. What is wrong with one GPU is that GPU's alone: its worker is
-//!   started anew, ever more rarely. A worker that is stuck in a call is given up, and its GPU's time
-//!   is closed from here; see [`slot`](super::slot) and [`register`](super::register).
-//! - A library is closed when everybody has let go of it. A thread that is stuck in it keeps it open:
-//!   a library is never unloaded under a running call.
-//! - The library is opened anew for the sake of a GPU that fails quickly, ever more rarely. The others
-//!   let go of it for a moment and go on from the driver's ring, so that only measured MIG instances
-//!   lose what lies between two measures. It is not opened anew for a GPU whose calls are slow:
+//! - Each GPU has a worker of its own. A fault of one GPU affects that GPU alone: its worker is
+//!   restarted, after pauses that grow. A worker that is stuck in a call is abandoned, and its GPU's
+//!   time is closed from here; see [`slot`](super::slot) and [`register`](super::register).
+//! - The library is closed when all threads have released it. A thread that is stuck in it keeps it
+//!   open: a library is never unloaded during a call.
+//! - The library is reopened for a GPU that fails quickly, after pauses that grow. The other workers
+//!   release it for a moment and continue from the driver's ring. Only measured MIG instances lose
+//!   the time between two measurements. The library is not reopened for a GPU whose calls are slow:
 //!   opening it could be as slow.
-//! - One that an initialised library does not list at all was given back: it leaves the published
-//!   list, and its time is `released`, as is everybody's while the driver is unloaded.
-//! - Opening and closing the library can block, too, and are done on a thread of their own, of which
-//!   there is one at most.
-//! - Windows are never dropped. The channel is bounded, and a full one makes the workers wait: they
-//!   can, since the driver's ring buffers for them.
+//! - A GPU that an initialised library does not list at all was given back. It leaves the published
+//!   list, and its time is `released`. While the driver is unloaded, so is the time of all GPUs.
+//! - Opening and closing the library can block, too. One thread of its own does both.
+//! - Windows are never dropped. The channel is bounded, and a full one makes the workers wait. They
+//!   can wait, since the driver's ring buffers samples for them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,14 +1,15 @@
 //! The thread that asks one GPU, with the instances that it is divided into.
 //!
-//! It opens the GPU, tells the supervisor what it found, is told where each GPU's time goes on, and
-//! then closes windows until it is told to end. Whatever it has to say goes to the supervisor, which
-//! refuses what comes too late: while a call blocks, the supervisor takes the GPU from this thread.
-//! The thread ends once that call has returned, and another one begins from the driver's ring.
+//! It opens the GPU, tells the supervisor what it found, and is told where the time of the GPU and
+//! of its instances continues. Then it closes windows until it is told to end. It reports to the
+//! supervisor. While a call blocks for too long, the supervisor takes the GPU from this thread and
+//! ignores its later reports. The thread ends once that call has returned, and another one
+//! continues from the driver's ring.
 //!
-//! An error is not closed as unobserved at once: the driver's ring keeps ten seconds, so that asking
-//! again within [`PATIENCE`](super::window::PATIENCE) loses nothing. A GPU that fails slowly is asked
-//! more rarely, within the ring's ten seconds as long as its calls take less than that; one whose
-//! calls take longer is left to the supervisor.
+//! An error is not closed as unobserved at once. The driver's ring keeps ten seconds, so asking
+//! again within [`PATIENCE`](super::window::PATIENCE) loses nothing. A GPU whose calls fail slowly
+//! is asked less often, but still within the ring's ten seconds if its calls take less than that. A
+//! GPU whose calls take longer is left to the supervisor.
 //!
 //! Refused: changing any setting of a GPU, and reading process lists more than once a second, since
 //! they take the driver's global lock.
@@ -40,7 +41,7 @@ use crate::sources::clock;
 const DIVIDED_ANEW: Duration = Duration::from_secs(5);
 /// Process lists are never read more often.
 pub(super) const LISTS_APART: Duration = Duration::from_secs(1);
-/// Process lists may take one part in this of the time.
+/// Reading process lists may take one part in this many of the time.
 const LISTS_SHARE: u32 = 100;
 /// A failure that takes longer is a slow one.
 const SLOW: Nanos = Nanos::from_secs(1);
@@ -490,7 +491,7 @@ impl<'task> Worker<'task> {
     }
 }
 
-/// Gives another reason for what was not observed for one of these.
+/// Replaces the reason of unobserved time where it is one of these.
 fn blame(window: &mut GpuWindow, of: &[UnobservedReason], reason: UnobservedReason) {
     for (known, _) in &mut window.unobserved {
         if of.contains(known) {

@@ -17,9 +17,9 @@
 //! A container's names come from its pod's sandbox, as do the pod's own labels. The sandbox's own id
 //! is answered, too, since it has a cgroup: under the pod's names and the container `(pod)`.
 //!
-//! An answer with a list is kept as bytes and decoded one element at a time, so that it takes little
-//! more memory than its own size. A list that is too large to be taken costs no lookup: each container
-//! is still asked for by its id.
+//! An answer with a list is kept as bytes and decoded one element at a time, so that it takes
+//! little more memory than its own size. A list that is too large does not stop lookups: each
+//! container is still asked for by its id.
 //!
 //! It refuses to change anything: it only lists. A socket on which nobody offers this interface, as
 //! that of a containerd that serves Docker alone, is as good as absent.

@@ -12,9 +12,9 @@
 //! daemon that does not know a container is asked again at growing intervals, since the kernel
 //! may have been faster than the daemon.
 //!
-//! It refuses to change anything: every request is a GET. Each reply is bounded in size, since labels
-//! are written by whoever starts a container: a list that is too large costs no lookup, and an event
-//! that is too large costs itself.
+//! It refuses to change anything: every request is a GET. Each reply is bounded in size, since
+//! anyone who starts a container writes its labels. A list that is too large does not stop lookups,
+//! and an event that is too large affects no other event.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error as StdError;

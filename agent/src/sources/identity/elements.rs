@@ -1,9 +1,9 @@
 //! The elements of a list in a protobuf message, one at a time and without decoding them.
 //!
-//! A decoded message can take a hundred times the memory of its bytes: an empty element is two bytes
-//! on the wire and a whole structure in memory. So an answer with a list is kept as bytes. This
-//! module finds where each element begins and ends; whoever reads the list decodes one element,
-//! makes of it what is needed, and drops it before the next.
+//! A decoded message can take a hundred times the memory of its bytes: an empty element is two
+//! bytes on the wire and a whole structure in memory. So an answer with a list is kept as bytes.
+//! This module finds where each element begins and ends. The reader of the list decodes one
+//! element, takes what it needs, and drops it before the next one.
 //!
 //! It knows the framing of protobuf only, <https://protobuf.dev/programming-guides/encoding/>, and
 //! refuses groups, which no interface in use has. Units: bytes.

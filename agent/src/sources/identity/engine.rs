@@ -1,12 +1,12 @@
 //! Requests to a Docker Engine over its socket, each answer bounded in size.
 //!
-//! Only GET, and only the five requests that the agent makes. Paths carry no version: the daemon then
-//! speaks its own, and nothing has to be negotiated. A connection is made for each request, so that an
-//! answer that is given up is given up with its connection.
+//! Only GET, and only the five requests that the agent makes. Paths carry no version: the daemon
+//! then speaks its own, and nothing has to be negotiated. Each request has its own connection, so
+//! that an answer can be abandoned by closing its connection.
 //!
-//! The client libraries for this API read an answer whole before anybody can say how large it may be.
-//! What they decode takes up to a hundred times the memory of its bytes. So this module reads bytes up
-//! to a bound, and a list is decoded one element at a time by whoever asked for it.
+//! The client libraries for this API read a whole answer before a caller can bound its size. What
+//! they decode takes up to a hundred times the memory of its bytes. So this module reads bytes up
+//! to a bound, and the caller decodes a list one element at a time.
 //!
 //! Units: bytes.
 
