@@ -601,7 +601,7 @@ impl Accountant {
                 if let Some(of_server) =
                     sharing.payer_of_server(*pid, lists.at, lists.at, &mut lookup)
                 {
-                    *owner = of_server;
+                    (_, *owner) = attribute::confirmed(*pid, lists.at, (None, of_server), &lookup);
                 }
             }
         }
@@ -734,7 +734,7 @@ impl Accountant {
                 still.push_back((since, window));
                 continue;
             }
-            self.counts.windows_not_awaited += u64::from(!caught_up || awaits_lists);
+            self.counts.windows_not_awaited += u64::from(is_awaited);
             let charges = self.charges_of(&window);
             self.close_taken_over(clock);
             self.introduce_containers(clock.boot, false);
@@ -746,15 +746,22 @@ impl Accountant {
                 }
             }
             let accounts = self.ledger.accounts().count();
-            if let Some(book) = self.ledger.book_of(&window.gpu) {
-                self.shares.account(book, window.start, window.end);
-            }
+            let book = self.ledger.book_of(&window.gpu);
+            let through = book.and_then(|book| self.ledger.books()[book].through);
+            let gaps = self.ledger.mended().gaps;
+            let (start, end) = (window.start, window.end);
             if let Some(unlisted) = self.ledger.book(window, charges, clock)
                 && !waited_enough
             {
                 // Its GPU is about to be listed; if not, there is no book to put it in.
                 held_back.insert(unlisted.gpu.clone());
                 still.push_back((since, unlisted));
+            }
+            if let Some(book) = book {
+                // A gap before the window is in the book, too.
+                let is_mended = self.ledger.mended().gaps > gaps;
+                let from = through.filter(|_| is_mended).unwrap_or(start);
+                self.shares.account(book, from, end);
             }
             if self.ledger.accounts().count() > accounts {
                 self.wish(Effect::ReadLists);
@@ -791,8 +798,11 @@ impl Accountant {
     /// not there either: the driver may name it for as long as it likes.
     fn look_for(&mut self, charge: &Charge, now: BootTime) {
         let Some(pid) = charge.pid else { return };
-        let (Err(UnattributedReason::UnknownPid) | Err(UnattributedReason::UnknownCgroup)) =
-            &charge.owner
+        let Err(
+            UnattributedReason::UnknownPid
+            | UnattributedReason::UnknownCgroup
+            | UnattributedReason::UnconfirmedPid,
+        ) = &charge.owner
         else {
             self.looked_for.remove(&pid);
             return;

@@ -114,7 +114,7 @@ pub(super) fn owner_of(
 
 /// The owner that was found for a pid up to `to`, unless an event may be missing that gave the pid
 /// to another process by then.
-fn confirmed(
+pub(super) fn confirmed(
     pid: Pid,
     to: BootTime,
     found: (Option<ProcessId>, Result<Owner, UnattributedReason>),

@@ -323,8 +323,11 @@ fn a_failed_read_is_not_a_death() {
     }));
     node.events(vec![]);
     node.window();
+    node.accountant.take_effects();
     let nobodys = vec![(UnattributedReason::UnconfirmedPid, 1_000)];
     assert_eq!(booked(&node.commit()), (1_000, 0, nobodys.clone()));
+    let effects = node.accountant.take_effects();
+    assert!(effects.contains(&Effect::Rescan), "{effects:?}");
     node.now = 23_000;
     node.scan(node.now, &[(10_000, A)]);
     node.events(vec![]);

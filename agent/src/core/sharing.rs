@@ -184,7 +184,7 @@ impl Sharing {
     #[must_use]
     pub(super) fn is_ahead(&self, from: BootTime, to: BootTime, lookup: &Lookup<'_>) -> bool {
         let mut around = self.around(from, to);
-        around.any(|place| self.readings[place].at > lookup.events.drained_through())
+        around.any(|place| !lookup.events.has_caught_up(self.readings[place].at))
     }
 
     /// Whether a process opened a GPU after the newest reading and by `to`.

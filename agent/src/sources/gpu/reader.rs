@@ -225,6 +225,8 @@ pub(super) struct Reader {
     queued: Option<GpuWindow>,
     /// What the end of that agent lost, until it is told of.
     lost: Option<GpuWindow>,
+    /// Why nobody asked the driver from then on, as far as an agent ran.
+    silence: UnobservedReason,
 }
 
 impl Reader {
@@ -254,6 +256,7 @@ impl Reader {
             cursor: cursor.cloned(),
             queued: None,
             lost: None,
+            silence: UnobservedReason::DriverError,
         };
         // What fails here fails again at the first window, which says so.
         for call in [RowsCall::OfAllEngines, RowsCall::Older] {
@@ -266,6 +269,11 @@ impl Reader {
         }
         let _ = reader.read_samples(driver, 0);
         reader
+    }
+
+    /// Says why nobody asked the driver between the cursor and now.
+    pub(super) const fn set_silence(&mut self, reason: UnobservedReason) {
+        self.silence = reason;
     }
 
     /// The windows of an instance, whose activity is measured on the boot clock: nothing is stamped, and
@@ -298,6 +306,7 @@ impl Reader {
             cursor: None,
             queued: None,
             lost: None,
+            silence: UnobservedReason::DriverError,
         };
         (reader, lost)
     }
@@ -482,7 +491,14 @@ impl Reader {
         };
         let (windows, lost) = Windows::resumed(cursor, then, ring, reading);
         self.windows = windows.with_meter_of(&self.windows);
-        self.lost = lost;
+        self.lost = lost.map(|mut window| {
+            for (reason, _) in &mut window.unobserved {
+                if *reason == UnobservedReason::DriverError {
+                    *reason = self.silence;
+                }
+            }
+            window
+        });
         self.has_begun = true;
     }
 

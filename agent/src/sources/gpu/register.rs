@@ -3,7 +3,8 @@
 //! A GPU's time is closed by one thread at a time. While a worker has claimed a GPU, that worker
 //! closes its windows. While none has, the register closes its time as unobserved. The register
 //! stays ten seconds behind, since the driver may still have the samples of the last ten seconds.
-//! So a worker that starts then loses nothing that the driver still has.
+//! So a worker that starts then loses nothing that the driver still has when the worker knows by which
+//! clock the driver stamps.
 //!
 //! No GPU is ever forgotten. One that cannot be opened, or that is no longer listed, stays
 //! unobserved, since missing windows would look like idle time. The exception is a MIG instance

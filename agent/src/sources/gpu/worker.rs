@@ -283,7 +283,8 @@ impl<'task> Worker<'task> {
                 continue;
             };
             let cursor = resume.cursor.as_ref();
-            let (gpu, lost) = Gpu::first_sight(&open.device, info, watchdog, cursor);
+            let (mut gpu, lost) = Gpu::first_sight(&open.device, info, watchdog, cursor);
+            gpu.reader.set_silence(resume.reason);
             let spent = watchdog.spent();
             self.gpus.insert(info.uuid.clone(), Asked { gpu, spent });
             if let Some(mut lost) = lost {
