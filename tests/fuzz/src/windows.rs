@@ -134,7 +134,7 @@ pub(crate) fn run(data: &[u8]) {
                 after: samples(&after, now_us),
                 asked: asked.boot,
                 clock: reading(clock),
-                is_clock_doubted: now_us % 2 == 0,
+                is_clock_doubted: now_us.is_multiple_of(2),
             }),
             Step::CloseWithoutSamples(found) => {
                 windows.close_without_samples(&rows(&found, now_us), reading(asked), reading(clock))
@@ -158,7 +158,7 @@ pub(crate) fn run(data: &[u8]) {
                 after: vec![RawSample { at_us, percent }],
                 asked: asked.boot,
                 clock: reading(clock),
-                is_clock_doubted: now_us % 2 == 0,
+                is_clock_doubted: now_us.is_multiple_of(2),
                 ..Bracket::default()
             }),
             Step::Learn(found) => {
