@@ -140,8 +140,14 @@ impl RowClock {
         let is_shifted = |clock| matches!(clock, Some(StampClock::Shifted(_)));
         // A row can have a sample's stamp that is yet to be seen: what was found once stays.
         let is_likely = self.is_shared || is_matched || is_shifted(self.own.clock());
-        self.is_shared =
-            self.own.clock().is_some() && is_likely && self.own.agrees_with(samples, answer.ended);
+        // Where the work has ended, no row is ever new, and nothing bounds the clock of the rows. Rows
+        // that all bear stamps of samples are then taken to be stamped as those are.
+        let is_told = if self.own.clock().is_some() {
+            is_likely
+        } else {
+            self.is_shared || is_matched
+        };
+        self.is_shared = is_told && self.own.agrees_with(samples, answer.ended);
         if is_shifted(self.own.clock()) || is_shifted(samples.clock()) {
             self.relate(answer, samples, newest_busy_us);
         } else {
