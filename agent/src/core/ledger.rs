@@ -196,9 +196,11 @@ pub struct Book {
     /// Whether NVML has listed it no more since its last window. Its next window may begin later
     /// than that ended: a MIG instance that was destroyed and made anew had no time in between.
     may_skip: bool,
-    /// Accounts that are opened before the first window begin no earlier: an account that was closed
-    /// before it has published series that began before this.
+    /// No account that is opened before the next window begins earlier: the series of those that were
+    /// closed began before this.
     reopen_from: WallTime,
+    /// Up to where the book was when `reopen_from` was set.
+    reopen_through: Option<BootTime>,
     past: VecDeque<Past>,
 }
 
@@ -225,6 +227,7 @@ impl Book {
             missing: None,
             may_skip: false,
             reopen_from: WallTime::default(),
+            reopen_through: None,
             past: VecDeque::new(),
         }
     }
@@ -438,7 +441,8 @@ impl Ledger {
             self.last_number = self.last_number.saturating_add(1);
             let book = self.books.get(book);
             let mig = book.and_then(|book| book.gpu.mig.clone());
-            let earliest = book.map(|book| book.reopen_from).unwrap_or_default();
+            let stands = book.filter(|book| book.through == book.reopen_through);
+            let earliest = stands.map(|book| book.reopen_from).unwrap_or_default();
             opened.wall = opened.wall.max(earliest);
             self.accounts
                 .insert(key, Account::new(self.last_number, mig, opened));
@@ -622,13 +626,15 @@ impl Ledger {
         for ((book, _), account) in &closed {
             let book = &mut self.books[*book];
             book.closed += account.amounts;
-            if book.through.is_none() {
-                let series = account.id_only.iter().chain(&account.named);
-                let start = series.map(|series| series.gate.start).max();
-                let start = start.unwrap_or_default().max(account.opened);
-                let next = WallTime(start.0.saturating_add(1));
-                book.reopen_from = book.reopen_from.max(next);
+            // Without a window in between the next account would be opened at the same time.
+            if book.through != book.reopen_through {
+                (book.reopen_from, book.reopen_through) = (WallTime::default(), book.through);
             }
+            let series = account.id_only.iter().chain(&account.named);
+            let start = series.map(|series| series.gate.start).max();
+            let start = start.unwrap_or_default().max(account.opened);
+            let next = WallTime(start.0.saturating_add(1));
+            book.reopen_from = book.reopen_from.max(next);
         }
         closed
     }
@@ -812,6 +818,22 @@ mod tests {
         torn.end = BootTime(149);
         let _ = ledger.book(torn, vec![charge(container("a"), 100)], clock());
         assert_eq!(ledger.imbalances(), [-1, 0]);
+    }
+
+    /// Found by fuzzing: the next account had the same start, and its counter fell.
+    #[test]
+    fn an_account_that_is_opened_anew_without_a_window_in_between_begins_later() {
+        let mut ledger = ledger();
+        let owner = container("a").expect("it is one");
+        let _ = ledger.book(window(0, 60, 40, 0), vec![], clock());
+        let mut last = WallTime::default();
+        for _ in 0..3 {
+            ledger.open(0, &owner, clock());
+            let closed = ledger.close(&mut |_, _| true);
+            let opened = closed[0].1.opened;
+            assert!(opened > last, "{opened:?} after {last:?}");
+            last = opened;
+        }
     }
 
     #[test]
