@@ -128,7 +128,7 @@ impl Container {
     /// The same beside it, in its pod's own cgroup.
     ///
     /// # Errors
-    /// Likewise.
+    /// The cgroup cannot be opened, or the process cannot be started in it.
     pub fn spawn_beside(&self, command: &mut Command) -> Result<Child> {
         let pod = self.path.parent().context("it is in no pod")?;
         Self::spawn_at(pod, command)
@@ -137,7 +137,7 @@ impl Container {
     /// The same in any cgroup.
     ///
     /// # Errors
-    /// Likewise.
+    /// The cgroup cannot be opened, or the process cannot be started in it.
     pub fn spawn_at(cgroup: &Path, command: &mut Command) -> Result<Child> {
         let procs = cgroup.join("cgroup.procs");
         let procs = File::options()

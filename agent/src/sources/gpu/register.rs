@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use super::device::Trouble;
 use super::window::{Cursor, PATIENCE};
-use crate::core::input::{GpuInfo, GpuWindow, WindowQuality};
+use crate::core::input::{GpuInfo, GpuWindow};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason};
 
 /// For how long the driver keeps samples, at least.
@@ -226,27 +226,9 @@ impl Known {
         } else {
             self.silence
         };
-        let with_agent = end.since(self.at.began.max(start));
-        let before = end.since(start).minus(with_agent);
+        let window = self.at.lost(end, reason);
         self.at = cursor(&self.info.uuid, end, now);
-        Some(GpuWindow {
-            gpu: self.info.uuid.clone(),
-            start,
-            end,
-            busy: Nanos::ZERO,
-            idle: Nanos::ZERO,
-            unobserved: [(UnobservedReason::AgentDown, before), (reason, with_agent)]
-                .into_iter()
-                .filter(|(_, time)| !time.is_zero())
-                .collect(),
-            credits: Vec::new(),
-            below_resolution: Nanos::ZERO,
-            no_row: Nanos::ZERO,
-            engines: Vec::new(),
-            energy: None,
-            quality: WindowQuality::default(),
-            clocks: None,
-        })
+        Some(window)
     }
 }
 
@@ -263,7 +245,7 @@ fn cursor(gpu: &GpuUuid, end: BootTime, now: Clock) -> Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::MigInfo;
+    use crate::core::input::{MigInfo, WindowQuality};
     use crate::core::model::WallTime;
 
     const S: u64 = 1_000_000_000;

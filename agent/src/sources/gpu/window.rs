@@ -78,6 +78,33 @@ pub struct Cursor {
     pub began: BootTime,
 }
 
+impl Cursor {
+    /// The window from here up to `end`, of which nobody can tell any more: `agent_down` before this
+    /// agent began, and `reason` from then on.
+    pub(super) fn lost(&self, end: BootTime, reason: UnobservedReason) -> GpuWindow {
+        let with_agent = end.since(self.began.max(self.end));
+        let before = end.since(self.end).minus(with_agent);
+        GpuWindow {
+            gpu: self.gpu.clone(),
+            start: self.end,
+            end,
+            busy: Nanos::ZERO,
+            idle: Nanos::ZERO,
+            unobserved: [(UnobservedReason::AgentDown, before), (reason, with_agent)]
+                .into_iter()
+                .filter(|(_, time)| !time.is_zero())
+                .collect(),
+            credits: Vec::new(),
+            below_resolution: Nanos::ZERO,
+            no_row: Nanos::ZERO,
+            engines: Vec::new(),
+            energy: None,
+            quality: WindowQuality::default(),
+            clocks: None,
+        }
+    }
+}
+
 /// One device sample as NVML gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawSample {
@@ -329,35 +356,13 @@ impl Windows {
 
     /// Closes what nobody can tell of any more, up to `reach`.
     fn lose(&mut self, cursor: &Cursor, reach: BootTime, now: Reading) -> GpuWindow {
-        let since_began = reach.since(cursor.began.max(cursor.end));
-        let before = reach.since(cursor.end).minus(since_began);
         self.distance = now.ahead;
         self.cursor = Position {
             stamp_us: now.stamp_of(reach),
             boot: reach,
             at_sample: false,
         };
-        checked(GpuWindow {
-            gpu: cursor.gpu.clone(),
-            start: cursor.end,
-            end: reach,
-            busy: Nanos::ZERO,
-            idle: Nanos::ZERO,
-            unobserved: [
-                (UnobservedReason::AgentDown, before),
-                (UnobservedReason::DriverError, since_began),
-            ]
-            .into_iter()
-            .filter(|(_, time)| !time.is_zero())
-            .collect(),
-            credits: Vec::new(),
-            below_resolution: Nanos::ZERO,
-            no_row: Nanos::ZERO,
-            engines: Vec::new(),
-            energy: None,
-            quality: WindowQuality::default(),
-            clocks: None,
-        })
+        checked(cursor.lost(reach, UnobservedReason::DriverError))
     }
 
     /// Learns the period and the ring's size from samples that are not billed: the whole ring, as
