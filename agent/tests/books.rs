@@ -64,6 +64,9 @@ const RENAMED: &str = "renamed";
 const PIDS: std::ops::Range<u32> = 100..104;
 /// How long after its death a process may still be credited: the core's own slack.
 const SLACK: u64 = 250 * MILLI;
+/// For how long the core keeps what it was told of a container that has no process: less than this
+/// for no other reason than its age.
+const FORGOTTEN_AFTER: u64 = 15 * SECOND;
 /// What `/proc` dates starts by.
 const TICK: u64 = 10 * MILLI;
 /// No window is longer, as none can be that is made from a ring of twelve seconds.
@@ -364,8 +367,9 @@ struct World {
     /// The host unit's accounts by GPU: what is booked, and what was when it was closed before.
     host_booked: BTreeMap<String, (Nanos, Nanos)>,
     namespaces: BTreeMap<(String, String), Nanos>,
-    /// Who could say what the first pod is called, whether or not a container of it was seen.
-    know_the_pod: BTreeSet<IdentitySource>,
+    /// Who could say what the first pod is called, whether or not a container of it was seen, and
+    /// when each said it.
+    know_the_pod: BTreeMap<IdentitySource, u64>,
 }
 
 /// What an answer of a source of names is like.
@@ -521,7 +525,7 @@ impl World {
             hosts: BTreeMap::new(),
             host_booked: BTreeMap::new(),
             namespaces: BTreeMap::new(),
-            know_the_pod: BTreeSet::new(),
+            know_the_pod: BTreeMap::new(),
         };
         world.accountant.keep();
         world.list_gpus();
@@ -654,7 +658,8 @@ impl World {
             }
             let is_untold = self.untold.iter().any(|of| of.pid == pid && of.at <= at);
             let is_only_late = !is_known && !is_in_gap;
-            let places: Vec<Place> = if is_untold || is_only_late {
+            let is_unseen = self.could_not_be_seen(pid, at, at);
+            let places: Vec<Place> = if is_untold || is_only_late || is_unseen {
                 let lives = self.lives.iter().filter(|life| life.pid == pid);
                 let stays = lives.flat_map(|life| &life.stays);
                 stays.map(|(_, place)| *place).collect()
@@ -1135,7 +1140,7 @@ impl World {
             // These two need no container in the pod's cgroup. What is said last counts.
             let is_roots = matches!(source, IdentitySource::Cri | IdentitySource::KubeletLogs);
             if is_roots && matches!(answer, Answer::Right | Answer::Renamed) {
-                self.know_the_pod.insert(source);
+                self.know_the_pod.insert(source, self.now);
             } else {
                 self.know_the_pod.remove(&source);
             }
@@ -1347,8 +1352,9 @@ impl World {
             };
             let is_untold = |of: &Untold| of.pid == pid && of.at <= window.end && !mended(of);
             let is_late = self.drained < window.end && (self.is_up || !is_in_gap);
-            let is_in_doubt =
-                is_late || self.could_not_be_seen(pid, window) || self.untold.iter().any(is_untold);
+            let is_in_doubt = is_late
+                || self.could_not_be_seen(pid, window.start, window.end)
+                || self.untold.iter().any(is_untold);
             let by_scan = self.holder_by_scan(pid, window);
             let is_beside_another = self.is_torn_down_beside_another(pid, window);
             if is_beside_another || (is_in_doubt && by_scan.is_none()) {
@@ -1397,25 +1403,35 @@ impl World {
     fn holder_by_scan(&self, pid: u32, window: &Truth) -> Option<Place> {
         let of_pid = || self.lives.iter().filter(|life| life.pid == pid);
         let life = of_pid().rfind(|life| life.start <= window.end)?;
-        let saw =
-            |of: &Scanned| of.began >= window.end && of.saw.contains(&(pid, life.start / TICK));
+        let process = (pid, life.start / TICK);
+        let saw = |of: &Scanned| of.began >= window.end && of.saw.contains(&process);
+        // Of what an agent that was killed had seen, this one knows whom that one handed over.
+        let is_handed_over = self
+            .gaps
+            .last()
+            .is_none_or(|gap| gap.kept.contains(&process));
+        let scanned = if is_handed_over {
+            &self.scanned
+        } else {
+            self.own_scans()
+        };
         let former = of_pid().rfind(|of| of.start < life.start);
         let is_former_long_gone = former.is_none() || life.start + TICK + SLACK <= window.start;
-        let is_shown = self.scanned.iter().any(saw) && is_former_long_gone;
+        let is_shown = scanned.iter().any(saw) && is_former_long_gone;
         let [(since, place)] = life.stays[..] else {
             return None;
         };
         (is_shown && life.start <= window.start && since == life.start).then_some(place)
     }
 
-    /// Whether what a pid did in a window cannot be told from what somebody else did who had it
-    /// before or after, since no agent ran.
-    fn could_not_be_seen(&self, pid: u32, window: &Truth) -> bool {
+    /// Whether what a pid did in a stretch of time cannot be told from what somebody else did who had
+    /// it before or after, since no agent ran.
+    fn could_not_be_seen(&self, pid: u32, from: u64, to: u64) -> bool {
         let of_pid = || self.lives.iter().filter(|life| life.pid == pid);
         let mut gaps = self.gaps.iter();
         gaps.any(|gap| {
             // The scan dates a move, and up to then who was there before may be credited.
-            if window.start >= gap.until + SLACK {
+            if from >= gap.until + SLACK {
                 return false;
             }
             let is_kept = |life: &Life| gap.kept.contains(&(pid, life.start / TICK));
@@ -1426,11 +1442,20 @@ impl World {
             };
             let touches = |life: &&Life| {
                 let end = life.end.max(life.torn_down);
-                life.start <= window.end + TICK && end.is_none_or(|end| end + SLACK > window.start)
+                life.start <= to + TICK && end.is_none_or(|end| end + SLACK > from)
+            };
+            // A scan found it where it had moved to, and the events of its move were never received.
+            let is_found_moved = |life: &Life| {
+                let mut moves = life.stays.iter().skip(1);
+                moves.any(|(at, _)| {
+                    let mut scans = self.scanned.iter();
+                    *at > gap.from && scans.any(|of| *at <= of.came && of.came <= gap.until)
+                })
             };
             let unseen = |life: &Life| {
                 (is_over(life) && (life.start > gap.from || has_moved(life, gap.from)))
                     || (!is_kept(life) && has_moved(life, 0))
+                    || is_found_moved(life)
                     || (!is_kept(life) && is_over(life) && of_pid().filter(touches).count() > 1)
             };
             of_pid().filter(touches).any(unseen)
@@ -1590,7 +1615,9 @@ impl World {
     fn check_published(&mut self, snapshot: &Snapshot) {
         for account in &snapshot.accounts {
             let labels = &account.labels;
-            if &*labels.container == "(pod)" && !self.know_the_pod.is_empty() {
+            let mut told = self.know_the_pod.values();
+            let is_pod_known = told.any(|at| self.now - at < FORGOTTEN_AFTER);
+            if &*labels.container == "(pod)" && is_pod_known {
                 let found = [&labels.namespace, &labels.pod, &labels.container];
                 let found = found.map(|label| &**label);
                 assert_eq!(found, Place::Pod.names(), "somebody knows the pod");
@@ -1864,4 +1891,125 @@ fn the_dead_pay_for_no_tear_down_after_a_loss_in_which_their_pid_may_have_been_t
     let expected = world.expected[&(Place::Plain, 0)];
     assert_eq!(world.booked[&key].0, Nanos(expected.certain));
     world.end();
+}
+// generated
+
+/// A scan could not read the process. Its exit names it, and says that it had the pid until then.
+#[test]
+fn an_exit_confirms_a_process_that_a_scan_could_not_read() {
+    let unread = 0b100;
+    let steps = vec![
+        Step::Born(102, Place::Plain),
+        Step::Drain(0, 0),
+        Step::Kernel(false),
+        Step::Kernel(true),
+        Step::ScanBegins(unread, false),
+        Step::Works(1, Some(102)),
+        Step::Wait(SECOND),
+        Step::Window(1, false, 0),
+        Step::ScanArrives,
+        Step::Dies(102, false),
+        Step::Wait(1),
+        Step::Drain(0, 0),
+        Step::Commit,
+    ];
+    let mut world = World::new(at_once());
+    for step in steps {
+        world.step(step);
+    }
+    let key = (Place::Plain.account(), uuid(1).to_string());
+    assert!(world.booked[&key].0 > Nanos(SECOND));
+    world.end();
+}
+
+#[test]
+fn an_account_that_is_opened_anew_after_a_restart_has_a_start_of_its_own() {
+    let policy = Policy {
+        grace: Nanos::ZERO,
+        zero_for: Nanos::ZERO,
+        keep_for: Nanos::from_millis(500),
+    };
+    let steps = vec![
+        Step::Born(102, Place::Plain),
+        Step::Works(0, Some(102)),
+        Step::Lists(0),
+        Step::Dies(102, false),
+        Step::Drain(0, 0),
+        Step::Run(100, Place::Plain),
+        Step::Commit,
+        Step::Wait(500 * MILLI),
+        // The last commit closes the account; the next agent books a window of before.
+        Step::Kill,
+    ];
+    live(policy, steps);
+}
+
+#[test]
+fn a_restarted_agent_knows_in_which_pod_a_container_was_that_has_no_process_any_more() {
+    let policy = Policy {
+        grace: Nanos::ZERO,
+        zero_for: Nanos::from_millis(1),
+        keep_for: Nanos::from_secs(600),
+    };
+    for answer in [Answer::Wrong, Answer::WithoutPod] {
+        let steps = vec![
+            Step::Born(102, Place::InPod),
+            Step::Works(0, Some(102)),
+            Step::Wait(SECOND),
+            Step::Window(0, false, 0),
+            Step::Moves(102, Place::Plain),
+            Step::Wait(SECOND),
+            Step::Window(0, false, 0),
+            Step::Drain(0, 0),
+            Step::Commit,
+            // Once this is booked, where the process was before is not kept any more.
+            Step::Wait(2 * SECOND),
+            Step::Window(0, false, 0),
+            Step::Window(1, false, 0),
+            Step::Drain(0, 0),
+            Step::Commit,
+            Step::Kill,
+            Step::Start,
+            Step::Named(Place::InPod, IdentitySource::Docker, answer),
+        ];
+        live(policy, steps);
+    }
+}
+
+/// The event of the move comes after a scan that saw the process in its new place. The names of the
+/// new cgroup are lost, so that the event's number and the scan's path are not known to be one.
+#[test]
+fn what_a_process_did_before_a_move_that_a_scan_saw_first_stays_where_it_was() {
+    let steps = vec![
+        Step::Born(102, Place::Plain),
+        Step::Works(0, Some(102)),
+        Step::ScanBegins(0, true),
+        Step::Wait(SECOND),
+        Step::Window(0, false, 0),
+        Step::Lose(2),
+        Step::Drain(0, 0),
+        Step::Moves(102, Place::InPod),
+        Step::Wait(200 * MILLI),
+        Step::ScanArrives,
+        Step::Drain(0, 0),
+        Step::Wait(1),
+        Step::TearsDown(102, 1),
+    ];
+    live(at_once(), steps);
+}
+
+#[test]
+fn a_scan_that_began_before_a_process_did_has_not_seen_it_before_its_birth() {
+    let steps = vec![
+        Step::ScanBegins(0, true),
+        Step::Born(100, Place::InPod),
+        Step::Works(0, Some(100)),
+        Step::Window(0, false, 0),
+        Step::Wait(10 * MILLI),
+        Step::Drain(0, 0),
+        Step::Moves(100, Place::Plain),
+        Step::ScanArrives,
+        Step::Commit,
+    ];
+    live(at_once(), steps);
 }

@@ -320,6 +320,7 @@ impl Accountant {
                         self.sight(&event, Sighting::Scan);
                     }
                     self.processes.exit(event.pid, event.start, event.at);
+                    self.stream.take_event_of(event.pid);
                 }
                 KernelEvent::Open(open) => {
                     // Wherever its birth went, it lives here now. Nothing is booked for it.

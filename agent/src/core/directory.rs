@@ -262,7 +262,8 @@ impl Entry {
 struct Kernel {
     pod_uid: Option<PodUid>,
     runtime: Arc<str>,
-    place: Arc<str>,
+    /// Where the cgroup is; absent where an agent before this one saw it.
+    place: Option<Arc<str>>,
 }
 
 /// A container's names, as good as they are known.
@@ -333,13 +334,35 @@ impl Directory {
         place: &Arc<str>,
         now: BootTime,
     ) {
-        let Some(entry) = self.entry(id, now) else {
-            return;
-        };
         let seen = Kernel {
             pod_uid: pod_uid.cloned(),
             runtime: runtime.into(),
-            place: Arc::clone(place),
+            place: Some(Arc::clone(place)),
+        };
+        self.take_seen(id, seen, now);
+    }
+
+    /// Takes back which pod the cgroup of a container with an account was in, or that it was in none,
+    /// after a restart. The container may have no process any more, and nothing else would hold an
+    /// answer about it to its pod.
+    pub fn restore_pod(
+        &mut self,
+        id: &ContainerId,
+        pod_uid: Option<&PodUid>,
+        runtime: &Arc<str>,
+        now: BootTime,
+    ) {
+        let seen = Kernel {
+            pod_uid: pod_uid.cloned(),
+            runtime: Arc::clone(runtime),
+            place: None,
+        };
+        self.take_seen(id, seen, now);
+    }
+
+    fn take_seen(&mut self, id: &ContainerId, seen: Kernel, now: BootTime) {
+        let Some(entry) = self.entry(id, now) else {
+            return;
         };
         if entry.kernel.as_ref() == Some(&seen) {
             return;
@@ -362,7 +385,8 @@ impl Directory {
             return false;
         };
         let seen = entry.kernel.as_ref();
-        if seen.is_some_and(|seen| *seen.place != *place) {
+        let seen = seen.and_then(|seen| seen.place.as_deref());
+        if seen.is_some_and(|seen| *seen != *place) {
             return false;
         }
         let mut answers = entry.answers.iter().flatten();

@@ -232,6 +232,14 @@ impl Book {
         }
     }
 
+    /// Has accounts begin later than `at`, until the next window is booked. An agent before this one
+    /// closed accounts up to then, and when those began is not kept. A series that began again at
+    /// the same time would be taken for the old one, and its counter would fall.
+    pub(super) fn reopen_after(&mut self, at: WallTime) {
+        self.reopen_from = WallTime(at.0.saturating_add(1));
+        self.reopen_through = self.through;
+    }
+
     /// Books a time of which there is no window.
     fn skip(&mut self, from: BootTime, to: BootTime) {
         let gap = to.since(from);

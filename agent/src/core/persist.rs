@@ -762,8 +762,8 @@ fn undivided(account: &Account, book: &Book) -> (BootTime, BootTime) {
     (from.min(until), until)
 }
 
-/// A book as it was, the reasons that it never had at zero.
-fn restored_book(kept: &KeptBook, times: &[KeptTime]) -> Book {
+/// A book as it was at the last commit, the reasons that it never had at zero.
+fn restored_book(kept: &KeptBook, times: &[KeptTime], committed: WallTime) -> Book {
     let mut book = Book::new(kept.gpu.clone(), kept.start);
     book.through = kept.through;
     book.elapsed = kept.elapsed;
@@ -775,6 +775,7 @@ fn restored_book(kept: &KeptBook, times: &[KeptTime]) -> Book {
     book.torn_windows = kept.torn_windows;
     book.invalid_rows = kept.invalid_rows;
     book.cut = kept.cut;
+    book.reopen_after(committed);
     for time in times.iter().filter(|time| time.gpu == kept.gpu.uuid) {
         match time.reason {
             KeptReason::Unattributed(reason) => book.unattributed.insert(reason, time.time),
@@ -956,7 +957,7 @@ impl Accountant {
         accountant.sequence = state.sequence;
         accountant.await_scan_until = now.plus(AWAIT_FIRST_SCAN);
         let books = state.books.iter();
-        let books = books.map(|book| restored_book(book, &state.times));
+        let books = books.map(|book| restored_book(book, &state.times, state.clock.wall));
         let mut ledger =
             Ledger::restored(books.collect(), state.last_number, settings.account_limit);
         let mut numbers = HashMap::default();
@@ -980,6 +981,15 @@ impl Accountant {
             let Some(attribution) = kept.attribution else {
                 continue;
             };
+            if let Owner::Container(id) = &owner
+                && *kept.labels.pod_uid != *UNRESOLVED
+            {
+                let uid = PodUid(Arc::clone(&kept.labels.pod_uid));
+                let uid = (*uid.0 != *NONE).then_some(&uid);
+                accountant
+                    .directory
+                    .restore_pod(id, uid, &kept.runtime, now);
+            }
             if let (Attribution::Named { source }, Owner::Container(_)) = (attribution, &owner) {
                 let identity = restored_identity(kept, source);
                 accountant.directory.restore(identity, now);

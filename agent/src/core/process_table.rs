@@ -224,6 +224,12 @@ impl ProcessTable {
         };
         let record = &mut self.records[slot as usize];
         let mut reused = false;
+        // A scan may have begun before the process did, and has seen it later than that.
+        let at = if sighting == Sighting::Scan {
+            at.max(record.start)
+        } else {
+            at
+        };
         if sighting != Sighting::Scan {
             if start < record.start {
                 // Late news of one that had this pid in the same tick before.
@@ -263,7 +269,21 @@ impl ProcessTable {
                 }
             }
         } else {
-            if at >= record.since {
+            let is_the_move = sighting == Sighting::Attach
+                && record.has(FOUND_HERE)
+                && self
+                    .found_moved
+                    .get(&slot)
+                    .is_some_and(|found| found.after <= at && at <= found.by);
+            if is_the_move {
+                // A scan was faster than the event of this move, and knew the place by its path. The
+                // event knows it by its number, which means nothing yet. The place before stays.
+                release(std::mem::replace(&mut record.placement, placement));
+                record.since = at;
+                record.pid_and_flags &= !(FOUND_HERE | MOVED_UNSEEN);
+                self.found_moved.remove(&slot);
+                held = true;
+            } else if at >= record.since {
                 if let Some(gone) = record.previous.replace(record.placement) {
                     release(gone);
                 }
