@@ -8,7 +8,8 @@
 pub mod app;
 pub mod commands;
 pub mod config;
-pub mod core;
 pub mod outputs;
 pub mod secrets;
 pub mod sources;
+
+pub use gpuacct_core as core;

@@ -16,9 +16,9 @@
 use std::sync::Arc;
 
 use super::{Answer, Directory, Entry, Labels, Outcome, bare_uid};
-use crate::core::input::{IdentitySource, IdentityUpdate};
-use crate::core::model::{BootTime, ContainerId, Nanos, PodUid};
-use crate::core::tables::HashMap;
+use crate::input::{IdentitySource, IdentityUpdate};
+use crate::model::{BootTime, ContainerId, Nanos, PodUid};
+use crate::tables::HashMap;
 
 /// Bytes of answers about containers without an account: some five hundred with usual labels.
 const UNBILLED_BYTES: usize = 3 << 18;
@@ -302,7 +302,7 @@ fn give_room_back<K: Eq + std::hash::Hash, V>(table: &mut HashMap<K, V>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::ContainerIdentity;
+    use crate::input::ContainerIdentity;
 
     fn id(number: u64) -> ContainerId {
         ContainerId::from(format!("c{number}").as_str())

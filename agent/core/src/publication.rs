@@ -148,11 +148,11 @@ pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::IdentitySource;
-    use crate::core::ledger::Ledger;
-    use crate::core::model::{ContainerId, UNRESOLVED};
-    use crate::core::placement::Owner;
-    use crate::core::snapshot::IdOnlyReason;
+    use crate::input::IdentitySource;
+    use crate::ledger::Ledger;
+    use crate::model::{ContainerId, UNRESOLVED};
+    use crate::placement::Owner;
+    use crate::snapshot::IdOnlyReason;
 
     const POLICY: Policy = Policy {
         grace: Nanos::from_secs(10),

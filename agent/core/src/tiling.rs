@@ -99,9 +99,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::amounts::Engines;
-    use crate::core::input::WindowQuality;
-    use crate::core::model::{GpuUuid, Pid, UnattributedReason, UnobservedReason};
+    use crate::amounts::Engines;
+    use crate::input::WindowQuality;
+    use crate::model::{GpuUuid, Pid, UnattributedReason, UnobservedReason};
 
     fn window(start: u64, busy: u64, idle: u64, unobserved: u64) -> GpuWindow {
         GpuWindow {

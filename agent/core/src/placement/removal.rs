@@ -6,8 +6,8 @@
 //! has a placement of its own.
 
 use super::{Owner, PlacementId, PlacementTable, Source};
-use crate::core::model::{CgroupKey, ContainerId};
-use crate::core::tables::HashSet;
+use crate::model::{CgroupKey, ContainerId};
+use crate::tables::HashSet;
 
 impl Source {
     fn is_in(&self, cgroup: CgroupKey) -> bool {
@@ -88,7 +88,7 @@ impl PlacementTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::{CgroupAnnouncement, CgroupSet};
+    use crate::input::{CgroupAnnouncement, CgroupSet};
 
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";

@@ -12,12 +12,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gpuacct::core::accountant::{Accountant, Settings};
-use gpuacct::core::input::{
+use gpuacct_core::accountant::{Accountant, Settings};
+use gpuacct_core::input::{
     CgroupAnnouncement, CgroupSet, ContainerIdentity, EventCounters, IdentitySource,
     IdentityUpdate, Input, KernelBatch, KernelEvent, ProcessEvent, SourceHealth,
 };
-use gpuacct::core::model::{
+use gpuacct_core::model::{
     BootTime, CgroupKey, Clock, ContainerId, Pid, SourceId, SourceState, WallTime,
 };
 

@@ -1643,15 +1643,13 @@ mod jobs_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::{
+    use crate::input::{
         AllocatedDevice, Allocations, CgroupAnnouncement, CgroupSet, ContainerAllocation,
         ContainerIdentity, Credit, DeviceOpen, DeviceRef, EventCounters, GpuInfo, IdentityUpdate,
         KubernetesNames, MigInfo, MpsRole, ScannedProcess, WindowQuality,
     };
-    use crate::core::model::{
-        CgroupKey, DeviceNumber, NONE, StartTicks, UnobservedReason, WallTime,
-    };
-    use crate::core::snapshot::{AccountingBook, IdOnlyReason};
+    use crate::model::{CgroupKey, DeviceNumber, NONE, StartTicks, UnobservedReason, WallTime};
+    use crate::snapshot::{AccountingBook, IdOnlyReason};
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;

@@ -704,9 +704,9 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::amounts::Engines;
-    use crate::core::input::WindowQuality;
-    use crate::core::model::{ContainerId, HostUnit};
+    use crate::amounts::Engines;
+    use crate::input::WindowQuality;
+    use crate::model::{ContainerId, HostUnit};
 
     fn gpu(index: u32) -> GpuInfo {
         GpuInfo {

@@ -413,9 +413,9 @@ pub(super) fn charges_of_instance(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::attribute::tests::{A, B, Tables, s};
-    use crate::core::input::WindowQuality;
-    use crate::core::model::{DeviceNumber, GpuUuid};
+    use crate::attribute::tests::{A, B, Tables, s};
+    use crate::input::WindowQuality;
+    use crate::model::{DeviceNumber, GpuUuid};
 
     /// Readings at 10 s, 15 s, 20 s, … of (pid, role); pids 1.. are of the host, 11.. of A, 21.. of
     /// B, 31.. of nobody known.

@@ -23,14 +23,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Keeper, State};
-use crate::core::accountant::{Accountant, Settings};
-use crate::core::completeness::Completeness;
-use crate::core::holding::Holding;
-use crate::core::model::{BootTime, Clock, Nanos, Pid, ProcessId, StartTicks};
-use crate::core::placement::{Owner, PlacementId};
-use crate::core::process_table::{CREDIT_SLACK, Facts};
-use crate::core::sharing::Sharing;
-use crate::core::tables::HashMap;
+use crate::accountant::{Accountant, Settings};
+use crate::completeness::Completeness;
+use crate::holding::Holding;
+use crate::model::{BootTime, Clock, Nanos, Pid, ProcessId, StartTicks};
+use crate::placement::{Owner, PlacementId};
+use crate::process_table::{CREDIT_SLACK, Facts};
+use crate::sharing::Sharing;
+use crate::tables::HashMap;
 
 /// Processes that are followed. Beyond that they are not kept, which is counted.
 const LIMIT: usize = 16_384;
@@ -93,7 +93,7 @@ impl Paid {
 
 /// The processes that are followed.
 #[derive(Debug, Default)]
-pub(in crate::core) struct Followed {
+pub(crate) struct Followed {
     processes: BTreeMap<ProcessId, Option<HandedOver>>,
     /// Those that were handed over and have been forgotten since.
     gone: Vec<ProcessId>,
@@ -102,7 +102,7 @@ pub(in crate::core) struct Followed {
 
 impl Followed {
     /// This one has to do with a GPU.
-    pub(in crate::core) fn follow(&mut self, process: ProcessId) {
+    pub(crate) fn follow(&mut self, process: ProcessId) {
         if self.processes.len() < LIMIT {
             self.processes.entry(process).or_default();
         } else if !self.processes.contains_key(&process) {
@@ -111,7 +111,7 @@ impl Followed {
     }
 
     /// How often one was not followed, since too many are.
-    pub(in crate::core) const fn overflows(&self) -> u64 {
+    pub(crate) const fn overflows(&self) -> u64 {
         self.overflows
     }
 
@@ -138,14 +138,14 @@ impl Followed {
 
 impl Accountant {
     /// Has a process kept: it has to do with a GPU.
-    pub(in crate::core) fn follow(&mut self, process: ProcessId) {
+    pub(crate) fn follow(&mut self, process: ProcessId) {
         if let Some(keeper) = &mut self.keeper {
             keeper.followed.follow(process);
         }
     }
 
     /// Lets the followed go that the process table has forgotten.
-    pub(in crate::core) fn unfollow_forgotten(&mut self) {
+    pub(crate) fn unfollow_forgotten(&mut self) {
         if let Some(keeper) = &mut self.keeper {
             let processes = &self.processes;
             let is_known = |process| processes.facts_of(process).is_some();
@@ -343,12 +343,12 @@ impl Accountant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::{
+    use crate::input::{
         CgroupAnnouncement, CgroupSet, EventCounters, GpuInfo, GpuProcess, GpuProcesses, Input,
         KernelBatch, KernelEvent, MpsRole, ProcessEvent, SourceHealth,
     };
-    use crate::core::model::{CgroupKey, GpuUuid, SourceId, SourceState, WallTime};
-    use crate::core::persist::Changes;
+    use crate::model::{CgroupKey, GpuUuid, SourceId, SourceState, WallTime};
+    use crate::persist::Changes;
 
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";

@@ -152,24 +152,22 @@ pub(super) fn owner_among(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::core::input::{Credit, WindowQuality};
-    use crate::core::model::GpuUuid;
-    use crate::core::process_table::Sighting;
+    use crate::input::{Credit, WindowQuality};
+    use crate::model::GpuUuid;
+    use crate::process_table::Sighting;
     use std::sync::Arc;
 
-    pub(in crate::core) const A: &str =
-        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-    pub(in crate::core) const B: &str =
-        "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+    pub(crate) const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    pub(crate) const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
-    pub(in crate::core) fn s(seconds: u64) -> BootTime {
+    pub(crate) fn s(seconds: u64) -> BootTime {
         BootTime(seconds * 1_000_000_000)
     }
 
-    pub(in crate::core) struct Tables(pub ProcessTable, pub PlacementTable, pub Opens, EventStream);
+    pub(crate) struct Tables(pub ProcessTable, pub PlacementTable, pub Opens, EventStream);
 
     impl Tables {
-        pub(in crate::core) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             Self(
                 ProcessTable::new(100),
                 PlacementTable::new(100),
@@ -178,7 +176,7 @@ pub(super) mod tests {
             )
         }
 
-        pub(in crate::core) fn lookup(&mut self) -> Lookup<'_> {
+        pub(crate) fn lookup(&mut self) -> Lookup<'_> {
             Lookup {
                 processes: &self.0,
                 placements: &mut self.1,
@@ -188,7 +186,7 @@ pub(super) mod tests {
         }
 
         /// A process that lives from one second to another, or for ever if that is 0.
-        pub(in crate::core) fn live(&mut self, pid: u32, from: u64, to: u64, path: &str) {
+        pub(crate) fn live(&mut self, pid: u32, from: u64, to: u64, path: &str) {
             let paths: Arc<[(u32, Arc<str>)]> = Arc::new([(0, path.into())]);
             let place = self.1.of_paths(&paths);
             self.1.hold(place);

@@ -7,18 +7,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gpuacct::core::accountant::{Accountant, Settings};
-use gpuacct::core::input::{
+use gpuacct_core::accountant::{Accountant, Settings};
+use gpuacct_core::input::{
     AllocatedDevice, Allocations, ContainerAllocation, ContainerIdentity, Credit, DeviceRef,
     EventCounters, GpuInfo, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch,
     KubernetesNames, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
-use gpuacct::core::model::{
+use gpuacct_core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,
 };
-use gpuacct::core::persist::State;
-use gpuacct::core::publication::Policy;
-use gpuacct::core::snapshot::{AllocationState, ContainerAccount, Snapshot};
+use gpuacct_core::persist::State;
+use gpuacct_core::publication::Policy;
+use gpuacct_core::snapshot::{AllocationState, ContainerAccount, Snapshot};
 use proptest::prelude::*;
 
 const SECOND: u64 = 1_000_000_000;

@@ -38,21 +38,21 @@ mod instances;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use gpuacct::core::accountant::{Accountant, Settings};
-use gpuacct::core::amounts::{Amounts, Millijoules};
-use gpuacct::core::input::{
+use gpuacct_core::accountant::{Accountant, Settings};
+use gpuacct_core::amounts::{Amounts, Millijoules};
+use gpuacct_core::input::{
     CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess,
     GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch, KernelEvent,
     KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
     WindowQuality,
 };
-use gpuacct::core::model::{
+use gpuacct_core::model::{
     BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, PodUid, ProcessId, SourceId, SourceState,
     UnattributedReason, UnobservedReason, WallTime,
 };
-use gpuacct::core::persist::{KeptAccount, KeptTotals, State};
-use gpuacct::core::publication::Policy;
-use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
+use gpuacct_core::persist::{KeptAccount, KeptTotals, State};
+use gpuacct_core::publication::Policy;
+use gpuacct_core::snapshot::{ContainerLabels, Snapshot};
 use proptest::prelude::*;
 
 const SECOND: u64 = 1_000_000_000;

@@ -533,14 +533,14 @@ const fn in_words(reason: IdOnlyReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::accountant::Settings;
-    use crate::core::input::{
+    use crate::accountant::Settings;
+    use crate::input::{
         CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo,
         GpuProcess, GpuProcesses, GpuWindow, IdentityUpdate, Input, KernelBatch, KernelEvent,
         KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
         WindowQuality,
     };
-    use crate::core::model::{
+    use crate::model::{
         CgroupKey, ContainerId, Nanos, SourceId, SourceState, StartTicks, WallTime,
     };
 

@@ -9,13 +9,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gpuacct::core::accountant::{Accountant, Effect, Settings};
-use gpuacct::core::input::{
+use gpuacct_core::accountant::{Accountant, Effect, Settings};
+use gpuacct_core::input::{
     CgroupAnnouncement, CgroupSet, DeviceOpen, EventCounters, GpuInfo, GpuProcess, GpuProcesses,
     GpuWindow, Input, KernelBatch, KernelEvent, MigInfo, MpsRole, ProcessEvent, SourceHealth,
     WindowQuality,
 };
-use gpuacct::core::model::{
+use gpuacct_core::model::{
     BootTime, CgroupKey, DeviceNumber, GpuUuid, Nanos, Pid, SourceId, SourceState,
     UnattributedReason,
 };

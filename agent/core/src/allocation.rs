@@ -617,8 +617,8 @@ fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::input::{ContainerAllocation, MigInfo};
-    use crate::core::model::PodUid;
+    use crate::input::{ContainerAllocation, MigInfo};
+    use crate::model::PodUid;
 
     const SECOND: u64 = 1_000_000_000;
 

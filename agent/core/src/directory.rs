@@ -817,7 +817,7 @@ fn same_uid(a: &PodUid, b: &PodUid) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::NONE;
+    use crate::model::NONE;
 
     const UID: &str = "11111111-2222-3333-4444-555555555555";
 
