@@ -98,9 +98,9 @@ pub enum AppError {
     /// OTLP cannot be spoken as configured.
     #[error(transparent)]
     Otlp(#[from] ReceiverError),
-    /// NVML cannot be followed.
-    #[error(transparent)]
-    Nvml(#[from] nvml::SpawnError),
+    /// The thread that follows NVML cannot be started.
+    #[error("cannot start the nvml thread")]
+    Nvml(#[source] std::io::Error),
     /// The books are kept no longer.
     #[error("the core ended before it was told to")]
     Core(#[source] Option<JoinError>),
@@ -260,16 +260,13 @@ pub async fn run(
 
     // The sources.
     let nvml = nvml::spawn(
-        nvml::Config {
-            library: config.gpu.library.clone(),
-            interval: config.gpu.interval.0,
-            lists_interval: config.gpu.lists_interval.0,
-            cursors: begun.cursors,
-        },
+        config.gpu.clone(),
+        begun.cursors,
         inputs.clone(),
         lists_wanted,
         stopped.clone(),
-    )?;
+    )
+    .map_err(AppError::Nvml)?;
     let (kernel_tried, tried) = oneshot::channel();
     let kernel = follow_kernel(
         kernel_config(&config),

@@ -22,7 +22,7 @@ use crate::outputs::store::keeping::{Keeping, PATIENCE};
 use crate::outputs::store::mark::Mark;
 use crate::outputs::store::{self, Handle};
 use crate::sources::clock::now;
-use crate::sources::gpu::nvml::Cursor;
+use crate::sources::gpu::cursor::Cursor;
 
 /// How often a lock that another agent holds is tried again.
 const TRY_LOCK: Duration = Duration::from_secs(1);

@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::sources::gpu::nvml::INITIAL_PID_NAMESPACE;
+use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
 use crate::sources::identity::greeting::{self, GreetingError};
 use crate::sources::identity::pod_resources;

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::device::Trouble;
-use super::library::{Fault, OpenError};
-use super::nvml::INITIAL_PID_NAMESPACE;
+use super::fault::{Fault, Trouble};
+use super::library::OpenError;
+use super::namespace::INITIAL_PID_NAMESPACE;
 use crate::core::input::SourceHealth;
 use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
 use crate::sources::clock;

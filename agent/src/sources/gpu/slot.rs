@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::calls::Watchdog;
-use super::device::Trouble;
+use super::fault::Trouble;
 use super::orders::Orders;
 use super::register::{Resume, WorkerId};
 use super::worker::{Ending, Wrong};

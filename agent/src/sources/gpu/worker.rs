@@ -26,8 +26,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::backoff::Backoff;
 use super::calls::Watchdog;
-use super::device::{self, Gpu, Trouble};
-use super::library::{Fault, Library};
+use super::device::{self, Gpu};
+use super::fault::{Fault, Trouble};
+use super::library::Library;
 use super::lists;
 use super::mig::{self, Activity};
 use super::orders::{Order, Orders};
