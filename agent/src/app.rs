@@ -38,6 +38,7 @@ use crate::core::model::{Clock, ContainerId, Nanos, Pid, PodUid, SourceId, Sourc
 use crate::core::placement::PayerRule;
 use crate::core::publication::Policy;
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
+use crate::errors::chain;
 use crate::outputs::cadvisor::DutyCycle;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
@@ -52,7 +53,7 @@ use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::nvml;
 use crate::sources::identity::{self, bundle, cri, docker, kubelet_logs, pod_resources};
-use crate::sources::kernel::opens::{State, Watch};
+use crate::sources::kernel::opens::State;
 use crate::sources::kernel::{KernelConfig, KernelSource, Tally};
 use crate::sources::procfs;
 
@@ -269,7 +270,7 @@ pub async fn run(
     .map_err(AppError::Nvml)?;
     let (kernel_tried, tried) = oneshot::channel();
     let kernel = follow_kernel(
-        kernel_config(&config),
+        KernelConfig::from(&config.kernel),
         inputs.clone(),
         announce_taken,
         rescans.clone(),
@@ -501,17 +502,6 @@ async fn tell(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState
     };
     // Nobody listens any more only when the agent is stopping.
     let _ = inputs.send(Input::Health(health)).await;
-}
-
-fn kernel_config(config: &Config) -> KernelConfig {
-    KernelConfig {
-        ring_bytes: config.kernel.ring_bytes,
-        watch: Watch {
-            names: config.kernel.devices.clone(),
-            ..Watch::default()
-        },
-        ..KernelConfig::default()
-    }
 }
 
 fn settings(config: &Config) -> Settings {
@@ -950,17 +940,6 @@ async fn follow_kernel(
     }
 }
 
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -1004,7 +983,6 @@ mod tests {
         assert_eq!(config.pod_resources.resources, kubelet.resources);
         assert_eq!(config.pod_resources.timeout.0, kubelet.timeout);
         assert_eq!(config.pod_resources.interval.0, kubelet.interval);
-        assert_eq!(config.kernel.devices, Watch::default().names);
     }
 
     #[tokio::test]

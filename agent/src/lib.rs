@@ -9,6 +9,7 @@ pub mod app;
 pub mod commands;
 pub mod config;
 pub mod core;
+mod errors;
 pub mod outputs;
 pub mod secrets;
 pub mod sources;

@@ -14,6 +14,7 @@ use nvml_wrapper::error::NvmlError;
 use super::calls::Watchdog;
 use super::fault::class;
 use super::raw;
+use crate::errors::chain;
 
 /// Where the library is looked for, in this order, unless the configuration names one.
 const PLACES: [&str; 8] = [
@@ -68,10 +69,7 @@ impl OpenError {
 
     /// The error with its cause, in one line.
     pub(super) fn reason(&self) -> String {
-        match std::error::Error::source(self) {
-            Some(cause) => format!("{self}: {cause}"),
-            None => self.to_string(),
-        }
+        chain(self)
     }
 }
 

@@ -38,6 +38,7 @@ use super::wanted::{Wanted, container_id, receive};
 use super::{Counters, clean_labels, clean_name, kubernetes_names};
 use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input};
 use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState, WallTime};
+use crate::errors::without_repetitions;
 
 /// Where the Docker Engine and Podman listen.
 pub const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
@@ -201,19 +202,9 @@ fn causes(error: &EngineError) -> impl Iterator<Item = &(dyn StdError + 'static)
     .take(16)
 }
 
-/// An error's message with those of its causes, without the repetitions.
+/// An error's message with those of its causes.
 fn chain(error: &EngineError) -> String {
-    let mut text = String::new();
-    for cause in causes(error) {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&message);
-        }
-    }
-    text
+    without_repetitions(causes(error).map(ToString::to_string))
 }
 
 /// What the daemon said of one container.

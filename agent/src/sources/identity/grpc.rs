@@ -11,6 +11,8 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::errors::{causes, without_repetitions};
+
 use bytes::{Buf as _, Bytes};
 use prost::Message;
 use tokio::time::timeout;
@@ -164,27 +166,9 @@ fn is_an_end(reason: h2::Reason) -> bool {
     )
 }
 
-/// An error and what caused it.
-fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    // Nothing in use nests so deep; a cycle would.
-    std::iter::successors(Some(error), |&error| error.source()).take(16)
-}
-
-/// An error's message with those of its causes, without the repetitions.
+/// An error's message with those of its causes.
 fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = String::new();
-    for cause in causes(error) {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&message);
-        }
-    }
-    text
+    without_repetitions(causes(error).map(ToString::to_string))
 }
 
 /// What a status says: the server's own words where it sent some, else what broke.
