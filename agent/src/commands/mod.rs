@@ -15,7 +15,6 @@ pub mod probe;
 pub mod report;
 pub mod status;
 mod table;
-pub mod watch;
 
 /// Prints an error with its causes in one line, and says how to exit.
 fn complain(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
