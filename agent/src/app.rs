@@ -12,7 +12,6 @@
 mod books;
 pub mod preflight;
 mod recorder;
-pub mod report;
 mod servers_thread;
 
 use std::net::{Ipv4Addr, SocketAddr};

@@ -11,5 +11,6 @@ pub mod config;
 pub mod core;
 mod errors;
 pub mod outputs;
+pub mod report;
 pub mod secrets;
 pub mod sources;
