@@ -631,7 +631,7 @@ fn socket(path: &Path, agent: bool) -> Finding {
 
 async fn port(address: SocketAddr, agent: bool) -> Finding {
     let item = format!("metrics {address}");
-    match super::listen(address).await {
+    match super::outputs::bind(address).await {
         // It is another address where the kernel has no IPv6.
         Ok(listener) => match listener.local_addr() {
             Ok(bound) if bound.is_ipv4() && address.is_ipv6() => {

@@ -7,7 +7,6 @@
 
 mod accounting;
 pub mod answer;
-mod backoff;
 mod beat;
 pub mod calls;
 mod credit;

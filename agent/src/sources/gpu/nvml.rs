@@ -11,13 +11,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::backoff::Backoff;
 pub use super::calls::{CallFigures, Watchdog};
 use super::cursor::Cursor;
 use super::namespace::pid_namespace;
 use super::supervisor::{RESTART, Supervisor};
 use crate::config;
 use crate::core::input::Input;
+use crate::sources::retry::Backoff;
 
 /// The running source, seen from outside.
 #[derive(Debug)]

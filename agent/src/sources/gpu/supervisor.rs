@@ -30,7 +30,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::backoff::Backoff;
 use super::calls::Watchdog;
 use super::cursor::Cursor;
 use super::fault::{Fault, Trouble};
@@ -47,6 +46,7 @@ use crate::config;
 use crate::core::input::{GpuInfo, Input};
 use crate::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use crate::sources::clock;
+use crate::sources::retry::Backoff;
 
 /// Waits between attempts to open the library double from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));

@@ -23,10 +23,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstEncoder;
 
+use super::Counters;
 use super::elements::Malformed;
-use super::retry::io_class;
-use super::sockets::Fault as _;
-use super::{Counters, sockets};
+use super::fault::Fault as _;
+use super::socket_file::io_class;
 
 /// Largest answer about one container or one pod, and largest event, in bytes.
 pub(super) const MAX_ONE: usize = 1 << 20;
@@ -106,7 +106,7 @@ impl Fault {
     }
 }
 
-impl sockets::Fault for Fault {
+impl super::fault::Fault for Fault {
     fn class(&self) -> &'static str {
         match self {
             Self::HungUp { .. } | Self::Malformed { .. } => "protocol",

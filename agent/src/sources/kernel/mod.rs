@@ -21,6 +21,7 @@ mod attach;
 pub mod btf;
 pub mod decode;
 mod error;
+pub mod follow;
 mod layout;
 pub mod opens;
 mod skipped;
