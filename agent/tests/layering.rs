@@ -29,11 +29,12 @@ const SOURCES_OF_IDENTITY: [&str; 5] = ["bundle", "cri", "docker", "kubelet_logs
 /// The outputs. The other files beside them are tables and helpers that outputs share.
 const OUTPUTS: [&str; 5] = ["otlp", "prometheus", "socket", "store", "telemetry"];
 /// Crates that reach outside the process, or wait; the core must run without a kernel and a GPU.
-const REFUSED_BY_CORE: [&str; 20] = [
+const REFUSED_BY_CORE: [&str; 21] = [
     "aya",
     "aya_log",
     "axum",
     "futures_util",
+    "gpuacct_proto",
     "hyper",
     "hyper_util",
     "libc",

@@ -40,12 +40,6 @@ use tracing::{debug, warn};
 use super::elements::{Malformed, decode, elements};
 use super::fault::Fault as _;
 use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
-use super::proto::cri::runtime_service_client::RuntimeServiceClient;
-use super::proto::cri::{
-    Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerStatus,
-    ContainerStatusRequest, GetEventsRequest, ImageSpec, ListContainersRequest,
-    ListPodSandboxRequest, PodSandbox, PodSandboxFilter, PodSandboxMetadata, VersionRequest,
-};
 use super::socket_file::every;
 pub use super::sockets::Pace;
 use super::sockets::{self, Follower, Seat};
@@ -57,6 +51,12 @@ use crate::core::input::{
 };
 use crate::core::model::{ContainerId, NONE, POD_ITSELF, SourceId, SourceState};
 use crate::sources::health::Closed;
+use gpuacct_proto::cri::runtime_service_client::RuntimeServiceClient;
+use gpuacct_proto::cri::{
+    Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerStatus,
+    ContainerStatusRequest, GetEventsRequest, ImageSpec, ListContainersRequest,
+    ListPodSandboxRequest, PodSandbox, PodSandboxFilter, PodSandboxMetadata, VersionRequest,
+};
 
 /// A stream of events that lasted so long was one, even if nothing happened meanwhile.
 const LASTING: Duration = Duration::from_secs(10);

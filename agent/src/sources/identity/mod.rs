@@ -31,7 +31,6 @@ pub mod greeting;
 mod grpc;
 pub mod kubelet_logs;
 pub mod pod_resources;
-mod proto;
 mod socket_file;
 mod sockets;
 mod wanted;

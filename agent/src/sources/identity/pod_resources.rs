@@ -35,9 +35,6 @@ use tracing::debug;
 use super::device_id::{Origin, device_ref, is_nvidia_kind};
 use super::elements::{Malformed, decode, elements, text};
 use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
-use super::proto::pod_resources::{
-    ClaimResource, ContainerResources, GetPodResourcesRequest, ListPodResourcesRequest,
-};
 pub use super::sockets::Pace;
 use super::sockets::{self, Follower, Seat};
 use super::wanted::receive;
@@ -48,6 +45,9 @@ use crate::core::input::{
 };
 use crate::core::model::{BootTime, SourceId, SourceState};
 use crate::sources::health::Closed;
+use gpuacct_proto::pod_resources::{
+    ClaimResource, ContainerResources, GetPodResourcesRequest, ListPodResourcesRequest,
+};
 
 /// How close lists follow each other at most, however many pods are new.
 const LISTS_APART: Duration = Duration::from_secs(1);
@@ -531,11 +531,11 @@ mod tests {
 
     use prost::Message as _;
 
-    use super::super::proto::pod_resources::{
-        CdiDevice, ContainerDevices, DynamicResource, ListPodResourcesResponse, PodResources,
-    };
     use super::*;
     use crate::core::model::GpuUuid;
+    use gpuacct_proto::pod_resources::{
+        CdiDevice, ContainerDevices, DynamicResource, ListPodResourcesResponse, PodResources,
+    };
 
     const GPU: &str = "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566";
 
