@@ -648,7 +648,8 @@ impl Config {
                 3_600_000,
                 "1s to 1h",
             ),
-            // Beyond 5 s the driver's ring may be overwritten before it is read.
+            // Beyond 5 s a few late polls would lose samples of the driver's ring. Below 100 ms the calls
+            // cost more than the samples are worth: there are six a second.
             ("gpu.interval", self.gpu.interval, 100, 5_000, "100ms to 5s"),
             (
                 "gpu.lists_interval",
@@ -987,6 +988,14 @@ mod tests {
             (
                 "[socket]\npath = \"agent.sock\"",
                 "socket.path is agent.sock, allowed is an absolute path",
+            ),
+            (
+                "[gpu]\nlists_interval = \"999ms\"",
+                "gpu.lists_interval is 999ms, allowed is 1s to 1m",
+            ),
+            (
+                "[gpu]\ninterval = \"99ms\"",
+                "gpu.interval is 99ms, allowed is 100ms to 5s",
             ),
             (
                 "[gpu]\ninterval = \"5s 1us\"",

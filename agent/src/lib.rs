@@ -8,8 +8,11 @@
 pub mod app;
 pub mod commands;
 pub mod config;
+mod errors;
 pub mod outputs;
+pub mod report;
 pub mod secrets;
+mod shutdown;
 pub mod sources;
 
 pub use gpuacct_core as core;

@@ -13,21 +13,8 @@ use gpuacct_common::event::{
 use gpuacct_common::global::MAX_CGROUP_WALK;
 
 use crate::kernel::{Cgroup, Node, Pointer, reference};
-use crate::maps::{self, ANNOUNCED, EVENTS, WALKS};
-use crate::process::{self, header};
-
-/// How many cgroups are announced at one event: the last that a walk passed.
-const STEP: usize = 32;
-
-/// The way from a cgroup up to the first ancestor that has been announced, as far as there is room:
-/// its highest part.
-#[repr(C)]
-pub(crate) struct Walk {
-    /// Addresses of kernfs nodes. The walk's n-th is at n modulo the length.
-    nodes: [u64; STEP],
-    /// How many nodes the walk has passed.
-    len: u64,
-}
+use crate::maps::{self, ANNOUNCED, EVENTS, STEP, WALKS};
+use crate::record::{self, header};
 
 /// Announces `cgroup` and those of its ancestors that the agent does not know, the highest first.
 #[inline(always)]
@@ -49,7 +36,7 @@ pub(crate) fn report_removed(attach_point: u32, key: CgroupRef) {
         header: header(KIND_CGROUP_REMOVED, size_of::<CgroupRemovedRecord>()),
         cgroup: key,
     };
-    seen.ended(process::submit(&record));
+    seen.ended(record::submit(&record));
 }
 
 #[inline(always)]

@@ -18,6 +18,7 @@ use gpuacct_common::global::{NO_CALL, NO_MAJOR};
 use crate::kernel::{Registers, Task};
 use crate::maps;
 use crate::process;
+use crate::record;
 
 /// `MINORBITS` of `include/linux/kdev_t.h`: the kernel's own packing, which user space never sees.
 const MINOR_BITS: u32 = 20;
@@ -65,7 +66,7 @@ pub(crate) fn report(device: u32) {
         major: device >> MINOR_BITS,
         minor: device & ((1 << MINOR_BITS) - 1),
     };
-    seen.ended(process::submit(&record));
+    seen.ended(record::submit(&record));
 }
 
 /// The running thread has returned from a system call with `answer`. Every call of every program

@@ -15,6 +15,7 @@ mod device;
 mod kernel;
 mod maps;
 mod process;
+mod record;
 
 use aya_ebpf::Global;
 use aya_ebpf::macros::{btf_tracepoint, fexit, tracepoint};

@@ -7,8 +7,6 @@ use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use gpuacct_common::counter::{self, LOST, SEEN, SLOTS, SUBMITTED};
 use gpuacct_common::event::CgroupRef;
 
-use crate::cgroup::Walk;
-
 /// The records. The agent sets its size.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
@@ -25,6 +23,19 @@ pub(crate) static ANNOUNCED: LruHashMap<CgroupRef, u64> = LruHashMap::with_max_e
 /// The generation that counts; the agent raises it when records were lost.
 #[map]
 static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
+/// How many cgroups are announced at one event: the last that a walk passed.
+pub(crate) const STEP: usize = 32;
+
+/// The way from a cgroup up to the first ancestor that has been announced, as far as there is room:
+/// its highest part.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// Addresses of kernfs nodes. The walk's n-th is at n modulo the length.
+    pub(crate) nodes: [u64; STEP],
+    /// How many nodes the walk has passed.
+    pub(crate) len: u64,
+}
 
 /// Where a walk up the hierarchy keeps its way, one for each attach point (see
 /// [`gpuacct_common::counter`] on why): the stack has 512 bytes and no room for it.

@@ -1,11 +1,11 @@
 //! What is said of a process, at any of its events.
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
-use gpuacct_common::event::{CgroupRef, Header, ProcessRecord, UNIFIED_HIERARCHY};
+use gpuacct_common::event::{CgroupRef, ProcessRecord, UNIFIED_HIERARCHY};
 
 use crate::cgroup;
 use crate::kernel::{NO_LEGACY_CGROUP, Pointer, Task, reference};
-use crate::maps::{self, EVENTS};
+use crate::maps;
+use crate::record::{header, submit};
 
 /// Reports the process that `task` belongs to, and before it those of its cgroups that the agent
 /// does not know.
@@ -57,24 +57,5 @@ pub(crate) fn record<P: Pointer>(
         reserved: 0,
         unified,
         legacy,
-    }
-}
-
-/// Whether there was room for it.
-#[inline(always)]
-pub(crate) fn submit<T: 'static>(record: &T) -> bool {
-    EVENTS.output::<T>(record, maps::submit_flags()).is_ok()
-}
-
-/// The header of a record that is made now. Call it after the record is counted as seen.
-#[inline(always)]
-pub(crate) fn header(kind: u16, size: usize) -> Header {
-    Header {
-        kind,
-        size: size as u16,
-        // SAFETY: these helpers take nothing and cannot fail.
-        cpu: unsafe { bpf_get_smp_processor_id() },
-        // SAFETY: as above.
-        at_ns: unsafe { bpf_ktime_get_boot_ns() },
     }
 }

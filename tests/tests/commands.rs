@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use gpuacct::app::preflight::{Finding, Verdict};
 use gpuacct::commands::check::CheckReport;
-use gpuacct::commands::watch::Screen;
+use gpuacct::commands::status::watch::Screen;
 use gpuacct::config::{Config, OtlpProtocol};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::core::snapshot::{AnswerOutcome, Explanation, SeenBy, Who};

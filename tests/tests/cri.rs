@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use gpuacct::config::{self, Span};
 use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input, SourceHealth};
 use gpuacct::core::model::{ContainerId, SourceId, SourceState};
-use gpuacct::sources::clock;
-use gpuacct::sources::identity::Counters;
-use gpuacct::sources::identity::cri::{self, Config};
+use gpuacct::sources::identity::cri::{self, Pace, Tuning};
+use gpuacct::sources::identity::{Counters, IdentityIo};
+use gpuacct::sources::{Io, clock};
 use gpuacct_tests::containerd::{Containerd, IMAGE, available};
 use gpuacct_tests::docker;
 use gpuacct_tests::proto::cri as api;
@@ -38,6 +39,18 @@ fn root() -> TempDir {
         .prefix("ga-")
         .tempdir()
         .expect("a folder below /tmp")
+}
+
+/// What these tests change.
+struct Config {
+    sockets: Vec<PathBuf>,
+    events: bool,
+    timeout: Duration,
+    ping_interval: Duration,
+    list_interval: Duration,
+    relist_interval: Duration,
+    retry_max: Duration,
+    look_interval: Duration,
 }
 
 fn config(sockets: &[&Path]) -> Config {
@@ -75,14 +88,31 @@ impl Source {
         let (out, inputs) = mpsc::channel(64);
         let (stop, shutdown) = watch::channel(false);
         let counters = Arc::new(Counters::default());
-        let task = runtime.spawn(cri::run(
-            config,
-            Arc::clone(&counters),
-            receiver,
-            out,
-            clock::now,
-            shutdown,
-        ));
+        let section = config::Cri {
+            sockets: config.sockets,
+            events: config.events,
+            timeout: Span(config.timeout),
+            ..config::Cri::default()
+        };
+        let tuning = Tuning {
+            ping_interval: config.ping_interval,
+            list_interval: config.list_interval,
+            relist_interval: config.relist_interval,
+            pace: Pace {
+                retry_max: config.retry_max,
+                look_interval: config.look_interval,
+            },
+        };
+        let io = IdentityIo {
+            counters: Arc::clone(&counters),
+            questions: receiver,
+            io: Io {
+                out,
+                clock: clock::now,
+                shutdown,
+            },
+        };
+        let task = runtime.spawn(cri::run(section, tuning, io));
         Self {
             runtime,
             inputs,
@@ -721,7 +751,7 @@ fn events_are_not_asked_for_unless_configured() {
     let socket = root.path().join("containerd.sock");
     let _server = serve(canned, &socket);
     let mut source = Source::with(Config {
-        events: Config::default().events,
+        events: config::Cri::default().events,
         ..config(&[&socket])
     });
     source.health("up");
@@ -901,7 +931,7 @@ fn a_kubelet_that_lives_by_a_containerds_events_gets_all_of_them() {
     let labels = [("team", "vision")];
     let pod = containerd.run_pod("ml", "train-0", UID, &labels).unwrap();
     let mut source = Source::with(Config {
-        events: Config::default().events,
+        events: config::Cri::default().events,
         ..config(&[&containerd.socket()])
     });
     source.found(&pod.sandbox);

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use gpuacct::config::{self, Span};
 use gpuacct::core::cgroup_path::{CgroupMeaning, resolve};
 use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input, SourceHealth};
 use gpuacct::core::model::{ContainerId, Pid, SourceId, SourceState};
-use gpuacct::sources::identity::Counters;
-use gpuacct::sources::identity::docker::{self, Config};
-use gpuacct::sources::{clock, procfs};
+use gpuacct::sources::identity::docker::{self, Pace, Tuning};
+use gpuacct::sources::identity::{Counters, IdentityIo};
+use gpuacct::sources::{Io, clock, procfs};
 use gpuacct_tests::docker::{Container, ContainerSpec, Dockerd, IMAGE, Options, available, newer};
 use gpuacct_tests::podman::{self, Podman};
 use gpuacct_tests::requirement::require;
@@ -45,13 +46,21 @@ struct Source {
     counters: Arc<Counters>,
 }
 
-fn config(sockets: &[&Path]) -> Config {
-    Config {
+fn config(sockets: &[&Path]) -> config::Docker {
+    config::Docker {
         sockets: sockets.iter().map(|path| path.to_path_buf()).collect(),
-        timeout: Duration::from_secs(5),
+        timeout: Span(Duration::from_secs(5)),
+        ..config::Docker::default()
+    }
+}
+
+fn tuning() -> Tuning {
+    Tuning {
         ping_interval: Duration::from_millis(200),
-        retry_max: Duration::from_secs(1),
-        look_interval: Duration::from_millis(50),
+        pace: Pace {
+            retry_max: Duration::from_secs(1),
+            look_interval: Duration::from_millis(50),
+        },
     }
 }
 
@@ -60,19 +69,21 @@ impl Source {
         Self::with(config(&[socket]))
     }
 
-    fn with(config: Config) -> Self {
+    fn with(config: config::Docker) -> Self {
         let (lookups, receiver) = mpsc::channel(64);
         let (out, inputs) = mpsc::channel(64);
         let (stop, shutdown) = watch::channel(false);
         let counters = Arc::new(Counters::default());
-        let task = tokio::spawn(docker::run(
-            config,
-            Arc::clone(&counters),
-            receiver,
-            out,
-            clock::now,
-            shutdown,
-        ));
+        let io = IdentityIo {
+            counters: Arc::clone(&counters),
+            questions: receiver,
+            io: Io {
+                out,
+                clock: clock::now,
+                shutdown,
+            },
+        };
+        let task = tokio::spawn(docker::run(config, tuning(), io));
         Self {
             inputs,
             lookups,

@@ -17,10 +17,11 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use gpuacct::config::{self, Span};
 use gpuacct::core::input::{IdentityUpdate, Input};
 use gpuacct::core::model::{ContainerId, SourceState};
-use gpuacct::sources::clock;
-use gpuacct::sources::identity::{Counters, cri, pod_resources};
+use gpuacct::sources::identity::{Counters, IdentityIo, cri, pod_resources};
+use gpuacct::sources::{Io, clock};
 use gpuacct_tests::proto::cri as api;
 use gpuacct_tests::proto::pod_resources as kubelet;
 use prost::Message as _;
@@ -105,43 +106,56 @@ struct Source {
 
 impl Source {
     fn kubelet(socket: &Path) -> Self {
-        let config = pod_resources::Config {
+        let config = config::PodResources {
             socket: socket.to_owned(),
-            timeout: PATIENCE,
-            ..pod_resources::Config::default()
+            timeout: Span(PATIENCE),
+            ..config::PodResources::default()
         };
-        let (_, pods) = mpsc::channel(1);
-        Self::of(|counters, _, out, shutdown| {
-            pod_resources::run(config, counters, pods, out, clock::now, shutdown)
+        let (_, questions) = mpsc::channel(1);
+        Self::of(|counters, _, io| {
+            let io = IdentityIo {
+                counters,
+                questions,
+                io,
+            };
+            pod_resources::run(config, pod_resources::Pace::default(), io)
         })
     }
 
     fn runtime(socket: &Path) -> Self {
-        let config = cri::Config {
+        let config = config::Cri {
             sockets: vec![socket.to_owned()],
-            timeout: PATIENCE,
-            list_interval: Duration::from_secs(3_600),
-            ..cri::Config::default()
+            timeout: Span(PATIENCE),
+            ..config::Cri::default()
         };
-        Self::of(|counters, lookups, out, shutdown| {
-            cri::run(config, counters, lookups, out, clock::now, shutdown)
+        let tuning = cri::Tuning {
+            list_interval: Duration::from_secs(3_600),
+            ..cri::Tuning::default()
+        };
+        Self::of(|counters, questions, io| {
+            let io = IdentityIo {
+                counters,
+                questions,
+                io,
+            };
+            cri::run(config, tuning, io)
         })
     }
 
     fn of<F: Future<Output = ()> + Send + 'static>(
-        run: impl FnOnce(
-            Arc<Counters>,
-            mpsc::Receiver<ContainerId>,
-            mpsc::Sender<Input>,
-            watch::Receiver<bool>,
-        ) -> F,
+        run: impl FnOnce(Arc<Counters>, mpsc::Receiver<ContainerId>, Io) -> F,
     ) -> Self {
         let runtime = Runtime::new().unwrap();
         let (lookups, asked) = mpsc::channel(8);
         let (out, inputs) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
         let counters = Arc::new(Counters::default());
-        runtime.spawn(run(Arc::clone(&counters), asked, out, shutdown));
+        let io = Io {
+            out,
+            clock: clock::now,
+            shutdown,
+        };
+        runtime.spawn(run(Arc::clone(&counters), asked, io));
         Self {
             runtime,
             inputs,

@@ -18,7 +18,7 @@ use gpuacct::core::model::{BootTime, CgroupKey, DeviceNumber, StartTicks};
 use gpuacct::core::placement::PlacementTable;
 use gpuacct::sources::kernel::KernelConfig;
 use gpuacct::sources::kernel::opens::{Road, State, Watch};
-use gpuacct::sources::kernel::trial;
+use gpuacct::sources::kernel::{self, trial};
 use gpuacct_tests::kernel::{
     Observer, TestCgroup, TestProcess, boot_time, inode, legacy_mount, start_ticks, unified_mount,
 };
@@ -739,7 +739,7 @@ fn the_trial_says_which_hook_and_why_not_the_better_one() {
         .collect();
     assert_eq!(refused, better);
     for refusal in &hooks.refusals {
-        let reason = trial::reason(&refusal.error);
+        let reason = kernel::reason(&refusal.error);
         assert!(reason.contains(refusal.road.name()), "{reason}");
     }
 }

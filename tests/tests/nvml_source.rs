@@ -10,13 +10,14 @@ use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use gpuacct::config::{self, Span};
 use gpuacct::core::amounts::Engine;
 use gpuacct::core::input::{
     GpuProcess, GpuProcesses, GpuWindow, Input, MigInfo, MpsRole, SourceHealth,
 };
 use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use gpuacct::sources::clock;
-use gpuacct::sources::gpu::nvml::{self, Config, NvmlHandle};
+use gpuacct::sources::gpu::nvml::{self, NvmlHandle};
 use gpuacct::sources::gpu::record::{self, Options};
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
@@ -71,17 +72,16 @@ struct Rig {
 
 impl Rig {
     fn start(&self) -> Agent {
-        let config = Config {
+        let config = config::Gpu {
             // Beside the state directory, where the parent laid it out.
             library: Some(self.scenario.dir().with_file_name("libnvidia-ml.so.1")),
-            interval: Duration::from_millis(500),
-            lists_interval: Duration::from_secs(3600),
-            cursors: Vec::new(),
+            interval: Span(Duration::from_millis(500)),
+            lists_interval: Span(Duration::from_secs(3600)),
         };
         let (out, inputs) = mpsc::channel(16);
         let (lists, lists_wanted) = mpsc::channel(1);
         let (stop, shutdown) = watch::channel(false);
-        let handle = nvml::spawn(config, out, lists_wanted, shutdown).unwrap();
+        let handle = nvml::spawn(config, Vec::new(), out, lists_wanted, shutdown).unwrap();
         Agent {
             handle,
             inputs,

@@ -15,13 +15,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gpuacct::config::{Config as AgentConfig, Span};
+use gpuacct::config::{self, Config as AgentConfig, Span};
 use gpuacct::core::input::{Allocations, DeviceRef, Input, PodName, SourceHealth};
 use gpuacct::core::model::{GpuUuid, SourceId, SourceState};
 use gpuacct::core::snapshot::AllocationState;
-use gpuacct::sources::clock;
-use gpuacct::sources::identity::Counters;
-use gpuacct::sources::identity::pod_resources::{self, Config};
+use gpuacct::sources::identity::pod_resources::{self, Pace};
+use gpuacct::sources::identity::{Counters, IdentityIo};
+use gpuacct::sources::{Io, clock};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::proto::pod_resources as api;
@@ -176,6 +176,15 @@ struct Source {
     counters: Arc<Counters>,
 }
 
+/// What these tests change.
+struct Config {
+    socket: PathBuf,
+    timeout: Duration,
+    interval: Duration,
+    retry_max: Duration,
+    look_interval: Duration,
+}
+
 fn config(socket: &Path) -> Config {
     Config {
         socket: socket.to_owned(),
@@ -183,7 +192,6 @@ fn config(socket: &Path) -> Config {
         interval: Duration::from_millis(100),
         retry_max: Duration::from_secs(1),
         look_interval: Duration::from_millis(50),
-        ..Config::default()
     }
 }
 
@@ -194,14 +202,26 @@ impl Source {
         let (out, inputs) = mpsc::channel(64);
         let (stop, shutdown) = watch::channel(false);
         let counters = Arc::new(Counters::default());
-        let task = runtime.spawn(pod_resources::run(
-            config,
-            Arc::clone(&counters),
-            wanted,
-            out,
-            clock::now,
-            shutdown,
-        ));
+        let section = config::PodResources {
+            socket: config.socket,
+            timeout: Span(config.timeout),
+            interval: Span(config.interval),
+            ..config::PodResources::default()
+        };
+        let pace = Pace {
+            retry_max: config.retry_max,
+            look_interval: config.look_interval,
+        };
+        let io = IdentityIo {
+            counters: Arc::clone(&counters),
+            questions: wanted,
+            io: Io {
+                out,
+                clock: clock::now,
+                shutdown,
+            },
+        };
+        let task = runtime.spawn(pod_resources::run(section, pace, io));
         Self {
             runtime,
             inputs,

@@ -167,6 +167,13 @@ impl std::ops::AddAssign for Nanos {
     }
 }
 
+impl From<std::time::Duration> for Nanos {
+    /// Saturates: the longest that fits is 584 years.
+    fn from(span: std::time::Duration) -> Self {
+        Self(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
 impl std::iter::Sum for Nanos {
     fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
         iter.fold(Self::ZERO, Self::plus)

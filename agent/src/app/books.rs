@@ -11,23 +11,21 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::settings;
+use super::settings::{BOOT_ID, boot, settings};
 use crate::config::Config;
 use crate::core::accountant::Accountant;
 use crate::core::input::{Input, SourceHealth};
-use crate::core::model::{Nanos, SourceId, SourceState};
+use crate::core::model::{SourceId, SourceState};
 use crate::core::snapshot::Snapshot;
 use crate::outputs::store::error::StoreError;
 use crate::outputs::store::keeping::{Keeping, PATIENCE};
 use crate::outputs::store::mark::Mark;
 use crate::outputs::store::{self, Handle};
 use crate::sources::clock::now;
-use crate::sources::gpu::nvml::Cursor;
+use crate::sources::gpu::cursor::Cursor;
 
 /// How often a lock that another agent holds is tried again.
 const TRY_LOCK: Duration = Duration::from_secs(1);
-/// The kernel's name for this boot.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The books, begun.
 pub(super) struct Begun {
@@ -142,12 +140,6 @@ fn down(error: &StoreError) -> SourceState {
     }
 }
 
-/// This boot's name.
-pub(super) fn boot() -> std::io::Result<String> {
-    let boot = std::fs::read_to_string(BOOT_ID)?;
-    Ok(boot.trim().to_owned())
-}
-
 fn open(config: &Config) -> Result<Option<Handle>, StoreError> {
     let file = |act, path: &str| {
         let path = path.into();
@@ -192,11 +184,10 @@ async fn resume(
             );
         }
         let at = now();
-        let pause = u64::try_from(TRY_LOCK.as_nanos()).unwrap_or(u64::MAX);
         let state = SourceState::Down {
             class: error.class().into(),
             reason: format!("{error}; nothing is metered until it lets go").into(),
-            next_retry: Some(at.boot.plus(Nanos(pause))),
+            next_retry: Some(at.boot.plus(TRY_LOCK.into())),
         };
         snapshots.send_replace(Arc::new(Snapshot {
             at: at.boot,

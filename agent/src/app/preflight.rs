@@ -19,12 +19,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::sources::gpu::nvml::INITIAL_PID_NAMESPACE;
+use crate::errors::chain;
+use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
 use crate::sources::identity::greeting::{self, GreetingError};
 use crate::sources::identity::pod_resources;
 use crate::sources::kernel::opens::{Refusal, Road, State};
-use crate::sources::kernel::{KernelError, trial};
+use crate::sources::kernel::{self, KernelConfig, KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -114,16 +115,16 @@ pub async fn look(config: &Config) -> Vec<Finding> {
 }
 
 async fn kernel(config: &Config) -> Vec<Finding> {
-    let config = super::kernel_config(config);
+    let config = KernelConfig::from(&config.kernel);
     let looked = spawn_blocking(move || {
         let mut findings = vec![
             match trial::release() {
                 Ok(release) => ok("kernel", format!("linux {release}")),
-                Err(error) => fail("kernel", trial::reason(&error), "use a newer kernel"),
+                Err(error) => fail("kernel", kernel::reason(&error), "use a newer kernel"),
             },
             match trial::types() {
                 Ok(offsets) => ok("btf", format!("all {offsets} fields found")),
-                Err(error) => fail("btf", trial::reason(&error), remedy_of(&error)),
+                Err(error) => fail("btf", kernel::reason(&error), remedy_of(&error)),
             },
             capabilities(&trial::capabilities()),
         ];
@@ -133,19 +134,19 @@ async fn kernel(config: &Config) -> Vec<Finding> {
                     let item = format!("hook {}", hook.name);
                     match hook.refusal {
                         None => ok(item, "attaches"),
-                        Some(error) => fail(item, trial::reason(&error), remedy_of(&error)),
+                        Some(error) => fail(item, kernel::reason(&error), remedy_of(&error)),
                     }
                 }));
                 findings.extend(hooks.optional.into_iter().map(|hook| {
                     let item = format!("hook {}", hook.name);
                     match hook.refusal {
                         None => ok(item, "attaches"),
-                        Some(error) => warn(item, trial::reason(&error), remedy_of(&error)),
+                        Some(error) => warn(item, kernel::reason(&error), remedy_of(&error)),
                     }
                 }));
                 findings.extend(judge_opens(hooks.opens, &hooks.refusals));
             }
-            Err(error) => findings.push(fail("hooks", trial::reason(&error), remedy_of(&error))),
+            Err(error) => findings.push(fail("hooks", kernel::reason(&error), remedy_of(&error))),
         }
         findings
     });
@@ -167,7 +168,7 @@ fn judge_opens(state: State, refusals: &[Refusal]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = refusals
         .iter()
         .map(|Refusal { road, error }| {
-            let reason = trial::reason(error);
+            let reason = kernel::reason(error);
             match state {
                 State::Attached(other) => ok(
                     item(*road),
@@ -495,7 +496,7 @@ fn answered(item: String, answer: Result<String, GreetingError>) -> Finding {
         ),
         Err(error) => warn(
             item,
-            super::chain(&error),
+            chain(&error),
             "see whether the runtime runs; gpuacct asks again for as long as it takes",
         ),
     }
@@ -547,7 +548,7 @@ async fn folders(config: &Config) -> (Vec<Finding>, bool) {
                     ok(item, what)
                 }
                 Ok(false) => Place::Absent.finding(item, normal),
-                Err(error) => warn(item, super::chain(&error), "let gpuacct read it"),
+                Err(error) => warn(item, chain(&error), "let gpuacct read it"),
             }
         });
         (looked.collect(), any)
@@ -630,7 +631,7 @@ fn socket(path: &Path, agent: bool) -> Finding {
 
 async fn port(address: SocketAddr, agent: bool) -> Finding {
     let item = format!("metrics {address}");
-    match super::listen(address).await {
+    match super::outputs::bind(address).await {
         // It is another address where the kernel has no IPv6.
         Ok(listener) => match listener.local_addr() {
             Ok(bound) if bound.is_ipv4() && address.is_ipv6() => {

@@ -22,6 +22,7 @@ use super::config::{of_the_agent, without_a_file};
 use super::status::{self, Output};
 use crate::app::preflight;
 use crate::config::Config;
+use crate::errors::chain;
 use crate::outputs::instruments::VERSION;
 use crate::outputs::log::LogReport;
 use crate::outputs::socket::{ConfigReport, DEFAULT_PATH};
@@ -188,14 +189,8 @@ fn log_text(log: &LogReport) -> String {
 }
 
 /// What stands in the place of a part that could not be had.
-fn cannot(error: &dyn Error) -> String {
-    let mut text = format!("not here: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text + "\n"
+fn cannot(error: &(dyn Error + 'static)) -> String {
+    format!("not here: {}\n", chain(error))
 }
 
 fn pack(parts: &[Part], seconds: u64) -> io::Result<Vec<u8>> {

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::errors::chain;
+
 pub mod agent;
 pub mod ask;
 pub mod bundle;
@@ -13,17 +15,10 @@ pub mod probe;
 pub mod report;
 pub mod status;
 mod table;
-pub mod watch;
 
 /// Prints an error with its causes in one line, and says how to exit.
-fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    let mut line = format!("error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    eprintln!("{line}");
+fn complain(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
+    eprintln!("error: {}", chain(error));
     ExitCode::from(code)
 }
 

@@ -1,7 +1,7 @@
 //! `gpuacct report`: what was used in the past, for people, spreadsheets and programs.
 //!
 //! It reads the ledger by itself, beside a running agent or without one, and changes nothing. What is
-//! printed is in `report/print.rs`, what it means in [`crate::app::report`].
+//! printed is in `report/print.rs`, what it means in [`crate::report`].
 
 mod print;
 
@@ -12,10 +12,10 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 
 use super::complain;
-use crate::app::report::prices::Prices;
-use crate::app::report::range::{Asked, Moment};
-use crate::app::report::tally::Dimension;
-use crate::app::report::{self, ReportError};
+use crate::report::prices::Prices;
+use crate::report::range::{Asked, Moment};
+use crate::report::tally::Dimension;
+use crate::report::{self, ReportError};
 
 /// Show what was used in the past, from the node's ledger
 ///

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use crate::core::model::Clock;
 
-pub mod cadvisor;
 pub mod condition;
 pub mod connections;
 pub mod counters;

@@ -5,6 +5,11 @@
 
 pub mod clock;
 pub mod gpu;
+pub(crate) mod health;
 pub mod identity;
+mod io;
 pub mod kernel;
 pub mod procfs;
+mod retry;
+
+pub use self::io::Io;

@@ -26,12 +26,15 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::warn;
 
-use crate::core::input::{Input, ProcessScan, ScannedProcess, SourceHealth};
-use crate::core::model::{BootTime, Clock, Nanos, Pid, SourceId, SourceState, StartTicks, text};
+use super::Io;
+use super::health::{Closed, HealthReporter};
+use crate::config;
+use crate::core::input::{Input, ProcessScan, ScannedProcess};
+use crate::core::model::{BootTime, Clock, Pid, SourceId, SourceState, StartTicks, text};
 
 /// Two scans begin at least this far apart, however many are asked for.
 const MIN_GAP: Duration = Duration::from_secs(1);
@@ -45,23 +48,8 @@ const PF_EXITING: u64 = 0x0000_0004;
 /// hierarchy, of which there are at most a dozen and a half.
 const MAX_FILE: usize = 128 * 1024;
 
-/// Where and how often to look.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The proc file system of the initial pid namespace.
-    pub root: PathBuf,
-    /// How often to scan without being asked.
-    pub interval: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            root: PathBuf::from("/proc"),
-            interval: Duration::from_secs(60),
-        }
-    }
-}
+/// The proc file system of the initial pid namespace.
+pub const ROOT: &str = "/proc";
 
 /// Why no scan could be made.
 #[derive(Debug, thiserror::Error)]
@@ -107,28 +95,34 @@ impl ScanError {
 /// Requests that come before a scan has begun are served by that one; a request that comes while
 /// one runs is served by the next, since the walk may already have passed what it is about.
 pub async fn run(
-    config: Config,
+    config: config::Procfs,
+    root: PathBuf,
     begin: impl Future<Output = ()>,
     mut requests: mpsc::Receiver<()>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-    mut shutdown: watch::Receiver<bool>,
+    io: Io,
 ) {
+    let Io {
+        out,
+        clock,
+        shutdown,
+    } = io;
     let follow = async {
         begin.await;
-        let mut health: Option<SourceHealth> = None;
+        let mut health = HealthReporter::new(SourceId::Procfs, out.clone(), clock);
+        let place = root.to_string_lossy();
         let mut open = true;
         loop {
             let begun = Instant::now();
             while requests.try_recv().is_ok() {}
-            let root = config.root.clone();
-            let scanned = tokio::task::spawn_blocking(move || scan(root, clock)).await;
-            let (inputs, pause) = match scanned {
+            let walked = root.clone();
+            let scanned = tokio::task::spawn_blocking(move || scan(walked, clock)).await;
+            let (state, scan, pause) = match scanned {
                 Ok(Ok(scan)) => (
-                    (SourceState::Up, Some(Input::Processes(scan))),
-                    config.interval,
+                    SourceState::Up,
+                    Some(Input::Processes(scan)),
+                    config.interval.0,
                 ),
-                Ok(Err(error)) => ((down(&error, clock), None), RETRY),
+                Ok(Err(error)) => (down(&error, clock), None, RETRY),
                 // Only if the runtime is going down or the scan panicked; either way there is
                 // nothing to report and the next round decides.
                 Err(_) => {
@@ -137,10 +131,7 @@ pub async fn run(
                     continue;
                 }
             };
-            let (state, scan) = inputs;
-            if let Some(news) = changed(&mut health, state, &config, clock)
-                && out.send(Input::Health(news)).await.is_err()
-            {
+            if let Err(Closed) = health.report(state, &place).await {
                 return;
             }
             if let Some(scan) = scan
@@ -155,49 +146,15 @@ pub async fn run(
             sleep_until(begun + MIN_GAP).await;
         }
     };
-    tokio::select! {
-        // Both a `true` and a dropped sender mean the end.
-        _ = shutdown.wait_for(|stop| *stop) => {}
-        () = follow => {}
-    }
+    Io::until_stopped(shutdown, follow).await;
 }
 
 fn down(error: &ScanError, clock: fn() -> Clock) -> SourceState {
-    let retry = Nanos(u64::try_from(RETRY.as_nanos()).unwrap_or(u64::MAX));
     SourceState::Down {
         class: error.class().into(),
         reason: error.to_string().into(),
-        next_retry: Some(clock().boot.plus(retry)),
+        next_retry: Some(clock().boot.plus(RETRY.into())),
     }
-}
-
-/// The new health, if it is news.
-fn changed(
-    health: &mut Option<SourceHealth>,
-    state: SourceState,
-    config: &Config,
-    clock: fn() -> Clock,
-) -> Option<SourceHealth> {
-    if health.as_ref().is_some_and(|h| h.state == state) {
-        return None;
-    }
-    let same = health
-        .as_ref()
-        .filter(|h| h.state.as_str() == state.as_str());
-    if same.is_none() {
-        match &state {
-            SourceState::Down { class, reason, .. } => warn!(%class, %reason, "procfs: down"),
-            _ => info!(state = state.as_str(), "procfs"),
-        }
-    }
-    let news = SourceHealth {
-        source: SourceId::Procfs,
-        since: same.map_or_else(|| clock().boot, |h| h.since),
-        state,
-        place: config.root.to_string_lossy().into(),
-    };
-    *health = Some(news.clone());
-    Some(news)
 }
 
 /// One walk over `root`. Blocks.
@@ -482,6 +439,8 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use tokio::sync::watch;
+
     use super::*;
     use crate::sources::clock;
 
@@ -712,10 +671,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_first_scan_waits_for_the_kernel_source() {
         let root = proc_of(&[(1, &stat("init", 0, 0, 1), "0::/\n")]);
-        let config = Config {
-            root: root.path().to_owned(),
-            interval: Duration::from_secs(60),
-        };
+        let config = config::Procfs::default();
         let (ask, requests) = mpsc::channel(8);
         let (out, mut inputs) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
@@ -723,7 +679,17 @@ mod tests {
         let begin = async {
             let _: Result<(), _> = begin.await;
         };
-        let task = tokio::spawn(run(config, begin, requests, out, clock::now, shutdown));
+        let task = tokio::spawn(run(
+            config,
+            root.path().to_owned(),
+            begin,
+            requests,
+            Io {
+                out,
+                clock: clock::now,
+                shutdown,
+            },
+        ));
         // Not even whoever asks has one. The clock stands still, so this waits for all that can run.
         ask.send(()).await.unwrap();
         let early = tokio::time::timeout(Duration::from_secs(3600), inputs.recv()).await;
@@ -745,15 +711,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_are_gathered_and_failures_are_reported_and_mended() {
         let root = proc_of(&[]);
-        let config = Config {
-            root: root.path().to_owned(),
-            interval: Duration::from_secs(60),
-        };
+        let config = config::Procfs::default();
         let (ask, requests) = mpsc::channel(8);
         let (out, mut inputs) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
         let begin = std::future::ready(());
-        let task = tokio::spawn(run(config, begin, requests, out, clock::now, shutdown));
+        let task = tokio::spawn(run(
+            config,
+            root.path().to_owned(),
+            begin,
+            requests,
+            Io {
+                out,
+                clock: clock::now,
+                shutdown,
+            },
+        ));
 
         // Nothing there yet; then there is, and the source notices by itself.
         let Some(Input::Health(health)) = inputs.recv().await else {

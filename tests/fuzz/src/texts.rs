@@ -1,10 +1,10 @@
 //! Targets whose input is what is read: a text, or a block of bytes.
 
-use gpuacct::app::report::prices::Prices;
-use gpuacct::app::report::range::{Asked, Moment};
 use gpuacct::config::Config;
 use gpuacct::core::cgroup_path;
 use gpuacct::core::recording::replay;
+use gpuacct::report::prices::Prices;
+use gpuacct::report::range::{Asked, Moment};
 use gpuacct::sources::identity;
 use gpuacct::sources::kernel::btf::KernelTypes;
 use gpuacct::sources::kernel::decode::decode;

@@ -3,8 +3,9 @@
 use arbitrary::{Arbitrary, Unstructured};
 use gpuacct::core::input::GpuWindow;
 use gpuacct::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
+use gpuacct::sources::gpu::answer::{Bracket, RawRow, RawSample};
 use gpuacct::sources::gpu::sample_clock::Reading;
-use gpuacct::sources::gpu::window::{Bracket, RawRow, RawSample, Windows};
+use gpuacct::sources::gpu::window::Windows;
 
 const MILLI: u64 = 1_000_000;
 /// Steps of one run.

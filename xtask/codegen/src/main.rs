@@ -8,68 +8,75 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Where the agent's interfaces are, below the repository's root.
-const AGENT: &str = "agent/src/sources/identity/proto";
-/// Where those of the tests are.
-const TESTS: &str = "tests/src/proto";
+/// The crate of the interfaces, below the repository's root.
+const CRATE: &str = "agent/proto";
 
-/// One interface: from a file, into a file.
+/// One interface: from `proto/NAME.proto` of the crate into `src/generated/NAME.rs`.
 struct Interface {
-    proto: PathBuf,
-    code: PathBuf,
+    name: &'static str,
     /// The package inside, which names what the compiler writes.
     package: &'static str,
-    /// Whether the asking side is wanted, and the serving one.
-    client: bool,
-    server: bool,
+    serving: Serving,
 }
 
-fn interfaces() -> [Interface; 5] {
-    let interface = |proto: [&str; 2], code: [&str; 2], package, server| Interface {
-        proto: proto.iter().collect(),
-        code: code.iter().collect(),
-        package,
-        client: true,
-        server,
-    };
-    [
-        interface([AGENT, "cri.proto"], [AGENT, "cri.rs"], "runtime.v1", false),
-        // Its answers are taken as bytes and decoded in parts, which the client cannot do.
-        Interface {
-            client: false,
-            ..interface(
-                [AGENT, "pod_resources.proto"],
-                [AGENT, "pod_resources.rs"],
-                "v1",
-                false,
-            )
-        },
-        // The tests run pods, and stand in for runtimes.
-        interface([TESTS, "cri.proto"], [TESTS, "cri.rs"], "runtime.v1", true),
-        // The same messages, and the side that a kubelet serves.
-        interface(
-            [AGENT, "pod_resources.proto"],
-            [TESTS, "pod_resources.rs"],
-            "v1",
-            true,
-        ),
-        // What gives a real kubelet its GPUs.
-        interface(
-            [TESTS, "device_plugin.proto"],
-            [TESTS, "device_plugin.rs"],
-            "v1beta1",
-            true,
-        ),
-    ]
+/// Whether the serving side is written, beside the asking one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Serving {
+    No,
+    /// Behind the feature `server` of the crate.
+    Optional,
+    /// All of the interface is behind that feature.
+    Yes,
+}
+
+const INTERFACES: [Interface; 4] = [
+    // What the agent reads, and no more: what is left out is skipped when an answer is decoded.
+    Interface {
+        name: "cri",
+        package: "runtime.v1",
+        serving: Serving::No,
+    },
+    // The tests stand in for a kubelet.
+    Interface {
+        name: "pod_resources",
+        package: "v1",
+        serving: Serving::Optional,
+    },
+    // The tests run pods, and stand in for runtimes.
+    Interface {
+        name: "runtime",
+        package: "runtime.v1",
+        serving: Serving::Yes,
+    },
+    // What gives a real kubelet its GPUs.
+    Interface {
+        name: "device_plugin",
+        package: "v1beta1",
+        serving: Serving::Yes,
+    },
+];
+
+impl Interface {
+    fn proto(&self, root: &Path) -> PathBuf {
+        root.join(CRATE)
+            .join("proto")
+            .join(self.name)
+            .with_extension("proto")
+    }
+
+    fn code(&self, root: &Path) -> PathBuf {
+        let generated = root.join(CRATE).join("src/generated");
+        generated.join(self.name).with_extension("rs")
+    }
 }
 
 fn main() -> Result<()> {
     let root = root();
-    for interface in interfaces() {
-        let code = generate(&root, &interface)?;
-        let path = root.join(&interface.code);
+    for interface in &INTERFACES {
+        let code = generate(&root, interface)?;
+        let path = interface.code(&root);
         std::fs::write(&path, code).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("{}", interface.code.display());
+        println!("{CRATE}/src/generated/{}.rs", interface.name);
     }
     Ok(())
 }
@@ -80,14 +87,18 @@ fn root() -> PathBuf {
 }
 
 fn generate(root: &Path, interface: &Interface) -> Result<String> {
-    let proto = root.join(&interface.proto);
+    let proto = interface.proto(root);
     let folder = proto.parent().context("a file is in a folder")?;
     let descriptors = protox::compile([&proto], [folder])
         .with_context(|| format!("cannot read {}", proto.display()))?;
     let out = tempfile::tempdir().context("cannot make a folder")?;
-    tonic_prost_build::configure()
-        .build_client(interface.client)
-        .build_server(interface.server)
+    let mut compiler = tonic_prost_build::configure();
+    if interface.serving == Serving::Optional {
+        compiler = compiler.server_mod_attribute(".", "#[cfg(feature = \"server\")]");
+    }
+    compiler
+        .build_client(true)
+        .build_server(interface.serving != Serving::No)
         // A channel is made by the caller, who has a time limit for it.
         .build_transport(false)
         .out_dir(out.path())
@@ -104,13 +115,13 @@ mod tests {
     #[test]
     fn committed_code_is_what_the_proto_files_say() {
         let root = root();
-        for interface in interfaces() {
-            let fresh = generate(&root, &interface).unwrap();
-            let committed = std::fs::read_to_string(root.join(&interface.code)).unwrap();
+        for interface in &INTERFACES {
+            let fresh = generate(&root, interface).unwrap();
+            let committed = std::fs::read_to_string(interface.code(&root)).unwrap();
             assert!(
                 fresh == committed,
                 "{} is stale: run `cargo xtask codegen`",
-                interface.code.display()
+                interface.code(&root).display()
             );
         }
     }

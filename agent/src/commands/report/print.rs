@@ -4,7 +4,7 @@
 //! **Exact**: `…_seconds` are decimals to the nanosecond, `…_joules` to the millijoule,
 //! `memory_byte_seconds` is whole; they add up to the last digit. **Rounded**: `…_gpu_hours` to nine
 //! decimals, `memory_byte_hours` to a byte-hour, `busy_share` to six decimals; money as
-//! [`crate::app::report::prices`] says.
+//! [`crate::report::prices`] says.
 //!
 //! A cell that does not apply (held time of an idle GPU) is `null` in JSON and nothing in CSV. No name
 //! is ever nothing. In CSV a text that a spreadsheet would take for a formula, one that begins with
@@ -19,11 +19,11 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 
 use super::super::table::{Align, Table, WIDTH, wrap};
-use crate::app::report::tally::{Dimension, Kind, Report, Row, Sums};
 use crate::core::amounts::Engine;
 use crate::core::model::{NONE, Nanos, WallTime};
 use crate::outputs::instruments::VERSION;
 use crate::outputs::store::query::AccountLife;
+use crate::report::tally::{Dimension, Kind, Report, Row, Sums};
 
 /// What is printed of one column of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -289,10 +289,14 @@ fn name(instrument: &Instrument, labels: &[Cow<'_, str>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outputs::instruments::INSTRUMENTS;
+    use crate::outputs::instruments::families;
 
     const BOOT: &str = "7d3b0a52";
     const FLOOR: WallTime = WallTime(1_000);
+
+    fn family(at: usize) -> &'static Instrument {
+        families().nth(at).expect("there are more families")
+    }
 
     fn told() -> Told {
         Told::new(BOOT, FLOOR)
@@ -321,7 +325,7 @@ mod tests {
         second: u64,
     ) -> Option<(Delta, Growth)> {
         told.growth(
-            &INSTRUMENTS[0],
+            family(0),
             &[Cow::Borrowed(label)],
             WallTime(start),
             Value::Count(total),
@@ -414,7 +418,7 @@ mod tests {
         // More than 64 bits: joules of ten years.
         let (_, growth) = told
             .growth(
-                &INSTRUMENTS[5],
+                family(5),
                 &[Cow::Borrowed("line\nbreak \"and\" quotes")],
                 WallTime(2_000),
                 Value::Nanos(i128::from(u64::MAX) * 1_000),
@@ -477,7 +481,7 @@ mod tests {
             let labels = [Cow::Borrowed(label)];
             let start = WallTime(2_000);
             let value = Value::Count(1);
-            told.growth(&INSTRUMENTS[1], &labels, start, value, &at(second))
+            told.growth(family(1), &labels, start, value, &at(second))
                 .map(|grown| grown.0)
         };
         let end = REMEMBERED_FOR.0 / 1_000_000_000 + 1;

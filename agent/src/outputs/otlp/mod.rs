@@ -394,7 +394,7 @@ impl Health {
             tracing::warn!(endpoint = %self.place, class, %reason, ?pause, "otlp fails");
             self.since = now;
         }
-        let pause = Nanos(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        let pause = Nanos::from(pause);
         let state = SourceState::Down {
             class: class.into(),
             reason: reason.into(),

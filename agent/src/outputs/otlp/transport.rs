@@ -5,6 +5,7 @@
 //! bounded and freed of control characters, since they end up in logs and on terminals, and of what it
 //! was sent and repeats.
 
+use std::iter;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
@@ -18,6 +19,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt as _;
 
+use crate::errors::{causes, chain, without_repetitions};
 use crate::outputs::receiver::{Protocol, Receiver, ReceiverError};
 use crate::secrets::Secrets;
 
@@ -220,10 +222,11 @@ async fn grpc(
         arrival = Arrival::Unknown;
     }
     // tonic says "transport error" or "tcp connect error" and hides the rest in the causes.
-    let mut reason = format!("{:?}: {}", status.code(), status.message());
-    let mut cause = std::error::Error::source(&status);
+    let words = format!("{:?}: {}", status.code(), status.message());
+    let hidden = || causes(&status).skip(1);
+    let reason = without_repetitions(iter::once(words).chain(hidden().map(ToString::to_string)));
     let mut connected = true;
-    while let Some(error) = cause {
+    for error in hidden() {
         connected &= !error.is::<tonic::ConnectError>();
         // With a cause the status is not the receiver's: something broke on the way.
         arrival = if connected {
@@ -231,11 +234,6 @@ async fn grpc(
         } else {
             Arrival::No
         };
-        let words = error.to_string();
-        if !reason.contains(&words) {
-            reason = format!("{reason}: {words}");
-        }
-        cause = error.source();
     }
     Err(Failure {
         class,
@@ -256,15 +254,9 @@ async fn http(
         } else {
             ("protocol", Arrival::Unknown)
         };
-        let mut reason = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(inner) = cause {
-            reason = format!("{reason}: {inner}");
-            cause = inner.source();
-        }
         Failure {
             class,
-            reason,
+            reason: chain(error),
             retry: Retry::Backoff,
             arrival,
         }

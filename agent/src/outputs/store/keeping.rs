@@ -155,8 +155,7 @@ impl Keeping {
         self.book.bytes = written.bytes;
         self.book.hours_merged = written.hours_merged;
         self.book.over_size = written.over_size;
-        let took = u64::try_from(written.took.as_nanos()).unwrap_or(u64::MAX);
-        self.book.spent += Nanos(took);
+        self.book.spent += Nanos::from(written.took);
         let marked = match &self.mode {
             Mode::Kept { marked } => marked.as_ref(),
             Mode::Unkept { .. } => None,

@@ -19,7 +19,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
 use serde_json::Value;
 
-use super::FILE;
+use super::file::FILE;
 use super::schema::{
     self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, MEMORY_LOW_BITS, SHARES_SINCE,
 };

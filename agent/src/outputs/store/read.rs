@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row};
 
 use super::error::StoreError;
 use super::schema::MEMORY_LOW_BITS;
-use super::write::list;
+use super::sql::list;
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use crate::core::input::{GpuInfo, IdentitySource, MigInfo};
 use crate::core::model::{

@@ -17,21 +17,18 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use super::error::StoreError;
+use super::hours::{close, close_open, close_unmentioned, end_hour};
 use super::read::Meta;
-use super::schema::{AMOUNTS, MEMORY_LOW_BITS};
-use super::settle::{self, Before};
-use crate::core::amounts::{Amounts, ByteSeconds};
+use super::rollup;
+use super::schema::AMOUNTS;
+use super::sql::{Result, amounts, gpu, hour, int, list, list_of, number, parameters, text};
+use super::watermark::Before;
 use crate::core::input::GpuInfo;
-use crate::core::model::{BootTime, GpuUuid, ProcessId, WallTime};
+use crate::core::model::{BootTime, ProcessId};
 use crate::core::persist::{
     Changes, KeptAccount, KeptBook, KeptNamespace, KeptReason, KeptSeries, KeptTime, KeptTotals,
 };
 use crate::core::snapshot::Attribution;
-
-type Result<T> = rusqlite::Result<T>;
-
-/// Nanoseconds of an hour.
-pub(super) const HOUR: u64 = 3_600_000_000_000;
 
 /// Where a commit goes.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +66,7 @@ fn transact(
     let (store, life) = match into {
         Into::Life(meta) => {
             if meta.hour != hour {
-                settle(&transaction, meta.hour)?;
+                end_hour(&transaction, meta.hour)?;
             }
             (meta.store.clone(), meta.life)
         }
@@ -79,7 +76,7 @@ fn transact(
             reason,
         } => {
             if let Some(before) = before {
-                settle(&transaction, before.hour)?;
+                end_hour(&transaction, before.hour)?;
                 // Nothing is known of them since.
                 close_open(&transaction, before.clock.wall)?;
             }
@@ -152,9 +149,9 @@ fn transact(
     }
     put_totals(&transaction, life, &changes.totals)?;
     if is_new {
-        settle::elsewhere(&transaction, life, before.reached, changes)?;
+        rollup::elsewhere(&transaction, life, before.reached, changes)?;
     }
-    settle::before(&transaction, life, hour, before, changes, &known_closed)?;
+    rollup::before(&transaction, life, hour, before, changes, &known_closed)?;
     for (account, at) in to_close {
         close(&transaction, account, hour, at)?;
     }
@@ -166,184 +163,6 @@ fn transact(
     put_allocations(&transaction, changes)?;
     transaction.commit()?;
     Ok(meta)
-}
-
-/// The hour, UTC, that an instant is in.
-pub(super) const fn hour(at: WallTime) -> i64 {
-    int(at.0 / HOUR)
-}
-
-/// A number as SQLite has them: the largest stands for all that are larger.
-pub(super) const fn int(number: u64) -> i64 {
-    if number > i64::MAX as u64 {
-        i64::MAX
-    } else {
-        number.cast_signed()
-    }
-}
-
-pub(super) const fn number(life: i64, account: u32) -> i64 {
-    (life << 32) | account as i64
-}
-
-/// Memory over time as the two columns have it: the lower bits, and what is above them.
-const fn memory(ByteSeconds(memory): ByteSeconds) -> (i64, i64) {
-    let high = memory >> MEMORY_LOW_BITS;
-    let low = memory & ((1 << MEMORY_LOW_BITS) - 1);
-    let high = if high > i64::MAX as u128 {
-        i64::MAX
-    } else {
-        high as i64
-    };
-    (low as i64, high)
-}
-
-pub(super) fn amounts(amounts: &Amounts) -> [i64; AMOUNTS.len()] {
-    let (memory, memory_high) = memory(amounts.memory);
-    [
-        int(amounts.busy.0),
-        int(amounts.engines.memory.0),
-        int(amounts.engines.encoder.0),
-        int(amounts.engines.decoder.0),
-        int(amounts.engines.jpeg.0),
-        int(amounts.engines.ofa.0),
-        int(amounts.held.0),
-        int(amounts.allocated.0),
-        memory,
-        int(amounts.energy.0),
-        int(amounts.allocated_share.0),
-        memory_high,
-    ]
-}
-
-/// The amounts, each written by `each` and set apart by commas.
-pub(super) fn list(each: impl Fn(&'static str) -> String) -> String {
-    AMOUNTS.map(each).join(", ")
-}
-
-/// Adds the amounts of a row that was to be inserted to those of the row that is there, for `DO UPDATE
-/// SET`. Of memory the lower column carries into the higher one: each is below 2^62 in either row.
-pub(super) fn sums() -> String {
-    list(|amount| match amount {
-        "memory" => "memory = (memory + excluded.memory) & 0x3FFFFFFFFFFFFFFF".to_owned(),
-        "memory_high" => "memory_high = memory_high + excluded.memory_high
-            + ((memory + excluded.memory) >> 62)"
-            .to_owned(),
-        amount => format!("{amount} = {amount} + excluded.{amount}"),
-    })
-}
-
-/// Puts all that is not in `hours` there, as of that hour.
-fn settle(transaction: &Transaction<'_>, hour: i64) -> Result<()> {
-    settle_accounts(transaction, hour, None)?;
-    transaction.execute_batch("DELETE FROM settled;")?;
-    let columns = list(str::to_owned);
-    transaction.execute(
-        &format!(
-            "INSERT INTO settled (account, {columns})
-            SELECT account, {} FROM totals t JOIN accounts USING (account) WHERE closed IS NULL",
-            list(|amount| format!("t.{amount}"))
-        ),
-        [],
-    )?;
-    let parts = [
-        "elapsed",
-        "busy",
-        "idle",
-        "energy",
-        "energy_idle",
-        "energy_unattributed",
-    ];
-    let each = |write: fn(&str) -> String| parts.map(write).join(", ");
-    transaction.execute(
-        &format!(
-            "INSERT INTO gpu_hours (hour, gpu, {}) SELECT ?1, gpu, {} FROM books WHERE true
-            ON CONFLICT (hour, gpu) DO UPDATE SET {}",
-            each(str::to_owned),
-            each(|part| format!("coalesce({part}, 0) - settled_{part}")),
-            each(|part| format!("{part} = {part} + excluded.{part}")),
-        ),
-        [hour],
-    )?;
-    let taken = each(|part| format!("settled_{part} = coalesce({part}, 0)"));
-    transaction.execute(&format!("UPDATE books SET {taken}"), [])?;
-    transaction.execute(
-        "INSERT INTO reason_hours (hour, gpu, kind, reason, time)
-        SELECT ?1, gpu, kind, reason, time - settled FROM reasons WHERE time <> settled
-        ON CONFLICT (hour, gpu, kind, reason) DO UPDATE SET time = time + excluded.time",
-        [hour],
-    )?;
-    transaction.execute("UPDATE reasons SET settled = time", [])?;
-    Ok(())
-}
-
-/// Likewise of accounts alone: of one, or of all.
-fn settle_accounts(transaction: &Transaction<'_>, hour: i64, account: Option<i64>) -> Result<()> {
-    let columns = list(str::to_owned);
-    let sum = sums();
-    transaction
-        .prepare_cached(&format!(
-            "INSERT INTO hours (hour, account, {columns})
-            SELECT ?1, account, {columns} FROM unsettled WHERE ?2 IS NULL OR account = ?2
-            ON CONFLICT (hour, account) DO UPDATE SET {sum}"
-        ))?
-        .execute(params![hour, account])?;
-    Ok(())
-}
-
-/// Closes one account.
-fn close(transaction: &Transaction<'_>, account: i64, hour: i64, at: WallTime) -> Result<()> {
-    settle_accounts(transaction, hour, Some(account))?;
-    for table in ["settled", "series"] {
-        transaction
-            .prepare_cached(&format!("DELETE FROM {table} WHERE account = ?1"))?
-            .execute([account])?;
-    }
-    transaction
-        .prepare_cached("UPDATE accounts SET closed = ?2 WHERE account = ?1")?
-        .execute(params![account, int(at.0)])?;
-    Ok(())
-}
-
-/// Ends a life: all of it is in `hours`.
-fn close_open(transaction: &Transaction<'_>, at: WallTime) -> Result<()> {
-    transaction.execute(
-        "UPDATE accounts SET closed = ?1 WHERE closed IS NULL",
-        [int(at.0)],
-    )?;
-    transaction.execute_batch(
-        "DELETE FROM settled; DELETE FROM series; DELETE FROM namespaces;
-        DELETE FROM books; DELETE FROM reasons;",
-    )
-}
-
-/// Closes what is open and not among all that there is: its record was given up.
-fn close_unmentioned(
-    transaction: &Transaction<'_>,
-    life: i64,
-    hour: i64,
-    changes: &Changes,
-) -> Result<()> {
-    let mentioned: std::collections::HashSet<i64> = changes
-        .accounts
-        .iter()
-        .map(|account| number(life, account.number))
-        .collect();
-    let open: Vec<i64> = transaction
-        .prepare("SELECT account FROM accounts WHERE closed IS NULL")?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_>>()?;
-    for account in open.into_iter().filter(|open| !mentioned.contains(open)) {
-        close(transaction, account, hour, changes.clock.wall)?;
-    }
-    Ok(())
-}
-
-/// The number of a GPU.
-pub(super) fn gpu(transaction: &Transaction<'_>, uuid: &GpuUuid) -> Result<i64> {
-    transaction
-        .prepare_cached("SELECT gpu FROM gpus WHERE uuid = ?1")?
-        .query_row([uuid.as_str()], |row| row.get(0))
 }
 
 /// The number of a GPU of which that is known, which is given one if it has none.
@@ -407,19 +226,6 @@ fn put_book(transaction: &Transaction<'_>, book: &KeptBook) -> Result<()> {
         ))?
         .execute(rusqlite::params_from_iter(values))?;
     Ok(())
-}
-
-/// The amounts set to parameters, the first of which has the number `first`.
-fn list_of(prefix: &str, first: usize) -> String {
-    let each = AMOUNTS.iter().enumerate();
-    let each = each.map(|(at, amount)| format!("{prefix}{amount} = ?{}", first + at));
-    each.collect::<Vec<_>>().join(", ")
-}
-
-/// A parameter for each amount, the first of which has the number `first`.
-pub(super) fn parameters(first: usize) -> String {
-    let each = (first..first + AMOUNTS.len()).map(|at| format!("?{at}"));
-    each.collect::<Vec<_>>().join(", ")
 }
 
 fn put_time(transaction: &Transaction<'_>, time: &KeptTime) -> Result<()> {
@@ -533,10 +339,6 @@ fn put_series(
             .chain(amounts(&kept.shows).map(Value::from)),
         ))?;
     Ok(())
-}
-
-fn text(text: &Arc<str>) -> Value {
-    Value::Text(text.to_string())
 }
 
 fn put_totals(transaction: &Transaction<'_>, life: i64, all: &[KeptTotals]) -> Result<()> {
@@ -690,111 +492,4 @@ pub(super) fn put_held(
         )
         .map(drop)
         .map_err(StoreError::sqlite("note the clock"))
-}
-
-/// What is no longer kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
-    /// Hours that ended this many hours ago, and records that were closed before them, are dropped;
-    /// nothing for its age if absent.
-    pub(super) hours: Option<i64>,
-    /// So are the oldest beyond this many bytes.
-    pub(super) bytes: u64,
-}
-
-/// Hours that are dropped at once where the file is too large.
-const DROPPED_AT_ONCE: i64 = 24;
-
-/// Closed accounts of which no hour tells any more. One that was closed at the end of an hour may
-/// have its last amounts in the next, and one that was closed while nothing could be written may have
-/// them days later: for as long as an hour tells of it, its age is the hour's.
-const UNTOLD: &str = "closed IS NOT NULL AND account NOT IN (SELECT account FROM hours)";
-
-/// Drops what is too old, and the oldest of what is too much. Returns whether it is too much still
-/// and nothing could go.
-pub(super) fn drop_old(
-    connection: &mut Connection,
-    limits: Limits,
-    now: WallTime,
-) -> std::result::Result<bool, StoreError> {
-    let failed = StoreError::sqlite;
-    let act = "drop what is old";
-    if let Some(hours) = limits.hours {
-        drop_before(connection, hour(now).saturating_sub(hours)).map_err(failed(act))?;
-    }
-    let mut stuck = false;
-    while used_bytes(connection).map_err(failed(act))? > limits.bytes {
-        let oldest: Option<i64> = connection
-            .query_row(
-                &format!(
-                    "SELECT min(hour) FROM (SELECT min(hour) AS hour FROM gpu_hours
-                    UNION ALL SELECT min(hour) FROM hours
-                    UNION ALL SELECT min(hour) FROM reason_hours
-                    UNION ALL SELECT min(closed) / 3600000000000 FROM accounts WHERE {UNTOLD})"
-                ),
-                [],
-                |row| row.get(0),
-            )
-            .map_err(failed(act))?;
-        // What is left is open or of this hour: small, and needed to go on.
-        let Some(oldest) = oldest.filter(|oldest| *oldest < hour(now)) else {
-            stuck = true;
-            break;
-        };
-        let before = oldest.saturating_add(DROPPED_AT_ONCE).min(hour(now));
-        let dropped = drop_before(connection, before).map_err(failed(act))?;
-        if dropped == 0 {
-            // The same would be found again, for ever.
-            stuck = true;
-            break;
-        }
-        if before == hour(now) {
-            break;
-        }
-    }
-    connection
-        .execute_batch("PRAGMA incremental_vacuum")
-        .map_err(failed("give space back"))?;
-    Ok(stuck)
-}
-
-/// Returns how many rows went.
-fn drop_before(connection: &mut Connection, before: i64) -> Result<usize> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut dropped = 0;
-    for table in ["hours", "gpu_hours", "reason_hours"] {
-        dropped +=
-            transaction.execute(&format!("DELETE FROM {table} WHERE hour < ?1"), [before])?;
-    }
-    let at = before.saturating_mul(int(HOUR));
-    for table in ["totals", "instances"] {
-        transaction.execute(
-            &format!(
-                "DELETE FROM {table} WHERE account IN
-                    (SELECT account FROM accounts WHERE closed < ?1 AND {UNTOLD})"
-            ),
-            [at],
-        )?;
-    }
-    dropped += transaction.execute(
-        &format!("DELETE FROM accounts WHERE closed < ?1 AND {UNTOLD}"),
-        [at],
-    )?;
-    transaction.execute(
-        "DELETE FROM lives WHERE life < (SELECT life FROM meta)
-            AND life NOT IN (SELECT life FROM accounts)",
-        [],
-    )?;
-    transaction.commit()?;
-    Ok(dropped)
-}
-
-/// What the file's tables take, free pages left out.
-pub(super) fn used_bytes(connection: &Connection) -> Result<u64> {
-    let pragma = |name| -> Result<u64> {
-        let value: i64 = connection.pragma_query_value(None, name, |row| row.get(0))?;
-        Ok(u64::try_from(value).unwrap_or(0))
-    };
-    let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
-    Ok(pages.saturating_mul(pragma("page_size")?))
 }

@@ -17,7 +17,7 @@ use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError;
 
 use super::calls::Watchdog;
-use super::raw;
+use super::raw::{self, Life};
 use crate::core::input::{Accounted, Credit};
 use crate::core::model::{GpuUuid, Nanos, Pid};
 use crate::sources::clock;
@@ -36,18 +36,6 @@ pub(super) struct Accounting {
     credited: BTreeMap<Pid, Nanos>,
     /// The dead that were told of, or were dead before anybody looked: pid and start.
     told: BTreeMap<u32, u64>,
-}
-
-/// What the driver says of one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Life {
-    pub(super) pid: u32,
-    pub(super) is_running: bool,
-    pub(super) start_us: u64,
-    pub(super) lifetime: Nanos,
-    pub(super) memory_peak: Option<u64>,
-    /// The sum of its samples' busy part, in ten thousandths of a sample.
-    pub(super) credited: Option<u64>,
 }
 
 impl Accounting {

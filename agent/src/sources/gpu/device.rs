@@ -9,12 +9,13 @@ use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
 
 use super::accounting::Accounting;
+use super::answer::{EnginePercents, RawRow, RawSample};
 use super::calls::Watchdog;
-use super::library::{Fault, class, fault};
+use super::cursor::Cursor;
+use super::fault::{Fault, Trouble, fault};
 use super::mig::Activity;
 use super::reader::{Asked, Driver, Reader, RowsCall};
 use super::sample_clock::Reading;
-use super::window::{Cursor, EnginePercents, RawRow, RawSample};
 use super::{raw, retried};
 use crate::core::amounts::{Engine, Millijoules};
 use crate::core::input::{GpuInfo, GpuWindow};
@@ -23,94 +24,6 @@ use crate::sources::clock;
 
 const SAMPLES: &str = "nvmlDeviceGetSamples";
 const ENERGY: &str = "nvmlDeviceGetTotalEnergyConsumption";
-/// A call that failed.
-#[derive(Clone, Debug)]
-pub(super) struct Trouble {
-    pub(super) fault: Fault,
-    /// The label for the source's state.
-    pub(super) class: &'static str,
-    pub(super) text: String,
-}
-
-impl Trouble {
-    pub(super) fn new(call: &str, error: &NvmlError) -> Self {
-        Self {
-            fault: fault(error),
-            class: class(error),
-            text: format!("{call}: {error}"),
-        }
-    }
-
-    /// A figure that cannot be one.
-    pub(super) fn figure(call: &str, found: f64) -> Self {
-        Self {
-            fault: Fault::Other,
-            class: "driver_error",
-            text: format!("{call}: found {found} percent, expected 0 to 100"),
-        }
-    }
-
-    /// NVML lists a GPU no more, or cannot open it, for this cause if it tells one.
-    pub(super) fn gone(cause: Option<Self>) -> Self {
-        const GONE: &str = "not among the GPUs that NVML can open";
-        match cause {
-            None => Self {
-                fault: Fault::Lost,
-                class: "gpu_lost",
-                text: GONE.to_owned(),
-            },
-            Some(cause) => Self {
-                text: format!("{GONE}: {}", cause.text),
-                ..cause
-            },
-        }
-    }
-
-    /// A call that does not return.
-    pub(super) fn blocked(call: &str) -> Self {
-        Self {
-            fault: Fault::Other,
-            class: "timeout",
-            text: format!("the call {call} does not return"),
-        }
-    }
-
-    /// A call that has returned, and failed, after so long.
-    pub(super) fn slow(call: &str) -> Self {
-        Self {
-            text: format!("the call {call} took longer than the driver keeps samples, and failed"),
-            ..Self::blocked(call)
-        }
-    }
-
-    /// A thread that cannot be started.
-    pub(super) fn thread(error: &std::io::Error) -> Self {
-        Self {
-            fault: Fault::Other,
-            class: "thread",
-            text: format!("cannot start a thread: {error}"),
-        }
-    }
-
-    /// A defect ended the thread.
-    pub(super) fn panicked() -> Self {
-        Self {
-            fault: Fault::Other,
-            class: "panic",
-            text: "a defect ended the thread that asks it".to_owned(),
-        }
-    }
-
-    /// NVML answers and has nothing to answer for.
-    pub(super) fn no_gpu() -> Self {
-        Self {
-            fault: Fault::Other,
-            class: "no_gpu",
-            text: "NVML lists no GPU".to_owned(),
-        }
-    }
-}
-
 /// One GPU.
 pub(super) struct Gpu {
     pub(super) info: GpuInfo,

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::device::Trouble;
-use super::library::{Fault, OpenError};
-use super::nvml::INITIAL_PID_NAMESPACE;
+use super::fault::{Fault, Trouble};
+use super::library::OpenError;
+use super::namespace::INITIAL_PID_NAMESPACE;
 use crate::core::input::SourceHealth;
-use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
+use crate::core::model::{BootTime, SourceId, SourceState};
 use crate::sources::clock;
 
 /// Why there is no session of the library.
@@ -168,8 +168,7 @@ fn same_trouble(one: &SourceState, other: &SourceState) -> bool {
 
 /// The boot time after a wait.
 pub(super) fn after(wait: Duration) -> BootTime {
-    let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-    clock::now().boot.plus(Nanos(nanos))
+    clock::now().boot.plus(wait.into())
 }
 
 #[cfg(test)]

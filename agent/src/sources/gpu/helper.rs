@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::calls::Watchdog;
-use super::device::Trouble;
+use super::fault::Trouble;
 use super::health::Failed;
 use super::library::Library;
 use crate::core::snapshot::BlockedCall;

@@ -1,4 +1,4 @@
-//! Finding NVIDIA's library, opening it, and what its errors mean to the agent.
+//! Finding NVIDIA's library, and opening it.
 //!
 //! The library is part of the driver and is found where the driver's installer put it: in the
 //! loader's path, or where a containerised driver mounts it on the host. It is judged by whether it
@@ -12,7 +12,9 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
 use super::calls::Watchdog;
+use super::fault::class;
 use super::raw;
+use crate::errors::chain;
 
 /// Where the library is looked for, in this order, unless the configuration names one.
 const PLACES: [&str; 8] = [
@@ -67,10 +69,7 @@ impl OpenError {
 
     /// The error with its cause, in one line.
     pub(super) fn reason(&self) -> String {
-        match std::error::Error::source(self) {
-            Some(cause) => format!("{self}: {cause}"),
-            None => self.to_string(),
-        }
+        chain(self)
     }
 }
 
@@ -171,112 +170,9 @@ fn not_in_path(error: &NvmlError) -> bool {
     text.contains(SONAME) && text.contains("No such file")
 }
 
-/// What an error means to the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// The device or the driver does not offer it.
-    Unsupported,
-    /// This GPU is gone for this session of the library; opening the library anew may find it.
-    Lost,
-    /// The library as a whole has to be opened anew.
-    Library,
-    /// Perhaps next time.
-    Other,
-}
-
-/// What `error` means. Codes that nvml-wrapper has no name for are known by number.
-pub(super) fn fault(error: &NvmlError) -> Fault {
-    match error {
-        NvmlError::NotSupported
-        | NvmlError::FunctionNotFound
-        | NvmlError::FailedToLoadSymbol(_)
-        | NvmlError::UnexpectedVariant(code::ARGUMENT_VERSION_MISMATCH | code::DEPRECATED) => {
-            Fault::Unsupported
-        }
-        NvmlError::GpuLost
-        | NvmlError::ResetRequired
-        | NvmlError::InvalidArg
-        | NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => Fault::Lost,
-        NvmlError::Uninitialized
-        | NvmlError::DriverNotLoaded
-        | NvmlError::LibRmVersionMismatch
-        | NvmlError::LibraryNotFound => Fault::Library,
-        _ => Fault::Other,
-    }
-}
-
-/// The label for a source's state.
-pub(super) fn class(error: &NvmlError) -> &'static str {
-    match error {
-        NvmlError::DriverNotLoaded => "driver_not_loaded",
-        NvmlError::LibRmVersionMismatch => "version_mismatch",
-        NvmlError::NoPermission | NvmlError::OperatingSystem => "permission",
-        NvmlError::GpuLost | NvmlError::ResetRequired => "gpu_lost",
-        NvmlError::Uninitialized => "uninitialized",
-        NvmlError::Timeout => "timeout",
-        NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => "no_gpu",
-        NvmlError::UnexpectedVariant(code::NOT_READY) => "not_ready",
-        NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => "symbol",
-        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => "library",
-        _ => "driver_error",
-    }
-}
-
-/// Codes of newer drivers, which nvml-wrapper gives as bare numbers.
-mod code {
-    pub(super) const ARGUMENT_VERSION_MISMATCH: u32 = 25;
-    pub(super) const DEPRECATED: u32 = 26;
-    pub(super) const NOT_READY: u32 = 27;
-    pub(super) const GPU_NOT_FOUND: u32 = 28;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn errors_are_known_by_name_and_by_number() {
-        for (error, expected, label) in [
-            (NvmlError::NotSupported, Fault::Unsupported, "driver_error"),
-            (
-                NvmlError::FailedToLoadSymbol("x".into()),
-                Fault::Unsupported,
-                "symbol",
-            ),
-            (
-                NvmlError::UnexpectedVariant(25),
-                Fault::Unsupported,
-                "driver_error",
-            ),
-            (
-                NvmlError::UnexpectedVariant(26),
-                Fault::Unsupported,
-                "driver_error",
-            ),
-            (NvmlError::UnexpectedVariant(27), Fault::Other, "not_ready"),
-            (NvmlError::UnexpectedVariant(28), Fault::Lost, "no_gpu"),
-            (NvmlError::GpuLost, Fault::Lost, "gpu_lost"),
-            (
-                NvmlError::DriverNotLoaded,
-                Fault::Library,
-                "driver_not_loaded",
-            ),
-            (NvmlError::Uninitialized, Fault::Library, "uninitialized"),
-            (
-                NvmlError::LibRmVersionMismatch,
-                Fault::Library,
-                "version_mismatch",
-            ),
-            (NvmlError::NoPermission, Fault::Other, "permission"),
-            (NvmlError::Unknown, Fault::Other, "driver_error"),
-        ] {
-            assert_eq!(
-                (fault(&error), class(&error)),
-                (expected, label),
-                "{error:?}"
-            );
-        }
-    }
 
     #[test]
     fn a_named_library_must_be_there_and_be_one() {

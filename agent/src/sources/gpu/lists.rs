@@ -13,7 +13,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 
 use super::calls::Watchdog;
-use super::library::{Fault, fault};
+use super::fault::{Fault, fault};
 use super::retried;
 use crate::core::input::{GpuProcess, MpsRole};
 use crate::core::model::{GpuUuid, Pid};

@@ -21,8 +21,7 @@ use nvml_wrapper::struct_wrappers::device::DeviceAttributes;
 use nvml_wrapper::{Device, Nvml};
 
 use super::calls::Watchdog;
-use super::device::Trouble;
-use super::library::{Fault, fault};
+use super::fault::{Fault, Trouble, fault};
 use super::raw;
 use crate::core::input::{GpuInfo, MigInfo};
 use crate::core::model::{Clock, GpuUuid};

@@ -6,16 +6,21 @@
 //! [`record`] writes down what a real driver answers.
 
 mod accounting;
-mod backoff;
+pub mod answer;
 mod beat;
 pub mod calls;
 mod credit;
+pub mod cursor;
 mod device;
+mod energy;
+mod engines;
+mod fault;
 mod health;
 mod helper;
 mod library;
 mod lists;
 mod mig;
+pub mod namespace;
 pub mod nvml;
 mod orders;
 mod raw;
@@ -27,8 +32,10 @@ mod register;
 pub mod sample_clock;
 mod slot;
 mod slots;
+mod spacing;
 mod supervisor;
 pub mod survey;
+mod unobserved;
 pub mod window;
 mod worker;
 

@@ -5,91 +5,19 @@
 //! [`worker`](super::worker) for the thread of a GPU, and [`register`](super::register) for who closes
 //! a GPU's time when. [`Watchdog`] tells the others which call is stuck.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::backoff::Backoff;
 pub use super::calls::{CallFigures, Watchdog};
+use super::cursor::Cursor;
+use super::namespace::pid_namespace;
 use super::supervisor::{RESTART, Supervisor};
-pub use super::window::Cursor;
-use super::worker::LISTS_APART;
+use crate::config;
 use crate::core::input::Input;
-
-/// Beyond this between two windows, a few late polls would lose samples of the ring.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
-/// Below this the calls cost more than the samples are worth: there are six a second.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
-/// The initial pid namespace: its inode number is fixed in the kernel (`PROC_PID_INIT_INO`).
-pub const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
-
-/// How NVML is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The library; looked for in the usual places if absent.
-    pub library: Option<PathBuf>,
-    /// Time between two windows of a GPU: 100 ms to 5 s.
-    pub interval: Duration,
-    /// Time between two readings of the process lists, unless something asks for them: 1 s at least.
-    pub lists_interval: Duration,
-    /// Where an agent before this one stopped, by GPU.
-    pub cursors: Vec<Cursor>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            library: None,
-            interval: Duration::from_secs(1),
-            lists_interval: Duration::from_secs(5),
-            cursors: Vec::new(),
-        }
-    }
-}
-
-/// Why the NVML thread was not started.
-#[derive(Debug, thiserror::Error)]
-pub enum SpawnError {
-    /// The windows would be too long or too short.
-    #[error(
-        "window interval is {found:?}, expected {SHORTEST_INTERVAL:?} to {LONGEST_INTERVAL:?}: \
-         the driver keeps ten seconds of samples"
-    )]
-    Interval {
-        /// What was configured.
-        found: Duration,
-    },
-    /// The process lists would be read too often.
-    #[error("process list interval is {found:?}, expected at least {LISTS_APART:?}")]
-    ListsInterval {
-        /// What was configured.
-        found: Duration,
-    },
-    /// The thread or its timer could not be made.
-    #[error("cannot start the nvml thread")]
-    Thread(#[from] std::io::Error),
-}
-
-impl Config {
-    /// Whether these intervals can be kept.
-    pub fn validate(&self) -> Result<(), SpawnError> {
-        if !(SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(&self.interval) {
-            return Err(SpawnError::Interval {
-                found: self.interval,
-            });
-        }
-        if self.lists_interval < LISTS_APART {
-            return Err(SpawnError::ListsInterval {
-                found: self.lists_interval,
-            });
-        }
-        Ok(())
-    }
-}
+use crate::sources::retry::Backoff;
 
 /// The running source, seen from outside.
 #[derive(Debug)]
@@ -113,22 +41,24 @@ impl NvmlHandle {
     }
 }
 
-/// Starts the source.
+/// Starts the source with its section of the configuration. `cursors` say where an agent before this
+/// one stopped, by GPU.
 ///
 /// `lists_wanted` asks for the process lists soon; a channel of one is enough, since one reading
 /// serves all who asked before it. The source ends when `shutdown` turns true or `out` closes.
 pub fn spawn(
-    config: Config,
+    config: config::Gpu,
+    cursors: Vec<Cursor>,
     out: mpsc::Sender<Input>,
     lists_wanted: mpsc::Receiver<()>,
     shutdown: watch::Receiver<bool>,
-) -> Result<NvmlHandle, SpawnError> {
-    config.validate()?;
+) -> io::Result<NvmlHandle> {
     let runtime = runtime()?;
     let watchdog = Watchdog::default();
     let (on_stop, stopped) = oneshot::channel();
     let supervisor = Supervisor::new(
         config,
+        cursors,
         out,
         lists_wanted,
         shutdown,
@@ -173,49 +103,10 @@ fn runtime() -> std::io::Result<Runtime> {
     Builder::new_current_thread().enable_time().build()
 }
 
-/// The pid namespace of this process, if it is another than the initial one. What cannot be read is
-/// taken for the initial one: a warning that may be wrong helps nobody.
-fn pid_namespace() -> Option<Arc<str>> {
-    other_namespace(&std::fs::read_link(Path::new("/proc/self/ns/pid")).ok()?)
-}
-
-fn other_namespace(link: &Path) -> Option<Arc<str>> {
-    let name = link.to_string_lossy();
-    (name != INITIAL_PID_NAMESPACE).then(|| name.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::model::{SourceId, SourceState};
-
-    #[test]
-    fn intervals_are_bounded() {
-        let millis = Duration::from_millis;
-        for (interval, lists, fine) in [
-            (1_000, 5_000, true),
-            (100, 1_000, true),
-            (5_000, 60_000, true),
-            (5_001, 5_000, false),
-            (99, 5_000, false),
-            (1_000, 999, false),
-        ] {
-            let config = Config {
-                library: None,
-                interval: millis(interval),
-                lists_interval: millis(lists),
-                cursors: Vec::new(),
-            };
-            assert_eq!(config.validate().is_ok(), fine, "{config:?}");
-        }
-    }
-
-    #[test]
-    fn only_the_initial_pid_namespace_is_right() {
-        assert_eq!(other_namespace(Path::new("pid:[4026531836]")), None);
-        let other = other_namespace(Path::new("pid:[4026532201]"));
-        assert_eq!(other.as_deref(), Some("pid:[4026532201]"));
-    }
 
     /// The thread as the agent starts it, with a library that is not there.
     #[test]
@@ -227,14 +118,14 @@ mod tests {
         runtime.block_on(async {
             let directory = tempfile::tempdir().unwrap();
             let library = directory.path().join("libnvidia-ml.so.1");
-            let config = Config {
+            let config = config::Gpu {
                 library: Some(library.clone()),
-                ..Config::default()
+                ..config::Gpu::default()
             };
             let (out, mut inputs) = mpsc::channel(1);
             let (_asks, lists_wanted) = mpsc::channel(1);
             let (stop, shutdown) = watch::channel(false);
-            let handle = spawn(config, out, lists_wanted, shutdown).unwrap();
+            let handle = spawn(config, Vec::new(), out, lists_wanted, shutdown).unwrap();
             let Some(Input::Health(health)) = inputs.recv().await else {
                 panic!("health comes first");
             };

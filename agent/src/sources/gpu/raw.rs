@@ -19,8 +19,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlProcessesUtilizationInfo_v1_t, nvmlReturn_t,
 };
 
-use super::accounting::Life;
-use super::library::{Fault, fault};
+use super::fault::{Fault, fault};
 use crate::core::model::Nanos;
 
 /// Exported by the simulated library alone, so that a simulated GPU can never pass for a real one.
@@ -253,4 +252,16 @@ pub(super) fn memory_info_versioned(
     // version field before it writes; no version that this function's name stands for is larger.
     let code = unsafe { ask(device.handle(), &raw mut memory) };
     Ok((code, memory.used))
+}
+
+/// What the driver says of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life {
+    pub(super) pid: u32,
+    pub(super) is_running: bool,
+    pub(super) start_us: u64,
+    pub(super) lifetime: Nanos,
+    pub(super) memory_peak: Option<u64>,
+    /// The sum of its samples' busy part, in ten thousandths of a sample.
+    pub(super) credited: Option<u64>,
 }

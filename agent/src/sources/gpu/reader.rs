@@ -15,10 +15,11 @@
 
 use std::collections::BTreeMap;
 
-use super::device::Trouble;
-use super::library::Fault;
+use super::answer::{Bracket, RawRow, RawSample};
+use super::cursor::Cursor;
+use super::fault::{Fault, Trouble};
 use super::sample_clock::{Answered, News, Reading, SampleClock, StampClock};
-use super::window::{Bracket, Cursor, JITTER_US, RawRow, RawSample, Windows};
+use super::window::{JITTER_US, Windows};
 use crate::core::input::{CallClock, GpuWindow, SampleClocks};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason};
 

@@ -4,9 +4,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use super::device::Trouble;
+use super::answer::{RawRow, RawSample};
+use super::cursor::Cursor;
+use super::fault::Trouble;
 use super::reader::{Asked, COMPARED_ANEW, Driver, Reader, RowsCall};
-use super::window::{Cursor, RawRow, RawSample};
 use crate::core::input::{CallClock, ClockKind, GpuWindow};
 use crate::core::model::{BootTime, Clock, GpuUuid, UnobservedReason, WallTime};
 

@@ -29,6 +29,7 @@ use super::calls::Watchdog;
 use super::device::percent;
 use super::library::Library;
 use super::raw;
+use crate::core::model::Nanos;
 use crate::sources::clock;
 
 /// Time between two rounds of questions. Not a divisor of the driver's 1/6 s, so that the rounds
@@ -477,7 +478,7 @@ impl Recorder<'_> {
         let at_us = clock::now().wall.0 / 1000;
         let began = Instant::now();
         let answer = ask();
-        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let Nanos(took) = began.elapsed().into();
         let mut line =
             json!({ "at_us": at_us, "call": call, "gpu": gpu, "args": args, "took_ns": took });
         match &answer {

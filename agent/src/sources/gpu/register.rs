@@ -12,8 +12,9 @@
 
 use std::collections::BTreeMap;
 
-use super::device::Trouble;
-use super::window::{Cursor, PATIENCE};
+use super::cursor::Cursor;
+use super::fault::Trouble;
+use super::window::PATIENCE;
 use crate::core::input::{GpuInfo, GpuWindow};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason};
 

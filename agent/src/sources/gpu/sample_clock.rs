@@ -26,10 +26,12 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::window::{CLOCK_STEP, RING_SPAN};
+use super::spacing::RING_SPAN;
 use crate::core::input::{CallClock, ClockKind};
-use crate::core::model::{BootTime, Clock};
+use crate::core::model::{BootTime, Clock, Nanos};
 
+/// A change of a clock's distance from the boot clock that is no slewing any more.
+pub const CLOCK_STEP: Nanos = Nanos::from_millis(100);
 /// Answers of which the bounds are kept. At one answer a second, a clock that drifts by a thousandth
 /// moves by no more than the bounds' usual width meanwhile.
 const KEPT: usize = 64;

@@ -10,15 +10,15 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
 use super::calls::Watchdog;
-use super::device::Trouble;
+use super::fault::Trouble;
 use super::orders::Orders;
 use super::register::{Resume, WorkerId};
 use super::worker::{Ending, Wrong};
 use crate::core::input::GpuInfo;
 use crate::core::model::{BootTime, GpuUuid, UnobservedReason};
 use crate::core::snapshot::BlockedCall;
+use crate::sources::retry::Backoff;
 
 /// Waits before a worker is started anew.
 const QUICK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));

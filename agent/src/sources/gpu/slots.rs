@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::calls::Watchdog;
-use super::device::Trouble;
+use super::fault::Trouble;
 use super::register::{Register, WorkerId};
 use super::slot::{Running, Slot, State};
 use crate::core::model::{BootTime, GpuUuid, UnobservedReason};

@@ -30,22 +30,23 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::backoff::Backoff;
 use super::calls::Watchdog;
-use super::device::Trouble;
+use super::cursor::Cursor;
+use super::fault::{Fault, Trouble};
 use super::health::{self, Failed, Health, after};
 use super::helper::{Helped, Helper};
-use super::library::{Fault, Library};
+use super::library::Library;
 use super::lists;
-use super::nvml::Config;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
 use super::slot::{Running, Slot, State};
 use super::slots::{Named, Slots};
 use super::worker::{self, Ending, News, Report, Task};
+use crate::config;
 use crate::core::input::{GpuInfo, Input};
 use crate::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use crate::sources::clock;
+use crate::sources::retry::Backoff;
 
 /// Waits between attempts to open the library double from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -102,7 +103,7 @@ enum Event {
 
 /// The supervisor. It outlives its own defects: see [`Supervisor::recover`].
 pub(super) struct Supervisor {
-    config: Config,
+    config: config::Gpu,
     out: mpsc::Sender<Input>,
     /// Absent once nobody can ask any more.
     lists_wanted: Option<mpsc::Receiver<()>>,
@@ -129,7 +130,8 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     pub(super) fn new(
-        mut config: Config,
+        config: config::Gpu,
+        cursors: Vec<Cursor>,
         out: mpsc::Sender<Input>,
         lists_wanted: mpsc::Receiver<()>,
         shutdown: watch::Receiver<bool>,
@@ -138,7 +140,7 @@ impl Supervisor {
     ) -> Self {
         let now = Instant::now();
         Self {
-            register: Register::new(std::mem::take(&mut config.cursors)),
+            register: Register::new(cursors),
             config,
             out,
             lists_wanted: Some(lists_wanted),
@@ -211,7 +213,7 @@ impl Supervisor {
 
     /// Looks after the workers, and closes the time of the GPUs that nobody asks.
     fn tick(&mut self) {
-        self.next_tick = Instant::now() + self.config.interval.min(TICK);
+        self.next_tick = Instant::now() + self.config.interval.0.min(TICK);
         // What a worker has closed is closed, also if it is given up now.
         while let Ok(report) = self.reports.1.try_recv() {
             self.take(report);
@@ -391,8 +393,8 @@ impl Supervisor {
                 watchdog: lane.clone(),
                 orders: Arc::clone(&orders),
                 reports: self.reports.0.clone(),
-                interval: self.config.interval,
-                lists_interval: self.config.lists_interval,
+                interval: self.config.interval.0,
+                lists_interval: self.config.lists_interval.0,
                 lists_readable,
                 pids_are_known: self.namespace.is_none(),
             };

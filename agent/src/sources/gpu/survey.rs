@@ -12,7 +12,8 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 
 use super::calls::Watchdog;
-use super::library::{Fault, Library, OpenError, fault};
+use super::fault::{Fault, fault};
+use super::library::{Library, OpenError};
 use super::{lists, mig, retried};
 use crate::core::model::GpuUuid;
 

@@ -24,10 +24,10 @@ use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::backoff::Backoff;
 use super::calls::Watchdog;
-use super::device::{self, Gpu, Trouble};
-use super::library::{Fault, Library};
+use super::device::{self, Gpu};
+use super::fault::{Fault, Trouble};
+use super::library::Library;
 use super::lists;
 use super::mig::{self, Activity};
 use super::orders::{Order, Orders};
@@ -36,6 +36,7 @@ use super::window::PATIENCE;
 use crate::core::input::{GpuInfo, GpuProcesses, GpuWindow, Input};
 use crate::core::model::{GpuUuid, Nanos, UnobservedReason};
 use crate::sources::clock;
+use crate::sources::retry::Backoff;
 
 /// How often a GPU is asked whether it was divided anew.
 const DIVIDED_ANEW: Duration = Duration::from_secs(5);

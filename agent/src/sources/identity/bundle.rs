@@ -21,20 +21,20 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch};
 
 use super::files::{
-    Answer, FileFault, Presence, Shelf, Wires, names_in, open_below, open_folder, read_below,
+    Answer, FileFault, Presence, Shelf, names_in, open_below, open_folder, read_below,
 };
 use super::{
-    Counters, PodNames, clean_labels, clean_name, files, kubernetes_names, kubernetes_names_of,
+    Counters, IdentityIo, PodNames, clean_labels, clean_name, files, kubernetes_names,
+    kubernetes_names_of,
 };
-use crate::core::input::{ContainerIdentity, IdentitySource, Input, KubernetesNames};
-use crate::core::model::{Clock, ContainerId};
+use crate::config;
+use crate::core::input::{ContainerIdentity, IdentitySource, KubernetesNames};
+use crate::core::model::ContainerId;
 
 pub use super::files::Pace;
 
@@ -51,41 +51,11 @@ const STORAGE_DRIVERS: [&str; 3] = ["overlay", "vfs", "btrfs"];
 /// pod's own cgroup are.
 const POD_ITSELF: &str = "(pod)";
 
-/// Where bundles may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Where the host's root is mounted: `/`, or e.g. `/host` in a container.
-    pub host_root: PathBuf,
-    /// State folders of containerd, as the host calls them.
-    pub containerd: Vec<PathBuf>,
-    /// Roots of containers/storage, which CRI-O and Podman use.
-    pub storage: Vec<PathBuf>,
-    /// Data roots of the Docker Engine.
-    pub docker: Vec<PathBuf>,
-    /// How patient to be with the disk.
-    pub pace: Pace,
-}
-
-/// Answers lookups until `shutdown` turns true or nobody reads `out` any more.
-pub async fn run(
-    config: Config,
-    counters: Arc<Counters>,
-    lookups: mpsc::Receiver<ContainerId>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-    shutdown: watch::Receiver<bool>,
-) {
-    let pace = config.pace;
-    let first = config.roots().next().map(|(_, path)| path.to_owned());
+/// Answers lookups until the agent stops or nobody reads the answers any more.
+pub async fn run(config: config::Bundle, pace: Pace, io: IdentityIo<ContainerId>) {
+    let first = roots(&config).next().map(|(_, path)| path.to_owned());
     let first = first.unwrap_or_default();
-    let wires = Wires {
-        counters,
-        lookups,
-        out,
-        clock,
-        shutdown,
-    };
-    files::run(config, pace, first, wires).await;
+    files::run(config, pace, first, io).await;
 }
 
 /// Who wrote what lies below a root.
@@ -96,34 +66,32 @@ enum Layout {
     Docker,
 }
 
-impl Config {
-    /// The roots, the most telling first: the Docker Engine's own file says more than the bundle
-    /// that it has its containerd make.
-    fn roots(&self) -> impl Iterator<Item = (Layout, &Path)> {
-        let docker = self.docker.iter().map(|path| (Layout::Docker, path));
-        let containerd = self
-            .containerd
-            .iter()
-            .map(|path| (Layout::Containerd, path));
-        let storage = self.storage.iter().map(|path| (Layout::Storage, path));
-        docker
-            .chain(containerd)
-            .chain(storage)
-            .map(|(layout, path)| (layout, path.as_path()))
-    }
+/// The roots, the most telling first: the Docker Engine's own file says more than the bundle
+/// that it has its containerd make.
+fn roots(config: &config::Bundle) -> impl Iterator<Item = (Layout, &Path)> {
+    let docker = config.docker.iter().map(|path| (Layout::Docker, path));
+    let containerd = config
+        .containerd
+        .iter()
+        .map(|path| (Layout::Containerd, path));
+    let storage = config.storage.iter().map(|path| (Layout::Storage, path));
+    docker
+        .chain(containerd)
+        .chain(storage)
+        .map(|(layout, path)| (layout, path.as_path()))
 }
 
-impl Shelf for Config {
+impl Shelf for config::Bundle {
     const SOURCE: IdentitySource = IdentitySource::Bundle;
 
     fn find(&mut self, ids: &[ContainerId], counters: &Counters) -> (Presence, Vec<Answer>) {
         let mut presence = Presence::default();
-        let mut roots = Vec::new();
-        for (layout, path) in self.roots() {
-            let opened = presence.note(path, open_folder(&self.host_root, path));
-            roots.extend(opened.map(|folder| (layout, folder)));
+        let mut opened = Vec::new();
+        for (layout, path) in roots(self) {
+            let folder = presence.note(path, open_folder(&self.host_root, path));
+            opened.extend(folder.map(|folder| (layout, folder)));
         }
-        let answers = ids.iter().map(|id| look(&roots, id, counters)).collect();
+        let answers = ids.iter().map(|id| look(&opened, id, counters)).collect();
         (presence, answers)
     }
 }

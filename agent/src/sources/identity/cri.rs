@@ -25,7 +25,6 @@
 //! that of a containerd that serves Docker alone, is as good as absent.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,38 +32,31 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, TryFutureExt};
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 use tracing::{debug, warn};
 
 use super::elements::{Malformed, decode, elements};
+use super::fault::Fault as _;
 use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
-use super::proto::cri::runtime_service_client::RuntimeServiceClient;
-use super::proto::cri::{
+use super::socket_file::every;
+pub use super::sockets::Pace;
+use super::sockets::{self, Follower, Seat};
+use super::wanted::{Wanted, container_id, receive};
+use super::{Counters, IdentityIo, clean_labels, clean_name, kubernetes_names, merge_labels};
+use crate::config;
+use crate::core::input::{
+    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
+};
+use crate::core::model::{ContainerId, NONE, POD_ITSELF, SourceId, SourceState};
+use crate::sources::health::Closed;
+use gpuacct_proto::cri::runtime_service_client::RuntimeServiceClient;
+use gpuacct_proto::cri::{
     Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerStatus,
     ContainerStatusRequest, GetEventsRequest, ImageSpec, ListContainersRequest,
     ListPodSandboxRequest, PodSandbox, PodSandboxFilter, PodSandboxMetadata, VersionRequest,
 };
-use super::retry::every;
-use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
-use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, clean_labels, clean_name, kubernetes_names, merge_labels};
-use crate::core::input::{
-    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
-};
-use crate::core::model::{Clock, ContainerId, NONE, POD_ITSELF, SourceId, SourceState};
-
-/// Where containerd, CRI-O (also OpenShift's), k3s and RKE2, and MicroK8s listen.
-pub const DEFAULT_SOCKETS: [&str; 6] = [
-    "/run/containerd/containerd.sock",
-    "/run/crio/crio.sock",
-    "/run/k3s/containerd/containerd.sock",
-    "/var/snap/microk8s/common/run/containerd.sock",
-    "/run/k0s/containerd.sock",
-    "/run/cri-dockerd.sock",
-];
 
 /// A stream of events that lasted so long was one, even if nothing happened meanwhile.
 const LASTING: Duration = Duration::from_secs(10);
@@ -92,67 +84,39 @@ const IMAGE_ANNOTATIONS: [&str; 2] = [
     "io.kubernetes.cri-o.ImageName",
 ];
 
-/// Where runtimes may be and how patient to be with them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Sockets, all of which are followed. Paths of the same socket count once.
-    pub sockets: Vec<PathBuf>,
-    /// Whether to ask for events: only where every runtime hands each of them to every subscriber.
-    pub events: bool,
-    /// How long any one request may take.
-    pub timeout: Duration,
+/// How often a runtime is asked. Only tests change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
     /// How often a runtime is asked whether it is still there.
     pub ping_interval: Duration,
     /// How often everything is listed without events.
     pub list_interval: Duration,
     /// How often everything is listed with them.
     pub relist_interval: Duration,
-    /// Longest wait between attempts.
-    pub retry_max: Duration,
-    /// How often to look for a socket that is not there.
-    pub look_interval: Duration,
+    /// How sockets are tried again.
+    pub pace: Pace,
 }
 
-impl Default for Config {
+impl Default for Tuning {
     fn default() -> Self {
         Self {
-            sockets: DEFAULT_SOCKETS.map(PathBuf::from).to_vec(),
-            events: false,
-            timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(10),
             list_interval: Duration::from_secs(10),
             relist_interval: Duration::from_secs(60),
-            retry_max: Duration::from_secs(30),
-            look_interval: Duration::from_secs(2),
+            pace: Pace::default(),
         }
     }
 }
 
 /// Follows the runtimes until `shutdown` turns true or nobody reads `out` any more.
 ///
-/// `lookups` may be closed: then only what the runtimes tell by themselves is passed on. A full
-/// `out` holds this source and nothing else.
-pub async fn run(
-    config: Config,
-    counters: Arc<Counters>,
-    lookups: mpsc::Receiver<ContainerId>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-    shutdown: watch::Receiver<bool>,
-) {
-    let pace = Pace {
-        retry_max: config.retry_max,
-        look_interval: config.look_interval,
-    };
-    let wires = Wires {
-        counters,
-        questions: lookups,
-        out,
-        clock,
-    };
+/// A full `out` holds this source and nothing else.
+pub async fn run(config: config::Cri, tuning: Tuning, io: IdentityIo<ContainerId>) {
     let begin = |seat| Runtime {
         seat,
-        config: config.clone(),
+        limit: config.timeout.0,
+        asks_for_events: config.events,
+        tuning,
         wanted: Wanted::default(),
         runtime: None,
         announced: HashSet::new(),
@@ -162,7 +126,7 @@ pub async fn run(
         lacks_sandboxes: false,
         has_warned: false,
     };
-    sockets::run(SourceId::Cri, &config.sockets, pace, wires, shutdown, begin).await;
+    sockets::run(SourceId::Cri, &config.sockets, tuning.pace, io, begin).await;
 }
 
 /// What a sandbox says of its pod.
@@ -223,7 +187,11 @@ struct Subscription {
 /// One socket's runtime.
 struct Runtime {
     seat: Seat<ContainerId>,
-    config: Config,
+    /// How long any one request may take.
+    limit: Duration,
+    /// Whether to ask for events: only where every runtime hands each of them to every subscriber.
+    asks_for_events: bool,
+    tuning: Tuning,
     wanted: Wanted,
     /// Containers and sandboxes that the runtime has told about and not removed since.
     announced: HashSet<ContainerId>,
@@ -259,13 +227,13 @@ impl Follower for Runtime {
 impl Runtime {
     /// Talks to the runtime until it cannot be talked to any more.
     async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
-        let connection = match grpc::connect(&self.seat.path, self.config.timeout).await {
+        let connection = match grpc::connect(&self.seat.path, self.limit).await {
             Ok(channel) => Connection::new(channel),
             Err(fault) => return Ok(fault),
         };
         let mut client = connection.client.clone();
         let request = client.version(VersionRequest::default());
-        let limit = self.config.timeout;
+        let limit = self.limit;
         match grpc::first_call("version", limit, &self.seat.counters, request).await {
             Ok(it) => {
                 debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers");
@@ -274,7 +242,7 @@ impl Runtime {
             Err(fault) => return Ok(fault),
         }
 
-        let mut has_events = self.config.events;
+        let mut has_events = self.asks_for_events;
         let mut events = has_events.then(|| Subscription::new(&connection.client));
         let mut early = None;
         if let Some(Subscription { events, .. }) = &mut events {
@@ -291,14 +259,14 @@ impl Runtime {
         }
         *was_up = true;
 
-        let mut list_at = Instant::now() + LIST_AGAIN.min(self.config.list_interval);
-        let mut ping = every(self.config.ping_interval);
+        let mut list_at = Instant::now() + LIST_AGAIN.min(self.tuning.list_interval);
+        let mut ping = every(self.tuning.ping_interval);
         let mut lookups = FuturesUnordered::new();
         loop {
             if let Some(event) = early.take() {
                 match self.on_stream(event, &mut events, &mut has_events).await? {
                     Ok(()) if events.is_some() => {}
-                    Ok(()) => list_at = list_at.min(Instant::now() + self.config.list_interval),
+                    Ok(()) => list_at = list_at.min(Instant::now() + self.tuning.list_interval),
                     Err(fault) => return Ok(fault),
                 }
             }
@@ -329,9 +297,9 @@ impl Runtime {
                         events = Some(Subscription::new(&connection.client));
                     }
                     list_at = Instant::now() + if events.is_some() {
-                        self.config.relist_interval
+                        self.tuning.relist_interval
                     } else {
-                        self.config.list_interval
+                        self.tuning.list_interval
                     };
                 }
                 _ = ping.tick() => if let Err(fault) = self.ping(&connection).await {
@@ -353,7 +321,7 @@ impl Runtime {
         name: &'static str,
         request: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Fault> {
-        grpc::call(name, self.config.timeout, &self.seat.counters, request).await
+        grpc::call(name, self.limit, &self.seat.counters, request).await
     }
 
     /// Takes what the stream of events brought. One that broke is asked for anew after the next list.
@@ -404,7 +372,7 @@ impl Runtime {
             Ok(()) => self.seat.report(SourceState::Up).await?,
             Err(fault) if fault.is_too_large() => {
                 self.seat.counters.refuse_answer(&fault);
-                self.seat.down(&fault, self.config.list_interval).await?;
+                self.seat.down(&fault, self.tuning.list_interval).await?;
             }
             Err(fault) => return Ok(Err(fault)),
         }
@@ -607,7 +575,7 @@ impl Runtime {
     ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
         let lookup = Lookup {
             connection,
-            limit: self.config.timeout,
+            limit: self.limit,
             counters: Arc::clone(&self.seat.counters),
             // Most lookups are of pods that have been listed.
             sandboxes: Arc::clone(&self.sandboxes),

@@ -19,7 +19,6 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,20 +26,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use super::engine::{Engine, EngineError, Event, Inspection, List, Summary};
-use super::retry::{every, io_class};
-use super::sockets::{self, Closed, Fault as _, Follower, Pace, Seat, Wires};
+use super::fault::Fault as _;
+use super::socket_file::{every, io_class};
+pub use super::sockets::Pace;
+use super::sockets::{self, Follower, Seat};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, clean_labels, clean_name, kubernetes_names};
+use super::{Counters, IdentityIo, clean_labels, clean_name, kubernetes_names};
+use crate::config;
 use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input};
-use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState, WallTime};
-
-/// Where the Docker Engine and Podman listen.
-pub const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
+use crate::core::model::{ContainerId, Nanos, SourceId, SourceState, WallTime};
+use crate::errors::without_repetitions;
+use crate::sources::health::Closed;
 
 /// Inspections under way at one time: enough to hide the round trip, too few to bother a daemon.
 const MAX_IN_FLIGHT: usize = 4;
@@ -53,64 +53,38 @@ const OVERLAP: Nanos = Nanos::from_secs(2);
 /// would send three events each time that it runs.
 const EVENTS: [&str; 5] = ["create", "start", "rename", "destroy", "remove"];
 
-/// Where daemons may be and how patient to be with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Sockets, all of which are followed. Paths of the same socket count once.
-    pub sockets: Vec<PathBuf>,
-    /// How long any one request may take.
-    pub timeout: Duration,
+/// How often a daemon is asked. Only tests change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
     /// How often a daemon that sends no events is asked whether it is still there.
     pub ping_interval: Duration,
-    /// Longest wait between attempts.
-    pub retry_max: Duration,
-    /// How often to look for a socket that is not there.
-    pub look_interval: Duration,
+    /// How sockets are tried again.
+    pub pace: Pace,
 }
 
-impl Default for Config {
+impl Default for Tuning {
     fn default() -> Self {
         Self {
-            sockets: DEFAULT_SOCKETS.map(PathBuf::from).to_vec(),
-            timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(10),
-            retry_max: Duration::from_secs(30),
-            look_interval: Duration::from_secs(2),
+            pace: Pace::default(),
         }
     }
 }
 
 /// Follows the daemons until `shutdown` turns true or nobody reads `out` any more.
 ///
-/// `lookups` may be closed: then only what the daemons tell by themselves is passed on. A full `out`
-/// holds this source and nothing else.
-pub async fn run(
-    config: Config,
-    counters: Arc<Counters>,
-    lookups: mpsc::Receiver<ContainerId>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-    shutdown: watch::Receiver<bool>,
-) {
-    let pace = Pace {
-        retry_max: config.retry_max,
-        look_interval: config.look_interval,
-    };
-    let wires = Wires {
-        counters,
-        questions: lookups,
-        out,
-        clock,
-    };
+/// A full `out` holds this source and nothing else.
+pub async fn run(config: config::Docker, tuning: Tuning, io: IdentityIo<ContainerId>) {
     let begin = |seat| Daemon {
         seat,
-        config: config.clone(),
+        limit: config.timeout.0,
+        ping_interval: tuning.ping_interval,
         wanted: Wanted::default(),
         announced: HashSet::new(),
         resume: None,
     };
     let source = SourceId::Docker;
-    sockets::run(source, &config.sockets, pace, wires, shutdown, begin).await;
+    sockets::run(source, &config.sockets, tuning.pace, io, begin).await;
 }
 
 /// Why a daemon could not be used, or not any longer.
@@ -152,7 +126,7 @@ impl Fault {
     }
 }
 
-impl sockets::Fault for Fault {
+impl super::fault::Fault for Fault {
     fn class(&self) -> &'static str {
         match self {
             Self::Timeout { .. } => "timeout",
@@ -201,19 +175,9 @@ fn causes(error: &EngineError) -> impl Iterator<Item = &(dyn StdError + 'static)
     .take(16)
 }
 
-/// An error's message with those of its causes, without the repetitions.
+/// An error's message with those of its causes.
 fn chain(error: &EngineError) -> String {
-    let mut text = String::new();
-    for cause in causes(error) {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&message);
-        }
-    }
-    text
+    without_repetitions(causes(error).map(ToString::to_string))
 }
 
 /// What the daemon said of one container.
@@ -226,7 +190,9 @@ enum Answer {
 /// One socket's daemon.
 struct Daemon {
     seat: Seat<ContainerId>,
-    config: Config,
+    /// How long any one request may take.
+    limit: Duration,
+    ping_interval: Duration,
     wanted: Wanted,
     /// Containers that the daemon has told about and not removed since.
     announced: HashSet<ContainerId>,
@@ -283,7 +249,7 @@ impl Daemon {
         };
         *was_up = true;
 
-        let mut ping = every(self.config.ping_interval);
+        let mut ping = every(self.ping_interval);
         let mut inspections = FuturesUnordered::new();
         loop {
             while inspections.len() < MAX_IN_FLIGHT
@@ -336,7 +302,7 @@ impl Daemon {
             }
             Err(fault) if fault.is_of_the_reply() => {
                 self.seat.counters.refuse_answer(&fault);
-                self.seat.down(&fault, self.config.ping_interval).await?;
+                self.seat.down(&fault, self.ping_interval).await?;
                 Ok(Ok(false))
             }
             Err(fault) => Ok(Err(fault)),
@@ -344,17 +310,17 @@ impl Daemon {
     }
 
     async fn ping(&self, docker: &Engine) -> Result<(), Fault> {
-        call("ping", &self.config, &self.seat.counters, docker.ping()).await
+        call("ping", self.limit, &self.seat.counters, docker.ping()).await
     }
 
     /// Every container, or every running one where the whole list cannot be read or is too large.
     async fn list(&self, docker: &Engine) -> Result<List, Fault> {
         let all = docker.list(true, &[]);
-        match call("list", &self.config, &self.seat.counters, all).await {
+        match call("list", self.limit, &self.seat.counters, all).await {
             Err(fault) if fault.is_of_the_reply() => {
                 self.seat.counters.refuse_answer(&fault);
                 let running = docker.list(false, &[("status", "running")]);
-                call("list", &self.config, &self.seat.counters, running).await
+                call("list", self.limit, &self.seat.counters, running).await
             }
             other => other,
         }
@@ -368,10 +334,10 @@ impl Daemon {
         docker: Engine,
         id: ContainerId,
     ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
-        let (config, counters) = (self.config.clone(), Arc::clone(&self.seat.counters));
+        let (limit, counters) = (self.limit, Arc::clone(&self.seat.counters));
         async move {
             let inspection = docker.inspect(id.as_str());
-            let answer = match call("inspect", &config, &counters, inspection).await {
+            let answer = match call("inspect", limit, &counters, inspection).await {
                 Ok(reply) => Ok(inspected(&id, reply, &counters)),
                 Err(Fault::Call {
                     source: EngineError::Status { status: 404, .. },
@@ -386,7 +352,7 @@ impl Daemon {
                     }
                     let filters = [("id", id.as_str())];
                     let list = docker.list(true, &filters);
-                    match call("list", &config, &counters, list).await {
+                    match call("list", limit, &counters, list).await {
                         Ok(list) => Ok(listed(&id, &list, &counters)),
                         Err(fault) if fault.is_of_the_reply() => {
                             counters.refuse_answer(&fault);
@@ -538,17 +504,14 @@ impl Daemon {
 /// One request, bounded in time.
 async fn call<T>(
     name: &'static str,
-    config: &Config,
+    limit: Duration,
     counters: &Counters,
     request: impl Future<Output = Result<T, EngineError>>,
 ) -> Result<T, Fault> {
     Counters::count(&counters.calls);
-    match timeout(config.timeout, request).await {
+    match timeout(limit, request).await {
         Ok(reply) => reply.map_err(|error| Fault::call(name, error)),
-        Err(_) => Err(Fault::Timeout {
-            call: name,
-            limit: config.timeout,
-        }),
+        Err(_) => Err(Fault::Timeout { call: name, limit }),
     }
 }
 

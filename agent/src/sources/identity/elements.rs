@@ -154,8 +154,8 @@ pub(super) fn decode<T: prost::Message + Default>(
 mod tests {
     use prost::Message as _;
 
-    use super::super::proto::pod_resources::{ListPodResourcesResponse, PodResources};
     use super::*;
+    use gpuacct_proto::pod_resources::{ListPodResourcesResponse, PodResources};
 
     fn pod(name: &str) -> PodResources {
         PodResources {

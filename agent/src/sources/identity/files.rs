@@ -20,14 +20,16 @@ use std::time::Duration;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::Errno;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{Counters, clean};
-use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input, SourceHealth};
-use crate::core::model::{BootTime, Clock, ContainerId, Nanos, SourceState};
+use super::{Counters, IdentityIo, clean};
+use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input};
+use crate::core::model::{BootTime, Clock, ContainerId, SourceState};
+use crate::sources::Io;
+use crate::sources::health::{Closed, HealthReporter};
 
 /// Longest file that is read. A pod's `config.json` has some 10 KiB.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -47,7 +49,7 @@ const HOLDS: [Duration; 4] = [
 /// Times that an open is tried which a rename disturbs.
 const OPEN_TRIES: usize = 8;
 
-/// How patient to be.
+/// How patient to be. Only tests change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     /// How long one round of reading may take before the source is down.
@@ -280,25 +282,23 @@ pub(super) trait Shelf: Clone + Send + 'static {
     fn find(&mut self, ids: &[ContainerId], counters: &Counters) -> (Presence, Vec<Answer>);
 }
 
-/// What a source is connected to.
-pub(super) struct Wires {
-    pub(super) counters: Arc<Counters>,
-    pub(super) lookups: mpsc::Receiver<ContainerId>,
-    pub(super) out: mpsc::Sender<Input>,
-    pub(super) clock: fn() -> Clock,
-    pub(super) shutdown: watch::Receiver<bool>,
-}
-
 /// Answers lookups until `shutdown` turns true or nobody reads `out` any more. `first_place` is
 /// what is shown while no folder is there.
-pub(super) async fn run<S: Shelf>(shelf: S, pace: Pace, first_place: PathBuf, wires: Wires) {
-    let Wires {
+pub(super) async fn run<S: Shelf>(
+    shelf: S,
+    pace: Pace,
+    first_place: PathBuf,
+    io: IdentityIo<ContainerId>,
+) {
+    let IdentityIo {
         counters,
-        lookups,
-        out,
-        clock,
-        mut shutdown,
-    } = wires;
+        questions: lookups,
+        io: Io {
+            out,
+            clock,
+            shutdown,
+        },
+    } = io;
     let mut source = Source {
         pristine: shelf.clone(),
         shelf: Some(shelf),
@@ -306,22 +306,18 @@ pub(super) async fn run<S: Shelf>(shelf: S, pace: Pace, first_place: PathBuf, wi
         first_place,
         counters,
         lookups: Some(lookups),
+        health: HealthReporter::new(S::SOURCE.source(), out.clone(), clock),
         out,
         clock,
         answered: Answered::default(),
-        health: None,
         seen: false,
         next_look: clock().boot,
     };
-    tokio::select! {
-        // Both a `true` and a dropped sender mean the end.
-        _ = shutdown.wait_for(|stop| *stop) => {}
-        Closed = source.follow() => {}
-    }
+    let life = async {
+        let Closed = source.follow().await;
+    };
+    Io::until_stopped(shutdown, life).await;
 }
-
-/// Nobody reads the observations any more.
-struct Closed;
 
 struct Source<S> {
     /// The shelf as it was at first, for a round that came to nothing.
@@ -337,7 +333,7 @@ struct Source<S> {
     out: mpsc::Sender<Input>,
     clock: fn() -> Clock,
     answered: Answered,
-    health: Option<SourceHealth>,
+    health: HealthReporter,
     /// Whether there has ever been a folder.
     seen: bool,
     /// When the folders are looked for again, whoever asks meanwhile.
@@ -374,8 +370,7 @@ impl<S: Shelf> Source<S> {
     }
 
     fn after_a_look(&self) -> BootTime {
-        let span = u64::try_from(self.pace.look_interval.as_nanos()).unwrap_or(u64::MAX);
-        (self.clock)().boot.plus(Nanos(span))
+        (self.clock)().boot.plus(self.pace.look_interval.into())
     }
 
     /// Those that are ids and have not just been answered, each once.
@@ -493,8 +488,8 @@ impl<S: Shelf> Source<S> {
     }
 
     fn place(&self) -> PathBuf {
-        match &self.health {
-            Some(health) => PathBuf::from(&*health.place),
+        match self.health.place() {
+            Some(place) => place.into(),
             None => self.first_place.clone(),
         }
     }
@@ -509,31 +504,8 @@ impl<S: Shelf> Source<S> {
         self.report(state, place).await
     }
 
-    /// Passes on a state if it is news.
     async fn report(&mut self, state: SourceState, place: &Path) -> Result<(), Closed> {
-        let place = place.to_string_lossy();
-        let before = self.health.as_ref();
-        if before.is_some_and(|h| h.state == state && *h.place == *place) {
-            return Ok(());
-        }
-        let same = before.filter(|h| h.state.as_str() == state.as_str());
-        if same.is_none() {
-            let source = S::SOURCE.as_str();
-            match &state {
-                SourceState::Down { class, reason, .. } => {
-                    warn!(source, %place, %class, %reason, "down");
-                }
-                _ => info!(source, %place, state = state.as_str(), "source of names"),
-            }
-        }
-        let health = SourceHealth {
-            source: S::SOURCE.source(),
-            since: same.map_or_else(|| (self.clock)().boot, |h| h.since),
-            state,
-            place: place.as_ref().into(),
-        };
-        self.health = Some(health.clone());
-        self.send(Input::Health(health)).await
+        self.health.report(state, &place.to_string_lossy()).await
     }
 
     async fn send(&self, input: Input) -> Result<(), Closed> {

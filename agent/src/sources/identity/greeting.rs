@@ -12,8 +12,8 @@ use tonic::transport::Endpoint;
 use super::engine::{Engine, EngineError};
 use super::files::{FileFault, open_folder};
 use super::grpc::MAX_ONE;
-use super::proto::cri::VersionRequest;
-use super::proto::cri::runtime_service_client::RuntimeServiceClient;
+use gpuacct_proto::cri::VersionRequest;
+use gpuacct_proto::cri::runtime_service_client::RuntimeServiceClient;
 
 /// Longest name of a runtime that is repeated.
 const MAX_NAME: usize = 64;

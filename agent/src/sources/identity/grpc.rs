@@ -11,6 +11,8 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::errors::{causes, without_repetitions};
+
 use bytes::{Buf as _, Bytes};
 use prost::Message;
 use tokio::time::timeout;
@@ -21,10 +23,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstEncoder;
 
+use super::Counters;
 use super::elements::Malformed;
-use super::retry::io_class;
-use super::sockets::Fault as _;
-use super::{Counters, sockets};
+use super::fault::Fault as _;
+use super::socket_file::io_class;
 
 /// Largest answer about one container or one pod, and largest event, in bytes.
 pub(super) const MAX_ONE: usize = 1 << 20;
@@ -104,7 +106,7 @@ impl Fault {
     }
 }
 
-impl sockets::Fault for Fault {
+impl super::fault::Fault for Fault {
     fn class(&self) -> &'static str {
         match self {
             Self::HungUp { .. } | Self::Malformed { .. } => "protocol",
@@ -164,27 +166,9 @@ fn is_an_end(reason: h2::Reason) -> bool {
     )
 }
 
-/// An error and what caused it.
-fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    // Nothing in use nests so deep; a cycle would.
-    std::iter::successors(Some(error), |&error| error.source()).take(16)
-}
-
-/// An error's message with those of its causes, without the repetitions.
+/// An error's message with those of its causes.
 fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = String::new();
-    for cause in causes(error) {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&message);
-        }
-    }
-    text
+    without_repetitions(causes(error).map(ToString::to_string))
 }
 
 /// What a status says: the server's own words where it sent some, else what broke.

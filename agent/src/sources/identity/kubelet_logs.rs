@@ -15,25 +15,26 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{fstat, readlinkat};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::files::{
-    Answer, FileFault, Presence, Shelf, Wires, is_container_id, is_id_digit, names_in, open_below,
+    Answer, FileFault, Presence, Shelf, is_container_id, is_id_digit, names_in, open_below,
     open_folder,
 };
-use super::{Counters, PodNames, files, kubernetes_names_of};
+use super::{Counters, IdentityIo, PodNames, files, kubernetes_names_of};
+use crate::config;
 use crate::core::input::{
     ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
 };
-use crate::core::model::{Clock, ContainerId, POD_ITSELF, PodUid};
+use crate::core::model::{ContainerId, POD_ITSELF, PodUid};
 
 pub use super::files::Pace;
 
@@ -52,44 +53,23 @@ const MIN_ID_DIGITS: usize = 16;
 /// tick of the file system's clock.
 const SETTLED: Duration = Duration::from_millis(100);
 
-/// Where the links may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Where the host's root is mounted: `/`, or e.g. `/host` in a container.
-    pub host_root: PathBuf,
-    /// The folder of links, as the host calls it.
-    pub containers: PathBuf,
-    /// The folder of logs.
-    pub pods: PathBuf,
-    /// How patient to be with the disk.
-    pub pace: Pace,
-}
-
-/// Answers lookups until `shutdown` turns true or nobody reads `out` any more.
+/// Answers lookups until the agent stops or nobody reads the answers any more. `pods` are lookups of
+/// pods.
 pub async fn run(
-    config: Config,
-    counters: Arc<Counters>,
-    lookups: mpsc::Receiver<ContainerId>,
+    config: config::KubeletLogs,
+    pace: Pace,
     pods: mpsc::Receiver<PodUid>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-    shutdown: watch::Receiver<bool>,
+    io: IdentityIo<ContainerId>,
 ) {
-    let (pace, first) = (config.pace, config.containers.clone());
-    let of_pods = answer_for_pods(config.clone(), Arc::clone(&counters), pods, out.clone());
+    let first = config.containers.clone();
+    let (counters, out) = (Arc::clone(&io.counters), io.io.out.clone());
+    let of_pods = answer_for_pods(config.clone(), pace, counters, pods, out);
     let links = Links {
         config,
         listing: None,
     };
-    let wires = Wires {
-        counters,
-        lookups,
-        out,
-        clock,
-        shutdown,
-    };
     tokio::select! {
-        () = files::run(links, pace, first, wires) => {}
+        () = files::run(links, pace, first, io) => {}
         // It ends only when nobody reads the answers any more.
         () = of_pods => {}
     }
@@ -98,7 +78,8 @@ pub async fn run(
 /// Answers lookups of pods. What this source is doing is not told from here: the folder is the one
 /// that the lookups of containers look into.
 async fn answer_for_pods(
-    config: Config,
+    config: config::KubeletLogs,
+    pace: Pace,
     counters: Arc<Counters>,
     mut pods: mpsc::Receiver<PodUid>,
     out: mpsc::Sender<Input>,
@@ -115,7 +96,7 @@ async fn answer_for_pods(
         let (of, count) = (config.clone(), Arc::clone(&counters));
         let mut work = spawn_blocking(move || find_pods(&of, uids, &count));
         let mut is_late = false;
-        let done = match timeout(config.pace.timeout, &mut work).await {
+        let done = match timeout(pace.timeout, &mut work).await {
             Ok(done) => done,
             Err(_) => {
                 is_late = true;
@@ -146,7 +127,11 @@ async fn answer_for_pods(
 }
 
 /// What the folders of logs say of these pods; nothing where there is no folder of them. Blocks.
-fn find_pods(config: &Config, uids: Vec<PodUid>, counters: &Counters) -> Vec<IdentityUpdate> {
+fn find_pods(
+    config: &config::KubeletLogs,
+    uids: Vec<PodUid>,
+    counters: &Counters,
+) -> Vec<IdentityUpdate> {
     let Ok(folder) = open_folder(&config.host_root, &config.pods) else {
         return Vec::new();
     };
@@ -200,7 +185,7 @@ fn pod_in(
 
 #[derive(Clone, Debug)]
 struct Links {
-    config: Config,
+    config: config::KubeletLogs,
     listing: Option<Listing>,
 }
 
@@ -221,7 +206,7 @@ impl Shelf for Links {
 
     fn find(&mut self, ids: &[ContainerId], counters: &Counters) -> (Presence, Vec<Answer>) {
         let mut presence = Presence::default();
-        let Config {
+        let config::KubeletLogs {
             host_root,
             containers,
             pods,

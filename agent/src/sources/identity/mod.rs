@@ -11,6 +11,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::sync::mpsc;
+
+use self::fault::Fault;
+use super::Io;
 use crate::core::input::KubernetesNames;
 use crate::core::model::{PodUid, SourceId, text};
 use crate::core::snapshot::{LookupBook, NamesBook};
@@ -21,13 +25,13 @@ mod device_id;
 pub mod docker;
 mod elements;
 mod engine;
+mod fault;
 mod files;
 pub mod greeting;
 mod grpc;
 pub mod kubelet_logs;
 pub mod pod_resources;
-mod proto;
-mod retry;
+mod socket_file;
 mod sockets;
 mod wanted;
 
@@ -37,6 +41,17 @@ pub use self::engine::EngineError;
 pub const MAX_TEXT: usize = 253;
 /// Most labels of a container that are passed on.
 pub const MAX_LABELS: usize = 64;
+
+/// What connects an identity source to the rest of the agent. `Q` is what it can be asked.
+#[derive(Debug)]
+pub struct IdentityIo<Q> {
+    /// What the source counts.
+    pub counters: Arc<Counters>,
+    /// Questions of the core. If it is closed, the source passes on only what it learns by itself.
+    pub questions: mpsc::Receiver<Q>,
+    /// Where the answers go, by which clocks, and until when.
+    pub io: Io,
+}
 
 /// What a source of names met, since the agent began. Shared with whoever exports it.
 #[derive(Debug, Default)]
@@ -116,7 +131,7 @@ impl Counters {
     }
 
     /// Counts an answer that is refused, by why.
-    fn refuse_answer(&self, fault: &impl sockets::Fault) {
+    fn refuse_answer(&self, fault: &impl Fault) {
         Self::count(match fault.class() {
             "too_large" => &self.answers_too_large,
             _ => &self.invalid_replies,

@@ -23,12 +23,11 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::transport::Channel;
 use tracing::debug;
@@ -36,21 +35,19 @@ use tracing::debug;
 use super::device_id::{Origin, device_ref, is_nvidia_kind};
 use super::elements::{Malformed, decode, elements, text};
 use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
-use super::proto::pod_resources::{
-    ClaimResource, ContainerResources, GetPodResourcesRequest, ListPodResourcesRequest,
-};
-use super::sockets::{self, Closed, Follower, Pace, Seat, Wires};
+pub use super::sockets::Pace;
+use super::sockets::{self, Follower, Seat};
 use super::wanted::receive;
-use super::{Counters, clean, is_kubernetes_name};
+use super::{Counters, IdentityIo, clean, is_kubernetes_name};
+use crate::config;
 use crate::core::input::{
     AllocatedDevice, Allocations, ContainerAllocation, DeviceRef, Input, PodName,
 };
-use crate::core::model::{BootTime, Clock, SourceId, SourceState};
-
-/// Where the kubelet listens.
-pub const DEFAULT_SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
-/// The resources that can be NVIDIA's GPUs, unless configured.
-pub const DEFAULT_RESOURCES: [&str; 1] = ["nvidia.com/"];
+use crate::core::model::{BootTime, SourceId, SourceState};
+use crate::sources::health::Closed;
+use gpuacct_proto::pod_resources::{
+    ClaimResource, ContainerResources, GetPodResourcesRequest, ListPodResourcesRequest,
+};
 
 /// How close lists follow each other at most, however many pods are new.
 const LISTS_APART: Duration = Duration::from_secs(1);
@@ -81,64 +78,17 @@ mod field {
 /// The DRA driver whose devices are GPUs.
 const GPU_DRIVER: &str = "gpu.nvidia.com";
 
-/// Where the kubelet is and how patient to be with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Its socket.
-    pub socket: PathBuf,
-    /// Resources that can be GPUs: a name, or a domain with a slash at its end.
-    pub resources: Vec<String>,
-    /// How long any one request may take.
-    pub timeout: Duration,
-    /// How often everything is listed.
-    pub interval: Duration,
-    /// Longest wait between attempts.
-    pub retry_max: Duration,
-    /// How often to look for a socket that is not there.
-    pub look_interval: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            socket: DEFAULT_SOCKET.into(),
-            resources: DEFAULT_RESOURCES.map(str::to_owned).to_vec(),
-            timeout: Duration::from_secs(5),
-            interval: Duration::from_secs(10),
-            retry_max: Duration::from_secs(30),
-            look_interval: Duration::from_secs(2),
-        }
-    }
-}
-
 /// Follows the kubelet until `shutdown` turns true or nobody reads `out` any more.
 ///
-/// `pods` are those that the core would like to know of soon; it may be closed. A full `out` holds
-/// this source and nothing else.
-pub async fn run(
-    config: Config,
-    counters: Arc<Counters>,
-    pods: mpsc::Receiver<PodName>,
-    out: mpsc::Sender<Input>,
-    clock: fn() -> Clock,
-    shutdown: watch::Receiver<bool>,
-) {
-    let pace = Pace {
-        retry_max: config.retry_max,
-        look_interval: config.look_interval,
-    };
-    let wires = Wires {
-        counters,
-        questions: pods,
-        out,
-        clock,
-    };
+/// It is asked for pods that the core would like to know of soon. A full `out` holds this source and
+/// nothing else.
+pub async fn run(config: config::PodResources, pace: Pace, io: IdentityIo<PodName>) {
     let begin = |seat| Kubelet {
         seat,
         config: config.clone(),
     };
     let (source, sockets) = (SourceId::PodResources, [config.socket.clone()]);
-    sockets::run(source, &sockets, pace, wires, shutdown, begin).await;
+    sockets::run(source, &sockets, pace, io, begin).await;
 }
 
 /// Asks a kubelet for its list, once, and returns how many containers of its list have devices, for
@@ -181,7 +131,7 @@ fn has_devices(container: &[u8]) -> Result<bool, Malformed> {
 
 struct Kubelet {
     seat: Seat<PodName>,
-    config: Config,
+    config: config::PodResources,
 }
 
 impl Follower for Kubelet {
@@ -202,7 +152,7 @@ impl Follower for Kubelet {
 impl Kubelet {
     /// Asks the kubelet until it cannot be asked any more.
     async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
-        let limit = self.config.timeout;
+        let limit = self.config.timeout.0;
         let channel = match grpc::connect(&self.seat.path, limit).await {
             Ok(channel) => channel,
             Err(fault) => return Ok(fault),
@@ -219,7 +169,7 @@ impl Kubelet {
         // A kubelet that was upgraded has another session.
         let mut offers_get = true;
         let mut listed = Instant::now();
-        let mut list_at = listed + self.config.interval;
+        let mut list_at = listed + self.config.interval.0;
         loop {
             tokio::select! {
                 () = sleep_until(list_at) => {
@@ -230,7 +180,7 @@ impl Kubelet {
                         return Ok(fault);
                     }
                     listed = Instant::now();
-                    list_at = listed + self.config.interval;
+                    list_at = listed + self.config.interval.0;
                 }
                 pod = receive(&mut self.seat.questions) => {
                     let Some(pod) = pod else {
@@ -267,7 +217,7 @@ impl Kubelet {
             pod_namespace: (*pod.namespace).to_owned(),
         };
         let request = grpc::ask(channel, GET, request, MAX_ONE);
-        let limit = self.config.timeout;
+        let limit = self.config.timeout.0;
         let answer = match grpc::call("get", limit, &self.seat.counters, request).await {
             Ok(answer) => answer,
             Err(fault) if fault.is_unimplemented() => {
@@ -565,7 +515,7 @@ fn origin(resource: &str, resources: &[String]) -> Option<Origin> {
 #[doc(hidden)]
 pub fn fuzz(answer: &[u8]) {
     let counters = Counters::default();
-    let resources = DEFAULT_RESOURCES.map(str::to_owned);
+    let resources = config::PodResources::default().resources;
     let counted = with_devices(answer);
     if let Ok(found) = containers(answer, &resources, &counters) {
         assert!(counted.is_ok_and(|count| count >= found.len()));
@@ -581,11 +531,11 @@ mod tests {
 
     use prost::Message as _;
 
-    use super::super::proto::pod_resources::{
-        CdiDevice, ContainerDevices, DynamicResource, ListPodResourcesResponse, PodResources,
-    };
     use super::*;
     use crate::core::model::GpuUuid;
+    use gpuacct_proto::pod_resources::{
+        CdiDevice, ContainerDevices, DynamicResource, ListPodResourcesResponse, PodResources,
+    };
 
     const GPU: &str = "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566";
 
@@ -619,7 +569,7 @@ mod tests {
     }
 
     fn defaults() -> Vec<String> {
-        Config::default().resources
+        config::PodResources::default().resources
     }
 
     #[test]

@@ -9,7 +9,6 @@
 //! that is there, and whoever asked asks again. A follower that a defect ends takes no other with it,
 //! and is told of.
 
-use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
 use std::panic::AssertUnwindSafe;
@@ -18,21 +17,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use super::retry::{Backoff, Socket, every, io_class};
+use super::fault::Fault;
+use super::socket_file::{Socket, every, io_class};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, clean};
-use crate::core::input::{Input, SourceHealth};
-use crate::core::model::{Clock, ContainerId, Nanos, SourceId, SourceState};
+use super::{Counters, IdentityIo, clean};
+use crate::core::input::Input;
+use crate::core::model::{Clock, ContainerId, SourceId, SourceState};
+use crate::sources::Io;
+use crate::sources::health::{Closed, HealthReporter};
+use crate::sources::retry::Backoff;
 
 /// How long a session has to last for the waits to begin anew: a server that hangs up after every
 /// list is not listed five times a second.
 const SETTLED: Duration = Duration::from_secs(10);
+/// First wait after a failure; it doubles from there.
+const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Longest wait for an interface that a server does not offer, shorter than the grace for names: a
 /// runtime may take connections before the part of it that offers the interface is ready.
 const UNOFFERED_MAX: Duration = Duration::from_secs(5);
@@ -40,15 +45,6 @@ const UNOFFERED_MAX: Duration = Duration::from_secs(5);
 const QUESTIONS: usize = 256;
 /// Reports on their way from the followers: each waits until its report is taken.
 const REPORTS: usize = 8;
-
-/// Nobody reads the observations any more.
-pub(super) struct Closed;
-
-/// Why a server could not be used, or not any longer; shown in words.
-pub(super) trait Fault: Display + Send {
-    /// The label value. `unimplemented` is a server that does not offer the interface.
-    fn class(&self) -> &'static str;
-}
 
 /// Why nobody can be talked to at a path.
 #[derive(Debug, thiserror::Error)]
@@ -87,23 +83,22 @@ fn look(path: &Path) -> Result<Option<Socket>, Obstacle> {
     }
 }
 
-/// How patient to be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+/// How patient to be. Only tests change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
     /// Longest wait between attempts.
-    pub(super) retry_max: Duration,
+    pub retry_max: Duration,
     /// How often to look for a socket that is not there.
-    pub(super) look_interval: Duration,
+    pub look_interval: Duration,
 }
 
-/// What a source is connected to. `Q` is what it can be asked.
-pub(super) struct Wires<Q> {
-    pub(super) counters: Arc<Counters>,
-    /// May be closed: then only what the servers tell by themselves is passed on.
-    pub(super) questions: mpsc::Receiver<Q>,
-    /// A full one holds this source and nothing else.
-    pub(super) out: mpsc::Sender<Input>,
-    pub(super) clock: fn() -> Clock,
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            retry_max: Duration::from_secs(30),
+            look_interval: Duration::from_secs(2),
+        }
+    }
 }
 
 /// Whoever talks to the server behind one socket.
@@ -202,11 +197,10 @@ impl<Q> Seat<Q> {
     }
 
     fn state_of(&self, fault: &impl Fault, wait: Duration) -> SourceState {
-        let wait = Nanos(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
         SourceState::Down {
             class: fault.class().into(),
             reason: clean(&fault.to_string(), &self.counters),
-            next_retry: Some((self.clock)().boot.plus(wait)),
+            next_retry: Some((self.clock)().boot.plus(wait.into())),
         }
     }
 
@@ -238,7 +232,8 @@ impl<Q> Seat<Q> {
 
 /// Follows one socket for ever.
 async fn follow<F: Follower>(follower: &mut F) -> Closed {
-    let mut retry = Backoff::default();
+    let longest = follower.seat().pace.retry_max.max(RETRY_MIN);
+    let mut retry = Backoff::new((RETRY_MIN, longest)).jittered();
     loop {
         if let Err(closed) = attempt(follower, &mut retry).await {
             return closed;
@@ -268,10 +263,10 @@ async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(
                     let (source, place) = (seat.source.as_str(), seat.path.display());
                     info!(source, %place, %fault, "not offered here");
                 }
-                let wait = retry.next(retry_max.min(UNOFFERED_MAX));
+                let wait = retry.wait_at_most(retry_max.min(UNOFFERED_MAX));
                 (Some(socket), SourceState::Absent, wait)
             } else {
-                let wait = retry.next(retry_max);
+                let wait = retry.wait_at_most(retry_max);
                 (Some(socket), seat.state_of(&fault, wait), wait)
             }
         }
@@ -281,7 +276,7 @@ async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(
         }
         Ok(None) => (None, SourceState::Absent, look_interval),
         Err(obstacle) => {
-            let wait = retry.next(retry_max);
+            let wait = retry.wait_at_most(retry_max);
             (None, seat.state_of(&obstacle, wait), wait)
         }
     };
@@ -312,15 +307,14 @@ pub(super) async fn run<F: Follower>(
     source: SourceId,
     sockets: &[PathBuf],
     pace: Pace,
-    wires: Wires<F::Question>,
-    mut shutdown: watch::Receiver<bool>,
+    io: IdentityIo<F::Question>,
     begin: impl Fn(Seat<F::Question>) -> F,
 ) {
-    tokio::select! {
-        // Both a `true` and a dropped sender mean the end.
-        _ = shutdown.wait_for(|stop| *stop) => {}
-        Closed = oversee(source, sockets, pace, wires, begin) => {}
-    }
+    let shutdown = io.io.shutdown.clone();
+    let life = async {
+        let Closed = oversee(source, sockets, pace, io, begin).await;
+    };
+    Io::until_stopped(shutdown, life).await;
 }
 
 /// Starts a follower for each socket, hands questions to all of them, and makes one state of theirs.
@@ -329,15 +323,16 @@ async fn oversee<F: Follower>(
     source: SourceId,
     sockets: &[PathBuf],
     pace: Pace,
-    wires: Wires<F::Question>,
+    io: IdentityIo<F::Question>,
     begin: impl Fn(Seat<F::Question>) -> F,
 ) -> Closed {
-    let Wires {
+    let IdentityIo {
         counters,
         questions,
-        out,
-        clock,
-    } = wires;
+        io: Io { out, clock, .. },
+    } = io;
+    // Each socket logs its own states.
+    let mut health = HealthReporter::new(source, out.clone(), clock).quiet();
     let (reports, mut reported) = mpsc::channel(REPORTS);
     let mut followers = JoinSet::new();
     let mut asked = Vec::new();
@@ -372,19 +367,11 @@ async fn oversee<F: Follower>(
     // Where there are none, nobody reports, and without a state the source would not be shown.
     if members.is_empty() {
         let (state, place) = together(&members);
-        let since = clock().boot;
-        let health = SourceHealth {
-            source,
-            since,
-            state,
-            place,
-        };
-        if out.send(Input::Health(health)).await.is_err() {
-            return Closed;
+        if let Err(closed) = health.report(state, &place).await {
+            return closed;
         }
     }
     let mut questions = Some(questions);
-    let mut health = None::<SourceHealth>;
     loop {
         let report = tokio::select! {
             () = out.closed() => return Closed,
@@ -415,20 +402,8 @@ async fn oversee<F: Follower>(
             member.state = report.state;
         }
         let (state, place) = together(&members);
-        let since = health
-            .as_ref()
-            .filter(|h| h.state.as_str() == state.as_str());
-        let now = SourceHealth {
-            source,
-            since: since.map_or_else(|| clock().boot, |h| h.since),
-            state,
-            place,
-        };
-        if health.as_ref() != Some(&now) {
-            health = Some(now.clone());
-            if out.send(Input::Health(now)).await.is_err() {
-                return Closed;
-            }
+        if let Err(closed) = health.report(state, &place).await {
+            return closed;
         }
     }
 }

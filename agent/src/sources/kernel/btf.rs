@@ -698,11 +698,14 @@ mod tests {
         };
         let btf = KernelTypes::parse(&bytes).unwrap();
         assert!(btf.len() > 1000, "{} types", btf.len());
-        for field in super::super::KERNEL_FIELDS {
+        for field in super::super::layout::KERNEL_FIELDS {
             btf.member_offset(field.structure, field.names).unwrap();
         }
-        let optional = super::super::OPTIONAL_TRACEPOINTS;
-        for tracepoint in super::super::TRACEPOINTS.into_iter().chain(optional) {
+        let optional = super::super::layout::OPTIONAL_TRACEPOINTS;
+        for tracepoint in super::super::layout::TRACEPOINTS
+            .into_iter()
+            .chain(optional)
+        {
             assert!(
                 btf.has_typedef(&format!("btf_trace_{tracepoint}")),
                 "{tracepoint}"

@@ -27,7 +27,8 @@ use aya::{Btf, Ebpf};
 use gpuacct_common::global::{NO_CALL, NO_MAJOR};
 use tracing::{debug, info, warn};
 
-use super::{KernelError, refused};
+use super::btf::BtfError;
+use super::error::{KernelError, reason, refused};
 use crate::core::model::DeviceNumber;
 
 /// Where the kernel lists the major numbers of its devices.
@@ -289,7 +290,7 @@ impl Opens {
         object: &mut Ebpf,
         types: &Btf,
         watch: &Watch,
-        lacking: Option<&super::BtfError>,
+        lacking: Option<&BtfError>,
     ) -> Self {
         let mut opens = Self {
             watch: watch.clone(),
@@ -315,7 +316,7 @@ impl Opens {
     }
 
     fn refuse(&mut self, road: Road, error: KernelError) {
-        let reason = super::trial::reason(&error);
+        let reason = reason(&error);
         info!(hook = road.name(), reason, "no hook for opens of devices");
         self.refusals.push(Refusal { road, error });
     }

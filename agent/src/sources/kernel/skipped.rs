@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt as _;
 use aya::Ebpf;
 use tracing::{debug, warn};
 
-use super::TRACEPOINTS;
+use super::layout::TRACEPOINTS;
 
 /// The field, as the kernel's `bpf_prog_show_fdinfo` writes it.
 const FIELD: &[u8] = b"recursion_misses:";

@@ -1,15 +1,15 @@
 //! A trial for `gpuacct check`: would the object run here, and if not, which part is refused?
 //!
-//! [`super::KernelSource::load`] stops at the first refusal, as it must; an operator wants all of
+//! [`KernelSource::load`](super::KernelSource::load) stops at the first refusal, as it must; an operator wants all of
 //! them. Each attach point is tried on its own and let go at once. The object of an agent that is
 //! running is not touched: a tracepoint takes any number of programs.
 
+use rustix::thread::CapabilitySet;
+
+use super::attach::{KernelConfig, attach_to, give_memory_back, load_object};
+use super::error::{KernelError, check_kernel, effective_capabilities, raise_locked_memory};
+use super::layout::{Kernel, OPTIONAL_TRACEPOINTS, TRACEPOINTS, kernel_types};
 use super::opens::{Opens, Refusal, State};
-use super::{
-    CapabilitySet, Kernel, KernelConfig, KernelError, OPTIONAL_TRACEPOINTS, StdError, TRACEPOINTS,
-    attach_to, check_kernel, effective_capabilities, give_memory_back, kernel_types,
-    raise_locked_memory,
-};
 
 /// What became of one attach point.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ fn attach_each(config: &KernelConfig) -> Result<Hooks, KernelError> {
     }
     raise_locked_memory();
     let kernel = Kernel::inspect()?;
-    let mut object = kernel.load_object(config)?;
+    let mut object = load_object(&kernel, config)?;
     let types = kernel_types()?;
     let mut hook = |name| Hook {
         name,
@@ -112,28 +112,9 @@ pub fn capabilities() -> Vec<(&'static str, bool)> {
     .into()
 }
 
-/// An error with its causes, in one line. The verifier's log, which is one of them, is cut.
-#[must_use]
-pub fn reason(error: &KernelError) -> String {
-    const LONGEST: usize = 600;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    let mut text = text.replace('\n', " ");
-    if text.len() > LONGEST {
-        text.truncate(text.floor_char_boundary(LONGEST));
-        text.push('…');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io;
-
+    use super::super::error::reason;
     use super::*;
 
     #[test]
@@ -145,13 +126,5 @@ mod tests {
         let error = hooks(&config).expect_err("no object");
         assert!(matches!(error, KernelError::NoObject), "{error}");
         assert!(reason(&error).contains("cargo xtask build"));
-    }
-
-    #[test]
-    fn an_endless_reason_is_cut() {
-        let error = KernelError::NoBtf(io::Error::other("ä\n".repeat(1_000)));
-        let text = reason(&error);
-        assert!(text.len() < 610 && text.ends_with('…'), "{text}");
-        assert!(!text.contains('\n'));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
@@ -36,14 +37,14 @@ impl Host {
         fs::write(path, text).unwrap();
     }
 
-    fn config(&self) -> Config {
+    fn config(&self) -> config::Bundle {
         let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
-        Config {
+        config::Bundle {
             host_root: self.0.path().to_owned(),
             containerd: paths(&["/run/containerd", "/run/docker/containerd/daemon"]),
             storage: paths(&["/run/containers/storage", "/var/lib/containers/storage"]),
             docker: paths(&["/var/lib/docker"]),
-            pace: Pace::default(),
+            ..config::Bundle::default()
         }
     }
 

@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::super::engine;
 use super::*;
-use crate::sources::clock;
+use crate::sources::{Io, clock};
 
 /// Nothing here takes as long; it turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -74,14 +75,19 @@ impl Server {
     }
 
     fn follow_pinging(&self, timeout: Duration, ping_interval: Duration) -> Following {
-        let config = Config {
+        let config = config::Docker {
             sockets: vec![self.folder.path().join("docker.sock")],
-            timeout,
-            ping_interval,
-            retry_max: Duration::from_millis(200),
-            look_interval: Duration::from_millis(50),
+            timeout: config::Span(timeout),
+            ..config::Docker::default()
         };
-        Following::of(config)
+        let tuning = Tuning {
+            ping_interval,
+            pace: Pace {
+                retry_max: Duration::from_millis(200),
+                look_interval: Duration::from_millis(50),
+            },
+        };
+        Following::of(config, tuning)
     }
 }
 
@@ -148,19 +154,21 @@ struct Following {
 }
 
 impl Following {
-    fn of(config: Config) -> Self {
+    fn of(config: config::Docker, tuning: Tuning) -> Self {
         let (lookups, receiver) = mpsc::channel(8);
         let (out, inputs) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
         let counters = Arc::new(Counters::default());
-        let task = tokio::spawn(run(
-            config,
-            Arc::clone(&counters),
-            receiver,
-            out,
-            clock::now,
-            shutdown,
-        ));
+        let io = IdentityIo {
+            counters: Arc::clone(&counters),
+            questions: receiver,
+            io: Io {
+                out,
+                clock: clock::now,
+                shutdown,
+            },
+        };
+        let task = tokio::spawn(run(config, tuning, io));
         Self {
             inputs,
             lookups,
@@ -580,11 +588,13 @@ async fn what_is_looked_up_while_there_is_no_socket_neither_fills_the_line_nor_b
         t if t.contains(&id('a')) => Reply::Json(inspection('a', "one")),
         t => plain(t, &[summary('b', "two")], Reply::Open(vec![])),
     });
-    let mut source = Following::of(Config {
+    let config = config::Docker {
         sockets: vec![socket.clone()],
-        look_interval: Duration::from_millis(20),
-        ..Config::default()
-    });
+        ..config::Docker::default()
+    };
+    let mut tuning = Tuning::default();
+    tuning.pace.look_interval = Duration::from_millis(20);
+    let mut source = Following::of(config, tuning);
     source.expect(&["absent"]).await;
     // More than wait for an answer at most.
     for number in 0..5_000 {
@@ -627,10 +637,11 @@ async fn containers_of_a_second_daemon_are_known_as_well() {
     let both = sockets
         .each_ref()
         .map(|socket| socket.display().to_string());
-    let mut source = Following::of(Config {
+    let config = config::Docker {
         sockets: sockets.to_vec(),
-        ..Config::default()
-    });
+        ..config::Docker::default()
+    };
+    let mut source = Following::of(config, Tuning::default());
     let mut known = std::collections::BTreeSet::new();
     let mut place = String::new();
     while known.len() < 2 || place != both.join(" ") {

@@ -2,10 +2,12 @@ use std::fs;
 use std::sync::atomic::Ordering;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::core::model::WallTime;
+use crate::core::input::SourceHealth;
+use crate::core::model::{Nanos, WallTime};
 
 fn hex(pair: &str) -> ContainerId {
     ContainerId::from(&*pair.repeat(32))
@@ -69,14 +71,16 @@ impl Rig {
         let shelf = Plain {
             root: root.path().to_owned(),
         };
-        let wires = Wires {
+        let io = IdentityIo {
             counters: Arc::clone(&counters),
-            lookups: taken,
-            out,
-            clock,
-            shutdown,
+            questions: taken,
+            io: Io {
+                out,
+                clock,
+                shutdown,
+            },
         };
-        let task = tokio::spawn(run(shelf, Pace::default(), "/names".into(), wires));
+        let task = tokio::spawn(run(shelf, Pace::default(), "/names".into(), io));
         Self {
             root,
             lookups,
@@ -319,15 +323,17 @@ async fn a_disk_that_hangs_is_down_and_comes_back() {
         timeout: Duration::from_millis(1),
         look_interval: Duration::from_secs(3_600),
     };
-    let wires = Wires {
+    let io = IdentityIo {
         counters: Arc::clone(&counters),
-        lookups: taken,
-        out,
-        clock,
-        shutdown,
+        questions: taken,
+        io: Io {
+            out,
+            clock,
+            shutdown,
+        },
     };
     let shelf = Hanging(Arc::clone(&gate));
-    let task = tokio::spawn(run(shelf, pace, "/logs".into(), wires));
+    let task = tokio::spawn(run(shelf, pace, "/logs".into(), io));
     let mut state = async || match inputs.recv().await {
         Some(Input::Health(health)) => (health.state, health.place),
         other => panic!("expected a state, found {other:?}"),

@@ -2,13 +2,17 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use super::*;
+use crate::core::model::Clock;
+use crate::sources::Io;
 
 const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 
@@ -24,11 +28,11 @@ impl Host {
         for below in ["containers", "pods"] {
             fs::create_dir_all(folder.path().join("var/log").join(below)).unwrap();
         }
-        let config = Config {
+        let config = config::KubeletLogs {
             host_root: folder.path().to_owned(),
             containers: "/var/log/containers".into(),
             pods: "/var/log/pods".into(),
-            pace: Pace::default(),
+            ..config::KubeletLogs::default()
         };
         Self {
             links: Links {
@@ -331,18 +335,17 @@ async fn pods_are_answered_for_beside_containers() {
     let (out, mut inputs) = mpsc::channel(16);
     let (stop, stopped) = watch::channel(false);
     let counters = Arc::new(Counters::default());
-    let clock = || Clock::default();
     let config = host.links.config.clone();
-    let run = run(
-        config,
-        Arc::clone(&counters),
-        none,
-        pods,
-        out,
-        clock,
-        stopped,
-    );
-    let task = tokio::spawn(run);
+    let io = IdentityIo {
+        counters: Arc::clone(&counters),
+        questions: none,
+        io: Io {
+            out,
+            clock: Clock::default,
+            shutdown: stopped,
+        },
+    };
+    let task = tokio::spawn(run(config, Pace::default(), pods, io));
     ask.send(UID.into()).await.unwrap();
     let found = loop {
         if let Input::Identity(update) = inputs.recv().await.unwrap() {

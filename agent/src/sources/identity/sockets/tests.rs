@@ -5,9 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::core::input::SourceHealth;
 use crate::sources::clock;
 
 /// Nothing here takes as long; it turns a hang into a failure.
@@ -89,23 +91,23 @@ impl Source {
         let (questions, asked) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
         let (counters, sessions) = (Arc::<Counters>::default(), Arc::<Mutex<_>>::default());
-        let wires = Wires {
+        let io = IdentityIo {
             counters: Arc::clone(&counters),
             questions: asked,
-            out,
-            clock: clock::now,
+            io: Io {
+                out,
+                clock: clock::now,
+                shutdown,
+            },
         };
-        let pace = Pace {
-            retry_max: Duration::from_secs(30),
-            look_interval: Duration::from_secs(2),
-        };
+        let pace = Pace::default();
         let seen = Arc::clone(&sessions);
         let task = tokio::spawn(async move {
             let begin = |seat| Actor {
                 seat,
                 sessions: Arc::clone(&seen),
             };
-            run(SourceId::Cri, &paths, pace, wires, shutdown, begin).await;
+            run(SourceId::Cri, &paths, pace, io, begin).await;
         });
         Self {
             folder,

@@ -3,7 +3,7 @@
 //! A commit says how much there is in all, and what is beyond the amounts that are settled is the
 //! present hour's. That is so while commits follow each other by the second. Where they do not (the
 //! file is a new one in the midst of a life, or nothing could be written for hours, or no agent ran)
-//! parts of a commit are settled here, as they were booked: see [`super::reached`].
+//! parts of a commit are settled here, as they were booked: see [`super::watermark`].
 //!
 //! What nobody can tell any more has a name: where more accounts were closed than could be kept while
 //! the store did not take them, their amounts are a record of a payer `(overflow)`, so that a report
@@ -14,13 +14,11 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::types::Value;
 use rusqlite::{Transaction, params, params_from_iter};
 
-use super::reached::{BookReached, MissedHour, Reached, spread};
-use super::write::{amounts, gpu, int, list, number, parameters, sums};
+use super::sql::{Result, amounts, gpu, int, list, number, parameters, sums};
+use super::watermark::{Before, BookReached, MissedHour, Reached, spread};
 use crate::core::amounts::Amounts;
 use crate::core::model::{Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
 use crate::core::persist::{Changes, KeptReason};
-
-type Result<T> = rusqlite::Result<T>;
 
 /// Who pays what was given up, and whatever else would be known of him.
 const OVERFLOW: &str = "(overflow)";
@@ -33,14 +31,6 @@ const PARTS: [&str; 6] = [
     "energy_idle",
     "energy_unattributed",
 ];
-
-/// What was booked before the commit that is written: by the last one of this life, in whichever file
-/// that is, and by those after it that could not be written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Before<'a> {
-    pub(super) reached: &'a Reached,
-    pub(super) missed: &'a [MissedHour],
-}
 
 /// What a file that this one has taken the place of holds is not billed in this one too: it is
 /// settled, and in no hour.

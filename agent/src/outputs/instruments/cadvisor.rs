@@ -17,20 +17,12 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::instruments::{Instrument, Kind, MAX_LABEL_BYTES, Points, Unit, Value, View};
+use super::instrument::{DutyCycle, Instrument, Kind, Points, Unit, Value, View};
+use super::labels::MAX_LABEL_BYTES;
 use crate::core::model::{GpuUuid, NONE, UNRESOLVED};
 use crate::core::snapshot::{
     Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
 };
-
-/// Whose duty cycle is shown with a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DutyCycle {
-    /// The device's, as in cAdvisor: whoever used it.
-    Device,
-    /// The container's own share of the device.
-    Container,
-}
 
 const LABELS: &[&str] = &[
     "make",

@@ -29,13 +29,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::ask::{AskError, get, parse};
-use super::complain;
-use super::status::{
-    self, Options, Output, by_use, container_table, gpu_table, header, index_in, indexes, name,
-    source_table,
+use super::page::{
+    by_use, container_table, gpu_table, header, index_in, indexes, name, source_table,
 };
-use super::table::{Table, printable};
+use super::question::{Options, Output, answer};
+use crate::commands::ask::{AskError, get, parse};
+use crate::commands::complain;
+use crate::commands::table::{Table, printable};
 use crate::core::model::{BootTime, GpuUuid};
 use crate::core::snapshot::ContainerAccount;
 use crate::outputs::socket::StatusReport;
@@ -135,7 +135,7 @@ async fn plain(options: &Options, interval: Duration, signals: &mut Signals) -> 
         let answer = tokio::select! {
             biased;
             () = signals.recv() => return ExitCode::SUCCESS,
-            answer = status::answer(options) => answer,
+            answer = answer(options) => answer,
         };
         let text = match (answer, options.output) {
             (Ok((page, _)), Output::Table) if shown => format!("\n{page}"),

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use super::write::{HOUR, hour};
+use super::sql::{HOUR, hour};
 use crate::core::amounts::Amounts;
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
 use crate::core::persist::{Changes, KeptBook, KeptReason, KeptTotals, State};
@@ -271,6 +271,14 @@ pub(super) fn spread(
         }
     }
     parts
+}
+
+/// What was booked before the commit that is written: by the last one of this life, in whichever file
+/// that is, and by those after it that could not be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Before<'a> {
+    pub(super) reached: &'a Reached,
+    pub(super) missed: &'a [MissedHour],
 }
 
 #[cfg(test)]

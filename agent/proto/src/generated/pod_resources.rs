@@ -200,6 +200,7 @@ pub mod pod_resources_lister_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "server")]
 pub mod pod_resources_lister_server {
     #![allow(
         unused_variables,

@@ -1,0 +1,251 @@
+//! The one task that owns the books: it takes inputs, commits, hands over to the store, publishes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{debug, error, warn};
+
+use super::books::{self, Begun};
+use super::recorder::Recorder;
+use super::requests::Requests;
+use crate::core::accountant::Accountant;
+use crate::core::input::Input;
+use crate::core::model::{Clock, Nanos};
+use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
+use crate::outputs::socket::Query;
+use crate::outputs::store::keeping::{Keeping, Outcome};
+use crate::sources::clock::now;
+use crate::sources::gpu::calls::Watchdog;
+
+/// How often the books are committed. The design allows two seconds at most.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// Inputs taken in a row before a commit that is due gets its turn.
+const INPUTS_IN_A_ROW: usize = 64;
+/// How long a call into NVML takes before `status` speaks of it.
+const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
+/// How long, at the end, each of these may take: the commit under way, the last one, closing the
+/// store.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
+
+/// A snapshot that may not go out yet.
+struct Waiting {
+    snapshot: Snapshot,
+    kept: Pin<Box<dyn Future<Output = (Keeping, Outcome)> + Send>>,
+}
+
+/// The one task that owns the books.
+pub(super) struct Core {
+    accountant: Accountant,
+    /// Keeps commits; absent where none are kept, and while it keeps one.
+    keeping: Option<Keeping>,
+    /// The snapshot that waits until its commit is kept.
+    waiting: Option<Waiting>,
+    /// The store's directory.
+    store: String,
+    /// If what it is told is to be written down.
+    recorder: Option<Recorder>,
+    /// Whether the next commit is the last.
+    is_last: bool,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Where the wishes of the core go.
+    requests: Requests,
+    watchdog: Watchdog,
+    blocked: watch::Sender<Option<BlockedCall>>,
+}
+
+impl Core {
+    /// The core with books that have been begun. `snapshots` and `blocked` are what the outputs show.
+    pub(super) fn new(
+        begun: Begun,
+        store: String,
+        recorder: Option<Recorder>,
+        requests: Requests,
+        watchdog: Watchdog,
+        snapshots: watch::Sender<Arc<Snapshot>>,
+        blocked: watch::Sender<Option<BlockedCall>>,
+    ) -> Self {
+        Self {
+            accountant: begun.accountant,
+            keeping: begun.keeping,
+            waiting: None,
+            store,
+            recorder,
+            is_last: false,
+            snapshots,
+            requests,
+            watchdog,
+            blocked,
+        }
+    }
+
+    /// Takes inputs, answers queries and commits until it is stopped; then commits once more.
+    pub(super) async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut queries: mpsc::Receiver<Query>,
+        mut stopped: watch::Receiver<bool>,
+    ) {
+        let mut commits = interval(COMMIT_EVERY);
+        // After a pause of the machine one commit is enough.
+        commits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(INPUTS_IN_A_ROW);
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stop| *stop) => break,
+                settled = settled(&mut self.waiting) => self.settle(settled),
+                // While a snapshot waits for the disk, the next commit does, and nothing else.
+                _ = commits.tick(), if self.waiting.is_none() => self.commit(now()),
+                Some(query) = queries.recv() => self.answer(query),
+                taken = inputs.recv_many(&mut batch, INPUTS_IN_A_ROW) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    self.take(&mut batch);
+                }
+            }
+        }
+        while inputs.try_recv().map(|input| batch.push(input)).is_ok() {}
+        self.take(&mut batch);
+        self.end().await;
+    }
+
+    /// The last commit. What the disk does not take in time does not go out either: the next agent
+    /// goes on from what is kept, and shows that.
+    async fn end(&mut self) {
+        if self.waiting.is_some() {
+            match timeout(LAST_COMMIT, settled(&mut self.waiting)).await {
+                Ok(settled) => self.settle(settled),
+                Err(_) => return,
+            }
+        }
+        self.accountant.await_nothing();
+        self.is_last = true;
+        self.commit(now());
+        if self.waiting.is_some()
+            && let Ok(settled) = timeout(LAST_COMMIT, settled(&mut self.waiting)).await
+        {
+            self.settle(settled);
+        }
+        if let Some(keeping) = self.keeping.take()
+            && timeout(LAST_COMMIT, keeping.close()).await.is_err()
+        {
+            warn!("the store was not closed within {LAST_COMMIT:?}");
+        }
+    }
+
+    fn take(&mut self, batch: &mut Vec<Input>) {
+        let clock = now();
+        for input in batch.drain(..) {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.take(&input, clock);
+            }
+            self.accountant.take(input, clock);
+        }
+        self.carry_out();
+    }
+
+    fn commit(&mut self, at: Clock) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.commit(self.is_last, at);
+        }
+        let snapshot = self.accountant.commit(at);
+        self.carry_out();
+        let keeping = self.keeping.as_mut();
+        if !keeping.is_some_and(|keeping| keeping.is_due(at.boot)) {
+            self.publish(snapshot);
+        } else if let Some(keeping) = self.keeping.take() {
+            let changes = self.accountant.changes(keeping.wants_whole(), at);
+            let kept = Box::pin(keeping.keep(changes));
+            self.waiting = Some(Waiting { snapshot, kept });
+        }
+    }
+
+    /// A commit is kept, or cannot be: its snapshot goes out.
+    fn settle(&mut self, (snapshot, keeping, outcome): (Snapshot, Keeping, Outcome)) {
+        if let Some(kept) = outcome.kept {
+            self.accountant.kept(kept);
+        }
+        let health = Input::Health(books::health(outcome.state, &self.store));
+        let clock = now();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.take(&health, clock);
+        }
+        self.accountant.take(health, clock);
+        self.keeping = Some(keeping);
+        self.publish(snapshot);
+    }
+
+    fn publish(&mut self, mut snapshot: Snapshot) {
+        // What the sources count of themselves goes out with the books.
+        snapshot.names = self.requests.names_books();
+        snapshot.nvml_calls = self.nvml_calls();
+        snapshot.nvml_threads = self.watchdog.threads();
+        snapshot.store = self.keeping.as_ref().map(Keeping::book);
+        for book in &snapshot.gpus {
+            if book.imbalance != 0 {
+                error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
+            }
+            if !book.excess.is_zero() {
+                error!(
+                    gpu = %book.gpu.uuid,
+                    nanoseconds = book.excess.0,
+                    "an account has more held or allocated time than has passed"
+                );
+            }
+        }
+        self.snapshots.send_replace(Arc::new(snapshot));
+        self.blocked
+            .send_replace(self.watchdog.blocked(now().boot, SHOWN_AS_BLOCKED));
+    }
+
+    fn nvml_calls(&self) -> Vec<NvmlCallBook> {
+        let figures = self.watchdog.figures().into_iter();
+        figures
+            .map(|(call, figures)| NvmlCallBook {
+                call: call.into(),
+                calls: figures.calls,
+                errors: figures.errors,
+                total: figures.total,
+                longest: figures.longest,
+            })
+            .collect()
+    }
+
+    fn carry_out(&mut self) {
+        for effect in self.accountant.take_effects() {
+            // A full channel means that it is being done, or will be asked for again.
+            if !self.requests.send(effect) {
+                debug!("a wish of the core was not taken");
+            }
+        }
+    }
+
+    fn answer(&mut self, query: Query) {
+        match query {
+            Query::Processes(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.accountant.gpu_processes(now().boot));
+            }
+            Query::Explain { subject, answer } => {
+                let explanation = self.accountant.explain(&subject, now());
+                // Whoever asked may have gone.
+                let _ = answer.send(explanation.map(Box::new));
+            }
+        }
+    }
+}
+
+/// Waits until the waiting snapshot may go out; for ever if there is none.
+async fn settled(waiting: &mut Option<Waiting>) -> (Snapshot, Keeping, Outcome) {
+    let Some(under_way) = waiting else {
+        return std::future::pending().await;
+    };
+    let (keeping, outcome) = (&mut under_way.kept).await;
+    let snapshot = std::mem::take(&mut under_way.snapshot);
+    *waiting = None;
+    (snapshot, keeping, outcome)
+}

@@ -1,0 +1,43 @@
+//! Why the agent could not start, or had to stop.
+
+use std::path::PathBuf;
+
+use tokio::task::JoinError;
+
+use crate::outputs::prometheus::BindError;
+use crate::outputs::receiver::ReceiverError;
+use crate::outputs::socket;
+
+/// Why the agent could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// `/metrics` has no address.
+    #[error(transparent)]
+    Prometheus(#[from] BindError),
+    /// The local socket cannot be made.
+    #[error("cannot make the local socket")]
+    Socket(#[from] socket::SocketError),
+    /// OTLP cannot be spoken as configured.
+    #[error(transparent)]
+    Otlp(#[from] ReceiverError),
+    /// The thread that follows NVML cannot be started.
+    #[error("cannot start the nvml thread")]
+    Nvml(#[source] std::io::Error),
+    /// The books are kept no longer.
+    #[error("the core ended before it was told to")]
+    Core(#[source] Option<JoinError>),
+    /// The file for what the core is told cannot be made.
+    #[error("cannot record to {path}", path = .path.display())]
+    Record {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The thread for the answers of runtimes and the kubelet cannot be started.
+    #[error("cannot start the thread for the answers of runtimes")]
+    ServersThread(#[source] std::io::Error),
+    /// A signal handler cannot be installed.
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+}

@@ -1,0 +1,192 @@
+//! Starts every output that is configured, and ends them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info};
+
+use super::settings::{opt_in, origin, receiver, starts, temporality};
+use super::sources::outlived;
+use crate::config::{self, Config};
+use crate::core::input::Input;
+use crate::core::model::SourceId;
+use crate::core::snapshot::{BlockedCall, Snapshot};
+use crate::outputs::condition::STUCK_AFTER;
+use crate::outputs::counters::OutputCounters;
+use crate::outputs::log::Log;
+use crate::outputs::prometheus::BindError;
+use crate::outputs::receiver::ReceiverError;
+use crate::outputs::socket::{ConfigReport, Query};
+use crate::outputs::{otlp, prometheus, socket};
+use crate::shutdown::until;
+use crate::sources::clock::now;
+
+/// Queries under way from the socket.
+const QUERIES: usize = 16;
+
+/// What the outputs show, and what they count.
+#[derive(Clone)]
+pub(super) struct Shown {
+    /// The last snapshot.
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The call into NVML that does not return, if there is one.
+    pub(super) blocked: watch::Receiver<Option<BlockedCall>>,
+    /// What the outputs count of themselves.
+    pub(super) counters: Arc<OutputCounters>,
+}
+
+/// The running outputs.
+pub(super) struct Outputs {
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
+}
+
+/// Takes the address of `/metrics`, if it is to be served.
+pub(super) async fn listen(section: &config::Prometheus) -> Result<Option<TcpListener>, BindError> {
+    if !section.enabled {
+        return Ok(None);
+    }
+    bind(section.listen).await.map(Some)
+}
+
+/// Binds the address of `/metrics`.
+pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    match prometheus::bind(address).await {
+        Err(error) => match without_ipv6(address, &error.source) {
+            Some(address) => prometheus::bind(address).await,
+            None => Err(error),
+        },
+        bound => bound,
+    }
+}
+
+/// What stands for all addresses, the default, where the kernel was started without IPv6.
+fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAddr> {
+    let no_ipv6 = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+    let all = address.is_ipv6() && address.ip().is_unspecified();
+    (no_ipv6 && all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+}
+
+/// The exporter to an OTLP receiver, if one is configured.
+pub(super) fn exporter(
+    config: &Config,
+    shown: &Shown,
+    inputs: mpsc::Sender<Input>,
+) -> Result<Option<otlp::Exporter>, ReceiverError> {
+    let Some(receiver) = receiver(config) else {
+        return Ok(None);
+    };
+    let options = otlp::Options {
+        interval: config.otlp.interval.0,
+        // No later than the first regular push would be.
+        first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
+        opt_in: opt_in(config),
+        temporality: temporality(config),
+        starts: starts(config),
+        ..otlp::Options::new(receiver, origin(config))
+    };
+    let (snapshots, counters) = (shown.snapshots.clone(), Arc::clone(&shown.counters));
+    otlp::Exporter::new(options, snapshots, counters, Arc::new(now), inputs).map(Some)
+}
+
+/// What the outputs are started with: what was taken before.
+pub(super) struct Taken {
+    /// The address of `/metrics`, if it is to be served.
+    pub(super) listener: Option<TcpListener>,
+    /// The local socket.
+    pub(super) socket: socket::Bound,
+    /// The exporter to an OTLP receiver, if one is configured.
+    pub(super) exporter: Option<otlp::Exporter>,
+}
+
+/// Starts the outputs, which can say from here on how far the start has come. Returns the queries
+/// that come in over the socket, too. `file` is where the configuration was read from.
+pub(super) fn start(
+    config: &Config,
+    file: Option<PathBuf>,
+    log: Arc<Log>,
+    taken: Taken,
+    shown: &Shown,
+    inputs: mpsc::Sender<Input>,
+) -> (Outputs, mpsc::Receiver<Query>) {
+    let (stop, stopped) = watch::channel(false);
+    let (queries, queries_taken) = mpsc::channel(QUERIES);
+    let mut tasks = JoinSet::new();
+    if let Some(listener) = taken.listener {
+        let address = listener.local_addr().map(|at| at.to_string());
+        info!(address = address.unwrap_or_default(), "serving /metrics");
+        let exposition = prometheus::Exposition {
+            snapshots: shown.snapshots.clone(),
+            blocked: shown.blocked.clone(),
+            counters: Arc::clone(&shown.counters),
+            opt_in: opt_in(config),
+            clock: Arc::new(now),
+            stuck_after: STUCK_AFTER,
+        };
+        let stopped = stopped.clone();
+        tasks.spawn(async move {
+            if let Err(error) = prometheus::serve(listener, exposition, until(stopped)).await {
+                error!(%error, "serving /metrics ended");
+            }
+        });
+    }
+    let desk = socket::Desk {
+        snapshots: shown.snapshots.clone(),
+        blocked: shown.blocked.clone(),
+        queries,
+        counters: Arc::clone(&shown.counters),
+        log,
+        config: Arc::new(ConfigReport {
+            file,
+            // A path that is not UTF-8 cannot be written, nor could it have been read.
+            toml: config.clone().redacted().to_toml().unwrap_or_default(),
+        }),
+        clock: Arc::new(now),
+    };
+    let (socket, socket_stopped) = (taken.socket, stopped.clone());
+    tasks.spawn(async move {
+        if let Err(error) = socket::serve(socket, desk, until(socket_stopped)).await {
+            error!(%error, "serving the local socket ended");
+        }
+    });
+    if let Some(exporter) = taken.exporter {
+        let exporter = exporter.run(until(stopped));
+        tasks.spawn(outlived(SourceId::Otlp, inputs, exporter));
+    }
+    (Outputs { tasks, stop }, queries_taken)
+}
+
+impl Outputs {
+    /// Tells the outputs to show the last snapshot and end, and waits until they have.
+    pub(super) async fn drain(mut self) {
+        let _ = self.stop.send(true);
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_are_those_of_ipv4_where_there_is_no_ipv6() {
+        let no_ipv6 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+        let in_use = rustix::io::Errno::ADDRINUSE.raw_os_error();
+        for (address, errno, expect) in [
+            ("[::]:10944", no_ipv6, Some("0.0.0.0:10944")),
+            ("[::]:10944", in_use, None),
+            ("[::1]:10944", no_ipv6, None),
+            ("0.0.0.0:10944", no_ipv6, None),
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let instead = without_ipv6(address.parse().expect("an address"), &error);
+            let expect = expect.map(|address| address.parse().expect("an address"));
+            assert_eq!(instead, expect, "{address} {error}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Where the wishes of the core go: the sources that carry them out.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::core::accountant::Effect;
+use crate::core::input::{IdentitySource, PodName};
+use crate::core::model::{ContainerId, PodUid, SourceId};
+use crate::core::snapshot::NamesBook;
+use crate::sources::identity::Counters;
+
+/// Questions under way to an identity source; what finds no room is asked again.
+pub(super) const LOOKUPS: usize = 256;
+
+/// An identity source, as the core sees it.
+struct Named {
+    source: IdentitySource,
+    counters: Arc<Counters>,
+    lookups: mpsc::Sender<ContainerId>,
+}
+
+/// The ways to the sources.
+pub(super) struct Requests {
+    /// The identity sources that are switched on.
+    names: Vec<Named>,
+    /// The one that is asked for pods, if it is.
+    pod_lookups: Option<mpsc::Sender<PodUid>>,
+    /// What the source of allocations counts, if that is switched on.
+    allocations: Option<Arc<Counters>>,
+    rescans: mpsc::Sender<()>,
+    announce: mpsc::Sender<()>,
+    lists: mpsc::Sender<()>,
+    pods: mpsc::Sender<PodName>,
+}
+
+/// The other ends of the ways that are there whatever is configured.
+pub(super) struct Asked {
+    /// To scan `/proc`.
+    pub(super) rescans: mpsc::Receiver<()>,
+    /// To announce cgroups anew.
+    pub(super) announce: mpsc::Receiver<()>,
+    /// To read the process lists of the GPUs.
+    pub(super) lists: mpsc::Receiver<()>,
+    /// To ask the kubelet for pods.
+    pub(super) pods: mpsc::Receiver<PodName>,
+}
+
+impl Requests {
+    /// Ways to no identity source yet.
+    pub(super) fn new() -> (Self, Asked) {
+        let (rescans, rescans_taken) = mpsc::channel(1);
+        let (announce, announce_taken) = mpsc::channel(1);
+        let (lists, lists_taken) = mpsc::channel(1);
+        let (pods, pods_taken) = mpsc::channel(LOOKUPS);
+        let requests = Self {
+            names: Vec::new(),
+            pod_lookups: None,
+            allocations: None,
+            rescans,
+            announce,
+            lists,
+            pods,
+        };
+        let asked = Asked {
+            rescans: rescans_taken,
+            announce: announce_taken,
+            lists: lists_taken,
+            pods: pods_taken,
+        };
+        (requests, asked)
+    }
+
+    /// Asks for a scan of `/proc`, for whoever knows of a reason before the core does.
+    pub(super) fn rescans(&self) -> mpsc::Sender<()> {
+        self.rescans.clone()
+    }
+
+    /// Adds an identity source to those that are asked, and returns its ends.
+    pub(super) fn identity(
+        &mut self,
+        source: IdentitySource,
+    ) -> (Arc<Counters>, mpsc::Receiver<ContainerId>) {
+        let counters = Arc::new(Counters::default());
+        let (lookups, taken) = mpsc::channel(LOOKUPS);
+        self.names.push(Named {
+            source,
+            counters: Arc::clone(&counters),
+            lookups,
+        });
+        (counters, taken)
+    }
+
+    /// Adds the source that is asked for pods.
+    pub(super) fn pods(&mut self) -> mpsc::Receiver<PodUid> {
+        let (lookups, taken) = mpsc::channel(LOOKUPS);
+        self.pod_lookups = Some(lookups);
+        taken
+    }
+
+    /// Adds the source of allocations.
+    pub(super) fn allocations(&mut self) -> Arc<Counters> {
+        let counters = Arc::new(Counters::default());
+        self.allocations = Some(Arc::clone(&counters));
+        counters
+    }
+
+    /// What the identity sources and the source of allocations have counted.
+    pub(super) fn names_books(&self) -> Vec<NamesBook> {
+        let names = self
+            .names
+            .iter()
+            .map(|of| of.counters.book(of.source.source()));
+        let kubelet = self.allocations.iter();
+        let kubelet = kubelet.map(|counters| counters.book(SourceId::PodResources));
+        names.chain(kubelet).collect()
+    }
+
+    /// Passes on a wish. Returns whether everybody whom it concerns has taken it.
+    pub(super) fn send(&self, effect: Effect) -> bool {
+        match effect {
+            // Whoever knows it: the best answer wins, whichever comes first.
+            Effect::LookUp(id) => {
+                let mut all = true;
+                for of in &self.names {
+                    if of.lookups.try_send(id.clone()).is_err() {
+                        of.counters.refuse_lookup();
+                        all = false;
+                    }
+                }
+                all
+            }
+            // The others tell by themselves of every pod that they know.
+            Effect::LookUpPod(uid) => match &self.pod_lookups {
+                Some(lookups) => lookups.try_send(uid).is_ok(),
+                None => true,
+            },
+            Effect::Rescan => self.rescans.try_send(()).is_ok(),
+            Effect::AnnounceAnew => self.announce.try_send(()).is_ok(),
+            Effect::ReadLists => self.lists.try_send(()).is_ok(),
+            // The next list of everything has it, too.
+            Effect::ReadAllocations(pod) => self.pods.try_send(pod).is_ok(),
+        }
+    }
+}

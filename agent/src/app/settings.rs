@@ -1,0 +1,111 @@
+//! What the parts of the agent are set to, from the one configuration.
+
+use tracing::warn;
+
+use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Payer};
+use crate::core::accountant::Settings;
+use crate::core::model::Pid;
+use crate::core::placement::PayerRule;
+use crate::core::publication::Policy;
+use crate::outputs::instruments::{DutyCycle, OptIn};
+use crate::outputs::otlp;
+use crate::outputs::receiver::{Origin, Protocol, Receiver};
+
+/// Where the kernel names this boot.
+pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The core's settings.
+pub(super) fn settings(config: &Config) -> Settings {
+    Settings {
+        policy: Policy {
+            grace: config.publish.grace.0.into(),
+            zero_for: config.publish.zero_for.0.into(),
+            keep_for: config.publish.keep_for.0.into(),
+        },
+        payer: match config.attribution.payer {
+            Payer::Outermost => PayerRule::Outermost,
+            Payer::Innermost => PayerRule::Innermost,
+        },
+        lists_interval: config.gpu.lists_interval.0.into(),
+        own_pid: Some(Pid(std::process::id())),
+        ..Settings::default()
+    }
+}
+
+/// The receiver of OTLP, if one is configured.
+pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
+    let endpoint = config.otlp.endpoint.clone()?;
+    let headers = config.otlp.headers.iter();
+    let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
+    let protocol = match config.otlp.protocol {
+        OtlpProtocol::Grpc => Protocol::Grpc,
+        OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
+    };
+    Some(Receiver {
+        timeout: config.otlp.timeout.0,
+        ..Receiver::new(endpoint, protocol).with_headers(headers)
+    })
+}
+
+/// What counters say over OTLP, and where it is kept what was sent.
+pub(super) fn temporality(config: &Config) -> otlp::Temporality {
+    match config.otlp.temporality {
+        OtlpTemporality::Cumulative => {
+            // Totals go out from here on: deltas that follow some day begin with those of then.
+            if let Err(error) = otlp::Place::disown(&config.socket.path) {
+                warn!(%error, "the mark of an earlier agent's deltas stays");
+            }
+            otlp::Temporality::Cumulative
+        }
+        // Without a store every agent's series are its own, and so is what was sent of them.
+        OtlpTemporality::Delta if !config.store.enabled => otlp::Temporality::Delta(None),
+        // Nor is there a store where the boot has no name, which the store says.
+        OtlpTemporality::Delta => otlp::Temporality::Delta(
+            boot()
+                .ok()
+                .map(|boot| otlp::Place::new(&config.store.path, &config.socket.path, &boot)),
+        ),
+    }
+}
+
+/// The file that records which counters are sent over OTLP without their start. Absent without a
+/// store or without a boot id, since no series then outlives the agent.
+pub(super) fn starts(config: &Config) -> Option<otlp::StartsFile> {
+    let boot = boot().ok().filter(|_| config.store.enabled)?;
+    Some(otlp::StartsFile::new(&config.store.path, &boot))
+}
+
+/// What is published only where it is asked for.
+pub(super) fn opt_in(config: &Config) -> OptIn {
+    let duty_cycle = match config.cadvisor.duty_cycle {
+        CadvisorDutyCycle::Device => DutyCycle::Device,
+        CadvisorDutyCycle::Container => DutyCycle::Container,
+    };
+    OptIn {
+        cadvisor: config.cadvisor.enabled.then_some(duty_cycle),
+        pod_labels: config.publish.pod_labels.clone(),
+    }
+}
+
+/// Where the figures come from, as OTLP's resource says it.
+pub(crate) fn origin(config: &Config) -> Origin {
+    // In a pod the kernel's host name is the pod's.
+    let host_name = config.otlp.node_name.clone().unwrap_or_else(|| {
+        let names = rustix::system::uname();
+        names.nodename().to_string_lossy().into_owned()
+    });
+    let host_id = std::fs::read_to_string("/etc/machine-id").ok();
+    Origin {
+        host_name,
+        host_id: host_id
+            .map(|id| id.trim().to_owned())
+            .filter(|id| !id.is_empty()),
+        node_name: config.otlp.node_name.clone(),
+    }
+}
+
+/// The name of this boot.
+pub(super) fn boot() -> std::io::Result<String> {
+    let boot = std::fs::read_to_string(BOOT_ID)?;
+    Ok(boot.trim().to_owned())
+}

@@ -1,0 +1,230 @@
+//! Starts every source that is configured, and ends them.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{error, warn};
+
+use super::error::AppError;
+use super::requests::Requests;
+use super::servers_thread::ServersThread;
+use crate::config::Config;
+use crate::core::input::{IdentitySource, Input};
+use crate::core::model::{SourceId, SourceState};
+use crate::sources::clock::now;
+use crate::sources::gpu::calls::Watchdog;
+use crate::sources::gpu::cursor::Cursor;
+use crate::sources::gpu::nvml::{self, NvmlHandle};
+use crate::sources::health::HealthReporter;
+use crate::sources::identity::{IdentityIo, bundle, cri, docker, kubelet_logs, pod_resources};
+use crate::sources::kernel::follow;
+use crate::sources::{Io, procfs};
+
+/// How long the first scan of `/proc` waits for the eBPF object to be attached. That takes some
+/// hundred milliseconds; one that takes this long may never come back.
+const ATTACH_WITHIN: Duration = Duration::from_secs(10);
+/// How much of a clean shutdown the last windows may take.
+const LAST_WINDOWS: Duration = Duration::from_secs(2);
+
+/// The running sources.
+pub(super) struct Sources {
+    tasks: JoinSet<()>,
+    nvml: NvmlHandle,
+    /// Where the sources run that talk to servers.
+    _servers: ServersThread,
+    stop: watch::Sender<bool>,
+}
+
+/// Tells the core which sources there are, before any of them says so itself.
+pub(super) async fn announce(config: &Config, has_otlp: bool, inputs: &mpsc::Sender<Input>) {
+    for (source, is_on) in [
+        (SourceId::Kernel, true),
+        (SourceId::Procfs, true),
+        (SourceId::Nvml, true),
+        (SourceId::Docker, config.docker.enabled),
+        (SourceId::Cri, config.cri.enabled),
+        (SourceId::Bundle, config.bundle.enabled),
+        (SourceId::KubeletLogs, config.kubelet_logs.enabled),
+        (SourceId::PodResources, config.pod_resources.enabled),
+        (SourceId::Otlp, has_otlp),
+    ] {
+        let state = if is_on {
+            SourceState::Absent
+        } else {
+            SourceState::Disabled
+        };
+        tell(inputs, source, state).await;
+    }
+}
+
+/// Starts the sources. `cursors` say where the GPUs' windows go on.
+///
+/// # Errors
+/// If a thread cannot be started.
+pub(super) fn start(
+    config: &Config,
+    cursors: Vec<Cursor>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<(Sources, Requests), AppError> {
+    let (mut requests, asked) = Requests::new();
+    let (stop, shutdown) = watch::channel(false);
+    let io = || Io {
+        out: inputs.clone(),
+        clock: now,
+        shutdown: shutdown.clone(),
+    };
+    let nvml = nvml::spawn(
+        config.gpu.clone(),
+        cursors,
+        inputs.clone(),
+        asked.lists,
+        shutdown.clone(),
+    )
+    .map_err(AppError::Nvml)?;
+    let servers = ServersThread::spawn().map_err(AppError::ServersThread)?;
+    let mut tasks = JoinSet::new();
+
+    let (tried, has_tried) = oneshot::channel();
+    let kernel = follow::run(
+        config.kernel.clone(),
+        asked.announce,
+        requests.rescans(),
+        tried,
+        io(),
+    );
+    tasks.spawn(outlived(SourceId::Kernel, inputs.clone(), kernel));
+    let attached = async {
+        // A sender that is gone has had its try as well.
+        let _ = timeout(ATTACH_WITHIN, has_tried).await;
+    };
+    let procfs = procfs::run(
+        config.procfs.clone(),
+        procfs::ROOT.into(),
+        attached,
+        asked.rescans,
+        io(),
+    );
+    tasks.spawn(outlived(SourceId::Procfs, inputs.clone(), procfs));
+
+    let mut names = |source| {
+        let (counters, questions) = requests.identity(source);
+        IdentityIo {
+            counters,
+            questions,
+            io: io(),
+        }
+    };
+    if config.docker.enabled {
+        let names = names(IdentitySource::Docker);
+        let life = docker::run(config.docker.clone(), docker::Tuning::default(), names);
+        let life = outlived(SourceId::Docker, inputs.clone(), life);
+        tasks.spawn_on(life, servers.handle());
+    }
+    if config.cri.enabled {
+        let names = names(IdentitySource::Cri);
+        let life = cri::run(config.cri.clone(), cri::Tuning::default(), names);
+        let life = outlived(SourceId::Cri, inputs.clone(), life);
+        tasks.spawn_on(life, servers.handle());
+    }
+    if config.bundle.enabled {
+        let names = names(IdentitySource::Bundle);
+        let life = bundle::run(config.bundle.clone(), bundle::Pace::default(), names);
+        tasks.spawn(outlived(SourceId::Bundle, inputs.clone(), life));
+    }
+    if config.kubelet_logs.enabled {
+        let names = names(IdentitySource::KubeletLogs);
+        let (section, pace) = (config.kubelet_logs.clone(), kubelet_logs::Pace::default());
+        let life = kubelet_logs::run(section, pace, requests.pods(), names);
+        tasks.spawn(outlived(SourceId::KubeletLogs, inputs.clone(), life));
+    }
+    if config.pod_resources.enabled {
+        let allocations = IdentityIo {
+            counters: requests.allocations(),
+            questions: asked.pods,
+            io: io(),
+        };
+        let (section, pace) = (config.pod_resources.clone(), pod_resources::Pace::default());
+        let life = pod_resources::run(section, pace, allocations);
+        let life = outlived(SourceId::PodResources, inputs.clone(), life);
+        tasks.spawn_on(life, servers.handle());
+    }
+    let sources = Sources {
+        tasks,
+        nvml,
+        _servers: servers,
+        stop,
+    };
+    Ok((sources, requests))
+}
+
+impl Sources {
+    /// What the threads of NVML are doing.
+    pub(super) fn watchdog(&self) -> Watchdog {
+        self.nvml.watchdog()
+    }
+
+    /// Tells the sources to end, and waits for their last words.
+    pub(super) async fn drain(mut self) {
+        let _ = self.stop.send(true);
+        // A call into NVML may never come back: the books do not wait for it long.
+        if timeout(LAST_WINDOWS, self.nvml.stopped()).await.is_err() {
+            warn!(
+                "NVML's last windows did not come within {LAST_WINDOWS:?}; their time is not booked"
+            );
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Lives as long as a source does, and tells if that ended by a panic: what is dead must not pass
+/// for what was heard of it last.
+pub(super) async fn outlived(
+    source: SourceId,
+    inputs: mpsc::Sender<Input>,
+    life: impl Future<Output = ()>,
+) {
+    // Nothing of the source is looked at after a panic.
+    if AssertUnwindSafe(life).catch_unwind().await.is_ok() {
+        return;
+    }
+    let source_name = source.as_str();
+    error!(source = source_name, "a defect ended this source");
+    let state = SourceState::Down {
+        class: "panic".into(),
+        reason: "a defect ended it; the agent must be started anew".into(),
+        next_retry: None,
+    };
+    tell(&inputs, source, state).await;
+}
+
+/// Says what a source is doing in its place.
+async fn tell(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState) {
+    let mut reporter = HealthReporter::new(source, inputs.clone(), now).quiet();
+    // Nobody listens any more only when the agent is stopping.
+    let _ = reporter.report(state, "").await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_source_that_a_defect_ended_is_down() {
+        let (inputs, mut taken) = mpsc::channel(1);
+        outlived(SourceId::Docker, inputs.clone(), async {}).await;
+        assert!(taken.try_recv().is_err(), "it ended in order");
+        outlived(SourceId::Docker, inputs, async { panic!("a defect") }).await;
+        let Some(Input::Health(health)) = taken.recv().await else {
+            panic!("a source tells of its health");
+        };
+        assert_eq!(health.source, SourceId::Docker);
+        assert!(
+            matches!(&health.state, SourceState::Down { class, .. } if &**class == "panic"),
+            "{health:?}"
+        );
+    }
+}

@@ -1,0 +1,80 @@
+//! Amounts in the units of people.
+
+use crate::core::model::Nanos;
+
+/// As much of an id as people read.
+pub(super) fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+pub(super) fn sum<R>(amounts: &[(R, Nanos)]) -> Nanos {
+    amounts.iter().map(|(_, amount)| *amount).sum()
+}
+
+pub(in crate::commands) fn unknown() -> String {
+    "-".to_owned()
+}
+
+/// A share as a percentage with one decimal.
+pub(in crate::commands) fn share(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
+}
+
+/// An amount of time with the two units that matter.
+pub(in crate::commands) fn duration(amount: Nanos) -> String {
+    let nanos = amount.0;
+    let seconds = nanos / 1_000_000_000;
+    match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => format!("{}us", nanos / 1_000),
+        1_000_000..1_000_000_000 => format!("{}ms", nanos / 1_000_000),
+        1_000_000_000..60_000_000_000 => {
+            format!("{seconds}.{}s", nanos / 100_000_000 % 10)
+        }
+        60_000_000_000..3_600_000_000_000 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3_600_000_000_000..86_400_000_000_000 => {
+            format!("{}h {}m", seconds / 3_600, seconds / 60 % 60)
+        }
+        _ => format!("{}d {}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/// An amount of memory in the unit that fits.
+pub(in crate::commands) fn bytes(amount: u64) -> String {
+    let unit = byte_unit(amount);
+    format!("{} {}", in_unit(amount, unit), BYTE_UNITS[unit])
+}
+
+/// What is used of what there is, in one unit.
+pub(in crate::commands) fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
+    match (used, size) {
+        (Some(used), Some(size)) => {
+            let unit = byte_unit(size);
+            let (used, size) = (in_unit(used, unit), in_unit(size, unit));
+            format!("{used}/{size} {}", BYTE_UNITS[unit])
+        }
+        (Some(used), None) => bytes(used),
+        (None, Some(size)) => format!("-/{}", bytes(size)),
+        (None, None) => unknown(),
+    }
+}
+
+/// The largest unit of which there is at least one.
+pub(super) fn byte_unit(amount: u64) -> usize {
+    (1..BYTE_UNITS.len())
+        .take_while(|unit| amount >> (10 * unit) > 0)
+        .last()
+        .unwrap_or(0)
+}
+
+pub(super) fn in_unit(amount: u64, unit: usize) -> String {
+    let tenths = (u128::from(amount) * 10) >> (10 * unit);
+    match (unit, tenths) {
+        (0, _) | (_, 1_000..) => (tenths / 10).to_string(),
+        _ if tenths.is_multiple_of(10) => (tenths / 10).to_string(),
+        _ => format!("{}.{}", tenths / 10, tenths % 10),
+    }
+}

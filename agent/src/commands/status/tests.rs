@@ -1,0 +1,250 @@
+//! The page, and what the socket answers.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use unicode_width::UnicodeWidthStr as _;
+
+use super::*;
+use crate::commands::ask::AskError;
+use crate::commands::status::figures::memory_of;
+use crate::commands::status::page::table;
+use crate::commands::table::WIDTH;
+use crate::core::model::{BootTime, Clock, HostUnit, Nanos, SourceState, WallTime};
+use crate::core::snapshot::{AllocationState, BlockedCall, Snapshot};
+use crate::outputs::condition::degraded;
+use crate::outputs::sample::{self, FIRST_GPU, NOW, golden};
+use crate::outputs::socket::{self, BlockedFor, Desk, Query, StatusReport};
+
+fn report(snapshot: Snapshot) -> StatusReport {
+    StatusReport {
+        version: "0.1.0".to_owned(),
+        now: NOW,
+        now_wall: WallTime(snapshot.wall.0 + 500_000_000),
+        degraded: degraded(&snapshot, None, NOW),
+        nvml_blocked: None,
+        snapshot,
+    }
+}
+
+#[test]
+fn the_page_of_the_sample() {
+    let mut report = report(sample::snapshot());
+    report.nvml_blocked = Some(BlockedFor {
+        call: "nvmlDeviceGetProcessUtilization".into(),
+        gpu: Some(FIRST_GPU.into()),
+        waited: Nanos::from_millis(1_250),
+    });
+    golden("status.txt", &table(&report, Some(&sample::processes())));
+}
+
+#[test]
+fn the_page_of_an_agent_that_has_just_begun() {
+    let page = table(&report(Snapshot::default()), Some(&[]));
+    golden("status_starting.txt", &page);
+}
+
+#[test]
+fn an_allocation_that_the_kubelet_has_not_confirmed_is_told_as_such() {
+    let mut snapshot = sample::snapshot();
+    snapshot.allocations[0].state = AllocationState::Unconfirmed;
+    let page = table(&report(snapshot), Some(&[]));
+    assert!(page.contains("counting, not confirmed"), "{page}");
+}
+
+#[test]
+fn no_line_is_wider_than_a_terminal() {
+    let mut snapshot = sample::snapshot();
+    for account in &mut snapshot.accounts {
+        account.labels.namespace = "namespace-".repeat(25).into();
+        account.labels.pod = "pod-\u{1b}[31m日本語".repeat(25).into();
+        account.labels.container = "container-".repeat(25).into();
+        account.amounts.busy = Nanos(u64::MAX);
+        account.memory = Some(u64::MAX);
+    }
+    for book in &mut snapshot.gpus {
+        book.gpu.index = u32::MAX;
+        book.gpu.model = "NVIDIA ".repeat(36).into();
+        book.memory_used = Some(u64::MAX);
+        book.gpu.memory_total = Some(u64::MAX);
+        book.busy = Nanos(u64::MAX);
+        book.imbalance = i64::MIN;
+        for (_, amount) in &mut book.unattributed {
+            *amount = Nanos(u64::MAX);
+        }
+        book.coverage.unattributed = book.unattributed.clone();
+    }
+    snapshot.host_accounts[0].unit = HostUnit::from("/a/b".repeat(99).as_str());
+    snapshot.host_accounts[0].gpu = "GPU-that-is-not-listed-any-more".into();
+    snapshot.host_accounts[0].amounts.busy = Nanos(u64::MAX);
+    snapshot.host_accounts[0].memory = Some(u64::MAX);
+    for health in &mut snapshot.sources {
+        health.place = "/run/".repeat(50).into();
+        health.state = SourceState::Down {
+            class: "x".into(),
+            reason: "because ".repeat(30).into(),
+            next_retry: Some(BootTime::MAX),
+        };
+    }
+    snapshot.events.seen = u64::MAX;
+    snapshot.events.lost = u64::MAX;
+    let page = table(&report(snapshot), Some(&sample::processes()));
+    for line in page.lines() {
+        assert!(line.width() <= WIDTH, "{} columns: {line}", line.width());
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+    }
+}
+
+#[test]
+fn amounts_in_the_units_of_people() {
+    let rows = [
+        (0, "0s"),
+        (999, "999ns"),
+        (1_000, "1us"),
+        (300_000_000, "300ms"),
+        (59_999_999_999, "59.9s"),
+        (60_000_000_000, "1m 0s"),
+        (3_599_000_000_000, "59m 59s"),
+        (5_400_000_000_000, "1h 30m"),
+        (86_400_000_000_000, "1d 0h"),
+        (u64::MAX, "213503d 23h"),
+    ];
+    for (nanos, expected) in rows {
+        assert_eq!(duration(Nanos(nanos)), expected);
+    }
+    let rows = [
+        (0, "0 B"),
+        (1_023, "1023 B"),
+        (1_024, "1 KiB"),
+        (1_536, "1.5 KiB"),
+        (100 << 20, "100 MiB"),
+        ((100 << 20) + (1 << 19), "100 MiB"),
+        (u64::MAX, "15.9 EiB"),
+    ];
+    for (amount, expected) in rows {
+        assert_eq!(bytes(amount), expected);
+    }
+    assert_eq!(memory_of(Some(512 << 20), Some(141 << 30)), "0.5/141 GiB");
+    assert_eq!(memory_of(None, Some(141 << 30)), "-/141 GiB");
+    assert_eq!(memory_of(None, None), "-");
+}
+
+/// An agent in miniature: a socket, a snapshot, and a core that knows the sample's processes.
+async fn agent(snapshot: Snapshot) -> (tempfile::TempDir, Options, tokio::task::JoinHandle<()>) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("gpuacct.sock");
+    let bound = socket::bind(&path).unwrap();
+    let (queries, mut asked) = mpsc::channel(1);
+    let (_, snapshots) = watch::channel(Arc::new(snapshot));
+    let (_, blocked) = watch::channel(None::<BlockedCall>);
+    let desk = Desk {
+        snapshots,
+        blocked,
+        queries,
+        counters: Arc::default(),
+        log: Arc::default(),
+        config: Arc::default(),
+        clock: Arc::new(|| Clock {
+            boot: NOW,
+            wall: WallTime(1_790_000_000_750_000_000),
+        }),
+    };
+    let task = tokio::spawn(async move {
+        let core = async {
+            while let Some(Query::Processes(answer)) = asked.recv().await {
+                answer.send(sample::processes()).unwrap();
+            }
+        };
+        tokio::select! {
+            () = core => {}
+            served = socket::serve(bound, desk, std::future::pending()) => served.unwrap(),
+        }
+    });
+    let options = Options {
+        output: Output::Table,
+        processes: true,
+        watch: None,
+        socket: path,
+    };
+    (directory, options, task)
+}
+
+#[tokio::test]
+async fn the_socket_tells_what_the_agent_knows() {
+    let (_directory, options, task) = agent(sample::snapshot()).await;
+    let (page, healthy) = answer(&options).await.unwrap();
+    assert!(!healthy, "docker is down");
+    assert!(page.contains("research/train-0/trainer"), "{page}");
+    assert!(page.contains("4711"), "{page}");
+
+    let options = Options {
+        output: Output::Json,
+        ..options
+    };
+    let (json, _) = answer(&options).await.unwrap();
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(value["snapshot"]["events"]["seen"], 123_456);
+    assert_eq!(value["snapshot"]["gpus"][0]["busy"], 1_800_123_456_789_u64);
+    assert_eq!(value["processes"][0]["pid"], 4_711);
+    assert_eq!(value["nvml_blocked"], serde_json::Value::Null);
+    assert_eq!(run(options.clone()).await, ExitCode::from(1));
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_healthy_agent_and_none_at_all() {
+    let mut snapshot = sample::snapshot();
+    snapshot.sources[3].state = SourceState::Absent;
+    let (directory, options, task) = agent(snapshot).await;
+    assert_eq!(run(options.clone()).await, ExitCode::SUCCESS);
+    task.abort();
+    assert!(task.await.expect_err("aborted").is_cancelled());
+
+    let error = answer(&options).await.expect_err("no agent");
+    assert!(matches!(error, AskError::NoAgent { .. }), "{error}");
+    assert_eq!(run(options).await, ExitCode::from(2));
+    drop(directory);
+}
+
+#[tokio::test]
+async fn an_agent_that_talks_nonsense_is_not_believed() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    type Expected = fn(&AskError) -> bool;
+    let rows: [(&str, Expected); 4] = [
+        ("not http at all\r\n\r\n", |error| {
+            matches!(error, AskError::Connection { .. })
+        }),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", |error| {
+            matches!(error, AskError::Format { .. })
+        }),
+        (
+            "HTTP/1.1 503 Busy\r\ncontent-length: 13\r\n\r\n{\"error\":\"x\"}",
+            |error| matches!(error, AskError::Refused { status: 503, reason, .. } if reason == "x"),
+        ),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", |error| {
+            matches!(error, AskError::Body { .. } | AskError::Connection { .. })
+        }),
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    for (place, (reply, expected)) in rows.into_iter().enumerate() {
+        let socket = directory.path().join(place.to_string());
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let options = Options {
+            output: Output::Table,
+            processes: false,
+            watch: None,
+            socket,
+        };
+        let (answer, ()) = tokio::join!(answer(&options), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(reply.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        });
+        let error = answer.expect_err(reply);
+        assert!(expected(&error), "{reply:?}: {error:?}");
+    }
+}

@@ -1,0 +1,196 @@
+//! Families of the agent's own outputs: the snapshot, scrapes, OTLP, the socket, connections.
+
+use super::instrument::{Instrument, Kind, Unit, VERSION, Value, View, nanos, own};
+use crate::outputs::counters::ConnectionCounters;
+
+/// The rows, in the order in which they are published.
+pub(super) static FAMILIES: &[Instrument] = &[
+    Instrument {
+        name: "gpuacct_snapshot_timestamp_seconds",
+        otlp: "gpuacct.snapshot.timestamp",
+        kind: Kind::Gauge,
+        unit: Unit::Seconds,
+        help: "Unix time of the commit that these figures are from.",
+        keys: &[],
+        read: |view, points| {
+            let snapshot = view.snapshot;
+            points.put(&[], snapshot.agent_started, nanos(snapshot.wall.0));
+        },
+    },
+    Instrument {
+        name: "gpuacct_scrapes_total",
+        otlp: "gpuacct.scrapes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{scrape}"),
+        help: "Scrapes that were answered, as of the commit that these figures are from.",
+        keys: &["format"],
+        read: |view, points| {
+            for (format, counter) in [
+                ("text", &view.counters.scrapes_text),
+                ("openmetrics", &view.counters.scrapes_openmetrics),
+            ] {
+                points.put(
+                    &[format],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_otlp_points_total",
+        otlp: "gpuacct.otlp.points",
+        kind: Kind::Counter,
+        unit: Unit::Count("{point}"),
+        help: "Points sent over OTLP: delivered, failed (and sent again, newer), rejected by the receiver for good, or unknown: deltas of which no answer says whether they arrived, and which are not sent again.",
+        keys: &["outcome"],
+        read: |view, points| {
+            for (outcome, counter) in [
+                ("delivered", &view.counters.otlp_points_delivered),
+                ("failed", &view.counters.otlp_points_failed),
+                ("rejected", &view.counters.otlp_points_rejected),
+                ("unknown", &view.counters.otlp_points_unknown),
+            ] {
+                points.put(
+                    &[outcome],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_otlp_requests_total",
+        otlp: "gpuacct.otlp.requests",
+        kind: Kind::Counter,
+        unit: Unit::Count("{request}"),
+        help: "Requests sent over OTLP.",
+        keys: &["outcome"],
+        read: |view, points| {
+            for (outcome, counter) in [
+                ("delivered", &view.counters.otlp_requests_delivered),
+                ("failed", &view.counters.otlp_requests_failed),
+            ] {
+                points.put(
+                    &[outcome],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_otlp_delta_writes_total",
+        otlp: "gpuacct.otlp.delta_writes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{write}"),
+        help: "Times that what was sent as deltas was written down (kept) or could not be (failed), and that what an agent before had written could not be read (unread). After the latter two, deltas begin with the totals of then. Stays at 0 where sums are cumulative.",
+        keys: &["outcome"],
+        read: |view, points| {
+            for (outcome, counter) in [
+                ("kept", &view.counters.otlp_deltas_kept),
+                ("failed", &view.counters.otlp_deltas_unkept),
+                ("unread", &view.counters.otlp_deltas_unread),
+            ] {
+                points.put(
+                    &[outcome],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_otlp_starts_merged_total",
+        otlp: "gpuacct.otlp.starts_merged",
+        kind: Kind::Counter,
+        unit: Unit::Count("{merge}"),
+        help: "Times that the starts of counters which are sent without their start, since the wall clock was behind it, were too many to be told apart. From then on counters that began earlier are sent without it, too.",
+        keys: &[],
+        read: |view, points| own(view, points, view.counters.otlp_starts_merged.get()),
+    },
+    Instrument {
+        name: "gpuacct_socket_requests_total",
+        otlp: "gpuacct.socket.requests",
+        kind: Kind::Counter,
+        unit: Unit::Count("{request}"),
+        help: "Requests on the local socket.",
+        keys: &[],
+        read: |view, points| own(view, points, view.counters.socket_requests.get()),
+    },
+    Instrument {
+        name: "gpuacct_connections_refused_total",
+        otlp: "gpuacct.connections.refused",
+        kind: Kind::Counter,
+        unit: Unit::Count("{connection}"),
+        help: "Connections that were one too many for their listener and were closed.",
+        keys: &["listener"],
+        read: |view, points| {
+            for (listener, counters) in listeners(view) {
+                points.put(
+                    &[listener],
+                    view.snapshot.agent_started,
+                    Value::Count(counters.too_many()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_connections_closed_total",
+        otlp: "gpuacct.connections.closed",
+        kind: Kind::Counter,
+        unit: Unit::Count("{connection}"),
+        help: "Connections that the agent closed so that others are served: the idlest one where all places were taken (gave_way) or its address had its share of them (one_address), a request's header that did not arrive in time (slow_header), an answer that was not taken in time (slow_reader), a connection without a request for a long time (silent).",
+        keys: &["listener", "reason"],
+        read: |view, points| {
+            for (listener, counters) in listeners(view) {
+                for (reason, counter) in counters.by_reason() {
+                    points.put(
+                        &[listener, reason],
+                        view.snapshot.agent_started,
+                        Value::Count(counter.get()),
+                    );
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_label_values_mended_total",
+        otlp: "gpuacct.label_values.mended",
+        kind: Kind::Counter,
+        unit: Unit::Count("{value}"),
+        help: "Label values that were cut to 253 bytes or freed of control characters, or were blank and went out as (unresolved), counted each time they are written.",
+        keys: &["mend"],
+        read: |view, points| {
+            for (mend, counter) in [
+                ("cut", &view.counters.labels_cut),
+                ("blank", &view.counters.labels_blank),
+            ] {
+                points.put(
+                    &[mend],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_build_info",
+        otlp: "gpuacct.build.info",
+        kind: Kind::Info,
+        unit: Unit::None,
+        help: "The agent that publishes this.",
+        keys: &["version"],
+        read: |view, points| {
+            points.put(&[VERSION], view.snapshot.agent_started, Value::Count(1));
+        },
+    },
+];
+
+/// The listeners, as label values, with what they closed.
+fn listeners<'a>(view: &View<'a>) -> [(&'static str, &'a ConnectionCounters); 2] {
+    [
+        ("metrics", &view.counters.metrics_connections),
+        ("socket", &view.counters.socket_connections),
+    ]
+}

@@ -1,0 +1,292 @@
+//! Families of containers.
+
+use std::collections::BTreeSet;
+
+use super::instrument::{Instrument, Kind, Points, Unit, Value, View, joules, nanos};
+use crate::core::amounts::Engine;
+use crate::core::input::IdentitySource;
+use crate::core::model::{NONE, UNRESOLVED};
+use crate::core::snapshot::{Attribution, ContainerLabels, ContainerSeries};
+
+const CONTAINER_GPU: &[&str] = &[
+    "namespace",
+    "pod",
+    "container",
+    "pod_uid",
+    "container_id",
+    "gpu_uuid",
+];
+
+/// The rows, in the order in which they are published.
+pub(super) static FAMILIES: &[Instrument] = &[
+    Instrument {
+        name: "gpuacct_container_gpu_busy_seconds_total",
+        otlp: "gpuacct.container.gpu.busy",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which the container kept the GPU busy.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            for series in &view.snapshot.container_series {
+                points.put(
+                    &container_gpu(series),
+                    series.start,
+                    nanos(series.amounts.busy.0),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_engine_busy_seconds_total",
+        otlp: "gpuacct.container.gpu.engine.busy",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which the container kept an engine beside the SMs busy: memory is the memory interface. Only engines of which the driver tells. They run at the same time as the SMs and are no part of the balance.",
+        keys: &[
+            "namespace",
+            "pod",
+            "container",
+            "pod_uid",
+            "container_id",
+            "gpu_uuid",
+            "engine",
+        ],
+        read: container_engines,
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_held_seconds_total",
+        otlp: "gpuacct.container.gpu.held",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which at least one of the container's processes had a context on the GPU, busy or not.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            per_container(view, points, |series| nanos(series.amounts.held.0));
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_allocated_seconds_total",
+        otlp: "gpuacct.container.gpu.allocated",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time during which the kubelet had given the container the GPU, used or not; absent on nodes whose kubelet has never said. Each of the containers that share a GPU by time-slicing has all of that time; gpuacct report divides it among them.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            if view.snapshot.allocations_known {
+                per_container(view, points, |series| nanos(series.amounts.allocated.0));
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_memory_byte_seconds_total",
+        otlp: "gpuacct.container.gpu.memory.byte_seconds",
+        kind: Kind::Counter,
+        unit: Unit::Count("{byte_second}"),
+        help: "Device memory that the container's processes held, summed over time.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            per_container(view, points, |series| Value::Wide(series.amounts.memory.0));
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_energy_joules_total",
+        otlp: "gpuacct.container.gpu.energy",
+        kind: Kind::Counter,
+        unit: Unit::Joules,
+        help: "Energy of the GPU by the container's share of busy time, idle energy apart; absent where the GPU has no meter.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            for series in &view.snapshot.container_series {
+                let mut books = view.snapshot.gpus.iter();
+                if books.any(|book| book.gpu.uuid == series.gpu && book.energy.is_some()) {
+                    points.put(
+                        &container_gpu(series),
+                        series.start,
+                        joules(series.amounts.energy),
+                    );
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_memory_bytes",
+        otlp: "gpuacct.container.gpu.memory",
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        help: "Device memory that the container's processes hold now; absent where the driver does not say.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            for series in &view.snapshot.container_series {
+                if let Some(bytes) = series.memory {
+                    points.put(&container_gpu(series), series.start, Value::Count(bytes));
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_gpu_memory_peak_bytes",
+        otlp: "gpuacct.container.gpu.memory.peak",
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        help: "The most device memory that the container's processes were seen to hold at once; absent where the driver does not say.",
+        keys: CONTAINER_GPU,
+        read: |view, points| {
+            for series in &view.snapshot.container_series {
+                if let Some(bytes) = series.memory_peak {
+                    points.put(&container_gpu(series), series.start, Value::Count(bytes));
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_container_info",
+        otlp: "gpuacct.container.info",
+        kind: Kind::Info,
+        unit: Unit::None,
+        help: "What is known of a container that has used a GPU, and who said so.",
+        keys: &[
+            "namespace",
+            "pod",
+            "container",
+            "pod_uid",
+            "container_id",
+            "image",
+            "runtime",
+            "attribution",
+            "source",
+            "reason",
+        ],
+        read: container_info,
+    },
+    Instrument {
+        name: "gpuacct_pod_labels",
+        otlp: "gpuacct.pod.labels",
+        kind: Kind::Gauge,
+        unit: Unit::Count("{label}"),
+        help: "The pod's own labels that [publish] pod_labels lists, one series a label, for joins. The value is (none) where the pod has no such label, and (unresolved) where only a source that does not tell labels has named it.",
+        keys: &["namespace", "pod", "pod_uid", "label", "value"],
+        read: pod_labels,
+    },
+];
+
+fn per_container(view: &View<'_>, points: &mut Points<'_>, value: fn(&ContainerSeries) -> Value) {
+    for series in &view.snapshot.container_series {
+        points.put(&container_gpu(series), series.start, value(series));
+    }
+}
+
+/// One series a label, since a family's keys are the same everywhere and the list is not.
+fn pod_labels(view: &View<'_>, points: &mut Points<'_>) {
+    let mut seen = BTreeSet::new();
+    for account in &view.snapshot.accounts {
+        let Attribution::Named { source } = account.attribution else {
+            continue;
+        };
+        let ContainerLabels {
+            namespace,
+            pod,
+            pod_uid,
+            ..
+        } = &account.labels;
+        if [NONE, UNRESOLVED].contains(&&**pod) {
+            continue;
+        }
+        for label in &view.opt_in.pod_labels {
+            let value = match account.runtime_labels.get(label.as_str()) {
+                Some(value) if !value.is_empty() => &**value,
+                // An empty value is one that Kubernetes allows.
+                Some(_) => NONE,
+                None if source == IdentitySource::Cri => NONE,
+                None => UNRESOLVED,
+            };
+            seen.insert([namespace, pod, pod_uid, label.as_str(), value]);
+        }
+    }
+    for labels in seen {
+        points.put(&labels, view.snapshot.agent_started, Value::Count(1));
+    }
+}
+
+fn container_engines(view: &View<'_>, points: &mut Points<'_>) {
+    for series in &view.snapshot.container_series {
+        let mut books = view.snapshot.gpus.iter();
+        let Some(book) = books.find(|book| book.gpu.uuid == series.gpu) else {
+            continue;
+        };
+        let [namespace, pod, container, pod_uid, container_id, gpu] = container_gpu(series);
+        // The call that tells of these two is empty: no row says that they were not used.
+        let is_untold = book
+            .clocks
+            .as_ref()
+            .is_some_and(|clocks| clocks.empty_call.is_some());
+        let engines = book.gpu.engines.iter();
+        let told =
+            engines.filter(|engine| !is_untold || !matches!(engine, Engine::Jpeg | Engine::Ofa));
+        for engine in told {
+            points.put(
+                &[
+                    namespace,
+                    pod,
+                    container,
+                    pod_uid,
+                    container_id,
+                    gpu,
+                    engine.as_str(),
+                ],
+                series.start,
+                nanos(series.amounts.engines.of(*engine).0),
+            );
+        }
+    }
+}
+
+fn container_gpu(series: &ContainerSeries) -> [&str; 6] {
+    let ContainerLabels {
+        namespace,
+        pod,
+        container,
+        pod_uid,
+        container_id,
+    } = &series.labels;
+    [
+        namespace,
+        pod,
+        container,
+        pod_uid,
+        container_id,
+        series.gpu.as_str(),
+    ]
+}
+
+fn container_info(view: &View<'_>, points: &mut Points<'_>) {
+    // A container on two GPUs has two series and is one container: a second info series with the
+    // same labels would break every join with it.
+    let mut written = BTreeSet::new();
+    for series in &view.snapshot.container_series {
+        if !written.insert(&series.labels) {
+            continue;
+        }
+        let labels = &series.labels;
+        let (source, reason) = match series.attribution {
+            Attribution::Held => (UNRESOLVED, NONE),
+            Attribution::Named { source } => (source.as_str(), NONE),
+            Attribution::IdOnly { reason } => (UNRESOLVED, reason.as_str()),
+        };
+        points.put(
+            &[
+                &labels.namespace,
+                &labels.pod,
+                &labels.container,
+                &labels.pod_uid,
+                &labels.container_id,
+                &series.image,
+                &series.runtime,
+                series.attribution.as_str(),
+                source,
+                reason,
+            ],
+            series.start,
+            Value::Count(1),
+        );
+    }
+}

@@ -1,0 +1,223 @@
+//! A row of the table: a family of series, the figure of a point, and where a row writes its points.
+
+use std::borrow::Cow;
+
+use super::labels::{MAX_LABEL_BYTES, is_welcome, mend};
+use crate::core::amounts::Millijoules;
+use crate::core::model::{UNRESOLVED, WallTime};
+use crate::core::snapshot::Snapshot;
+use crate::outputs::counters::OutputCounters;
+
+/// The version of this agent.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A family of series.
+#[derive(Debug)]
+pub struct Instrument {
+    /// Its name in Prometheus, suffixes included.
+    pub name: &'static str,
+    /// Its name in OTLP. Prometheus' rules for OTLP translate it, with unit and kind, to `name`.
+    pub otlp: &'static str,
+    /// What the figure means over time.
+    pub kind: Kind,
+    /// What it is measured in.
+    pub unit: Unit,
+    /// One sentence for people.
+    pub help: &'static str,
+    /// The label keys, the same for every series.
+    pub keys: &'static [&'static str],
+    /// Writes the points.
+    pub read: fn(&View<'_>, &mut Points<'_>),
+}
+
+/// What a figure means over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; starts again at zero with a new start time.
+    Counter,
+    /// A level.
+    Gauge,
+    /// Always 1; the labels are what it says.
+    Info,
+}
+
+/// What a figure is measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Seconds.
+    Seconds,
+    /// Bytes.
+    Bytes,
+    /// Joules.
+    Joules,
+    /// A share of one.
+    Ratio,
+    /// A number of things; the UCUM annotation, e.g. `{event}`, names them.
+    Count(&'static str),
+    /// Nothing: for [`Kind::Info`].
+    None,
+}
+
+impl Unit {
+    /// The unit as OTLP writes it (UCUM).
+    #[must_use]
+    pub const fn ucum(self) -> &'static str {
+        match self {
+            Self::Seconds => "s",
+            Self::Bytes => "By",
+            Self::Joules => "J",
+            Self::Ratio => "1",
+            Self::Count(annotation) => annotation,
+            Self::None => "",
+        }
+    }
+
+    /// The unit as Prometheus and OpenMetrics write it at the end of a name, if they do.
+    #[must_use]
+    pub const fn suffix(self) -> Option<&'static str> {
+        match self {
+            Self::Seconds => Some("seconds"),
+            Self::Bytes => Some("bytes"),
+            Self::Joules => Some("joules"),
+            Self::Ratio => Some("ratio"),
+            Self::Count(_) | Self::None => None,
+        }
+    }
+}
+
+/// A figure, still exact.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value {
+    /// Billionths of the unit: seconds given in nanoseconds, joules in nanojoules. Signed and wide:
+    /// an imbalance may be negative, a time stamp has 61 bits.
+    Nanos(i128),
+    /// A number of things or bytes.
+    Count(u64),
+    /// The same where 64 bits are too few.
+    Wide(u128),
+    /// A share of one.
+    Ratio(f64),
+}
+
+/// What the rows are read from.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The books.
+    pub snapshot: &'a Snapshot,
+    /// What the outputs count of themselves.
+    pub counters: &'a OutputCounters,
+    /// What is shown beyond that.
+    pub opt_in: &'a OptIn,
+}
+
+/// What is published only where it is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OptIn {
+    /// Whether cAdvisor's families are shown, and whose duty cycle.
+    pub cadvisor: Option<DutyCycle>,
+    /// The pods' own labels that are shown.
+    pub pod_labels: Vec<String>,
+}
+
+/// A format: takes the families in the table's order, and the points of each.
+pub trait Sink {
+    /// A family begins.
+    fn family(&mut self, instrument: &'static Instrument);
+    /// A point of it. `labels` has one value for each of the family's keys, in their order; `start`
+    /// is when a counter was zero.
+    fn point(
+        &mut self,
+        instrument: &'static Instrument,
+        labels: &[Cow<'_, str>],
+        start: WallTime,
+        value: Value,
+    );
+}
+
+/// Where a row writes its points, and where the promises that concern every series are kept.
+pub struct Points<'a> {
+    instrument: &'static Instrument,
+    sink: &'a mut dyn Sink,
+    counters: &'a OutputCounters,
+}
+
+impl std::fmt::Debug for Points<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Points")
+            .field("instrument", &self.instrument.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Points<'a> {
+    /// Where the points of this family are written.
+    pub(super) fn new(
+        instrument: &'static Instrument,
+        sink: &'a mut dyn Sink,
+        counters: &'a OutputCounters,
+    ) -> Self {
+        Self {
+            instrument,
+            sink,
+            counters,
+        }
+    }
+
+    /// A point with the family's label values, in the order of its keys.
+    pub fn put(&mut self, labels: &[&str], start: WallTime, value: Value) {
+        debug_assert_eq!(
+            labels.len(),
+            self.instrument.keys.len(),
+            "a label value for every key of {}",
+            self.instrument.name
+        );
+        let labels: Vec<_> = (0..self.instrument.keys.len())
+            .map(|key| self.clean(labels.get(key).copied().unwrap_or_default()))
+            .collect();
+        self.sink.point(self.instrument, &labels, start, value);
+    }
+
+    /// A label value as it may go out: not empty, bounded, without control characters.
+    ///
+    /// An empty value becomes `(unresolved)`: whoever left it empty did not say that the label does
+    /// not apply, which `(none)` would claim. It is counted, being a defect of this agent.
+    ///
+    /// A value over the bound is cut at a character's boundary, control characters become spaces;
+    /// a value that is changed so ends in a hash of what it was, so that two series that differ
+    /// only in what was taken away stay two. It is counted as well.
+    fn clean<'v>(&self, value: &'v str) -> Cow<'v, str> {
+        if value.is_empty() {
+            self.counters.labels_blank.add(1);
+            Cow::Borrowed(UNRESOLVED)
+        } else if value.len() > MAX_LABEL_BYTES || !is_welcome(value) {
+            self.counters.labels_cut.add(1);
+            Cow::Owned(mend(value))
+        } else {
+            Cow::Borrowed(value)
+        }
+    }
+}
+
+/// Seconds, given in nanoseconds.
+pub(super) fn nanos(amount: u64) -> Value {
+    Value::Nanos(i128::from(amount))
+}
+
+/// Joules, given in millijoules.
+pub(super) const fn joules(amount: Millijoules) -> Value {
+    Value::Nanos(amount.0 as i128 * 1_000_000)
+}
+
+/// A figure of the agent itself, without labels.
+pub(super) fn own(view: &View<'_>, points: &mut Points<'_>, value: u64) {
+    points.put(&[], view.snapshot.agent_started, Value::Count(value));
+}
+
+/// Whose duty cycle is shown with a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DutyCycle {
+    /// The device's, as in cAdvisor: whoever used it.
+    Device,
+    /// The container's own share of the device.
+    Container,
+}

@@ -1,0 +1,120 @@
+//! The page of metrics, made from the table.
+
+use std::fmt::Write as _;
+
+use super::identity::LOOKUP_OUTCOMES;
+use super::instrument::{Kind, Unit};
+use super::sources::STATES;
+use super::table::all_families;
+use crate::core::input::ClockKind;
+use crate::core::model::{SourceId, UnattributedReason, UnobservedReason};
+use crate::core::snapshot::IdOnlyReason;
+use crate::outputs::counters::ConnectionCounters;
+
+/// `docs/METRICS.md`, made from the table.
+#[must_use]
+pub fn metrics_markdown() -> String {
+    let mut page = String::from(
+        "# Metrics\n\n\
+         <!-- Generated from agent/src/outputs/instruments.rs: GPUACCT_UPDATE_DOCS=1 cargo test -p gpuacct -->\n\n\
+         Everything that gpuacct publishes, at `/metrics` and over OTLP. An OTLP name, translated by\n\
+         Prometheus' rules, is the name in Prometheus.\n\n\
+         Within a family every series has the same labels and no value is ever empty: `(none)` stands\n\
+         where a label does not apply, `(unresolved)` where it could not be learnt. Counters keep their\n\
+         labels and never fall; each has its own start time in OTLP and, in OpenMetrics, its `_created`.\n",
+    );
+    for instrument in all_families() {
+        let kind = match instrument.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Info => "info",
+        };
+        let unit = match instrument.unit {
+            Unit::Seconds => "seconds",
+            Unit::Bytes => "bytes",
+            Unit::Joules => "joules",
+            Unit::Ratio => "ratio, 0 to 1",
+            Unit::Count(annotation) => annotation,
+            Unit::None => "none",
+        };
+        let labels = if instrument.keys.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("`{}`", instrument.keys.join("` `"))
+        };
+        write!(
+            page,
+            "\n## `{}`\n\n{}\n\n| kind | unit | labels | OTLP name | OTLP unit |\n|---|---|---|---|---|\n| {kind} | {unit} | {labels} | `{}` | {} |\n",
+            instrument.name,
+            instrument.help,
+            instrument.otlp,
+            match instrument.unit.ucum() {
+                "" => "none".to_owned(),
+                ucum => format!("`{ucum}`"),
+            },
+        )
+        .expect("a String takes everything");
+    }
+    page.push_str("\n# Label values\n\n| label | of | values |\n|---|---|---|\n");
+    let mut row = |label: &str, family: &str, values: Vec<&str>| {
+        writeln!(
+            page,
+            "| `{label}` | `{family}` | `{}` |",
+            values.join("` `")
+        )
+        .expect("a String takes everything");
+    };
+    row(
+        "reason",
+        "gpuacct_gpu_unobserved_seconds_total",
+        UnobservedReason::ALL.map(UnobservedReason::as_str).to_vec(),
+    );
+    row(
+        "reason",
+        "gpuacct_gpu_unattributed_seconds_total",
+        UnattributedReason::ALL
+            .map(UnattributedReason::as_str)
+            .to_vec(),
+    );
+    row(
+        "attribution",
+        "gpuacct_container_info",
+        vec!["held", "named", "id_only"],
+    );
+    row(
+        "reason",
+        "gpuacct_container_info",
+        [
+            IdOnlyReason::NoSource,
+            IdOnlyReason::SourceDown,
+            IdOnlyReason::NotFound,
+            IdOnlyReason::PodUidMismatch,
+            IdOnlyReason::Timeout,
+        ]
+        .map(IdOnlyReason::as_str)
+        .to_vec(),
+    );
+    row(
+        "source",
+        "gpuacct_source_state",
+        SourceId::ALL.map(SourceId::as_str).to_vec(),
+    );
+    row("state", "gpuacct_source_state", STATES.to_vec());
+    row(
+        "clock",
+        "gpuacct_gpu_sample_clock_offset_seconds",
+        vec![ClockKind::Wall.as_str(), ClockKind::Boot.as_str()],
+    );
+    row(
+        "outcome",
+        "gpuacct_names_lookups_total",
+        LOOKUP_OUTCOMES.to_vec(),
+    );
+    let reasons = ConnectionCounters::default();
+    row(
+        "reason",
+        "gpuacct_connections_closed_total",
+        reasons.by_reason().map(|(reason, _)| reason).to_vec(),
+    );
+    page
+}

@@ -1,0 +1,77 @@
+//! Families of NVML: its calls and the threads that make them.
+
+use super::instrument::{Instrument, Kind, Unit, Value, nanos, own};
+
+/// The rows, in the order in which they are published.
+pub(super) static FAMILIES: &[Instrument] = &[
+    Instrument {
+        name: "gpuacct_nvml_calls_total",
+        otlp: "gpuacct.nvml.calls",
+        kind: Kind::Counter,
+        unit: Unit::Count("{call}"),
+        help: "Calls into NVML that returned, by function and outcome.",
+        keys: &["call", "outcome"],
+        read: |view, points| {
+            for book in &view.snapshot.nvml_calls {
+                let failed = book.errors.min(book.calls);
+                for (outcome, count) in [("ok", book.calls - failed), ("error", failed)] {
+                    let labels = [&*book.call, outcome];
+                    points.put(&labels, view.snapshot.agent_started, Value::Count(count));
+                }
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_nvml_call_seconds_total",
+        otlp: "gpuacct.nvml.call",
+        kind: Kind::Counter,
+        unit: Unit::Seconds,
+        help: "Time spent inside NVML, by function.",
+        keys: &["call"],
+        read: |view, points| {
+            for book in &view.snapshot.nvml_calls {
+                points.put(
+                    &[&book.call],
+                    view.snapshot.agent_started,
+                    nanos(book.total.0),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_nvml_thread_restarts_total",
+        otlp: "gpuacct.nvml.thread.restarts",
+        kind: Kind::Counter,
+        unit: Unit::Count("{thread}"),
+        help: "Threads that ask NVML which a defect ended and which were started again. Anything but zero is a defect.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.restarts),
+    },
+    Instrument {
+        name: "gpuacct_nvml_threads_abandoned_total",
+        otlp: "gpuacct.nvml.threads.abandoned",
+        kind: Kind::Counter,
+        unit: Unit::Count("{thread}"),
+        help: "Threads that ask NVML which were given up, since their call did not return.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.abandoned),
+    },
+    Instrument {
+        name: "gpuacct_nvml_threads_blocked",
+        otlp: "gpuacct.nvml.threads.blocked",
+        kind: Kind::Gauge,
+        unit: Unit::Count("{thread}"),
+        help: "Threads that were given up and whose call into NVML has not returned yet. At most one a GPU: no other is started before.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.blocked),
+    },
+    Instrument {
+        name: "gpuacct_windows_undelivered_total",
+        otlp: "gpuacct.windows.undelivered",
+        kind: Kind::Counter,
+        unit: Unit::Count("{window}"),
+        help: "Windows that the books had no room for when the agent stopped. With a store the next agent goes on from before them.",
+        keys: &[],
+        read: |view, points| own(view, points, view.snapshot.nvml_threads.undelivered),
+    },
+];

@@ -1,0 +1,42 @@
+//! The families in the order in which they are published.
+
+use super::instrument::{Instrument, Points, Sink, View};
+use super::{
+    agent, cadvisor, containers, gpus, identity, namespaces, nvml, sources, store, tracking,
+};
+
+/// Every family of the agent's own, in the order in which it is published. cAdvisor's follow where
+/// they are switched on.
+const PARTS: [&[Instrument]; 9] = [
+    containers::FAMILIES,
+    namespaces::FAMILIES,
+    gpus::FAMILIES,
+    sources::FAMILIES,
+    tracking::FAMILIES,
+    identity::FAMILIES,
+    nvml::FAMILIES,
+    store::FAMILIES,
+    agent::FAMILIES,
+];
+
+/// Every family of the agent's own, in order.
+pub fn families() -> impl Iterator<Item = &'static Instrument> {
+    PARTS.into_iter().flatten()
+}
+
+/// Every family that there is, cAdvisor's included.
+pub(super) fn all_families() -> impl Iterator<Item = &'static Instrument> {
+    families().chain(cadvisor::FAMILIES)
+}
+
+/// Writes every family and every point of `view` into `sink`.
+pub fn write(view: &View<'_>, sink: &mut dyn Sink) {
+    let others: &[Instrument] = match view.opt_in.cadvisor {
+        Some(_) => cadvisor::FAMILIES,
+        None => &[],
+    };
+    for instrument in families().chain(others) {
+        sink.family(instrument);
+        (instrument.read)(view, &mut Points::new(instrument, sink, view.counters));
+    }
+}

@@ -1,0 +1,548 @@
+//! The store's directory and its file: how it is locked, opened, written, synced and set aside.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+use tracing::warn;
+
+use super::error::StoreError;
+use super::mark::{Mark, Named};
+use super::read::{self, Meta};
+use super::retention::{self, Limits};
+use super::schema;
+use super::sql;
+use super::watermark::{Before, Missed, Reached};
+use super::write::{self, Into};
+use crate::core::model::{BootTime, Clock, Nanos};
+use crate::core::persist::{Changes, State};
+
+/// The file's name in the store's directory.
+pub const FILE: &str = "gpuacct.db";
+/// The lock's name beside it.
+const LOCK: &str = "gpuacct.lock";
+/// How often what was written is synced to the disk.
+pub const SYNC_EVERY: Duration = Duration::from_secs(60);
+/// Damaged files that are kept.
+const SET_ASIDE: usize = 3;
+/// How long a reader may be in the way.
+const BUSY: Duration = Duration::from_secs(2);
+/// How long the wall clock must have held before anything is dropped for its age, by the boot clock.
+/// One that has leapt ahead (a real-time clock without a battery, a wrong time server) makes all that
+/// there is old, and what is dropped does not come back with the time.
+const HELD: Nanos = Nanos::from_secs(3_600);
+/// By how much the wall clock may be off the boot clock between two commits and still have held:
+/// more than any clock is slewed by.
+const SLEWED: Nanos = Nanos::from_secs(5);
+/// Pages of the log after which SQLite moves them into the file: 4 MiB.
+const LOG_PAGES: u32 = 1_000;
+
+/// Where and how much is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The store's directory, made if need be.
+    pub directory: PathBuf,
+    /// How long closed accounts and hours are kept.
+    pub retention: Duration,
+    /// How large the file may grow, in bytes.
+    pub max_bytes: u64,
+    /// The kernel's boot id.
+    pub boot: Arc<str>,
+}
+
+/// What became of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The store, and the life of the series, that it is in.
+    pub named: Named,
+    /// How long it took.
+    pub took: Duration,
+    /// What the file's tables take, as last looked at.
+    pub bytes: u64,
+    /// Hours without a commit, beyond those that are told apart: they are in the hour after.
+    pub hours_merged: u64,
+    /// How often the file was too large and nothing in it could go.
+    pub over_size: u64,
+}
+
+/// The file, or what is left to be done to have it.
+#[derive(Debug)]
+pub(super) struct Store {
+    options: Options,
+    /// Held for as long as the agent lives, whatever becomes of the file.
+    lock: Option<File>,
+    open: Option<Open>,
+    /// The life that this agent's series are in; absent until the first of its commits is written,
+    /// unless it goes on with one from before.
+    life: Option<Named>,
+    /// Why the next life begins.
+    reason: &'static str,
+    /// What of this life has been written, in whichever file.
+    reached: Reached,
+    /// What could not be written since.
+    missed: Missed,
+    held: Held,
+    /// The hour in which what is old was last dropped, and whether for its age too.
+    cleaned: Option<(i64, bool)>,
+    synced: Instant,
+    bytes: u64,
+    over_size: u64,
+}
+
+/// How long the wall clock has kept pace with the boot clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    since: Option<BootTime>,
+    last: Clock,
+}
+
+impl Held {
+    /// Takes a reading of both clocks, and says whether it has been long enough.
+    fn note(&mut self, now: Clock) -> bool {
+        let expected = self.last.wall_of(now.boot).0;
+        let broke = now.boot < self.last.boot || now.wall.0.abs_diff(expected) > SLEWED.0;
+        self.last = now;
+        let since = self.since.filter(|_| !broke).unwrap_or(now.boot);
+        self.since = Some(since);
+        now.boot.since(since) >= HELD
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    meta: Option<Meta>,
+    /// The file's device and number.
+    file: (u64, u64),
+    /// Its log's, which SQLite leaves where it is when the file is gone.
+    log: Option<(u64, u64)>,
+    /// What it has of [`Held`].
+    held: Option<BootTime>,
+}
+
+impl Store {
+    pub(super) fn new(options: Options) -> Self {
+        Self {
+            options,
+            lock: None,
+            open: None,
+            life: None,
+            reason: "first",
+            reached: Reached::default(),
+            missed: Missed::default(),
+            held: Held::default(),
+            cleaned: None,
+            synced: Instant::now(),
+            bytes: 0,
+            over_size: 0,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.options.directory.join(FILE)
+    }
+
+    /// Takes the lock and opens the file. One that is damaged is set aside.
+    fn open(&mut self) -> Result<&mut Open, StoreError> {
+        let opened = match self.open.take() {
+            Some(opened) => opened,
+            None => {
+                self.lock()?;
+                match open(&self.path()) {
+                    Err(error) if error.is_damage() => {
+                        self.set_aside(&error)?;
+                        open(&self.path())?
+                    }
+                    opened => opened?,
+                }
+            }
+        };
+        Ok(self.open.insert(opened))
+    }
+
+    fn lock(&mut self) -> Result<(), StoreError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let directory = &self.options.directory;
+        let failed = |act, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::File { act, path, source }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("make the directory", directory))?;
+        let path = directory.join(LOCK);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {
+                self.lock = Some(file);
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path }),
+            Err(TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
+        }
+    }
+
+    /// What an agent before this one has left that can be gone on from.
+    pub(super) fn resume(&mut self, mark: &Mark) -> Result<Option<State>, StoreError> {
+        let boot = Arc::clone(&self.options.boot);
+        let open = self.open()?;
+        let Some(meta) = &open.meta else {
+            return Ok(None);
+        };
+        let named = meta.named();
+        let held = open.held;
+        let found = read::boot_of(&open.connection, meta.life).and_then(|of| {
+            if of.as_deref() != Some(&*boot) {
+                return Ok(Err("reboot"));
+            }
+            if !mark.names(&named) {
+                return Ok(Err("unstored"));
+            }
+            read::state(&open.connection, meta).map(Ok)
+        });
+        match found {
+            Ok(Ok(state)) => {
+                self.life = Some(named);
+                self.reached = Reached::of(&state);
+                self.held = Held {
+                    since: held,
+                    last: state.clock,
+                };
+                Ok(Some(state))
+            }
+            Ok(Err(reason)) => {
+                self.reason = reason;
+                Ok(None)
+            }
+            Err(error) if error.is_damage() => {
+                self.open = None;
+                self.set_aside(&error)?;
+                self.open()?;
+                Ok(None)
+            }
+            Err(error @ StoreError::Content { .. }) => {
+                warn!(
+                    error = error.words(),
+                    "what is stored cannot be gone on from"
+                );
+                self.reason = "unusable";
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What was resumed is not gone on from: the next commit begins a life.
+    pub(super) fn begin_anew(&mut self, reason: &'static str) {
+        if self.life.take().is_some() {
+            self.reason = reason;
+            self.reached = Reached::default();
+        }
+    }
+
+    pub(super) fn write(&mut self, changes: &Changes) -> Result<Written, StoreError> {
+        let written = self.try_write(changes);
+        if let Err(error) = &written {
+            self.missed.note(&self.reached, changes);
+            // Opened anew next time: whatever is wrong may be so with this connection alone.
+            self.open = None;
+            if error.is_damage() {
+                self.set_aside(error)?;
+            }
+        }
+        written
+    }
+
+    fn try_write(&mut self, changes: &Changes) -> Result<Written, StoreError> {
+        let began = Instant::now();
+        let life = self.life.clone();
+        self.close_moved();
+        self.open()?;
+        let Some(open) = &mut self.open else {
+            return Err(StoreError::Gone);
+        };
+        let meta = open.meta.as_ref();
+        let is_same = meta.is_some_and(|meta| Some(meta.named()) == life);
+        if let (true, Some(meta)) = (is_same, meta)
+            && meta.sequence > self.reached.sequence
+        {
+            // A commit that was said to have failed is there nevertheless.
+            self.reached = Reached::of(&read::state(&open.connection, meta)?);
+        }
+        let into = match meta {
+            // A file that holds less than was written is an older copy of it.
+            Some(meta) if is_same && meta.sequence == self.reached.sequence => Into::Life(meta),
+            before if changes.whole => Into::New {
+                before,
+                boot: &self.options.boot,
+                reason: self.reason,
+            },
+            _ => {
+                return Err(StoreError::Content {
+                    table: "meta",
+                    found: "another life than this agent's".to_owned(),
+                });
+            }
+        };
+        let before = Before {
+            reached: &self.reached,
+            missed: self.missed.over(changes.clock),
+        };
+        let meta = write::write(&mut open.connection, into, before, changes)?;
+        let named = meta.named();
+        open.meta = Some(meta);
+        self.reached.take(changes);
+        self.missed.clear();
+        self.life = Some(named.clone());
+        // Another file from here on would be one that was put in the place of this one.
+        self.reason = "unstored";
+        Ok(Written {
+            named,
+            took: began.elapsed(),
+            bytes: self.bytes,
+            hours_merged: self.missed.merged,
+            over_size: self.over_size,
+        })
+    }
+
+    /// Lets go of a file that is not the one at its path any more. SQLite would write to it for ever.
+    fn close_moved(&mut self) {
+        let path = self.path();
+        let Some(open) = &self.open else { return };
+        let is_moved = match identity(&path) {
+            Ok(found) => found != open.file,
+            // Whatever else is wrong, SQLite meets it too.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if is_moved {
+            warn!(
+                path = %path.display(),
+                "the store was removed or replaced; what is there now is used"
+            );
+            let mut log = path.into_os_string();
+            log.push("-wal");
+            let is_left = open.log.is_some() && identity(Path::new(&log)).ok() == open.log;
+            self.open = None;
+            // To another file it would be told what it has never been.
+            if is_left && let Err(error) = fs::remove_file(&log) {
+                warn!(%error, "the log of the store that is gone stays");
+            }
+        }
+    }
+
+    /// What is to be done now and then, and keeps nobody waiting.
+    pub(super) fn maintain(&mut self, now: Clock) {
+        let hour = sql::hour(now.wall);
+        let held = self.held.note(now);
+        let hours = self.options.retention.as_secs() / 3_600;
+        let limits = Limits {
+            hours: held.then_some(i64::try_from(hours).unwrap_or(i64::MAX)),
+            bytes: self.options.max_bytes,
+        };
+        let Some(open) = &mut self.open else { return };
+        let mut done = Ok(());
+        if open.held != self.held.since {
+            done = write::put_held(&open.connection, self.held.since);
+            open.held = self.held.since;
+        }
+        if done.is_ok() && self.synced.elapsed() >= SYNC_EVERY {
+            self.synced = Instant::now();
+            done = sync(&open.connection).and_then(|()| {
+                let used = retention::used_bytes(&open.connection);
+                self.bytes = used.map_err(StoreError::sqlite("ask for its size"))?;
+                if self.bytes > limits.bytes {
+                    self.cleaned = None;
+                }
+                Ok(())
+            });
+        }
+        if done.is_ok() && self.cleaned != Some((hour, held)) {
+            self.cleaned = Some((hour, held));
+            done = retention::drop_old(&mut open.connection, limits, now.wall).map(|stuck| {
+                self.over_size += u64::from(stuck);
+            });
+        }
+        if let Err(error) = done {
+            // The next commit meets the same and says so.
+            warn!(error = error.words(), "the store cannot be kept in order");
+        }
+    }
+
+    /// Gives a damaged file another name.
+    fn set_aside(&mut self, error: &StoreError) -> Result<(), StoreError> {
+        let path = self.path();
+        let now = std::time::SystemTime::now();
+        let now = now.duration_since(std::time::UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_secs());
+        let aside = |path: &Path, suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let name = format!(".damaged-{now}");
+        warn!(
+            error = error.words(),
+            aside = %aside(&path, &name).display(),
+            "the store is damaged; it is set aside and a new one is made"
+        );
+        for suffix in ["", "-wal", "-shm"] {
+            let from = aside(&path, suffix);
+            let to = aside(&path, &format!("{name}{suffix}"));
+            match fs::rename(&from, &to) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::File {
+                        act: "set aside",
+                        path: from,
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        self.drop_aside();
+        Ok(())
+    }
+
+    /// Keeps the newest of what was set aside.
+    fn drop_aside(&self) {
+        let prefix = format!("{FILE}.damaged-");
+        let Ok(entries) = fs::read_dir(&self.options.directory) else {
+            return;
+        };
+        let mut aside: Vec<PathBuf> = entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| entry.path())
+            .collect();
+        // Their names end in the time, and in what SQLite adds to it.
+        let time = |path: &PathBuf| {
+            let name = path.to_string_lossy().into_owned();
+            name.rsplit_once(".damaged-").map_or(0, |(_, time)| {
+                let digits = time.split('-').next().unwrap_or_default();
+                digits.parse::<u64>().unwrap_or(0)
+            })
+        };
+        aside.sort_by_key(|path| std::cmp::Reverse(time(path)));
+        let mut times: Vec<u64> = aside.iter().map(time).collect();
+        times.dedup();
+        let Some(oldest) = times.get(SET_ASIDE - 1).copied() else {
+            return;
+        };
+        for path in aside.iter().filter(|path| time(path) < oldest) {
+            if let Err(error) = fs::remove_file(path) {
+                warn!(path = %path.display(), %error, "a damaged store stays");
+            }
+        }
+    }
+}
+
+impl Meta {
+    fn named(&self) -> Named {
+        Named {
+            store: self.store.clone(),
+            life: self.life,
+        }
+    }
+}
+
+/// Which file is at a path: its device and number.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let data = fs::metadata(path)?;
+    Ok((data.dev(), data.ino()))
+}
+
+fn open(path: &Path) -> Result<Open, StoreError> {
+    let failed = StoreError::sqlite;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection =
+        Connection::open_with_flags(path, flags).map_err(failed("open the file"))?;
+    // Until it is known to be ours, closing it moves nothing from its log into it.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(failed("set up the file"))?;
+    connection
+        .busy_timeout(BUSY)
+        .map_err(failed("set up the file"))?;
+    let version = schema::version(&connection).map_err(failed("read the version"))?;
+    let application: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(failed("read the version"))?;
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(failed("read the version"))?;
+    let is_ours = application == schema::APPLICATION_ID;
+    if !is_ours && (tables > 0 || version > 0) {
+        let path = path.to_owned();
+        return Err(StoreError::Foreign { path });
+    }
+    if version > schema::VERSION {
+        return Err(StoreError::Newer {
+            path: path.to_owned(),
+            found: version,
+            known: schema::VERSION,
+        });
+    }
+    let set_up = |connection: &Connection| -> rusqlite::Result<()> {
+        if tables == 0 {
+            // Only before the first table is there.
+            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        }
+        connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+        // A store that is read once and then written in few places needs little of it.
+        connection.pragma_update(None, "cache_size", -1_024)?;
+        connection.pragma_update(None, "cell_size_check", true)?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        connection.set_prepared_statement_cache_capacity(64);
+        Ok(())
+    };
+    set_up(&connection).map_err(failed("set up the file"))?;
+    if version < schema::VERSION {
+        schema::migrate(&mut connection, version).map_err(failed("make the tables"))?;
+    }
+    let meta = read::meta(&connection)?;
+    let held = read::held(&connection)?;
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+        .map_err(failed("set up the file"))?;
+    let file = identity(path).map_err(|source| StoreError::File {
+        act: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    Ok(Open {
+        connection,
+        meta,
+        file,
+        log: identity(Path::new(&log)).ok(),
+        held,
+    })
+}
+
+/// Has all that was written on the disk.
+fn sync(connection: &Connection) -> Result<(), StoreError> {
+    connection
+        .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        .map_err(StoreError::sqlite("sync"))
+}

@@ -1,0 +1,29 @@
+//! Where the windows of the agent before this one stopped, and the time that is lost since then.
+
+use super::unobserved::unobserved;
+use crate::core::input::GpuWindow;
+use crate::core::model::{BootTime, Clock, GpuUuid, UnobservedReason};
+
+/// Where the windows of an agent before this one stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The end of its last window that is booked.
+    pub end: BootTime,
+    /// Both clocks about then.
+    pub then: Clock,
+    /// When this agent began.
+    pub began: BootTime,
+}
+
+impl Cursor {
+    /// The window from here up to `end`, of which nobody can tell any more: `agent_down` before this
+    /// agent began, and `reason` from then on.
+    pub(super) fn lost(&self, end: BootTime, reason: UnobservedReason) -> GpuWindow {
+        let with_agent = end.since(self.began.max(self.end));
+        let before = end.since(self.end).minus(with_agent);
+        let reasons = [(UnobservedReason::AgentDown, before), (reason, with_agent)];
+        unobserved(&self.gpu, self.end, end, reasons)
+    }
+}

@@ -1,0 +1,199 @@
+//! What NVML's errors mean to the agent.
+
+use nvml_wrapper::error::NvmlError;
+
+/// What an error means to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The device or the driver does not offer it.
+    Unsupported,
+    /// This GPU is gone for this session of the library; opening the library anew may find it.
+    Lost,
+    /// The library as a whole has to be opened anew.
+    Library,
+    /// Perhaps next time.
+    Other,
+}
+
+/// What `error` means. Codes that nvml-wrapper has no name for are known by number.
+pub(super) fn fault(error: &NvmlError) -> Fault {
+    match error {
+        NvmlError::NotSupported
+        | NvmlError::FunctionNotFound
+        | NvmlError::FailedToLoadSymbol(_)
+        | NvmlError::UnexpectedVariant(code::ARGUMENT_VERSION_MISMATCH | code::DEPRECATED) => {
+            Fault::Unsupported
+        }
+        NvmlError::GpuLost
+        | NvmlError::ResetRequired
+        | NvmlError::InvalidArg
+        | NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => Fault::Lost,
+        NvmlError::Uninitialized
+        | NvmlError::DriverNotLoaded
+        | NvmlError::LibRmVersionMismatch
+        | NvmlError::LibraryNotFound => Fault::Library,
+        _ => Fault::Other,
+    }
+}
+
+/// The label for a source's state.
+pub(super) fn class(error: &NvmlError) -> &'static str {
+    match error {
+        NvmlError::DriverNotLoaded => "driver_not_loaded",
+        NvmlError::LibRmVersionMismatch => "version_mismatch",
+        NvmlError::NoPermission | NvmlError::OperatingSystem => "permission",
+        NvmlError::GpuLost | NvmlError::ResetRequired => "gpu_lost",
+        NvmlError::Uninitialized => "uninitialized",
+        NvmlError::Timeout => "timeout",
+        NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => "no_gpu",
+        NvmlError::UnexpectedVariant(code::NOT_READY) => "not_ready",
+        NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => "symbol",
+        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => "library",
+        _ => "driver_error",
+    }
+}
+
+/// Codes of newer drivers, which nvml-wrapper gives as bare numbers.
+mod code {
+    pub(super) const ARGUMENT_VERSION_MISMATCH: u32 = 25;
+    pub(super) const DEPRECATED: u32 = 26;
+    pub(super) const NOT_READY: u32 = 27;
+    pub(super) const GPU_NOT_FOUND: u32 = 28;
+}
+
+/// A call that failed.
+#[derive(Clone, Debug)]
+pub(super) struct Trouble {
+    pub(super) fault: Fault,
+    /// The label for the source's state.
+    pub(super) class: &'static str,
+    pub(super) text: String,
+}
+
+impl Trouble {
+    pub(super) fn new(call: &str, error: &NvmlError) -> Self {
+        Self {
+            fault: fault(error),
+            class: class(error),
+            text: format!("{call}: {error}"),
+        }
+    }
+
+    /// A figure that cannot be one.
+    pub(super) fn figure(call: &str, found: f64) -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "driver_error",
+            text: format!("{call}: found {found} percent, expected 0 to 100"),
+        }
+    }
+
+    /// NVML lists a GPU no more, or cannot open it, for this cause if it tells one.
+    pub(super) fn gone(cause: Option<Self>) -> Self {
+        const GONE: &str = "not among the GPUs that NVML can open";
+        match cause {
+            None => Self {
+                fault: Fault::Lost,
+                class: "gpu_lost",
+                text: GONE.to_owned(),
+            },
+            Some(cause) => Self {
+                text: format!("{GONE}: {}", cause.text),
+                ..cause
+            },
+        }
+    }
+
+    /// A call that does not return.
+    pub(super) fn blocked(call: &str) -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "timeout",
+            text: format!("the call {call} does not return"),
+        }
+    }
+
+    /// A call that has returned, and failed, after so long.
+    pub(super) fn slow(call: &str) -> Self {
+        Self {
+            text: format!("the call {call} took longer than the driver keeps samples, and failed"),
+            ..Self::blocked(call)
+        }
+    }
+
+    /// A thread that cannot be started.
+    pub(super) fn thread(error: &std::io::Error) -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "thread",
+            text: format!("cannot start a thread: {error}"),
+        }
+    }
+
+    /// A defect ended the thread.
+    pub(super) fn panicked() -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "panic",
+            text: "a defect ended the thread that asks it".to_owned(),
+        }
+    }
+
+    /// NVML answers and has nothing to answer for.
+    pub(super) fn no_gpu() -> Self {
+        Self {
+            fault: Fault::Other,
+            class: "no_gpu",
+            text: "NVML lists no GPU".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_known_by_name_and_by_number() {
+        for (error, expected, label) in [
+            (NvmlError::NotSupported, Fault::Unsupported, "driver_error"),
+            (
+                NvmlError::FailedToLoadSymbol("x".into()),
+                Fault::Unsupported,
+                "symbol",
+            ),
+            (
+                NvmlError::UnexpectedVariant(25),
+                Fault::Unsupported,
+                "driver_error",
+            ),
+            (
+                NvmlError::UnexpectedVariant(26),
+                Fault::Unsupported,
+                "driver_error",
+            ),
+            (NvmlError::UnexpectedVariant(27), Fault::Other, "not_ready"),
+            (NvmlError::UnexpectedVariant(28), Fault::Lost, "no_gpu"),
+            (NvmlError::GpuLost, Fault::Lost, "gpu_lost"),
+            (
+                NvmlError::DriverNotLoaded,
+                Fault::Library,
+                "driver_not_loaded",
+            ),
+            (NvmlError::Uninitialized, Fault::Library, "uninitialized"),
+            (
+                NvmlError::LibRmVersionMismatch,
+                Fault::Library,
+                "version_mismatch",
+            ),
+            (NvmlError::NoPermission, Fault::Other, "permission"),
+            (NvmlError::Unknown, Fault::Other, "driver_error"),
+        ] {
+            assert_eq!(
+                (fault(&error), class(&error)),
+                (expected, label),
+                "{error:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Keeps the eBPF object loaded, and hands on what it reports.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::warn;
+
+use super::opens::State;
+use super::{KernelConfig, KernelSource, Tally};
+use crate::config;
+use crate::core::input::{Input, KernelBatch};
+use crate::core::model::{SourceId, SourceState};
+use crate::errors::chain;
+use crate::sources::Io;
+use crate::sources::health::{Closed, HealthReporter};
+use crate::sources::retry::Backoff;
+
+/// How long the object rests before it is loaded again: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often a node without a GPU's device is looked at again.
+const LOOK_FOR_DEVICES: Duration = Duration::from_secs(10);
+
+/// Keeps the object loaded until the agent stops. Each time that it has just been attached, `rescans`
+/// is asked for a scan of `/proc`: what was born before is known from there. Tells `tried` when the
+/// object has been attached for the first time, or cannot be. `announce` asks for all cgroups anew.
+pub async fn run(
+    config: config::Kernel,
+    mut announce: mpsc::Receiver<()>,
+    rescans: mpsc::Sender<()>,
+    tried: oneshot::Sender<()>,
+    io: Io,
+) {
+    let Io {
+        out,
+        clock,
+        shutdown,
+    } = io;
+    let config = KernelConfig::from(&config);
+    let follow = async {
+        let mut tried = Some(tried);
+        let mut has_tried = || {
+            // Nobody listens where `/proc` was scanned without waiting any longer.
+            let _ = tried.take().map(|tried| tried.send(()));
+        };
+        // What went wrong is logged below, once for each reason.
+        let mut health = HealthReporter::new(SourceId::Kernel, out.clone(), clock).quiet();
+        let mut retry = Backoff::new(RETRY);
+        let mut reported = String::new();
+        let mut tally = Tally::default();
+        loop {
+            let config = config.clone();
+            let loaded = spawn_blocking(move || KernelSource::load(&config)).await;
+            let (class, reason) = match loaded {
+                Ok(Ok((source, batches))) => {
+                    retry.reset();
+                    reported.clear();
+                    // Full means that a scan is about to begin anyway.
+                    let begun = || {
+                        let _ = rescans.try_send(());
+                        has_tried();
+                    };
+                    let passed_on = pass_on(
+                        source,
+                        batches,
+                        begun,
+                        &mut announce,
+                        &mut tally,
+                        &out,
+                        &mut health,
+                    );
+                    if let Err(Closed) = passed_on.await {
+                        return;
+                    }
+                    tally.object_gone();
+                    ("stream", "the event stream ended".to_owned())
+                }
+                Ok(Err(error)) => (error.class(), chain(&error)),
+                Err(error) => ("panic", error.to_string()),
+            };
+            if reason != reported {
+                warn!(class, reason, "the eBPF object does not run");
+                reported.clone_from(&reason);
+            }
+            let pause = retry.wait();
+            let state = SourceState::Down {
+                class: class.into(),
+                reason: reason.into(),
+                next_retry: Some(clock().boot.plus(pause.into())),
+            };
+            if let Err(Closed) = health.report(state, "").await {
+                return;
+            }
+            has_tried();
+            sleep(pause).await;
+        }
+    };
+    Io::until_stopped(shutdown, follow).await;
+}
+
+/// Hands on what an object reports until its stream ends.
+async fn pass_on(
+    mut source: KernelSource,
+    mut batches: mpsc::Receiver<KernelBatch>,
+    begun: impl FnOnce(),
+    announce: &mut mpsc::Receiver<()>,
+    tally: &mut Tally,
+    out: &mpsc::Sender<Input>,
+    health: &mut HealthReporter,
+) -> Result<(), Closed> {
+    let mut opens = source.opens();
+    health.report(SourceState::Up, opens.as_str()).await?;
+    let mut look = interval(LOOK_FOR_DEVICES);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    begun();
+    loop {
+        tokio::select! {
+            batch = batches.recv() => match batch {
+                Some(mut batch) => {
+                    batch.counters = tally.count(batch.counters);
+                    out.send(Input::Kernel(batch)).await.map_err(|_| Closed)?;
+                }
+                None => return Ok(()),
+            },
+            Some(()) = announce.recv() => source.clear_announced(),
+            // The driver is often loaded later than the agent starts.
+            _ = look.tick(), if opens == State::Waiting => {
+                let looked = spawn_blocking(move || {
+                    let opens = source.attach_opens();
+                    (source, opens)
+                });
+                let Ok(looked) = looked.await else { return Ok(()) };
+                (source, opens) = looked;
+                if opens != State::Waiting {
+                    health.report(SourceState::Up, opens.as_str()).await?;
+                }
+            }
+        }
+    }
+}
