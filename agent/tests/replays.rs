@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gpuacct::core::model::Nanos;
-use gpuacct::core::recording::replay;
+use gpuacct::core::replay::replay;
 use gpuacct::core::snapshot::Snapshot;
 
 /// What a snapshot says of money, as text.

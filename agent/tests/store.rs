@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gpuacct::core::account::Policy;
 use gpuacct::core::accountant::{Accountant, Settings};
 use gpuacct::core::amounts::ByteSeconds;
 use gpuacct::core::input::{
@@ -19,8 +20,7 @@ use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
     WallTime,
 };
-use gpuacct::core::persist::{Changes, GivenName, Grant, KeptAllocation, KeptProcess};
-use gpuacct::core::publication::Policy;
+use gpuacct::core::records::{Changes, GivenName, Grant, KeptAllocation, KeptProcess};
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 use gpuacct::outputs::store::error::StoreError;
 use gpuacct::outputs::store::keeping::{Keeping, Outcome};

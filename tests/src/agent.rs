@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use gpuacct::config::Config;
-use gpuacct::core::snapshot::Explanation;
+use gpuacct::core::explanation::Explanation;
 use gpuacct::outputs::socket::StatusReport;
 use rustix::process::{Pid, Signal, kill_process};
 

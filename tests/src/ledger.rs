@@ -16,7 +16,7 @@ use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, NONE, Nanos, UNRESOLVED, UnattributedReason, UnobservedReason,
     WallTime,
 };
-use gpuacct::core::persist::{
+use gpuacct::core::records::{
     Changes, ClosedAccount, KeptAccount, KeptBook, KeptReason, KeptTime, KeptTotals, PayerKind,
 };
 use gpuacct::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};

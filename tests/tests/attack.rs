@@ -4,7 +4,8 @@
 
 use std::fs;
 
-use gpuacct::core::snapshot::{AnswerOutcome, Attribution, Who};
+use gpuacct::core::explanation::{AnswerOutcome, Who};
+use gpuacct::core::snapshot::Attribution;
 use gpuacct_tests::agent;
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, account};

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use gpuacct::config::Span;
+use gpuacct::core::explanation::{AnswerOutcome, OwnerStory};
 use gpuacct::core::model::{SourceId, SourceState};
-use gpuacct::core::snapshot::{AnswerOutcome, Attribution, IdOnlyReason, OwnerStory};
+use gpuacct::core::snapshot::{Attribution, IdOnlyReason};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, state};

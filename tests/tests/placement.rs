@@ -11,8 +11,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use gpuacct::core::explanation::Who;
 use gpuacct::core::model::UnattributedReason;
-use gpuacct::core::snapshot::Who;
 use gpuacct_tests::agent;
 use gpuacct_tests::cgroups::{self, Container};
 use gpuacct_tests::kernel::legacy_mount;

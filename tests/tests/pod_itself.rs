@@ -8,8 +8,9 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use gpuacct::config::Span;
+use gpuacct::core::explanation::{AnswerOutcome, OwnerStory};
 use gpuacct::core::input::IdentitySource;
-use gpuacct::core::snapshot::{AnswerOutcome, Attribution, IdOnlyReason, OwnerStory};
+use gpuacct::core::snapshot::{Attribution, IdOnlyReason};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::cgroups::{Containers, hierarchy};
 use gpuacct_tests::node::Node;

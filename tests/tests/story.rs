@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use gpuacct::config::Span;
+use gpuacct::core::explanation::{AnswerOutcome, AnswerStory, OwnerStory, Who};
 use gpuacct::core::input::IdentitySource;
-use gpuacct::core::snapshot::{
-    AnswerOutcome, AnswerStory, Attribution, IdOnlyReason, OwnerStory, Who,
-};
+use gpuacct::core::snapshot::{Attribution, IdOnlyReason};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::containerd::{self, Containerd, Pod};
 use gpuacct_tests::node::{Node, account};

@@ -11,7 +11,7 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::Nanos;
+use crate::model::Nanos;
 
 /// Energy, in millijoules, as NVML counts it.
 #[derive(

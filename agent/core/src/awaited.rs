@@ -10,16 +10,18 @@
 //!
 //! Times are of the boot clock.
 
-use super::accountant::{Accountant, Effect};
-use super::input::{Accounted, GpuProcesses};
-use super::model::{BootTime, Clock, Nanos};
+use std::collections::VecDeque;
+
+use crate::event_stream::EventStream;
+use crate::input::{Accounted, GpuProcesses};
+use crate::model::{BootTime, Clock, Nanos};
 
 /// How many may wait. Beyond that the oldest is processed without waiting, which is counted.
 const LIMIT: usize = 4096;
 
 /// What waits.
 #[derive(Debug)]
-pub(super) enum Awaited {
+pub(crate) enum Awaited {
     /// A GPU's process lists.
     Lists(GpuProcesses),
     /// What is said of a process that died.
@@ -41,54 +43,75 @@ impl Awaited {
 }
 
 /// From when to when a process was one of its GPU, by what the driver said at a time.
-pub(super) fn life_of(process: &Accounted, received: Clock) -> (BootTime, BootTime) {
+pub(crate) fn life_of(process: &Accounted, received: Clock) -> (BootTime, BootTime) {
     let start = process.start_us.saturating_mul(1000);
     let age = received.wall.0.saturating_sub(start);
     let from = received.boot.minus(Nanos(age));
     (from, from.plus(process.lifetime))
 }
 
-impl Accountant {
-    /// Has this wait for its turn.
-    pub(super) fn await_owners(&mut self, awaited: Awaited, clock: Clock) {
-        self.awaited.push_back((clock, awaited));
+/// The reports that wait, in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct PendingReports {
+    queue: VecDeque<(Clock, Awaited)>,
+}
+
+/// What comes next.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Nothing waits.
+    None,
+    /// The oldest waits until everything up to `end` is known.
+    Waits {
+        /// Up to when.
+        end: BootTime,
+    },
+    /// The oldest is to be processed.
+    Ready {
+        /// The report.
+        awaited: Awaited,
+        /// When it was received.
+        received: Clock,
+        /// Whether something that it depends on may still be missing.
+        is_early: bool,
+    },
+}
+
+impl PendingReports {
+    /// Has a report wait for its turn.
+    pub(crate) fn push(&mut self, awaited: Awaited, received: Clock) {
+        self.queue.push_back((received, awaited));
     }
 
-    /// Takes what has waited long enough, in the order in which it came.
-    pub(super) fn take_awaited(&mut self, clock: Clock) {
-        while let Some((received, awaited)) = self.awaited.front() {
-            let end = awaited.end(*received);
-            let is_awaited = self.stream.is_expected() && !self.stream.has_caught_up(end);
-            let waited = clock.boot.since(received.boot);
-            if is_awaited
-                && waited < self.settings.await_events
-                && self.awaited.len() <= LIMIT
-                && !awaited.is_of_nobody()
-            {
-                if self.stream.lacks_scan(end) && !self.stream.is_starting() {
-                    self.wish(Effect::Rescan);
-                }
-                return;
-            }
-            if let Some((received, awaited)) = self.awaited.pop_front() {
-                self.counts.lists_not_awaited += u64::from(is_awaited && !awaited.is_of_nobody());
-                match awaited {
-                    Awaited::Lists(lists) => self.take_lists(lists, clock),
-                    Awaited::Died(process) => self.take_accounted(&process, received, clock),
-                }
-            }
+    /// Takes the oldest report if everything that it depends on is known, or if it has waited for
+    /// `at_most`.
+    pub(crate) fn next(&mut self, events: &EventStream, at_most: Nanos, now: BootTime) -> Next {
+        let Some((received, awaited)) = self.queue.front() else {
+            return Next::None;
+        };
+        let end = awaited.end(*received);
+        let is_awaited = events.is_expected() && !events.has_caught_up(end);
+        let is_early = is_awaited && !awaited.is_of_nobody();
+        let has_waited = now.since(received.boot) >= at_most || self.queue.len() > LIMIT;
+        if is_early && !has_waited {
+            return Next::Waits { end };
+        }
+        match self.queue.pop_front() {
+            Some((received, awaited)) => Next::Ready {
+                awaited,
+                received,
+                is_early,
+            },
+            None => Next::None,
         }
     }
 
-    /// When the oldest lists were read that wait.
-    pub(super) fn oldest_awaited(&self) -> BootTime {
-        let lists = self
-            .awaited
-            .iter()
-            .filter_map(|(_, awaited)| match awaited {
-                Awaited::Lists(lists) => Some(lists.at),
-                Awaited::Died(_) => None,
-            });
+    /// When the oldest lists were read that wait; [`BootTime::MAX`] where none waits.
+    pub(crate) fn oldest_lists(&self) -> BootTime {
+        let lists = self.queue.iter().filter_map(|(_, awaited)| match awaited {
+            Awaited::Lists(lists) => Some(lists.at),
+            Awaited::Died(_) => None,
+        });
         lists.min().unwrap_or(BootTime::MAX)
     }
 }

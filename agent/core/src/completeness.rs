@@ -3,7 +3,7 @@
 //! A pid may have been taken by a process whose events were lost. Code that concludes something
 //! from the absence of an event checks this first.
 
-use super::model::BootTime;
+use crate::model::BootTime;
 
 /// A stretch of time of which every event of the kernel has been received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,10 +19,10 @@
 //! This module decides nothing else. The accountant decides who waits, for what, and how long.
 //! Times are of the boot clock.
 
-use super::completeness::Completeness;
-use super::input::{EventCounters, KernelBatch, ProcessScan};
-use super::model::{BootTime, Pid, SourceState};
-use super::tables::{HashMap, HashSet};
+use crate::completeness::Completeness;
+use crate::input::{EventCounters, KernelBatch, ProcessScan};
+use crate::model::{BootTime, Pid, SourceState};
+use crate::tables::{HashMap, HashSet};
 
 /// A stretch of time whose events may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::amounts::{Engine, Engines, Millijoules};
-use super::model::{
+use crate::amounts::{Engine, Engines, Millijoules};
+use crate::model::{
     BootTime, CgroupKey, ContainerId, DeviceNumber, GpuUuid, Nanos, Pid, PodUid, ProcessId,
     SourceId, SourceState, StartTicks, UnobservedReason,
 };

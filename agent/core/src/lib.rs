@@ -2,35 +2,44 @@
 //!
 //! Nothing here performs I/O, reads a clock or awaits. Time is an argument, observations come in
 //! as [`input::Input`], the books go out as a [`snapshot::Snapshot`]. That is what lets the core be
-//! tested, fuzzed and replayed without a kernel or a GPU, and it is held by a test: no file below
-//! names tokio, aya, nvml-wrapper, hyper, tonic, opentelemetry or a database.
+//! tested, fuzzed and replayed without a kernel or a GPU. The manifest shows it: there is no
+//! dependency that could do any of these.
 //!
 //! Units: integer nanoseconds, bytes. Times are on the boot clock unless the type says otherwise.
 
+pub mod account;
 pub mod accountant;
 pub mod allocation;
 pub mod amounts;
 pub mod attribute;
 mod awaited;
+mod backlog;
 pub mod cgroup_path;
 pub mod completeness;
+mod device;
 pub mod directory;
+pub mod effect;
 mod event_stream;
-mod explain;
-#[cfg(test)]
-mod gap_tests;
+pub mod explanation;
+mod followed;
 pub mod holding;
 pub mod input;
+mod keeper;
 pub mod ledger;
 pub mod model;
+mod namespaces;
+mod naming;
 pub mod opens;
-pub mod persist;
+pub mod owners;
 pub mod placement;
 pub mod process_table;
 pub mod publication;
-pub mod recording;
+pub mod records;
+pub mod replay;
 mod shares;
 pub mod sharing;
 pub mod snapshot;
+mod source_states;
 mod tables;
 mod tiling;
+mod tracker;

@@ -545,3 +545,14 @@ impl SourceState {
         }
     }
 }
+
+/// Who pays: what a process's place means.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// A container, by the [`PayerRule`].
+    Container(ContainerId),
+    /// A pod, for processes in the pod's own cgroup.
+    Pod(PodUid),
+    /// A host process.
+    Host(HostUnit),
+}

@@ -10,9 +10,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::model::{BootTime, DeviceNumber, ProcessId};
-use super::placement::Owner;
-use super::tables::HashMap;
+use crate::model::{BootTime, DeviceNumber, Owner, ProcessId};
+use crate::tables::HashMap;
 
 /// Bounds that are kept, the newest.
 const MAX_KEPT: usize = 256;

@@ -12,80 +12,9 @@
 //! after. What went out under the ids stays there when names come late; the rest goes to the named
 //! series, which starts at 0.
 
-use super::amounts::Amounts;
-use super::ledger::Account;
-use super::model::{BootTime, Clock, Nanos, WallTime};
-use super::snapshot::{Attribution, ContainerLabels};
-
-/// How long things are held, shown at zero and kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// How long a container may be held back for its names.
-    pub grace: Nanos,
-    /// How long a new series shows 0: at least one scrape interval.
-    pub zero_for: Nanos,
-    /// How long a series is shown after its container has ended and its last amount is out.
-    pub keep_for: Nanos,
-}
-
-/// A counter on its way out: shown at 0 first, then with its amount, and never less.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gate {
-    /// Where the counter starts.
-    pub start: WallTime,
-    /// When it was first shown, at 0.
-    pub shown: BootTime,
-    /// What it shows.
-    pub visible: Amounts,
-    /// When that last changed.
-    pub changed: BootTime,
-}
-
-impl Gate {
-    /// A counter that is first shown now.
-    #[must_use]
-    pub const fn new(start: WallTime, now: BootTime) -> Self {
-        Self {
-            start,
-            shown: now,
-            visible: Amounts::ZERO,
-            changed: now,
-        }
-    }
-
-    /// Shows `amount` if the zero has been shown for long enough.
-    pub fn show(&mut self, amounts: Amounts, policy: &Policy, now: BootTime) {
-        let grown = self.visible.max(amounts);
-        if now.since(self.shown) >= policy.zero_for && grown != self.visible {
-            self.visible = grown;
-            self.changed = now;
-        }
-    }
-
-    /// Whether it has shown what it has for as long as it should.
-    fn is_done(&self, policy: &Policy, now: BootTime) -> bool {
-        let settled = self.shown.plus(policy.zero_for).max(self.changed);
-        now >= settled.plus(policy.keep_for)
-    }
-}
-
-/// One published series of one account.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Series {
-    /// The labels it went out with.
-    pub labels: ContainerLabels,
-    /// Its counter.
-    pub gate: Gate,
-}
-
-impl Series {
-    fn new(labels: ContainerLabels, start: WallTime, now: BootTime) -> Self {
-        Self {
-            labels,
-            gate: Gate::new(start, now),
-        }
-    }
-}
+use crate::account::{Account, Policy, Series};
+use crate::model::Clock;
+use crate::snapshot::{Attribution, ContainerLabels};
 
 /// Brings an account's series up to what its amount and its payer's attribution say.
 pub fn publish(
@@ -148,10 +77,11 @@ pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amounts::Amounts;
     use crate::input::IdentitySource;
     use crate::ledger::Ledger;
+    use crate::model::{BootTime, Nanos, Owner, WallTime};
     use crate::model::{ContainerId, UNRESOLVED};
-    use crate::placement::Owner;
     use crate::snapshot::IdOnlyReason;
 
     const POLICY: Policy = Policy {

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::model::{BootTime, ContainerId, Nanos};
+use crate::model::{BootTime, ContainerId, Nanos};
 
 /// Pieces of a GPU's time that were given to nobody yet and are remembered. The oldest goes first:
 /// it is kept for containers that are met late, and only the newest pieces concern those.

@@ -9,10 +9,10 @@
 //!
 //! Units: integer nanoseconds.
 
-use super::amounts::{Millijoules, parts};
-use super::attribute::Charge;
-use super::input::GpuWindow;
-use super::model::{BootTime, Nanos};
+use crate::amounts::{Millijoules, parts};
+use crate::input::GpuWindow;
+use crate::model::{BootTime, Nanos};
+use crate::owners::Charge;
 
 /// How many windows did not begin where the one before them ended, since the agent began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use gpuacct_core::account::Policy;
 use gpuacct_core::accountant::{Accountant, Settings};
 use gpuacct_core::input::{
     AllocatedDevice, Allocations, ContainerAllocation, ContainerIdentity, Credit, DeviceRef,
@@ -16,8 +17,7 @@ use gpuacct_core::input::{
 use gpuacct_core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,
 };
-use gpuacct_core::persist::State;
-use gpuacct_core::publication::Policy;
+use gpuacct_core::records::State;
 use gpuacct_core::snapshot::{AllocationState, ContainerAccount, Snapshot};
 use proptest::prelude::*;
 

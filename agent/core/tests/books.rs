@@ -38,6 +38,7 @@ mod instances;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use gpuacct_core::account::Policy;
 use gpuacct_core::accountant::{Accountant, Settings};
 use gpuacct_core::amounts::{Amounts, Millijoules};
 use gpuacct_core::input::{
@@ -50,8 +51,7 @@ use gpuacct_core::model::{
     BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, PodUid, ProcessId, SourceId, SourceState,
     UnattributedReason, UnobservedReason, WallTime,
 };
-use gpuacct_core::persist::{KeptAccount, KeptTotals, State};
-use gpuacct_core::publication::Policy;
+use gpuacct_core::records::{KeptAccount, KeptTotals, State};
 use gpuacct_core::snapshot::{ContainerLabels, Snapshot};
 use proptest::prelude::*;
 

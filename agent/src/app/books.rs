@@ -163,7 +163,7 @@ async fn resume(
     mark: &Mark,
     path: &str,
     snapshots: &watch::Sender<Arc<Snapshot>>,
-) -> Result<Option<crate::core::persist::State>, StoreError> {
+) -> Result<Option<crate::core::records::State>, StoreError> {
     let mut waits = false;
     loop {
         let found = timeout(PATIENCE, handle.resume(mark)).await;

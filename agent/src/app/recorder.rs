@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::core::accountant::Settings;
 use crate::core::input::Input;
 use crate::core::model::Clock;
-use crate::core::recording;
+use crate::core::replay;
 
 /// How much is written at most: hours of a busy node.
 const MOST: usize = 256 << 20;
@@ -38,20 +38,20 @@ impl Recorder {
             file: Some(BufWriter::new(file)),
             written: 0,
         };
-        recorder.write(recording::head(settings, clock));
+        recorder.write(replay::head(settings, clock));
         info!(path = %path.display(), "what the core is told is recorded");
         Ok(recorder)
     }
 
     pub(super) fn take(&mut self, input: &Input, clock: Clock) {
         if self.file.is_some() {
-            self.write(recording::take(input, clock));
+            self.write(replay::take(input, clock));
         }
     }
 
     /// A commit is about to be made. What has been told before is on its way to the disk then.
     pub(super) fn commit(&mut self, last: bool, clock: Clock) {
-        self.write(recording::commit(last, clock));
+        self.write(replay::commit(last, clock));
         if let Some(Err(error)) = self.file.as_mut().map(BufWriter::flush) {
             self.end(&error.to_string());
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::core::accountant::Effect;
+use crate::core::effect::Effect;
 use crate::core::input::{IdentitySource, PodName};
 use crate::core::model::{ContainerId, PodUid, SourceId};
 use crate::core::snapshot::NamesBook;

@@ -3,10 +3,10 @@
 use tracing::warn;
 
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Payer};
+use crate::core::account::Policy;
 use crate::core::accountant::Settings;
 use crate::core::model::Pid;
 use crate::core::placement::PayerRule;
-use crate::core::publication::Policy;
 use crate::outputs::instruments::{DutyCycle, OptIn};
 use crate::outputs::otlp;
 use crate::outputs::receiver::{Origin, Protocol, Receiver};

@@ -11,11 +11,12 @@ use super::ask::{AskError, escaped, get, parse};
 use super::complain;
 use super::status::{Output, bytes, duration, share, unknown};
 use super::table::{printable, wrap};
-use crate::core::model::{BootTime, SourceState, WallTime};
-use crate::core::snapshot::{
-    AccountStory, AllocationState, AllocationView, AnswerOutcome, AnswerStory, CgroupStory,
-    Explanation, OwnerStory, ProcessStory, RefusalStory, SeenBy, Who,
+use crate::core::explanation::{
+    AccountStory, AnswerOutcome, AnswerStory, CgroupStory, Explanation, OwnerStory, ProcessStory,
+    RefusalStory, SeenBy, Who,
 };
+use crate::core::model::{BootTime, SourceState, WallTime};
+use crate::core::snapshot::{AllocationState, AllocationView};
 use crate::outputs::socket::DEFAULT_PATH;
 
 /// Explain on whom a process, a container or a pod is booked, and why
@@ -339,11 +340,10 @@ mod tests {
 
     use super::*;
     use crate::commands::table::WIDTH;
+    use crate::core::explanation::{GpuUse, UnsampledStory};
     use crate::core::input::{CallClock, ClockKind, IdentitySource, SampleClocks};
     use crate::core::model::{Nanos, Pid};
-    use crate::core::snapshot::{
-        AllocatedDeviceView, Attribution, ContainerLabels, GpuUse, UnsampledStory,
-    };
+    use crate::core::snapshot::{AllocatedDeviceView, Attribution, ContainerLabels};
     use crate::outputs::sample::{FIRST_GPU, golden};
 
     const HEX: &str = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";

@@ -35,8 +35,9 @@ use super::instruments::VERSION;
 use super::log::{Log, LogReport};
 use super::places::{Bounds, Places};
 use super::probe::Probe;
+use crate::core::explanation::Explanation;
 use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
-use crate::core::snapshot::{BlockedCall, Explanation, GpuProcessView, Snapshot};
+use crate::core::snapshot::{BlockedCall, GpuProcessView, Snapshot};
 
 /// Where the socket is unless the configuration says otherwise.
 pub const DEFAULT_PATH: &str = "/run/gpuacct/gpuacct.sock";

@@ -50,7 +50,7 @@ use self::file::Store;
 pub use self::file::{FILE, Options, SYNC_EVERY, Written};
 use self::mark::Mark;
 use crate::core::model::Clock;
-use crate::core::persist::{Changes, State};
+use crate::core::records::{Changes, State};
 
 /// What the store's thread is told.
 enum Command {

@@ -2,7 +2,7 @@
 
 use gpuacct::config::Config;
 use gpuacct::core::cgroup_path;
-use gpuacct::core::recording::replay;
+use gpuacct::core::replay::replay;
 use gpuacct::report::prices::Prices;
 use gpuacct::report::range::{Asked, Moment};
 use gpuacct::sources::identity;

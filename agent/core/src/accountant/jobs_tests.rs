@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::super::input::{
+use crate::accountant::{Accountant, Settings};
+use crate::effect::Effect;
+use crate::input::{
     CgroupAnnouncement, CgroupSet, Input, KernelBatch, KernelEvent, ProcessEvent, ProcessScan,
     ScannedProcess,
 };
-use super::super::model::{BootTime, CgroupKey, Clock, Pid, ProcessId, WallTime};
-use super::super::placement::Owner;
-use super::{Accountant, Effect, Settings};
+use crate::model::{BootTime, CgroupKey, Clock, Owner, Pid, ProcessId, WallTime};
 
 const SECOND: u64 = 1_000_000_000;
 const JOB: &str = "/sge/12.1/99";
@@ -100,11 +100,11 @@ impl Node {
             pid: Pid(pid),
             start: BootTime(start).into(),
         };
-        let facts = self.accountant.processes.facts_of(id).unwrap();
+        let facts = self.accountant.tracker.processes().facts_of(id).unwrap();
         let places = facts.previous.into_iter().chain([facts.placement]);
-        let placements = &mut self.accountant.placements;
+        let tracker = &mut self.accountant.tracker;
         places
-            .map(|place| match placements.owner(place) {
+            .map(|place| match tracker.owner(place) {
                 Some((Owner::Host(unit), _)) => unit.to_string(),
                 other => panic!("{other:?}"),
             })

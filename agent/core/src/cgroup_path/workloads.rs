@@ -8,8 +8,6 @@
 //! itself is not known, and a scheduler that makes no cgroups leaves nothing to be told apart.
 //! Each row names the document or the source file that it was taken from.
 
-use super::{container_id, is_numbered, prefixed};
-
 /// How many directories above a workload's own a layout may ask for.
 pub(super) const MAX_ABOVE: usize = 3;
 
@@ -110,6 +108,8 @@ use Name::{
     TaskContainer,
 };
 use Place::{Anywhere, Root};
+
+use crate::cgroup_path::segment::{container_id, is_numbered, prefixed};
 
 /// The prefix of PBS's directories is `cgroup_prefix` of its hook's configuration. These are the
 /// defaults of its releases.

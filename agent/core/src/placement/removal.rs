@@ -5,8 +5,8 @@
 //! another cgroup (on a kernel whose inode numbers have 32 bits), so what belongs to it from then on
 //! has a placement of its own.
 
-use super::{Owner, PlacementId, PlacementTable, Source};
-use crate::model::{CgroupKey, ContainerId};
+use crate::model::{CgroupKey, ContainerId, Owner};
+use crate::placement::{PlacementId, PlacementTable, Source};
 use crate::tables::HashSet;
 
 impl Source {

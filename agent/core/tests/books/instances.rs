@@ -9,7 +9,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gpuacct_core::accountant::{Accountant, Effect, Settings};
+use gpuacct_core::accountant::{Accountant, Settings};
+use gpuacct_core::effect::Effect;
 use gpuacct_core::input::{
     CgroupAnnouncement, CgroupSet, DeviceOpen, EventCounters, GpuInfo, GpuProcess, GpuProcesses,
     GpuWindow, Input, KernelBatch, KernelEvent, MigInfo, MpsRole, ProcessEvent, SourceHealth,

@@ -20,7 +20,7 @@ use super::sql;
 use super::watermark::{Before, Missed, Reached};
 use super::write::{self, Into};
 use crate::core::model::{BootTime, Clock, Nanos};
-use crate::core::persist::{Changes, State};
+use crate::core::records::{Changes, State};
 
 /// The file's name in the store's directory.
 pub const FILE: &str = "gpuacct.db";

@@ -5,7 +5,7 @@ use rusqlite::{Transaction, params};
 
 use super::sql::{Result, int, list, number, sums};
 use crate::core::model::WallTime;
-use crate::core::persist::Changes;
+use crate::core::records::Changes;
 
 /// Puts all that is not in `hours` there, as of that hour.
 pub(super) fn end_hour(transaction: &Transaction<'_>, hour: i64) -> Result<()> {

@@ -24,7 +24,7 @@ use super::error::StoreError;
 use super::mark::{Mark, Named};
 use super::{Handle, ReadClock, Written};
 use crate::core::model::{BootTime, Nanos, SourceState};
-use crate::core::persist::{Changes, Kept};
+use crate::core::records::{Changes, Kept};
 use crate::core::snapshot::StoreBook;
 
 /// How long a snapshot waits for its transaction.

@@ -17,7 +17,7 @@ use crate::core::model::{
     BootTime, Clock, ContainerId, GpuUuid, Nanos, Pid, UnattributedReason, UnobservedReason,
     WallTime,
 };
-use crate::core::persist::{
+use crate::core::records::{
     Cgroups, GivenName, KeptAccount, KeptAllocation, KeptBook, KeptNamespace, KeptProcess,
     KeptReason, KeptSeries, KeptTime, KeptTotals, PayerKind, State,
 };

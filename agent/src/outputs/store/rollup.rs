@@ -18,7 +18,7 @@ use super::sql::{Result, amounts, gpu, int, list, number, parameters, sums};
 use super::watermark::{Before, BookReached, MissedHour, Reached, spread};
 use crate::core::amounts::Amounts;
 use crate::core::model::{Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
-use crate::core::persist::{Changes, KeptReason};
+use crate::core::records::{Changes, KeptReason};
 
 /// Who pays what was given up, and whatever else would be known of him.
 const OVERFLOW: &str = "(overflow)";

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use super::sql::{HOUR, hour};
 use crate::core::amounts::Amounts;
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
-use crate::core::persist::{Changes, KeptBook, KeptReason, KeptTotals, State};
+use crate::core::records::{Changes, KeptBook, KeptReason, KeptTotals, State};
 use crate::core::snapshot::EnergyBook;
 
 /// Hours without a commit that are told apart: a week. Of more, the oldest are in the hour after

@@ -25,7 +25,7 @@ use super::sql::{Result, amounts, gpu, hour, int, list, list_of, number, paramet
 use super::watermark::Before;
 use crate::core::input::GpuInfo;
 use crate::core::model::{BootTime, ProcessId};
-use crate::core::persist::{
+use crate::core::records::{
     Changes, KeptAccount, KeptBook, KeptNamespace, KeptReason, KeptSeries, KeptTime, KeptTotals,
 };
 use crate::core::snapshot::Attribution;

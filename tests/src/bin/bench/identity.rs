@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use gpuacct::config::Config;
+use gpuacct::core::explanation::Explanation;
 use gpuacct::core::model::{SourceId, SourceState};
-use gpuacct::core::snapshot::Explanation;
 use gpuacct_tests::agent::Agent;
 use gpuacct_tests::containerd::{self, Containerd};
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};

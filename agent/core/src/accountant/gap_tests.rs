@@ -4,17 +4,18 @@
 
 use std::sync::Arc;
 
-use super::accountant::{Accountant, Effect, Settings};
-use super::input::{
+use crate::accountant::{Accountant, Settings};
+use crate::effect::Effect;
+use crate::input::{
     CgroupAnnouncement, CgroupSet, Credit, EventCounters, GpuInfo, GpuProcess, GpuProcesses,
     GpuWindow, Input, KernelBatch, KernelEvent, MpsRole, ProcessEvent, ProcessScan, ScannedProcess,
     SourceHealth, WindowQuality,
 };
-use super::model::{
+use crate::model::{
     BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, UnattributedReason,
     WallTime,
 };
-use super::snapshot::Snapshot;
+use crate::snapshot::Snapshot;
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";

@@ -11,11 +11,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::accountant::{Accountant, Settings};
-use super::input::Input;
-use super::model::{BootTime, Clock, Nanos, WallTime};
-use super::publication::Policy;
-use super::snapshot::Snapshot;
+use crate::account::Policy;
+use crate::accountant::{Accountant, Settings};
+use crate::input::Input;
+use crate::model::{BootTime, Clock, Nanos, WallTime};
+use crate::snapshot::Snapshot;
 
 /// The version of the lines.
 const VERSION: u32 = 1;

@@ -1,0 +1,180 @@
+//! One payer's account on one GPU, and the counters under which it is published.
+
+use crate::amounts::{Amounts, ByteSeconds};
+use crate::input::MigInfo;
+use crate::model::{BootTime, Clock, Nanos, WallTime};
+use crate::snapshot::ContainerLabels;
+
+/// How long things are held, shown at zero and kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a container may be held back for its names.
+    pub grace: Nanos,
+    /// How long a new series shows 0: at least one scrape interval.
+    pub zero_for: Nanos,
+    /// How long a series is shown after its container has ended and its last amount is out.
+    pub keep_for: Nanos,
+}
+
+/// A counter on its way out: shown at 0 first, then with its amount, and never less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Where the counter starts.
+    pub start: WallTime,
+    /// When it was first shown, at 0.
+    pub shown: BootTime,
+    /// What it shows.
+    pub visible: Amounts,
+    /// When that last changed.
+    pub changed: BootTime,
+}
+
+impl Gate {
+    /// A counter that is first shown now.
+    #[must_use]
+    pub const fn new(start: WallTime, now: BootTime) -> Self {
+        Self {
+            start,
+            shown: now,
+            visible: Amounts::ZERO,
+            changed: now,
+        }
+    }
+
+    /// Shows `amount` if the zero has been shown for long enough.
+    pub fn show(&mut self, amounts: Amounts, policy: &Policy, now: BootTime) {
+        let grown = self.visible.max(amounts);
+        if now.since(self.shown) >= policy.zero_for && grown != self.visible {
+            self.visible = grown;
+            self.changed = now;
+        }
+    }
+
+    /// Whether it has shown what it has for as long as it should.
+    pub(crate) fn is_done(&self, policy: &Policy, now: BootTime) -> bool {
+        let settled = self.shown.plus(policy.zero_for).max(self.changed);
+        now >= settled.plus(policy.keep_for)
+    }
+}
+
+/// One published series of one account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Series {
+    /// The labels it went out with.
+    pub labels: ContainerLabels,
+    /// Its counter.
+    pub gate: Gate,
+}
+
+impl Series {
+    pub(crate) fn new(labels: ContainerLabels, start: WallTime, now: BootTime) -> Self {
+        Self {
+            labels,
+            gate: Gate::new(start, now),
+        }
+    }
+}
+
+/// One payer's account on one GPU.
+#[derive(Debug)]
+pub struct Account {
+    /// Its number: unique for as long as series continue.
+    pub number: u32,
+    /// Which MIG instance it is on, if it is on one: the book is about the UUID, which another
+    /// instance may have later.
+    pub mig: Option<MigInfo>,
+    /// The whole of each amount.
+    pub amounts: Amounts,
+    /// The most device memory that its processes were seen to use at once, in bytes.
+    pub memory_peak: Option<u64>,
+    /// Processes of it that were seen on the GPU.
+    pub processes_started: u64,
+    /// When it was opened: no charge is older.
+    pub opened: WallTime,
+    /// The earliest time of which anything is counted: its held and its allocated time lie after it.
+    pub since: BootTime,
+    /// Up to when its allocated time is counted; absent before any is.
+    pub allocated_through: Option<BootTime>,
+    /// The end of the first window that charged it, if any did.
+    pub first_used: Option<WallTime>,
+    /// The end of the last.
+    pub last_used: Option<WallTime>,
+    /// What is published of it under the ids alone.
+    pub id_only: Option<Series>,
+    /// What is published of it under its names, or, for the host, its unit.
+    pub named: Option<Series>,
+    /// How much of it the namespace's counter has been given.
+    pub fed: Amounts,
+    /// Since when its payer has had no process.
+    pub ended: Option<BootTime>,
+    /// Whether the MIG instance that it is on is another one now, under the same UUID.
+    pub expired: bool,
+}
+
+impl Account {
+    pub(crate) fn new(number: u32, mig: Option<MigInfo>, opened: Clock) -> Self {
+        Self {
+            number,
+            mig,
+            amounts: Amounts::ZERO,
+            memory_peak: None,
+            processes_started: 0,
+            opened: opened.wall,
+            since: opened.boot,
+            allocated_through: None,
+            first_used: None,
+            last_used: None,
+            id_only: None,
+            named: None,
+            fed: Amounts::ZERO,
+            ended: None,
+            expired: false,
+        }
+    }
+
+    /// Adds held time, the earliest of which is at `from`, and memory.
+    pub fn add_held(&mut self, from: BootTime, held: Nanos, memory: ByteSeconds) {
+        self.since = self.since.min(from);
+        self.amounts += Amounts {
+            held,
+            memory,
+            ..Amounts::ZERO
+        };
+    }
+
+    /// Adds a part of the GPU's time, up to its allocated time: the rest is of an account of the same
+    /// payer that was closed meanwhile.
+    pub fn add_share(&mut self, share: Nanos) {
+        let Amounts {
+            allocated,
+            allocated_share,
+            ..
+        } = &mut self.amounts;
+        *allocated_share += share.min(allocated.minus(*allocated_share));
+    }
+
+    /// By how much its held or allocated time exceeds the time from its beginning until `now`, or its
+    /// part of the GPU's time its allocated time. Zero unless something was counted twice.
+    #[must_use]
+    pub fn excess(&self, now: BootTime) -> Nanos {
+        let passed = now.since(self.since);
+        let Amounts {
+            held,
+            allocated,
+            allocated_share,
+            ..
+        } = self.amounts;
+        let beyond = held.minus(passed).max(allocated.minus(passed));
+        beyond.max(allocated_share.minus(allocated))
+    }
+
+    /// What is out, under whatever labels.
+    #[must_use]
+    pub fn published(&self) -> Amounts {
+        [&self.id_only, &self.named]
+            .into_iter()
+            .flatten()
+            .map(|series| series.gate.visible)
+            .sum()
+    }
+}

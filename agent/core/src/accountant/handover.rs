@@ -1,0 +1,161 @@
+//! What the core hands over to be kept, and what it takes back after a restart.
+//!
+//! After each commit the [`Keeper`] says what differs from what it has handed over before: a
+//! commit in which one container of five hundred used a GPU is one narrow row, not five hundred.
+//! Nothing here knows of files. Whoever keeps the rows says whether they were kept; until then the
+//! core assumes that they were not, and can be told to hand over everything again.
+//!
+//! A [`State`] is everything that was handed over, put together. An [`Accountant`] that is made of
+//! it goes on where the one before it stopped: the same books, accounts and series, with the same
+//! start times and no published amount below the one before. It is refused if its books do not
+//! balance, since nothing that is added to such books would make them right again.
+//!
+//! Of processes only those are kept that have to do with a GPU, see [`processes`]: `/proc` tells who
+//! lives, but not whose the time was of those who died while no agent ran, and not who has been
+//! counted already.
+//!
+//! Not kept: what containers are called that have no account, and the agent's figures about itself.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::account::Account;
+use crate::accountant::{Accountant, no_names};
+use crate::keeper::{AccountView, Keeper, kept_parts};
+use crate::model::{BootTime, Clock, GpuUuid, Owner, WallTime};
+use crate::records::{Changes, ClosedAccount, Kept, KeptNamespace, KeptTotals};
+
+impl Accountant {
+    /// Has changes kept from here on: see [`Accountant::changes`].
+    pub fn keep(&mut self) {
+        self.keeper = Some(Keeper::default());
+    }
+
+    /// What the last commit changed since this was last asked; everything if `whole`. Nothing of it
+    /// may be asked for between an input and the commit after it.
+    pub fn changes(&mut self, whole: bool, clock: Clock) -> Changes {
+        let Some(mut keeper) = self.keeper.take() else {
+            return Changes::default();
+        };
+        if whole {
+            keeper.forget();
+        }
+        let mut changes = Changes {
+            whole,
+            sequence: self.sequence,
+            clock,
+            closed: keeper.closed.clone(),
+            ..Changes::default()
+        };
+        for book in self.ledger.books() {
+            let (book, times) = keeper.book(book);
+            changes.books.extend(book);
+            changes.times.extend(times);
+        }
+        for ((book, owner), account) in self.ledger.accounts() {
+            let Some((account, totals)) = self.account_view(*book, owner, account) else {
+                continue;
+            };
+            let (account, totals) = keeper.account(&account, totals);
+            changes.accounts.extend(account);
+            changes.totals.extend(totals);
+        }
+        for (book, namespace, counter) in self.namespaces.iter() {
+            changes.namespaces.extend(keeper.namespace(KeptNamespace {
+                gpu: self.ledger.books()[book].gpu.uuid.clone(),
+                namespace: Arc::clone(namespace),
+                amounts: counter.amounts,
+                start: counter.gate.start,
+                shown: counter.gate.shown,
+                changed: counter.gate.changed,
+                shows: counter.gate.visible,
+            }));
+        }
+        (changes.processes, changes.gone) =
+            keeper.processes(&mut self.tracker, &self.devices, &self.ledger);
+        (changes.allocations, changes.allocations_gone) = keeper.allocations(&self.allocations);
+        self.keeper = Some(keeper);
+        changes
+    }
+
+    /// Changes are kept: what was closed in them need not be handed over again.
+    pub fn kept(&mut self, changes: Kept) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.confirm(changes.closed);
+        }
+    }
+
+    /// An account as it is handed over; nothing while its payer has not been looked at, which the
+    /// next commit does.
+    fn account_view<'a>(
+        &'a self,
+        book: usize,
+        owner: &'a Owner,
+        account: &'a Account,
+    ) -> Option<(AccountView<'a>, KeptTotals)> {
+        let ([id_only, named], totals) = kept_parts(account);
+        let known = self.naming.payer(owner);
+        let labels = match (known, owner) {
+            (Some(known), _) => Cow::Borrowed(&known.labels),
+            (None, Owner::Host(_)) => Cow::Owned(no_names(owner)),
+            (None, _) => return None,
+        };
+        let view = AccountView {
+            number: account.number,
+            gpu: &self.ledger.books()[book].gpu.uuid,
+            mig: account.mig.as_ref(),
+            owner,
+            labels,
+            image: known.map(|known| &known.image),
+            runtime: known.map(|known| &known.runtime),
+            attribution: known.map(|known| known.attribution),
+            runtime_labels: match owner {
+                Owner::Container(id) => self.naming.directory().runtime_labels(id),
+                Owner::Pod(_) | Owner::Host(_) => None,
+            },
+            opened: account.opened,
+            held_since: known.map_or(BootTime::default(), |known| known.held_since),
+            ended: account.ended,
+            id_only,
+            named,
+        };
+        Some((view, totals))
+    }
+
+    /// The end of each GPU's last window that is booked.
+    #[must_use]
+    pub fn windows_ended(&self) -> Vec<(GpuUuid, BootTime)> {
+        let books = self.ledger.books().iter();
+        books
+            .filter_map(|book| Some((book.gpu.uuid.clone(), book.through?)))
+            .collect()
+    }
+
+    /// Notes the last state of accounts that have just been closed, while their payers are known.
+    pub(super) fn keep_closed(&mut self, closed: &[((usize, Owner), Account)], at: WallTime) {
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
+        for ((book, owner), account) in closed {
+            if let Some((account, totals)) = self.account_view(*book, owner, account) {
+                keeper.close(ClosedAccount {
+                    at,
+                    account: account.copied(),
+                    totals,
+                });
+            }
+        }
+        self.keeper = Some(keeper);
+    }
+
+    /// Closed accounts whose records were given up.
+    pub(super) fn records_given_up(&self) -> u64 {
+        self.keeper.as_ref().map_or(0, |keeper| keeper.given_up)
+    }
+
+    /// Processes that were not followed to be kept.
+    pub(super) fn not_followed(&self) -> u64 {
+        let keeper = self.keeper.as_ref();
+        keeper.map_or(0, Keeper::not_followed)
+    }
+}

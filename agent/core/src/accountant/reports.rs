@@ -1,0 +1,166 @@
+//! Process lists, and reports about dead processes: what they change in the books.
+
+use crate::accountant::{Accountant, follow};
+use crate::awaited::{Awaited, Next, life_of};
+use crate::device::DeviceLists;
+use crate::effect::Effect;
+use crate::holding::{End, Member};
+use crate::input::{Accounted, GpuProcess, GpuProcesses};
+use crate::model::{BootTime, Clock, Owner};
+use crate::owners;
+use crate::tables::HashMap;
+
+impl Accountant {
+    /// Takes the reports that have waited long enough, in the order in which they came.
+    pub(super) fn take_reports(&mut self, clock: Clock) {
+        loop {
+            let events = self.tracker.events();
+            let next = self
+                .reports
+                .next(events, self.settings.await_events, clock.boot);
+            match next {
+                Next::None => return,
+                Next::Waits { end } => {
+                    if events.lacks_scan(end) && !events.is_starting() {
+                        self.effects.ask(Effect::Rescan);
+                    }
+                    return;
+                }
+                Next::Ready {
+                    awaited,
+                    received,
+                    is_early,
+                } => {
+                    self.counts.lists_not_awaited += u64::from(is_early);
+                    match awaited {
+                        Awaited::Lists(lists) => self.take_lists(lists, clock),
+                        Awaited::Died(process) => self.take_accounted(&process, received, clock),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the driver's word on a process that died: its peak of memory, which no reading may have
+    /// seen, and its busy time as a check of what was booked.
+    fn take_accounted(&mut self, process: &Accounted, received: Clock, clock: Clock) {
+        let Some(book) = self.ledger.book_of(&process.gpu) else {
+            return;
+        };
+        if let Some((by_driver, by_windows)) = process.busy {
+            self.ledger.compare(book, by_driver, by_windows);
+        }
+        if self.tracker.awaits_scan(clock.boot) {
+            // As of lists: whose the pid was cannot be told yet.
+            return;
+        }
+        let (from, to) = life_of(process, received);
+        let mut lookup = self.tracker.lookup();
+        let (_, owner) = owners::owner_of(process.pid, from, to, &mut lookup);
+        let Ok(owner) = owner else { return };
+        let opened = self.opened_at(book, from, clock);
+        self.ledger.open(book, &owner, opened);
+        if let Some(account) = self.ledger.account_mut(book, &owner) {
+            account.memory_peak = account.memory_peak.max(process.memory_peak);
+        }
+    }
+
+    fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
+        if self.tracker.awaits_scan(clock.boot) {
+            // A pid in it may have been somebody else's when the agent before this one ended.
+            return;
+        }
+        let own = self.settings.own_pid;
+        lists.processes.retain(|process| Some(process.pid) != own);
+        let Some(book) = self.ledger.book_of(&lists.gpu) else {
+            return; // Nothing can be booked on a GPU that NVML has never listed.
+        };
+        let mut lookup = self.tracker.lookup();
+        let mut owners = HashMap::default();
+        for &GpuProcess { pid, .. } in &lists.processes {
+            let (found, owner) = owners::owner_of(pid, lists.at, lists.at, &mut lookup);
+            owners.insert(pid, (found, owner));
+        }
+        let sharing = &mut self.devices.of(book).sharing;
+        sharing.observe(lists.at, &lists.processes, &mut lookup);
+        for (pid, (_, owner)) in &mut owners {
+            if let Some(of_server) = sharing.payer_of_server(*pid, lists.at, lists.at, &mut lookup)
+            {
+                (_, *owner) = owners::confirmed(*pid, lists.at, (None, of_server), &lookup);
+            }
+        }
+        self.close_taken_over(clock);
+        let mut members = Vec::with_capacity(lists.processes.len());
+        let mut memory = HashMap::<Owner, u64>::default();
+        let opened = self.opened_at(book, lists.at, clock);
+        for process in &lists.processes {
+            let Some((found, payer)) = owners.get(&process.pid).cloned() else {
+                continue;
+            };
+            if let Some(found) = found {
+                follow(&mut self.keeper, found);
+            }
+            let Ok(owner) = payer else { continue };
+            if let Some(found) = found {
+                let started = self
+                    .tracker
+                    .processes()
+                    .facts_of(found)
+                    .map(|facts| facts.start);
+                members.push(Member {
+                    process: found,
+                    owner: owner.clone(),
+                    not_before: started.max(self.tracker.opens().first(found)),
+                    memory: process.memory,
+                });
+            }
+            if let Some(bytes) = process.memory {
+                let sum = memory.entry(owner.clone()).or_default();
+                *sum = sum.saturating_add(bytes);
+            }
+            // Opened before it is charged, its series shows 0 all the earlier.
+            self.ledger.open(book, &owner, opened);
+        }
+        let device = self.devices.of(book);
+        for owner in device.holding.list(lists.at, members) {
+            if let Some(account) = self.ledger.account_mut(book, &owner) {
+                account.processes_started += 1;
+            }
+        }
+        for (owner, bytes) in &memory {
+            if let Some(account) = self.ledger.account_mut(book, owner) {
+                account.memory_peak = account.memory_peak.max(Some(*bytes));
+            }
+        }
+        device.lists = Some(DeviceLists {
+            at: lists.at,
+            processes: lists.processes,
+            memory_used: lists.memory_used,
+            memory,
+        });
+    }
+
+    /// Books held time and memory as far as every exit is known, or has been waited for long enough.
+    pub(super) fn book_held(&mut self, now: BootTime) {
+        if self.tracker.awaits_scan(now) {
+            // Whoever is believed dead only until then would be counted as started once more.
+            return;
+        }
+        let until = self.tracker.events().drained_through().min(now);
+        let until = until.max(now.minus(self.settings.await_events));
+        let until = until.min(self.reports.oldest_lists());
+        let processes = self.tracker.processes();
+        let end_of = |process| match processes.facts_of(process) {
+            None => End::Forgotten,
+            Some(facts) => facts.exit.map_or(End::Alive, End::At),
+        };
+        let ledger = &mut self.ledger;
+        for (book, device) in self.devices.iter_mut().enumerate() {
+            for (owner, held) in device.holding.settle(until, &end_of) {
+                if let Some(account) = ledger.account_mut(book, &owner) {
+                    account.add_held(held.from, held.time, held.memory);
+                }
+            }
+        }
+    }
+}

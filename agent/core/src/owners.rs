@@ -1,0 +1,92 @@
+//! Who owned a pid in a stretch of time.
+
+use crate::amounts::Engines;
+use crate::event_stream::EventStream;
+use crate::model::{BootTime, Nanos, Owner, Pid, ProcessId, UnattributedReason};
+use crate::opens::Opens;
+use crate::placement::PlacementTable;
+use crate::process_table::{Holder, ProcessTable};
+
+/// What is needed to find the owner of a pid.
+#[derive(Debug)]
+pub(crate) struct Lookup<'a> {
+    /// Processes by pid and time.
+    pub(crate) processes: &'a ProcessTable,
+    /// The owners of the cgroups in which processes live.
+    pub(crate) placements: &'a mut PlacementTable,
+    /// Who opened a GPU, and when.
+    pub(crate) opens: &'a Opens,
+    /// Up to when the kernel's events are known, and where some are missing.
+    pub(crate) events: &'a EventStream,
+}
+
+/// Part of a window's busy time, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charge {
+    /// The process as the driver named it; absent for busy time that no row owns.
+    pub pid: Option<Pid>,
+    /// The process itself, where one is known.
+    pub process: Option<ProcessId>,
+    /// Who pays, or why nobody does.
+    pub owner: Result<Owner, UnattributedReason>,
+    /// How much.
+    pub busy: Nanos,
+    /// And how much of the other engines.
+    pub engines: Engines,
+}
+
+/// Who owned a pid in `(from, to]`.
+pub(crate) fn owner_of(
+    pid: Pid,
+    from: BootTime,
+    to: BootTime,
+    lookup: &mut Lookup<'_>,
+) -> (Option<ProcessId>, Result<Owner, UnattributedReason>) {
+    let complete = lookup.events.completeness();
+    let holders = lookup.processes.holders(pid, from, to, complete);
+    let Some(newest) = holders.first() else {
+        return (None, Err(UnattributedReason::UnknownPid));
+    };
+    let found = match owner_among(&holders, lookup.placements) {
+        Err(UnattributedReason::AmbiguousPid) => (None, Err(UnattributedReason::AmbiguousPid)),
+        owner => (Some(newest.process), owner),
+    };
+    confirmed(pid, to, found, lookup)
+}
+
+/// The owner that was found for a pid up to `to`, unless an event may be missing that gave the pid
+/// to another process by then.
+pub(crate) fn confirmed(
+    pid: Pid,
+    to: BootTime,
+    found: (Option<ProcessId>, Result<Owner, UnattributedReason>),
+    lookup: &Lookup<'_>,
+) -> (Option<ProcessId>, Result<Owner, UnattributedReason>) {
+    if found.1.is_ok() && !lookup.events.vouches_for(pid, to) {
+        (None, Err(UnattributedReason::UnconfirmedPid))
+    } else {
+        found
+    }
+}
+
+/// The one owner of everywhere that these were.
+pub(crate) fn owner_among(
+    holders: &[Holder],
+    placements: &mut PlacementTable,
+) -> Result<Owner, UnattributedReason> {
+    let mut found: Option<Owner> = None;
+    for placement in holders
+        .iter()
+        .flat_map(|holder| holder.placements.iter().flatten())
+    {
+        let Some((owner, _)) = placements.owner(*placement) else {
+            return Err(UnattributedReason::UnknownCgroup);
+        };
+        match &found {
+            None => found = Some(owner.clone()),
+            Some(other) if other == owner => {}
+            Some(_) => return Err(UnattributedReason::AmbiguousPid),
+        }
+    }
+    found.ok_or(UnattributedReason::UnknownCgroup)
+}
