@@ -17,9 +17,11 @@ use std::collections::BTreeMap;
 
 use super::answer::{Bracket, RawRow, RawSample};
 use super::cursor::Cursor;
+use super::driver::{Driver, RowsCall};
 use super::fault::{Fault, Trouble};
+use super::row_clock::{CONVERTED_US, Conversion, RowClock};
 use super::sample_clock::{Answered, News, Reading, SampleClock, StampClock};
-use super::window::{JITTER_US, Windows};
+use super::window::Windows;
 use crate::core::input::{CallClock, GpuWindow, SampleClocks};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason};
 
@@ -31,48 +33,6 @@ const SILENCE: Nanos = Nanos::SECOND;
 const COMPARED_APART: Nanos = Nanos::from_secs(10);
 /// While the older call for rows is used, the newer one is asked again after this time.
 pub(super) const COMPARED_ANEW: Nanos = Nanos::from_secs(300);
-/// How far a stamp may be off when it is converted between two known clocks, in microseconds: they are
-/// read one after the other, and slewing moves them apart.
-const CONVERTED_US: u64 = 1_000;
-
-/// A call for the processes' rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RowsCall {
-    /// `nvmlDeviceGetProcessesUtilizationInfo`, with all engines, from R550 on.
-    OfAllEngines,
-    /// `nvmlDeviceGetProcessUtilization`.
-    Older,
-}
-
-impl RowsCall {
-    /// NVML's name of it.
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::OfAllEngines => "nvmlDeviceGetProcessesUtilizationInfo",
-            Self::Older => "nvmlDeviceGetProcessUtilization",
-        }
-    }
-
-    const fn other(self) -> Self {
-        match self {
-            Self::OfAllEngines => Self::Older,
-            Self::Older => Self::OfAllEngines,
-        }
-    }
-}
-
-/// One GPU's driver. Stamps are of the call's own clock, in microseconds; 0 asks for all that is kept.
-pub(super) trait Driver {
-    /// Both clocks of this machine.
-    fn now(&self) -> Clock;
-    /// The device's own samples newer than a stamp; none where it does not offer them.
-    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, Trouble>;
-    /// Whether the driver has the call.
-    fn has(&self, call: RowsCall) -> bool;
-    /// The processes' rows over all samples newer than a stamp; none where it does not offer them.
-    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, Trouble>;
-}
-
 /// What a device has to say about a stretch of time.
 pub(super) enum Asked {
     /// Samples and rows; rows that could not be had are left out, with the reason.
@@ -96,113 +56,6 @@ struct Told {
     rows: Vec<RawRow>,
     /// Whether it had any row that can be somebody's, with whatever stamp.
     is_any: bool,
-}
-
-/// The clock of one call's rows.
-#[derive(Debug, Default)]
-struct RowClock {
-    own: SampleClock,
-    /// Its clock is that of the device's samples.
-    is_shared: bool,
-    /// How far its stamps are ahead of the samples' stamps, in microseconds: found by the stamps
-    /// themselves, since rows bear stamps of samples where device and processes are sampled at once.
-    related: Option<i128>,
-    /// The same by the last answer, and how often in turn that was found.
-    found: Option<(i128, u8)>,
-}
-
-/// How often in turn a relation of stamps must be found: an answer can have a sample that the one before
-/// it lacks.
-const RELATED_AFTER: u8 = 2;
-
-impl RowClock {
-    fn clock(&self, samples: &SampleClock) -> Option<StampClock> {
-        if self.is_shared {
-            samples.clock()
-        } else {
-            self.own.clock()
-        }
-    }
-
-    /// Learns from an answer. `newest_busy_us` is the device's newest sample that was busy.
-    fn observe(
-        &mut self,
-        answer: &Answered<'_>,
-        samples: &SampleClock,
-        newest_busy_us: Option<u64>,
-    ) -> News {
-        let before = self.clock(samples);
-        let news = self.own.observe(answer);
-        if news == News::Changed {
-            self.forget_relation();
-        }
-        let is_sample = |stamp: &u64| samples.has_seen(*stamp, JITTER_US);
-        let is_matched = !answer.stamps.is_empty() && answer.stamps.iter().all(is_sample);
-        let is_shifted = |clock| matches!(clock, Some(StampClock::Shifted(_)));
-        // A row can have a sample's stamp that is yet to be seen: what was found once stays.
-        let is_likely = self.is_shared || is_matched || is_shifted(self.own.clock());
-        // Where the work has ended, no row is ever new, and nothing bounds the clock of the rows. Rows
-        // that all bear stamps of samples are then taken to be stamped as those are.
-        let is_told = if self.own.clock().is_some() {
-            is_likely
-        } else {
-            self.is_shared || is_matched
-        };
-        self.is_shared = is_told && self.own.agrees_with(samples, answer.ended);
-        if is_shifted(self.own.clock()) || is_shifted(samples.clock()) {
-            self.relate(answer, samples, newest_busy_us);
-        } else {
-            self.forget_relation();
-        }
-        match (before, self.clock(samples)) {
-            (None, Some(_)) => News::Learnt,
-            (Some(_), Some(_)) => news,
-            (_, None) => News::None,
-        }
-    }
-
-    /// Looks by how much all of an answer's stamps are ahead of samples' stamps.
-    ///
-    /// Samples come in a grid, so that one period more fits as well. The newest row is of the newest busy
-    /// sample, unless that was credited to nobody or another one landed since.
-    fn relate(
-        &mut self,
-        answer: &Answered<'_>,
-        samples: &SampleClock,
-        newest_busy_us: Option<u64>,
-    ) {
-        let (Some(newest), Some(busy)) = (answer.stamps.iter().max(), newest_busy_us) else {
-            return;
-        };
-        let ahead = i128::from(*newest) - i128::from(busy);
-        let is_sample = |stamp: &u64| {
-            let sample = u64::try_from(i128::from(*stamp) - ahead);
-            sample.is_ok_and(|sample| samples.has_seen(sample, JITTER_US))
-        };
-        let is_found =
-            answer.stamps.iter().all(is_sample) && self.own.can_be_ahead(samples, ahead * 1_000);
-        let near = |other: i128| other.abs_diff(ahead) <= u128::from(JITTER_US);
-        self.found = match self.found {
-            _ if !is_found => None,
-            Some((found, times)) if near(found) => Some((ahead, times.saturating_add(1))),
-            _ => Some((ahead, 1)),
-        };
-        match self.found {
-            Some((ahead, times)) if times >= RELATED_AFTER => self.related = Some(ahead),
-            _ => {}
-        }
-        if !self
-            .own
-            .can_be_ahead(samples, self.related.unwrap_or(ahead) * 1_000)
-        {
-            self.related = None;
-        }
-    }
-
-    const fn forget_relation(&mut self) {
-        self.related = None;
-        self.found = None;
-    }
 }
 
 /// One GPU's windows, and what is known of how to ask for them.
@@ -841,33 +694,5 @@ impl Reader {
             }
             _ => tracing::info!(gpu, call, clock, ahead_ms, "a call stamps by another clock"),
         }
-    }
-}
-
-/// From a call's stamps to the windows'.
-#[derive(Clone, Copy, Debug)]
-struct Conversion {
-    /// They are on one clock.
-    is_same: bool,
-    /// How far the call's stamps are ahead of the windows'.
-    ahead_us: i128,
-}
-
-impl Conversion {
-    /// What to ask the call with, so that the sample of this stamp is left out.
-    fn to_rows(self, stamp_us: u64) -> u64 {
-        if self.is_same {
-            return stamp_us;
-        }
-        let stamp = i128::from(stamp_us) + self.ahead_us + i128::from(CONVERTED_US);
-        u64::try_from(stamp.max(1)).unwrap_or(u64::MAX)
-    }
-
-    fn to_windows(self, stamp_us: u64) -> u64 {
-        if self.is_same {
-            return stamp_us;
-        }
-        let stamp = i128::from(stamp_us) - self.ahead_us;
-        u64::try_from(stamp.max(0)).unwrap_or(u64::MAX)
     }
 }

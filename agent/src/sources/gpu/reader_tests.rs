@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use super::answer::{RawRow, RawSample};
 use super::cursor::Cursor;
+use super::driver::{Driver, RowsCall};
 use super::fault::Trouble;
-use super::reader::{Asked, COMPARED_ANEW, Driver, Reader, RowsCall};
+use super::reader::{Asked, COMPARED_ANEW, Reader};
 use crate::core::input::{CallClock, ClockKind, GpuWindow};
 use crate::core::model::{BootTime, Clock, GpuUuid, UnobservedReason, WallTime};
 

@@ -24,6 +24,9 @@
 //! It refuses to change anything: it only lists. A socket on which nobody offers this interface, as
 //! that of a containerd that serves Docker alone, is as good as absent.
 
+mod facts;
+mod lookup;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,32 +34,31 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, TryFutureExt};
+use gpuacct_proto::cri::{
+    Container, ContainerEventResponse, ContainerEventType, ContainerStatus, GetEventsRequest,
+    ListContainersRequest, ListPodSandboxRequest, PodSandbox, VersionRequest,
+};
 use prost::Message as _;
 use tokio::time::{Instant, sleep_until};
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 use tracing::{debug, warn};
 
+use self::facts::{Facts, Sandbox, sandbox_identity};
+use self::lookup::{
+    Answer, Client, Connection, LIST_CONTAINERS, LIST_POD_SANDBOX, LISTED, Lookup, MAX_LISTED,
+};
 use super::elements::{Malformed, decode, elements};
 use super::fault::Fault as _;
-use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
+use super::grpc::{self, Fault, MAX_LIST};
 use super::socket_file::every;
 pub use super::sockets::Pace;
 use super::sockets::{self, Follower, Seat};
 use super::wanted::{Wanted, container_id, receive};
-use super::{Counters, IdentityIo, clean_labels, clean_name, kubernetes_names, merge_labels};
+use super::{Counters, IdentityIo, clean_labels, clean_name};
 use crate::config;
-use crate::core::input::{
-    ContainerIdentity, IdentitySource, IdentityUpdate, Input, KubernetesNames,
-};
-use crate::core::model::{ContainerId, NONE, POD_ITSELF, SourceId, SourceState};
+use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input};
+use crate::core::model::{ContainerId, SourceId, SourceState};
 use crate::sources::health::Closed;
-use gpuacct_proto::cri::runtime_service_client::RuntimeServiceClient;
-use gpuacct_proto::cri::{
-    Container, ContainerEventResponse, ContainerEventType, ContainerFilter, ContainerStatus,
-    ContainerStatusRequest, GetEventsRequest, ImageSpec, ListContainersRequest,
-    ListPodSandboxRequest, PodSandbox, PodSandboxFilter, PodSandboxMetadata, VersionRequest,
-};
 
 /// A stream of events that lasted so long was one, even if nothing happened meanwhile.
 const LASTING: Duration = Duration::from_secs(10);
@@ -70,20 +72,8 @@ const MAX_ANNOUNCED: usize = 16_384;
 /// Bytes of labels of listed sandboxes that are remembered, per runtime. A sandbox beyond it keeps its
 /// names and loses its labels.
 const MAX_SANDBOX_LABELS: usize = 2 << 20;
-/// Elements of one list that are decoded.
-const MAX_LISTED: usize = MAX_ANNOUNCED;
 /// Memory for what the sandboxes of a runtime say of their pods, in bytes.
 const MAX_SANDBOXES: usize = 8 << 20;
-const LIST_CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
-const LIST_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
-/// The field of either list that has its elements.
-const LISTED: usize = 1;
-/// Where runtimes keep an image's name if they call the image by its digest.
-const IMAGE_ANNOTATIONS: [&str; 2] = [
-    "io.kubernetes.cri.image-name",
-    "io.kubernetes.cri-o.ImageName",
-];
-
 /// How often a runtime is asked. Only tests change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
@@ -127,51 +117,6 @@ pub async fn run(config: config::Cri, tuning: Tuning, io: IdentityIo<ContainerId
         has_warned: false,
     };
     sockets::run(SourceId::Cri, &config.sockets, tuning.pace, io, begin).await;
-}
-
-/// What a sandbox says of its pod.
-#[derive(Debug)]
-struct Sandbox {
-    metadata: Option<PodSandboxMetadata>,
-    /// The pod's labels, cleaned.
-    labels: BTreeMap<Arc<str>, Arc<str>>,
-}
-
-impl Sandbox {
-    /// What it takes in memory, roughly and rather too much than too little.
-    fn bytes(&self) -> usize {
-        const ENTRY: usize = 128;
-        let metadata = self.metadata.iter();
-        let names = metadata.map(|of| of.name.len() + of.uid.len() + of.namespace.len());
-        let labels = self.labels.iter();
-        let labels = labels.map(|(key, value)| ENTRY + key.len() + value.len());
-        4 * ENTRY + names.chain(labels).sum::<usize>()
-    }
-}
-
-/// What a runtime said of one container.
-enum Answer {
-    Found(Box<ContainerIdentity>),
-    /// It does not know it, or what it said cannot be used; a label value says which.
-    Missing(&'static str),
-}
-
-type Client = RuntimeServiceClient<Channel>;
-
-/// A connection to a runtime.
-#[derive(Clone)]
-struct Connection {
-    channel: Channel,
-    client: Client,
-}
-
-impl Connection {
-    fn new(channel: Channel) -> Self {
-        Self {
-            client: Client::new(channel.clone()).max_decoding_message_size(MAX_ONE),
-            channel,
-        }
-    }
 }
 
 type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
@@ -709,227 +654,6 @@ impl Pass {
             self.seen.insert(id.clone());
         }
         is_known
-    }
-}
-
-/// Questions about one container.
-struct Lookup {
-    connection: Connection,
-    limit: Duration,
-    counters: Arc<Counters>,
-    sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,
-}
-
-impl Lookup {
-    async fn describe(&self, id: &ContainerId) -> Result<Answer, Fault> {
-        let found = |identity| Ok(Answer::Found(Box::new(identity)));
-        let Some(container) = self.container(id).await? else {
-            return match self.sandbox(id.as_str()).await? {
-                Some(sandbox) => found(sandbox_identity(id, &sandbox, &self.counters)),
-                None => Ok(Answer::Missing("not_found")),
-            };
-        };
-        let sandbox = match self.sandboxes.get(&container.pod_sandbox_id) {
-            Some(known) => Some(Arc::clone(known)),
-            None => self.sandbox(&container.pod_sandbox_id).await?,
-        };
-        let facts = Facts::listed(&container);
-        if facts.image().is_some() {
-            return found(facts.identity(id, sandbox.as_deref(), &self.counters));
-        }
-        let Some(status) = self.status(id).await? else {
-            return found(facts.identity(id, sandbox.as_deref(), &self.counters));
-        };
-        let facts = Facts::alone(&status);
-        found(facts.identity(id, sandbox.as_deref(), &self.counters))
-    }
-
-    /// The container of exactly this id.
-    async fn container(&self, id: &ContainerId) -> Result<Option<Container>, Fault> {
-        let request = ListContainersRequest {
-            filter: Some(ContainerFilter {
-                id: id.as_str().to_owned(),
-            }),
-        };
-        let call = "list_containers";
-        let request = grpc::ask(&self.connection.channel, LIST_CONTAINERS, request, MAX_ONE);
-        let reply = grpc::call(call, self.limit, &self.counters, request).await?;
-        let found = self.first(&reply, |container: &Container| container.id == id.as_str());
-        found.map_err(|source| Fault::Malformed { call, source })
-    }
-
-    async fn sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>, Fault> {
-        let request = ListPodSandboxRequest {
-            filter: Some(PodSandboxFilter { id: id.to_owned() }),
-        };
-        let call = "list_pod_sandbox";
-        let request = grpc::ask(&self.connection.channel, LIST_POD_SANDBOX, request, MAX_ONE);
-        let reply = grpc::call(call, self.limit, &self.counters, request).await?;
-        let found = self.first(&reply, |sandbox: &PodSandbox| sandbox.id == id);
-        let found = found.map_err(|source| Fault::Malformed { call, source })?;
-        Ok(found.map(|sandbox| {
-            Arc::new(Sandbox {
-                metadata: sandbox.metadata,
-                labels: clean_labels(&sandbox.labels, &self.counters),
-            })
-        }))
-    }
-
-    /// The first element of a list that `is` the one.
-    fn first<T: prost::Message + Default>(
-        &self,
-        list: &[u8],
-        is: impl Fn(&T) -> bool,
-    ) -> Result<Option<T>, Malformed> {
-        for element in elements(list, LISTED).take(MAX_LISTED) {
-            if let Some(found) = decode::<T>(element?, &self.counters)?
-                && is(&found)
-            {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
-    /// What the runtime says of this container alone; nothing if it says it of another one.
-    async fn status(&self, id: &ContainerId) -> Result<Option<ContainerStatus>, Fault> {
-        let mut client = self.connection.client.clone();
-        let request = client.container_status(ContainerStatusRequest {
-            container_id: id.as_str().to_owned(),
-            verbose: false,
-        });
-        let reply = grpc::call("container_status", self.limit, &self.counters, request).await?;
-        Ok(reply.status.filter(|status| status.id == id.as_str()))
-    }
-}
-
-/// What the interface says of a container, whichever message says it.
-struct Facts<'a> {
-    name: Option<&'a str>,
-    image: Option<&'a ImageSpec>,
-    image_ref: &'a str,
-    labels: &'a HashMap<String, String>,
-    annotations: &'a HashMap<String, String>,
-}
-
-impl<'a> Facts<'a> {
-    fn listed(container: &'a Container) -> Self {
-        Self {
-            name: container.metadata.as_ref().map(|m| m.name.as_str()),
-            image: container.image.as_ref(),
-            image_ref: &container.image_ref,
-            labels: &container.labels,
-            annotations: &container.annotations,
-        }
-    }
-
-    fn alone(status: &'a ContainerStatus) -> Self {
-        Self {
-            name: status.metadata.as_ref().map(|m| m.name.as_str()),
-            image: status.image.as_ref(),
-            image_ref: &status.image_ref,
-            labels: &status.labels,
-            annotations: &status.annotations,
-        }
-    }
-
-    /// The image as its user wrote it, or nearly so; none if there are only digests.
-    fn image(&self) -> Option<&'a str> {
-        self.images().find(|image| !is_digest(image))
-    }
-
-    /// Everything that the image is called, the user's own words first.
-    fn images(&self) -> impl Iterator<Item = &'a str> {
-        let image = self.image;
-        let written = image.map(|image| image.user_specified_image.as_str());
-        let given = image.map(|image| image.image.as_str());
-        let annotations = self.annotations;
-        let annotated = IMAGE_ANNOTATIONS.into_iter().filter_map(move |key| {
-            let own = annotations.get(key);
-            own.or_else(|| image?.annotations.get(key))
-                .map(String::as_str)
-        });
-        written
-            .into_iter()
-            .chain(given)
-            .chain(annotated)
-            .chain([self.image_ref])
-            .filter(|image| !image.is_empty())
-    }
-
-    fn identity(
-        &self,
-        id: &ContainerId,
-        sandbox: Option<&Sandbox>,
-        counters: &Counters,
-    ) -> ContainerIdentity {
-        // The kubelet puts its own four labels on a container and the pod's on its sandbox.
-        let mut labels = clean_labels(self.labels, counters);
-        if let Some(sandbox) = sandbox {
-            labels = merge_labels(labels, &sandbox.labels, counters);
-        }
-        let pod = sandbox.and_then(|sandbox| sandbox.metadata.as_ref());
-        // Never by labels: what this source says of a pod is believed as the runtime's own word.
-        let kubernetes = pod
-            .zip(self.name)
-            .and_then(|(pod, name)| names_in(pod, name, counters));
-        let image = self.image().or_else(|| self.images().next());
-        ContainerIdentity {
-            id: id.clone(),
-            source: IdentitySource::Cri,
-            name: clean_name(self.name, counters),
-            image: clean_name(image, counters),
-            // The session knows: see [`Follower::found`].
-            runtime: None,
-            kubernetes,
-            labels,
-        }
-    }
-}
-
-/// Whether an image is called by its digest alone.
-fn is_digest(image: &str) -> bool {
-    let digits = image.strip_prefix("sha256:").unwrap_or(image);
-    image.starts_with("sha256:")
-        || (digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-/// Names by the pod's sandbox, held to the same shape as labels are.
-fn names_in(
-    pod: &PodSandboxMetadata,
-    container: &str,
-    counters: &Counters,
-) -> Option<KubernetesNames> {
-    let labels = [
-        ("io.kubernetes.pod.namespace", pod.namespace.as_str()),
-        ("io.kubernetes.pod.name", &pod.name),
-        ("io.kubernetes.pod.uid", &pod.uid),
-        ("io.kubernetes.container.name", container),
-    ];
-    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    kubernetes_names(&HashMap::from(labels), counters)
-}
-
-/// A sandbox's own container: what keeps the pod's namespaces, or the machine that the pod runs in.
-fn sandbox_identity(id: &ContainerId, sandbox: &Sandbox, counters: &Counters) -> ContainerIdentity {
-    let names = sandbox.metadata.as_ref();
-    // Any name of a container will do for the check.
-    let names = names.and_then(|pod| names_in(pod, "POD", counters));
-    ContainerIdentity {
-        id: id.clone(),
-        source: IdentitySource::Cri,
-        name: sandbox
-            .metadata
-            .as_ref()
-            .and_then(|pod| clean_name(Some(&pod.name), counters)),
-        // Its image is the runtime's business and nobody's choice.
-        image: Some(NONE.into()),
-        runtime: None,
-        kubernetes: names.map(|names| KubernetesNames {
-            container: POD_ITSELF.into(),
-            ..names
-        }),
-        labels: sandbox.labels.clone(),
     }
 }
 
