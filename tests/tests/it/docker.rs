@@ -1,29 +1,23 @@
 //! The Docker source against real daemons: there from the start, late, killed, frozen, calling
 //! themselves `dev`; and against what only claims to be one.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gpuacct::core::cgroup_path::{CgroupMeaning, resolve};
-use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input, SourceHealth};
-use gpuacct::core::model::{ContainerId, Pid, SourceId, SourceState};
-use gpuacct::sources::identity::Counters;
+use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input};
+use gpuacct::core::model::{Pid, SourceId};
 use gpuacct::sources::identity::docker::{self, Config};
 use gpuacct::sources::{clock, procfs};
-use gpuacct_tests::docker::{Container, ContainerSpec, Dockerd, IMAGE, Options, available, newer};
+use gpuacct_tests::docker::{ContainerSpec, Dockerd, IMAGE, Options, available, newer};
 use gpuacct_tests::podman::{self, Podman};
 use gpuacct_tests::requirement::require;
+use gpuacct_tests::source_rig::SourceRig;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
 const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
-/// Nothing here takes as long; it turns a hang into a failure.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 fn root() -> TempDir {
     tempfile::Builder::new()
@@ -36,15 +30,6 @@ fn options(root: &TempDir) -> Options {
     Options::at(root.path().join("d"))
 }
 
-/// A source that is running, and what it says.
-struct Source {
-    inputs: mpsc::Receiver<Input>,
-    lookups: mpsc::Sender<ContainerId>,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-    counters: Arc<Counters>,
-}
-
 fn config(sockets: &[&Path]) -> Config {
     Config {
         sockets: sockets.iter().map(|path| path.to_path_buf()).collect(),
@@ -55,112 +40,21 @@ fn config(sockets: &[&Path]) -> Config {
     }
 }
 
-impl Source {
-    fn following(socket: &Path) -> Self {
-        Self::with(config(&[socket]))
-    }
+fn following(socket: &Path) -> SourceRig {
+    start(config(&[socket]))
+}
 
-    fn with(config: Config) -> Self {
-        let (lookups, receiver) = mpsc::channel(64);
-        let (out, inputs) = mpsc::channel(64);
-        let (stop, shutdown) = watch::channel(false);
-        let counters = Arc::new(Counters::default());
-        let task = tokio::spawn(docker::run(
+fn start(config: Config) -> SourceRig {
+    SourceRig::start(SourceId::Docker, |wiring| {
+        docker::run(
             config,
-            Arc::clone(&counters),
-            receiver,
-            out,
+            wiring.counters,
+            wiring.wanted,
+            wiring.out,
             clock::now,
-            shutdown,
-        ));
-        Self {
-            inputs,
-            lookups,
-            stop,
-            task,
-            counters,
-        }
-    }
-
-    /// The first of the coming inputs that `pick` makes something of.
-    async fn until<T>(&mut self, what: &str, mut pick: impl FnMut(&Input) -> Option<T>) -> T {
-        let mut passed = Vec::new();
-        let search = async {
-            loop {
-                let input = self.inputs.recv().await.expect("the source goes on");
-                if let Some(picked) = pick(&input) {
-                    return picked;
-                }
-                passed.push(input);
-            }
-        };
-        match tokio::time::timeout(PATIENCE, search).await {
-            Ok(picked) => picked,
-            Err(_) => panic!("no {what} among {passed:#?}"),
-        }
-    }
-
-    async fn health(&mut self, state: &str) -> SourceHealth {
-        self.until(state, |input| match input {
-            Input::Health(health) if health.state.as_str() == state => {
-                assert_eq!(health.source, SourceId::Docker);
-                Some(health.clone())
-            }
-            _ => None,
-        })
-        .await
-    }
-
-    /// The class of the next failure.
-    async fn down(&mut self) -> (String, String) {
-        let SourceState::Down {
-            class,
-            reason,
-            next_retry,
-        } = self.health("down").await.state
-        else {
-            panic!("down is down");
-        };
-        assert!(next_retry.is_some());
-        (class.to_string(), reason.to_string())
-    }
-
-    async fn found(&mut self, container: &Container) -> ContainerIdentity {
-        self.until(&container.id, |input| match input {
-            Input::Identity(IdentityUpdate::Found(identity))
-                if identity.id.as_str() == container.id =>
-            {
-                Some(identity.clone())
-            }
-            _ => None,
-        })
-        .await
-    }
-
-    async fn removed(&mut self, container: &Container) {
-        self.until("removal", |input| match input {
-            Input::Identity(IdentityUpdate::Removed { id, .. }) => {
-                (id.as_str() == container.id).then_some(())
-            }
-            _ => None,
-        })
-        .await;
-    }
-
-    async fn look_up(&self, id: &str) {
-        self.lookups
-            .send(ContainerId::from(id))
-            .await
-            .expect("the source goes on");
-    }
-
-    async fn stop(self) {
-        self.stop.send(true).expect("the source goes on");
-        tokio::time::timeout(PATIENCE, self.task)
-            .await
-            .expect("the source stops")
-            .expect("and has not panicked");
-    }
+            wiring.shutdown,
+        )
+    })
 }
 
 fn trainer(name: &str) -> ContainerSpec {
@@ -181,8 +75,8 @@ fn check_trainer(identity: &ContainerIdentity, name: &str) {
     assert_eq!(&*identity.labels["team"], "vision \"north\"\\x0aand south");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_and_labels_arrive_by_list_event_and_lookup() {
+#[test]
+fn names_and_labels_arrive_by_list_event_and_lookup() {
     let Some(()) = require("docker", available()) else {
         return;
     };
@@ -190,81 +84,73 @@ async fn names_and_labels_arrive_by_list_event_and_lookup() {
     let mut daemon = Dockerd::start(options(&root)).unwrap();
     let early = daemon.run(&trainer("early")).unwrap();
 
-    let mut source = Source::following(&daemon.socket());
-    check_trainer(&source.found(&early).await, "early");
+    let mut source = following(&daemon.socket());
+    check_trainer(&source.found(&early.id), "early");
     assert_eq!(
-        *source.health("up").await.place,
+        *source.health("up").place,
         *daemon.socket().to_string_lossy()
     );
 
     // Started later: an event.
     let late = daemon.run(&trainer("late")).unwrap();
-    check_trainer(&source.found(&late).await, "late");
+    check_trainer(&source.found(&late.id), "late");
 
     // Gone before anyone could ask: its event was enough.
     let spec = trainer("brief").command(["true"]);
     daemon.run_to_end(&spec).unwrap();
-    let brief = source
-        .until("brief", |input| match input {
-            Input::Identity(IdentityUpdate::Found(identity))
-                if identity.name.as_deref() == Some("brief") =>
-            {
-                Some(identity.clone())
-            }
-            _ => None,
-        })
-        .await;
+    let brief = source.until("brief", |input| match input {
+        Input::Identity(IdentityUpdate::Found(identity))
+            if identity.name.as_deref() == Some("brief") =>
+        {
+            Some(identity.clone())
+        }
+        _ => None,
+    });
     check_trainer(&brief, "brief");
-    source
-        .until("removal", |input| match input {
-            Input::Identity(IdentityUpdate::Removed { id, .. }) => (*id == brief.id).then_some(()),
-            _ => None,
-        })
-        .await;
+    source.until("removal", |input| match input {
+        Input::Identity(IdentityUpdate::Removed { id, .. }) => (*id == brief.id).then_some(()),
+        _ => None,
+    });
 
     // A rename is news.
     daemon.docker(&["rename", "late", "later"]).unwrap();
-    source
-        .until("renamed", |input| match input {
-            Input::Identity(IdentityUpdate::Found(identity)) => {
-                (identity.name.as_deref() == Some("later")).then_some(())
-            }
-            _ => None,
-        })
-        .await;
+    source.until("renamed", |input| match input {
+        Input::Identity(IdentityUpdate::Found(identity)) => {
+            (identity.name.as_deref() == Some("later")).then_some(())
+        }
+        _ => None,
+    });
 
     // An image whose name went to another one is still called what the user wrote.
     daemon
         .docker(&["commit", "--message=other", "early", IMAGE])
         .unwrap();
-    source.look_up(&early.id).await;
-    check_trainer(&source.found(&early).await, "early");
-    source.stop().await;
-    let mut source = Source::following(&daemon.socket());
-    check_trainer(&source.found(&early).await, "early");
+    source.look_up(&early.id);
+    check_trainer(&source.found(&early.id), "early");
+    source.stop();
+    let mut source = following(&daemon.socket());
+    check_trainer(&source.found(&early.id), "early");
 
     // Nobody's id is not found, and that is said.
     let nobody = "0".repeat(64);
-    source.look_up(&nobody).await;
-    source
-        .until("not found", |input| match input {
-            Input::Identity(IdentityUpdate::NotFound { id, reason, .. }) => {
-                assert_eq!(*reason, "not_found");
-                (id.as_str() == nobody).then_some(())
-            }
-            _ => None,
-        })
-        .await;
-    assert_eq!(source.counters.invalid_replies.load(Ordering::Relaxed), 0);
+    source.look_up(&nobody);
+    source.until("not found", |input| match input {
+        Input::Identity(IdentityUpdate::NotFound { id, reason, .. }) => {
+            assert_eq!(*reason, "not_found");
+            (id.as_str() == nobody).then_some(())
+        }
+        _ => None,
+    });
+    assert_eq!(source.count(|c| &c.invalid_replies), 0);
     // It is asked for again after a second. Events of shortly before the source began are told again,
     // too, also of the brief one, which is then looked for and may be gone.
-    assert!(source.counters.lookups_not_found.load(Ordering::Relaxed) > 0);
-    assert_eq!(source.counters.lookups_invalid.load(Ordering::Relaxed), 0);
-    source.stop().await;
+    assert!(source.count(|c| &c.lookups_not_found) > 0);
+    assert_eq!(source.count(|c| &c.lookups_invalid), 0);
+    source.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_kernels_cgroup_and_the_daemon_name_the_same_container() {
+#[test]
+fn the_kernels_cgroup_and_the_daemon_name_the_same_container() {
     let Some(()) = require("docker", available()) else {
         return;
     };
@@ -289,35 +175,35 @@ async fn the_kernels_cgroup_and_the_daemon_name_the_same_container() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
+#[test]
+fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
     let Some(()) = require("docker", available()) else {
         return;
     };
     let root = root();
     let options = options(&root);
-    let mut source = Source::following(&options.root.join("docker.sock"));
-    source.health("absent").await;
+    let mut source = following(&options.root.join("docker.sock"));
+    source.health("absent");
 
     let mut daemon = Dockerd::start(options).unwrap();
-    source.health("up").await;
+    source.health("up");
     let first = daemon.run(&trainer("first")).unwrap();
-    check_trainer(&source.found(&first).await, "first");
+    check_trainer(&source.found(&first.id), "first");
 
     // Killed: the socket stays and refuses. What is looked up meanwhile is on the list afterwards.
     daemon.kill().unwrap();
-    let (class, reason) = source.down().await;
+    let (class, reason) = source.down();
     assert!(
         ["closed", "refused"].contains(&&*class),
         "{class}: {reason}"
     );
-    source.look_up(&first.id).await;
+    source.look_up(&first.id);
     daemon.start_again().unwrap();
-    source.health("up").await;
+    source.health("up");
     let second = daemon.run(&trainer("second")).unwrap();
-    check_trainer(&source.found(&second).await, "second");
-    source.look_up(&first.id).await;
-    check_trainer(&source.found(&first).await, "first");
+    check_trainer(&source.found(&second.id), "second");
+    source.look_up(&first.id);
+    check_trainer(&source.found(&first.id), "first");
     assert!(
         Path::new(&format!("/proc/{}", first.pid)).exists(),
         "it outlived the daemon"
@@ -325,43 +211,35 @@ async fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
 
     // Stopped in order: the socket is taken away.
     daemon.stop().unwrap();
-    source
-        .until("vanished", |input| match input {
-            Input::Health(SourceHealth {
-                state: SourceState::Down { class, .. },
-                ..
-            }) => (&**class == "vanished").then_some(()),
-            _ => None,
-        })
-        .await;
+    source.down_for("vanished");
     daemon.start_again().unwrap();
-    source.health("up").await;
-    source.stop().await;
+    source.health("up");
+    source.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_that_hangs_is_down_and_comes_back() {
+#[test]
+fn a_daemon_that_hangs_is_down_and_comes_back() {
     let Some(()) = require("docker", available()) else {
         return;
     };
     let root = root();
     let mut daemon = Dockerd::start(options(&root)).unwrap();
-    let mut source = Source::following(&daemon.socket());
-    source.health("up").await;
+    let mut source = following(&daemon.socket());
+    source.health("up");
 
     daemon.pause().unwrap();
-    let (class, reason) = source.down().await;
+    let (class, reason) = source.down();
     assert_eq!(class, "timeout", "{reason}");
-    assert!(source.counters.timeouts.load(Ordering::Relaxed) > 0);
+    assert!(source.count(|c| &c.timeouts) > 0);
     daemon.resume().unwrap();
-    source.health("up").await;
+    source.health("up");
     let container = daemon.run(&trainer("after")).unwrap();
-    check_trainer(&source.found(&container).await, "after");
-    source.stop().await;
+    check_trainer(&source.found(&container.id), "after");
+    source.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
+#[test]
+fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
     let Some(()) = require("docker", available()) else {
         return;
     };
@@ -375,16 +253,16 @@ async fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
     assert_eq!(version.trim(), "dev");
 
     let early = daemon.run(&trainer("early")).unwrap();
-    let mut source = Source::following(&daemon.socket());
-    check_trainer(&source.found(&early).await, "early");
-    source.health("up").await;
+    let mut source = following(&daemon.socket());
+    check_trainer(&source.found(&early.id), "early");
+    source.health("up");
     let late = daemon.run(&trainer("late")).unwrap();
-    check_trainer(&source.found(&late).await, "late");
-    source.stop().await;
+    check_trainer(&source.found(&late.id), "late");
+    source.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn podmans_containers_are_known_beside_dockers() {
+#[test]
+fn podmans_containers_are_known_beside_dockers() {
     let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
     let parts = (
         require("docker", available()),
@@ -400,47 +278,47 @@ async fn podmans_containers_are_known_beside_dockers() {
     let of_docker = daemon.run(&ContainerSpec::named("docks")).unwrap();
     let of_podman = podman.run(&ContainerSpec::named("pods")).unwrap();
 
-    let mut source = Source::with(config(&sockets.each_ref().map(|socket| &**socket)));
+    let mut source = start(config(&sockets.each_ref().map(|socket| &**socket)));
     let mut missing = vec!["docks", "pods"];
     while !missing.is_empty() {
         let name = source.until("a name", |input| match input {
             Input::Identity(IdentityUpdate::Found(found)) => found.name.clone(),
             _ => None,
         });
-        let name = name.await;
+        let name = name;
         missing.retain(|missing| *missing != &*name);
     }
     // What only one of them knows is found, whoever does not know it.
     for (container, name) in [(&of_docker, "docks"), (&of_podman, "pods")] {
-        source.look_up(&container.id).await;
-        let found = source.found(container).await;
+        source.look_up(&container.id);
+        let found = source.found(&container.id);
         assert_eq!(found.name.as_deref(), Some(name));
     }
 
     // The loss of one is told of, and the other goes on.
     podman.stop().unwrap();
-    let health = source.health("down").await;
+    let health = source.health("down");
     assert_eq!(*health.place, *sockets[1].to_string_lossy());
-    source.look_up(&of_docker.id).await;
-    source.found(&of_docker).await;
-    source.stop().await;
+    source.look_up(&of_docker.id);
+    source.found(&of_docker.id);
+    source.stop();
 }
 
 /// Sends one canned reply to every request.
-fn impostor(socket: &Path, reply: &'static [u8]) -> JoinHandle<()> {
+fn impostor(socket: &Path, reply: &'static [u8]) {
     let listener = UnixListener::bind(socket).expect("a free path");
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 1024];
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
             // A client that hangs up early is the point of some of these.
-            let _ = stream.read(&mut request).await;
-            let _ = stream.write_all(reply).await;
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(reply);
         }
-    })
+    });
 }
 
-#[tokio::test]
-async fn what_is_no_daemon_is_down_with_a_reason_and_harms_nothing() {
+#[test]
+fn what_is_no_daemon_is_down_with_a_reason_and_harms_nothing() {
     let rows: [(&[u8], &str); 7] = [
         (b"", "closed"),
         (b"\x00\xff\x16\x03garbage", "protocol"),
@@ -468,42 +346,33 @@ async fn what_is_no_daemon_is_down_with_a_reason_and_harms_nothing() {
     for (reply, expected) in rows {
         let root = root();
         let socket = root.path().join("docker.sock");
-        let server = impostor(&socket, reply);
-        let mut source = Source::following(&socket);
-        let (class, reason) = source.down().await;
+        impostor(&socket, reply);
+        let mut source = following(&socket);
+        let (class, reason) = source.down();
         assert_eq!(class, expected, "{}: {reason}", reply.escape_ascii());
-        source.stop().await;
-        server.abort();
+        source.stop();
     }
 }
 
-#[tokio::test]
-async fn what_is_not_there_is_absent_and_what_is_in_the_way_is_said() {
+#[test]
+fn what_is_not_there_is_absent_and_what_is_in_the_way_is_said() {
     let root = root();
     let socket = root.path().join("docker.sock");
-    let mut source = Source::following(&socket);
-    source.health("absent").await;
+    let mut source = following(&socket);
+    source.health("absent");
     // Docker makes a folder of a bind mount without a source.
     std::fs::create_dir(&socket).unwrap();
-    let (class, _) = source.down().await;
+    let (class, _) = source.down();
     assert_eq!(class, "not_a_socket");
     std::fs::remove_dir(&socket).unwrap();
     // A socket that nobody listens on any more.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-    source
-        .until("refused", |input| match input {
-            Input::Health(SourceHealth {
-                state: SourceState::Down { class, .. },
-                ..
-            }) => (&**class == "refused").then_some(()),
-            _ => None,
-        })
-        .await;
-    source.stop().await;
+    source.down_for("refused");
+    source.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_daemon_is_as_good_as_any() {
+#[test]
+fn a_newer_daemon_is_as_good_as_any() {
     let told = |available: anyhow::Result<PathBuf>| available.map_err(|error| format!("{error:#}"));
     let Some(tree) = require("docker-new", told(newer())) else {
         return;
@@ -518,29 +387,29 @@ async fn a_newer_daemon_is_as_good_as_any() {
     drop(machines);
 
     let early = daemon.run(&trainer("early")).unwrap();
-    let mut source = Source::following(&daemon.socket());
-    check_trainer(&source.found(&early).await, "early");
-    source.health("up").await;
+    let mut source = following(&daemon.socket());
+    check_trainer(&source.found(&early.id), "early");
+    source.health("up");
     let late = daemon.run(&trainer("late")).unwrap();
-    check_trainer(&source.found(&late).await, "late");
-    source.look_up(&early.id).await;
-    check_trainer(&source.found(&early).await, "early");
+    check_trainer(&source.found(&late.id), "late");
+    source.look_up(&early.id);
+    check_trainer(&source.found(&early.id), "early");
     daemon.remove(&late).unwrap();
-    source.removed(&late).await;
+    source.removed(&late.id);
 
     daemon.kill().unwrap();
-    source.down().await;
+    source.down();
     daemon.start_again().unwrap();
-    source.health("up").await;
-    source.look_up(&early.id).await;
-    check_trainer(&source.found(&early).await, "early");
-    let invalid = source.counters.invalid_replies.load(Ordering::Relaxed);
+    source.health("up");
+    source.look_up(&early.id);
+    check_trainer(&source.found(&early.id), "early");
+    let invalid = source.count(|c| &c.invalid_replies);
     assert_eq!(invalid, 0);
-    source.stop().await;
+    source.stop();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn podmans_socket_names_what_podman_runs() {
+#[test]
+fn podmans_socket_names_what_podman_runs() {
     let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
     let Some(()) = require("podman", told(podman::available())) else {
         return;
@@ -557,26 +426,26 @@ async fn podmans_socket_names_what_podman_runs() {
     };
     let spec = |name: &str| ContainerSpec::named(name).label("team", "vision");
     let early = podman.run(&spec("early")).unwrap();
-    let mut source = Source::following(&podman.socket());
-    check(&source.found(&early).await, "early");
-    source.health("up").await;
+    let mut source = following(&podman.socket());
+    check(&source.found(&early.id), "early");
+    source.health("up");
 
     // Started past the service: an event.
     let late = podman.run(&spec("late")).unwrap();
-    check(&source.found(&late).await, "late");
-    source.look_up(&early.id).await;
-    check(&source.found(&early).await, "early");
+    check(&source.found(&late.id), "late");
+    source.look_up(&early.id);
+    check(&source.found(&early.id), "early");
     podman.remove(&late).unwrap();
-    source.removed(&late).await;
+    source.removed(&late.id);
 
     // The service goes, its containers do not.
     podman.stop().unwrap();
-    source.down().await;
+    source.down();
     podman.start_again().unwrap();
-    source.health("up").await;
-    source.look_up(&early.id).await;
-    check(&source.found(&early).await, "early");
-    let invalid = source.counters.invalid_replies.load(Ordering::Relaxed);
+    source.health("up");
+    source.look_up(&early.id);
+    check(&source.found(&early.id), "early");
+    let invalid = source.count(|c| &c.invalid_replies);
     assert_eq!(invalid, 0);
 
     // The kernel knows it by the same id.
@@ -590,5 +459,5 @@ async fn podmans_socket_names_what_podman_runs() {
     };
     assert_eq!(container.id.as_str(), early.id);
     assert_eq!(container.runtime.as_str(), "podman");
-    source.stop().await;
+    source.stop();
 }
