@@ -285,7 +285,6 @@ fn podmans_containers_are_known_beside_dockers() {
             Input::Identity(IdentityUpdate::Found(found)) => found.name.clone(),
             _ => None,
         });
-        let name = name;
         missing.retain(|missing| *missing != &*name);
     }
     // What only one of them knows is found, whoever does not know it.
