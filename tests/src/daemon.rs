@@ -130,6 +130,27 @@ impl Drop for Daemon {
     }
 }
 
+/// A program beside a test of which neither log nor manners matter. Killed when dropped, however the
+/// test ends.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Killed {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Copies a program that is to be run from there. A process of its own does it: what is open for
 /// writing here is so in every child that another test starts meanwhile, and cannot be run.
 ///

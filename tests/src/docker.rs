@@ -690,8 +690,12 @@ pub(crate) fn unmount_below(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The environment variable that names the file in which the tests of one run, which may be many
+/// processes, note which cgroups were there before any of them. `cargo xtask test` makes it, empty.
+const CGROUPS_BEFORE: &str = "GPUACCT_CGROUPS_BEFORE";
+
 /// The cgroups that containers are put below: those that were not there before the first daemon of
-/// this process are taken away again.
+/// this run, or of this process if it runs by itself, are taken away again.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     /// Where the hierarchies are mounted.
@@ -713,16 +717,37 @@ impl Cgroups {
             .filter_map(|line| line.split(' ').nth(4))
             .map(PathBuf::from)
             .collect();
-        let before = BEFORE.get_or_init(|| {
-            let folders = mounts.iter().filter_map(|mount| fs::read_dir(mount).ok());
-            let entries = folders.flat_map(|entries| entries.filter_map(Result::ok));
-            entries.map(|entry| entry.path()).collect()
-        });
+        let before = match BEFORE.get() {
+            Some(before) => before,
+            None => {
+                let found = Self::before_this_run(&mounts)?;
+                BEFORE.get_or_init(|| found)
+            }
+        };
         Ok(Self {
             mounts,
             parents: BTreeSet::from(["docker".to_owned()]),
             before,
         })
+    }
+
+    /// The cgroups right below the mounts, as the first process of this run found them.
+    fn before_this_run(mounts: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
+        let folders = mounts.iter().filter_map(|mount| fs::read_dir(mount).ok());
+        let entries = folders.flat_map(|entries| entries.filter_map(Result::ok));
+        let found: BTreeSet<PathBuf> = entries.map(|entry| entry.path()).collect();
+        let Some(path) = std::env::var_os(CGROUPS_BEFORE) else {
+            return Ok(found);
+        };
+        let lock = Self::lock()?;
+        lock.lock().context("cannot lock the cgroups")?;
+        let noted = fs::read_to_string(&path).context("cannot read the cgroups of before")?;
+        if !noted.is_empty() {
+            return Ok(noted.lines().map(PathBuf::from).collect());
+        }
+        let lines = found.iter().map(|path| format!("{}\n", path.display()));
+        fs::write(&path, lines.collect::<String>()).context("cannot note the cgroups of before")?;
+        Ok(found)
     }
 
     /// Announces a container below `parent`, and keeps the folders above it from being removed as

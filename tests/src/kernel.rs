@@ -16,6 +16,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+use crate::turn::Turn;
+
 /// How long anything may take before a test gives up. Nothing is expected to come near it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,7 +52,10 @@ impl Observer {
 
     /// Loads the object.
     pub fn start_with(config: &KernelConfig) -> Result<Self, KernelError> {
+        // Its errors are those of a kernel; a lock that cannot be had is none of them.
+        let turn = Turn::wait().expect("a turn");
         let (source, receiver) = KernelSource::load(config)?;
+        drop(turn);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()

@@ -21,5 +21,8 @@ pub mod prometheus;
 pub mod proto;
 pub mod python;
 pub mod requirement;
+pub mod rerun;
 pub mod rotel;
+pub mod source_rig;
 pub mod terminal;
+pub mod turn;

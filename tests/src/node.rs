@@ -5,7 +5,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -18,7 +20,8 @@ use sim_nvml::{GpuSpec, STATE_DIR, Scenario, Server, Truth};
 use tempfile::TempDir;
 
 use crate::agent::{Agent, PATIENCE, POLL};
-use crate::docker::ContainerSpec;
+use crate::docker::{ContainerSpec, Dockerd, Options};
+use crate::turn::Turn;
 
 /// The driver's samples are this much apart, and show when they have been taken.
 const SAMPLES: Duration = Duration::from_secs(1);
@@ -69,6 +72,7 @@ impl Node {
         config.gpu.library = Some(self.library.clone());
         config.docker.sockets = vec![nowhere("docker.sock")];
         config.cri.sockets = vec![nowhere("cri.sock")];
+        config.pod_resources.socket = nowhere("kubelet.sock");
         config.bundle.containerd = vec![nowhere("containerd")];
         config.bundle.storage = vec![nowhere("storage")];
         config.bundle.docker = vec![nowhere("docker")];
@@ -87,6 +91,7 @@ impl Node {
     pub fn agent(&self, name: &str, config: Config) -> Result<Agent> {
         let dir = self.dir().join(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let _turn = Turn::wait()?;
         let mut agent = Agent::start(&dir, config, &[(STATE_DIR, self.scenario.dir())])?;
         let gpus = self.scenario.machine().gpus.len();
         agent.wait_for_status("the kernel and the GPUs", |status| {
@@ -95,6 +100,34 @@ impl Node {
                 && *state(status, SourceId::Kernel) == SourceState::Up
         })?;
         Ok(agent)
+    }
+
+    /// The simulated library, as a driver would have installed it.
+    #[must_use]
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// A process on the host that uses a share of a GPU for ever, once it is started. More arguments
+    /// may follow.
+    #[must_use]
+    pub fn host_work(&self, gpu: u32, share: &str) -> Command {
+        let mut command = Command::new(&self.job);
+        command.arg("--socket").arg(self.server.path()).args([
+            "--gpu",
+            &gpu.to_string(),
+            "--share",
+            share,
+        ]);
+        command
+    }
+
+    /// A Docker daemon in this folder.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn dockerd(&self) -> Result<Dockerd> {
+        Dockerd::start(Options::at(self.dir().join("d")))
     }
 
     /// Where the simulated GPUs are, for whoever opens their library.
@@ -204,6 +237,27 @@ impl Node {
             })
         })
     }
+}
+
+/// A pod's uid that no other test has, be it in this process or in another: all of them share the
+/// kernel's cgroups, and one uid in two places is somebody who poses as a pod.
+#[must_use]
+pub fn new_pod_uid() -> String {
+    static PODS: AtomicU64 = AtomicU64::new(1);
+    let number = PODS.fetch_add(1, Ordering::Relaxed);
+    format!(
+        "6f1c8a52-3c1e-4c55-9a8e-{:08x}{number:04x}",
+        std::process::id()
+    )
+}
+
+/// The uid of the one pod of this test, which runs on one thread.
+#[must_use]
+pub fn pod_uid() -> &'static str {
+    thread_local! {
+        static UID: &'static str = new_pod_uid().leak();
+    }
+    UID.with(|uid| *uid)
 }
 
 /// What a source is doing.

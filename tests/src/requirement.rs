@@ -44,8 +44,7 @@ fn note(part: &str, reason: &str) {
     let Some(path) = std::env::var_os(SKIPS) else {
         return;
     };
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("?");
+    let test = test_name();
     let line = format!("{test}: {part}: {}\n", reason.replace('\n', " "));
     let file = std::fs::File::options()
         .append(true)
@@ -54,6 +53,14 @@ fn note(part: &str, reason: &str) {
     if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
         panic!("cannot note a skip in {}: {error}", path.display());
     }
+}
+
+/// The name of the test that asks. nextest says it; without nextest it is the name of the thread, as
+/// libtest gives it.
+pub(crate) fn test_name() -> String {
+    let thread = std::thread::current();
+    std::env::var("NEXTEST_TEST_NAME")
+        .unwrap_or_else(|_| thread.name().unwrap_or("(unnamed)").to_owned())
 }
 
 fn lists(required: &str, part: &str) -> bool {

@@ -1,5 +1,9 @@
 //! The scenarios of `cargo xtask bench accuracy`, cut down to ten seconds: long enough for
 //! every kind of mistake, too short for the figures to mean much.
+//!
+//! A program of its own that runs alone: pids are used again within a second and a half here, which
+//! takes setting the pid that the kernel gives next. Processes that other tests start take that pid,
+//! and are taken for the ones that are accounted.
 
 use std::time::Duration;
 

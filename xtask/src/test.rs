@@ -1,23 +1,33 @@
 //! `cargo xtask test`: every test, on everything real that this machine has.
 //!
+//! Tests run side by side: most of their time is spent waiting. cargo-nextest runs them if it is
+//! installed, each in a process of its own; otherwise libtest does. What must run alone is a test
+//! binary of its own: cargo runs one binary after another, and `.config/nextest.toml` says the same
+//! to nextest.
+//!
 //! Tests that lack a part skip themselves and say so; the skips are listed at the end, where
 //! nobody can miss them. `GPUACCT_REQUIRE` makes a skip a failure, as CI does.
 
+#[cfg(test)]
+mod features;
+mod results;
+
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::archive;
-use crate::build::{self, Profile};
+use crate::build;
 use crate::command::Cmd;
 use crate::fuzz;
 use crate::kubelet;
 use crate::setup::{self, Group};
 use crate::workspace;
+use results::follow;
 
 /// Where the tests write down what they skip; see `gpuacct_tests::requirement`.
 const SKIPS: &str = "GPUACCT_SKIPS";
@@ -25,62 +35,94 @@ const SKIPS: &str = "GPUACCT_SKIPS";
 const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
 const KUBELET: &str = "GPUACCT_KUBELET";
+/// Where the tests of one run write down which cgroups were there before; see
+/// `gpuacct_tests::docker`.
+const CGROUPS_BEFORE: &str = "GPUACCT_CGROUPS_BEFORE";
+/// The folder with the built simulation; see `sim_nvml::library`.
+const SIMULATION: &str = "SIM_NVML_BUILT";
 /// The parts that must be there; see `gpuacct_tests::requirement`.
 const REQUIRE: &str = "GPUACCT_REQUIRE";
 
 /// How long each fuzz target runs.
 const FUZZ_EACH: Duration = Duration::from_secs(60);
 
+/// How many tests run at once for each core, and at least. Tests on real parts wait most of the time,
+/// so a core is busy with several.
+const THREADS_A_CORE: usize = 2;
+const THREADS: usize = 6;
+
 /// Set everything up and run all tests
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Those, too, that take minutes: a pod under a kubelet, which is built, and a minute of each fuzz
-    /// target
+    /// Only the tests that need no root, no kernel, no daemon and no network
+    #[arg(long, conflicts_with = "slow")]
+    fast: bool,
+    /// Also the tests that take minutes: a pod under a kubelet, which is built, and a minute of each
+    /// fuzz target
     #[arg(long)]
     slow: bool,
-    /// What `cargo test` is given after `--`, e.g. a test's name
+    /// Run the tests with `cargo test`, even if cargo-nextest is installed
+    #[arg(long)]
+    libtest: bool,
+    /// What the test binaries are given, e.g. a test's name
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<OsString>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Totals {
-    passed: u64,
-    failed: u64,
-    binaries: u64,
+/// What runs the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runner {
+    Nextest,
+    Libtest,
 }
 
-impl Totals {
-    /// Adds what libtest says at the end of each binary:
-    /// `test result: ok. 3 passed; 0 failed; 0 ignored; …`.
-    fn add(&mut self, line: &str) {
-        let Some(result) = line.strip_prefix("test result: ") else {
-            return;
-        };
-        self.binaries += 1;
-        let words: Vec<&str> = result.split([' ', ';', '.']).collect();
-        for pair in words.windows(2) {
-            let Ok(count) = pair[0].parse::<u64>() else {
-                continue;
-            };
-            match pair[1] {
-                "passed" => self.passed += count,
-                "failed" => self.failed += count,
-                _ => {}
-            }
+impl Runner {
+    fn choose(options: &Options) -> Self {
+        let version = Cmd::new(workspace::cargo()).args(["nextest", "--version"]);
+        if options.libtest {
+            Self::Libtest
+        } else if version.read().is_ok() {
+            Self::Nextest
+        } else {
+            println!("cargo-nextest is not installed: `cargo test` runs the tests");
+            Self::Libtest
         }
     }
 }
 
-/// Shows what the tests print and adds up their results. What they print may be anything.
-fn follow(output: impl BufRead, totals: &mut Totals) -> Result<()> {
-    for line in output.split(b'\n') {
-        let line = line.context("cannot read what the tests print")?;
-        let line = String::from_utf8_lossy(&line);
-        totals.add(&line);
-        println!("{line}");
+/// The packages whose tests run, as arguments of cargo. One run names one set: another set would
+/// have other features of the same dependencies, and build them again.
+fn packages(options: &Options) -> &'static [&'static str] {
+    if options.fast {
+        // The workspace's default members.
+        &[]
+    } else {
+        // The eBPF object is not a program of this machine; it is tested by loading it. The fuzz
+        // targets need a feature of the agent that it does not have otherwise: with them it would be
+        // built twice.
+        &[
+            "--workspace",
+            "--exclude",
+            "gpuacct-ebpf",
+            "--exclude",
+            "gpuacct-fuzz",
+        ]
     }
-    Ok(())
+}
+
+/// Builds what the tests are and what they run: the agent, the simulation, programs of the rigs.
+fn build(options: &Options, environment: &[(&str, PathBuf)]) -> Result<()> {
+    let build = Cmd::new(workspace::cargo())
+        .args(["build", "--lib", "--bins", "--tests"])
+        .args(packages(options));
+    with(build, environment).run()
+}
+
+fn with(mut command: Cmd, environment: &[(&str, PathBuf)]) -> Cmd {
+    for (name, value) in environment {
+        command = command.env(name, value);
+    }
+    command
 }
 
 fn slow_parts() -> Result<PathBuf> {
@@ -88,7 +130,18 @@ fn slow_parts() -> Result<PathBuf> {
     kubelet::built()
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// The variables by which the tests find what they are to run with. Sets up what they name.
+fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
+    let built = workspace::target().join("debug");
+    let mut parts = vec![(SIMULATION, built.clone())];
+    if options.fast {
+        // If it is built: the agent with it and the agent without it are two, of which cargo keeps one.
+        let object = build::built_object();
+        if object.exists() {
+            parts.push((build::OBJECT_VARIABLE, object));
+        }
+        return Ok(parts);
+    }
     setup::ensure(&[
         Group::Ebpf,
         Group::Runtimes,
@@ -97,78 +150,88 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ])?;
     // What is tested with these is tested with others, too: without them, as without a network, the
     // rest is worth running.
-    let further = setup::ensure(&[Group::OtherRuntimes]).and_then(|()| archive::newer_runtimes());
-    let kubelet = options.slow.then(slow_parts).transpose()?;
-    let agent = build::agent(Profile::Dev)?;
-    let skips = workspace::target().join("skipped-tests.txt");
-    fs::write(&skips, "").with_context(|| format!("cannot write {}", skips.display()))?;
-    let mut tests = Cmd::new(workspace::cargo())
-        .env(build::OBJECT_VARIABLE, build::built_object())
-        .env("GPUACCT_BIN", agent)
-        .env(SKIPS, &skips)
-        // The eBPF object is not a program of this machine; it is tested by loading it. The fuzz targets
-        // see more of the agent than it has: with them it would be built twice.
-        .args(["test", "--workspace", "--exclude", "gpuacct-ebpf"])
-        .args(["--exclude", "gpuacct-fuzz"])
-        .args(["--no-fail-fast", "--"])
-        .args(&options.arguments);
-    match further {
-        Ok(tree) => tests = tests.env(NEWER_RUNTIMES, tree),
+    match setup::ensure(&[Group::OtherRuntimes]).and_then(|()| archive::newer_runtimes()) {
+        Ok(tree) => parts.push((NEWER_RUNTIMES, tree)),
         Err(error) => println!("without further runtimes: {error:#}"),
     }
-    if let Some(kubelet) = kubelet {
+    if options.slow {
+        parts.push((KUBELET, slow_parts()?));
+    }
+    parts.push((build::OBJECT_VARIABLE, build::object()?));
+    parts.push(("GPUACCT_BIN", built.join("gpuacct")));
+    Ok(parts)
+}
+
+/// An empty file of that name in the target folder.
+fn fresh(name: &str) -> Result<PathBuf> {
+    let path = workspace::target().join(name);
+    fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let runner = Runner::choose(options);
+    let mut environment = parts(options)?;
+    build(options, &environment)?;
+    let skips = fresh("skipped-tests.txt")?;
+    environment.push((SKIPS, skips.clone()));
+    environment.push((CGROUPS_BEFORE, fresh("cgroups-before-tests.txt")?));
+
+    let cores: usize = std::thread::available_parallelism().map_or(1, Into::into);
+    let threads = (cores * THREADS_A_CORE).max(THREADS);
+    let threads = ["--test-threads".to_owned(), threads.to_string()];
+    let tests = Cmd::new(workspace::cargo());
+    let tests = match runner {
+        Runner::Nextest => tests
+            .args(["nextest", "run", "--no-fail-fast"])
+            .args(packages(options))
+            .args(threads)
+            .arg("--"),
+        Runner::Libtest => tests
+            .args(["test", "--lib", "--bins", "--tests", "--no-fail-fast"])
+            .args(packages(options))
+            .arg("--")
+            .args(threads),
+    };
+    let mut tests = with(tests.args(&options.arguments), &environment);
+    if options.slow {
         // Whoever asks for it wants no skip.
         let required = std::env::var(REQUIRE).unwrap_or_default();
-        let required = format!("{required},kubelet");
-        tests = tests.env(KUBELET, kubelet).env(REQUIRE, required);
+        tests = tests.env(REQUIRE, format!("{required},kubelet"));
     }
-    let mut totals = Totals::default();
-    let (mut running, output) = tests.spawn_reading()?;
-    follow(BufReader::new(output), &mut totals)?;
-    let status = running.wait().context("cannot wait for the tests")?;
+    let (results, status) = match runner {
+        // nextest reports on standard error.
+        Runner::Nextest => {
+            let (mut running, output) = tests.spawn_reading_errors()?;
+            (follow(runner, BufReader::new(output))?, running.wait())
+        }
+        Runner::Libtest => {
+            let (mut running, output) = tests.spawn_reading()?;
+            (follow(runner, BufReader::new(output))?, running.wait())
+        }
+    };
+    let status = status.context("cannot wait for the tests")?;
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
+    for name in results.names() {
+        println!("failed: {name}");
+    }
     for line in skipped.lines() {
         println!("skipped: {line}");
     }
     println!(
         "{} passed, {} failed, {} skipped",
-        totals.passed,
-        totals.failed,
+        results.passed,
+        results.failed,
         skipped.lines().count()
     );
-    if !status.success() || totals.failed > 0 {
+    if !status.success() || results.failed > 0 {
         bail!("the tests failed: {status}");
     }
-    if totals.passed == 0 {
+    if results.passed == 0 {
         bail!("no test ran");
     }
     if options.slow {
         fuzz::all(FUZZ_EACH)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_results_of_all_binaries_are_added_up() {
-        let mut totals = Totals::default();
-        for line in [
-            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.52s",
-            "test core::ledger::tests::the_check_can_fail ... ok",
-            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
-        ] {
-            totals.add(line);
-        }
-        let output = b"\xff is not utf-8\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
-        follow(output.as_slice(), &mut totals).expect("memory can be read");
-        let expect = Totals {
-            passed: 16,
-            failed: 2,
-            binaries: 3,
-        };
-        assert_eq!(totals, expect);
-    }
 }

@@ -4,7 +4,7 @@
 
 use std::ffi::c_char;
 use std::mem::{offset_of, size_of};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::{ptr, thread};
 
@@ -43,21 +43,32 @@ struct Rig {
     created_us: u64,
 }
 
+/// Where the machine of this process is. It is there until the process ends: the next one removes
+/// what those before it left.
+fn state_dir() -> PathBuf {
+    const NAME: &str = "sim-nvml-abi-";
+    let parent = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    for entry in std::fs::read_dir(&parent).unwrap().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(NAME));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another process may be at it, too.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    let own = parent.join(format!("{NAME}{}", std::process::id()));
+    // Of one that had this pid.
+    let _ = std::fs::remove_dir_all(&own);
+    own
+}
+
 /// A machine that has been running for a minute.
 fn rig() -> &'static Rig {
     static RIG: OnceLock<Rig> = OnceLock::new();
     RIG.get_or_init(|| {
-        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("sim-nvml-abi");
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).unwrap(); // From the last run.
-        }
-        let install =
-            |driver: Driver| library::install(driver, &dir.join(driver.package())).unwrap();
-        let (r470, r550, r610) = (
-            install(Driver::R470),
-            install(Driver::R550),
-            install(Driver::R610),
-        );
+        let dir = state_dir();
+        let [r470, r550, r610] = [Driver::R470, Driver::R550, Driver::R610]
+            .map(|driver| library::build(driver).unwrap());
         let mut gpus: Vec<GpuSpec> = (0..GPUS).map(GpuSpec::a100).collect();
         gpus[INSTANCES as usize].mig = Mig::On;
         let parts = vec![Instance::whole(1, 3, 40), Instance::whole(2, 2, 20)];
@@ -157,7 +168,7 @@ fn rig() -> &'static Rig {
                 },
             );
         }
-        let scenario = script.create(dir.join("state")).unwrap();
+        let scenario = script.create(dir).unwrap();
         // SAFETY: every test comes through here before it loads a library, so no other thread of
         // this process reads the environment at this moment except through std, which locks it.
         unsafe { std::env::set_var(sim_nvml::STATE_DIR, scenario.dir()) };

@@ -147,6 +147,9 @@ fn fork_many(count: u32) -> Result<()> {
     Ok(())
 }
 
+/// Where the kernel says which pid it gave last, and takes it.
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+
 /// Two children, one after the other, with the same pid. Prints it.
 fn reuse_pid() -> Result<()> {
     // Somebody else may take the number in between: then the next round gets it, or another number
@@ -158,9 +161,14 @@ fn reuse_pid() -> Result<()> {
         if !had.insert(first) {
             continue;
         }
-        for _ in 0..100 {
-            fs::write("/proc/sys/kernel/ns_last_pid", (first - 1).to_string())?;
+        let last: u32 = fs::read_to_string(LAST_PID)?.trim().parse()?;
+        for attempt in 1..=100 {
+            fs::write(LAST_PID, (first - 1).to_string())?;
             let second = fork_and_exit()?;
+            // Everybody else goes on with pids that nobody has had for long: who is given one of a
+            // moment ago is taken for whoever had it.
+            let ahead = fs::write(LAST_PID, (last + 100 * attempt).to_string());
+            ahead.or_else(|_| fs::write(LAST_PID, last.to_string()))?;
             wait_for(second)?;
             had.insert(second);
             if second == first {

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
-use std::process::{Child, Command};
 use std::time::Duration;
 
 use gpuacct::config::Span;
@@ -13,22 +12,12 @@ use gpuacct::core::input::IdentitySource;
 use gpuacct::core::snapshot::{Attribution, IdOnlyReason};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::cgroups::{Containers, hierarchy};
+use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::node::Node;
 use gpuacct_tests::requirement::require;
 
 const BUSY: &str = "gpuacct_container_gpu_busy_seconds_total";
 const INFO: &str = "gpuacct_container_info";
-
-/// Ends with the test, however that ends.
-struct Job(Child);
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        // Whoever has ended needs no ending.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Waits until a series of this family has these labels, and an amount if it is a counter.
 fn wait_for(agent: &mut Agent, family: &str, labels: &str) {
@@ -73,12 +62,9 @@ fn a_pod_without_a_process_in_any_container_is_named_by_its_uid() {
     config.kubelet_logs.pods = "/var/log/pods".into();
     let mut agent = node.agent("agent", config).unwrap();
 
-    let mounts = node.mounts();
-    let (socket, program) = (&mounts[0].0, &mounts[1].0);
-    let mut command = Command::new(program);
-    let arguments = ["--gpu", "0", "--share", "0.5", "--label", "pod"];
-    command.arg("--socket").arg(socket).args(arguments);
-    let _job = Job(container.spawn_beside(&mut command).unwrap());
+    let mut command = node.host_work(0, "0.5");
+    command.args(["--label", "pod"]);
+    let _job = Killed(container.spawn_beside(&mut command).unwrap());
 
     // There are logs of pods, and none of this one.
     let ids = format!("container=\"(pod)\",pod_uid=\"{uid}\",container_id=\"(none)\"");

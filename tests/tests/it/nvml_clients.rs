@@ -1,9 +1,10 @@
 //! Other people's NVML clients against the simulated library: proof that it speaks NVML's ABI and
 //! not only our reading of it. The processes are real, their GPU past is scripted.
 
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::Arc;
 
+use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
 use serde_json::Value;
@@ -16,28 +17,9 @@ const GIB: u64 = 1 << 30;
 const SECOND: u64 = 1_000_000;
 
 /// A process that exists, and nothing else.
-struct Process(Child);
-
-impl Process {
-    fn new() -> Self {
-        Self(
-            Command::new("sleep")
-                .arg("3600")
-                .spawn()
-                .expect("sleep(1) is everywhere"),
-        )
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
+fn process() -> Killed {
+    let child = Command::new("sleep").arg("3600").spawn();
+    Killed(child.expect("sleep(1) is everywhere"))
 }
 
 /// Two GPUs with a minute behind them: one process has the first GPU, three share the second.
@@ -45,8 +27,8 @@ struct Rig {
     dir: tempfile::TempDir,
     venv: Venv,
     scenario: Scenario,
-    alone: Process,
-    sharing: [Process; 3],
+    alone: Killed,
+    sharing: [Killed; 3],
 }
 
 impl Rig {
@@ -57,10 +39,7 @@ impl Rig {
         )?;
         let dir = tempfile::tempdir().expect("a temporary directory");
         library::install(Driver::R550, &dir.path().join("lib")).expect("the library builds");
-        let (alone, sharing) = (
-            Process::new(),
-            [Process::new(), Process::new(), Process::new()],
-        );
+        let (alone, sharing) = (process(), [process(), process(), process()]);
         let created_us = sim_nvml::wall_us() - 60 * SECOND;
         let mut script = Script::new(created_us, vec![GpuSpec::a100(0), GpuSpec::a100(1)], 2026);
         let engines = Engines {
@@ -266,7 +245,7 @@ fn gpustat_shows_the_scenario_s_pids_and_memory() {
         rows.sort_unstable();
         rows
     };
-    let row = |process: &Process, gib: u64| (Some(u64::from(process.pid())), Some(gib * 1_024));
+    let row = |process: &Killed, gib: u64| (Some(u64::from(process.pid())), Some(gib * 1_024));
     assert_eq!(processes(0), [row(&rig.alone, 2)]);
     let mut shared = vec![
         row(&rig.sharing[0], 3),
@@ -358,7 +337,7 @@ fn nvitop_shows_the_scenario_s_pids_and_shares() {
     let Some(rig) = Rig::new() else { return };
     let text =
         run(rig.client("nvitop").args(["-1", "--no-unicode"])).expect("nvitop accepts the library");
-    let row = |process: &Process| {
+    let row = |process: &Killed| {
         let pid = process.pid().to_string();
         let row = text
             .lines()

@@ -11,11 +11,10 @@ use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::core::snapshot::{Attribution, IdOnlyReason};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
-use gpuacct_tests::node::{Node, state};
+use gpuacct_tests::node::{Node, pod_uid, state};
 use gpuacct_tests::prometheus::{self, Prometheus, Sample};
 use gpuacct_tests::requirement::require;
 
-const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 const OTHER_UID: &str = "00000000-2d3f-4a5b-8c7d-0123456789ab";
 const BUSY: &str = "gpuacct_container_gpu_busy_seconds_total";
 const INFO: &str = "gpuacct_container_info";
@@ -55,7 +54,8 @@ impl Rig {
 
     /// A pod's container at work, in the cgroup of the pod with this uid.
     fn run(&mut self, uid: &str) -> Container {
-        let mut spec = ContainerSpec::named("k8s_trainer").in_pod("ml", "train-0", UID, "trainer");
+        let mut spec =
+            ContainerSpec::named("k8s_trainer").in_pod("ml", "train-0", pod_uid(), "trainer");
         spec.cgroup_parent = Some(format!("/kubepods/burstable/pod{uid}"));
         let spec = self.node.at_work(spec, 0, "0.5");
         self.daemon.run(&spec).unwrap()
@@ -132,11 +132,11 @@ fn docker_said(owner: &OwnerStory) -> Option<&AnswerOutcome> {
 #[test]
 fn no_source() {
     let Some(mut rig) = Rig::start() else { return };
-    let container = rig.run(UID);
+    let container = rig.run(pod_uid());
     // Its socket is taken away, and the agent has never seen it.
     rig.daemon.stop().unwrap();
     let mut agent = rig.agent(&rig.daemon);
-    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::NoSource);
+    let owner = published_by_ids(&mut agent, &container, pod_uid(), IdOnlyReason::NoSource);
     assert_eq!(docker_said(&owner), None);
     assert!(agent.stop().unwrap().success());
 }
@@ -144,11 +144,11 @@ fn no_source() {
 #[test]
 fn source_down() {
     let Some(mut rig) = Rig::start() else { return };
-    let container = rig.run(UID);
+    let container = rig.run(pod_uid());
     // Killed, it leaves its socket behind, which refuses.
     rig.daemon.kill().unwrap();
     let mut agent = rig.agent(&rig.daemon);
-    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::SourceDown);
+    let owner = published_by_ids(&mut agent, &container, pod_uid(), IdOnlyReason::SourceDown);
     assert_eq!(docker_said(&owner), None);
     assert!(agent.stop().unwrap().success());
 }
@@ -157,9 +157,9 @@ fn source_down() {
 fn not_found() {
     let Some(mut rig) = Rig::start() else { return };
     let stranger = rig.stranger();
-    let container = rig.run(UID);
+    let container = rig.run(pod_uid());
     let mut agent = rig.agent(&stranger);
-    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::NotFound);
+    let owner = published_by_ids(&mut agent, &container, pod_uid(), IdOnlyReason::NotFound);
     assert!(
         matches!(docker_said(&owner), Some(AnswerOutcome::NotFound { .. })),
         "{owner:?}"
@@ -176,7 +176,7 @@ fn pod_uid_mismatch() {
     let reason = IdOnlyReason::PodUidMismatch;
     let owner = published_by_ids(&mut agent, &container, OTHER_UID, reason);
     let refused = Some(&AnswerOutcome::Refused {
-        claimed: UID.into(),
+        claimed: pod_uid().into(),
     });
     assert_eq!(docker_said(&owner), refused);
     let status = agent.status().unwrap();
@@ -201,7 +201,7 @@ fn a_container_that_was_named_late_is_joined_with_what_is_known_of_it() {
     if require("prometheus", told).is_none() {
         return;
     }
-    let container = rig.run(UID);
+    let container = rig.run(pod_uid());
     rig.daemon.pause().unwrap();
     let mut agent = rig.agent(&rig.daemon);
     let id = format!("container_id=\"{}\"", container.id);
@@ -267,8 +267,8 @@ fn timeout() {
         .unwrap();
     // It hangs, and is not yet taken for down.
     stranger.pause().unwrap();
-    let container = rig.run(UID);
-    let owner = published_by_ids(&mut agent, &container, UID, IdOnlyReason::Timeout);
+    let container = rig.run(pod_uid());
+    let owner = published_by_ids(&mut agent, &container, pod_uid(), IdOnlyReason::Timeout);
     assert_eq!(docker_said(&owner), None);
     // It goes on, and says that it does not know it: what was published keeps its reason.
     stranger.resume().unwrap();
@@ -278,7 +278,7 @@ fn timeout() {
             Ok(docker_said(&told.owners[0]).is_some())
         })
         .unwrap();
-    published_by_ids(&mut agent, &container, UID, IdOnlyReason::Timeout);
+    published_by_ids(&mut agent, &container, pod_uid(), IdOnlyReason::Timeout);
     let status = agent.status().unwrap();
     let before = status.snapshot.accounts[0].amounts.busy.0;
     agent

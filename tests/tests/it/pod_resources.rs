@@ -15,29 +15,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gpuacct::config::{self, Config as AgentConfig, Span};
+use gpuacct::config::{self, Span};
 use gpuacct::core::input::{Allocations, DeviceRef, Input, PodName, SourceHealth};
 use gpuacct::core::model::{GpuUuid, SourceId, SourceState};
 use gpuacct::core::snapshot::AllocationState;
 use gpuacct::sources::identity::pod_resources::{self, Pace};
-use gpuacct::sources::identity::{Counters, IdentityIo};
-use gpuacct::sources::{Io, clock};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
+use gpuacct_tests::node::{Node, pod_uid};
 use gpuacct_tests::proto::pod_resources as api;
 use gpuacct_tests::proto::pod_resources::pod_resources_lister_server::{
     PodResourcesLister, PodResourcesListerServer,
 };
 use gpuacct_tests::requirement::require;
-use sim_nvml::library::{self, Driver};
-use sim_nvml::{GpuSpec, Scenario};
+use gpuacct_tests::source_rig::SourceRig;
+use sim_nvml::GpuSpec;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
 
-const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 const GPU: &str = "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566";
 /// Nothing here takes as long; it turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -166,17 +162,7 @@ fn pod(name: &str, resource: &str, ids: &[&str]) -> api::PodResources {
     }
 }
 
-/// A source that is running, and what it says.
-struct Source {
-    runtime: Runtime,
-    inputs: mpsc::Receiver<Input>,
-    pods: mpsc::Sender<PodName>,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-    counters: Arc<Counters>,
-}
-
-/// What these tests change.
+/// What these tests set of the source.
 struct Config {
     socket: PathBuf,
     timeout: Duration,
@@ -195,114 +181,37 @@ fn config(socket: &Path) -> Config {
     }
 }
 
-impl Source {
-    fn with(config: Config) -> Self {
-        let runtime = Runtime::new().expect("a runtime");
-        let (pods, wanted) = mpsc::channel(64);
-        let (out, inputs) = mpsc::channel(64);
-        let (stop, shutdown) = watch::channel(false);
-        let counters = Arc::new(Counters::default());
-        let section = config::PodResources {
-            socket: config.socket,
-            timeout: Span(config.timeout),
-            interval: Span(config.interval),
-            ..config::PodResources::default()
-        };
-        let pace = Pace {
-            retry_max: config.retry_max,
-            look_interval: config.look_interval,
-        };
-        let io = IdentityIo {
-            counters: Arc::clone(&counters),
-            questions: wanted,
-            io: Io {
-                out,
-                clock: clock::now,
-                shutdown,
-            },
-        };
-        let task = runtime.spawn(pod_resources::run(section, pace, io));
-        Self {
-            runtime,
-            inputs,
-            pods,
-            stop,
-            task,
-            counters,
-        }
-    }
+type Source = SourceRig<PodName>;
 
-    /// The first of the coming inputs that `pick` makes something of.
-    fn until<T>(&mut self, what: &str, mut pick: impl FnMut(&Input) -> Option<T>) -> T {
-        let inputs = &mut self.inputs;
-        let mut passed = Vec::new();
-        let search = async {
-            loop {
-                let input = inputs.recv().await.expect("the source goes on");
-                if let Some(picked) = pick(&input) {
-                    return picked;
-                }
-                passed.push(input);
-            }
-        };
-        let found = self
-            .runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, search).await });
-        match found {
-            Ok(picked) => picked,
-            Err(_) => panic!("no {what} among {passed:#?}"),
-        }
-    }
+fn start(config: Config) -> Source {
+    let section = config::PodResources {
+        socket: config.socket,
+        timeout: Span(config.timeout),
+        interval: Span(config.interval),
+        ..config::PodResources::default()
+    };
+    let pace = Pace {
+        retry_max: config.retry_max,
+        look_interval: config.look_interval,
+    };
+    Source::start(SourceId::PodResources, |io| {
+        pod_resources::run(section, pace, io)
+    })
+}
 
-    fn health(&mut self, state: &str) -> SourceHealth {
-        self.until(state, |input| match input {
-            Input::Health(health) if health.state.as_str() == state => {
-                assert_eq!(health.source, SourceId::PodResources);
-                Some(health.clone())
-            }
-            _ => None,
-        })
-    }
+/// The next answer about everything, or about one pod, that `is` the one.
+fn next_answer(source: &mut Source, what: &str, is: impl Fn(&Allocations) -> bool) -> Allocations {
+    source.until(what, |input| match input {
+        Input::Allocations(answer) if is(answer) => Some(answer.clone()),
+        _ => None,
+    })
+}
 
-    /// The class and the words of the next failure.
-    fn down(&mut self) -> (String, String) {
-        let SourceState::Down {
-            class,
-            reason,
-            next_retry,
-        } = self.health("down").state
-        else {
-            panic!("down is down");
-        };
-        assert!(next_retry.is_some());
-        (class.to_string(), reason.to_string())
-    }
-
-    /// The next answer about everything, or about one pod, that `is` the one.
-    fn answer(&mut self, what: &str, is: impl Fn(&Allocations) -> bool) -> Allocations {
-        self.until(what, |input| match input {
-            Input::Allocations(answer) if is(answer) => Some(answer.clone()),
-            _ => None,
-        })
-    }
-
-    fn ask_for(&self, pod: &str) {
-        let pod = PodName {
-            namespace: "ml".into(),
-            pod: pod.into(),
-        };
-        self.pods.blocking_send(pod).expect("the source goes on");
-    }
-
-    fn stop(self) {
-        self.stop.send(true).expect("the source goes on");
-        let ended = self
-            .runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, self.task).await });
-        ended
-            .expect("the source stops")
-            .expect("and has not panicked");
-    }
+fn ask_for(source: &Source, pod: &str) {
+    source.ask(PodName {
+        namespace: "ml".into(),
+        pod: pod.into(),
+    });
 }
 
 /// Who was given what: pod, container, resource, id, meaning.
@@ -337,12 +246,12 @@ fn an_old_kubelet_that_only_lists_is_asked_for_lists_only() {
         ],
     );
     let _server = kubelet.serve(&socket);
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         // Only what is asked for comes in time.
         interval: Duration::from_secs(3600),
         ..config(&socket)
     });
-    let answer = source.answer("list", |answer| answer.pod.is_none());
+    let answer = next_answer(&mut source, "list", |answer| answer.pod.is_none());
     assert_eq!(
         told(&answer),
         [
@@ -360,16 +269,15 @@ fn an_old_kubelet_that_only_lists_is_asked_for_lists_only() {
 
     for lists in 2..4 {
         kubelet.set(vec![pod("new", "nvidia.com/gpu", &[GPU])]);
-        source.ask_for("new");
-        let answer = source.answer("list", |answer| answer.pod.is_none());
+        ask_for(&source, "new");
+        let answer = next_answer(&mut source, "list", |answer| answer.pod.is_none());
         assert_eq!(told(&answer)[0].0, "ml/new/trainer");
         assert_eq!(kubelet.lists.load(Ordering::SeqCst), lists);
     }
     let gets = kubelet.gets.load(Ordering::SeqCst);
     assert_eq!(gets, 1, "that it is not offered is remembered");
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    assert_eq!(read(&source.counters.disconnects), 0);
-    assert_eq!(read(&source.counters.calls), 4);
+    assert_eq!(source.count(|c| &c.disconnects), 0);
+    assert_eq!(source.count(|c| &c.calls), 4);
     source.stop();
 }
 
@@ -408,16 +316,18 @@ fn a_newer_kubelet_is_asked_for_the_new_pod_alone() {
     };
     let kubelet = Kubelet::new(Get::Offered, vec![]);
     let _server = kubelet.serve(&socket);
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         interval: Duration::from_secs(3600),
         ..config(&socket)
     });
-    let empty = source.answer("list", |answer| answer.pod.is_none());
+    let empty = next_answer(&mut source, "list", |answer| answer.pod.is_none());
     assert_eq!(told(&empty), []);
     source.health("up");
     kubelet.set(vec![pod("other", "nvidia.com/gpu", &["0"]), claimed]);
-    source.ask_for("claimed");
-    let answer = source.answer("answer about one pod", |answer| answer.pod.is_some());
+    ask_for(&source, "claimed");
+    let answer = next_answer(&mut source, "answer about one pod", |answer| {
+        answer.pod.is_some()
+    });
     assert_eq!(answer.pod.as_ref().map(|of| &*of.pod), Some("claimed"));
     assert!(answer.at >= empty.at);
     assert_eq!(
@@ -436,8 +346,8 @@ fn a_newer_kubelet_is_asked_for_the_new_pod_alone() {
         ]
     );
     // One that it does not know, or not yet, may be in its list.
-    source.ask_for("unknown");
-    source.answer("list", |answer| answer.pod.is_none());
+    ask_for(&source, "unknown");
+    next_answer(&mut source, "list", |answer| answer.pod.is_none());
     let of_each = [&kubelet.lists, &kubelet.gets].map(|count| count.load(Ordering::SeqCst));
     assert_eq!(of_each, [2, 2]);
     source.stop();
@@ -446,13 +356,13 @@ fn a_newer_kubelet_is_asked_for_the_new_pod_alone() {
     let socket = root.path().join("disabled.sock");
     let kubelet = Kubelet::new(Get::Disabled, vec![pod("p", "nvidia.com/gpu", &["0"])]);
     let _server = kubelet.serve(&socket);
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         interval: Duration::from_secs(3600),
         ..config(&socket)
     });
     source.health("up");
-    source.ask_for("p");
-    let answer = source.answer("list", |answer| answer.pod.is_none());
+    ask_for(&source, "p");
+    let answer = next_answer(&mut source, "list", |answer| answer.pod.is_none());
     assert_eq!(told(&answer).len(), 1);
     source.stop();
 }
@@ -461,7 +371,7 @@ fn a_newer_kubelet_is_asked_for_the_new_pod_alone() {
 fn a_kubelet_that_comes_late_goes_and_hangs_is_followed() {
     let root = root();
     let socket = root.path().join("kubelet.sock");
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         timeout: Duration::from_millis(500),
         ..config(&socket)
     });
@@ -471,7 +381,7 @@ fn a_kubelet_that_comes_late_goes_and_hangs_is_followed() {
     let server = kubelet.serve(&socket);
     source.health("up");
     kubelet.set(vec![pod("q", "nvidia.com/gpu", &["0"])]);
-    source.answer("q", |answer| {
+    next_answer(&mut source, "q", |answer| {
         told(answer)
             .iter()
             .any(|(whose, ..)| whose == "ml/q/trainer")
@@ -501,8 +411,8 @@ fn a_kubelet_that_comes_late_goes_and_hangs_is_followed() {
     );
     let _server = kubelet.serve(&socket);
     source.health("up");
-    assert!(source.counters.timeouts.load(Ordering::Relaxed) >= 1);
-    assert!(source.counters.disconnects.load(Ordering::Relaxed) >= 2);
+    assert!(source.count(|c| &c.timeouts) >= 1);
+    assert!(source.count(|c| &c.disconnects) >= 2);
     source.stop();
 }
 
@@ -528,13 +438,13 @@ fn what_is_no_kubelet_is_an_error_with_words_or_as_good_as_absent() {
                 });
             }
         });
-        let mut source = Source::with(config(&socket));
+        let mut source = start(config(&socket));
         let (class, reason) = source.down();
         assert_eq!(class, "protocol", "{name}: {reason}");
         assert!(reason.starts_with("list: "), "{name}: {reason}");
         source.stop();
     }
-    let mut source = Source::with(config(root.path()));
+    let mut source = start(config(root.path()));
     let (class, reason) = source.down();
     assert_eq!(class, "not_a_socket", "{reason}");
     source.stop();
@@ -552,7 +462,7 @@ fn what_is_no_kubelet_is_an_error_with_words_or_as_good_as_absent() {
             .add_routes(routes)
             .serve_with_incoming(incoming),
     );
-    let mut source = Source::with(config(&socket));
+    let mut source = start(config(&socket));
     let health = source.until("a state", |input| match input {
         Input::Health(health) => Some(health.clone()),
         _ => None,
@@ -561,48 +471,46 @@ fn what_is_no_kubelet_is_an_error_with_words_or_as_good_as_absent() {
     source.stop();
 }
 
-/// A daemon with a container of a pod that sleeps, two GPUs that nobody uses, and a kubelet.
-struct Node {
+/// A node with two GPUs that nobody uses, a container of a pod that sleeps, and a kubelet. Dropped
+/// from top to bottom.
+struct Rig {
     docker: Dockerd,
     container: Container,
-    scenario: Arc<Scenario>,
-    library: PathBuf,
     kubelet: Kubelet,
     _server: Runtime,
+    node: Node,
 }
 
-impl Node {
-    fn start(dir: &Path, get: Get) -> Self {
-        let gpus = vec![GpuSpec::a100(0), GpuSpec::a100(1)];
-        let scenario = Arc::new(Scenario::create(dir.join("gpus"), gpus, 1).unwrap());
-        let library = library::install(Driver::R550, &dir.join("lib")).unwrap();
-        let mut docker = Dockerd::start(docker::Options::at(dir.join("d"))).unwrap();
-        let spec =
-            ContainerSpec::named("k8s_trainer_train-0").in_pod("ml", "train-0", UID, "trainer");
+impl Rig {
+    fn start(get: Get) -> Self {
+        let node = Node::new(2).unwrap();
+        let mut docker = node.dockerd().unwrap();
+        let spec = ContainerSpec::named("k8s_trainer_train-0").in_pod(
+            "ml",
+            "train-0",
+            pod_uid(),
+            "trainer",
+        );
         let container = docker.run(&spec).unwrap();
         let kubelet = Kubelet::new(get, vec![]);
-        let server = kubelet.serve(&dir.join("kubelet.sock"));
+        let server = kubelet.serve(&node.dir().join("kubelet.sock"));
         Self {
             docker,
             container,
-            scenario,
-            library,
             kubelet,
             _server: server,
+            node,
         }
     }
 
-    fn agent(&self, dir: &Path) -> Agent {
-        let mut config = AgentConfig::default();
+    fn agent(&self) -> Agent {
+        let mut config = self.node.config();
         config.publish.grace = Span(Duration::from_secs(2));
-        config.publish.zero_for = Span(Duration::from_secs(1));
-        config.gpu.library = Some(self.library.clone());
         config.docker.sockets = vec![self.docker.socket()];
         config.cri.enabled = false;
-        config.pod_resources.socket = dir.join("kubelet.sock");
+        config.pod_resources.socket = self.node.dir().join("kubelet.sock");
         config.pod_resources.interval = Span(Duration::from_secs(1));
-        let environment = [(sim_nvml::STATE_DIR, self.scenario.dir())];
-        Agent::start(dir, config, &environment).unwrap()
+        self.node.agent("agent", config).unwrap()
     }
 }
 
@@ -613,8 +521,9 @@ fn allocated(agent: &Agent, id: &str) -> Vec<(String, f64)> {
     of_container
         .map(|line| {
             let (labels, value) = line.rsplit_once(' ').expect("a line has a value");
+            let uid = pod_uid();
             let named =
-                format!("namespace=\"ml\",pod=\"train-0\",container=\"trainer\",pod_uid=\"{UID}\"");
+                format!("namespace=\"ml\",pod=\"train-0\",container=\"trainer\",pod_uid=\"{uid}\"");
             assert!(labels.contains(&named), "{line}");
             let (_, gpu) = labels.rsplit_once("gpu_uuid=\"").expect("a GPU");
             let gpu = gpu.trim_end_matches("\"}").to_owned();
@@ -631,19 +540,17 @@ fn a_container_that_was_given_a_gpu_pays_for_having_it_until_it_ends() {
     if require("agent", agent::binary()).is_none() {
         return;
     }
-    let root = root();
-    let dir = root.path();
-    let node = Node::start(dir, Get::Unimplemented);
+    let rig = Rig::start(Get::Unimplemented);
     let gpus: Vec<String> = (0..2).map(|at| GpuSpec::a100(at).uuid).collect();
     let shared = format!("{}::2", gpus[1]);
-    node.kubelet.set(vec![
+    rig.kubelet.set(vec![
         pod("train-0", "nvidia.com/gpu.shared", &[&shared]),
         // It is over, and this kubelet lists it for ever.
         pod("done", "nvidia.com/gpu", &["0"]),
         pod("strange", "nvidia.com/gpu", &["card-7"]),
     ]);
-    let mut agent = node.agent(dir);
-    let id = node.container.id.clone();
+    let mut agent = rig.agent();
+    let id = rig.container.id.clone();
     agent
         .wait_for("allocated time", |agent| {
             Ok(allocated(agent, &id)
@@ -697,7 +604,7 @@ fn a_container_that_was_given_a_gpu_pays_for_having_it_until_it_ends() {
     assert!(words.contains(found), "{check}");
 
     // The kubelet forgets the pod; its container lives, and goes on paying.
-    node.kubelet.set(vec![]);
+    rig.kubelet.set(vec![]);
     agent
         .wait_for_status("the list without it", |status| {
             let given = &status.snapshot.allocations;
@@ -712,8 +619,8 @@ fn a_container_that_was_given_a_gpu_pays_for_having_it_until_it_ends() {
         .unwrap();
 
     // The container ends; the kubelet knows the pod again, and lists it though it is over.
-    node.docker.remove(&node.container).unwrap();
-    node.kubelet
+    rig.docker.remove(&rig.container).unwrap();
+    rig.kubelet
         .set(vec![pod("train-0", "nvidia.com/gpu.shared", &[&shared])]);
     agent
         .wait_for_status("its end", |status| {

@@ -13,20 +13,18 @@ use std::time::Duration;
 
 use gpuacct::config::{self, Span};
 use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input, SourceHealth};
-use gpuacct::core::model::{ContainerId, SourceId, SourceState};
+use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::sources::identity::cri::{self, Pace, Tuning};
-use gpuacct::sources::identity::{Counters, IdentityIo};
-use gpuacct::sources::{Io, clock};
 use gpuacct_tests::containerd::{Containerd, IMAGE, available};
 use gpuacct_tests::docker;
 use gpuacct_tests::proto::cri as api;
 use gpuacct_tests::proto::cri::runtime_service_client::RuntimeServiceClient;
 use gpuacct_tests::proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use gpuacct_tests::requirement::require;
+use gpuacct_tests::source_rig::SourceRig;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{Mutex, mpsc};
 use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
@@ -41,7 +39,7 @@ fn root() -> TempDir {
         .expect("a folder below /tmp")
 }
 
-/// What these tests change.
+/// What these tests set of the source.
 struct Config {
     sockets: Vec<PathBuf>,
     events: bool,
@@ -66,161 +64,27 @@ fn config(sockets: &[&Path]) -> Config {
     }
 }
 
-/// A source that is running, and what it says. It has a runtime of its own: what the tests start
-/// beside it blocks.
-struct Source {
-    runtime: Runtime,
-    inputs: mpsc::Receiver<Input>,
-    lookups: mpsc::Sender<ContainerId>,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-    counters: Arc<Counters>,
+fn following(sockets: &[&Path]) -> SourceRig {
+    start(config(sockets))
 }
 
-impl Source {
-    fn following(sockets: &[&Path]) -> Self {
-        Self::with(config(sockets))
-    }
-
-    fn with(config: Config) -> Self {
-        let runtime = Runtime::new().expect("a runtime");
-        let (lookups, receiver) = mpsc::channel(64);
-        let (out, inputs) = mpsc::channel(64);
-        let (stop, shutdown) = watch::channel(false);
-        let counters = Arc::new(Counters::default());
-        let section = config::Cri {
-            sockets: config.sockets,
-            events: config.events,
-            timeout: Span(config.timeout),
-            ..config::Cri::default()
-        };
-        let tuning = Tuning {
-            ping_interval: config.ping_interval,
-            list_interval: config.list_interval,
-            relist_interval: config.relist_interval,
-            pace: Pace {
-                retry_max: config.retry_max,
-                look_interval: config.look_interval,
-            },
-        };
-        let io = IdentityIo {
-            counters: Arc::clone(&counters),
-            questions: receiver,
-            io: Io {
-                out,
-                clock: clock::now,
-                shutdown,
-            },
-        };
-        let task = runtime.spawn(cri::run(section, tuning, io));
-        Self {
-            runtime,
-            inputs,
-            lookups,
-            stop,
-            task,
-            counters,
-        }
-    }
-
-    /// The first of the coming inputs that `pick` makes something of.
-    fn until<T>(&mut self, what: &str, mut pick: impl FnMut(&Input) -> Option<T>) -> T {
-        let inputs = &mut self.inputs;
-        let mut passed = Vec::new();
-        let search = async {
-            loop {
-                let input = inputs.recv().await.expect("the source goes on");
-                if let Some(picked) = pick(&input) {
-                    return picked;
-                }
-                passed.push(input);
-            }
-        };
-        let found = self
-            .runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, search).await });
-        match found {
-            Ok(picked) => picked,
-            Err(_) => panic!("no {what} among {passed:#?}"),
-        }
-    }
-
-    fn health(&mut self, state: &str) -> SourceHealth {
-        self.until(state, |input| match input {
-            Input::Health(health) if health.state.as_str() == state => {
-                assert_eq!(health.source, SourceId::Cri);
-                Some(health.clone())
-            }
-            _ => None,
-        })
-    }
-
-    /// The class and the words of the next failure.
-    fn down(&mut self) -> (String, String) {
-        let SourceState::Down {
-            class,
-            reason,
-            next_retry,
-        } = self.health("down").state
-        else {
-            panic!("down is down");
-        };
-        assert!(next_retry.is_some());
-        (class.to_string(), reason.to_string())
-    }
-
-    fn found(&mut self, id: &str) -> ContainerIdentity {
-        self.until(id, |input| match input {
-            Input::Identity(IdentityUpdate::Found(identity)) if identity.id.as_str() == id => {
-                Some(identity.clone())
-            }
-            _ => None,
-        })
-    }
-
-    /// Waits, and passes over what it says meanwhile, until something holds elsewhere.
-    fn while_it_goes_on(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while !holds() {
-            assert!(std::time::Instant::now() < deadline, "no {what}");
-            while self.inputs.try_recv().is_ok() {}
-            std::thread::yield_now();
-        }
-    }
-
-    fn removed(&mut self, id: &str) {
-        self.until("removal", |input| match input {
-            Input::Identity(IdentityUpdate::Removed { id: gone, .. }) => {
-                (gone.as_str() == id).then_some(())
-            }
-            _ => None,
-        });
-    }
-
-    fn not_found(&mut self, id: &str) -> &'static str {
-        self.until("not found", |input| match input {
-            Input::Identity(IdentityUpdate::NotFound {
-                id: lost, reason, ..
-            }) => (lost.as_str() == id).then_some(*reason),
-            _ => None,
-        })
-    }
-
-    fn look_up(&self, id: &str) {
-        self.lookups
-            .blocking_send(ContainerId::from(id))
-            .expect("the source goes on");
-    }
-
-    fn stop(self) {
-        self.stop.send(true).expect("the source goes on");
-        let ended = self
-            .runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, self.task).await });
-        ended
-            .expect("the source stops")
-            .expect("and has not panicked");
-    }
+fn start(config: Config) -> SourceRig {
+    let section = config::Cri {
+        sockets: config.sockets,
+        events: config.events,
+        timeout: Span(config.timeout),
+        ..config::Cri::default()
+    };
+    let tuning = Tuning {
+        ping_interval: config.ping_interval,
+        list_interval: config.list_interval,
+        relist_interval: config.relist_interval,
+        pace: Pace {
+            retry_max: config.retry_max,
+            look_interval: config.look_interval,
+        },
+    };
+    SourceRig::start(SourceId::Cri, |io| cri::run(section, tuning, io))
 }
 
 fn check(identity: &ContainerIdentity, container: &str) {
@@ -257,7 +121,7 @@ fn a_real_containerd_names_containers_and_sandboxes_listed_and_looked_up() {
     let early = containerd.run_container(&pod, "trainer").unwrap();
 
     let socket = containerd.socket();
-    let mut source = Source::following(&[&socket]);
+    let mut source = following(&[&socket]);
     check(&source.found(&pod.sandbox), "(pod)");
     check(&source.found(&early), "trainer");
     assert_eq!(*source.health("up").place, *socket.to_string_lossy());
@@ -278,16 +142,15 @@ fn a_real_containerd_names_containers_and_sandboxes_listed_and_looked_up() {
     let similar = format!("{}{}", &early[..12], "0".repeat(52));
     source.look_up(&similar);
     assert_eq!(source.not_found(&similar), "not_found");
-    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    assert_eq!(read(&source.counters.lookups_refused), 1);
-    assert!(read(&source.counters.lookups_not_found) > 0);
-    assert!(read(&source.counters.lookups_found) > 0);
-    assert_eq!(read(&source.counters.invalid_replies), 0);
-    assert_eq!(read(&source.counters.kubernetes_refused), 0);
+    assert_eq!(source.count(|c| &c.lookups_refused), 1);
+    assert!(source.count(|c| &c.lookups_not_found) > 0);
+    assert!(source.count(|c| &c.lookups_found) > 0);
+    assert_eq!(source.count(|c| &c.invalid_replies), 0);
+    assert_eq!(source.count(|c| &c.kubernetes_refused), 0);
 
     // Far from every list and every ping, a lookup alone is answered.
     source.stop();
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         list_interval: Duration::from_secs(3600),
         ping_interval: Duration::from_secs(3600),
         ..config(&[&socket])
@@ -306,7 +169,7 @@ fn a_containerd_that_comes_late_stops_restarts_and_hangs_is_followed() {
     };
     let root = root();
     let socket = root.path().join("c/c.sock");
-    let mut source = Source::following(&[&socket]);
+    let mut source = following(&[&socket]);
     source.health("absent");
 
     let mut containerd = Containerd::start(root.path().join("c")).unwrap();
@@ -368,7 +231,7 @@ fn a_wrong_protocol_is_an_error_with_words() {
         let root = root();
         let socket = root.path().join(name);
         impostor(&socket, reply);
-        let mut source = Source::with(Config {
+        let mut source = start(Config {
             timeout,
             ..config(&[&socket])
         });
@@ -382,12 +245,12 @@ fn a_wrong_protocol_is_an_error_with_words() {
     let socket = root.path().join("rude");
     let listener = UnixListener::bind(&socket).expect("a socket");
     std::thread::spawn(move || for _ in listener.incoming() {});
-    let mut source = Source::following(&[&socket]);
+    let mut source = following(&[&socket]);
     let (class, reason) = source.down();
     assert_eq!(class, "protocol", "{reason}");
     assert!(reason.contains("hung up before any answer"), "{reason}");
     source.stop();
-    let mut source = Source::following(&[root.path()]);
+    let mut source = following(&[root.path()]);
     let (class, reason) = source.down();
     assert_eq!(class, "not_a_socket", "{reason}");
     source.stop();
@@ -647,7 +510,7 @@ fn an_image_is_called_what_its_user_wrote_as_far_as_any_answer_knows() {
     let root = root();
     let socket = root.path().join("crio.sock");
     let _server = serve(canned, &socket);
-    let mut source = Source::following(&[&socket]);
+    let mut source = following(&[&socket]);
     for (digit, image) in [
         ('1', "cuda:12"),
         ('2', "cuda:12"),
@@ -676,7 +539,7 @@ fn events_name_a_container_that_no_list_has() {
     let root = root();
     let socket = root.path().join("crio.sock");
     let _server = serve(canned, &socket);
-    let mut source = Source::following(&[&socket]);
+    let mut source = following(&[&socket]);
     source.found(&id('0'));
     source.health("up");
     let event = |kind: api::ContainerEventType| api::ContainerEventResponse {
@@ -713,7 +576,7 @@ fn events_name_a_container_that_no_list_has() {
     check(&source.found(&id('1')), "trainer");
     send(api::ContainerEventType::ContainerDeletedEvent);
     source.removed(&id('1'));
-    assert!(source.counters.events.load(Ordering::Relaxed) >= 1);
+    assert!(source.count(|c| &c.events) >= 1);
     source.stop();
 }
 
@@ -728,13 +591,12 @@ fn a_runtime_that_has_no_events_and_says_so_in_its_own_way_is_asked_once() {
     let root = root();
     let socket = root.path().join("containerd.sock");
     let _server = serve(canned, &socket);
-    let mut source = Source::following(&[&socket]);
+    let mut source = following(&[&socket]);
     source.health("up");
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    source.while_it_goes_on("list", || read(&lists) >= 6);
-    assert_eq!(read(&subscriptions), 1);
-    assert_eq!(read(&source.counters.invalid_replies), 1);
-    assert_eq!(read(&source.counters.disconnects), 0);
+    source.while_it_goes_on("list", || lists.load(Ordering::Relaxed) >= 6);
+    assert_eq!(subscriptions.load(Ordering::Relaxed), 1);
+    assert_eq!(source.count(|c| &c.invalid_replies), 1);
+    assert_eq!(source.count(|c| &c.disconnects), 0);
     source.stop();
 }
 
@@ -750,15 +612,14 @@ fn events_are_not_asked_for_unless_configured() {
     let root = root();
     let socket = root.path().join("containerd.sock");
     let _server = serve(canned, &socket);
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         events: config::Cri::default().events,
         ..config(&[&socket])
     });
     source.health("up");
     // What comes after the first list comes soon all the same.
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    source.while_it_goes_on("list", || read(&lists) >= 6);
-    assert_eq!(read(&subscriptions), 0);
+    source.while_it_goes_on("list", || lists.load(Ordering::Relaxed) >= 6);
+    assert_eq!(subscriptions.load(Ordering::Relaxed), 0);
     source.stop();
 }
 
@@ -772,7 +633,7 @@ fn a_socket_that_hangs_is_told_of_while_another_runtime_answers() {
     };
     let _server = serve(canned, &path("a"));
     impostor(&path("b"), b"");
-    let mut source = Source::following(&[&path("a"), &path("b")]);
+    let mut source = following(&[&path("a"), &path("b")]);
     source.found(&id('1'));
     // It may be told before the other one is known to be up, and then again.
     let words = format!("version: no answer within 5s; up: {}", path("a").display());
@@ -807,7 +668,7 @@ fn several_runtimes_are_one_source_and_none_hides_the_loss_of_another() {
     // The same socket by another path is not another runtime.
     std::os::unix::fs::symlink(path("b"), path("c")).unwrap();
     let never = path("never");
-    let mut source = Source::following(&[&path("a"), &path("b"), &path("c"), &never]);
+    let mut source = following(&[&path("a"), &path("b"), &path("c"), &never]);
     let both = format!("{} {}", path("a").display(), path("b").display());
     source.until("both", |input| match input {
         Input::Health(health) => (*health.place == *both).then_some(()),
@@ -846,13 +707,13 @@ fn a_runtime_without_this_interface_is_as_good_as_absent() {
             .add_service(other)
             .serve_with_incoming(incoming),
     );
-    let mut source = Source::following(&[&socket]);
+    let mut source = following(&[&socket]);
     let health = source.until("a state", |input| match input {
         Input::Health(health) => Some(health.clone()),
         _ => None,
     });
     assert_eq!(health.state, SourceState::Absent);
-    assert!(source.counters.disconnects.load(Ordering::Relaxed) >= 1);
+    assert!(source.count(|c| &c.disconnects) >= 1);
     source.stop();
 }
 
@@ -892,7 +753,7 @@ fn the_events_of_a_newer_containerd_name_containers_that_no_list_has() {
     let early = containerd.run_container(&pod, "trainer").unwrap();
     // One list at the beginning and none after it.
     let hour = Duration::from_secs(3600);
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         ping_interval: hour,
         list_interval: hour,
         relist_interval: hour,
@@ -905,9 +766,8 @@ fn the_events_of_a_newer_containerd_name_containers_that_no_list_has() {
     check(&source.found(&late), "sidecar");
     containerd.remove_container(&late).unwrap();
     source.removed(&late);
-    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    assert!(read(&source.counters.events) > 0);
-    assert_eq!(read(&source.counters.invalid_replies), 0);
+    assert!(source.count(|c| &c.events) > 0);
+    assert_eq!(source.count(|c| &c.invalid_replies), 0);
 
     // It goes away and comes back, and its events with it.
     containerd.stop().unwrap();
@@ -930,7 +790,7 @@ fn a_kubelet_that_lives_by_a_containerds_events_gets_all_of_them() {
     let mut containerd = Containerd::start_from(Some(&tree), root.path().join("c")).unwrap();
     let labels = [("team", "vision")];
     let pod = containerd.run_pod("ml", "train-0", UID, &labels).unwrap();
-    let mut source = Source::with(Config {
+    let mut source = start(Config {
         events: config::Cri::default().events,
         ..config(&[&containerd.socket()])
     });

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use gpuacct::config::{Config, OtlpTemporality, Span};
 use gpuacct::core::model::{SourceId, UnattributedReason, UnobservedReason};
 use gpuacct_tests::agent as agent_rig;
 use gpuacct_tests::collector::{self, Collector};
+use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::http::free_address;
 use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
@@ -78,13 +79,14 @@ fn strings(of: &Value) -> Vec<&str> {
         .unwrap_or_default()
 }
 
-fn validate(tools: &Venv, file: &Path) -> Result<()> {
+/// One process for all files: starting it takes longer than what it does.
+fn validate(tools: &Venv, files: &[PathBuf]) -> Result<()> {
+    let mut command = Command::new(tools.program("kubernetes-validate"));
+    command.arg("--strict");
     for version in KUBERNETES {
-        run(Command::new(tools.program("kubernetes-validate"))
-            .args(["--strict", "--kubernetes-version", version])
-            .arg(file))?;
+        command.args(["--kubernetes-version", version]);
     }
-    Ok(())
+    run(command.args(files)).map(drop)
 }
 
 #[test]
@@ -116,15 +118,16 @@ fn kubernetes_accepts_the_base() {
     let Some(tools) = tools() else { return };
     let base = deploy().join("kubernetes/base");
     let kustomization = &documents(&tools, &base.join("kustomization.yaml"))[0];
-    for file in strings(&kustomization["resources"]) {
-        validate(&tools, &base.join(file)).unwrap();
-    }
+    let files = strings(&kustomization["resources"]).into_iter();
+    let mut files: Vec<PathBuf> = files.map(|file| base.join(file)).collect();
+    validate(&tools, &files).unwrap();
     // The check is one that can fail.
     let folder = tempfile::tempdir().unwrap();
     let broken = folder.path().join("daemon-set.yaml");
     let text = read(&base.join("daemon-set.yaml"));
     fs::write(&broken, text.replace("hostPID: true", "hostPid: true")).unwrap();
-    let error = validate(&tools, &broken).unwrap_err().to_string();
+    files.push(broken);
+    let error = validate(&tools, &files).unwrap_err().to_string();
     assert!(error.contains("hostPid"), "{error}");
 }
 
@@ -147,6 +150,7 @@ fn kustomize_builds_every_set_of_components() {
         let all = folder.path().join("all.yaml");
         fs::write(&all, rendered).unwrap();
         let mut daemon_sets = 0;
+        let mut files = Vec::new();
         for manifest in documents(&tools, &all) {
             let kind = manifest["kind"].as_str().unwrap();
             if kind == "DaemonSet" {
@@ -156,13 +160,14 @@ fn kustomize_builds_every_set_of_components() {
             if FOREIGN_KINDS.contains(&kind) {
                 continue;
             }
-            // JSON is YAML.
-            let file = folder.path().join("one.yaml");
-            fs::write(&file, manifest.to_string()).unwrap();
             if chosen.len() <= 1 || kind == "DaemonSet" {
-                validate(&tools, &file).unwrap_or_else(|error| panic!("{chosen:?}: {error:#}"));
+                // JSON is YAML.
+                let file = folder.path().join(format!("{}.yaml", files.len()));
+                fs::write(&file, manifest.to_string()).unwrap();
+                files.push(file);
             }
         }
+        validate(&tools, &files).unwrap_or_else(|error| panic!("{chosen:?}: {error:#}"));
         assert_eq!(daemon_sets, 1, "{chosen:?}");
     }
 }
@@ -509,7 +514,7 @@ fn the_capabilities_of_the_unit_are_enough() {
     config.store.path = folder.path().join("store");
     let file = folder.path().join("gpuacct.toml");
     std::fs::write(&file, config.to_toml().unwrap()).unwrap();
-    let _agent = Running(
+    let _agent = Killed(
         Command::new("setpriv")
             .args(["--no-new-privs", "--inh-caps=-all"])
             .arg(format!("--bounding-set=-all{set}"))
@@ -545,17 +550,6 @@ fn the_capabilities_of_the_unit_are_enough() {
         assert!(state != Some(&json!("down")), "{kernel:?} with {set}");
         assert!(Instant::now() < deadline, "{text}");
         thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Fails only if it is gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -678,12 +672,16 @@ fn send(receiver: &str) -> Result<()> {
 }
 
 /// The documents that are written by hand.
-const DOCUMENTS: [&str; 5] = [
+const DOCUMENTS: [&str; 9] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
     "docs/ARCHITECTURE.md",
     "docs/LIMITATIONS.md",
     "docs/OPERATIONS.md",
+    "docs/README.md",
+    "docs/SECURITY.md",
 ];
 
 fn root() -> PathBuf {

@@ -13,11 +13,10 @@ use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::core::snapshot::Attribution;
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
-use gpuacct_tests::node::{Node, account, state};
+use gpuacct_tests::node::{Node, account, pod_uid, state};
 use gpuacct_tests::podman::{self, Podman};
 use gpuacct_tests::requirement::require;
 
-const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 const SECOND: u64 = 1_000_000_000;
 
 fn told<T>(available: Result<T>) -> Result<T, String> {
@@ -93,7 +92,8 @@ fn late_and_hanging(prepare: impl FnOnce(&mut docker::Options)) {
 
     let mut daemon = Dockerd::start(options).unwrap();
     wait_for_docker(&mut agent, "up");
-    let spec = |name: &str, pod: &str| ContainerSpec::named(name).in_pod("ml", pod, UID, "main");
+    let spec =
+        |name: &str, pod: &str| ContainerSpec::named(name).in_pod("ml", pod, pod_uid(), "main");
     let early = node.at_work(spec("k8s_early", "early"), 0, "0.5");
     let early = daemon.run(&early).unwrap();
     let docker = IdentitySource::Docker;

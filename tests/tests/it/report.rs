@@ -430,10 +430,9 @@ fn what_a_running_agent_has_open_is_in_and_an_hour_is_in_once() {
 fn a_running_agents_books_and_its_report_agree() {
     let node = Node::new(1).unwrap();
     let mut agent = node.agent("agent", node.config()).unwrap();
-    let [socket, job] = [0, 1].map(|mount| node.mounts()[mount].0.clone());
-    let mut job = Command::new(job)
-        .args(["--gpu", "0", "--share", "0.5", "--label", "job", "--socket"])
-        .arg(socket)
+    let mut job = node
+        .host_work(0, "0.5")
+        .args(["--label", "job"])
         .stdout(Stdio::null())
         .spawn()
         .unwrap();

@@ -5,8 +5,8 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,77 +18,58 @@ use gpuacct::core::explanation::{AnswerOutcome, Explanation, SeenBy, Who};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::sources::identity::greeting::{self, GreetingError};
 use gpuacct_tests::agent::{self, Agent};
-use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
+use gpuacct_tests::daemon::Killed;
+use gpuacct_tests::docker::{self, ContainerSpec};
 use gpuacct_tests::http::free_address;
+use gpuacct_tests::node::{Node, pod_uid};
 use gpuacct_tests::requirement::require;
+use gpuacct_tests::rerun;
 use gpuacct_tests::terminal::Terminal;
 use rustix::process::Signal;
-use sim_nvml::library::{self, Driver};
-use sim_nvml::{GpuSpec, STATE_DIR, Scenario, Server};
-use tempfile::TempDir;
+use sim_nvml::STATE_DIR;
 
-const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 /// Set in the process that is to panic.
 const PANICS: &str = "GPUACCT_TEST_PANICS";
 
-/// A folder with a simulated GPU in it.
-struct Node {
-    dir: TempDir,
-    scenario: Arc<Scenario>,
-    server: Server,
-    library: PathBuf,
+/// A node with a GPU, on which `gpuacct` is typed.
+struct Shell {
+    node: Node,
 }
 
-impl Node {
+impl Shell {
     fn new() -> Self {
-        // Short, since sockets' paths are bounded.
-        let dir = tempfile::Builder::new().prefix("ga-").tempdir().unwrap();
-        let gpus = vec![GpuSpec::a100(0)];
-        let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1).unwrap());
-        let server = Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock")).unwrap();
-        let library = library::install(Driver::R550, &dir.path().join("lib")).unwrap();
-        Self {
-            dir,
-            scenario,
-            server,
-            library,
-        }
+        let node = Node::new(1).unwrap();
+        Self { node }
     }
 
-    /// A configuration that touches nothing of the machine's own.
+    fn dir(&self) -> &Path {
+        self.node.dir()
+    }
+
+    /// A configuration with the defaults, but for what is the machine's own and would be touched.
     fn config(&self) -> Config {
         let mut config = Config::default();
-        config.gpu.library = Some(self.library.clone());
+        config.gpu.library = Some(self.node.library().to_owned());
         config.prometheus.listen = free_address().unwrap();
-        config.socket.path = self.dir.path().join("agent.sock");
-        config.docker.sockets = vec![self.dir.path().join("no-docker.sock")];
+        config.socket.path = self.dir().join("agent.sock");
+        config.docker.sockets = vec![self.dir().join("no-docker.sock")];
         config
     }
 
+    /// An agent that works: what begins before the object is attached is known by a scan alone.
     fn agent(&self, config: Config) -> Agent {
-        let environment = [(STATE_DIR, self.scenario.dir())];
-        let mut agent = Agent::start(self.dir.path(), config, &environment).unwrap();
-        agent
-            // What begins before the object is attached is known by a scan alone.
-            .wait_for_status("the GPU and the kernel", |status| {
-                let mut sources = status.snapshot.sources.iter();
-                let kernel = sources.find(|health| health.source == SourceId::Kernel);
-                kernel.is_some_and(|health| health.state == SourceState::Up)
-                    && status.snapshot.gpus.len() == 1
-            })
-            .unwrap();
-        agent
+        self.node.agent("", config).unwrap()
     }
 
     /// `gpuacct` with these arguments, and with this configuration in a file.
     fn gpuacct(&self, arguments: &[&str], config: &str) -> Output {
-        let file = self.dir.path().join("given.toml");
+        let file = self.dir().join("given.toml");
         std::fs::write(&file, config).unwrap();
         Command::new(agent::binary().unwrap())
             .args(arguments)
             .arg("--config")
             .arg(&file)
-            .env(STATE_DIR, self.scenario.dir())
+            .env(STATE_DIR, self.node.scenario_dir())
             .output()
             .unwrap()
     }
@@ -102,25 +83,14 @@ impl Node {
 
     /// A host process that uses the GPU until it is killed.
     fn job(&self) -> Killed {
-        let mut job = Command::new(library::build_job().unwrap())
-            .args(["--gpu", "0", "--share", "0.5", "--label", "job", "--socket"])
-            .arg(self.server.path())
+        let mut work = self.node.host_work(0, "0.5");
+        let mut job = work
+            .args(["--label", "job"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         drop(job.stdout.take());
         Killed(job)
-    }
-}
-
-/// Killed when dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -135,8 +105,8 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn probes_answer_by_their_exit_code_over_the_socket_alone() {
-    let node = Node::new();
-    let mut config = node.config();
+    let shell = Shell::new();
+    let mut config = shell.config();
     // There is no port that could be flooded.
     config.prometheus.enabled = false;
     let socket = config.socket.path.clone();
@@ -149,13 +119,13 @@ fn probes_answer_by_their_exit_code_over_the_socket_alone() {
         (output.status.code(), text(&output.stdout))
     };
     assert_eq!(probe("live").0, Some(2), "no agent answers yet");
-    let file = node.dir.path().join("probed.toml");
-    config.store.path = node.dir.path().join("store");
+    let file = shell.dir().join("probed.toml");
+    config.store.path = shell.dir().join("store");
     std::fs::write(&file, config.to_toml().unwrap()).unwrap();
     let running = Command::new(agent::binary().unwrap())
         .args(["agent", "--log", "warn", "--config"])
         .arg(&file)
-        .env(STATE_DIR, node.scenario.dir())
+        .env(STATE_DIR, shell.node.scenario_dir())
         .spawn()
         .unwrap();
     let running = Killed(running);
@@ -174,11 +144,11 @@ fn probes_answer_by_their_exit_code_over_the_socket_alone() {
 
 #[test]
 fn check_finds_everything_in_order_where_it_is() {
-    let node = Node::new();
-    let config = node.config();
-    let (report, code) = node.check(&config);
+    let shell = Shell::new();
+    let config = shell.config();
+    let (report, code) = shell.check(&config);
     // A line for each socket and folder in which there may be names, and what was read.
-    let given = node.dir.path().join("given.toml").display().to_string();
+    let given = shell.dir().join("given.toml").display().to_string();
     assert_eq!(finding(&report, "configuration").found, given);
     for (source, path) in [
         ("cri", &config.cri.sockets[0]),
@@ -209,8 +179,8 @@ fn check_finds_everything_in_order_where_it_is() {
     assert_eq!(finding(&report, &socket).found, "can be written");
 
     // Beside an agent, its own port and socket are in order.
-    let agent = node.agent(config.clone());
-    let (report, code) = node.check(&config);
+    let agent = shell.agent(config.clone());
+    let (report, code) = shell.check(&config);
     assert_eq!(code, Some(0), "{report:#?}");
     assert_eq!(finding(&report, &socket).found, "an agent answers");
     let status = agent.status().unwrap();
@@ -220,29 +190,29 @@ fn check_finds_everything_in_order_where_it_is() {
 
 #[test]
 fn check_exits_by_what_fails() {
-    let node = Node::new();
+    let shell = Shell::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut config = node.config();
+    let mut config = shell.config();
     config.prometheus.listen = taken.local_addr().unwrap();
-    let (report, code) = node.check(&config);
+    let (report, code) = shell.check(&config);
     let item = format!("metrics {}", config.prometheus.listen);
     assert_eq!(finding(&report, &item).verdict, Verdict::Fail);
     assert_eq!((report.verdict, code), (Verdict::Fail, Some(1)));
 
-    let mut config = node.config();
+    let mut config = shell.config();
     config.gpu.library = Some("/nonexistent/libnvidia-ml.so.1".into());
-    let (report, code) = node.check(&config);
+    let (report, code) = shell.check(&config);
     let nvml = finding(&report, "nvml");
     assert!(
         nvml.found.contains("does not exist") && nvml.remedy.is_some(),
         "{nvml:?}"
     );
     assert_eq!(code, Some(1));
-    let page = node.gpuacct(&["check"], &config.to_toml().unwrap());
+    let page = shell.gpuacct(&["check"], &config.to_toml().unwrap());
     let page = text(&page.stdout);
     assert!(page.contains("fail  nvml: "), "{page}");
 
-    let wrong = node.gpuacct(&["check"], "nonsense = 1\n");
+    let wrong = shell.gpuacct(&["check"], "nonsense = 1\n");
     assert_eq!(wrong.status.code(), Some(2));
     assert!(text(&wrong.stderr).contains("nonsense"));
 }
@@ -252,19 +222,19 @@ fn check_asks_a_real_docker_and_does_not_wait_for_a_frozen_one() {
     if require("docker", docker::available()).is_none() {
         return;
     }
-    let node = Node::new();
-    let mut daemon = Dockerd::start(docker::Options::at(node.dir.path().join("d"))).unwrap();
-    let mut config = node.config();
+    let shell = Shell::new();
+    let mut daemon = shell.node.dockerd().unwrap();
+    let mut config = shell.config();
     config.docker.sockets = vec![daemon.socket()];
     let item = format!("docker {}", daemon.socket().display());
-    let (report, _) = node.check(&config);
+    let (report, _) = shell.check(&config);
     let docker = finding(&report, &item);
     assert_eq!(docker.verdict, Verdict::Ok, "{docker:?}");
     assert!(docker.found.ends_with("answers"), "{docker:?}");
 
     daemon.pause().unwrap();
     config.docker.timeout = "2s".parse().unwrap();
-    let (report, code) = node.check(&config);
+    let (report, code) = shell.check(&config);
     let docker = finding(&report, &item);
     assert_eq!(docker.verdict, Verdict::Warn, "{docker:?}");
     assert!(docker.found.contains("no answer within 2s"), "{docker:?}");
@@ -328,9 +298,9 @@ async fn a_real_containerd_is_known_by_its_answer_to_cri() {
 
 #[test]
 fn explain_tells_of_a_host_process_alive_and_dead() {
-    let node = Node::new();
-    let mut agent = node.agent(node.config());
-    let job = node.job();
+    let shell = Shell::new();
+    let mut agent = shell.agent(shell.config());
+    let job = shell.job();
     let pid = job.0.id();
     let subject = pid.to_string();
     agent
@@ -387,11 +357,11 @@ fn explain_tells_of_a_host_process_alive_and_dead() {
 
 #[test]
 fn a_host_units_total_is_what_is_booked_while_its_series_still_shows_0() {
-    let node = Node::new();
-    let mut config = node.config();
+    let shell = Shell::new();
+    let mut config = shell.config();
     config.publish.zero_for = "10m".parse().unwrap();
-    let mut agent = node.agent(config);
-    let _job = node.job();
+    let mut agent = shell.agent(config);
+    let _job = shell.job();
     let status = agent
         .wait_for_status("the unit to be billed", |status| {
             let mut accounts = status.snapshot.host_accounts.iter();
@@ -421,13 +391,13 @@ fn explain_tells_of_a_container_by_every_name_of_it() {
     if require("docker", docker::available()).is_none() {
         return;
     }
-    let node = Node::new();
-    let mut daemon = Dockerd::start(docker::Options::at(node.dir.path().join("d"))).unwrap();
-    let mut config = node.config();
+    let shell = Shell::new();
+    let mut daemon = shell.node.dockerd().unwrap();
+    let mut config = shell.config();
     config.docker.sockets = vec![daemon.socket()];
-    let mut agent = node.agent(config);
+    let mut agent = shell.agent(config);
     let spec = ContainerSpec::named("k8s_trainer_train-0")
-        .in_pod("research", "train-0", UID, "trainer")
+        .in_pod("research", "train-0", pod_uid(), "trainer")
         .command(["sleep", "1000"]);
     let container = daemon.run(&spec).unwrap();
     // What started it in its cgroup is dead and forgotten at some time.
@@ -478,8 +448,8 @@ fn explain_tells_of_a_container_by_every_name_of_it() {
 
 #[test]
 fn a_watch_gives_the_terminal_back_upon_keys_and_signals() {
-    let node = Node::new();
-    let agent = node.agent(node.config());
+    let shell = Shell::new();
+    let agent = shell.agent(shell.config());
     type End = fn(&mut Terminal);
     let ends: [(&str, End); 5] = [
         ("q", |terminal| terminal.press("q").unwrap()),
@@ -505,8 +475,8 @@ fn a_watch_gives_the_terminal_back_upon_keys_and_signals() {
 
 #[test]
 fn a_watch_outlives_the_agent_and_one_without_an_agent_does_not_begin() {
-    let node = Node::new();
-    let agent = node.agent(node.config());
+    let shell = Shell::new();
+    let agent = shell.agent(shell.config());
     let command = agent.command(&["status", "--watch", "200ms"]);
     let late = agent.command(&["status", "--watch"]);
     let mut terminal = Terminal::start(command).unwrap();
@@ -530,10 +500,9 @@ fn a_panic_gives_the_terminal_back() {
         let _screen = Screen::enter().unwrap();
         panic!("on the other screen");
     }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "a_panic_gives_the_terminal_back", "--nocapture"])
-        .env(PANICS, "1");
+    let name = "a_panic_gives_the_terminal_back";
+    let mut command = rerun::command(module_path!(), name).unwrap();
+    command.env(PANICS, "1");
     let left = Terminal::start(command).unwrap().left().unwrap();
     assert!(!left.status.success(), "{left:?}");
     assert!(left.is_in_order(), "{left:?}");
@@ -545,8 +514,8 @@ fn a_panic_gives_the_terminal_back() {
 
 #[test]
 fn a_watch_without_a_terminal_is_plain_and_ends_with_its_reader() {
-    let node = Node::new();
-    let agent = node.agent(node.config());
+    let shell = Shell::new();
+    let agent = shell.agent(shell.config());
     let watch = |arguments: &[&str]| {
         let mut child = agent
             .command(arguments)
@@ -578,12 +547,12 @@ fn a_watch_without_a_terminal_is_plain_and_ends_with_its_reader() {
 
 #[test]
 fn the_log_level_is_changed_and_the_log_is_in_the_bundle() {
-    let node = Node::new();
-    let mut config = node.config();
+    let shell = Shell::new();
+    let mut config = shell.config();
     config.otlp.endpoint = Some("http://me:hunter22@127.0.0.1:9".to_owned());
     let header = ("authorization".to_owned(), "Bearer abcdef".to_owned());
     config.otlp.headers = [header].into();
-    let agent = node.agent(config);
+    let agent = shell.agent(config);
     for (level, code, words) in [
         ("gpuacct=debug", 0, "info -> gpuacct=debug"),
         ("loud", 1, "log level \"loud\""),
@@ -595,7 +564,7 @@ fn the_log_level_is_changed_and_the_log_is_in_the_bundle() {
         assert!(said.contains(words), "{said}");
     }
 
-    let path = node.dir.path().join("report.tar");
+    let path = shell.dir().join("report.tar");
     let path_text = path.display().to_string();
     let output = agent.gpuacct(&["bundle", &path_text]).unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -649,8 +618,8 @@ fn bare(agent: &Agent, arguments: &[&str]) -> Output {
 
 #[test]
 fn a_bundle_without_a_configuration_shows_no_password_of_the_agents() {
-    let node = Node::new();
-    let mut config = node.config();
+    let shell = Shell::new();
+    let mut config = shell.config();
     // What answers there repeats what it was sent, as some gateways do.
     let gateway = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = gateway.local_addr().unwrap();
@@ -664,7 +633,7 @@ fn a_bundle_without_a_configuration_shows_no_password_of_the_agents() {
     let keeps = Arc::clone(&kept);
     // It ends with the process.
     std::thread::spawn(move || refuse(&gateway, &keeps));
-    let mut agent = node.agent(config.clone());
+    let mut agent = shell.agent(config.clone());
     let status = agent
         .wait_for_status("the refusal to be known", |status| {
             let mut sources = status.snapshot.sources.iter();
@@ -685,7 +654,7 @@ fn a_bundle_without_a_configuration_shows_no_password_of_the_agents() {
 
     let output = bare(&agent, &["bundle", "-"]);
     assert!(output.status.success(), "{output:?}");
-    let path = node.dir.path().join("bare.tar");
+    let path = shell.dir().join("bare.tar");
     std::fs::write(&path, output.stdout).unwrap();
     let parts = unpacked(&path);
     let secrets = ["hunter22", "abcdef", "bWU6aHVudGVyMjI="];
@@ -768,10 +737,10 @@ fn refuse(gateway: &TcpListener, kept: &Mutex<String>) {
 
 #[test]
 fn an_agent_that_takes_the_place_of_one_that_is_ending_waits_for_it() {
-    let node = Node::new();
-    let config = node.config();
-    let first = node.agent(config.clone());
-    let file = node.dir.path().join("second.toml");
+    let shell = Shell::new();
+    let config = shell.config();
+    let first = shell.agent(config.clone());
+    let file = shell.dir().join("second.toml");
     let mut config = config;
     config.prometheus.listen = free_address().unwrap();
     config.store.enabled = false;
@@ -779,7 +748,7 @@ fn an_agent_that_takes_the_place_of_one_that_is_ending_waits_for_it() {
     let mut second = Command::new(agent::binary().unwrap())
         .args(["agent", "--config"])
         .arg(&file)
-        .env(STATE_DIR, node.scenario.dir())
+        .env(STATE_DIR, shell.node.scenario_dir())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

@@ -8,10 +8,9 @@ use gpuacct::core::explanation::{AnswerOutcome, Who};
 use gpuacct::core::snapshot::Attribution;
 use gpuacct_tests::agent;
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
-use gpuacct_tests::node::{Node, account};
+use gpuacct_tests::node::{Node, account, pod_uid};
 use gpuacct_tests::requirement::require;
 
-const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 const VICTIM: &str = "k8s_trainer_victim-0";
 const THIEF: &str = "k8s_main_thief-0";
 const BUSY: &str = "gpuacct_container_gpu_busy_seconds_total";
@@ -53,7 +52,7 @@ fn who_starts_with_a_victims_labels_is_billed_itself() {
     }
     let node = Node::new(1).unwrap();
     let mut daemon = Dockerd::start(docker::Options::at(node.dir().join("d"))).unwrap();
-    let mut thief = ContainerSpec::named(THIEF).in_pod("bank", "victim-0", UID, "trainer");
+    let mut thief = ContainerSpec::named(THIEF).in_pod("bank", "victim-0", pod_uid(), "trainer");
     // Where Docker puts whoever asks for nothing.
     thief.cgroup_parent = None;
     let thief = daemon.run(&node.at_work(thief, 0, "0.6")).unwrap();
@@ -78,7 +77,7 @@ fn who_starts_with_a_victims_labels_is_billed_itself() {
             .unwrap();
         for family in [BUSY, "gpuacct_namespace_gpu_busy_seconds_total"] {
             let lines = agent.metric_lines(family).unwrap();
-            let of_the_victim = |line: &String| line.contains("bank") || line.contains(UID);
+            let of_the_victim = |line: &String| line.contains("bank") || line.contains(pod_uid());
             assert!(!lines.iter().any(of_the_victim), "{source}: {lines:#?}");
         }
         let status = agent.status().unwrap();
@@ -89,7 +88,7 @@ fn who_starts_with_a_victims_labels_is_billed_itself() {
         assert_eq!(winner.source.as_str(), source);
         let refused = AnswerOutcome::PodRefused {
             name: THIEF.into(),
-            claimed: UID.into(),
+            claimed: pod_uid().into(),
         };
         assert_eq!(winner.outcome, Some(refused), "{told:?}");
         assert!(agent.stop().unwrap().success());
@@ -111,10 +110,10 @@ fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {
     config.docker.sockets = vec![daemon.socket()];
     let mut agent = node.agent("agent", config).unwrap();
 
-    let victim = ContainerSpec::named(VICTIM).in_pod("bank", "victim-0", UID, "trainer");
+    let victim = ContainerSpec::named(VICTIM).in_pod("bank", "victim-0", pod_uid(), "trainer");
     let victim = daemon.run(&node.at_work(victim, 0, "0.4")).unwrap();
     let work = node.work(1, "0.6", THIEF);
-    let script = ["sh", "-c", SCRIPT, "sh", UID, &victim.id].map(str::to_owned);
+    let script = ["sh", "-c", SCRIPT, "sh", pod_uid(), &victim.id].map(str::to_owned);
     let thief = ContainerSpec::named(THIEF).privileged();
     let thief = node
         .mounts()
@@ -131,7 +130,12 @@ fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {
         })
         .unwrap();
     // It is where it wanted to be, or there was nothing to withstand.
-    let forged = format!("{}/kubepods/burstable/pod{UID}/{}", thief.id, victim.id);
+    let forged = format!(
+        "{}/kubepods/burstable/pod{}/{}",
+        thief.id,
+        pod_uid(),
+        victim.id
+    );
     let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", thief.pid)).unwrap();
     assert!(
         cgroups.lines().any(|line| line.ends_with(&forged)),
@@ -139,12 +143,15 @@ fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {
     );
     let told = agent.explain(&thief.pid.to_string()).unwrap().unwrap();
     let Who::Container {
-        id, pod_uid, inner, ..
+        id,
+        pod_uid: pod,
+        inner,
+        ..
     } = &told.owners[0].who
     else {
         panic!("{told:?}");
     };
-    assert_eq!((id.as_str(), pod_uid), (thief.id.as_str(), &None));
+    assert_eq!((id.as_str(), pod), (thief.id.as_str(), &None));
     let inner: Vec<&str> = inner.iter().map(|id| id.as_str()).collect();
     assert_eq!(inner, [&*victim.id], "{told:?}");
 
@@ -168,7 +175,10 @@ fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {
         );
     }
     let lines = agent.metric_lines(BUSY).unwrap();
-    let of_the_pod: Vec<&String> = lines.iter().filter(|line| line.contains(UID)).collect();
+    let of_the_pod: Vec<&String> = lines
+        .iter()
+        .filter(|line| line.contains(pod_uid()))
+        .collect();
     assert_eq!(of_the_pod.len(), 1, "{lines:#?}");
     assert!(
         of_the_pod[0].contains("namespace=\"bank\",pod=\"victim-0\",container=\"trainer\""),

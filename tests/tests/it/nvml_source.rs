@@ -19,6 +19,7 @@ use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
 use gpuacct::sources::clock;
 use gpuacct::sources::gpu::nvml::{self, NvmlHandle};
 use gpuacct::sources::gpu::record::{self, Options};
+use gpuacct_tests::rerun;
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{
@@ -50,8 +51,8 @@ fn on_a_machine(name: &str, driver: Driver, gpus: Vec<GpuSpec>, body: fn(Rig) ->
     let state = dir.path().join("state");
     Scenario::create(&state, gpus, 20_260).unwrap();
     library::install(driver, dir.path()).unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
+    let output = rerun::command(module_path!(), name)
+        .unwrap()
         .env(STATE_DIR, &state)
         .output()
         .unwrap();

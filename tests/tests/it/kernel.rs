@@ -552,12 +552,12 @@ fn mount_tracefs() {
 }
 
 /// A device node of these tests, which nobody else knows.
-struct Node {
+struct DeviceNode {
     dir: tempfile::TempDir,
     number: DeviceNumber,
 }
 
-impl Node {
+impl DeviceNode {
     /// For a device that the kernel has, or for one that it has not.
     fn make(minor: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -615,7 +615,7 @@ fn an_open_of_a_watched_device_is_announced() {
     let Some(unified) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
         return;
     };
-    let node = Node::make(harmless_minor());
+    let node = DeviceNode::make(harmless_minor());
     for (road, mut observer) in observers_of_opens() {
         // Other names than the driver's lead to it as well.
         let link = node.dir.path().join(format!("link-{}", road.name()));
@@ -648,7 +648,7 @@ fn an_open_of_a_watched_device_is_announced() {
 
 #[test]
 fn an_open_by_a_thread_is_its_processs() {
-    let node = Node::make(harmless_minor());
+    let node = DeviceNode::make(harmless_minor());
     for (road, mut observer) in observers_of_opens() {
         let (pid, said, ..) = opening(&mut observer, "open-from-thread", &node.path(), |_| {});
         assert_eq!(said, "1 0", "{road:?}");
@@ -662,7 +662,7 @@ fn an_open_by_a_thread_is_its_processs() {
 #[test]
 fn what_fails_or_is_no_device_is_not_announced() {
     // The kernel has no misc device of this number, so its node leads nowhere.
-    let nowhere = Node::make((1 << 20) - 2);
+    let nowhere = DeviceNode::make((1 << 20) - 2);
     for (road, mut observer) in observers_of_opens() {
         let calls = if cfg!(target_arch = "x86_64") { 3 } else { 2 };
         for (path, expected) in [
@@ -680,7 +680,7 @@ fn what_fails_or_is_no_device_is_not_announced() {
 
 #[test]
 fn opens_are_counted_like_everything() {
-    let node = Node::make(harmless_minor());
+    let node = DeviceNode::make(harmless_minor());
     for (road, mut observer) in observers_of_opens() {
         for _ in 0..20 {
             opening(&mut observer, "open", &node.path(), |_| {});

@@ -5,10 +5,6 @@
 //! protocols' doubles give back exactly for the first hundred days.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,15 +13,15 @@ use gpuacct::core::model::{Nanos, SourceId, SourceState};
 use gpuacct::core::snapshot::{Attribution, ContainerAccount};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent::{self, Agent};
+use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
+use gpuacct_tests::node::{Node, new_pod_uid, state};
 use gpuacct_tests::otlp::{Kind, Point, Received};
 use gpuacct_tests::prometheus::{self, Prometheus, Sample, promtool_check};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::rotel::{self, Rotel};
 use opentelemetry_proto::tonic::metrics::v1::AggregationTemporality;
-use sim_nvml::library::{self, Driver};
-use sim_nvml::{GpuSpec, Scenario, Server, Truth};
-use tempfile::TempDir;
+use sim_nvml::Truth;
 
 /// Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -45,14 +41,10 @@ type Labels = BTreeMap<String, String>;
 /// The series of a family, in nanoseconds.
 type Amounts = BTreeMap<Labels, i128>;
 
-/// A node with GPUs and containers. Dropped from top to bottom.
-struct Node {
+/// A node with GPUs and a daemon. Dropped from top to bottom.
+struct Rig {
     docker: Dockerd,
-    server: Server,
-    scenario: Arc<Scenario>,
-    library: PathBuf,
-    job: PathBuf,
-    dir: TempDir,
+    node: Node,
 }
 
 /// What a container is to do.
@@ -63,17 +55,6 @@ struct Work {
     share: &'static str,
     /// For ever, if none.
     millis: Option<u64>,
-}
-
-/// A pod's uid that no other test has, be it in this process or in another: all of them share the
-/// kernel's cgroups, and one uid in two places is somebody who poses as a pod.
-fn pod_uid() -> String {
-    static PODS: AtomicU64 = AtomicU64::new(1);
-    let number = PODS.fetch_add(1, Ordering::Relaxed);
-    format!(
-        "6f1c8a52-3c1e-4c55-9a8e-{:08x}{number:04x}",
-        std::process::id()
-    )
 }
 
 impl Work {
@@ -88,84 +69,59 @@ impl Work {
     }
 }
 
-impl Node {
+impl Rig {
     fn start() -> Option<Self> {
         require("agent", told(agent::binary()))?;
         require("docker", told(docker::available()))?;
-        Some(Self::assemble().expect("a node can be put together"))
-    }
-
-    fn assemble() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("ga-").tempdir()?;
-        let gpus = (0..GPUS).map(GpuSpec::a100).collect();
-        let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1)?);
-        Ok(Self {
-            docker: Dockerd::start(docker::Options::at(dir.path().join("d")))?,
-            server: Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock"))?,
-            scenario,
-            library: library::install(Driver::R550, &dir.path().join("lib"))?,
-            job: library::build_job()?,
-            dir,
-        })
+        let node = Node::new(GPUS).expect("a node can be put together");
+        let docker = node.dockerd().expect("the daemon comes up");
+        Some(Self { docker, node })
     }
 
     fn agent(&self, configure: impl FnOnce(&mut Config)) -> Agent {
-        let mut config = Config::default();
+        let mut config = self.node.config();
         // Everybody here gets a name, however long a busy machine's dockerd takes.
         config.publish.grace = Span(Duration::from_secs(30));
         config.publish.keep_for = Span(Duration::from_secs(3_600));
         config.publish.zero_for = Span(ZERO_FOR);
         config.docker.sockets = vec![self.docker.socket()];
-        config.gpu.library = Some(self.library.clone());
         config.otlp.interval = Span(Duration::from_secs(1));
         configure(&mut config);
-        let environment = [(sim_nvml::STATE_DIR, self.scenario.dir())];
-        let mut agent =
-            Agent::start(self.dir.path(), config, &environment).expect("the agent comes up");
+        let mut agent = self.node.agent("agent", config).expect("it comes up");
         agent
-            .wait_for_status("all sources and GPUs", |status| {
-                let gpus = status.snapshot.gpus.iter();
-                gpus.filter(|book| book.elapsed.0 > 0).count() == GPUS as usize
-                    && [SourceId::Kernel, SourceId::Docker, SourceId::Nvml]
-                        .iter()
-                        .all(|source| *state(status, *source) == SourceState::Up)
+            .wait_for_status("the sources", |status| {
+                [SourceId::Docker, SourceId::Nvml]
+                    .iter()
+                    .all(|source| *state(status, *source) == SourceState::Up)
             })
             .expect("all is there");
         agent
     }
 
     fn run(&mut self, work: &Work) -> Container {
-        let uid = pod_uid();
-        let mut command: Vec<String> = ["/sim-gpu-job", "--socket", "/jobs.sock", "--gpu"]
-            .map(str::to_owned)
-            .into();
-        command.extend([work.gpu.to_string(), "--share".into(), work.share.into()]);
+        let uid = new_pod_uid();
+        let spec = ContainerSpec::named(&format!("k8s_main_{}", work.pod)).in_pod(
+            work.namespace,
+            &work.pod,
+            &uid,
+            "main",
+        );
+        let mut command = self.node.work(work.gpu, work.share, &work.pod);
         command.extend(["--memory-bytes".into(), (64 << 20).to_string()]);
-        command.extend(["--label".into(), work.pod.clone()]);
         if let Some(millis) = work.millis {
             command.extend(["--duration-ms".into(), millis.to_string()]);
         }
-        let mut spec = ContainerSpec::named(&format!("k8s_main_{}", work.pod))
-            .in_pod(work.namespace, &work.pod, &uid, "main")
-            .mount(self.server.path(), "/jobs.sock")
-            .mount(&self.job, "/sim-gpu-job")
+        let spec = self
+            .node
+            .at_work(spec, work.gpu, work.share)
             .command(command);
-        // The job is linked against the host's C library.
-        for libraries in ["/lib", "/lib64", "/usr/lib"] {
-            if Path::new(libraries).exists() {
-                spec = spec.mount(libraries, libraries);
-            }
-        }
         self.docker.run(&spec).expect("the container starts")
     }
 
     /// Work outside containers.
-    fn run_on_host(&self, gpu: u32, share: &str) -> HostProcess {
-        let child = Command::new(&self.job)
-            .args(["--share", share, "--gpu", &gpu.to_string(), "--socket"])
-            .arg(self.server.path())
-            .spawn();
-        HostProcess(child.expect("the job was built"))
+    fn run_on_host(&self, gpu: u32, share: &str) -> Killed {
+        let child = self.node.host_work(gpu, share).spawn();
+        Killed(child.expect("the job was built"))
     }
 
     fn remove(&self, container: &Container) {
@@ -201,18 +157,7 @@ impl Node {
     }
 
     fn truth(&self) -> Truth {
-        Truth::read(self.scenario.dir()).expect("the scenario is there")
-    }
-}
-
-/// A job outside containers. Ended when dropped.
-struct HostProcess(Child);
-
-impl Drop for HostProcess {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.node.truth().expect("the scenario is there")
     }
 }
 
@@ -224,12 +169,6 @@ fn told<T>(available: Result<T>) -> Result<T, String> {
 fn receivers() -> Option<rotel::Program> {
     require("prometheus", told(prometheus::available()))?;
     require("pypi", told(rotel::available()))
-}
-
-fn state(status: &StatusReport, source: SourceId) -> &SourceState {
-    let mut sources = status.snapshot.sources.iter();
-    let health = sources.find(|health| health.source == source);
-    &health.expect("every source is in the status").state
 }
 
 fn account<'a>(status: &'a StatusReport, pod: &str) -> Option<&'a ContainerAccount> {
@@ -460,21 +399,21 @@ fn scraped_and_pushed(protocol: OtlpProtocol) -> Result<()> {
     let Some(program) = receivers() else {
         return Ok(());
     };
-    let Some(mut node) = Node::start() else {
+    let Some(mut rig) = Rig::start() else {
         return Ok(());
     };
-    let rotel = Rotel::start(program, node.dir.path())?;
-    let early = node.run(&Work::new("research", "train-0", 0, "0.6"));
-    let mut agent = node.agent(|config| {
+    let rotel = Rotel::start(program, rig.node.dir())?;
+    let early = rig.run(&Work::new("research", "train-0", 0, "0.6"));
+    let mut agent = rig.agent(|config| {
         config.otlp.protocol = protocol;
         config.otlp.endpoint = Some(match protocol {
             OtlpProtocol::Grpc => rotel.grpc_url(),
             OtlpProtocol::HttpProtobuf => rotel.http_url(),
         });
     });
-    let prometheus = Prometheus::start(node.dir.path(), &[agent.address()], SCRAPE_INTERVAL)?;
-    let late = node.run(&Work::new("serving", "chat-0", 1, "0.4"));
-    let host = node.run_on_host(1, "0.3");
+    let prometheus = Prometheus::start(rig.node.dir(), &[agent.address()], SCRAPE_INTERVAL)?;
+    let late = rig.run(&Work::new("serving", "chat-0", 1, "0.4"));
+    let host = rig.run_on_host(1, "0.3");
     agent.wait_for_status("everybody to be billed", |status| {
         let host = status
             .snapshot
@@ -490,10 +429,10 @@ fn scraped_and_pushed(protocol: OtlpProtocol) -> Result<()> {
             .into_iter()
             .all(|pod| busy(status, pod) > SECOND && is_listed(pod))
     })?;
-    node.remove(&early);
-    node.remove(&late);
+    rig.remove(&early);
+    rig.remove(&late);
     drop(host);
-    let report = node.settle(&mut agent);
+    let report = rig.settle(&mut agent);
 
     for (container, namespace, pod) in [
         (&early, "research", "train-0"),
@@ -577,33 +516,33 @@ fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
     if require("prometheus", told(prometheus::available())).is_none() {
         return;
     }
-    let Some(mut node) = Node::start() else {
+    let Some(mut rig) = Rig::start() else {
         return;
     };
-    let mut agent = node.agent(|_| {});
+    let mut agent = rig.agent(|_| {});
     let prometheus =
-        Prometheus::start(node.dir.path(), &[agent.address()], SCRAPE_INTERVAL).unwrap();
+        Prometheus::start(rig.node.dir(), &[agent.address()], SCRAPE_INTERVAL).unwrap();
     // It is ready seconds before it scrapes, and a zero that it has not seen is no start.
     prometheus.wait_for_scrape(PATIENCE).unwrap();
     for job in 0..JOBS {
         let work = Work::new(NAMES, &format!("job-{job}"), job % GPUS, "1");
-        node.run(&Work {
+        rig.run(&Work {
             millis: Some(300),
             ..work
         });
     }
     let ended = || {
-        let jobs = node.truth().jobs(0..u64::MAX);
+        let jobs = rig.truth().jobs(0..u64::MAX);
         jobs.iter().filter(|job| job.to_us.is_some()).count()
     };
     // A container is started a moment before its program runs.
     agent
         .wait_for("every job to have ended", |_| Ok(ended() == JOBS as usize))
         .unwrap();
-    let report = node.settle(&mut agent);
+    let report = rig.settle(&mut agent);
 
     // Each has been seen: 300 ms are longer than a sample's 1/6 s.
-    let truth = node.truth();
+    let truth = rig.truth();
     let jobs = truth.jobs(0..u64::MAX);
     assert_eq!(jobs.len(), JOBS as usize);
     assert_eq!(report.snapshot.accounts.len(), JOBS as usize);
@@ -652,12 +591,12 @@ fn nothing_is_lost_while_the_collector_is_away() {
     let Some(program) = require("pypi", told(rotel::available())) else {
         return;
     };
-    let Some(mut node) = Node::start() else {
+    let Some(mut rig) = Rig::start() else {
         return;
     };
-    let mut rotel = Rotel::start(program, node.dir.path()).unwrap();
-    let mut agent = node.agent(|config| config.otlp.endpoint = Some(rotel.grpc_url()));
-    let steady = node.run(&Work::new("research", "steady", 0, "0.6"));
+    let mut rotel = Rotel::start(program, rig.node.dir()).unwrap();
+    let mut agent = rig.agent(|config| config.otlp.endpoint = Some(rotel.grpc_url()));
+    let steady = rig.run(&Work::new("research", "steady", 0, "0.6"));
     let before = rotel
         .wait_for("the first amount", PATIENCE, |received| {
             pushed(received, CONTAINER)
@@ -672,7 +611,7 @@ fn nothing_is_lost_while_the_collector_is_away() {
             matches!(state(status, SourceId::Otlp), SourceState::Down { .. })
         })
         .unwrap();
-    node.run(&Work {
+    rig.run(&Work {
         millis: Some(300),
         ..Work::new("batch", "unseen", 1, "1")
     });
@@ -681,8 +620,8 @@ fn nothing_is_lost_while_the_collector_is_away() {
             busy(status, "steady") > busy(&away, "steady") + SECOND && busy(status, "unseen") > 0
         })
         .unwrap();
-    node.remove(&steady);
-    let report = node.settle(&mut agent);
+    rig.remove(&steady);
+    let report = rig.settle(&mut agent);
 
     rotel.start_again().unwrap();
     let received = wait_for_pushed(&rotel, &report);
@@ -697,16 +636,16 @@ fn nothing_is_lost_while_the_collector_is_away() {
 
 #[test]
 fn a_killed_dockerd_costs_no_gpu_time() {
-    let Some(mut node) = Node::start() else {
+    let Some(mut rig) = Rig::start() else {
         return;
     };
-    let mut agent = node.agent(|_| {});
-    let steady = node.run(&Work::new("research", "steady", 0, "0.6"));
+    let mut agent = rig.agent(|_| {});
+    let steady = rig.run(&Work::new("research", "steady", 0, "0.6"));
     agent
         .wait_for_status("it to be billed", |status| busy(status, "steady") > SECOND)
         .unwrap();
 
-    node.docker.kill().unwrap();
+    rig.docker.kill().unwrap();
     let killed = agent
         .wait_for_status("dockerd to be missed", |status| {
             matches!(state(status, SourceId::Docker), SourceState::Down { .. })
@@ -722,24 +661,24 @@ fn a_killed_dockerd_costs_no_gpu_time() {
         SourceState::Down { .. }
     ));
 
-    node.docker.start_again().unwrap();
+    rig.docker.start_again().unwrap();
     agent
         .wait_for_status("dockerd to be back", |status| {
             *state(status, SourceId::Docker) == SourceState::Up
         })
         .unwrap();
-    let late = node.run(&Work::new("serving", "late", 1, "0.5"));
+    let late = rig.run(&Work::new("serving", "late", 1, "0.5"));
     agent
         .wait_for_status("the new one to be billed", |status| {
             busy(status, "late") > SECOND
         })
         .unwrap();
-    node.remove(&steady);
-    node.remove(&late);
-    let report = node.settle(&mut agent);
+    rig.remove(&steady);
+    rig.remove(&late);
+    let report = rig.settle(&mut agent);
 
     assert_eq!(report.snapshot.accounts.len(), 2);
-    let truth = node.truth();
+    let truth = rig.truth();
     for (pod, namespace, gpu) in [("steady", "research", 0), ("late", "serving", 1)] {
         let account = account(&report, pod).unwrap();
         assert_eq!(&*account.labels.namespace, namespace);

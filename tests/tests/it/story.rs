@@ -17,13 +17,12 @@ use gpuacct::core::input::IdentitySource;
 use gpuacct::core::snapshot::{Attribution, IdOnlyReason};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::containerd::{self, Containerd, Pod};
-use gpuacct_tests::node::{Node, account};
+use gpuacct_tests::node::{Node, account, pod_uid};
 use gpuacct_tests::prometheus::{self, Prometheus, Sample};
 use gpuacct_tests::requirement::require;
 
 const NAMESPACE: &str = "ml";
 const POD: &str = "train-0";
-const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 /// Named by the bundle, by the kubelet's link, and late by the runtime.
 const CONTAINERS: [&str; 3] = ["by-bundle", "by-link", "by-ids"];
 const BUSY: &str = "gpuacct_container_gpu_busy_seconds_total";
@@ -63,7 +62,7 @@ impl Story {
         require("prometheus", told(prometheus::available()))?;
         let node = Node::new(CONTAINERS.len().try_into().unwrap()).unwrap();
         let mut containerd = Containerd::start(node.dir().join("c")).unwrap();
-        let pod = containerd.run_pod(NAMESPACE, POD, UID, &[]).unwrap();
+        let pod = containerd.run_pod(NAMESPACE, POD, pod_uid(), &[]).unwrap();
         containerd.hide().unwrap();
         let places = Places {
             bundles: node.dir().join("bundles"),
@@ -103,7 +102,7 @@ impl Story {
 
     /// What the kubelet does once a container of its is running.
     fn link(&self, container: &str, id: &str) {
-        let log = self.containerd.logs(NAMESPACE, POD, UID);
+        let log = self.containerd.logs(NAMESPACE, POD, pod_uid());
         let log = log.join(container).join("0.log");
         assert!(log.is_file(), "{}", log.display());
         fs::create_dir_all(&self.places.links).unwrap();
@@ -134,7 +133,7 @@ impl Story {
         };
         let Who::Container {
             id: who,
-            pod_uid,
+            pod_uid: pod,
             qos,
             ..
         } = &owner.who
@@ -142,7 +141,7 @@ impl Story {
             panic!("{owner:#?}");
         };
         assert_eq!(who.as_str(), id);
-        assert_eq!(pod_uid.as_deref(), Some(UID));
+        assert_eq!(pod.as_deref(), Some(pod_uid()));
         assert_eq!(qos.as_deref(), Some("Burstable"));
         assert_eq!(owner.attribution, Some(attribution), "{owner:#?}");
         let (source, reason) = match attribution {
@@ -172,7 +171,8 @@ fn gpu_of(container: &str) -> u32 {
 /// The labels of a container with all its names.
 fn named(container: &str, id: &str) -> String {
     format!(
-        "namespace=\"{NAMESPACE}\",pod=\"{POD}\",container=\"{container}\",pod_uid=\"{UID}\",container_id=\"{id}\""
+        "namespace=\"{NAMESPACE}\",pod=\"{POD}\",container=\"{container}\",pod_uid=\"{}\",container_id=\"{id}\"",
+        pod_uid()
     )
 }
 
@@ -180,7 +180,10 @@ fn named(container: &str, id: &str) -> String {
 fn by_ids(id: &str) -> String {
     let unresolved = ["namespace", "pod", "container"].map(|k| format!("{k}=\"(unresolved)\""));
     let unresolved = unresolved.join(",");
-    format!("{unresolved},pod_uid=\"{UID}\",container_id=\"{id}\"")
+    format!(
+        "{unresolved},pod_uid=\"{}\",container_id=\"{id}\"",
+        pod_uid()
+    )
 }
 
 /// What a source is doing and has said: its state, and the name that it gave.

@@ -71,13 +71,9 @@ fn short_work_in_deep_cgroups_of_before_is_its_containers() {
         let chain = Chain::make(&hierarchy, above.into_iter().chain(below));
 
         let mut agent = node.agent("agent", node.config()).unwrap();
-        let [(socket, _), (job, _), ..] = &node.mounts()[..] else {
-            panic!("no files for work");
-        };
         for _ in 0..JOBS {
-            let mut command = Command::new(job);
-            command.arg("--socket").arg(socket);
-            command.args(["--gpu", "0", "--share", "0.8", "--duration-ms", "400"]);
+            let mut command = node.host_work(0, "0.8");
+            command.args(["--duration-ms", "400"]);
             let mut job = Container::spawn_at(chain.lowest(), &mut command).unwrap();
             assert!(job.wait().unwrap().success());
         }
@@ -118,17 +114,15 @@ fn short_work_of_a_job_that_freezer_alone_names_is_the_jobs() {
     let slurm = format!("slurm_gpuacct{}", std::process::id());
     let unit = format!("/{slurm}/uid_0/job_7");
     let chain = Chain::make(&freezer, [slurm, "uid_0".to_owned(), "job_7".to_owned()]);
-    let [(socket, _), (job, _), ..] = &node.mounts()[..] else {
-        panic!("no files for work");
-    };
     let mut script = Command::new("sh");
     script.args([
         "-c",
         r#"read go; for n in 1 2 3 4 5 6 7 8; do "$@" || exit 1; done"#,
         "sh",
     ]);
-    script.arg(job).arg("--socket").arg(socket);
-    script.args(["--gpu", "0", "--share", "0.8", "--duration-ms", "400"]);
+    let work = node.host_work(0, "0.8");
+    script.arg(work.get_program()).args(work.get_args());
+    script.args(["--duration-ms", "400"]);
     let mut script = Container::spawn_at(chain.lowest(), script.stdin(Stdio::piped())).unwrap();
 
     let mut agent = node.agent("agent", node.config()).unwrap();

@@ -1,7 +1,7 @@
 //! Answers that are cheap to send and dear to take, over the interfaces themselves: what an answer
 //! costs is bounded by its bytes, and what is refused costs nobody else a name.
 //!
-//! A binary of its own, since it measures the memory of the whole process.
+//! A test that measures the memory of the whole process runs again in one of its own.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,24 +10,24 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use gpuacct::config::{self, Span};
-use gpuacct::core::input::{IdentityUpdate, Input};
-use gpuacct::core::model::{ContainerId, SourceState};
-use gpuacct::sources::identity::{Counters, IdentityIo, cri, pod_resources};
-use gpuacct::sources::{Io, clock};
+use gpuacct::core::input::{IdentityUpdate, Input, PodName};
+use gpuacct::core::model::SourceId;
+use gpuacct::sources::identity::{cri, pod_resources};
 use gpuacct_tests::proto::cri as api;
 use gpuacct_tests::proto::pod_resources as kubelet;
+use gpuacct_tests::rerun::alone;
+use gpuacct_tests::source_rig::SourceRig;
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 
@@ -36,9 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What an answer of three megabytes may cost, server and client together. The messages that are in it
 /// would take hundreds of megabytes.
 const MOST: u64 = 48 << 20;
-/// The tests measure the memory of one process.
-static ALONE: Mutex<()> = Mutex::new(());
-
 fn root() -> TempDir {
     tempfile::Builder::new()
         .prefix("ga-")
@@ -95,115 +92,28 @@ fn peak_of(act: impl FnOnce()) -> u64 {
     memory("VmHWM").saturating_sub(before)
 }
 
-/// A source that is running, and what it says.
-struct Source {
-    runtime: Runtime,
-    inputs: mpsc::Receiver<Input>,
-    lookups: mpsc::Sender<ContainerId>,
-    counters: Arc<Counters>,
-    _stop: watch::Sender<bool>,
+fn kubelets(socket: &Path) -> SourceRig<PodName> {
+    let config = config::PodResources {
+        socket: socket.to_owned(),
+        timeout: Span(PATIENCE),
+        ..config::PodResources::default()
+    };
+    SourceRig::start(SourceId::PodResources, |io| {
+        pod_resources::run(config, pod_resources::Pace::default(), io)
+    })
 }
 
-impl Source {
-    fn kubelet(socket: &Path) -> Self {
-        let config = config::PodResources {
-            socket: socket.to_owned(),
-            timeout: Span(PATIENCE),
-            ..config::PodResources::default()
-        };
-        let (_, questions) = mpsc::channel(1);
-        Self::of(|counters, _, io| {
-            let io = IdentityIo {
-                counters,
-                questions,
-                io,
-            };
-            pod_resources::run(config, pod_resources::Pace::default(), io)
-        })
-    }
-
-    fn runtime(socket: &Path) -> Self {
-        let config = config::Cri {
-            sockets: vec![socket.to_owned()],
-            timeout: Span(PATIENCE),
-            ..config::Cri::default()
-        };
-        let tuning = cri::Tuning {
-            list_interval: Duration::from_secs(3_600),
-            ..cri::Tuning::default()
-        };
-        Self::of(|counters, questions, io| {
-            let io = IdentityIo {
-                counters,
-                questions,
-                io,
-            };
-            cri::run(config, tuning, io)
-        })
-    }
-
-    fn of<F: Future<Output = ()> + Send + 'static>(
-        run: impl FnOnce(Arc<Counters>, mpsc::Receiver<ContainerId>, Io) -> F,
-    ) -> Self {
-        let runtime = Runtime::new().unwrap();
-        let (lookups, asked) = mpsc::channel(8);
-        let (out, inputs) = mpsc::channel(8);
-        let (stop, shutdown) = watch::channel(false);
-        let counters = Arc::new(Counters::default());
-        let io = Io {
-            out,
-            clock: clock::now,
-            shutdown,
-        };
-        runtime.spawn(run(Arc::clone(&counters), asked, io));
-        Self {
-            runtime,
-            inputs,
-            lookups,
-            counters,
-            _stop: stop,
-        }
-    }
-
-    /// The first of the coming inputs that `pick` makes something of.
-    fn until<T>(&mut self, pick: impl Fn(&Input) -> Option<T>) -> T {
-        let inputs = &mut self.inputs;
-        let search = async {
-            loop {
-                let input = inputs.recv().await.expect("the source goes on");
-                if let Some(picked) = pick(&input) {
-                    return picked;
-                }
-            }
-        };
-        let found = self
-            .runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, search).await });
-        found.expect("it comes")
-    }
-
-    fn up(&mut self) {
-        self.until(|input| {
-            matches!(input, Input::Health(health) if health.state == SourceState::Up).then_some(())
-        });
-    }
-
-    /// The class and the words of the next failure.
-    fn down(&mut self) -> (String, String) {
-        self.until(|input| match input {
-            Input::Health(health) => match &health.state {
-                SourceState::Down { class, reason, .. } => {
-                    Some((class.to_string(), reason.to_string()))
-                }
-                _ => None,
-            },
-            _ => None,
-        })
-    }
-
-    fn count(&self, of: impl Fn(&Counters) -> &AtomicU64) -> u64 {
-        of(&self.counters).load(Ordering::Relaxed)
-    }
+fn runtimes(socket: &Path) -> SourceRig {
+    let config = config::Cri {
+        sockets: vec![socket.to_owned()],
+        timeout: Span(PATIENCE),
+        ..config::Cri::default()
+    };
+    let tuning = cri::Tuning {
+        list_interval: Duration::from_secs(3_600),
+        ..cri::Tuning::default()
+    };
+    SourceRig::start(SourceId::Cri, |io| cri::run(config, tuning, io))
 }
 
 /// A message in which the first field is there `count` times, each time with nothing in it.
@@ -213,43 +123,52 @@ fn empties(count: usize) -> Vec<u8> {
 
 #[test]
 fn a_list_of_a_million_empty_containers_costs_no_more_than_its_bytes() {
-    let _alone = ALONE.lock().unwrap();
-    let root = root();
-    let socket = root.path().join("kubelet.sock");
-    // A pod whose third field, its containers, is there a million and a half times.
-    let pod = [0x1a, 0].repeat(1_500_000);
-    let mut answer = vec![0x0a];
-    prost::encode_length_delimiter(pod.len(), &mut answer).unwrap();
-    answer.extend(pod);
-    let _server = serve(&socket, move |_| answer.clone());
-    let peak = peak_of(|| Source::kubelet(&socket).up());
-    assert!(peak < MOST, "{} MiB", peak >> 20);
+    alone(
+        module_path!(),
+        "a_list_of_a_million_empty_containers_costs_no_more_than_its_bytes",
+        || {
+            let root = root();
+            let socket = root.path().join("kubelet.sock");
+            // A pod whose third field, its containers, is there a million and a half times.
+            let pod = [0x1a, 0].repeat(1_500_000);
+            let mut answer = vec![0x0a];
+            prost::encode_length_delimiter(pod.len(), &mut answer).unwrap();
+            answer.extend(pod);
+            let _server = serve(&socket, move |_| answer.clone());
+            let peak = peak_of(|| drop(kubelets(&socket).health("up")));
+            assert!(peak < MOST, "{} MiB", peak >> 20);
+        },
+    );
 }
 
 #[test]
 fn lists_of_a_million_empty_elements_cost_no_more_than_their_bytes() {
-    let _alone = ALONE.lock().unwrap();
-    let root = root();
-    let socket = root.path().join("runtime.sock");
-    let _server = serve(&socket, |path| match path.rsplit('/').next() {
-        Some("ListContainers" | "ListPodSandbox") => empties(1_500_000),
-        _ => Vec::new(),
-    });
-    let mut source = Source::runtime(&socket);
-    let peak = peak_of(|| source.up());
-    assert!(peak < MOST, "{} MiB", peak >> 20);
-    // Those that are looked at have no id; the rest is not looked at.
-    let looked_at = source.count(|c| &c.invalid_replies);
-    assert_eq!(looked_at, 2 * 16_384);
-    assert_eq!(
-        source.count(|c| &c.entries_dropped),
-        2 * (1_500_000 - 16_384)
+    alone(
+        module_path!(),
+        "lists_of_a_million_empty_elements_cost_no_more_than_their_bytes",
+        || {
+            let root = root();
+            let socket = root.path().join("runtime.sock");
+            let _server = serve(&socket, |path| match path.rsplit('/').next() {
+                Some("ListContainers" | "ListPodSandbox") => empties(1_500_000),
+                _ => Vec::new(),
+            });
+            let mut source = runtimes(&socket);
+            let peak = peak_of(|| drop(source.health("up")));
+            assert!(peak < MOST, "{} MiB", peak >> 20);
+            // Those that are looked at have no id; the rest is not looked at.
+            let looked_at = source.count(|c| &c.invalid_replies);
+            assert_eq!(looked_at, 2 * 16_384);
+            assert_eq!(
+                source.count(|c| &c.entries_dropped),
+                2 * (1_500_000 - 16_384)
+            );
+        },
     );
 }
 
 #[test]
 fn ten_thousand_names_of_one_device_are_not_compared_with_each_other() {
-    let _alone = ALONE.lock().unwrap();
     let root = root();
     let socket = root.path().join("kubelet.sock");
     let name = |at| kubelet::CdiDevice {
@@ -278,8 +197,8 @@ fn ten_thousand_names_of_one_device_are_not_compared_with_each_other() {
     };
     let answer = answer.encode_to_vec();
     let _server = serve(&socket, move |_| answer.clone());
-    let mut source = Source::kubelet(&socket);
-    let devices = source.until(|input| match input {
+    let mut source = kubelets(&socket);
+    let devices = source.until("answer", |input| match input {
         Input::Allocations(answer) => Some(answer.containers[0].devices.len()),
         _ => None,
     });
@@ -289,11 +208,10 @@ fn ten_thousand_names_of_one_device_are_not_compared_with_each_other() {
 
 #[test]
 fn an_answer_that_is_too_large_says_how_large_it_is_and_may_be() {
-    let _alone = ALONE.lock().unwrap();
     let root = root();
     let socket = root.path().join("kubelet.sock");
     let _server = serve(&socket, |_| empties(5 << 20));
-    let mut source = Source::kubelet(&socket);
+    let mut source = kubelets(&socket);
     let (class, reason) = source.down();
     assert_eq!(class, "too_large");
     assert!(
@@ -305,7 +223,6 @@ fn an_answer_that_is_too_large_says_how_large_it_is_and_may_be() {
 
 #[test]
 fn lists_that_are_too_large_cost_no_lookup() {
-    let _alone = ALONE.lock().unwrap();
     let root = root();
     let socket = root.path().join("runtime.sock");
     let id = "a".repeat(64);
@@ -329,14 +246,11 @@ fn lists_that_are_too_large_cost_no_lookup() {
         Some("ListContainers") => list.clone(),
         _ => Vec::new(),
     });
-    let mut source = Source::runtime(&socket);
+    let mut source = runtimes(&socket);
     let (class, reason) = source.down();
     assert_eq!(class, "too_large", "{reason}");
-    source
-        .lookups
-        .blocking_send(ContainerId::from(&*id))
-        .unwrap();
-    let name = source.until(|input| match input {
+    source.look_up(&id);
+    let name = source.until("answer", |input| match input {
         Input::Identity(IdentityUpdate::Found(found)) => Some(found.name.clone()),
         _ => None,
     });

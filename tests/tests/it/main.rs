@@ -1,0 +1,30 @@
+//! The tests on real parts: the running kernel, real runtimes, real receivers, the simulated NVML.
+//!
+//! They are one program, since linking one takes longer than running most tests. A test here shares
+//! nothing with the others: it has folders, sockets, ports and daemons of its own, and a pod of its
+//! own where it makes one. So any number of them may run at once, in one process or in many.
+//!
+//! A test that measures its own process, or that others would disturb, is a program of its own
+//! beside this folder, and `.config/nextest.toml` says why.
+
+mod attack;
+mod commands;
+mod cri;
+mod deploy;
+mod docker;
+mod end_to_end;
+mod hostile_answers;
+mod id_only;
+mod kernel;
+mod kubelet;
+mod ladder;
+mod nvml_clients;
+mod nvml_source;
+mod placement;
+mod pod_itself;
+mod pod_resources;
+mod receivers;
+mod report;
+mod runtimes;
+mod store;
+mod story;
