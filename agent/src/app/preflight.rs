@@ -56,7 +56,7 @@ impl Verdict {
 /// One part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Which.
+    /// The part that was tried.
     pub item: String,
     /// How it stands.
     pub verdict: Verdict,

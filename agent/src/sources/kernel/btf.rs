@@ -57,7 +57,7 @@ pub enum BtfError {
     /// A version of the format that is not known.
     #[error("btf has version {found}, expected {VERSION}")]
     Version {
-        /// Which.
+        /// The version in the header.
         found: u8,
     },
     /// A kind of type whose length is not known, so that what follows cannot be found.
