@@ -1,3 +1,5 @@
+//! Tests of `preflight`.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Tests of `tally`.
+
 use super::dimension::PLAIN;
 use super::*;
 use crate::core::model::{GpuUuid, WallTime};

@@ -1,3 +1,5 @@
+//! Tests of `procfs`.
+
 use std::fs;
 
 use tempfile::TempDir;

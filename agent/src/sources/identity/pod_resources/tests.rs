@@ -1,3 +1,5 @@
+//! Tests of `pod_resources`.
+
 use std::sync::atomic::Ordering;
 
 use prost::Message as _;

@@ -1,3 +1,5 @@
+//! Tests of `btf`.
+
 use proptest::prelude::*;
 
 use super::*;
