@@ -29,7 +29,7 @@ pub enum AppError {
     /// The file for what the core is told cannot be made.
     #[error("cannot record to {path}", path = .path.display())]
     Record {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,

@@ -46,7 +46,7 @@ pub enum AskError {
     Connection {
         /// What was asked.
         request: String,
-        /// How.
+        /// What broke the connection.
         source: hyper::Error,
     },
     /// The answer broke off or is too long.
@@ -54,7 +54,7 @@ pub enum AskError {
     Body {
         /// What was asked.
         request: String,
-        /// Why.
+        /// What is wrong with the answer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The agent refused.
@@ -72,7 +72,7 @@ pub enum AskError {
     Format {
         /// What was asked.
         request: String,
-        /// Where.
+        /// Where the answer cannot be parsed.
         source: serde_json::Error,
     },
 }

@@ -55,7 +55,7 @@ impl Table {
         self.row_of(cells.into());
     }
 
-    /// Likewise, where the number of columns is known only then.
+    /// Adds a row whose number of cells is known only at run time.
     pub(super) fn row_of(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
         self.rows

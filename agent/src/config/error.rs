@@ -10,9 +10,9 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration file {}", path.display())]
     Read {
-        /// Which.
+        /// The configuration file.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         #[source]
         source: std::io::Error,
     },

@@ -314,7 +314,7 @@ impl Default for Publish {
 pub struct Prometheus {
     /// Whether it is served.
     pub enabled: bool,
-    /// Where.
+    /// The address and port to listen on.
     pub listen: SocketAddr,
 }
 

@@ -43,7 +43,7 @@ pub enum LevelError {
     Syntax {
         /// All of them.
         found: String,
-        /// Where.
+        /// The directive that cannot be parsed.
         source: ParseError,
     },
     /// Longer than any use of it.
@@ -217,7 +217,7 @@ impl io::Write for LineOf<'_> {
 /// Strikes secrets out of what a writer writes.
 #[derive(Clone, Debug)]
 pub struct Struck<M> {
-    /// Them.
+    /// Secrets to strike out of what is logged.
     pub secrets: Secrets,
     /// Whom it writes to.
     pub writers: M,

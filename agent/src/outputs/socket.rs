@@ -57,7 +57,7 @@ pub enum Query {
     Processes(oneshot::Sender<Vec<GpuProcessView>>),
     /// All that is known of one subject; nothing if there is no such.
     Explain {
-        /// Which.
+        /// What the question is about, as the user wrote it.
         subject: String,
         /// Where the answer goes.
         answer: oneshot::Sender<Option<Box<Explanation>>>,

@@ -70,7 +70,7 @@ pub enum TelemetryError {
         signal: &'static str,
         /// The receiver.
         endpoint: String,
-        /// Why.
+        /// What the exporter refused.
         source: ExporterBuildError,
     },
 }

@@ -49,9 +49,9 @@ pub enum MoneyError {
     /// The file cannot be read.
     #[error("cannot read the prices in {}", path.display())]
     Read {
-        /// Which.
+        /// The file of prices.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         source: std::io::Error,
     },
     /// The file is not what it should be.

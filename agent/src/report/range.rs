@@ -79,7 +79,7 @@ pub enum RangeError {
     /// Longer ago than there is a calendar for.
     #[error("the range begins before the calendar does")]
     Beyond {
-        /// Why.
+        /// What the calendar cannot express.
         source: jiff::Error,
     },
 }

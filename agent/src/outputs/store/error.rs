@@ -45,7 +45,7 @@ pub enum StoreError {
     Content {
         /// In which table.
         table: &'static str,
-        /// What.
+        /// The value that cannot be right.
         found: String,
     },
     /// SQLite refused.

@@ -569,7 +569,7 @@ fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
 }
 
-/// Likewise one that may be missing.
+/// Reads an unsigned number that may be missing.
 fn unsigned_or_none(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
     match row.get::<_, Option<i64>>(column)? {
         None => Ok(None),

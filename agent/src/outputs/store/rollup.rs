@@ -345,7 +345,7 @@ fn parts(book: &BookReached) -> [i64; PARTS.len()] {
     ]
 }
 
-/// Likewise of a book.
+/// Settles a book: the hour, if there is one, gets what was not settled.
 fn settle_book(
     transaction: &Transaction<'_>,
     gpu: i64,
@@ -381,7 +381,7 @@ fn settle_book(
     Ok(())
 }
 
-/// Likewise of one reason's time.
+/// Settles the time of one reason in the same way.
 fn settle_time(
     transaction: &Transaction<'_>,
     gpu: i64,

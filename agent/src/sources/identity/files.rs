@@ -85,7 +85,7 @@ pub(super) enum FileFault {
     /// It is not what it should be.
     #[error("{}: {message}", path.display())]
     Invalid {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What was found and what was expected. Never the file's own text, which holds secrets.
         message: String,
@@ -96,9 +96,9 @@ pub(super) enum FileFault {
     /// The system refused.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// What the system answered.
         source: io::Error,
     },
 }

@@ -48,7 +48,7 @@ pub enum DecodeError {
     /// Its kind is not known.
     #[error("record of kind {kind}, which is not known")]
     Kind {
-        /// Which.
+        /// The kind in the header of the record.
         kind: u16,
     },
     /// A time that the kernel's clock cannot have shown.

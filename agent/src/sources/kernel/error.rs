@@ -53,7 +53,7 @@ pub enum KernelError {
     /// The kernel has no such tracepoint.
     #[error("the kernel has no tracepoint `{name}`; it must be built with {option}")]
     NoTracepoint {
-        /// Which.
+        /// The tracepoint.
         name: &'static str,
         /// What would bring it.
         option: &'static str,
@@ -77,7 +77,7 @@ pub enum KernelError {
     Attach {
         /// Where to.
         tracepoint: &'static str,
-        /// Why.
+        /// What aya or the kernel answered.
         #[source]
         source: Box<ProgramError>,
     },
@@ -92,9 +92,9 @@ pub enum KernelError {
     /// One of its maps cannot be used.
     #[error("cannot use the map `{name}`")]
     Map {
-        /// Which.
+        /// The map.
         name: &'static str,
-        /// Why.
+        /// What aya or the kernel answered.
         #[source]
         source: Box<MapError>,
     },

@@ -268,9 +268,9 @@ impl State {
 /// Why a hook cannot be had.
 #[derive(Debug)]
 pub struct Refusal {
-    /// Which.
+    /// The hook that is refused.
     pub road: Road,
-    /// Why.
+    /// What the kernel answered.
     pub error: KernelError,
 }
 

@@ -1,0 +1,324 @@
+//! Tests of `prometheus`.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::core::model::{BootTime, Clock, HostUnit};
+use crate::outputs::sample::{self, NOW, golden};
+
+fn rendered(snapshot: &Snapshot, format: Format) -> String {
+    let mut out = String::from("left over");
+    let counters = OutputCounters::default();
+    let view = View {
+        snapshot,
+        counters: &counters,
+        opt_in: &sample::opt_in(),
+    };
+    render(&view, format, &mut out);
+    out
+}
+
+#[test]
+fn the_sample_in_both_formats() {
+    let snapshot = sample::snapshot();
+    golden("metrics.txt", &rendered(&snapshot, Format::Text));
+    golden("openmetrics.txt", &rendered(&snapshot, Format::OpenMetrics));
+}
+
+#[test]
+fn seconds_are_exact_decimals() {
+    let rows: [(i128, &str); 8] = [
+        (0, "0"),
+        (1, "0.000000001"),
+        (-1, "-0.000000001"),
+        (1_000_000_000, "1"),
+        (1_500_000_000, "1.5"),
+        (-10_000_000_000, "-10"),
+        (9_007_199_254_740_993, "9007199.254740993"),
+        (i128::from(u64::MAX), "18446744073.709551615"),
+    ];
+    for (nanos, expected) in rows {
+        let mut out = String::from("100 ");
+        decimal(&mut out, nanos);
+        assert_eq!(out, format!("100 {expected}"));
+    }
+}
+
+fn accept(values: &[&'static str]) -> Format {
+    let mut headers = HeaderMap::new();
+    for value in values {
+        headers.append(ACCEPT, axum::http::HeaderValue::from_static(value));
+    }
+    Format::negotiate(&headers)
+}
+
+#[test]
+fn the_format_is_what_the_scraper_prefers() {
+    use Format::{OpenMetrics, Text};
+    let rows: [(&[&'static str], Format); 20] = [
+        (&[], Text),
+        (&[""], Text),
+        (&["*/*"], Text),
+        (&["text/html"], Text),
+        (&["text/plain"], Text),
+        (&["application/openmetrics-text"], OpenMetrics),
+        (
+            &["Application/OpenMetrics-Text; Version=1.0.0"],
+            OpenMetrics,
+        ),
+        // Prometheus 2.42.
+        (
+            &[
+                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            ],
+            OpenMetrics,
+        ),
+        // Prometheus 3.
+        (
+            &[
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            ],
+            OpenMetrics,
+        ),
+        // Prometheus 3 told to prefer text.
+        (&["text/plain;version=0.0.4;q=0.5,*/*;q=0.4"], Text),
+        (
+            &["text/plain;q=0.5,application/openmetrics-text;q=0.4"],
+            Text,
+        ),
+        (&["text/plain, application/openmetrics-text"], Text),
+        (&["*/*, application/openmetrics-text"], OpenMetrics),
+        (
+            &["text/plain;q=0.1", "application/openmetrics-text;q=0.2"],
+            OpenMetrics,
+        ),
+        (&["application/openmetrics-text;q=0"], Text),
+        (&["application/openmetrics-text;q=0, */*;q=0"], Text),
+        (&["application/openmetrics-text;q=1.5"], Text),
+        (&["application/openmetrics-text;q=nan"], Text),
+        (&["application/openmetrics-text;version=2.0.0"], Text),
+        (
+            &["text/plain;q=0.2, */*;q=0.9, application/openmetrics-text;q=0.3"],
+            OpenMetrics,
+        ),
+    ];
+    for (values, expected) in rows {
+        assert_eq!(accept(values), expected, "{values:?}");
+    }
+}
+
+/// A snapshot whose every free text is as bad as text can be.
+fn hostile() -> Snapshot {
+    let mut snapshot = sample::snapshot();
+    for series in &mut snapshot.container_series {
+        series.labels.pod = "a\"b\\c\nd\te\0f} 1 # HELP x\r\n".into();
+        series.labels.container = "\u{feff}\u{202e}\u{10ffff}\\".into();
+        series.labels.namespace = "x".repeat(1 << 20).into();
+        series.image = "\"".repeat(1 << 20).into();
+    }
+    snapshot.host_series[0].unit = HostUnit::from("\\n\n\"");
+    snapshot
+}
+
+#[test]
+fn hostile_label_values_cannot_break_a_line() {
+    for format in [Format::Text, Format::OpenMetrics] {
+        let tame = rendered(&sample::snapshot(), format);
+        let text = rendered(&hostile(), format);
+        assert_eq!(text.lines().count(), tame.lines().count());
+        assert!(text.len() < tame.len() * 3, "{} bytes", text.len());
+        assert!(text.contains("pod=\"a\\\"b\\\\c\\nd\te f} 1 # HELP x \\n~"));
+        assert!(text.contains("{unit=\"\\\\n\\n\\\"\",gpu_uuid="));
+    }
+}
+
+#[test]
+fn openmetrics_keeps_its_own_grammar() {
+    let text = rendered(&hostile(), Format::OpenMetrics);
+    let body = text.strip_suffix("# EOF\n").expect("it ends in # EOF");
+    let mut families = BTreeSet::new();
+    let (mut family, mut kind) = (String::new(), String::new());
+    for line in body.lines() {
+        if let Some(rest) = line.strip_prefix("# ") {
+            let words: Vec<_> = rest.splitn(3, ' ').collect();
+            if words[1] != family {
+                family = words[1].to_owned();
+                assert!(families.insert(family.clone()), "{family} comes twice");
+            }
+            match words[0] {
+                "TYPE" => kind = words[2].to_owned(),
+                "UNIT" => assert!(family.ends_with(words[2]), "{line}"),
+                word => assert_eq!(word, "HELP"),
+            }
+            continue;
+        }
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let suffix = name.strip_prefix(&family).expect("of its family");
+        let allowed: &[&str] = match kind.as_str() {
+            "counter" => &["_total", "_created"],
+            "info" => &["_info"],
+            _ => &[""],
+        };
+        assert!(allowed.contains(&suffix), "{line} under {kind} {family}");
+    }
+    assert!(families.len() > 30, "{families:?}");
+}
+
+#[test]
+fn promtool_has_nothing_to_say() {
+    let program = "/usr/bin/promtool";
+    if !std::path::Path::new(program).exists() {
+        println!("skipped: {program} is not installed (Debian: prometheus)");
+        return;
+    }
+    for snapshot in [sample::snapshot(), hostile(), Snapshot::default()] {
+        let text = rendered(&snapshot, Format::Text);
+        let mut child = Command::new(program)
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("promtool starts");
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(text.as_bytes())
+            .expect("promtool reads");
+        let output = child.wait_with_output().expect("promtool ends");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(
+            output.status.success() && said.is_empty(),
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&said)
+        );
+    }
+}
+
+struct Served {
+    base: String,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    now: Arc<AtomicU64>,
+    counters: Arc<OutputCounters>,
+    _blocked: watch::Sender<Option<BlockedCall>>,
+}
+
+async fn served(snapshot: Snapshot) -> Served {
+    let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
+    let (blocked_sender, blocked) = watch::channel(None);
+    let now = Arc::new(AtomicU64::new(NOW.0));
+    let counters = Arc::new(OutputCounters::default());
+    let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let reads = Arc::clone(&now);
+    let exposition = Exposition {
+        snapshots: receiver,
+        blocked,
+        counters: Arc::clone(&counters),
+        opt_in: sample::opt_in(),
+        clock: Arc::new(move || Clock {
+            boot: BootTime(reads.load(Ordering::Relaxed)),
+            wall: WallTime::default(),
+        }),
+        stuck_after: Nanos::from_secs(30),
+    };
+    tokio::spawn(serve(listener, exposition, std::future::pending()));
+    Served {
+        base,
+        snapshots,
+        now,
+        counters,
+        _blocked: blocked_sender,
+    }
+}
+
+async fn fetch(served: &Served, path: &str) -> (u16, String) {
+    let answer = reqwest::get(format!("{}{path}", served.base))
+        .await
+        .unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test]
+async fn an_exposition_is_rendered_once_per_commit() {
+    let served = served(sample::snapshot()).await;
+    let (status, first) = fetch(&served, "/metrics").await;
+    assert_eq!(status, 200);
+    assert!(first.contains("gpuacct_scrapes_total{format=\"text\"} 1\n"));
+    assert_eq!(fetch(&served, "/metrics").await.1, first);
+    served.snapshots.send_modify(|snapshot| {
+        Arc::make_mut(snapshot).sequence += 1;
+    });
+    let (_, next) = fetch(&served, "/metrics").await;
+    assert!(next.contains("gpuacct_scrapes_total{format=\"text\"} 3\n"));
+    assert_eq!(served.counters.scrapes_text.get(), 3);
+
+    let answer = reqwest::Client::new()
+        .get(format!("{}/metrics", served.base))
+        .header("accept", "application/openmetrics-text; version=1.0.0")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        answer.headers()["content-type"],
+        Format::OpenMetrics.content_type()
+    );
+    assert!(answer.text().await.unwrap().ends_with("\n# EOF\n"));
+    assert_eq!(served.counters.scrapes_openmetrics.get(), 1);
+}
+
+#[tokio::test]
+async fn the_probes_tell_stuck_from_not_ready_from_degraded() {
+    let served = served(Snapshot::default()).await;
+    assert_eq!(fetch(&served, "/healthz").await.0, 200);
+    let (status, body) = fetch(&served, "/readyz").await;
+    assert_eq!(
+        (status, body.as_str()),
+        (503, "not ready: nothing has been committed yet\n")
+    );
+    // Nothing was ever committed: the core had its time and is stuck.
+    served
+        .now
+        .fetch_add(Nanos::from_secs(31).0, Ordering::Relaxed);
+    assert_eq!(fetch(&served, "/healthz").await.0, 503);
+
+    let mut snapshot = sample::snapshot();
+    snapshot.at = NOW.plus(Nanos::from_secs(1));
+    served.snapshots.send_replace(Arc::new(snapshot));
+    assert_eq!(fetch(&served, "/healthz").await.0, 200);
+    let (status, body) = fetch(&served, "/readyz").await;
+    assert_eq!(
+        (status, body.as_str()),
+        (200, "ready\ndegraded: docker is down: connection refused\n")
+    );
+    served
+        .now
+        .fetch_add(Nanos::from_secs(1).0, Ordering::Relaxed);
+    let (status, body) = fetch(&served, "/healthz").await;
+    assert_eq!(
+        (status, body.as_str()),
+        (
+            503,
+            "stuck: the last commit is 31.0 s old, allowed are 30.0 s\n"
+        )
+    );
+    assert_eq!(fetch(&served, "/").await.0, 200);
+    assert_eq!(fetch(&served, "/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let held = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let address = held.local_addr().unwrap();
+    let error = bind(address).await.expect_err("it is in use");
+    assert_eq!(
+        error.to_string(),
+        format!("cannot listen on {address} for /metrics")
+    );
+    assert_eq!(error.source.kind(), std::io::ErrorKind::AddrInUse);
+}

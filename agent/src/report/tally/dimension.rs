@@ -1,0 +1,102 @@
+//! By what a report groups: an account's parts, a pod's labels, time.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// By what a report is grouped.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dimension {
+    /// Kubernetes namespace.
+    Namespace,
+    /// Pod name.
+    Pod,
+    /// Pod uid.
+    PodUid,
+    /// Container name.
+    Container,
+    /// Container id.
+    ContainerId,
+    /// Image.
+    Image,
+    /// Container runtime.
+    Runtime,
+    /// systemd unit or cgroup of host processes.
+    Unit,
+    /// A label that the container's runtime gave.
+    Label(Arc<str>),
+    /// GPU or MIG instance, by UUID.
+    Gpu,
+    /// The GPU's model.
+    Model,
+    /// The profile of the MIG instance.
+    Profile,
+    /// Hour, UTC.
+    Hour,
+    /// Day, UTC.
+    Day,
+    /// Month, UTC.
+    Month,
+}
+
+/// Those without a parameter, in the order in which they are offered.
+pub(super) const PLAIN: [(&str, Dimension); 14] = [
+    ("namespace", Dimension::Namespace),
+    ("pod", Dimension::Pod),
+    ("pod_uid", Dimension::PodUid),
+    ("container", Dimension::Container),
+    ("container_id", Dimension::ContainerId),
+    ("image", Dimension::Image),
+    ("runtime", Dimension::Runtime),
+    ("unit", Dimension::Unit),
+    ("gpu", Dimension::Gpu),
+    ("model", Dimension::Model),
+    ("profile", Dimension::Profile),
+    ("hour", Dimension::Hour),
+    ("day", Dimension::Day),
+    ("month", Dimension::Month),
+];
+
+const LABEL: &str = "label:";
+
+impl FromStr for Dimension {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(key) = text.strip_prefix(LABEL).filter(|key| !key.is_empty()) {
+            return Ok(Self::Label(key.into()));
+        }
+        let plain = PLAIN.iter().find(|(name, _)| *name == text);
+        plain
+            .map(|(_, dimension)| dimension.clone())
+            .ok_or_else(|| {
+                let names = PLAIN.map(|(name, _)| name).join(", ");
+                format!("found {text:?}, expected one of {names}, {LABEL}KEY")
+            })
+    }
+}
+
+impl fmt::Display for Dimension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::Label(key) = self {
+            return write!(f, "{LABEL}{key}");
+        }
+        let plain = PLAIN.iter().find(|(_, dimension)| dimension == self);
+        f.write_str(plain.map_or("?", |(name, _)| name))
+    }
+}
+
+impl Dimension {
+    /// Whether it says who; otherwise it says when or where, which every row has.
+    #[must_use]
+    pub const fn is_identity(&self) -> bool {
+        !matches!(
+            self,
+            Self::Gpu | Self::Model | Self::Profile | Self::Hour | Self::Day | Self::Month
+        )
+    }
+
+    pub(super) const fn is_time(&self) -> bool {
+        matches!(self, Self::Hour | Self::Day | Self::Month)
+    }
+}

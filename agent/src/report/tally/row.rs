@@ -1,0 +1,130 @@
+//! The rows of a report, and the report itself.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+
+use super::dimension::Dimension;
+use crate::core::amounts::Amounts;
+use crate::core::model::Nanos;
+use crate::outputs::store::query::AccountLife;
+use crate::report::prices::{Cost, MoneyError};
+use crate::report::range::Asked;
+
+/// What a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Containers, and pods' own processes.
+    Container,
+    /// Processes of the host.
+    Host,
+    /// Busy time without an owner.
+    Unattributed,
+    /// Idle time.
+    Idle,
+    /// Time that was not observed.
+    Unobserved,
+    /// Time that no book covers: no agent ran.
+    Unaccounted,
+    /// All of it.
+    Total,
+}
+
+impl Kind {
+    /// As it is printed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::Host => "host",
+            Self::Unattributed => "unattributed",
+            Self::Idle => "idle",
+            Self::Unobserved => "unobserved",
+            Self::Unaccounted => "unaccounted",
+            Self::Total => "total",
+        }
+    }
+
+    /// Whether it is somebody's, so that there is more to say than how long.
+    #[must_use]
+    pub const fn is_owned(self) -> bool {
+        matches!(self, Self::Container | Self::Host | Self::Total)
+    }
+
+    /// Whether a GPU was busy.
+    #[must_use]
+    pub const fn is_busy(self) -> bool {
+        self.is_owned() || matches!(self, Self::Unattributed)
+    }
+}
+
+/// One line of a report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// What it is about.
+    pub kind: Kind,
+    /// Why, where time has no owner or was not observed; else `(none)`.
+    pub reason: Arc<str>,
+    /// Its values of what the report is grouped by. None is empty.
+    pub key: Vec<Arc<str>>,
+    /// What it comes to.
+    pub sums: Sums,
+    /// Its part of all busy time, where there is any and it is about busy time.
+    pub share: Option<Decimal>,
+    /// What it costs, where there are prices and it is about busy or allocated time.
+    pub cost: Option<Decimal>,
+    /// Of the whole life of its accounts; not where a row is about a part of time.
+    pub life: Option<AccountLife>,
+}
+
+/// What is added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// GPU time, whatever became of it.
+    pub gpu: Nanos,
+    /// The books' amounts.
+    pub amounts: Amounts,
+    /// Allocated and not busy.
+    pub unused: Nanos,
+    /// What that costs.
+    pub(super) cost: Cost,
+}
+
+impl Sums {
+    pub(super) fn plus(self, other: Self) -> Result<Self, MoneyError> {
+        Ok(Self {
+            gpu: self.gpu.plus(other.gpu),
+            amounts: self.amounts.plus(other.amounts),
+            unused: self.unused.plus(other.unused),
+            cost: self.cost.plus(other.cost)?,
+        })
+    }
+}
+
+/// The answer.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What was asked.
+    pub asked: Asked,
+    /// The beginning of what is answered.
+    pub since: Timestamp,
+    /// Its end.
+    pub until: Timestamp,
+    /// When the ledger was last written.
+    pub committed: Timestamp,
+    /// By what it is grouped.
+    pub by: Vec<Dimension>,
+    /// What money is in, where there are prices.
+    pub currency: Option<String>,
+    /// The rows, in order.
+    pub rows: Vec<Row>,
+    /// The rows of containers and of the host together.
+    pub owned: Row,
+    /// All together. Busy time is the devices', not the rows'.
+    pub total: Row,
+    /// By how much rows and devices differ, over all hours and GPUs; zero, or the books are wrong.
+    pub imbalance: Nanos,
+    /// What else there is to know, in words.
+    pub notes: Vec<String>,
+}
