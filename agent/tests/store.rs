@@ -22,9 +22,9 @@ use gpuacct::core::model::{
 };
 use gpuacct::core::records::{Changes, GivenName, Grant, KeptAllocation, KeptProcess};
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
+use gpuacct::outputs::store::durability::{DurabilityGate, Outcome};
 use gpuacct::outputs::store::error::StoreError;
-use gpuacct::outputs::store::keeping::{Keeping, Outcome};
-use gpuacct::outputs::store::mark::Mark;
+use gpuacct::outputs::store::mark::MarkerFile;
 use gpuacct::outputs::store::query::Ledger;
 use gpuacct::outputs::store::{self, FILE, Handle, Options, schema};
 use proptest::prelude::*;
@@ -105,7 +105,7 @@ struct Node {
     /// All that the driver's ring would still tell.
     windows: Vec<GpuWindow>,
     accountant: Accountant,
-    keeping: Option<Keeping>,
+    keeping: Option<DurabilityGate>,
 }
 
 impl Node {
@@ -133,8 +133,8 @@ impl Node {
         node
     }
 
-    fn mark(&self) -> Mark {
-        Mark::beside(&self.dir.path().join("agent.sock"))
+    fn mark(&self) -> MarkerFile {
+        MarkerFile::beside(&self.dir.path().join("agent.sock"))
     }
 
     fn handle(&self) -> Handle {
@@ -161,7 +161,7 @@ impl Node {
         let state = state.expect("it can be read").expect("it was kept");
         self.accountant = Accountant::restored(settings(), &state, clock(self.now))
             .expect("what was kept can be gone on from");
-        let begun = Keeping::begin(handle, mark, no_clock, None);
+        let begun = DurabilityGate::begin(handle, mark, no_clock, None);
         self.keeping = Some(self.runtime.block_on(begun).0);
         self.keep();
         self.stop();
@@ -200,7 +200,7 @@ impl Node {
                 accountant
             }
         };
-        let begun = Keeping::begin(handle, mark, no_clock, None);
+        let begun = DurabilityGate::begin(handle, mark, no_clock, None);
         self.keeping = Some(self.runtime.block_on(begun).0);
         let through = self.accountant.windows_ended();
         let through = through.first().map_or(self.now, |(_, end)| end.0);
@@ -747,7 +747,7 @@ fn a_damaged_file_is_set_aside_whatever_the_damage() {
         let handle = node.handle();
         let found = node.runtime.block_on(handle.resume(&node.mark()));
         assert!(matches!(found, Ok(None)), "{what}: {found:?}");
-        let begun = Keeping::begin(handle, node.mark(), no_clock, None);
+        let begun = DurabilityGate::begin(handle, node.mark(), no_clock, None);
         node.keeping = Some(node.runtime.block_on(begun).0);
         node.accountant = Accountant::new(settings(), clock(node.now));
         node.accountant.keep();
@@ -794,7 +794,7 @@ fn what_is_not_this_agents_is_left_as_it_is() {
         let error = found.expect_err("it is none of ours");
         assert_eq!(error.class(), class);
         handle.begin_anew("unstored");
-        let begun = Keeping::begin(handle, mark.clone(), no_clock, Some(&error));
+        let begun = DurabilityGate::begin(handle, mark.clone(), no_clock, Some(&error));
         let (keeping, state) = node.runtime.block_on(begun);
         assert!(matches!(state, SourceState::Down { .. }));
         assert!(
@@ -821,7 +821,7 @@ fn a_directory_that_cannot_be_had_is_tried_until_it_can() {
     let error = node.runtime.block_on(handle.resume(&mark));
     let error = error.expect_err("a file is no directory");
     assert!(matches!(error, StoreError::File { .. }), "{error:?}");
-    let begun = Keeping::begin(handle, mark.clone(), no_clock, Some(&error));
+    let begun = DurabilityGate::begin(handle, mark.clone(), no_clock, Some(&error));
     node.keeping = Some(node.runtime.block_on(begun).0);
     node.accountant = Accountant::new(settings(), clock(node.now));
     node.accountant.keep();

@@ -17,7 +17,7 @@ use gpuacct::core::model::{
     WallTime,
 };
 use gpuacct::core::records::{
-    Changes, ClosedAccount, KeptAccount, KeptBook, KeptReason, KeptTime, KeptTotals, PayerKind,
+    Changes, ClosedAccount, KeptAccount, KeptBook, KeptReason, KeptTime, KeptTotals, OwnerKind,
 };
 use gpuacct::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};
 use gpuacct::outputs::store::{self, Handle, Options};
@@ -135,7 +135,7 @@ impl Past {
                 let source = IdentitySource::Docker;
                 let given = given.iter().map(|(key, value)| (text(key), text(value)));
                 (
-                    PayerKind::Container,
+                    OwnerKind::Container,
                     id,
                     names,
                     *image,
@@ -144,7 +144,7 @@ impl Past {
                 )
             }
             Payer::IdOnly(id) => (
-                PayerKind::Container,
+                OwnerKind::Container,
                 text(id),
                 labels(
                     UNRESOLVED,
@@ -160,7 +160,7 @@ impl Past {
                 BTreeMap::new(),
             ),
             Payer::Host(unit) => (
-                PayerKind::Host,
+                OwnerKind::Host,
                 text(unit),
                 labels(NONE, NONE, NONE, text(NONE), text(NONE)),
                 NONE,

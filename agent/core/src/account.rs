@@ -18,7 +18,7 @@ pub struct Policy {
 
 /// A counter on its way out: shown at 0 first, then with its amount, and never less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gate {
+pub struct PublishedCounter {
     /// Where the counter starts.
     pub start: WallTime,
     /// When it was first shown, at 0.
@@ -29,7 +29,7 @@ pub struct Gate {
     pub changed: BootTime,
 }
 
-impl Gate {
+impl PublishedCounter {
     /// A counter that is first shown now.
     #[must_use]
     pub const fn new(start: WallTime, now: BootTime) -> Self {
@@ -63,14 +63,14 @@ pub struct Series {
     /// The labels it went out with.
     pub labels: ContainerLabels,
     /// Its counter.
-    pub gate: Gate,
+    pub gate: PublishedCounter,
 }
 
 impl Series {
     pub(crate) fn new(labels: ContainerLabels, start: WallTime, now: BootTime) -> Self {
         Self {
             labels,
-            gate: Gate::new(start, now),
+            gate: PublishedCounter::new(start, now),
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::backlog::{WaitingWindow, WindowBacklog};
 use crate::device::Devices;
 use crate::effect::{Effect, Effects};
 use crate::input::{GpuWindow, Input, KernelBatch, KernelEvent, SourceHealth};
-use crate::keeper::Keeper;
+use crate::keeper::ChangeTracker;
 use crate::ledger::Ledger;
 use crate::model::{
     BootTime, Clock, ContainerId, GpuUuid, Nanos, Owner, Pid, ProcessId, SourceId, unresolved,
@@ -39,7 +39,7 @@ use crate::model::{
 use crate::namespaces::NamespaceCounters;
 use crate::naming::{Askable, Naming, no_names};
 use crate::owners::Charge;
-use crate::placement::PayerRule;
+use crate::placement::NestingRule;
 use crate::process_table::Sighting;
 use crate::shares::Shares;
 use crate::sharing::{self, Sharing};
@@ -67,7 +67,7 @@ pub struct Settings {
     /// How long a window waits for the event stream to pass its end.
     pub await_events: Nanos,
     /// Who pays where one container is in another.
-    pub payer: PayerRule,
+    pub payer: NestingRule,
     /// How often the GPUs' process lists are read at least.
     pub lists_interval: Nanos,
     /// The agent's own pid: it has no context, and would not pay if it had.
@@ -88,7 +88,7 @@ impl Default for Settings {
             account_limit: 10_000,
             namespace_limit: 4_096,
             await_events: Nanos::from_secs(2),
-            payer: PayerRule::default(),
+            payer: NestingRule::default(),
             lists_interval: Nanos::from_secs(5),
             own_pid: None,
         }
@@ -128,7 +128,7 @@ pub struct Accountant {
     /// The number of the last commit.
     sequence: u64,
     /// What was handed over to the store; absent where nothing is kept.
-    keeper: Option<Keeper>,
+    keeper: Option<ChangeTracker>,
 }
 
 impl Accountant {
@@ -192,7 +192,7 @@ impl Accountant {
 
     /// Books what is ready, settles names, publishes, and checks the balance.
     pub fn commit(&mut self, clock: Clock) -> Snapshot {
-        if self.settings.payer == PayerRule::Innermost {
+        if self.settings.payer == NestingRule::Innermost {
             self.naming
                 .vouch_for_inner(&mut self.tracker, clock.boot, &mut self.effects);
         }
@@ -201,7 +201,7 @@ impl Accountant {
         let live = self.tracker.live_owners();
         self.book_allocations(&live, clock);
         self.book_held(clock.boot);
-        self.settle_names(clock.boot);
+        self.refresh_names(clock.boot);
         self.publish(clock);
         self.close_ended(&live, clock);
         self.forget_dead(clock.boot);
@@ -407,7 +407,7 @@ impl Accountant {
         }
     }
 
-    fn settle_names(&mut self, now: BootTime) {
+    fn refresh_names(&mut self, now: BootTime) {
         let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
         let owners = owners.filter(|owner| !matches!(owner, Owner::Host(_)));
         let owners = owners.cloned().collect();
@@ -535,7 +535,7 @@ impl Accountant {
 }
 
 /// Has a process handed over to the store, if there is one.
-fn follow(keeper: &mut Option<Keeper>, process: ProcessId) {
+fn follow(keeper: &mut Option<ChangeTracker>, process: ProcessId) {
     if let Some(keeper) = keeper {
         keeper.follow(process);
     }

@@ -74,7 +74,7 @@ pub struct KeptAllocation {
 
 /// What the previous agent knew of a container of which no process has been seen yet.
 #[derive(Debug)]
-struct FromBefore {
+struct RestoredAllocation {
     name: GivenName,
     grants: Vec<Grant>,
     /// Whether no answer of the kubelet has been about it since.
@@ -92,7 +92,7 @@ pub struct Known<'a> {
 
 /// What the kubelet said last of a name.
 #[derive(Debug)]
-struct Given {
+struct ListedAllocation {
     grants: Vec<Grant>,
     /// When that was asked for.
     at: BootTime,
@@ -110,7 +110,7 @@ pub struct Span {
 }
 
 #[derive(Debug)]
-struct Life {
+struct ContainerAllocation {
     span: Span,
     /// Once the container has a name.
     name: Option<GivenName>,
@@ -146,7 +146,7 @@ pub struct Stretch {
 
 /// What there is to say of a container that holds devices, or of a name that no container has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grantee<'a> {
+pub struct AllocationHolder<'a> {
     /// What the kubelet calls it.
     pub name: &'a GivenName,
     /// The container; absent where no process of one has been seen.
@@ -164,10 +164,10 @@ pub struct Grantee<'a> {
 /// The table of what was given, and of the containers that may hold it.
 #[derive(Debug)]
 pub struct AllocationTable {
-    given: HashMap<GivenName, Given>,
-    lives: HashMap<ContainerId, Life>,
+    given: HashMap<GivenName, ListedAllocation>,
+    lives: HashMap<ContainerId, ContainerAllocation>,
     /// What an agent before this one knew of containers that have not been met yet.
-    from_before: HashMap<ContainerId, FromBefore>,
+    from_before: HashMap<ContainerId, RestoredAllocation>,
     /// When the previous agent ended and this one began; [`BootTime::MAX`] if there was none.
     went_on: (BootTime, BootTime),
     /// Time up to this may have been counted in accounts that are closed and forgotten. It is not
@@ -217,7 +217,7 @@ impl AllocationTable {
         self.went_on = (then, now);
         self.forgotten_through = self.forgotten_through.max(now);
         for kept in kept.iter().take(self.limit) {
-            let from_before = FromBefore {
+            let from_before = RestoredAllocation {
                 name: kept.name.clone(),
                 grants: kept.grants.clone(),
                 is_unconfirmed: true,
@@ -288,7 +288,7 @@ impl AllocationTable {
                 self.overflows += 1;
                 continue;
             }
-            let given = self.given.entry(name).or_insert_with(|| Given {
+            let given = self.given.entry(name).or_insert_with(|| ListedAllocation {
                 grants: Vec::new(),
                 at: answer.at,
                 is_listed: true,
@@ -348,7 +348,7 @@ impl AllocationTable {
         };
         self.lives.insert(
             container.clone(),
-            Life {
+            ContainerAllocation {
                 span,
                 as_of: if name.is_some() {
                     then
@@ -424,7 +424,7 @@ impl AllocationTable {
     /// Counts allocated time up to `now`, for the GPUs of the list. Each stretch is told once:
     /// `counted` says up to when the account of a container on a GPU has any, also where the
     /// container was forgotten and met again.
-    pub fn settle<'a>(
+    pub fn count_until<'a>(
         &mut self,
         now: BootTime,
         gpus: impl IntoIterator<Item = Known<'a>>,
@@ -537,7 +537,7 @@ impl AllocationTable {
 
     /// Everything that is listed or held, in order of its names.
     #[must_use]
-    pub fn grantees(&self) -> Vec<Grantee<'_>> {
+    pub fn grantees(&self) -> Vec<AllocationHolder<'_>> {
         let mut met = HashSet::default();
         let mut grantees = Vec::new();
         for (container, life) in &self.lives {
@@ -547,7 +547,7 @@ impl AllocationTable {
             }
             let newest = self.given.get(name);
             met.insert(name);
-            grantees.push(Grantee {
+            grantees.push(AllocationHolder {
                 name,
                 container: Some(container),
                 grants: &life.grants,
@@ -558,7 +558,7 @@ impl AllocationTable {
         }
         let unmet = self.given.iter().filter(|(name, _)| !met.contains(name));
         for (name, given) in unmet.filter(|(_, given)| given.is_listed) {
-            grantees.push(Grantee {
+            grantees.push(AllocationHolder {
                 name,
                 container: None,
                 grants: &given.grants,

@@ -122,7 +122,7 @@ enum Rank {
 
 fn read(path: &str) -> (Rank, CgroupMeaning) {
     let mut components = Components::of(path);
-    let mut place = Place::default();
+    let mut place = WalkState::default();
     let mut host = Host::default();
     while let Some((component, end)) = components.next() {
         // The agent of a batch system may run in a pod; in a pod its jobs are the pod's.
@@ -299,7 +299,7 @@ fn is_user_manager(unit: &str) -> bool {
 
 /// What is known about the place that the walk from the root has reached.
 #[derive(Default)]
-struct Place<'a> {
+struct WalkState<'a> {
     /// The last component.
     parent: Option<&'a str>,
     /// Components so far.
@@ -313,7 +313,7 @@ struct Place<'a> {
     is_overhead: bool,
 }
 
-impl<'a> Place<'a> {
+impl<'a> WalkState<'a> {
     /// Goes one component down, the last of `path`. A container, if this component names one.
     fn enter(&mut self, component: &'a str, path: &str) -> Option<(ContainerId, Runtime)> {
         let parent = self.parent.replace(component);
@@ -423,7 +423,7 @@ fn pod(uid: String, qos: Option<QosClass>, place: Option<Arc<str>>) -> Option<Po
 /// `kubepods`.
 fn inner_of(mut components: Components<'_>) -> Option<Box<ContainerCgroup>> {
     let mut found = Vec::new();
-    let mut place = Place::default();
+    let mut place = WalkState::default();
     while let Some((component, end)) = components.next() {
         let path = &components.path[..end];
         if let Some((id, runtime)) = place.enter(component, path) {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use self::budget::Budget;
 use crate::directory::entry::{
-    Entry, Kernel, Known, PodEntry, bare_uid, is_roots, place, same_uid,
+    Entry, Kernel, Known, PodEntry, bare_uid, is_roots, same_uid, source_index,
 };
 use crate::input::{IdentitySource, IdentityUpdate, KubernetesNames};
 use crate::model::{
@@ -186,9 +186,10 @@ impl Directory {
                     identity,
                     belief,
                 };
-                entry.answers[place(source)] = Some(Box::new(Answer::new(source, now, outcome)));
+                entry.answers[source_index(source)] =
+                    Some(Box::new(Answer::new(source, now, outcome)));
                 entry.note_identified(now);
-                self.refused[place(source)] += u64::from(belief.is_refusal());
+                self.refused[source_index(source)] += u64::from(belief.is_refusal());
                 self.weigh(&id);
             }
             IdentityUpdate::NotFound { source, id, reason } => {
@@ -196,7 +197,7 @@ impl Directory {
                     return;
                 };
                 entry.touched = now;
-                let answer = &mut entry.answers[place(source)];
+                let answer = &mut entry.answers[source_index(source)];
                 // What was learnt before stays.
                 if answer
                     .as_ref()
@@ -209,7 +210,7 @@ impl Directory {
             }
             IdentityUpdate::FoundPod { source, names } => {
                 if let Some(entry) = self.pods.get_mut(&bare_uid(&names.pod_uid)) {
-                    entry.answers[place(source)] = Some((now, Ok(names)));
+                    entry.answers[source_index(source)] = Some((now, Ok(names)));
                 }
             }
             IdentityUpdate::PodNotFound {
@@ -218,7 +219,7 @@ impl Directory {
                 reason,
             } => {
                 if let Some(entry) = self.pods.get_mut(&bare_uid(&uid)) {
-                    let answer = &mut entry.answers[place(source)];
+                    let answer = &mut entry.answers[source_index(source)];
                     // What was learnt before stays.
                     if !matches!(answer, Some((_, Ok(_)))) {
                         *answer = Some((now, Err(reason)));
@@ -228,7 +229,7 @@ impl Directory {
             IdentityUpdate::Removed { source, id } => {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.touched = now;
-                    if let Some(answer) = &mut entry.answers[place(source)] {
+                    if let Some(answer) = &mut entry.answers[source_index(source)] {
                         answer.removed = true;
                     }
                 }
@@ -335,7 +336,7 @@ impl Directory {
         let mut best = [None::<PodAnswer<'_>>; IdentitySource::ALL.len()];
         if let Some(entry) = self.pods.get(&bare_uid(uid)).filter(|_| !is_users_own) {
             for (source, answer) in IdentitySource::ALL.into_iter().zip(&entry.answers) {
-                best[place(source)] = answer.as_ref().map(|(at, names)| PodAnswer {
+                best[source_index(source)] = answer.as_ref().map(|(at, names)| PodAnswer {
                     source,
                     at: *at,
                     names: names.as_ref().map_err(|reason| *reason),
@@ -367,7 +368,7 @@ impl Directory {
                     names: Ok(names),
                     removed: answer.removed,
                 };
-                let best = &mut best[place(answer.source)];
+                let best = &mut best[source_index(answer.source)];
                 if best.is_none_or(|best| answer.rank() < best.rank()) {
                     *best = Some(answer);
                 }
@@ -394,7 +395,7 @@ impl Directory {
     pub fn pod_reason(
         &self,
         uid: &PodUid,
-        sources: SourcesOfNames,
+        sources: IdentitySources,
         is_asked: bool,
     ) -> IdOnlyReason {
         let entry = self.pods.get(&bare_uid(uid));
@@ -441,7 +442,7 @@ impl Directory {
 
     /// Why a container has no names, given what is known of its sources.
     #[must_use]
-    pub fn reason(&self, id: &ContainerId, sources: SourcesOfNames) -> IdOnlyReason {
+    pub fn reason(&self, id: &ContainerId, sources: IdentitySources) -> IdOnlyReason {
         let entry = self.entries.get(id);
         let is = |outcome| entry.is_some_and(|entry| entry.is(outcome));
         let in_pod = entry.and_then(Entry::pod_uid).is_some();
@@ -539,7 +540,7 @@ impl Directory {
 
 /// What the sources of names are doing, all together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SourcesOfNames {
+pub struct IdentitySources {
     /// At least one answers.
     pub up: bool,
     /// At least one that was there does not.

@@ -39,7 +39,7 @@ struct Gap {
 enum Source {
     /// No state was reported: no kernel source is run, as in most tests.
     #[default]
-    Untold,
+    Unreported,
     /// It has not been attached yet.
     Starting,
     /// It is attached.
@@ -106,7 +106,7 @@ impl EventStream {
     /// Whether events are to be expected. They are not if no kernel source has ever reported a
     /// state.
     pub(super) fn is_expected(&self) -> bool {
-        self.source != Source::Untold
+        self.source != Source::Unreported
     }
 
     /// Takes the counters and the completeness of a batch, at the time of its receipt. Returns
@@ -140,7 +140,7 @@ impl EventStream {
         }
         match (before, now) {
             // Nobody has waited for it, so nothing is missing that anybody counts on.
-            (Source::Untold, Source::Up) | (Source::Up, Source::Up) => {}
+            (Source::Unreported, Source::Up) | (Source::Up, Source::Up) => {}
             // What happened before it was attached was not reported.
             (_, Source::Up) => {
                 if let Some(gap) = &mut self.gap {

@@ -99,7 +99,7 @@ pub struct GpuUse {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OwnerStory {
     /// Who, by the kernel's cgroup alone.
-    pub who: Who,
+    pub who: CgroupOwner,
     /// The labels under which it is published, or would be.
     pub labels: ContainerLabels,
     /// The image.
@@ -142,7 +142,7 @@ pub struct UnsampledStory {
 /// Who a cgroup belongs to, and what else its path says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Who {
+pub enum CgroupOwner {
     /// The container that pays: the outermost, unless it is configured otherwise.
     Container {
         /// Its id.

@@ -31,7 +31,7 @@ pub const INTERVALS: u64 = 3;
 
 /// A process in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct ListedProcess {
     /// Which.
     pub process: ProcessId,
     /// Who pays for it.
@@ -56,7 +56,7 @@ pub enum End {
 
 /// What a payer is to be booked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldAmount {
     /// Where the earliest of that time begins; [`BootTime::MAX`] where there is none.
     pub from: BootTime,
     /// Time during which at least one of its processes had a context.
@@ -65,7 +65,7 @@ pub struct Held {
     pub memory: ByteSeconds,
 }
 
-impl Default for Held {
+impl Default for HeldAmount {
     fn default() -> Self {
         Self {
             from: BootTime::MAX,
@@ -77,7 +77,7 @@ impl Default for Held {
 
 /// What one list says of one process: a stretch that ends with the next list.
 #[derive(Debug)]
-struct Stay {
+struct HoldingInterval {
     process: ProcessId,
     owner: Owner,
     /// Since when it holds the GPU.
@@ -91,7 +91,7 @@ struct Stay {
 
 /// A payer's part of one GPU.
 #[derive(Debug, Default)]
-struct Payer {
+struct HeldProgress {
     /// Up to where its held time is booked. Not gone back behind.
     through: BootTime,
     /// Byte nanoseconds that are no whole byte second yet.
@@ -104,8 +104,8 @@ pub struct Holding {
     interval: Nanos,
     /// When the last list was read.
     listed: Option<BootTime>,
-    stays: Vec<Stay>,
-    payers: HashMap<Owner, Payer>,
+    stays: Vec<HoldingInterval>,
+    payers: HashMap<Owner, HeldProgress>,
     /// Processes that have been named, while they live, and who paid for them last.
     known: HashMap<ProcessId, Owner>,
 }
@@ -136,7 +136,7 @@ impl Holding {
     /// Takes a list that was read `at`, and returns whose processes are named for the first time,
     /// once for each; one that turns out to be another's, or moves to it, is new to that one. A list
     /// older than the last one says nothing new.
-    pub fn list(&mut self, at: BootTime, members: Vec<Member>) -> Vec<Owner> {
+    pub fn list(&mut self, at: BootTime, members: Vec<ListedProcess>) -> Vec<Owner> {
         if self.listed.is_some_and(|listed| at <= listed) {
             return Vec::new();
         }
@@ -164,7 +164,7 @@ impl Holding {
             if paid.as_ref() != Some(&member.owner) {
                 started.push(member.owner.clone());
             }
-            self.stays.push(Stay {
+            self.stays.push(HoldingInterval {
                 process: member.process,
                 owner: member.owner,
                 from,
@@ -180,7 +180,7 @@ impl Holding {
     /// anything.
     pub fn executed(&mut self, process: ProcessId, at: BootTime) -> bool {
         let mut any = false;
-        let before = |stay: &&mut Stay| stay.process == process && stay.from < at;
+        let before = |stay: &&mut HoldingInterval| stay.process == process && stay.from < at;
         for stay in self.stays.iter_mut().filter(before) {
             any |= stay.until > at;
             stay.until = stay.until.min(at);
@@ -196,13 +196,13 @@ impl Holding {
     }
 
     /// Books everything up to `until`, by when `end_of` knows every exit. Each payer once.
-    pub fn settle(
+    pub fn book_until(
         &mut self,
         until: BootTime,
         end_of: &dyn Fn(ProcessId) -> End,
-    ) -> Vec<(Owner, Held)> {
+    ) -> Vec<(Owner, HeldAmount)> {
         let until = until.min(self.stale());
-        let mut booked = HashMap::<Owner, Held>::default();
+        let mut booked = HashMap::<Owner, HeldAmount>::default();
         // By their beginnings, so that each payer's union is one sweep.
         self.stays.sort_by_key(|stay| stay.from);
         let payers = &mut self.payers;
@@ -214,9 +214,9 @@ impl Holding {
             let through = until.min(end);
             let payer = payers.entry(stay.owner.clone()).or_default();
             let from = stay.from.max(payer.through);
-            let mut held = Held {
+            let mut held = HeldAmount {
                 time: through.since(from),
-                ..Held::default()
+                ..HeldAmount::default()
             };
             if !held.time.is_zero() {
                 held.from = from;
@@ -227,7 +227,7 @@ impl Holding {
             payer.carry += u128::from(stay.memory) * u128::from(span.0);
             held.memory = ByteSeconds(payer.carry / SECOND);
             payer.carry %= SECOND;
-            if held != Held::default() {
+            if held != HeldAmount::default() {
                 let sum = booked.entry(stay.owner.clone()).or_default();
                 sum.from = sum.from.min(held.from);
                 sum.time += held.time;

@@ -30,7 +30,7 @@ const CLOSED_LIMIT: usize = 10_000;
 
 /// Remembers what was handed over.
 #[derive(Debug, Default)]
-pub(crate) struct Keeper {
+pub(crate) struct ChangeTracker {
     accounts: HashMap<u32, (KeptAccount, KeptTotals)>,
     books: HashMap<GpuUuid, KeptBook>,
     times: HashMap<(GpuUuid, KeptReason), Nanos>,
@@ -41,7 +41,7 @@ pub(crate) struct Keeper {
     allocations: HashMap<ContainerId, KeptAllocation>,
 }
 
-impl Keeper {
+impl ChangeTracker {
     /// Has a process handed over: it has to do with a GPU.
     pub(crate) fn follow(&mut self, process: ProcessId) {
         self.followed.follow(process);
@@ -103,7 +103,7 @@ impl Keeper {
         (news, gone.into_keys().collect())
     }
 
-    /// Notes an account that is closed; it is handed over until [`Keeper::confirm`].
+    /// Notes an account that is closed; it is handed over until [`ChangeTracker::confirm`].
     pub(crate) fn close(&mut self, closed: ClosedAccount) {
         self.accounts.remove(&closed.account.number);
         if self.closed.len() >= CLOSED_LIMIT {

@@ -17,7 +17,7 @@ use crate::model::{
 use crate::owners::Charge;
 use crate::snapshot::{AccountingBook, Coverage, EnergyBook};
 use crate::tables::HashMap;
-use crate::tiling::{self, Mended, Place};
+use crate::tiling::{self, TilingRepairs, WindowPosition};
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
@@ -40,7 +40,7 @@ pub struct RecentCharge {
 }
 
 #[derive(Debug)]
-struct Past {
+struct RecentWindow {
     end: BootTime,
     elapsed: Nanos,
     busy: Nanos,
@@ -97,7 +97,7 @@ pub struct Book {
     reopen_from: WallTime,
     /// Up to where the book was when `reopen_from` was set.
     reopen_through: Option<BootTime>,
-    past: VecDeque<Past>,
+    past: VecDeque<RecentWindow>,
 }
 
 impl Book {
@@ -144,7 +144,7 @@ impl Book {
             .unobserved
             .entry(UnobservedReason::WindowLost)
             .or_default() += gap;
-        self.pass(Past {
+        self.pass(RecentWindow {
             end: to,
             elapsed: gap,
             busy: Nanos::ZERO,
@@ -155,7 +155,7 @@ impl Book {
     }
 
     /// Notes what was booked last, and forgets what is too old to be shown.
-    fn pass(&mut self, newest: Past) {
+    fn pass(&mut self, newest: RecentWindow) {
         let end = newest.end;
         self.through = Some(end);
         self.past.push_back(newest);
@@ -204,7 +204,7 @@ impl Book {
     /// The charges of the last ten seconds, and how long those were.
     pub fn recent(&self) -> (Nanos, impl Iterator<Item = &RecentCharge>) {
         let from = self.through.unwrap_or_default().minus(SHARE_SPAN);
-        let recent = move |past: &&Past| past.end > from;
+        let recent = move |past: &&RecentWindow| past.end > from;
         (
             self.past
                 .iter()
@@ -226,7 +226,7 @@ pub struct Ledger {
     accounts: HashMap<(usize, Owner), Account>,
     account_limit: usize,
     overflows: u64,
-    mended: Mended,
+    mended: TilingRepairs,
     last_number: u32,
 }
 
@@ -240,7 +240,7 @@ impl Ledger {
             accounts: HashMap::default(),
             account_limit,
             overflows: 0,
-            mended: Mended::default(),
+            mended: TilingRepairs::default(),
             last_number: 0,
         }
     }
@@ -268,7 +268,7 @@ impl Ledger {
 
     /// Windows that did not begin where the one before them ended.
     #[must_use]
-    pub const fn mended(&self) -> Mended {
+    pub const fn mended(&self) -> TilingRepairs {
         self.mended
     }
 
@@ -398,18 +398,18 @@ impl Ledger {
             return Some(window);
         };
         let may_skip = std::mem::take(&mut self.books[at].may_skip);
-        match Place::of(&window, self.books[at].through) {
-            Place::Next => {}
-            Place::AfterGap { .. } if may_skip => {}
-            Place::AfterGap { from } => {
+        match WindowPosition::of(&window, self.books[at].through) {
+            WindowPosition::Next => {}
+            WindowPosition::AfterGap { .. } if may_skip => {}
+            WindowPosition::AfterGap { from } => {
                 self.mended.gaps += 1;
                 self.books[at].skip(from, window.start);
             }
-            Place::Overlapping { from } => {
+            WindowPosition::Overlapping { from } => {
                 self.mended.overlaps += 1;
                 tiling::cut(&mut window, &mut charges, from);
             }
-            Place::Past => {
+            WindowPosition::Past => {
                 self.mended.refused += 1;
                 return None;
             }
@@ -472,7 +472,7 @@ impl Ledger {
         if let Some(clocks) = &window.clocks {
             book.clocks = Some(clocks.clone());
         }
-        book.pass(Past {
+        book.pass(RecentWindow {
             end: window.end,
             elapsed,
             busy: window.busy,

@@ -549,7 +549,7 @@ impl SourceState {
 /// Who pays: what a process's place means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
-    /// A container, by the [`PayerRule`].
+    /// A container, by the [`NestingRule`].
     Container(ContainerId),
     /// A pod, for processes in the pod's own cgroup.
     Pod(PodUid),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::account::{Gate, Policy};
+use crate::account::{Policy, PublishedCounter};
 use crate::amounts::Amounts;
 use crate::model::{BootTime, Clock};
 
@@ -17,7 +17,7 @@ pub(crate) struct NamespaceCounter {
     /// All that was counted.
     pub(crate) amounts: Amounts,
     /// What is published of it.
-    pub(crate) gate: Gate,
+    pub(crate) gate: PublishedCounter,
 }
 
 /// The counters, by the index of the GPU's book and the namespace.
@@ -50,7 +50,7 @@ impl NamespaceCounters {
             .entry(key)
             .or_insert_with(|| NamespaceCounter {
                 amounts: Amounts::ZERO,
-                gate: Gate::new(clock.wall, clock.boot),
+                gate: PublishedCounter::new(clock.wall, clock.boot),
             });
         counter.amounts += amounts;
         self.overflows += u64::from(is_full && !amounts.is_zero());

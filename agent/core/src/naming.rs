@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::cgroup_path::ContainerCgroup;
-use crate::directory::{Directory, SourcesOfNames};
+use crate::directory::{Directory, IdentitySources};
 use crate::effect::{Effect, Effects};
 use crate::model::{
     BootTime, ContainerId, HostUnit, Nanos, Owner, POD_ITSELF, PodUid, UNRESOLVED, none, unresolved,
@@ -16,7 +16,7 @@ use crate::tracker::ProcessTracker;
 
 /// A payer that has an account.
 #[derive(Debug)]
-pub(crate) struct Payer {
+pub(crate) struct NamingState {
     /// How far its names are known.
     pub(crate) attribution: Attribution,
     /// Since when its names have been waited for.
@@ -33,7 +33,7 @@ pub(crate) struct Payer {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Askable {
     /// Whether sources are up, and whether some are down.
-    pub(crate) sources: SourcesOfNames,
+    pub(crate) sources: IdentitySources,
     /// Whether a source is up that can be asked for a pod by its uid.
     pub(crate) for_pods: bool,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Askable {
 #[derive(Debug)]
 pub(crate) struct Naming {
     directory: Directory,
-    payers: HashMap<Owner, Payer>,
+    payers: HashMap<Owner, NamingState>,
     /// Payers that were named after their grace was over.
     named_late: u64,
 }
@@ -68,17 +68,17 @@ impl Naming {
     }
 
     /// A payer that has an account.
-    pub(crate) fn payer(&self, owner: &Owner) -> Option<&Payer> {
+    pub(crate) fn payer(&self, owner: &Owner) -> Option<&NamingState> {
         self.payers.get(owner)
     }
 
     /// All payers that have an account.
-    pub(crate) fn payers(&self) -> impl Iterator<Item = &Payer> {
+    pub(crate) fn payers(&self) -> impl Iterator<Item = &NamingState> {
         self.payers.values()
     }
 
     /// Puts back a payer from before a restart.
-    pub(crate) fn restore(&mut self, owner: Owner, payer: Payer) {
+    pub(crate) fn restore(&mut self, owner: Owner, payer: NamingState) {
         self.payers.insert(owner, payer);
     }
 
@@ -155,17 +155,20 @@ impl Naming {
                 // A unit is its own name.
                 Owner::Host(_) => continue,
             }
-            let payer = self.payers.entry(owner.clone()).or_insert_with(|| Payer {
-                attribution: Attribution::Held,
-                held_since: now,
-                labels: no_names(&owner),
-                image: match &owner {
-                    Owner::Container(_) => unresolved(),
-                    // It is of several containers, or of none.
-                    Owner::Pod(_) | Owner::Host(_) => none(),
-                },
-                runtime: unresolved(),
-            });
+            let payer = self
+                .payers
+                .entry(owner.clone())
+                .or_insert_with(|| NamingState {
+                    attribution: Attribution::Held,
+                    held_since: now,
+                    labels: no_names(&owner),
+                    image: match &owner {
+                        Owner::Container(_) => unresolved(),
+                        // It is of several containers, or of none.
+                        Owner::Pod(_) | Owner::Host(_) => none(),
+                    },
+                    runtime: unresolved(),
+                });
             let is_named = matches!(payer.attribution, Attribution::Named { .. });
             let grace_over = now.since(payer.held_since) >= grace;
             match &owner {

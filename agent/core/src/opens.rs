@@ -29,7 +29,7 @@ struct Opened {
 
 /// What a process of which there is no sample can have used at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bound {
+pub struct UsageBound {
     /// Which.
     pub process: ProcessId,
     /// Who would have paid, as far as that is known.
@@ -44,7 +44,7 @@ pub struct Bound {
 
 /// What the table of processes knows of one that opened a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum ProcessFate {
     /// It may still show up in a window.
     Open,
     /// It died then, and every window has passed that.
@@ -63,7 +63,7 @@ pub enum Fate {
 pub struct Opens {
     followed: BTreeMap<ProcessId, Opened>,
     limit: usize,
-    bounds: VecDeque<Bound>,
+    bounds: VecDeque<UsageBound>,
     /// When a GPU was last opened, the newest first.
     latest: VecDeque<BootTime>,
     opens: u64,
@@ -152,7 +152,7 @@ impl Opens {
     }
 
     /// Draws the line under those of whom no more can come.
-    pub fn settle(&mut self, fate: &mut dyn FnMut(ProcessId) -> Fate) {
+    pub fn close_finished(&mut self, fate: &mut dyn FnMut(ProcessId) -> ProcessFate) {
         let Self {
             followed,
             bounds,
@@ -160,15 +160,15 @@ impl Opens {
             ..
         } = self;
         followed.retain(|process, opened| match fate(*process) {
-            Fate::Open => true,
-            Fate::Unknown => false,
-            Fate::Over { died, owner } => {
+            ProcessFate::Open => true,
+            ProcessFate::Unknown => false,
+            ProcessFate::Over { died, owner } => {
                 if !opened.sampled {
                     *unsampled += 1;
                     if bounds.len() == MAX_KEPT {
                         bounds.pop_front();
                     }
-                    bounds.push_back(Bound {
+                    bounds.push_back(UsageBound {
                         process: *process,
                         owner,
                         device: opened.device,
@@ -182,8 +182,8 @@ impl Opens {
     }
 
     /// The bounds that are kept for a payer, the newest first.
-    pub fn bounds_of(&self, owner: &Owner) -> impl Iterator<Item = &Bound> {
-        let is_theirs = |bound: &&Bound| bound.owner.as_ref() == Some(owner);
+    pub fn bounds_of(&self, owner: &Owner) -> impl Iterator<Item = &UsageBound> {
+        let is_theirs = |bound: &&UsageBound| bound.owner.as_ref() == Some(owner);
         self.bounds.iter().rev().filter(is_theirs)
     }
 
@@ -222,8 +222,8 @@ mod tests {
         Owner::Host(HostUnit::from("a.service"))
     }
 
-    fn over() -> Fate {
-        Fate::Over {
+    fn over() -> ProcessFate {
+        ProcessFate::Over {
             died: BootTime(90),
             owner: Some(unit()),
         }
@@ -258,13 +258,13 @@ mod tests {
         opens.sampled(process(2));
         opens.sampled(process(9));
         assert_eq!(opens.first(process(1)), Some(BootTime(40)));
-        opens.settle(&mut |process| match process.pid.0 {
+        opens.close_finished(&mut |process| match process.pid.0 {
             1 | 2 => over(),
-            3 => Fate::Open,
-            _ => Fate::Unknown,
+            3 => ProcessFate::Open,
+            _ => ProcessFate::Unknown,
         });
         let bounds: Vec<_> = opens.bounds_of(&unit()).cloned().collect();
-        let expected = Bound {
+        let expected = UsageBound {
             process: process(1),
             owner: Some(unit()),
             device: GPU,
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!((opens.opens(), opens.unsampled()), (6, 1));
         assert_eq!(opens.owners().collect::<Vec<_>>(), [&unit()]);
         // The one that lives is followed, and the others are not any more.
-        opens.settle(&mut |_| over());
+        opens.close_finished(&mut |_| over());
         assert_eq!(opens.unsampled(), 2);
     }
 
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!((opens.opens(), opens.overflows()), (5, 3));
         for pid in 0..2 * u32::try_from(MAX_KEPT).unwrap() {
             opens.note(process(pid), GPU, BootTime(1));
-            opens.settle(&mut |_| over());
+            opens.close_finished(&mut |_| over());
         }
         assert_eq!(opens.bounds_of(&unit()).count(), MAX_KEPT);
         assert!(opens.unsampled() > MAX_KEPT as u64);

@@ -35,7 +35,7 @@ const MAX_PATH_BYTES: usize = 4 * 4096;
 
 /// Who pays where one container is in another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PayerRule {
+pub enum NestingRule {
     /// The outermost: what is below a container's cgroup is made by whoever runs in it.
     #[default]
     Outermost,
@@ -158,7 +158,7 @@ pub struct PlacementTable {
     /// Ids that turned out to be somebody else's than who was billed under them.
     taken_over: Vec<Owner>,
     refusals: u64,
-    rule: PayerRule,
+    rule: NestingRule,
     /// Inner containers that may pay.
     vouched: BTreeSet<InnerContainer>,
 }
@@ -181,14 +181,14 @@ impl PlacementTable {
             refused: HashSet::default(),
             taken_over: Vec::new(),
             refusals: 0,
-            rule: PayerRule::default(),
+            rule: NestingRule::default(),
             vouched: BTreeSet::new(),
         }
     }
 
     /// The same table under another rule of who pays.
     #[must_use]
-    pub const fn with_rule(mut self, rule: PayerRule) -> Self {
+    pub const fn with_rule(mut self, rule: NestingRule) -> Self {
         self.rule = rule;
         self
     }
@@ -216,7 +216,7 @@ impl PlacementTable {
 
     /// The cgroup that an owner's id belongs to, one of them where hierarchies differ.
     #[must_use]
-    pub fn place(&self, owner: &Owner) -> Option<&Arc<str>> {
+    pub fn bound_cgroup(&self, owner: &Owner) -> Option<&Arc<str>> {
         self.bindings.get(&key_of(owner))?.places.first()
     }
 
@@ -366,13 +366,13 @@ impl PlacementTable {
                     .collect(),
                 Source::Keys(unified, legacy) => self.paths_of_keys(*unified, *legacy)?,
             };
-            self.settle(id, &paths);
+            self.classify(id, &paths);
         }
         self.placements.get(id.slot())?.as_ref()?.meaning.as_ref()
     }
 
     /// Says what a placement means, once its paths are known.
-    fn settle(&mut self, id: PlacementId, paths: &[(u32, String)]) {
+    fn classify(&mut self, id: PlacementId, paths: &[(u32, String)]) {
         let meaning = resolve(paths);
         let (mut owner, claims) = match &meaning {
             CgroupMeaning::Container(container) => (
@@ -450,7 +450,7 @@ impl PlacementTable {
 
     /// The containers in containers in which processes are, where they may pay.
     pub fn inner_containers(&mut self) -> BTreeSet<InnerContainer> {
-        if self.rule == PayerRule::Outermost {
+        if self.rule == NestingRule::Outermost {
             return BTreeSet::new();
         }
         let slots = 1..=u32::try_from(self.placements.len()).unwrap_or(u32::MAX);

@@ -544,7 +544,11 @@ impl ProcessTable {
 
     /// Puts a process where it turns out to have been all along: what it was put in could not be
     /// told. Returns the placement that is let go for it, if the process is known.
-    pub fn settle(&mut self, process: ProcessId, placement: PlacementId) -> Option<PlacementId> {
+    pub fn correct_placement(
+        &mut self,
+        process: ProcessId,
+        placement: PlacementId,
+    ) -> Option<PlacementId> {
         let slot = self.find(process.pid, process.start)?;
         let record = &mut self.records[slot as usize];
         Some(std::mem::replace(&mut record.placement, placement))

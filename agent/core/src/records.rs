@@ -15,7 +15,7 @@ pub use crate::allocation::{GivenName, Grant, KeptAllocation};
 
 /// What kind of payer an account is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PayerKind {
+pub enum OwnerKind {
     /// A container, by its id.
     Container,
     /// A pod, by its uid.
@@ -24,7 +24,7 @@ pub enum PayerKind {
     Host,
 }
 
-impl PayerKind {
+impl OwnerKind {
     /// Every kind.
     pub const ALL: [Self; 3] = [Self::Container, Self::Pod, Self::Host];
 
@@ -39,20 +39,20 @@ impl PayerKind {
     }
 }
 
-pub(crate) const fn payer_of(owner: &Owner) -> (PayerKind, &Arc<str>) {
+pub(crate) const fn payer_of(owner: &Owner) -> (OwnerKind, &Arc<str>) {
     match owner {
-        Owner::Container(ContainerId(id)) => (PayerKind::Container, id),
-        Owner::Pod(PodUid(uid)) => (PayerKind::Pod, uid),
-        Owner::Host(HostUnit(unit)) => (PayerKind::Host, unit),
+        Owner::Container(ContainerId(id)) => (OwnerKind::Container, id),
+        Owner::Pod(PodUid(uid)) => (OwnerKind::Pod, uid),
+        Owner::Host(HostUnit(unit)) => (OwnerKind::Host, unit),
     }
 }
 
-pub(crate) fn owner(kind: PayerKind, id: &Arc<str>) -> Owner {
+pub(crate) fn owner(kind: OwnerKind, id: &Arc<str>) -> Owner {
     let id = Arc::clone(id);
     match kind {
-        PayerKind::Container => Owner::Container(ContainerId(id)),
-        PayerKind::Pod => Owner::Pod(PodUid(id)),
-        PayerKind::Host => Owner::Host(HostUnit(id)),
+        OwnerKind::Container => Owner::Container(ContainerId(id)),
+        OwnerKind::Pod => Owner::Pod(PodUid(id)),
+        OwnerKind::Host => Owner::Host(HostUnit(id)),
     }
 }
 
@@ -84,7 +84,7 @@ pub struct KeptAccount {
     /// Which MIG instance that was, if it is one, when the account was opened.
     pub mig: Option<MigInfo>,
     /// What kind of payer.
-    pub kind: PayerKind,
+    pub kind: OwnerKind,
     /// Which.
     pub payer: Arc<str>,
     /// What it is called.
@@ -263,7 +263,7 @@ impl Changes {
 
 /// Everything that is kept as open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
+pub struct PersistedState {
     /// The last commit's number.
     pub sequence: u64,
     /// When it was made, on both clocks.

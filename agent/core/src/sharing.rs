@@ -84,7 +84,7 @@ type Only = (Option<(Pid, Option<ProcessId>)>, Owner);
 
 /// Why there is no single payer: there is none, or more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NotOne {
+enum NoSingleOwner {
     Nobody,
     Several,
 }
@@ -295,16 +295,16 @@ impl Sharing {
         to: BootTime,
         counts: fn(Part) -> bool,
         lookup: &mut Lookup<'_>,
-    ) -> Result<Only, NotOne> {
+    ) -> Result<Only, NoSingleOwner> {
         let present = self.present(from, to, counts, lookup);
-        let first = present.first().ok_or(NotOne::Nobody)?;
+        let first = present.first().ok_or(NoSingleOwner::Nobody)?;
         // A process whose owner is not known is somebody else's.
-        let owner = first.owner.as_ref().ok_or(NotOne::Several)?;
+        let owner = first.owner.as_ref().ok_or(NoSingleOwner::Several)?;
         let is_theirs = present.iter().all(|of| of.owner == first.owner);
         // Once they are gone, whoever has opened a GPU may have come, and no reading says who.
         let are_gone = present.iter().all(|of| of.until <= to);
         if !is_theirs || (are_gone && self.has_opened(to, lookup)) {
-            return Err(NotOne::Several);
+            return Err(NoSingleOwner::Several);
         }
         let alone = (present.len() == 1).then_some((first.pid, first.process));
         Ok((alone, owner.clone()))
@@ -340,7 +340,7 @@ impl Sharing {
         }
         let is_client = |part| part == Part::Client;
         let mut only = self.only(from, to, is_client, lookup);
-        if only == Err(NotOne::Nobody) {
+        if only == Err(NoSingleOwner::Nobody) {
             // A sample is about the time before it, as where a row names the process itself.
             only = self.only(from.minus(CREDIT_SLACK), to, is_client, lookup);
         }
@@ -393,8 +393,8 @@ pub(super) fn charges_of_instance(
     let is_on_it = |part: Part| !part.is_server();
     let (alone, owner) = match sharing.only(window.start, window.end, is_on_it, lookup) {
         Ok((alone, owner)) => (alone, Ok(owner)),
-        Err(NotOne::Nobody) => (None, Err(UnattributedReason::NoRow)),
-        Err(NotOne::Several) => (None, Err(UnattributedReason::SharedInstance)),
+        Err(NoSingleOwner::Nobody) => (None, Err(UnattributedReason::NoRow)),
+        Err(NoSingleOwner::Several) => (None, Err(UnattributedReason::SharedInstance)),
     };
     let charge = Charge {
         pid: alone.map(|(pid, _)| pid),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::directory::SourcesOfNames;
+use crate::directory::IdentitySources;
 use crate::input::{IdentitySource, SourceHealth};
 use crate::model::{BootTime, SourceId, SourceState};
 use crate::snapshot::SourceErrorBook;
@@ -71,12 +71,12 @@ impl SourceStates {
     }
 
     /// Whether identity sources are up, and whether some are down.
-    pub(crate) fn of_names(&self) -> SourcesOfNames {
+    pub(crate) fn of_names(&self) -> IdentitySources {
         let states = IdentitySource::ALL.map(|source| {
             let health = self.states.get(&source.source());
             health.map(|health| &health.state)
         });
-        SourcesOfNames {
+        IdentitySources {
             up: states
                 .iter()
                 .any(|state| matches!(state, Some(SourceState::Up))),

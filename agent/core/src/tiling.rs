@@ -16,7 +16,7 @@ use crate::owners::Charge;
 
 /// How many windows did not begin where the one before them ended, since the agent began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mended {
+pub struct TilingRepairs {
     /// Windows that began later. The gap was booked as not observed.
     pub gaps: u64,
     /// Windows that began earlier and were cut.
@@ -27,7 +27,7 @@ pub struct Mended {
 
 /// Where a window lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum WindowPosition {
     /// It begins where the one before it ended, or is the first.
     Next,
     /// It begins later than the one before it ended.
@@ -44,7 +44,7 @@ pub(super) enum Place {
     Past,
 }
 
-impl Place {
+impl WindowPosition {
     /// Where `window` lies if its GPU's time is booked up to `through`.
     pub(super) fn of(window: &GpuWindow, through: Option<BootTime>) -> Self {
         match through {
@@ -138,16 +138,16 @@ mod tests {
     fn windows_lie_next_to_after_across_or_before_what_is_booked() {
         let from = BootTime(100);
         for (start, length, booked, expected) in [
-            (50, 60, None, Place::Next),
-            (100, 60, Some(from), Place::Next),
-            (100, 0, Some(from), Place::Next),
-            (101, 60, Some(from), Place::AfterGap { from }),
-            (99, 2, Some(from), Place::Overlapping { from }),
-            (40, 60, Some(from), Place::Past),
-            (40, 20, Some(from), Place::Past),
+            (50, 60, None, WindowPosition::Next),
+            (100, 60, Some(from), WindowPosition::Next),
+            (100, 0, Some(from), WindowPosition::Next),
+            (101, 60, Some(from), WindowPosition::AfterGap { from }),
+            (99, 2, Some(from), WindowPosition::Overlapping { from }),
+            (40, 60, Some(from), WindowPosition::Past),
+            (40, 20, Some(from), WindowPosition::Past),
         ] {
             let window = window(start, 0, length, 0);
-            assert_eq!(Place::of(&window, booked), expected, "{window:?}");
+            assert_eq!(WindowPosition::of(&window, booked), expected, "{window:?}");
         }
     }
 

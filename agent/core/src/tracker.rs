@@ -17,9 +17,9 @@ use crate::input::{CgroupAnnouncement, DeviceOpen, KernelBatch, ProcessEvent, Pr
 use crate::model::{
     BootTime, CgroupKey, ContainerId, Nanos, Owner, Pid, ProcessId, SourceState, UnattributedReason,
 };
-use crate::opens::{Fate, Opens};
+use crate::opens::{Opens, ProcessFate};
 use crate::owners::Lookup;
-use crate::placement::{InnerContainer, PayerRule, PlacementId, PlacementTable};
+use crate::placement::{InnerContainer, NestingRule, PlacementId, PlacementTable};
 use crate::process_table::{CREDIT_SLACK, Facts, ProcessTable, Sighting};
 use crate::records::{Cgroups, KeptProcess};
 use crate::tables::{HashMap, HashSet};
@@ -57,7 +57,7 @@ impl ProcessTracker {
     pub(crate) fn new(
         processes: usize,
         cgroups: usize,
-        payer: PayerRule,
+        payer: NestingRule,
         started: BootTime,
     ) -> Self {
         Self {
@@ -327,7 +327,7 @@ impl ProcessTracker {
                 self.scans_tell_more = true;
             }
             self.placements.hold(place);
-            if let Some(gone) = self.processes.settle(process, place) {
+            if let Some(gone) = self.processes.correct_placement(process, place) {
                 self.placements.release(gone);
             }
             return place;
@@ -481,16 +481,16 @@ impl ProcessTracker {
         let placements = &mut self.placements;
         let processes = &self.processes;
         self.opens
-            .settle(&mut |process| match processes.facts_of(process) {
-                None => Fate::Unknown,
+            .close_finished(&mut |process| match processes.facts_of(process) {
+                None => ProcessFate::Unknown,
                 Some(facts) => match facts.exit {
-                    Some(died) if died < before => Fate::Over {
+                    Some(died) if died < before => ProcessFate::Over {
                         died,
                         owner: placements
                             .owner(facts.placement)
                             .map(|(owner, _)| owner.clone()),
                     },
-                    _ => Fate::Open,
+                    _ => ProcessFate::Open,
                 },
             });
         self.processes

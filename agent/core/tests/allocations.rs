@@ -17,7 +17,7 @@ use gpuacct_core::input::{
 use gpuacct_core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,
 };
-use gpuacct_core::records::State;
+use gpuacct_core::records::PersistedState;
 use gpuacct_core::snapshot::{AllocationState, ContainerAccount, Snapshot};
 use proptest::prelude::*;
 
@@ -265,12 +265,12 @@ impl Node {
     }
 
     /// The agent is killed after a commit, and what it handed over is all that is left.
-    fn kill(&mut self) -> State {
+    fn kill(&mut self) -> PersistedState {
         let changes = self.accountant.changes(true, clock(self.now));
         let closed = changes.closed.iter().map(|closed| closed.account.number);
         let open = changes.accounts.iter().map(|account| account.number);
         self.last_number = open.chain(closed).fold(self.last_number, u32::max);
-        State {
+        PersistedState {
             sequence: changes.sequence,
             clock: changes.clock,
             books: changes.books,
@@ -284,7 +284,7 @@ impl Node {
     }
 
     /// Another agent goes on from there.
-    fn start(&mut self, state: &State) {
+    fn start(&mut self, state: &PersistedState) {
         let accountant = Accountant::restored(self.settings, state, clock(self.now));
         self.accountant = accountant.expect("what was handed over can be gone on from");
         self.begin();

@@ -51,7 +51,7 @@ use gpuacct_core::model::{
     BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, PodUid, ProcessId, SourceId, SourceState,
     UnattributedReason, UnobservedReason, WallTime,
 };
-use gpuacct_core::records::{KeptAccount, KeptTotals, State};
+use gpuacct_core::records::{KeptAccount, KeptTotals, PersistedState};
 use gpuacct_core::snapshot::{ContainerLabels, Snapshot};
 use proptest::prelude::*;
 
@@ -291,7 +291,7 @@ struct Blur {
 
 /// Something that happened to a process and of which the core will never be told.
 #[derive(Clone, Copy, Debug)]
-struct Untold {
+struct Unreported {
     pid: u32,
     at: u64,
     /// Whether it was lost, and what came before it may still be told; otherwise the source was down.
@@ -341,13 +341,13 @@ struct World {
     /// What it was told of them.
     lost_told: u64,
     drained: u64,
-    untold: Vec<Untold>,
+    untold: Vec<Unreported>,
     blurred: Vec<Blur>,
     /// Who was on which GPU by a list, and whom a list may have meant.
     listed: BTreeSet<(Place, usize)>,
     scan: Option<Scanning>,
     /// What an agent that was killed has left; there is none now.
-    left: Option<State>,
+    left: Option<PersistedState>,
     gaps: Vec<Gap>,
     last_number: u32,
     scanned: Vec<Scanned>,
@@ -588,7 +588,7 @@ impl World {
             until: u64::MAX,
             kept: kept.collect(),
         });
-        self.left = Some(State {
+        self.left = Some(PersistedState {
             sequence: changes.sequence,
             clock: changes.clock,
             books: changes.books,
@@ -718,7 +718,7 @@ impl World {
         // is attached later announces it.
         let everybody = if is_lost { PIDS.collect() } else { Vec::new() };
         let of = pid_of(event).map_or(everybody, |pid| vec![pid]);
-        let untold = of.into_iter().map(|pid| Untold { pid, at, is_lost });
+        let untold = of.into_iter().map(|pid| Unreported { pid, at, is_lost });
         self.untold.extend(untold);
     }
 
@@ -973,7 +973,7 @@ impl World {
             let gone: Vec<u32> = gone.map(|(pid, _)| pid).collect();
             for pid in gone {
                 missed.insert(pid);
-                self.untold.push(Untold {
+                self.untold.push(Unreported {
                     pid,
                     at: began,
                     is_lost: false,
@@ -1342,7 +1342,7 @@ impl World {
                 // nobody's then, and not its former holder's.
                 continue;
             }
-            let mended = |untold: &Untold| {
+            let mended = |untold: &Unreported| {
                 self.scanned.iter().any(|of| {
                     // What came before a loss may come after the scan.
                     let is_known = !untold.is_lost || of.drained >= untold.at;
@@ -1350,7 +1350,7 @@ impl World {
                     is_later && is_known && of.tells_of(pid) && !of.missed.contains(&pid)
                 })
             };
-            let is_untold = |of: &Untold| of.pid == pid && of.at <= window.end && !mended(of);
+            let is_untold = |of: &Unreported| of.pid == pid && of.at <= window.end && !mended(of);
             let is_late = self.drained < window.end && (self.is_up || !is_in_gap);
             let is_in_doubt = is_late
                 || self.could_not_be_seen(pid, window.start, window.end)

@@ -17,9 +17,9 @@ use crate::core::accountant::Accountant;
 use crate::core::input::{Input, SourceHealth};
 use crate::core::model::{SourceId, SourceState};
 use crate::core::snapshot::Snapshot;
+use crate::outputs::store::durability::{DurabilityGate, PATIENCE};
 use crate::outputs::store::error::StoreError;
-use crate::outputs::store::keeping::{Keeping, PATIENCE};
-use crate::outputs::store::mark::Mark;
+use crate::outputs::store::mark::MarkerFile;
 use crate::outputs::store::{self, Handle};
 use crate::sources::clock::now;
 use crate::sources::gpu::cursor::Cursor;
@@ -28,17 +28,20 @@ use crate::sources::gpu::cursor::Cursor;
 const TRY_LOCK: Duration = Duration::from_secs(1);
 
 /// The books, begun.
-pub(super) struct Begun {
+pub(super) struct OpenedBooks {
     pub(super) accountant: Accountant,
     /// Absent where nothing is to be kept.
-    pub(super) keeping: Option<Keeping>,
+    pub(super) keeping: Option<DurabilityGate>,
     /// Where the GPUs' windows go on.
     pub(super) cursors: Vec<Cursor>,
 }
 
 /// Begins the books. While another agent holds the store this waits, and `snapshots` says so.
-pub(super) async fn begin(config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>) -> Begun {
-    let mark = Mark::beside(&config.socket.path);
+pub(super) async fn begin(
+    config: &Config,
+    snapshots: &watch::Sender<Arc<Snapshot>>,
+) -> OpenedBooks {
+    let mark = MarkerFile::beside(&config.socket.path);
     let path = config.store.path.display().to_string();
     let handle = if config.store.enabled {
         open(config)
@@ -108,14 +111,14 @@ pub(super) async fn begin(config: &Config, snapshots: &watch::Sender<Arc<Snapsho
     };
     let (keeping, state) = match handle {
         Some(handle) => {
-            let (keeping, state) = Keeping::begin(handle, mark, now, trouble.as_ref()).await;
+            let (keeping, state) = DurabilityGate::begin(handle, mark, now, trouble.as_ref()).await;
             (Some(keeping), state)
         }
         None => (None, trouble.map_or(SourceState::Disabled, |e| down(&e))),
     };
     let health = Input::Health(health(state, &path));
     accountant.take(health, clock);
-    Begun {
+    OpenedBooks {
         accountant,
         keeping,
         cursors: cursors.unwrap_or_default(),
@@ -160,10 +163,10 @@ fn open(config: &Config) -> Result<Option<Handle>, StoreError> {
 /// Asks the store what can be gone on from, for as long as another agent holds it.
 async fn resume(
     handle: &Handle,
-    mark: &Mark,
+    mark: &MarkerFile,
     path: &str,
     snapshots: &watch::Sender<Arc<Snapshot>>,
-) -> Result<Option<crate::core::records::State>, StoreError> {
+) -> Result<Option<crate::core::records::PersistedState>, StoreError> {
     let mut waits = false;
     loop {
         let found = timeout(PATIENCE, handle.resume(mark)).await;

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, warn};
 
-use super::books::{self, Begun};
+use super::books::{self, OpenedBooks};
 use super::recorder::Recorder;
 use super::requests::Requests;
 use crate::core::accountant::Accountant;
@@ -16,7 +16,7 @@ use crate::core::input::Input;
 use crate::core::model::{Clock, Nanos};
 use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
 use crate::outputs::socket::Query;
-use crate::outputs::store::keeping::{Keeping, Outcome};
+use crate::outputs::store::durability::{DurabilityGate, Outcome};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 
@@ -31,18 +31,18 @@ const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
 const LAST_COMMIT: Duration = Duration::from_secs(2);
 
 /// A snapshot that may not go out yet.
-struct Waiting {
+struct PendingSnapshot {
     snapshot: Snapshot,
-    kept: Pin<Box<dyn Future<Output = (Keeping, Outcome)> + Send>>,
+    kept: Pin<Box<dyn Future<Output = (DurabilityGate, Outcome)> + Send>>,
 }
 
 /// The one task that owns the books.
 pub(super) struct Core {
     accountant: Accountant,
     /// Keeps commits; absent where none are kept, and while it keeps one.
-    keeping: Option<Keeping>,
+    keeping: Option<DurabilityGate>,
     /// The snapshot that waits until its commit is kept.
-    waiting: Option<Waiting>,
+    waiting: Option<PendingSnapshot>,
     /// The store's directory.
     store: String,
     /// If what it is told is to be written down.
@@ -59,7 +59,7 @@ pub(super) struct Core {
 impl Core {
     /// The core with books that have been begun. `snapshots` and `blocked` are what the outputs show.
     pub(super) fn new(
-        begun: Begun,
+        begun: OpenedBooks,
         store: String,
         recorder: Option<Recorder>,
         requests: Requests,
@@ -96,7 +96,7 @@ impl Core {
             tokio::select! {
                 biased;
                 _ = stopped.wait_for(|stop| *stop) => break,
-                settled = settled(&mut self.waiting) => self.settle(settled),
+                stored = commit_stored(&mut self.waiting) => self.publish_stored(stored),
                 // While a snapshot waits for the disk, the next commit does, and nothing else.
                 _ = commits.tick(), if self.waiting.is_none() => self.commit(now()),
                 Some(query) = queries.recv() => self.answer(query),
@@ -117,8 +117,8 @@ impl Core {
     /// goes on from what is kept, and shows that.
     async fn end(&mut self) {
         if self.waiting.is_some() {
-            match timeout(LAST_COMMIT, settled(&mut self.waiting)).await {
-                Ok(settled) => self.settle(settled),
+            match timeout(LAST_COMMIT, commit_stored(&mut self.waiting)).await {
+                Ok(stored) => self.publish_stored(stored),
                 Err(_) => return,
             }
         }
@@ -126,9 +126,9 @@ impl Core {
         self.is_last = true;
         self.commit(now());
         if self.waiting.is_some()
-            && let Ok(settled) = timeout(LAST_COMMIT, settled(&mut self.waiting)).await
+            && let Ok(stored) = timeout(LAST_COMMIT, commit_stored(&mut self.waiting)).await
         {
-            self.settle(settled);
+            self.publish_stored(stored);
         }
         if let Some(keeping) = self.keeping.take()
             && timeout(LAST_COMMIT, keeping.close()).await.is_err()
@@ -160,12 +160,15 @@ impl Core {
         } else if let Some(keeping) = self.keeping.take() {
             let changes = self.accountant.changes(keeping.wants_whole(), at);
             let kept = Box::pin(keeping.keep(changes));
-            self.waiting = Some(Waiting { snapshot, kept });
+            self.waiting = Some(PendingSnapshot { snapshot, kept });
         }
     }
 
     /// A commit is kept, or cannot be: its snapshot goes out.
-    fn settle(&mut self, (snapshot, keeping, outcome): (Snapshot, Keeping, Outcome)) {
+    fn publish_stored(
+        &mut self,
+        (snapshot, keeping, outcome): (Snapshot, DurabilityGate, Outcome),
+    ) {
         if let Some(kept) = outcome.kept {
             self.accountant.kept(kept);
         }
@@ -184,7 +187,7 @@ impl Core {
         snapshot.names = self.requests.names_books();
         snapshot.nvml_calls = self.nvml_calls();
         snapshot.nvml_threads = self.watchdog.threads();
-        snapshot.store = self.keeping.as_ref().map(Keeping::book);
+        snapshot.store = self.keeping.as_ref().map(DurabilityGate::book);
         for book in &snapshot.gpus {
             if book.imbalance != 0 {
                 error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
@@ -240,7 +243,9 @@ impl Core {
 }
 
 /// Waits until the waiting snapshot may go out; for ever if there is none.
-async fn settled(waiting: &mut Option<Waiting>) -> (Snapshot, Keeping, Outcome) {
+async fn commit_stored(
+    waiting: &mut Option<PendingSnapshot>,
+) -> (Snapshot, DurabilityGate, Outcome) {
     let Some(under_way) = waiting else {
         return std::future::pending().await;
     };

@@ -99,7 +99,7 @@ pub(super) struct Taken {
     /// The address of `/metrics`, if it is to be served.
     pub(super) listener: Option<TcpListener>,
     /// The local socket.
-    pub(super) socket: socket::Bound,
+    pub(super) socket: socket::BoundSocket,
     /// The exporter to an OTLP receiver, if one is configured.
     pub(super) exporter: Option<otlp::Exporter>,
 }
@@ -135,7 +135,7 @@ pub(super) fn start(
             }
         });
     }
-    let desk = socket::Desk {
+    let desk = socket::SocketState {
         snapshots: shown.snapshots.clone(),
         blocked: shown.blocked.clone(),
         queries,

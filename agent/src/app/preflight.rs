@@ -24,7 +24,7 @@ use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
 use crate::sources::identity::greeting::{self, GreetingError};
 use crate::sources::identity::pod_resources;
-use crate::sources::kernel::opens::{Refusal, Road, State};
+use crate::sources::kernel::opens::{OpenHook, OpenHookState, Refusal};
 use crate::sources::kernel::{self, KernelConfig, KernelError, trial};
 
 /// How long a part that blocks may take.
@@ -162,26 +162,26 @@ async fn kernel(config: &Config) -> Vec<Finding> {
 }
 
 /// The hook for opens of GPU devices: one is enough, and the books do without.
-fn judge_opens(state: State, refusals: &[Refusal]) -> Vec<Finding> {
+fn judge_opens(state: OpenHookState, refusals: &[Refusal]) -> Vec<Finding> {
     const OPENS: &str = "opens of GPU devices";
-    let item = |road: Road| format!("hook {}", road.name());
+    let item = |hook: OpenHook| format!("hook {}", hook.name());
     let mut findings: Vec<Finding> = refusals
         .iter()
-        .map(|Refusal { road, error }| {
+        .map(|Refusal { hook, error }| {
             let reason = kernel::reason(error);
             match state {
-                State::Attached(other) => ok(
-                    item(*road),
+                OpenHookState::Attached(other) => ok(
+                    item(*hook),
                     format!("refused, {} stands in for it: {reason}", other.name()),
                 ),
-                _ => warn(item(*road), reason, remedy_of(error)),
+                _ => warn(item(*hook), reason, remedy_of(error)),
             }
         })
         .collect();
     findings.push(match state {
-        State::Attached(road) => ok(item(road), format!("attaches, for {OPENS}")),
-        State::Off => ok(OPENS, "not watched: kernel.devices is empty"),
-        State::Waiting | State::Refused => warn(
+        OpenHookState::Attached(hook) => ok(item(hook), format!("attaches, for {OPENS}")),
+        OpenHookState::Off => ok(OPENS, "not watched: kernel.devices is empty"),
+        OpenHookState::Waiting | OpenHookState::Refused => warn(
             OPENS,
             "not seen: process lists are read at their interval only, and processes too short \
              for any sample leave no trace",
@@ -393,13 +393,13 @@ async fn names(config: &Config) -> Vec<Finding> {
         for (number, path) in config.docker.sockets.iter().enumerate() {
             let item = format!("docker {}", path.display());
             match look_at_socket(path) {
-                Place::Socket => {
+                PathKind::Socket => {
                     let answer = greeting::docker(path, limit).await;
                     any |= answer.is_ok();
                     findings.push(answered(item, answer));
                 }
                 // That nobody is at the other places either is no news.
-                Place::Absent if number > 0 => {}
+                PathKind::Absent if number > 0 => {}
                 other => findings.push(other.finding(item, "where Docker does not run")),
             }
         }
@@ -408,7 +408,7 @@ async fn names(config: &Config) -> Vec<Finding> {
     for path in cri.into_iter().flatten() {
         let item = format!("cri {}", path.display());
         findings.push(match look_at_socket(path) {
-            Place::Socket => {
+            PathKind::Socket => {
                 let answer = greeting::cri(path, config.cri.timeout.0).await;
                 any |= answer.is_ok();
                 answered(item, answer)
@@ -435,7 +435,7 @@ async fn names(config: &Config) -> Vec<Finding> {
 async fn allocations(socket: &Path, limit: Duration) -> Finding {
     let item = format!("kubelet {}", socket.display());
     match look_at_socket(socket) {
-        Place::Socket => match pod_resources::greet(socket, limit).await {
+        PathKind::Socket => match pod_resources::greet(socket, limit).await {
             Ok(containers) => ok(
                 item,
                 format!("lists its pods, {containers} containers with devices"),
@@ -452,14 +452,14 @@ async fn allocations(socket: &Path, limit: Duration) -> Finding {
 }
 
 /// What is where a socket may be.
-enum Place {
+enum PathKind {
     Absent,
     Socket,
     Other,
     Unreadable(std::io::Error),
 }
 
-impl Place {
+impl PathKind {
     /// How it stands with a socket that others should listen on.
     fn finding(self, item: String, normal: &str) -> Finding {
         match self {
@@ -477,12 +477,12 @@ impl Place {
     }
 }
 
-fn look_at_socket(path: &Path) -> Place {
+fn look_at_socket(path: &Path) -> PathKind {
     match fs::metadata(path) {
-        Ok(file) if file.file_type().is_socket() => Place::Socket,
-        Ok(_) => Place::Other,
-        Err(error) if is_absence(&error) => Place::Absent,
-        Err(error) => Place::Unreadable(error),
+        Ok(file) if file.file_type().is_socket() => PathKind::Socket,
+        Ok(_) => PathKind::Other,
+        Err(error) if is_absence(&error) => PathKind::Absent,
+        Err(error) => PathKind::Unreadable(error),
     }
 }
 
@@ -547,7 +547,7 @@ async fn folders(config: &Config) -> (Vec<Finding>, bool) {
                     any = true;
                     ok(item, what)
                 }
-                Ok(false) => Place::Absent.finding(item, normal),
+                Ok(false) => PathKind::Absent.finding(item, normal),
                 Err(error) => warn(item, chain(&error), "let gpuacct read it"),
             }
         });
@@ -613,8 +613,8 @@ fn socket(path: &Path, agent: bool) -> Finding {
         return ok(item, "an agent answers");
     }
     match look_at_socket(path) {
-        Place::Socket => ok(item, "left behind by an agent that is gone; it is replaced"),
-        Place::Absent => {
+        PathKind::Socket => ok(item, "left behind by an agent that is gone; it is replaced"),
+        PathKind::Absent => {
             let directory = path.parent().unwrap_or(Path::new("/"));
             Finding {
                 item,

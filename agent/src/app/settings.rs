@@ -6,7 +6,7 @@ use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Pa
 use crate::core::account::Policy;
 use crate::core::accountant::Settings;
 use crate::core::model::Pid;
-use crate::core::placement::PayerRule;
+use crate::core::placement::NestingRule;
 use crate::outputs::instruments::{DutyCycle, OptIn};
 use crate::outputs::otlp;
 use crate::outputs::receiver::{Origin, Protocol, Receiver};
@@ -23,8 +23,8 @@ pub(super) fn settings(config: &Config) -> Settings {
             keep_for: config.publish.keep_for.0.into(),
         },
         payer: match config.attribution.payer {
-            Payer::Outermost => PayerRule::Outermost,
-            Payer::Innermost => PayerRule::Innermost,
+            Payer::Outermost => NestingRule::Outermost,
+            Payer::Innermost => NestingRule::Innermost,
         },
         lists_interval: config.gpu.lists_interval.0.into(),
         own_pid: Some(Pid(std::process::id())),
@@ -52,7 +52,7 @@ pub(super) fn temporality(config: &Config) -> otlp::Temporality {
     match config.otlp.temporality {
         OtlpTemporality::Cumulative => {
             // Totals go out from here on: deltas that follow some day begin with those of then.
-            if let Err(error) = otlp::Place::disown(&config.socket.path) {
+            if let Err(error) = otlp::SentTotalsLocation::disown(&config.socket.path) {
                 warn!(%error, "the mark of an earlier agent's deltas stays");
             }
             otlp::Temporality::Cumulative
@@ -60,11 +60,9 @@ pub(super) fn temporality(config: &Config) -> otlp::Temporality {
         // Without a store every agent's series are its own, and so is what was sent of them.
         OtlpTemporality::Delta if !config.store.enabled => otlp::Temporality::Delta(None),
         // Nor is there a store where the boot has no name, which the store says.
-        OtlpTemporality::Delta => otlp::Temporality::Delta(
-            boot()
-                .ok()
-                .map(|boot| otlp::Place::new(&config.store.path, &config.socket.path, &boot)),
-        ),
+        OtlpTemporality::Delta => otlp::Temporality::Delta(boot().ok().map(|boot| {
+            otlp::SentTotalsLocation::new(&config.store.path, &config.socket.path, &boot)
+        })),
     }
 }
 

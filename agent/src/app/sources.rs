@@ -57,7 +57,7 @@ pub(super) async fn announce(config: &Config, has_otlp: bool, inputs: &mpsc::Sen
         } else {
             SourceState::Disabled
         };
-        tell(inputs, source, state).await;
+        report_state(inputs, source, state).await;
     }
 }
 
@@ -132,12 +132,12 @@ pub(super) fn start(
     }
     if config.bundle.enabled {
         let names = names(IdentitySource::Bundle);
-        let life = bundle::run(config.bundle.clone(), bundle::Pace::default(), names);
+        let life = bundle::run(config.bundle.clone(), bundle::Timing::default(), names);
         tasks.spawn(outlived(SourceId::Bundle, inputs.clone(), life));
     }
     if config.kubelet_logs.enabled {
         let names = names(IdentitySource::KubeletLogs);
-        let (section, pace) = (config.kubelet_logs.clone(), kubelet_logs::Pace::default());
+        let (section, pace) = (config.kubelet_logs.clone(), kubelet_logs::Timing::default());
         let life = kubelet_logs::run(section, pace, requests.pods(), names);
         tasks.spawn(outlived(SourceId::KubeletLogs, inputs.clone(), life));
     }
@@ -147,7 +147,10 @@ pub(super) fn start(
             questions: asked.pods,
             io: io(),
         };
-        let (section, pace) = (config.pod_resources.clone(), pod_resources::Pace::default());
+        let (section, pace) = (
+            config.pod_resources.clone(),
+            pod_resources::Timing::default(),
+        );
         let life = pod_resources::run(section, pace, allocations);
         let life = outlived(SourceId::PodResources, inputs.clone(), life);
         tasks.spawn_on(life, servers.handle());
@@ -198,11 +201,11 @@ pub(super) async fn outlived(
         reason: "a defect ended it; the agent must be started anew".into(),
         next_retry: None,
     };
-    tell(&inputs, source, state).await;
+    report_state(&inputs, source, state).await;
 }
 
 /// Says what a source is doing in its place.
-async fn tell(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState) {
+async fn report_state(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState) {
     let mut reporter = HealthReporter::new(source, inputs.clone(), now).quiet();
     // Nobody listens any more only when the agent is stopping.
     let _ = reporter.report(state, "").await;

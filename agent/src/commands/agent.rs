@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::{block_on, complain, config::read};
 use crate::app;
 use crate::config::{Config, ConfigError, LogFormat, OtlpTemporality};
-use crate::outputs::log::{self, Keeper, Log, Struck};
+use crate::outputs::log::{self, Log, LogCapture, RedactingWriter};
 use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
 
 /// How long the last export of the agent's own telemetry may take.
@@ -118,7 +118,7 @@ pub fn run(options: Options) -> ExitCode {
         let ansi = stderr().is_terminal();
         // Nothing of ours logs a secret; a library might, or a receiver's words that it logs.
         let secrets = config.secrets();
-        let node = Struck {
+        let node = RedactingWriter {
             secrets: secrets.clone(),
             writers: stderr as fn() -> Stderr,
         };
@@ -126,9 +126,9 @@ pub fn run(options: Options) -> ExitCode {
             LogFormat::Text => (Some(fmt::layer().with_writer(node).with_ansi(ansi)), None),
             LogFormat::Json => (None, Some(fmt::layer().with_writer(node).json())),
         };
-        let kept = Struck {
+        let kept = RedactingWriter {
             secrets,
-            writers: Keeper(Arc::clone(&log)),
+            writers: LogCapture(Arc::clone(&log)),
         };
         let kept = fmt::layer().with_writer(kept).with_ansi(false);
         tracing_subscriber::registry()

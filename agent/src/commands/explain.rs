@@ -12,8 +12,8 @@ use super::complain;
 use super::status::{Output, bytes, duration, share, unknown};
 use super::table::{printable, wrap};
 use crate::core::explanation::{
-    AccountStory, AnswerOutcome, AnswerStory, CgroupStory, Explanation, OwnerStory, ProcessStory,
-    RefusalStory, SeenBy, Who,
+    AccountStory, AnswerOutcome, AnswerStory, CgroupOwner, CgroupStory, Explanation, OwnerStory,
+    ProcessStory, RefusalStory, SeenBy,
 };
 use crate::core::model::{BootTime, SourceState, WallTime};
 use crate::core::snapshot::{AllocationState, AllocationView};
@@ -179,7 +179,7 @@ impl Page<'_> {
             self.text.push('\n');
         }
         match &owner.who {
-            Who::Container {
+            CgroupOwner::Container {
                 id,
                 runtime,
                 pod_uid,
@@ -203,10 +203,10 @@ impl Page<'_> {
                     self.line(1, &format!("inside it, and not the payer: {inner}"));
                 }
             }
-            Who::Pod { uid } => self.line(0, &format!("pod {uid}: its own cgroup")),
-            Who::Host { unit } => self.line(0, &format!("host unit {unit}")),
+            CgroupOwner::Pod { uid } => self.line(0, &format!("pod {uid}: its own cgroup")),
+            CgroupOwner::Host { unit } => self.line(0, &format!("host unit {unit}")),
         }
-        if !matches!(owner.who, Who::Host { .. }) {
+        if !matches!(owner.who, CgroupOwner::Host { .. }) {
             let labels = &owner.labels;
             let names = [&labels.namespace, &labels.pod, &labels.container];
             let names = names.map(|name| &**name).join(" / ");
@@ -396,7 +396,7 @@ mod tests {
             }],
             processes_left_out: 3,
             owners: vec![OwnerStory {
-                who: Who::Container {
+                who: CgroupOwner::Container {
                     id: HEX.into(),
                     runtime: "containerd".into(),
                     pod_uid: Some(UID.into()),

@@ -31,8 +31,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::connection_slots::{ConnectionSlot, ConnectionSlots, Progress};
 use super::counters::{ConnectionCounters, OutputCounters};
-use super::places::{Place, Places, Progress};
 
 /// The longest header of a request, and how much of an answer is prepared before the client has
 /// taken what was sent, in bytes.
@@ -45,7 +45,7 @@ pub(super) struct Server<L: Listener> {
     pub(super) listener: L,
     /// Where a client is, if the listener can tell.
     pub(super) address: fn(&L::Addr) -> Option<IpAddr>,
-    pub(super) places: Arc<Places>,
+    pub(super) places: Arc<ConnectionSlots>,
     pub(super) counters: Arc<OutputCounters>,
     pub(super) of: fn(&OutputCounters) -> &ConnectionCounters,
 }
@@ -82,7 +82,7 @@ impl<L: Listener> Server<L> {
 
 /// One connection.
 struct Connection {
-    place: Place,
+    place: ConnectionSlot,
     counters: Arc<OutputCounters>,
     of: fn(&OutputCounters) -> &ConnectionCounters,
     stopping: watch::Receiver<()>,

@@ -80,12 +80,12 @@ pub struct LevelChange {
 /// The log.
 #[derive(Debug, Default)]
 pub struct Log {
-    state: Mutex<State>,
+    state: Mutex<LogBuffer>,
     handle: OnceLock<reload::Handle<EnvFilter, Registry>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LogBuffer {
     level: String,
     lines: VecDeque<Arc<str>>,
     forgotten: u64,
@@ -105,7 +105,7 @@ impl Log {
         Ok((Arc::new(log), layer))
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, LogBuffer> {
         // Whoever panicked meanwhile left lines behind that are as good as any.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -189,9 +189,9 @@ pub fn filter(level: &str) -> Result<EnvFilter, LevelError> {
 
 /// Takes the lines of a `fmt` layer.
 #[derive(Clone, Debug)]
-pub struct Keeper(pub Arc<Log>);
+pub struct LogCapture(pub Arc<Log>);
 
-impl<'a> MakeWriter<'a> for Keeper {
+impl<'a> MakeWriter<'a> for LogCapture {
     type Writer = LineOf<'a>;
 
     fn make_writer(&'a self) -> LineOf<'a> {
@@ -216,18 +216,18 @@ impl io::Write for LineOf<'_> {
 
 /// Strikes secrets out of what a writer writes.
 #[derive(Clone, Debug)]
-pub struct Struck<M> {
+pub struct RedactingWriter<M> {
     /// Secrets to strike out of what is logged.
     pub secrets: Secrets,
     /// Whom it writes to.
     pub writers: M,
 }
 
-impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Struck<M> {
-    type Writer = StruckLine<'a, M::Writer>;
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for RedactingWriter<M> {
+    type Writer = RedactedLine<'a, M::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        StruckLine {
+        RedactedLine {
             secrets: &self.secrets,
             writer: self.writers.make_writer(),
         }
@@ -236,12 +236,12 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Struck<M> {
 
 /// One event of the log, on its way.
 #[derive(Debug)]
-pub struct StruckLine<'a, W> {
+pub struct RedactedLine<'a, W> {
     secrets: &'a Secrets,
     writer: W,
 }
 
-impl<W: io::Write> io::Write for StruckLine<'_, W> {
+impl<W: io::Write> io::Write for RedactedLine<'_, W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         self.writer
@@ -266,7 +266,7 @@ mod tests {
         let (log, filter) = Log::new(level).unwrap();
         let lines = fmt::layer()
             .with_ansi(false)
-            .with_writer(Keeper(Arc::clone(&log)));
+            .with_writer(LogCapture(Arc::clone(&log)));
         (log, tracing_subscriber::registry().with(filter).with(lines))
     }
 
@@ -313,9 +313,9 @@ mod tests {
     #[test]
     fn a_secret_that_somebody_else_repeats_is_struck_out_of_the_log() {
         let log = Arc::<Log>::default();
-        let lines = fmt::layer().with_ansi(false).with_writer(Struck {
+        let lines = fmt::layer().with_ansi(false).with_writer(RedactingWriter {
             secrets: Secrets::of(["Bearer hunter22"], None),
-            writers: Keeper(Arc::clone(&log)),
+            writers: LogCapture(Arc::clone(&log)),
         });
         with_default(tracing_subscriber::registry().with(lines), || {
             tracing::warn!(reason = "bad token hunter22", "otlp fails");

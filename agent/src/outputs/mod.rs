@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::core::model::Clock;
 
 pub mod condition;
+mod connection_slots;
 pub mod connections;
 pub mod counters;
 pub mod instruments;
 pub mod log;
 pub mod otlp;
-mod places;
 mod probe;
 pub mod prometheus;
 pub mod receiver;

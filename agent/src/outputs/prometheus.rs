@@ -24,10 +24,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::ReadClock;
+use super::connection_slots::{Bounds, ConnectionSlots};
 use super::connections::Server;
 use super::counters::OutputCounters;
 use super::instruments::{self, Instrument, Kind, OptIn, Sink, Value, View};
-use super::places::{Bounds, Places};
 use super::probe::Probe;
 use crate::core::model::{Nanos, WallTime};
 use crate::core::snapshot::{BlockedCall, Snapshot};
@@ -292,7 +292,7 @@ impl std::fmt::Debug for Exposition {
 struct Shared {
     exposition: Exposition,
     probe: Probe,
-    places: Arc<Places>,
+    places: Arc<ConnectionSlots>,
     rendered: Mutex<Rendered>,
 }
 
@@ -318,11 +318,14 @@ impl Rendered {
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub fn router(exposition: Exposition) -> Router {
-    routes(exposition, Places::new(super::places::Bounds::default()))
+    routes(
+        exposition,
+        ConnectionSlots::new(super::connection_slots::Bounds::default()),
+    )
 }
 
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`.
-fn routes(exposition: Exposition, places: Arc<Places>) -> Router {
+fn routes(exposition: Exposition, places: Arc<ConnectionSlots>) -> Router {
     let probe = Probe::new(
         exposition.snapshots.clone(),
         exposition.blocked.clone(),
@@ -351,7 +354,7 @@ pub async fn serve(
     exposition: Exposition,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let places = Places::new(Bounds::default());
+    let places = ConnectionSlots::new(Bounds::default());
     let server = Server {
         listener,
         address: |address| Some(address.ip()),

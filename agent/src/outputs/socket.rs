@@ -29,11 +29,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ReadClock;
 use super::condition::{STUCK_AFTER, degraded};
+use super::connection_slots::{Bounds, ConnectionSlots};
 use super::connections::Server;
 use super::counters::OutputCounters;
 use super::instruments::VERSION;
 use super::log::{Log, LogReport};
-use super::places::{Bounds, Places};
 use super::probe::Probe;
 use crate::core::explanation::Explanation;
 use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
@@ -147,7 +147,7 @@ pub enum SocketError {
 
 /// The socket, listening. Its file is removed when this is dropped, if it is still the same one.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundSocket {
     listener: Option<UnixListener>,
     path: PathBuf,
     inode: (u64, u64),
@@ -160,7 +160,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// If another agent answers there, if something else is there, or if the system refuses.
-pub fn bind(path: &Path) -> Result<Bound, SocketError> {
+pub fn bind(path: &Path) -> Result<BoundSocket, SocketError> {
     let failed = |act, path: &Path| {
         let path = path.to_owned();
         move |source| SocketError::Io { act, path, source }
@@ -211,7 +211,7 @@ pub fn bind(path: &Path) -> Result<Bound, SocketError> {
         .map_err(failed("set the mode of", &beside))?;
     let inode = inode(&beside).map_err(failed("look at", &beside))?;
     fs::rename(&beside, path).map_err(failed("move into place", path))?;
-    Ok(Bound {
+    Ok(BoundSocket {
         listener: Some(listener),
         path: path.to_owned(),
         inode,
@@ -223,7 +223,7 @@ pub fn bind(path: &Path) -> Result<Bound, SocketError> {
 ///
 /// # Errors
 /// As [`bind`].
-pub async fn bind_after(path: &Path, patience: Duration) -> Result<Bound, SocketError> {
+pub async fn bind_after(path: &Path, patience: Duration) -> Result<BoundSocket, SocketError> {
     let deadline = tokio::time::Instant::now() + patience;
     let mut said = false;
     loop {
@@ -244,7 +244,7 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-impl Drop for Bound {
+impl Drop for BoundSocket {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|found| found == self.inode)
             && let Err(error) = fs::remove_file(&self.path)
@@ -257,7 +257,7 @@ impl Drop for Bound {
 
 /// What the socket answers from.
 #[derive(Clone)]
-pub struct Desk {
+pub struct SocketState {
     /// The last commit.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// The call into NVML that has not returned, if any.
@@ -274,24 +274,24 @@ pub struct Desk {
     pub clock: ReadClock,
 }
 
-impl std::fmt::Debug for Desk {
+impl std::fmt::Debug for SocketState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Desk").finish_non_exhaustive()
+        f.debug_struct("SocketState").finish_non_exhaustive()
     }
 }
 
 /// What is answered, and by whom.
-pub fn router(desk: Desk) -> Router {
+pub fn router(state: SocketState) -> Router {
     let probe = Probe::new(
-        desk.snapshots.clone(),
-        desk.blocked.clone(),
-        Arc::clone(&desk.clock),
+        state.snapshots.clone(),
+        state.blocked.clone(),
+        Arc::clone(&state.clock),
         STUCK_AFTER,
     );
     let probes = Router::new()
         .route("/v1/live", get(live))
         .route("/v1/ready", get(ready))
-        .with_state((probe, Arc::clone(&desk.counters)));
+        .with_state((probe, Arc::clone(&state.counters)));
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/processes", get(processes))
@@ -299,7 +299,7 @@ pub fn router(desk: Desk) -> Router {
         .route("/v1/log", get(log))
         .route("/v1/config", get(config))
         .route("/v1/log-level", post(log_level))
-        .with_state(desk)
+        .with_state(state)
         .merge(probes)
 }
 
@@ -308,8 +308,8 @@ pub fn router(desk: Desk) -> Router {
 /// # Errors
 /// Never by way of a client; only if the listener itself cannot go on.
 pub async fn serve(
-    mut bound: Bound,
-    desk: Desk,
+    mut bound: BoundSocket,
+    state: SocketState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let Some(listener) = bound.listener.take() else {
@@ -319,11 +319,11 @@ pub async fn serve(
         listener,
         // Only the agent's own user can be there.
         address: |_| None,
-        places: Places::new(Bounds::default()),
-        counters: Arc::clone(&desk.counters),
+        places: ConnectionSlots::new(Bounds::default()),
+        counters: Arc::clone(&state.counters),
         of: |counters| &counters.socket_connections,
     };
-    server.serve(router(desk), shutdown).await;
+    server.serve(router(state), shutdown).await;
     Ok(())
 }
 
@@ -347,11 +347,11 @@ fn answer_probe(answer: Result<String, String>) -> Response {
     }
 }
 
-async fn status(State(desk): State<Desk>) -> Json<StatusReport> {
-    desk.counters.socket_requests.add(1);
-    let now = (desk.clock)();
-    let snapshot = Snapshot::clone(&desk.snapshots.borrow());
-    let blocked = desk.blocked.borrow().clone();
+async fn status(State(state): State<SocketState>) -> Json<StatusReport> {
+    state.counters.socket_requests.add(1);
+    let now = (state.clock)();
+    let snapshot = Snapshot::clone(&state.snapshots.borrow());
+    let blocked = state.blocked.borrow().clone();
     Json(StatusReport {
         version: VERSION.to_owned(),
         now: now.boot,
@@ -366,8 +366,8 @@ async fn status(State(desk): State<Desk>) -> Json<StatusReport> {
     })
 }
 
-async fn processes(State(desk): State<Desk>) -> Response {
-    match ask(&desk, Query::Processes).await {
+async fn processes(State(state): State<SocketState>) -> Response {
+    match ask(&state, Query::Processes).await {
         Ok(processes) => Json(processes).into_response(),
         Err(refusal) => refusal,
     }
@@ -380,36 +380,36 @@ struct Subject {
 }
 
 async fn explain(
-    State(desk): State<Desk>,
+    State(state): State<SocketState>,
     Parameters(Subject { subject }): Parameters<Subject>,
 ) -> Response {
     let found = subject.len();
     if !(1..=MAX_SUBJECT_BYTES).contains(&found) {
-        desk.counters.socket_requests.add(1);
+        state.counters.socket_requests.add(1);
         let error = format!("a subject of {found} bytes, allowed are 1 to {MAX_SUBJECT_BYTES}");
         return refuse(StatusCode::BAD_REQUEST, error);
     }
     let unknown = format!("nothing is known of {subject:?}");
-    match ask(&desk, |answer| Query::Explain { subject, answer }).await {
+    match ask(&state, |answer| Query::Explain { subject, answer }).await {
         Ok(Some(explanation)) => Json(explanation).into_response(),
         Ok(None) => refuse(StatusCode::NOT_FOUND, unknown),
         Err(refusal) => refusal,
     }
 }
 
-async fn log(State(desk): State<Desk>) -> Json<LogReport> {
-    desk.counters.socket_requests.add(1);
-    Json(desk.log.report())
+async fn log(State(state): State<SocketState>) -> Json<LogReport> {
+    state.counters.socket_requests.add(1);
+    Json(state.log.report())
 }
 
-async fn config(State(desk): State<Desk>) -> Json<ConfigReport> {
-    desk.counters.socket_requests.add(1);
-    Json(ConfigReport::clone(&desk.config))
+async fn config(State(state): State<SocketState>) -> Json<ConfigReport> {
+    state.counters.socket_requests.add(1);
+    Json(ConfigReport::clone(&state.config))
 }
 
-async fn log_level(State(desk): State<Desk>, level: String) -> Response {
-    desk.counters.socket_requests.add(1);
-    match desk.log.set_level(&level) {
+async fn log_level(State(state): State<SocketState>, level: String) -> Response {
+    state.counters.socket_requests.add(1);
+    match state.log.set_level(&level) {
         Ok(change) => Json(change).into_response(),
         Err(error) => refuse(StatusCode::BAD_REQUEST, error.to_string()),
     }
@@ -417,13 +417,13 @@ async fn log_level(State(desk): State<Desk>, level: String) -> Response {
 
 /// Asks the core, and says why if it does not answer.
 async fn ask<T>(
-    desk: &Desk,
+    state: &SocketState,
     query: impl FnOnce(oneshot::Sender<T>) -> Query,
 ) -> Result<T, Response> {
-    desk.counters.socket_requests.add(1);
+    state.counters.socket_requests.add(1);
     let (sender, answer) = oneshot::channel();
     let ask = async {
-        desk.queries.send(query(sender)).await.ok()?;
+        state.queries.send(query(sender)).await.ok()?;
         answer.await.ok()
     };
     let error = match tokio::time::timeout(QUERY_TIMEOUT, ask).await {
@@ -447,15 +447,15 @@ mod tests {
     use crate::core::model::Clock;
     use crate::outputs::sample::{self, NOW};
 
-    fn desk() -> (
-        Desk,
+    fn state() -> (
+        SocketState,
         mpsc::Receiver<Query>,
         watch::Sender<Option<BlockedCall>>,
     ) {
         let (queries, asked) = mpsc::channel(1);
         let (blocked_sender, blocked) = watch::channel(None);
         let (_, snapshots) = watch::channel(Arc::new(sample::snapshot()));
-        let desk = Desk {
+        let state = SocketState {
             snapshots,
             blocked,
             queries,
@@ -467,7 +467,7 @@ mod tests {
                 wall: WallTime(5),
             }),
         };
-        (desk, asked, blocked_sender)
+        (state, asked, blocked_sender)
     }
 
     async fn body(response: impl IntoResponse) -> (StatusCode, Vec<u8>) {
@@ -480,13 +480,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_report_survives_its_json() {
-        let (desk, _asked, blocked) = desk();
+        let (state, _asked, blocked) = state();
         blocked.send_replace(Some(BlockedCall {
             call: "nvmlInit_v2".into(),
             gpu: None,
             since: NOW.minus(Nanos::from_secs(12)),
         }));
-        let (code, json) = body(status(State(desk)).await).await;
+        let (code, json) = body(status(State(state)).await).await;
         assert_eq!(code, StatusCode::OK);
         let report: StatusReport = serde_json::from_slice(&json).unwrap();
         assert_eq!(report.snapshot, sample::snapshot());
@@ -510,14 +510,14 @@ mod tests {
 
     #[tokio::test]
     async fn processes_are_asked_of_the_core() {
-        let (desk, mut asked, _blocked) = desk();
+        let (state, mut asked, _blocked) = state();
         let core = tokio::spawn(async move {
             let Some(Query::Processes(answer)) = asked.recv().await else {
                 panic!("nobody asked");
             };
             answer.send(sample::processes()).unwrap();
         });
-        let (code, json) = body(processes(State(desk)).await).await;
+        let (code, json) = body(processes(State(state)).await).await;
         assert_eq!(code, StatusCode::OK);
         let found: Vec<GpuProcessView> = serde_json::from_slice(&json).unwrap();
         assert_eq!(found, sample::processes());
@@ -526,7 +526,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_subject_is_explained_unknown_or_no_subject() {
-        let (desk, mut asked, _blocked) = desk();
+        let (state, mut asked, _blocked) = state();
         let core = tokio::spawn(async move {
             while let Some(Query::Explain { subject, answer }) = asked.recv().await {
                 let known = subject == "4711";
@@ -556,7 +556,7 @@ mod tests {
             let parameters = Parameters(Subject {
                 subject: subject.to_owned(),
             });
-            let (code, json) = body(explain(State(desk.clone()), parameters).await).await;
+            let (code, json) = body(explain(State(state.clone()), parameters).await).await;
             assert_eq!(code, expected, "{subject}");
             if code == StatusCode::OK {
                 let told: Explanation = serde_json::from_slice(&json).unwrap();
@@ -566,22 +566,22 @@ mod tests {
                 assert!(!refusal.error.is_empty());
             }
         }
-        drop(desk);
+        drop(state);
         core.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_core_that_is_stuck_or_gone_costs_two_seconds_at_most() {
-        let (desk, asked, _blocked) = desk();
+        let (state, asked, _blocked) = state();
         // The first query fills the channel, the second finds it full: both come back.
         for expected in ["the core has not answered for 2 s"; 2] {
-            let (code, json) = body(processes(State(desk.clone())).await).await;
+            let (code, json) = body(processes(State(state.clone())).await).await;
             assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
             let refusal: Refusal = serde_json::from_slice(&json).unwrap();
             assert_eq!(refusal.error, expected);
         }
         drop(asked);
-        let (_, json) = body(processes(State(desk)).await).await;
+        let (_, json) = body(processes(State(state)).await).await;
         let refusal: Refusal = serde_json::from_slice(&json).unwrap();
         assert_eq!(refusal.error, "the core has stopped");
     }

@@ -24,13 +24,13 @@
 //!
 //! It refuses to be the fleet's book: what is older than the retention, or beyond the size, goes.
 
+pub mod durability;
 pub mod error;
 mod file;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod hours;
-pub mod keeping;
 pub mod mark;
 pub mod query;
 mod read;
@@ -48,13 +48,16 @@ use tokio::sync::{mpsc, oneshot};
 use self::error::StoreError;
 use self::file::Store;
 pub use self::file::{FILE, Options, SYNC_EVERY, Written};
-use self::mark::Mark;
+use self::mark::MarkerFile;
 use crate::core::model::Clock;
-use crate::core::records::{Changes, State};
+use crate::core::records::{Changes, PersistedState};
 
 /// What the store's thread is told.
 enum Command {
-    Resume(Mark, oneshot::Sender<Result<Option<State>, StoreError>>),
+    Resume(
+        MarkerFile,
+        oneshot::Sender<Result<Option<PersistedState>, StoreError>>,
+    ),
     BeginAnew(&'static str),
     Write(Box<Changes>, oneshot::Sender<Result<Written, StoreError>>),
 }
@@ -107,7 +110,7 @@ impl Handle {
     }
 
     /// Opens the store and asks for what an agent before this one has left that can be gone on from.
-    pub async fn resume(&self, mark: &Mark) -> Result<Option<State>, StoreError> {
+    pub async fn resume(&self, mark: &MarkerFile) -> Result<Option<PersistedState>, StoreError> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Resume(mark.clone(), answer));
         answered.await.unwrap_or(Err(StoreError::Gone))

@@ -38,7 +38,7 @@ use super::range::{Asked, Calendar, begin_of, hour_of};
 use crate::core::amounts::{self, Amounts, Millijoules};
 use crate::core::model::{NONE, Nanos, UNRESOLVED, UnobservedReason};
 use crate::outputs::store::query::{
-    AccountLife, AccountRecord, GpuRecord, GpuUsed, ReasonUsed, Standing, Used,
+    AccountLife, AccountRecord, GpuRecord, GpuUsed, LedgerExtent, ReasonUsed, Used,
 };
 
 /// What of a GPU's time may be missing from its book for being on its way: windows end when the
@@ -67,7 +67,7 @@ struct Hour {
 
 /// An account, as far as the report needs it.
 #[derive(Debug)]
-struct Payer {
+struct AccountKey {
     kind: Kind,
     gpu: i64,
     profile: Option<Arc<str>>,
@@ -77,7 +77,7 @@ struct Payer {
 /// A report in the making.
 #[derive(Debug)]
 pub struct Tally<'a> {
-    standing: Standing,
+    standing: LedgerExtent,
     gpus: HashMap<i64, GpuRecord>,
     asked: Asked,
     by: &'a [Dimension],
@@ -89,7 +89,7 @@ pub struct Tally<'a> {
     left_out: Nanos,
     lives: HashMap<GroupKey, AccountLife>,
     life: AccountLife,
-    payers: HashMap<i64, Arc<Payer>>,
+    payers: HashMap<i64, Arc<AccountKey>>,
     groups: HashMap<GroupKey, Sums>,
     hours: BTreeMap<(i64, i64), Hour>,
     /// The last hour whose name was asked for, with the names.
@@ -101,7 +101,7 @@ impl<'a> Tally<'a> {
     /// Of nothing yet.
     #[must_use]
     pub fn new(
-        standing: Standing,
+        standing: LedgerExtent,
         gpus: HashMap<i64, GpuRecord>,
         asked: Asked,
         by: &'a [Dimension],
@@ -153,7 +153,7 @@ impl<'a> Tally<'a> {
             }
         };
         let key = self.at_hour(&payer.key, used.hour);
-        let Payer { kind, gpu, .. } = *payer;
+        let AccountKey { kind, gpu, .. } = *payer;
         let profile = payer.profile.clone();
         let Amounts {
             busy,
@@ -426,7 +426,7 @@ impl<'a> Tally<'a> {
 }
 
 impl Tally<'_> {
-    fn payer(&self, record: &AccountRecord) -> Payer {
+    fn payer(&self, record: &AccountRecord) -> AccountKey {
         let kind = match &*record.kind {
             "host" => Kind::Host,
             _ => Kind::Container,
@@ -449,7 +449,7 @@ impl Tally<'_> {
             // Known with each hour.
             Dimension::Hour | Dimension::Day | Dimension::Month => self.none.clone(),
         });
-        Payer {
+        AccountKey {
             kind,
             gpu: record.gpu,
             profile: record.profile.clone(),

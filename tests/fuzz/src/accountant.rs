@@ -23,7 +23,7 @@ use gpuacct::core::model::{
     BootTime, CgroupKey, Clock, ContainerId, DeviceNumber, GpuUuid, Nanos, Pid, PodUid, SourceId,
     SourceState, StartTicks, UnobservedReason, WallTime,
 };
-use gpuacct::core::placement::PayerRule;
+use gpuacct::core::placement::NestingRule;
 use gpuacct::core::snapshot::{ContainerLabels, Snapshot};
 
 const MILLI: u64 = 1_000_000;
@@ -668,9 +668,9 @@ pub(crate) fn run(data: &[u8]) {
     let tight = bool::arbitrary(&mut input).unwrap_or(false);
     let mut settings = Settings {
         payer: if innermost {
-            PayerRule::Innermost
+            NestingRule::Innermost
         } else {
-            PayerRule::Outermost
+            NestingRule::Outermost
         },
         ..Settings::default()
     };

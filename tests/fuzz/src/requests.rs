@@ -40,7 +40,7 @@ thread_local! {
         })
     });
     static SOCKET: LazyCell<Router> = LazyCell::new(|| {
-        socket::router(socket::Desk {
+        socket::router(socket::SocketState {
             snapshots: watch::channel(Arc::new(Snapshot::default())).1,
             blocked: watch::channel(None).1,
             queries: mpsc::channel(1).0,

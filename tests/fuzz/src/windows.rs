@@ -3,7 +3,7 @@
 use arbitrary::{Arbitrary, Unstructured};
 use gpuacct::core::input::GpuWindow;
 use gpuacct::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
-use gpuacct::sources::gpu::answer::{Bracket, RawRow, RawSample};
+use gpuacct::sources::gpu::answer::{RawRow, RawSample, WindowReadings};
 use gpuacct::sources::gpu::sample_clock::Reading;
 use gpuacct::sources::gpu::window::Windows;
 
@@ -128,7 +128,7 @@ pub(crate) fn run(data: &[u8]) {
                 rows: found,
                 later,
                 after,
-            } => windows.close(&Bracket {
+            } => windows.close(&WindowReadings {
                 before: samples(&before, now_us),
                 rows: rows(&found, now_us),
                 later: later.map(|found| (rows(&found, now_us), reading(clock))),
@@ -148,7 +148,7 @@ pub(crate) fn run(data: &[u8]) {
                 let reasons = UnobservedReason::ALL;
                 windows.fail(reading(clock), reasons[usize::from(reason) % reasons.len()])
             }
-            Step::CloseAt(at_us, percent) => windows.close(&Bracket {
+            Step::CloseAt(at_us, percent) => windows.close(&WindowReadings {
                 before: vec![RawSample { at_us, percent }],
                 rows: vec![RawRow {
                     pid: percent,
@@ -160,7 +160,7 @@ pub(crate) fn run(data: &[u8]) {
                 asked: asked.boot,
                 clock: reading(clock),
                 is_clock_doubted: now_us.is_multiple_of(2),
-                ..Bracket::default()
+                ..WindowReadings::default()
             }),
             Step::Learn(found) => {
                 windows.learn(&samples(&found, now_us));

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use gpuacct::core::explanation::{AnswerOutcome, Who};
+use gpuacct::core::explanation::{AnswerOutcome, CgroupOwner};
 use gpuacct::core::snapshot::Attribution;
 use gpuacct_tests::agent;
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
@@ -142,7 +142,7 @@ fn who_makes_a_victims_cgroup_below_its_own_is_billed_itself() {
         "{forged} is not in {cgroups}"
     );
     let told = agent.explain(&thief.pid.to_string()).unwrap().unwrap();
-    let Who::Container {
+    let CgroupOwner::Container {
         id,
         pod_uid: pod,
         inner,

@@ -14,7 +14,7 @@ use gpuacct::app::preflight::{Finding, Verdict};
 use gpuacct::commands::check::CheckReport;
 use gpuacct::commands::status::watch::Screen;
 use gpuacct::config::{Config, OtlpProtocol};
-use gpuacct::core::explanation::{AnswerOutcome, Explanation, SeenBy, Who};
+use gpuacct::core::explanation::{AnswerOutcome, CgroupOwner, Explanation, SeenBy};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::sources::identity::greeting::{self, GreetingError};
 use gpuacct_tests::agent::{self, Agent};
@@ -323,7 +323,10 @@ fn explain_tells_of_a_host_process_alive_and_dead() {
         process.died.is_none() && !process.gpus.is_empty(),
         "{process:?}"
     );
-    assert!(matches!(told.owners[0].who, Who::Host { .. }), "{told:?}");
+    assert!(
+        matches!(told.owners[0].who, CgroupOwner::Host { .. }),
+        "{told:?}"
+    );
     let page = agent.gpuacct(&["explain", &subject]).unwrap();
     let page = text(&page.stdout);
     for words in [
@@ -428,7 +431,7 @@ fn explain_tells_of_a_container_by_every_name_of_it() {
             .explain(subject)
             .unwrap()
             .unwrap_or_else(|| panic!("{subject}"));
-        let Who::Container { id, .. } = &told.owners[0].who else {
+        let CgroupOwner::Container { id, .. } = &told.owners[0].who else {
             panic!("{subject}: {told:?}");
         };
         assert_eq!(id.as_str(), container.id, "{subject}");

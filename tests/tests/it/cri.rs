@@ -14,7 +14,7 @@ use std::time::Duration;
 use gpuacct::config::{self, Span};
 use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input, SourceHealth};
 use gpuacct::core::model::{SourceId, SourceState};
-use gpuacct::sources::identity::cri::{self, Pace, Tuning};
+use gpuacct::sources::identity::cri::{self, Timing, Tuning};
 use gpuacct_tests::containerd::{Containerd, IMAGE, available};
 use gpuacct_tests::docker;
 use gpuacct_tests::proto::cri as api;
@@ -79,7 +79,7 @@ fn start(config: Config) -> SourceRig {
         ping_interval: config.ping_interval,
         list_interval: config.list_interval,
         relist_interval: config.relist_interval,
-        pace: Pace {
+        pace: Timing {
             retry_max: config.retry_max,
             look_interval: config.look_interval,
         },

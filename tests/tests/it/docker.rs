@@ -10,7 +10,7 @@ use gpuacct::config::{self, Span};
 use gpuacct::core::cgroup_path::{CgroupMeaning, resolve};
 use gpuacct::core::input::{ContainerIdentity, IdentityUpdate, Input};
 use gpuacct::core::model::{Pid, SourceId};
-use gpuacct::sources::identity::docker::{self, Pace, Tuning};
+use gpuacct::sources::identity::docker::{self, Timing, Tuning};
 use gpuacct::sources::{clock, procfs};
 use gpuacct_tests::docker::{ContainerSpec, Dockerd, IMAGE, Options, available, newer};
 use gpuacct_tests::podman::{self, Podman};
@@ -46,7 +46,7 @@ fn following(socket: &Path) -> SourceRig {
 fn start(config: config::Docker) -> SourceRig {
     let tuning = Tuning {
         ping_interval: Duration::from_millis(200),
-        pace: Pace {
+        pace: Timing {
             retry_max: Duration::from_secs(1),
             look_interval: Duration::from_millis(50),
         },

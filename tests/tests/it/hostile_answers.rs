@@ -99,7 +99,7 @@ fn kubelets(socket: &Path) -> SourceRig<PodName> {
         ..config::PodResources::default()
     };
     SourceRig::start(SourceId::PodResources, |io| {
-        pod_resources::run(config, pod_resources::Pace::default(), io)
+        pod_resources::run(config, pod_resources::Timing::default(), io)
     })
 }
 

@@ -17,7 +17,7 @@ use gpuacct::core::input::KernelEvent;
 use gpuacct::core::model::{BootTime, CgroupKey, DeviceNumber, StartTicks};
 use gpuacct::core::placement::PlacementTable;
 use gpuacct::sources::kernel::KernelConfig;
-use gpuacct::sources::kernel::opens::{Road, State, Watch};
+use gpuacct::sources::kernel::opens::{OpenHook, OpenHookState, Watch};
 use gpuacct::sources::kernel::{self, trial};
 use gpuacct_tests::kernel::{
     Observer, TestCgroup, TestProcess, boot_time, inode, legacy_mount, start_ticks, unified_mount,
@@ -502,33 +502,33 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 /// Devices of the kind "misc" stand for GPUs: every kernel has some, and hardly anybody opens one.
 const STAND_INS: &str = "misc";
 
-/// One observer for each road that this kernel lets the object take.
-fn observers_of_opens() -> Vec<(Road, Observer)> {
+/// One observer for each hook that this kernel lets the object take.
+fn observers_of_opens() -> Vec<(OpenHook, Observer)> {
     mount_tracefs();
-    let observer = |road: Road| {
+    let observer = |hook: OpenHook| {
         let config = KernelConfig {
             watch: Watch {
                 names: vec![STAND_INS.to_owned()],
-                roads: vec![road],
+                hooks: vec![hook],
             },
             ..KernelConfig::default()
         };
         let observer = require("kernel", Observer::start_with(&config).map_err(with_causes))?;
         let attached = match observer.source().opens() {
-            State::Attached(by) => {
-                assert_eq!(by, road);
+            OpenHookState::Attached(by) => {
+                assert_eq!(by, hook);
                 Ok(())
             }
-            state => Err(format!("the kernel allows no `{}`: {state:?}", road.name())),
+            state => Err(format!("the kernel allows no `{}`: {state:?}", hook.name())),
         };
-        let part = match road {
-            Road::Function => "fexit",
-            Road::Opens => "tracefs",
-            Road::Calls => "kernel",
+        let part = match hook {
+            OpenHook::Function => "fexit",
+            OpenHook::Opens => "tracefs",
+            OpenHook::Calls => "kernel",
         };
-        require(part, attached).map(|()| (road, observer))
+        require(part, attached).map(|()| (hook, observer))
     };
-    Road::ALL.into_iter().filter_map(observer).collect()
+    OpenHook::ALL.into_iter().filter_map(observer).collect()
 }
 
 /// Mounts tracefs where this test's thread alone sees it, unless it is there for all.
@@ -616,32 +616,32 @@ fn an_open_of_a_watched_device_is_announced() {
         return;
     };
     let node = DeviceNode::make(harmless_minor());
-    for (road, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens() {
         // Other names than the driver's lead to it as well.
-        let link = node.dir.path().join(format!("link-{}", road.name()));
+        let link = node.dir.path().join(format!("link-{}", hook.name()));
         std::os::unix::fs::symlink(node.path(), &link).unwrap();
-        let cgroup = TestCgroup::make(&unified, &name(&format!("opens-{}", road.name()))).unwrap();
+        let cgroup = TestCgroup::make(&unified, &name(&format!("opens-{}", hook.name()))).unwrap();
         let (pid, said, began, ended) =
             opening(&mut observer, "open", link.to_str().unwrap(), |pid| {
                 cgroup.take(pid).unwrap();
             });
         let calls = if cfg!(target_arch = "x86_64") { 3 } else { 2 };
-        assert_eq!(said, format!("{calls} 0"), "{road:?}");
+        assert_eq!(said, format!("{calls} 0"), "{hook:?}");
         let opens: Vec<_> = observer.opens_by(pid).collect();
-        assert_eq!(opens.len(), calls, "{road:?}");
+        assert_eq!(opens.len(), calls, "{hook:?}");
         let born = observer.event(pid, 'f');
         for open in opens {
             let process = &open.process;
-            assert_eq!(open.device, node.number, "{road:?}");
-            assert_eq!(process.start, born.start, "{road:?}");
-            assert_eq!(process.parent, born.parent, "{road:?}");
-            assert_eq!(process.pid_namespace_level, 0, "{road:?}");
-            assert_eq!(process.cgroups.unified.id, cgroup.id().unwrap(), "{road:?}");
+            assert_eq!(open.device, node.number, "{hook:?}");
+            assert_eq!(process.start, born.start, "{hook:?}");
+            assert_eq!(process.parent, born.parent, "{hook:?}");
+            assert_eq!(process.pid_namespace_level, 0, "{hook:?}");
+            assert_eq!(process.cgroups.unified.id, cgroup.id().unwrap(), "{hook:?}");
             assert_eq!(
                 process.cgroups.legacy, born.cgroups.legacy,
-                "{road:?}: it was moved in v2 alone"
+                "{hook:?}: it was moved in v2 alone"
             );
-            assert!(began <= process.at && process.at <= ended, "{road:?}");
+            assert!(began <= process.at && process.at <= ended, "{hook:?}");
         }
     }
 }
@@ -649,12 +649,12 @@ fn an_open_of_a_watched_device_is_announced() {
 #[test]
 fn an_open_by_a_thread_is_its_processs() {
     let node = DeviceNode::make(harmless_minor());
-    for (road, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens() {
         let (pid, said, ..) = opening(&mut observer, "open-from-thread", &node.path(), |_| {});
-        assert_eq!(said, "1 0", "{road:?}");
+        assert_eq!(said, "1 0", "{hook:?}");
         let opens: Vec<_> = observer.opens_by(pid).collect();
-        assert_eq!(opens.len(), 1, "{road:?}");
-        assert_eq!(opens[0].device, node.number, "{road:?}");
+        assert_eq!(opens.len(), 1, "{hook:?}");
+        assert_eq!(opens[0].device, node.number, "{hook:?}");
         assert_eq!(opens[0].process.start, observer.event(pid, 'f').start);
     }
 }
@@ -663,7 +663,7 @@ fn an_open_by_a_thread_is_its_processs() {
 fn what_fails_or_is_no_device_is_not_announced() {
     // The kernel has no misc device of this number, so its node leads nowhere.
     let nowhere = DeviceNode::make((1 << 20) - 2);
-    for (road, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens() {
         let calls = if cfg!(target_arch = "x86_64") { 3 } else { 2 };
         for (path, expected) in [
             (nowhere.path(), format!("0 {calls}")),
@@ -672,8 +672,8 @@ fn what_fails_or_is_no_device_is_not_announced() {
             ("/dev/null".to_owned(), format!("{calls} 0")),
         ] {
             let (pid, said, ..) = opening(&mut observer, "open", &path, |_| {});
-            assert_eq!(said, expected, "{road:?}: {path}");
-            assert_eq!(observer.opens_by(pid).count(), 0, "{road:?}: {path}");
+            assert_eq!(said, expected, "{hook:?}: {path}");
+            assert_eq!(observer.opens_by(pid).count(), 0, "{hook:?}: {path}");
         }
     }
 }
@@ -681,7 +681,7 @@ fn what_fails_or_is_no_device_is_not_announced() {
 #[test]
 fn opens_are_counted_like_everything() {
     let node = DeviceNode::make(harmless_minor());
-    for (road, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens() {
         for _ in 0..20 {
             opening(&mut observer, "open", &node.path(), |_| {});
         }
@@ -694,7 +694,7 @@ fn opens_are_counted_like_everything() {
             counters.seen == counters.submitted + counters.lost
                 && counters.submitted == observer.events.len() as u64
         });
-        assert!(balances, "{road:?}: {facts}");
+        assert!(balances, "{hook:?}: {facts}");
     }
 }
 
@@ -708,8 +708,8 @@ fn a_node_without_such_a_device_has_no_hook_until_it_comes() {
         ..KernelConfig::default()
     };
     for (names, expected) in [
-        ("", State::Off),
-        ("gpuacct-test-no-such-device", State::Waiting),
+        ("", OpenHookState::Off),
+        ("gpuacct-test-no-such-device", OpenHookState::Waiting),
     ] {
         let observer = Observer::start_with(&watch(names)).map_err(with_causes);
         let Some(mut observer) = require("kernel", observer) else {
@@ -728,19 +728,19 @@ fn the_trial_says_which_hook_and_why_not_the_better_one() {
     let hooks = trial::hooks(&KernelConfig::default()).unwrap();
     let all = hooks.needed.iter().chain(&hooks.optional);
     assert!(all.map(|hook| &hook.refusal).all(Option::is_none));
-    let State::Attached(road) = hooks.opens else {
+    let OpenHookState::Attached(hook) = hooks.opens else {
         panic!("{hooks:?}");
     };
     // The better one is taken, or it is said why not.
-    let refused: Vec<Road> = hooks.refusals.iter().map(|refusal| refusal.road).collect();
-    let better: Vec<Road> = Road::ALL
+    let refused: Vec<OpenHook> = hooks.refusals.iter().map(|refusal| refusal.hook).collect();
+    let better: Vec<OpenHook> = OpenHook::ALL
         .into_iter()
-        .take_while(|one| *one != road)
+        .take_while(|one| *one != hook)
         .collect();
     assert_eq!(refused, better);
     for refusal in &hooks.refusals {
         let reason = kernel::reason(&refusal.error);
-        assert!(reason.contains(refusal.road.name()), "{reason}");
+        assert!(reason.contains(refusal.hook.name()), "{reason}");
     }
 }
 

@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use gpuacct::core::explanation::Who;
+use gpuacct::core::explanation::CgroupOwner;
 use gpuacct::core::model::UnattributedReason;
 use gpuacct_tests::agent;
 use gpuacct_tests::cgroups::{self, Container};
@@ -132,7 +132,7 @@ fn short_work_of_a_job_that_freezer_alone_names_is_the_jobs() {
             let told = agent.explain(&pid)?;
             let mut owners = told.iter().flat_map(|told| &told.owners);
             Ok(owners.any(
-                |owner| matches!(&owner.who, Who::Host { unit: found } if found.as_str() == unit),
+                |owner| matches!(&owner.who, CgroupOwner::Host { unit: found } if found.as_str() == unit),
             ))
         })
         .unwrap();

@@ -19,7 +19,7 @@ use gpuacct::config::{self, Span};
 use gpuacct::core::input::{Allocations, DeviceRef, Input, PodName, SourceHealth};
 use gpuacct::core::model::{GpuUuid, SourceId, SourceState};
 use gpuacct::core::snapshot::AllocationState;
-use gpuacct::sources::identity::pod_resources::{self, Pace};
+use gpuacct::sources::identity::pod_resources::{self, Timing};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, pod_uid};
@@ -190,7 +190,7 @@ fn start(config: Config) -> Source {
         interval: Span(config.interval),
         ..config::PodResources::default()
     };
-    let pace = Pace {
+    let pace = Timing {
         retry_max: config.retry_max,
         look_interval: config.look_interval,
     };

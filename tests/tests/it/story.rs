@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use gpuacct::config::Span;
-use gpuacct::core::explanation::{AnswerOutcome, AnswerStory, OwnerStory, Who};
+use gpuacct::core::explanation::{AnswerOutcome, AnswerStory, CgroupOwner, OwnerStory};
 use gpuacct::core::input::IdentitySource;
 use gpuacct::core::snapshot::{Attribution, IdOnlyReason};
 use gpuacct_tests::agent::{self, Agent};
@@ -131,7 +131,7 @@ impl Story {
         let [owner] = &told.owners[..] else {
             panic!("{told:#?}");
         };
-        let Who::Container {
+        let CgroupOwner::Container {
             id: who,
             pod_uid: pod,
             qos,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::accountant::Accountant;
-use crate::allocation::{Grantee, Known, Span};
+use crate::allocation::{AllocationHolder, Known, Span};
 use crate::effect::Effect;
 use crate::input::GpuInfo;
 use crate::model::{BootTime, Clock, ContainerId, Owner};
@@ -47,7 +47,7 @@ impl Accountant {
             let account = ledger.account(gpu, &Owner::Container(container.clone()));
             account.and_then(|account| account.allocated_through)
         };
-        for stretch in self.allocations.settle(now, gpus, counted) {
+        for stretch in self.allocations.count_until(now, gpus, counted) {
             let book = &self.ledger.books()[stretch.gpu];
             if book.is_gone(now) {
                 continue; // It would open an account that is closed at once, again and again.
@@ -119,7 +119,7 @@ impl Accountant {
         Some(self.view(found, clock))
     }
 
-    fn view(&self, holding: &Grantee<'_>, clock: Clock) -> AllocationView {
+    fn view(&self, holding: &AllocationHolder<'_>, clock: Clock) -> AllocationView {
         let gpus: Vec<&GpuInfo> = self.ledger.books().iter().map(|book| &book.gpu).collect();
         let state = match (holding.container, holding.ended, holding.is_listed) {
             (None, _, _) => AllocationState::NoContainer,

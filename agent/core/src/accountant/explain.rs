@@ -13,8 +13,8 @@ use crate::accountant::{Accountant, no_names};
 use crate::cgroup_path::CgroupMeaning;
 use crate::directory::{Answer, Belief, Outcome};
 use crate::explanation::{
-    AccountStory, AnswerOutcome, AnswerStory, CgroupStory, Explanation, GpuUse, OwnerStory,
-    ProcessStory, RefusalStory, SeenBy, UnsampledStory, Who,
+    AccountStory, AnswerOutcome, AnswerStory, CgroupOwner, CgroupStory, Explanation, GpuUse,
+    OwnerStory, ProcessStory, RefusalStory, SeenBy, UnsampledStory,
 };
 use crate::input::IdentitySource;
 use crate::model::{BootTime, Clock, GpuUuid, NONE, Owner, Pid, UNRESOLVED};
@@ -267,14 +267,14 @@ impl Accountant {
         }
     }
 
-    fn who(&mut self, owner: &Owner, processes: &[Facts]) -> Who {
+    fn who(&mut self, owner: &Owner, processes: &[Facts]) -> CgroupOwner {
         let id = match owner {
             Owner::Pod(uid) => {
-                return Who::Pod {
+                return CgroupOwner::Pod {
                     uid: Arc::clone(&uid.0),
                 };
             }
-            Owner::Host(unit) => return Who::Host { unit: unit.clone() },
+            Owner::Host(unit) => return CgroupOwner::Host { unit: unit.clone() },
             Owner::Container(id) => id,
         };
         let mut qos = None;
@@ -298,7 +298,7 @@ impl Accountant {
                 }
             }
         }
-        Who::Container {
+        CgroupOwner::Container {
             id: id.clone(),
             runtime: self.naming.directory().names(id).runtime,
             pod_uid: self

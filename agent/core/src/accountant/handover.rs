@@ -1,11 +1,11 @@
 //! What the core hands over to be kept, and what it takes back after a restart.
 //!
-//! After each commit the [`Keeper`] says what differs from what it has handed over before: a
+//! After each commit the [`ChangeTracker`] says what differs from what it has handed over before: a
 //! commit in which one container of five hundred used a GPU is one narrow row, not five hundred.
 //! Nothing here knows of files. Whoever keeps the rows says whether they were kept; until then the
 //! core assumes that they were not, and can be told to hand over everything again.
 //!
-//! A [`State`] is everything that was handed over, put together. An [`Accountant`] that is made of
+//! A [`PersistedState`] is everything that was handed over, put together. An [`Accountant`] that is made of
 //! it goes on where the one before it stopped: the same books, accounts and series, with the same
 //! start times and no published amount below the one before. It is refused if its books do not
 //! balance, since nothing that is added to such books would make them right again.
@@ -21,14 +21,14 @@ use std::sync::Arc;
 
 use crate::account::Account;
 use crate::accountant::{Accountant, no_names};
-use crate::keeper::{AccountView, Keeper, kept_parts};
+use crate::keeper::{AccountView, ChangeTracker, kept_parts};
 use crate::model::{BootTime, Clock, GpuUuid, Owner, WallTime};
 use crate::records::{Changes, ClosedAccount, Kept, KeptNamespace, KeptTotals};
 
 impl Accountant {
     /// Has changes kept from here on: see [`Accountant::changes`].
     pub fn keep(&mut self) {
-        self.keeper = Some(Keeper::default());
+        self.keeper = Some(ChangeTracker::default());
     }
 
     /// What the last commit changed since this was last asked; everything if `whole`. Nothing of it
@@ -156,6 +156,6 @@ impl Accountant {
     /// Processes that were not followed to be kept.
     pub(super) fn not_followed(&self) -> u64 {
         let keeper = self.keeper.as_ref();
-        keeper.map_or(0, Keeper::not_followed)
+        keeper.map_or(0, ChangeTracker::not_followed)
     }
 }

@@ -4,7 +4,7 @@ use crate::accountant::{Accountant, follow};
 use crate::awaited::{Awaited, Next, life_of};
 use crate::device::DeviceLists;
 use crate::effect::Effect;
-use crate::holding::{End, Member};
+use crate::holding::{End, ListedProcess};
 use crate::input::{Accounted, GpuProcess, GpuProcesses};
 use crate::model::{BootTime, Clock, Owner};
 use crate::owners;
@@ -107,7 +107,7 @@ impl Accountant {
                     .processes()
                     .facts_of(found)
                     .map(|facts| facts.start);
-                members.push(Member {
+                members.push(ListedProcess {
                     process: found,
                     owner: owner.clone(),
                     not_before: started.max(self.tracker.opens().first(found)),
@@ -156,7 +156,7 @@ impl Accountant {
         };
         let ledger = &mut self.ledger;
         for (book, device) in self.devices.iter_mut().enumerate() {
-            for (owner, held) in device.holding.settle(until, &end_of) {
+            for (owner, held) in device.holding.book_until(until, &end_of) {
                 if let Some(account) = ledger.account_mut(book, &owner) {
                     account.add_held(held.from, held.time, held.memory);
                 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::account::{Account, Gate, Series};
+use crate::account::{Account, PublishedCounter, Series};
 use crate::accountant::{Accountant, Settings, follow};
 use crate::amounts::Amounts;
 use crate::input::{ContainerIdentity, IdentitySource, IdentityUpdate, KubernetesNames};
@@ -11,9 +11,10 @@ use crate::model::{
     BootTime, Clock, ContainerId, NONE, Nanos, Owner, PodUid, UNRESOLVED, WallTime,
 };
 use crate::namespaces::NamespaceCounter;
-use crate::naming::Payer;
+use crate::naming::NamingState;
 use crate::records::{
-    KeptAccount, KeptBook, KeptReason, KeptSeries, KeptTime, KeptTotals, State, StateError, owner,
+    KeptAccount, KeptBook, KeptReason, KeptSeries, KeptTime, KeptTotals, PersistedState,
+    StateError, owner,
 };
 use crate::snapshot::Attribution;
 use crate::tables::HashMap;
@@ -27,7 +28,11 @@ impl Accountant {
     /// # Errors
     ///
     /// The state is none that an accountant has handed over in this boot.
-    pub fn restored(settings: Settings, state: &State, clock: Clock) -> Result<Self, StateError> {
+    pub fn restored(
+        settings: Settings,
+        state: &PersistedState,
+        clock: Clock,
+    ) -> Result<Self, StateError> {
         if state.clock.boot > clock.boot {
             let ahead = state.clock.boot.since(clock.boot).0;
             return Err(StateError::Future { ahead });
@@ -80,7 +85,7 @@ impl Accountant {
             }
             accountant.naming.restore(
                 owner,
-                Payer {
+                NamingState {
                     attribution,
                     held_since: kept.held_since,
                     labels: kept.labels.clone(),
@@ -102,7 +107,7 @@ impl Accountant {
             let gpu = &kept.gpu;
             let book = ledger.book_of(gpu);
             let book = book.ok_or_else(|| StateError::NoBook { gpu: gpu.clone() })?;
-            let gate = restored_gate(kept.start, kept.shown, kept.changed, kept.shows, now);
+            let gate = restored_counter(kept.start, kept.shown, kept.changed, kept.shows, now);
             let counter = NamespaceCounter {
                 amounts: kept.amounts,
                 gate,
@@ -125,7 +130,7 @@ impl Accountant {
     /// have which numbers.
     fn restore_processes(
         &mut self,
-        state: &State,
+        state: &PersistedState,
         accounts: &HashMap<u32, (usize, Owner)>,
         clock: Clock,
     ) {
@@ -163,19 +168,19 @@ fn restored_series(
     };
     Series {
         labels: kept.labels.clone(),
-        gate: restored_gate(kept.start, kept.shown, changed, visible, now),
+        gate: restored_counter(kept.start, kept.shown, changed, visible, now),
     }
 }
 
 /// Likewise a counter.
-fn restored_gate(
+fn restored_counter(
     start: WallTime,
     shown: BootTime,
     changed: BootTime,
     visible: Amounts,
     now: BootTime,
-) -> Gate {
-    Gate {
+) -> PublishedCounter {
+    PublishedCounter {
         start,
         shown: if visible.is_zero() { now } else { shown },
         visible,

@@ -126,7 +126,7 @@ impl Accountant {
                 processes_started: account.processes_started,
                 image: Arc::clone(&payer.image),
                 runtime: Arc::clone(&payer.runtime),
-                cgroup: self.tracker.placements().place(owner).cloned(),
+                cgroup: self.tracker.placements().bound_cgroup(owner).cloned(),
                 own_name,
                 first_used: account.first_used,
                 last_used: account.last_used,

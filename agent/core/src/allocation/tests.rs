@@ -105,12 +105,12 @@ impl Node {
     }
 
     /// What is counted now: container, GPU, from, seconds.
-    fn settle(&mut self, seconds: u64) -> Vec<(String, usize, u64, u64)> {
+    fn count_until(&mut self, seconds: u64) -> Vec<(String, usize, u64, u64)> {
         let gpus = self.gpus.iter().map(|info| Known {
             info,
             is_listed: !self.unlisted.contains(&info.uuid),
         });
-        let stretches = self.table.settle(at(seconds), gpus, |_, _| None);
+        let stretches = self.table.count_until(at(seconds), gpus, |_, _| None);
         stretches
             .into_iter()
             .map(|of| {
@@ -129,25 +129,25 @@ fn one(id: &str, gpu: usize, from: u64, amount: u64) -> Vec<(String, usize, u64,
 fn time_counts_from_the_later_of_the_first_list_and_the_first_process() {
     let mut node = Node::new();
     node.lives("a", "old", 10);
-    assert_eq!(node.settle(19), []);
+    assert_eq!(node.count_until(19), []);
     node.table.take(list(
         20,
         &[("old", &[device(0, 0)]), ("new", &[device(1, 0)])],
     ));
     // Open at once, before any time has passed.
-    assert_eq!(node.settle(20), one("a", 0, 20, 0));
+    assert_eq!(node.count_until(20), one("a", 0, 20, 0));
     node.lives("b", "new", 25);
     // An answer that is older than the container may be about another one of its name.
-    assert_eq!(node.settle(29), one("a", 0, 20, 9));
+    assert_eq!(node.count_until(29), one("a", 0, 20, 9));
     node.table.take(list(
         30,
         &[("old", &[device(0, 0)]), ("new", &[device(1, 0)])],
     ));
     assert_eq!(
-        node.settle(32),
+        node.count_until(32),
         [one("a", 0, 29, 3), one("b", 1, 25, 7)].concat()
     );
-    assert_eq!(node.settle(32), [], "each stretch is told once");
+    assert_eq!(node.count_until(32), [], "each stretch is told once");
 }
 
 #[test]
@@ -155,38 +155,38 @@ fn what_the_kubelet_forgets_or_cannot_say_counts_while_the_container_lives() {
     let mut node = Node::new();
     node.lives("a", "p", 10);
     node.table.take(list(10, &[("p", &[device(0, 0)])]));
-    node.settle(20);
+    node.count_until(20);
     node.table.take(list(20, &[]));
-    assert_eq!(node.settle(30), one("a", 0, 20, 10));
+    assert_eq!(node.count_until(30), one("a", 0, 20, 10));
     assert!(!node.table.grantees()[0].is_listed);
     // A list without devices is one of a kubelet that lost its checkpoint. Nothing comes at all
     // for an hour; then it knows again, and nothing begins anew.
-    assert_eq!(node.settle(3_630), one("a", 0, 30, 3_600));
+    assert_eq!(node.count_until(3_630), one("a", 0, 30, 3_600));
     node.table.take(list(3_640, &[("p", &[device(0, 0)])]));
-    assert_eq!(node.settle(3_640), one("a", 0, 3_630, 10));
+    assert_eq!(node.count_until(3_640), one("a", 0, 3_630, 10));
     node.dies("a", 3_645);
-    assert_eq!(node.settle(3_650), one("a", 0, 3_640, 5));
-    assert_eq!(node.settle(3_660), []);
+    assert_eq!(node.count_until(3_650), one("a", 0, 3_640, 5));
+    assert_eq!(node.count_until(3_660), []);
 }
 
 #[test]
 fn a_pod_that_is_over_counts_nothing_however_long_it_is_listed() {
     let mut node = Node::new();
     node.table.take(list(10, &[("done", &[device(0, 0)])]));
-    assert_eq!(node.settle(20), [], "no container was ever seen");
+    assert_eq!(node.count_until(20), [], "no container was ever seen");
     assert_eq!(node.table.grantees()[0].container, None);
     node.lives("a", "p", 20);
     node.table.take(list(20, &[("p", &[device(0, 0)])]));
     node.dies("a", 25);
-    assert_eq!(node.settle(30), one("a", 0, 20, 5));
+    assert_eq!(node.count_until(30), one("a", 0, 20, 5));
     for seconds in [40, 100, 1_000] {
         node.table.take(list(seconds, &[("p", &[device(0, 0)])]));
-        assert_eq!(node.settle(seconds), []);
+        assert_eq!(node.count_until(seconds), []);
     }
     // Its name is given to another pod, with another GPU.
     node.table.take(list(1_010, &[("p", &[device(1, 0)])]));
     node.lives("b", "p", 1_005);
-    assert_eq!(node.settle(1_020), one("b", 1, 1_010, 10));
+    assert_eq!(node.count_until(1_020), one("b", 1, 1_010, 10));
 }
 
 #[test]
@@ -195,10 +195,10 @@ fn a_restart_in_a_pod_pauses_the_count() {
     node.lives("a", "p", 10);
     node.table.take(list(12, &[("p", &[device(0, 0)])]));
     node.dies("a", 20);
-    assert_eq!(node.settle(21), one("a", 0, 12, 8));
+    assert_eq!(node.count_until(21), one("a", 0, 12, 8));
     node.lives("b", "p", 30);
     node.table.take(list(32, &[("p", &[device(0, 0)])]));
-    assert_eq!(node.settle(40), one("b", 0, 30, 10));
+    assert_eq!(node.count_until(40), one("b", 0, 30, 10));
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_container_that_ended_before_the_answer_has_what_was_listed_in_its_life() {
     node.table.take(list(10, &[("short", &[device(0, 0)])]));
     node.lives("a", "short", 12);
     node.dies("a", 15);
-    assert_eq!(node.settle(15), []);
+    assert_eq!(node.count_until(15), []);
     node.table.take(list(
         20,
         &[("short", &[device(0, 0)]), ("late", &[device(1, 0)])],
@@ -215,7 +215,7 @@ fn a_container_that_ended_before_the_answer_has_what_was_listed_in_its_life() {
     node.lives("b", "late", 12);
     node.dies("b", 15);
     assert_eq!(
-        node.settle(20),
+        node.count_until(20),
         one("a", 0, 12, 3),
         "the other was not given in its life"
     );
@@ -228,12 +228,12 @@ fn a_gpu_counts_once_however_often_it_is_given() {
     let twice = [device(0, 0), device(0, 1), device(1, 0)];
     node.table.take(list(10, &[("p", &twice)]));
     assert_eq!(
-        node.settle(20),
+        node.count_until(20),
         [one("a", 0, 10, 10), one("a", 1, 10, 10)].concat()
     );
     // A replica less is no less of the GPU.
     node.table.take(list(20, &[("p", &twice[1..2])]));
-    assert_eq!(node.settle(30), one("a", 0, 20, 10));
+    assert_eq!(node.count_until(30), one("a", 0, 20, 10));
 }
 
 #[test]
@@ -242,9 +242,9 @@ fn a_gpu_that_is_listed_late_gets_its_time_when_it_is() {
     let late = std::mem::take(&mut node.gpus);
     node.lives("a", "p", 10);
     node.table.take(list(10, &[("p", &[device(1, 0)])]));
-    assert_eq!(node.settle(100), []);
+    assert_eq!(node.count_until(100), []);
     node.gpus = late;
-    assert_eq!(node.settle(110), one("a", 1, 10, 100));
+    assert_eq!(node.count_until(110), one("a", 1, 10, 100));
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn an_answer_about_one_pod_says_nothing_of_others_and_an_old_one_nothing_at_all(
     of_pod.containers.clear();
     of_pod.at = at(22);
     node.table.take(of_pod);
-    node.settle(22);
+    node.count_until(22);
     let listed: Vec<_> = node
         .table
         .grantees()
@@ -312,7 +312,7 @@ fn the_table_is_bounded_and_forgets() {
     node.table.take(list(20, &[("r", &gpus)]));
     assert_eq!(node.table.overflows(), 2, "there is room again");
     node.dies("a", 20);
-    node.settle(20 + KEEP_ENDED.0 / SECOND);
+    node.count_until(20 + KEEP_ENDED.0 / SECOND);
     assert!(!node.table.knows(&"a".into()) && node.table.knows(&"b".into()));
 }
 
@@ -357,7 +357,7 @@ fn a_reference_means_one_gpu_of_the_list_or_none() {
     let mut table = AllocationTable::new(1);
     let is_listed = true;
     let gpus = list.iter().map(|info| Known { info, is_listed });
-    table.settle(at(1), gpus, |_, _| None);
+    table.count_until(at(1), gpus, |_, _| None);
     for (device, expect) in rows {
         assert_eq!(table.gpus_of(&device, &list), expect, "{device:?}");
     }
@@ -382,16 +382,16 @@ fn all_gpus_are_no_instances_that_were_destroyed() {
         let stretches = gpus.iter().map(|gpu| one("a", *gpu, from, amount));
         stretches.collect::<Vec<_>>().concat()
     };
-    assert_eq!(node.settle(20), of(&both, 10, 10));
+    assert_eq!(node.count_until(20), of(&both, 10, 10));
     // MIG is switched off: the GPU is given whole, from here on.
     node.unlisted = vec![node.gpus[1].uuid.clone(), node.gpus[2].uuid.clone()];
-    assert_eq!(node.settle(30), one("a", whole, 30, 0));
-    assert_eq!(node.settle(40), one("a", whole, 30, 10));
+    assert_eq!(node.count_until(30), one("a", whole, 30, 0));
+    assert_eq!(node.count_until(40), one("a", whole, 30, 10));
     // It is divided anew: an instance of an old name, and a new one.
     node.unlisted = vec![node.gpus[2].uuid.clone()];
     node.gpus.push(instance(0, 3));
-    assert_eq!(node.settle(50), one("a", 3, 50, 0));
-    assert_eq!(node.settle(60), of(&[1, 3], 50, 10));
+    assert_eq!(node.count_until(50), one("a", 3, 50, 0));
+    assert_eq!(node.count_until(60), of(&[1, 3], 50, 10));
 }
 
 #[test]
@@ -403,15 +403,15 @@ fn all_gpus_stay_what_they_were_while_the_driver_is_away() {
     node.table.take(list(10, &[("p", &[everything()])]));
     // Books from before a restart, of which one may be a destroyed instance's.
     node.unlisted.clone_from(&uuids);
-    assert_eq!(node.settle(20), []);
+    assert_eq!(node.count_until(20), []);
     node.unlisted.clear();
     let both = |from, amount| [one("a", 1, from, amount), one("a", 2, from, amount)].concat();
-    assert_eq!(node.settle(30), both(10, 20));
+    assert_eq!(node.count_until(30), both(10, 20));
     node.unlisted.clone_from(&uuids);
-    assert_eq!(node.settle(40), both(30, 10));
+    assert_eq!(node.count_until(40), both(30, 10));
     // One GPU, with its instance, is back later than the other.
     node.unlisted.truncate(2);
-    assert_eq!(node.settle(50), both(40, 10));
+    assert_eq!(node.count_until(50), both(40, 10));
     node.unlisted.clear();
-    assert_eq!(node.settle(60), both(50, 10));
+    assert_eq!(node.count_until(60), both(50, 10));
 }

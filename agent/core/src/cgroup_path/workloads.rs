@@ -66,7 +66,7 @@ impl Name {
 
 /// Whether systemd or the scheduler may have been told to put the layout below another directory.
 #[derive(PartialEq, Eq)]
-enum Place {
+enum LayoutAnchor {
     /// The first directory of the layout is at the root of the hierarchy.
     Root,
     /// It may be anywhere.
@@ -85,7 +85,7 @@ enum Called {
 
 /// One layout.
 struct Layout {
-    place: Place,
+    place: LayoutAnchor,
     /// The directories above, the nearest last.
     above: &'static [Name],
     /// The workload's own directory.
@@ -94,7 +94,7 @@ struct Layout {
 }
 
 /// A layout whose workloads are called by their paths.
-const fn layout(place: Place, above: &'static [Name], own: Name) -> Layout {
+const fn layout(place: LayoutAnchor, above: &'static [Name], own: Name) -> Layout {
     Layout {
         place,
         above,
@@ -103,11 +103,11 @@ const fn layout(place: Place, above: &'static [Name], own: Name) -> Layout {
     }
 }
 
+use LayoutAnchor::{Anywhere, Root};
 use Name::{
     Allocation, Any, Between, Ends, Is, JobNumber, NoContainer, Not, Numbered, OneOf, Starts,
     TaskContainer,
 };
-use Place::{Anywhere, Root};
 
 use crate::cgroup_path::segment::{container_id, is_numbered, prefixed};
 
@@ -218,8 +218,8 @@ pub(super) fn workload<'p>(
     let found = LAYOUTS.iter().find(|layout| {
         let asked = layout.above.len();
         let is_placed = match layout.place {
-            Place::Root => depth == asked + 1,
-            Place::Anywhere => depth > asked,
+            LayoutAnchor::Root => depth == asked + 1,
+            LayoutAnchor::Anywhere => depth > asked,
         };
         let nearest = &above[MAX_ABOVE - asked..];
         is_placed

@@ -224,7 +224,7 @@ impl Entry {
             {
                 let before = std::mem::replace(belief, Belief::of(identity, self.kernel.as_ref()));
                 let is_news = belief.is_refusal() && *belief != before;
-                refused[place(answer.source)] += u64::from(is_news);
+                refused[source_index(answer.source)] += u64::from(is_news);
             }
         }
         refused
@@ -247,7 +247,7 @@ pub(super) struct Kernel {
 }
 
 /// A source's place among a container's answers.
-pub(super) fn place(source: IdentitySource) -> usize {
+pub(super) fn source_index(source: IdentitySource) -> usize {
     source as usize
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::directory::entry::place;
+use crate::directory::entry::source_index;
 use crate::input::ContainerIdentity;
 use crate::model::NONE;
 
@@ -187,7 +187,11 @@ fn labels_name_no_pod_until_its_cgroup_is_seen_and_never_where_it_is_in_none() {
                 directory.learn(answer.clone(), BootTime(3));
             }
             assert_eq!(text(&directory.names(&id()).labels), after, "{answer:?}");
-            assert_eq!(directory.refused_of()[place(source)], refused, "{answer:?}");
+            assert_eq!(
+                directory.refused_of()[source_index(source)],
+                refused,
+                "{answer:?}"
+            );
             assert_eq!(directory.kubernetes(&id()), None);
             assert_eq!(directory.pod_names(&UID.into(), true), None);
         }
@@ -245,7 +249,7 @@ fn whoever_knows_the_container_and_not_its_pod_does_not_fail_to_know_it() {
     directory.learn(found(None), BootTime(2));
     assert_eq!(directory.reason(&id(), UP), IdOnlyReason::PodUidMismatch);
     // Whoever does not answer may know more.
-    let down = SourcesOfNames {
+    let down = IdentitySources {
         up: true,
         down: true,
     };
@@ -359,19 +363,19 @@ fn a_question_is_put_once_and_again_after_a_while() {
     assert!(!directory.should_ask(&id(), s(60)));
 }
 
-const UP: SourcesOfNames = SourcesOfNames {
+const UP: IdentitySources = IdentitySources {
     up: true,
     down: false,
 };
 
 #[test]
 fn every_reason_can_be_given() {
-    let down = SourcesOfNames {
+    let down = IdentitySources {
         up: true,
         down: true,
     };
     let mut directory = directory();
-    let none = SourcesOfNames::default();
+    let none = IdentitySources::default();
     assert_eq!(directory.reason(&id(), none), IdOnlyReason::NoSource);
     assert_eq!(directory.reason(&id(), down), IdOnlyReason::SourceDown);
     assert_eq!(directory.reason(&id(), UP), IdOnlyReason::Timeout);
@@ -469,8 +473,8 @@ fn a_pod_is_asked_for_by_its_uid_and_why_it_is_not_known_is_told() {
     let source = IdentitySource::KubeletLogs;
     let uid = PodUid::from(UID);
     let (none, down) = (
-        SourcesOfNames::default(),
-        SourcesOfNames {
+        IdentitySources::default(),
+        IdentitySources {
             up: true,
             down: true,
         },

@@ -35,19 +35,21 @@ fn held(
             .map_or(End::Alive, |exit| End::At(at(*exit)))
     };
     let mut holding = Holding::new(Nanos::from_secs(1));
-    let mut sums = HashMap::<Owner, Held>::default();
+    let mut sums = HashMap::<Owner, HeldAmount>::default();
     let mut lists = lists.iter().peekable();
     for settle in settles {
         while let Some((time, rows)) = lists.next_if(|(time, _)| time <= settle) {
-            let members = rows.iter().map(|(pid, name, not_before, memory)| Member {
-                process: process(*pid),
-                owner: owner(name),
-                not_before: not_before.map(at),
-                memory: *memory,
-            });
+            let members = rows
+                .iter()
+                .map(|(pid, name, not_before, memory)| ListedProcess {
+                    process: process(*pid),
+                    owner: owner(name),
+                    not_before: not_before.map(at),
+                    memory: *memory,
+                });
             holding.list(at(*time), members.collect());
         }
-        for (owner, held) in holding.settle(at(*settle), &end_of) {
+        for (owner, held) in holding.book_until(at(*settle), &end_of) {
             let sum = sums.entry(owner).or_default();
             sum.time += held.time;
             sum.memory.0 += held.memory.0;
@@ -68,7 +70,7 @@ fn held(
 #[test]
 fn another_program_holds_nothing_of_the_old_one_s() {
     let mut holding = Holding::new(Nanos::from_secs(5));
-    let member = |pid| Member {
+    let member = |pid| ListedProcess {
         process: process(pid),
         owner: owner("a"),
         not_before: None,
@@ -76,7 +78,7 @@ fn another_program_holds_nothing_of_the_old_one_s() {
     };
     let alive = |_| End::Alive;
     let settle = |holding: &mut Holding, to| {
-        let booked = holding.settle(at(to), &alive);
+        let booked = holding.book_until(at(to), &alive);
         let held = booked.first().map(|(_, held)| *held).unwrap_or_default();
         (held.time.0 / 1_000_000, held.memory.0)
     };
@@ -217,7 +219,7 @@ fn parts_of_a_byte_second_are_carried() {
 #[test]
 fn a_process_is_counted_as_started_once_in_its_life() {
     let mut holding = Holding::new(Nanos::SECOND);
-    let member = |pid| Member {
+    let member = |pid| ListedProcess {
         process: process(pid),
         owner: owner("a"),
         not_before: None,
@@ -225,15 +227,15 @@ fn a_process_is_counted_as_started_once_in_its_life() {
     };
     assert_eq!(holding.list(at(1_000), vec![member(1), member(2)]).len(), 2);
     assert_eq!(holding.list(at(2_000), vec![member(2)]).len(), 0);
-    holding.settle(at(2_000), &|_| End::Alive);
-    let moved = Member {
+    holding.book_until(at(2_000), &|_| End::Alive);
+    let moved = ListedProcess {
         owner: owner("b"),
         ..member(2)
     };
     assert_eq!(holding.list(at(2_500), vec![moved]), [owner("b")]);
     // It gave its context back and took another.
     assert_eq!(holding.list(at(3_000), vec![member(1)]).len(), 0);
-    holding.settle(at(3_500), &|_| End::At(at(3_200)));
+    holding.book_until(at(3_500), &|_| End::At(at(3_200)));
     assert_eq!(holding.list(at(4_000), vec![member(1)]).len(), 1);
     assert_eq!(
         holding.list(at(4_000), vec![member(3)]).len(),
@@ -246,17 +248,17 @@ fn a_process_is_counted_as_started_once_in_its_life() {
 fn what_is_settled_is_forgotten() {
     let mut holding = Holding::new(Nanos::SECOND);
     for list in 1..100 {
-        let member = Member {
+        let member = ListedProcess {
             process: process(list),
             owner: owner("a"),
             not_before: None,
             memory: Some(u64::MAX),
         };
         holding.list(at(u64::from(list) * 1_000), vec![member]);
-        holding.settle(at(u64::from(list) * 1_000), &|_| End::Forgotten);
+        holding.book_until(at(u64::from(list) * 1_000), &|_| End::Forgotten);
         assert!(holding.stays.len() <= 1 && holding.known.len() <= 1);
     }
-    holding.settle(at(1_000_000), &|_| End::At(at(100)));
+    holding.book_until(at(1_000_000), &|_| End::At(at(100)));
     holding.forget(&|_| false);
     assert!(holding.stays.is_empty() && holding.payers.is_empty());
 }

@@ -159,9 +159,9 @@ fn a_gap_between_windows_is_booked_as_not_observed() {
             (UnobservedReason::WindowLost, Nanos(30))
         ]
     );
-    let mended = Mended {
+    let mended = TilingRepairs {
         gaps: 1,
-        ..Mended::default()
+        ..TilingRepairs::default()
     };
     assert_eq!(ledger.mended(), mended);
 }
@@ -184,7 +184,7 @@ fn a_window_that_overlaps_the_one_before_bills_no_time_twice() {
     assert_eq!(ledger.imbalances(), [0, 0]);
     let book = &ledger.books()[0];
     assert_eq!((book.elapsed, book.windows), (Nanos(150), 2));
-    let mended = Mended {
+    let mended = TilingRepairs {
         gaps: 0,
         overlaps: 1,
         refused: 2,
@@ -200,7 +200,7 @@ fn an_instance_that_is_made_anew_had_no_time_in_between() {
     ledger.list(vec![gpu(0), gpu(1)], clock());
     let _ = ledger.book(window(500, 0, 100, 0), vec![], clock());
     assert_eq!(ledger.books()[0].elapsed, Nanos(200));
-    assert_eq!(ledger.mended(), Mended::default());
+    assert_eq!(ledger.mended(), TilingRepairs::default());
     // Once: from there on its windows tile again.
     let _ = ledger.book(window(700, 0, 100, 0), vec![], clock());
     assert_eq!(ledger.books()[0].elapsed, Nanos(400));

@@ -261,14 +261,14 @@ fn an_inner_container_pays_where_it_may_and_somebody_vouches_for_it() {
     let outer = ID.replace('0', "a");
     let path = format!("/docker/{outer}/kubelet/kubepods/pod{UID}/{ID}");
     let payer = |id: &str| Some(Owner::Container(id.into()));
-    for rule in [PayerRule::Outermost, PayerRule::Innermost] {
+    for rule in [NestingRule::Outermost, NestingRule::Innermost] {
         let mut table = PlacementTable::new(100).with_rule(rule);
         let place = live(&mut table, &path);
         let beside = live(&mut table, &format!("/docker/{outer}/init"));
         assert_eq!(owner(&mut table, place), payer(&outer));
         assert_eq!(owner(&mut table, beside), payer(&outer));
         let present = table.inner_containers();
-        assert_eq!(present.is_empty(), rule == PayerRule::Outermost);
+        assert_eq!(present.is_empty(), rule == NestingRule::Outermost);
         if present.is_empty() {
             continue;
         }
@@ -297,7 +297,7 @@ fn an_inner_container_never_pays_under_an_id_that_is_somebody_elses() {
     let victims = format!("/kubepods/pod{UID}/{ID}");
     let outermost = Some(Owner::Container(outer.as_str().into()));
     for victim_first in [true, false] {
-        let mut table = PlacementTable::new(100).with_rule(PayerRule::Innermost);
+        let mut table = PlacementTable::new(100).with_rule(NestingRule::Innermost);
         let paths = if victim_first {
             [&victims, &inner]
         } else {

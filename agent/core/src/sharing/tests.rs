@@ -214,8 +214,8 @@ fn payer(
     let only = sharing.only(s(from), s(to), on_it, &mut tables.lookup());
     only.map(|(_, owner)| owner)
         .map_err(|not_one| match not_one {
-            NotOne::Nobody => UnattributedReason::NoRow,
-            NotOne::Several => UnattributedReason::SharedInstance,
+            NoSingleOwner::Nobody => UnattributedReason::NoRow,
+            NoSingleOwner::Several => UnattributedReason::SharedInstance,
         })
 }
 
@@ -276,7 +276,7 @@ fn who_had_begun_before_is_there_from_its_first_open_on() {
         window.map(|(_, owner)| owner)
     };
     assert_eq!(of(11, 12), Ok(Owner::Container(A.into())));
-    assert_eq!(of(12, 13), Err(NotOne::Nobody));
+    assert_eq!(of(12, 13), Err(NoSingleOwner::Nobody));
     assert_eq!(of(13, 14), Ok(Owner::Container(B.into())));
 }
 
@@ -297,7 +297,7 @@ fn another_program_is_not_on_the_instance_for_the_old_one() {
         window.map(|(_, owner)| owner)
     };
     assert_eq!(of(11, 12), Ok(Owner::Container(A.into())));
-    assert_eq!(of(12, 13), Err(NotOne::Nobody));
+    assert_eq!(of(12, 13), Err(NoSingleOwner::Nobody));
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn a_window_without_a_reading_after_it_is_not_the_one_s_who_ended_in_it_if_anoth
         },
         s(13),
     );
-    assert_eq!(of(&mut tables), Err(NotOne::Several));
+    assert_eq!(of(&mut tables), Err(NoSingleOwner::Several));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::core::model::{BootTime, Clock, HostUnit, Nanos, SourceState, WallTime
 use crate::core::snapshot::{AllocationState, BlockedCall, Snapshot};
 use crate::outputs::condition::degraded;
 use crate::outputs::sample::{self, FIRST_GPU, NOW, golden};
-use crate::outputs::socket::{self, BlockedFor, Desk, Query, StatusReport};
+use crate::outputs::socket::{self, BlockedFor, Query, SocketState, StatusReport};
 
 fn report(snapshot: Snapshot) -> StatusReport {
     StatusReport {
@@ -137,7 +137,7 @@ async fn agent(snapshot: Snapshot) -> (tempfile::TempDir, Options, tokio::task::
     let (queries, mut asked) = mpsc::channel(1);
     let (_, snapshots) = watch::channel(Arc::new(snapshot));
     let (_, blocked) = watch::channel(None::<BlockedCall>);
-    let desk = Desk {
+    let desk = SocketState {
         snapshots,
         blocked,
         queries,

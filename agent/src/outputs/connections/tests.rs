@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::core::model::{Clock, Nanos, WallTime};
 use crate::core::snapshot::Snapshot;
-use crate::outputs::places::Bounds;
+use crate::outputs::connection_slots::Bounds;
 use crate::outputs::sample::{self, NOW};
-use crate::outputs::socket::{self, Desk};
+use crate::outputs::socket::{self, SocketState};
 use crate::outputs::{prometheus, prometheus::Exposition};
 
 /// How long a client waits that is to be served. Long, since the machine may be busy: what the
@@ -47,7 +47,7 @@ fn in_memory(page: &'static str) -> (mpsc::Sender<DuplexStream>, Arc<OutputCount
     let server = Server {
         listener: InMemory(taken),
         address: |()| None,
-        places: Places::new(Bounds::default()),
+        places: ConnectionSlots::new(Bounds::default()),
         counters: Arc::clone(&counters),
         of: |counters| &counters.metrics_connections,
     };
@@ -132,7 +132,7 @@ async fn whoever_never_reads_does_not_hold_up_the_end() {
     let server = Server {
         listener: InMemory(taken),
         address: |()| None,
-        places: Places::new(Bounds::default()),
+        places: ConnectionSlots::new(Bounds::default()),
         counters: Arc::default(),
         of: |counters| &counters.metrics_connections,
     };
@@ -174,7 +174,7 @@ async fn served() -> Served {
     });
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.sock");
-    let desk = Desk {
+    let desk = SocketState {
         snapshots: snapshot.clone(),
         blocked: blocked.clone(),
         queries: mpsc::channel(1).0,

@@ -30,18 +30,18 @@ use crate::core::input::{Input, SourceHealth};
 use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
 use crate::core::snapshot::Snapshot;
 
-mod delta;
-mod kept;
+mod delta_session;
 mod request;
+mod sent_totals;
+mod sent_totals_file;
 mod starts;
-mod telling;
 mod transport;
 
-pub use kept::Place;
+use delta_session::DeltaSession;
 use request::{Counters, build};
+pub use sent_totals_file::SentTotalsLocation;
 use starts::Starts;
 pub use starts::StartsFile;
-use telling::Telling;
 use transport::{Arrival, Failure, Retry, Transport};
 
 /// How and when to push.
@@ -83,7 +83,7 @@ pub enum Temporality {
     Cumulative,
     /// What came since the last point; where it is kept what was sent. Where that is nowhere, no
     /// series may outlive the agent.
-    Delta(Option<Place>),
+    Delta(Option<SentTotalsLocation>),
 }
 
 impl Options {
@@ -126,7 +126,7 @@ pub struct Exporter {
     clock: ReadClock,
     health: Health,
     /// Absent where what is sent is cumulative.
-    telling: Option<Telling>,
+    telling: Option<DeltaSession>,
     starts: Starts,
 }
 
@@ -160,7 +160,9 @@ impl Exporter {
         };
         let telling = match &options.temporality {
             Temporality::Cumulative => None,
-            Temporality::Delta(place) => Some(Telling::new(place.clone(), Arc::clone(&counters))),
+            Temporality::Delta(place) => {
+                Some(DeltaSession::new(place.clone(), Arc::clone(&counters)))
+            }
         };
         let starts = Starts::new(options.starts.clone(), Arc::clone(&counters));
         Ok(Self {
@@ -240,7 +242,7 @@ impl Exporter {
                     failures = 0;
                     let now = (self.clock)().boot;
                     let pause = self.interval();
-                    match self.telling.as_ref().and_then(Telling::trouble) {
+                    match self.telling.as_ref().and_then(DeltaSession::trouble) {
                         None => self.health.up(now),
                         Some(trouble) => self.health.down(now, trouble, pause),
                     }

@@ -1,7 +1,7 @@
 //! The books as OTLP messages.
 //!
 //! Every counter is a monotonic sum with the start time of its own account, which the SDK's
-//! aggregation cannot carry: cumulative, or what came since the last time ([`Told`]). Seconds are doubles, since that is what Prometheus' `_seconds`
+//! aggregation cannot carry: cumulative, or what came since the last time ([`SentTotals`]). Seconds are doubles, since that is what Prometheus' `_seconds`
 //! are; whole numbers stay whole. What is too much for one message goes into several, bounded in
 //! points and in bytes: receivers refuse more than 4 MiB.
 
@@ -16,7 +16,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
-use super::delta::{Growth, Told};
+use super::sent_totals::{Growth, SentTotals};
 use super::starts::Starts;
 use crate::core::model::WallTime;
 use crate::core::snapshot::Snapshot;
@@ -32,7 +32,7 @@ pub(super) enum Counters<'a> {
     /// Their totals, and since when, where that is not left out.
     Totals(&'a mut Starts),
     /// What has come since the receiver was told.
-    Growths(&'a mut Told),
+    Growths(&'a mut SentTotals),
 }
 
 /// One message and what is in it.

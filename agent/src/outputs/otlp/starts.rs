@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::kept::{KeepError, PATIENCE, failed, replace};
+use super::sent_totals_file::{KeepError, PATIENCE, failed, replace};
 use crate::core::model::WallTime;
 use crate::outputs::counters::OutputCounters;
 
@@ -60,7 +60,7 @@ impl StartsFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LeftOut::default()),
             read => read.map_err(failed("read", &path))?,
         };
-        let kept: Kept =
+        let kept: StartsRecord =
             serde_json::from_slice(&text).map_err(|source| KeepError::Content { path, source })?;
         Ok(match *kept.boot == *self.boot {
             true => kept.left_out,
@@ -75,7 +75,7 @@ impl StartsFile {
             .create(&self.directory)
             .map_err(failed("make the directory", &self.directory))?;
         let path = self.path();
-        let kept = Kept {
+        let kept = StartsRecord {
             boot: Arc::clone(&self.boot),
             left_out,
         };
@@ -96,7 +96,7 @@ struct LeftOut {
 
 /// The file's content.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct StartsRecord {
     boot: Arc<str>,
     #[serde(flatten)]
     left_out: LeftOut,

@@ -681,7 +681,7 @@ async fn a_message_that_fails_does_not_tell_the_others_again() {
                 opt_in: &OptIn::default(),
             };
             let origin = &quick(protocol, String::new()).origin;
-            let mut told = delta::Told::new("", view.snapshot.agent_started);
+            let mut told = sent_totals::SentTotals::new("", view.snapshot.agent_started);
             let whole = build(&view, origin, usize::MAX, Counters::Growths(&mut told));
             let whole = whole[0].growths.len();
             let mut taken = BTreeSet::new();
@@ -718,7 +718,7 @@ async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
     for (act, arrived) in rows {
         for protocol in BOTH {
             let dir = tempfile::tempdir().unwrap();
-            let place = Place::new(dir.path(), &dir.path().join("agent.sock"), "boot");
+            let place = SentTotalsLocation::new(dir.path(), &dir.path().join("agent.sock"), "boot");
             let kept = |options: &mut Options| {
                 options.temporality = Temporality::Delta(Some(place.clone()));
                 // Refused once, it is not tried again before the kill.
@@ -749,7 +749,7 @@ async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
 #[tokio::test]
 async fn what_cannot_be_kept_is_sent_and_not_gone_on_from() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place::new(dir.path(), &dir.path().join("agent.sock"), "boot");
+    let place = SentTotalsLocation::new(dir.path(), &dir.path().join("agent.sock"), "boot");
     let kept = |options: &mut Options| {
         options.temporality = Temporality::Delta(Some(place.clone()));
     };

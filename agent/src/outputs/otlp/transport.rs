@@ -36,13 +36,13 @@ const MAX_PAUSE: Duration = Duration::from_secs(600);
 /// A way to the receiver.
 #[derive(Debug)]
 pub(super) struct Transport {
-    way: Way,
+    way: OtlpClient,
     timeout: Duration,
     secrets: Secrets,
 }
 
 #[derive(Debug)]
-enum Way {
+enum OtlpClient {
     Grpc {
         client: MetricsServiceClient<Channel>,
         headers: MetadataMap,
@@ -108,7 +108,7 @@ impl Transport {
                     .map_err(|error| receiver.wrong(error))?
                     .connect_timeout(connect_timeout(receiver))
                     .connect_lazy();
-                Way::Grpc {
+                OtlpClient::Grpc {
                     client: MetricsServiceClient::new(channel),
                     headers: MetadataMap::from_headers(headers),
                 }
@@ -122,7 +122,7 @@ impl Transport {
                     .connect_timeout(connect_timeout(receiver))
                     .build()
                     .map_err(|error| receiver.wrong(error))?;
-                Way::Http {
+                OtlpClient::Http {
                     client,
                     url: receiver.signal_url("metrics")?,
                 }
@@ -142,8 +142,8 @@ impl Transport {
     ) -> Result<Accepted, Failure> {
         let exchange = async {
             match &mut self.way {
-                Way::Grpc { client, headers } => grpc(client, headers, request).await,
-                Way::Http { client, url } => http(client, url, &request).await,
+                OtlpClient::Grpc { client, headers } => grpc(client, headers, request).await,
+                OtlpClient::Http { client, url } => http(client, url, &request).await,
             }
         };
         let verdict = tokio::time::timeout(self.timeout, exchange)

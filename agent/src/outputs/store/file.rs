@@ -12,15 +12,15 @@ use rusqlite::{Connection, OpenFlags};
 use tracing::warn;
 
 use super::error::StoreError;
-use super::mark::{Mark, Named};
+use super::mark::{LifeId, MarkerFile};
 use super::read::{self, Meta};
 use super::retention::{self, Limits};
 use super::schema;
 use super::sql;
-use super::watermark::{Before, Missed, Reached};
+use super::watermark::{Baseline, Missed, Watermark};
 use super::write::{self, Into};
 use crate::core::model::{BootTime, Clock, Nanos};
-use crate::core::records::{Changes, State};
+use crate::core::records::{Changes, PersistedState};
 
 /// The file's name in the store's directory.
 pub const FILE: &str = "gpuacct.db";
@@ -59,7 +59,7 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// The store, and the life of the series, that it is in.
-    pub named: Named,
+    pub named: LifeId,
     /// How long it took.
     pub took: Duration,
     /// What the file's tables take, as last looked at.
@@ -79,14 +79,14 @@ pub(super) struct Store {
     open: Option<Open>,
     /// The life that this agent's series are in; absent until the first of its commits is written,
     /// unless it goes on with one from before.
-    life: Option<Named>,
+    life: Option<LifeId>,
     /// Why the next life begins.
     reason: &'static str,
     /// What of this life has been written, in whichever file.
-    reached: Reached,
+    reached: Watermark,
     /// What could not be written since.
     missed: Missed,
-    held: Held,
+    held: ClockAgreement,
     /// The hour in which what is old was last dropped, and whether for its age too.
     cleaned: Option<(i64, bool)>,
     synced: Instant,
@@ -96,12 +96,12 @@ pub(super) struct Store {
 
 /// How long the wall clock has kept pace with the boot clock.
 #[derive(Clone, Copy, Debug, Default)]
-struct Held {
+struct ClockAgreement {
     since: Option<BootTime>,
     last: Clock,
 }
 
-impl Held {
+impl ClockAgreement {
     /// Takes a reading of both clocks, and says whether it has been long enough.
     fn note(&mut self, now: Clock) -> bool {
         let expected = self.last.wall_of(now.boot).0;
@@ -121,7 +121,7 @@ struct Open {
     file: (u64, u64),
     /// Its log's, which SQLite leaves where it is when the file is gone.
     log: Option<(u64, u64)>,
-    /// What it has of [`Held`].
+    /// What it has of [`ClockAgreement`].
     held: Option<BootTime>,
 }
 
@@ -133,9 +133,9 @@ impl Store {
             open: None,
             life: None,
             reason: "first",
-            reached: Reached::default(),
+            reached: Watermark::default(),
             missed: Missed::default(),
-            held: Held::default(),
+            held: ClockAgreement::default(),
             cleaned: None,
             synced: Instant::now(),
             bytes: 0,
@@ -197,7 +197,10 @@ impl Store {
     }
 
     /// What an agent before this one has left that can be gone on from.
-    pub(super) fn resume(&mut self, mark: &Mark) -> Result<Option<State>, StoreError> {
+    pub(super) fn resume(
+        &mut self,
+        mark: &MarkerFile,
+    ) -> Result<Option<PersistedState>, StoreError> {
         let boot = Arc::clone(&self.options.boot);
         let open = self.open()?;
         let Some(meta) = &open.meta else {
@@ -217,8 +220,8 @@ impl Store {
         match found {
             Ok(Ok(state)) => {
                 self.life = Some(named);
-                self.reached = Reached::of(&state);
-                self.held = Held {
+                self.reached = Watermark::of(&state);
+                self.held = ClockAgreement {
                     since: held,
                     last: state.clock,
                 };
@@ -250,7 +253,7 @@ impl Store {
     pub(super) fn begin_anew(&mut self, reason: &'static str) {
         if self.life.take().is_some() {
             self.reason = reason;
-            self.reached = Reached::default();
+            self.reached = Watermark::default();
         }
     }
 
@@ -281,7 +284,7 @@ impl Store {
             && meta.sequence > self.reached.sequence
         {
             // A commit that was said to have failed is there nevertheless.
-            self.reached = Reached::of(&read::state(&open.connection, meta)?);
+            self.reached = Watermark::of(&read::state(&open.connection, meta)?);
         }
         let into = match meta {
             // A file that holds less than was written is an older copy of it.
@@ -298,7 +301,7 @@ impl Store {
                 });
             }
         };
-        let before = Before {
+        let before = Baseline {
             reached: &self.reached,
             missed: self.missed.over(changes.clock),
         };
@@ -451,8 +454,8 @@ impl Store {
 }
 
 impl Meta {
-    fn named(&self) -> Named {
-        Named {
+    fn named(&self) -> LifeId {
+        LifeId {
             store: self.store.clone(),
             life: self.life,
         }

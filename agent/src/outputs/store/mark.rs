@@ -17,26 +17,26 @@ use std::path::{Path, PathBuf};
 
 /// The mark's place.
 #[derive(Clone, Debug)]
-pub struct Mark {
+pub struct MarkerFile {
     path: PathBuf,
 }
 
 /// What a mark names: a store and a life of series in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct LifeId {
     /// The store's random name.
     pub store: String,
     /// The life's number.
     pub life: i64,
 }
 
-impl Named {
+impl LifeId {
     fn text(&self) -> String {
         format!("{} {}\n", self.store, self.life)
     }
 }
 
-impl Mark {
+impl MarkerFile {
     /// A mark beside the agent's socket.
     #[must_use]
     pub fn beside(socket: &Path) -> Self {
@@ -53,7 +53,7 @@ impl Mark {
 
     /// Whether it is there and names this.
     #[must_use]
-    pub fn names(&self, named: &Named) -> bool {
+    pub fn names(&self, named: &LifeId) -> bool {
         fs::read_to_string(&self.path).is_ok_and(|text| text == named.text())
     }
 
@@ -62,7 +62,7 @@ impl Mark {
     /// # Errors
     ///
     /// The directory cannot be written. Nothing is wrong then but that a restart begins at 0.
-    pub fn set(&self, named: &Named) -> io::Result<()> {
+    pub fn set(&self, named: &LifeId) -> io::Result<()> {
         let beside = self.path.with_extension("kept~");
         fs::write(&beside, named.text())?;
         fs::rename(&beside, &self.path)
@@ -91,8 +91,8 @@ mod tests {
     #[test]
     fn a_mark_names_one_life_of_one_store() {
         let directory = tempfile::tempdir().expect("a directory");
-        let mark = Mark::beside(&directory.path().join("gpuacct.sock"));
-        let named = |store: &str, life| Named {
+        let mark = MarkerFile::beside(&directory.path().join("gpuacct.sock"));
+        let named = |store: &str, life| LifeId {
             store: store.into(),
             life,
         };

@@ -123,14 +123,14 @@ pub enum ReadError {
 pub struct Ledger {
     connection: Connection,
     path: PathBuf,
-    standing: Standing,
+    standing: LedgerExtent,
     /// Of its schema: an older one lacks what was added since.
     version: u32,
 }
 
 /// How far a ledger reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct LedgerExtent {
     /// When the last commit was made.
     pub committed: WallTime,
     /// The hour to which all belongs that is not in a past one.
@@ -313,7 +313,7 @@ impl Ledger {
                 "SELECT committed, hour, coalesce((SELECT min(hour) FROM gpu_hours), hour) FROM meta",
                 [],
                 |row| {
-                    Ok(Standing {
+                    Ok(LedgerExtent {
                         committed: WallTime(unsigned(row, 0)?),
                         hour: row.get(1)?,
                         first_hour: row.get(2)?,
@@ -341,7 +341,7 @@ impl Ledger {
 
     /// How far it reaches.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> LedgerExtent {
         self.standing
     }
 

@@ -19,7 +19,7 @@ use crate::core::model::{
 };
 use crate::core::records::{
     Cgroups, GivenName, KeptAccount, KeptAllocation, KeptBook, KeptNamespace, KeptProcess,
-    KeptReason, KeptSeries, KeptTime, KeptTotals, PayerKind, State,
+    KeptReason, KeptSeries, KeptTime, KeptTotals, OwnerKind, PersistedState,
 };
 use crate::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};
 
@@ -180,7 +180,7 @@ pub(super) fn boot_of(connection: &Connection, life: i64) -> Result<Option<Strin
 }
 
 /// Everything of a life that is open.
-pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
+pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<PersistedState> {
     let gpus = gpus(connection)?;
     let gpu = |columns: &mut Columns<'_, '_>| -> Result<GpuUuid> {
         let number: i64 = columns.next()?;
@@ -277,7 +277,7 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<State> {
             shows: columns.amounts()?,
         })
     })?;
-    Ok(State {
+    Ok(PersistedState {
         sequence: meta.sequence,
         clock: meta.clock,
         books,
@@ -444,9 +444,9 @@ fn mig(columns: &mut Columns<'_, '_>) -> Result<Option<MigInfo>> {
     }))
 }
 
-fn kind(columns: &mut Columns<'_, '_>) -> Result<PayerKind> {
+fn kind(columns: &mut Columns<'_, '_>) -> Result<OwnerKind> {
     let text = columns.text()?;
-    let known = PayerKind::ALL.into_iter().find(|k| k.as_str() == &*text);
+    let known = OwnerKind::ALL.into_iter().find(|k| k.as_str() == &*text);
     known.ok_or_else(|| columns.wrong(format!("the kind of payer {text:?}")))
 }
 

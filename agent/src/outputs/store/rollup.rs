@@ -15,7 +15,7 @@ use rusqlite::types::Value;
 use rusqlite::{Transaction, params, params_from_iter};
 
 use super::sql::{Result, amounts, gpu, int, list, number, parameters, sums};
-use super::watermark::{Before, BookReached, MissedHour, Reached, spread};
+use super::watermark::{Baseline, BookWatermark, MissedHour, Watermark, spread};
 use crate::core::amounts::Amounts;
 use crate::core::model::{Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
 use crate::core::records::{Changes, KeptReason};
@@ -37,17 +37,17 @@ const PARTS: [&str; 6] = [
 pub(super) fn elsewhere(
     transaction: &Transaction<'_>,
     life: i64,
-    reached: &Reached,
+    reached: &Watermark,
     changes: &Changes,
 ) -> Result<()> {
     for account in numbers(changes) {
         if let Some(before) = reached.accounts.get(&account) {
-            settle_account(transaction, number(life, account), None, &before.amounts)?;
+            roll_up_account(transaction, number(life, account), None, &before.amounts)?;
         }
     }
     for book in &changes.books {
         if let Some(before) = reached.books.get(&book.gpu.uuid) {
-            settle_book(
+            roll_up_book(
                 transaction,
                 gpu(transaction, &book.gpu.uuid)?,
                 None,
@@ -58,7 +58,7 @@ pub(super) fn elsewhere(
     for time in &changes.times {
         if let Some(before) = reached.times.get(&(time.gpu.clone(), time.reason)) {
             let gpu = gpu(transaction, &time.gpu)?;
-            settle_time(transaction, gpu, None, time.reason, *before)?;
+            roll_up_time(transaction, gpu, None, time.reason, *before)?;
         }
     }
     Ok(())
@@ -69,7 +69,7 @@ pub(super) fn before(
     transaction: &Transaction<'_>,
     life: i64,
     present: i64,
-    before: Before<'_>,
+    before: Baseline<'_>,
     changes: &Changes,
     known_closed: &[u32],
 ) -> Result<()> {
@@ -92,13 +92,13 @@ pub(super) fn before(
                 clock,
                 hour,
             };
-            let moved = settle_unobserved(transaction, uuid, span, &mut grown)?;
+            let moved = roll_up_unobserved(transaction, uuid, span, &mut grown)?;
             let (now, was) = (parts(reached), parts(&was));
             let mut rest: [i64; PARTS.len()] = std::array::from_fn(|at| (now[at] - was[at]).max(0));
             rest[0] = (rest[0] - int(moved.0)).max(0);
-            settle_book(transaction, gpu, Some(hour), rest)?;
+            roll_up_book(transaction, gpu, Some(hour), rest)?;
             for (reason, time) in grown {
-                settle_time(transaction, gpu, Some(hour), reason, time)?;
+                roll_up_time(transaction, gpu, Some(hour), reason, time)?;
             }
         }
     }
@@ -120,20 +120,20 @@ pub(super) fn before(
             hour: present,
         };
         // The rest of it is the present hour's, and not settled.
-        settle_unobserved(transaction, uuid, span, &mut grown)?;
+        roll_up_unobserved(transaction, uuid, span, &mut grown)?;
     }
     if changes.whole {
-        settle_accounts(transaction, life, present, before, changes, known_closed)?;
+        roll_up_accounts(transaction, life, present, before, changes, known_closed)?;
     }
     Ok(())
 }
 
 /// Settles what accounts were charged in hours that are over, and makes records of what was given up.
-fn settle_accounts(
+fn roll_up_accounts(
     transaction: &Transaction<'_>,
     life: i64,
     present: i64,
-    before: Before<'_>,
+    before: Baseline<'_>,
     changes: &Changes,
     known_closed: &[u32],
 ) -> Result<()> {
@@ -169,12 +169,12 @@ fn settle_accounts(
             if mentioned.contains(&account) && !grown.is_zero() {
                 *owned.entry(reached.gpu.clone()).or_default() += grown;
                 let account = number(life, account);
-                settle_account(transaction, account, Some(missed.hour), &grown)?;
+                roll_up_account(transaction, account, Some(missed.hour), &grown)?;
             }
         }
         give_up(missed.hour, missed.payers.clone(), owned);
     }
-    let mut now = Reached::default();
+    let mut now = Watermark::default();
     now.take(changes);
     let mut owned = Owned::new();
     for (&account, reached) in &now.accounts {
@@ -250,15 +250,15 @@ fn numbers(changes: &Changes) -> impl Iterator<Item = u32> {
 /// From where to where a book has gone on.
 #[derive(Clone, Copy)]
 struct Span {
-    was: BookReached,
-    reached: BookReached,
+    was: BookWatermark,
+    reached: BookWatermark,
     clock: Clock,
     hour: i64,
 }
 
 /// Puts unobserved time into the hours before the span's that it was in, and takes it out of `grown`.
 /// Returns how much that was.
-fn settle_unobserved(
+fn roll_up_unobserved(
     transaction: &Transaction<'_>,
     uuid: &GpuUuid,
     span: Span,
@@ -282,9 +282,9 @@ fn settle_unobserved(
         let gpu = gpu(transaction, uuid)?;
         let mut of = [0; PARTS.len()];
         of[0] = int(time.0);
-        settle_book(transaction, gpu, Some(hour), of)?;
+        roll_up_book(transaction, gpu, Some(hour), of)?;
         let reason = KeptReason::Unobserved(reason);
-        settle_time(transaction, gpu, Some(hour), reason, time)?;
+        roll_up_time(transaction, gpu, Some(hour), reason, time)?;
         if let Some((_, left)) = grown.iter_mut().find(|(of, _)| *of == reason) {
             *left = left.minus(time);
         }
@@ -294,7 +294,7 @@ fn settle_unobserved(
 }
 
 /// An account's amounts, settled in an hour of this file or in none.
-fn settle_account(
+fn roll_up_account(
     transaction: &Transaction<'_>,
     account: i64,
     hour: Option<i64>,
@@ -334,7 +334,7 @@ fn add_hour(transaction: &Transaction<'_>, account: i64, hour: i64, used: &Amoun
     Ok(())
 }
 
-fn parts(book: &BookReached) -> [i64; PARTS.len()] {
+fn parts(book: &BookWatermark) -> [i64; PARTS.len()] {
     [
         int(book.elapsed.0),
         int(book.busy.0),
@@ -346,7 +346,7 @@ fn parts(book: &BookReached) -> [i64; PARTS.len()] {
 }
 
 /// Settles a book: the hour, if there is one, gets what was not settled.
-fn settle_book(
+fn roll_up_book(
     transaction: &Transaction<'_>,
     gpu: i64,
     hour: Option<i64>,
@@ -382,7 +382,7 @@ fn settle_book(
 }
 
 /// Settles the time of one reason in the same way.
-fn settle_time(
+fn roll_up_time(
     transaction: &Transaction<'_>,
     gpu: i64,
     hour: Option<i64>,

@@ -4,7 +4,7 @@
 //! after it is given totals since the beginning of that life, and only what has been added since the
 //! last commit in the lost one is its own to bill. And a file can refuse commits for hours: what was
 //! booked meanwhile belongs to the hours in which it was booked, not to the one in which the file
-//! takes it. So the amounts of the last commit that was written are remembered ([`Reached`]), and
+//! takes it. So the amounts of the last commit that was written are remembered ([`Watermark`]), and
 //! those of the last attempt in each hour since ([`Missed`]).
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use super::sql::{HOUR, hour};
 use crate::core::amounts::Amounts;
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
-use crate::core::records::{Changes, KeptBook, KeptReason, KeptTotals, State};
+use crate::core::records::{Changes, KeptBook, KeptReason, KeptTotals, PersistedState};
 use crate::core::snapshot::EnergyBook;
 
 /// Hours without a commit that are told apart: a week. Of more, the oldest are in the hour after
@@ -21,17 +21,17 @@ const HOURS: usize = 7 * 24;
 
 /// What was booked by a commit.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Reached {
+pub(super) struct Watermark {
     pub(super) sequence: u64,
     clock: Clock,
-    pub(super) accounts: HashMap<u32, AccountReached>,
-    pub(super) books: HashMap<GpuUuid, BookReached>,
+    pub(super) accounts: HashMap<u32, AccountWatermark>,
+    pub(super) books: HashMap<GpuUuid, BookWatermark>,
     pub(super) times: HashMap<(GpuUuid, KeptReason), Nanos>,
 }
 
 /// Of an account.
 #[derive(Clone, Debug)]
-pub(super) struct AccountReached {
+pub(super) struct AccountWatermark {
     pub(super) gpu: GpuUuid,
     pub(super) amounts: Amounts,
     /// Whether it was closed by that commit.
@@ -40,7 +40,7 @@ pub(super) struct AccountReached {
 
 /// Of a GPU.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct BookReached {
+pub(super) struct BookWatermark {
     pub(super) through: Option<BootTime>,
     pub(super) elapsed: Nanos,
     pub(super) busy: Nanos,
@@ -49,7 +49,7 @@ pub(super) struct BookReached {
     closed: Amounts,
 }
 
-impl From<&KeptBook> for BookReached {
+impl From<&KeptBook> for BookWatermark {
     fn from(book: &KeptBook) -> Self {
         Self {
             through: book.through,
@@ -62,9 +62,9 @@ impl From<&KeptBook> for BookReached {
     }
 }
 
-impl Reached {
+impl Watermark {
     /// As it was read back.
-    pub(super) fn of(state: &State) -> Self {
+    pub(super) fn of(state: &PersistedState) -> Self {
         let mut reached = Self {
             sequence: state.sequence,
             clock: state.clock,
@@ -120,7 +120,7 @@ impl Reached {
             }
             (None, Some(gpu)) => {
                 let gpu = gpu.clone();
-                let account = AccountReached {
+                let account = AccountWatermark {
                     gpu,
                     amounts,
                     closed,
@@ -151,7 +151,7 @@ pub(super) struct MissedHour {
     pub(super) hour: i64,
     pub(super) clock: Clock,
     /// Accounts that are as they were before the hour are left out.
-    pub(super) reached: Reached,
+    pub(super) reached: Watermark,
     pub(super) payers: HashMap<GpuUuid, Amounts>,
 }
 
@@ -160,9 +160,9 @@ pub(super) struct MissedHour {
 pub(super) struct Missed {
     hours: Vec<MissedHour>,
     /// Everything as of the end of `hours`.
-    before: Reached,
+    before: Watermark,
     /// The last attempt.
-    last: Option<Reached>,
+    last: Option<Watermark>,
     /// Whether `hours` ends with the last attempt's: the one after it was begun, and may fail too.
     is_over: bool,
     /// Hours that were put together with the one after them.
@@ -171,7 +171,7 @@ pub(super) struct Missed {
 
 impl Missed {
     /// Notes an attempt that failed. `reached` is what is in the file.
-    pub(super) fn note(&mut self, reached: &Reached, changes: &Changes) {
+    pub(super) fn note(&mut self, reached: &Watermark, changes: &Changes) {
         let Some(mut last) = self.last.take() else {
             self.before = reached.clone();
             let mut last = reached.clone();
@@ -188,7 +188,7 @@ impl Missed {
         self.last = Some(last);
     }
 
-    fn push(&mut self, hour: i64, last: &Reached) {
+    fn push(&mut self, hour: i64, last: &Watermark) {
         let before = std::mem::replace(&mut self.before, last.clone());
         let mut reached = last.clone();
         reached.accounts.retain(|number, account| {
@@ -276,8 +276,8 @@ pub(super) fn spread(
 /// What was booked before the commit that is written: by the last one of this life, in whichever file
 /// that is, and by those after it that could not be written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Before<'a> {
-    pub(super) reached: &'a Reached,
+pub(super) struct Baseline<'a> {
+    pub(super) reached: &'a Watermark,
     pub(super) missed: &'a [MissedHour],
 }
 
@@ -301,7 +301,7 @@ mod tests {
             since: None,
             allocated_through: None,
         };
-        let mut reached = Reached::default();
+        let mut reached = Watermark::default();
         // Account 1 is used in the first hour alone, account 2 in each.
         reached.put(&totals(1, 0), Some(&gpu), false);
         reached.put(&totals(2, 0), Some(&gpu), false);

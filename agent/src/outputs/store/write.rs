@@ -22,7 +22,7 @@ use super::read::Meta;
 use super::rollup;
 use super::schema::AMOUNTS;
 use super::sql::{Result, amounts, gpu, hour, int, list, list_of, number, parameters, text};
-use super::watermark::Before;
+use super::watermark::Baseline;
 use crate::core::input::GpuInfo;
 use crate::core::model::{BootTime, ProcessId};
 use crate::core::records::{
@@ -49,7 +49,7 @@ pub(super) enum Into<'a> {
 pub(super) fn write(
     connection: &mut Connection,
     into: Into<'_>,
-    before: Before<'_>,
+    before: Baseline<'_>,
     changes: &Changes,
 ) -> std::result::Result<Meta, StoreError> {
     transact(connection, into, before, changes).map_err(StoreError::sqlite("write a commit"))
@@ -58,7 +58,7 @@ pub(super) fn write(
 fn transact(
     connection: &mut Connection,
     into: Into<'_>,
-    before: Before<'_>,
+    before: Baseline<'_>,
     changes: &Changes,
 ) -> Result<Meta> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;

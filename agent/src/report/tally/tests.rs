@@ -8,9 +8,9 @@ const FIRST: i64 = 490_000;
 const SECOND: u64 = 1_000_000_000;
 const WHOLE: u64 = 3_600 * SECOND;
 
-fn standing(minutes_of_the_last_hour: u64) -> Standing {
+fn standing(minutes_of_the_last_hour: u64) -> LedgerExtent {
     let last = u64::try_from(FIRST + 1).unwrap();
-    Standing {
+    LedgerExtent {
         committed: WallTime(last * WHOLE + minutes_of_the_last_hour * 60 * SECOND),
         hour: FIRST + 1,
         first_hour: FIRST,

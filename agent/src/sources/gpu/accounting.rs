@@ -17,7 +17,7 @@ use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError;
 
 use super::calls::Watchdog;
-use super::raw::{self, Life};
+use super::raw::{self, ProcessAccounting};
 use crate::core::input::{Accounted, Credit};
 use crate::core::model::{GpuUuid, Nanos, Pid};
 use crate::sources::clock;
@@ -89,14 +89,14 @@ impl Accounting {
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.settle(uuid, &lives, period, through_us))
+        Ok(self.report_dead(uuid, &lives, period, through_us))
     }
 
     /// Tells of those who have died and whose windows are closed up to `through_us`.
-    fn settle(
+    fn report_dead(
         &mut self,
         uuid: &GpuUuid,
-        lives: &[Life],
+        lives: &[ProcessAccounting],
         period: Nanos,
         through_us: u64,
     ) -> Vec<Accounted> {
@@ -138,8 +138,8 @@ mod tests {
 
     const S: u64 = 1_000_000;
 
-    fn life(pid: u32, start_s: u64, lifetime_ms: u64) -> Life {
-        Life {
+    fn life(pid: u32, start_s: u64, lifetime_ms: u64) -> ProcessAccounting {
+        ProcessAccounting {
             pid,
             is_running: lifetime_ms == 0,
             start_us: start_s * S,
@@ -163,9 +163,9 @@ mod tests {
         };
         accounting.credit(&[credit(7, 300), credit(8, 100), credit(9, 50)]);
         accounting.credit(&[credit(7, 200)]);
-        let mut told = |lives: &[Life], through_s: u64| -> Vec<_> {
+        let mut told = |lives: &[ProcessAccounting], through_s: u64| -> Vec<_> {
             accounting
-                .settle(&gpu, lives, Nanos::from_millis(200), through_s * S)
+                .report_dead(&gpu, lives, Nanos::from_millis(200), through_s * S)
                 .into_iter()
                 .map(|told| {
                     let millis =
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(told(&[seven, eight, nine], 113), []);
         // Another process by the same pid, and one whose driver tells no sums.
         let again = life(7, 120, 1_000);
-        let eight = Life {
+        let eight = ProcessAccounting {
             credited: None,
             ..life(8, 102, 10_000)
         };

@@ -72,7 +72,7 @@ impl EnginePercents {
 
 /// NVML's answers of one window.
 #[derive(Clone, Debug, Default)]
-pub struct Bracket {
+pub struct WindowReadings {
     /// Samples newer than the cursor, before the rows were asked for.
     pub before: Vec<RawSample>,
     /// The rows since the cursor; empty where NVML answered "not found".
@@ -90,7 +90,7 @@ pub struct Bracket {
     pub is_clock_doubted: bool,
 }
 
-impl Bracket {
+impl WindowReadings {
     /// Whether a sample landed between the calls: the rows may lack it, or have one more.
     #[must_use]
     pub fn torn(&self) -> bool {

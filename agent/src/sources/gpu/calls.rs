@@ -33,12 +33,12 @@ pub struct CallFigures {
 /// One thread's way into NVML. Clones are the same lane; all lanes of one origin are read together.
 #[derive(Clone, Debug, Default)]
 pub struct Watchdog {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<CallTable>>,
     lane: Arc<Lane>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CallTable {
     /// The number of the last call that was made.
     last: u64,
     in_progress: BTreeMap<u64, Call>,
@@ -168,7 +168,7 @@ impl Watchdog {
     }
 
     /// The lock guards plain figures: a panic elsewhere leaves them as good as they were.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CallTable> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -205,7 +205,7 @@ impl Sums {
 
     fn only(sum: u64, limit: u64) -> Self {
         let mut sums = Self::none(limit);
-        let (word, bit) = place(sum);
+        let (word, bit) = bit_position(sum);
         sums.words[word] |= bit;
         sums
     }
@@ -221,7 +221,7 @@ impl Sums {
     }
 
     fn contains(&self, sum: u64) -> bool {
-        let (word, bit) = place(sum);
+        let (word, bit) = bit_position(sum);
         sum <= self.limit && self.words[word] & bit != 0
     }
 
@@ -230,7 +230,7 @@ impl Sums {
         if by > self.limit {
             return;
         }
-        let (skip, bits) = (place(by).0, by % 64);
+        let (skip, bits) = (bit_position(by).0, by % 64);
         for to in skip..self.words.len() {
             let low = other.words[to - skip] << bits;
             let carried = if bits > 0 && to > skip {
@@ -246,7 +246,7 @@ impl Sums {
 
     /// Adds `other`'s sums, each smaller by `by`, where `within` has them too. Whether any did.
     fn add_shifted_down(&mut self, other: &Self, by: u64, within: &Self) -> bool {
-        let (skip, bits) = (place(by).0, by % 64);
+        let (skip, bits) = (bit_position(by).0, by % 64);
         let mut any = false;
         for to in 0..self.words.len().saturating_sub(skip) {
             let high = other.words[to + skip] >> bits;
@@ -264,7 +264,7 @@ impl Sums {
 }
 
 /// Where a sum's bit is.
-fn place(sum: u64) -> (usize, u64) {
+fn bit_position(sum: u64) -> (usize, u64) {
     (
         usize::try_from(sum / 64).unwrap_or(usize::MAX),
         1 << (sum % 64),

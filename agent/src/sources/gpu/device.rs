@@ -13,9 +13,9 @@ use super::answer::{EnginePercents, RawRow, RawSample};
 use super::calls::Watchdog;
 use super::cursor::Cursor;
 use super::driver::{Driver, RowsCall};
-use super::fault::{Fault, Trouble, fault};
+use super::fault::{NvmlErrorKind, NvmlFailure, fault};
 use super::mig::Activity;
-use super::reader::{Asked, Reader};
+use super::reader::{DriverAnswer, Reader};
 use super::sample_clock::Reading;
 use super::{raw, retried};
 use crate::core::amounts::{Engine, Millijoules};
@@ -33,7 +33,7 @@ pub(super) struct Gpu {
     /// Whether it has a counter of energy, as far as this session of the library knows.
     pub(super) has_energy: bool,
     /// What went wrong when it was asked last.
-    pub(super) fault: Option<Trouble>,
+    pub(super) fault: Option<NvmlFailure>,
 }
 
 /// The engines beside the SMs that the device's rows report. The call asks for rows from now on.
@@ -75,7 +75,7 @@ impl Driver for Asking<'_, '_> {
         clock::now()
     }
 
-    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, Trouble> {
+    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, NvmlFailure> {
         let answer = retried(|| {
             self.watchdog.call(SAMPLES, Some(self.uuid), || {
                 self.device.samples(Sampling::GpuUtilization, since_us)
@@ -97,7 +97,7 @@ impl Driver for Asking<'_, '_> {
         call == RowsCall::Older || raw::has_processes_utilization(self.device.nvml())
     }
 
-    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, Trouble> {
+    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, NvmlFailure> {
         let (name, gpu, device) = (call.as_str(), Some(self.uuid), self.device);
         if call == RowsCall::OfAllEngines {
             let answer = retried(|| {
@@ -199,7 +199,7 @@ impl Gpu {
         match answer {
             Ok(asked) => {
                 self.fault = match &asked {
-                    Asked::Bracket(_, trouble) => trouble.clone(),
+                    DriverAnswer::WindowReadings(_, trouble) => trouble.clone(),
                     _ => None,
                 };
                 self.reader.close(asked, clock::now())
@@ -239,7 +239,7 @@ impl Gpu {
                     .windows
                     .close_measured(measured.since.boot, until, measured.busy_ppm)
             }
-            Err(trouble) if trouble.fault == Fault::Unsupported => {
+            Err(trouble) if trouble.fault == NvmlErrorKind::Unsupported => {
                 *activity = None;
                 self.poll_instance(activity, watchdog)
             }
@@ -272,7 +272,7 @@ impl Gpu {
             device.total_energy_consumption()
         });
         if let Err(error) = &answer {
-            self.has_energy = fault(error) != Fault::Unsupported;
+            self.has_energy = fault(error) != NvmlErrorKind::Unsupported;
         }
         self.reader
             .windows
@@ -282,12 +282,15 @@ impl Gpu {
 
 /// Tells an empty list, a list that is not offered, and a list that could not be had apart. "Not
 /// found" is NVML's word for the first.
-fn offered<T>(call: &str, answer: Result<Vec<T>, NvmlError>) -> Result<Option<Vec<T>>, Trouble> {
+fn offered<T>(
+    call: &str,
+    answer: Result<Vec<T>, NvmlError>,
+) -> Result<Option<Vec<T>>, NvmlFailure> {
     match answer {
         Ok(list) => Ok(Some(list)),
         Err(NvmlError::NotFound | NvmlError::NoData) => Ok(Some(Vec::new())),
-        Err(error) if fault(&error) == Fault::Unsupported => Ok(None),
-        Err(error) => Err(Trouble::new(call, &error)),
+        Err(error) if fault(&error) == NvmlErrorKind::Unsupported => Ok(None),
+        Err(error) => Err(NvmlFailure::new(call, &error)),
     }
 }
 

@@ -2,7 +2,7 @@
 //! stand in for the driver.
 
 use super::answer::{RawRow, RawSample};
-use super::fault::Trouble;
+use super::fault::NvmlFailure;
 use crate::core::model::Clock;
 
 /// A call for the processes' rows.
@@ -36,9 +36,9 @@ pub(super) trait Driver {
     /// Both clocks of this machine.
     fn now(&self) -> Clock;
     /// The device's own samples newer than a stamp; none where it does not offer them.
-    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, Trouble>;
+    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, NvmlFailure>;
     /// Whether the driver has the call.
     fn has(&self, call: RowsCall) -> bool;
     /// The processes' rows over all samples newer than a stamp; none where it does not offer them.
-    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, Trouble>;
+    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, NvmlFailure>;
 }

@@ -4,7 +4,7 @@ use nvml_wrapper::error::NvmlError;
 
 /// What an error means to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum NvmlErrorKind {
     /// The device or the driver does not offer it.
     Unsupported,
     /// This GPU is gone for this session of the library; opening the library anew may find it.
@@ -16,23 +16,23 @@ pub(super) enum Fault {
 }
 
 /// What `error` means. Codes that nvml-wrapper has no name for are known by number.
-pub(super) fn fault(error: &NvmlError) -> Fault {
+pub(super) fn fault(error: &NvmlError) -> NvmlErrorKind {
     match error {
         NvmlError::NotSupported
         | NvmlError::FunctionNotFound
         | NvmlError::FailedToLoadSymbol(_)
         | NvmlError::UnexpectedVariant(code::ARGUMENT_VERSION_MISMATCH | code::DEPRECATED) => {
-            Fault::Unsupported
+            NvmlErrorKind::Unsupported
         }
         NvmlError::GpuLost
         | NvmlError::ResetRequired
         | NvmlError::InvalidArg
-        | NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => Fault::Lost,
+        | NvmlError::UnexpectedVariant(code::GPU_NOT_FOUND) => NvmlErrorKind::Lost,
         NvmlError::Uninitialized
         | NvmlError::DriverNotLoaded
         | NvmlError::LibRmVersionMismatch
-        | NvmlError::LibraryNotFound => Fault::Library,
-        _ => Fault::Other,
+        | NvmlError::LibraryNotFound => NvmlErrorKind::Library,
+        _ => NvmlErrorKind::Other,
     }
 }
 
@@ -63,14 +63,14 @@ mod code {
 
 /// A call that failed.
 #[derive(Clone, Debug)]
-pub(super) struct Trouble {
-    pub(super) fault: Fault,
+pub(super) struct NvmlFailure {
+    pub(super) fault: NvmlErrorKind,
     /// The label for the source's state.
     pub(super) class: &'static str,
     pub(super) text: String,
 }
 
-impl Trouble {
+impl NvmlFailure {
     pub(super) fn new(call: &str, error: &NvmlError) -> Self {
         Self {
             fault: fault(error),
@@ -82,7 +82,7 @@ impl Trouble {
     /// A figure that cannot be one.
     pub(super) fn figure(call: &str, found: f64) -> Self {
         Self {
-            fault: Fault::Other,
+            fault: NvmlErrorKind::Other,
             class: "driver_error",
             text: format!("{call}: found {found} percent, expected 0 to 100"),
         }
@@ -93,7 +93,7 @@ impl Trouble {
         const GONE: &str = "not among the GPUs that NVML can open";
         match cause {
             None => Self {
-                fault: Fault::Lost,
+                fault: NvmlErrorKind::Lost,
                 class: "gpu_lost",
                 text: GONE.to_owned(),
             },
@@ -107,7 +107,7 @@ impl Trouble {
     /// A call that does not return.
     pub(super) fn blocked(call: &str) -> Self {
         Self {
-            fault: Fault::Other,
+            fault: NvmlErrorKind::Other,
             class: "timeout",
             text: format!("the call {call} does not return"),
         }
@@ -124,7 +124,7 @@ impl Trouble {
     /// A thread that cannot be started.
     pub(super) fn thread(error: &std::io::Error) -> Self {
         Self {
-            fault: Fault::Other,
+            fault: NvmlErrorKind::Other,
             class: "thread",
             text: format!("cannot start a thread: {error}"),
         }
@@ -133,7 +133,7 @@ impl Trouble {
     /// A defect ended the thread.
     pub(super) fn panicked() -> Self {
         Self {
-            fault: Fault::Other,
+            fault: NvmlErrorKind::Other,
             class: "panic",
             text: "a defect ended the thread that asks it".to_owned(),
         }
@@ -142,7 +142,7 @@ impl Trouble {
     /// NVML answers and has nothing to answer for.
     pub(super) fn no_gpu() -> Self {
         Self {
-            fault: Fault::Other,
+            fault: NvmlErrorKind::Other,
             class: "no_gpu",
             text: "NVML lists no GPU".to_owned(),
         }
@@ -156,38 +156,54 @@ mod tests {
     #[test]
     fn errors_are_known_by_name_and_by_number() {
         for (error, expected, label) in [
-            (NvmlError::NotSupported, Fault::Unsupported, "driver_error"),
+            (
+                NvmlError::NotSupported,
+                NvmlErrorKind::Unsupported,
+                "driver_error",
+            ),
             (
                 NvmlError::FailedToLoadSymbol("x".into()),
-                Fault::Unsupported,
+                NvmlErrorKind::Unsupported,
                 "symbol",
             ),
             (
                 NvmlError::UnexpectedVariant(25),
-                Fault::Unsupported,
+                NvmlErrorKind::Unsupported,
                 "driver_error",
             ),
             (
                 NvmlError::UnexpectedVariant(26),
-                Fault::Unsupported,
+                NvmlErrorKind::Unsupported,
                 "driver_error",
             ),
-            (NvmlError::UnexpectedVariant(27), Fault::Other, "not_ready"),
-            (NvmlError::UnexpectedVariant(28), Fault::Lost, "no_gpu"),
-            (NvmlError::GpuLost, Fault::Lost, "gpu_lost"),
+            (
+                NvmlError::UnexpectedVariant(27),
+                NvmlErrorKind::Other,
+                "not_ready",
+            ),
+            (
+                NvmlError::UnexpectedVariant(28),
+                NvmlErrorKind::Lost,
+                "no_gpu",
+            ),
+            (NvmlError::GpuLost, NvmlErrorKind::Lost, "gpu_lost"),
             (
                 NvmlError::DriverNotLoaded,
-                Fault::Library,
+                NvmlErrorKind::Library,
                 "driver_not_loaded",
             ),
-            (NvmlError::Uninitialized, Fault::Library, "uninitialized"),
+            (
+                NvmlError::Uninitialized,
+                NvmlErrorKind::Library,
+                "uninitialized",
+            ),
             (
                 NvmlError::LibRmVersionMismatch,
-                Fault::Library,
+                NvmlErrorKind::Library,
                 "version_mismatch",
             ),
-            (NvmlError::NoPermission, Fault::Other, "permission"),
-            (NvmlError::Unknown, Fault::Other, "driver_error"),
+            (NvmlError::NoPermission, NvmlErrorKind::Other, "permission"),
+            (NvmlError::Unknown, NvmlErrorKind::Other, "driver_error"),
         ] {
             assert_eq!(
                 (fault(&error), class(&error)),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fault::{Fault, Trouble};
+use super::fault::{NvmlErrorKind, NvmlFailure};
 use super::library::OpenError;
 use super::namespace::INITIAL_PID_NAMESPACE;
 use crate::core::input::SourceHealth;
@@ -17,7 +17,7 @@ pub(super) enum Failed {
     /// It cannot be opened.
     Open(OpenError),
     /// The one before had to be closed.
-    Session(Trouble),
+    Session(NvmlFailure),
 }
 
 impl Failed {
@@ -52,7 +52,7 @@ impl Failed {
     }
 
     /// Where the library is, as far as that is known.
-    pub(super) fn place(&self, configured: Option<&PathBuf>) -> Arc<str> {
+    pub(super) fn endpoint(&self, configured: Option<&PathBuf>) -> Arc<str> {
         let path = match self {
             Self::Open(OpenError::Load { path, .. } | OpenError::Init { path, .. }) => Some(path),
             _ => configured,
@@ -63,20 +63,20 @@ impl Failed {
 }
 
 /// The gravest of the GPUs' troubles, by the GPUs' names, in words that say how many have some.
-pub(super) fn gravest(mut all: Vec<(String, Trouble)>) -> Option<Trouble> {
+pub(super) fn gravest(mut all: Vec<(String, NvmlFailure)>) -> Option<NvmlFailure> {
     // Stable: of two that are alike the first GPU's is told.
     all.sort_by_key(|(_, trouble)| match trouble.fault {
-        Fault::Library => 0,
-        Fault::Lost => 1,
-        Fault::Other => 2,
-        Fault::Unsupported => 3,
+        NvmlErrorKind::Library => 0,
+        NvmlErrorKind::Lost => 1,
+        NvmlErrorKind::Other => 2,
+        NvmlErrorKind::Unsupported => 3,
     });
     let others = match all.len().saturating_sub(1) {
         0 => String::new(),
         others => format!(" (and {others} more GPUs in trouble)"),
     };
     let (name, gravest) = all.into_iter().next()?;
-    Some(Trouble {
+    Some(NvmlFailure {
         text: format!("{name}: {}{others}", gravest.text),
         ..gravest
     })
@@ -128,7 +128,7 @@ impl Health {
 /// The state of the source while the library answers: the gravest `trouble`, or that nobody can be
 /// billed in this pid `namespace`.
 pub(super) fn state(
-    trouble: Option<Trouble>,
+    trouble: Option<NvmlFailure>,
     namespace: Option<&Arc<str>>,
     next_retry: BootTime,
 ) -> SourceState {
@@ -203,12 +203,12 @@ mod tests {
 
     #[test]
     fn the_gravest_trouble_is_told_and_the_others_are_counted() {
-        let trouble = |fault, text: &str| Trouble {
+        let trouble = |fault, text: &str| NvmlFailure {
             fault,
             class: "driver_error",
             text: text.to_owned(),
         };
-        let told = |all: &[(&str, Fault)]| {
+        let told = |all: &[(&str, NvmlErrorKind)]| {
             let all = all.iter().map(|(name, fault)| {
                 let text = format!("{fault:?}");
                 ((*name).to_owned(), trouble(*fault, &text))
@@ -216,12 +216,12 @@ mod tests {
             gravest(all.collect()).map(|trouble| trouble.text)
         };
         assert_eq!(told(&[]), None);
-        let one = told(&[("GPU-a", Fault::Other)]);
+        let one = told(&[("GPU-a", NvmlErrorKind::Other)]);
         assert_eq!(one.as_deref(), Some("GPU-a: Other"));
         let three = told(&[
-            ("GPU-a", Fault::Other),
-            ("GPU-b", Fault::Lost),
-            ("GPU-c", Fault::Lost),
+            ("GPU-a", NvmlErrorKind::Other),
+            ("GPU-b", NvmlErrorKind::Lost),
+            ("GPU-c", NvmlErrorKind::Lost),
         ]);
         let expected = "GPU-b: Lost (and 2 more GPUs in trouble)";
         assert_eq!(three.as_deref(), Some(expected));

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::calls::Watchdog;
-use super::fault::Trouble;
+use super::fault::NvmlFailure;
 use super::health::Failed;
 use super::library::Library;
 use crate::core::snapshot::BlockedCall;
 
 /// What was done.
-pub(super) enum Helped {
+pub(super) enum HelperResult {
     /// A library was closed.
     Closed,
     /// One was opened, and lists so many GPUs; or it could not be.
@@ -26,7 +26,7 @@ pub(super) struct Helper {
     watchdog: Watchdog,
     /// Its way into NVML, while it is at work.
     lane: Option<Watchdog>,
-    done: (mpsc::Sender<Helped>, mpsc::Receiver<Helped>),
+    done: (mpsc::Sender<HelperResult>, mpsc::Receiver<HelperResult>),
 }
 
 impl Helper {
@@ -49,7 +49,7 @@ impl Helper {
     }
 
     /// What it has done, once it has.
-    pub(super) async fn helped(&mut self) -> Helped {
+    pub(super) async fn helped(&mut self) -> HelperResult {
         loop {
             // Never none: this has an end of its own.
             if let Some(helped) = self.done.1.recv().await {
@@ -60,10 +60,10 @@ impl Helper {
     }
 
     /// Closes a library.
-    pub(super) fn close(&mut self, library: Arc<Library>) -> Result<(), Trouble> {
+    pub(super) fn close(&mut self, library: Arc<Library>) -> Result<(), NvmlFailure> {
         self.start(move |_| {
             drop(library);
-            Helped::Closed
+            HelperResult::Closed
         })
     }
 
@@ -72,17 +72,17 @@ impl Helper {
         &mut self,
         configured: Option<PathBuf>,
         before: Option<Arc<Library>>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), NvmlFailure> {
         self.start(move |lane| {
             drop(before);
-            Helped::Opened(open(configured, lane))
+            HelperResult::Opened(open(configured, lane))
         })
     }
 
     fn start(
         &mut self,
-        work: impl FnOnce(&Watchdog) -> Helped + Send + 'static,
-    ) -> Result<(), Trouble> {
+        work: impl FnOnce(&Watchdog) -> HelperResult + Send + 'static,
+    ) -> Result<(), NvmlFailure> {
         let lane = self.watchdog.new_lane();
         let done = self.done.0.clone();
         let theirs = lane.clone();
@@ -93,12 +93,12 @@ impl Helper {
                 let helped = catch_unwind(AssertUnwindSafe(|| work(&theirs)));
                 let helped = helped.unwrap_or_else(|_| {
                     tracing::error!("a defect ended the thread that opens NVML");
-                    Helped::Opened(Err(Failed::Session(Trouble::panicked())))
+                    HelperResult::Opened(Err(Failed::Session(NvmlFailure::panicked())))
                 });
                 // Nobody who listens any more needs telling.
                 let _ = done.blocking_send(helped);
             })
-            .map_err(|error| Trouble::thread(&error))?;
+            .map_err(|error| NvmlFailure::thread(&error))?;
         self.lane = Some(lane);
         Ok(())
     }
@@ -108,6 +108,6 @@ fn open(configured: Option<PathBuf>, watchdog: &Watchdog) -> Result<(Arc<Library
     const COUNT: &str = "nvmlDeviceGetCount";
     let library = Library::open(configured.as_deref(), watchdog).map_err(Failed::Open)?;
     let count = watchdog.call(COUNT, None, || library.nvml().device_count());
-    let count = count.map_err(|error| Failed::Session(Trouble::new(COUNT, &error)))?;
+    let count = count.map_err(|error| Failed::Session(NvmlFailure::new(COUNT, &error)))?;
     Ok((Arc::new(library), count))
 }

@@ -13,7 +13,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 
 use super::calls::Watchdog;
-use super::fault::{Fault, fault};
+use super::fault::{NvmlErrorKind, fault};
 use super::retried;
 use crate::core::input::{GpuProcess, MpsRole};
 use crate::core::model::{GpuUuid, Pid};
@@ -60,7 +60,7 @@ pub(super) fn read(
                 any = true;
                 join(&mut joined, &rows, mark);
             }
-            Err(error) if fault(&error) == Fault::Unsupported => unsupported = Some(error),
+            Err(error) if fault(&error) == NvmlErrorKind::Unsupported => unsupported = Some(error),
             Err(error) => return Err(error),
         }
     }

@@ -21,7 +21,7 @@ use nvml_wrapper::struct_wrappers::device::DeviceAttributes;
 use nvml_wrapper::{Device, Nvml};
 
 use super::calls::Watchdog;
-use super::fault::{Fault, Trouble, fault};
+use super::fault::{NvmlErrorKind, NvmlFailure, fault};
 use super::raw;
 use crate::core::input::{GpuInfo, MigInfo};
 use crate::core::model::{Clock, GpuUuid};
@@ -42,7 +42,7 @@ pub(super) fn is_divided(
     let mode = watchdog.call("nvmlDeviceGetMigMode", Some(gpu), || device.mig_mode());
     match mode {
         Ok(mode) => Ok(mode.current == 1),
-        Err(error) if fault(&error) == Fault::Unsupported => Ok(false),
+        Err(error) if fault(&error) == NvmlErrorKind::Unsupported => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -213,14 +213,14 @@ impl Activity<'_> {
         &mut self,
         uuid: &GpuUuid,
         watchdog: &Watchdog,
-    ) -> Result<Option<Measured>, Trouble> {
+    ) -> Result<Option<Measured>, NvmlFailure> {
         const SAMPLE: &str = "nvmlGpmMigSampleGet";
         const METRICS: &str = "nvmlGpmMetricsGet";
         let sample = watchdog
             .call(SAMPLE, Some(uuid), || {
                 self.whole.gpm_mig_sample(self.gpu_instance)
             })
-            .map_err(|error| Trouble::new(SAMPLE, &error))?;
+            .map_err(|error| NvmlFailure::new(SAMPLE, &error))?;
         let until = clock::now();
         let Some((earlier, since)) = &self.last else {
             self.last = Some((sample, until));
@@ -233,9 +233,9 @@ impl Activity<'_> {
                 let metric = metrics.into_iter().next().ok_or(NvmlError::NoData)?;
                 Ok(metric?.value)
             })
-            .map_err(|error| Trouble::new(METRICS, &error))?;
+            .map_err(|error| NvmlFailure::new(METRICS, &error))?;
         let Some(busy_ppm) = ppm(percent) else {
-            return Err(Trouble::figure(METRICS, percent));
+            return Err(NvmlFailure::figure(METRICS, percent));
         };
         self.last = Some((sample, until));
         Ok(Some(Measured {

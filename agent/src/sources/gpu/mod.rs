@@ -7,7 +7,7 @@
 
 mod accounting;
 pub mod answer;
-mod beat;
+mod cadence;
 pub mod calls;
 mod credit;
 pub mod cursor;

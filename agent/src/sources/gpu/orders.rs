@@ -18,12 +18,12 @@ pub(super) enum Order {
 /// it.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
-    state: Mutex<State>,
+    state: Mutex<PendingOrders>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PendingOrders {
     wants_lists: bool,
     is_over: bool,
 }
@@ -61,7 +61,7 @@ impl Orders {
     }
 
     /// The lock guards two flags: a panic elsewhere leaves them as good as they were.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PendingOrders> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -19,7 +19,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlProcessesUtilizationInfo_v1_t, nvmlReturn_t,
 };
 
-use super::fault::{Fault, fault};
+use super::fault::{NvmlErrorKind, fault};
 use crate::core::model::Nanos;
 
 /// Exported by the simulated library alone, so that a simulated GPU can never pass for a real one.
@@ -81,7 +81,11 @@ const _: () = assert!(size_of::<AccountingStatsV2>() == 64);
 
 /// What the driver's accounting says of a process, with the sum of its samples where the driver has
 /// that (R610 and newer).
-pub(super) fn accounting(nvml: &Nvml, device: &Device<'_>, pid: u32) -> Result<Life, NvmlError> {
+pub(super) fn accounting(
+    nvml: &Nvml,
+    device: &Device<'_>,
+    pid: u32,
+) -> Result<ProcessAccounting, NvmlError> {
     type Ask = unsafe extern "C" fn(nvmlDevice_t, *mut AccountingStatsV2) -> nvmlReturn_t;
     let available = |bytes: u64| (bytes != u64::MAX).then_some(bytes);
     // SAFETY: the name stands for one function with this signature (nvml.h of CUDA 13.3). The
@@ -105,7 +109,7 @@ pub(super) fn accounting(nvml: &Nvml, device: &Device<'_>, pid: u32) -> Result<L
         // the handle is of this library and lives as long as `device`.
         match nvml_try(unsafe { ask(device.handle(), &raw mut stats) }) {
             Ok(()) => {
-                return Ok(Life {
+                return Ok(ProcessAccounting {
                     pid,
                     is_running: stats.is_running != 0,
                     start_us: stats.start_us,
@@ -114,12 +118,12 @@ pub(super) fn accounting(nvml: &Nvml, device: &Device<'_>, pid: u32) -> Result<L
                     credited: available(stats.sum_gpu_util),
                 });
             }
-            Err(error) if fault(&error) == Fault::Unsupported => {}
+            Err(error) if fault(&error) == NvmlErrorKind::Unsupported => {}
             Err(error) => return Err(error),
         }
     }
     let stats = device.accounting_stats_for(pid)?;
-    Ok(Life {
+    Ok(ProcessAccounting {
         pid,
         is_running: stats.is_running,
         start_us: stats.start_time,
@@ -256,7 +260,7 @@ pub(super) fn memory_info_versioned(
 
 /// What the driver says of one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Life {
+pub(super) struct ProcessAccounting {
     pub(super) pid: u32,
     pub(super) is_running: bool,
     pub(super) start_us: u64,

@@ -15,12 +15,12 @@
 
 use std::collections::BTreeMap;
 
-use super::answer::{Bracket, RawRow, RawSample};
+use super::answer::{RawRow, RawSample, WindowReadings};
 use super::cursor::Cursor;
 use super::driver::{Driver, RowsCall};
-use super::fault::{Fault, Trouble};
+use super::fault::{NvmlErrorKind, NvmlFailure};
 use super::row_clock::{CONVERTED_US, Conversion, RowClock};
-use super::sample_clock::{Answered, News, Reading, SampleClock, StampClock};
+use super::sample_clock::{Answered, ClockChange, Reading, SampleClock, StampClock};
 use super::window::Windows;
 use crate::core::input::{CallClock, GpuWindow, SampleClocks};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason};
@@ -34,9 +34,9 @@ const COMPARED_APART: Nanos = Nanos::from_secs(10);
 /// While the older call for rows is used, the newer one is asked again after this time.
 pub(super) const COMPARED_ANEW: Nanos = Nanos::from_secs(300);
 /// What a device has to say about a stretch of time.
-pub(super) enum Asked {
+pub(super) enum DriverAnswer {
     /// Samples and rows; rows that could not be had are left out, with the reason.
-    Bracket(Bracket, Option<Trouble>),
+    WindowReadings(WindowReadings, Option<NvmlFailure>),
     /// The device has no samples of its own.
     RowsOnly {
         rows: Vec<RawRow>,
@@ -52,7 +52,7 @@ pub(super) enum Asked {
 }
 
 /// What a call for rows answers, in the clock of the samples.
-struct Told {
+struct RowsAnswer {
     rows: Vec<RawRow>,
     /// Whether it had any row that can be somebody's, with whatever stamp.
     is_any: bool,
@@ -205,9 +205,9 @@ impl Reader {
     }
 
     /// Samples, rows, samples: again if one landed in between, but not for ever.
-    pub(super) fn ask(&mut self, driver: &impl Driver) -> Result<Asked, Trouble> {
+    pub(super) fn ask(&mut self, driver: &impl Driver) -> Result<DriverAnswer, NvmlFailure> {
         if self.queued.is_some() {
-            return Ok(Asked::Queued);
+            return Ok(DriverAnswer::Queued);
         }
         let mut tries = 0;
         let first_asked = driver.now().boot;
@@ -221,7 +221,7 @@ impl Reader {
                 let Some(_) = self.samples.clock() else {
                     // The rows' clock can be learnt meanwhile; an error is told of with a window.
                     let _ = self.rows_since(driver, None);
-                    return Ok(Asked::Unplaced(before));
+                    return Ok(DriverAnswer::Unplaced(before));
                 };
                 self.begin(driver, &before);
             }
@@ -234,7 +234,8 @@ impl Reader {
                 // Waited out for long enough: how busy the device was is known, who made it so is
                 // not.
                 Err(trouble)
-                    if trouble.fault == Fault::Other && self.windows.overdue(asked.boot) =>
+                    if trouble.fault == NvmlErrorKind::Other
+                        && self.windows.overdue(asked.boot) =>
                 {
                     (Vec::new(), Some(trouble))
                 }
@@ -243,7 +244,7 @@ impl Reader {
             // What fails here leaves the window as it would be without.
             let newest_us = before.iter().map(|sample| sample.at_us).max();
             let later = newest_us
-                .filter(|_| self.windows.is_off_beat())
+                .filter(|_| self.windows.is_off_cadence())
                 .and_then(|newest_us| self.rows_since(driver, Some(newest_us)).ok().flatten());
             let answered = driver.now();
             let is_torn_within = self.is_exact()
@@ -253,7 +254,7 @@ impl Reader {
             // A device that has just stopped to offer samples says so again next time.
             let after = self.read_samples(driver, cursor_us)?.unwrap_or_default();
             let now = driver.now();
-            let bracket = Bracket {
+            let bracket = WindowReadings {
                 before,
                 rows,
                 later: later.map(|later| (later.rows, self.reading(answered))),
@@ -264,23 +265,23 @@ impl Reader {
             };
             let is_torn = bracket.torn() || is_torn_within;
             if !is_torn || tries == TRIES {
-                return Ok(Asked::Bracket(bracket, trouble));
+                return Ok(DriverAnswer::WindowReadings(bracket, trouble));
             }
         }
     }
 
     /// What the answers come to. None where there is nothing to close yet.
-    pub(super) fn close(&mut self, asked: Asked, now: Clock) -> Option<GpuWindow> {
+    pub(super) fn close(&mut self, asked: DriverAnswer, now: Clock) -> Option<GpuWindow> {
         let window = match asked {
-            Asked::Queued => return self.queued.take(),
-            Asked::Bracket(bracket, _) => self.windows.close(&bracket),
-            Asked::RowsOnly {
+            DriverAnswer::Queued => return self.queued.take(),
+            DriverAnswer::WindowReadings(bracket, _) => self.windows.close(&bracket),
+            DriverAnswer::RowsOnly {
                 rows,
                 asked,
                 answered,
             } => self.windows.close_without_samples(&rows, asked, answered),
-            Asked::Unsupported => return self.fail(now, UnobservedReason::Unsupported),
-            Asked::Unplaced(ring) => self.close_unplaced(&ring, now),
+            DriverAnswer::Unsupported => return self.fail(now, UnobservedReason::Unsupported),
+            DriverAnswer::Unplaced(ring) => self.close_unplaced(&ring, now),
         };
         self.in_order(window, now)
     }
@@ -382,7 +383,10 @@ impl Reader {
     }
 
     /// The samples since the last one: all that the driver keeps as long as their clock is not known.
-    fn newer_samples(&mut self, driver: &impl Driver) -> Result<Option<Vec<RawSample>>, Trouble> {
+    fn newer_samples(
+        &mut self,
+        driver: &impl Driver,
+    ) -> Result<Option<Vec<RawSample>>, NvmlFailure> {
         if !self.has_begun {
             return self.read_samples(driver, 0);
         }
@@ -401,10 +405,10 @@ impl Reader {
     }
 
     /// Rows of a device without samples.
-    fn ask_for_rows(&mut self, driver: &impl Driver) -> Result<Asked, Trouble> {
+    fn ask_for_rows(&mut self, driver: &impl Driver) -> Result<DriverAnswer, NvmlFailure> {
         let asked = driver.now();
         let Some(mut told) = self.rows_since(driver, None)? else {
-            return Ok(Asked::Unsupported);
+            return Ok(DriverAnswer::Unsupported);
         };
         if !self.has_begun {
             self.is_rows_only = true;
@@ -423,10 +427,10 @@ impl Reader {
             let cursor_us = self.windows.cursor_us();
             match self.rows_since(driver, Some(cursor_us))? {
                 Some(since) => told = since,
-                None => return Ok(Asked::Unsupported),
+                None => return Ok(DriverAnswer::Unsupported),
             }
         }
-        Ok(Asked::RowsOnly {
+        Ok(DriverAnswer::RowsOnly {
             rows: told.rows,
             asked: self.reading(asked),
             answered: self.reading(driver.now()),
@@ -438,7 +442,7 @@ impl Reader {
         &mut self,
         driver: &impl Driver,
         samples: &[RawSample],
-    ) -> Result<Option<Vec<RawRow>>, Trouble> {
+    ) -> Result<Option<Vec<RawRow>>, NvmlFailure> {
         let cursor_us = self.windows.cursor_us();
         let Some(told) = self.rows_since(driver, Some(cursor_us))? else {
             return Ok(None);
@@ -506,7 +510,7 @@ impl Reader {
         &mut self,
         driver: &impl Driver,
         since_us: Option<u64>,
-    ) -> Result<Option<Told>, Trouble> {
+    ) -> Result<Option<RowsAnswer>, NvmlFailure> {
         if self.call == RowsCall::OfAllEngines
             && driver.has(self.call)
             && let Ok(Some(told)) = self.rows_by(driver, RowsCall::OfAllEngines, since_us)
@@ -521,9 +525,9 @@ impl Reader {
         driver: &impl Driver,
         call: RowsCall,
         since_us: Option<u64>,
-    ) -> Result<Option<Told>, Trouble> {
+    ) -> Result<Option<RowsAnswer>, NvmlFailure> {
         let mut told = self.rows_asked(driver, call, since_us)?;
-        if let Some((_, News::Learnt | News::Changed)) = told
+        if let Some((_, ClockChange::Learnt | ClockChange::Changed)) = told
             && since_us.is_some()
         {
             // Asked since a stamp that was none of its clock.
@@ -537,7 +541,7 @@ impl Reader {
         driver: &impl Driver,
         call: RowsCall,
         since_us: Option<u64>,
-    ) -> Result<Option<(Told, News)>, Trouble> {
+    ) -> Result<Option<(RowsAnswer, ClockChange)>, NvmlFailure> {
         let asked = self.conversion(call, driver.now());
         let from_us = since_us
             .zip(asked)
@@ -556,7 +560,7 @@ impl Reader {
                 .collect(),
             _ => Vec::new(),
         };
-        Ok(Some((Told { rows, is_any }, news)))
+        Ok(Some((RowsAnswer { rows, is_any }, news)))
     }
 
     /// A converted stamp, taken for the sample's that it is off by no more than a conversion is.
@@ -597,7 +601,7 @@ impl Reader {
         &mut self,
         driver: &impl Driver,
         since_us: u64,
-    ) -> Result<Option<Vec<RawSample>>, Trouble> {
+    ) -> Result<Option<Vec<RawSample>>, NvmlFailure> {
         let started = driver.now();
         let Some(samples) = driver.samples(since_us)? else {
             return Ok(None);
@@ -614,7 +618,7 @@ impl Reader {
             started,
             ended,
         });
-        if news == News::Changed {
+        if news == ClockChange::Changed {
             self.rows.iter_mut().for_each(RowClock::forget_relation);
             self.newest_busy_us = None;
         }
@@ -637,7 +641,7 @@ impl Reader {
         driver: &impl Driver,
         call: RowsCall,
         since_us: u64,
-    ) -> Result<Option<Vec<RawRow>>, Trouble> {
+    ) -> Result<Option<Vec<RawRow>>, NvmlFailure> {
         let answer = self.read_rows_with_news(driver, call, since_us)?;
         Ok(answer.map(|(rows, _)| rows))
     }
@@ -647,7 +651,7 @@ impl Reader {
         driver: &impl Driver,
         call: RowsCall,
         since_us: u64,
-    ) -> Result<Option<(Vec<RawRow>, News)>, Trouble> {
+    ) -> Result<Option<(Vec<RawRow>, ClockChange)>, NvmlFailure> {
         let started = driver.now();
         let Some(rows) = driver.rows(call, since_us)? else {
             return Ok(None);
@@ -674,15 +678,15 @@ impl Reader {
         Ok(Some((rows, news)))
     }
 
-    fn log(&self, call: &str, news: News, clock: Option<StampClock>, now: Clock) {
-        let (News::Learnt | News::Changed, Some(clock)) = (news, clock) else {
+    fn log(&self, call: &str, news: ClockChange, clock: Option<StampClock>, now: Clock) {
+        let (ClockChange::Learnt | ClockChange::Changed, Some(clock)) = (news, clock) else {
             return;
         };
         let gpu = self.gpu.as_str();
         let told = clock.told(now);
         let (clock, ahead_ms) = (told.clock.as_str(), told.ahead_nanos / 1_000_000);
         match (news, clock) {
-            (News::Changed, _) => tracing::warn!(
+            (ClockChange::Changed, _) => tracing::warn!(
                 gpu,
                 call,
                 clock,

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use super::answer::{RawRow, RawSample};
 use super::cursor::Cursor;
 use super::driver::{Driver, RowsCall};
-use super::fault::Trouble;
-use super::reader::{Asked, COMPARED_ANEW, Reader};
+use super::fault::NvmlFailure;
+use super::reader::{COMPARED_ANEW, DriverAnswer, Reader};
 use crate::core::input::{CallClock, ClockKind, GpuWindow};
 use crate::core::model::{BootTime, Clock, GpuUuid, UnobservedReason, WallTime};
 
@@ -173,7 +173,7 @@ impl Driver for Simulated {
         }
     }
 
-    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, Trouble> {
+    fn samples(&self, since_us: u64) -> Result<Option<Vec<RawSample>>, NvmlFailure> {
         self.call("samples");
         let busy = |from, to| {
             let all = self.grid(self.period, 0, from, to);
@@ -196,7 +196,7 @@ impl Driver for Simulated {
         true
     }
 
-    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, Trouble> {
+    fn rows(&self, call: RowsCall, since_us: u64) -> Result<Option<Vec<RawRow>>, NvmlFailure> {
         self.call(call.as_str());
         let now = self.boot.get();
         let clocks = match call {
@@ -291,7 +291,7 @@ fn poll(reader: &mut Reader, driver: &Simulated, seconds: u64, booked: &mut Book
     let end = driver.boot.get() + seconds * SECOND;
     let mut next = driver.boot.get();
     while driver.boot.get() < end {
-        let asked = reader.ask(driver).unwrap_or(Asked::Unsupported);
+        let asked = reader.ask(driver).unwrap_or(DriverAnswer::Unsupported);
         let window = reader.close(asked, driver.now());
         window.into_iter().for_each(|window| booked.take(window));
         next += 500 * MS + hash(next) % (30 * MS);

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use super::cursor::Cursor;
-use super::fault::Trouble;
+use super::fault::NvmlFailure;
 use super::window::PATIENCE;
 use crate::core::input::{GpuInfo, GpuWindow};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason};
@@ -184,7 +184,7 @@ impl Register {
     }
 
     /// The whole GPUs that nobody asks and the driver has not given up, other than `told`.
-    pub(super) fn missing(&self, told: &[GpuUuid]) -> Vec<(String, Trouble)> {
+    pub(super) fn missing(&self, told: &[GpuUuid]) -> Vec<(String, NvmlFailure)> {
         let whole = |known: &&Known| {
             known.owner.is_none()
                 && !known.is_released
@@ -193,7 +193,7 @@ impl Register {
         };
         let missing = self.gpus.values().filter(whole);
         missing
-            .map(|known| (known.info.uuid.to_string(), Trouble::gone(None)))
+            .map(|known| (known.info.uuid.to_string(), NvmlFailure::gone(None)))
             .collect()
     }
 

@@ -1,6 +1,6 @@
 //! By which clock a call stamps its rows, and how its stamps become the windows'.
 
-use super::sample_clock::{Answered, News, SampleClock, StampClock};
+use super::sample_clock::{Answered, ClockChange, SampleClock, StampClock};
 use super::window::JITTER_US;
 
 /// The clock of one call's rows.
@@ -31,10 +31,10 @@ impl RowClock {
         answer: &Answered<'_>,
         samples: &SampleClock,
         newest_busy_us: Option<u64>,
-    ) -> News {
+    ) -> ClockChange {
         let before = self.clock(samples);
         let news = self.own.observe(answer);
-        if news == News::Changed {
+        if news == ClockChange::Changed {
             self.forget_relation();
         }
         let is_sample = |stamp: &u64| samples.has_seen(*stamp, JITTER_US);
@@ -56,9 +56,9 @@ impl RowClock {
             self.forget_relation();
         }
         match (before, self.clock(samples)) {
-            (None, Some(_)) => News::Learnt,
+            (None, Some(_)) => ClockChange::Learnt,
             (Some(_), Some(_)) => news,
-            (_, None) => News::None,
+            (_, None) => ClockChange::None,
         }
     }
 

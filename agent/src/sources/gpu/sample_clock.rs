@@ -150,7 +150,7 @@ pub(super) struct Answered<'a> {
 
 /// What an answer taught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum ClockChange {
     /// Nothing, or something more exact.
     None,
     /// The clock is known now.
@@ -353,7 +353,7 @@ impl SampleClock {
     }
 
     /// Learns from an answer.
-    pub(super) fn observe(&mut self, answer: &Answered<'_>) -> News {
+    pub(super) fn observe(&mut self, answer: &Answered<'_>) -> ClockChange {
         let lead = distance(answer.ended);
         let before = self.distance.replace(lead).unwrap_or(lead);
         let is_set = (lead - before).unsigned_abs() > u128::from(CLOCK_STEP.0);
@@ -370,11 +370,11 @@ impl SampleClock {
             self.complete_at = Some(answer.started.boot);
         }
         let (Some(from), false) = (from, new.is_empty()) else {
-            return News::None;
+            return ClockChange::None;
         };
         self.advanced = Some(answer.ended.boot);
         if is_set {
-            return News::None;
+            return ClockChange::None;
         }
         let bounds = |stamps: &BTreeSet<u64>| {
             let (first, last) = (stamps.first()?, stamps.last()?);
@@ -402,7 +402,7 @@ impl SampleClock {
         let agreed = agreed.map(|(before, found)| before.intersection(found));
         self.suspect = found;
         let Some(agreed) = agreed.filter(|agreed| agreed.is_possible()) else {
-            return News::None;
+            return ClockChange::None;
         };
         self.bounds.clear();
         self.suspect = None;
@@ -417,14 +417,14 @@ impl SampleClock {
         if moved.unsigned_abs() <= u128::from(CLOCK_STEP.0) {
             // It drifts.
             self.is_refined = true;
-            return News::None;
+            return ClockChange::None;
         }
         self.changes += 1;
-        News::Changed
+        ClockChange::Changed
     }
 
     /// Takes bounds that fit those before them, and chooses the clock.
-    fn take(&mut self, bounds: Bounds, now: Clock) -> News {
+    fn take(&mut self, bounds: Bounds, now: Clock) -> ClockChange {
         if !self.intersection().intersection(bounds).is_possible() {
             self.bounds.clear();
         }
@@ -434,19 +434,19 @@ impl SampleClock {
         self.bounds.push_back(bounds);
         let chosen = self.choose();
         match self.clock.replace(chosen) {
-            None => return News::Learnt,
+            None => return ClockChange::Learnt,
             Some(before) if before == chosen => {}
             Some(before) => {
                 // Bounds were void where the wall clock was set: what fits none may be far off.
                 let moved = chosen.reading(now).ahead - before.reading(now).ahead;
                 if self.bounds.len() == 1 && moved.unsigned_abs() > u128::from(CLOCK_STEP.0) {
                     self.changes += 1;
-                    return News::Changed;
+                    return ClockChange::Changed;
                 }
                 self.is_refined = true;
             }
         }
-        News::None
+        ClockChange::None
     }
 
     /// The clock that the bounds say.
@@ -514,7 +514,7 @@ mod tests {
             .collect()
     }
 
-    fn ask(clock: &mut SampleClock, since_us: u64, stamps: &[u64], now_ms: u64) -> News {
+    fn ask(clock: &mut SampleClock, since_us: u64, stamps: &[u64], now_ms: u64) -> ClockChange {
         clock.observe(&Answered {
             since_us,
             stamps,
@@ -534,11 +534,11 @@ mod tests {
             let mut clock = SampleClock::default();
             assert_eq!(
                 ask(&mut clock, 0, &stamps(&[1_000, 1_200], ahead), 1_300),
-                News::None
+                ClockChange::None
             );
             assert_eq!(clock.clock(), None, "{what}");
             let news = ask(&mut clock, 0, &stamps(&[1_200, 1_400, 1_600], ahead), 1_650);
-            assert_eq!(news, News::Learnt, "{what}");
+            assert_eq!(news, ClockChange::Learnt, "{what}");
             let expected = match expected {
                 // Late by the age of the newest sample.
                 StampClock::Shifted(ms) => {
@@ -567,7 +567,7 @@ mod tests {
         for now in [1_300, 5_000, 9_000] {
             assert_eq!(
                 ask(&mut clock, 0, &stamps(&[1_000, 1_200], 0), now),
-                News::None
+                ClockChange::None
             );
         }
         assert_eq!(clock.clock(), None);
@@ -591,11 +591,11 @@ mod tests {
         );
         assert_eq!(
             ask(&mut clock, 1, &stamps(&[1_800], 60_000), 1_800),
-            News::None
+            ClockChange::None
         );
         assert_eq!(
             ask(&mut clock, 1, &stamps(&[2_000], 60_000), 2_000),
-            News::Changed
+            ClockChange::Changed
         );
         assert_eq!(clock.changes(), 1);
         let told = clock.clock().map(|clock| clock.told(at(2_000)).to_string());

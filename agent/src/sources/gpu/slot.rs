@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::calls::Watchdog;
-use super::fault::Trouble;
+use super::fault::NvmlFailure;
 use super::orders::Orders;
 use super::register::{Resume, WorkerId};
-use super::worker::{Ending, Wrong};
+use super::worker::{Ending, GpuFailure};
 use crate::core::input::GpuInfo;
 use crate::core::model::{BootTime, GpuUuid, UnobservedReason};
 use crate::core::snapshot::BlockedCall;
@@ -33,7 +33,7 @@ pub(super) struct Slot {
     pub(super) stuck: Option<(WorkerId, Watchdog)>,
     /// The GPU that was seen here last.
     pub(super) uuid: Option<GpuUuid>,
-    wrong: Option<SlotTrouble>,
+    wrong: Option<SlotFailure>,
     /// The call that did not return when the thread was given up.
     blocked: Option<Arc<str>>,
     /// When it is tried again.
@@ -47,7 +47,7 @@ pub(super) struct Running {
     pub(super) id: WorkerId,
     pub(super) lane: Watchdog,
     pub(super) orders: Arc<Orders>,
-    pub(super) state: State,
+    pub(super) state: WorkerState,
     /// Whether it has said how its GPU is.
     is_heard: bool,
     /// Since when the call has been in progress that was too long when it was looked at last.
@@ -55,7 +55,7 @@ pub(super) struct Running {
 }
 
 /// How far a worker is.
-pub(super) enum State {
+pub(super) enum WorkerState {
     /// It opens its GPU.
     Opening,
     /// It waits to be told where these go on.
@@ -67,8 +67,8 @@ pub(super) enum State {
     Granted,
 }
 
-struct SlotTrouble {
-    trouble: Trouble,
+struct SlotFailure {
+    trouble: NvmlFailure,
     /// Whether opening the library anew may help.
     may_reopen: bool,
 }
@@ -80,7 +80,7 @@ impl Running {
             id,
             lane,
             orders,
-            state: State::Opening,
+            state: WorkerState::Opening,
             is_heard: false,
             seen_blocked: None,
         }
@@ -119,13 +119,13 @@ impl Slot {
     /// Whether a worker closes its GPU's windows.
     pub(super) fn is_granted(&self) -> bool {
         let running = self.running.as_ref();
-        running.is_some_and(|running| matches!(running.state, State::Granted))
+        running.is_some_and(|running| matches!(running.state, WorkerState::Granted))
     }
 
     /// Whether a worker is opening the GPU and has not said what it found.
     pub(super) fn is_opening(&self) -> bool {
         let running = self.running.as_ref();
-        running.is_some_and(|running| matches!(running.state, State::Opening))
+        running.is_some_and(|running| matches!(running.state, WorkerState::Opening))
     }
 
     /// A session begins: what failed quickly is tried at once.
@@ -149,12 +149,12 @@ impl Slot {
     }
 
     /// The worker says what is wrong while it asks on.
-    pub(super) fn set_wrong(&mut self, wrong: Option<Wrong>, now: Instant) {
+    pub(super) fn set_wrong(&mut self, wrong: Option<GpuFailure>, now: Instant) {
         if let Some(running) = &mut self.running {
             running.is_heard = true;
         }
         self.retry_at = wrong.as_ref().map(|wrong| now + wrong.retry);
-        self.wrong = wrong.map(|wrong| SlotTrouble {
+        self.wrong = wrong.map(|wrong| SlotFailure {
             may_reopen: !wrong.slowly,
             trouble: wrong.trouble,
         });
@@ -163,8 +163,8 @@ impl Slot {
     /// A call of the worker's does not return.
     pub(super) fn set_blocked(&mut self, call: &BlockedCall) {
         self.blocked = Some(Arc::clone(&call.call));
-        self.wrong = Some(SlotTrouble {
-            trouble: Trouble::blocked(&call.call),
+        self.wrong = Some(SlotFailure {
+            trouble: NvmlFailure::blocked(&call.call),
             may_reopen: false,
         });
     }
@@ -183,12 +183,12 @@ impl Slot {
         let was_granted = self.is_granted();
         self.running = None;
         match ending {
-            Ending::Told => UnobservedReason::DriverError,
+            Ending::Stopped => UnobservedReason::DriverError,
             Ending::Failed { trouble, slowly } => {
                 let trouble = if was_granted {
                     trouble
                 } else {
-                    Trouble::gone(Some(trouble))
+                    NvmlFailure::gone(Some(trouble))
                 };
                 let waits = if slowly {
                     &mut self.slow
@@ -196,7 +196,7 @@ impl Slot {
                     &mut self.quick
                 };
                 self.retry_at = Some(now + waits.wait());
-                self.wrong = Some(SlotTrouble {
+                self.wrong = Some(SlotFailure {
                     trouble,
                     may_reopen: !slowly,
                 });
@@ -208,8 +208,8 @@ impl Slot {
             }
             Ending::Panicked => {
                 self.retry_at = Some(now + self.quick.wait());
-                self.wrong = Some(SlotTrouble {
-                    trouble: Trouble::panicked(),
+                self.wrong = Some(SlotFailure {
+                    trouble: NvmlFailure::panicked(),
                     may_reopen: false,
                 });
                 UnobservedReason::AgentError
@@ -225,12 +225,12 @@ impl Slot {
         self.retry_at = lane.has_failed().then(|| now + self.slow.wait());
         let wrong = self.wrong.as_mut().filter(|_| lane.has_failed());
         if let (Some(wrong), Some(call)) = (wrong, self.blocked.take()) {
-            wrong.trouble = Trouble::slow(&call);
+            wrong.trouble = NvmlFailure::slow(&call);
         }
     }
 
     /// What is wrong, and when it is tried again.
-    pub(super) fn trouble(&self, now: Instant) -> Option<(&Trouble, Instant)> {
+    pub(super) fn trouble(&self, now: Instant) -> Option<(&NvmlFailure, Instant)> {
         let wrong = self.wrong.as_ref()?;
         let soon = if self.stuck.is_some() {
             now + self.slow.peek()
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     fn failed(slowly: bool) -> Ending {
-        let trouble = Trouble::new("nvmlDeviceGetSamples", &NvmlError::Unknown);
+        let trouble = NvmlFailure::new("nvmlDeviceGetSamples", &NvmlError::Unknown);
         Ending::Failed { trouble, slowly }
     }
 

@@ -3,9 +3,9 @@
 use tokio::time::Instant;
 
 use super::calls::Watchdog;
-use super::fault::Trouble;
+use super::fault::NvmlFailure;
 use super::register::{Register, WorkerId};
-use super::slot::{Running, Slot, State};
+use super::slot::{Running, Slot, WorkerState};
 use crate::core::model::{BootTime, GpuUuid, UnobservedReason};
 
 /// The slots, by NVML's index.
@@ -15,7 +15,7 @@ pub(super) struct Slots {
 }
 
 /// Something that is wrong, and with which GPU.
-pub(super) type Named = (String, Trouble);
+pub(super) type Named = (String, NvmlFailure);
 
 impl Slots {
     pub(super) const fn new(watchdog: Watchdog) -> Self {
@@ -82,8 +82,8 @@ impl Slots {
         for running in self.all.iter_mut().filter_map(|slot| slot.running.as_mut()) {
             running.orders.end();
             // Who waits to be told where its GPUs go on is told no more.
-            if matches!(running.state, State::Asking { .. }) {
-                running.state = State::Opening;
+            if matches!(running.state, WorkerState::Asking { .. }) {
+                running.state = WorkerState::Opening;
             }
         }
     }

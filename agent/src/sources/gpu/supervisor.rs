@@ -32,16 +32,16 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::calls::Watchdog;
 use super::cursor::Cursor;
-use super::fault::{Fault, Trouble};
+use super::fault::{NvmlErrorKind, NvmlFailure};
 use super::health::{self, Failed, Health, after};
-use super::helper::{Helped, Helper};
+use super::helper::{Helper, HelperResult};
 use super::library::Library;
 use super::lists;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
-use super::slot::{Running, Slot, State};
+use super::slot::{Running, Slot, WorkerState};
 use super::slots::{Named, Slots};
-use super::worker::{self, Ending, News, Report, Task};
+use super::worker::{self, Ending, Report, Task, WorkerEvent};
 use crate::config;
 use crate::core::input::{GpuInfo, Input};
 use crate::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
@@ -87,7 +87,7 @@ enum Session {
     /// Everybody is told to let go of it.
     Closing {
         library: Arc<Library>,
-        why: Trouble,
+        why: NvmlFailure,
         /// Whether it is opened anew at once.
         at_once: bool,
         until: Instant,
@@ -96,7 +96,7 @@ enum Session {
 
 enum Event {
     Tick,
-    Helped(Helped),
+    HelperResult(HelperResult),
     Report(Report),
     ListsWanted,
 }
@@ -168,13 +168,13 @@ impl Supervisor {
             let event = tokio::select! {
                 biased;
                 () = stopped(&mut self.shutdown) => break,
-                helped = self.helper.helped() => Event::Helped(helped),
+                helped = self.helper.helped() => Event::HelperResult(helped),
                 () = sleep_until(self.next_tick) => Event::Tick,
                 Some(report) = self.reports.1.recv() => Event::Report(report),
                 () = wanted(&mut self.lists_wanted) => Event::ListsWanted,
             };
             match event {
-                Event::Helped(helped) => self.helped(helped),
+                Event::HelperResult(helped) => self.helped(helped),
                 Event::Report(report) => self.take(report),
                 Event::Tick => self.tick(),
                 Event::ListsWanted => {
@@ -203,9 +203,9 @@ impl Supervisor {
             self.have_closed(library);
         }
         self.health.forget();
-        let trouble = Trouble {
+        let trouble = NvmlFailure {
             text: "a defect ended the thread that looks after NVML".to_owned(),
-            ..Trouble::panicked()
+            ..NvmlFailure::panicked()
         };
         let state = Failed::Session(trouble).state(after(wait));
         self.tell(state, &"".into());
@@ -239,9 +239,9 @@ impl Supervisor {
         if let Some(call) = call.filter(|call| call.since <= before) {
             let reason = UnobservedReason::DriverTimeout;
             self.register.blame(None, reason);
-            let failed = Failed::Session(Trouble::blocked(&call.call));
+            let failed = Failed::Session(NvmlFailure::blocked(&call.call));
             let state = failed.state(after(self.retry.peek()));
-            let place = failed.place(self.config.library.as_ref());
+            let place = failed.endpoint(self.config.library.as_ref());
             self.tell(state, &place);
         }
     }
@@ -268,7 +268,7 @@ impl Supervisor {
     }
 
     /// Has everybody let go of the library.
-    fn close(&mut self, why: Trouble, at_once: bool) {
+    fn close(&mut self, why: NvmlFailure, at_once: bool) {
         let session = std::mem::replace(&mut self.session, Session::Opening);
         let Session::Open { library, .. } = session else {
             self.session = session;
@@ -311,7 +311,7 @@ impl Supervisor {
         let wait = self.retry.wait();
         let state = failed.state(after(wait));
         let is_normal = state == SourceState::Absent;
-        let place = failed.place(self.config.library.as_ref());
+        let place = failed.endpoint(self.config.library.as_ref());
         if self.tell(state, &place) && is_normal {
             tracing::info!(reason = failed.reason(), "NVML is not here");
         }
@@ -335,8 +335,8 @@ impl Supervisor {
         }
     }
 
-    fn helped(&mut self, helped: Helped) {
-        let Helped::Opened(opened) = helped else {
+    fn helped(&mut self, helped: HelperResult) {
+        let HelperResult::Opened(opened) = helped else {
             return;
         };
         if !matches!(self.session, Session::Opening) {
@@ -350,7 +350,7 @@ impl Supervisor {
         self.slots.blame(&mut self.register, reason);
         let (library, count) = match opened {
             Ok((library, 0)) if self.register.is_empty() => {
-                self.wait(&Failed::Session(Trouble::no_gpu()));
+                self.wait(&Failed::Session(NvmlFailure::no_gpu()));
                 self.have_closed(library);
                 return;
             }
@@ -400,7 +400,7 @@ impl Supervisor {
             };
             slot.running = Some(Running::new(id, lane, orders));
             if let Err(error) = worker::start(task) {
-                let trouble = Trouble::thread(&error);
+                let trouble = NvmlFailure::thread(&error);
                 let slowly = false;
                 slot.ended(Ending::Failed { trouble, slowly }, now);
             }
@@ -412,22 +412,22 @@ impl Supervisor {
         let now = Instant::now();
         let Report { worker, news } = report;
         let Some(slot) = self.slots.of(worker) else {
-            if let News::Ended(_) = news {
+            if let WorkerEvent::Ended(_) = news {
                 self.slots.came_back(worker, now);
             }
             // Whatever else it says comes too late: its GPUs were taken from it.
             return;
         };
         match news {
-            News::Opened { gpus, grant } => {
+            WorkerEvent::Opened { gpus, grant } => {
                 let is_open = matches!(self.session, Session::Open { .. });
                 if let (Some(running), true) = (&mut slot.running, is_open) {
                     slot.uuid = gpus.first().map(|info| info.uuid.clone());
-                    running.state = State::Asking { gpus, grant };
+                    running.state = WorkerState::Asking { gpus, grant };
                     self.gather(now);
                 }
             }
-            News::Observed(Input::Window(window)) => {
+            WorkerEvent::Observed(Input::Window(window)) => {
                 use UnobservedReason::{DriverError, DriverTimeout};
                 let mut reasons = window.unobserved.iter().map(|(reason, _)| reason);
                 if !reasons.any(|reason| [DriverError, DriverTimeout].contains(reason)) {
@@ -438,16 +438,16 @@ impl Supervisor {
                     self.unsent.push_back(Input::Window(window));
                 }
             }
-            News::Observed(input) => self.unsent.push_back(input),
-            News::Trouble(wrong) => slot.set_wrong(wrong, now),
-            News::Ended(ending) => {
+            WorkerEvent::Observed(input) => self.unsent.push_back(input),
+            WorkerEvent::NvmlFailure(wrong) => slot.set_wrong(wrong, now),
+            WorkerEvent::Ended(ending) => {
                 if matches!(ending, Ending::Panicked) {
                     self.watchdog.count(|threads| threads.restarts += 1);
                     let gpu = slot.uuid.as_ref().map_or("", |uuid| uuid.as_str());
                     tracing::error!(gpu, "a defect ended the thread that asks this GPU");
                 }
                 let library_fault = match &ending {
-                    Ending::Failed { trouble, .. } if trouble.fault == Fault::Library => {
+                    Ending::Failed { trouble, .. } if trouble.fault == NvmlErrorKind::Library => {
                         Some(trouble.clone())
                     }
                     _ => None,
@@ -484,8 +484,8 @@ impl Supervisor {
             let Some(running) = &mut slot.running else {
                 continue;
             };
-            match std::mem::replace(&mut running.state, State::Granted) {
-                State::Asking { gpus, grant } => {
+            match std::mem::replace(&mut running.state, WorkerState::Granted) {
+                WorkerState::Asking { gpus, grant } => {
                     let resume = self.register.claim(running.id, gpus, clock::now());
                     granted.push((grant, resume));
                 }

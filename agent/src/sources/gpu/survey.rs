@@ -12,7 +12,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 
 use super::calls::Watchdog;
-use super::fault::{Fault, fault};
+use super::fault::{NvmlErrorKind, fault};
 use super::library::{Library, OpenError};
 use super::{lists, mig, retried};
 use crate::core::model::GpuUuid;
@@ -141,7 +141,7 @@ fn instances(
 fn offer<T>(answer: Result<T, NvmlError>) -> Offer {
     match answer {
         Ok(_) | Err(NvmlError::NotFound | NvmlError::NoData) => Offer::Yes,
-        Err(error) if fault(&error) == Fault::Unsupported => Offer::No,
+        Err(error) if fault(&error) == NvmlErrorKind::Unsupported => Offer::No,
         Err(error) => Offer::Failed(error.to_string()),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! NVML gives two views of one ring in the driver: the device's own samples (busy percent, each for
 //! the stretch up to its timestamp) and, per process, the mean over all samples since a cursor. They
-//! are separate calls without an upper bound, so a window is taken in a [`Bracket`]: samples, rows,
+//! are separate calls without an upper bound, so a window is taken in a [`WindowReadings`]: samples, rows,
 //! samples again. Where both sample calls agree on the newest sample, the rows are about the same
 //! samples, and that newest sample becomes the window's end and the next one's cursor.
 //!
@@ -35,8 +35,8 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use super::answer::{Bracket, RawRow, RawSample};
-use super::beat::{self, Beat, Samples};
+use super::answer::{RawRow, RawSample, WindowReadings};
+use super::cadence::{self, Cadence, Samples};
 use super::credit::{Split, apportion, scale, split};
 use super::cursor::Cursor;
 use super::energy::Meter;
@@ -90,7 +90,7 @@ pub struct Windows {
     ahead: bool,
     spacing: Spacing,
     /// When processes are sampled.
-    beat: Beat,
+    beat: Cadence,
     /// For how many windows more that do not say so they are taken to have a beat of their own.
     off_beat: u8,
     /// Junk seen since the last window closed.
@@ -130,7 +130,7 @@ impl Windows {
             distance: clock.ahead,
             ahead: false,
             spacing: Spacing::default(),
-            beat: Beat::default(),
+            beat: Cadence::default(),
             off_beat: 0,
             invalid: 0,
             meter: Meter::default(),
@@ -271,7 +271,7 @@ impl Windows {
 
     /// Closes a window with NVML's answers. None while no sample is newer than the cursor: the time
     /// stays open, and is closed as `sample_gap` after [`PATIENCE`].
-    pub fn close(&mut self, bracket: &Bracket) -> Option<GpuWindow> {
+    pub fn close(&mut self, bracket: &WindowReadings) -> Option<GpuWindow> {
         let clock = bracket.clock;
         let paused = bracket.asked.since(self.tried) > self.spacing.ring_span();
         if let Some(reason) = self.step(clock) {
@@ -361,13 +361,13 @@ impl Windows {
     /// Whether the device samples itself on another beat than its processes, so that rows are to be
     /// asked for since the window's end, too.
     #[must_use]
-    pub(super) const fn is_off_beat(&self) -> bool {
+    pub(super) const fn is_off_cadence(&self) -> bool {
         self.off_beat > 0
     }
 
     /// The time between two samples of processes.
     pub(super) fn process_period(&self) -> Nanos {
-        let own = self.is_off_beat().then(|| self.beat.period());
+        let own = self.is_off_cadence().then(|| self.beat.period());
         own.flatten().unwrap_or_else(|| self.period())
     }
 
@@ -375,13 +375,13 @@ impl Windows {
     /// two answers need not be about the same samples.
     pub(super) fn is_torn_within(&self, from: Reading, to: Reading) -> bool {
         let (from_us, to_us) = (from.stamp_us(), to.stamp_us());
-        self.is_off_beat() && self.beat.falls_within(from_us, to_us)
+        self.is_off_cadence() && self.beat.falls_within(from_us, to_us)
     }
 
     /// Whose a window's busy time is. `samples` are the device's, `valid` the rows since its beginning.
     fn divide(
         &mut self,
-        bracket: &Bracket,
+        bracket: &WindowReadings,
         samples: &[RawSample],
         valid: &[RawRow],
         walk: &Walk,
@@ -390,7 +390,7 @@ impl Windows {
         if !bracket.torn() {
             self.listen(samples, valid);
         }
-        if let Some(divided) = self.divide_off_beat(bracket, newest_us, valid, walk) {
+        if let Some(divided) = self.divide_off_cadence(bracket, newest_us, valid, walk) {
             return divided;
         }
         let rows: Vec<(Pid, u32)> = valid
@@ -422,9 +422,9 @@ impl Windows {
 
     /// Divides a window whose rows are about other samples than the device's. None if they are about
     /// the same samples, or if the samples that they are about are unknown.
-    fn divide_off_beat(
+    fn divide_off_cadence(
         &self,
-        bracket: &Bracket,
+        bracket: &WindowReadings,
         newest_us: u64,
         valid: &[RawRow],
         walk: &Walk,
@@ -449,7 +449,7 @@ impl Windows {
                 unsure += samples.after;
             }
         }
-        let (busy, split) = beat::split(
+        let (busy, split) = cadence::split(
             walk.busy,
             walk.hidden,
             walk.covered,

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::calls::Watchdog;
 use super::device::{self, Gpu};
-use super::fault::{Fault, Trouble};
+use super::fault::{NvmlErrorKind, NvmlFailure};
 use super::library::Library;
 use super::lists;
 use super::mig::{self, Activity};
@@ -77,11 +77,11 @@ pub(super) struct Task {
 /// What a worker has to say.
 pub(super) struct Report {
     pub(super) worker: WorkerId,
-    pub(super) news: News,
+    pub(super) news: WorkerEvent,
 }
 
 /// That is.
-pub(super) enum News {
+pub(super) enum WorkerEvent {
     /// It has opened its GPU, the first of these, with its instances, and waits to be told where they
     /// go on.
     Opened {
@@ -91,14 +91,14 @@ pub(super) enum News {
     /// An observation.
     Observed(Input),
     /// What is wrong with the GPU, if anything is.
-    Trouble(Option<Wrong>),
+    NvmlFailure(Option<GpuFailure>),
     /// It has ended, and has let go of the library.
     Ended(Ending),
 }
 
 /// What is wrong with a GPU that is asked on.
-pub(super) struct Wrong {
-    pub(super) trouble: Trouble,
+pub(super) struct GpuFailure {
+    pub(super) trouble: NvmlFailure,
     /// Whether the calls took long to fail.
     pub(super) slowly: bool,
     /// In what time it is asked again.
@@ -108,9 +108,9 @@ pub(super) struct Wrong {
 /// Why a worker ended.
 pub(super) enum Ending {
     /// It was told to, or its lane is retired.
-    Told,
+    Stopped,
     /// It cannot go on; whether that took long.
-    Failed { trouble: Trouble, slowly: bool },
+    Failed { trouble: NvmlFailure, slowly: bool },
     /// By a defect, in this code or in the wrapper's.
     Panicked,
 }
@@ -123,7 +123,7 @@ pub(super) fn start(task: Task) -> std::io::Result<()> {
         .spawn(move || {
             // What the worker held is gone with the panic: there is no state to be found broken.
             let ending = catch_unwind(AssertUnwindSafe(|| task.live()));
-            let news = News::Ended(ending.unwrap_or(Ending::Panicked));
+            let news = WorkerEvent::Ended(ending.unwrap_or(Ending::Panicked));
             // A supervisor that is gone needs no telling.
             let _ = reports.blocking_send(Report { worker, news });
         })
@@ -148,7 +148,7 @@ enum Role<'library> {
 }
 
 /// A GPU with what its calls cost.
-struct Asked {
+struct PolledGpu {
     gpu: Gpu,
     /// What this thread had spent in calls when the GPU was asked last.
     spent: Nanos,
@@ -158,7 +158,7 @@ struct Worker<'task> {
     task: &'task Task,
     /// The GPU and its instances, the GPU first.
     devices: Vec<Open<'task>>,
-    gpus: BTreeMap<GpuUuid, Asked>,
+    gpus: BTreeMap<GpuUuid, PolledGpu>,
 }
 
 impl Task {
@@ -194,7 +194,7 @@ impl<'task> Worker<'task> {
             match task.orders.wait(due) {
                 Order::End => {
                     self.last_windows()?;
-                    return Err(Ending::Told);
+                    return Err(Ending::Stopped);
                 }
                 Order::Lists => {
                     lists_at = lists_at.min(lists_earliest);
@@ -225,12 +225,12 @@ impl<'task> Worker<'task> {
                 pauses.reset();
                 if told != Some(false) {
                     told = Some(false);
-                    self.say(News::Trouble(None))?;
+                    self.say(WorkerEvent::NvmlFailure(None))?;
                 }
                 continue;
             };
             told = Some(true);
-            if trouble.fault == Fault::Library || took >= RING {
+            if trouble.fault == NvmlErrorKind::Library || took >= RING {
                 let slowly = took >= RING;
                 return Err(Ending::Failed { trouble, slowly });
             }
@@ -240,7 +240,7 @@ impl<'task> Worker<'task> {
             } else {
                 pauses.reset();
             }
-            self.say(News::Trouble(Some(Wrong {
+            self.say(WorkerEvent::NvmlFailure(Some(GpuFailure {
                 trouble,
                 slowly,
                 retry: next.saturating_duration_since(Instant::now()),
@@ -276,8 +276,8 @@ impl<'task> Worker<'task> {
 
         let (grant, granted) = oneshot::channel();
         let gpus = infos.clone();
-        self.say(News::Opened { gpus, grant })?;
-        let granted = granted.blocking_recv().map_err(|_| Ending::Told)?;
+        self.say(WorkerEvent::Opened { gpus, grant })?;
+        let granted = granted.blocking_recv().map_err(|_| Ending::Stopped)?;
         let watchdog = &self.task.watchdog;
         for (open, info) in devices.iter().zip(&infos) {
             let Some(resume) = granted.get(&info.uuid) else {
@@ -287,29 +287,30 @@ impl<'task> Worker<'task> {
             let (mut gpu, lost) = Gpu::first_sight(&open.device, info, watchdog, cursor);
             gpu.reader.set_silence(resume.reason);
             let spent = watchdog.spent();
-            self.gpus.insert(info.uuid.clone(), Asked { gpu, spent });
+            self.gpus
+                .insert(info.uuid.clone(), PolledGpu { gpu, spent });
             if let Some(mut lost) = lost {
                 blame(&mut lost, &[UnobservedReason::DriverError], resume.reason);
-                self.say(News::Observed(Input::Window(lost)))?;
+                self.say(WorkerEvent::Observed(Input::Window(lost)))?;
             }
         }
         self.devices = devices;
         Ok(())
     }
 
-    fn enumerate(&self) -> Result<(Vec<Open<'task>>, Vec<GpuInfo>), Trouble> {
+    fn enumerate(&self) -> Result<(Vec<Open<'task>>, Vec<GpuInfo>), NvmlFailure> {
         let task = self.task;
         let (device, info) = identify(task)?;
         let uuid = info.uuid.clone();
         let is_divided = mig::is_divided(&device, &uuid, &task.watchdog)
-            .map_err(|error| Trouble::new("nvmlDeviceGetMigMode", &error))?;
+            .map_err(|error| NvmlFailure::new("nvmlDeviceGetMigMode", &error))?;
         if !is_divided {
             let role = Role::Whole;
             return Ok((vec![Open { device, uuid, role }], vec![info]));
         }
         let (nvml, total) = (task.library.nvml(), info.memory_total);
         let instances = mig::instances(nvml, &device, &uuid, total, &task.watchdog)
-            .map_err(|error| Trouble::new("its instances", &error))?;
+            .map_err(|error| NvmlFailure::new("its instances", &error))?;
         let mut infos = vec![info.clone()];
         let role = Role::Divided;
         let mut devices = vec![Open { device, uuid, role }];
@@ -342,7 +343,7 @@ impl<'task> Worker<'task> {
             Ok(true) => {}
             Ok(false) | Err(_) => return false,
         }
-        let Some(Asked { gpu, .. }) = self.gpus.get(&whole.uuid) else {
+        let Some(PolledGpu { gpu, .. }) = self.gpus.get(&whole.uuid) else {
             return false;
         };
         let parts = mig::identities(&whole.device, &gpu.info, &self.task.watchdog);
@@ -384,7 +385,7 @@ impl<'task> Worker<'task> {
             }
             asked.gpu.accounting.credit(&window.credits);
             let window = self.billable(window);
-            self.say(News::Observed(Input::Window(window)))?;
+            self.say(WorkerEvent::Observed(Input::Window(window)))?;
         }
         Ok(watchdog.spent().minus(began))
     }
@@ -395,7 +396,7 @@ impl<'task> Worker<'task> {
     }
 
     /// The gravest of what is wrong with the GPU and its instances.
-    fn trouble(&self) -> Option<Trouble> {
+    fn trouble(&self) -> Option<NvmlFailure> {
         let mut all = self.devices.iter().filter_map(|open| {
             let asked = self.gpus.get(&open.uuid)?;
             asked.gpu.fault.clone()
@@ -403,9 +404,9 @@ impl<'task> Worker<'task> {
         let first = all.next()?;
         Some(
             all.fold(first, |gravest, other| match (gravest.fault, other.fault) {
-                (Fault::Library, _) => gravest,
-                (_, Fault::Library) => other,
-                (Fault::Other | Fault::Unsupported, Fault::Lost) => other,
+                (NvmlErrorKind::Library, _) => gravest,
+                (_, NvmlErrorKind::Library) => other,
+                (NvmlErrorKind::Other | NvmlErrorKind::Unsupported, NvmlErrorKind::Lost) => other,
                 _ => gravest,
             }),
         )
@@ -451,7 +452,7 @@ impl<'task> Worker<'task> {
         let memory = watchdog.call("nvmlDeviceGetMemoryInfo", Some(uuid), || {
             device.memory_info()
         });
-        self.say(News::Observed(Input::GpuProcesses(GpuProcesses {
+        self.say(WorkerEvent::Observed(Input::GpuProcesses(GpuProcesses {
             gpu: uuid.clone(),
             at: clock::now().boot,
             processes,
@@ -462,7 +463,7 @@ impl<'task> Worker<'task> {
     /// Asks the driver's own accounting about the dead, where it is on.
     fn account(&mut self, place: usize) -> Result<(), Ending> {
         let Open { device, uuid, role } = &self.devices[place];
-        let (true, Some(Asked { gpu, .. })) =
+        let (true, Some(PolledGpu { gpu, .. })) =
             (matches!(role, Role::Whole), self.gpus.get_mut(uuid))
         else {
             return Ok(()); // There is none under MIG.
@@ -472,7 +473,7 @@ impl<'task> Worker<'task> {
         match gpu.accounting.read(device, uuid, period, through, watchdog) {
             Ok(dead) => {
                 for process in dead {
-                    self.say(News::Observed(Input::Accounted(process)))?;
+                    self.say(WorkerEvent::Observed(Input::Accounted(process)))?;
                 }
             }
             Err(error) => {
@@ -483,13 +484,13 @@ impl<'task> Worker<'task> {
     }
 
     /// Tells the supervisor. It waits while that has no room: the driver's ring buffers for it.
-    fn say(&self, news: News) -> Result<(), Ending> {
+    fn say(&self, news: WorkerEvent) -> Result<(), Ending> {
         if self.task.watchdog.is_retired() {
-            return Err(Ending::Told);
+            return Err(Ending::Stopped);
         }
         let worker = self.task.id;
         let said = self.task.reports.blocking_send(Report { worker, news });
-        said.map_err(|_| Ending::Told)
+        said.map_err(|_| Ending::Stopped)
     }
 }
 
@@ -503,11 +504,11 @@ fn blame(window: &mut GpuWindow, of: &[UnobservedReason], reason: UnobservedReas
 }
 
 /// Opens a GPU and asks what it is.
-fn identify(task: &Task) -> Result<(Device<'_>, GpuInfo), Trouble> {
+fn identify(task: &Task) -> Result<(Device<'_>, GpuInfo), NvmlFailure> {
     const HANDLE: &str = "nvmlDeviceGetHandleByIndex";
     const UUID: &str = "nvmlDeviceGetUUID";
     let (nvml, watchdog) = (task.library.nvml(), &task.watchdog);
-    let failed = |call| move |error: NvmlError| Trouble::new(call, &error);
+    let failed = |call| move |error: NvmlError| NvmlFailure::new(call, &error);
     let device = watchdog
         .call(HANDLE, task.seen.as_ref(), || {
             nvml.device_by_index(task.index)

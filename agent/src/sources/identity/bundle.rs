@@ -26,7 +26,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::files::{
-    Answer, FileFault, Presence, Shelf, names_in, open_below, open_folder, read_below,
+    Answer, FileError, IdentityFiles, Presence, names_in, open_below, open_folder, read_below,
 };
 use super::{
     Counters, IdentityIo, PodNames, clean_labels, clean_name, files, kubernetes_names,
@@ -36,7 +36,7 @@ use crate::config;
 use crate::core::input::{ContainerIdentity, IdentitySource, KubernetesNames};
 use crate::core::model::ContainerId;
 
-pub use super::files::Pace;
+pub use super::files::Timing;
 
 /// containerd's folders of bundles: today's, and that of shims before 1.4.
 const TASKS: [&str; 2] = [
@@ -52,7 +52,7 @@ const STORAGE_DRIVERS: [&str; 3] = ["overlay", "vfs", "btrfs"];
 const POD_ITSELF: &str = "(pod)";
 
 /// Answers lookups until the agent stops or nobody reads the answers any more.
-pub async fn run(config: config::Bundle, pace: Pace, io: IdentityIo<ContainerId>) {
+pub async fn run(config: config::Bundle, pace: Timing, io: IdentityIo<ContainerId>) {
     let first = roots(&config).next().map(|(_, path)| path.to_owned());
     let first = first.unwrap_or_default();
     files::run(config, pace, first, io).await;
@@ -81,7 +81,7 @@ fn roots(config: &config::Bundle) -> impl Iterator<Item = (Layout, &Path)> {
         .map(|(layout, path)| (layout, path.as_path()))
 }
 
-impl Shelf for config::Bundle {
+impl IdentityFiles for config::Bundle {
     const SOURCE: IdentitySource = IdentitySource::Bundle;
 
     fn find(&mut self, ids: &[ContainerId], counters: &Counters) -> (Presence, Vec<Answer>) {
@@ -98,7 +98,7 @@ impl Shelf for config::Bundle {
 
 /// The first root that names the container; if none does, what came closest.
 fn look(roots: &[(Layout, OwnedFd)], id: &ContainerId, counters: &Counters) -> Answer {
-    let mut closest = FileFault::Missing(id.as_str().into());
+    let mut closest = FileError::Missing(id.as_str().into());
     for (layout, folder) in roots {
         let found = match layout {
             Layout::Containerd => containerd(folder, id, counters),
@@ -107,12 +107,12 @@ fn look(roots: &[(Layout, OwnedFd)], id: &ContainerId, counters: &Counters) -> A
         };
         match found {
             Ok(identity) => return Ok(Box::new(identity)),
-            Err(FileFault::Missing(_)) => {}
+            Err(FileError::Missing(_)) => {}
             // A file that cannot be used is news; one that names nobody only if nothing else is.
             Err(fault) => {
                 let is_better = match closest {
-                    FileFault::Missing(_) => true,
-                    FileFault::Nameless(_) => !matches!(fault, FileFault::Nameless(_)),
+                    FileError::Missing(_) => true,
+                    FileError::Nameless(_) => !matches!(fault, FileError::Nameless(_)),
                     _ => false,
                 };
                 if is_better {
@@ -135,12 +135,12 @@ fn containerd(
     root: &OwnedFd,
     id: &ContainerId,
     counters: &Counters,
-) -> Result<ContainerIdentity, FileFault> {
-    let mut closest = FileFault::Missing(id.as_str().into());
+) -> Result<ContainerIdentity, FileError> {
+    let mut closest = FileError::Missing(id.as_str().into());
     for tasks in TASKS.map(Path::new) {
         let folder = match open_below(root, tasks) {
             Ok(folder) => folder,
-            Err(FileFault::Missing(_)) => continue,
+            Err(FileError::Missing(_)) => continue,
             Err(fault) => return Err(fault),
         };
         let (namespaces, more) = names_in(&folder, tasks, MAX_NAMESPACES)?;
@@ -151,7 +151,7 @@ fn containerd(
             let path = Path::new(&namespace).join(id.as_str()).join("config.json");
             match read_below(&folder, &path) {
                 Ok(text) => return from_spec(id, &path, &text, counters),
-                Err(FileFault::Missing(_)) => {}
+                Err(FileError::Missing(_)) => {}
                 Err(fault) => closest = fault,
             }
         }
@@ -163,7 +163,7 @@ fn storage(
     root: &OwnedFd,
     id: &ContainerId,
     counters: &Counters,
-) -> Result<ContainerIdentity, FileFault> {
+) -> Result<ContainerIdentity, FileError> {
     for driver in STORAGE_DRIVERS {
         let containers = PathBuf::from(format!("{driver}-containers"));
         let path = containers.join(id.as_str()).join("userdata/config.json");
@@ -171,17 +171,17 @@ fn storage(
             Ok(text) => {
                 return match from_spec(id, &path, &text, counters) {
                     // Podman keeps names elsewhere.
-                    Err(FileFault::Nameless(_)) => {
+                    Err(FileError::Nameless(_)) => {
                         stored(root, &containers.join("containers.json"), id, counters)
                     }
                     other => other,
                 };
             }
-            Err(FileFault::Missing(_)) => {}
+            Err(FileError::Missing(_)) => {}
             Err(fault) => return Err(fault),
         }
     }
-    Err(FileFault::Missing(id.as_str().into()))
+    Err(FileError::Missing(id.as_str().into()))
 }
 
 /// One container of containers/storage's own list.
@@ -206,15 +206,15 @@ fn stored(
     path: &Path,
     id: &ContainerId,
     counters: &Counters,
-) -> Result<ContainerIdentity, FileFault> {
+) -> Result<ContainerIdentity, FileError> {
     let containers: Vec<Stored> = match read_below(root, path) {
         Ok(text) => parse(path, &text)?,
         // The list is where the images are, the bundle may be elsewhere.
-        Err(FileFault::Missing(_)) => return Err(FileFault::Nameless(path.to_owned())),
+        Err(FileError::Missing(_)) => return Err(FileError::Nameless(path.to_owned())),
         Err(fault) => return Err(fault),
     };
     let stored = containers.into_iter().find(|c| c.id == id.as_str());
-    let nameless = || FileFault::Nameless(path.to_owned());
+    let nameless = || FileError::Nameless(path.to_owned());
     let stored = stored.ok_or_else(nameless)?;
     let name = stored.names.unwrap_or_default().into_iter().next();
     let name = clean_name(name.as_deref(), counters).ok_or_else(nameless)?;
@@ -254,20 +254,20 @@ fn docker(
     root: &OwnedFd,
     id: &ContainerId,
     counters: &Counters,
-) -> Result<ContainerIdentity, FileFault> {
+) -> Result<ContainerIdentity, FileError> {
     let path = Path::new("containers")
         .join(id.as_str())
         .join("config.v2.json");
     let file: DockerFile = parse(&path, &read_below(root, &path)?)?;
     if file.id != id.as_str() {
         let message = "another container's".to_owned();
-        return Err(FileFault::Invalid { path, message });
+        return Err(FileError::Invalid { path, message });
     }
     let labels = file.config.labels.unwrap_or_default();
     let name = clean_name(Some(file.name.trim_start_matches('/')), counters);
     let kubernetes = kubernetes_names(&labels, counters);
     if name.is_none() && kubernetes.is_none() {
-        return Err(FileFault::Nameless(path));
+        return Err(FileError::Nameless(path));
     }
     Ok(ContainerIdentity {
         id: id.clone(),
@@ -286,7 +286,7 @@ fn from_spec(
     path: &Path,
     text: &[u8],
     counters: &Counters,
-) -> Result<ContainerIdentity, FileFault> {
+) -> Result<ContainerIdentity, FileError> {
     let annotations = parse::<Spec>(path, text)?.annotations.unwrap_or_default();
     let get = |key: &str| annotations.get(key).map(String::as_str);
     let mut labels = HashMap::new();
@@ -309,7 +309,7 @@ fn from_spec(
     };
     let name = clean_name(name, counters);
     if name.is_none() && kubernetes.is_none() {
-        return Err(FileFault::Nameless(path.to_owned()));
+        return Err(FileError::Nameless(path.to_owned()));
     }
     Ok(ContainerIdentity {
         id: id.clone(),
@@ -381,8 +381,8 @@ fn in_sandbox(
     Some(names)
 }
 
-fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, FileFault> {
-    serde_json::from_slice(text).map_err(|error| FileFault::Invalid {
+fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, FileError> {
+    serde_json::from_slice(text).map_err(|error| FileError::Invalid {
         path: path.to_owned(),
         // Its own words quote what they found, and that may be somebody's secret.
         message: format!(

@@ -48,11 +48,11 @@ use self::lookup::{
     Answer, Client, Connection, LIST_CONTAINERS, LIST_POD_SANDBOX, LISTED, Lookup, MAX_LISTED,
 };
 use super::elements::{Malformed, decode, elements};
-use super::fault::Fault as _;
-use super::grpc::{self, Fault, MAX_LIST};
+use super::fault::SessionError as _;
+use super::grpc::{self, GrpcError, MAX_LIST};
 use super::socket_file::every;
-pub use super::sockets::Pace;
-use super::sockets::{self, Follower, Seat};
+pub use super::sockets::Timing;
+use super::sockets::{self, Follower, SocketContext};
 use super::wanted::{Wanted, container_id, receive};
 use super::{Counters, IdentityIo, clean_labels, clean_name};
 use crate::config;
@@ -84,7 +84,7 @@ pub struct Tuning {
     /// How often everything is listed with them.
     pub relist_interval: Duration,
     /// How sockets are tried again.
-    pub pace: Pace,
+    pub pace: Timing,
 }
 
 impl Default for Tuning {
@@ -93,7 +93,7 @@ impl Default for Tuning {
             ping_interval: Duration::from_secs(10),
             list_interval: Duration::from_secs(10),
             relist_interval: Duration::from_secs(60),
-            pace: Pace::default(),
+            pace: Timing::default(),
         }
     }
 }
@@ -131,7 +131,7 @@ struct Subscription {
 
 /// One socket's runtime.
 struct Runtime {
-    seat: Seat<ContainerId>,
+    seat: SocketContext<ContainerId>,
     /// How long any one request may take.
     limit: Duration,
     /// Whether to ask for events: only where every runtime hands each of them to every subscriber.
@@ -155,13 +155,13 @@ struct Runtime {
 
 impl Follower for Runtime {
     type Question = ContainerId;
-    type Fault = Fault;
+    type Error = GrpcError;
 
-    fn seat(&mut self) -> &mut Seat<ContainerId> {
+    fn context(&mut self) -> &mut SocketContext<ContainerId> {
         &mut self.seat
     }
 
-    async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+    async fn session(&mut self, was_up: &mut bool) -> Result<GrpcError, Closed> {
         let fault = self.talk(was_up).await?;
         self.wanted.call_back();
         fault.count(&self.seat.counters);
@@ -171,7 +171,7 @@ impl Follower for Runtime {
 
 impl Runtime {
     /// Talks to the runtime until it cannot be talked to any more.
-    async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+    async fn talk(&mut self, was_up: &mut bool) -> Result<GrpcError, Closed> {
         let connection = match grpc::connect(&self.seat.path, self.limit).await {
             Ok(channel) => Connection::new(channel),
             Err(fault) => return Ok(fault),
@@ -254,7 +254,7 @@ impl Runtime {
         }
     }
 
-    async fn ping(&self, connection: &Connection) -> Result<(), Fault> {
+    async fn ping(&self, connection: &Connection) -> Result<(), GrpcError> {
         let mut client = connection.client.clone();
         self.call("version", client.version(VersionRequest::default()))
             .await?;
@@ -265,7 +265,7 @@ impl Runtime {
         &self,
         name: &'static str,
         request: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, GrpcError> {
         grpc::call(name, self.limit, &self.seat.counters, request).await
     }
 
@@ -277,7 +277,7 @@ impl Runtime {
         event: Option<Result<ContainerEventResponse, Status>>,
         events: &mut Option<Subscription>,
         has_events: &mut bool,
-    ) -> Result<Result<(), Fault>, Closed> {
+    ) -> Result<Result<(), GrpcError>, Closed> {
         let fault = match event {
             Some(Ok(event)) => {
                 if let Some(events) = events {
@@ -286,7 +286,7 @@ impl Runtime {
                 self.on_event(event).await?;
                 return Ok(Ok(()));
             }
-            Some(Err(status)) => Some(Fault::call("events", status)),
+            Some(Err(status)) => Some(GrpcError::call("events", status)),
             None => None,
         };
         let place = self.seat.path.display();
@@ -312,7 +312,10 @@ impl Runtime {
 
     /// Takes the lists. Where they are too large, the source is down for that and the session goes on,
     /// since lookups and events still name one container at a time.
-    async fn take_lists(&mut self, connection: &Connection) -> Result<Result<(), Fault>, Closed> {
+    async fn take_lists(
+        &mut self,
+        connection: &Connection,
+    ) -> Result<Result<(), GrpcError>, Closed> {
         match self.list(connection).await? {
             Ok(()) => self.seat.report(SourceState::Up).await?,
             Err(fault) if fault.is_too_large() => {
@@ -325,7 +328,7 @@ impl Runtime {
     }
 
     /// Passes on all that is new, and the disappearance of what is not listed any more.
-    async fn list(&mut self, connection: &Connection) -> Result<Result<(), Fault>, Closed> {
+    async fn list(&mut self, connection: &Connection) -> Result<Result<(), GrpcError>, Closed> {
         let request = ListContainersRequest::default();
         let containers = grpc::ask(&connection.channel, LIST_CONTAINERS, request, MAX_LIST);
         let containers = match self.call("list_containers", containers).await {
@@ -366,7 +369,7 @@ impl Runtime {
         &mut self,
         list: &[u8],
         pass: &mut Pass,
-    ) -> Result<Result<(), Fault>, Closed> {
+    ) -> Result<Result<(), GrpcError>, Closed> {
         let call = "list_pod_sandbox";
         self.sandboxes = Arc::default();
         self.sandbox_labels = 0;
@@ -383,7 +386,7 @@ impl Runtime {
                     self.lacks_sandboxes = true;
                     continue;
                 }
-                Err(source) => return Ok(Err(Fault::Malformed { call, source })),
+                Err(source) => return Ok(Err(GrpcError::Malformed { call, source })),
             };
             let Some(id) = container_id(&sandbox.id) else {
                 Counters::count(&self.seat.counters.invalid_replies);
@@ -405,7 +408,7 @@ impl Runtime {
         &mut self,
         list: &[u8],
         pass: &mut Pass,
-    ) -> Result<Result<(), Fault>, Closed> {
+    ) -> Result<Result<(), GrpcError>, Closed> {
         let call = "list_containers";
         for (number, element) in elements(list, LISTED).enumerate() {
             tokio::task::consume_budget().await;
@@ -414,7 +417,7 @@ impl Runtime {
                 match element.and_then(|of| pass.next::<Container>(number, of, counters)) {
                     Ok(Some(container)) => container,
                     Ok(None) => continue,
-                    Err(source) => return Ok(Err(Fault::Malformed { call, source })),
+                    Err(source) => return Ok(Err(GrpcError::Malformed { call, source })),
                 };
             let Some(id) = container_id(&container.id) else {
                 Counters::count(&self.seat.counters.invalid_replies);
@@ -517,7 +520,7 @@ impl Runtime {
         &self,
         connection: Connection,
         id: ContainerId,
-    ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
+    ) -> impl Future<Output = (ContainerId, Result<Answer, GrpcError>)> + use<> {
         let lookup = Lookup {
             connection,
             limit: self.limit,

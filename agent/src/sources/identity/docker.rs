@@ -30,10 +30,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use super::engine::{Engine, EngineError, Event, Inspection, List, Summary};
-use super::fault::Fault as _;
+use super::fault::SessionError as _;
 use super::socket_file::{every, io_class};
-pub use super::sockets::Pace;
-use super::sockets::{self, Follower, Seat};
+pub use super::sockets::Timing;
+use super::sockets::{self, Follower, SocketContext};
 use super::wanted::{Wanted, container_id, receive};
 use super::{Counters, IdentityIo, clean_labels, clean_name, kubernetes_names};
 use crate::config;
@@ -59,14 +59,14 @@ pub struct Tuning {
     /// How often a daemon that sends no events is asked whether it is still there.
     pub ping_interval: Duration,
     /// How sockets are tried again.
-    pub pace: Pace,
+    pub pace: Timing,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         Self {
             ping_interval: Duration::from_secs(10),
-            pace: Pace::default(),
+            pace: Timing::default(),
         }
     }
 }
@@ -89,7 +89,7 @@ pub async fn run(config: config::Docker, tuning: Tuning, io: IdentityIo<Containe
 
 /// Why a daemon could not be used, or not any longer.
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+enum DockerError {
     #[error("{call}: no answer within {limit:?}")]
     Timeout { call: &'static str, limit: Duration },
     #[error("{call}: {}", chain(.source))]
@@ -102,7 +102,7 @@ enum Fault {
     Ended,
 }
 
-impl Fault {
+impl DockerError {
     fn call(call: &'static str, source: EngineError) -> Self {
         let class = class_of(&source);
         Self::Call {
@@ -126,7 +126,7 @@ impl Fault {
     }
 }
 
-impl super::fault::Fault for Fault {
+impl super::fault::SessionError for DockerError {
     fn class(&self) -> &'static str {
         match self {
             Self::Timeout { .. } => "timeout",
@@ -189,7 +189,7 @@ enum Answer {
 
 /// One socket's daemon.
 struct Daemon {
-    seat: Seat<ContainerId>,
+    seat: SocketContext<ContainerId>,
     /// How long any one request may take.
     limit: Duration,
     ping_interval: Duration,
@@ -202,13 +202,13 @@ struct Daemon {
 
 impl Follower for Daemon {
     type Question = ContainerId;
-    type Fault = Fault;
+    type Error = DockerError;
 
-    fn seat(&mut self) -> &mut Seat<ContainerId> {
+    fn context(&mut self) -> &mut SocketContext<ContainerId> {
         &mut self.seat
     }
 
-    async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+    async fn session(&mut self, was_up: &mut bool) -> Result<DockerError, Closed> {
         let fault = self.talk(was_up).await?;
         self.wanted.call_back();
         let counters = &self.seat.counters;
@@ -231,7 +231,7 @@ impl Follower for Daemon {
 
 impl Daemon {
     /// Talks to the daemon until it cannot be talked to any more.
-    async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+    async fn talk(&mut self, was_up: &mut bool) -> Result<DockerError, Closed> {
         let docker = Engine::new(&self.seat.path);
         if let Err(fault) = self.ping(&docker).await {
             return Ok(fault);
@@ -266,8 +266,8 @@ impl Daemon {
                 event = events.next() => match event {
                     Some(Ok(Some(event))) => self.on_event(event).await?,
                     Some(Ok(None)) => Counters::count(&self.seat.counters.answers_too_large),
-                    Some(Err(error)) => return Ok(Fault::call("events", error)),
-                    None => return Ok(Fault::Ended),
+                    Some(Err(error)) => return Ok(DockerError::call("events", error)),
+                    None => return Ok(DockerError::Ended),
                 },
                 Some((id, answer)) = inspections.next() => match answer {
                     Ok(answer) => self.on_answer(id, answer).await?,
@@ -293,7 +293,7 @@ impl Daemon {
 
     /// Passes on the list. False if there is one that cannot be read: the source is down for that,
     /// and the session goes on, since events and inspections still name one container at a time.
-    async fn take_list(&mut self, docker: &Engine) -> Result<Result<bool, Fault>, Closed> {
+    async fn take_list(&mut self, docker: &Engine) -> Result<Result<bool, DockerError>, Closed> {
         match self.list(docker).await {
             Ok(list) => {
                 self.announce_all(&list).await?;
@@ -309,12 +309,12 @@ impl Daemon {
         }
     }
 
-    async fn ping(&self, docker: &Engine) -> Result<(), Fault> {
+    async fn ping(&self, docker: &Engine) -> Result<(), DockerError> {
         call("ping", self.limit, &self.seat.counters, docker.ping()).await
     }
 
     /// Every container, or every running one where the whole list cannot be read or is too large.
-    async fn list(&self, docker: &Engine) -> Result<List, Fault> {
+    async fn list(&self, docker: &Engine) -> Result<List, DockerError> {
         let all = docker.list(true, &[]);
         match call("list", self.limit, &self.seat.counters, all).await {
             Err(fault) if fault.is_of_the_reply() => {
@@ -333,13 +333,13 @@ impl Daemon {
         &self,
         docker: Engine,
         id: ContainerId,
-    ) -> impl Future<Output = (ContainerId, Result<Answer, Fault>)> + use<> {
+    ) -> impl Future<Output = (ContainerId, Result<Answer, DockerError>)> + use<> {
         let (limit, counters) = (self.limit, Arc::clone(&self.seat.counters));
         async move {
             let inspection = docker.inspect(id.as_str());
             let answer = match call("inspect", limit, &counters, inspection).await {
                 Ok(reply) => Ok(inspected(&id, reply, &counters)),
-                Err(Fault::Call {
+                Err(DockerError::Call {
                     source: EngineError::Status { status: 404, .. },
                     ..
                 }) => Ok(Answer::Missing("not_found")),
@@ -507,11 +507,11 @@ async fn call<T>(
     limit: Duration,
     counters: &Counters,
     request: impl Future<Output = Result<T, EngineError>>,
-) -> Result<T, Fault> {
+) -> Result<T, DockerError> {
     Counters::count(&counters.calls);
     match timeout(limit, request).await {
-        Ok(reply) => reply.map_err(|error| Fault::call(name, error)),
-        Err(_) => Err(Fault::Timeout { call: name, limit }),
+        Ok(reply) => reply.map_err(|error| DockerError::call(name, error)),
+        Err(_) => Err(DockerError::Timeout { call: name, limit }),
     }
 }
 

@@ -51,14 +51,14 @@ const OPEN_TRIES: usize = 8;
 
 /// How patient to be. Only tests change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct Timing {
     /// How long one round of reading may take before the source is down.
     pub timeout: Duration,
     /// How often to look whether the folders are there.
     pub look_interval: Duration,
 }
 
-impl Default for Pace {
+impl Default for Timing {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(5),
@@ -69,7 +69,7 @@ impl Default for Pace {
 
 /// Why a file or folder could not be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FileFault {
+pub(super) enum FileError {
     /// It is not there.
     #[error("{}: not there", .0.display())]
     Missing(PathBuf),
@@ -103,7 +103,7 @@ pub(super) enum FileFault {
     },
 }
 
-impl FileFault {
+impl FileError {
     fn of(path: &Path, errno: Errno) -> Self {
         let path = path.to_owned();
         match errno {
@@ -152,9 +152,9 @@ pub(super) fn is_id_digit(byte: u8) -> bool {
 
 /// Opens a folder of the host, whose root is mounted at `host_root`. Links are followed as the host
 /// would: an absolute one starts at the host's root, and none leads out of it.
-pub(super) fn open_folder(host_root: &Path, path: &Path) -> Result<OwnedFd, FileFault> {
+pub(super) fn open_folder(host_root: &Path, path: &Path) -> Result<OwnedFd, FileError> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
-    let root = open(host_root, flags, Mode::empty()).map_err(|e| FileFault::of(host_root, e))?;
+    let root = open(host_root, flags, Mode::empty()).map_err(|e| FileError::of(host_root, e))?;
     // The root itself has no name below itself.
     let below = path.strip_prefix(Component::RootDir).unwrap_or(path);
     let below = if below.as_os_str().is_empty() {
@@ -162,36 +162,36 @@ pub(super) fn open_folder(host_root: &Path, path: &Path) -> Result<OwnedFd, File
     } else {
         below
     };
-    resolve(&root, below, flags, ResolveFlags::IN_ROOT).map_err(|e| FileFault::of(path, e))
+    resolve(&root, below, flags, ResolveFlags::IN_ROOT).map_err(|e| FileError::of(path, e))
 }
 
 /// Opens a folder below another one.
-pub(super) fn open_below(folder: impl AsFd, path: &Path) -> Result<OwnedFd, FileFault> {
+pub(super) fn open_below(folder: impl AsFd, path: &Path) -> Result<OwnedFd, FileError> {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
-    resolve(folder, path, flags, ResolveFlags::BENEATH).map_err(|e| FileFault::of(path, e))
+    resolve(folder, path, flags, ResolveFlags::BENEATH).map_err(|e| FileError::of(path, e))
 }
 
 /// Reads a regular file below a folder, if it is not too long.
-pub(super) fn read_below(folder: impl AsFd, path: &Path) -> Result<Vec<u8>, FileFault> {
+pub(super) fn read_below(folder: impl AsFd, path: &Path) -> Result<Vec<u8>, FileError> {
     // A pipe without a writer would block the open, a terminal would become ours.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fault = |errno| FileFault::of(path, errno);
+    let fault = |errno| FileError::of(path, errno);
     let file = resolve(folder, path, flags, ResolveFlags::BENEATH).map_err(fault)?;
     let meta = fstat(&file).map_err(fault)?;
     if FileType::from_raw_mode(meta.st_mode) != FileType::RegularFile {
-        return Err(FileFault::NotAFile(path.to_owned()));
+        return Err(FileError::NotAFile(path.to_owned()));
     }
     let mut text = Vec::new();
     // It may grow while it is read: what counts is what comes.
     File::from(file)
         .take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut text)
-        .map_err(|source| FileFault::Io {
+        .map_err(|source| FileError::Io {
             path: path.to_owned(),
             source,
         })?;
     if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(FileFault::TooLarge(path.to_owned()));
+        return Err(FileError::TooLarge(path.to_owned()));
     }
     Ok(text)
 }
@@ -218,10 +218,10 @@ pub(super) fn names_in(
     folder: impl AsFd,
     path: &Path,
     limit: usize,
-) -> Result<(Vec<String>, bool), FileFault> {
+) -> Result<(Vec<String>, bool), FileError> {
     let mut names = Vec::new();
-    for entry in Dir::read_from(folder).map_err(|e| FileFault::of(path, e))? {
-        let entry = entry.map_err(|e| FileFault::of(path, e))?;
+    for entry in Dir::read_from(folder).map_err(|e| FileError::of(path, e))? {
+        let entry = entry.map_err(|e| FileError::of(path, e))?;
         // What is not UTF-8 is not the kubelet's, nor a runtime's.
         let Ok(name) = entry.file_name().to_str() else {
             continue;
@@ -243,18 +243,18 @@ pub(super) struct Presence {
     /// The first that is.
     pub(super) place: Option<PathBuf>,
     /// Why one that is there cannot be used.
-    pub(super) obstacle: Option<(PathBuf, FileFault)>,
+    pub(super) obstacle: Option<(PathBuf, FileError)>,
 }
 
 impl Presence {
     /// Notes whether a folder could be opened.
-    pub(super) fn note<T>(&mut self, path: &Path, opened: Result<T, FileFault>) -> Option<T> {
+    pub(super) fn note<T>(&mut self, path: &Path, opened: Result<T, FileError>) -> Option<T> {
         match opened {
             Ok(opened) => {
                 self.place.get_or_insert_with(|| path.to_owned());
                 Some(opened)
             }
-            Err(FileFault::Missing(_)) => None,
+            Err(FileError::Missing(_)) => None,
             Err(fault) => {
                 self.obstacle.get_or_insert((path.to_owned(), fault));
                 None
@@ -263,17 +263,17 @@ impl Presence {
     }
 
     /// Notes that what could be opened cannot be used all the same.
-    pub(super) fn give_up(&mut self, path: PathBuf, fault: FileFault) {
+    pub(super) fn give_up(&mut self, path: PathBuf, fault: FileError) {
         self.place = None;
         self.obstacle = Some((path, fault));
     }
 }
 
 /// An answer about one container.
-pub(super) type Answer = Result<Box<ContainerIdentity>, FileFault>;
+pub(super) type Answer = Result<Box<ContainerIdentity>, FileError>;
 
 /// Files that name containers.
-pub(super) trait Shelf: Clone + Send + 'static {
+pub(super) trait IdentityFiles: Clone + Send + 'static {
     /// Who says so.
     const SOURCE: IdentitySource;
 
@@ -284,9 +284,9 @@ pub(super) trait Shelf: Clone + Send + 'static {
 
 /// Answers lookups until `shutdown` turns true or nobody reads `out` any more. `first_place` is
 /// what is shown while no folder is there.
-pub(super) async fn run<S: Shelf>(
+pub(super) async fn run<S: IdentityFiles>(
     shelf: S,
-    pace: Pace,
+    pace: Timing,
     first_place: PathBuf,
     io: IdentityIo<ContainerId>,
 ) {
@@ -324,7 +324,7 @@ struct Source<S> {
     pristine: S,
     /// Away while it is read.
     shelf: Option<S>,
-    pace: Pace,
+    pace: Timing,
     /// What is shown while no folder is there.
     first_place: PathBuf,
     counters: Arc<Counters>,
@@ -340,7 +340,7 @@ struct Source<S> {
     next_look: BootTime,
 }
 
-impl<S: Shelf> Source<S> {
+impl<S: IdentityFiles> Source<S> {
     async fn follow(&mut self) -> Closed {
         // A timer of no length at all would panic.
         let mut look = interval(self.pace.look_interval.max(Duration::from_millis(1)));
@@ -406,7 +406,7 @@ impl<S: Shelf> Source<S> {
                 Counters::add(&self.counters.lookups_timeout, looked_for);
                 let limit = self.pace.timeout;
                 let reason = format!("no answer from the disk within {limit:?}, still awaited");
-                let place = self.place();
+                let place = self.endpoint();
                 self.down("timeout", &reason, &place).await?;
                 // One thread that hangs is enough.
                 work.await
@@ -415,7 +415,7 @@ impl<S: Shelf> Source<S> {
         let (shelf, ids, presence, answers) = match done {
             Ok(done) => done,
             Err(error) => {
-                let place = self.place();
+                let place = self.endpoint();
                 if !is_late {
                     Counters::add(&self.counters.lookups_error, looked_for);
                 }
@@ -440,7 +440,7 @@ impl<S: Shelf> Source<S> {
     fn count_lookup(&self, answer: &Answer) {
         match answer {
             Ok(_) => Counters::count(&self.counters.lookups_found),
-            Err(FileFault::Missing(_) | FileFault::Nameless(_)) => {
+            Err(FileError::Missing(_) | FileError::Nameless(_)) => {
                 Counters::count(&self.counters.lookups_not_found);
             }
             Err(fault) if fault.is_invalid() => Counters::count(&self.counters.lookups_invalid),
@@ -456,7 +456,7 @@ impl<S: Shelf> Source<S> {
                 if fault.is_invalid() {
                     Counters::count(&self.counters.invalid_replies);
                 }
-                if !matches!(fault, FileFault::Missing(_) | FileFault::Nameless(_)) {
+                if !matches!(fault, FileError::Missing(_) | FileError::Nameless(_)) {
                     let source = S::SOURCE.as_str();
                     warn!(source, container = %id, class = fault.class(), %fault, "cannot be read");
                 }
@@ -478,7 +478,7 @@ impl<S: Shelf> Source<S> {
         if let Some((place, fault)) = presence.obstacle {
             return self.down(fault.class(), &fault.to_string(), &place).await;
         }
-        let place = self.place();
+        let place = self.endpoint();
         if self.seen {
             let reason = format!("no folder at {}, where there was one", place.display());
             self.down("vanished", &reason, &place).await
@@ -487,7 +487,7 @@ impl<S: Shelf> Source<S> {
         }
     }
 
-    fn place(&self) -> PathBuf {
+    fn endpoint(&self) -> PathBuf {
         match self.health.place() {
             Some(place) => place.into(),
             None => self.first_place.clone(),

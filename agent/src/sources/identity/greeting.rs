@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
 use super::engine::{Engine, EngineError};
-use super::files::{FileFault, open_folder};
+use super::files::{FileError, open_folder};
 use super::grpc::MAX_ONE;
 use gpuacct_proto::cri::VersionRequest;
 use gpuacct_proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -113,7 +113,7 @@ pub async fn cri(socket: &Path, limit: Duration) -> Result<String, GreetingError
 pub fn folder(host_root: &Path, path: &Path) -> Result<bool, GreetingError> {
     match open_folder(host_root, path) {
         Ok(_) => Ok(true),
-        Err(FileFault::Missing(_)) => Ok(false),
+        Err(FileError::Missing(_)) => Ok(false),
         Err(fault) => Err(GreetingError::Folder {
             message: fault.to_string(),
         }),

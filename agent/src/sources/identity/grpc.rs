@@ -25,7 +25,7 @@ use tonic_prost::ProstEncoder;
 
 use super::Counters;
 use super::elements::Malformed;
-use super::fault::Fault as _;
+use super::fault::SessionError as _;
 use super::socket_file::io_class;
 
 /// Largest answer about one container or one pod, and largest event, in bytes.
@@ -36,7 +36,7 @@ pub(super) const MAX_LIST: usize = 8 << 20;
 
 /// Why a server could not be used, or not any longer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum GrpcError {
     #[error("{path}: {}", chain(.source))]
     Connect {
         path: String,
@@ -60,7 +60,7 @@ pub(super) enum Fault {
     },
 }
 
-impl Fault {
+impl GrpcError {
     pub(super) fn call(call: &'static str, source: Status) -> Self {
         Self::Call {
             call,
@@ -106,7 +106,7 @@ impl Fault {
     }
 }
 
-impl super::fault::Fault for Fault {
+impl super::fault::SessionError for GrpcError {
     fn class(&self) -> &'static str {
         match self {
             Self::HungUp { .. } | Self::Malformed { .. } => "protocol",
@@ -180,14 +180,14 @@ fn words(status: &Status) -> String {
 }
 
 /// A connection, made now.
-pub(super) async fn connect(path: &Path, limit: Duration) -> Result<Channel, Fault> {
+pub(super) async fn connect(path: &Path, limit: Duration) -> Result<Channel, GrpcError> {
     let text = path.display().to_string();
     let failed = |source: tonic::transport::Error| match transport_class(&source) {
-        Some("closed") => Fault::HungUp {
+        Some("closed") => GrpcError::HungUp {
             at: text.clone(),
             words: chain(&source),
         },
-        class => Fault::Connect {
+        class => GrpcError::Connect {
             class: class.unwrap_or("io"),
             path: text.clone(),
             source,
@@ -196,7 +196,7 @@ pub(super) async fn connect(path: &Path, limit: Duration) -> Result<Channel, Fau
     let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(failed)?;
     match timeout(limit, endpoint.connect()).await {
         Ok(connected) => connected.map_err(failed),
-        Err(_) => Err(Fault::Timeout {
+        Err(_) => Err(GrpcError::Timeout {
             call: "connect",
             limit,
         }),
@@ -254,14 +254,14 @@ pub(super) async fn first_call<T>(
     limit: Duration,
     counters: &Counters,
     request: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Fault> {
+) -> Result<T, GrpcError> {
     let reply = call(name, limit, counters, request).await;
     reply.map_err(|fault| match fault {
-        Fault::Call {
+        GrpcError::Call {
             call,
             class: "closed",
             source,
-        } => Fault::HungUp {
+        } => GrpcError::HungUp {
             at: call.to_owned(),
             words: words(&source),
         },
@@ -275,12 +275,12 @@ pub(super) async fn call<T>(
     limit: Duration,
     counters: &Counters,
     request: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Fault> {
+) -> Result<T, GrpcError> {
     Counters::count(&counters.calls);
     match timeout(limit, request).await {
         Ok(Ok(reply)) => Ok(reply.into_inner()),
-        Ok(Err(status)) => Err(Fault::call(name, status)),
-        Err(_) => Err(Fault::Timeout { call: name, limit }),
+        Ok(Err(status)) => Err(GrpcError::call(name, status)),
+        Err(_) => Err(GrpcError::Timeout { call: name, limit }),
     }
 }
 

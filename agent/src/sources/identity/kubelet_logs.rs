@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::files::{
-    Answer, FileFault, Presence, Shelf, is_container_id, is_id_digit, names_in, open_below,
+    Answer, FileError, IdentityFiles, Presence, is_container_id, is_id_digit, names_in, open_below,
     open_folder,
 };
 use super::{Counters, IdentityIo, PodNames, files, kubernetes_names_of};
@@ -36,7 +36,7 @@ use crate::core::input::{
 };
 use crate::core::model::{ContainerId, POD_ITSELF, PodUid};
 
-pub use super::files::Pace;
+pub use super::files::Timing;
 
 /// Names read of any one folder. A node has 110 pods, and some dead ones of each.
 const MAX_NAMES: usize = 16_384;
@@ -57,7 +57,7 @@ const SETTLED: Duration = Duration::from_millis(100);
 /// pods.
 pub async fn run(
     config: config::KubeletLogs,
-    pace: Pace,
+    pace: Timing,
     pods: mpsc::Receiver<PodUid>,
     io: IdentityIo<ContainerId>,
 ) {
@@ -79,7 +79,7 @@ pub async fn run(
 /// that the lookups of containers look into.
 async fn answer_for_pods(
     config: config::KubeletLogs,
-    pace: Pace,
+    pace: Timing,
     counters: Arc<Counters>,
     mut pods: mpsc::Receiver<PodUid>,
     out: mpsc::Sender<Input>,
@@ -201,7 +201,7 @@ struct Listing {
     is_settled: bool,
 }
 
-impl Shelf for Links {
+impl IdentityFiles for Links {
     const SOURCE: IdentitySource = IdentitySource::KubeletLogs;
 
     fn find(&mut self, ids: &[ContainerId], counters: &Counters) -> (Presence, Vec<Answer>) {
@@ -218,7 +218,7 @@ impl Shelf for Links {
 
         let mut answers: Vec<Answer> = ids
             .iter()
-            .map(|id| Err(FileFault::Missing(id.as_str().into())))
+            .map(|id| Err(FileError::Missing(id.as_str().into())))
             .collect();
         if ids.is_empty() {
             return (presence, answers);
@@ -264,8 +264,8 @@ impl Links {
         folder: &OwnedFd,
         path: &Path,
         counters: &Counters,
-    ) -> Result<&Listing, FileFault> {
-        let meta = fstat(folder).map_err(|e| FileFault::Io {
+    ) -> Result<&Listing, FileError> {
+        let meta = fstat(folder).map_err(|e| FileError::Io {
             path: path.to_owned(),
             source: e.into(),
         })?;
@@ -280,7 +280,7 @@ impl Links {
         // It was just put there.
         self.listing
             .as_ref()
-            .ok_or_else(|| FileFault::Missing(path.to_owned()))
+            .ok_or_else(|| FileError::Missing(path.to_owned()))
     }
 }
 
@@ -324,7 +324,7 @@ fn id_of(name: &str) -> Option<&str> {
 
 /// What the link of a container says.
 fn linked(folder: &OwnedFd, listing: &Listing, id: &ContainerId, counters: &Counters) -> Answer {
-    let missing = || FileFault::Missing(id.as_str().into());
+    let missing = || FileError::Missing(id.as_str().into());
     let name = match listing.by_id.get(id) {
         Some(name) => name,
         None => {
@@ -343,16 +343,16 @@ fn linked(folder: &OwnedFd, listing: &Listing, id: &ContainerId, counters: &Coun
     let target = readlinkat(folder, path, Vec::new()).map_err(|errno| match errno {
         rustix::io::Errno::NOENT => missing(),
         // It is no link.
-        rustix::io::Errno::INVAL => FileFault::Invalid {
+        rustix::io::Errno::INVAL => FileError::Invalid {
             path: path.to_owned(),
             message: "found a file, expected a link to the pod's log".to_owned(),
         },
-        errno => FileFault::Io {
+        errno => FileError::Io {
             path: path.to_owned(),
             source: errno.into(),
         },
     })?;
-    let invalid = |message: &str| FileFault::Invalid {
+    let invalid = |message: &str| FileError::Invalid {
         path: path.to_owned(),
         message: message.to_owned(),
     };
@@ -421,7 +421,7 @@ fn walk(
     path: &Path,
     ids: &[ContainerId],
     counters: &Counters,
-) -> Result<HashMap<ContainerId, KubernetesNames>, FileFault> {
+) -> Result<HashMap<ContainerId, KubernetesNames>, FileError> {
     let mut found = HashMap::new();
     let mut left = MAX_WALK;
     // What vanishes or is no folder is passed over: pods come and go meanwhile.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
-use self::fault::Fault;
+use self::fault::SessionError;
 use super::Io;
 use crate::core::input::KubernetesNames;
 use crate::core::model::{PodUid, SourceId, text};
@@ -131,7 +131,7 @@ impl Counters {
     }
 
     /// Counts an answer that is refused, by why.
-    fn refuse_answer(&self, fault: &impl Fault) {
+    fn refuse_answer(&self, fault: &impl SessionError) {
         Self::count(match fault.class() {
             "too_large" => &self.answers_too_large,
             _ => &self.invalid_replies,

@@ -34,9 +34,9 @@ use tracing::debug;
 
 use super::device_id::{Origin, device_ref, is_nvidia_kind};
 use super::elements::{Malformed, decode, elements, text};
-use super::grpc::{self, Fault, MAX_LIST, MAX_ONE};
-pub use super::sockets::Pace;
-use super::sockets::{self, Follower, Seat};
+use super::grpc::{self, GrpcError, MAX_LIST, MAX_ONE};
+pub use super::sockets::Timing;
+use super::sockets::{self, Follower, SocketContext};
 use super::wanted::receive;
 use super::{Counters, IdentityIo, clean, is_kubernetes_name};
 use crate::config;
@@ -82,7 +82,7 @@ const GPU_DRIVER: &str = "gpu.nvidia.com";
 ///
 /// It is asked for pods that the core would like to know of soon. A full `out` holds this source and
 /// nothing else.
-pub async fn run(config: config::PodResources, pace: Pace, io: IdentityIo<PodName>) {
+pub async fn run(config: config::PodResources, pace: Timing, io: IdentityIo<PodName>) {
     let begin = |seat| Kubelet {
         seat,
         config: config.clone(),
@@ -102,12 +102,12 @@ pub async fn greet(socket: &Path, limit: Duration) -> Result<usize, String> {
         let channel = grpc::connect(socket, limit).await?;
         let list = grpc::ask(&channel, LIST, ListPodResourcesRequest {}, MAX_LIST);
         let answer = grpc::first_call("list", limit, &counters, list).await?;
-        with_devices(&answer).map_err(|source| Fault::Malformed {
+        with_devices(&answer).map_err(|source| GrpcError::Malformed {
             call: "list",
             source,
         })
     };
-    ask.await.map_err(|fault: Fault| fault.to_string())
+    ask.await.map_err(|fault: GrpcError| fault.to_string())
 }
 
 /// How many containers of a list have devices of any kind.
@@ -130,19 +130,19 @@ fn has_devices(container: &[u8]) -> Result<bool, Malformed> {
 }
 
 struct Kubelet {
-    seat: Seat<PodName>,
+    seat: SocketContext<PodName>,
     config: config::PodResources,
 }
 
 impl Follower for Kubelet {
     type Question = PodName;
-    type Fault = Fault;
+    type Error = GrpcError;
 
-    fn seat(&mut self) -> &mut Seat<PodName> {
+    fn context(&mut self) -> &mut SocketContext<PodName> {
         &mut self.seat
     }
 
-    async fn session(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+    async fn session(&mut self, was_up: &mut bool) -> Result<GrpcError, Closed> {
         let fault = self.talk(was_up).await?;
         fault.count(&self.seat.counters);
         Ok(fault)
@@ -151,7 +151,7 @@ impl Follower for Kubelet {
 
 impl Kubelet {
     /// Asks the kubelet until it cannot be asked any more.
-    async fn talk(&mut self, was_up: &mut bool) -> Result<Fault, Closed> {
+    async fn talk(&mut self, was_up: &mut bool) -> Result<GrpcError, Closed> {
         let limit = self.config.timeout.0;
         let channel = match grpc::connect(&self.seat.path, limit).await {
             Ok(channel) => channel,
@@ -210,7 +210,7 @@ impl Kubelet {
         channel: &Channel,
         pod: PodName,
         offers_get: &mut bool,
-    ) -> Result<Result<bool, Fault>, Closed> {
+    ) -> Result<Result<bool, GrpcError>, Closed> {
         let at = (self.seat.clock)().boot;
         let request = GetPodResourcesRequest {
             pod_name: (*pod.pod).to_owned(),
@@ -234,7 +234,7 @@ impl Kubelet {
             }
             Err(fault) => return Ok(Err(fault)),
         };
-        let malformed = |source| Fault::Malformed {
+        let malformed = |source| GrpcError::Malformed {
             call: "get",
             source,
         };
@@ -265,11 +265,11 @@ impl Kubelet {
     async fn pass_on(
         &self,
         at: BootTime,
-        answer: Result<Bytes, Fault>,
-    ) -> Result<Result<(), Fault>, Closed> {
+        answer: Result<Bytes, GrpcError>,
+    ) -> Result<Result<(), GrpcError>, Closed> {
         let read = |answer: Bytes| {
             containers(&answer, &self.config.resources, &self.seat.counters).map_err(|source| {
-                Fault::Malformed {
+                GrpcError::Malformed {
                     call: "list",
                     source,
                 }

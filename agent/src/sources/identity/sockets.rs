@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use super::fault::Fault;
+use super::fault::SessionError;
 use super::socket_file::{Socket, every, io_class};
 use super::wanted::{Wanted, container_id, receive};
 use super::{Counters, IdentityIo, clean};
@@ -48,7 +48,7 @@ const REPORTS: usize = 8;
 
 /// Why nobody can be talked to at a path.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Obstacle {
+pub(super) enum SocketUnavailable {
     #[error("no socket at {}, where there was one", .0.display())]
     Vanished(PathBuf),
     #[error("{}: not a socket", .0.display())]
@@ -57,7 +57,7 @@ pub(super) enum Obstacle {
     Unreachable { path: PathBuf, source: io::Error },
 }
 
-impl Fault for Obstacle {
+impl SessionError for SocketUnavailable {
     fn class(&self) -> &'static str {
         match self {
             Self::Vanished(_) => "vanished",
@@ -68,15 +68,15 @@ impl Fault for Obstacle {
 }
 
 /// What there is at a path.
-fn look(path: &Path) -> Result<Option<Socket>, Obstacle> {
+fn look(path: &Path) -> Result<Option<Socket>, SocketUnavailable> {
     match std::fs::metadata(path) {
         Ok(file) if file.file_type().is_socket() => Ok(Some(Socket::new(&file))),
         // What a bind mount whose source is missing leaves is a directory.
-        Ok(_) => Err(Obstacle::NotASocket(path.to_owned())),
+        Ok(_) => Err(SocketUnavailable::NotASocket(path.to_owned())),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Ok(None)
         }
-        Err(source) => Err(Obstacle::Unreachable {
+        Err(source) => Err(SocketUnavailable::Unreachable {
             path: path.to_owned(),
             source,
         }),
@@ -85,14 +85,14 @@ fn look(path: &Path) -> Result<Option<Socket>, Obstacle> {
 
 /// How patient to be. Only tests change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct Timing {
     /// Longest wait between attempts.
     pub retry_max: Duration,
     /// How often to look for a socket that is not there.
     pub look_interval: Duration,
 }
 
-impl Default for Pace {
+impl Default for Timing {
     fn default() -> Self {
         Self {
             retry_max: Duration::from_secs(30),
@@ -106,20 +106,20 @@ pub(super) trait Follower: Send + 'static {
     /// What it can be asked.
     type Question: Clone + Send + 'static;
     /// What ends a session.
-    type Fault: Fault;
+    type Error: SessionError;
 
-    fn seat(&mut self) -> &mut Seat<Self::Question>;
+    fn context(&mut self) -> &mut SocketContext<Self::Question>;
 
     /// Talks to the server until it cannot be talked to any more. `was_up` turns true once it has
     /// answered.
     fn session(
         &mut self,
         was_up: &mut bool,
-    ) -> impl Future<Output = Result<Self::Fault, Closed>> + Send;
+    ) -> impl Future<Output = Result<Self::Error, Closed>> + Send;
 }
 
 /// One socket, and what its follower is connected to.
-pub(super) struct Seat<Q> {
+pub(super) struct SocketContext<Q> {
     pub(super) path: PathBuf,
     pub(super) counters: Arc<Counters>,
     pub(super) clock: fn() -> Clock,
@@ -131,14 +131,14 @@ pub(super) struct Seat<Q> {
     member: usize,
     /// Paths that others follow; the same socket under one of them is theirs.
     before: Vec<PathBuf>,
-    pace: Pace,
+    pace: Timing,
     /// As last reported.
     state: Option<SourceState>,
     /// Whether a server has ever answered here.
     was_up: bool,
 }
 
-impl Seat<ContainerId> {
+impl SocketContext<ContainerId> {
     /// Takes a question of the core's, or that there will be no more.
     pub(super) fn look_up(&mut self, wanted: &mut Wanted, id: Option<ContainerId>) {
         match id {
@@ -158,9 +158,9 @@ impl Seat<ContainerId> {
     }
 }
 
-impl<Q> Seat<Q> {
+impl<Q> SocketContext<Q> {
     /// The socket, unless another path leads to it too.
-    fn look(&self) -> Result<Option<Socket>, Obstacle> {
+    fn look(&self) -> Result<Option<Socket>, SocketUnavailable> {
         let Some(socket) = look(&self.path)? else {
             return Ok(None);
         };
@@ -191,12 +191,16 @@ impl<Q> Seat<Q> {
     }
 
     /// Tells that the server does not answer, and when it is tried again.
-    pub(super) async fn down(&mut self, fault: &impl Fault, wait: Duration) -> Result<(), Closed> {
+    pub(super) async fn down(
+        &mut self,
+        fault: &impl SessionError,
+        wait: Duration,
+    ) -> Result<(), Closed> {
         let state = self.state_of(fault, wait);
         self.report(state).await
     }
 
-    fn state_of(&self, fault: &impl Fault, wait: Duration) -> SourceState {
+    fn state_of(&self, fault: &impl SessionError, wait: Duration) -> SourceState {
         SourceState::Down {
             class: fault.class().into(),
             reason: clean(&fault.to_string(), &self.counters),
@@ -232,7 +236,7 @@ impl<Q> Seat<Q> {
 
 /// Follows one socket for ever.
 async fn follow<F: Follower>(follower: &mut F) -> Closed {
-    let longest = follower.seat().pace.retry_max.max(RETRY_MIN);
+    let longest = follower.context().pace.retry_max.max(RETRY_MIN);
     let mut retry = Backoff::new((RETRY_MIN, longest)).jittered();
     loop {
         if let Err(closed) = attempt(follower, &mut retry).await {
@@ -243,8 +247,8 @@ async fn follow<F: Follower>(follower: &mut F) -> Closed {
 
 /// One session, and the wait after it.
 async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(), Closed> {
-    let seat = follower.seat();
-    let Pace {
+    let seat = follower.context();
+    let Timing {
         retry_max,
         look_interval,
     } = seat.pace;
@@ -255,7 +259,7 @@ async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(
             if was_up && begun.elapsed() >= SETTLED {
                 retry.reset();
             }
-            let seat = follower.seat();
+            let seat = follower.context();
             seat.was_up |= was_up;
             // As good as absent: nobody here has ever offered this interface.
             if fault.class() == "unimplemented" && !seat.was_up {
@@ -271,7 +275,7 @@ async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(
             }
         }
         Ok(None) if seat.was_up => {
-            let fault = Obstacle::Vanished(seat.path.clone());
+            let fault = SocketUnavailable::Vanished(seat.path.clone());
             (None, seat.state_of(&fault, look_interval), look_interval)
         }
         Ok(None) => (None, SourceState::Absent, look_interval),
@@ -280,7 +284,7 @@ async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(
             (None, seat.state_of(&obstacle, wait), wait)
         }
     };
-    let seat = follower.seat();
+    let seat = follower.context();
     seat.report(state).await?;
     if seat.wait(wait, socket).await {
         retry.reset();
@@ -295,7 +299,7 @@ struct Report {
 }
 
 /// One socket, as the source's state is made from it.
-struct Member {
+struct SocketStatus {
     path: Arc<str>,
     state: SourceState,
     /// Whether it has ever been up.
@@ -306,9 +310,9 @@ struct Member {
 pub(super) async fn run<F: Follower>(
     source: SourceId,
     sockets: &[PathBuf],
-    pace: Pace,
+    pace: Timing,
     io: IdentityIo<F::Question>,
-    begin: impl Fn(Seat<F::Question>) -> F,
+    begin: impl Fn(SocketContext<F::Question>) -> F,
 ) {
     let shutdown = io.io.shutdown.clone();
     let life = async {
@@ -322,9 +326,9 @@ pub(super) async fn run<F: Follower>(
 async fn oversee<F: Follower>(
     source: SourceId,
     sockets: &[PathBuf],
-    pace: Pace,
+    pace: Timing,
     io: IdentityIo<F::Question>,
-    begin: impl Fn(Seat<F::Question>) -> F,
+    begin: impl Fn(SocketContext<F::Question>) -> F,
 ) -> Closed {
     let IdentityIo {
         counters,
@@ -339,7 +343,7 @@ async fn oversee<F: Follower>(
     let mut members = Vec::new();
     for (member, path) in sockets.iter().enumerate() {
         let (ask, questions) = mpsc::channel(QUESTIONS);
-        let mut follower = begin(Seat {
+        let mut follower = begin(SocketContext {
             path: path.clone(),
             counters: Arc::clone(&counters),
             clock,
@@ -357,7 +361,7 @@ async fn oversee<F: Follower>(
         let life = async move { AssertUnwindSafe(follow(&mut follower)).catch_unwind().await };
         followers.spawn(async move { (member, life.await) });
         asked.push(ask);
-        members.push(Member {
+        members.push(SocketStatus {
             path: path.to_string_lossy().as_ref().into(),
             state: SourceState::Absent,
             was_up: false,
@@ -421,10 +425,10 @@ fn defect(source: SourceId) -> SourceState {
 /// The state of all sockets together. One that is there and does not answer makes the source down,
 /// whatever the others do: its containers go without names, and that the others do not know them
 /// says nothing. The words are of the one whose loss is news, then of the others.
-fn together(members: &[Member]) -> (SourceState, Arc<str>) {
+fn together(members: &[SocketStatus]) -> (SourceState, Arc<str>) {
     let up = members.iter().filter(|m| m.state == SourceState::Up);
     let up: Vec<&str> = up.map(|member| &*member.path).collect();
-    let mut down: Vec<_> = members.iter().filter_map(Member::trouble).collect();
+    let mut down: Vec<_> = members.iter().filter_map(SocketStatus::trouble).collect();
     // Stable: otherwise they stay in order.
     down.sort_by_key(|(member, _)| !member.was_up);
     let Some(((first, reason), others)) = down.split_first() else {
@@ -452,7 +456,7 @@ fn together(members: &[Member]) -> (SourceState, Arc<str>) {
     (state, Arc::clone(&first.path))
 }
 
-impl Member {
+impl SocketStatus {
     /// Why it is down, if it is.
     fn trouble(&self) -> Option<(&Self, &str)> {
         match &self.state {

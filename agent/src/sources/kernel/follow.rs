@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::warn;
 
-use super::opens::State;
+use super::opens::OpenHookState;
 use super::{KernelConfig, KernelSource, Tally};
 use crate::config;
 use crate::core::input::{Input, KernelBatch};
@@ -125,14 +125,14 @@ async fn pass_on(
             },
             Some(()) = announce.recv() => source.clear_announced(),
             // The driver is often loaded later than the agent starts.
-            _ = look.tick(), if opens == State::Waiting => {
+            _ = look.tick(), if opens == OpenHookState::Waiting => {
                 let looked = spawn_blocking(move || {
                     let opens = source.attach_opens();
                     (source, opens)
                 });
                 let Ok(looked) = looked.await else { return Ok(()) };
                 (source, opens) = looked;
-                if opens != State::Waiting {
+                if opens != OpenHookState::Waiting {
                     health.report(SourceState::Up, opens.as_str()).await?;
                 }
             }

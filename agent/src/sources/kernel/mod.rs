@@ -136,13 +136,13 @@ impl KernelSource {
 
     /// Whether opens of devices are reported.
     #[must_use]
-    pub const fn opens(&self) -> opens::State {
+    pub const fn opens(&self) -> opens::OpenHookState {
         self.opens.state()
     }
 
     /// Looks again whether there is a device to watch, where there was none, and attaches the hook
     /// if so. Does system calls that may take milliseconds.
-    pub fn attach_opens(&mut self) -> opens::State {
+    pub fn attach_opens(&mut self) -> opens::OpenHookState {
         self.opens.attach(&mut self.object)
     }
 

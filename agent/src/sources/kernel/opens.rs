@@ -49,7 +49,7 @@ const OPEN_CALLS: [&str; 3] = ["sys_exit_openat", "sys_exit_openat2", "sys_exit_
 
 /// One of the hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Road {
+pub enum OpenHook {
     /// At the end of the kernel's function.
     Function,
     /// After each call that opens a file.
@@ -58,7 +58,7 @@ pub enum Road {
     Calls,
 }
 
-impl Road {
+impl OpenHook {
     /// All, the best first.
     pub const ALL: [Self; 3] = [Self::Function, Self::Opens, Self::Calls];
 
@@ -170,15 +170,15 @@ fn failed(act: &str, name: &'static str, error: ProgramError) -> KernelError {
 pub struct Watch {
     /// Names of character devices as in `/proc/devices`. None watches nothing.
     pub names: Vec<String>,
-    /// The roads that may be taken, the best first.
-    pub roads: Vec<Road>,
+    /// The hooks that may be taken, the best first.
+    pub hooks: Vec<OpenHook>,
 }
 
 impl Default for Watch {
     fn default() -> Self {
         Self {
             names: NVIDIA.map(str::to_owned).into(),
-            roads: Road::ALL.into(),
+            hooks: OpenHook::ALL.into(),
         }
     }
 }
@@ -240,26 +240,26 @@ fn character_majors(proc_devices: &str, names: &[String]) -> Vec<u32> {
 
 /// Whether opens are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum OpenHookState {
     /// By configuration they are not.
     Off,
     /// No such device is on this node yet.
     Waiting,
     /// They are, by this hook.
-    Attached(Road),
+    Attached(OpenHook),
     /// The kernel lets the agent have no hook.
     Refused,
 }
 
-impl State {
+impl OpenHookState {
     /// In a few words, for the line of the kernel source; empty where there is nothing to tell.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Off | Self::Waiting => "",
-            Self::Attached(Road::Function) => "GPU opens by chrdev_open",
-            Self::Attached(Road::Opens) => "GPU opens by sys_exit_openat",
-            Self::Attached(Road::Calls) => "GPU opens by sys_exit",
+            Self::Attached(OpenHook::Function) => "GPU opens by chrdev_open",
+            Self::Attached(OpenHook::Opens) => "GPU opens by sys_exit_openat",
+            Self::Attached(OpenHook::Calls) => "GPU opens by sys_exit",
             Self::Refused => "GPU opens not seen",
         }
     }
@@ -269,7 +269,7 @@ impl State {
 #[derive(Debug)]
 pub struct Refusal {
     /// The hook that is refused.
-    pub road: Road,
+    pub hook: OpenHook,
     /// What the kernel answered.
     pub error: KernelError,
 }
@@ -279,9 +279,9 @@ pub struct Refusal {
 pub(super) struct Opens {
     watch: Watch,
     /// Those that the kernel took, the best first.
-    loaded: Vec<Road>,
+    loaded: Vec<OpenHook>,
     refusals: Vec<Refusal>,
-    state: State,
+    state: OpenHookState,
 }
 
 impl Opens {
@@ -296,60 +296,60 @@ impl Opens {
             watch: watch.clone(),
             loaded: Vec::new(),
             refusals: Vec::new(),
-            state: State::Waiting,
+            state: OpenHookState::Waiting,
         };
-        if watch.names.is_empty() || watch.roads.is_empty() {
-            opens.state = State::Off;
+        if watch.names.is_empty() || watch.hooks.is_empty() {
+            opens.state = OpenHookState::Off;
             return opens;
         }
-        for &road in &watch.roads {
+        for &hook in &watch.hooks {
             let taken = match lacking {
                 Some(error) => Err(KernelError::Btf(error.clone())),
-                None => road.load(object, types),
+                None => hook.load(object, types),
             };
             match taken {
-                Ok(()) => opens.loaded.push(road),
-                Err(error) => opens.refuse(road, error),
+                Ok(()) => opens.loaded.push(hook),
+                Err(error) => opens.refuse(hook, error),
             }
         }
         opens
     }
 
-    fn refuse(&mut self, road: Road, error: KernelError) {
+    fn refuse(&mut self, hook: OpenHook, error: KernelError) {
         let reason = reason(&error);
-        info!(hook = road.name(), reason, "no hook for opens of devices");
-        self.refusals.push(Refusal { road, error });
+        info!(hook = hook.name(), reason, "no hook for opens of devices");
+        self.refusals.push(Refusal { hook, error });
     }
 
     /// Attaches the best hook, if there is a device to be opened by now. Nothing more happens once
     /// that has been done.
-    pub(super) fn attach(&mut self, object: &mut Ebpf) -> State {
-        if self.state == State::Waiting && !self.watch.listed().is_empty() {
+    pub(super) fn attach(&mut self, object: &mut Ebpf) -> OpenHookState {
+        if self.state == OpenHookState::Waiting && !self.watch.listed().is_empty() {
             self.attach_first(object);
         }
         self.state
     }
 
     /// Attaches the best hook that can be had.
-    pub(super) fn attach_first(&mut self, object: &mut Ebpf) -> State {
-        for road in std::mem::take(&mut self.loaded) {
-            match road.attach(object) {
+    pub(super) fn attach_first(&mut self, object: &mut Ebpf) -> OpenHookState {
+        for hook in std::mem::take(&mut self.loaded) {
+            match hook.attach(object) {
                 Ok(()) => {
-                    info!(hook = road.name(), "opens of devices are reported");
-                    self.state = State::Attached(road);
+                    info!(hook = hook.name(), "opens of devices are reported");
+                    self.state = OpenHookState::Attached(hook);
                     return self.state;
                 }
-                Err(error) => self.refuse(road, error),
+                Err(error) => self.refuse(hook, error),
             }
         }
         warn!(
             "opens of GPU devices are not reported: process lists are read at their interval only"
         );
-        self.state = State::Refused;
+        self.state = OpenHookState::Refused;
         self.state
     }
 
-    pub(super) const fn state(&self) -> State {
+    pub(super) const fn state(&self) -> OpenHookState {
         self.state
     }
 

@@ -9,7 +9,7 @@ use rustix::thread::CapabilitySet;
 use super::attach::{KernelConfig, attach_to, give_memory_back, load_object};
 use super::error::{KernelError, check_kernel, effective_capabilities, raise_locked_memory};
 use super::layout::{Kernel, OPTIONAL_TRACEPOINTS, TRACEPOINTS, kernel_types};
-use super::opens::{Opens, Refusal, State};
+use super::opens::{OpenHookState, Opens, Refusal};
 
 /// What became of one attach point.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Hooks {
     /// What it does without if it must.
     pub optional: Vec<Hook>,
     /// The hook for opens of devices, attached whether or not there is such a device now.
-    pub opens: State,
+    pub opens: OpenHookState,
     /// Why it is not a better one.
     pub refusals: Vec<Refusal>,
 }
@@ -85,7 +85,7 @@ fn attach_each(config: &KernelConfig) -> Result<Hooks, KernelError> {
     let lacking = kernel.open_offsets.as_ref().err();
     let mut opens = Opens::load(&mut object, &types, &config.watch, lacking);
     let state = match opens.state() {
-        State::Waiting => opens.attach_first(&mut object),
+        OpenHookState::Waiting => opens.attach_first(&mut object),
         state => state,
     };
     Ok(Hooks {

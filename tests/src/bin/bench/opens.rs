@@ -9,7 +9,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use gpuacct::sources::kernel::opens::{Road, State, Watch};
+use gpuacct::sources::kernel::opens::{OpenHook, OpenHookState, Watch};
 use gpuacct::sources::kernel::{KernelConfig, KernelSource};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -73,7 +73,7 @@ fn measure(watch: Watch) -> Result<Option<Vec<f64>>> {
         ..KernelConfig::default()
     };
     let (source, mut batches) = KernelSource::load(&config)?;
-    if is_on && !matches!(source.opens(), State::Attached(_)) {
+    if is_on && !matches!(source.opens(), OpenHookState::Attached(_)) {
         return Ok(None);
     }
     let drain = std::thread::spawn(move || while batches.blocking_recv().is_some() {});
@@ -86,10 +86,10 @@ fn measure(watch: Watch) -> Result<Option<Vec<f64>>> {
 /// The costs with each hook that the kernel allows, and without.
 pub(crate) fn on_and_off(_bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for road in Road::ALL {
+    for hook in OpenHook::ALL {
         let on = || Watch {
             names: vec![WATCHED.to_owned()],
-            roads: vec![road],
+            hooks: vec![hook],
         };
         let off = || Watch {
             names: Vec::new(),
@@ -98,7 +98,7 @@ pub(crate) fn on_and_off(_bench: &Bench) -> Result<Vec<Row>> {
         // Neither side shall pay for a cold cache.
         if measure(on())?.is_none() {
             rows.push(Row::new(
-                format!("by `{}`", road.name()),
+                format!("by `{}`", hook.name()),
                 "the kernel does not allow it",
             ));
             continue;
@@ -114,7 +114,7 @@ pub(crate) fn on_and_off(_bench: &Bench) -> Result<Vec<Row>> {
                 (measure(off())?, with)
             };
             let (Some(without), Some(with)) = measured else {
-                anyhow::bail!("the kernel has changed its mind about `{}`", road.name());
+                anyhow::bail!("the kernel has changed its mind about `{}`", hook.name());
             };
             pairs.push((without, with));
         }
@@ -127,7 +127,7 @@ pub(crate) fn on_and_off(_bench: &Bench) -> Result<Vec<Row>> {
             rows.push(Row::new(
                 format!(
                     "{what}, by `{}`: processor time off / on, {PAIRS} pairs",
-                    road.name()
+                    hook.name()
                 ),
                 format!("{ratio:.3}"),
             ));

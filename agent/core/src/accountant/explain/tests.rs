@@ -172,7 +172,7 @@ fn a_pid_is_told_of_from_its_birth_to_what_is_published() {
     let [owner] = &told.owners[..] else {
         panic!("one owner: {told:?}");
     };
-    let Who::Container {
+    let CgroupOwner::Container {
         id, pod_uid, qos, ..
     } = &owner.who
     else {
@@ -280,7 +280,7 @@ fn what_each_source_said_of_a_pod_is_told() {
     let told = accountant.explain(UID, at(104)).unwrap();
     let of_pod = |told: &Explanation| {
         let mut owners = told.owners.iter();
-        let pod = owners.find(|owner| matches!(owner.who, Who::Pod { .. }));
+        let pod = owners.find(|owner| matches!(owner.who, CgroupOwner::Pod { .. }));
         pod.unwrap().clone()
     };
     let owner = of_pod(&told);
@@ -362,7 +362,7 @@ fn subjects_of_every_kind_find_what_they_name() {
         let owners = told.iter().flat_map(|told| &told.owners);
         let ids: Vec<_> = owners
             .map(|owner| match &owner.who {
-                Who::Container { id, .. } => id.as_str(),
+                CgroupOwner::Container { id, .. } => id.as_str(),
                 other => panic!("{subject}: {other:?}"),
             })
             .collect();
@@ -402,7 +402,7 @@ fn containers_inside_and_ids_that_were_refused_are_told_of() {
     );
     let _ = accountant.commit(at(102));
     let told = accountant.explain(A, at(103)).unwrap();
-    let Who::Container { inner: ids, .. } = &told.owners[0].who else {
+    let CgroupOwner::Container { inner: ids, .. } = &told.owners[0].who else {
         panic!("a container: {told:?}");
     };
     let ids: Vec<_> = ids.iter().map(ContainerId::as_str).collect();
@@ -418,7 +418,9 @@ fn containers_inside_and_ids_that_were_refused_are_told_of() {
     let refused = told.processes[0].refused.as_ref().unwrap();
     assert_eq!(*refused.place, *format!("/batch/{B}"));
     assert_eq!(*refused.bound_to, *format!("/docker/{B}"));
-    assert!(matches!(&told.owners[0].who, Who::Host { unit } if unit.as_str() == &*refused.place));
+    assert!(
+        matches!(&told.owners[0].who, CgroupOwner::Host { unit } if unit.as_str() == &*refused.place)
+    );
 }
 
 #[test]

@@ -57,8 +57,8 @@ fn rows(list: &[(u32, u64, u32)]) -> Vec<RawRow> {
         .collect()
 }
 
-fn bracket(now: Reading, list: &[(u64, u32)], rows_of: &[(u32, u64, u32)]) -> Bracket {
-    Bracket {
+fn bracket(now: Reading, list: &[(u64, u32)], rows_of: &[(u32, u64, u32)]) -> WindowReadings {
+    WindowReadings {
         before: samples(list),
         rows: rows(rows_of),
         later: None,
@@ -688,13 +688,13 @@ fn without_samples_the_rows_are_all_there_is() {
 #[test]
 fn a_torn_window_is_taken_and_marked() {
     let mut windows = every_200_ms();
-    let torn = Bracket {
+    let torn = WindowReadings {
         before: samples(&[(10_200, 100)]),
         rows: rows(&[(7, 10_200, 100)]),
         after: samples(&[(10_200, 100), (10_400, 100)]),
         asked: BootTime(0),
         clock: at(10_400),
-        ..Bracket::default()
+        ..WindowReadings::default()
     };
     assert!(torn.torn());
     let window = windows.close(&torn).expect("closed");
@@ -1050,9 +1050,9 @@ fn ten_minutes_off_beat(is_whole: bool, is_asked_later: bool) -> (Vec<(u64, u64)
             .filter(|it| it.at_us > cursor)
             .collect();
         let newest = newer.last().map_or(cursor, |it| it.at_us);
-        let is_asked = is_asked_later && windows.is_off_beat();
+        let is_asked = is_asked_later && windows.is_off_cadence();
         let clock = in_microseconds(now);
-        let window = windows.close(&Bracket {
+        let window = windows.close(&WindowReadings {
             before: newer.clone(),
             rows: driver.rows(cursor),
             later: is_asked.then(|| (driver.rows(newest), clock)),
@@ -1153,7 +1153,7 @@ fn ten_minutes(nobody_is_busy: bool) -> Billed {
         let after = driver.samples(cursor);
         let end = windows.end();
         let window = windows
-            .close(&Bracket {
+            .close(&WindowReadings {
                 before,
                 rows,
                 later: None,
@@ -1258,7 +1258,7 @@ proptest! {
             let window = match call {
                 0 => windows.fail(clock, UnobservedReason::DriverError),
                 1 => windows.close_without_samples(&rows, clock, clock),
-                _ => windows.close(&Bracket { before, rows, later: None, after, asked: BootTime(0), clock, is_clock_doubted: false }),
+                _ => windows.close(&WindowReadings { before, rows, later: None, after, asked: BootTime(0), clock, is_clock_doubted: false }),
             };
             // The balances are asserted where the window is made.
             if let Some(window) = window {
@@ -1288,7 +1288,7 @@ proptest! {
             let sample = RawSample { at_us, percent };
             windows.learn(&[sample, RawSample { at_us: at_us.wrapping_mul(7), percent }]);
             let rows = vec![RawRow { pid: percent, at_us, percent: percent % 128, ..RawRow::default() }];
-            windows.close(&Bracket { before: vec![], rows: rows.clone(), later: None, after: vec![sample], asked: BootTime(boot / 2), clock, is_clock_doubted: false });
+            windows.close(&WindowReadings { before: vec![], rows: rows.clone(), later: None, after: vec![sample], asked: BootTime(boot / 2), clock, is_clock_doubted: false });
             windows.close_without_samples(&rows, clock, clock);
             windows.fail(clock, UnobservedReason::DriverError);
         }

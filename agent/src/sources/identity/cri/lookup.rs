@@ -15,7 +15,7 @@ use super::facts::{Facts, Sandbox, sandbox_identity};
 use crate::core::input::ContainerIdentity;
 use crate::core::model::ContainerId;
 use crate::sources::identity::elements::{Malformed, decode, elements};
-use crate::sources::identity::grpc::{self, Fault, MAX_ONE};
+use crate::sources::identity::grpc::{self, GrpcError, MAX_ONE};
 use crate::sources::identity::{Counters, clean_labels};
 
 /// What a runtime said of one container.
@@ -52,7 +52,7 @@ pub(super) struct Lookup {
 }
 
 impl Lookup {
-    pub(super) async fn describe(&self, id: &ContainerId) -> Result<Answer, Fault> {
+    pub(super) async fn describe(&self, id: &ContainerId) -> Result<Answer, GrpcError> {
         let found = |identity| Ok(Answer::Found(Box::new(identity)));
         let Some(container) = self.container(id).await? else {
             return match self.sandbox(id.as_str()).await? {
@@ -76,7 +76,7 @@ impl Lookup {
     }
 
     /// The container of exactly this id.
-    pub(super) async fn container(&self, id: &ContainerId) -> Result<Option<Container>, Fault> {
+    pub(super) async fn container(&self, id: &ContainerId) -> Result<Option<Container>, GrpcError> {
         let request = ListContainersRequest {
             filter: Some(ContainerFilter {
                 id: id.as_str().to_owned(),
@@ -86,10 +86,10 @@ impl Lookup {
         let request = grpc::ask(&self.connection.channel, LIST_CONTAINERS, request, MAX_ONE);
         let reply = grpc::call(call, self.limit, &self.counters, request).await?;
         let found = self.first(&reply, |container: &Container| container.id == id.as_str());
-        found.map_err(|source| Fault::Malformed { call, source })
+        found.map_err(|source| GrpcError::Malformed { call, source })
     }
 
-    pub(super) async fn sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>, Fault> {
+    pub(super) async fn sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>, GrpcError> {
         let request = ListPodSandboxRequest {
             filter: Some(PodSandboxFilter { id: id.to_owned() }),
         };
@@ -97,7 +97,7 @@ impl Lookup {
         let request = grpc::ask(&self.connection.channel, LIST_POD_SANDBOX, request, MAX_ONE);
         let reply = grpc::call(call, self.limit, &self.counters, request).await?;
         let found = self.first(&reply, |sandbox: &PodSandbox| sandbox.id == id);
-        let found = found.map_err(|source| Fault::Malformed { call, source })?;
+        let found = found.map_err(|source| GrpcError::Malformed { call, source })?;
         Ok(found.map(|sandbox| {
             Arc::new(Sandbox {
                 metadata: sandbox.metadata,
@@ -123,7 +123,10 @@ impl Lookup {
     }
 
     /// What the runtime says of this container alone; nothing if it says it of another one.
-    pub(super) async fn status(&self, id: &ContainerId) -> Result<Option<ContainerStatus>, Fault> {
+    pub(super) async fn status(
+        &self,
+        id: &ContainerId,
+    ) -> Result<Option<ContainerStatus>, GrpcError> {
         let mut client = self.connection.client.clone();
         let request = client.container_status(ContainerStatusRequest {
             container_id: id.as_str().to_owned(),

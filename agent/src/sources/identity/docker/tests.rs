@@ -82,7 +82,7 @@ impl Server {
         };
         let tuning = Tuning {
             ping_interval,
-            pace: Pace {
+            pace: Timing {
                 retry_max: Duration::from_millis(200),
                 look_interval: Duration::from_millis(50),
             },

@@ -26,7 +26,7 @@ struct Plain {
     root: PathBuf,
 }
 
-impl Shelf for Plain {
+impl IdentityFiles for Plain {
     const SOURCE: IdentitySource = IdentitySource::Bundle;
 
     fn find(&mut self, ids: &[ContainerId], _: &Counters) -> (Presence, Vec<Answer>) {
@@ -35,7 +35,7 @@ impl Shelf for Plain {
         let folder = presence.note(folder, open_folder(&self.root, folder));
         let answer = |id: &ContainerId| {
             let folder = folder.as_ref();
-            let folder = folder.ok_or_else(|| FileFault::Missing(id.as_str().into()))?;
+            let folder = folder.ok_or_else(|| FileError::Missing(id.as_str().into()))?;
             let text = read_below(folder, Path::new(id.as_str()))?;
             assert_ne!(text, b"panic", "as it should");
             Ok(Box::new(ContainerIdentity {
@@ -80,7 +80,7 @@ impl Rig {
                 shutdown,
             },
         };
-        let task = tokio::spawn(run(shelf, Pace::default(), "/names".into(), io));
+        let task = tokio::spawn(run(shelf, Timing::default(), "/names".into(), io));
         Self {
             root,
             lookups,
@@ -298,7 +298,7 @@ async fn an_answer_that_does_not_satisfy_the_core_is_not_read_again_and_again() 
 #[derive(Clone)]
 struct Hanging(Arc<std::sync::Barrier>);
 
-impl Shelf for Hanging {
+impl IdentityFiles for Hanging {
     const SOURCE: IdentitySource = IdentitySource::KubeletLogs;
 
     fn find(&mut self, _: &[ContainerId], _: &Counters) -> (Presence, Vec<Answer>) {
@@ -319,7 +319,7 @@ async fn a_disk_that_hangs_is_down_and_comes_back() {
     let (out, mut inputs) = mpsc::channel(16);
     let (stop, shutdown) = watch::channel(false);
     let counters = Arc::new(Counters::default());
-    let pace = Pace {
+    let pace = Timing {
         timeout: Duration::from_millis(1),
         look_interval: Duration::from_secs(3_600),
     };

@@ -345,7 +345,7 @@ async fn pods_are_answered_for_beside_containers() {
             shutdown: stopped,
         },
     };
-    let task = tokio::spawn(run(config, Pace::default(), pods, io));
+    let task = tokio::spawn(run(config, Timing::default(), pods, io));
     ask.send(UID.into()).await.unwrap();
     let found = loop {
         if let Input::Identity(update) = inputs.recv().await.unwrap() {

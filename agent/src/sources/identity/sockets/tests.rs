@@ -24,7 +24,7 @@ impl fmt::Display for Failed {
     }
 }
 
-impl Fault for Failed {
+impl SessionError for Failed {
     fn class(&self) -> &'static str {
         self.0
     }
@@ -32,16 +32,16 @@ impl Fault for Failed {
 
 /// Does what its socket's name says.
 struct Actor {
-    seat: Seat<u32>,
+    seat: SocketContext<u32>,
     /// When each session began, and on which socket.
     sessions: Arc<Mutex<Vec<(String, Instant)>>>,
 }
 
 impl Follower for Actor {
     type Question = u32;
-    type Fault = Failed;
+    type Error = Failed;
 
-    fn seat(&mut self) -> &mut Seat<u32> {
+    fn context(&mut self) -> &mut SocketContext<u32> {
         &mut self.seat
     }
 
@@ -100,7 +100,7 @@ impl Source {
                 shutdown,
             },
         };
-        let pace = Pace::default();
+        let pace = Timing::default();
         let seen = Arc::clone(&sessions);
         let task = tokio::spawn(async move {
             let begin = |seat| Actor {
@@ -297,7 +297,7 @@ fn the_state_of_several_sockets_is_that_of_the_worst_and_names_them_all() {
         let members: Vec<_> = members
             .iter()
             .enumerate()
-            .map(|(number, (state, was_up))| Member {
+            .map(|(number, (state, was_up))| SocketStatus {
                 path: number.to_string().into(),
                 state: (*state).clone(),
                 was_up: *was_up,

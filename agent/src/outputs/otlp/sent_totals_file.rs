@@ -35,7 +35,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 60 } e
 
 /// Where it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct SentTotalsLocation {
     directory: PathBuf,
     mark: PathBuf,
     /// The kernel's boot id.
@@ -91,7 +91,7 @@ pub(super) fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -
     move |source| KeepError::File { act, path, source }
 }
 
-impl Place {
+impl SentTotalsLocation {
     /// A file in `directory`, and its mark beside `socket`.
     #[must_use]
     pub fn new(directory: &Path, socket: &Path, boot: &str) -> Self {
@@ -213,8 +213,8 @@ enum Mode {
 
 /// Keeps it.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    place: Place,
+pub(super) struct SentTotalsFile {
+    place: SentTotalsLocation,
     /// Absent until it could be had, and where there is no directory to have it in.
     lock: Option<File>,
     mode: Mode,
@@ -224,8 +224,8 @@ pub(super) struct Keeper {
     trouble: Option<KeepError>,
 }
 
-impl Keeper {
-    pub(super) fn new(place: Place) -> Self {
+impl SentTotalsFile {
+    pub(super) fn new(place: SentTotalsLocation) -> Self {
         Self {
             place,
             lock: None,
@@ -235,7 +235,7 @@ impl Keeper {
         }
     }
 
-    pub(super) const fn place(&self) -> &Place {
+    pub(super) const fn location(&self) -> &SentTotalsLocation {
         &self.place
     }
 
@@ -349,39 +349,39 @@ mod tests {
 
     use super::*;
 
-    fn place(dir: &TempDir) -> Place {
+    fn place(dir: &TempDir) -> SentTotalsLocation {
         let socket = dir.path().join("run/agent.sock");
         fs::create_dir_all(dir.path().join("run")).unwrap();
-        Place::new(&dir.path().join("state/below"), &socket, "7d3b0a52")
+        SentTotalsLocation::new(&dir.path().join("state/below"), &socket, "7d3b0a52")
     }
 
     #[tokio::test]
     async fn what_is_written_reads_back_and_only_with_its_mark() {
         let dir = tempfile::tempdir().unwrap();
         let place = place(&dir);
-        let mut keeper = Keeper::new(place.clone());
+        let mut keeper = SentTotalsFile::new(place.clone());
         assert_eq!(keeper.read().await.unwrap(), None, "there is nothing yet");
         assert!(keeper.write(b"one".to_vec()).await.unwrap());
         assert!(keeper.write(b"two".to_vec()).await.unwrap());
         assert!(keeper.trouble().is_none());
         drop(keeper);
 
-        let mut next = Keeper::new(place.clone());
+        let mut next = SentTotalsFile::new(place.clone());
         assert_eq!(next.read().await.unwrap().as_deref(), Some(&b"two"[..]));
         drop(next);
         let socket = dir.path().join("run/agent.sock");
-        let another = Place::new(&place.directory, &socket, "another boot");
-        assert_eq!(Keeper::new(another).read().await.unwrap(), None);
-        Place::disown(&socket).unwrap();
-        assert_eq!(Keeper::new(place).read().await.unwrap(), None);
+        let another = SentTotalsLocation::new(&place.directory, &socket, "another boot");
+        assert_eq!(SentTotalsFile::new(another).read().await.unwrap(), None);
+        SentTotalsLocation::disown(&socket).unwrap();
+        assert_eq!(SentTotalsFile::new(place).read().await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn two_agents_do_not_send_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        let mut first = Keeper::new(place(&dir));
+        let mut first = SentTotalsFile::new(place(&dir));
         first.read().await.unwrap();
-        let mut second = Keeper::new(place(&dir));
+        let mut second = SentTotalsFile::new(place(&dir));
         let error = second.read().await.unwrap_err();
         assert_eq!(error.class(), "locked");
         drop(first);
@@ -392,7 +392,7 @@ mod tests {
     async fn what_cannot_be_written_is_not_believed_later() {
         let dir = tempfile::tempdir().unwrap();
         let place = place(&dir);
-        let mut keeper = Keeper::new(place.clone());
+        let mut keeper = SentTotalsFile::new(place.clone());
         keeper.read().await.unwrap();
         assert!(keeper.write(b"one".to_vec()).await.unwrap());
         // A directory is in the way: root may write everywhere, and tests may be root's.
@@ -406,7 +406,7 @@ mod tests {
         assert!(keeper.write(b"three".to_vec()).await.unwrap());
         assert!(keeper.trouble().is_none());
         drop(keeper);
-        let read = Keeper::new(place).read().await.unwrap();
+        let read = SentTotalsFile::new(place).read().await.unwrap();
         assert_eq!(read.as_deref(), Some(&b"three"[..]));
     }
 
@@ -414,7 +414,7 @@ mod tests {
     async fn nothing_goes_out_where_neither_file_nor_mark_can_be_changed() {
         let dir = tempfile::tempdir().unwrap();
         let place = place(&dir);
-        let mut keeper = Keeper::new(place.clone());
+        let mut keeper = SentTotalsFile::new(place.clone());
         keeper.read().await.unwrap();
         assert!(keeper.write(b"one".to_vec()).await.unwrap());
         fs::create_dir(place.file().with_extension("json~")).unwrap();
@@ -428,7 +428,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = place(&dir);
         fs::create_dir(&place.mark).unwrap();
-        let mut keeper = Keeper::new(place);
+        let mut keeper = SentTotalsFile::new(place);
         assert!(keeper.read().await.is_err(), "the mark is no file");
         assert!(keeper.write(b"one".to_vec()).await.unwrap());
         assert_eq!(keeper.trouble().map(KeepError::class), Some("io"));

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::error::StoreError;
-use super::mark::{Mark, Named};
+use super::mark::{LifeId, MarkerFile};
 use super::{Handle, ReadClock, Written};
 use crate::core::model::{BootTime, Nanos, SourceState};
 use crate::core::records::{Changes, Kept};
@@ -37,16 +37,16 @@ const RETRY: (Nanos, Nanos) = (Nanos::from_secs(1), Nanos::from_secs(60));
 #[derive(Debug)]
 enum Mode {
     /// All that is published is kept, and the mark says so, if it is `marked` as this.
-    Kept { marked: Option<Named> },
+    Kept { marked: Option<LifeId> },
     /// What is published is not kept, and the mark is gone.
     Unkept { retry: BootTime, pause: Nanos },
 }
 
 /// Keeps commits.
 #[derive(Debug)]
-pub struct Keeping {
+pub struct DurabilityGate {
     handle: Handle,
-    mark: Mark,
+    mark: MarkerFile,
     clock: ReadClock,
     mode: Mode,
     /// The next commit is to be handed over whole.
@@ -66,13 +66,13 @@ pub struct Outcome {
     pub state: SourceState,
 }
 
-impl Keeping {
+impl DurabilityGate {
     /// Nothing has been published by this agent. `trouble` is why nothing could be taken back.
     ///
     /// Where nothing is gone on from, the mark of an agent before is taken away at once.
     pub async fn begin(
         handle: Handle,
-        mark: Mark,
+        mark: MarkerFile,
         clock: ReadClock,
         trouble: Option<&StoreError>,
     ) -> (Self, SourceState) {

@@ -6,7 +6,7 @@
 //!
 //! A series is known by its family, its labels and its start: with another start it is another
 //! one. Of a series that is not known it has to be said whether anybody can have been told of it.
-//! One that began no earlier than [`Told::floor_of`] its family is new, and goes out from its own
+//! One that began no earlier than [`SentTotals::floor_of`] its family is new, and goes out from its own
 //! start; an older one begins with the total that it has by then, of which nothing is sent.
 //!
 //! It refuses to know of files and messages. Amounts are those of [`Value`], times nanoseconds
@@ -31,7 +31,7 @@ const SEPARATOR: char = '\u{1f}';
 
 /// How much of a series a receiver has, and until when that goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Account {
+struct SentAmount {
     /// The series' own start.
     start: u64,
     /// The end of the last interval that was told.
@@ -39,7 +39,7 @@ struct Account {
     amount: u128,
 }
 
-impl Account {
+impl SentAmount {
     /// Nothing yet.
     const fn new(start: WallTime) -> Self {
         Self {
@@ -51,8 +51,8 @@ impl Account {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Known {
-    account: Account,
+struct SeriesState {
+    account: SentAmount,
     /// When it was last published.
     seen: BootTime,
 }
@@ -61,8 +61,8 @@ struct Known {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Growth {
     series: String,
-    before: Account,
-    after: Account,
+    before: SentAmount,
+    after: SentAmount,
 }
 
 /// The point that tells of a growth.
@@ -76,19 +76,19 @@ pub(super) struct Delta {
 
 /// What a receiver has been told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct SentTotals {
     boot: String,
     /// A series that is not known and began before this may have been told of.
     floor: u64,
     /// Likewise of one family, where that is later: a series of it was forgotten. It says nothing of
     /// another family, whose series may begin late and all with the agent's start.
     floors: BTreeMap<String, u64>,
-    series: BTreeMap<String, Known>,
+    series: BTreeMap<String, SeriesState>,
 }
 
 /// The same as it is kept.
 #[derive(Serialize, Deserialize)]
-struct Kept<'a> {
+struct SentTotalsRecord<'a> {
     /// The agent's version: another one may give a series other labels.
     version: Cow<'a, str>,
     boot: Cow<'a, str>,
@@ -100,7 +100,7 @@ struct Kept<'a> {
     series: BTreeMap<Cow<'a, str>, (u64, u64, u128)>,
 }
 
-impl Told {
+impl SentTotals {
     /// Nothing is known of what went out before `floor`.
     pub(super) fn new(boot: &str, floor: WallTime) -> Self {
         Self {
@@ -124,15 +124,15 @@ impl Told {
         began: WallTime,
         now: BootTime,
     ) -> Result<Option<Self>, serde_json::Error> {
-        let kept: Kept<'_> = serde_json::from_slice(text)?;
+        let kept: SentTotalsRecord<'_> = serde_json::from_slice(text)?;
         if kept.boot != boot {
             return Ok(None);
         }
         let series = kept.series.into_iter().map(|(series, account)| {
             let (start, end, amount) = account;
-            let account = Account { start, end, amount };
+            let account = SentAmount { start, end, amount };
             let seen = now;
-            (series.into_owned(), Known { account, seen })
+            (series.into_owned(), SeriesState { account, seen })
         });
         let floor = if kept.version == VERSION {
             kept.floor
@@ -152,12 +152,12 @@ impl Told {
     /// As it is to be kept.
     pub(super) fn write(&self) -> Result<Vec<u8>, serde_json::Error> {
         let series = self.series.iter().map(|(series, known)| {
-            let Account { start, end, amount } = known.account;
+            let SentAmount { start, end, amount } = known.account;
             (Cow::Borrowed(series.as_str()), (start, end, amount))
         });
         let floors = self.floors.iter();
         let floors = floors.map(|(family, of_it)| (Cow::Borrowed(family.as_str()), *of_it));
-        serde_json::to_vec(&Kept {
+        serde_json::to_vec(&SentTotalsRecord {
             version: Cow::Borrowed(VERSION),
             boot: Cow::Borrowed(&self.boot),
             floor: self.floor,
@@ -167,7 +167,7 @@ impl Told {
     }
 
     /// By how much a counter has grown since it was last told of; nothing if it has not. It is
-    /// remembered either way, and counts as told only with [`Told::advance`].
+    /// remembered either way, and counts as told only with [`SentTotals::advance`].
     pub(super) fn growth(
         &mut self,
         instrument: &Instrument,
@@ -186,15 +186,16 @@ impl Told {
         };
         let account = match is_new {
             None => self.series.get(&series)?.account,
-            Some(true) => Account::new(start),
-            Some(false) => Account {
+            Some(true) => SentAmount::new(start),
+            Some(false) => SentAmount {
                 start: start.0,
                 end: snapshot.wall.0,
                 amount,
             },
         };
         let seen = snapshot.at;
-        self.series.insert(series.clone(), Known { account, seen });
+        self.series
+            .insert(series.clone(), SeriesState { account, seen });
         // A total below what was told is a store that has lost something: nothing goes out until
         // it is made up for.
         let grown = amount.checked_sub(account.amount).filter(|it| *it > 0)?;
@@ -211,7 +212,7 @@ impl Told {
         let growth = Growth {
             series,
             before: account,
-            after: Account {
+            after: SentAmount {
                 end,
                 amount,
                 ..account
@@ -298,8 +299,8 @@ mod tests {
         families().nth(at).expect("there are more families")
     }
 
-    fn told() -> Told {
-        Told::new(BOOT, FLOOR)
+    fn told() -> SentTotals {
+        SentTotals::new(BOOT, FLOOR)
     }
 
     /// A commit at this second.
@@ -311,14 +312,20 @@ mod tests {
         }
     }
 
-    fn grow(told: &mut Told, label: &str, start: u64, total: u64, second: u64) -> Option<Delta> {
+    fn grow(
+        told: &mut SentTotals,
+        label: &str,
+        start: u64,
+        total: u64,
+        second: u64,
+    ) -> Option<Delta> {
         let grown = offer(told, label, start, total, second)?;
         told.advance(std::slice::from_ref(&grown.1));
         Some(grown.0)
     }
 
     fn offer(
-        told: &mut Told,
+        told: &mut SentTotals,
         label: &str,
         start: u64,
         total: u64,
@@ -427,7 +434,7 @@ mod tests {
             .unwrap();
         told.advance(&[growth]);
         let text = told.write().unwrap();
-        let read = |text: &[u8], boot| Told::read(text, boot, WallTime(5_000), at(1).at);
+        let read = |text: &[u8], boot| SentTotals::read(text, boot, WallTime(5_000), at(1).at);
         assert_eq!(read(&text, BOOT).unwrap().as_ref(), Some(&told));
         assert_eq!(read(&text, "another").unwrap(), None);
         assert!(read(&text[..text.len() - 1], BOOT).is_err(), "cut off");
@@ -446,7 +453,7 @@ mod tests {
         grow(&mut told, "a", 2_000, 7, 1);
         let text = String::from_utf8(told.write().unwrap()).unwrap();
         let text = text.replace(VERSION, "0.0.1");
-        let read = Told::read(text.as_bytes(), BOOT, WallTime(5_000), at(1).at);
+        let read = SentTotals::read(text.as_bytes(), BOOT, WallTime(5_000), at(1).at);
         let mut read = read.unwrap().unwrap();
         assert_eq!(grow(&mut read, "a, renamed", 2_000, 8, 2), None);
         assert_eq!(grow(&mut read, "a", 2_000, 8, 2), delta(10_001, 1));
@@ -477,7 +484,7 @@ mod tests {
     /// there only from their first error on, and began with the agent.
     #[test]
     fn a_series_that_comes_late_is_new_though_another_familys_was_forgotten() {
-        let later = |told: &mut Told, label: &'static str, second| {
+        let later = |told: &mut SentTotals, label: &'static str, second| {
             let labels = [Cow::Borrowed(label)];
             let start = WallTime(2_000);
             let value = Value::Count(1);
@@ -492,7 +499,7 @@ mod tests {
         assert_eq!(later(&mut told, "first error", end), delta(2_000, 1));
 
         let text = told.write().unwrap();
-        let read = Told::read(&text, BOOT, WallTime(5_000), at(end).at);
+        let read = SentTotals::read(&text, BOOT, WallTime(5_000), at(end).at);
         let mut read = read.unwrap().unwrap();
         assert_eq!(later(&mut read, "another error", end), delta(2_000, 1));
         assert_eq!(grow(&mut read, "a", 3_000, 8, end), None, "still forgotten");
@@ -505,7 +512,7 @@ mod tests {
         let text = String::from_utf8(told.write().unwrap()).unwrap();
         let older = text.replace(r#""floors":{},"#, "");
         assert_ne!(older, text);
-        let read = Told::read(older.as_bytes(), BOOT, WallTime(5_000), at(1).at);
+        let read = SentTotals::read(older.as_bytes(), BOOT, WallTime(5_000), at(1).at);
         assert_eq!(read.unwrap(), Some(told));
     }
 

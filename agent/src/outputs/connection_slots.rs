@@ -86,7 +86,7 @@ enum Stage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
+struct ConnectionState {
     stage: Stage,
     /// When it last finished something: it was accepted, a header was complete, an answer was
     /// taken.
@@ -97,7 +97,7 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Progress {
     address: Option<IpAddr>,
-    state: watch::Sender<State>,
+    state: watch::Sender<ConnectionState>,
 }
 
 impl Progress {
@@ -155,7 +155,7 @@ impl Progress {
         self.turn(|_| Some(Stage::Leaving(closed)), false);
     }
 
-    fn now(&self) -> State {
+    fn now(&self) -> ConnectionState {
         *self.state.borrow()
     }
 
@@ -166,12 +166,12 @@ impl Progress {
 
 /// The places of one listener.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionSlots {
     bounds: Bounds,
     held: Mutex<Vec<Arc<Progress>>>,
 }
 
-impl Places {
+impl ConnectionSlots {
     pub(super) fn new(bounds: Bounds) -> Arc<Self> {
         Arc::new(Self {
             bounds,
@@ -180,11 +180,11 @@ impl Places {
     }
 
     /// A place for a new connection. Another connection may have to leave for it.
-    pub(super) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Place {
+    pub(super) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> ConnectionSlot {
         let address = address.map(|address| address.to_canonical());
         let progress = Arc::new(Progress {
             address,
-            state: watch::Sender::new(State {
+            state: watch::Sender::new(ConnectionState {
                 stage: Stage::Header,
                 since: Instant::now(),
             }),
@@ -204,7 +204,7 @@ impl Places {
             idlest.leave(Closed::GaveWay);
         }
         held.push(Arc::clone(&progress));
-        Place {
+        ConnectionSlot {
             places: Arc::clone(self),
             progress,
         }
@@ -229,12 +229,12 @@ impl Places {
 
 /// A connection's place. Given back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
+pub(super) struct ConnectionSlot {
+    places: Arc<ConnectionSlots>,
     progress: Arc<Progress>,
 }
 
-impl Place {
+impl ConnectionSlot {
     pub(super) fn progress(&self) -> &Arc<Progress> {
         &self.progress
     }
@@ -244,7 +244,7 @@ impl Place {
         let bounds = &self.places.bounds;
         let mut states = self.progress.state.subscribe();
         let closed = loop {
-            let State { stage, since } = *states.borrow_and_update();
+            let ConnectionState { stage, since } = *states.borrow_and_update();
             let (limit, closed) = match stage {
                 Stage::Header => (bounds.header, Closed::SlowHeader),
                 Stage::Answer { .. } => (bounds.answer, Closed::SlowReader),
@@ -261,7 +261,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let held = self.places.held.lock();
         let mut held = held.unwrap_or_else(PoisonError::into_inner);
@@ -277,7 +277,7 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
-    fn leaves(place: &Place) -> Option<Closed> {
+    fn leaves(place: &ConnectionSlot) -> Option<Closed> {
         match place.progress.now().stage {
             Stage::Leaving(closed) => Some(closed),
             _ => None,
@@ -290,7 +290,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_newcomer_takes_the_place_of_whoever_finished_nothing_for_longest() {
-        let places = Places::new(Bounds {
+        let places = ConnectionSlots::new(Bounds {
             places: 3,
             ..Bounds::default()
         });
@@ -317,7 +317,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_with_its_share_of_places_takes_from_itself() {
-        let places = Places::new(Bounds {
+        let places = ConnectionSlots::new(Bounds {
             places: 3,
             places_per_address: 2,
             ..Bounds::default()
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(leaves(&first), Some(Closed::OneAddress));
         assert_eq!((leaves(&second), leaves(&other)), (None, None));
         // A local socket has no addresses to share its places by.
-        let places = Places::new(Bounds {
+        let places = ConnectionSlots::new(Bounds {
             places: 3,
             places_per_address: 1,
             ..Bounds::default()
@@ -344,7 +344,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_stage_has_its_own_limit_and_what_is_not_taken_keeps_its_time() {
-        let places = Places::new(Bounds::default());
+        let places = ConnectionSlots::new(Bounds::default());
         let counters = ConnectionCounters::default();
         let seconds = Duration::from_secs;
         let began = Instant::now();

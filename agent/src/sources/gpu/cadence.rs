@@ -6,7 +6,7 @@
 //! is the window's.
 //!
 //! Both are means, and sums take the number of samples in them, which NVML does not tell. But each row
-//! says when its process was credited last, and those instants lie on the [`Beat`]: the longest period
+//! says when its process was credited last, and those instants lie on the [`Cadence`]: the longest period
 //! of which all distances between them are multiples. Until there are enough of them it is taken for the
 //! usual one, a sixth of a second; where they contradict each other, rows are taken as if they were
 //! about the device's own samples.
@@ -44,14 +44,14 @@ const SLACK_US: u64 = 1_000;
 
 /// When the driver samples processes, as far as rows tell.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Beat {
+pub(super) struct Cadence {
     /// The newest instant.
     newest_us: Option<u64>,
     /// Distances from each instant heard to the next one heard.
     distances: VecDeque<u64>,
 }
 
-impl Beat {
+impl Cadence {
     /// Hears at which instants samples were taken, in any order.
     pub(super) fn hear(&mut self, instants: impl IntoIterator<Item = u64>) {
         let mut instants: Vec<u64> = instants.into_iter().collect();
@@ -196,8 +196,8 @@ mod tests {
 
     const SIXTH_US: u64 = 166_667;
 
-    fn heard(instants: impl IntoIterator<Item = u64>) -> Beat {
-        let mut beat = Beat::default();
+    fn heard(instants: impl IntoIterator<Item = u64>) -> Cadence {
+        let mut beat = Cadence::default();
         for at in instants {
             beat.hear([at]);
         }
@@ -208,7 +208,7 @@ mod tests {
     fn the_beat_is_the_longest_that_all_distances_are_multiples_of() {
         let on = |period: u64, indexes: &[u64]| heard(indexes.iter().map(|i| 7_000 + i * period));
         for (what, beat, expected_us) in [
-            ("nothing heard", Beat::default(), Some(SIXTH_US)),
+            ("nothing heard", Cadence::default(), Some(SIXTH_US)),
             ("too little", on(1_000_000, &[0, 1, 2, 3]), Some(SIXTH_US)),
             (
                 "too little, and not the usual one",

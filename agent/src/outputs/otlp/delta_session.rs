@@ -6,19 +6,19 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::delta::{Growth, Told};
-use super::kept::{KeepError, Keeper, Place};
+use super::sent_totals::{Growth, SentTotals};
+use super::sent_totals_file::{KeepError, SentTotalsFile, SentTotalsLocation};
 use super::transport::{Arrival, Failure, Retry};
 use crate::core::snapshot::Snapshot;
 use crate::outputs::counters::OutputCounters;
 
 /// What a receiver of deltas is told.
 #[derive(Debug)]
-pub(super) struct Telling {
+pub(super) struct DeltaSession {
     /// Absent where nothing outlives the agent: then no series does either.
-    keeper: Option<Keeper>,
+    keeper: Option<SentTotalsFile>,
     /// Absent until it has been read.
-    told: Option<Told>,
+    told: Option<SentTotals>,
     /// Offered and not begun to be sent, a list a message.
     offered: VecDeque<Vec<Growth>>,
     /// The message that is being sent.
@@ -28,10 +28,10 @@ pub(super) struct Telling {
     counters: Arc<OutputCounters>,
 }
 
-impl Telling {
-    pub(super) fn new(place: Option<Place>, counters: Arc<OutputCounters>) -> Self {
+impl DeltaSession {
+    pub(super) fn new(place: Option<SentTotalsLocation>, counters: Arc<OutputCounters>) -> Self {
         Self {
-            keeper: place.map(Keeper::new),
+            keeper: place.map(SentTotalsFile::new),
             told: None,
             offered: VecDeque::new(),
             begun: Vec::new(),
@@ -41,7 +41,7 @@ impl Telling {
     }
 
     /// What has been told so far; a push begins with it.
-    pub(super) async fn begin(&mut self, snapshot: &Snapshot) -> Result<&mut Told, Failure> {
+    pub(super) async fn begin(&mut self, snapshot: &Snapshot) -> Result<&mut SentTotals, Failure> {
         self.take_back_offered();
         self.begun.clear();
         let told = match self.told.take() {
@@ -51,25 +51,27 @@ impl Telling {
         Ok(self.told.insert(told))
     }
 
-    async fn read(&mut self, snapshot: &Snapshot) -> Result<Told, Failure> {
+    async fn read(&mut self, snapshot: &Snapshot) -> Result<SentTotals, Failure> {
         // The books begin when the agent before has let go of them: whatever series it had began
         // earlier.
         let began = snapshot.agent_started;
         let Some(keeper) = &mut self.keeper else {
-            return Ok(Told::new("", began));
+            return Ok(SentTotals::new("", began));
         };
-        let boot = keeper.place().boot().to_owned();
+        let boot = keeper.location().boot().to_owned();
         let read = keeper.read().await.and_then(|text| {
             let Some(text) = text else {
                 return Ok(None);
             };
-            Told::read(&text, &boot, began, snapshot.at).map_err(|source| KeepError::Content {
-                path: keeper.place().file(),
-                source,
+            SentTotals::read(&text, &boot, began, snapshot.at).map_err(|source| {
+                KeepError::Content {
+                    path: keeper.location().file(),
+                    source,
+                }
             })
         });
         match read {
-            Ok(told) => Ok(told.unwrap_or_else(|| Told::new(&boot, began))),
+            Ok(told) => Ok(told.unwrap_or_else(|| SentTotals::new(&boot, began))),
             Err(error @ KeepError::Locked { .. }) => Err(refused(&error)),
             Err(error) => {
                 self.counters.otlp_deltas_unread.add(1);
@@ -78,7 +80,7 @@ impl Telling {
                     reason = error.words(),
                     "what was sent as deltas before cannot be read; they begin with the totals of now"
                 );
-                Ok(Told::new(&boot, began))
+                Ok(SentTotals::new(&boot, began))
             }
         }
     }
@@ -158,7 +160,7 @@ impl Telling {
             return Ok(());
         };
         let text = told.write().map_err(|source| {
-            let path = keeper.place().file();
+            let path = keeper.location().file();
             refused(&KeepError::Content { path, source })
         })?;
         let written = keeper.write(text).await;
