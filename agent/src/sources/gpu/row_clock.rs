@@ -3,17 +3,25 @@
 use super::sample_clock::{Answered, ClockChange, SampleClock, StampClock};
 use super::window::JITTER_US;
 
+/// How often in turn a relation of stamps must be found: an answer can have a sample that the one before
+/// it lacks.
+const RELATED_AFTER: u8 = 2;
+
+/// How far a stamp may be off when it is converted between two known clocks, in microseconds: they are
+/// read one after the other, and slewing moves them apart.
+pub(super) const CONVERTED_US: u64 = 1_000;
+
 /// The clock of one call's rows.
 #[derive(Debug, Default)]
 pub(super) struct RowClock {
     pub(super) own: SampleClock,
     /// Its clock is that of the device's samples.
-    pub(super) is_shared: bool,
+    is_shared: bool,
     /// How far its stamps are ahead of the samples' stamps, in microseconds: found by the stamps
     /// themselves, since rows bear stamps of samples where device and processes are sampled at once.
     pub(super) related: Option<i128>,
     /// The same by the last answer, and how often in turn that was found.
-    pub(super) found: Option<(i128, u8)>,
+    found: Option<(i128, u8)>,
 }
 
 impl RowClock {
@@ -66,7 +74,7 @@ impl RowClock {
     ///
     /// Samples come in a grid, so that one period more fits as well. The newest row is of the newest busy
     /// sample, unless that was credited to nobody or another one landed since.
-    pub(super) fn relate(
+    fn relate(
         &mut self,
         answer: &Answered<'_>,
         samples: &SampleClock,
@@ -133,11 +141,3 @@ impl Conversion {
         u64::try_from(stamp.max(0)).unwrap_or(u64::MAX)
     }
 }
-
-/// How often in turn a relation of stamps must be found: an answer can have a sample that the one before
-/// it lacks.
-const RELATED_AFTER: u8 = 2;
-
-/// How far a stamp may be off when it is converted between two known clocks, in microseconds: they are
-/// read one after the other, and slewing moves them apart.
-pub(super) const CONVERTED_US: u64 = 1_000;

@@ -11,6 +11,12 @@ use crate::sources::identity::{
     Counters, clean_labels, clean_name, kubernetes_names, merge_labels,
 };
 
+/// Where runtimes keep an image's name if they call the image by its digest.
+const IMAGE_ANNOTATIONS: [&str; 2] = [
+    "io.kubernetes.cri.image-name",
+    "io.kubernetes.cri-o.ImageName",
+];
+
 /// What a sandbox says of its pod.
 #[derive(Debug)]
 pub(super) struct Sandbox {
@@ -67,7 +73,7 @@ impl<'a> Facts<'a> {
     }
 
     /// Everything that the image is called, the user's own words first.
-    pub(super) fn images(&self) -> impl Iterator<Item = &'a str> {
+    fn images(&self) -> impl Iterator<Item = &'a str> {
         let image = self.image;
         let written = image.map(|image| image.user_specified_image.as_str());
         let given = image.map(|image| image.image.as_str());
@@ -116,14 +122,14 @@ impl<'a> Facts<'a> {
 }
 
 /// Whether an image is called by its digest alone.
-pub(super) fn is_digest(image: &str) -> bool {
+fn is_digest(image: &str) -> bool {
     let digits = image.strip_prefix("sha256:").unwrap_or(image);
     image.starts_with("sha256:")
         || (digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Names by the pod's sandbox, held to the same shape as labels are.
-pub(super) fn names_in(
+fn names_in(
     pod: &PodSandboxMetadata,
     container: &str,
     counters: &Counters,
@@ -164,9 +170,3 @@ pub(super) fn sandbox_identity(
         labels: sandbox.labels.clone(),
     }
 }
-
-/// Where runtimes keep an image's name if they call the image by its digest.
-const IMAGE_ANNOTATIONS: [&str; 2] = [
-    "io.kubernetes.cri.image-name",
-    "io.kubernetes.cri-o.ImageName",
-];

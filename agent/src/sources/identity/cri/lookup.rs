@@ -18,6 +18,13 @@ use crate::sources::identity::elements::{Malformed, decode, elements};
 use crate::sources::identity::grpc::{self, GrpcError, MAX_ONE};
 use crate::sources::identity::{Counters, clean_labels};
 
+pub(super) const LIST_CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
+pub(super) const LIST_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
+/// The field of either list that has its elements.
+pub(super) const LISTED: usize = 1;
+/// Elements of one list that are decoded.
+pub(super) const MAX_LISTED: usize = 16_384;
+
 /// What a runtime said of one container.
 pub(super) enum Answer {
     Found(Box<ContainerIdentity>),
@@ -76,7 +83,7 @@ impl Lookup {
     }
 
     /// The container of exactly this id.
-    pub(super) async fn container(&self, id: &ContainerId) -> Result<Option<Container>, GrpcError> {
+    async fn container(&self, id: &ContainerId) -> Result<Option<Container>, GrpcError> {
         let request = ListContainersRequest {
             filter: Some(ContainerFilter {
                 id: id.as_str().to_owned(),
@@ -89,7 +96,7 @@ impl Lookup {
         found.map_err(|source| GrpcError::Malformed { call, source })
     }
 
-    pub(super) async fn sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>, GrpcError> {
+    async fn sandbox(&self, id: &str) -> Result<Option<Arc<Sandbox>>, GrpcError> {
         let request = ListPodSandboxRequest {
             filter: Some(PodSandboxFilter { id: id.to_owned() }),
         };
@@ -107,7 +114,7 @@ impl Lookup {
     }
 
     /// The first element of a list that `is` the one.
-    pub(super) fn first<T: prost::Message + Default>(
+    fn first<T: prost::Message + Default>(
         &self,
         list: &[u8],
         is: impl Fn(&T) -> bool,
@@ -123,10 +130,7 @@ impl Lookup {
     }
 
     /// What the runtime says of this container alone; nothing if it says it of another one.
-    pub(super) async fn status(
-        &self,
-        id: &ContainerId,
-    ) -> Result<Option<ContainerStatus>, GrpcError> {
+    async fn status(&self, id: &ContainerId) -> Result<Option<ContainerStatus>, GrpcError> {
         let mut client = self.connection.client.clone();
         let request = client.container_status(ContainerStatusRequest {
             container_id: id.as_str().to_owned(),
@@ -136,13 +140,3 @@ impl Lookup {
         Ok(reply.status.filter(|status| status.id == id.as_str()))
     }
 }
-
-pub(super) const LIST_CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
-
-pub(super) const LIST_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
-
-/// The field of either list that has its elements.
-pub(super) const LISTED: usize = 1;
-
-/// Elements of one list that are decoded.
-pub(super) const MAX_LISTED: usize = 16_384;
