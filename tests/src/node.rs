@@ -42,11 +42,7 @@ impl Node {
     /// # Errors
     /// If its files cannot be written or built.
     pub fn new(gpus: u32) -> Result<Self> {
-        // Short, since sockets' paths are bounded.
-        let dir = tempfile::Builder::new()
-            .prefix("ga-")
-            .tempdir()
-            .context("no folder below the temporary one")?;
+        let dir = short_folder();
         let gpus = (0..gpus).map(GpuSpec::a100).collect();
         let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1)?);
         Ok(Self {
@@ -237,6 +233,16 @@ impl Node {
             })
         })
     }
+}
+
+/// A folder of the test's own with a short path, since the paths of sockets are bounded.
+///
+/// # Panics
+/// If there is no room for one.
+#[must_use]
+pub fn short_folder() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("ga-").tempdir();
+    folder.expect("a folder below the temporary one")
 }
 
 /// A pod's uid that no other test has, be it in this process or in another: all of them share the

@@ -21,7 +21,7 @@ use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::docker::{self, ContainerSpec};
 use gpuacct_tests::http::free_address;
-use gpuacct_tests::node::{Node, pod_uid};
+use gpuacct_tests::node::{Node, pod_uid, short_folder};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::rerun;
 use gpuacct_tests::terminal::Terminal;
@@ -270,7 +270,7 @@ async fn a_real_containerd_is_known_by_its_answer_to_cri() {
         return;
     }
     for (disabled, offers) in [("", true), ("\"io.containerd.grpc.v1.cri\"", false)] {
-        let dir = tempfile::Builder::new().prefix("ga-").tempdir().unwrap();
+        let dir = short_folder();
         let _containerd = containerd(dir.path(), disabled);
         let socket = dir.path().join("c.sock");
         let deadline = Instant::now() + agent::PATIENCE;

@@ -17,12 +17,12 @@ use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::sources::identity::cri::{self, Timing, Tuning};
 use gpuacct_tests::containerd::{Containerd, IMAGE, available};
 use gpuacct_tests::docker;
+use gpuacct_tests::node::short_folder;
 use gpuacct_tests::proto::cri as api;
 use gpuacct_tests::proto::cri::runtime_service_client::RuntimeServiceClient;
 use gpuacct_tests::proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::source_rig::SourceRig;
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, mpsc};
 use tonic::transport::Endpoint;
@@ -31,13 +31,6 @@ use tonic::{Request, Response, Status};
 const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
 /// Nothing here takes as long; it turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn root() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("ga-")
-        .tempdir()
-        .expect("a folder below /tmp")
-}
 
 /// What these tests set of the source.
 struct Config {
@@ -114,7 +107,7 @@ fn a_real_containerd_names_containers_and_sandboxes_listed_and_looked_up() {
     let Some(()) = require("containerd", available()) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut containerd = Containerd::start(root.path().join("c")).unwrap();
     let labels = [("team", "vision")];
     let pod = containerd.run_pod("ml", "train-0", UID, &labels).unwrap();
@@ -167,7 +160,7 @@ fn a_containerd_that_comes_late_stops_restarts_and_hangs_is_followed() {
     let Some(()) = require("containerd", available()) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("c/c.sock");
     let mut source = following(&[&socket]);
     source.health("absent");
@@ -228,7 +221,7 @@ fn a_wrong_protocol_is_an_error_with_words() {
         ("noise", noise, PATIENCE, "protocol", "version: "),
         ("silence", &[], short, "timeout", silence),
     ] {
-        let root = root();
+        let root = short_folder();
         let socket = root.path().join(name);
         impostor(&socket, reply);
         let mut source = start(Config {
@@ -241,7 +234,7 @@ fn a_wrong_protocol_is_an_error_with_words() {
         source.stop();
     }
     // One that hangs up at once may do so before, while or after it is spoken to.
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("rude");
     let listener = UnixListener::bind(&socket).expect("a socket");
     std::thread::spawn(move || for _ in listener.incoming() {});
@@ -507,7 +500,7 @@ fn an_image_is_called_what_its_user_wrote_as_far_as_any_answer_knows() {
         ]),
         ..Canned::default()
     };
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("crio.sock");
     let _server = serve(canned, &socket);
     let mut source = following(&[&socket]);
@@ -536,7 +529,7 @@ fn events_name_a_container_that_no_list_has() {
         events: Some(events.clone()),
         ..Canned::default()
     };
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("crio.sock");
     let _server = serve(canned, &socket);
     let mut source = following(&[&socket]);
@@ -588,7 +581,7 @@ fn a_runtime_that_has_no_events_and_says_so_in_its_own_way_is_asked_once() {
         ..Canned::default()
     };
     let (lists, subscriptions) = (Arc::clone(&canned.lists), Arc::clone(&canned.subscriptions));
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("containerd.sock");
     let _server = serve(canned, &socket);
     let mut source = following(&[&socket]);
@@ -609,7 +602,7 @@ fn events_are_not_asked_for_unless_configured() {
         ..Canned::default()
     };
     let (lists, subscriptions) = (Arc::clone(&canned.lists), Arc::clone(&canned.subscriptions));
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("containerd.sock");
     let _server = serve(canned, &socket);
     let mut source = start(Config {
@@ -625,7 +618,7 @@ fn events_are_not_asked_for_unless_configured() {
 
 #[test]
 fn a_socket_that_hangs_is_told_of_while_another_runtime_answers() {
-    let root = root();
+    let root = short_folder();
     let path = |name: &str| -> PathBuf { root.path().join(name) };
     let canned = Canned {
         sandboxes: vec![sandbox('1')],
@@ -657,7 +650,7 @@ fn a_socket_that_hangs_is_told_of_while_another_runtime_answers() {
 
 #[test]
 fn several_runtimes_are_one_source_and_none_hides_the_loss_of_another() {
-    let root = root();
+    let root = short_folder();
     let path = |name: &str| -> PathBuf { root.path().join(name) };
     let at = |digit| Canned {
         sandboxes: vec![sandbox(digit)],
@@ -693,7 +686,7 @@ fn several_runtimes_are_one_source_and_none_hides_the_loss_of_another() {
 
 #[test]
 fn a_runtime_without_this_interface_is_as_good_as_absent() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("containerd.sock");
     let runtime = Runtime::new().expect("a runtime");
     let listener = runtime
@@ -746,7 +739,7 @@ fn the_events_of_a_newer_containerd_name_containers_that_no_list_has() {
     let Some(tree) = require("docker-new", told(docker::newer())) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut containerd = Containerd::start_from(Some(&tree), root.path().join("c")).unwrap();
     let labels = [("team", "vision")];
     let pod = containerd.run_pod("ml", "train-0", UID, &labels).unwrap();
@@ -786,7 +779,7 @@ fn a_kubelet_that_lives_by_a_containerds_events_gets_all_of_them() {
     let Some(tree) = require("docker-new", told(docker::newer())) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut containerd = Containerd::start_from(Some(&tree), root.path().join("c")).unwrap();
     let labels = [("team", "vision")];
     let pod = containerd.run_pod("ml", "train-0", UID, &labels).unwrap();

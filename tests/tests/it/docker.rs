@@ -13,19 +13,13 @@ use gpuacct::core::model::{Pid, SourceId};
 use gpuacct::sources::identity::docker::{self, Timing, Tuning};
 use gpuacct::sources::{clock, procfs};
 use gpuacct_tests::docker::{ContainerSpec, Dockerd, IMAGE, Options, available, newer};
+use gpuacct_tests::node::short_folder;
 use gpuacct_tests::podman::{self, Podman};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::source_rig::SourceRig;
 use tempfile::TempDir;
 
 const UID: &str = "9f6c1b1e-2d3f-4a5b-8c7d-0123456789ab";
-
-fn root() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("ga-")
-        .tempdir()
-        .expect("a folder below /tmp")
-}
 
 fn options(root: &TempDir) -> Options {
     Options::at(root.path().join("d"))
@@ -77,7 +71,7 @@ fn names_and_labels_arrive_by_list_event_and_lookup() {
     let Some(()) = require("docker", available()) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut daemon = Dockerd::start(options(&root)).unwrap();
     let early = daemon.run(&trainer("early")).unwrap();
 
@@ -151,7 +145,7 @@ fn the_kernels_cgroup_and_the_daemon_name_the_same_container() {
     let Some(()) = require("docker", available()) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut daemon = Dockerd::start(options(&root)).unwrap();
     let in_pod = daemon.run(&trainer("in-pod")).unwrap();
     let plain = daemon.run(&ContainerSpec::named("plain")).unwrap();
@@ -177,7 +171,7 @@ fn a_daemon_that_is_late_killed_or_stopped_is_picked_up_again() {
     let Some(()) = require("docker", available()) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let options = options(&root);
     let mut source = following(&options.root.join("docker.sock"));
     source.health("absent");
@@ -219,7 +213,7 @@ fn a_daemon_that_hangs_is_down_and_comes_back() {
     let Some(()) = require("docker", available()) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut daemon = Dockerd::start(options(&root)).unwrap();
     let mut source = following(&daemon.socket());
     source.health("up");
@@ -240,7 +234,7 @@ fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
     let Some(()) = require("docker", available()) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut options = options(&root);
     options.version_says = Some("dev".to_owned());
     let mut daemon = Dockerd::start(options).unwrap();
@@ -268,7 +262,7 @@ fn podmans_containers_are_known_beside_dockers() {
     let (Some(()), Some(())) = parts else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut daemon = Dockerd::start(options(&root)).unwrap();
     let mut podman = Podman::start(root.path().join("p")).unwrap();
     let sockets = [daemon.socket(), podman.socket()];
@@ -340,7 +334,7 @@ fn what_is_no_daemon_is_down_with_a_reason_and_harms_nothing() {
         ),
     ];
     for (reply, expected) in rows {
-        let root = root();
+        let root = short_folder();
         let socket = root.path().join("docker.sock");
         impostor(&socket, reply);
         let mut source = following(&socket);
@@ -352,7 +346,7 @@ fn what_is_no_daemon_is_down_with_a_reason_and_harms_nothing() {
 
 #[test]
 fn what_is_not_there_is_absent_and_what_is_in_the_way_is_said() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("docker.sock");
     let mut source = following(&socket);
     source.health("absent");
@@ -373,7 +367,7 @@ fn a_newer_daemon_is_as_good_as_any() {
     let Some(tree) = require("docker-new", told(newer())) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut options = options(&root);
     options.programs = Some(tree);
     let mut daemon = Dockerd::start(options).unwrap();
@@ -410,7 +404,7 @@ fn podmans_socket_names_what_podman_runs() {
     let Some(()) = require("podman", told(podman::available())) else {
         return;
     };
-    let root = root();
+    let root = short_folder();
     let mut podman = Podman::start(root.path().join("p")).unwrap();
     let check = |identity: &ContainerIdentity, name: &str| {
         assert_eq!(identity.name.as_deref(), Some(name));

@@ -21,12 +21,12 @@ use gpuacct::config::{self, Span};
 use gpuacct::core::input::{IdentityUpdate, Input, PodName};
 use gpuacct::core::model::SourceId;
 use gpuacct::sources::identity::{cri, pod_resources};
+use gpuacct_tests::node::short_folder;
 use gpuacct_tests::proto::cri as api;
 use gpuacct_tests::proto::pod_resources as kubelet;
 use gpuacct_tests::rerun::alone;
 use gpuacct_tests::source_rig::SourceRig;
 use prost::Message as _;
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
@@ -36,13 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What an answer of three megabytes may cost, server and client together. The messages that are in it
 /// would take hundreds of megabytes.
 const MOST: u64 = 48 << 20;
-fn root() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("ga-")
-        .tempdir()
-        .expect("a folder below /tmp")
-}
-
 /// Serves gRPC whose answers are these bytes, for as long as the runtime lives.
 fn serve(
     socket: &Path,
@@ -127,7 +120,7 @@ fn a_list_of_a_million_empty_containers_costs_no_more_than_its_bytes() {
         module_path!(),
         "a_list_of_a_million_empty_containers_costs_no_more_than_its_bytes",
         || {
-            let root = root();
+            let root = short_folder();
             let socket = root.path().join("kubelet.sock");
             // A pod whose third field, its containers, is there a million and a half times.
             let pod = [0x1a, 0].repeat(1_500_000);
@@ -147,7 +140,7 @@ fn lists_of_a_million_empty_elements_cost_no_more_than_their_bytes() {
         module_path!(),
         "lists_of_a_million_empty_elements_cost_no_more_than_their_bytes",
         || {
-            let root = root();
+            let root = short_folder();
             let socket = root.path().join("runtime.sock");
             let _server = serve(&socket, |path| match path.rsplit('/').next() {
                 Some("ListContainers" | "ListPodSandbox") => empties(1_500_000),
@@ -169,7 +162,7 @@ fn lists_of_a_million_empty_elements_cost_no_more_than_their_bytes() {
 
 #[test]
 fn ten_thousand_names_of_one_device_are_not_compared_with_each_other() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("kubelet.sock");
     let name = |at| kubelet::CdiDevice {
         name: format!("nvidia.com/gpu={at}"),
@@ -208,7 +201,7 @@ fn ten_thousand_names_of_one_device_are_not_compared_with_each_other() {
 
 #[test]
 fn an_answer_that_is_too_large_says_how_large_it_is_and_may_be() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("kubelet.sock");
     let _server = serve(&socket, |_| empties(5 << 20));
     let mut source = kubelets(&socket);
@@ -223,7 +216,7 @@ fn an_answer_that_is_too_large_says_how_large_it_is_and_may_be() {
 
 #[test]
 fn lists_that_are_too_large_cost_no_lookup() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("runtime.sock");
     let id = "a".repeat(64);
     let container = api::Container {

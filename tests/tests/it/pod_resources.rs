@@ -22,7 +22,7 @@ use gpuacct::core::snapshot::AllocationState;
 use gpuacct::sources::identity::pod_resources::{self, Timing};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
-use gpuacct_tests::node::{Node, pod_uid};
+use gpuacct_tests::node::{Node, pod_uid, short_folder};
 use gpuacct_tests::proto::pod_resources as api;
 use gpuacct_tests::proto::pod_resources::pod_resources_lister_server::{
     PodResourcesLister, PodResourcesListerServer,
@@ -30,7 +30,6 @@ use gpuacct_tests::proto::pod_resources::pod_resources_lister_server::{
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::source_rig::SourceRig;
 use sim_nvml::GpuSpec;
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::{Request, Response, Status};
 
@@ -38,13 +37,6 @@ const GPU: &str = "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566";
 /// Nothing here takes as long; it turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ALLOCATED: &str = "gpuacct_container_gpu_allocated_seconds_total";
-
-fn root() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("ga-")
-        .tempdir()
-        .expect("a folder below /tmp")
-}
 
 /// What a kubelet does about `Get`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +226,7 @@ fn row(pod: &str, device: &str, means: Option<DeviceRef>) -> (String, String, Op
 
 #[test]
 fn an_old_kubelet_that_only_lists_is_asked_for_lists_only() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("kubelet.sock");
     let shared = format!("{GPU}::3");
     let kubelet = Kubelet::new(
@@ -283,7 +275,7 @@ fn an_old_kubelet_that_only_lists_is_asked_for_lists_only() {
 
 #[test]
 fn a_newer_kubelet_is_asked_for_the_new_pod_alone() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("kubelet.sock");
     let cdi = |name: &str| api::CdiDevice {
         name: name.to_owned(),
@@ -369,7 +361,7 @@ fn a_newer_kubelet_is_asked_for_the_new_pod_alone() {
 
 #[test]
 fn a_kubelet_that_comes_late_goes_and_hangs_is_followed() {
-    let root = root();
+    let root = short_folder();
     let socket = root.path().join("kubelet.sock");
     let mut source = start(Config {
         timeout: Duration::from_millis(500),
@@ -418,7 +410,7 @@ fn a_kubelet_that_comes_late_goes_and_hangs_is_followed() {
 
 #[test]
 fn what_is_no_kubelet_is_an_error_with_words_or_as_good_as_absent() {
-    let root = root();
+    let root = short_folder();
     for (name, reply) in [
         (
             "http1",
