@@ -59,7 +59,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// What was configured cannot be had: an address, the socket, a receiver's address; or the core has
-/// ended by a defect. A source that is missing is none: it is reported as such and tried again.
+/// ended by a defect. A missing source is not a failure: it is reported as absent and retried.
 pub async fn run(
     config: Config,
     file: Option<PathBuf>,
@@ -97,7 +97,7 @@ pub async fn run(
     let mut begun = tokio::select! {
         begun = books::begin(&config, &snapshots) => begun,
         () = signals.recv() => {
-            info!("stopped before anything was metered");
+            info!("stopped before accounting began");
             return Ok(());
         }
     };
@@ -139,12 +139,12 @@ async fn drain(
         if let Some(core) = core
             && let Err(error) = core.await
         {
-            error!(%error, "the core did not end in order");
+            error!(%error, "the core task failed while stopping");
         }
         outputs.drain().await;
     });
     if drained.await.is_err() {
-        warn!("not everything ended within {DRAIN:?}");
+        warn!("some tasks did not stop within {DRAIN:?}");
     }
     debug!(took = ?began.elapsed(), "stopped");
 }
@@ -158,8 +158,8 @@ fn recorder(record: Option<PathBuf>, config: &Config) -> Result<Option<Recorder>
     recorder.transpose()
 }
 
-/// Waits until the agent is told to stop, or has to: without its core it would look alive and book
-/// nothing, and whoever started it can start it anew.
+/// Waits for a signal, or for the end of the core. Without its core the agent would look alive and
+/// book nothing, so it exits and can be restarted.
 async fn end(told: impl Future<Output = ()>, core: &mut JoinHandle<()>) -> Result<(), AppError> {
     tokio::select! {
         () = told => Ok(()),

@@ -88,8 +88,9 @@ impl Config {
     }
 }
 
-/// What is wrong with a text that is no configuration: where, what, and at which key. Never the line
-/// itself, nor the value of a key that may have a secret: it ends up in logs and in bug reports.
+/// Message for a text that is not a valid configuration: where, what, and at which key. It never
+/// has the line itself, nor a value that may be a secret, because it ends up in logs and in bug
+/// reports.
 fn complaint(text: &str, mut error: toml::de::Error) -> String {
     let place = error.span().map(|span| {
         let before = text.get(..span.start).unwrap_or(text);

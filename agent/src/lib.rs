@@ -1,4 +1,4 @@
-//! gpuacct, the accountant of a GPU node: which container used how much of which GPU.
+//! gpuacct accounts for the GPU time of a node: which container used how much of which GPU.
 //!
 //! Observations flow one way. [`sources`] turn the outside world into plain data, [`core`] joins
 //! and books it, [`outputs`] show the last committed snapshot. Only [`app`] sees all three.

@@ -1,8 +1,7 @@
-//! What was used in the past, from the node's ledger: who, how much of which GPU, and for how much
-//! money.
+//! Reports past use from the node's ledger: who used how much of which GPU, and what it cost.
 //!
-//! The ledger is read without the agent and beside it, and changes by no byte. What an open account
-//! holds counts like what a closed one held.
+//! The ledger is read with or without a running agent, and is not changed. Open accounts count like
+//! closed ones.
 //!
 //! **The balance holds in what is printed**: the rows of containers, of host processes and of time
 //! without an owner add up to the devices' busy time, which the ledger keeps apart from them; with
@@ -30,7 +29,7 @@ use crate::outputs::store::query::{Ledger, ReadError};
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// The ledger.
+    /// The ledger cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// Prices, or what they come to.

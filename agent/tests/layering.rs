@@ -1,4 +1,4 @@
-//! Who may import whom, held by reading the sources' text.
+//! Checks which module may import which, by reading the source files.
 //!
 //! Sources, core and outputs meet only in `core::model`, `core::amounts`, `core::input`,
 //! `core::snapshot`, `core::explanation` and `core::records`. Two sources never import each other, nor do two outputs; what they share is listed below. The core

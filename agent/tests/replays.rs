@@ -2,7 +2,7 @@
 //!
 //! `replays/NAME.jsonl` is what the core was told (`gpuacct agent --record-inputs FILE` writes such
 //! a file), `replays/NAME.ledger` what it made of it. Run with `GPUACCT_UPDATE_GOLDEN=1` to rewrite
-//! the latter, and read what has changed: each line of a ledger is somebody's bill.
+//! the latter, and read what has changed: each line of a ledger is a bill.
 //!
 //! `demo` is a run of `cargo xtask demo` on a node that was building meanwhile, less the processes
 //! that had nothing to do with a GPU or a container. The others are as small as what they show.

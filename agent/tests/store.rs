@@ -615,7 +615,7 @@ fn used() -> (Node, HashMap<Key, Nanos>) {
 fn a_restart_goes_on_with_names_labels_and_hours() {
     let (mut node, shown) = used();
     node.kill(None);
-    // Nobody names it to the new agent: what was known is known.
+    // No source names it to the new agent, so its names come from the store.
     node.named = [false; IDS.len()];
     assert!(node.start());
     let snapshot = node.keep();
@@ -665,7 +665,7 @@ fn another_boot_starts_at_zero_and_keeps_the_record() {
 #[test]
 fn what_was_published_and_not_kept_is_not_gone_on_from() {
     let (mut node, shown) = used();
-    // From here on commits cannot be written: somebody else writes to the file.
+    // From here on commits cannot be written, because another process writes to the file.
     let blocker = Connection::open(node.store.join(FILE)).expect("the file is there");
     blocker
         .execute_batch("BEGIN IMMEDIATE")

@@ -1,5 +1,5 @@
-//! What the agent tells the object before it is loaded: names of maps and read-only globals, and
-//! the kernel's fields whose offsets go into them.
+//! Parameters that the agent sets in the object before it is loaded: names of maps and read-only
+//! globals, and the kernel's fields whose offsets go into them.
 //!
 //! Rust's eBPF has no CO-RE relocations. The agent looks the offsets up in the running kernel's BTF
 //! and writes them into the object's read-only globals; the verifier sees constants.

@@ -1,4 +1,4 @@
-//! Opens of devices: somebody may be about to use a GPU.
+//! Opens of devices: a process may be about to use a GPU.
 //!
 //! A GPU is used through its device nodes, and whoever uses one opens some first. That says neither
 //! that it was used (monitors open them, too) nor by how much: the agent takes it as a trigger to

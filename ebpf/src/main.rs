@@ -1,5 +1,5 @@
-//! gpuacct's eBPF object: it tells the agent of every process that is born, execs, dies, changes
-//! its cgroup or opens a GPU, and what those cgroups are called.
+//! gpuacct's eBPF object: it reports to the agent every process that forks, execs, exits, changes
+//! its cgroup or opens a GPU, and the names of those cgroups.
 //!
 //! It filters, copies and submits, and decides nothing: which process is a container's, and who
 //! pays, is the agent's to say. It names no helper and no instruction that Linux 5.8 lacks, and
@@ -34,7 +34,7 @@ static LEGACY_HIERARCHY: Global<u32> = Global::new(UNIFIED_HIERARCHY);
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task::<Typed>::at(ctx.arg(1));
-    // A new thread is none of the agent's business.
+    // A new thread of an existing process is not reported.
     if child.is_leader() {
         process::report(counter::FORK, KIND_FORK, child);
     }

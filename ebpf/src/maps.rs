@@ -15,8 +15,8 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 #[map]
 static COUNTERS: PerCpuArray<[u64; SLOTS]> = PerCpuArray::with_max_entries(1, 0);
 
-/// Which cgroups the agent has been told of: the generation in which it was. A full cache forgets
-/// the one that was used least recently, which is then announced again.
+/// Cgroups that were announced to the agent, with the generation in which that was. A full cache
+/// forgets the one that was used least recently, which is then announced again.
 #[map]
 pub(crate) static ANNOUNCED: LruHashMap<CgroupRef, u64> = LruHashMap::with_max_entries(8192, 0);
 
@@ -53,7 +53,7 @@ pub(crate) fn generation() -> u64 {
     GENERATION.get(0).copied().unwrap_or(0)
 }
 
-/// A record that has been counted as seen. It must be told how it ended.
+/// A record that has been counted as seen. It must be submitted or counted as lost.
 pub(crate) struct Seen(u32);
 
 /// Counts a record that `attach_point` is about to make.

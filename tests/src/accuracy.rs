@@ -13,8 +13,8 @@
 //! which instance, as a program loads its model before it computes. A pid's utilisation does not
 //! exist there, so that pollers find nothing.
 //!
-//! A poller is the usual exporter: each so many seconds it asks for the processes' utilisation
-//! since it last asked, multiplies it by that time, and looks in `/proc` for whose they are.
+//! A poller is a usual exporter: at each interval it asks for the processes' utilisation since the
+//! last call, multiplies it by that time, and looks up the owners in `/proc`.
 //!
 //! Times are nanoseconds, but for the wall clock of the simulation, which is microseconds.
 
@@ -68,7 +68,7 @@ pub const DIVIDED: u32 = 8;
 
 /// The containers that the short jobs are run in, and those of the pids that are used again.
 const POOL: usize = 20;
-/// How often a pid is asked for again: somebody else may take it.
+/// How often a pid is requested again, because another process may take it.
 const ATTEMPTS: u32 = 200;
 /// Where the kernel says which pid it gave last, and takes it.
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
@@ -318,7 +318,7 @@ fn instances() -> [Instance; 3] {
     [(1, 3, 40), (2, 2, 20), (3, 1, 10)].map(|(id, slices, gib)| Instance::whole(id, slices, gib))
 }
 
-/// Nobody names these containers, and nothing waits to be shown: the ledger is what is looked at.
+/// No source names these containers, and nothing waits for publication: the test reads the ledger.
 fn config(dir: &Path, library: &Path) -> Config {
     let mut config = Config::default();
     config.docker.enabled = false;

@@ -159,7 +159,7 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("{status}: {text:?}"))
     }
 
-    /// What `gpuacct explain -o json` tells of a subject; nothing if the agent knows none such.
+    /// Output of `gpuacct explain -o json` for a subject. `None` if the agent does not know it.
     ///
     /// # Errors
     /// If the agent does not answer, or not with a story.
@@ -232,7 +232,7 @@ impl Agent {
         loop {
             let published = holds(self);
             let published = published.and_then(|held| held.then(|| self.expositions()).transpose());
-            // Whoever answers is another one if it has ended.
+            // If it has ended, the answer comes from another process.
             let ended = self.child.try_wait()?;
             let failure = match published {
                 Ok(Some(texts)) if ended.is_none() => {

@@ -43,7 +43,7 @@ pub fn container_id(number: u64) -> String {
 }
 
 /// Containers of pods, as the kubelet lays them out, below a cgroup of this process's own. Removed
-/// when dropped: whoever was in them must have ended by then.
+/// on drop: all processes in them must have ended by then.
 #[derive(Debug)]
 pub struct Containers {
     class: PathBuf,

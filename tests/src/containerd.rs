@@ -302,8 +302,8 @@ state = "{shown}/state"
         self.root.join("state")
     }
 
-    /// Takes its socket away from where everybody looks for it. It goes on, and so do its pods; the
-    /// tests still reach it.
+    /// Moves its socket away from the default path. It keeps running, and so do its pods. The tests
+    /// still reach it.
     ///
     /// # Errors
     /// If it is not there.

@@ -2,8 +2,9 @@
 //! real Prometheus that scrapes and a real receiver of OTLP, and what the two make of it beside what
 //! the driver credited.
 //!
-//! Both may fall short: what was published and never scraped, or offered and never told, is gone.
-//! Neither may exceed the truth, since nobody who was billed too much is consoled by a mean.
+//! Both may be too low: an amount that was published and never scraped, or queued and never sent,
+//! is lost. Neither may exceed the truth, since billing somebody too much is wrong even if the mean
+//! is right.
 //!
 //! Times are nanoseconds unless their names say otherwise.
 
@@ -149,7 +150,7 @@ pub struct Outcome {
     pub messages: Received,
 }
 
-/// An interval of a series of deltas that nobody told of, in nanoseconds since 1970.
+/// An interval of a delta series that was never sent, in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// The end of the interval before.
@@ -195,8 +196,8 @@ impl Drop for Store {
     }
 }
 
-/// Kills and restarts as planned, and tells what everybody made of it. It ends early if it is told
-/// to.
+/// Kills and restarts the agent as planned, and returns what Prometheus and the receiver computed.
+/// It can be stopped early.
 ///
 /// # Errors
 /// If anything that takes part fails; never since a figure is bad.

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Refuses an exposition with an empty label value, uneven label keys, a series that is there
-/// twice, or a line that is none.
+/// Refuses an exposition with an empty label value, uneven label keys, a duplicate series, or an
+/// invalid line.
 ///
 /// # Errors
 /// Naming the first such line.

@@ -52,7 +52,7 @@ pub enum Payer<'a> {
         /// Its labels.
         labels: &'a [(&'a str, &'a str)],
     },
-    /// A container of which nothing but its id is known.
+    /// A container of which only the id is known.
     IdOnly(&'a str),
     /// A host's unit.
     Host(&'a str),

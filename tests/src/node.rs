@@ -132,8 +132,8 @@ impl Node {
         self.scenario.dir()
     }
 
-    /// What a container runs to use a share of a GPU for ever, under a name by which the truth
-    /// knows it.
+    /// The command by which a container uses a share of a GPU forever, with a name that the log of
+    /// the simulation records.
     #[must_use]
     pub fn work(&self, gpu: u32, share: &str, label: &str) -> Vec<String> {
         let words = ["/sim-gpu-job", "--socket", "/jobs.sock", "--gpu"];

@@ -56,7 +56,7 @@ pub enum Kind {
         /// Cumulative or delta.
         temporality: AggregationTemporality,
     },
-    /// A level.
+    /// A value that can rise and fall.
     Gauge,
 }
 
@@ -146,7 +146,7 @@ impl Sink {
             .add_service(logs)
             .serve_with_incoming(TcpIncoming::from(listener));
         runtime.spawn(async move {
-            // Nobody waits for this; that nothing arrives says it, too.
+            // Nothing waits for this. The missing data shows it, too.
             if let Err(error) = server.await {
                 eprintln!("the otlp sink ended: {error}");
             }

@@ -52,7 +52,7 @@ pub struct Sample {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
-    /// Where.
+    /// The URL that is scraped.
     pub scrape_url: String,
     /// `up`, `down`, or `unknown` before the first time.
     pub health: String,

@@ -1,7 +1,7 @@
 //! What a test needs and a machine may lack: a runtime, a network, a kernel feature.
 //!
-//! A test never passes silently without its part: it says what it skipped and why, and whoever sets
-//! `GPUACCT_REQUIRE` (a comma-separated list of parts, or `all`) makes that skip a failure.
+//! A test never passes silently without its part: it says what it skipped and why.
+//! `GPUACCT_REQUIRE` (a comma-separated list of parts, or `all`) turns that skip into a failure.
 
 use std::fmt::Display;
 use std::io::Write as _;

@@ -1,4 +1,4 @@
-//! A terminal for what draws on one: a pseudo-terminal with a program on it, whose modes can be
+//! A pseudo-terminal with a program on it, for programs that draw on a terminal. Its modes can be
 //! compared before and after.
 
 use std::fs::File;

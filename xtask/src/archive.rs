@@ -46,7 +46,7 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// Has it read what the release has. The folder is made anew.
+    /// Downloads the package lists of a release into `work`, which is emptied first.
     pub(crate) fn of(suite: &str, work: &Path) -> Result<Self> {
         // What a run that was broken off has left.
         let _ = fs::remove_dir_all(work);

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::command::Cmd;
 use crate::workspace;
 
-/// Write the code of the gRPC interfaces anew, after a `.proto` file was changed
+/// Generate the code of the gRPC interfaces again, after a `.proto` file was changed
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {}
 

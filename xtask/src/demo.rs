@@ -7,7 +7,7 @@ use crate::command::Cmd;
 use crate::setup::{self, Group};
 use crate::workspace;
 
-/// Show the main job: real eBPF, real containers, a simulated GPU where there is none
+/// Show the main job: real eBPF, real containers, a simulated GPU if there is none
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {}
 

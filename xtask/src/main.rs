@@ -1,6 +1,6 @@
 //! `cargo xtask VERB`: everything about gpuacct that cargo alone does not do.
 //!
-//! A verb is a file. Each sees to what it needs by itself, so none has to be run before another.
+//! Each verb is a file. Each installs what it needs, so no verb has to be run before another.
 
 mod archive;
 mod bench;

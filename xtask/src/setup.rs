@@ -52,7 +52,7 @@ pub(crate) enum Group {
 }
 
 impl Group {
-    /// Whether it is wanted only by whoever names it.
+    /// Whether it is set up only if it is named.
     fn is_slow(self) -> bool {
         self == Self::Kubelet
     }
@@ -272,8 +272,8 @@ fn install(missing: &[&Need]) -> Result<()> {
         .run()
 }
 
-/// Keeps Debian from starting the daemons that are installed, as long as it is there: these
-/// programs are run by the tests, on sockets of their own, and nobody asked for a Prometheus.
+/// Keeps Debian from starting the daemons that are installed, as long as it is there: the tests run
+/// these programs on sockets of their own, and no system service is wanted.
 struct NoDaemons {
     policy: Option<&'static Path>,
 }

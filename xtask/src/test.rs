@@ -5,8 +5,8 @@
 //! binary of its own: cargo runs one binary after another, and `.config/nextest.toml` says the same
 //! to nextest.
 //!
-//! Tests that lack a part skip themselves and say so; the skips are listed at the end, where
-//! nobody can miss them. `GPUACCT_REQUIRE` makes a skip a failure, as CI does.
+//! Tests that lack a part skip themselves and say so. The skips are listed at the end.
+//! `GPUACCT_REQUIRE` makes a skip a failure, as CI does.
 
 #[cfg(test)]
 mod features;

@@ -5,7 +5,7 @@ use crate::input::MigInfo;
 use crate::model::{BootTime, Clock, Nanos, WallTime};
 use crate::snapshot::ContainerLabels;
 
-/// How long things are held, shown at zero and kept.
+/// How long amounts are held back, new series show zero, and ended series stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// How long a container may be held back for its names.
@@ -16,14 +16,14 @@ pub struct Policy {
     pub keep_for: Nanos,
 }
 
-/// A counter on its way out: shown at 0 first, then with its amount, and never less.
+/// A published counter. It shows 0 for `zero_for`, then its amounts, and never falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublishedCounter {
     /// Where the counter starts.
     pub start: WallTime,
     /// When it was first shown, at 0.
     pub shown: BootTime,
-    /// What it shows.
+    /// Amounts that are shown now.
     pub visible: Amounts,
     /// When that last changed.
     pub changed: BootTime,
@@ -142,8 +142,8 @@ impl Account {
         };
     }
 
-    /// Adds a part of the GPU's time, up to its allocated time: the rest is of an account of the same
-    /// payer that was closed meanwhile.
+    /// Adds a share of the GPU's time, up to the account's allocated time. Any rest belongs to an
+    /// account of the same owner that was closed meanwhile.
     pub fn add_share(&mut self, share: Nanos) {
         let Amounts {
             allocated,

@@ -14,8 +14,8 @@
 //! out the [`Effect`]s. There is no other way in or out.
 //!
 //! A window is booked only when the event stream has been drained past its end, so that a process
-//! that was born and died inside it is known. That wait is bounded: a kernel source that is down
-//! must not hold the books.
+//! that started and ended inside it is known. That wait is bounded, because a kernel source that is
+//! down must not stop the books.
 
 mod allocations;
 mod explain;
@@ -54,23 +54,23 @@ use crate::{attribute, publication};
 pub struct Settings {
     /// Grace, zero and retention.
     pub policy: Policy,
-    /// Processes, the dead that are kept included.
+    /// Largest number of processes, including dead ones that are kept.
     pub process_limit: usize,
-    /// cgroups.
+    /// Largest number of cgroups.
     pub cgroup_limit: usize,
     /// Containers whose names are remembered.
     pub container_limit: usize,
-    /// Open accounts.
+    /// Largest number of open accounts.
     pub account_limit: usize,
     /// Namespaces with a counter of their own, times GPUs.
     pub namespace_limit: usize,
     /// How long a window waits for the event stream to pass its end.
     pub await_events: Nanos,
-    /// Who pays where one container is in another.
+    /// Which container is charged if one is inside another.
     pub payer: NestingRule,
     /// How often the GPUs' process lists are read at least.
     pub lists_interval: Nanos,
-    /// The agent's own pid: it has no context, and would not pay if it had.
+    /// The agent's own pid. It is never charged.
     pub own_pid: Option<Pid>,
 }
 
@@ -95,7 +95,7 @@ impl Default for Settings {
     }
 }
 
-/// The core.
+/// The core: takes observations, keeps the books, and makes snapshots.
 #[derive(Debug)]
 pub struct Accountant {
     settings: Settings,
@@ -300,7 +300,7 @@ impl Accountant {
         let has_caught_up = !is_unscanned && events.has_caught_up(window.end);
         let is_down = events.is_expected() && !events.is_up() && !is_starting;
         let is_expected = events.is_expected() || is_starting;
-        // Scans are made for busy windows alone while nothing else tells of processes.
+        // While scans are the only source of processes, they are made for busy windows only.
         let is_nobodys = window.busy.is_zero() && window.engines.is_empty();
         let awaits_events = is_expected && !has_caught_up && !(is_down && is_nobodys);
         let is_awaited = (has_caught_up && self.awaits_lists(window)) || awaits_events;
@@ -466,8 +466,8 @@ impl Accountant {
         let books: Vec<(bool, Option<BootTime>)> = books.collect();
         self.close_accounts(clock, &|(book, _), account| {
             let (is_gone, through) = books[*book];
-            // Opened anew by a window that comes late, it would have the start that it has now.
-            // Where no window has ever come none may; what is opened anew then begins later.
+            // If a late window opened the account again, it would have the same start time. If the
+            // GPU never had a window, none can be late, and a new account begins later.
             let is_awaited = account
                 .ended
                 .is_some_and(|ended| through.is_some_and(|through| through < ended));
@@ -478,8 +478,8 @@ impl Accountant {
         self.tracker.end_bindings(owners);
     }
 
-    /// Closes the accounts under ids that have turned out to be another's: what was billed to whoever
-    /// sat on one is not that one's, and goes on record without a name.
+    /// Closes accounts under an id that turned out to belong to another cgroup. What was billed to
+    /// the former user of the id is recorded without a name.
     fn close_taken_over(&mut self, clock: Clock) {
         let taken = self.tracker.take_taken_over();
         if !taken.is_empty() {
@@ -492,7 +492,7 @@ impl Accountant {
         clock: Clock,
         is_done: &dyn Fn(&(usize, Owner), &Account) -> bool,
     ) {
-        // The account's last word to its namespace, if nobody ever named it.
+        // Adds the rest of an account that was never named to the namespace `(unresolved)`.
         let mut unsettled = Vec::new();
         let closed = self.ledger.close(&mut |key, account| {
             let done = is_done(key, account);

@@ -1,9 +1,10 @@
-//! For how long which container was given which GPU, by the kubelet's word and the kernel's.
+//! Which container was given which GPU, and for how long, from the kubelet's lists and the kernel's
+//! events.
 //!
-//! The kubelet says what it gave, by names and without a time; the kernel says which containers
+//! The kubelet lists allocations by names and without a time. The kernel shows which containers
 //! live, by ids. Neither is enough: some kubelets list pods that are over, others forget pods that
-//! run, and a kubelet that is down says nothing. So its word *begins* an allocation, and the
-//! container's life bounds it:
+//! run, and a kubelet that is down lists nothing. So the kubelet's list *begins* an allocation, and
+//! the container's lifetime bounds it:
 //!
 //! - It counts from when it was first listed, or from the container's first process if that is
 //!   later. What lies before the agent's first answer is not made up.
@@ -15,12 +16,14 @@
 //!   the container lives. The time in which no agent ran is not counted.
 //! - A listed pod without a living container counts nothing.
 //!
-//! A name is used again: by a container's restart within its pod, and by a pod that replaces another
-//! one. So an answer is believed of a container only if it was asked for after the container began.
+//! A name is used again: by a container's restart within its pod, and by a pod that replaces
+//! another one. So an answer counts for a container only if it was requested after the container
+//! started.
 //!
-//! Who was given *all* GPUs holds what there is of them at the time: a GPU that is divided by its
-//! instances, one whose instances were destroyed by itself. Each counts from when it took the place
-//! of what the GPU was before, so that no time of a GPU is given both whole and in pieces.
+//! A container that was given *all* GPUs has whatever exists at the time: the instances of a
+//! divided GPU, or the GPU itself if its instances were destroyed. Each counts from when it
+//! replaced what was there before, so that no time of a GPU is allocated both as a whole and in
+//! parts.
 //!
 //! Times are on the boot clock, amounts in whole nanoseconds. A GPU that is given several times (the
 //! replicas of a shared GPU) is allocated once.
@@ -34,11 +37,10 @@ use crate::input::{AllocatedDevice, Allocations, DeviceRef, GpuInfo, KubernetesN
 use crate::model::{BootTime, ContainerId, GpuUuid, Nanos, POD_ITSELF};
 use crate::tables::{HashMap, HashSet};
 
-/// How long the life of a container that ended is remembered: an answer that was under way may be
-/// about it.
+/// How long an ended container is remembered, because an answer in progress may be about it.
 const KEEP_ENDED: Nanos = Nanos::from_secs(60);
-/// How often a container's name is asked for only because somebody was given something. Sandboxes
-/// have none that every source would tell.
+/// How often a container is looked up only because the kubelet lists an allocation without a known
+/// container. Not every source has names of sandboxes.
 const MAX_LOOKUPS: u32 = 15;
 
 /// A container by the kubelet's names.
@@ -72,12 +74,12 @@ pub struct KeptAllocation {
     pub grants: Vec<Grant>,
 }
 
-/// What the previous agent knew of a container of which no process has been seen yet.
+/// The previous agent's record of a container of which no process has been seen yet.
 #[derive(Debug)]
 struct RestoredAllocation {
     name: GivenName,
     grants: Vec<Grant>,
-    /// Whether no answer of the kubelet has been about it since.
+    /// Whether the kubelet has not answered about it since.
     is_unconfirmed: bool,
 }
 
@@ -96,7 +98,7 @@ struct ListedAllocation {
     grants: Vec<Grant>,
     /// When that was asked for.
     at: BootTime,
-    /// Whether the newest answer that could have it has it.
+    /// Whether the newest answer that could contain it does.
     is_listed: bool,
 }
 
@@ -114,7 +116,7 @@ struct ContainerAllocation {
     span: Span,
     /// Once the container has a name.
     name: Option<GivenName>,
-    /// What it holds, as far as any answer said.
+    /// Its devices by the latest answer.
     grants: Vec<Grant>,
     /// The answer that said so.
     as_of: BootTime,
@@ -144,7 +146,7 @@ pub struct Stretch {
     pub amount: Nanos,
 }
 
-/// What there is to say of a container that holds devices, or of a name that no container has.
+/// A container with allocated devices, or a listed name for which no container has been seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationHolder<'a> {
     /// What the kubelet calls it.
@@ -155,7 +157,8 @@ pub struct AllocationHolder<'a> {
     pub grants: &'a [Grant],
     /// Whether the kubelet lists it.
     pub is_listed: bool,
-    /// Whether only an agent before this one was told so, and the kubelet has not said anything since.
+    /// Whether the allocation comes from the previous agent and the kubelet has not confirmed it
+    /// yet.
     pub is_unconfirmed: bool,
     /// When its last process died; absent while one lives.
     pub ended: Option<BootTime>,
@@ -275,7 +278,7 @@ impl AllocationTable {
                 (name, of.devices)
             })
             .collect();
-        // What nobody lists and nobody holds is over.
+        // An allocation that is neither listed nor held is over.
         let lives = self.lives.values();
         let kept: HashSet<&GivenName> = lives
             .filter_map(|life| life.name.as_ref())
@@ -340,7 +343,8 @@ impl AllocationTable {
         }
         let (then, _) = self.went_on;
         let from_before = self.from_before.remove(container);
-        // One that began after the agent before had ended was given nothing that it knew of.
+        // The previous agent's record cannot be about a container that started after that agent
+        // ended.
         let from_before = from_before.filter(|_| span.start <= then);
         let (name, grants, is_unconfirmed) = match from_before {
             Some(kept) => (Some(kept.name), kept.grants, kept.is_unconfirmed),
@@ -421,9 +425,9 @@ impl AllocationTable {
         self.forgotten_through = self.forgotten_through.max(through.unwrap_or_default());
     }
 
-    /// Counts allocated time up to `now`, for the GPUs of the list. Each stretch is told once:
-    /// `counted` says up to when the account of a container on a GPU has any, also where the
-    /// container was forgotten and met again.
+    /// Counts allocated time up to `now`, for the GPUs of the list. Each interval is returned once.
+    /// `counted` returns up to when the account of a container on a GPU has allocated time, also if
+    /// the container was forgotten and seen again.
     pub fn count_until<'a>(
         &mut self,
         now: BootTime,
@@ -443,7 +447,7 @@ impl AllocationTable {
             {
                 let before = std::mem::replace(&mut life.grants, given.grants.clone());
                 for grant in &mut life.grants {
-                    // What it has had all along it has had since then, whoever was told.
+                    // Devices that it had before keep their earlier beginning.
                     let known = before.iter().find(|known| known.device == grant.device);
                     grant.since = known.map_or(grant.since, |known| known.since.min(grant.since));
                 }
@@ -466,7 +470,7 @@ impl AllocationTable {
                 let known = known.max(counted(container, gpu));
                 let from = since.max(life.span.start).max(life.not_before);
                 let from = from.max(known.unwrap_or_default());
-                // What began after the container's end is somebody else's.
+                // An allocation that began after the container's end belongs to another container.
                 if from > until || (from == until && known.is_some()) {
                     continue;
                 }
@@ -483,7 +487,7 @@ impl AllocationTable {
             .retain(|_, life| life.span.end.is_none_or(|end| now.since(end) < KEEP_ENDED));
         let (_, went_on) = self.went_on;
         if now.since(went_on) >= KEEP_ENDED {
-            // Whoever lived then has been met: `/proc` was scanned.
+            // `/proc` was scanned, so every container that was alive then is known.
             self.from_before.clear();
         }
         stretches.sort_by(|a, b| (&a.container, a.gpu).cmp(&(&b.container, b.gpu)));

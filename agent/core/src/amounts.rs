@@ -56,7 +56,7 @@ impl Engine {
         Self::Ofa,
     ];
 
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Who owns the busy time of a window: NVML's pids, looked up in the process table.
+//! Finds the owner of a window's busy time by looking up NVML's pids in the process table.
 //!
 //! Pure: a window, the tables, and out come charges that add up to the window's busy time. A pid
 //! that two owners had inside the window is ambiguous, since a row says nothing of when in the

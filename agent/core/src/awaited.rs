@@ -24,7 +24,7 @@ const LIMIT: usize = 4096;
 pub(crate) enum Awaited {
     /// A GPU's process lists.
     Lists(GpuProcesses),
-    /// What is said of a process that died.
+    /// An accounting record of a process that ended.
     Died(Accounted),
 }
 
@@ -42,7 +42,7 @@ impl Awaited {
     }
 }
 
-/// From when to when a process was one of its GPU, by what the driver said at a time.
+/// Interval in which a process was on its GPU, by one report of the driver.
 pub(crate) fn life_of(process: &Accounted, received: Clock) -> (BootTime, BootTime) {
     let start = process.start_us.saturating_mul(1000);
     let age = received.wall.0.saturating_sub(start);

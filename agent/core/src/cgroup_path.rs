@@ -57,7 +57,7 @@ pub struct ContainerCgroup {
     pub id: ContainerId,
     /// Its own cgroup: the path down to the component that names it.
     pub place: Arc<str>,
-    /// Who runs it.
+    /// Container runtime, by the form of the path.
     pub runtime: Runtime,
     /// The pod whose cgroup it is in.
     pub pod: Option<PodCgroup>,
@@ -84,7 +84,7 @@ pub enum QosClass {
     Guaranteed,
     /// Some requests or limits.
     Burstable,
-    /// None.
+    /// No requests and no limits.
     BestEffort,
 }
 

@@ -5,10 +5,10 @@
 
 use crate::model::BootTime;
 
-/// A stretch of time of which every event of the kernel has been received.
+/// An interval of which every kernel event has been received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completeness {
-    /// Its beginning: the last instant at which a loss was heard of, or the kernel source came up.
+    /// Beginning: the time at which the last loss was noticed, or the kernel source came up.
     pub since: BootTime,
     /// Its end: the event stream has been drained up to here.
     pub through: BootTime,

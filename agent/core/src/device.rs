@@ -6,8 +6,8 @@ use crate::model::{BootTime, Nanos, Owner, ProcessId};
 use crate::sharing::Sharing;
 use crate::tables::HashMap;
 
-/// How old process lists may be and still say how much memory is in use: three times the longest
-/// interval at which they can be configured to be read.
+/// Age up to which process lists count for the present use of memory: three times the longest
+/// interval that can be configured.
 const LISTS_HOLD: Nanos = Nanos::from_secs(180);
 
 /// The newest process lists of a GPU.

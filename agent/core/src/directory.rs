@@ -1,15 +1,15 @@
-//! What containers are called: the answers of the sources of names, by container id.
+//! Names of containers: the answers of all identity sources, by container id.
 //!
-//! The id and the pod uid come from the kernel's cgroup and need nobody's answer. Names do, and a
-//! label can be set by anyone who can start a container: an answer counts only if its pod uid is the
-//! cgroup's. One that contradicts it is refused; where the cgroup is in no pod, the pod that labels
-//! tell of is, and the runtime's own name stays. Both are counted. Only what nobody but the host's
-//! root can write, [`is_roots`], needs no cgroup of a pod's to be believed: a kubelet can be told to
-//! make none.
+//! Container id and pod uid come from the kernel's cgroup. Names come from identity sources, and
+//! anyone who can start a container can set its labels. So an answer counts only if its pod uid is
+//! that of the cgroup. An answer with another pod uid is refused. If the cgroup is in no pod and
+//! labels name one, only the pod is refused and the runtime's own name stays. Both cases are
+//! counted. Answers that only root on the host can write ([`is_roots`]) are believed without a
+//! pod's cgroup, because a kubelet can be configured to make none.
 //!
-//! Answers are kept when they come, also for containers that have not used a GPU yet, so that a
-//! short job is known before it is charged. How much of them is kept, and for how long, is the
-//! matter of `budget`.
+//! Answers are kept when they arrive, also for containers that have not used a GPU yet, so that a
+//! short job is known before it is charged. `budget` decides how many of them are kept, and for how
+//! long.
 
 mod budget;
 mod entry;
@@ -30,10 +30,10 @@ use crate::tables::HashMap;
 
 pub use self::entry::{Answer, Belief, Labels, Outcome, PodAnswer};
 
-/// How long an unanswered question rests before it is put again.
+/// Delay before an unanswered lookup is repeated.
 const ASK_AGAIN: Nanos = Nanos::from_secs(2);
 
-/// A container's names, as good as they are known.
+/// The best known names of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     /// The labels; `(unresolved)` where a name is missing.
@@ -42,11 +42,12 @@ pub struct Names {
     pub source: Option<IdentitySource>,
     /// The image.
     pub image: Arc<str>,
-    /// Who runs it, by the shape of its cgroup, or else by whoever knows it.
+    /// Container runtime: by the form of the cgroup's path, otherwise from the source that knows
+    /// the container.
     pub runtime: Arc<str>,
 }
 
-/// The directory.
+/// Names of containers and pods, from every identity source.
 #[derive(Debug)]
 pub struct Directory {
     entries: HashMap<ContainerId, Entry>,
@@ -84,15 +85,15 @@ impl Directory {
         self.refused
     }
 
-    /// Containers that the full directory turned away.
+    /// Containers that were not added because the directory was full.
     #[must_use]
     pub const fn overflows(&self) -> u64 {
         self.overflows
     }
 
-    /// Notes what the kernel's cgroup says of a container, and where that cgroup is. It is the last
-    /// that counts: an id that was first seen where people make cgroups for themselves may turn out
-    /// to be a container's elsewhere.
+    /// Records the pod and the cgroup of a container as the kernel shows them. The last call
+    /// counts: an id that was first seen below a user's own manager may turn out to belong to a
+    /// container elsewhere.
     pub fn see(
         &mut self,
         id: &ContainerId,
@@ -143,9 +144,10 @@ impl Directory {
         }
     }
 
-    /// Whether a source says of a container what the path of its cgroup says: the pod that it is in,
-    /// or that it is in none. Not if the kernel has had that id elsewhere, since then the answer is
-    /// about that one, and not once the source has said that the container is gone.
+    /// Whether a source confirms the path of a container's cgroup: the pod that the container is
+    /// in, or that it is in none. False if the kernel has shown that id under another path, since
+    /// the answer is then about that one, and after the source has reported the container's
+    /// removal.
     #[must_use]
     pub fn vouches(&self, id: &ContainerId, place: &str, pod_uid: Option<&PodUid>) -> bool {
         let Some(entry) = self.entries.get(id) else {
@@ -171,7 +173,7 @@ impl Directory {
         })
     }
 
-    /// Takes an answer.
+    /// Stores an answer of an identity source.
     pub fn learn(&mut self, update: IdentityUpdate, now: BootTime) {
         match update {
             IdentityUpdate::Found(mut identity) => {
@@ -198,7 +200,7 @@ impl Directory {
                 };
                 entry.touched = now;
                 let answer = &mut entry.answers[source_index(source)];
-                // What was learnt before stays.
+                // An earlier answer stays.
                 if answer
                     .as_ref()
                     .is_none_or(|answer| matches!(answer.outcome, Outcome::NotFound { .. }))
@@ -220,7 +222,7 @@ impl Directory {
             } => {
                 if let Some(entry) = self.pods.get_mut(&bare_uid(&uid)) {
                     let answer = &mut entry.answers[source_index(source)];
-                    // What was learnt before stays.
+                    // An earlier answer stays.
                     if !matches!(answer, Some((_, Ok(_)))) {
                         *answer = Some((now, Err(reason)));
                     }
@@ -252,8 +254,8 @@ impl Directory {
         Some(entry)
     }
 
-    /// Drops an eighth: containers of which only a runtime has spoken, then those that were least
-    /// recently wanted; whoever wants one of them asks again.
+    /// Drops an eighth of the entries: first containers that only a runtime has reported, then
+    /// those that were used least recently. A dropped one is looked up again when it is needed.
     fn make_room(&mut self) {
         let mut worths: Vec<_> = self.entries.values().map(Entry::worth).collect();
         worths.sort_unstable();
@@ -270,8 +272,8 @@ impl Directory {
         });
     }
 
-    /// Whether somebody should be asked for this container now. Says so once, then not again for
-    /// two seconds.
+    /// Whether this container should be looked up now. Returns true once, then not again for two
+    /// seconds.
     pub fn should_ask(&mut self, id: &ContainerId, now: BootTime) -> bool {
         if self.is_named(id) {
             return false;
@@ -294,14 +296,13 @@ impl Directory {
             .is_some_and(|entry| entry.winner().is_some())
     }
 
-    /// When its full identity was first known: its cgroup seen, and a name that goes with it.
+    /// When the full identity was first known: the cgroup, and names that match it.
     #[must_use]
     pub fn identified(&self, id: &ContainerId) -> Option<BootTime> {
         self.entries.get(id)?.identified
     }
 
-    /// Whether somebody should be asked for this pod now. Says so once, then not again for two
-    /// seconds.
+    /// Whether this pod should be looked up now. Returns true once, then not again for two seconds.
     pub fn should_ask_pod(&mut self, uid: &PodUid, now: BootTime) -> bool {
         let uid = bare_uid(uid);
         if self.pods.len() >= self.limit && !self.pods.contains_key(&uid) {
@@ -326,7 +327,7 @@ impl Directory {
 
     /// What each source said of a pod, in the order of [`IdentitySource::ALL`]: of its containers
     /// that are in its cgroup, and what is root's word without one, as [`is_roots`] has it. Below a
-    /// user's own manager a pod's uid may be anybody's choice, so there only the former counts.
+    /// user's own manager anyone can choose a pod's uid, so there only the former counts.
     #[must_use]
     pub fn pod_answers(
         &self,
@@ -405,7 +406,7 @@ impl Directory {
         } else if !sources.up {
             IdOnlyReason::NoSource
         } else if has_answer || !is_asked {
-            // The others tell by themselves of all that they know.
+            // The other sources report every pod without being asked.
             IdOnlyReason::NotFound
         } else {
             IdOnlyReason::Timeout
@@ -451,7 +452,7 @@ impl Directory {
         } else if sources.down {
             IdOnlyReason::SourceDown
         } else if in_pod && is(|outcome| matches!(outcome, Outcome::Found { .. })) {
-            // Whoever knows the container and no pod of it contradicts the cgroup, too.
+            // A source that knows the container without a pod also contradicts the cgroup.
             IdOnlyReason::PodUidMismatch
         } else if is(|_| true) {
             IdOnlyReason::NotFound
@@ -470,7 +471,8 @@ impl Directory {
         Some(known.labels)
     }
 
-    /// The runtime's own name for a container, from those who tell it: over CRI it is Kubernetes'.
+    /// The runtime's own name for a container, from the sources that have it. CRI has only
+    /// Kubernetes' name.
     #[must_use]
     pub fn own_name(&self, id: &ContainerId) -> Option<Arc<str>> {
         let entry = self.entries.get(id)?;
@@ -538,12 +540,12 @@ impl Directory {
     }
 }
 
-/// What the sources of names are doing, all together.
+/// State of all identity sources together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IdentitySources {
     /// At least one answers.
     pub up: bool,
-    /// At least one that was there does not.
+    /// At least one source that was there does not answer.
     pub down: bool,
 }
 

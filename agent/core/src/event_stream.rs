@@ -1,9 +1,9 @@
 //! Up to when the kernel's events are known, where some are missing, and which scan makes up for
 //! them.
 //!
-//! The kernel source reports births, deaths and moves. Each batch says up to which instant the reports
-//! are complete. They are not complete where events were lost, before the source was attached, and
-//! while it is down. Such a stretch is a [`Gap`]. A scan of `/proc` mends it:
+//! The kernel source reports births, deaths and moves. Each batch says up to which instant the
+//! reports are complete. They are not complete where events were lost, before the source was
+//! attached, and while it is down. Such an interval is a [`Gap`]. A scan of `/proc` closes it:
 //!
 //! - A scan that began after the gap's end shows who lives from there on. The gap is then closed.
 //! - A scan that began after a window's end shows who lived through the window, even if the gap is
@@ -11,7 +11,7 @@
 //!
 //! A gap begins at the last instant up to which the reports were complete. It ends when the agent
 //! learned of the loss, not at the batch's `drained_through`: that stands still while the ring is
-//! full, so a scan that began before the loss would seem to mend it.
+//! full, so a scan that began before the loss would seem to close the gap.
 //!
 //! A scan says nothing of the pids whose files it could not read. Their gap stays open until a
 //! later scan reads them, or an event names them.
@@ -24,13 +24,13 @@ use crate::input::{EventCounters, KernelBatch, ProcessScan};
 use crate::model::{BootTime, Pid, SourceState};
 use crate::tables::{HashMap, HashSet};
 
-/// A stretch of time whose events may be missing.
+/// An interval whose events may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gap {
     /// Everything up to here is known.
     since: BootTime,
-    /// A scan mends the gap if it began at this instant or later; [`BootTime::MAX`] while the source is
-    /// not up.
+    /// A scan closes the gap if it began at this instant or later. [`BootTime::MAX`] while the
+    /// source is not up.
     until: BootTime,
 }
 
@@ -55,8 +55,8 @@ pub(super) struct EventStream {
     counters: EventCounters,
     drained_through: BootTime,
     gap: Option<Gap>,
-    /// Since when every event has been received: the news of the last loss, or the time of the last
-    /// attachment; [`BootTime::MAX`] while the source is not up.
+    /// Every event since this time has been received: the time at which the last loss was noticed,
+    /// or of the last attachment. [`BootTime::MAX`] while the source is not up.
     complete_since: BootTime,
     /// When the newest scan began.
     scan_began: Option<BootTime>,
@@ -139,7 +139,7 @@ impl EventStream {
             self.complete_since = since;
         }
         match (before, now) {
-            // Nobody has waited for it, so nothing is missing that anybody counts on.
+            // Nothing has waited for this source, so no missing event matters.
             (Source::Unreported, Source::Up) | (Source::Up, Source::Up) => {}
             // What happened before it was attached was not reported.
             (_, Source::Up) => {
@@ -164,7 +164,7 @@ impl EventStream {
     /// Takes what a scan says beside its processes. Returns whether it closed a gap.
     pub(super) fn take_scan(&mut self, scan: &ProcessScan) -> bool {
         if self.scan_began.is_some_and(|began| scan.started < began) {
-            // An older one, come late, tells nothing that is not known.
+            // An older scan that arrives late has nothing new.
             return false;
         }
         self.scan_began = Some(scan.started);
@@ -208,7 +208,7 @@ impl EventStream {
         end <= self.complete_through() || (has_drained && !self.lacks_scan(end))
     }
 
-    /// Whether only a scan can say who lived up to `end`, and none has.
+    /// Whether a scan is needed to know which processes lived up to `end`, and none has been made.
     pub(super) fn lacks_scan(&self, end: BootTime) -> bool {
         let is_in_gap = self.gap.is_some_and(|gap| gap.since < end);
         is_in_gap && self.scan_began.is_none_or(|began| began < end)

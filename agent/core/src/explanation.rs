@@ -8,8 +8,8 @@ use crate::input::{IdentitySource, SampleClocks};
 use crate::model::{BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceState, WallTime};
 use crate::snapshot::{AllocationView, Attribution, ContainerLabels};
 
-/// Everything that the agent knows of one subject: which processes, in which cgroups, whose those
-/// are, who said what of the names, and what came of it. For `gpuacct explain`.
+/// Everything that the agent knows about one subject: its processes, cgroups and owners, the
+/// answers of identity sources, and the accounts. For `gpuacct explain`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// What was asked for.
@@ -95,7 +95,7 @@ pub struct GpuUse {
     pub memory: Option<u64>,
 }
 
-/// One who pays.
+/// What is known of one owner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OwnerStory {
     /// Who, by the kernel's cgroup alone.
@@ -110,7 +110,7 @@ pub struct OwnerStory {
     pub identified: Option<WallTime>,
     /// How far its names are known; absent where there is no account to publish.
     pub attribution: Option<Attribution>,
-    /// Why, in words.
+    /// Why these names were used, in words.
     pub why: Arc<str>,
     /// What each source of names is doing and has said, the best source first.
     pub answers: Vec<AnswerStory>,
@@ -174,13 +174,13 @@ pub enum CgroupOwner {
 /// What became of a question to one source of names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerStory {
-    /// Who was asked.
+    /// Source that was asked.
     pub source: IdentitySource,
     /// What the source is doing now; absent where the agent has none of it.
     pub health: Option<SourceState>,
     /// When it answered, on the wall clock; absent where it has not.
     pub at: Option<WallTime>,
-    /// What it said.
+    /// Its answer. Absent if it has not answered.
     pub outcome: Option<AnswerOutcome>,
     /// It has said since that the container is gone.
     pub removed: bool,
@@ -197,7 +197,7 @@ pub enum AnswerOutcome {
         /// As what: `namespace/pod/container`, or the runtime's name for it.
         name: Arc<str>,
     },
-    /// It does not.
+    /// The source does not know the container.
     NotFound {
         /// Why, as a label value.
         reason: Arc<str>,
@@ -235,7 +235,7 @@ pub struct AccountStory {
     pub memory: Option<u64>,
     /// End of the first window that charged it.
     pub first_used: Option<WallTime>,
-    /// End of the last.
+    /// End of the last window with use.
     pub last_used: Option<WallTime>,
     /// Whether its last process is gone.
     pub ended: bool,

@@ -41,7 +41,8 @@ struct HandedOver {
     accounts: Vec<u32>,
 }
 
-/// On which accounts processes are counted as started: by number, in the order of the processes.
+/// Accounts on which each process is counted as started: pairs of process and account number, in
+/// the order of the processes.
 struct Paid(Vec<(ProcessId, u32)>);
 
 impl Paid {
@@ -173,7 +174,7 @@ impl Followed {
     }
 }
 
-/// Whether somebody who knows no more of a process than where it is knows who pays for it.
+/// Whether the cgroup alone decides the owner of the process.
 fn is_to_be_kept(tracker: &mut ProcessTracker, facts: &Facts) -> bool {
     let mut places = std::iter::once(facts.placement).chain(facts.previous);
     places.all(|place| {

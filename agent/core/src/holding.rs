@@ -1,7 +1,7 @@
 //! Held time and memory over time, from the lists of processes that have a context on a GPU.
 //!
-//! NVML tells who has a context when it is asked, and between two answers nothing. What is booked in
-//! between is what the kernel bounds:
+//! NVML lists the processes with a context at one moment, and nothing between two lists. What is
+//! booked in between is bounded by the kernel's events:
 //!
 //! - A process that a list names holds the GPU from that list until the next one, and no longer than
 //!   it lives: its exit is known to the nanosecond. So is when it executes another program, which ends
@@ -9,16 +9,16 @@
 //! - One that is named for the first time has held it since it was started, or opened the device,
 //!   if that was after the list before. Otherwise since this list: nothing is extrapolated.
 //! - Memory is the list's figure, from that list until the next one or the exit.
-//! - A list that is not renewed counts for three intervals. After that nobody knows, and nothing is
-//!   counted until a list comes again: failed is neither held nor free.
+//! - A list that is not renewed counts for three intervals. After that nothing is counted until a
+//!   list comes again, because a failed reading means neither held nor free.
 //!
 //! Held time is a union: a payer with ten processes on a GPU for a second held it for a second.
 //! Memory is a sum over its processes. Neither is ever turned into busy time.
 //!
-//! Exits come through another channel than lists, and later. So a stretch is booked only when the
+//! Exits come through another channel than lists, and later. So an interval is booked only when the
 //! caller says that everything up to its end is known.
 //!
-//! Times are of the boot clock, memory is in bytes. What is left of a byte second is carried.
+//! Times are of the boot clock, memory is in bytes. Remainders of a byte-second are carried over.
 
 use crate::amounts::ByteSeconds;
 use crate::model::{BootTime, Nanos, Owner, ProcessId};
@@ -32,9 +32,9 @@ pub const INTERVALS: u64 = 3;
 /// A process in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedProcess {
-    /// Which.
+    /// Process that is listed.
     pub process: ProcessId,
-    /// Who pays for it.
+    /// Owner of the process.
     pub owner: Owner,
     /// The latest instant at which it is known not to have had a context yet, if any is known: when
     /// it was started, or first opened the device.
@@ -48,16 +48,16 @@ pub struct ListedProcess {
 pub enum End {
     /// It lives.
     Alive,
-    /// It died then.
+    /// It ended at this time.
     At(BootTime),
     /// It is not known any more.
     Forgotten,
 }
 
-/// What a payer is to be booked.
+/// Held time and memory to be booked for one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldAmount {
-    /// Where the earliest of that time begins; [`BootTime::MAX`] where there is none.
+    /// Beginning of the earliest of that time. [`BootTime::MAX`] if there is none.
     pub from: BootTime,
     /// Time during which at least one of its processes had a context.
     pub time: Nanos,
@@ -75,7 +75,7 @@ impl Default for HeldAmount {
     }
 }
 
-/// What one list says of one process: a stretch that ends with the next list.
+/// An interval in which a process held the GPU, by one process list. It ends with the next list.
 #[derive(Debug)]
 struct HoldingInterval {
     process: ProcessId,
@@ -89,12 +89,12 @@ struct HoldingInterval {
     until: BootTime,
 }
 
-/// A payer's part of one GPU.
+/// An owner's held time on one GPU, as far as it is booked.
 #[derive(Debug, Default)]
 struct HeldProgress {
-    /// Up to where its held time is booked. Not gone back behind.
+    /// End of the booked held time. It never moves back.
     through: BootTime,
-    /// Byte nanoseconds that are no whole byte second yet.
+    /// Remainder in byte-nanoseconds, less than one byte-second.
     carry: u128,
 }
 
@@ -106,7 +106,7 @@ pub struct Holding {
     listed: Option<BootTime>,
     stays: Vec<HoldingInterval>,
     payers: HashMap<Owner, HeldProgress>,
-    /// Processes that have been named, while they live, and who paid for them last.
+    /// Living processes that have been listed, with their last owner.
     known: HashMap<ProcessId, Owner>,
 }
 
@@ -123,19 +123,18 @@ impl Holding {
         }
     }
 
-    /// Who paid last for each process that has been named and lives.
+    /// Last owner of each living process that has been listed.
     pub fn payers(&self) -> impl Iterator<Item = (ProcessId, &Owner)> {
         self.known.iter().map(|(process, owner)| (*process, owner))
     }
 
-    /// A list before the first one here has named this process, and `owner` paid for it.
+    /// Records that an earlier agent's list had this process, and that `owner` was charged for it.
     pub fn restore(&mut self, process: ProcessId, owner: Owner) {
         self.known.insert(process, owner);
     }
 
-    /// Takes a list that was read `at`, and returns whose processes are named for the first time,
-    /// once for each; one that turns out to be another's, or moves to it, is new to that one. A list
-    /// older than the last one says nothing new.
+    /// Takes a list that was read at `at`. Returns the owner of each process that is listed for the
+    /// first time for that owner, once per process. A list older than the last one is ignored.
     pub fn list(&mut self, at: BootTime, members: Vec<ListedProcess>) -> Vec<Owner> {
         if self.listed.is_some_and(|listed| at <= listed) {
             return Vec::new();
@@ -148,7 +147,7 @@ impl Holding {
         {
             stay.until = at.min(stale);
         }
-        // What came before a list that counts no more was not looked at.
+        // Time before a list that no longer counts was not observed.
         let before = self.listed.filter(|_| at <= stale);
         self.listed = Some(at);
         let mut started = Vec::new();
@@ -176,8 +175,7 @@ impl Holding {
         started
     }
 
-    /// A process executes another program: what lists said of it before is over. Whether they said
-    /// anything.
+    /// Ends the holding of a process that executed another program. Returns whether it was listed.
     pub fn executed(&mut self, process: ProcessId, at: BootTime) -> bool {
         let mut any = false;
         let before = |stay: &&mut HoldingInterval| stay.process == process && stay.from < at;
@@ -195,7 +193,8 @@ impl Holding {
         })
     }
 
-    /// Books everything up to `until`, by when `end_of` knows every exit. Each payer once.
+    /// Books everything up to `until`. `end_of` must know every exit up to then. Calls back once
+    /// for each owner.
     pub fn book_until(
         &mut self,
         until: BootTime,
@@ -203,7 +202,7 @@ impl Holding {
     ) -> Vec<(Owner, HeldAmount)> {
         let until = until.min(self.stale());
         let mut booked = HashMap::<Owner, HeldAmount>::default();
-        // By their beginnings, so that each payer's union is one sweep.
+        // Sorted by their beginnings, so that each owner's union needs one pass.
         self.stays.sort_by_key(|stay| stay.from);
         let payers = &mut self.payers;
         self.stays.retain_mut(|stay| {

@@ -1,7 +1,7 @@
-//! What the sources hand to the core: observations, never decisions.
+//! What the sources send to the core: observations, never decisions.
 //!
 //! Every variant is plain data with its time in it. Nothing here is trusted to be complete, in
-//! order or on time; the core says what it makes of it.
+//! order or on time. The core decides how to use it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::model::{
     SourceId, SourceState, StartTicks, UnobservedReason,
 };
 
-/// One observation.
+/// An observation of a source. The only way into the core.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -23,7 +23,7 @@ pub enum Input {
     Kernel(KernelBatch),
     /// One scan of `/proc`.
     Processes(ProcessScan),
-    /// What a runtime or the kubelet says of a container.
+    /// An answer or event of an identity source about a container.
     Identity(IdentityUpdate),
     /// The GPUs that NVML lists now; replaces the list before it.
     Gpus(Vec<GpuInfo>),
@@ -33,7 +33,7 @@ pub enum Input {
     GpuProcesses(GpuProcesses),
     /// What the kubelet has given to containers.
     Allocations(Allocations),
-    /// What the driver's accounting says of a process that died.
+    /// The driver's accounting record of a process that ended.
     Accounted(Accounted),
     /// A source changed its state.
     Health(SourceHealth),
@@ -69,7 +69,7 @@ pub struct EventCounters {
 }
 
 impl EventCounters {
-    /// Events that happened and that the core was not told of.
+    /// Events that the core did not receive: lost, skipped or undecodable.
     #[must_use]
     pub const fn missing(&self) -> u64 {
         let told = self.lost.saturating_add(self.undecodable);
@@ -88,8 +88,8 @@ pub enum KernelEvent {
     Exec(ProcessEvent),
     /// The last thread of a process is out. May be reported more than once.
     Exit(ProcessEvent),
-    /// A process was moved to another cgroup: `process.cgroups` is where it is now. That is where it
-    /// was if the move was in a hierarchy that events do not name.
+    /// A process was moved to another cgroup: `process.cgroups` is where it is now. It is the same
+    /// cgroup as before if the move was in a hierarchy that events do not report.
     Attach(ProcessEvent),
     /// A cgroup, announced when it is made or first seen on a process. Ancestors are announced
     /// before their children, each once; any may be announced again. One that lies too far below
@@ -105,9 +105,9 @@ pub enum KernelEvent {
 /// An open of a device by a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceOpen {
-    /// Who and when; a thread's open is its process's.
+    /// Process and time. An open by a thread counts for its process.
     pub process: ProcessEvent,
-    /// Which device.
+    /// Device that was opened.
     pub device: DeviceNumber,
 }
 
@@ -153,7 +153,7 @@ pub struct CgroupSet {
 /// A cgroup's name and place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupAnnouncement {
-    /// Which one.
+    /// Cgroup that is announced.
     pub key: CgroupKey,
     /// The kernfs id of its parent, in the same hierarchy; absent for a hierarchy's root.
     pub parent: Option<u64>,
@@ -194,7 +194,7 @@ pub struct ScannedProcess {
     pub cgroups: Arc<[(u32, Arc<str>)]>,
 }
 
-/// Who said what a container is called. Ordered from the best to the poorest.
+/// The source of a container's names, ordered from the best to the poorest.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
@@ -225,7 +225,7 @@ impl IdentitySource {
         }
     }
 
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.source().as_str()
@@ -244,26 +244,26 @@ pub enum IdentityUpdate {
     Found(ContainerIdentity),
     /// The source answers and does not know it.
     NotFound {
-        /// Who was asked.
+        /// Source that was asked.
         source: IdentitySource,
-        /// For whom.
+        /// Container of the lookup.
         id: ContainerId,
         /// Why it is not known, as a label value: `not_found`, `invalid_reply`, …
         #[serde(deserialize_with = "reason")]
         reason: Reason,
     },
-    /// What a pod is called, by a source that was asked for the pod and not for any container of it.
+    /// Names of a pod, from a source that was asked for the pod and not for one of its containers.
     FoundPod {
-        /// Who says so.
+        /// Source of the answer.
         source: IdentitySource,
         /// As what; its container is `(pod)`.
         names: KubernetesNames,
     },
     /// The source answers and does not know the pod.
     PodNotFound {
-        /// Who was asked.
+        /// Source that was asked.
         source: IdentitySource,
-        /// For whom.
+        /// Pod of the lookup.
         uid: PodUid,
         /// Why it is not known, as a label value.
         #[serde(deserialize_with = "reason")]
@@ -271,14 +271,14 @@ pub enum IdentityUpdate {
     },
     /// The source says that it has been removed. What was learnt of it stays.
     Removed {
-        /// Who said so.
+        /// Source of the report.
         source: IdentitySource,
-        /// Which.
+        /// Container that is gone.
         id: ContainerId,
     },
 }
 
-/// One of the label values that there are: what is read from a recording is nobody's to invent.
+/// Returns the known label value that equals the text. A recording cannot introduce new values.
 fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<Reason, D::Error> {
     let found = String::deserialize(from)?;
     let mut known = ["not_found", "invalid_reply", "too_large"].into_iter();
@@ -291,7 +291,7 @@ fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<Reason, D::Error> {
 pub struct ContainerIdentity {
     /// Its id.
     pub id: ContainerId,
-    /// Who says so.
+    /// Source of the answer.
     pub source: IdentitySource,
     /// The runtime's own name for it, without a leading slash.
     pub name: Option<Arc<str>>,
@@ -339,7 +339,7 @@ pub struct GpuInfo {
     pub memory_total: Option<u64>,
     /// What instance it is, if it is one of a GPU in MIG mode.
     pub mig: Option<MigInfo>,
-    /// The engines beside the SMs whose use by process the driver tells.
+    /// Engines other than the SMs whose use by process the driver reports.
     pub engines: Vec<Engine>,
 }
 
@@ -356,8 +356,8 @@ pub struct MigInfo {
     pub compute_instance: u32,
 }
 
-/// One stretch of one GPU's time, closed. The windows of a GPU tile its time: each starts where
-/// the one before it ended.
+/// A closed interval of one GPU's time. The windows of a GPU tile its time: each starts where the
+/// previous one ended.
 ///
 /// `end - start = busy + idle + Σ unobserved` and
 /// `busy = Σ credits + below_resolution + no_row`, to the nanosecond.
@@ -379,7 +379,8 @@ pub struct GpuWindow {
     /// Busy time by pid, as the driver's rows give it. One entry per pid.
     #[serde(default)]
     pub credits: Vec<Credit>,
-    /// Busy time that rows own and whole percents hide.
+    /// Busy time that belongs to processes with a row, but is hidden by the rounding to whole
+    /// percents.
     #[serde(default)]
     pub below_resolution: Nanos,
     /// Busy time that no row can own.
@@ -402,7 +403,8 @@ pub struct GpuWindow {
     pub clocks: Option<SampleClocks>,
 }
 
-/// By which clocks the driver stamps the samples and rows of a GPU, and who tells the rows.
+/// The clocks by which the driver stamps samples and rows of a GPU, and the call that returns the
+/// rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleClocks {
     /// The clock of the device's samples (`nvmlDeviceGetSamples`).
@@ -411,7 +413,7 @@ pub struct SampleClocks {
     pub rows: CallClock,
     /// The NVML function that tells the rows.
     pub rows_call: Arc<str>,
-    /// The NVML function that was to tell them, and succeeds without any while the GPU is busy.
+    /// NVML function that should return rows, but succeeds with none while the GPU is busy.
     #[serde(default)]
     pub empty_call: Option<Arc<str>>,
     /// How often a clock was found to be another one since the agent started.
@@ -423,7 +425,8 @@ pub struct SampleClocks {
 pub struct CallClock {
     /// The clock that they are nearest to.
     pub clock: ClockKind,
-    /// How far they are ahead of it, in nanoseconds; zero where they are on it or nothing is known.
+    /// Offset in nanoseconds by which the stamps are ahead of the clock. 0 if there is none or
+    /// nothing is known.
     pub ahead_nanos: i64,
 }
 
@@ -470,7 +473,7 @@ impl ClockKind {
     /// Every kind, in the order in which they are shown.
     pub const ALL: [Self; 3] = [Self::Unknown, Self::Wall, Self::Boot];
 
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -499,7 +502,7 @@ pub struct EngineUse {
     pub engines: Engines,
 }
 
-/// What was noticed while a window was taken; all of it is counted and exported.
+/// Irregularities of a window. Each is counted and exported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WindowQuality {
     /// Device samples that the window is made from.
@@ -538,7 +541,7 @@ pub struct GpuProcess {
     pub mps: MpsRole,
 }
 
-/// What a process is to NVIDIA's Multi-Process Service.
+/// Role of a process in NVIDIA's Multi-Process Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MpsRole {
@@ -549,11 +552,12 @@ pub enum MpsRole {
     Client,
     /// The server: the GPU lets one process only have a compute context, others are its clients.
     Server,
-    /// It goes by the server's name. Any process may; it counts for one that is in no container.
+    /// It has the server's name. Any process can choose that name, so it counts only for a process
+    /// in no container.
     NamedServer,
 }
 
-/// What the kubelet says that it has given to containers.
+/// Allocations as listed by the kubelet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allocations {
     /// When it was asked: the answer is no older.
@@ -598,7 +602,7 @@ pub struct AllocatedDevice {
     pub device: Option<DeviceRef>,
 }
 
-/// A device as the kubelet's ids refer to it. Which GPU that is the core knows.
+/// A device as identified by the kubelet's id. The core maps it to a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceRef {
@@ -610,7 +614,7 @@ pub enum DeviceRef {
     Minor(u32),
     /// A MIG instance by the index of its GPU and its own.
     MigIndex {
-        /// The GPU's.
+        /// NVML's index of the GPU.
         gpu: u32,
         /// The instance's, among the GPU's.
         instance: u32,
@@ -649,9 +653,9 @@ pub struct Accounted {
 /// A source's state and since when.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceHealth {
-    /// Which.
+    /// Source or output whose state this is.
     pub source: SourceId,
-    /// What it is doing.
+    /// Its state.
     #[serde(flatten)]
     pub state: SourceState,
     /// Since when it has been in that state.

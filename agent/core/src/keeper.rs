@@ -24,11 +24,11 @@ use crate::snapshot::{Attribution, ContainerLabels};
 use crate::tables::HashMap;
 use crate::tracker::ProcessTracker;
 
-/// Accounts that have been closed and are not known to be kept. Beyond that the oldest are given up
-/// and counted: their amounts stay in their GPU's book.
+/// Largest number of closed accounts that are not stored yet. Beyond it the oldest are merged and
+/// counted. Their amounts stay in their GPU's book.
 const CLOSED_LIMIT: usize = 10_000;
 
-/// Remembers what was handed over.
+/// Remembers the last handover, to find what changed since.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeTracker {
     accounts: HashMap<u32, (KeptAccount, KeptTotals)>,
@@ -69,7 +69,7 @@ impl ChangeTracker {
         self.followed.overflows()
     }
 
-    /// Forgets what was handed over: the next changes are everything there is.
+    /// Forgets the last handover, so that the next one is complete.
     pub(crate) fn forget(&mut self) {
         self.accounts.clear();
         self.books.clear();
@@ -79,7 +79,8 @@ impl ChangeTracker {
         self.allocations.clear();
     }
 
-    /// What of allocations is news, and of which containers there is none any more.
+    /// Returns allocations that changed since the last handover, and containers whose allocations
+    /// ended.
     pub(crate) fn allocations(
         &mut self,
         table: &AllocationTable,
@@ -118,7 +119,7 @@ impl ChangeTracker {
         self.closed.drain(..closed.min(self.closed.len()));
     }
 
-    /// What of an account is news, which it then is no more.
+    /// Returns what changed in an account since the last handover, and marks it as handed over.
     pub(crate) fn account(
         &mut self,
         account: &AccountView<'_>,
@@ -145,7 +146,8 @@ impl ChangeTracker {
         }
     }
 
-    /// Likewise.
+    /// Returns what changed in a book since the last handover, with the times of its reasons that
+    /// changed, and marks it as handed over.
     pub(crate) fn book(&mut self, book: &Book) -> (Option<KeptBook>, Vec<KeptTime>) {
         let kept = kept_book(book);
         let gpu = &book.gpu.uuid;
@@ -173,7 +175,8 @@ impl ChangeTracker {
         (changed, times)
     }
 
-    /// Likewise.
+    /// Returns a namespace's counter if it changed since the last handover, and marks it as handed
+    /// over.
     pub(crate) fn namespace(&mut self, namespace: KeptNamespace) -> Option<KeptNamespace> {
         let key = (namespace.gpu.clone(), Arc::clone(&namespace.namespace));
         let changed = self.namespaces.get(&key) != Some(&namespace);

@@ -1,9 +1,9 @@
 //! The books: one account per GPU and payer, in integer nanoseconds, and one book per GPU to which
 //! the accounts must add up.
 //!
-//! The device's elapsed, busy and idle time are added up apart from the accounts, so that the
+//! The device's elapsed, busy and idle time are added up independently of the accounts, so that the
 //! balance `busy = Σ containers + Σ host + Σ unattributed` is a check that can fail, not a
-//! definition. What an account that was closed held stays in the balance.
+//! definition. Amounts of closed accounts stay in the balance.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -21,7 +21,7 @@ use crate::tiling::{self, TilingRepairs, WindowPosition};
 
 /// What "now" means for a share.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
-/// How long the accounts of a GPU stay open that NVML lists no more.
+/// How long accounts stay open on a GPU that NVML does not list any more.
 pub const MISSING_GPU_HOLD: Nanos = Nanos::from_secs(600);
 /// What coverage and utilisation are about.
 pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
@@ -29,13 +29,13 @@ pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
 /// One process's part of one window, for "now".
 #[derive(Clone, Debug)]
 pub struct RecentCharge {
-    /// As the driver named it; absent where one payer's processes are told for together.
+    /// Pid as the driver reported it. Absent if the processes of one owner are reported together.
     pub pid: Option<Pid>,
     /// The process, where known.
     pub process: Option<ProcessId>,
-    /// Who paid.
+    /// Owner, or the reason why the time has none.
     pub owner: Result<Owner, UnattributedReason>,
-    /// How much.
+    /// Busy time, in nanoseconds.
     pub busy: Nanos,
 }
 
@@ -69,11 +69,11 @@ pub struct Book {
     pub unattributed: BTreeMap<UnattributedReason, Nanos>,
     /// What accounts that are closed held.
     pub closed: Amounts,
-    /// Energy, where a window has told of any.
+    /// Energy. Absent if no window had any.
     pub energy: Option<EnergyBook>,
     /// The driver's accounting beside the windows, where it tells.
     pub accounting: Option<AccountingBook>,
-    /// By which clocks the driver stamps, as the last window told.
+    /// Clocks by which the driver stamps, from the last window.
     pub clocks: Option<SampleClocks>,
     /// The end of the last window.
     pub through: Option<BootTime>,
@@ -89,8 +89,8 @@ pub struct Book {
     pub is_listed: bool,
     /// Since when NVML lists the GPU no more.
     pub missing: Option<BootTime>,
-    /// Whether NVML has listed it no more since its last window. Its next window may begin later
-    /// than that ended: a MIG instance that was destroyed and made anew had no time in between.
+    /// Whether NVML stopped listing it after its last window. The next window may then begin later:
+    /// a MIG instance that was destroyed and created again had no time in between.
     may_skip: bool,
     /// No account that is opened before the next window begins earlier: the series of those that were
     /// closed began before this.
@@ -179,7 +179,7 @@ impl Book {
             .is_some_and(|since| now.since(since) >= MISSING_GPU_HOLD)
     }
 
-    /// The last minute.
+    /// Returns the coverage of the last minute.
     #[must_use]
     pub fn coverage(&self) -> Coverage {
         let mut unattributed = BTreeMap::<_, Nanos>::new();
@@ -219,7 +219,7 @@ impl Book {
     }
 }
 
-/// The ledger.
+/// The books of all GPUs and the accounts on them.
 #[derive(Debug)]
 pub struct Ledger {
     books: Vec<Book>,
@@ -281,10 +281,9 @@ impl Ledger {
     /// Takes NVML's list: new GPUs get a book, known ones keep theirs, missing ones too, which is
     /// noted.
     ///
-    /// A MIG instance that was made anew under the UUID of another one is of a new generation. A
-    /// second of the one is no second of the other, so the accounts end with the old one. What an
-    /// instance is, is its UUID, its profile and its ids together; the book is about the UUID and
-    /// goes on.
+    /// A MIG instance that was created under the UUID of an earlier one is a new generation. Their
+    /// seconds are not comparable, so accounts end with the old one. UUID, profile and ids together
+    /// identify an instance. The book is about the UUID and continues.
     pub fn list(&mut self, gpus: Vec<GpuInfo>, clock: Clock) {
         for book in &mut self.books {
             if gpus.iter().all(|gpu| gpu.uuid != book.gpu.uuid) {
@@ -301,7 +300,8 @@ impl Ledger {
                 continue;
             };
             let book = &mut self.books[at];
-            // What is not known of the one before, as after a restart, is no other generation.
+            // If the earlier instance is not known, as after a restart, it counts as the same
+            // generation.
             let before = book.gpu.mig.as_ref();
             let is_another = before.is_some_and(|before| gpu.mig.as_ref() != Some(before));
             let was_unknown = before.is_none();
@@ -517,8 +517,8 @@ impl Ledger {
         self.accounts.iter_mut()
     }
 
-    /// Closes the accounts that `done` says are done, and gives them back. What they held stays in
-    /// their book.
+    /// Closes the accounts for which `done` is true, and returns them. Their amounts stay in their
+    /// book.
     pub fn close(
         &mut self,
         done: &mut dyn FnMut(&(usize, Owner), &Account) -> bool,

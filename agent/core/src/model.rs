@@ -19,7 +19,7 @@ pub const UNRESOLVED: &str = "(unresolved)";
 static SHARED_NONE: LazyLock<Arc<str>> = LazyLock::new(|| NONE.into());
 static SHARED_UNRESOLVED: LazyLock<Arc<str>> = LazyLock::new(|| UNRESOLVED.into());
 
-/// [`NONE`], one text for all: thousands of labels are it.
+/// [`NONE`] as one shared text, since thousands of labels have this value.
 #[must_use]
 pub fn none() -> Arc<str> {
     Arc::clone(&SHARED_NONE)
@@ -218,7 +218,7 @@ impl StartTicks {
     }
 }
 
-/// A process, for ever: pids are reused, pids with their start time are not (within one boot).
+/// Identity of a process within one boot: its pid and start time. Pids are reused, the pair is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     /// The process number in the initial pid namespace.
@@ -230,7 +230,7 @@ pub struct ProcessId {
 /// A device node, whatever it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DeviceNumber {
-    /// The driver.
+    /// Major number: the driver.
     pub major: u32,
     /// Which of its devices.
     pub minor: u32,
@@ -284,7 +284,7 @@ macro_rules! text {
         pub struct $name(pub Arc<str>);
 
         impl $name {
-            /// The text.
+            /// Returns the text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -315,7 +315,7 @@ text! {
     PodUid
 }
 text! {
-    /// What a host process is booked to: its systemd unit, or its cgroup's path where it has none.
+    /// Owner of a host process: its systemd unit, or its cgroup's path if it has none.
     HostUnit
 }
 text! {
@@ -337,8 +337,8 @@ pub enum UnattributedReason {
     UnconfirmedPid,
     /// The process is known and its cgroup's path could not be learnt.
     UnknownCgroup,
-    /// Busy time that whole percents hide: it belongs to processes that have a row, and which of
-    /// them cannot be told.
+    /// Busy time that is hidden by the rounding to whole percents. It belongs to processes with a
+    /// row, but it is not known to which.
     BelowResolution,
     /// Busy time for which the driver gave no row that could own it.
     NoRow,
@@ -364,7 +364,7 @@ impl UnattributedReason {
         Self::Overflow,
     ];
 
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -406,7 +406,7 @@ pub enum UnobservedReason {
     /// The driver did not answer: a call into NVML did not return for so long that the driver no
     /// longer has the samples.
     DriverTimeout,
-    /// A defect ended the agent's thread that asks the GPU. The thread is started again.
+    /// The agent's thread for this GPU panicked (a bug). It is started again.
     AgentError,
     /// No window of this time reached the books, and the next one did.
     WindowLost,
@@ -432,7 +432,7 @@ impl UnobservedReason {
         Self::UnknownSampleClock,
     ];
 
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -452,7 +452,7 @@ impl UnobservedReason {
     }
 }
 
-/// A source of observations, or an output: whatever can be up or down on its own.
+/// A source or an output that has a state of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceId {
@@ -493,7 +493,7 @@ impl SourceId {
         Self::Store,
     ];
 
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -517,11 +517,11 @@ impl SourceId {
 pub enum SourceState {
     /// It answers.
     Up,
-    /// It was never there. That is normal, and no alert.
+    /// It was never there. This is normal and does not alert.
     Absent,
     /// Switched off by configuration.
     Disabled,
-    /// It was there, or had to be, and does not answer.
+    /// It was there, or is required, and does not answer.
     Down {
         /// A short class for a label, e.g. `timeout`, `refused`, `protocol`, `permission`.
         class: Arc<str>,
@@ -534,7 +534,7 @@ pub enum SourceState {
 }
 
 impl SourceState {
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -546,7 +546,7 @@ impl SourceState {
     }
 }
 
-/// Who pays: what a process's place means.
+/// Who is charged for a process, by its cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// A container, by the [`NestingRule`].

@@ -164,7 +164,7 @@ impl Naming {
                     labels: no_names(&owner),
                     image: match &owner {
                         Owner::Container(_) => unresolved(),
-                        // It is of several containers, or of none.
+                        // A pod has several images, and a host unit has none.
                         Owner::Pod(_) | Owner::Host(_) => none(),
                     },
                     runtime: unresolved(),
@@ -258,7 +258,7 @@ impl Naming {
     }
 }
 
-/// What a payer is called before anybody has named it.
+/// Labels of an owner before any source has named it.
 pub(crate) fn no_names(owner: &Owner) -> ContainerLabels {
     match owner {
         Owner::Container(id) => ContainerLabels {

@@ -1,4 +1,5 @@
-//! Who opened a GPU's device and was never seen at work: a bound where there is no figure.
+//! Processes that opened a GPU and were never sampled: an upper bound on their use, since there is
+//! no figure.
 //!
 //! A process that opens a GPU, runs for a few milliseconds and dies may fall between all of the
 //! driver's samples. What it used is then booked as the device's time without a row, and nobody can
@@ -27,14 +28,14 @@ struct Opened {
     sampled: bool,
 }
 
-/// What a process of which there is no sample can have used at most.
+/// Upper bound on the use of a process that was never sampled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageBound {
-    /// Which.
+    /// Process that is listed.
     pub process: ProcessId,
-    /// Who would have paid, as far as that is known.
+    /// Owner that would have been charged, if known.
     pub owner: Option<Owner>,
-    /// What it opened.
+    /// Device that it opened.
     pub device: DeviceNumber,
     /// When it first did.
     pub opened: BootTime,
@@ -42,16 +43,16 @@ pub struct UsageBound {
     pub died: BootTime,
 }
 
-/// What the table of processes knows of one that opened a GPU.
+/// State of a process that opened a GPU, from the process table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProcessFate {
     /// It may still show up in a window.
     Open,
-    /// It died then, and every window has passed that.
+    /// It has died, and every window has passed its death.
     Over {
         /// When it died.
         died: BootTime,
-        /// Whose it was.
+        /// Its owner, if known.
         owner: Option<Owner>,
     },
     /// The table has no room for it, or forgot it.
@@ -111,7 +112,7 @@ impl Opens {
         self.latest.push_front(at);
         if let Some(opened) = self.followed.get_mut(&process) {
             opened.at = opened.at.min(at);
-            // The GPU says more than the device that controls them all.
+            // A GPU's own device says more than the control device of all GPUs.
             if device.gpu().is_some() && opened.device.gpu().is_none() {
                 opened.device = device;
             }
@@ -143,15 +144,15 @@ impl Opens {
         self.followed.get(&process).map(|opened| opened.at)
     }
 
-    /// Whether a GPU may have been opened in `(from, to]`: yes where too many opens came since to
-    /// remember.
+    /// Whether a GPU may have been opened in `(from, to]`. Also true if too many opens came since
+    /// to remember them.
     #[must_use]
     pub fn may_be_between(&self, from: BootTime, to: BootTime) -> bool {
         let is_forgotten = self.latest.len() == LATEST && self.latest.back() > Some(&from);
         is_forgotten || self.latest.iter().any(|at| from < *at && *at <= to)
     }
 
-    /// Draws the line under those of whom no more can come.
+    /// Closes the records of processes that cannot be sampled any more.
     pub fn close_finished(&mut self, fate: &mut dyn FnMut(ProcessId) -> ProcessFate) {
         let Self {
             followed,

@@ -20,16 +20,16 @@ pub(crate) struct Lookup<'a> {
     pub(crate) events: &'a EventStream,
 }
 
-/// Part of a window's busy time, and whose it is.
+/// A part of a window's busy time and its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Charge {
-    /// The process as the driver named it; absent for busy time that no row owns.
+    /// Pid as the driver reported it. Absent for busy time that is in no row.
     pub pid: Option<Pid>,
     /// The process itself, where one is known.
     pub process: Option<ProcessId>,
-    /// Who pays, or why nobody does.
+    /// Owner, or the reason why the time has none.
     pub owner: Result<Owner, UnattributedReason>,
-    /// How much.
+    /// Busy time, in nanoseconds.
     pub busy: Nanos,
     /// And how much of the other engines.
     pub engines: Engines,
@@ -54,8 +54,8 @@ pub(crate) fn owner_of(
     confirmed(pid, to, found, lookup)
 }
 
-/// The owner that was found for a pid up to `to`, unless an event may be missing that gave the pid
-/// to another process by then.
+/// Owner of the pid up to `to`. An error if an event may be missing that gave the pid to another
+/// process by then.
 pub(crate) fn confirmed(
     pid: Pid,
     to: BootTime,
@@ -69,7 +69,7 @@ pub(crate) fn confirmed(
     }
 }
 
-/// The one owner of everywhere that these were.
+/// The single owner of all these placements.
 pub(crate) fn owner_among(
     holders: &[Holder],
     placements: &mut PlacementTable,

@@ -1,18 +1,18 @@
-//! Where a process lives, and whose that is: cgroups by the kernel's numbers or by path, resolved
-//! once and shared by all processes in the same place.
+//! The cgroups of processes and their owners. Cgroups are known by the kernel's numbers or by path,
+//! resolved once, and shared by all processes in them.
 //!
 //! Events name a cgroup by (hierarchy, id); its name and its ancestors' are announced apart from
 //! that and may come later. `/proc` names it by path. Both end in the same [`Owner`].
 //!
-//! A placement is counted: it is held by the process records that use it and freed with the last.
+//! Placements are reference-counted: process records hold them, and the last release frees them.
 //! cgroups that no placement needs are dropped when the table is full; since the kernel side
 //! announces each cgroup only once, the caller must then have it announce all of them anew.
 //!
-//! A path says whose a cgroup is, and whoever may make cgroups somewhere may write any id into one.
-//! So an id belongs to the cgroup in which it was first seen, its *place*, and so does a pod's uid;
-//! another cgroup that bears it is refused and is the host's. The place is given up with the last
-//! process, dead ones that are still kept included, and the last account. One exception: a user's
-//! own service manager, and the inside of a container, are where people make cgroups for
+//! A path names the owner of a cgroup, and anyone who may make cgroups can write any id into a
+//! path. So an id, and a pod's uid, belongs to the cgroup in which it was first seen, its *place*.
+//! Another cgroup with the same id is refused and charged to the host. The place is given up with
+//! the last process, dead ones that are still kept included, and the last account. One exception: a
+//! user's own service manager, and the inside of a container, are where people make cgroups for
 //! themselves; an id that was first seen there belongs to a cgroup elsewhere as soon as one bears
 //! it, so that nobody can sit on the uid of a pod that is yet to start.
 
@@ -33,18 +33,18 @@ use crate::tables::{HashMap, HashSet};
 /// since it names the owner.
 const MAX_PATH_BYTES: usize = 4 * 4096;
 
-/// Who pays where one container is in another.
+/// Which container is charged if one is inside another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NestingRule {
-    /// The outermost: what is below a container's cgroup is made by whoever runs in it.
+    /// The outermost. Anyone who runs in a container can make cgroups below its cgroup.
     #[default]
     Outermost,
-    /// The innermost that a source of names vouches for, else the outermost. For clusters that are
-    /// containers themselves, on a node whose tenants are trusted.
+    /// The innermost that an identity source has confirmed, otherwise the outermost. For clusters
+    /// whose nodes are containers, with trusted tenants.
     Innermost,
 }
 
-/// A container in another one, as the path names it.
+/// A container inside another one, by the cgroup's path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InnerContainer {
     /// Its id.
@@ -155,7 +155,7 @@ pub struct PlacementTable {
     idle: HashSet<Owner>,
     /// Placements whose ids are refused.
     refused: HashSet<PlacementId>,
-    /// Ids that turned out to be somebody else's than who was billed under them.
+    /// Ids under which somebody other than their owner was billed.
     taken_over: Vec<Owner>,
     refusals: u64,
     rule: NestingRule,
@@ -205,7 +205,7 @@ impl PlacementTable {
         self.placements.get(id.slot())?.as_ref()?.refusal.as_ref()
     }
 
-    /// What bears an id now and is refused.
+    /// Cgroups that have an id which belongs to another cgroup.
     pub fn refusals_of(&self, claimed: &Owner) -> impl Iterator<Item = &Refusal> {
         let key = key_of(claimed);
         self.refused
@@ -239,7 +239,7 @@ impl PlacementTable {
         std::mem::take(&mut self.new_containers)
     }
 
-    /// cgroups known.
+    /// Number of cgroups whose path is known.
     #[must_use]
     pub fn cgroups(&self) -> u64 {
         self.nodes.len() as u64
@@ -319,14 +319,14 @@ impl PlacementTable {
         id
     }
 
-    /// Adds a user.
+    /// Counts one more process in this placement.
     pub fn hold(&mut self, id: PlacementId) {
         if let Some(Some(placement)) = self.placements.get_mut(id.slot()) {
             placement.users += 1;
         }
     }
 
-    /// Takes a user away; a placement without users is freed.
+    /// Releases a placement. One without users is freed.
     pub fn release(&mut self, id: PlacementId) {
         let Some(entry) = self.placements.get_mut(id.slot()) else {
             return;
@@ -355,7 +355,7 @@ impl PlacementTable {
         }
     }
 
-    /// Whose processes in this place are; absent while a cgroup's name has not been announced.
+    /// Owner of the processes in this placement. Absent while the path is not known.
     pub fn owner(&mut self, id: PlacementId) -> Option<&(Owner, CgroupMeaning)> {
         let placement = self.placements.get(id.slot())?.as_ref()?;
         if placement.meaning.is_none() {
@@ -371,7 +371,7 @@ impl PlacementTable {
         self.placements.get(id.slot())?.as_ref()?.meaning.as_ref()
     }
 
-    /// Says what a placement means, once its paths are known.
+    /// Determines the owner of a placement once its paths are known.
     fn classify(&mut self, id: PlacementId, paths: &[(u32, String)]) {
         let meaning = resolve(paths);
         let (mut owner, claims) = match &meaning {
@@ -419,7 +419,8 @@ impl PlacementTable {
         }
     }
 
-    /// The innermost container that somebody vouches for, unless its id belongs elsewhere.
+    /// The innermost container that an identity source has confirmed, unless its id belongs to
+    /// another cgroup.
     fn vouched_inner(
         &self,
         outermost: &ContainerCgroup,
@@ -465,9 +466,9 @@ impl PlacementTable {
         outermost.flat_map(inners).map(named).collect()
     }
 
-    /// Has these pay from now on: a source of names knows them as what their cgroup says. Those that
-    /// were vouched for before stay for as long as they have a process, for which `present` lists
-    /// all that have one.
+    /// Charges these inner containers from now on: an identity source has confirmed their cgroup.
+    /// Containers that were confirmed before stay so for as long as they have a process. `present`
+    /// lists all that have one.
     pub fn vouch(&mut self, vouched: BTreeSet<InnerContainer>, present: &BTreeSet<InnerContainer>) {
         self.vouched.retain(|inner| present.contains(inner));
         let mut new = vouched;
@@ -506,7 +507,7 @@ impl PlacementTable {
             .get(&claim.key)
             .is_some_and(|binding| binding.places.is_disjoint(&claim.places));
         if is_taken_over {
-            // Whoever sat on it is looked at again, and refused.
+            // Placements that used the id wrongly are judged again and refused.
             self.look_again(|placement| placement.binds.contains(&claim.key));
             self.bindings.remove(&claim.key);
             self.taken_over.push(claim.owner.clone());

@@ -1,12 +1,12 @@
-//! Which process had which pid when, and in which cgroup: what a pid of NVML is looked up in.
+//! Which process had which pid at what time, and in which cgroup. NVML's pids are looked up here.
 //!
 //! A process is `Running → Exited → Forgotten`. An exited one is kept until every GPU's window has
 //! passed it, since the driver reports busy time of the dead for seconds. Pids are reused, in
 //! seconds where `pid_max` is small, so a pid has a chain of incarnations, told apart by their
 //! start in ticks: the kernel's events give nanoseconds, `/proc` gives ticks.
 //!
-//! Events may be lost, doubled, or out of order across CPUs, and a scan may overlap them. So
-//! nothing here counts transitions; each observation only says "this process was in this place at
+//! Events may be lost, duplicated, or out of order across CPUs, and a scan may overlap them. So
+//! nothing here counts transitions. Each observation only says "this process was in this place at
 //! that time", and the table keeps the latest such fact, the one before it, and the exit.
 //!
 //! The table does not know what a cgroup means: it holds [`PlacementId`]s, which
@@ -30,7 +30,7 @@ const NIL: u32 = u32::MAX;
 
 /// Bits of a record's `pid_and_flags` that are the pid; the kernel's `PID_MAX_LIMIT` is 2^22.
 const PID_MASK: u32 = (1 << 24) - 1;
-/// Its death was reported, not inferred: nothing but the pid's next holder brings it back.
+/// Its exit was reported, not inferred. Only the pid's next holder can follow it.
 const EXIT_REPORTED: u32 = 1 << 29;
 /// The process replaced its image in the place where it is now.
 const EXEC_HERE: u32 = 1 << 30;
@@ -42,7 +42,7 @@ const BY_EVENT: u32 = 1 << 28;
 const FOUND_HERE: u32 = 1 << 27;
 /// A table before this one had it where it is, and nothing has been seen of it since.
 const RESTORED: u32 = 1 << 26;
-/// It moved while nobody looked: before it was found here it may have been here or there.
+/// It moved without an event: before it was found here, it may have been in either placement.
 const MOVED_UNSEEN: u32 = 1 << 25;
 const _: () = {
     let found = FOUND_HERE | RESTORED | MOVED_UNSEEN;
@@ -50,7 +50,7 @@ const _: () = {
     assert!(flags.count_ones() == 7 && flags & PID_MASK == 0);
 };
 
-/// One incarnation of a pid. 48 bytes; with its index entry a process costs at most 64.
+/// One process that had a pid. 48 bytes; at most 64 with its index entry.
 #[derive(Clone, Copy, Debug)]
 struct Record {
     start: BootTime,
@@ -239,8 +239,8 @@ impl ProcessTable {
             // The kernel's nanoseconds are finer than the tick that a scan gave.
             record.start = start;
         }
-        // Somebody thought it dead, and here it is: a scan had not been able to read it. A scan
-        // does not outrank a death that was reported.
+        // It was considered dead because a scan could not read it, and it is alive. A scan does not
+        // override a reported exit.
         let mistaken = record.exit < at && sighting != Sighting::Fork && !record.has(EXIT_REPORTED);
         if (reused || mistaken) && self.newest.get(&pid.0) == Some(&slot) {
             record.exit = BootTime::MAX;
@@ -395,7 +395,7 @@ impl ProcessTable {
             }
             None => {
                 if self.records.len() == self.records.capacity() {
-                    // Doubling would keep up to twice the memory that a process may cost.
+                    // Doubling the capacity would use up to twice the allowed memory per process.
                     self.records.reserve_exact(self.records.len() / 16 + 1024);
                 }
                 self.records.push(record);
@@ -452,7 +452,8 @@ impl ProcessTable {
         let record = &mut self.records[slot as usize];
         record.since = known.since;
         record.previous = known.previous;
-        // Whoever has to do with a GPU is no starter: wherever it was, it did something.
+        // A process that uses a GPU is not a runtime's short-lived starter: it did work wherever it
+        // was.
         record.pid_and_flags |= RESTORED | EXEC_HERE;
         if known.previous.is_some() {
             record.pid_and_flags |= EXEC_BEFORE;
@@ -542,8 +543,9 @@ impl ProcessTable {
         self.alive + self.exited > self.limit as u64 / 2
     }
 
-    /// Puts a process where it turns out to have been all along: what it was put in could not be
-    /// told. Returns the placement that is let go for it, if the process is known.
+    /// Corrects the placement of a process whose first placement had no known owner. The correction
+    /// applies from the process's start. Returns the former placement to release, or `None` if the
+    /// process is not known.
     pub fn correct_placement(
         &mut self,
         process: ProcessId,

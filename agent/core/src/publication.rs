@@ -1,4 +1,5 @@
-//! When an amount goes out, and under which labels: hold, then name, then never blank.
+//! When an amount is published, and under which labels: held back at first, then named, and never
+//! with an empty label.
 //!
 //! ```text
 //!            named within the grace
@@ -36,14 +37,14 @@ pub fn publish(
     }
 }
 
-/// Likewise for a payer that has its name.
+/// Publishes an account whose names are known.
 pub fn publish_named(
     account: &mut Account,
     labels: &ContainerLabels,
     policy: &Policy,
     clock: Clock,
 ) {
-    // What is out under the ids stays there: nothing touches that series from here on.
+    // What was published under the ids stays there. That series never changes again.
     let before = account.id_only.as_ref().map(|series| series.gate.visible);
     let series = account.named.get_or_insert_with(|| {
         // It begins at 0 when the account does, or where the ids' series stopped.

@@ -74,7 +74,7 @@ pub struct KeptSeries {
     pub shows: Amounts,
 }
 
-/// What of an account changes rarely.
+/// The part of an account that changes rarely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptAccount {
     /// Its number: unique for as long as series continue, closed accounts included.
@@ -85,13 +85,13 @@ pub struct KeptAccount {
     pub mig: Option<MigInfo>,
     /// What kind of payer.
     pub kind: OwnerKind,
-    /// Which.
+    /// Id, uid or unit of the owner.
     pub payer: Arc<str>,
     /// What it is called.
     pub labels: ContainerLabels,
     /// The image.
     pub image: Arc<str>,
-    /// Who runs it.
+    /// Container runtime, by the form of the path.
     pub runtime: Arc<str>,
     /// How far its names are known; absent for the host, which needs none.
     pub attribution: Option<Attribution>,
@@ -137,11 +137,11 @@ pub struct KeptTotals {
 /// An account that has been closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClosedAccount {
-    /// When.
+    /// Time at which it was closed.
     pub at: WallTime,
-    /// What it was.
+    /// The account.
     pub account: KeptAccount,
-    /// What it held.
+    /// Its final totals.
     pub totals: KeptTotals,
 }
 
@@ -177,9 +177,9 @@ pub struct KeptBook {
 /// Why time has no owner, or was not observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeptReason {
-    /// No owner.
+    /// Reason of busy time without an owner.
     Unattributed(UnattributedReason),
-    /// Not observed.
+    /// Reason of unobserved time.
     Unobserved(UnobservedReason),
 }
 
@@ -213,7 +213,7 @@ pub struct KeptNamespace {
     pub shows: Amounts,
 }
 
-/// What has changed since what was handed over before.
+/// What changed since the last handover.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Everything there is, not only what changed: whatever else is kept as open is gone.
@@ -244,7 +244,7 @@ pub struct Changes {
     pub allocations_gone: Vec<ContainerId>,
 }
 
-/// How far changes reach, to be given back once they are kept.
+/// Receipt for a handover. Given back to the core once the changes are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// How many closed accounts were among them.
@@ -261,7 +261,7 @@ impl Changes {
     }
 }
 
-/// Everything that is kept as open.
+/// The whole stored state of the core, for a restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PersistedState {
     /// The last commit's number.
@@ -306,13 +306,13 @@ pub enum StateError {
     Imbalance {
         /// The GPU.
         gpu: GpuUuid,
-        /// By how much.
+        /// Difference in nanoseconds.
         nanoseconds: i64,
     },
     /// The last commit is in the future of this boot.
     #[error("the last commit was made {ahead:?} ns ahead of the boot clock")]
     Future {
-        /// By how much.
+        /// Nanoseconds that the commit is ahead of the boot clock.
         ahead: u64,
     },
 }

@@ -1,13 +1,14 @@
-//! What the core was told and when, as lines of JSON: a life of an agent that can be lived again.
+//! The inputs of the core with their times, as lines of JSON that can be replayed.
 //!
-//! The core is arithmetic over what it is told, so the same lines give the same books, on any
-//! machine and without a kernel, a GPU or a runtime. A fault that was seen once becomes a test that
-//! way. The first line says with which settings; each other line is one observation, or a commit.
+//! The core depends on its inputs only, so the same lines give the same books on any machine,
+//! without a kernel, a GPU or a runtime. A bug that was seen once becomes a test in this way. The
+//! first line says with which settings; each other line is one observation, or a commit.
 //!
-//! A life begins with empty books: what an agent took from its store is not told to it.
+//! A replay begins with empty books: what the agent restored from its store is not in the
+//! recording.
 //!
 //! It writes and reads text, not files. A line that it does not understand is an error with its
-//! number: a recording is exact or it is none.
+//! number: a recording that is not exact is refused.
 
 use serde::{Deserialize, Serialize};
 
@@ -60,12 +61,12 @@ enum Read {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
     /// There is not even a first line.
-    #[error("a recording without a line")]
+    #[error("the recording is empty")]
     Empty,
     /// It was written by another version.
-    #[error("a recording of version {found}, expected {VERSION}")]
+    #[error("recording has version {found}, expected {VERSION}")]
     Version {
-        /// Its own.
+        /// Version of the recording.
         found: u32,
     },
     /// A line is not what it should be.
@@ -127,8 +128,8 @@ fn line(event: Written<'_>, clock: Clock) -> Result<String, serde_json::Error> {
     })
 }
 
-/// Lives a recording again, and shows each commit to `each`. What the core wishes for is not
-/// granted again: what came of it is in the recording.
+/// Replays a recording and passes each snapshot to `each`. Effects are not carried out: their
+/// results are in the recording.
 ///
 /// # Errors
 /// If a line is not one of a recording.
@@ -214,11 +215,11 @@ mod tests {
     #[test]
     fn what_is_no_recording_is_refused_with_the_line() {
         let rows = [
-            ("", "a recording without a line"),
+            ("", "the recording is empty"),
             ("{}", "line 1 of the recording"),
             (
                 &*HEAD.replace("g\":1", "g\":7"),
-                "a recording of version 7, expected 1",
+                "recording has version 7, expected 1",
             ),
             (&*format!("{HEAD}\n{{}}"), "line 2 of the recording"),
             (

@@ -3,11 +3,11 @@
 //! A GPU that is shared by time-slicing is given to several containers at once, and each of them
 //! has all of its time as allocated time. Here each container has a share: while `n` containers
 //! have the GPU, each gets one n-th of that time. As with allocated time, the number of replicas
-//! that a container has does not matter. The nanoseconds that a division leaves over go to the
+//! that a container has does not matter. The remainder of a division, in nanoseconds, goes to the
 //! first of the containers, so that all shares add up to the divided time.
 //!
 //! Only time that the GPU's book accounts for is divided, each nanosecond once. So all shares of a
-//! GPU's time are together no more than its elapsed time. A container that is met late, e.g.
+//! GPU's time are together no more than its elapsed time. A container that becomes known late, e.g.
 //! because its name came late, gets a share of the earlier time that was given to no container yet.
 //!
 //! Times are on the boot clock, amounts in whole nanoseconds.
@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::{BootTime, ContainerId, Nanos};
 
-/// Pieces of a GPU's time that were given to nobody yet and are remembered. The oldest goes first:
-/// it is kept for containers that are met late, and only the newest pieces concern those.
+/// Largest number of intervals without a container that are remembered per GPU, for containers that
+/// become known late. The oldest is dropped first, since such containers concern the newest ones.
 const FREE_LIMIT: usize = 64;
 /// How long a piece of a container's time waits for the GPU's book to account for it.
 const AWAIT_BOOK: Nanos = Nanos::from_secs(600);
@@ -48,7 +48,7 @@ pub(super) struct Share {
     pub(super) gpu: usize,
     /// The container.
     pub(super) container: ContainerId,
-    /// How much.
+    /// Time in nanoseconds.
     pub(super) amount: Nanos,
 }
 

@@ -60,7 +60,7 @@ struct Listed {
     executed: Option<BootTime>,
 }
 
-/// What a GPU's process lists said at one time.
+/// One reading of a GPU's process lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Reading {
     at: BootTime,
@@ -79,7 +79,7 @@ struct Present {
     owner: Option<Owner>,
 }
 
-/// The payer of all who were there, and the process if there was one only.
+/// The single owner of all processes in the window, and the process if there was only one.
 type Only = (Option<(Pid, Option<ProcessId>)>, Owner);
 
 /// Why there is no single payer: there is none, or more than one.
@@ -89,7 +89,7 @@ enum NoSingleOwner {
     Several,
 }
 
-/// What one GPU's process lists said, the newest first.
+/// Recent readings of one GPU's process lists, the newest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharing {
     readings: VecDeque<Reading>,
@@ -152,15 +152,15 @@ impl Sharing {
         self.readings.iter().any(|reading| reading.has_servers)
     }
 
-    /// Whom one of the latest lists has as an MPS server.
+    /// MPS server in one of the latest lists.
     pub fn servers(&self) -> impl Iterator<Item = Pid> + '_ {
         let listed = self.readings.iter().flat_map(|reading| &reading.listed);
         let servers = listed.filter(|listed| listed.part.is_server());
         servers.map(|listed| listed.pid)
     }
 
-    /// Whether somebody may have come or gone after the newest reading and before `to`: a process
-    /// opened a GPU, or one that was listed ended. The next reading tells.
+    /// Whether a process may have come or gone between the newest reading and `to`: a process
+    /// opened a GPU, or a listed one ended. The next reading shows it.
     #[must_use]
     pub(super) fn has_changed(&self, to: BootTime, lookup: &Lookup<'_>) -> bool {
         let newest = self.readings.front();
@@ -203,7 +203,7 @@ impl Sharing {
         })
     }
 
-    /// Everyone whose part `counts` and who was there at some time of `(from, to]`.
+    /// Processes for whose role `counts` is true and which were there at some time in `(from, to]`.
     fn present(
         &self,
         from: BootTime,
@@ -298,7 +298,7 @@ impl Sharing {
     ) -> Result<Only, NoSingleOwner> {
         let present = self.present(from, to, counts, lookup);
         let first = present.first().ok_or(NoSingleOwner::Nobody)?;
-        // A process whose owner is not known is somebody else's.
+        // A process with an unknown owner counts as another owner's.
         let owner = first.owner.as_ref().ok_or(NoSingleOwner::Several)?;
         let is_theirs = present.iter().all(|of| of.owner == first.owner);
         // Once they are gone, whoever has opened a GPU may have come, and no reading says who.
@@ -310,7 +310,8 @@ impl Sharing {
         Ok((alone, owner.clone()))
     }
 
-    /// Who pays for what the driver names this pid for in `(from, to]`, if it is an MPS server.
+    /// Owner of the busy time that the driver reports for this pid in `(from, to]`, if the pid is
+    /// an MPS server.
     #[must_use]
     pub(super) fn payer_of_server(
         &self,

@@ -1,4 +1,4 @@
-//! The books as they stand after a commit: what every output shows, and all that it may show.
+//! The books after a commit: everything that outputs may show.
 //!
 //! A snapshot is immutable and shared. Prometheus, OTLP and the socket read the same one, so they
 //! cannot disagree about an amount; a slow output merely shows an older one.
@@ -57,9 +57,9 @@ pub struct Snapshot {
     pub nvml_threads: NvmlThreadBook,
     /// Whether the kubelet has ever said which container it gave which GPU.
     pub allocations_known: bool,
-    /// What the kubelet has given, and to whom.
+    /// Allocations of the kubelet, with their containers.
     pub allocations: Vec<AllocationView>,
-    /// What keeping the books came to; absent where they are not kept.
+    /// Figures of the store. Absent if it is disabled.
     #[serde(default)]
     pub store: Option<StoreBook>,
 }
@@ -76,7 +76,7 @@ pub struct GpuBook {
     pub start: WallTime,
     /// Time accounted for.
     pub elapsed: Nanos,
-    /// Busy time by the device's own samples, taken apart from the accounts.
+    /// Busy time by the device's own samples, summed independently of the accounts.
     pub busy: Nanos,
     /// Idle time.
     pub idle: Nanos,
@@ -86,8 +86,8 @@ pub struct GpuBook {
     pub unattributed: Vec<(UnattributedReason, Nanos)>,
     /// Busy time that is booked to an owner and not yet published.
     pub pending: Nanos,
-    /// Nanoseconds by which the accounts differ from the device's busy time, signed; zero unless
-    /// there is a defect.
+    /// Nanoseconds by which the accounts differ from the device's busy time, signed. Zero unless
+    /// there is a bug.
     pub imbalance: i64,
     /// By how much the held or allocated time of an account on it exceeds the time that has passed
     /// since the account's beginning; zero unless there is a defect.
@@ -121,7 +121,7 @@ pub struct GpuBook {
 /// the agent started, and no part of the books.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountingBook {
-    /// How many.
+    /// Number of ended processes in the sums.
     pub processes: u64,
     /// Their busy time by the driver's sums.
     pub by_driver: Nanos,
@@ -136,7 +136,7 @@ pub struct EnergyBook {
     pub total: Millijoules,
     /// What it consumed while it was idle, by share of time.
     pub idle: Millijoules,
-    /// What it consumed for nobody known, or while it was not observed.
+    /// Energy of busy time without an owner, and of unobserved time.
     pub unattributed: Millijoules,
 }
 
@@ -218,7 +218,8 @@ pub struct ContainerSeries {
     pub attribution: Attribution,
     /// The image, for the info series; `(none)` or `(unresolved)` where not known.
     pub image: Arc<str>,
-    /// Who runs it by the shape of its cgroup: `docker`, `containerd`, `cri-o`, `podman`, ….
+    /// Container runtime by the form of the cgroup's path: `docker`, `containerd`, `cri-o`,
+    /// `podman`, ….
     pub runtime: Arc<str>,
 }
 
@@ -230,7 +231,7 @@ pub enum Attribution {
     Held,
     /// Named.
     Named {
-        /// By whom.
+        /// Source whose answer was used.
         source: IdentitySource,
     },
     /// Published under the ids that the kernel gave, since the grace was over.
@@ -241,7 +242,7 @@ pub enum Attribution {
 }
 
 impl Attribution {
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -270,7 +271,7 @@ pub enum IdOnlyReason {
 }
 
 impl IdOnlyReason {
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -358,7 +359,7 @@ pub struct ContainerAccount {
     pub own_name: Option<Arc<str>>,
     /// End of the first window that charged it; absent if none has.
     pub first_used: Option<WallTime>,
-    /// End of the last.
+    /// End of the last window with use.
     pub last_used: Option<WallTime>,
     /// Whether its last process is gone.
     pub ended: bool,
@@ -389,12 +390,12 @@ pub struct AllocationView {
 pub enum AllocationState {
     /// The kubelet lists it and it lives.
     Counting,
-    /// It lives, though the kubelet lists it no more. Its time counts.
+    /// It is running and the kubelet does not list it any more. Its time counts.
     Forgotten,
-    /// It lives, and an agent before this one was told of it. The kubelet has not said anything since.
-    /// Its time counts.
+    /// It is running and was known to the previous agent. The kubelet has not answered since. Its
+    /// time counts.
     Unconfirmed,
-    /// The kubelet lists it, and no container of that name lives here: not yet, or not any more.
+    /// The kubelet lists it, and no container of that name is running: not yet, or not any more.
     NoContainer,
     /// It has ended just now.
     Ended,
@@ -454,7 +455,7 @@ pub struct AgentBook {
     pub containers_named: u64,
     /// Containers that are published by id only.
     pub containers_id_only: u64,
-    /// Containers whose names came after they had been published by id.
+    /// Containers whose names were found after they had been published by id.
     pub named_late: u64,
     /// Containers without an account whose names were let go for want of room.
     #[serde(default)]
@@ -502,7 +503,7 @@ pub struct SourceErrorBook {
 pub struct LookupBook {
     /// It knows the container.
     pub found: u64,
-    /// It does not.
+    /// Lookups of a container that the source does not know.
     pub not_found: u64,
     /// It did not say in time.
     pub timeout: u64,
@@ -512,7 +513,7 @@ pub struct LookupBook {
     pub error: u64,
 }
 
-/// What a source of names, or of allocations, met, since the agent began.
+/// Requests, events and problems of an identity or allocation source since the agent began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamesBook {
     /// Which source.
@@ -557,11 +558,11 @@ pub struct NvmlCallBook {
     pub errors: u64,
     /// Time spent inside, all together.
     pub total: Nanos,
-    /// The longest.
+    /// Duration of the longest call.
     pub longest: Nanos,
 }
 
-/// What became of the threads that ask NVML, since the agent began.
+/// Failures of NVML threads since the agent began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NvmlThreadBook {
     /// Threads that a defect ended and that were started again.
@@ -574,7 +575,7 @@ pub struct NvmlThreadBook {
     pub undelivered: u64,
 }
 
-/// What keeping the books came to, since the agent began.
+/// Figures of the store since the agent began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreBook {
     /// Commits that are kept.

@@ -25,7 +25,7 @@ pub struct TilingRepairs {
     pub refused: u64,
 }
 
-/// Where a window lies.
+/// Position of a window relative to the booked time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WindowPosition {
     /// It begins where the one before it ended, or is the first.

@@ -158,7 +158,7 @@ impl ProcessTracker {
 
     /// A process died.
     pub(crate) fn exit(&mut self, event: &ProcessEvent, effects: &mut Effects) {
-        // A process whose birth was lost is known by its death at least.
+        // The exit event makes a process known whose fork event was lost.
         if self.processes.placement(event.id()).is_none() {
             self.sight(event, Sighting::Scan, effects);
         }
@@ -203,7 +203,7 @@ impl ProcessTracker {
             // It was moved in a hierarchy that events do not name. It may be a job's there now.
             effects.ask(Effect::Rescan);
         }
-        // A scan that was faster than this event knew the same place by its path.
+        // A scan that was faster than this event already knows the placement by its path.
         if let Some(found) = self.processes.found_at(process)
             && found != place
         {
@@ -285,7 +285,7 @@ impl ProcessTracker {
                 .note(process.pid, start, process.parent, false);
             self.placements.release(place_now);
         }
-        // Who could not be read may live.
+        // Processes whose files could not be read may be alive.
         let is_there = |pid, start| seen.contains(&(pid, start)) || unread.contains(&pid);
         self.processes
             .close_missing(scan.started, scan.finished, &is_there);

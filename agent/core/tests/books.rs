@@ -203,7 +203,7 @@ struct Life {
 struct Gpu {
     /// Who works now, and since when.
     working: Option<(u32, u64)>,
-    /// Who worked since the last window: pid and how long.
+    /// Work since the last window: pid and duration.
     worked: BTreeMap<u32, u64>,
     /// Where the next window begins.
     windowed: u64,
@@ -289,12 +289,12 @@ struct Blur {
     moved: u64,
 }
 
-/// Something that happened to a process and of which the core will never be told.
+/// An event of a process that the core never receives.
 #[derive(Clone, Copy, Debug)]
 struct Unreported {
     pid: u32,
     at: u64,
-    /// Whether it was lost, and what came before it may still be told; otherwise the source was down.
+    /// Whether the event was lost while others may still arrive; otherwise the source was down.
     is_lost: bool,
 }
 
@@ -343,10 +343,10 @@ struct World {
     drained: u64,
     untold: Vec<Unreported>,
     blurred: Vec<Blur>,
-    /// Who was on which GPU by a list, and whom a list may have meant.
+    /// Processes on each GPU by a list, and the processes that a list may have meant.
     listed: BTreeSet<(Place, usize)>,
     scan: Option<Scanning>,
-    /// What an agent that was killed has left; there is none now.
+    /// State that a killed agent left, while no agent runs.
     left: Option<PersistedState>,
     gaps: Vec<Gap>,
     last_number: u32,
@@ -397,7 +397,7 @@ enum Step {
     Run(u32, Place),
     Moves(u32, Place),
     Dies(u32, bool),
-    /// It dies, and its work goes on for so many nanoseconds.
+    /// It ends, and its work is credited for this many more nanoseconds.
     TearsDown(u32, u64),
     Works(usize, Option<u32>),
     /// So many of the coming events are lost.
@@ -610,7 +610,7 @@ impl World {
         }
     }
 
-    /// Another agent goes on, and scans `/proc` once it has the events.
+    /// Another agent continues, and scans `/proc` once it has the events.
     fn start(&mut self) {
         let Some(state) = self.left.take() else {
             return;
@@ -634,7 +634,7 @@ impl World {
 
     fn take(&mut self, input: Input) {
         self.accountant.take(input, clock(self.now));
-        // Nobody carries them out: scans and names come when the steps say so.
+        // Effects are not carried out: scans and names come when the steps say so.
         drop(self.accountant.take_effects());
         self.settle_lists();
     }
@@ -1338,8 +1338,8 @@ impl World {
                 .get(&pid)
                 .is_some_and(|since| *since < window.end);
             if is_doubted || (is_in_gap && !(is_scanned && is_read)) {
-                // Somebody else may have the pid by now, and nobody says that it is not so. It is
-                // nobody's then, and not its former holder's.
+                // Another process may have the pid by now, and nothing rules it out. The time then
+                // has no owner, and is not its former holder's.
                 continue;
             }
             let mended = |untold: &Unreported| {
@@ -1372,7 +1372,7 @@ impl World {
                 owners.insert(place);
                 next.insert(place);
             }
-            // Of two, the row does not say which: it is nobody's.
+            // The row does not say which of two it was, so the time has no owner.
             if let [owner] = owners.iter().copied().collect::<Vec<_>>()[..] {
                 let mut chain = owner.cgroups().into_iter();
                 let is_announced = chain.all(|cgroup| self.announced.contains(&cgroup.key.id));

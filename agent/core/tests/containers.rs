@@ -213,7 +213,7 @@ fn twenty_thousand_containers_that_never_touch_a_gpu_leave_nothing_behind() {
             source: IdentitySource::Bundle,
             says_removed: false,
         },
-        // A runtime that keeps what has ended, or whose word on its end was missed.
+        // A runtime that still lists ended containers, or whose event about the end was missed.
         Life {
             source: IdentitySource::Cri,
             says_removed: false,

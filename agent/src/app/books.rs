@@ -1,7 +1,7 @@
 //! How the books begin: from the store, or at 0.
 //!
-//! Nothing is metered before the store's lock is held or known not to be had: two agents that count
-//! the same GPUs would both be believed. A store that cannot be used holds up nobody for longer than
+//! Nothing is accounted for before the store's lock is held, or known to be unavailable: two agents
+//! that count the same GPUs would both be believed. An unusable store delays the start by at most
 //! [`PATIENCE`].
 
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::sources::gpu::cursor::Cursor;
 /// How often a lock that another agent holds is tried again.
 const TRY_LOCK: Duration = Duration::from_secs(1);
 
-/// The books, begun.
+/// The core and the store, ready to run.
 pub(super) struct OpenedBooks {
     pub(super) accountant: Accountant,
     /// Absent where nothing is to be kept.
@@ -46,10 +46,11 @@ pub(super) async fn begin(
     let handle = if config.store.enabled {
         open(config)
     } else {
-        // What is published from here on is nowhere: no later agent may go on from before.
+        // What is published from here on is not stored, so no later agent may continue from the
+        // stored content.
         if let Err(error) = mark.clear() {
             let path = mark.path().display();
-            warn!(%path, %error, "the mark of an earlier agent's store stays");
+            warn!(%path, %error, "cannot remove the marker file of an earlier agent's store");
         }
         Ok(None)
     };
@@ -68,12 +69,12 @@ pub(super) async fn begin(
                 info!(
                     accounts = state.accounts.len(),
                     sequence = state.sequence,
-                    "the books go on from the store"
+                    "continuing from the store"
                 );
                 (Some((accountant, state.clock)), None)
             }
             Err(error) => {
-                warn!(%error, "what is stored cannot be gone on from; the books begin at 0");
+                warn!(%error, "cannot continue from the store; all series begin at 0");
                 if let Some(handle) = &handle {
                     handle.begin_anew("unusable");
                 }
@@ -160,7 +161,8 @@ fn open(config: &Config) -> Result<Option<Handle>, StoreError> {
         .map_err(file("start a thread for", "the store"))
 }
 
-/// Asks the store what can be gone on from, for as long as another agent holds it.
+/// Reads the previous agent's state from the store. Waits for as long as another agent holds the
+/// store.
 async fn resume(
     handle: &Handle,
     mark: &MarkerFile,
@@ -183,7 +185,7 @@ async fn resume(
             waits = true;
             warn!(
                 reason = error.words(),
-                "waiting for the store; nothing is metered until then"
+                "waiting for the store; nothing is accounted for until it is available"
             );
         }
         let at = now();

@@ -30,7 +30,7 @@ const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
 /// store.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
 
-/// A snapshot that may not go out yet.
+/// A snapshot whose commit is being stored; it is published afterwards.
 struct PendingSnapshot {
     snapshot: Snapshot,
     kept: Pin<Box<dyn Future<Output = (DurabilityGate, Outcome)> + Send>>,
@@ -45,7 +45,7 @@ pub(super) struct Core {
     waiting: Option<PendingSnapshot>,
     /// The store's directory.
     store: String,
-    /// If what it is told is to be written down.
+    /// Records the inputs, if `--record-inputs` is set.
     recorder: Option<Recorder>,
     /// Whether the next commit is the last.
     is_last: bool,
@@ -113,8 +113,8 @@ impl Core {
         self.end().await;
     }
 
-    /// The last commit. What the disk does not take in time does not go out either: the next agent
-    /// goes on from what is kept, and shows that.
+    /// Makes the last commit. If the disk does not accept it in time, it is not published either:
+    /// the next agent continues from what is stored, and shows that.
     async fn end(&mut self) {
         if self.waiting.is_some() {
             match timeout(LAST_COMMIT, commit_stored(&mut self.waiting)).await {
@@ -183,7 +183,7 @@ impl Core {
     }
 
     fn publish(&mut self, mut snapshot: Snapshot) {
-        // What the sources count of themselves goes out with the books.
+        // Counters of the sources are published with the books.
         snapshot.names = self.requests.names_books();
         snapshot.nvml_calls = self.nvml_calls();
         snapshot.nvml_threads = self.watchdog.threads();
@@ -220,9 +220,9 @@ impl Core {
 
     fn carry_out(&mut self) {
         for effect in self.accountant.take_effects() {
-            // A full channel means that it is being done, or will be asked for again.
+            // A full channel means that the request is already in progress, or will be repeated.
             if !self.requests.send(effect) {
-                debug!("a wish of the core was not taken");
+                debug!("a request of the core was dropped; it is made again if still needed");
             }
         }
     }
@@ -230,19 +230,20 @@ impl Core {
     fn answer(&mut self, query: Query) {
         match query {
             Query::Processes(reply) => {
-                // Whoever asked may have gone.
+                // The client may have disconnected.
                 let _ = reply.send(self.accountant.gpu_processes(now().boot));
             }
             Query::Explain { subject, answer } => {
                 let explanation = self.accountant.explain(&subject, now());
-                // Whoever asked may have gone.
+                // The client may have disconnected.
                 let _ = answer.send(explanation.map(Box::new));
             }
         }
     }
 }
 
-/// Waits until the waiting snapshot may go out; for ever if there is none.
+/// Waits until the commit of the pending snapshot is stored or has failed. Never returns if no
+/// snapshot is pending.
 async fn commit_stored(
     waiting: &mut Option<PendingSnapshot>,
 ) -> (Snapshot, DurabilityGate, Outcome) {

@@ -15,7 +15,7 @@ pub enum AppError {
     #[error(transparent)]
     Prometheus(#[from] BindError),
     /// The local socket cannot be made.
-    #[error("cannot make the local socket")]
+    #[error("cannot create the local socket")]
     Socket(#[from] socket::SocketError),
     /// OTLP cannot be spoken as configured.
     #[error(transparent)]
@@ -24,18 +24,18 @@ pub enum AppError {
     #[error("cannot start the nvml thread")]
     Nvml(#[source] std::io::Error),
     /// The books are kept no longer.
-    #[error("the core ended before it was told to")]
+    #[error("the core task ended unexpectedly")]
     Core(#[source] Option<JoinError>),
-    /// The file for what the core is told cannot be made.
+    /// The file for the recording of inputs cannot be created.
     #[error("cannot record to {path}", path = .path.display())]
     Record {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         source: std::io::Error,
     },
     /// The thread for the answers of runtimes and the kubelet cannot be started.
-    #[error("cannot start the thread for the answers of runtimes")]
+    #[error("cannot start the thread for container runtimes and the kubelet")]
     ServersThread(#[source] std::io::Error),
     /// A signal handler cannot be installed.
     #[error("cannot listen for signals")]

@@ -1,4 +1,4 @@
-//! What the agent would find on this node, looked at before it runs: for `gpuacct check`.
+//! Checks what the agent needs on this node, for `gpuacct check`.
 //!
 //! Each part is tried by doing what the agent does (attach, open, ask, bind, write), never by
 //! comparing versions. It leaves nothing behind: programs are detached, sockets and files closed
@@ -29,11 +29,11 @@ use crate::sources::kernel::{self, KernelConfig, KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How a part stands.
+/// Result of the check of one part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// In order.
+    /// The part works.
     Ok,
     /// The agent runs and knows less than it could.
     Warn,
@@ -42,7 +42,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The word.
+    /// Returns the word that is printed.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -53,14 +53,14 @@ impl Verdict {
     }
 }
 
-/// One part.
+/// Result of checking one part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The part that was tried.
     pub item: String,
-    /// How it stands.
+    /// Result of the check.
     pub verdict: Verdict,
-    /// What was found.
+    /// What was found, in words.
     pub found: String,
     /// What to do about it; absent where nothing is to be done.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -152,7 +152,7 @@ async fn kernel(config: &Config) -> Vec<Finding> {
     });
     match timeout(LIMIT, looked).await {
         Ok(Ok(findings)) => findings,
-        Ok(Err(error)) => vec![fail("hooks", error.to_string(), "report this as a defect")],
+        Ok(Err(error)) => vec![fail("hooks", error.to_string(), "report this as a bug")],
         Err(_) => vec![fail(
             "hooks",
             format!("the kernel has not answered for {LIMIT:?}"),
@@ -172,7 +172,7 @@ fn judge_opens(state: OpenHookState, refusals: &[Refusal]) -> Vec<Finding> {
             match state {
                 OpenHookState::Attached(other) => ok(
                     item(*hook),
-                    format!("refused, {} stands in for it: {reason}", other.name()),
+                    format!("refused, {} is used instead: {reason}", other.name()),
                 ),
                 _ => warn(item(*hook), reason, remedy_of(error)),
             }
@@ -203,7 +203,7 @@ fn remedy_of(error: &KernelError) -> &'static str {
              container"
         }
         KernelError::RingBytes { .. } => "change kernel.ring_bytes",
-        _ => "report this as a defect, with the kernel's release",
+        _ => "report this as a bug, with the kernel's release",
     }
 }
 
@@ -280,7 +280,7 @@ fn judge_cgroups(mountinfo: &str) -> Finding {
         (false, true) => ok(item, "v1"),
         (false, false) => warn(
             item,
-            "none mounted here; the kernel reports them all the same",
+            "none mounted here; the kernel reports cgroups anyway",
             "mount the host's /sys/fs/cgroup if in a container",
         ),
     }
@@ -293,7 +293,7 @@ async fn nvml(library: Option<PathBuf>) -> Vec<Finding> {
         Ok(Ok(Err(SurveyError::Absent(reason)))) => vec![warn(
             "nvml",
             reason,
-            "install NVIDIA's driver, or set gpu.library; without a GPU nothing is booked",
+            "install NVIDIA's driver, or set gpu.library; without a GPU there is nothing to account for",
         )],
         Ok(Ok(Err(SurveyError::Unusable(reason)))) => vec![fail(
             "nvml",
@@ -301,7 +301,7 @@ async fn nvml(library: Option<PathBuf>) -> Vec<Finding> {
             "see that the driver is loaded (nvidia-smi), matches its library, and that \
              /dev/nvidia* can be opened here",
         )],
-        Ok(Err(error)) => vec![fail("nvml", error.to_string(), "report this as a defect")],
+        Ok(Err(error)) => vec![fail("nvml", error.to_string(), "report this as a bug")],
         Err(_) => vec![fail(
             "nvml",
             format!("the driver has not answered for {LIMIT:?}"),
@@ -317,7 +317,7 @@ fn judge_nvml(survey: &survey::Survey) -> Vec<Finding> {
     }
     let library = if survey.gpus.is_empty() {
         let found = format!("{found}, lists no GPU");
-        warn("nvml", found, "see that /dev/nvidia* are here")
+        warn("nvml", found, "check that /dev/nvidia* exist")
     } else {
         ok("nvml", found)
     };
@@ -325,7 +325,11 @@ fn judge_nvml(survey: &survey::Survey) -> Vec<Finding> {
         let item = format!("gpu {index}");
         match gpu {
             Ok(gpu) => judge_gpu(item, gpu),
-            Err(reason) => fail(item, reason, "see that /dev/nvidia* are here and whole"),
+            Err(reason) => fail(
+                item,
+                reason,
+                "check that /dev/nvidia* exist and are complete",
+            ),
         }
     });
     std::iter::once(library).chain(gpus).collect()
@@ -384,7 +388,7 @@ fn judge_gpu(item: String, gpu: &Surveyed) -> Finding {
     }
 }
 
-/// Every source of names, and at the end a warning if there is none.
+/// Checks every identity source, and adds a warning if none is available.
 async fn names(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut any = false;
@@ -398,7 +402,7 @@ async fn names(config: &Config) -> Vec<Finding> {
                     any |= answer.is_ok();
                     findings.push(answered(item, answer));
                 }
-                // That nobody is at the other places either is no news.
+                // That the other default sockets are absent, too, is normal and not reported.
                 PathKind::Absent if number > 0 => {}
                 other => findings.push(other.finding(item, "where Docker does not run")),
             }
@@ -423,7 +427,7 @@ async fn names(config: &Config) -> Vec<Finding> {
     if !any {
         findings.push(warn(
             "names",
-            "nobody here knows the names of containers",
+            "no identity source knows the names of containers",
             "mount the runtime's socket, /var/log/pods and /var/log/containers; without them \
              containers are published by id",
         ));
@@ -431,7 +435,7 @@ async fn names(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Whether the kubelet tells which container was given which GPU.
+/// Whether the kubelet lists allocations.
 async fn allocations(socket: &Path, limit: Duration) -> Finding {
     let item = format!("kubelet {}", socket.display());
     match look_at_socket(socket) {
@@ -467,12 +471,14 @@ impl PathKind {
             // The agent runs without it, and says that this source is down.
             Self::Other | Self::Socket => warn(
                 item,
-                "there is something else than a socket",
+                "exists and is not a socket",
                 "remove it: a bind mount whose source was missing leaves a directory",
             ),
-            Self::Unreadable(error) => {
-                warn(item, error.to_string(), "let gpuacct into its directory")
-            }
+            Self::Unreadable(error) => warn(
+                item,
+                error.to_string(),
+                "give gpuacct access to its directory",
+            ),
         }
     }
 }
@@ -492,12 +498,12 @@ fn answered(item: String, answer: Result<String, GreetingError>) -> Finding {
         // Docker's packages bring a containerd that is so configured.
         Err(GreetingError::NoCri) => ok(
             item,
-            "answers, with CRI switched off, which is normal where only Docker uses it",
+            "answers, with CRI switched off, which is normal if only Docker uses it",
         ),
         Err(error) => warn(
             item,
             chain(&error),
-            "see whether the runtime runs; gpuacct asks again for as long as it takes",
+            "check that the runtime runs; gpuacct retries forever",
         ),
     }
 }
@@ -517,7 +523,7 @@ async fn folders(config: &Config) -> (Vec<Finding>, bool) {
             (&bundle.docker, "where Docker does not run"),
         ] {
             rows.extend(paths.iter().map(|path| {
-                let what = "what the runtime leaves beside a container";
+                let what = "files of the runtime about its containers";
                 (
                     "bundle".to_owned(),
                     bundle.host_root.clone(),
@@ -548,7 +554,7 @@ async fn folders(config: &Config) -> (Vec<Finding>, bool) {
                     ok(item, what)
                 }
                 Ok(false) => PathKind::Absent.finding(item, normal),
-                Err(error) => warn(item, chain(&error), "let gpuacct read it"),
+                Err(error) => warn(item, chain(&error), "give gpuacct read access"),
             }
         });
         (looked.collect(), any)
@@ -556,7 +562,7 @@ async fn folders(config: &Config) -> (Vec<Finding>, bool) {
     match timeout(LIMIT, looked).await {
         Ok(Ok(looked)) => looked,
         Ok(Err(error)) => {
-            let defect = fail("folders", error.to_string(), "report this as a defect");
+            let defect = fail("folders", error.to_string(), "report this as a bug");
             (vec![defect], false)
         }
         Err(_) => {
@@ -583,7 +589,7 @@ fn store(directory: &Path) -> Finding {
     let item = format!("store {}", directory.display());
     let existing = directory.ancestors().find(|place| place.exists());
     let Some(existing) = existing else {
-        return fail(item, "no such place", "make the directory");
+        return fail(item, "does not exist", "make the directory");
     };
     let trial = existing.join(format!(".gpuacct-check-{}", std::process::id()));
     let written = fs::File::options()
@@ -613,7 +619,10 @@ fn socket(path: &Path, agent: bool) -> Finding {
         return ok(item, "an agent answers");
     }
     match look_at_socket(path) {
-        PathKind::Socket => ok(item, "left behind by an agent that is gone; it is replaced"),
+        PathKind::Socket => ok(
+            item,
+            "left behind by an agent that has ended; it will be replaced",
+        ),
         PathKind::Absent => {
             let directory = path.parent().unwrap_or(Path::new("/"));
             Finding {
@@ -645,7 +654,7 @@ async fn port(address: SocketAddr, agent: bool) -> Finding {
         Err(error) => fail(
             item,
             error.source.to_string(),
-            "choose another address in prometheus.listen, or end who has it",
+            "choose another address in prometheus.listen, or stop the program that uses it",
         ),
     }
 }

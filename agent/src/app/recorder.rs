@@ -1,9 +1,9 @@
-//! Writes down what the core is told, for `gpuacct agent --record-inputs`: a fault that was seen
-//! once can then be looked at as often as one likes.
+//! Records the inputs of the core, for `gpuacct agent --record-inputs`, so that a bug that was seen
+//! once can be replayed.
 //!
-//! For whoever looks for a defect, not for production: it writes on the core's own thread. It has
-//! names of containers in it and is readable by its owner alone, never replaces a file, and ends at
-//! [`MOST`] bytes, or when the disk is full, with a warning; the agent goes on.
+//! For debugging, not for production: it writes on the core's own thread. It has names of
+//! containers in it and is readable by its owner alone, never replaces a file, and ends at [`MOST`]
+//! bytes, or when the disk is full, with a warning; the agent goes on.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
@@ -39,7 +39,7 @@ impl Recorder {
             written: 0,
         };
         recorder.write(replay::head(settings, clock));
-        info!(path = %path.display(), "what the core is told is recorded");
+        info!(path = %path.display(), "recording the inputs of the core");
         Ok(recorder)
     }
 
@@ -74,6 +74,6 @@ impl Recorder {
     fn end(&mut self, reason: &str) {
         // What is buffered may be written or not: the last line can be torn.
         self.file = None;
-        warn!(reason, "what the core is told is recorded no longer");
+        warn!(reason, "recording of the core's inputs stopped");
     }
 }

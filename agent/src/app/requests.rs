@@ -119,7 +119,7 @@ impl Requests {
     /// Passes on a wish. Returns whether everybody whom it concerns has taken it.
     pub(super) fn send(&self, effect: Effect) -> bool {
         match effect {
-            // Whoever knows it: the best answer wins, whichever comes first.
+            // All sources are asked. The best answer is used, not the first.
             Effect::LookUp(id) => {
                 let mut all = true;
                 for of in &self.names {

@@ -18,7 +18,7 @@ pub(super) struct ServersThread {
 }
 
 impl ServersThread {
-    /// Starts it.
+    /// Starts the thread.
     pub(super) fn spawn() -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()

@@ -47,13 +47,14 @@ pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
     })
 }
 
-/// What counters say over OTLP, and where it is kept what was sent.
+/// Temporality of counters over OTLP, and where sent deltas are recorded.
 pub(super) fn temporality(config: &Config) -> otlp::Temporality {
     match config.otlp.temporality {
         OtlpTemporality::Cumulative => {
-            // Totals go out from here on: deltas that follow some day begin with those of then.
+            // From now on totals are sent. If deltas are switched on again, they begin with the
+            // totals of that moment.
             if let Err(error) = otlp::SentTotalsLocation::disown(&config.socket.path) {
-                warn!(%error, "the mark of an earlier agent's deltas stays");
+                warn!(%error, "cannot remove the marker file of an earlier agent's deltas");
             }
             otlp::Temporality::Cumulative
         }
@@ -85,7 +86,7 @@ pub(super) fn opt_in(config: &Config) -> OptIn {
     }
 }
 
-/// Where the figures come from, as OTLP's resource says it.
+/// Resource attributes of OTLP that identify this agent.
 pub(crate) fn origin(config: &Config) -> Origin {
     // In a pod the kernel's host name is the pod's.
     let host_name = config.otlp.node_name.clone().unwrap_or_else(|| {

@@ -176,7 +176,7 @@ impl Sources {
         // A call into NVML may never come back: the books do not wait for it long.
         if timeout(LAST_WINDOWS, self.nvml.stopped()).await.is_err() {
             warn!(
-                "NVML's last windows did not come within {LAST_WINDOWS:?}; their time is not booked"
+                "NVML's last windows did not arrive within {LAST_WINDOWS:?}; their time is not booked"
             );
         }
         self.tasks.shutdown().await;
@@ -195,7 +195,10 @@ pub(super) async fn outlived(
         return;
     }
     let source_name = source.as_str();
-    error!(source = source_name, "a defect ended this source");
+    error!(
+        source = source_name,
+        "the source's task panicked (a bug); restart the agent"
+    );
     let state = SourceState::Down {
         class: "panic".into(),
         reason: "a defect ended it; the agent must be started anew".into(),
@@ -207,7 +210,7 @@ pub(super) async fn outlived(
 /// Says what a source is doing in its place.
 async fn report_state(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState) {
     let mut reporter = HealthReporter::new(source, inputs.clone(), now).quiet();
-    // Nobody listens any more only when the agent is stopping.
+    // The receiver is dropped only when the agent is stopping.
     let _ = reporter.report(state, "").await;
 }
 

@@ -32,23 +32,23 @@ pub struct Options {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
     config: Option<PathBuf>,
-    /// Where /metrics, /healthz and /readyz are served
+    /// Address that serves /metrics, /healthz and /readyz
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
     /// The local socket for `gpuacct status`
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// NVIDIA's management library, if it is not where drivers put it
+    /// Path of NVIDIA's management library, if it is not in a usual place
     #[arg(long, value_name = "PATH")]
     nvml_library: Option<PathBuf>,
-    /// This node's name in Kubernetes, for what goes out over OTLP
+    /// Kubernetes name of this node, sent over OTLP
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
-    /// Write down everything that the core is told, to look for a defect: FILE must not exist, and
-    /// grows with every process of the node
+    /// Record all inputs of the core in FILE, for debugging. FILE must not exist, and grows with
+    /// every process of the node
     #[arg(long, value_name = "FILE", env = "GPUACCT_RECORD_INPUTS", hide = true)]
     record_inputs: Option<PathBuf>,
-    /// What is logged: a level, or directives such as gpuacct=debug
+    /// Log level, or directives such as gpuacct=debug
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
 }
@@ -65,7 +65,7 @@ impl Options {
         if self.nvml_library.is_some() {
             config.gpu.library = self.nvml_library;
         }
-        // An environment variable that is empty says as much as one that is not set.
+        // An empty environment variable counts as not set.
         if let Some(name) = self.node_name.filter(|name| !name.is_empty()) {
             config.otlp.node_name = Some(name);
         }
@@ -147,7 +147,10 @@ pub fn run(options: Options) -> ExitCode {
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
-                error!(error = &failure as &dyn std::error::Error, "cannot go on");
+                error!(
+                    error = &failure as &dyn std::error::Error,
+                    "the agent failed"
+                );
                 ExitCode::FAILURE
             }
         }

@@ -20,39 +20,39 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// What is asked does not fit into a request.
-    #[error("{request:?} cannot be asked")]
+    #[error("invalid request {request:?}")]
     Request {
-        /// What was asked.
+        /// Path and query of the request.
         request: String,
-        /// Why not.
+        /// Cause.
         source: hyper::http::uri::InvalidUri,
     },
-    /// Nothing listens.
+    /// No agent listens on the socket.
     #[error("no agent answers on {path}", path = .path.display())]
     NoAgent {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         source: std::io::Error,
     },
     /// The agent did not answer in time.
     #[error("the agent has not answered {request} for {} s", ANSWER_TIMEOUT.as_secs())]
     Timeout {
-        /// What was asked.
+        /// Path and query of the request.
         request: String,
     },
     /// The connection broke.
     #[error("the connection to the agent broke on {request}")]
     Connection {
-        /// What was asked.
+        /// Path and query of the request.
         request: String,
         /// What broke the connection.
         source: hyper::Error,
     },
     /// The answer broke off or is too long.
-    #[error("cannot read the agent's answer to {request}, allowed are {MAX_ANSWER_BYTES} bytes")]
+    #[error("cannot read the agent's answer to {request} (at most {MAX_ANSWER_BYTES} bytes)")]
     Body {
-        /// What was asked.
+        /// Path and query of the request.
         request: String,
         /// What is wrong with the answer.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -60,17 +60,17 @@ pub enum AskError {
     /// The agent refused.
     #[error("the agent answered {request} with {status}: {reason}")]
     Refused {
-        /// What was asked.
+        /// Path and query of the request.
         request: String,
         /// The HTTP status.
         status: u16,
-        /// Its words.
+        /// Message of the server.
         reason: String,
     },
     /// The answer is not what this version understands.
-    #[error("cannot understand the agent's answer to {request}")]
+    #[error("cannot decode the agent's answer to {request}")]
     Format {
-        /// What was asked.
+        /// Path and query of the request.
         request: String,
         /// Where the answer cannot be parsed.
         source: serde_json::Error,

@@ -33,14 +33,14 @@ const FOLDER: &str = "gpuacct-bundle";
 /// Collect what a bug report needs in one file
 ///
 /// A tar archive with check, status, configuration and the agent's recent log. Secrets of the
-/// configuration are struck out; names, images and labels of containers are in it. Exits with 0 if
-/// it is written, also where parts could not be had: they say why. With 1 if it cannot be written.
+/// configuration are removed; names, images and labels of containers are in it. Exits with 0 if it
+/// is written, even if parts are missing: they say why. Exits with 1 if it cannot be written.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Where it is written: `-` for standard output; a new file in this folder unless given
+    /// Output file, `-` for standard output [default: a new file in the working directory]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The configuration file; if none is named, what the running agent goes by, else the defaults
+    /// Configuration file [default: that of the running agent, else the defaults]
     #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
     config: Option<PathBuf>,
     /// The agent's socket, if it is not where the configuration puts it
@@ -188,7 +188,7 @@ fn log_text(log: &LogReport) -> String {
     text
 }
 
-/// What stands in the place of a part that could not be had.
+/// Text in place of a missing part.
 fn cannot(error: &(dyn Error + 'static)) -> String {
     format!("not here: {}\n", chain(error))
 }

@@ -23,7 +23,7 @@ use crate::outputs::socket::DEFAULT_PATH;
 /// work, with 1 if something fails, with 2 if the configuration is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The configuration file; if none is named, what the running agent goes by, else the defaults
+    /// Configuration file [default: that of the running agent, else the defaults]
     #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
     config: Option<PathBuf>,
     /// The socket of the agent that is asked for its configuration
@@ -37,11 +37,11 @@ pub struct Options {
 /// What was found, as `-o json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
-    /// Of this program.
+    /// Version of this program.
     pub version: String,
     /// The worst of the findings.
     pub verdict: Verdict,
-    /// One by one.
+    /// Findings in the order of the checks.
     pub findings: Vec<Finding>,
 }
 
@@ -110,7 +110,7 @@ pub async fn run(options: Options) -> ExitCode {
             Err(error) => return complain(&error, 1),
         },
     };
-    // Whoever reads may stop reading; the exit code still says what was found.
+    // The reader may close the pipe. The exit code still says what was found.
     drop(std::io::stdout().write_all(text.as_bytes()));
     match report.verdict {
         Verdict::Ok | Verdict::Warn => ExitCode::SUCCESS,
@@ -150,9 +150,9 @@ mod tests {
             finding(
                 "nvml",
                 Verdict::Warn,
-                "no libnvidia-ml.so.1 in the loader's path, nor below 7 other places",
+                "libnvidia-ml.so.1 was not found in the loader's path or in 7 other places",
                 Some(
-                    "install NVIDIA's driver, or set gpu.library; without a GPU nothing is booked",
+                    "install NVIDIA's driver, or set gpu.library; without a GPU there is nothing to account for",
                 ),
             ),
         ]);

@@ -25,7 +25,7 @@ pub(super) fn read(path: Option<&Path>) -> Result<Config, ConfigError> {
     path.map_or_else(|| Ok(Config::default()), Config::read)
 }
 
-/// What the agent on this node goes by, without its secrets.
+/// The running agent's configuration, without its secrets.
 pub(super) async fn of_the_agent(socket: &Path) -> Result<ConfigReport, AskError> {
     let request = "/v1/config";
     parse(request, &get(socket, request).await?)

@@ -1,7 +1,7 @@
 //! `gpuacct explain`: why an amount is booked on whom, for one process, container or pod.
 //!
-//! The agent tells, from its tables; this prints it in the order of the chain: process, cgroup,
-//! owner, names, amounts.
+//! The agent collects the facts from its tables. This prints them in order: process, cgroup, owner,
+//! names, amounts.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -21,9 +21,9 @@ use crate::outputs::socket::DEFAULT_PATH;
 
 /// Explain on whom a process, a container or a pod is booked, and why
 ///
-/// Tells the whole chain: process, cgroup, owner, what each source of names said and why the winner
-/// won, what is booked and published. Also for what has just ended. Exits with 0 if the subject is
-/// known, with 1 if not, with 2 if no agent answers.
+/// Prints the whole chain: process, cgroup, owner, the answer of each identity source and why one
+/// was used, what is booked and published. Also for subjects that have just ended. Exits with 0 if
+/// the subject is known, with 1 if not, with 2 if no agent answers.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// A PID, a container's id (or its beginning) or name, a pod as NAMESPACE/POD or uid, a container
@@ -42,7 +42,7 @@ pub struct Options {
 pub async fn run(options: Options) -> ExitCode {
     match answer(&options).await {
         Ok(text) => {
-            // Whoever reads may stop reading; the exit code still says what was found.
+            // The reader may close the pipe. The exit code still says what was found.
             drop(std::io::stdout().write_all(text.as_bytes()));
             ExitCode::SUCCESS
         }
@@ -190,17 +190,20 @@ impl Page<'_> {
                 self.line(0, &format!("container {id}"));
                 self.line(
                     1,
-                    &format!("runtime: {runtime}, by the shape of its cgroup"),
+                    &format!("runtime: {runtime}, by the form of its cgroup's path"),
                 );
                 if let Some(uid) = pod_uid {
                     let qos = qos.as_deref().unwrap_or("class not known");
                     self.line(1, &format!("pod uid: {uid} ({qos}), by its cgroup"));
                 }
                 for outer in outer {
-                    self.line(1, &format!("it is inside, and not the payer: {outer}"));
+                    self.line(
+                        1,
+                        &format!("it is inside this container, which is not charged: {outer}"),
+                    );
                 }
                 for inner in inner {
-                    self.line(1, &format!("inside it, and not the payer: {inner}"));
+                    self.line(1, &format!("inside it, not charged: {inner}"));
                 }
             }
             CgroupOwner::Pod { uid } => self.line(0, &format!("pod {uid}: its own cgroup")),
@@ -228,7 +231,7 @@ impl Page<'_> {
             self.allocation(allocation);
         }
         for refused in &owner.refused {
-            self.refused("another cgroup that bears its id", refused);
+            self.refused("another cgroup with its id", refused);
         }
         for account in &owner.accounts {
             self.account(account);
@@ -250,7 +253,7 @@ impl Page<'_> {
 
     fn answer(&mut self, answer: &AnswerStory) {
         let health = match &answer.health {
-            None => "not part of this agent".to_owned(),
+            None => "not configured".to_owned(),
             Some(SourceState::Down { reason, .. }) => format!("down: {reason}"),
             Some(state) => state.as_str().to_owned(),
         };
@@ -281,11 +284,11 @@ impl Page<'_> {
     fn allocation(&mut self, allocation: &AllocationView) {
         let state = match allocation.state {
             AllocationState::Counting => "and its time counts",
-            AllocationState::Forgotten => "and lists it no more; its time counts while it lives",
+            AllocationState::Forgotten => "no longer listed; its time counts while it lives",
             AllocationState::Unconfirmed => {
-                "and not confirmed since the agent began; its time counts while it lives"
+                "not confirmed since the agent began; its time counts while it lives"
             }
-            AllocationState::NoContainer => "and no such container lives here",
+            AllocationState::NoContainer => "no such container is running",
             AllocationState::Ended => "until it ended",
         };
         for device in &allocation.devices {
@@ -416,9 +419,7 @@ mod tests {
                 attribution: Some(Attribution::Named {
                     source: IdentitySource::Cri,
                 }),
-                why:
-                    "named by cri: it is the best source that knows the pod which the cgroup names"
-                        .into(),
+                why: "named by cri: it is the best source that knows the pod of the cgroup".into(),
                 unsampled: vec![UnsampledStory {
                     pid: Pid(4650),
                     device: "nvidia0".into(),

@@ -25,7 +25,7 @@ pub struct Options {
 /// What a kubelet wants to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Question {
-    /// Whether the agent lives: its books go on.
+    /// Whether the agent is alive: its books go on.
     Live,
     /// Whether it is ready: it has something to publish.
     Ready,

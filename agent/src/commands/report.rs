@@ -24,10 +24,10 @@ use crate::report::{self, ReportError};
 /// or the prices are wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// From the hour of this time on: how long ago, or when
+    /// Beginning of the range: a time or an age such as 7d; the whole hour is included
     #[arg(long, value_name = "D|T", default_value = "24h")]
     since: Moment,
-    /// Up to the beginning of the hour of this time; as far as there is anything if not given
+    /// End of the range: a time or an age; its hour is not included [default: the last commit]
     #[arg(long, value_name = "D|T")]
     until: Option<Moment>,
     /// What to group by, with commas: namespace, pod, pod_uid, container, container_id, image,
@@ -39,7 +39,7 @@ pub struct Options {
         default_value = "namespace"
     )]
     by: Vec<Dimension>,
-    /// For people (table), spreadsheets (csv), or programs (json, ndjson)
+    /// Output format: table, csv, json or ndjson
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// A table as wide as it takes, with held time, the other engines, processes, memory's peak,
@@ -49,7 +49,7 @@ pub struct Options {
     /// Prices by GPU model and MIG profile, a TOML file
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
-    /// The store's directory, or the ledger's file; that of the configuration if not given
+    /// Directory of the store, or ledger file [default: store.path of the configuration]
     #[arg(long, value_name = "PATH")]
     store: Option<PathBuf>,
     /// The configuration file; the defaults if there is none
@@ -129,7 +129,7 @@ fn answer(
         out.flush()
     });
     match printed {
-        // Whoever reads may stop reading.
+        // The reader may close the pipe.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("error: cannot print the report: {error}");
             Ok(false)

@@ -25,7 +25,7 @@ pub async fn run(options: Options) -> ExitCode {
     }
     match answer(&options).await {
         Ok((text, healthy)) => {
-            // Whoever reads may stop reading; the exit code still says what was found.
+            // The reader may close the pipe. The exit code still says what was found.
             drop(std::io::stdout().write_all(text.as_bytes()));
             if healthy {
                 ExitCode::SUCCESS

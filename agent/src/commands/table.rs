@@ -9,15 +9,15 @@ use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 pub(super) const WIDTH: usize = 80;
 /// Between two columns.
 const GAP: usize = 2;
-/// What a flexible column keeps as long as there is any other way.
+/// Smallest width of a flexible column, unless there is no other way.
 const FLEXIBLE_MIN: usize = 10;
 
 /// Where a column's text stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
-    /// Words.
+    /// Left-aligned, for words.
     Left,
-    /// Figures.
+    /// Right-aligned, for numbers.
     Right,
     /// Words of any length, elided where there is no room.
     Flexible,

@@ -29,9 +29,9 @@ pub enum ConfigError {
     Value {
         /// The key, with its table.
         key: &'static str,
-        /// What was found.
+        /// Value that was found.
         found: String,
-        /// What is allowed.
+        /// Description of the allowed values.
         allowed: &'static str,
     },
 }

@@ -30,7 +30,7 @@ pub struct Config {
     pub bundle: Bundle,
     /// The kubelet's links to logs.
     pub kubelet_logs: KubeletLogs,
-    /// Who pays.
+    /// Which container is charged.
     pub attribution: Attribution,
     /// The kubelet's word on who was given which GPU.
     pub pod_resources: PodResources,
@@ -235,19 +235,19 @@ impl Default for KubeletLogs {
     }
 }
 
-/// Who pays where one container is in another.
+/// Which container is charged if one is inside another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Payer {
     /// The outermost.
     #[default]
     Outermost,
-    /// The innermost that a source of names vouches for, else the outermost: for test clusters whose
-    /// nodes are containers.
+    /// The innermost that an identity source has confirmed, otherwise the outermost: for test
+    /// clusters whose nodes are containers.
     Innermost,
 }
 
-/// Who pays.
+/// Which container is charged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attribution {
@@ -455,7 +455,7 @@ impl Default for Otlp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text.
     #[default]
     Text,
     /// A JSON object a line.

@@ -1,15 +1,15 @@
 //! Whether the agent's figures can be relied upon now, and if not, why: one rule for `/readyz`,
 //! the local socket and `gpuacct status`, so that they cannot disagree.
 //!
-//! Degraded is not broken: a degraded agent still publishes, and its books still balance. It means
-//! that somebody should look. What is a lasting property of the hardware (a device without samples,
-//! whole percents that hide a little) does not count, or the word would lose its meaning.
+//! A degraded agent still publishes, and its books still balance. Degraded means that somebody
+//! should look at it. A lasting property of the hardware (a device without samples, rounding to
+//! whole percents) does not count, or the word would lose its meaning.
 
 use crate::core::model::{BootTime, Nanos, SourceState, UnattributedReason, UnobservedReason};
 use crate::core::snapshot::{BlockedCall, Coverage, Snapshot};
 
-/// Share of a minute that may go unobserved, or of its busy time that may go without an owner for a
-/// reason that somebody can mend, before that is a reason: one part in twenty.
+/// Share of a minute that may be unobserved, or of its busy time that may have no owner for a
+/// fixable reason, before the agent is degraded: one twentieth.
 const COVERAGE_TOLERANCE: u64 = 20;
 /// Kernel events that may be lost or be undecodable since the agent began: one in a thousand. Below
 /// that the rescan of `/proc` has mended what mattered.

@@ -81,7 +81,7 @@ enum Stage {
     Answer { is_made: bool },
     /// The last answer was taken, and nothing of another request has come.
     Idle,
-    /// It has to go.
+    /// It is being closed.
     Leaving(Closed),
 }
 
@@ -227,7 +227,7 @@ impl ConnectionSlots {
     }
 }
 
-/// A connection's place. Given back when dropped.
+/// A connection's slot. It is freed on drop.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     places: Arc<ConnectionSlots>,

@@ -69,7 +69,7 @@ impl<L: Listener> Server<L> {
                 stopping: stop.subscribe(),
             };
             connections.spawn(connection.run(io, router.clone()));
-            // Whoever has to leave is gone before the next one is let in.
+            // A connection that must close is gone before the next one is accepted.
             tokio::task::yield_now().await;
         }
         drop(self.listener);
@@ -80,7 +80,7 @@ impl<L: Listener> Server<L> {
     }
 }
 
-/// One connection.
+/// A connection with its slot and deadlines.
 struct Connection {
     place: ConnectionSlot,
     counters: Arc<OutputCounters>,

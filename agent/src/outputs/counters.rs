@@ -1,4 +1,4 @@
-//! What the outputs count of themselves: scrapes served, points delivered, label values mended.
+//! Counters of the outputs: scrapes served, points delivered, label values corrected.
 //!
 //! These are the only figures that do not come from a snapshot, since the snapshot must not depend
 //! on who reads it. They are shared by reference and only ever grow.

@@ -29,27 +29,27 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 pub const ALLOWED: &str =
     "off, error, warn, info, debug, trace, or directives such as gpuacct=debug";
 
-/// Why a level is none, or cannot be had.
+/// Error of a log level that is invalid or cannot be set.
 #[derive(Debug, thiserror::Error)]
 pub enum LevelError {
     /// A word that is no level.
-    #[error("log level {found:?}, allowed are {ALLOWED}")]
+    #[error("invalid log level {found:?}, allowed: {ALLOWED}")]
     Unknown {
-        /// The word.
+        /// The word that is not a level.
         found: String,
     },
     /// Directives that cannot be read.
-    #[error("log level {found:?}, allowed are {ALLOWED}")]
+    #[error("invalid log level {found:?}, allowed: {ALLOWED}")]
     Syntax {
-        /// All of them.
+        /// The whole text.
         found: String,
         /// The directive that cannot be parsed.
         source: ParseError,
     },
     /// Longer than any use of it.
-    #[error("log level of {found} bytes, allowed are {MAX_LEVEL_BYTES}")]
+    #[error("log level too long: {found} bytes, at most {MAX_LEVEL_BYTES}")]
     TooLong {
-        /// How long.
+        /// Length in bytes.
         found: usize,
     },
     /// This process logs to nobody.
@@ -77,7 +77,7 @@ pub struct LevelChange {
     pub now: String,
 }
 
-/// The log.
+/// The agent's log: its level and its last lines.
 #[derive(Debug, Default)]
 pub struct Log {
     state: Mutex<LogBuffer>,
@@ -106,7 +106,7 @@ impl Log {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, LogBuffer> {
-        // Whoever panicked meanwhile left lines behind that are as good as any.
+        // After a panic of another thread the lines are still valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -166,8 +166,8 @@ impl Log {
 /// The filter for a level.
 ///
 /// # Errors
-/// If that is no level. A bare word that is none would pass for the name of a target, and everything
-/// of that target for wanted; it is refused.
+/// Fails if the text is not a level. A bare word that is not a level would be taken for the name of
+/// a target, and everything of that target for wanted; it is refused.
 pub fn filter(level: &str) -> Result<EnvFilter, LevelError> {
     if level.len() > MAX_LEVEL_BYTES {
         return Err(LevelError::TooLong { found: level.len() });
@@ -187,7 +187,7 @@ pub fn filter(level: &str) -> Result<EnvFilter, LevelError> {
     })
 }
 
-/// Takes the lines of a `fmt` layer.
+/// A writer for a `fmt` layer that stores each line in the in-memory log.
 #[derive(Clone, Debug)]
 pub struct LogCapture(pub Arc<Log>);
 
@@ -214,12 +214,12 @@ impl io::Write for LineOf<'_> {
     }
 }
 
-/// Strikes secrets out of what a writer writes.
+/// A writer that replaces secrets before it writes.
 #[derive(Clone, Debug)]
 pub struct RedactingWriter<M> {
     /// Secrets to strike out of what is logged.
     pub secrets: Secrets,
-    /// Whom it writes to.
+    /// Writer that receives the redacted text.
     pub writers: M,
 }
 
@@ -234,7 +234,7 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for RedactingWriter<M> {
     }
 }
 
-/// One event of the log, on its way.
+/// A writer for one log event that replaces secrets.
 #[derive(Debug)]
 pub struct RedactedLine<'a, W> {
     secrets: &'a Secrets,
@@ -318,7 +318,7 @@ mod tests {
             writers: LogCapture(Arc::clone(&log)),
         });
         with_default(tracing_subscriber::registry().with(lines), || {
-            tracing::warn!(reason = "bad token hunter22", "otlp fails");
+            tracing::warn!(reason = "bad token hunter22", "OTLP export failed");
         });
         let [line] = &log.report().lines[..] else {
             panic!("one line");

@@ -1,5 +1,5 @@
-//! What the last committed snapshot looks like from outside. An output never feeds anything
-//! upstream, and a slow or dead one never holds the others.
+//! Outputs show the last committed snapshot. An output never feeds anything upstream, and a slow or
+//! dead one never delays the others.
 
 use std::sync::Arc;
 

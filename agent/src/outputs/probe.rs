@@ -1,5 +1,5 @@
-//! Whether the agent lives and whether it is ready: one rule for `/healthz` and `/readyz`, and for
-//! the local socket, which `gpuacct probe` asks.
+//! Whether the agent is alive and whether it is ready: one rule for `/healthz` and `/readyz`, and
+//! for the local socket, which `gpuacct probe` asks.
 //!
 //! It reads the last snapshot and does not ask the core, since it has to report a core that is
 //! stuck.
@@ -55,8 +55,9 @@ impl Probe {
         ))
     }
 
-    /// Fails only if the agent cannot publish: nothing is committed yet. What degrades it is in the
-    /// text, since taking a degraded agent out of service would only hide its figures.
+    /// Fails only if the agent cannot publish: nothing is committed yet. Reasons for a degraded
+    /// state are in the text only, since taking a degraded agent out of service would only hide its
+    /// figures.
     pub(super) fn ready(&self) -> Result<String, String> {
         let snapshot = Arc::clone(&self.snapshots.borrow());
         if snapshot.sequence == 0 {

@@ -251,7 +251,7 @@ fn decimal(out: &mut String, nanos: i128) {
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,
-    /// Why not.
+    /// Cause.
     pub source: std::io::Error,
 }
 

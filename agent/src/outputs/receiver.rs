@@ -1,5 +1,5 @@
-//! Where OTLP goes and where it says that it comes from: what the books and the agent's own
-//! telemetry have in common.
+//! The OTLP receiver and the resource attributes, shared by the books and the agent's own
+//! telemetry.
 //!
 //! It refuses TLS: an `https` endpoint is an error at the start and not a connection in the clear.
 
@@ -97,7 +97,7 @@ impl Receiver {
         self
     }
 
-    /// What the receiver may repeat and nobody else may learn.
+    /// Secrets that a receiver might repeat in its answers.
     pub(super) fn secrets(&self) -> Secrets {
         Secrets::of(self.headers.iter().map(|(_, value)| value.as_str()), None)
     }

@@ -77,7 +77,7 @@ pub struct StatusReport {
     pub degraded: Vec<String>,
     /// The call into NVML that has not returned.
     pub nvml_blocked: Option<BlockedFor>,
-    /// The books.
+    /// Last committed snapshot.
     pub snapshot: Snapshot,
 }
 
@@ -106,7 +106,7 @@ pub struct ConfigReport {
 /// Why an answer could not be given, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// In words.
+    /// Reason in words.
     pub error: String,
 }
 
@@ -114,7 +114,7 @@ pub struct Refusal {
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The path does not fit into a socket address.
-    #[error("the socket path {path} has {found} bytes, allowed are {allowed}", path = .path.display(), allowed = MAX_PATH_BYTES - 1)]
+    #[error("the socket path {path} is too long: {found} bytes, at most {allowed}", path = .path.display(), allowed = MAX_PATH_BYTES - 1)]
     PathTooLong {
         /// The path.
         path: PathBuf,
@@ -136,11 +136,11 @@ pub enum SocketError {
     /// The file system, or the kernel, refused.
     #[error("cannot {act} {path}", path = .path.display())]
     Io {
-        /// What was tried.
+        /// Verb phrase of the failed action, for the message.
         act: &'static str,
-        /// On what.
+        /// File or directory of the action.
         path: PathBuf,
-        /// Why it failed.
+        /// Cause.
         source: io::Error,
     },
 }
@@ -155,8 +155,8 @@ pub struct BoundSocket {
 
 /// Makes the socket at `path`, its directory if need be, and removes one that a dead agent left.
 ///
-/// The socket is made beside its place and moved there once it has its mode: there is no moment in
-/// which somebody else could open it.
+/// The socket is created under another name and renamed once it has its mode, so that no other user
+/// can ever open it.
 ///
 /// # Errors
 /// If another agent answers there, if something else is there, or if the system refuses.
@@ -233,7 +233,7 @@ pub async fn bind_after(path: &Path, patience: Duration) -> Result<BoundSocket, 
         }
         if !said {
             let path = path.display();
-            tracing::warn!(%path, ?patience, "another agent answers on the socket, waiting for its end");
+            tracing::warn!(%path, ?patience, "another agent answers on the socket; waiting until it stops");
             said = true;
         }
         tokio::time::sleep(TRY_AGAIN).await;
@@ -250,12 +250,12 @@ impl Drop for BoundSocket {
             && let Err(error) = fs::remove_file(&self.path)
         {
             // The next agent finds that nothing answers there and replaces it.
-            tracing::debug!(path = %self.path.display(), %error, "the socket stays behind");
+            tracing::debug!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
 }
 
-/// What the socket answers from.
+/// State that the handlers of the local socket use.
 #[derive(Clone)]
 pub struct SocketState {
     /// The last commit.
@@ -386,10 +386,10 @@ async fn explain(
     let found = subject.len();
     if !(1..=MAX_SUBJECT_BYTES).contains(&found) {
         state.counters.socket_requests.add(1);
-        let error = format!("a subject of {found} bytes, allowed are 1 to {MAX_SUBJECT_BYTES}");
+        let error = format!("the subject has {found} bytes, expected 1 to {MAX_SUBJECT_BYTES}");
         return refuse(StatusCode::BAD_REQUEST, error);
     }
-    let unknown = format!("nothing is known of {subject:?}");
+    let unknown = format!("no process, container, pod or unit matches {subject:?}");
     match ask(&state, |answer| Query::Explain { subject, answer }).await {
         Ok(Some(explanation)) => Json(explanation).into_response(),
         Ok(None) => refuse(StatusCode::NOT_FOUND, unknown),

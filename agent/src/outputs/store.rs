@@ -17,10 +17,10 @@
 //!
 //! # What can go wrong
 //!
-//! Nothing that is wrong with the file keeps the agent from metering and publishing. A directory
-//! that cannot be written is tried again for ever. A damaged file is set aside under another name, and
-//! the one after it bills nothing that was in there. A newer agent's file or another program's is not
-//! touched. Another agent's lock is waited for: two that count the same GPUs would both be believed.
+//! No problem of the file stops accounting and publishing. A directory that cannot be written is
+//! retried forever. A damaged file is renamed, and the next file bills nothing that was in it. A
+//! file of a newer agent or of another program is not touched. Another agent's lock is waited for:
+//! two that count the same GPUs would both be believed.
 //!
 //! It refuses to be the fleet's book: what is older than the retention, or beyond the size, goes.
 
@@ -69,13 +69,13 @@ pub struct Handle {
     ended: oneshot::Receiver<()>,
 }
 
-/// Starts the store's thread. The disk may hold it up for as long as it likes; nobody else waits.
+/// Starts the store's thread. The disk may block this thread; no other thread waits for it.
 ///
 /// # Errors
 ///
 /// There is no thread to be had.
 pub fn spawn(options: Options) -> io::Result<Handle> {
-    // At most a handful: whoever sends a commit waits for its answer before it sends the next.
+    // The queue stays short: the sender of a commit waits for its answer before it sends the next.
     let (commands, mut taken) = mpsc::unbounded_channel();
     let (on_end, ended) = oneshot::channel();
     std::thread::Builder::new()
@@ -109,19 +109,19 @@ impl Handle {
         let _ = self.commands.send(command);
     }
 
-    /// Opens the store and asks for what an agent before this one has left that can be gone on from.
+    /// Opens the store and returns the previous agent's state, if this agent can continue from it.
     pub async fn resume(&self, mark: &MarkerFile) -> Result<Option<PersistedState>, StoreError> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Resume(mark.clone(), answer));
         answered.await.unwrap_or(Err(StoreError::Gone))
     }
 
-    /// What is stored is not gone on from, for this reason: the next commit begins a life of series.
+    /// Does not continue from the stored state, for this reason: the next commit begins a new life.
     pub fn begin_anew(&self, reason: &'static str) {
         self.send(Command::BeginAnew(reason));
     }
 
-    /// Has a commit written. The answer comes when it is in the file; nobody need wait for it.
+    /// Queues a commit. The answer arrives once it is in the file; the caller need not wait for it.
     pub fn write(&self, changes: Changes) -> oneshot::Receiver<Result<Written, StoreError>> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Write(Box::new(changes), answer));

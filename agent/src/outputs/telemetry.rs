@@ -47,9 +47,9 @@ const OWN_MACHINERY: [&str; 9] = [
 /// Where the agent's own telemetry goes.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// To whom.
+    /// Receiver of the telemetry.
     pub receiver: Receiver,
-    /// From whom.
+    /// Resource attributes of this agent.
     pub origin: Origin,
     /// The time between two exports of the metrics.
     pub interval: Duration,
@@ -64,7 +64,7 @@ pub enum TelemetryError {
     #[error(transparent)]
     Receiver(#[from] ReceiverError),
     /// The SDK refuses to make an exporter.
-    #[error("cannot make the otlp exporter of the agent's own {signal} for {endpoint}")]
+    #[error("cannot create the OTLP exporter for the agent's own {signal} to {endpoint}")]
     Exporter {
         /// `metrics` or `logs`.
         signal: &'static str,
@@ -129,7 +129,7 @@ impl Telemetry {
         ];
         for (signal, end) in ends {
             if let Err(error) = end {
-                tracing::warn!(signal, %error, "the agent's own telemetry did not end well");
+                tracing::warn!(signal, %error, "cannot flush the agent's own telemetry");
             }
         }
     }
@@ -373,7 +373,7 @@ mod tests {
                 for target in ["a", "b"] {
                     tracing::warn!(target: "opentelemetry-otlp", target, "an export failed");
                     tracing::error!(target: "tonic::transport", target, "broken");
-                    tracing::warn!(target: "gpuacct::outputs::otlp", target, "otlp fails");
+                    tracing::warn!(target: "gpuacct::outputs::otlp", target, "OTLP export failed");
                 }
                 tracing::warn!(target: "gpuacct::sources::gpu", "goes out as well");
             });

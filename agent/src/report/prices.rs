@@ -57,7 +57,7 @@ pub enum MoneyError {
     /// The file is not what it should be.
     #[error("{origin}: {message}")]
     Syntax {
-        /// The file.
+        /// File that the error is in.
         origin: String,
         /// Where in it, what was found and what was expected.
         message: String,
@@ -65,19 +65,19 @@ pub enum MoneyError {
     /// A value that cannot be.
     #[error("{origin}: {key} is {found}, allowed is {allowed}")]
     Value {
-        /// The file.
+        /// File that the error is in.
         origin: String,
         /// The key.
         key: String,
-        /// What was found.
+        /// Value that was found.
         found: String,
-        /// What is allowed.
+        /// Description of the allowed values.
         allowed: &'static str,
     },
     /// A GPU that was used and has no price.
     #[error("{origin} has no price for {model:?} ({gpu}), it has prices for {known}")]
     Missing {
-        /// The file.
+        /// File that the error is in.
         origin: String,
         /// The GPU's model.
         model: String,
@@ -91,7 +91,7 @@ pub enum MoneyError {
         "{origin} has no price for the MIG instance {profile:?} of {model:?} ({gpu}), it has prices for {known}"
     )]
     MissingInstance {
-        /// The file.
+        /// File that the error is in.
         origin: String,
         /// What it is a part of.
         model: String,
@@ -111,7 +111,7 @@ pub enum MoneyError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prices {
     origin: String,
-    /// What they are in.
+    /// Currency of the prices.
     pub currency: String,
     /// How many decimals an amount is printed with.
     pub decimals: u32,
@@ -126,7 +126,7 @@ struct Model {
     busy_hour: Option<Decimal>,
     #[serde(deserialize_with = "decimal")]
     allocated_hour: Option<Decimal>,
-    /// By profile.
+    /// Prices of MIG instances by profile.
     mig: BTreeMap<String, Price>,
 }
 
@@ -147,7 +147,8 @@ pub struct Price {
     /// Of its being busy.
     #[serde(deserialize_with = "decimal")]
     pub busy_hour: Option<Decimal>,
-    /// Of its being allocated, busy or not. Who shares it by time-slicing pays for a part.
+    /// Price of an allocated hour, busy or not. Containers that share the GPU by time-slicing pay
+    /// for their share.
     #[serde(deserialize_with = "decimal")]
     pub allocated_hour: Option<Decimal>,
 }

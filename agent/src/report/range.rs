@@ -21,7 +21,7 @@ const HOUR: i64 = 3_600;
 pub enum Moment {
     /// So long before now.
     Ago(SignedDuration),
-    /// Then.
+    /// A point in time.
     At(Timestamp),
 }
 
@@ -66,18 +66,16 @@ impl Moment {
 /// Why a range cannot be reported on.
 #[derive(Debug, thiserror::Error)]
 pub enum RangeError {
-    /// No hour is in it.
-    #[error(
-        "no hour is in the range: it begins with the hour of {since} and ends with the beginning of the hour of {until}"
-    )]
+    /// The range has no hour.
+    #[error("the range is empty: it begins at the hour of {since} and ends at the hour of {until}")]
     Empty {
-        /// Its beginning.
+        /// Beginning of the range.
         since: Timestamp,
-        /// Its end.
+        /// End of the range.
         until: Timestamp,
     },
     /// Longer ago than there is a calendar for.
-    #[error("the range begins before the calendar does")]
+    #[error("the range begins before the earliest date that can be represented")]
     Beyond {
         /// What the calendar cannot express.
         source: jiff::Error,

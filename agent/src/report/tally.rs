@@ -41,8 +41,8 @@ use crate::outputs::store::query::{
     AccountLife, AccountRecord, GpuRecord, GpuUsed, LedgerExtent, ReasonUsed, Used,
 };
 
-/// What of a GPU's time may be missing from its book for being on its way: windows end when the
-/// driver's samples do, and wait for the event stream. Of an hour that is over it is in the next.
+/// Part of a GPU's time that may not be booked yet: windows end when the driver's samples do, and
+/// wait for the event stream. Of an hour that is over it is in the next.
 const UNDER_WAY: Nanos = Nanos::from_secs(10);
 /// Nanoseconds of an hour.
 const HOUR: u64 = 3_600_000_000_000;
@@ -83,7 +83,7 @@ pub struct Tally<'a> {
     by: &'a [Dimension],
     prices: Option<&'a Prices>,
     price_of: HashMap<(i64, Option<Arc<str>>), Price>,
-    /// GPUs of which MIG instances are a part, or were.
+    /// GPUs that have or had MIG instances.
     divided: HashSet<i64>,
     /// Their time that is left out.
     left_out: Nanos,
@@ -98,7 +98,7 @@ pub struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    /// Of nothing yet.
+    /// Creates an empty tally.
     #[must_use]
     pub fn new(
         standing: LedgerExtent,
@@ -298,7 +298,7 @@ impl<'a> Tally<'a> {
         Ok((rows, owned, total))
     }
 
-    /// Adds the rows of a GPU's hour that are nobody's, and gives what the device had.
+    /// Adds the rows without an owner of a GPU's hour, and returns the device's own figures.
     fn device(&mut self, hour: i64, gpu: i64, found: Hour) -> Result<Sums, MoneyError> {
         let Hour { book, .. } = found;
         let key = self.nobody(gpu, hour);
@@ -551,7 +551,7 @@ impl Tally<'_> {
         let mut notes = Vec::new();
         if !imbalance.is_zero() {
             notes.push(format!(
-                "the books are out of balance by {} ns: this is a defect, keep the ledger and report it",
+                "the books are out of balance by {} ns: this is a bug, please keep the ledger and report it",
                 imbalance.0
             ));
         }
@@ -567,11 +567,11 @@ impl Tally<'_> {
         let cut_end = end.filter(|end| begin_of(hour_of(*end)) != *end);
         if let Some(end) = cut_end {
             notes.push(format!(
-                "hours are the resolution: the hour of {end} is not in, all of the hour of {since} is"
+                "the report counts whole hours: it includes all of the hour of {since} and nothing of the hour of {end}"
             ));
         } else if begin != since {
             notes.push(format!(
-                "hours are the resolution: all of the hour of {since} is in"
+                "the report counts whole hours: it includes all of the hour of {since}"
             ));
         }
         let first = begin_of(self.standing.first_hour);
@@ -580,7 +580,7 @@ impl Tally<'_> {
         }
         if until == committed && begin_of(hour_of(until)) != until {
             notes.push(format!(
-                "the hour of {} is in as far as it was committed",
+                "the hour of {} is included up to the last commit",
                 begin_of(hour_of(until))
             ));
         }

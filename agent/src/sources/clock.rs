@@ -1,8 +1,9 @@
 //! The two clocks, read together: the only place below `sources` where time is asked for.
 //!
-//! Two readings are never made at one instant, and whoever compares the clocks over time takes the
-//! difference for a step of the wall clock. An agent that has used up its share of the CPU rests
-//! between any two instructions for a tenth of a second, so a pair that was torn apart is read again.
+//! Two readings are never made at the same instant, and code that compares the clocks over time
+//! would take the difference for a step of the wall clock. An agent that has used up its share of
+//! the CPU rests between any two instructions for a tenth of a second, so a pair that was torn
+//! apart is read again.
 //!
 //! Units: nanoseconds; the boot clock since boot, suspended time included, the wall clock since the
 //! Unix epoch. A clock that shows a time before its origin reads as zero.

@@ -1,9 +1,10 @@
-//! What is running, by a walk over `/proc`.
+//! Finds the running processes by scanning `/proc`.
 //!
-//! The kernel's events tell of every birth and death from the moment they are attached; this tells
-//! what was there before, and mends what was lost. It runs at the start, when the core asks, and on
-//! a slow timer, always on a thread of its own: with 100,000 processes a walk takes the better part
-//! of a second. The first waits for the eBPF object, so that nobody is born unseen between the two.
+//! The kernel's events report every start and exit from the moment the eBPF object is attached. A
+//! scan shows what was running before, and makes up for lost events. It runs at the start, when the
+//! core asks, and on a slow timer, always on a thread of its own: with 100,000 processes a walk
+//! takes the better part of a second. The first waits for the eBPF object, so that nobody is born
+//! unseen between the two.
 //!
 //! A process is read through an open directory, which stays bound to that process: when the pid is
 //! taken by another one in the middle of it, the read fails and nothing of two processes is mixed.
@@ -73,7 +74,7 @@ pub enum ScanError {
 }
 
 impl ScanError {
-    /// The label value.
+    /// Returns the value as used in labels.
     fn class(&self) -> &'static str {
         match self {
             Self::List { source, .. } => match source.kind() {
@@ -89,8 +90,8 @@ impl ScanError {
 /// Scans once `begin` is done, whenever `requests` asks for it and on the timer, until `shutdown` turns
 /// true or nobody reads `out` any more.
 ///
-/// `begin` is there for whoever is to be attached before the first scan: what is born between the two
-/// is seen by both, and not by neither.
+/// `begin` completes once the eBPF object is attached. A process that starts between that and the
+/// scan is then seen by both instead of by neither.
 ///
 /// Requests that come before a scan has begun are served by that one; a request that comes while
 /// one runs is served by the next, since the walk may already have passed what it is about.
@@ -126,7 +127,7 @@ pub async fn run(
                 // Only if the runtime is going down or the scan panicked; either way there is
                 // nothing to report and the next round decides.
                 Err(_) => {
-                    warn!("procfs: the scan did not finish");
+                    warn!("procfs: the scan was interrupted");
                     sleep_until(begun + MIN_GAP).await;
                     continue;
                 }

@@ -23,8 +23,8 @@ impl Backoff {
         }
     }
 
-    /// Shortens each wait at random by up to a half, so that the agents of a cluster do not knock in
-    /// step.
+    /// Shortens each wait at random by up to a half, so that the agents of a cluster do not retry
+    /// at the same time.
     pub(super) const fn jittered(mut self) -> Self {
         self.is_jittered = true;
         self

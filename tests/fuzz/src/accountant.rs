@@ -1,5 +1,5 @@
-//! The core, told anything at all in any order: the books balance, what is published never falls and
-//! never changes its labels, and nothing panics.
+//! Gives the core any inputs in any order: the books balance, published amounts never fall and
+//! never change their labels, and nothing panics.
 //!
 //! What is arbitrary is what outside parties say: events, scans, names, allocations, process lists,
 //! the GPUs that there are. Windows come from the agent's own arithmetic, which has a target of its

@@ -1,4 +1,4 @@
-//! The windows of a GPU whose driver says anything: they tile time and add up, whatever it says.
+//! The windows of a GPU whose driver answers anything: they tile time and add up.
 
 use arbitrary::{Arbitrary, Unstructured};
 use gpuacct::core::input::GpuWindow;

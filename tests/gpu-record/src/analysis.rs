@@ -98,7 +98,7 @@ pub struct Ring {
     pub period_us: u64,
     /// The shortest.
     pub shortest_us: u64,
-    /// The longest.
+    /// Duration of the longest call.
     pub longest_us: u64,
 }
 

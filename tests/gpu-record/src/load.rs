@@ -1,4 +1,4 @@
-//! A load whose duty is known: kernels for a share of each period, then nothing.
+//! A load with a known duty cycle: kernels for a share of each period, then nothing.
 //!
 //! What it did is measured, not assumed: the time from each launch to its end, which on a GPU that
 //! nobody else uses is the time the GPU was busy, plus some microseconds for the launch.
@@ -42,7 +42,7 @@ pub struct Report {
     pub ended_us: u64,
     /// For how long kernels ran.
     pub busy_ns: u64,
-    /// How many.
+    /// Kernels that ran.
     pub kernels: u64,
 }
 

@@ -23,7 +23,7 @@ use crate::analysis::{self, Findings, LineError};
 use crate::load::Report;
 use crate::summary;
 
-/// Memory that each load holds: enough to be told from a context's own.
+/// Memory that each load holds: enough to be distinguished from that of a context.
 const LOAD_MEMORY_BYTES: u64 = 1 << 30;
 /// Name, duty and part of the recording's time of each recording's loads: the first is run by the
 /// recorder, from a quarter to at most half of its time.
@@ -63,23 +63,23 @@ pub enum SessionError {
     /// A recording broke off.
     #[error("the recording {name:?} broke off")]
     Record {
-        /// Which.
+        /// Name of the missing tracepoint or map.
         name: &'static str,
-        /// Why.
+        /// Cause.
         source: RecordError,
     },
     /// What was recorded cannot be read back.
     #[error("the recording {name:?} cannot be read")]
     Read {
-        /// Which.
+        /// Name of the missing tracepoint or map.
         name: &'static str,
-        /// Why.
+        /// Cause.
         source: LineError,
     },
     /// A program cannot be run.
     #[error("cannot run {}", program.display())]
     Program {
-        /// Which.
+        /// The program.
         program: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -87,7 +87,7 @@ pub enum SessionError {
     /// A file cannot be written or read.
     #[error("cannot use {}", path.display())]
     File {
-        /// Which.
+        /// Path of the recording.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -99,7 +99,7 @@ pub enum SessionError {
 pub struct Visit {
     /// What the recordings show.
     pub findings: Findings,
-    /// What each load that ended by itself did.
+    /// Measurements of each load that ended by itself.
     pub loads: Vec<(String, Report)>,
     /// How the agent fared; none where there was none to run.
     pub agent: Option<Outcome>,

@@ -126,7 +126,7 @@ pub(crate) struct Account {
     pub(crate) peak_bytes: u64,
 }
 
-/// A share as an integer; what is not a share is none.
+/// A share in parts per million, clamped to 0..=1e6. 0 if it is not a positive number.
 pub(crate) fn ppm(share: f64) -> u64 {
     if share.is_finite() && share > 0.0 {
         #[expect(

@@ -38,7 +38,7 @@ pub enum ServerError {
     /// The socket cannot be had.
     #[error("cannot listen on {path}")]
     Listen {
-        /// Where.
+        /// The socket's path.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -119,7 +119,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::SeqCst);
-        // Wakes the acceptor; if nobody answers, it has ended already.
+        // Wakes the acceptor. If nothing answers, it has ended already.
         let woken = UnixStream::connect(&self.path);
         if let (Ok(_), Some(acceptor)) = (woken, self.acceptor.take()) {
             drop(acceptor.join());
@@ -180,7 +180,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
 
 fn refuse(shared: &Shared, mut stream: &UnixStream, reason: &str) {
     shared.refused.fetch_add(1, Ordering::Relaxed);
-    // Whoever has gone away need not be told.
+    // A client that has disconnected needs no answer.
     drop(writeln!(stream, "error: {reason}"));
     drop(stream.shutdown(std::net::Shutdown::Both));
 }

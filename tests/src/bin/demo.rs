@@ -1,5 +1,5 @@
-//! The demonstration: real eBPF, real containers, the built agent, and a GPU that is simulated
-//! where there is none, which is said. `cargo xtask demo` builds everything and runs this.
+//! The demonstration: real eBPF, real containers, the built agent, and a simulated GPU if there is
+//! none, which the output says. `cargo xtask demo` builds everything and runs this.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -324,7 +324,7 @@ fn every_output_has_the_same_cells() {
     assert_eq!(json["imbalance_seconds"], 0);
     let notes = json["notes"].to_string();
     assert!(
-        notes.contains("08:00:00Z is in as far as it was committed"),
+        notes.contains("08:00:00Z is included up to the last commit"),
         "{notes}"
     );
 
@@ -567,11 +567,11 @@ fn what_is_in_the_way_is_said_in_words() {
         .unwrap();
     let cases: [(&Path, &[&str], i32, &str); 18] = [
         (&missing, &[], 1, "there is no ledger at"),
-        (&garbage, &[], 1, "damaged, or no SQLite file"),
-        (&torn, &RANGE, 1, "damaged, or no SQLite file"),
+        (&garbage, &[], 1, "damaged, or is not an SQLite file"),
+        (&torn, &RANGE, 1, "damaged, or is not an SQLite file"),
         (&empty, &[], 1, "holds no commit yet"),
         (&newer, &[], 1, "has schema 999, this gpuacct knows"),
-        (&foreign, &[], 1, "is no ledger of gpuacct"),
+        (&foreign, &[], 1, "is not a gpuacct ledger"),
         (&negative, &RANGE, 1, "expected at least 0"),
         (&unbalanced, &RANGE, 1, ""),
         (&locked, &[], 1, "has been locked by another process"),
@@ -579,7 +579,7 @@ fn what_is_in_the_way_is_said_in_words() {
             &store,
             &["--since", "1h", "--until", "2h"],
             2,
-            "no hour is in the range",
+            "the range is empty",
         ),
         (
             &store,

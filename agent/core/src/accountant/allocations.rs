@@ -11,10 +11,9 @@ use crate::snapshot::{AllocatedDeviceView, AllocationState, AllocationView};
 use crate::tables::{HashMap, HashSet};
 
 impl Accountant {
-    /// Books for how long containers were given GPUs, which opens their accounts, and asks for what
-    /// is missing to know it.
+    /// Books allocated time, opens accounts for it, and requests missing names and allocations.
     pub(super) fn book_allocations(&mut self, live: &HashSet<Owner>, clock: Clock) {
-        // The deaths of the last instants may not have been drained yet.
+        // Exits of the last moments may still be in the ring.
         let is_fresh =
             clock.boot.since(self.tracker.events().drained_through()) < self.settings.await_events;
         let now = if is_fresh {
@@ -52,7 +51,8 @@ impl Accountant {
             if book.is_gone(now) {
                 continue; // It would open an account that is closed at once, again and again.
             }
-            // The next window begins where the last one ended, before the container may have.
+            // The next window begins where the last one ended, which may be before the container
+            // started.
             let opened = match book.through {
                 Some(through) => clock.at(through.min(stretch.from)),
                 None => Clock {
@@ -61,7 +61,7 @@ impl Accountant {
                 },
             };
             let span = (stretch.from, stretch.from.plus(stretch.amount));
-            // A full ledger counts what it turns away.
+            // A full ledger counts the accounts that it does not open.
             let owner = Owner::Container(stretch.container.clone());
             if self.ledger.allocate(stretch.gpu, &owner, opened, span) {
                 let (from, until) = span;
@@ -77,7 +77,7 @@ impl Accountant {
         }
     }
 
-    /// Learns from when to when the containers have lived that began or ended since the last time.
+    /// Updates the lifetimes of containers that started or ended since the last call.
     fn measure_lives(&mut self, live: &HashSet<Owner>, now: BootTime) {
         if self.tracker.awaits_scan(now) {
             return;
@@ -106,7 +106,7 @@ impl Accountant {
         }
     }
 
-    /// What the kubelet has given, and to whom.
+    /// Allocations of the kubelet, with their containers.
     pub(super) fn allocation_views(&self, clock: Clock) -> Vec<AllocationView> {
         let holdings = self.allocations.grantees();
         let views = holdings.iter().map(|holding| self.view(holding, clock));

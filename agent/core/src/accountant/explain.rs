@@ -1,9 +1,8 @@
-//! The whole chain for one subject, put together from the tables: which process, in which cgroup,
-//! whose that is, who was asked for its names and why the winner won.
+//! The whole chain for one subject, from the tables: the process, its cgroup, its owner, the
+//! answers of all identity sources, and why one of them was used.
 //!
-//! It only reads. What the tables have forgotten is not made up: the dead are kept until every
-//! window has passed them, accounts for ten minutes after their container's end, names for as long
-//! as there is room.
+//! It only reads the tables. Dead processes are kept until every window has passed them, accounts
+//! for ten minutes after their container's end, names for as long as there is room.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,14 +29,14 @@ const MAX_REFUSALS: usize = 16;
 const MAX_OWNERS: usize = 16;
 /// Processes without a sample that are told of, for each owner.
 const MAX_UNSAMPLED: usize = 16;
-/// Digits below which a text is no prefix of a container id: too much would begin with it.
+/// Shortest prefix of a container id, in digits. A shorter one would match too many.
 const MIN_PREFIX: usize = 4;
 
 type Uses = BTreeMap<Pid, BTreeMap<GpuUuid, GpuUse>>;
 
 impl Accountant {
-    /// Tells of a pid, a container (id, prefix of it, or name), a pod (`namespace/pod` or uid), one
-    /// of its containers (`namespace/pod/container`), or a host unit. Nothing if the tables know no
+    /// Explains a pid, a container (id, prefix of it, or name), a pod (`namespace/pod` or uid), one
+    /// of its containers (`namespace/pod/container`), or a host unit. `None` if the tables know no
     /// such subject.
     #[must_use]
     pub fn explain(&mut self, subject: &str, clock: Clock) -> Option<Explanation> {
@@ -84,7 +83,7 @@ impl Accountant {
         })
     }
 
-    /// Everyone whom the subject names: several containers may have one name.
+    /// All owners that match the subject: several containers may have one name.
     fn owners_called(&self, subject: &str) -> BTreeSet<Owner> {
         let accounts = self.ledger.accounts().map(|((_, owner), _)| owner);
         let containers = self.naming.directory().ids().cloned().map(Owner::Container);
@@ -97,7 +96,7 @@ impl Accountant {
     }
 
     fn is_called(&self, owner: &Owner, subject: &str) -> bool {
-        // Placeholders are nobody's name.
+        // Placeholders such as `(none)` match no subject.
         if subject.starts_with('(') {
             return false;
         }
@@ -143,7 +142,7 @@ impl Accountant {
         }
     }
 
-    /// What every process makes of every GPU, by the charges and by the lists.
+    /// Use of every GPU by every process, from the charges and the process lists.
     fn uses(&self) -> Uses {
         let mut uses = Uses::new();
         let mut of = |pid: Pid, gpu: &GpuUuid, share: f64, memory: Option<u64>| {
@@ -179,7 +178,7 @@ impl Accountant {
             Some((Owner::Host(unit), _)) => Arc::clone(&unit.0),
             None => UNRESOLVED.into(),
         };
-        // A pid's use is that of its newest holder: the driver knows no other.
+        // Use of a pid belongs to its newest holder: the driver knows no other.
         let is_newest = self
             .tracker
             .processes()
@@ -332,7 +331,7 @@ impl Accountant {
         clock: Clock,
     ) -> Vec<AnswerStory> {
         let winner = match attribution {
-            // What was published stays, whoever may know better now.
+            // Published names stay, even if another source has better ones now.
             Some(Attribution::Named { source }) => Some(source),
             _ => self.namer(owner),
         };
@@ -383,7 +382,7 @@ impl Accountant {
         };
         let named_by = |source: IdentitySource| {
             let rule = if in_pod {
-                "it is the best source that knows the pod which the cgroup names"
+                "it is the best source that knows the pod of the cgroup"
             } else {
                 "it is the best source that knows the container"
             };
@@ -402,7 +401,7 @@ impl Accountant {
                 }
             }
             Some(Attribution::Held) => {
-                "held back: its names are asked for, and the grace is not over".to_owned()
+                "held back: its names are being looked up, and publish.grace is not over".to_owned()
             }
             Some(Attribution::IdOnly { reason }) => {
                 format!("published by its ids: {}", in_words(reason))
@@ -417,7 +416,7 @@ impl Accountant {
         }
     }
 
-    /// What else bears its id, in an order that stays.
+    /// Other cgroups with the same id, in a stable order.
     fn refusal_stories(&self, owner: &Owner) -> Vec<RefusalStory> {
         let refusals = self.tracker.placements().refusals_of(owner);
         let places: BTreeMap<_, _> = refusals
@@ -503,13 +502,11 @@ fn outcome(answer: &Answer) -> AnswerOutcome {
 
 const fn in_words(reason: IdOnlyReason) -> &'static str {
     match reason {
-        IdOnlyReason::NoSource => "no source of names is here",
-        IdOnlyReason::SourceDown => "a source of names that was here does not answer",
-        IdOnlyReason::NotFound => "the sources answer and do not know it",
-        IdOnlyReason::PodUidMismatch => {
-            "an answer tells of another pod than its cgroup does, or of none"
-        }
-        IdOnlyReason::Timeout => "no answer came within the grace",
+        IdOnlyReason::NoSource => "no identity source is available",
+        IdOnlyReason::SourceDown => "an identity source that was available does not answer",
+        IdOnlyReason::NotFound => "the identity sources answered and do not know it",
+        IdOnlyReason::PodUidMismatch => "an answer names another pod than the cgroup, or none",
+        IdOnlyReason::Timeout => "no answer within publish.grace",
     }
 }
 

@@ -1,18 +1,17 @@
-//! What the core hands over to be kept, and what it takes back after a restart.
+//! What the core hands over to the store, and what it restores after a restart.
 //!
 //! After each commit the [`ChangeTracker`] says what differs from what it has handed over before: a
 //! commit in which one container of five hundred used a GPU is one narrow row, not five hundred.
-//! Nothing here knows of files. Whoever keeps the rows says whether they were kept; until then the
-//! core assumes that they were not, and can be told to hand over everything again.
+//! Nothing here knows files. The store reports whether the rows were stored. Until then the core
+//! assumes that they were not, and it can be asked to hand over everything again.
 //!
-//! A [`PersistedState`] is everything that was handed over, put together. An [`Accountant`] that is made of
-//! it goes on where the one before it stopped: the same books, accounts and series, with the same
-//! start times and no published amount below the one before. It is refused if its books do not
-//! balance, since nothing that is added to such books would make them right again.
+//! A [`PersistedState`] is everything that was handed over, put together. An [`Accountant`] that is
+//! made of it continues where the previous one stopped: the same books, accounts and series, with
+//! the same start times and no lower published amount. It is refused if its books do not balance,
+//! since nothing could correct them later.
 //!
-//! Of processes only those are kept that have to do with a GPU, see [`processes`]: `/proc` tells who
-//! lives, but not whose the time was of those who died while no agent ran, and not who has been
-//! counted already.
+//! Only processes that use a GPU are stored, see [`processes`]: `/proc` tells who lives, but not
+//! whose the time was of those who died while no agent ran, and not who has been counted already.
 //!
 //! Not kept: what containers are called that have no account, and the agent's figures about itself.
 

@@ -41,8 +41,8 @@ impl Accountant {
         }
     }
 
-    /// Takes the driver's word on a process that died: its peak of memory, which no reading may have
-    /// seen, and its busy time as a check of what was booked.
+    /// Takes the driver's accounting of a process that ended: its peak memory, which no reading may
+    /// have seen, and its busy time, to compare with what was booked.
     fn take_accounted(&mut self, process: &Accounted, received: Clock, clock: Clock) {
         let Some(book) = self.ledger.book_of(&process.gpu) else {
             return;
@@ -51,7 +51,7 @@ impl Accountant {
             self.ledger.compare(book, by_driver, by_windows);
         }
         if self.tracker.awaits_scan(clock.boot) {
-            // As of lists: whose the pid was cannot be told yet.
+            // As with process lists, the owner of the pid is not certain yet.
             return;
         }
         let (from, to) = life_of(process, received);
@@ -67,7 +67,7 @@ impl Accountant {
 
     fn take_lists(&mut self, mut lists: GpuProcesses, clock: Clock) {
         if self.tracker.awaits_scan(clock.boot) {
-            // A pid in it may have been somebody else's when the agent before this one ended.
+            // A pid in it may have belonged to another process when the previous agent ended.
             return;
         }
         let own = self.settings.own_pid;
@@ -118,7 +118,7 @@ impl Accountant {
                 let sum = memory.entry(owner.clone()).or_default();
                 *sum = sum.saturating_add(bytes);
             }
-            // Opened before it is charged, its series shows 0 all the earlier.
+            // If the account is opened before the first charge, its series shows 0 earlier.
             self.ledger.open(book, &owner, opened);
         }
         let device = self.devices.of(book);
@@ -143,7 +143,8 @@ impl Accountant {
     /// Books held time and memory as far as every exit is known, or has been waited for long enough.
     pub(super) fn book_held(&mut self, now: BootTime) {
         if self.tracker.awaits_scan(now) {
-            // Whoever is believed dead only until then would be counted as started once more.
+            // A process that is wrongly considered dead until then would be counted as started a
+            // second time.
             return;
         }
         let until = self.tracker.events().drained_through().min(now);

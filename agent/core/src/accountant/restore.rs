@@ -23,11 +23,11 @@ use crate::tables::HashMap;
 const AWAIT_FIRST_SCAN: Nanos = Nanos::from_secs(10);
 
 impl Accountant {
-    /// An accountant that goes on from `state`, and whose changes are kept.
+    /// Creates an accountant that continues from `state` and hands over its changes.
     ///
     /// # Errors
     ///
-    /// The state is none that an accountant has handed over in this boot.
+    /// The state was not handed over by an agent of this boot.
     pub fn restored(
         settings: Settings,
         state: &PersistedState,
@@ -153,8 +153,8 @@ impl Accountant {
     }
 }
 
-/// A series as it was. What was shown at 0 is shown so anew from `now` on: while the agent was away
-/// nobody could see the 0.
+/// Restores a series. If it showed 0, it shows 0 again from `now` on, because no scraper could see
+/// the 0 while no agent ran.
 fn restored_series(
     kept: &KeptSeries,
     totals: &KeptTotals,
@@ -172,7 +172,7 @@ fn restored_series(
     }
 }
 
-/// Likewise a counter.
+/// Restores a counter. It shows 0 again for `zero_for`, if it showed 0 before.
 fn restored_counter(
     start: WallTime,
     shown: BootTime,

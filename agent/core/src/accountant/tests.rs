@@ -153,7 +153,7 @@ impl Node {
         self.events(vec![]);
     }
 
-    /// Likewise, and the event stream stays behind.
+    /// Time passes as in `pass`, but the event stream stays behind.
     fn window(&mut self, millis: u64, credits: &[(u32, u64)]) {
         self.now += millis * 1_000_000;
         let credits: Vec<Credit> = credits

@@ -46,7 +46,7 @@ impl Accountant {
             source_errors: self.sources.errors().cloned().collect(),
             ..Snapshot::default()
         };
-        // In the order in which they are shown: where they lie they are small to move about.
+        // Sorted in the order in which they are shown, while the entries are still small to move.
         let accounts = self.ledger.accounts();
         let mut accounts: Vec<_> = accounts
             .map(|((at, owner), account)| {

@@ -21,7 +21,7 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

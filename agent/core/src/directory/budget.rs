@@ -1,4 +1,4 @@
-//! How much memory the answers of the sources of names may take, and which of them are dropped.
+//! How much memory the answers of identity sources may take, and which of them are dropped.
 //!
 //! Anyone who can start a container chooses its names and labels, and thousands of containers come
 //! and go without touching a GPU. So the table is bounded in bytes, in two parts:
@@ -22,9 +22,9 @@ use crate::input::IdentitySource;
 const UNBILLED_BYTES: usize = 3 << 18;
 /// Bytes of answers about containers with an account.
 const BILLED_BYTES: usize = 8 << 20;
-/// What a text takes beside its bytes: two counts of references, a length and a pointer.
+/// Overhead of a text in bytes: two reference counts, a length and a pointer.
 const TEXT_BYTES: usize = 32;
-/// What a label takes in a tree beside its two texts, whose nodes are not full.
+/// Overhead of a label in bytes: its part of a tree's nodes, which are not full.
 const LABEL_BYTES: usize = 32;
 
 /// The bounds, and how much of them is in use.
@@ -104,7 +104,7 @@ pub(super) fn answer_bytes(answer: &Answer) -> usize {
 }
 
 impl Entry {
-    /// Whether a source that tells of removals has the container still.
+    /// Whether a source that reports removals still lists the container.
     pub(super) fn is_standing(&self) -> bool {
         self.answers.iter().flatten().any(|answer| {
             let tells = matches!(answer.source, IdentitySource::Docker | IdentitySource::Cri);

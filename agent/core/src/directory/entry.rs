@@ -11,7 +11,7 @@ pub type Labels = Arc<BTreeMap<Arc<str>, Arc<str>>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// What each source said last, in the order of [`IdentitySource::ALL`].
+    /// Last answer of each source, in the order of [`IdentitySource::ALL`].
     pub(super) answers: [Option<Box<Answer>>; IdentitySource::ALL.len()],
     /// Bytes that they take.
     pub(super) bytes: usize,
@@ -28,16 +28,16 @@ pub(super) struct Entry {
     pub(super) is_billed: bool,
 }
 
-/// What a source said of a container, and when.
+/// A source's answer about a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Who.
+    /// Source that answered.
     pub source: IdentitySource,
-    /// When it arrived.
+    /// Time at which the answer arrived.
     pub at: BootTime,
-    /// What.
+    /// Its answer.
     pub outcome: Outcome,
-    /// The source has said since that the container is gone.
+    /// Whether the source has reported the container's removal since.
     pub removed: bool,
 }
 
@@ -74,18 +74,18 @@ pub enum Outcome {
 /// What a source said of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodAnswer<'a> {
-    /// Who.
+    /// Source that answered.
     pub source: IdentitySource,
-    /// When it arrived.
+    /// Time at which the answer arrived.
     pub at: BootTime,
-    /// What it is called, or why that is not known, as a label value.
+    /// Its names, or as a label value the reason why they are not known.
     pub names: Result<&'a KubernetesNames, &'static str>,
-    /// The source has said since that what it said it of is gone.
+    /// Whether the source has reported the removal of the subject since.
     pub removed: bool,
 }
 
 impl PodAnswer<'_> {
-    /// What goes before other answers of the same source, the least first.
+    /// Rank among the answers of one source, the best first.
     pub(super) fn rank(&self) -> (bool, bool, &str, &str, BootTime) {
         let (namespace, pod) = self
             .names
@@ -94,7 +94,7 @@ impl PodAnswer<'_> {
     }
 }
 
-/// A pod that sources were asked for by its uid.
+/// A pod that was looked up by its uid.
 #[derive(Debug, Default)]
 pub(super) struct PodEntry {
     /// What each said last, in the order of [`IdentitySource::ALL`].
@@ -104,14 +104,14 @@ pub(super) struct PodEntry {
     pub(super) touched: BootTime,
 }
 
-/// What of an answer counts, by what the kernel has shown.
+/// Which part of an answer is used, given the container's cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Belief {
-    /// All of it.
+    /// The whole answer.
     Whole,
-    /// Nothing yet: it tells of a pod by labels, and the cgroup has not been seen.
+    /// Nothing yet: the answer names a pod by labels, and the cgroup has not been seen.
     Unconfirmed,
-    /// All but the pod: labels tell of one, and the cgroup is in none.
+    /// Everything except the pod: labels name a pod, and the cgroup is in no pod.
     WithoutPod,
     /// Nothing: the cgroup is in another pod.
     Nothing,
@@ -131,15 +131,16 @@ impl Belief {
         }
     }
 
-    /// Whether something is not believed that the answer says.
+    /// Whether a part of the answer is not believed.
     pub(super) const fn is_refusal(self) -> bool {
         matches!(self, Self::WithoutPod | Self::Nothing)
     }
 }
 
-/// Whether nobody but the host's root can have written what an answer says of a pod: the kubelet's
-/// links, and the pods that it has a runtime make. A runtime in front of the Docker Engine has no
-/// pods of its own to tell of and makes them up from the labels of Docker's containers.
+/// Whether only root on the host can have written what an answer says about a pod. This is so for
+/// the kubelet's log links and for sandboxes that the kubelet creates through a runtime. A runtime
+/// in front of the Docker Engine has no sandboxes of its own and derives them from labels of
+/// Docker's containers.
 pub(super) fn is_roots(identity: &ContainerIdentity) -> bool {
     match identity.source {
         IdentitySource::KubeletLogs => true,
@@ -148,7 +149,7 @@ pub(super) fn is_roots(identity: &ContainerIdentity) -> bool {
     }
 }
 
-/// An answer, as far as it counts.
+/// The part of an answer that is used.
 pub(super) struct Known<'a> {
     pub(super) identity: &'a ContainerIdentity,
     pub(super) labels: &'a Labels,
@@ -156,7 +157,8 @@ pub(super) struct Known<'a> {
 }
 
 impl Entry {
-    /// What is kept when room is needed, the greatest first: nobody repeats what the kernel said.
+    /// Order in which entries are kept when the table is full, the most valuable first. The kernel
+    /// does not repeat what it reported, so those come first.
     pub(super) const fn worth(&self) -> (bool, BootTime) {
         (self.kernel.is_some(), self.touched)
     }
@@ -166,7 +168,7 @@ impl Entry {
         self.kernel.as_ref()?.pod_uid.as_ref()
     }
 
-    /// Notes when its full identity is known for the first time.
+    /// Records the time at which the full identity is known for the first time.
     pub(super) fn note_identified(&mut self, now: BootTime) {
         if self.identified.is_none() && self.kernel.is_some() && self.winner().is_some() {
             self.identified = Some(now);
@@ -204,7 +206,7 @@ impl Entry {
             known.kubernetes.is_some() || (!in_pod && known.identity.name.is_some())
         });
         let first = naming.next()?;
-        // Whoever knows the pod knows more than a runtime that was not told of it.
+        // A source that knows the pod knows more than a runtime that does not.
         if first.kubernetes.is_none()
             && let Some(better) = naming.find(|known| known.kubernetes.is_some())
         {
@@ -213,8 +215,8 @@ impl Entry {
         Some(first)
     }
 
-    /// Says anew what counts, since the kernel has shown something else. Which sources' answers are
-    /// refused for it that were not before.
+    /// Judges all answers again after the kernel has shown another cgroup. Returns, for each
+    /// source, how many answers are newly refused.
     pub(super) fn judge(&mut self) -> [u64; IdentitySource::ALL.len()] {
         let mut refused = [0; IdentitySource::ALL.len()];
         for answer in self.answers.iter_mut().flatten() {

@@ -58,8 +58,8 @@ impl Directory {
         }
     }
 
-    /// Weighs a container's answers anew, one of which has changed, and makes room if they are too
-    /// much.
+    /// Updates the size of a container's answers after one has changed, and drops answers if the
+    /// bound is exceeded.
     pub(super) fn weigh(&mut self, id: &ContainerId) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
@@ -176,7 +176,7 @@ impl Directory {
 /// windows are yet to be booked.
 const KEEP_GONE: Nanos = Nanos::from_secs(15);
 
-/// A table that was large keeps its room otherwise.
+/// A table that was large would otherwise keep its memory.
 fn give_room_back<K: Eq + std::hash::Hash, V>(table: &mut HashMap<K, V>) {
     if table.capacity() > 64 && table.len() < table.capacity() / 4 {
         table.shrink_to(table.len() * 2);

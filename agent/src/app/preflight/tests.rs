@@ -155,7 +155,7 @@ async fn what_others_listen_on_is_no_reason_not_to_start() {
         let found = findings.iter().find(|found| found.item.ends_with(item));
         found.map(|found| (found.verdict, found.found.as_str()))
     };
-    let other = "there is something else than a socket";
+    let other = "exists and is not a socket";
     assert_eq!(verdict("docker.sock"), Some((Verdict::Warn, other)));
     assert_eq!(verdict("/cri.sock"), Some((Verdict::Warn, other)));
     let (absent, words) = verdict("absent.sock").unwrap();
@@ -197,7 +197,7 @@ async fn the_folders_of_the_host_are_looked_for_where_the_host_is_mounted() {
     assert!(
         at("bundle", "/run/containerd")
             .found
-            .starts_with("what the runtime")
+            .starts_with("files of the runtime")
     );
     for absent in ["/run/k3s/containerd", "/file/below", "/var/lib/docker"] {
         let found = at("bundle", absent);

@@ -31,7 +31,7 @@ enum Cell<'a> {
     Text(&'a str),
     Number(Decimal),
     Moment(WallTime),
-    /// Does not apply.
+    /// The column does not apply to the row.
     Nothing,
 }
 
@@ -170,7 +170,7 @@ impl<'a> Sheet<'a> {
 /// Columns beside those of the dimensions.
 const MOST_COLUMNS: usize = 23 + Engine::ALL.len();
 
-/// To the second.
+/// Formats a time to the second.
 fn moment(at: WallTime) -> String {
     let seconds = i64::try_from(at.0 / 1_000_000_000).unwrap_or(i64::MAX);
     jiff::Timestamp::from_second(seconds).map_or_else(|_| dash(), |at| at.to_string())
@@ -287,7 +287,7 @@ pub(super) fn table(report: &Report, wide: bool) -> String {
         report.rows.iter().partition(|row| row.kind.is_owned());
     page.push('\n');
     if owned.is_empty() {
-        page.push_str("nobody used or was given a GPU\n");
+        page.push_str("no GPU was used or allocated\n");
     } else {
         who(report, &owned, wide).write(&mut page, width);
     }

@@ -115,7 +115,7 @@ fn gpus(page: &mut String, snapshot: &Snapshot) {
     }
 }
 
-/// What is unlike NVML's documentation about a driver's stamps and rows.
+/// Deviations of the driver's stamps and rows from NVML's documentation.
 fn stamps(page: &mut String, gpu: u32, clocks: &SampleClocks) {
     if clocks.samples.is_unusual() || clocks.rows.is_unusual() || clocks.changes > 0 {
         let changes = match clocks.changes {
@@ -227,7 +227,7 @@ pub(super) fn name(account: &ContainerAccount) -> String {
     }
 }
 
-/// What the kubelet has given, and to whom.
+/// Allocations of the kubelet, with their containers.
 fn allocations(page: &mut String, snapshot: &Snapshot, index: Index<'_>) {
     if snapshot.allocations.is_empty() {
         return;

@@ -56,7 +56,7 @@ const ROOM_FOR_SOURCES: u16 = 18;
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     /// Too often, or too seldom.
-    #[error("--watch is {found:?}, allowed is 200ms to 1h")]
+    #[error("--watch is {found:?}, expected 200ms to 1h")]
     Interval {
         /// What was asked for.
         found: Duration,

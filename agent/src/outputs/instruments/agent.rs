@@ -42,7 +42,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.otlp.points",
         kind: Kind::Counter,
         unit: Unit::Count("{point}"),
-        help: "Points sent over OTLP: delivered, failed (and sent again, newer), rejected by the receiver for good, or unknown: deltas of which no answer says whether they arrived, and which are not sent again.",
+        help: "Points sent over OTLP. delivered: accepted. failed: not accepted; sent again with newer values. rejected: refused by the receiver for good. unknown: deltas that may or may not have arrived and are not sent again.",
         keys: &["outcome"],
         read: |view, points| {
             for (outcome, counter) in [
@@ -84,7 +84,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.otlp.delta_writes",
         kind: Kind::Counter,
         unit: Unit::Count("{write}"),
-        help: "Times that what was sent as deltas was written down (kept) or could not be (failed), and that what an agent before had written could not be read (unread). After the latter two, deltas begin with the totals of then. Stays at 0 where sums are cumulative.",
+        help: "Writes of the record of sent deltas. kept: written. failed: could not be written. unread: the record of the previous agent could not be read. After failed and unread, deltas begin with the totals of that moment. 0 if sums are cumulative.",
         keys: &["outcome"],
         read: |view, points| {
             for (outcome, counter) in [
@@ -105,7 +105,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.otlp.starts_merged",
         kind: Kind::Counter,
         unit: Unit::Count("{merge}"),
-        help: "Times that the starts of counters which are sent without their start, since the wall clock was behind it, were too many to be told apart. From then on counters that began earlier are sent without it, too.",
+        help: "Times that too many counters had to be sent without a start time (the wall clock was behind their start) to remember each. From then on, all counters that began earlier are sent without a start time, too.",
         keys: &[],
         read: |view, points| own(view, points, view.counters.otlp_starts_merged.get()),
     },
@@ -140,7 +140,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.connections.closed",
         kind: Kind::Counter,
         unit: Unit::Count("{connection}"),
-        help: "Connections that the agent closed so that others are served: the idlest one where all places were taken (gave_way) or its address had its share of them (one_address), a request's header that did not arrive in time (slow_header), an answer that was not taken in time (slow_reader), a connection without a request for a long time (silent).",
+        help: "Connections that the agent closed. gave_way: the longest idle one, because the connection limit was reached. one_address: the longest idle one of an address that reached its limit. slow_header: the request header did not arrive in time. slow_reader: the client did not read the answer in time. silent: no request for a long time.",
         keys: &["listener", "reason"],
         read: |view, points| {
             for (listener, counters) in listeners(view) {

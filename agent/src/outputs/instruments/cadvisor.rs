@@ -102,7 +102,7 @@ fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Opti
     for series in &snapshot.container_series {
         let known = published.entry(key(&series.labels, &series.gpu));
         let known = known.or_insert(series);
-        // What went out under the ids is over once there are names.
+        // The series under the ids ends once there are names.
         if &*known.labels.namespace == UNRESOLVED {
             *known = series;
         }

@@ -24,7 +24,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the container kept the GPU busy.",
+        help: "GPU time in which the container kept the SMs busy.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             for series in &view.snapshot.container_series {
@@ -41,7 +41,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.engine.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the container kept an engine beside the SMs busy: memory is the memory interface. Only engines of which the driver tells. They run at the same time as the SMs and are no part of the balance.",
+        help: "Time in which the container kept an engine other than the SMs busy; memory is the memory interface. Only engines that the driver reports. They run at the same time as the SMs and are not part of the balance.",
         keys: &[
             "namespace",
             "pod",
@@ -58,7 +58,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.held",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which at least one of the container's processes had a context on the GPU, busy or not.",
+        help: "Time in which at least one process of the container had a context on the GPU, busy or not.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             per_container(view, points, |series| nanos(series.amounts.held.0));
@@ -69,7 +69,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.allocated",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the kubelet had given the container the GPU, used or not; absent on nodes whose kubelet has never said. Each of the containers that share a GPU by time-slicing has all of that time; gpuacct report divides it among them.",
+        help: "GPU time allocated to the container by the kubelet, used or not. Absent if PodResources never answered. If containers share a GPU by time-slicing, each has the whole time; gpuacct report divides it among them.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             if view.snapshot.allocations_known {
@@ -82,7 +82,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.memory.byte_seconds",
         kind: Kind::Counter,
         unit: Unit::Count("{byte_second}"),
-        help: "Device memory that the container's processes held, summed over time.",
+        help: "Device memory held by the container's processes, integrated over time.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             per_container(view, points, |series| Value::Wide(series.amounts.memory.0));
@@ -93,7 +93,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.energy",
         kind: Kind::Counter,
         unit: Unit::Joules,
-        help: "Energy of the GPU by the container's share of busy time, idle energy apart; absent where the GPU has no meter.",
+        help: "The container's part of the GPU's energy, by share of busy time, without idle energy. Absent if the GPU has no energy counter.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             for series in &view.snapshot.container_series {
@@ -113,7 +113,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.memory",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        help: "Device memory that the container's processes hold now; absent where the driver does not say.",
+        help: "Device memory that the container's processes hold now. Absent if the driver does not report it.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             for series in &view.snapshot.container_series {
@@ -128,7 +128,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.memory.peak",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        help: "The most device memory that the container's processes were seen to hold at once; absent where the driver does not say.",
+        help: "Largest device memory of the container's processes in any reading. Absent if the driver does not report it.",
         keys: CONTAINER_GPU,
         read: |view, points| {
             for series in &view.snapshot.container_series {
@@ -143,7 +143,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.info",
         kind: Kind::Info,
         unit: Unit::None,
-        help: "What is known of a container that has used a GPU, and who said so.",
+        help: "Names of a container that has used a GPU, and the identity source that gave them. Always 1.",
         keys: &[
             "namespace",
             "pod",
@@ -163,7 +163,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.pod.labels",
         kind: Kind::Gauge,
         unit: Unit::Count("{label}"),
-        help: "The pod's own labels that [publish] pod_labels lists, one series a label, for joins. The value is (none) where the pod has no such label, and (unresolved) where only a source that does not tell labels has named it.",
+        help: "Pod labels listed in [publish] pod_labels, one series per label, for joins. The value is (none) if the pod has no such label, and (unresolved) if the only source that named the pod has no labels.",
         keys: &["namespace", "pod", "pod_uid", "label", "value"],
         read: pod_labels,
     },

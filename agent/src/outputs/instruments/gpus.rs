@@ -25,7 +25,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Busy time by the device's own samples. Equals containers + host + unattributed + pending, apart from amounts that are shown at zero first.",
+        help: "Busy time by the device's own samples. Equals containers + host + unattributed + pending, except for amounts of new series that still show zero.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| nanos(book.busy.0)),
     },
@@ -34,7 +34,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.attributed",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Busy time that has an owner: busy less unattributed, what is not published yet included. Its rate by that of busy is the coverage.",
+        help: "Busy time that has an owner: busy minus unattributed, including amounts that are not published yet. Its rate divided by that of busy is the coverage.",
         keys: GPU,
         read: |view, points| {
             per_gpu(view, points, |book| {
@@ -57,7 +57,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.unobserved",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time of which it is not known whether the GPU was busy, and why. Never counted as idle.",
+        help: "Time for which it is not known whether the GPU was busy, by reason. Never counted as idle.",
         keys: GPU_REASON,
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -77,7 +77,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.unattributed",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Busy time without an owner, and why.",
+        help: "Busy time without an owner, by reason.",
         keys: GPU_REASON,
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -97,7 +97,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.energy",
         kind: Kind::Counter,
         unit: Unit::Joules,
-        help: "Energy that the GPU consumed in the time accounted for. Equals containers + host + idle + unattributed; absent where the GPU has no meter.",
+        help: "Energy that the GPU consumed in the time accounted for. Equals containers + host + idle + unattributed. Absent if the GPU has no energy counter.",
         keys: GPU,
         read: |view, points| per_meter(view, points, |energy| energy.total),
     },
@@ -124,7 +124,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.accounting.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Busy time of processes that died, by the driver's own accounting (by=driver) and by what was credited to the same processes here (by=windows). A check, since the agent started: the driver misses up to the last second of each life. Absent unless accounting mode is on and the driver tells sums (R610 and newer).",
+        help: "Busy time of processes that ended, by the driver's accounting mode (by=driver) and as booked by the agent for the same processes (by=windows), since the agent started. For comparison: the driver misses up to the last second of each process. Absent unless accounting mode is on and the driver reports sums (R610 and newer).",
         keys: &["by", "gpu_uuid"],
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -146,7 +146,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.accounting.processes",
         kind: Kind::Counter,
         unit: Unit::Count("{process}"),
-        help: "Processes that gpuacct_gpu_accounting_busy_seconds_total is about.",
+        help: "Ended processes whose time is in gpuacct_gpu_accounting_busy_seconds_total.",
         keys: GPU,
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -163,7 +163,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.pending",
         kind: Kind::Gauge,
         unit: Unit::Seconds,
-        help: "Busy time that is booked to an owner and not yet published, since its name is being asked for or its series is shown at zero first.",
+        help: "Busy time that has an owner and is not published yet, because names are being looked up or the new series still shows zero.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| nanos(book.pending.0)),
     },
@@ -172,7 +172,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.imbalance",
         kind: Kind::Gauge,
         unit: Unit::Seconds,
-        help: "By how much the accounts differ from the device's busy time. Anything but zero is a defect.",
+        help: "Difference between the accounts and the device's busy time. Anything but zero is a bug.",
         keys: GPU,
         read: |view, points| {
             per_gpu(view, points, |book| {
@@ -185,7 +185,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.excess",
         kind: Kind::Gauge,
         unit: Unit::Seconds,
-        help: "By how much the held or allocated time of an account exceeds the time that has passed since the account's beginning. Anything but zero is a defect.",
+        help: "Time by which an account's held or allocated time exceeds the time since the account was opened. Anything but zero is a bug.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| nanos(book.excess.0)),
     },
@@ -194,7 +194,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.utilization",
         kind: Kind::Gauge,
         unit: Unit::Ratio,
-        help: "Share of the last minute during which the GPU was busy; absent before the first window.",
+        help: "Share of the last minute in which the GPU was busy. Absent before the first window.",
         keys: GPU,
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -209,7 +209,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.memory.used",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        help: "Device memory in use by everyone; absent where the driver does not say.",
+        help: "Device memory in use by all processes. Absent if the driver does not report it.",
         keys: GPU,
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -224,7 +224,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.memory.size",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        help: "Device memory that the GPU has; absent where the driver does not say.",
+        help: "Total device memory. Absent if the driver does not report it.",
         keys: GPU,
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -239,7 +239,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.info",
         kind: Kind::Info,
         unit: Unit::None,
-        help: "What the GPU is. The index is NVML's and may change over reboots; simulated is true where the library is the tests' own. A MIG instance has a profile, and the GPU that it is a part of as its parent.",
+        help: "Facts about the GPU. Always 1. The index is NVML's and may change over reboots. simulated is true if the library is the tests' simulation. A MIG instance has a profile and its GPU as parent.",
         keys: &[
             "gpu_uuid",
             "index",
@@ -274,7 +274,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.windows",
         kind: Kind::Counter,
         unit: Unit::Count("{window}"),
-        help: "Stretches of the GPU's time that were read and booked.",
+        help: "Windows that were read and booked.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| Value::Count(book.windows)),
     },
@@ -283,7 +283,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.torn_windows",
         kind: Kind::Counter,
         unit: Unit::Count("{window}"),
-        help: "Windows that were booked although a driver sample landed between the calls.",
+        help: "Windows that were booked although the driver took a new sample between the calls for one window.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| Value::Count(book.torn_windows)),
     },
@@ -292,7 +292,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.invalid_rows",
         kind: Kind::Counter,
         unit: Unit::Count("{row}"),
-        help: "Rows of the driver that cannot be right and were dropped.",
+        help: "Per-process rows of the driver that were impossible and were dropped.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| Value::Count(book.invalid_rows)),
     },
@@ -301,7 +301,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.sample_clock.offset",
         kind: Kind::Gauge,
         unit: Unit::Seconds,
-        help: "How far the stamps of the driver's samples (call=samples) and of the processes' rows (call=rows) are ahead of the clock that they are nearest to (clock=wall or boot). NVML's documentation says wall, zero. Absent until it is learnt.",
+        help: "Offset of the timestamps of device samples (call=samples) and per-process rows (call=rows) from the nearest clock (clock=wall or boot); positive if they are ahead. By NVML's documentation it is 0 from the wall clock. Absent until it is known.",
         keys: &["call", "clock", "gpu_uuid"],
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -323,7 +323,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.sample_clock.changes",
         kind: Kind::Counter,
         unit: Unit::Count("{change}"),
-        help: "How often the clock that stamps the driver's samples or rows was found to be another one, since the agent started.",
+        help: "Changes of the clock by which the driver stamps samples or rows, since the agent started.",
         keys: GPU,
         read: |view, points| {
             for book in &view.snapshot.gpus {
@@ -340,7 +340,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.gpu.cut",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time by which the processes' rows exceeded the device's own busy time, cut from them.",
+        help: "Time by which per-process rows exceeded the device's own busy time. It was cut from the rows.",
         keys: GPU,
         read: |view, points| per_gpu(view, points, |book| nanos(book.cut.0)),
     },

@@ -21,7 +21,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.names.lookups",
         kind: Kind::Counter,
         unit: Unit::Count("{lookup}"),
-        help: "Lookups of one container each, by source and outcome. error: the source could not be asked to the end. refused is counted beside the others: an answer, asked for or not, that tells of a pod which the cgroup does not confirm.",
+        help: "Lookups of single containers, by source and outcome. error: the lookup failed. refused is counted in addition to the others: an answer, requested or not, that names a pod which the cgroup does not confirm.",
         keys: &["source", "outcome"],
         read: |view, points| {
             for book in &view.snapshot.names {
@@ -52,7 +52,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.names.events",
         kind: Kind::Counter,
         unit: Unit::Count("{event}"),
-        help: "What a source of names, or of allocations, met: requests sent (calls) and events received (events), and what went wrong or was turned away, by kind.",
+        help: "Requests sent (calls), events received (events), and problems of identity and allocation sources, by kind.",
         keys: &["source", "kind"],
         read: |view, points| {
             for book in &view.snapshot.names {
@@ -80,7 +80,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.allocated_devices",
         kind: Kind::Gauge,
         unit: Unit::Count("{device}"),
-        help: "Devices that the kubelet lists as given to containers: those that are a GPU or MIG instance which NVML lists (matched), are one which it does not list (unlisted), or have an id that does not say (unknown).",
+        help: "Devices that the kubelet lists as allocated. matched: a GPU or MIG instance that NVML lists. unlisted: one that NVML does not list. unknown: the id does not say which device it is.",
         keys: &["state"],
         read: |view, points| {
             if !view.snapshot.allocations_known {

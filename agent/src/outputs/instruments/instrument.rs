@@ -35,7 +35,7 @@ pub struct Instrument {
 pub enum Kind {
     /// Only grows; starts again at zero with a new start time.
     Counter,
-    /// A level.
+    /// A value that can rise and fall.
     Gauge,
     /// Always 1; the labels are what it says.
     Info,
@@ -50,7 +50,7 @@ pub enum Unit {
     Bytes,
     /// Joules.
     Joules,
-    /// A share of one.
+    /// A ratio from 0 to 1.
     Ratio,
     /// A number of things; the UCUM annotation, e.g. `{event}`, names them.
     Count(&'static str),
@@ -95,14 +95,14 @@ pub enum Value {
     Count(u64),
     /// The same where 64 bits are too few.
     Wide(u128),
-    /// A share of one.
+    /// A ratio from 0 to 1.
     Ratio(f64),
 }
 
 /// What the rows are read from.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    /// The books.
+    /// Last committed snapshot.
     pub snapshot: &'a Snapshot,
     /// What the outputs count of themselves.
     pub counters: &'a OutputCounters,
@@ -121,7 +121,7 @@ pub struct OptIn {
 
 /// A format: takes the families in the table's order, and the points of each.
 pub trait Sink {
-    /// A family begins.
+    /// Begins a metric family.
     fn family(&mut self, instrument: &'static Instrument);
     /// A point of it. `labels` has one value for each of the family's keys, in their order; `start`
     /// is when a counter was zero.
@@ -179,8 +179,8 @@ impl<'a> Points<'a> {
 
     /// A label value as it may go out: not empty, bounded, without control characters.
     ///
-    /// An empty value becomes `(unresolved)`: whoever left it empty did not say that the label does
-    /// not apply, which `(none)` would claim. It is counted, being a defect of this agent.
+    /// An empty value becomes `(unresolved)`, since `(none)` would claim that the label does not
+    /// apply. It is counted, because it is a bug in this agent.
     ///
     /// A value over the bound is cut at a character's boundary, control characters become spaces;
     /// a value that is changed so ends in a hash of what it was, so that two series that differ
@@ -216,7 +216,7 @@ pub(super) fn own(view: &View<'_>, points: &mut Points<'_>, value: u64) {
 /// Whose duty cycle is shown with a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DutyCycle {
-    /// The device's, as in cAdvisor: whoever used it.
+    /// Duty cycle of the device, as in cAdvisor, regardless of who used it.
     Device,
     /// The container's own share of the device.
     Container,

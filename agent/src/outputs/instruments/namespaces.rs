@@ -9,7 +9,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.namespace.gpu.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the namespace's containers kept the GPU busy, fed once the owner is settled. It never churns: bills are made from it.",
+        help: "GPU time in which the namespace's containers kept the SMs busy. Counted once the owner's names are final, so the series do not churn. Use it for billing.",
         keys: &["namespace", "gpu_uuid"],
         read: |view, points| {
             for series in &view.snapshot.namespace_series {
@@ -26,7 +26,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.namespace.gpu.allocated",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which the kubelet had given the namespace's containers the GPU, summed over containers; absent on nodes whose kubelet has never said. Each of the containers that share a GPU by time-slicing counts for itself; gpuacct report divides the time among them.",
+        help: "GPU time allocated to the namespace's containers by the kubelet, summed over containers. Absent if PodResources never answered. If containers share a GPU by time-slicing, each counts in full; gpuacct report divides the time among them.",
         keys: &["namespace", "gpu_uuid"],
         read: |view, points| {
             if view.snapshot.allocations_known {
@@ -45,7 +45,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.host.gpu.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time during which processes outside containers kept the GPU busy, by systemd unit or cgroup.",
+        help: "GPU time in which processes outside containers kept the SMs busy, by systemd unit or cgroup.",
         keys: &["unit", "gpu_uuid"],
         read: |view, points| {
             for series in &view.snapshot.host_series {

@@ -13,7 +13,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.source.state",
         kind: Kind::Gauge,
         unit: Unit::Count("{state}"),
-        help: "1 for the state that the source is in, 0 for the others. Absent was never there, which is normal; down was there or has to be.",
+        help: "1 for the present state of the source, 0 for the others. absent: was never there, which is normal. down: was there, or is required, and does not answer.",
         keys: &["source", "state"],
         read: |view, points| {
             for health in &view.snapshot.sources {
@@ -32,7 +32,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.source.state.since.timestamp",
         kind: Kind::Gauge,
         unit: Unit::Seconds,
-        help: "Unix time since which the source has been in its state.",
+        help: "Unix time at which the source entered its present state.",
         keys: &["source"],
         read: |view, points| {
             let clock = Clock {
@@ -53,7 +53,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.source.errors",
         kind: Kind::Counter,
         unit: Unit::Count("{error}"),
-        help: "Failures of a source that was there, or has to be, by class. One that was never there has none.",
+        help: "Failures of a source that was there or is required, by class. A source that was never there has none.",
         keys: &["source", "class"],
         read: |view, points| {
             for book in &view.snapshot.source_errors {
@@ -68,7 +68,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.source.last_error.timestamp",
         kind: Kind::Gauge,
         unit: Unit::Seconds,
-        help: "Unix time at which the source last failed in this way, also if it is up again.",
+        help: "Unix time of the source's last failure of this class, even if it is up again.",
         keys: &["source", "class"],
         read: |view, points| {
             let clock = Clock {
@@ -89,7 +89,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.events.seen",
         kind: Kind::Counter,
         unit: Unit::Count("{event}"),
-        help: "Kernel events that the eBPF object wanted to report. At rest seen = submitted + lost.",
+        help: "Kernel events that the eBPF program tried to report. seen = submitted + lost when no event is in progress.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.events.seen),
     },
@@ -107,7 +107,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.events.lost",
         kind: Kind::Counter,
         unit: Unit::Count("{event}"),
-        help: "Kernel events that found no room in the ring buffer. A loss leads to a scan of /proc.",
+        help: "Kernel events that were lost because the ring buffer was full. A loss causes a scan of /proc.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.events.lost),
     },
@@ -125,7 +125,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.events.skipped",
         kind: Kind::Counter,
         unit: Unit::Count("{event}"),
-        help: "Kernel events for which the kernel did not run the eBPF program, since that was running on the same CPU already (recursion_misses of bpf_prog_info). Not among those seen. Leads to a scan of /proc, as a loss does.",
+        help: "Kernel events for which the kernel did not run the eBPF program, because it was already running on the same CPU (recursion_misses of bpf_prog_info). Not included in seen. They cause a scan of /proc, as a loss does.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.events.skipped),
     },

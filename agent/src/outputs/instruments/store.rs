@@ -18,7 +18,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.imbalances",
         kind: Kind::Counter,
         unit: Unit::Count("{commit}"),
-        help: "Commits whose books did not balance. Anything but zero is a defect.",
+        help: "Commits whose books did not balance. Anything but zero is a bug.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.imbalances),
     },
@@ -27,7 +27,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.excesses",
         kind: Kind::Counter,
         unit: Unit::Count("{commit}"),
-        help: "Commits with an account that had more held or allocated time than had passed since its beginning. Anything but zero is a defect.",
+        help: "Commits with an account that had more held or allocated time than the time since it was opened. Anything but zero is a bug.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.excesses),
     },
@@ -36,7 +36,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.store.commits",
         kind: Kind::Counter,
         unit: Unit::Count("{commit}"),
-        help: "Commits that the store was given, by outcome; absent where the books are not kept.",
+        help: "Commits handed to the store, by outcome. Absent if the store is disabled.",
         keys: &["outcome"],
         read: |view, points| {
             let Some(store) = &view.snapshot.store else {
@@ -65,7 +65,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.store.size",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        help: "What the store's tables take, as of the last minute; 0 before the first one is over.",
+        help: "Size of the store's tables, updated each minute. 0 in the first minute.",
         keys: &[],
         read: |view, points| {
             if let Some(store) = &view.snapshot.store {
@@ -78,7 +78,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.store.records_given_up",
         kind: Kind::Counter,
         unit: Unit::Count("{record}"),
-        help: "Records of closed accounts that were given up, since the store did not take them for too long.",
+        help: "Records of closed accounts that were merged into (overflow) because the store accepted nothing for too long.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.records_given_up),
     },
@@ -87,7 +87,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.store.merged",
         kind: Kind::Counter,
         unit: Unit::Count("{hour}"),
-        help: "Hours that the store did not take for so long that they are in the hour after them.",
+        help: "Hours that were merged into the following hour because the store accepted nothing for too long.",
         keys: &[],
         read: |view, points| {
             if let Some(store) = &view.snapshot.store {
@@ -100,7 +100,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.store.over_size",
         kind: Kind::Counter,
         unit: Unit::Count("{pass}"),
-        help: "Times that the store was larger than it may be and nothing in it could go.",
+        help: "Times that the store exceeded store.max_size and nothing could be dropped.",
         keys: &[],
         read: |view, points| {
             if let Some(store) = &view.snapshot.store {

@@ -1,7 +1,9 @@
-//! One push of deltas: what is offered is written down first, and settled message by message.
+//! One export of deltas: its growths are recorded in the file first, then confirmed or undone
+//! message by message.
 //!
-//! What is under way lives here and not in the push, which may be given up at any moment: a message
-//! that was begun counts as told, one that was not is taken back with the next push.
+//! The state of an export is kept here and not in the export's future, which may be dropped at any
+//! moment. A message whose sending began counts as sent. Any other message is taken back with the
+//! next export.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,18 +14,18 @@ use super::transport::{Arrival, Failure, Retry};
 use crate::core::snapshot::Snapshot;
 use crate::outputs::counters::OutputCounters;
 
-/// What a receiver of deltas is told.
+/// What a receiver of deltas has been sent, and the export in progress.
 #[derive(Debug)]
 pub(super) struct DeltaSession {
     /// Absent where nothing outlives the agent: then no series does either.
     keeper: Option<SentTotalsFile>,
     /// Absent until it has been read.
     told: Option<SentTotals>,
-    /// Offered and not begun to be sent, a list a message.
+    /// Queued messages, one list of growths each.
     offered: VecDeque<Vec<Growth>>,
     /// The message that is being sent.
     begun: Vec<Growth>,
-    /// The file says more than was told.
+    /// Whether the file records more than was sent.
     is_ahead: bool,
     counters: Arc<OutputCounters>,
 }
@@ -40,7 +42,7 @@ impl DeltaSession {
         }
     }
 
-    /// What has been told so far; a push begins with it.
+    /// Begins an export. Returns the totals that were sent so far.
     pub(super) async fn begin(&mut self, snapshot: &Snapshot) -> Result<&mut SentTotals, Failure> {
         self.take_back_offered();
         self.begun.clear();
@@ -78,7 +80,7 @@ impl DeltaSession {
                 tracing::warn!(
                     class = error.class(),
                     reason = error.words(),
-                    "what was sent as deltas before cannot be read; they begin with the totals of now"
+                    "cannot read which deltas were sent before; deltas begin with the present totals"
                 );
                 Ok(SentTotals::new(&boot, began))
             }
@@ -125,7 +127,8 @@ impl DeltaSession {
         self.is_ahead = true;
     }
 
-    /// The push is over: what did not go out is not told, and the file says so, if it can.
+    /// Ends an export: growths that were not sent are taken back, in the file, too, if it can be
+    /// written.
     pub(super) async fn end(&mut self) {
         self.take_back_offered();
         if self.is_ahead {

@@ -47,7 +47,7 @@ use transport::{Arrival, Failure, Retry, Transport};
 /// How and when to push.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where to.
+    /// Receiver of the exports.
     pub receiver: Receiver,
     /// The time between two pushes; each is up to a tenth earlier or later, so that the nodes of a
     /// cluster do not push together.
@@ -78,7 +78,7 @@ pub struct Options {
 /// What a counter's points say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Temporality {
-    /// Its total.
+    /// Totals since the start of the series.
     #[default]
     Cumulative,
     /// What came since the last point; where it is kept what was sent. Where that is nowhere, no
@@ -193,10 +193,10 @@ impl Exporter {
         match last {
             Ok(Ok(())) => {}
             Ok(Err(Failure { class, reason, .. })) => {
-                tracing::warn!(%endpoint, class, %reason, "the last push over otlp failed");
+                tracing::warn!(%endpoint, class, %reason, "the last OTLP export failed");
             }
             Err(_) => {
-                tracing::warn!(%endpoint, ?deadline, "the last push over otlp was not done in time");
+                tracing::warn!(%endpoint, ?deadline, "the last OTLP export did not finish in time");
             }
         }
     }
@@ -251,7 +251,7 @@ impl Exporter {
                 Err(failure) => {
                     let pause = match failure.retry {
                         Retry::Backoff => self.backoff(failures),
-                        // Whoever asks for no pause at all gets the usual one.
+                        // If the receiver asks for no pause, the usual one is used.
                         Retry::After(pause) => pause.max(self.backoff(failures)),
                         Retry::Never => self.interval(),
                     };
@@ -316,7 +316,7 @@ impl Exporter {
                             points,
                             rejected,
                             message = %accepted.message,
-                            "the otlp receiver has objections"
+                            "the OTLP receiver rejected points or sent a warning"
                         );
                     }
                 }
@@ -381,7 +381,7 @@ struct Health {
 impl Health {
     fn up(&mut self, now: BootTime) {
         if !matches!(self.state, Some((SourceState::Up, _))) {
-            tracing::info!(endpoint = %self.place, "the otlp receiver takes the books");
+            tracing::info!(endpoint = %self.place, "the OTLP receiver accepts exports");
             self.since = now;
             self.state = Some((SourceState::Up, false));
         }
@@ -391,9 +391,9 @@ impl Health {
     fn down(&mut self, now: BootTime, failure: Failure, pause: Duration) {
         let Failure { class, reason, .. } = failure;
         if matches!(self.state, Some((SourceState::Down { .. }, _))) {
-            tracing::debug!(endpoint = %self.place, class, %reason, ?pause, "otlp still fails");
+            tracing::debug!(endpoint = %self.place, class, %reason, ?pause, "OTLP export still fails");
         } else {
-            tracing::warn!(endpoint = %self.place, class, %reason, ?pause, "otlp fails");
+            tracing::warn!(endpoint = %self.place, class, %reason, ?pause, "OTLP export failed");
             self.since = now;
         }
         let pause = Nanos::from(pause);

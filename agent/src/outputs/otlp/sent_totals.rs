@@ -1,8 +1,9 @@
-//! What a receiver of deltas has been told, series by series, and what has come since.
+//! What a receiver of deltas has been sent, series by series, and what was added since.
 //!
-//! Whoever adds deltas up must never get more than was booked, so a growth goes out at most once.
-//! It counts as told from the moment in which its message is offered, and is taken back only if
-//! that certainly did not arrive. What is not known to have failed has arrived.
+//! A receiver that adds deltas up must never get more than was booked, so each growth is sent at
+//! most once. It counts as sent from the moment at which its message is queued. This is undone only
+//! if the message certainly did not arrive. A message that is not known to have failed counts as
+//! arrived.
 //!
 //! A series is known by its family, its labels and its start: with another start it is another
 //! one. Of a series that is not known it has to be said whether anybody can have been told of it.
@@ -29,7 +30,7 @@ const REMEMBERED: usize = 20_000;
 /// Between the parts of a series' name. No label has it: control characters do not go out.
 const SEPARATOR: char = '\u{1f}';
 
-/// How much of a series a receiver has, and until when that goes.
+/// Amount of a series that a receiver has, and the end of the last interval that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SentAmount {
     /// The series' own start.
@@ -40,7 +41,7 @@ struct SentAmount {
 }
 
 impl SentAmount {
-    /// Nothing yet.
+    /// A series of which nothing was sent.
     const fn new(start: WallTime) -> Self {
         Self {
             start: start.0,
@@ -57,7 +58,7 @@ struct SeriesState {
     seen: BootTime,
 }
 
-/// A growth of a series that is to go out.
+/// A growth of a series that is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Growth {
     series: String,
@@ -65,7 +66,7 @@ pub(super) struct Growth {
     after: SentAmount,
 }
 
-/// The point that tells of a growth.
+/// The OTLP point of a growth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Delta {
     /// Where its interval begins.
@@ -74,19 +75,20 @@ pub(super) struct Delta {
     pub(super) value: Value,
 }
 
-/// What a receiver has been told.
+/// Totals that a receiver has been sent so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SentTotals {
     boot: String,
-    /// A series that is not known and began before this may have been told of.
+    /// Unix time in nanoseconds. An unknown series that began before this may have been sent
+    /// already.
     floor: u64,
-    /// Likewise of one family, where that is later: a series of it was forgotten. It says nothing of
-    /// another family, whose series may begin late and all with the agent's start.
+    /// The same per family, if it is later, because a series of the family was forgotten. It says
+    /// nothing of another family, whose series may begin late and all with the agent's start.
     floors: BTreeMap<String, u64>,
     series: BTreeMap<String, SeriesState>,
 }
 
-/// The same as it is kept.
+/// Format of the file.
 #[derive(Serialize, Deserialize)]
 struct SentTotalsRecord<'a> {
     /// The agent's version: another one may give a series other labels.
@@ -111,7 +113,7 @@ impl SentTotals {
         }
     }
 
-    /// A series of this family that is not known and began before this may have been told of.
+    /// An unknown series of this family that began before this time may have been sent already.
     fn floor_of(&self, family: &str) -> u64 {
         let floor = self.floors.get(family).copied();
         self.floor.max(floor.unwrap_or_default())
@@ -166,8 +168,8 @@ impl SentTotals {
         })
     }
 
-    /// By how much a counter has grown since it was last told of; nothing if it has not. It is
-    /// remembered either way, and counts as told only with [`SentTotals::advance`].
+    /// Growth of a counter since it was last sent. `None` if it has not grown. It is remembered
+    /// either way, and counts as told only with [`SentTotals::advance`].
     pub(super) fn growth(
         &mut self,
         instrument: &Instrument,
@@ -196,8 +198,8 @@ impl SentTotals {
         let seen = snapshot.at;
         self.series
             .insert(series.clone(), SeriesState { account, seen });
-        // A total below what was told is a store that has lost something: nothing goes out until
-        // it is made up for.
+        // If a total is below what was sent, the store has lost something. Nothing is sent until
+        // the total has caught up.
         let grown = amount.checked_sub(account.amount).filter(|it| *it > 0)?;
         let end = snapshot.wall.0;
         let delta = Delta {

@@ -1,4 +1,4 @@
-//! Keeps what a receiver of deltas has been told, over restarts and crashes of the agent.
+//! Records what a receiver of deltas has been sent, over restarts and crashes of the agent.
 //!
 //! It is a file in the state directory, beside the books and not in them: an output keeps its own.
 //! It is written whole, to another name, synced and renamed, before each export, and says what will
@@ -14,7 +14,7 @@
 //! A lock is held for as long as the agent lives: one that ends sends its last words after it has
 //! let go of the books, and the next one must not go on from what was there before.
 //!
-//! What waits for a disk waits on a thread of its own, and for a bounded time.
+//! File operations run on a thread of their own and are waited for only for a bounded time.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write as _};
@@ -33,7 +33,7 @@ const LOCK: &str = "otlp-delta.lock";
 /// How long a disk may take. Tests are about other things than a busy one.
 pub(super) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 2 });
 
-/// Where it is kept.
+/// Paths of the file and its marker file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SentTotalsLocation {
     directory: PathBuf,
@@ -42,7 +42,7 @@ pub struct SentTotalsLocation {
     boot: Arc<str>,
 }
 
-/// Why it is not kept.
+/// Why the file cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum KeepError {
     /// Another agent sends.
@@ -56,7 +56,7 @@ pub(super) enum KeepError {
         source: io::Error,
     },
     /// What is in it is not what was written.
-    #[error("cannot understand {}", path.display())]
+    #[error("cannot decode {}", path.display())]
     Content {
         path: PathBuf,
         source: serde_json::Error,
@@ -67,7 +67,7 @@ pub(super) enum KeepError {
 }
 
 impl KeepError {
-    /// The label value.
+    /// Returns the value as used in labels.
     pub(super) fn class(&self) -> &'static str {
         match self {
             Self::Locked { .. } => "locked",
@@ -102,7 +102,7 @@ impl SentTotalsLocation {
         }
     }
 
-    /// What is sent from here on is not in any file, whatever an agent before has left.
+    /// What is sent from here on is in no file, even if a previous agent left one.
     ///
     /// # Errors
     ///
@@ -199,19 +199,19 @@ fn clear(mark: &Path) -> io::Result<()> {
     }
 }
 
-/// How the file is.
+/// State of the file.
 #[derive(Debug, Default)]
 enum Mode {
     /// Nothing has been written by this agent; whether there is a mark is not known.
     #[default]
     Begun,
-    /// It says all that was told, and the mark says so.
+    /// The file is complete, and the marker file says so.
     Marked,
-    /// What is told is in no file that a next agent would believe.
+    /// What was sent is in no file that the next agent would accept.
     Unkept,
 }
 
-/// Keeps it.
+/// The file that records what a receiver was sent.
 #[derive(Debug)]
 pub(super) struct SentTotalsFile {
     place: SentTotalsLocation,
@@ -298,7 +298,7 @@ impl SentTotalsFile {
     async fn try_write(&mut self, text: Vec<u8>) -> Result<(), KeepError> {
         // One at a time: a write that came late must not replace a later one.
         if self.writing.is_some() {
-            // Whatever became of it: everything is written anew.
+            // Whatever its result, everything is written again.
             let _ = self.written().await;
             if self.writing.is_some() {
                 return Err(self.slow());

@@ -183,7 +183,7 @@ fn warn(error: &KeepError) {
     tracing::warn!(
         class = error.class(),
         reason = error.words(),
-        "which starts of counters were left out is not kept: after a restart some may be sent"
+        "cannot record which counters are sent without a start time; after a restart some may be sent with one"
     );
 }
 

@@ -67,7 +67,7 @@ pub(super) struct Accepted {
 pub(super) struct Failure {
     /// A short class, for a label.
     pub(super) class: &'static str,
-    /// In words.
+    /// Reason in words.
     pub(super) reason: String,
     /// Whether to try again before the next interval, and after which pause if the receiver asks
     /// for one.
@@ -76,14 +76,13 @@ pub(super) struct Failure {
     pub(super) arrival: Arrival,
 }
 
-/// Whether a message that failed may have arrived all the same, so that what it told must not be
-/// told again where amounts are added up.
+/// Whether a failed message may have arrived. If so, its deltas must not be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// There was nobody, or the receiver itself refused it or asked for it once more.
+    /// Nobody was there, or the receiver itself refused it or asked for a retry.
     No,
-    /// There was no answer, or one that does not say: a gateway's that lost its receiver, a defect
-    /// of the receiver's, one that is overwhelmed and does not ask for it once more.
+    /// There was no answer, or one that leaves it open: from a gateway that lost its receiver, an
+    /// internal error of the receiver, or an overloaded receiver that does not ask for a retry.
     Unknown,
 }
 
@@ -290,7 +289,7 @@ async fn http(
     if (200..300).contains(&status) {
         return match ExportMetricsServiceResponse::decode(body.as_slice()) {
             Ok(answer) => Ok(accepted(answer)),
-            // It said that it took the message; that its words make no sense changes nothing.
+            // It accepted the message. An unreadable body changes nothing.
             Err(error) => Ok(Accepted {
                 rejected: 0,
                 message: format!("the answer is not OTLP: {error}"),
@@ -323,9 +322,9 @@ async fn http(
     })
 }
 
-/// Of an answer that says that there is too much to do, or nobody to do it. One that asks for the
-/// same message once more says with that that it took nothing; without, it is also what a receiver
-/// says that hands on to several others, of which some took it, and what a gateway says.
+/// Arrival for an answer of an overloaded or unavailable receiver. If it asks for a retry, it took
+/// nothing. If it does not, it may be a gateway, or a receiver that forwards to several others of
+/// which some took it.
 fn overwhelmed(asks_again: bool) -> Arrival {
     if asks_again {
         Arrival::No

@@ -1,4 +1,4 @@
-//! What goes out only once it is kept, and what happens where it cannot be.
+//! Publishes a snapshot only after its commit is stored, and handles a store that fails.
 //!
 //! ```text
 //!            ┌──────────── a commit fails: the mark is taken away ───────────┐
@@ -7,9 +7,10 @@
 //!     └── everything is written, and the mark is set ◀───────────────────────┘
 //! ```
 //!
-//! While the store works, a snapshot waits for its transaction, for [`PATIENCE`] at most. After that
-//! it goes out without, the mark being taken away first, and from then on nothing waits but for an
-//! attempt to write everything anew, one at a time and for [`PATIENCE_UNKEPT`] at most.
+//! While the store works, a snapshot waits for its transaction, for [`PATIENCE`] at most. After
+//! that it is published without being stored, and the marker file is removed first. From then on a
+//! snapshot waits only for attempts to write everything again, one at a time and for
+//! [`PATIENCE_UNKEPT`] at most.
 
 use std::io;
 use std::sync::Arc;
@@ -36,13 +37,13 @@ const RETRY: (Nanos, Nanos) = (Nanos::from_secs(1), Nanos::from_secs(60));
 
 #[derive(Debug)]
 enum Mode {
-    /// All that is published is kept, and the mark says so, if it is `marked` as this.
+    /// Everything published is stored. The marker file says so if it names `marked`.
     Kept { marked: Option<LifeId> },
-    /// What is published is not kept, and the mark is gone.
+    /// Published snapshots are not stored, and the marker file is removed.
     Unkept { retry: BootTime, pause: Nanos },
 }
 
-/// Keeps commits.
+/// Stores commits, and decides when their snapshots may be published.
 #[derive(Debug)]
 pub struct DurabilityGate {
     handle: Handle,
@@ -69,7 +70,8 @@ pub struct Outcome {
 impl DurabilityGate {
     /// Nothing has been published by this agent. `trouble` is why nothing could be taken back.
     ///
-    /// Where nothing is gone on from, the mark of an agent before is taken away at once.
+    /// If the agent does not continue from stored state, the previous agent's marker file is
+    /// removed at once.
     pub async fn begin(
         handle: Handle,
         mark: MarkerFile,
@@ -172,7 +174,7 @@ impl DurabilityGate {
         match marked_now {
             Ok(()) => {
                 if !self.reported.is_empty() {
-                    info!("the store keeps the books again");
+                    info!("commits are stored again");
                     self.reported.clear();
                 }
                 SourceState::Up
@@ -213,7 +215,7 @@ impl DurabilityGate {
 
     fn down(&mut self, class: &str, reason: String, retry: Option<BootTime>) -> SourceState {
         if reason != self.reported {
-            warn!(class, reason, "the books are not kept");
+            warn!(class, reason, "commits are not stored");
             self.reported.clone_from(&reason);
         }
         SourceState::Down {
@@ -223,7 +225,7 @@ impl DurabilityGate {
         }
     }
 
-    /// Closes the store, for which whoever waits sets a limit.
+    /// Closes the store. The caller limits the wait.
     pub async fn close(self) {
         self.handle.close().await;
     }

@@ -1,4 +1,4 @@
-//! What can be wrong with the store, and which kind of wrong it is.
+//! Errors of the store, and their classes.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,43 +17,43 @@ pub enum StoreError {
     /// The directory, or a file in it, cannot be had.
     #[error("cannot {act} {}", path.display())]
     File {
-        /// What was tried.
+        /// Verb phrase of the failed action, for the message.
         act: &'static str,
-        /// On what.
+        /// File or directory of the action.
         path: PathBuf,
-        /// Why it failed.
+        /// Cause.
         source: io::Error,
     },
     /// A newer agent made it.
-    #[error("{} has version {found}, this agent knows up to {known}; it is left as it is", path.display())]
+    #[error("{} has version {found}, expected at most {known}; the file is not changed", path.display())]
     Newer {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its version.
+        /// Schema version of the file.
         found: u32,
         /// The newest that this agent knows.
         known: u32,
     },
     /// It is a database of something else.
-    #[error("{} is a database of another program; it is left as it is", path.display())]
+    #[error("{} is a database of another program; the file is not changed", path.display())]
     Foreign {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// What it holds cannot be.
-    #[error("{table} has {found}")]
+    /// The stored content is impossible.
+    #[error("impossible content: table {table} has {found}")]
     Content {
         /// In which table.
         table: &'static str,
         /// The value that cannot be right.
         found: String,
     },
-    /// SQLite refused.
+    /// SQLite returned an error.
     #[error("cannot {act}")]
     Sqlite {
-        /// What was tried.
+        /// Verb phrase of the failed action, for the message.
         act: &'static str,
-        /// Why it failed.
+        /// Cause.
         source: rusqlite::Error,
     },
     /// The disk does not answer.
@@ -63,7 +63,7 @@ pub enum StoreError {
         seconds: u64,
     },
     /// The thread that writes is gone.
-    #[error("the store's thread has ended by a defect; the agent must be started anew")]
+    #[error("the store's thread panicked (a bug); restart the agent")]
     Gone,
 }
 
@@ -91,7 +91,7 @@ impl StoreError {
         )
     }
 
-    /// The label value.
+    /// Returns the value as used in labels.
     #[must_use]
     pub fn class(&self) -> &'static str {
         match self {

@@ -64,7 +64,7 @@ pub struct Written {
     pub took: Duration,
     /// What the file's tables take, as last looked at.
     pub bytes: u64,
-    /// Hours without a commit, beyond those that are told apart: they are in the hour after.
+    /// Hours without a commit that were merged into the following hour.
     pub hours_merged: u64,
     /// How often the file was too large and nothing in it could go.
     pub over_size: u64,
@@ -196,7 +196,7 @@ impl Store {
         }
     }
 
-    /// What an agent before this one has left that can be gone on from.
+    /// The previous agent's state, if this agent can continue from it.
     pub(super) fn resume(
         &mut self,
         mark: &MarkerFile,
@@ -240,7 +240,7 @@ impl Store {
             Err(error @ StoreError::Content { .. }) => {
                 warn!(
                     error = error.words(),
-                    "what is stored cannot be gone on from"
+                    "cannot continue from the stored content"
                 );
                 self.reason = "unusable";
                 Ok(None)
@@ -249,7 +249,7 @@ impl Store {
         }
     }
 
-    /// What was resumed is not gone on from: the next commit begins a life.
+    /// Discards the restored state: the next commit begins a new life.
     pub(super) fn begin_anew(&mut self, reason: &'static str) {
         if self.life.take().is_some() {
             self.reason = reason;
@@ -261,7 +261,7 @@ impl Store {
         let written = self.try_write(changes);
         if let Err(error) = &written {
             self.missed.note(&self.reached, changes);
-            // Opened anew next time: whatever is wrong may be so with this connection alone.
+            // The file is reopened next time, since the problem may be with this connection only.
             self.open = None;
             if error.is_damage() {
                 self.set_aside(error)?;
@@ -283,7 +283,7 @@ impl Store {
         if let (true, Some(meta)) = (is_same, meta)
             && meta.sequence > self.reached.sequence
         {
-            // A commit that was said to have failed is there nevertheless.
+            // A commit that was reported as failed is stored nevertheless.
             self.reached = Watermark::of(&read::state(&open.connection, meta)?);
         }
         let into = match meta {
@@ -334,7 +334,7 @@ impl Store {
         if is_moved {
             warn!(
                 path = %path.display(),
-                "the store was removed or replaced; what is there now is used"
+                "the store file was removed or replaced; using the file that is there now"
             );
             let mut log = path.into_os_string();
             log.push("-wal");
@@ -342,12 +342,12 @@ impl Store {
             self.open = None;
             // To another file it would be told what it has never been.
             if is_left && let Err(error) = fs::remove_file(&log) {
-                warn!(%error, "the log of the store that is gone stays");
+                warn!(%error, "cannot remove the WAL of the previous store file");
             }
         }
     }
 
-    /// What is to be done now and then, and keeps nobody waiting.
+    /// Regular maintenance, for which no commit waits.
     pub(super) fn maintain(&mut self, now: Clock) {
         let hour = sql::hour(now.wall);
         let held = self.held.note(now);
@@ -381,7 +381,7 @@ impl Store {
         }
         if let Err(error) = done {
             // The next commit meets the same and says so.
-            warn!(error = error.words(), "the store cannot be kept in order");
+            warn!(error = error.words(), "maintenance of the store failed");
         }
     }
 
@@ -400,7 +400,7 @@ impl Store {
         warn!(
             error = error.words(),
             aside = %aside(&path, &name).display(),
-            "the store is damaged; it is set aside and a new one is made"
+            "the store is damaged; it is renamed and a new one is created"
         );
         for suffix in ["", "-wal", "-shm"] {
             let from = aside(&path, suffix);
@@ -447,7 +447,7 @@ impl Store {
         };
         for path in aside.iter().filter(|path| time(path) < oldest) {
             if let Err(error) = fs::remove_file(path) {
-                warn!(path = %path.display(), %error, "a damaged store stays");
+                warn!(path = %path.display(), %error, "cannot remove an old damaged store file");
             }
         }
     }

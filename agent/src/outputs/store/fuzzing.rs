@@ -22,7 +22,7 @@ impl std::fmt::Debug for Rows {
 }
 
 impl Default for Rows {
-    /// Makes one.
+    /// Creates an empty ledger in memory.
     fn default() -> Self {
         let mut connection = Connection::open_in_memory().expect("a database in memory");
         schema::migrate(&mut connection, 0).expect("an empty ledger");
@@ -87,7 +87,7 @@ impl Rows {
             let _ = read::boot_of(&connection, meta.life);
         }
         if let Ok(None) = meta {
-            // A report reads nothing of a ledger that nobody has written to.
+            // A ledger without any commit cannot be reported.
             connection.execute_batch("ROLLBACK").expect("an end");
             self.connection = Some(connection);
             return;

@@ -7,7 +7,7 @@ use super::sql::{Result, int, list, number, sums};
 use crate::core::model::WallTime;
 use crate::core::records::Changes;
 
-/// Puts all that is not in `hours` there, as of that hour.
+/// Moves all amounts that are not in the table `hours` into it, for that hour.
 pub(super) fn end_hour(transaction: &Transaction<'_>, hour: i64) -> Result<()> {
     end_hour_of_accounts(transaction, hour, None)?;
     transaction.execute_batch("DELETE FROM settled;")?;

@@ -1,4 +1,5 @@
-//! A mark in the agent's runtime directory that says: all that has been published is in that store.
+//! The marker file in the agent's runtime directory: it says that everything published is in that
+//! store.
 //!
 //! A store whose directory cannot be written holds less than was published, and cannot say so. An
 //! agent that went on from it would show less than the one before it. So an agent goes on only where
@@ -15,13 +16,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The mark's place.
+/// The marker file.
 #[derive(Clone, Debug)]
 pub struct MarkerFile {
     path: PathBuf,
 }
 
-/// What a mark names: a store and a life of series in it.
+/// Content of a marker file: a store and a life in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LifeId {
     /// The store's random name.

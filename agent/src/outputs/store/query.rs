@@ -33,7 +33,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why a ledger cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// There is none.
+    /// There is no ledger.
     #[error("there is no ledger at {}", path.display())]
     Missing {
         /// Where it was looked for.
@@ -43,11 +43,11 @@ pub enum ReadError {
     },
     /// Some other program's database.
     #[error(
-        "{} is no ledger of gpuacct: its application id is {found:#x}, expected {APPLICATION_ID:#x}",
+        "{} is not a gpuacct ledger: application id {found:#x}, expected {APPLICATION_ID:#x}",
         path.display()
     )]
     Foreign {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What it says of itself.
         found: i32,
@@ -55,7 +55,7 @@ pub enum ReadError {
     /// An agent has made it and not committed to it yet.
     #[error("the ledger at {} holds no commit yet", path.display())]
     Empty {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// A newer gpuacct wrote it.
@@ -65,9 +65,9 @@ pub enum ReadError {
         schema::VERSION
     )]
     Newer {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its version.
+        /// Schema version of the file.
         found: u32,
     },
     /// Somebody holds all of it.
@@ -77,31 +77,31 @@ pub enum ReadError {
         LOCK_TIMEOUT.as_secs()
     )]
     Locked {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
     /// Not what SQLite wrote.
-    #[error("the ledger at {} is damaged, or no SQLite file", path.display())]
+    #[error("the ledger at {} is damaged, or is not an SQLite file", path.display())]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
     /// It is there and cannot be opened.
     #[error("cannot open the ledger at {}", path.display())]
     Open {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
     /// A figure that no ledger can hold.
     #[error("the ledger at {} has {found} as {column}, expected at least 0", path.display())]
     Negative {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Which figure.
         column: String,
@@ -111,9 +111,9 @@ pub enum ReadError {
     /// Something else went wrong.
     #[error("cannot read the ledger at {}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
 }
@@ -133,7 +133,7 @@ pub struct Ledger {
 pub struct LedgerExtent {
     /// When the last commit was made.
     pub committed: WallTime,
-    /// The hour to which all belongs that is not in a past one.
+    /// Hour of the amounts that are not assigned to an earlier hour.
     pub hour: i64,
     /// The first hour of which anything is kept.
     pub first_hour: i64,
@@ -152,7 +152,7 @@ pub struct GpuRecord {
     pub parent: Option<GpuUuid>,
     /// The first hour of which it has a book.
     pub first_hour: i64,
-    /// The last.
+    /// Last hour with a record of it.
     pub last_hour: i64,
 }
 
@@ -177,7 +177,7 @@ pub struct AccountRecord {
     pub container_id: Arc<str>,
     /// Image.
     pub image: Arc<str>,
-    /// Who runs it.
+    /// Container runtime, by the form of the path.
     pub runtime: Arc<str>,
     /// `held`, `named`, `id_only` or `host`.
     pub attribution: Arc<str>,
@@ -203,7 +203,7 @@ pub struct AccountLife {
 }
 
 impl AccountLife {
-    /// Of both together.
+    /// Combines two lives.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         let either = |one: Option<WallTime>, other: Option<WallTime>, pick: fn(_, _) -> _| {
@@ -228,7 +228,7 @@ pub struct Used {
     pub hour: i64,
     /// The account's number.
     pub account: i64,
-    /// How much of what.
+    /// Amounts used in the hour.
     pub amounts: Amounts,
 }
 
@@ -247,7 +247,7 @@ pub struct GpuUsed {
     pub idle: Nanos,
     /// All energy.
     pub energy: Millijoules,
-    /// Energy of idle time. What is neither this nor an account's is nobody's.
+    /// Energy of idle time. Energy that is in neither idle time nor an account has no owner.
     pub energy_idle: Millijoules,
 }
 
@@ -262,7 +262,7 @@ pub struct ReasonUsed {
     pub unobserved: bool,
     /// Why. Of any agent that ever wrote here, so that no list can be expected to have it.
     pub reason: Arc<str>,
-    /// How long.
+    /// Time in nanoseconds.
     pub time: Nanos,
 }
 
@@ -452,7 +452,7 @@ impl Ledger {
         )
     }
 
-    /// What became of each GPU's time in each of these hours.
+    /// Each GPU's time in each of these hours.
     ///
     /// # Errors
     /// If the file cannot be read.

@@ -1,7 +1,7 @@
 //! What is kept as open, read back.
 //!
-//! A file is outside data like any other: what cannot be is an error with the place and the finding,
-//! and the caller starts anew beside it.
+//! The file is outside data: an impossible value is an error with its place and value, and the
+//! caller begins a new life.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -127,7 +127,7 @@ impl<'a, 'r> Columns<'a, 'r> {
     }
 }
 
-/// Every row that a query gives, made into what it says.
+/// Converts every row of a query.
 fn rows<T>(
     connection: &Connection,
     table: &'static str,
@@ -365,7 +365,7 @@ fn gpus(connection: &Connection) -> Result<HashMap<i64, GpuInfo>> {
             mig: None,
             engines: Vec::new(),
         };
-        // What another version has written may lack what this one wants. NVML says it again soon.
+        // A file of another version may lack this. NVML reports it again soon.
         Ok((gpu, serde_json::from_str(&info).unwrap_or(plain)))
     })?;
     Ok(all.into_iter().collect())

@@ -1,4 +1,4 @@
-//! What of a commit belongs to no hour of this file, or to hours before the present one.
+//! Amounts of a commit that belong to no hour of this file, or to hours before the present one.
 //!
 //! A commit says how much there is in all, and what is beyond the amounts that are settled is the
 //! present hour's. That is so while commits follow each other by the second. Where they do not (the
@@ -20,7 +20,7 @@ use crate::core::amounts::Amounts;
 use crate::core::model::{Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
 use crate::core::records::{Changes, KeptReason};
 
-/// Who pays what was given up, and whatever else would be known of him.
+/// Owner, and every other name, of amounts that could not be kept by name.
 const OVERFLOW: &str = "(overflow)";
 /// What is settled of a book.
 const PARTS: [&str; 6] = [
@@ -128,7 +128,8 @@ pub(super) fn before(
     Ok(())
 }
 
-/// Settles what accounts were charged in hours that are over, and makes records of what was given up.
+/// Assigns amounts of accounts to the past hours in which they were booked, and writes records for
+/// closed accounts that could not be kept.
 fn roll_up_accounts(
     transaction: &Transaction<'_>,
     life: i64,

@@ -1,4 +1,4 @@
-//! How far the books had come at a commit, remembered beside the file.
+//! Totals as of the last stored commit, kept in memory beside the file.
 //!
 //! A file can be lost in the midst of a life: damaged, removed, replaced by an older copy. The one
 //! after it is given totals since the beginning of that life, and only what has been added since the
@@ -15,11 +15,11 @@ use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, UnobservedReason, Wall
 use crate::core::records::{Changes, KeptBook, KeptReason, KeptTotals, PersistedState};
 use crate::core::snapshot::EnergyBook;
 
-/// Hours without a commit that are told apart: a week. Of more, the oldest are in the hour after
-/// them, which is counted.
+/// Largest number of hours without a commit that are kept separately: a week. Beyond it the oldest
+/// are merged into the following hour, and counted.
 const HOURS: usize = 7 * 24;
 
-/// What was booked by a commit.
+/// Totals of all accounts and books as of one commit.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watermark {
     pub(super) sequence: u64,
@@ -29,7 +29,7 @@ pub(super) struct Watermark {
     pub(super) times: HashMap<(GpuUuid, KeptReason), Nanos>,
 }
 
-/// Of an account.
+/// Totals of an account as of a commit.
 #[derive(Clone, Debug)]
 pub(super) struct AccountWatermark {
     pub(super) gpu: GpuUuid,
@@ -38,7 +38,7 @@ pub(super) struct AccountWatermark {
     closed: bool,
 }
 
-/// Of a GPU.
+/// Totals of a book as of a commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BookWatermark {
     pub(super) through: Option<BootTime>,
@@ -127,7 +127,7 @@ impl Watermark {
                 };
                 self.accounts.insert(totals.number, account);
             }
-            // Totals of an account that was never handed over: whoever writes them meets that too.
+            // Totals of an account that was never handed over. The writer finds the same error.
             (None, None) => {}
         }
     }

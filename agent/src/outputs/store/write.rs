@@ -40,7 +40,7 @@ pub(super) enum Into<'a> {
         before: Option<&'a Meta>,
         /// The kernel's boot id.
         boot: &'a str,
-        /// Why it begins.
+        /// Why a new life begins.
         reason: &'static str,
     },
 }

@@ -27,12 +27,12 @@ pub enum Kind {
     Unobserved,
     /// Time that no book covers: no agent ran.
     Unaccounted,
-    /// All of it.
+    /// Sum of all rows.
     Total,
 }
 
 impl Kind {
-    /// As it is printed.
+    /// Returns the name that is printed.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -46,7 +46,7 @@ impl Kind {
         }
     }
 
-    /// Whether it is somebody's, so that there is more to say than how long.
+    /// Whether the row has an owner, and so more columns than its time.
     #[must_use]
     pub const fn is_owned(self) -> bool {
         matches!(self, Self::Container | Self::Host | Self::Total)
@@ -62,13 +62,13 @@ impl Kind {
 /// One line of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What it is about.
+    /// Kind of the row.
     pub kind: Kind,
     /// Why, where time has no owner or was not observed; else `(none)`.
     pub reason: Arc<str>,
     /// Its values of what the report is grouped by. None is empty.
     pub key: Vec<Arc<str>>,
-    /// What it comes to.
+    /// Sums of the row.
     pub sums: Sums,
     /// Its part of all busy time, where there is any and it is about busy time.
     pub share: Option<Decimal>,
@@ -102,10 +102,10 @@ impl Sums {
     }
 }
 
-/// The answer.
+/// A report: its range, notes and rows.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What was asked.
+    /// Requested range.
     pub asked: Asked,
     /// The beginning of what is answered.
     pub since: Timestamp,

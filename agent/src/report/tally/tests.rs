@@ -272,9 +272,9 @@ fn the_notes_say_which_hours_were_cut() {
     for (since, until, minutes, expected) in [
         (0, Some(3_600), 60, None),
         (60, Some(3_600), 60, Some("all of the hour of")),
-        (0, Some(3_660), 60, Some("is not in")),
+        (0, Some(3_660), 60, Some("nothing of the hour of")),
         (-3_600, Some(3_600), 60, Some("the ledger begins")),
-        (0, None, 30, Some("as far as it was committed")),
+        (0, None, 30, Some("up to the last commit")),
         (0, Some(7_200), 10, Some("nothing was committed after")),
     ] {
         let asked = Asked {

@@ -32,9 +32,9 @@ pub(super) struct Accounting {
     on: bool,
     /// Since when it has been followed: only lives that began later are compared.
     since_us: u64,
-    /// What was credited here, by pid, since the pid was last told of.
+    /// Busy time that the agent credited, by pid, since the pid was last reported.
     credited: BTreeMap<Pid, Nanos>,
-    /// The dead that were told of, or were dead before anybody looked: pid and start.
+    /// Ended processes that were reported, or had ended before the first look: pid and start.
     told: BTreeMap<u32, u64>,
 }
 
@@ -51,8 +51,8 @@ impl Accounting {
         }
     }
 
-    /// Asks the driver about the dead. Each is told of once, a reading after it was first seen dead,
-    /// so that the windows that it was in are closed.
+    /// Asks the driver about ended processes. Each is returned once, one reading after it was first
+    /// seen ended, so that its windows are closed by then.
     pub(super) fn read(
         &mut self,
         device: &Device<'_>,
@@ -92,7 +92,7 @@ impl Accounting {
         Ok(self.report_dead(uuid, &lives, period, through_us))
     }
 
-    /// Tells of those who have died and whose windows are closed up to `through_us`.
+    /// Returns processes that ended and whose windows are closed up to `through_us`.
     fn report_dead(
         &mut self,
         uuid: &GpuUuid,

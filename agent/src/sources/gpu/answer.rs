@@ -29,7 +29,7 @@ pub struct RawRow {
 }
 
 impl RawRow {
-    /// Whether it can be somebody's: the driver writes an all-ones pid for "nobody".
+    /// Whether the pid is a real one. The driver writes all ones for "no process".
     pub(super) const fn is_possible(&self) -> bool {
         self.pid != 0 && self.pid != u32::MAX && self.percent <= 100
     }
@@ -70,7 +70,7 @@ impl EnginePercents {
     }
 }
 
-/// NVML's answers of one window.
+/// NVML's answers for one window.
 #[derive(Clone, Debug, Default)]
 pub struct WindowReadings {
     /// Samples newer than the cursor, before the rows were asked for.

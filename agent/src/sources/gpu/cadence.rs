@@ -1,9 +1,9 @@
-//! Where a device samples itself on another beat than its processes.
+//! Windows of a device whose own samples come at another cadence than those of its processes.
 //!
-//! A window ends with a sample of the device. Rows are means over all samples of processes up to now:
-//! where those come on a beat of their own, over some of the next window, too. So rows are asked for
-//! twice, since the window's beginning and since its end; what the first have and the second have not
-//! is the window's.
+//! A window ends with a sample of the device. Rows are means over all samples of processes up to
+//! now. If those come at a cadence of their own, they include some of the next window, too. So rows
+//! are requested twice: since the window's beginning and since its end. The difference belongs to
+//! the window.
 //!
 //! Both are means, and sums take the number of samples in them, which NVML does not tell. But each row
 //! says when its process was credited last, and those instants lie on the [`Cadence`]: the longest period
@@ -31,7 +31,8 @@ use crate::core::model::{Nanos, Pid};
 const USUAL_NS: u64 = 1_000_000_000 / 6;
 /// Periods shorter than this are no product's (1/6 s to 1 s by RM's headers), in nanoseconds.
 const SHORTEST_NS: u64 = 100_000_000;
-/// Distances longer than this add up the beat's jitter to more than tells one multiple from the next.
+/// Longest distance that is used. Over longer ones the jitter adds up so far that neighbouring
+/// multiples of the period cannot be distinguished.
 const LONGEST_US: u64 = 3_000_000;
 /// Distances that are kept.
 const DISTANCES: usize = 64;
@@ -39,10 +40,10 @@ const DISTANCES: usize = 64;
 const ENOUGH: usize = 6;
 /// The driver keeps ten seconds of samples at least; rows of more may lack some.
 const RING: u64 = 60;
-/// An instant is known to about this: what is closer to it than this may be on either side.
+/// Uncertainty of an instant. Anything closer to it may be on either side.
 const SLACK_US: u64 = 1_000;
 
-/// When the driver samples processes, as far as rows tell.
+/// The rhythm in which the driver samples processes, inferred from the times in the rows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cadence {
     /// The newest instant.
@@ -70,7 +71,7 @@ impl Cadence {
         }
     }
 
-    /// The wall clock was set: instants from before say nothing of those to come.
+    /// The wall clock was set, so earlier instants say nothing about later ones.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }

@@ -1,8 +1,8 @@
 //! Which calls into NVML are in progress, and what calls cost so far.
 //!
-//! A call into NVML can wait in the driver for as long as the driver likes, and nothing can
-//! interrupt it. What can be done is to say so: whoever shows the agent's state reads this while a
-//! thread is stuck. The lock is never held across a call.
+//! A call into NVML can block in the driver for any time, and nothing can interrupt it. But it can
+//! be reported: outputs read this state while a thread is stuck. The lock is never held across a
+//! call.
 //!
 //! Each thread that calls NVML has a lane of its own. A lane can be retired while its thread is
 //! stuck. The thread then makes no further call, and ends when the call in progress returns.
@@ -26,11 +26,12 @@ pub struct CallFigures {
     pub errors: u64,
     /// Time spent in them.
     pub total: Nanos,
-    /// The longest.
+    /// Duration of the longest call.
     pub longest: Nanos,
 }
 
-/// One thread's way into NVML. Clones are the same lane; all lanes of one origin are read together.
+/// Monitors the NVML calls of one thread. Clones share one lane; all lanes of one origin are read
+/// together.
 #[derive(Clone, Debug, Default)]
 pub struct Watchdog {
     state: Arc<Mutex<CallTable>>,

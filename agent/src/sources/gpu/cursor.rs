@@ -4,7 +4,7 @@ use super::unobserved::unobserved;
 use crate::core::input::GpuWindow;
 use crate::core::model::{BootTime, Clock, GpuUuid, UnobservedReason};
 
-/// Where the windows of an agent before this one stopped.
+/// End of the previous agent's windows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     /// The GPU.
@@ -18,8 +18,8 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The window from here up to `end`, of which nobody can tell any more: `agent_down` before this
-    /// agent began, and `reason` from then on.
+    /// An unobserved window from here up to `end`: `agent_down` before this agent began, `reason`
+    /// after that.
     pub(super) fn lost(&self, end: BootTime, reason: UnobservedReason) -> GpuWindow {
         let with_agent = end.since(self.began.max(self.end));
         let before = end.since(self.end).minus(with_agent);

@@ -1,7 +1,7 @@
 //! One GPU as its thread knows it: asked for one window at a time, by itself.
 //!
-//! Errors are waited out, since the driver's ring keeps what was missed; only when the open time is
-//! overdue is it closed as unobserved. What a device does not offer is no error.
+//! Errors are retried, since the driver's ring keeps what was missed. Only overdue time is closed
+//! as unobserved. A feature that the device does not offer is not an error.
 
 use nvml_wrapper::Device;
 use nvml_wrapper::enum_wrappers::device::Sampling;
@@ -146,8 +146,8 @@ impl Driver for Asking<'_, '_> {
 }
 
 impl Gpu {
-    /// A GPU's windows begin now, or they go on where an agent before this one stopped. What an instance
-    /// lost of the time before comes with it; a whole GPU's comes as its first window.
+    /// Creates a GPU's windows. They begin now, or continue from the previous agent. Time that a
+    /// MIG instance lost in between is returned; a whole GPU's lost time is its first window.
     pub(super) fn first_sight(
         device: &Device<'_>,
         info: &GpuInfo,
@@ -206,7 +206,7 @@ impl Gpu {
             }
             Err(trouble) => {
                 let gpu = self.info.uuid.as_str();
-                tracing::debug!(gpu, error = trouble.text, "a GPU cannot be read");
+                tracing::debug!(gpu, error = trouble.text, "cannot read a GPU");
                 self.fault = Some(trouble);
                 self.close_overdue()
             }
@@ -245,7 +245,7 @@ impl Gpu {
             }
             Err(trouble) => {
                 let gpu = self.info.uuid.as_str();
-                tracing::debug!(gpu, error = trouble.text, "an instance cannot be measured");
+                tracing::debug!(gpu, error = trouble.text, "cannot measure a MIG instance");
                 self.fault = Some(trouble);
                 self.close_overdue()
             }
@@ -294,7 +294,8 @@ fn offered<T>(
     }
 }
 
-/// A sample's whole percent; what cannot be one becomes a number that the window counts as junk.
+/// A sample's whole percent. An impossible value becomes a number that the window counts as
+/// invalid.
 pub(super) fn percent(value: &SampleValue) -> u32 {
     match *value {
         SampleValue::U32(percent) => percent,

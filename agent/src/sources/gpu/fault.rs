@@ -2,14 +2,14 @@
 
 use nvml_wrapper::error::NvmlError;
 
-/// What an error means to the agent.
+/// What an NVML error means for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NvmlErrorKind {
     /// The device or the driver does not offer it.
     Unsupported,
-    /// This GPU is gone for this session of the library; opening the library anew may find it.
+    /// This GPU is lost for this session of the library. Reopening the library may find it.
     Lost,
-    /// The library as a whole has to be opened anew.
+    /// The whole library has to be reopened.
     Library,
     /// Perhaps next time.
     Other,
@@ -88,7 +88,8 @@ impl NvmlFailure {
         }
     }
 
-    /// NVML lists a GPU no more, or cannot open it, for this cause if it tells one.
+    /// NVML does not list the GPU any more, or cannot open it. `cause` is its reason, if it gave
+    /// one.
     pub(super) fn gone(cause: Option<Self>) -> Self {
         const GONE: &str = "not among the GPUs that NVML can open";
         match cause {

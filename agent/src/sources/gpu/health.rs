@@ -1,4 +1,4 @@
-//! What is said of the source, and when it is news.
+//! Which state the source reports, and when a state is new enough to be logged.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,9 +62,9 @@ impl Failed {
     }
 }
 
-/// The gravest of the GPUs' troubles, by the GPUs' names, in words that say how many have some.
+/// The most severe of the GPUs' failures, in words that name the GPU and say how many have failed.
 pub(super) fn gravest(mut all: Vec<(String, NvmlFailure)>) -> Option<NvmlFailure> {
-    // Stable: of two that are alike the first GPU's is told.
+    // The sort is stable: of two equal failures that of the first GPU is reported.
     all.sort_by_key(|(_, trouble)| match trouble.fault {
         NvmlErrorKind::Library => 0,
         NvmlErrorKind::Lost => 1,
@@ -92,8 +92,8 @@ impl Health {
         self.0 = None;
     }
 
-    /// What is to be said of this state, and whether it is news for the log. Another time of retry is
-    /// none, and is said once the one before has passed.
+    /// What is to be said of this state, and whether it is news for the log. A changed retry time
+    /// alone is not new. It is reported once the previous one has passed.
     pub(super) fn tell(
         &mut self,
         state: SourceState,

@@ -1,5 +1,5 @@
-//! The thread that opens and closes the library. Both can block in the driver, so nobody waits for it,
-//! and there is one at most.
+//! The thread that opens and closes the library. Both can block in the driver, so no other thread
+//! waits for it, and there is at most one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::health::Failed;
 use super::library::Library;
 use crate::core::snapshot::BlockedCall;
 
-/// What was done.
+/// Result of a task of the helper thread.
 pub(super) enum HelperResult {
     /// A library was closed.
     Closed,
@@ -21,7 +21,7 @@ pub(super) enum HelperResult {
     Opened(Result<(Arc<Library>, u32), Failed>),
 }
 
-/// Who has it done.
+/// The thread that opens and closes the library.
 pub(super) struct Helper {
     watchdog: Watchdog,
     /// Its way into NVML, while it is at work.
@@ -92,7 +92,7 @@ impl Helper {
                 // What it held is gone with a panic.
                 let helped = catch_unwind(AssertUnwindSafe(|| work(&theirs)));
                 let helped = helped.unwrap_or_else(|_| {
-                    tracing::error!("a defect ended the thread that opens NVML");
+                    tracing::error!("the thread that opens NVML panicked (a bug)");
                     HelperResult::Opened(Err(Failed::Session(NvmlFailure::panicked())))
                 });
                 // Nobody who listens any more needs telling.

@@ -37,7 +37,7 @@ const SONAME: &str = "libnvidia-ml.so.1";
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
     /// Normal on a node without NVIDIA's driver.
-    #[error("no {SONAME} in the loader's path, nor below {} other places", PLACES.len() - 1)]
+    #[error("{SONAME} was not found in the loader's path or in {} other places", PLACES.len() - 1)]
     Absent,
     /// Named in the configuration, hence expected.
     #[error("{} does not exist", path.display())]
@@ -104,7 +104,8 @@ impl Library {
             match Self::at(place, watchdog) {
                 Ok(library) => return Ok(library),
                 Err(OpenError::Load { source, .. }) if not_in_path(&source) => {}
-                // A library that loads and refuses tells more than one that does not load.
+                // The error of a library that loads and refuses says more than that of one that
+                // does not load.
                 Err(error @ OpenError::Init { .. })
                     if !matches!(telling, OpenError::Init { .. }) =>
                 {

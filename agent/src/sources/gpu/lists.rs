@@ -1,8 +1,8 @@
 //! NVML's process lists: who has a context on a GPU, and with how much memory.
 //!
 //! A process can be in several of NVML's lists at once, an MPS client is in two, so they are joined
-//! by pid. Which process is the MPS server is not in them: see [`with_roles`]. Reading them takes the driver's global lock for milliseconds; whoever calls this bounds
-//! how often.
+//! by pid. Which process is the MPS server is not in them: see [`with_roles`]. Reading them takes
+//! the driver's global lock for milliseconds, so the caller limits how often it is done.
 
 use std::collections::BTreeMap;
 

@@ -5,8 +5,8 @@
 //! which part of a time a GPU instance's engine was busy: the difference of two samples that the
 //! agent takes itself, so that nothing is lost between two of them, however far apart.
 //!
-//! GPM's figure is a GPU instance's. Where that is divided once more, into several compute
-//! instances, it is nobody's, and all of them are unsupported.
+//! GPM's figure is about a GPU instance. If that has several compute instances, the figure belongs
+//! to none of them, and all of them are unsupported.
 //!
 //! An instance's UUID is made from its GPU and its ids, so one that is destroyed and made anew with
 //! another profile has the UUID of the old one. What an instance is, is therefore UUID, profile and
@@ -109,7 +109,7 @@ pub(super) fn instances<'library>(
     Ok(found)
 }
 
-/// What a GPU's instances are: what changes when it is divided anew.
+/// Identities of a GPU's MIG instances. They change when the GPU is divided differently.
 pub(super) fn identities(
     whole: &Device<'_>,
     info: &GpuInfo,
@@ -196,7 +196,7 @@ pub(super) struct Activity<'library> {
     last: Option<(GpmSample<'library>, Clock)>,
 }
 
-/// What an instance did between two samples.
+/// Activity of a MIG instance between two GPM samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Measured {
     /// When the earlier one was taken.
@@ -208,7 +208,7 @@ pub(super) struct Measured {
 }
 
 impl Activity<'_> {
-    /// What the instance did since this was last asked; none the first time.
+    /// Activity since the last call. `None` the first time.
     pub(super) fn measure(
         &mut self,
         uuid: &GpuUuid,

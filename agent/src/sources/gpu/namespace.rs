@@ -6,8 +6,8 @@ use std::sync::Arc;
 /// The initial pid namespace: its inode number is fixed in the kernel (`PROC_PID_INIT_INO`).
 pub const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// The pid namespace of this process, if it is another than the initial one. What cannot be read is
-/// taken for the initial one: a warning that may be wrong helps nobody.
+/// The pid namespace of this process, if it is not the initial one. If it cannot be read, it is
+/// assumed to be the initial one, because a wrong warning would not help.
 pub(super) fn pid_namespace() -> Option<Arc<str>> {
     other_namespace(&std::fs::read_link(Path::new("/proc/self/ns/pid")).ok()?)
 }

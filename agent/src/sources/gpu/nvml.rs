@@ -33,7 +33,7 @@ impl NvmlHandle {
         self.watchdog.clone()
     }
 
-    /// Waits until the source has sent its last words. Threads whose call does not return are not
+    /// Waits until the source has sent its last windows. Threads whose call does not return are not
     /// waited for.
     pub async fn stopped(self) {
         // An error means that the thread is over too.
@@ -88,7 +88,10 @@ fn supervise(mut supervisor: Supervisor, runtime: Runtime) {
             }
         }
         let wait = waits.wait();
-        tracing::error!(?wait, "a defect ended the thread that looks after NVML");
+        tracing::error!(
+            ?wait,
+            "the NVML supervisor thread panicked (a bug); restarting it"
+        );
         supervisor.recover(wait);
         // Without a runtime nothing can be waited for but this.
         runtime = self::runtime().ok();

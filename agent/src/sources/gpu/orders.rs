@@ -1,4 +1,4 @@
-//! What the thread of a device is told to do, apart from what it does by itself.
+//! Requests to a worker thread, in addition to its regular work.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -10,12 +10,12 @@ pub(super) enum Order {
     Due,
     /// The process lists are wanted soon.
     Lists,
-    /// It is to end.
+    /// The thread must end.
     End,
 }
 
-/// Orders for one thread. One of a kind is enough: a reading of the lists serves all who asked before
-/// it.
+/// Pending orders for one worker thread, at most one of each kind: one reading of the lists serves
+/// all requests before it.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
     state: Mutex<PendingOrders>,

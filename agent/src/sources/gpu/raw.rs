@@ -258,7 +258,7 @@ pub(super) fn memory_info_versioned(
     Ok((code, memory.used))
 }
 
-/// What the driver says of one process.
+/// The driver's accounting statistics of one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProcessAccounting {
     pub(super) pid: u32,

@@ -33,7 +33,7 @@ const SILENCE: Nanos = Nanos::SECOND;
 const COMPARED_APART: Nanos = Nanos::from_secs(10);
 /// While the older call for rows is used, the newer one is asked again after this time.
 pub(super) const COMPARED_ANEW: Nanos = Nanos::from_secs(300);
-/// What a device has to say about a stretch of time.
+/// The driver's answers for one interval.
 pub(super) enum DriverAnswer {
     /// Samples and rows; rows that could not be had are left out, with the reason.
     WindowReadings(WindowReadings, Option<NvmlFailure>),
@@ -47,11 +47,11 @@ pub(super) enum DriverAnswer {
     Unsupported,
     /// The clock of the samples is not known yet; these are all that the driver keeps.
     Unplaced(Vec<RawSample>),
-    /// Nothing was asked: a window is yet to be told of.
+    /// Nothing was asked, because an earlier window is still queued.
     Queued,
 }
 
-/// What a call for rows answers, in the clock of the samples.
+/// Answer of a call for rows, converted to the clock of the samples.
 struct RowsAnswer {
     rows: Vec<RawRow>,
     /// Whether it had any row that can be somebody's, with whatever stamp.
@@ -83,7 +83,7 @@ pub(super) struct Reader {
     cursor: Option<Cursor>,
     /// A window that closed behind another one.
     queued: Option<GpuWindow>,
-    /// What the end of that agent lost, until it is told of.
+    /// Time that was lost at the end of the previous agent, until it is reported.
     lost: Option<GpuWindow>,
     /// Why nobody asked the driver from then on, as far as an agent ran.
     silence: UnobservedReason,
@@ -171,7 +171,7 @@ impl Reader {
         (reader, lost)
     }
 
-    /// By which clocks the driver stamps; none where it stamps nothing.
+    /// The clocks by which the driver stamps. `None` if nothing is stamped.
     pub(super) fn told(&self, now: Clock) -> Option<SampleClocks> {
         let told =
             |clock: Option<StampClock>| clock.map_or(CallClock::UNKNOWN, |clock| clock.told(now));
@@ -241,7 +241,7 @@ impl Reader {
                 }
                 Err(trouble) => return Err(trouble),
             };
-            // What fails here leaves the window as it would be without.
+            // A failure here leaves the window unchanged.
             let newest_us = before.iter().map(|sample| sample.at_us).max();
             let later = newest_us
                 .filter(|_| self.windows.is_off_cadence())
@@ -270,7 +270,7 @@ impl Reader {
         }
     }
 
-    /// What the answers come to. None where there is nothing to close yet.
+    /// Makes a window of the answers. `None` if there is nothing to close yet.
     pub(super) fn close(&mut self, asked: DriverAnswer, now: Clock) -> Option<GpuWindow> {
         let window = match asked {
             DriverAnswer::Queued => return self.queued.take(),
@@ -296,7 +296,7 @@ impl Reader {
         self.in_order(window, now)
     }
 
-    /// What is lost comes before what is closed, which waits for the next time.
+    /// Lost time is returned first. The closed window is queued for the next call.
     fn in_order(&mut self, window: Option<GpuWindow>, now: Clock) -> Option<GpuWindow> {
         let clocks = self.told(now);
         let with_clocks = |window: GpuWindow| GpuWindow {
@@ -490,13 +490,17 @@ impl Reader {
         let gpu = self.gpu.as_str();
         let (empty, used) = (self.call.as_str(), other.as_str());
         if has_rows {
-            tracing::info!(gpu, used, "the call for processes' rows has rows again");
+            tracing::info!(
+                gpu,
+                used,
+                "the call for per-process utilisation returns rows again"
+            );
         } else {
             tracing::warn!(
                 gpu,
                 empty,
                 used,
-                "the GPU is busy and the call for processes' rows answers without any: another one is used"
+                "the GPU is busy and the call for per-process utilisation returns no rows; using the other call"
             );
         }
         self.empty = (other == RowsCall::Older).then_some(self.call);
@@ -691,12 +695,18 @@ impl Reader {
                 call,
                 clock,
                 ahead_ms,
-                "the clock of a call's stamps changed"
+                "the clock of a call's timestamps changed"
             ),
             (_, "wall") if told.ahead_nanos == 0 => {
-                tracing::debug!(gpu, call, "a call stamps by the wall clock");
+                tracing::debug!(gpu, call, "timestamps of a call are of the wall clock");
             }
-            _ => tracing::info!(gpu, call, clock, ahead_ms, "a call stamps by another clock"),
+            _ => tracing::info!(
+                gpu,
+                call,
+                clock,
+                ahead_ms,
+                "timestamps of a call are not of the wall clock"
+            ),
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Resume {
     pub(super) reason: UnobservedReason,
 }
 
-/// One GPU.
+/// Accounted time of one GPU.
 #[derive(Debug)]
 struct Known {
     info: GpuInfo,
@@ -47,12 +47,12 @@ struct Known {
     silence: UnobservedReason,
 }
 
-/// All of them.
+/// Accounted time of every GPU, and the worker that continues it.
 #[derive(Debug, Default)]
 pub(super) struct Register {
     gpus: BTreeMap<GpuUuid, Known>,
-    /// Where an agent before this one stopped. Each is gone on from once: what is made anew under the
-    /// same UUID begins now.
+    /// Cursors of the previous agent. Each is used once: an instance that is created again under
+    /// the same UUID begins now.
     before: Vec<Cursor>,
 }
 
@@ -141,7 +141,7 @@ impl Register {
         true
     }
 
-    /// Takes back what a worker has claimed. From now on its GPUs' time is not observed, for `reason`.
+    /// Takes the GPUs from a worker. From now on their time is unobserved, for `reason`.
     pub(super) fn release(&mut self, worker: WorkerId, reason: UnobservedReason) {
         let claimed = |known: &&mut Known| known.owner == Some(worker);
         for known in self.gpus.values_mut().filter(claimed) {
@@ -183,7 +183,7 @@ impl Register {
         listed
     }
 
-    /// The whole GPUs that nobody asks and the driver has not given up, other than `told`.
+    /// The whole GPUs that have no worker and that the driver still has, other than `told`.
     pub(super) fn missing(&self, told: &[GpuUuid]) -> Vec<(String, NvmlFailure)> {
         let whole = |known: &&Known| {
             known.owner.is_none()

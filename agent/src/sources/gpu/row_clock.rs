@@ -124,7 +124,7 @@ pub(super) struct Conversion {
 }
 
 impl Conversion {
-    /// What to ask the call with, so that the sample of this stamp is left out.
+    /// The stamp to pass to the call so that the sample with this stamp is not returned again.
     pub(super) fn to_rows(self, stamp_us: u64) -> u64 {
         if self.is_same {
             return stamp_us;

@@ -2,8 +2,8 @@
 //!
 //! `nvml.h` says that timestamps are microseconds of the wall clock. Some machines (NVIDIA's GB10)
 //! stamp samples with the boot clock, others are ahead or behind by a constant. Two calls about one
-//! device need not use one clock. So nothing is assumed of a call's clock but that it runs at the
-//! speed of time.
+//! device need not use one clock. So the only assumption about a call's clock is that it runs at
+//! normal speed.
 //!
 //! A stamp that an answer has, and that the answer before it did not have, belongs to a sample that
 //! was taken between the beginning of the earlier call and the end of the later one. That bounds the
@@ -148,7 +148,7 @@ pub(super) struct Answered<'a> {
     pub(super) ended: Clock,
 }
 
-/// What an answer taught.
+/// Effect of an answer on the known clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClockChange {
     /// Nothing, or something more exact.
@@ -210,7 +210,8 @@ impl Bounds {
         of_wall: Span::ALL,
     };
 
-    /// What stamps from `first_us` to `last_us` say that were taken after `from` and up to `to`.
+    /// Bounds that stamps from `first_us` to `last_us` give, if they were taken after `from` and up
+    /// to `to`.
     fn new(first_us: u64, last_us: u64, from: BootTime, to: Clock) -> Self {
         let (from, boot) = (i128::from(from.0), i128::from(to.boot.0));
         let lead = distance(to);
@@ -239,7 +240,7 @@ impl Bounds {
 pub(super) struct SampleClock {
     clock: Option<StampClock>,
     bounds: VecDeque<Bounds>,
-    /// What new stamps say that contradict the bounds.
+    /// Bounds from new stamps that contradict the present ones.
     suspect: Option<Bounds>,
     /// Whether the last new stamps contradicted the bounds, or each other.
     is_doubted: bool,

@@ -1,4 +1,4 @@
-//! The place of one GPU in NVML's list: who asks it, what is wrong with it, and when it is tried again.
+//! One GPU of NVML's list: its worker, its failure, and when it is retried.
 //!
 //! One thread at most asks a GPU. One that is stuck in a call is given up, and no other is started
 //! until that call has returned: it would be stuck, too. So there are never more threads than GPUs.
@@ -26,7 +26,7 @@ const QUICK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// waiting, and each call may hold up others in the driver.
 const SLOW: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
 
-/// One GPU's place.
+/// State of one GPU: its worker, its failure and its retries.
 pub(super) struct Slot {
     pub(super) running: Option<Running>,
     /// The thread that was given up and has not ended, with its way into NVML.
@@ -42,7 +42,7 @@ pub(super) struct Slot {
     slow: Backoff,
 }
 
-/// A worker at work.
+/// A running worker thread.
 pub(super) struct Running {
     pub(super) id: WorkerId,
     pub(super) lane: Watchdog,
@@ -58,7 +58,7 @@ pub(super) struct Running {
 pub(super) enum WorkerState {
     /// It opens its GPU.
     Opening,
-    /// It waits to be told where these go on.
+    /// It has opened its GPU and waits for the cursors of these devices.
     Asking {
         gpus: Vec<GpuInfo>,
         grant: oneshot::Sender<BTreeMap<GpuUuid, Resume>>,
@@ -128,7 +128,7 @@ impl Slot {
         running.is_some_and(|running| matches!(running.state, WorkerState::Opening))
     }
 
-    /// A session begins: what failed quickly is tried at once.
+    /// A new session begins: GPUs that failed quickly are retried at once.
     pub(super) fn begin_session(&mut self) {
         let is_slow = self.wrong.as_ref().is_some_and(|wrong| !wrong.may_reopen);
         if !is_slow {
@@ -148,7 +148,7 @@ impl Slot {
         self.slow.reset();
     }
 
-    /// The worker says what is wrong while it asks on.
+    /// The worker reports a failure and keeps asking.
     pub(super) fn set_wrong(&mut self, wrong: Option<GpuFailure>, now: Instant) {
         if let Some(running) = &mut self.running {
             running.is_heard = true;
@@ -169,7 +169,7 @@ impl Slot {
         });
     }
 
-    /// Gives the worker up: it makes no further call, and what it says is not taken.
+    /// Abandons the worker: it makes no further call, and its reports are ignored.
     pub(super) fn give_up(&mut self) -> Option<WorkerId> {
         let running = self.running.take()?;
         running.lane.retire();

@@ -27,7 +27,7 @@ impl Slots {
 
     /// A session begins that lists so many GPUs.
     pub(super) fn begin_session(&mut self, count: usize) {
-        // Who is stuck is remembered, whether the GPU is listed or not.
+        // A stuck thread is remembered, whether its GPU is listed or not.
         while self.all.len() > count && self.all.last().is_some_and(|slot| slot.stuck.is_none()) {
             self.all.pop();
         }
@@ -81,7 +81,7 @@ impl Slots {
     pub(super) fn end_all(&mut self) {
         for running in self.all.iter_mut().filter_map(|slot| slot.running.as_mut()) {
             running.orders.end();
-            // Who waits to be told where its GPUs go on is told no more.
+            // Workers that wait for their cursors no longer get them.
             if matches!(running.state, WorkerState::Asking { .. }) {
                 running.state = WorkerState::Opening;
             }
@@ -108,7 +108,7 @@ impl Slots {
             slot.set_blocked(&call);
             if slot.is_granted() {
                 let gpu = slot.uuid.as_ref().map_or("", |uuid| uuid.as_str());
-                tracing::warn!(gpu, call = &*call.call, "a call into NVML does not return");
+                tracing::warn!(gpu, call = &*call.call, "an NVML call has not returned");
                 give_up(slot, &self.watchdog, register, reason);
             } else if let Some(uuid) = &slot.uuid {
                 register.blame(Some(uuid), reason);
@@ -116,8 +116,7 @@ impl Slots {
         }
     }
 
-    /// Notes why no worker asks the GPUs that have none. For a GPU whose thread is stuck, that is
-    /// the reason.
+    /// Records why GPUs have no worker. For a GPU whose thread is stuck, that is the reason.
     pub(super) fn blame(&self, register: &mut Register, reason: UnobservedReason) {
         register.blame(None, reason);
         let stuck = self.all.iter().filter(|slot| slot.stuck.is_some());

@@ -1,4 +1,4 @@
-//! Who owns the library, and starts and replaces the threads that ask the GPUs.
+//! Owns NVML's library, and starts and replaces the threads that call it.
 //!
 //! ```text
 //!            ┌──────────────── backoff ◀───────────────┐
@@ -50,7 +50,7 @@ use crate::sources::retry::Backoff;
 
 /// Waits between attempts to open the library double from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// The same for opening it anew because of a GPU in trouble.
+/// Delays before the library is reopened because of a failed GPU.
 const REOPEN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// Waits before this begins anew after a defect.
 pub(super) const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -84,7 +84,7 @@ enum Session {
         /// Until when nothing is listed, if not every GPU has answered.
         gathers_until: Option<Instant>,
     },
-    /// Everybody is told to let go of it.
+    /// All workers were asked to release the library.
     Closing {
         library: Arc<Library>,
         why: NvmlFailure,
@@ -162,7 +162,7 @@ impl Supervisor {
         }
     }
 
-    /// Lives until the agent stops or nobody listens any more.
+    /// Runs until the agent stops or the core's channel closes.
     pub(super) async fn live(&mut self) {
         while self.flush().await.is_ok() {
             let event = tokio::select! {
@@ -188,8 +188,8 @@ impl Supervisor {
         self.end().await;
     }
 
-    /// Begins anew after a defect in here: every worker is given up, and the GPUs' time is not observed
-    /// until the library is open again.
+    /// Restarts after a panic of the supervisor: all workers are abandoned, and the GPUs' time is
+    /// unobserved until the library is open again.
     pub(super) fn recover(&mut self, wait: Duration) {
         self.watchdog.count(|threads| threads.restarts += 1);
         let reason = UnobservedReason::AgentError;
@@ -204,7 +204,7 @@ impl Supervisor {
         }
         self.health.forget();
         let trouble = NvmlFailure {
-            text: "a defect ended the thread that looks after NVML".to_owned(),
+            text: "the NVML supervisor thread panicked (a bug); restarting it".to_owned(),
             ..NvmlFailure::panicked()
         };
         let state = Failed::Session(trouble).state(after(wait));
@@ -214,7 +214,7 @@ impl Supervisor {
     /// Looks after the workers, and closes the time of the GPUs that nobody asks.
     fn tick(&mut self) {
         self.next_tick = Instant::now() + self.config.interval.0.min(TICK);
-        // What a worker has closed is closed, also if it is given up now.
+        // A window that a worker has closed stays valid, even if the worker is abandoned now.
         while let Ok(report) = self.reports.1.try_recv() {
             self.take(report);
         }
@@ -267,7 +267,7 @@ impl Supervisor {
         }
     }
 
-    /// Has everybody let go of the library.
+    /// Asks all workers to release the library.
     fn close(&mut self, why: NvmlFailure, at_once: bool) {
         let session = std::mem::replace(&mut self.session, Session::Opening);
         let Session::Open { library, .. } = session else {
@@ -313,7 +313,7 @@ impl Supervisor {
         let is_normal = state == SourceState::Absent;
         let place = failed.endpoint(self.config.library.as_ref());
         if self.tell(state, &place) && is_normal {
-            tracing::info!(reason = failed.reason(), "NVML is not here");
+            tracing::info!(reason = failed.reason(), "NVML is not available");
         }
         self.register.set_released(failed.is_unloaded());
         let until = Instant::now() + wait;
@@ -363,7 +363,7 @@ impl Supervisor {
         if !lists::readable(&library.driver) {
             tracing::warn!(
                 driver = &*library.driver,
-                "process lists of this driver are unreadable and left out"
+                "this driver's process lists have an unknown layout and are not read"
             );
         }
         let count = usize::try_from(count).unwrap_or(usize::MAX);
@@ -415,7 +415,7 @@ impl Supervisor {
             if let WorkerEvent::Ended(_) = news {
                 self.slots.came_back(worker, now);
             }
-            // Whatever else it says comes too late: its GPUs were taken from it.
+            // Any other report is too late: its GPUs were taken from it.
             return;
         };
         match news {
@@ -444,7 +444,10 @@ impl Supervisor {
                 if matches!(ending, Ending::Panicked) {
                     self.watchdog.count(|threads| threads.restarts += 1);
                     let gpu = slot.uuid.as_ref().map_or("", |uuid| uuid.as_str());
-                    tracing::error!(gpu, "a defect ended the thread that asks this GPU");
+                    tracing::error!(
+                        gpu,
+                        "the thread of this GPU panicked (a bug); restarting it"
+                    );
                 }
                 let library_fault = match &ending {
                     Ending::Failed { trouble, .. } if trouble.fault == NvmlErrorKind::Library => {
@@ -461,8 +464,8 @@ impl Supervisor {
         }
     }
 
-    /// Lists the GPUs and tells their workers where they go on, once all have answered or have had
-    /// the time to.
+    /// Lists the GPUs and sends the workers their cursors, once all workers have answered or their
+    /// time is over.
     fn gather(&mut self, now: Instant) {
         let Session::Open {
             library,
@@ -500,11 +503,7 @@ impl Supervisor {
         self.register.set_released(are_all_open);
         let listed = self.register.listed();
         if self.published.as_ref() != Some(&listed) {
-            tracing::info!(
-                gpus = listed.len(),
-                library = &*place,
-                "NVML lists its GPUs"
-            );
+            tracing::info!(gpus = listed.len(), library = &*place, "NVML is open");
             self.published = Some(listed.clone());
             self.unsent.push_back(Input::Gpus(listed));
         }
@@ -514,7 +513,8 @@ impl Supervisor {
         }
     }
 
-    /// Says how the source is while the library answers, and opens it anew where that may help.
+    /// Reports the source's state while the library answers, and reopens the library if that may
+    /// help.
     fn report(&mut self) {
         let Session::Open { library, count, .. } = &self.session else {
             return;
@@ -539,7 +539,7 @@ impl Supervisor {
         self.consider_reopening(troubles, any_missing);
     }
 
-    /// Opens the library anew for the sake of a GPU that fails, if that may help.
+    /// Reopens the library because of a failed GPU, if that may help.
     fn consider_reopening(&mut self, troubles: Vec<Named>, any_missing: bool) {
         let fails = any_missing || self.slots.may_reopen();
         // Who is stuck would keep the library open.
@@ -561,7 +561,7 @@ impl Supervisor {
         }
     }
 
-    /// Says how the source is, if it is to be said. Whether it is news.
+    /// Reports the state of the source if it changed. Returns whether it is new.
     fn tell(&mut self, state: SourceState, place: &Arc<str>) -> bool {
         let Some((health, is_news)) = self.health.tell(state, place, clock::now().boot) else {
             return false;
@@ -569,7 +569,7 @@ impl Supervisor {
         if let SourceState::Down { reason, .. } = &health.state
             && is_news
         {
-            tracing::warn!(reason = &**reason, "NVML is down, or degraded");
+            tracing::warn!(reason = &**reason, "NVML, or a GPU, has failed");
         }
         self.unsent.push_back(Input::Health(health));
         is_news
@@ -590,8 +590,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// On the way out: has every worker close what it can, and delivers it. What finds no room in time
-    /// is counted. The next agent goes on from what is booked.
+    /// At the end: lets every worker close its last windows, and delivers them. Windows that the
+    /// core does not accept in time are counted. The next agent continues from what is booked.
     async fn end(&mut self) {
         let until = Instant::now() + LAST_WINDOWS;
         self.slots.end_all();
@@ -601,7 +601,7 @@ impl Supervisor {
             };
             self.take(report);
         }
-        // From here on workers find nobody to talk to, and end.
+        // The workers' channel is closed, so they end.
         self.reports.1.close();
         while let Some(input) = self.unsent.pop_front() {
             match timeout_at(until, self.out.reserve()).await {
@@ -622,7 +622,7 @@ impl Supervisor {
             self.watchdog.count(|threads| threads.undelivered += count);
             tracing::warn!(
                 windows = undelivered,
-                "the core had no room for the last windows; their time is the next agent's"
+                "the core did not accept the last windows; the next agent books their time"
             );
         }
     }

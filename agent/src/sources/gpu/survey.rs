@@ -1,4 +1,4 @@
-//! What NVML is like here, asked once: for `gpuacct check`, before the agent depends on it.
+//! Asks NVML once which features it has here, for `gpuacct check`.
 //!
 //! It opens the library as the agent does, asks each GPU the three questions that the books are made
 //! from, and shuts the library down again. The calls block, perhaps for ever: not for an async
@@ -20,7 +20,7 @@ use crate::core::model::GpuUuid;
 /// NVML as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Survey {
-    /// The library.
+    /// Path of the library.
     pub place: Arc<str>,
     /// The driver's version.
     pub driver: Arc<str>,

@@ -1,4 +1,4 @@
-//! One GPU's time, cut into windows that tile it and bill nothing twice.
+//! Divides one GPU's time into windows that follow each other without gap or overlap.
 //!
 //! NVML gives two views of one ring in the driver: the device's own samples (busy percent, each for
 //! the stretch up to its timestamp) and, per process, the mean over all samples since a cursor. They
@@ -201,7 +201,7 @@ impl Windows {
         self
     }
 
-    /// Closes what nobody can tell of any more, up to `reach`.
+    /// Closes time that the ring no longer covers, up to `reach`.
     fn lose(&mut self, cursor: &Cursor, reach: BootTime, now: Reading) -> GpuWindow {
         self.distance = now.ahead;
         self.cursor = Position {
@@ -251,7 +251,7 @@ impl Windows {
         &self.gpu
     }
 
-    /// What to ask for samples with: only those newer than this stamp.
+    /// Stamp for the next request: only newer samples are returned.
     #[must_use]
     pub const fn cursor_us(&self) -> u64 {
         self.cursor.stamp_us
@@ -378,7 +378,8 @@ impl Windows {
         self.is_off_cadence() && self.beat.falls_within(from_us, to_us)
     }
 
-    /// Whose a window's busy time is. `samples` are the device's, `valid` the rows since its beginning.
+    /// Splits a window's busy time into charges. `samples` are the device's, `valid` the rows since
+    /// its beginning.
     fn divide(
         &mut self,
         bracket: &WindowReadings,

@@ -49,7 +49,7 @@ const SLOW: Nanos = Nanos::from_secs(1);
 /// Pauses after slow failures, while the ring still has what was missed.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
-/// What a worker is to do.
+/// Parameters of a worker.
 pub(super) struct Task {
     /// Its number.
     pub(super) id: WorkerId,
@@ -57,7 +57,7 @@ pub(super) struct Task {
     pub(super) index: u32,
     /// The GPU that was seen there last.
     pub(super) seen: Option<GpuUuid>,
-    /// The session. The worker lets go of it before it says that it has ended.
+    /// The library. The worker releases it before it reports its end.
     pub(super) library: Arc<Library>,
     /// Its way into NVML.
     pub(super) watchdog: Watchdog,
@@ -69,21 +69,20 @@ pub(super) struct Task {
     pub(super) lists_interval: Duration,
     /// Whether the lists can be read.
     pub(super) lists_readable: bool,
-    /// Whether the driver's pids are those of the initial pid namespace. Where not, they are a mix of
-    /// this one's and the host's: nobody can be billed by them.
+    /// Whether the driver's pids are those of the initial pid namespace. If not, they are a mix of
+    /// this namespace's and the host's, and must not be used for billing.
     pub(super) pids_are_known: bool,
 }
 
-/// What a worker has to say.
+/// A report of a worker to the supervisor.
 pub(super) struct Report {
     pub(super) worker: WorkerId,
     pub(super) news: WorkerEvent,
 }
 
-/// That is.
+/// Content of a report.
 pub(super) enum WorkerEvent {
-    /// It has opened its GPU, the first of these, with its instances, and waits to be told where they
-    /// go on.
+    /// It has opened its GPU, the first of these, with its instances, and waits for their cursors.
     Opened {
         gpus: Vec<GpuInfo>,
         grant: oneshot::Sender<BTreeMap<GpuUuid, Resume>>,
@@ -96,22 +95,22 @@ pub(super) enum WorkerEvent {
     Ended(Ending),
 }
 
-/// What is wrong with a GPU that is asked on.
+/// Failure of a GPU that the worker keeps asking.
 pub(super) struct GpuFailure {
     pub(super) trouble: NvmlFailure,
     /// Whether the calls took long to fail.
     pub(super) slowly: bool,
-    /// In what time it is asked again.
+    /// Delay until the next attempt.
     pub(super) retry: Duration,
 }
 
 /// Why a worker ended.
 pub(super) enum Ending {
-    /// It was told to, or its lane is retired.
+    /// It was asked to stop, or it was abandoned.
     Stopped,
     /// It cannot go on; whether that took long.
     Failed { trouble: NvmlFailure, slowly: bool },
-    /// By a defect, in this code or in the wrapper's.
+    /// It panicked: a bug in this code or in the NVML wrapper.
     Panicked,
 }
 
@@ -121,7 +120,7 @@ pub(super) fn start(task: Task) -> std::io::Result<()> {
     std::thread::Builder::new()
         .name(format!("nvml-{}", task.index))
         .spawn(move || {
-            // What the worker held is gone with the panic: there is no state to be found broken.
+            // The panic drops all of the worker's state, so no broken state remains.
             let ending = catch_unwind(AssertUnwindSafe(|| task.live()));
             let news = WorkerEvent::Ended(ending.unwrap_or(Ending::Panicked));
             // A supervisor that is gone needs no telling.
@@ -150,7 +149,7 @@ enum Role<'library> {
 /// A GPU with what its calls cost.
 struct PolledGpu {
     gpu: Gpu,
-    /// What this thread had spent in calls when the GPU was asked last.
+    /// Time that this thread had spent in calls when the GPU was last asked.
     spent: Nanos,
 }
 
@@ -179,7 +178,7 @@ impl<'task> Worker<'task> {
         self.open()?;
         let task = self.task;
         let mut pauses = Backoff::new(PAUSES);
-        // Whether it was told last that something is wrong.
+        // Whether the last report was a failure.
         let mut told = None;
         let mut next = Instant::now();
         let mut lists_at = next;
@@ -395,7 +394,7 @@ impl<'task> Worker<'task> {
         self.ask_all().map(drop)
     }
 
-    /// The gravest of what is wrong with the GPU and its instances.
+    /// The most severe failure of the GPU and its instances.
     fn trouble(&self) -> Option<NvmlFailure> {
         let mut all = self.devices.iter().filter_map(|open| {
             let asked = self.gpus.get(&open.uuid)?;
@@ -423,8 +422,8 @@ impl<'task> Worker<'task> {
         window
     }
 
-    /// Reads the process lists, and asks the driver's own accounting. Both are detail: what fails here
-    /// is no fault of the windows.
+    /// Reads the process lists, and asks the driver's own accounting. Both are details: a failure
+    /// here does not affect the windows.
     fn read_lists(&mut self) -> Result<(), Ending> {
         for place in 0..self.devices.len() {
             self.list(place)?;
@@ -445,7 +444,7 @@ impl<'task> Worker<'task> {
         let processes = match read {
             Ok(processes) => processes,
             Err(error) => {
-                tracing::debug!(gpu = uuid.as_str(), %error, "process lists cannot be read");
+                tracing::debug!(gpu = uuid.as_str(), %error, "cannot read the process lists");
                 return Ok(());
             }
         };
@@ -477,7 +476,7 @@ impl<'task> Worker<'task> {
                 }
             }
             Err(error) => {
-                tracing::debug!(gpu = uuid.as_str(), %error, "accounting cannot be read");
+                tracing::debug!(gpu = uuid.as_str(), %error, "cannot read the driver's accounting");
             }
         }
         Ok(())

@@ -108,7 +108,8 @@ fn look(roots: &[(Layout, OwnedFd)], id: &ContainerId, counters: &Counters) -> A
         match found {
             Ok(identity) => return Ok(Box::new(identity)),
             Err(FileError::Missing(_)) => {}
-            // A file that cannot be used is news; one that names nobody only if nothing else is.
+            // An unusable file is reported; a file without names is reported only if there is
+            // nothing else to report.
             Err(fault) => {
                 let is_better = match closest {
                     FileError::Missing(_) => true,
@@ -280,7 +281,7 @@ fn docker(
     })
 }
 
-/// What the annotations of an OCI bundle say, whoever wrote them.
+/// Names from the annotations of an OCI bundle, whoever wrote them.
 fn from_spec(
     id: &ContainerId,
     path: &Path,
@@ -316,7 +317,7 @@ fn from_spec(
         source: IdentitySource::Bundle,
         name,
         image: clean_name(image, counters),
-        // Whoever can start a container can write annotations.
+        // Anyone who can start a container can write annotations.
         runtime: None,
         kubernetes,
         labels: clean_labels(&labels, counters),
@@ -384,7 +385,7 @@ fn in_sandbox(
 fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, FileError> {
     serde_json::from_slice(text).map_err(|error| FileError::Invalid {
         path: path.to_owned(),
-        // Its own words quote what they found, and that may be somebody's secret.
+        // The parser's message quotes the text, which may contain a secret.
         message: format!(
             "not the JSON that it should be, at line {} column {}",
             error.line(),

@@ -147,7 +147,7 @@ struct Runtime {
     /// The memory that they take, and whether there was too little for all of them.
     sandbox_bytes: usize,
     lacks_sandboxes: bool,
-    /// Whether it has been said that events came to an end. Once is enough.
+    /// Whether the end of the event stream was logged. It is logged once.
     has_warned: bool,
     /// What the runtime calls itself.
     runtime: Option<Arc<str>>,
@@ -181,7 +181,7 @@ impl Runtime {
         let limit = self.limit;
         match grpc::first_call("version", limit, &self.seat.counters, request).await {
             Ok(it) => {
-                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: answers");
+                debug!(runtime = %it.runtime_name, version = %it.runtime_version, "cri: connected");
                 self.runtime = clean_name(Some(&it.runtime_name), &self.seat.counters);
             }
             Err(fault) => return Ok(fault),
@@ -310,8 +310,8 @@ impl Runtime {
         Ok(Ok(()))
     }
 
-    /// Takes the lists. Where they are too large, the source is down for that and the session goes on,
-    /// since lookups and events still name one container at a time.
+    /// Takes the lists. If they are too large, the source is reported as down and the session
+    /// continues, since lookups and events still name one container at a time.
     async fn take_lists(
         &mut self,
         connection: &Connection,
@@ -441,7 +441,7 @@ impl Runtime {
 
     fn remember(&mut self, sandbox: PodSandbox, is_new: bool) -> Arc<Sandbox> {
         let counters = &self.seat.counters;
-        // What is taken away is counted once for each sandbox, however often it is listed.
+        // Dropped labels are counted once for each sandbox, however often it is listed.
         let listed_before = Counters::default();
         let counted = if is_new { counters } else { &listed_before };
         let mut labels = clean_labels(&sandbox.labels, counted);
@@ -505,7 +505,7 @@ impl Runtime {
             }
             ContainerEventType::ContainerStoppedEvent => {}
             ContainerEventType::ContainerDeletedEvent => {
-                // An answer that is still under way finds nobody who wants it.
+                // The answer of a lookup in progress is ignored.
                 self.wanted.forget(&id);
                 if self.announced.contains(&id) {
                     self.removed(id).await?;
@@ -533,7 +533,7 @@ impl Runtime {
                 Err(fault) if fault.is_not_found() => Ok(Answer::Missing("not_found")),
                 Err(fault) if fault.is_an_answer() || fault.is_too_large() => {
                     lookup.counters.refuse_answer(&fault);
-                    warn!(container = %id, %fault, "cri: no answer about one container");
+                    warn!(container = %id, %fault, "cri: cannot look up a container");
                     Ok(Answer::Missing(if fault.is_too_large() {
                         "too_large"
                     } else {

@@ -19,7 +19,7 @@ pub(super) enum Origin {
     Dra,
 }
 
-/// The device that an id means; nothing where it does not say.
+/// The device that an id means. `None` if the id does not say.
 pub(super) fn device_ref(id: &str, origin: Origin) -> Option<DeviceRef> {
     if let Some((kind, name)) = id.split_once('=') {
         return cdi(kind, name);

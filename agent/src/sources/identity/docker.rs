@@ -217,8 +217,8 @@ impl Follower for Daemon {
             // Counted where it happened for a single container; here for the session.
             "protocol" => {
                 Counters::count(&counters.invalid_replies);
-                // Else the event that could not be read would be replayed for ever. The list makes
-                // up for it.
+                // Otherwise the event that could not be read would be replayed forever. The list
+                // makes up for it.
                 self.resume = None;
             }
             "too_large" => Counters::count(&counters.answers_too_large),
@@ -443,7 +443,7 @@ impl Daemon {
             }
             "rename" => self.seat.want(&mut self.wanted, id, false),
             "destroy" | "remove" => {
-                // An answer that is still under way finds nobody who wants it.
+                // The answer of a lookup in progress is ignored.
                 self.wanted.forget(&id);
                 self.removed(id).await?;
             }
@@ -461,7 +461,7 @@ impl Daemon {
             }
             Answer::Missing(reason) => {
                 if reason == "invalid_reply" {
-                    warn!(container = %id, "docker: a reply about one container cannot be read");
+                    warn!(container = %id, "docker: cannot decode the answer about a container");
                 }
                 if self.wanted.missed(&id, Instant::now()) {
                     self.seat

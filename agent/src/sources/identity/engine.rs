@@ -50,24 +50,24 @@ pub enum EngineError {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         source: io::Error,
     },
     /// What is asked does not fit into a request.
-    #[error("{target} cannot be asked")]
+    #[error("invalid request target {target}")]
     Target {
-        /// What was asked.
+        /// Path and query of the request.
         target: String,
-        /// Why not.
+        /// Cause.
         source: hyper::http::uri::InvalidUri,
     },
     /// The connection broke, or what came is no HTTP.
     #[error("the connection broke")]
     Connection(#[source] hyper::Error),
     /// The answer is larger than what is read of it.
-    #[error("the answer is too large: found {found} bytes, expected {most} at most")]
+    #[error("the answer is too large: {found} bytes, at most {most}")]
     TooLarge {
-        /// How large, where it said so, or what had come by then.
+        /// Stated size in bytes, or the bytes received so far.
         found: u64,
         /// How large it may be.
         most: usize,
@@ -77,7 +77,7 @@ pub enum EngineError {
     Status {
         /// The HTTP status.
         status: u16,
-        /// Its words.
+        /// Message of the server.
         message: String,
     },
     /// The answer is not what the API promises.
@@ -315,7 +315,7 @@ impl Engine {
             .await
             .map_err(EngineError::Connection)?;
         let mut driver = JoinSet::new();
-        // What breaks it is told to whoever waits for the answer.
+        // A failure of the connection is returned to the waiting request.
         driver.spawn(async move { drop(connection.await) });
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = uri;
@@ -338,7 +338,7 @@ impl Engine {
 struct Answer {
     response: Response<Incoming>,
     _sender: http1::SendRequest<Empty<Bytes>>,
-    /// Ends with this.
+    /// Task that drives the connection; it is aborted on drop.
     _driver: JoinSet<()>,
 }
 
@@ -377,7 +377,7 @@ impl Answer {
         match Limited::new(body, most).collect().await {
             Ok(body) => Ok(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
-                // It has not said how large it is, and this many have come.
+                // The answer has no stated size, and this many bytes have arrived.
                 Err(too_large(
                     u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1),
                 ))

@@ -1,5 +1,5 @@
-//! What the sources of names that read files share: opening what lies on the host's disk without
-//! being led astray, and a task that answers lookups from it.
+//! Shared code of identity sources that read files: opening files below the host's root safely, and
+//! a task that answers lookups from them.
 //!
 //! Files have no connection to lose, so such a source does nothing until the core asks, apart from
 //! looking now and then whether its folders are there. A lookup is answered on a thread that may
@@ -49,7 +49,7 @@ const HOLDS: [Duration; 4] = [
 /// Times that an open is tried which a rename disturbs.
 const OPEN_TRIES: usize = 8;
 
-/// How patient to be. Only tests change it.
+/// Timeouts and intervals. Only tests change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// How long one round of reading may take before the source is down.
@@ -70,11 +70,11 @@ impl Default for Timing {
 /// Why a file or folder could not be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
-    /// It is not there.
-    #[error("{}: not there", .0.display())]
+    /// The file or folder does not exist.
+    #[error("{}: does not exist", .0.display())]
     Missing(PathBuf),
     /// A link in it leads out of its root.
-    #[error("{}: leads out of its folder", .0.display())]
+    #[error("{}: a symbolic link leads out of the folder", .0.display())]
     Escapes(PathBuf),
     /// It is a folder, a pipe, a device.
     #[error("{}: not a regular file", .0.display())]
@@ -85,7 +85,7 @@ pub(super) enum FileError {
     /// It is not what it should be.
     #[error("{}: {message}", path.display())]
     Invalid {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was found and what was expected. Never the file's own text, which holds secrets.
         message: String,
@@ -117,7 +117,7 @@ impl FileError {
         }
     }
 
-    /// The label value.
+    /// Returns the value as used in labels.
     pub(super) fn class(&self) -> &'static str {
         match self {
             Self::Missing(_) => "not_found",
@@ -237,7 +237,7 @@ pub(super) fn names_in(
     Ok((names, false))
 }
 
-/// What of a source's folders is there.
+/// State of a source's folders.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
     /// The first that is.
@@ -274,7 +274,7 @@ pub(super) type Answer = Result<Box<ContainerIdentity>, FileError>;
 
 /// Files that name containers.
 pub(super) trait IdentityFiles: Clone + Send + 'static {
-    /// Who says so.
+    /// Identity source that these files belong to.
     const SOURCE: IdentitySource;
 
     /// Looks for each of `ids`, all of them well-formed: what of the folders is there, and an answer
@@ -320,7 +320,7 @@ pub(super) async fn run<S: IdentityFiles>(
 }
 
 struct Source<S> {
-    /// The shelf as it was at first, for a round that came to nothing.
+    /// Initial copy of the files' state, used after a round that failed.
     pristine: S,
     /// Away while it is read.
     shelf: Option<S>,
@@ -336,7 +336,7 @@ struct Source<S> {
     health: HealthReporter,
     /// Whether there has ever been a folder.
     seen: bool,
-    /// When the folders are looked for again, whoever asks meanwhile.
+    /// Time of the next look for the folders, whatever lookups arrive before.
     next_look: BootTime,
 }
 
@@ -405,7 +405,7 @@ impl<S: IdentityFiles> Source<S> {
                 Counters::count(&self.counters.timeouts);
                 Counters::add(&self.counters.lookups_timeout, looked_for);
                 let limit = self.pace.timeout;
-                let reason = format!("no answer from the disk within {limit:?}, still awaited");
+                let reason = format!("the disk has not answered for {limit:?}; still waiting");
                 let place = self.endpoint();
                 self.down("timeout", &reason, &place).await?;
                 // One thread that hangs is enough.
@@ -426,7 +426,7 @@ impl<S: IdentityFiles> Source<S> {
         let is_there = presence.place.is_some();
         self.show(presence).await?;
         for (id, answer) in ids.into_iter().zip(answers) {
-            // A folder that is not there does not say that it does not know somebody.
+            // A missing folder does not mean that the container is unknown.
             if is_there || answer.is_ok() {
                 if !is_late {
                     self.count_lookup(&answer);
@@ -458,7 +458,7 @@ impl<S: IdentityFiles> Source<S> {
                 }
                 if !matches!(fault, FileError::Missing(_) | FileError::Nameless(_)) {
                     let source = S::SOURCE.as_str();
-                    warn!(source, container = %id, class = fault.class(), %fault, "cannot be read");
+                    warn!(source, container = %id, class = fault.class(), %fault, "cannot read the file");
                 }
                 IdentityUpdate::NotFound {
                     source: S::SOURCE,
@@ -480,7 +480,7 @@ impl<S: IdentityFiles> Source<S> {
         }
         let place = self.endpoint();
         if self.seen {
-            let reason = format!("no folder at {}, where there was one", place.display());
+            let reason = format!("the folder {} was removed", place.display());
             self.down("vanished", &reason, &place).await
         } else {
             self.report(SourceState::Absent, &place).await
@@ -513,7 +513,7 @@ impl<S: IdentityFiles> Source<S> {
     }
 }
 
-/// The lookups that wait, as many as one round answers; for ever none, once nobody can send one.
+/// The next lookups, as many as one round answers. Never returns once the channel is closed.
 async fn receive(
     lookups: &mut Option<mpsc::Receiver<ContainerId>>,
     batch: &mut Vec<ContainerId>,
@@ -524,8 +524,8 @@ async fn receive(
     }
 }
 
-/// Who was answered, and how long that holds. Who has not been asked about for longer than any hold
-/// is forgotten.
+/// Containers that were answered, and how long each answer is valid. An entry is dropped once it
+/// was not asked for longer than any answer is valid.
 #[derive(Debug, Default)]
 struct Answered {
     holds: HashMap<ContainerId, Hold>,

@@ -1,4 +1,4 @@
-//! Who is behind a runtime's socket: one request, one answer, for `gpuacct check`.
+//! Asks a runtime's socket which runtime it is, with one request, for `gpuacct check`.
 //!
 //! A socket that exists says nothing, a version string says little; what counts is that a real
 //! request is answered. Both requests are the cheapest that their APIs have.
@@ -31,7 +31,7 @@ pub enum GreetingError {
     #[error("it does not answer as the Docker Engine API does")]
     Docker(#[source] EngineError),
     /// Nothing accepts connections.
-    #[error("it takes no connection")]
+    #[error("it accepts no connection")]
     Connect(#[source] tonic::transport::Error),
     /// It speaks gRPC and offers no CRI v1.
     #[error("it does not offer CRI v1")]
@@ -47,7 +47,7 @@ pub enum GreetingError {
     Cri {
         /// gRPC's code.
         code: tonic::Code,
-        /// Its words.
+        /// Message of the server.
         message: String,
     },
 }
@@ -120,7 +120,7 @@ pub fn folder(host_root: &Path, path: &Path) -> Result<bool, GreetingError> {
     }
 }
 
-/// What it calls itself, without what could steer a terminal.
+/// The runtime's own name, without control characters.
 fn named(name: String, version: &str) -> String {
     format!("{name} {version}")
         .trim()

@@ -171,7 +171,7 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
     without_repetitions(causes(error).map(ToString::to_string))
 }
 
-/// What a status says: the server's own words where it sent some, else what broke.
+/// Message of a status: the server's own, or the cause of the failure.
 fn words(status: &Status) -> String {
     match status.source() {
         Some(source) => chain(source),

@@ -70,7 +70,7 @@ pub async fn run(
     };
     tokio::select! {
         () = files::run(links, pace, first, io) => {}
-        // It ends only when nobody reads the answers any more.
+        // It ends only when the receiver of the answers is dropped.
         () = of_pods => {}
     }
 }
@@ -107,7 +107,7 @@ async fn answer_for_pods(
             }
         };
         let updates = done.unwrap_or_else(|error| {
-            warn!(%error, "the folders of pods' logs cannot be looked into");
+            warn!(%error, "cannot read the pod log folders");
             if !is_late {
                 Counters::add(&counters.lookups_error, asked);
             }
@@ -258,7 +258,7 @@ impl IdentityFiles for Links {
 }
 
 impl Links {
-    /// The names of the links, read anew only if the folder has changed.
+    /// Names of the links, read again only if the folder has changed.
     fn listing(
         &mut self,
         folder: &OwnedFd,
@@ -300,7 +300,7 @@ impl Listing {
         let seconds = u64::try_from(changed.0).unwrap_or(0);
         let nanos = u32::try_from(changed.1).unwrap_or(0);
         let at = UNIX_EPOCH + Duration::new(seconds, nanos);
-        // A change in the future is one by another clock: read anew every time.
+        // A change time in the future comes from another clock: read the folder every time.
         let is_settled = SystemTime::now()
             .duration_since(at)
             .is_ok_and(|age| age >= SETTLED);

@@ -1,10 +1,10 @@
-//! Names for containers, from whoever knows them, and what the kubelet gave to them.
+//! Names of containers, from several sources, and allocations from the kubelet.
 //!
-//! The kernel's cgroup says which container pays; these sources say what it is called. Each answers
-//! on its own, and none is needed for the books: usage is booked on the id.
+//! The kernel's cgroup decides which container is charged; these sources name it. Each answers on
+//! its own, and none is needed for the books, since use is booked under the id.
 //!
-//! What a runtime returns was written by whoever started the container, so it is made fit for use
-//! here, before anything else sees it: bounded in length and number, free of control characters,
+//! Texts in a runtime's answer were written by whoever started the container. So they are sanitised
+//! here, before anything else sees them: bounded in length and number, free of control characters,
 //! and believed to be Kubernetes' only where it is complete and has the shape of Kubernetes' names.
 
 use std::collections::{BTreeMap, HashMap};
@@ -53,7 +53,7 @@ pub struct IdentityIo<Q> {
     pub io: Io,
 }
 
-/// What a source of names met, since the agent began. Shared with whoever exports it.
+/// Counters of an identity source since the agent began, shared with the outputs.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Lookups of one container that found it.

@@ -221,12 +221,12 @@ impl Kubelet {
         let answer = match grpc::call("get", limit, &self.seat.counters, request).await {
             Ok(answer) => answer,
             Err(fault) if fault.is_unimplemented() => {
-                debug!("pod resources: the kubelet only lists");
+                debug!("pod resources: the kubelet has List only, not Get");
                 *offers_get = false;
                 return Ok(Ok(false));
             }
             Err(fault) if fault.is_an_answer() || fault.is_too_large() => {
-                debug!(%fault, "pod resources: no answer about one pod");
+                debug!(%fault, "pod resources: cannot look up a pod");
                 if fault.is_too_large() {
                     Counters::count(&self.seat.counters.answers_too_large);
                 }
@@ -491,7 +491,7 @@ fn is_uuid(device: &DeviceRef) -> bool {
     matches!(device, DeviceRef::Uuid(_) | DeviceRef::MigOf { .. })
 }
 
-/// What ids of a resource can mean; nothing where it is not one of those that can be GPUs.
+/// Kind of device that ids of a resource can mean. `None` if the resource cannot be a GPU.
 fn origin(resource: &str, resources: &[String]) -> Option<Origin> {
     if resources.iter().any(|name| name == resource) {
         return Some(Origin::Gpus);

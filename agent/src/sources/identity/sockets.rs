@@ -1,13 +1,13 @@
 //! Servers behind Unix sockets, as one source: each followed on its own, all of them one state.
 //!
-//! A server may be absent, come late, hang, restart or be something else. It is judged by whether it
-//! answers, and tried again for ever. A session is the follower's own matter; what is alike for all
-//! is here: when to knock and how long to wait, what to call a server that is not there, and how
-//! several states become the source's.
+//! A server may be absent, come late, hang, restart or be something else. It is judged by whether
+//! it answers, and tried again for ever. The follower implements the session. This module has what
+//! all followers share: when to connect and how long to wait, the state of a missing server, and
+//! how the states of several sockets become the state of the source.
 //!
-//! Nothing is kept for a server that is not talked to: the first list of a session names everything
-//! that is there, and whoever asked asks again. A follower that a defect ends takes no other with it,
-//! and is told of.
+//! No lookups are kept while a server is not connected: the first list of a session names
+//! everything, and the core repeats its lookups. A follower that panics does not affect the others,
+//! and is reported.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
@@ -33,8 +33,8 @@ use crate::sources::Io;
 use crate::sources::health::{Closed, HealthReporter};
 use crate::sources::retry::Backoff;
 
-/// How long a session has to last for the waits to begin anew: a server that hangs up after every
-/// list is not listed five times a second.
+/// Shortest session after which the delays start again from the shortest, so that a server that
+/// closes the connection after every list is not listed five times a second.
 const SETTLED: Duration = Duration::from_secs(10);
 /// First wait after a failure; it doubles from there.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -46,10 +46,10 @@ const QUESTIONS: usize = 256;
 /// Reports on their way from the followers: each waits until its report is taken.
 const REPORTS: usize = 8;
 
-/// Why nobody can be talked to at a path.
+/// Why a socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SocketUnavailable {
-    #[error("no socket at {}, where there was one", .0.display())]
+    #[error("the socket {} was removed", .0.display())]
     Vanished(PathBuf),
     #[error("{}: not a socket", .0.display())]
     NotASocket(PathBuf),
@@ -83,7 +83,7 @@ fn look(path: &Path) -> Result<Option<Socket>, SocketUnavailable> {
     }
 }
 
-/// How patient to be. Only tests change it.
+/// Timeouts and intervals. Only tests change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Longest wait between attempts.
@@ -101,7 +101,7 @@ impl Default for Timing {
     }
 }
 
-/// Whoever talks to the server behind one socket.
+/// A client of the server behind one socket.
 pub(super) trait Follower: Send + 'static {
     /// What it can be asked.
     type Question: Clone + Send + 'static;
@@ -110,15 +110,15 @@ pub(super) trait Follower: Send + 'static {
 
     fn context(&mut self) -> &mut SocketContext<Self::Question>;
 
-    /// Talks to the server until it cannot be talked to any more. `was_up` turns true once it has
-    /// answered.
+    /// Runs a session until the server fails, and returns the error. Sets `was_up` once the server
+    /// has answered.
     fn session(
         &mut self,
         was_up: &mut bool,
     ) -> impl Future<Output = Result<Self::Error, Closed>> + Send;
 }
 
-/// One socket, and what its follower is connected to.
+/// One socket, with the channels and counters of the task that follows it.
 pub(super) struct SocketContext<Q> {
     pub(super) path: PathBuf,
     pub(super) counters: Arc<Counters>,
@@ -129,10 +129,11 @@ pub(super) struct SocketContext<Q> {
     reports: mpsc::Sender<Report>,
     source: SourceId,
     member: usize,
-    /// Paths that others follow; the same socket under one of them is theirs.
+    /// Paths before this one in the configuration. If one of them is the same socket, its task
+    /// follows it.
     before: Vec<PathBuf>,
     pace: Timing,
-    /// As last reported.
+    /// State that was reported last.
     state: Option<SourceState>,
     /// Whether a server has ever answered here.
     was_up: bool,
@@ -170,8 +171,8 @@ impl<Q> SocketContext<Q> {
         Ok((!self.before.iter().any(is_anothers)).then_some(socket))
     }
 
-    /// Waits, and asks nobody what is asked meanwhile. True if it ended early since another socket is
-    /// there now than `before`.
+    /// Waits, and discards lookups meanwhile. Returns true if it ended early because another socket
+    /// file is there than `before`.
     async fn wait(&mut self, span: Duration, before: Option<Socket>) -> bool {
         let end = Instant::now() + span;
         let mut look = every(self.pace.look_interval);
@@ -218,7 +219,7 @@ impl<Q> SocketContext<Q> {
             let (source, place) = (self.source.as_str(), self.path.display());
             match &state {
                 SourceState::Down { class, reason, .. } => {
-                    warn!(source, %place, %class, %reason, "down");
+                    warn!(source, %place, %class, %reason, "source is down");
                 }
                 _ => info!(source, %place, state = state.as_str(), "socket"),
             }
@@ -261,11 +262,11 @@ async fn attempt<F: Follower>(follower: &mut F, retry: &mut Backoff) -> Result<(
             }
             let seat = follower.context();
             seat.was_up |= was_up;
-            // As good as absent: nobody here has ever offered this interface.
+            // Counts as absent: no server here has ever offered this interface.
             if fault.class() == "unimplemented" && !seat.was_up {
                 if seat.state != Some(SourceState::Absent) {
                     let (source, place) = (seat.source.as_str(), seat.path.display());
-                    info!(source, %place, %fault, "not offered here");
+                    info!(source, %place, %fault, "the server does not offer this interface");
                 }
                 let wait = retry.wait_at_most(retry_max.min(UNOFFERED_MAX));
                 (Some(socket), SourceState::Absent, wait)
@@ -306,7 +307,7 @@ struct SocketStatus {
     was_up: bool,
 }
 
-/// Follows the servers until told to stop, or until nobody reads `out` any more.
+/// Follows the servers until shutdown, or until the receiver of `out` is dropped.
 pub(super) async fn run<F: Follower>(
     source: SourceId,
     sockets: &[PathBuf],
@@ -368,7 +369,7 @@ async fn oversee<F: Follower>(
         });
     }
 
-    // Where there are none, nobody reports, and without a state the source would not be shown.
+    // If no socket is configured, no follower reports, and the source would have no state.
     if members.is_empty() {
         let (state, place) = together(&members);
         if let Err(closed) = health.report(state, &place).await {
@@ -414,7 +415,10 @@ async fn oversee<F: Follower>(
 
 fn defect(source: SourceId) -> SourceState {
     let source = source.as_str();
-    error!(source, "a defect ended a socket's follower");
+    error!(
+        source,
+        "the task of a socket panicked (a bug); restart the agent"
+    );
     SourceState::Down {
         class: "panic".into(),
         reason: "a defect ended what followed it; the agent must be started anew".into(),

@@ -22,7 +22,7 @@ const MISS_LADDER: [Duration; 4] = [
     Duration::from_secs(60),
 ];
 
-/// The containers that wait for an answer, each once, ordered by when to ask.
+/// Containers to be looked up, each once, ordered by the time of the lookup.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     wants: HashMap<ContainerId, Want>,
@@ -148,7 +148,7 @@ impl Wanted {
     }
 }
 
-/// The next lookup; none ever, once nobody can send one.
+/// The next lookup. Never returns once the channel is closed.
 pub(super) async fn receive<T>(asked: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     match asked {
         Some(asked) => asked.recv().await,

@@ -41,7 +41,7 @@ pub enum BtfError {
     /// The bytes end before something that must be there.
     #[error("btf ends at byte {len} inside {what}, which needs {needed}")]
     Truncated {
-        /// What is cut.
+        /// Structure that is truncated.
         what: &'static str,
         /// How many bytes there must be.
         needed: usize,
@@ -51,7 +51,7 @@ pub enum BtfError {
     /// The first two bytes are something else.
     #[error("btf begins with {found:#06x}, expected {MAGIC:#06x}")]
     Magic {
-        /// What they are.
+        /// Magic number that was found.
         found: u16,
     },
     /// A version of the format that is not known.
@@ -61,7 +61,7 @@ pub enum BtfError {
         found: u8,
     },
     /// A kind of type whose length is not known, so that what follows cannot be found.
-    #[error("btf type {id} is of kind {kind}, which is not known")]
+    #[error("btf type {id} has unknown kind {kind}")]
     Kind {
         /// The type.
         id: u32,

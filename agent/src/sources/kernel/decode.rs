@@ -22,13 +22,13 @@ const LATEST_NS: u64 = i64::MAX as u64;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
     /// It is shorter than a header.
-    #[error("record of {found} bytes, its header alone has {}", size_of::<Header>())]
+    #[error("record has {found} bytes, its header alone has {}", size_of::<Header>())]
     Headless {
         /// Its length.
         found: usize,
     },
     /// It says that it is of another length than it is.
-    #[error("record of {found} bytes says that it has {stated}")]
+    #[error("record has {found} bytes, its header says {stated}")]
     Size {
         /// Its length.
         found: usize,
@@ -42,11 +42,11 @@ pub enum DecodeError {
         kind: u16,
         /// Its length.
         found: usize,
-        /// The kind's.
+        /// Length of a record of this kind.
         expected: usize,
     },
     /// Its kind is not known.
-    #[error("record of kind {kind}, which is not known")]
+    #[error("record of unknown kind {kind}")]
     Kind {
         /// The kind in the header of the record.
         kind: u16,
@@ -388,18 +388,18 @@ mod tests {
         let mut resized = padded.clone();
         resized[2..4].copy_from_slice(&u16::try_from(PROCESS + 8).unwrap().to_ne_bytes());
         let rows = [
-            (vec![], "record of 0 bytes, its header alone has 16"),
+            (vec![], "record has 0 bytes, its header alone has 16"),
             (
                 header(KIND_FORK, 16)[..15].to_vec(),
-                "record of 15 bytes, its header alone has 16",
+                "record has 15 bytes, its header alone has 16",
             ),
-            (padded, "record of 80 bytes says that it has 72"),
+            (padded, "record has 80 bytes, its header says 72"),
             (resized, "record of kind 1 has 80 bytes, expected 72"),
             (
                 header(KIND_CGROUP, 16),
                 "record of kind 5 has 16 bytes, expected 304",
             ),
-            (header(0, 16), "record of kind 0, which is not known"),
+            (header(0, 16), "record of unknown kind 0"),
             (
                 process_record(KIND_OPEN, (0, 0)),
                 "record of kind 6 has 72 bytes, expected 80",
@@ -408,7 +408,7 @@ mod tests {
                 header(KIND_CGROUP_REMOVED, 16),
                 "record of kind 7 has 16 bytes, expected 32",
             ),
-            (header(8, 16), "record of kind 8, which is not known"),
+            (header(8, 16), "record of unknown kind 8"),
             (
                 cgroup_record(0, 256, &[b'n'; 256]),
                 "cgroup name of 256 bytes in 256",

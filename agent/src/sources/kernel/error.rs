@@ -61,7 +61,7 @@ pub enum KernelError {
     /// The kernel does not allow it.
     #[error("the kernel refused to {act}: {missing}")]
     Refused {
-        /// What was tried.
+        /// Verb phrase of the failed action, for the message.
         act: String,
         /// What is lacking for it.
         missing: String,
@@ -75,7 +75,7 @@ pub enum KernelError {
     /// One of its programs cannot be loaded or attached.
     #[error("cannot attach to `{tracepoint}`")]
     Attach {
-        /// Where to.
+        /// Tracepoint of the attachment.
         tracepoint: &'static str,
         /// What aya or the kernel answered.
         #[source]
@@ -158,7 +158,8 @@ pub(super) fn check_kernel(release: &str) -> Result<(), KernelError> {
                 release: release.into(),
             })
         }
-        // A name that says nothing is no reason: what matters is whether the object loads.
+        // An unreadable kernel release is not a reason to refuse: what matters is whether the
+        // object loads.
         _ => Ok(()),
     }
 }
@@ -170,7 +171,7 @@ pub(super) fn raise_locked_memory() {
         maximum: None,
     };
     if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
-        debug!(%error, "the limit on locked memory stays, which matters before linux 5.11 only");
+        debug!(%error, "cannot raise the limit on locked memory, which matters only before linux 5.11");
     }
     debug!(capabilities = ?effective_capabilities(), "loading the eBPF object");
 }

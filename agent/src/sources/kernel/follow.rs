@@ -80,7 +80,7 @@ pub async fn run(
                 Err(error) => ("panic", error.to_string()),
             };
             if reason != reported {
-                warn!(class, reason, "the eBPF object does not run");
+                warn!(class, reason, "cannot run the eBPF object");
                 reported.clone_from(&reason);
             }
             let pause = retry.wait();

@@ -112,7 +112,7 @@ fn find_legacy_controller(
         Ok(table) => choose_legacy_controller(&table),
         Err(error) => {
             // Linux can be built without v1's files; then there is no v1 either.
-            debug!(%error, "no {PROC_CGROUPS}, cgroup v2 alone is reported");
+            debug!(%error, "cannot read {PROC_CGROUPS}; only cgroup v2 is reported");
             None
         }
     };

@@ -1,4 +1,4 @@
-//! The eBPF object: what the kernel says of processes and cgroups, as it happens.
+//! The eBPF object: events of processes and cgroups from the kernel, as they happen.
 //!
 //! [`KernelSource::load`] finds out what the running kernel looks like, loads the embedded object
 //! with that knowledge, attaches it and starts a thread that drains its ring. From then on batches
@@ -95,7 +95,10 @@ impl KernelSource {
         for tracepoint in OPTIONAL_TRACEPOINTS {
             if let Err(error) = attach_to(&mut object, tracepoint, &types) {
                 let reason = reason(&error);
-                info!(tracepoint, reason, "the agent does without this tracepoint");
+                info!(
+                    tracepoint,
+                    reason, "cannot attach to an optional tracepoint"
+                );
             }
         }
         let lacking = kernel.open_offsets.as_ref().err();
@@ -128,8 +131,8 @@ impl KernelSource {
         Ok((source, receiver))
     }
 
-    /// Has every cgroup announced again when it is next seen on a process. Done by itself after a
-    /// loss; for whoever forgets what was announced for another reason.
+    /// Lets every cgroup be announced again when it is next seen on a process. This happens
+    /// automatically after a loss. The core uses it when it has dropped cgroups for another reason.
     pub fn clear_announced(&self) {
         self.shared.clear_announced();
     }

@@ -16,8 +16,8 @@
 //! None is needed for the books: where all are refused, process lists are read less promptly
 //! and processes too short for any sample leave no trace. So nothing here fails the load.
 //!
-//! A node whose driver is not loaded has no such device, and the hook is not attached before it has:
-//! a node without a GPU pays nothing.
+//! A node whose driver is not loaded has no such device. The hook is attached only when there is
+//! one, so a node without a GPU has no cost.
 
 use std::fs;
 
@@ -47,7 +47,7 @@ pub(super) const MAJORS: usize = gpuacct_common::global::DEVICE_MAJORS.len();
 /// programs are called after them.
 const OPEN_CALLS: [&str; 3] = ["sys_exit_openat", "sys_exit_openat2", "sys_exit_open"];
 
-/// One of the hooks.
+/// A place in the kernel where opens can be observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenHook {
     /// At the end of the kernel's function.
@@ -126,7 +126,7 @@ fn attach_to_open_calls(object: &mut Ebpf) -> Result<(), (&'static str, ProgramE
         match program.attach("syscalls", name) {
             Ok(_) => {}
             Err(error) if at > 0 && is_missing(&error) => {
-                debug!(hook = name, "the kernel has no such call");
+                debug!(hook = name, "the kernel does not have this system call");
             }
             Err(error) => return Err((name, error)),
         }
@@ -170,7 +170,7 @@ fn failed(act: &str, name: &'static str, error: ProgramError) -> KernelError {
 pub struct Watch {
     /// Names of character devices as in `/proc/devices`. None watches nothing.
     pub names: Vec<String>,
-    /// The hooks that may be taken, the best first.
+    /// Hooks that may be used, the best first.
     pub hooks: Vec<OpenHook>,
 }
 
@@ -194,7 +194,10 @@ impl Watch {
             }
         }
         if found.len() > MAJORS {
-            warn!(?found, "opens of the first {MAJORS} majors are watched");
+            warn!(
+                ?found,
+                "too many device majors; only opens of the first {MAJORS} are reported"
+            );
         }
         let mut majors = [NO_MAJOR; MAJORS];
         for (slot, major) in majors.iter_mut().zip(found) {
@@ -208,7 +211,7 @@ impl Watch {
         match fs::read_to_string(PROC_DEVICES) {
             Ok(table) => character_majors(&table, &self.names),
             Err(error) => {
-                debug!(%error, "no {PROC_DEVICES}, no device is known");
+                debug!(%error, "cannot read {PROC_DEVICES}; no device is known");
                 Vec::new()
             }
         }
@@ -238,7 +241,7 @@ fn character_majors(proc_devices: &str, names: &[String]) -> Vec<u32> {
         .collect()
 }
 
-/// Whether opens are reported.
+/// State of the hook for device opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenHookState {
     /// By configuration they are not.
@@ -247,7 +250,7 @@ pub enum OpenHookState {
     Waiting,
     /// They are, by this hook.
     Attached(OpenHook),
-    /// The kernel lets the agent have no hook.
+    /// The kernel refuses every hook.
     Refused,
 }
 
@@ -317,7 +320,10 @@ impl Opens {
 
     fn refuse(&mut self, hook: OpenHook, error: KernelError) {
         let reason = reason(&error);
-        info!(hook = hook.name(), reason, "no hook for opens of devices");
+        info!(
+            hook = hook.name(),
+            reason, "cannot attach this hook for device opens"
+        );
         self.refusals.push(Refusal { hook, error });
     }
 
@@ -335,7 +341,7 @@ impl Opens {
         for hook in std::mem::take(&mut self.loaded) {
             match hook.attach(object) {
                 Ok(()) => {
-                    info!(hook = hook.name(), "opens of devices are reported");
+                    info!(hook = hook.name(), "reporting device opens");
                     self.state = OpenHookState::Attached(hook);
                     return self.state;
                 }
@@ -343,7 +349,7 @@ impl Opens {
             }
         }
         warn!(
-            "opens of GPU devices are not reported: process lists are read at their interval only"
+            "no hook for device opens can be attached; process lists are read at their interval only"
         );
         self.state = OpenHookState::Refused;
         self.state

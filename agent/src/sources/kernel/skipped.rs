@@ -9,8 +9,7 @@
 //! since aya does not show the field and a system call of our own would be `unsafe`. The files stay
 //! open, so that reading all of them takes some ten microseconds.
 //!
-//! Only the programs are watched without which a process is not known. An open of a device that was
-//! missed bills nobody.
+//! Only programs that make processes known are watched. A missed open of a device changes no bill.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -47,7 +46,7 @@ impl Skipped {
             let info = match File::open(&path) {
                 Ok(info) => info,
                 Err(error) => {
-                    debug!(%error, path, name, "skipped runs of this program are not known");
+                    debug!(%error, path, name, "cannot read how often the kernel skipped this program");
                     return None;
                 }
             };

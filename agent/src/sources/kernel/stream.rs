@@ -188,10 +188,11 @@ impl Stream {
         })
     }
 
-    /// Runs until it is told to stop, the receiver is gone, or a system call fails that cannot.
+    /// Runs until shutdown, until the receiver is dropped, or until a system call fails
+    /// unexpectedly.
     pub(super) fn run(mut self) {
         if let Err(error) = self.run_inner() {
-            error!(%error, "kernel events have ended");
+            error!(%error, "the thread that reads kernel events failed");
         }
     }
 
@@ -204,7 +205,7 @@ impl Stream {
             self.drain()?;
             self.forward_log();
             if self.hand_over().is_err() {
-                debug!("the receiver of kernel events is gone");
+                debug!("the core no longer receives kernel events");
                 return Ok(());
             }
         }
@@ -252,7 +253,7 @@ impl Stream {
             if attempt == SETTLE_ATTEMPTS || self.is_full() {
                 trace!(
                     attempt,
-                    "records of before this drain are not in the ring yet"
+                    "some records that were reserved before this drain are not written yet"
                 );
                 break now;
             }
@@ -269,7 +270,7 @@ impl Stream {
                 lost = counters.lost,
                 undecodable = counters.undecodable,
                 skipped = counters.skipped,
-                "kernel events were lost, their processes must be looked for in /proc"
+                "kernel events were lost; /proc will be scanned"
             );
             self.clear_announced()?;
         }
@@ -298,7 +299,7 @@ impl Stream {
                 Ok(event) => self.pending.events.push(event),
                 Err(error) => {
                     self.undecodable += 1;
-                    debug!(%error, "record dropped");
+                    debug!(%error, "cannot decode a record of the ring buffer");
                 }
             }
         }
@@ -346,11 +347,11 @@ impl Stream {
         }));
         if forwarded.is_err() {
             self.log = None;
-            error!("a message of the eBPF object cannot be read, its log is closed");
+            error!("cannot read a log message of the eBPF object; its log is closed");
         }
     }
 
-    /// Hands the pending batch over if there is room for it. `Err` if nobody will ever take it.
+    /// Sends the pending batch if the channel has room. `Err` if the receiver was dropped.
     fn hand_over(&mut self) -> Result<(), ()> {
         if self.pending.events.is_empty() && self.last_report.elapsed() < REPORT_EMPTY_AFTER {
             return if self.sender.is_closed() {
@@ -416,7 +417,7 @@ enum StreamError {
     Wait(#[source] io::Error),
     #[error("cannot read the object's counters")]
     Counters(#[source] MapError),
-    #[error("cannot void the announcements of cgroups")]
+    #[error("cannot clear the map of announced cgroups")]
     Generation(#[source] MapError),
 }
 

@@ -20,7 +20,7 @@ pub struct Hook {
     pub refusal: Option<KernelError>,
 }
 
-/// What became of everything that the object is attached to.
+/// Results of all attach points of the object.
 #[derive(Debug)]
 pub struct Hooks {
     /// What the agent cannot do without.

@@ -25,7 +25,7 @@ struct Arguments {
     /// How long each of the four recordings, and the agent, runs
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(4..=MOST_SECONDS))]
     seconds: u64,
-    /// NVIDIA's management library, if it is not where drivers put it
+    /// Path of NVIDIA's management library, if it is not in a usual place
     #[arg(long, value_name = "PATH")]
     library: Option<PathBuf>,
     /// The program that puts load on the GPU [default: gpu-load beside this program]

@@ -275,7 +275,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex(
     unsafe { nvmlDeviceGetHandleByIndex_v2(index, device) }
 }
 
-/// The GPU of which something holds, asked for as that GPU's faults allow.
+/// Finds the GPU for which `is_it` is true, as far as its injected faults allow the call.
 fn find(
     name: &'static str,
     device: *mut nvmlDevice_t,

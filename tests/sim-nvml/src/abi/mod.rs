@@ -40,7 +40,7 @@ pub(crate) mod code {
     pub(crate) const UNKNOWN: u32 = 999;
 }
 
-/// What an NVML function comes to: success, or the code to return.
+/// Result of an NVML function: success, or the code to return.
 pub(crate) type Answer = Result<(), nvmlReturn_t>;
 
 /// What differs between drivers beside their symbols.
@@ -177,7 +177,7 @@ fn on_device(
             let Some(serial) = serial else {
                 return answer(moment, gpu);
             };
-            // The handle of an instance that was destroyed is none.
+            // The handle of a destroyed instance is invalid.
             let mut instances = gpu.instances.iter();
             let instance = instances.find(|instance| instance.serial == serial);
             let instance = Some(instance.ok_or(code::INVALID_ARGUMENT)?);

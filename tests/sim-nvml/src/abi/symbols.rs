@@ -168,7 +168,8 @@ macro_rules! export_init {
             $crate::abi::init("nvmlInitWithFlags", &PROFILE)
         }
 
-        // NVIDIA's library has no such function: whoever finds it knows that the GPUs are simulated.
+        // NVIDIA's library has no such function. A program that finds it knows that the GPUs are
+        // simulated.
         #[unsafe(no_mangle)]
         extern "C" fn gpuacct_simulated_nvml() -> i32 {
             1

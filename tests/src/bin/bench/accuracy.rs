@@ -15,7 +15,7 @@ use crate::{Bench, pause};
 /// As long as the goal is about, and with as many short jobs.
 const SECONDS: u32 = 600;
 const SHORT_JOBS: u32 = 1_000;
-/// Another length, in seconds, for whoever is in a hurry.
+/// Another length in seconds, for shorter runs.
 const LENGTH: &str = "GPUACCT_ACCURACY_SECONDS";
 
 /// All scenarios at once, for ten minutes.

@@ -14,8 +14,8 @@ use crate::{Bench, pause};
 
 /// As many as the goal is about.
 const KILLS: u32 = 100;
-/// Another number, for whoever is in a hurry; a tenth as many restarts after a store that could not
-/// be written.
+/// Another number of kills, for shorter runs. There are a tenth as many restarts after a store that
+/// could not be written.
 const KILLS_VARIABLE: &str = "GPUACCT_KILLS";
 /// The moments are the same in every run.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;

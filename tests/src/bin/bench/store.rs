@@ -119,7 +119,7 @@ pub(crate) fn store(bench: &Bench) -> Result<Vec<Row>> {
     })?;
     crate::forks::attached(&mut agent)?;
     pause(WARM_UP)?;
-    // Whoever is looked at as often pays as much for it.
+    // Any agent that is queried as often has the same cost.
     let without = Spent::measure(&agent, || agent.get("/metrics").map(drop))?;
     agent.stop()?;
     drop(load);

@@ -26,7 +26,7 @@ pub(super) struct Sandbox {
 }
 
 impl Sandbox {
-    /// What it takes in memory, roughly and rather too much than too little.
+    /// Approximate memory use, rather overestimated.
     pub(super) fn bytes(&self) -> usize {
         const ENTRY: usize = 128;
         let metadata = self.metadata.iter();

@@ -373,7 +373,7 @@ async fn a_list_that_is_too_large_does_not_cost_every_container_its_name() {
     };
     assert_eq!(&*class, "too_large");
     assert!(
-        reason.contains("found 10") && reason.contains("expected 8388608 at most"),
+        reason.contains("too large: 10") && reason.contains("at most 8388608"),
         "{reason}"
     );
     source.look_up('b').await;

@@ -320,7 +320,7 @@ fn a_pod_without_a_containers_log_is_named_by_its_folder() {
         };
         assert_eq!(said.as_deref().map_err(|reason| *reason), expected, "{uid}");
     }
-    // A folder that is not there does not say that it does not know somebody.
+    // A missing folder does not mean that the container is unknown.
     fs::remove_dir_all(host.at("pods")).unwrap();
     let answers = find_pods(&host.links.config, vec![UID.into()], &host.counters);
     assert_eq!(answers, []);

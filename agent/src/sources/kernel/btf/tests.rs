@@ -192,10 +192,7 @@ fn what_is_not_btf_is_named() {
     assert_eq!(with(2, 9).unwrap(), "btf has version 9, expected 1");
     assert!(with(0, 0).unwrap().ends_with("expected 0xeb9f"));
     // The kind of the first type.
-    assert_eq!(
-        with(24 + 7, 31).unwrap(),
-        "btf type 1 is of kind 31, which is not known"
-    );
+    assert_eq!(with(24 + 7, 31).unwrap(), "btf type 1 has unknown kind 31");
 }
 
 /// Header fields say 24 bytes, so the first type begins there, and its `info` 4 bytes later.
