@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use gpuacct::config::Config;
 use gpuacct::core::explanation::Explanation;
 use gpuacct::outputs::socket::StatusReport;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, setpriority_process};
 
 use crate::exposition;
 use crate::http::{free_address, get};
@@ -25,6 +25,8 @@ use crate::http::{free_address, get};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The configuration's file, beside the socket.
 const FILE: &str = "gpuacct.toml";
+/// The niceness of an agent that comes before everything else.
+const FIRST: i32 = -15;
 /// How often to look.
 pub(crate) const POLL: Duration = Duration::from_millis(50);
 /// The formats of `/metrics`, as a scraper asks for them.
@@ -58,7 +60,26 @@ impl Agent {
     ///
     /// # Errors
     /// If it does not come up; the message has the end of its log.
-    pub fn start(dir: &Path, mut config: Config, environment: &[(&str, &Path)]) -> Result<Self> {
+    pub fn start(dir: &Path, config: Config, environment: &[(&str, &Path)]) -> Result<Self> {
+        Self::start_at(None, dir, config, environment)
+    }
+
+    /// The same before everything else that runs here, where this process may say so. On a node the
+    /// agent's reservation of a processor sees to that. On a machine that is busy with tests and builds
+    /// it would need many seconds to load the object, and book what ran before it to nobody.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_first(dir: &Path, config: Config, environment: &[(&str, &Path)]) -> Result<Self> {
+        Self::start_at(Some(FIRST), dir, config, environment)
+    }
+
+    fn start_at(
+        niceness: Option<i32>,
+        dir: &Path,
+        mut config: Config,
+        environment: &[(&str, &Path)],
+    ) -> Result<Self> {
         let binary = binary()?;
         if config.prometheus.listen.ip().is_unspecified() {
             config.prometheus.listen = free_address()?;
@@ -85,6 +106,11 @@ impl Agent {
             .stderr(out)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
+        if let Some(niceness) = niceness {
+            // Its threads have it from the first one, which is at the command line still. Whoever may
+            // not say so has an agent like any other.
+            let _ = setpriority_process(Some(Pid::from_child(&child)), niceness);
+        }
         let mut agent = Self {
             child,
             binary,

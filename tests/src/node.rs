@@ -88,7 +88,7 @@ impl Node {
         let dir = self.dir().join(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let _turn = Turn::wait()?;
-        let mut agent = Agent::start(&dir, config, &[(STATE_DIR, self.scenario.dir())])?;
+        let mut agent = Agent::start_first(&dir, config, &[(STATE_DIR, self.scenario.dir())])?;
         let gpus = self.scenario.machine().gpus.len();
         agent.wait_for_status("the kernel and the GPUs", |status| {
             let books = status.snapshot.gpus.iter();
