@@ -530,8 +530,9 @@ fn sources_read() -> Vec<(PathBuf, String)> {
         let mut files = BTreeSet::new();
         rust_files(&src, &mut files);
         for file in files {
-            let relative = file.strip_prefix(&src).unwrap();
-            let text = fs::read_to_string(&file).unwrap();
+            let relative = file.strip_prefix(&src).expect("it was found below it");
+            let text = fs::read_to_string(&file)
+                .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             read.push(match module {
                 None => (relative.to_owned(), text),
                 Some(module) => (

@@ -17,6 +17,9 @@ use crate::outputs::sample::{self, NOW};
 use crate::outputs::socket::{self, SocketState};
 use crate::outputs::{prometheus, prometheus::Exposition};
 
+/// The longest that a flood of connections is kept up. It turns a hang into a failure.
+const ATTACK_LASTS: Duration = Duration::from_secs(120);
+
 /// How long a client waits that is to be served. Long, since the machine may be busy: what the
 /// attackers do, they do for as long as the test lasts.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -305,10 +308,17 @@ async fn half_requests_and_readers_that_never_read_lock_nobody_out() {
         is_served(&served).await;
     }
     // The attackers had all the time that they needed to take every place.
-    while counters.gave_way.get() < 500 || counters.one_address.get() < 100 {
-        rounds.send_modify(|round| *round += 1);
-        is_served(&served).await;
-    }
+    let attacked = async {
+        while counters.gave_way.get() < 500 || counters.one_address.get() < 100 {
+            rounds.send_modify(|round| *round += 1);
+            is_served(&served).await;
+        }
+    };
+    let attacked = tokio::time::timeout(ATTACK_LASTS, attacked).await;
+    assert!(
+        attacked.is_ok(),
+        "not enough connections gave way: {counters:?}"
+    );
     assert!(attackers.try_join_next().is_none(), "they are still at it");
     assert_eq!(served.counters.socket_connections.too_many(), 0);
 }
