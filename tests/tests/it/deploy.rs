@@ -672,16 +672,20 @@ fn send(receiver: &str) -> Result<()> {
 }
 
 /// The documents that are written by hand.
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 13] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
     "docs/ARCHITECTURE.md",
+    "docs/GLOSSARY.md",
     "docs/LIMITATIONS.md",
     "docs/OPERATIONS.md",
+    "docs/PERFORMANCE.md",
     "docs/README.md",
+    "docs/RECORDING.md",
     "docs/SECURITY.md",
+    "docs/adr/README.md",
 ];
 
 fn root() -> PathBuf {
