@@ -43,10 +43,10 @@ use crate::outputs::log::Log;
 use crate::outputs::socket;
 use crate::sources::clock::now;
 
-/// Observations under way to the core.
+/// Inputs that may wait in the core's channel.
 const INPUTS: usize = 256;
-/// How long an agent on the same socket is waited for: twice what Kubernetes and systemd give it to
-/// end in. Longer than that it is no longer one that is being replaced.
+/// How long an earlier agent on the same socket is waited for: twice what Kubernetes and systemd
+/// give it to end. One that lives longer is not being replaced.
 const LAST_AGENT: Duration = Duration::from_secs(30);
 /// How long a clean shutdown may take.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -41,7 +41,7 @@ impl PublishedCounter {
         }
     }
 
-    /// Shows `amount` if the zero has been shown for long enough.
+    /// Shows `amounts` if the zero has been shown for long enough.
     pub fn show(&mut self, amounts: Amounts, policy: &Policy, now: BootTime) {
         let grown = self.visible.max(amounts);
         if now.since(self.shown) >= policy.zero_for && grown != self.visible {
@@ -50,7 +50,7 @@ impl PublishedCounter {
         }
     }
 
-    /// Whether it has shown what it has for as long as it should.
+    /// Whether it has shown its last value for long enough to be closed.
     pub(crate) fn is_done(&self, policy: &Policy, now: BootTime) -> bool {
         let settled = self.shown.plus(policy.zero_for).max(self.changed);
         now >= settled.plus(policy.keep_for)
@@ -97,7 +97,7 @@ pub struct Account {
     pub allocated_through: Option<BootTime>,
     /// The end of the first window that charged it, if any did.
     pub first_used: Option<WallTime>,
-    /// The end of the last.
+    /// The end of the last window that charged it.
     pub last_used: Option<WallTime>,
     /// What is published of it under the ids alone.
     pub id_only: Option<Series>,
@@ -153,8 +153,9 @@ impl Account {
         *allocated_share += share.min(allocated.minus(*allocated_share));
     }
 
-    /// By how much its held or allocated time exceeds the time from its beginning until `now`, or its
-    /// part of the GPU's time its allocated time. Zero unless something was counted twice.
+    /// By how much its held or its allocated time exceeds the time from its beginning until `now`,
+    /// or its allocated share exceeds its allocated time: the largest of these. Zero unless
+    /// something was counted twice.
     #[must_use]
     pub fn excess(&self, now: BootTime) -> Nanos {
         let passed = now.since(self.since);
@@ -168,7 +169,7 @@ impl Account {
         beyond.max(allocated_share.minus(allocated))
     }
 
-    /// What is out, under whatever labels.
+    /// All that is published of it, under either set of labels.
     #[must_use]
     pub fn published(&self) -> Amounts {
         [&self.id_only, &self.named]

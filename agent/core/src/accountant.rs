@@ -7,7 +7,7 @@
 //!  Input ─▶ ProcessTracker ─▶ WindowBacklog ─▶ Ledger ─▶ Naming ─▶ publication ─▶ Snapshot
 //!             (owner of a        (ready           (books,    (labels)                │
 //!              pid in time)       windows)         accounts)                         ▼
-//!           Devices (process lists by GPU)       NamespaceCounters                 Keeper
+//!           Devices (process lists by GPU)       NamespaceCounters              ChangeTracker
 //! ```
 //!
 //! Whoever drives it hands over inputs as they come, commits at least every two seconds, and carries
@@ -52,17 +52,17 @@ use crate::{attribute, publication};
 /// Bounds and times of the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Grace, zero and retention.
+    /// How long names are awaited, a new series shows 0, and an ended series stays.
     pub policy: Policy,
     /// Largest number of processes, including dead ones that are kept.
     pub process_limit: usize,
     /// Largest number of cgroups.
     pub cgroup_limit: usize,
-    /// Containers whose names are remembered.
+    /// Largest number of containers whose names are remembered.
     pub container_limit: usize,
     /// Largest number of open accounts.
     pub account_limit: usize,
-    /// Namespaces with a counter of their own, times GPUs.
+    /// Largest number of namespace counters: one per namespace and GPU.
     pub namespace_limit: usize,
     /// How long a window waits for the event stream to pass its end.
     pub await_events: Nanos,
@@ -218,7 +218,7 @@ impl Accountant {
         let (source, state) = (health.source, health.state.clone());
         let since = self.sources.take(health, now);
         if source == SourceId::Kernel {
-            // A state never begins in the future: the gap in the events would never end.
+            // `since` is at most now: a gap in the events that began in the future would never end.
             self.tracker.take_source_state(&state, since.min(now));
         }
     }
@@ -300,7 +300,8 @@ impl Accountant {
         let has_caught_up = !is_unscanned && events.has_caught_up(window.end);
         let is_down = events.is_expected() && !events.is_up() && !is_starting;
         let is_expected = events.is_expected() || is_starting;
-        // While scans are the only source of processes, they are made for busy windows only.
+        // While the kernel source is down, a window waits for a scan only if the GPU was busy in
+        // it.
         let is_nobodys = window.busy.is_zero() && window.engines.is_empty();
         let awaits_events = is_expected && !has_caught_up && !(is_down && is_nobodys);
         let is_awaited = (has_caught_up && self.awaits_lists(window)) || awaits_events;
@@ -394,8 +395,9 @@ impl Accountant {
         is_ahead || has_changed
     }
 
-    /// When an account is opened of which something up to `at` is known. Its last windows may still
-    /// be waiting, and are not booked before where the others ended.
+    /// The time at which an account is opened because of a process list or an accounting record of
+    /// time `at`. Earlier windows may still wait and would charge the account, too. They begin
+    /// where the book ends, so the account is opened there, or at `at` if that is earlier.
     fn opened_at(&self, book: usize, at: BootTime, clock: Clock) -> Clock {
         let book = &self.ledger.books()[book];
         match book.through {
@@ -466,8 +468,9 @@ impl Accountant {
         let books: Vec<(bool, Option<BootTime>)> = books.collect();
         self.close_accounts(clock, &|(book, _), account| {
             let (is_gone, through) = books[*book];
-            // If a late window opened the account again, it would have the same start time. If the
-            // GPU never had a window, none can be late, and a new account begins later.
+            // Kept open until the GPU's windows have passed the end: a late window would open it
+            // again with the same start time, and its counters would fall. A GPU that never had a
+            // window has no late one.
             let is_awaited = account
                 .ended
                 .is_some_and(|ended| through.is_some_and(|through| through < ended));
@@ -494,7 +497,7 @@ impl Accountant {
     ) {
         // Adds the rest of an account that was never named to the namespace `(unresolved)`.
         let mut unsettled = Vec::new();
-        let closed = self.ledger.close(&mut |key, account| {
+        let closed = self.ledger.close(clock.boot, &mut |key, account| {
             let done = is_done(key, account);
             let is_owed = !matches!(key.1, Owner::Host(_)) && account.fed != account.amounts;
             if done && is_owed {

@@ -65,7 +65,7 @@ impl Devices {
         self.states.get(book)
     }
 
-    /// The state of a GPU.
+    /// The state of a GPU; made if there is none.
     pub(crate) fn of(&mut self, book: usize) -> &mut DeviceState {
         while self.states.len() <= book {
             self.states.push(DeviceState::new(self.lists_interval));

@@ -21,7 +21,7 @@
 
 use crate::completeness::Completeness;
 use crate::input::{EventCounters, KernelBatch, ProcessScan};
-use crate::model::{BootTime, Pid, SourceState};
+use crate::model::{BootTime, Pid, ProcessId, SourceState};
 use crate::tables::{HashMap, HashSet};
 
 /// An interval whose events may be missing.
@@ -31,6 +31,18 @@ struct Gap {
     since: BootTime,
     /// A scan closes the gap if it began at this instant or later. [`BootTime::MAX`] while the
     /// source is not up.
+    until: BootTime,
+}
+
+/// A stretch of time for which it is not known which process had a pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Doubt {
+    /// Everything up to here is known.
+    since: BootTime,
+    /// The end of the gap. An event from before it does not end the doubt, since the pid may have
+    /// been given to another process after the event.
+    gap_end: BootTime,
+    /// When the process began that has the pid by now; [`BootTime::MAX`] while that is not known.
     until: BootTime,
 }
 
@@ -62,8 +74,8 @@ pub(super) struct EventStream {
     scan_began: Option<BootTime>,
     /// The pids that the newest scan could not read.
     unread: HashSet<Pid>,
-    /// Pids that the scan which closed a gap could not read, and up to when all is known of them.
-    doubted: HashMap<Pid, BootTime>,
+    /// Pids that the scan which closed a gap could not read.
+    doubted: HashMap<Pid, Doubt>,
 }
 
 impl EventStream {
@@ -175,15 +187,31 @@ impl EventStream {
             return false;
         };
         for pid in &scan.unread {
-            self.doubted.entry(*pid).or_insert(gap.since);
+            let doubt = self.doubted.entry(*pid).or_insert(Doubt {
+                since: gap.since,
+                gap_end: gap.until,
+                until: BootTime::MAX,
+            });
+            doubt.gap_end = doubt.gap_end.max(gap.until);
+            doubt.until = BootTime::MAX;
         }
         true
     }
 
-    /// An event shows who has a pid.
-    pub(super) fn take_event_of(&mut self, pid: Pid) {
-        if !self.doubted.is_empty() {
-            self.doubted.remove(&pid);
+    /// An event shows that a process had its pid at `at`. A process that began before the doubt has
+    /// had the pid throughout. One that began in it leaves the time before in doubt.
+    pub(super) fn take_event_of(&mut self, process: ProcessId, at: BootTime) {
+        let Some(doubt) = self.doubted.get_mut(&process.pid) else {
+            return;
+        };
+        if at < doubt.gap_end {
+            return;
+        }
+        let start = process.start.earliest();
+        if start <= doubt.since {
+            self.doubted.remove(&process.pid);
+        } else {
+            doubt.until = doubt.until.min(start);
         }
     }
 
@@ -217,7 +245,8 @@ impl EventStream {
     /// Whether the process that is known to have had a pid up to `end` is certain: no event that
     /// gave the pid to another process can be missing. An event that is only late is not missing.
     pub(super) fn vouches_for(&self, pid: Pid, end: BootTime) -> bool {
-        if self.doubted.get(&pid).is_some_and(|since| *since < end) {
+        let doubt = self.doubted.get(&pid);
+        if doubt.is_some_and(|doubt| doubt.since < end && end <= doubt.until) {
             return false;
         }
         let is_in_gap = self.gap.is_some_and(|gap| gap.since < end);
@@ -358,12 +387,25 @@ mod tests {
         assert!(stream.has_caught_up(s(30)), "nobody waits for one pid");
         assert!(!stream.vouches_for(Pid(7), s(30)) && !stream.vouches_for(Pid(8), s(30)));
         assert!(stream.vouches_for(Pid(7), s(20)) && stream.vouches_for(Pid(9), s(30)));
-        stream.take_event_of(Pid(8));
+        let eight = |start| ProcessId {
+            pid: Pid(8),
+            start: s(start).into(),
+        };
+        // The pid may have been given away after an event from inside the gap.
+        stream.take_event_of(eight(5), s(20));
+        assert!(!stream.vouches_for(Pid(8), s(30)));
+        stream.take_event_of(eight(5), s(29));
         assert!(stream.vouches_for(Pid(8), s(30)));
         stream.take_scan(&scan(31, &[7]));
         assert!(!stream.vouches_for(Pid(7), s(30)));
         stream.take_scan(&scan(32, &[]));
         assert!(stream.vouches_for(Pid(7), s(30)));
+        // The process that has the pid now says nothing of the time before it began.
+        assert!(stream.take_batch(&batch(40, 2), s(40)));
+        assert!(stream.take_scan(&scan(41, &[8])));
+        assert!(!stream.take_batch(&batch(50, 2), s(50)));
+        stream.take_event_of(eight(45), s(45));
+        assert!(!stream.vouches_for(Pid(8), s(44)) && stream.vouches_for(Pid(8), s(50)));
         // A scan that cannot read a pid takes nothing away where the events are complete.
         stream.take_scan(&scan(33, &[7]));
         assert!(stream.vouches_for(Pid(7), s(30)));

@@ -8,16 +8,16 @@
 //! Whoever has the pid after one of them is followed as well, since that bounds what the one before
 //! may be credited.
 //!
-//! What is handed over is believed by an agent that has seen nothing of it, so it is only what
-//! cannot mislead. Not handed over, for as long as this is so:
+//! The next agent believes what it is handed, since it has seen none of it. So only what cannot
+//! mislead is handed over. Not handed over, as long as the condition holds:
 //!
 //! - a process whose cgroup has no path yet, or whose path bears an id that belongs elsewhere;
 //! - an MPS server: its time is its clients', and who those were is not kept.
 //!
-//! Taken back, a process is one that was sighted where it was, and the first scan confirms or ends
-//! it. Windows wait for that scan. Until then a pid may have been given to somebody else who is gone
-//! as well, which takes a whole round of the pids: what is not confirmed is believed for
-//! a minute after the last commit.
+//! A restored process counts as seen in its old cgroup. The first scan confirms it or marks it as
+//! dead, and windows wait for that scan. Before it, the pid may have gone to another process that
+//! has ended as well. That takes a whole round of the pids, so an unconfirmed process is believed
+//! until a minute after the last commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
-    /// This one has to do with a GPU.
+    /// Follows a process from now on, since it has to do with a GPU.
     pub(crate) fn follow(&mut self, process: ProcessId) {
         if self.processes.len() < LIMIT {
             self.processes.entry(process).or_default();
@@ -90,7 +90,7 @@ impl Followed {
         self.overflows
     }
 
-    /// Lets those go that `is_known` does not know any more.
+    /// Stops following the processes for which `is_known` is false.
     pub(crate) fn let_go(&mut self, is_known: impl Fn(ProcessId) -> bool) {
         let gone = &mut self.gone;
         self.processes.retain(|process, handed_over| {
@@ -174,7 +174,8 @@ impl Followed {
     }
 }
 
-/// Whether the cgroup alone decides the owner of the process.
+/// Whether a process may be handed over: each cgroup that it is or was in has a known owner, and
+/// none was refused.
 fn is_to_be_kept(tracker: &mut ProcessTracker, facts: &Facts) -> bool {
     let mut places = std::iter::once(facts.placement).chain(facts.previous);
     places.all(|place| {

@@ -147,7 +147,7 @@ impl Holding {
         {
             stay.until = at.min(stale);
         }
-        // Time before a list that no longer counts was not observed.
+        // Only if the last list still counts is it known that a new process was not in it.
         let before = self.listed.filter(|_| at <= stale);
         self.listed = Some(at);
         let mut started = Vec::new();

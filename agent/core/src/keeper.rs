@@ -114,7 +114,8 @@ impl ChangeTracker {
         self.closed.push(closed);
     }
 
-    /// All closed accounts that were handed over so far are kept.
+    /// The store has kept the oldest `closed` of the closed accounts. They are not handed over
+    /// again.
     pub(crate) fn confirm(&mut self, closed: usize) {
         self.closed.drain(..closed.min(self.closed.len()));
     }
@@ -204,7 +205,7 @@ pub(crate) fn kept_book(book: &Book) -> KeptBook {
     }
 }
 
-/// A series as it is handed over, where it is: most have not changed, and are not copied.
+/// A series as it is handed over, by reference: most have not changed and need no copy.
 #[derive(Clone, Copy)]
 pub(crate) struct SeriesView<'a> {
     pub(crate) series: &'a Series,
@@ -229,7 +230,7 @@ impl SeriesView<'_> {
         }
     }
 
-    /// Whether that is what was kept.
+    /// Whether it equals what was handed over last.
     pub(crate) fn is(&self, kept: &KeptSeries) -> bool {
         let KeptSeries {
             labels,
@@ -269,18 +270,18 @@ impl SeriesView<'_> {
     }
 }
 
-/// What of an account changes rarely, where it is: see [`KeptAccount`].
+/// The part of an account that changes rarely, by reference; owned, it is a [`KeptAccount`].
 pub(crate) struct AccountView<'a> {
     pub(crate) number: u32,
     pub(crate) gpu: &'a GpuUuid,
     pub(crate) mig: Option<&'a MigInfo>,
     pub(crate) owner: &'a Owner,
     pub(crate) labels: Cow<'a, ContainerLabels>,
-    /// Absent for the host, where nobody tells an image.
+    /// Absent for host units, which have no image.
     pub(crate) image: Option<&'a Arc<str>>,
     pub(crate) runtime: Option<&'a Arc<str>>,
     pub(crate) attribution: Option<Attribution>,
-    /// Absent where nobody told any.
+    /// Absent if no source gave labels.
     pub(crate) runtime_labels: Option<&'a Labels>,
     pub(crate) opened: WallTime,
     pub(crate) held_since: BootTime,
@@ -294,7 +295,7 @@ impl AccountView<'_> {
         matches!(self.attribution, Some(Attribution::Named { .. }))
     }
 
-    /// Whether that is what was kept.
+    /// Whether it equals what was handed over last.
     pub(crate) fn is(&self, known: &KeptAccount) -> bool {
         let KeptAccount {
             number,

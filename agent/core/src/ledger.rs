@@ -19,11 +19,11 @@ use crate::snapshot::{AccountingBook, Coverage, EnergyBook};
 use crate::tables::HashMap;
 use crate::tiling::{self, TilingRepairs, WindowPosition};
 
-/// What "now" means for a share.
+/// Over which recent time a process's present share of a GPU is computed.
 pub const SHARE_SPAN: Nanos = Nanos::from_secs(10);
 /// How long accounts stay open on a GPU that NVML does not list any more.
 pub const MISSING_GPU_HOLD: Nanos = Nanos::from_secs(600);
-/// What coverage and utilisation are about.
+/// Over which recent time coverage and utilisation are computed.
 pub const COVERAGE_SPAN: Nanos = Nanos::from_secs(60);
 
 /// One process's part of one window, for "now".
@@ -67,11 +67,11 @@ pub struct Book {
     pub unobserved: BTreeMap<UnobservedReason, Nanos>,
     /// Busy time without an owner by reason.
     pub unattributed: BTreeMap<UnattributedReason, Nanos>,
-    /// What accounts that are closed held.
+    /// The amounts of closed accounts.
     pub closed: Amounts,
     /// Energy. Absent if no window had any.
     pub energy: Option<EnergyBook>,
-    /// The driver's accounting beside the windows, where it tells.
+    /// Sums of the driver's accounting mode, beside those of the windows; absent if it gives none.
     pub accounting: Option<AccountingBook>,
     /// Clocks by which the driver stamps, from the last window.
     pub clocks: Option<SampleClocks>,
@@ -79,7 +79,7 @@ pub struct Book {
     pub through: Option<BootTime>,
     /// Windows booked.
     pub windows: u64,
-    /// Windows that were torn.
+    /// Windows that are torn: samples landed between the calls in every try.
     pub torn_windows: u64,
     /// Rows that were dropped.
     pub invalid_rows: u64,
@@ -92,11 +92,12 @@ pub struct Book {
     /// Whether NVML stopped listing it after its last window. The next window may then begin later:
     /// a MIG instance that was destroyed and created again had no time in between.
     may_skip: bool,
-    /// No account that is opened before the next window begins earlier: the series of those that were
-    /// closed began before this.
+    /// The earliest start of an account that is opened of something up to `reopen_until`. The series
+    /// of closed accounts began earlier, and a series with the same start would be taken for one of
+    /// them: its counter would fall.
     reopen_from: WallTime,
-    /// Up to where the book was when `reopen_from` was set.
-    reopen_through: Option<BootTime>,
+    /// When the last account was closed. A window that begins later needs no such care.
+    reopen_until: BootTime,
     past: VecDeque<RecentWindow>,
 }
 
@@ -123,20 +124,19 @@ impl Book {
             missing: None,
             may_skip: false,
             reopen_from: WallTime::default(),
-            reopen_through: None,
+            reopen_until: BootTime::default(),
             past: VecDeque::new(),
         }
     }
 
-    /// Has accounts begin later than `at`, until the next window is booked. An agent before this one
-    /// closed accounts up to then, and when those began is not kept. A series that began again at
-    /// the same time would be taken for the old one, and its counter would fall.
-    pub(super) fn reopen_after(&mut self, at: WallTime) {
-        self.reopen_from = WallTime(at.0.saturating_add(1));
-        self.reopen_through = self.through;
+    /// Notes that accounts were closed up to `at`, whose series began by then.
+    pub(super) fn reopen_after(&mut self, at: Clock) {
+        let next = WallTime(at.wall.0.saturating_add(1));
+        self.reopen_from = self.reopen_from.max(next);
+        self.reopen_until = self.reopen_until.max(at.boot);
     }
 
-    /// Books a time of which there is no window.
+    /// Books `from` to `to` as unobserved, since no window covers it.
     fn skip(&mut self, from: BootTime, to: BootTime) {
         let gap = to.since(from);
         self.elapsed += gap;
@@ -254,7 +254,7 @@ impl Ledger {
         }
     }
 
-    /// Puts an account from before back. Returns whether there was none of that payer.
+    /// Restores an account. Returns whether its owner had none on this GPU.
     pub(super) fn restore(&mut self, book: usize, owner: Owner, account: Account) -> bool {
         self.last_number = self.last_number.max(account.number);
         self.accounts.insert((book, owner), account).is_none()
@@ -278,8 +278,8 @@ impl Ledger {
         &self.books
     }
 
-    /// Takes NVML's list: new GPUs get a book, known ones keep theirs, missing ones too, which is
-    /// noted.
+    /// Takes NVML's list of GPUs. New ones get a book. Known ones keep theirs, also if the list
+    /// lacks them, which is noted.
     ///
     /// A MIG instance that was created under the UUID of an earlier one is a new generation. Their
     /// seconds are not comparable, so accounts end with the old one. UUID, profile and ids together
@@ -345,8 +345,10 @@ impl Ledger {
             self.last_number = self.last_number.saturating_add(1);
             let book = self.books.get(book);
             let mig = book.and_then(|book| book.gpu.mig.clone());
-            let stands = book.filter(|book| book.through == book.reopen_through);
-            let earliest = stands.map(|book| book.reopen_from).unwrap_or_default();
+            // Without a window the wall time is the book's, whatever the boot time says.
+            let guarded =
+                book.filter(|book| book.through.is_none() || opened.boot <= book.reopen_until);
+            let earliest = guarded.map(|book| book.reopen_from).unwrap_or_default();
             opened.wall = opened.wall.max(earliest);
             self.accounts
                 .insert(key, Account::new(self.last_number, mig, opened));
@@ -382,8 +384,8 @@ impl Ledger {
         self.accounts.get_mut(&(book, owner.clone()))
     }
 
-    /// Books a window, split into `charges`. A book that was not listed before is left alone and
-    /// the window given back.
+    /// Books a window, split into `charges`. If the GPU has no book, nothing is booked and the
+    /// window is returned.
     ///
     /// The windows of a GPU tile its time. One that begins later than the one before it ended leaves
     /// a gap, which is booked as not observed. One that begins earlier is cut to what is not booked
@@ -483,8 +485,8 @@ impl Ledger {
         None
     }
 
-    /// What each charge has of the window's energy: its share of the window's time. The rest is idle
-    /// energy, and for time that was not observed it is nobody's.
+    /// Divides the window's energy among the charges by busy time. The part of idle time is idle
+    /// energy; that of unobserved time is unattributed.
     fn split_energy(
         &mut self,
         at: usize,
@@ -521,6 +523,7 @@ impl Ledger {
     /// book.
     pub fn close(
         &mut self,
+        now: BootTime,
         done: &mut dyn FnMut(&(usize, Owner), &Account) -> bool,
     ) -> Vec<((usize, Owner), Account)> {
         let closed: Vec<_> = self
@@ -530,15 +533,13 @@ impl Ledger {
         for ((book, _), account) in &closed {
             let book = &mut self.books[*book];
             book.closed += account.amounts;
-            // Without a window in between the next account would be opened at the same time.
-            if book.through != book.reopen_through {
-                (book.reopen_from, book.reopen_through) = (WallTime::default(), book.through);
-            }
             let series = account.id_only.iter().chain(&account.named);
             let start = series.map(|series| series.gate.start).max();
             let start = start.unwrap_or_default().max(account.opened);
-            let next = WallTime(start.0.saturating_add(1));
-            book.reopen_from = book.reopen_from.max(next);
+            book.reopen_after(Clock {
+                boot: now,
+                wall: start,
+            });
         }
         closed
     }
@@ -561,8 +562,8 @@ impl Ledger {
         excesses
     }
 
-    /// For each book: the nanoseconds by which the accounts, or else the parts of the elapsed time,
-    /// do not add up, signed.
+    /// For each book, signed nanoseconds: by how much busy time and its charges differ, or, if they
+    /// do not, elapsed time and its parts.
     #[must_use]
     pub fn imbalances(&self) -> Vec<i64> {
         let mut owned: Vec<Nanos> = self

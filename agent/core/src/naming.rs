@@ -14,7 +14,7 @@ use crate::snapshot::{Attribution, ContainerLabels, IdOnlyReason};
 use crate::tables::{HashMap, HashSet};
 use crate::tracker::ProcessTracker;
 
-/// A payer that has an account.
+/// How far the names of an owner that has an account are known.
 #[derive(Debug)]
 pub(crate) struct NamingState {
     /// How far its names are known.
@@ -114,8 +114,8 @@ impl Naming {
         }
     }
 
-    /// Has inner containers pay that a source of names vouches for, and asks for the others. Until a
-    /// source vouches for it, the outermost container pays.
+    /// Charges inner containers that an identity source has confirmed, and asks about the others.
+    /// Until then the outermost container is charged.
     pub(crate) fn vouch_for_inner(
         &mut self,
         tracker: &mut ProcessTracker,
@@ -211,7 +211,8 @@ impl Naming {
                     if self.directory.should_ask(id, now) {
                         effects.push(Effect::LookUp(id.clone()));
                     }
-                    // It may be new there.
+                    // `should_ask` may have made its entry, which is not marked yet as one with an
+                    // account.
                     self.directory.want(id, now);
                 }
                 Owner::Pod(_) if is_named => {}

@@ -31,7 +31,7 @@ pub struct Charge {
     pub owner: Result<Owner, UnattributedReason>,
     /// Busy time, in nanoseconds.
     pub busy: Nanos,
-    /// And how much of the other engines.
+    /// Time in which it kept the other engines busy.
     pub engines: Engines,
 }
 
@@ -54,8 +54,8 @@ pub(crate) fn owner_of(
     confirmed(pid, to, found, lookup)
 }
 
-/// Owner of the pid up to `to`. An error if an event may be missing that gave the pid to another
-/// process by then.
+/// Returns `found`, or an error if an event may be missing that gave the pid to another process by
+/// `to`.
 pub(crate) fn confirmed(
     pid: Pid,
     to: BootTime,

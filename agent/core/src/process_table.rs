@@ -269,21 +269,7 @@ impl ProcessTable {
                 }
             }
         } else {
-            let is_the_move = sighting == Sighting::Attach
-                && record.has(FOUND_HERE)
-                && self
-                    .found_moved
-                    .get(&slot)
-                    .is_some_and(|found| found.after <= at && at <= found.by);
-            if is_the_move {
-                // A scan was faster than the event of this move, and knew the place by its path. The
-                // event knows it by its number, which means nothing yet. The place before stays.
-                release(std::mem::replace(&mut record.placement, placement));
-                record.since = at;
-                record.pid_and_flags &= !(FOUND_HERE | MOVED_UNSEEN);
-                self.found_moved.remove(&slot);
-                held = true;
-            } else if at >= record.since {
+            if at >= record.since {
                 if let Some(gone) = record.previous.replace(record.placement) {
                     release(gone);
                 }
@@ -726,6 +712,15 @@ impl ProcessTable {
         let slot = self.find(process.pid, process.start)?;
         let record = &self.records[slot as usize];
         record.has(FOUND_HERE).then_some(record.placement)
+    }
+
+    /// Whether a process moved around `at`, by a scan that found it elsewhere, and no event has said
+    /// so since.
+    #[must_use]
+    pub fn may_have_moved_at(&self, process: ProcessId, at: BootTime) -> bool {
+        let slot = self.find(process.pid, process.start);
+        let found = slot.and_then(|slot| self.found_moved.get(&slot));
+        found.is_some_and(|found| found.after < at && at <= found.by)
     }
 
     /// Whether nothing newer than `at` is known of where a process is: it has been there since then,

@@ -17,7 +17,7 @@ use crate::account::{Account, Policy, Series};
 use crate::model::Clock;
 use crate::snapshot::{Attribution, ContainerLabels};
 
-/// Brings an account's series up to what its amount and its payer's attribution say.
+/// Shows of an account what its owner's attribution allows now.
 pub fn publish(
     account: &mut Account,
     attribution: Attribution,
@@ -59,7 +59,7 @@ pub fn publish_named(
     series.gate.show(amounts, policy, clock.boot);
 }
 
-/// Whether all of an ended account is out and has been for long enough.
+/// Whether an ended account can be closed: its whole amount has been shown for long enough.
 #[must_use]
 pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
     let Some(ended) = account.ended else {

@@ -67,8 +67,8 @@ pub struct KeptSeries {
     pub shown: BootTime,
     /// When what it shows last changed. Of a series that follows, see [`KeptTotals::changed`].
     pub changed: BootTime,
-    /// Whether it shows all of the account that the other series does not: then it need not be
-    /// handed over again with each second of use.
+    /// Whether it shows the whole account less what the other series shows. Then that follows from
+    /// the totals and is not handed over with each second of use.
     pub follows: bool,
     /// What it shows; zero, and without meaning, where it follows.
     pub shows: Amounts,
@@ -124,9 +124,9 @@ pub struct KeptTotals {
     pub processes_started: u64,
     /// The end of the first window that charged it.
     pub first_used: Option<WallTime>,
-    /// The end of the last.
+    /// The end of the last window that charged it.
     pub last_used: Option<WallTime>,
-    /// When what the series that follows shows last changed.
+    /// When the amount last changed that the following series shows.
     pub changed: BootTime,
     /// The earliest time of which anything is counted; absent where an older agent did not note it.
     pub since: Option<BootTime>,
@@ -145,7 +145,7 @@ pub struct ClosedAccount {
     pub totals: KeptTotals,
 }
 
-/// A GPU's book, but for its reasons.
+/// A GPU's book, without the times of its reasons.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptBook {
     /// The GPU.
@@ -162,11 +162,11 @@ pub struct KeptBook {
     pub idle: Nanos,
     /// Energy.
     pub energy: Option<EnergyBook>,
-    /// What accounts that are closed held.
+    /// The amounts of closed accounts.
     pub closed: Amounts,
     /// Windows booked.
     pub windows: u64,
-    /// Those that were torn.
+    /// Windows that are torn: samples landed between the calls in every try.
     pub torn_windows: u64,
     /// Rows dropped.
     pub invalid_rows: u64,
@@ -216,31 +216,32 @@ pub struct KeptNamespace {
 /// What changed since the last handover.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Everything there is, not only what changed: whatever else is kept as open is gone.
+    /// Whether this is everything and not only what changed. Then whatever else the store has as
+    /// open is gone.
     pub whole: bool,
     /// The commit's number.
     pub sequence: u64,
     /// When it was made.
     pub clock: Clock,
-    /// Books.
+    /// The books that changed.
     pub books: Vec<KeptBook>,
     /// Times of their reasons.
     pub times: Vec<KeptTime>,
-    /// What changes rarely of accounts. The account's totals may be as they were.
+    /// The rarely changing parts of accounts. Totals that did not change are not in `totals`.
     pub accounts: Vec<KeptAccount>,
     /// Totals of accounts that were handed over, before or with these.
     pub totals: Vec<KeptTotals>,
     /// Accounts that have been closed.
     pub closed: Vec<ClosedAccount>,
-    /// Namespaces.
+    /// The counters of namespaces that changed.
     pub namespaces: Vec<KeptNamespace>,
     /// Processes that have to do with a GPU.
     pub processes: Vec<KeptProcess>,
-    /// Those that were handed over and are not kept any more.
+    /// Processes that were handed over before and that the store is to drop.
     pub gone: Vec<ProcessId>,
     /// What the kubelet has given to containers that live.
     pub allocations: Vec<KeptAllocation>,
-    /// Containers of which that was handed over and is not kept any more.
+    /// Containers whose allocations were handed over before and that the store is to drop.
     pub allocations_gone: Vec<ContainerId>,
 }
 
@@ -252,7 +253,8 @@ pub struct Kept {
 }
 
 impl Changes {
-    /// What to say once they are kept.
+    /// The receipt for [`Accountant::kept`](crate::accountant::Accountant::kept), once the changes
+    /// are stored.
     #[must_use]
     pub fn receipt(&self) -> Kept {
         Kept {

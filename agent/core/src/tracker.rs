@@ -47,7 +47,7 @@ pub(crate) struct ProcessTracker {
     await_scan_until: BootTime,
     /// When a scan of `/proc` was last asked for because of a pid.
     looked_for: HashMap<Pid, BootTime>,
-    /// Whether a scan has found a job where events name a daemon.
+    /// Whether a scan has ever found a batch job where events name only its daemon.
     scans_tell_more: bool,
 }
 
@@ -163,11 +163,11 @@ impl ProcessTracker {
             self.sight(event, Sighting::Scan, effects);
         }
         self.processes.exit(event.pid, event.start, event.at);
-        self.events.take_event_of(event.pid);
+        self.events.take_event_of(event.id(), event.at);
     }
 
-    /// A process opened a GPU. Nothing is booked for it. Wherever its birth was lost, it lives here.
-    /// The agent's own opens only show where it is.
+    /// A process opened a GPU. No time is booked for that. It also shows a process whose fork event
+    /// was lost. The agent's own opens only show its cgroup.
     pub(crate) fn opened(&mut self, open: &DeviceOpen, is_own: bool, effects: &mut Effects) {
         let process = &open.process;
         self.sight(process, Sighting::Scan, effects);
@@ -209,7 +209,13 @@ impl ProcessTracker {
         {
             let owner = self.placements.owner(place).map(|(owner, _)| owner.clone());
             let known = self.placements.owner(found).map(|(owner, _)| owner);
-            if owner.is_some() && owner.as_ref() == known {
+            let is_same = owner.is_some() && owner.as_ref() == known;
+            // The event of the move, whose number means nothing yet: the cgroup's name was lost. It
+            // says when the process moved. The scan's path says where to.
+            let is_the_move = owner.is_none()
+                && sighting == Sighting::Attach
+                && self.processes.may_have_moved_at(process, event.at);
+            if is_same || is_the_move {
                 self.placements.discard_unheld(place);
                 place = found;
             }
@@ -219,7 +225,7 @@ impl ProcessTracker {
         if sighting == Sighting::Scan {
             self.date_move(process, before, event.at);
         }
-        self.events.take_event_of(event.pid);
+        self.events.take_event_of(event.id(), event.at);
         self.processes
             .note(event.pid, event.start, event.parent, true);
     }
@@ -233,7 +239,8 @@ impl ProcessTracker {
         sighting: Sighting,
     ) {
         let placements = &mut self.placements;
-        // Held before the old one is released, since they may be the same.
+        // The new reference is taken before the old one is released, since both may be the same
+        // placement.
         placements.hold(place);
         let held = self
             .processes
@@ -300,21 +307,23 @@ impl ProcessTracker {
         }
     }
 
-    /// Where a process is that a scan found at `place`, which is held. Returns that or the placement
-    /// that the process has already, and holds it instead.
+    /// Decides the placement of a process that a scan found at `place`, to which the caller has a
+    /// reference. Returns `place` or the placement that the process already has; the reference
+    /// moves to the one returned.
     ///
-    /// A path and a number that mean the same owner are no move. A number that means nothing yet, or
-    /// less than the path, means what the path says.
+    /// A path (from a scan) and a cgroup id (from an event) with the same owner are no move. If the
+    /// id has no owner yet, or a less specific one, the path decides.
     fn place_by_scan(
         &mut self,
         process: ProcessId,
         place: PlacementId,
         scanned: BootTime,
     ) -> PlacementId {
+        // Resolving it introduces its container, also if the table has no room for the process.
+        let owner = self.placements.owner(place).map(|(owner, _)| owner.clone());
         let Some(known_place) = self.processes.placement(process) else {
             return place;
         };
-        let owner = self.placements.owner(place).map(|(owner, _)| owner.clone());
         let known = self.placements.owner(known_place);
         let known = known.map(|(owner, _)| owner.clone());
         if owner.is_some()
@@ -374,8 +383,8 @@ impl ProcessTracker {
         is_known
     }
 
-    /// Takes every process for dead that was taken back and not seen since `then`, as if a scan had
-    /// found none.
+    /// Marks every restored process as dead that was not seen since `then`, as if a scan had found
+    /// none.
     pub(crate) fn close_restored(&mut self, then: BootTime) {
         self.processes.close_unseen(then, &|_, _| false);
     }
@@ -434,7 +443,7 @@ impl ProcessTracker {
                 .entry(id.clone())
                 .and_modify(|span| {
                     span.start = span.start.min(facts.start);
-                    // A process that lives outlives the dead.
+                    // One living process keeps the span open.
                     span.end = span.end.and_then(|end| Some(end.max(facts.exit?)));
                 })
                 .or_insert(Span {
@@ -469,9 +478,9 @@ impl ProcessTracker {
     /// Forgets dead processes that every window has passed. `passed` is the end of the earliest last
     /// window, and `has_windows` says whether every GPU has had one.
     pub(crate) fn forget_dead(&mut self, passed: BootTime, has_windows: bool, now: BootTime) {
-        // Whatever was lost, a window reaches no further back than the slack. The rest is for events
-        // that come late and for work during tear-down. A storm of short processes must not turn
-        // others away for it.
+        // If events were lost, a process is credited at most [`CREDIT_SLACK`] after its exit. The
+        // dead are kept longer only for late events and for work during the tear-down of a context.
+        // A nearly full table gives that up, so that new processes find room.
         let keep = if self.processes.is_crowded() && has_windows {
             CREDIT_SLACK
         } else {
@@ -502,7 +511,7 @@ impl ProcessTracker {
         self.placements.forget_removed();
     }
 
-    /// Gives up the places of ids that have neither a process nor an account.
+    /// Releases the binding of ids to cgroups for ids with neither a process nor an account.
     pub(crate) fn end_bindings<'a>(&mut self, with_account: impl Iterator<Item = &'a Owner>) {
         self.placements.end_bindings(with_account);
     }
@@ -522,7 +531,8 @@ impl ProcessTracker {
         self.placements.inner_containers()
     }
 
-    /// Has inner containers pay that a source of names vouches for, of those that are `present`.
+    /// Charges from now on the inner containers in `vouched`, which an identity source has
+    /// confirmed, of those that are `present`.
     pub(crate) fn vouch(
         &mut self,
         vouched: BTreeSet<InnerContainer>,

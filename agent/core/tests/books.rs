@@ -316,6 +316,15 @@ struct Published {
     gone: bool,
 }
 
+/// A pid whose holder is not known: since when, the end of the gap, and the start of the process that
+/// is known to have it by now.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    since: u64,
+    gap_end: u64,
+    until: u64,
+}
+
 struct World {
     accountant: Accountant,
     policy: Policy,
@@ -332,8 +341,8 @@ struct World {
     /// Up to when all was known before something was missing, and since when a scan must have begun to
     /// mend that; never while the source is down.
     gap: Option<(u64, u64)>,
-    /// Pids of which a scan that mended a gap could not tell, and up to when all is known of them.
-    doubted: BTreeMap<u32, u64>,
+    /// Pids of which a scan that mended a gap could not tell.
+    doubted: BTreeMap<u32, Doubt>,
     /// Since when the core has received every event: since it last heard of a loss, or the object was
     /// attached; never while the source is down.
     complete_since: u64,
@@ -887,8 +896,16 @@ impl World {
             if let KernelEvent::Cgroup(cgroup) = event {
                 self.announced.insert(cgroup.key.id);
             }
-            if let Some(pid) = pid_of(event) {
-                self.doubted.remove(&pid);
+            if let Some(of) = process_of(event)
+                && let Some(doubt) = self.doubted.get_mut(&of.pid.0)
+                && of.at.0 >= doubt.gap_end
+            {
+                let start = of.start.0 / TICK * TICK;
+                if start <= doubt.since {
+                    self.doubted.remove(&of.pid.0);
+                } else {
+                    doubt.until = doubt.until.min(start);
+                }
             }
         }
         if self.counters.lost > self.lost_told {
@@ -987,7 +1004,13 @@ impl World {
             {
                 self.gap = None;
                 for pid in &unread {
-                    self.doubted.entry(*pid).or_insert(since);
+                    let doubt = self.doubted.entry(*pid).or_insert(Doubt {
+                        since,
+                        gap_end: until,
+                        until: u64::MAX,
+                    });
+                    doubt.gap_end = doubt.gap_end.max(until);
+                    doubt.until = u64::MAX;
                 }
             }
         }
@@ -1333,10 +1356,9 @@ impl World {
         for &(pid, amount) in &window.credits {
             let newest = self.own_scans().last();
             let is_read = newest.is_some_and(|of| of.tells_of(pid));
-            let is_doubted = self
-                .doubted
-                .get(&pid)
-                .is_some_and(|since| *since < window.end);
+            let doubt = self.doubted.get(&pid);
+            let is_doubted =
+                doubt.is_some_and(|of| of.since < window.end && window.end <= of.until);
             if is_doubted || (is_in_gap && !(is_scanned && is_read)) {
                 // Another process may have the pid by now, and nothing rules it out. The time then
                 // has no owner, and is not its former holder's.
@@ -1729,15 +1751,19 @@ fn shuffled(events: impl Iterator<Item = KernelEvent>, mut order: u64) -> Vec<Ke
     events
 }
 
-fn pid_of(event: &KernelEvent) -> Option<u32> {
+fn process_of(event: &KernelEvent) -> Option<&ProcessEvent> {
     match event {
         KernelEvent::Cgroup(_) | KernelEvent::CgroupRemoved(_) => None,
         KernelEvent::Fork(of)
         | KernelEvent::Exec(of)
         | KernelEvent::Exit(of)
-        | KernelEvent::Attach(of) => Some(of.pid.0),
-        KernelEvent::Open(of) => Some(of.process.pid.0),
+        | KernelEvent::Attach(of) => Some(of),
+        KernelEvent::Open(of) => Some(&of.process),
     }
+}
+
+fn pid_of(event: &KernelEvent) -> Option<u32> {
+    process_of(event).map(|of| of.pid.0)
 }
 
 fn credit(&(pid, busy): &(u32, u64)) -> Credit {

@@ -83,7 +83,7 @@ pub(super) async fn begin(
         },
         Ok(None) => (None, None),
         Err(error) => {
-            // An answer that comes late is an answer to nobody.
+            // Nobody waits for a stored state that comes late. A new life begins.
             if let Some(handle) = &handle {
                 handle.begin_anew("unstored");
             }
@@ -126,7 +126,7 @@ pub(super) async fn begin(
     }
 }
 
-/// How the store is, as the core takes it.
+/// The store's state, as an input of the core.
 pub(super) fn health(state: SourceState, path: &str) -> SourceHealth {
     SourceHealth {
         source: SourceId::Store,

@@ -39,7 +39,7 @@ struct PendingSnapshot {
 /// The one task that owns the books.
 pub(super) struct Core {
     accountant: Accountant,
-    /// Keeps commits; absent where none are kept, and while it keeps one.
+    /// Stores commits. Absent if there is no store, and while a commit is being stored.
     keeping: Option<DurabilityGate>,
     /// The snapshot that waits until its commit is kept.
     waiting: Option<PendingSnapshot>,
@@ -50,7 +50,7 @@ pub(super) struct Core {
     /// Whether the next commit is the last.
     is_last: bool,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    /// Where the wishes of the core go.
+    /// Passes the core's effects on to the sources.
     requests: Requests,
     watchdog: Watchdog,
     blocked: watch::Sender<Option<BlockedCall>>,
@@ -97,7 +97,8 @@ impl Core {
                 biased;
                 _ = stopped.wait_for(|stop| *stop) => break,
                 stored = commit_stored(&mut self.waiting) => self.publish_stored(stored),
-                // While a snapshot waits for the disk, the next commit does, and nothing else.
+                // While a snapshot waits for the disk, the next commit waits, too. Nothing else
+                // does.
                 _ = commits.tick(), if self.waiting.is_none() => self.commit(now()),
                 Some(query) = queries.recv() => self.answer(query),
                 taken = inputs.recv_many(&mut batch, INPUTS_IN_A_ROW) => {
@@ -164,7 +165,7 @@ impl Core {
         }
     }
 
-    /// A commit is kept, or cannot be: its snapshot goes out.
+    /// A commit was stored or could not be: its snapshot is published.
     fn publish_stored(
         &mut self,
         (snapshot, keeping, outcome): (Snapshot, DurabilityGate, Outcome),

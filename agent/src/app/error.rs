@@ -11,19 +11,19 @@ use crate::outputs::socket;
 /// Why the agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// `/metrics` has no address.
+    /// The address of `/metrics` cannot be bound.
     #[error(transparent)]
     Prometheus(#[from] BindError),
     /// The local socket cannot be made.
     #[error("cannot create the local socket")]
     Socket(#[from] socket::SocketError),
-    /// OTLP cannot be spoken as configured.
+    /// The OTLP receiver cannot be used as configured.
     #[error(transparent)]
     Otlp(#[from] ReceiverError),
     /// The thread that follows NVML cannot be started.
     #[error("cannot start the nvml thread")]
     Nvml(#[source] std::io::Error),
-    /// The books are kept no longer.
+    /// The core task ended, so nothing is booked any more.
     #[error("the core task ended unexpectedly")]
     Core(#[source] Option<JoinError>),
     /// The file for the recording of inputs cannot be created.

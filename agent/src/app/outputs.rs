@@ -26,7 +26,7 @@ use crate::outputs::{otlp, prometheus, socket};
 use crate::shutdown::until;
 use crate::sources::clock::now;
 
-/// Queries under way from the socket.
+/// Queries from the socket that may wait.
 const QUERIES: usize = 16;
 
 /// What the outputs show, and what they count.
@@ -65,7 +65,7 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> 
     }
 }
 
-/// What stands for all addresses, the default, where the kernel was started without IPv6.
+/// `0.0.0.0` with the same port, if the address is `[::]` and the kernel has no IPv6.
 fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAddr> {
     let no_ipv6 = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
     let all = address.is_ipv6() && address.ip().is_unspecified();
@@ -94,7 +94,7 @@ pub(super) fn exporter(
     otlp::Exporter::new(options, snapshots, counters, Arc::new(now), inputs).map(Some)
 }
 
-/// What the outputs are started with: what was taken before.
+/// What was bound or made before, for the outputs to start with.
 pub(super) struct Taken {
     /// The address of `/metrics`, if it is to be served.
     pub(super) listener: Option<TcpListener>,

@@ -5,7 +5,7 @@
 //! and removed. It needs no agent and disturbs none; what a running one holds (its port, its socket)
 //! counts as in order.
 //!
-//! It refuses to wait: whatever may block has a limit and is then a failure in words.
+//! Nothing waits without a limit. What exceeds its limit is reported as a failure.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -161,7 +161,7 @@ async fn kernel(config: &Config) -> Vec<Finding> {
     }
 }
 
-/// The hook for opens of GPU devices: one is enough, and the books do without.
+/// Judges the open hook. One place to hook is enough, and the books do not need any.
 fn judge_opens(state: OpenHookState, refusals: &[Refusal]) -> Vec<Finding> {
     const OPENS: &str = "opens of GPU devices";
     let item = |hook: OpenHook| format!("hook {}", hook.name());
@@ -417,7 +417,7 @@ async fn names(config: &Config) -> Vec<Finding> {
                 any |= answer.is_ok();
                 answered(item, answer)
             }
-            // There are as many places as there are distributions.
+            // Each distribution has a place of its own, so most of these are absent.
             other => other.finding(item, "where no runtime listens there"),
         });
     }
@@ -455,7 +455,7 @@ async fn allocations(socket: &Path, limit: Duration) -> Finding {
     }
 }
 
-/// What is where a socket may be.
+/// What is at the path of a socket.
 enum PathKind {
     Absent,
     Socket,
@@ -464,7 +464,7 @@ enum PathKind {
 }
 
 impl PathKind {
-    /// How it stands with a socket that others should listen on.
+    /// The finding for a socket on which another program should listen.
     fn finding(self, item: String, normal: &str) -> Finding {
         match self {
             Self::Absent => ok(item, format!("not here, which is normal {normal}")),
@@ -495,7 +495,7 @@ fn look_at_socket(path: &Path) -> PathKind {
 fn answered(item: String, answer: Result<String, GreetingError>) -> Finding {
     match answer {
         Ok(name) => ok(item, format!("{name} answers")),
-        // Docker's packages bring a containerd that is so configured.
+        // The containerd of Docker's packages has CRI switched off.
         Err(GreetingError::NoCri) => ok(
             item,
             "answers, with CRI switched off, which is normal if only Docker uses it",
@@ -630,7 +630,7 @@ fn socket(path: &Path, agent: bool) -> Finding {
                 ..store(directory)
             }
         }
-        // Its own is the one that the agent does not start without.
+        // This socket is the agent's own: without it the agent does not start.
         other => Finding {
             verdict: Verdict::Fail,
             ..other.finding(item, "")
@@ -641,7 +641,7 @@ fn socket(path: &Path, agent: bool) -> Finding {
 async fn port(address: SocketAddr, agent: bool) -> Finding {
     let item = format!("metrics {address}");
     match super::outputs::bind(address).await {
-        // It is another address where the kernel has no IPv6.
+        // `bind` takes another address on a kernel without IPv6.
         Ok(listener) => match listener.local_addr() {
             Ok(bound) if bound.is_ipv4() && address.is_ipv6() => {
                 ok(item, format!("free as {bound}: this kernel has no IPv6"))

@@ -1,9 +1,9 @@
 //! Records the inputs of the core, for `gpuacct agent --record-inputs`, so that a bug that was seen
 //! once can be replayed.
 //!
-//! For debugging, not for production: it writes on the core's own thread. It has names of
-//! containers in it and is readable by its owner alone, never replaces a file, and ends at [`MOST`]
-//! bytes, or when the disk is full, with a warning; the agent goes on.
+//! For debugging, not for production: it writes on the core's own thread. The file has names of
+//! containers in it, is readable by its owner alone, and never replaces another. Recording ends
+//! with a warning at [`MOST`] bytes or when the disk is full; the agent goes on.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
@@ -20,9 +20,9 @@ use crate::core::replay;
 /// How much is written at most: hours of a busy node.
 const MOST: usize = 256 << 20;
 
-/// Where it is written.
+/// Writes the inputs to a file.
 pub(super) struct Recorder {
-    /// Gone once it is over.
+    /// Absent once recording has ended.
     file: Option<BufWriter<File>>,
     written: usize,
 }
@@ -49,7 +49,7 @@ impl Recorder {
         }
     }
 
-    /// A commit is about to be made. What has been told before is on its way to the disk then.
+    /// Records that a commit follows, and flushes all that was recorded before it.
     pub(super) fn commit(&mut self, last: bool, clock: Clock) {
         self.write(replay::commit(last, clock));
         if let Some(Err(error)) = self.file.as_mut().map(BufWriter::flush) {

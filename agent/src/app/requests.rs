@@ -1,4 +1,4 @@
-//! Where the wishes of the core go: the sources that carry them out.
+//! Passes the core's effects on to the sources that carry them out.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use crate::core::model::{ContainerId, PodUid, SourceId};
 use crate::core::snapshot::NamesBook;
 use crate::sources::identity::Counters;
 
-/// Questions under way to an identity source; what finds no room is asked again.
+/// Lookups that may wait for one identity source. One that finds no room is dropped, and the core
+/// asks again.
 pub(super) const LOOKUPS: usize = 256;
 
 /// An identity source, as the core sees it.
@@ -20,11 +21,11 @@ struct Named {
     lookups: mpsc::Sender<ContainerId>,
 }
 
-/// The ways to the sources.
+/// The channels to the sources.
 pub(super) struct Requests {
     /// The identity sources that are switched on.
     names: Vec<Named>,
-    /// The one that is asked for pods, if it is.
+    /// To the identity source that knows pods by uid, if it is switched on.
     pod_lookups: Option<mpsc::Sender<PodUid>>,
     /// What the source of allocations counts, if that is switched on.
     allocations: Option<Arc<Counters>>,
@@ -34,7 +35,7 @@ pub(super) struct Requests {
     pods: mpsc::Sender<PodName>,
 }
 
-/// The other ends of the ways that are there whatever is configured.
+/// The receiving ends of the channels that exist whatever is configured.
 pub(super) struct Asked {
     /// To scan `/proc`.
     pub(super) rescans: mpsc::Receiver<()>,
@@ -47,7 +48,7 @@ pub(super) struct Asked {
 }
 
 impl Requests {
-    /// Ways to no identity source yet.
+    /// Channels to the sources that always run; no identity source yet.
     pub(super) fn new() -> (Self, Asked) {
         let (rescans, rescans_taken) = mpsc::channel(1);
         let (announce, announce_taken) = mpsc::channel(1);
@@ -71,12 +72,14 @@ impl Requests {
         (requests, asked)
     }
 
-    /// Asks for a scan of `/proc`, for whoever knows of a reason before the core does.
+    /// A sender that asks for a scan of `/proc`, for a source that knows a reason before the core
+    /// does.
     pub(super) fn rescans(&self) -> mpsc::Sender<()> {
         self.rescans.clone()
     }
 
-    /// Adds an identity source to those that are asked, and returns its ends.
+    /// Adds an identity source to those that are asked. Returns its counters and the receiver of
+    /// its lookups.
     pub(super) fn identity(
         &mut self,
         source: IdentitySource,
@@ -116,7 +119,7 @@ impl Requests {
         names.chain(kubelet).collect()
     }
 
-    /// Passes on a wish. Returns whether everybody whom it concerns has taken it.
+    /// Passes on an effect. Returns whether every source that it concerns has accepted it.
     pub(super) fn send(&self, effect: Effect) -> bool {
         match effect {
             // All sources are asked. The best answer is used, not the first.
@@ -138,7 +141,7 @@ impl Requests {
             Effect::Rescan => self.rescans.try_send(()).is_ok(),
             Effect::AnnounceAnew => self.announce.try_send(()).is_ok(),
             Effect::ReadLists => self.lists.try_send(()).is_ok(),
-            // The next list of everything has it, too.
+            // If it is dropped, the next full list has this pod, too.
             Effect::ReadAllocations(pod) => self.pods.try_send(pod).is_ok(),
         }
     }

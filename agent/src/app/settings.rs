@@ -60,7 +60,7 @@ pub(super) fn temporality(config: &Config) -> otlp::Temporality {
         }
         // Without a store every agent's series are its own, and so is what was sent of them.
         OtlpTemporality::Delta if !config.store.enabled => otlp::Temporality::Delta(None),
-        // Nor is there a store where the boot has no name, which the store says.
+        // Without a boot id there is no store either; the store's state says so.
         OtlpTemporality::Delta => otlp::Temporality::Delta(boot().ok().map(|boot| {
             otlp::SentTotalsLocation::new(&config.store.path, &config.socket.path, &boot)
         })),

@@ -98,7 +98,7 @@ pub(super) fn start(
     );
     tasks.spawn(outlived(SourceId::Kernel, inputs.clone(), kernel));
     let attached = async {
-        // A sender that is gone has had its try as well.
+        // If the sender is gone, the source has ended, and its first attempt is over as well.
         let _ = timeout(ATTACH_WITHIN, has_tried).await;
     };
     let procfs = procfs::run(
@@ -183,8 +183,7 @@ impl Sources {
     }
 }
 
-/// Lives as long as a source does, and tells if that ended by a panic: what is dead must not pass
-/// for what was heard of it last.
+/// Runs a source, and reports it as down if it panicked. Otherwise its last report would stand.
 pub(super) async fn outlived(
     source: SourceId,
     inputs: mpsc::Sender<Input>,
@@ -207,7 +206,7 @@ pub(super) async fn outlived(
     report_state(&inputs, source, state).await;
 }
 
-/// Says what a source is doing in its place.
+/// Reports a source's state on its behalf.
 async fn report_state(inputs: &mpsc::Sender<Input>, source: SourceId, state: SourceState) {
     let mut reporter = HealthReporter::new(source, inputs.clone(), now).quiet();
     // The receiver is dropped only when the agent is stopping.

@@ -45,7 +45,7 @@ impl Accountant {
             .tracker
             .await_scan_until(now.plus(AWAIT_FIRST_SCAN));
         let books = state.books.iter();
-        let books = books.map(|book| restored_book(book, &state.times, state.clock.wall));
+        let books = books.map(|book| restored_book(book, &state.times, state.clock));
         let mut ledger =
             Ledger::restored(books.collect(), state.last_number, settings.account_limit);
         let mut numbers = HashMap::default();
@@ -231,7 +231,7 @@ fn undivided(account: &Account, book: &Book) -> (BootTime, BootTime) {
 }
 
 /// A book as it was at the last commit, the reasons that it never had at zero.
-fn restored_book(kept: &KeptBook, times: &[KeptTime], committed: WallTime) -> Book {
+fn restored_book(kept: &KeptBook, times: &[KeptTime], committed: Clock) -> Book {
     let mut book = Book::new(kept.gpu.clone(), kept.start);
     book.through = kept.through;
     book.elapsed = kept.elapsed;

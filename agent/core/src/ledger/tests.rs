@@ -77,7 +77,7 @@ fn the_books_balance_through_charges_closures_and_reasons() {
             .is_none()
     );
     assert_eq!(ledger.imbalances(), [0, 0]);
-    ledger.close(&mut |_, _| true);
+    ledger.close(BootTime(1_000_000_000_000), &mut |_, _| true);
     assert_eq!(ledger.accounts().count(), 0);
     assert_eq!(ledger.imbalances(), [0, 0]);
     assert_eq!(ledger.books()[0].closed, Amounts::busy(Nanos(80)));
@@ -133,7 +133,7 @@ fn an_account_that_is_opened_anew_without_a_window_in_between_begins_later() {
     let mut last = WallTime::default();
     for _ in 0..3 {
         ledger.open(0, &owner, clock());
-        let closed = ledger.close(&mut |_, _| true);
+        let closed = ledger.close(BootTime(1_000_000_000_000), &mut |_, _| true);
         let opened = closed[0].1.opened;
         assert!(opened > last, "{opened:?} after {last:?}");
         last = opened;

@@ -16,7 +16,7 @@ use crate::outputs::counters::ConnectionCounters;
 pub fn metrics_markdown() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
-         <!-- Generated from agent/src/outputs/instruments.rs: GPUACCT_UPDATE_DOCS=1 cargo test -p gpuacct -->\n\n\
+         <!-- Generated from agent/src/outputs/instruments/*.rs: GPUACCT_UPDATE_DOCS=1 cargo test -p gpuacct -->\n\n\
          Everything that gpuacct publishes, at `/metrics` and over OTLP. An OTLP name, translated by\n\
          Prometheus' rules, is the name in Prometheus.\n\n\
          Within a family every series has the same labels and no value is ever empty: `(none)` stands\n\
