@@ -88,7 +88,7 @@ fn the_documents_name_files_that_exist() {
             // A walk names a file once with its folder, and then by its name.
             let is_short = !path.contains('/');
             let exists = |root: &&str| repository().join(root).join(path).exists();
-            if !is_short && !roots.iter().any(|root| exists(&root)) {
+            if !is_short && !roots.iter().any(exists) {
                 missing.push(format!("{}: {path}", document.display()));
             }
         }

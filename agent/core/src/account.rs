@@ -89,7 +89,9 @@ pub struct Account {
     pub memory_peak: Option<u64>,
     /// Processes of it that were seen on the GPU.
     pub processes_started: u64,
-    /// When it was opened: no charge is older.
+    /// When it was opened, the start of its first series. No charge is older, with one exception: soon
+    /// after a restart, or after an account of its owner was closed, it begins later than its first
+    /// window, so that its series never have the start of earlier ones.
     pub opened: WallTime,
     /// The earliest time of which anything is counted: its held and its allocated time lie after it.
     pub since: BootTime,

@@ -45,7 +45,9 @@
 //!   `kind`: `container` (`owner` is its id), `pod` (its uid), `host` (the unit). `namespace` to
 //!   `runtime`: what it is called, with `(none)` and `(unresolved)` as they are published.
 //!   `attribution`: `held`, `named` (`source`: of the names), `id_only` (`source`: why it has none), or
-//!   `host`. `labels`: all labels that the runtime gave, a JSON object. `opened`: no charge is older.
+//!   `host`. `labels`: all labels that the runtime gave, a JSON object. `opened`: the start of
+//!   its first series. No charge is older, but for an account that was opened soon after a restart
+//!   or after an account of its owner was closed.
 //!   `held_since_boot`: since when its names have been waited for. `ended_boot`: since when it has had
 //!   no process. `fed`: whether its namespace's counter has been given all of it. `closed`: when it
 //!   was closed; NULL while it is open. A record whose `attribution` is `overflow` is of all those on
