@@ -12,6 +12,12 @@
 //! The table does not know what a cgroup means: it holds [`PlacementId`]s, which
 //! [`super::placement`] resolves.
 
+mod record;
+
+use self::record::{
+    BY_EVENT, EXEC_BEFORE, EXEC_HERE, EXIT_REPORTED, FOUND_HERE, MOVED_UNSEEN, NIL, PID_MASK,
+    RESTORED, Record,
+};
 use crate::completeness::Completeness;
 use crate::model::{BootTime, Nanos, Pid, ProcessId, StartTicks};
 use crate::placement::PlacementId;
@@ -24,83 +30,6 @@ use crate::tables::HashMap;
 /// A process also works after its exit event, while its GPU context is torn down. That may take
 /// seconds, and is credited only where [`Completeness`] says that nobody else can have had the pid.
 pub const CREDIT_SLACK: Nanos = Nanos::from_millis(250);
-
-/// No slot, the end of a chain.
-const NIL: u32 = u32::MAX;
-
-/// Bits of a record's `pid_and_flags` that are the pid; the kernel's `PID_MAX_LIMIT` is 2^22.
-const PID_MASK: u32 = (1 << 24) - 1;
-/// Its exit was reported, not inferred. Only the pid's next holder can follow it.
-const EXIT_REPORTED: u32 = 1 << 29;
-/// The process replaced its image in the place where it is now.
-const EXEC_HERE: u32 = 1 << 30;
-/// The process replaced its image in the place where it was before.
-const EXEC_BEFORE: u32 = 1 << 31;
-/// An event of the kernel reported it, not only a scan.
-const BY_EVENT: u32 = 1 << 28;
-/// A scan found it where it is: it may have come there before the scan began.
-const FOUND_HERE: u32 = 1 << 27;
-/// A table before this one had it where it is, and nothing has been seen of it since.
-const RESTORED: u32 = 1 << 26;
-/// It moved without an event: before it was found here, it may have been in either placement.
-const MOVED_UNSEEN: u32 = 1 << 25;
-const _: () = {
-    let found = FOUND_HERE | RESTORED | MOVED_UNSEEN;
-    let flags = EXIT_REPORTED | EXEC_HERE | EXEC_BEFORE | BY_EVENT | found;
-    assert!(flags.count_ones() == 7 && flags & PID_MASK == 0);
-};
-
-/// One process that had a pid. 48 bytes; at most 64 with its index entry.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    start: BootTime,
-    /// When it died; [`BootTime::MAX`] while it lives. Set by [`Record::end`] alone.
-    exit: BootTime,
-    /// Since when `placement` is known to hold.
-    since: BootTime,
-    pid_and_flags: u32,
-    placement: PlacementId,
-    /// Where it was before `since`, if that was elsewhere.
-    previous: Option<PlacementId>,
-    /// The incarnation of this pid before this one, or the next free slot.
-    older: u32,
-    /// The parent that it was first seen with; 0 where nobody said.
-    parent: u32,
-}
-
-const _: () = assert!(size_of::<Record>() == 48);
-
-impl Record {
-    const fn pid(&self) -> Pid {
-        Pid(self.pid_and_flags & PID_MASK)
-    }
-
-    const fn has(&self, flag: u32) -> bool {
-        self.pid_and_flags & flag != 0
-    }
-
-    fn ticks(&self) -> StartTicks {
-        StartTicks::from(self.start)
-    }
-
-    fn is_alive(&self) -> bool {
-        self.exit == BootTime::MAX
-    }
-
-    /// Notes when it died. Times come from outside, and none of them may stand for "it lives".
-    fn end(&mut self, at: BootTime) {
-        self.exit = BootTime(at.0.min(BootTime::MAX.0 - 1));
-    }
-
-    /// The latest instant at which it can have started: a scan knows the tick alone.
-    fn started_by(&self) -> BootTime {
-        if self.has(BY_EVENT) {
-            self.start
-        } else {
-            StartTicks(self.ticks().0.saturating_add(1)).earliest()
-        }
-    }
-}
 
 /// What kind of observation put a process where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
