@@ -1,6 +1,6 @@
 //! A node with simulated GPUs, for scenarios with real containers and the built agent.
 //!
-//! It touches nothing of the machine's own: each source of names is told to look where nothing is,
+//! It touches nothing of the machine's own: each identity source is told to look where nothing is,
 //! until a scenario says otherwise.
 
 use std::fs;
@@ -60,7 +60,7 @@ impl Node {
         self.dir.path()
     }
 
-    /// A configuration in which every source of names looks where nothing is.
+    /// A configuration in which every identity source looks where nothing is.
     #[must_use]
     pub fn config(&self) -> Config {
         let nowhere = |name: &str| self.dir().join("nowhere").join(name);

@@ -1,4 +1,4 @@
-//! A source of names that runs as the agent runs it, and what it says: for tests of one source
+//! An identity source that runs as the agent runs it, and what it says: for tests of one source
 //! against real or canned daemons.
 //!
 //! The rig has a runtime of its own, so that a test is an ordinary function and may block on what it

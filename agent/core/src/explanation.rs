@@ -112,7 +112,7 @@ pub struct OwnerStory {
     pub attribution: Option<Attribution>,
     /// Why these names were used, in words.
     pub why: Arc<str>,
-    /// What each source of names is doing and has said, the best source first.
+    /// What each identity source is doing and has said, the best source first.
     pub answers: Vec<AnswerStory>,
     /// What the kubelet has given it; absent where it has said nothing.
     #[serde(default)]
@@ -171,7 +171,7 @@ pub enum CgroupOwner {
     },
 }
 
-/// What became of a question to one source of names.
+/// What became of a question to one identity source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerStory {
     /// Source that was asked.

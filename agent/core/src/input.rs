@@ -211,7 +211,7 @@ pub enum IdentitySource {
 }
 
 impl IdentitySource {
-    /// Every source of names, the best first.
+    /// Every identity source, the best first.
     pub const ALL: [Self; 4] = [Self::Docker, Self::Cri, Self::Bundle, Self::KubeletLogs];
 
     /// The source whose state says whether it answers.

@@ -48,7 +48,7 @@ pub struct Snapshot {
     pub agent: AgentBook,
     /// How the sources failed, by source and class, also those that are up again.
     pub source_errors: Vec<SourceErrorBook>,
-    /// What each source of names met.
+    /// Lookups of each identity source.
     pub names: Vec<NamesBook>,
     /// What the calls into NVML came to.
     pub nvml_calls: Vec<NvmlCallBook>,
@@ -257,7 +257,7 @@ impl Attribution {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdOnlyReason {
-    /// No source of names is there.
+    /// There is no identity source.
     NoSource,
     /// A source that was there does not answer.
     SourceDown,

@@ -381,7 +381,7 @@ struct World {
     know_the_pod: BTreeMap<IdentitySource, u64>,
 }
 
-/// What an answer of a source of names is like.
+/// What an answer of an identity source is like.
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Right,

@@ -62,7 +62,7 @@ impl Rig {
     }
 }
 
-/// What the source of names that the agent was told of is doing meanwhile. A reason that is new has
+/// What the identity source that the agent was told of is doing meanwhile. A reason that is new has
 /// no place here, and no test.
 const fn state_of_docker(reason: IdOnlyReason) -> &'static str {
     match reason {

@@ -44,7 +44,7 @@ impl Rig {
         })
     }
 
-    /// A configuration in which no source of names is anywhere but at the daemon's socket.
+    /// A configuration in which no identity source is anywhere but at the daemon's socket.
     fn config(&self) -> Config {
         let mut config = self.node.config();
         config.publish.grace = Span(Duration::from_secs(2));

@@ -655,7 +655,7 @@ fn a_process_list_that_blocks_delays_no_other_gpu() {
                 let began = clock::now().boot;
                 let (mut end, mut lists, mut blocked) = (began, 0, false);
                 while !blocked || lists < 5 || end.since(began) < Nanos::from_secs(12) {
-                    // A wish that finds another one waiting is the same wish.
+                    // Effects are best effort: one that finds another waiting is the same.
                     let _ = agent.lists.try_send(());
                     match agent.next().await {
                         Input::Window(window) if window.gpu.as_str() == rig.uuid(1) => {
@@ -1290,7 +1290,7 @@ fn the_mps_server_is_known_by_the_device_s_mode_or_by_its_name() {
                     start(client, job(u32::try_from(gpu).unwrap(), Kind::Mps));
                 }
                 while roles.len() < 2 {
-                    // A wish that finds another one waiting is the same wish.
+                    // Effects are best effort: one that finds another waiting is the same.
                     let _ = agent.lists.try_send(());
                     if let Input::GpuProcesses(lists) = agent.next().await
                         && lists.processes.iter().any(|p| p.mps == MpsRole::Client)
@@ -1519,7 +1519,7 @@ fn the_dead_are_compared(rig: Rig, has_sums: bool) -> TestEnd {
         }
         rig.scenario.stop(job).unwrap();
         let told = loop {
-            // A wish that finds another one waiting is the same wish.
+            // Effects are best effort: one that finds another waiting is the same.
             let _ = agent.lists.try_send(());
             if let Input::Accounted(told) = agent.next().await {
                 break told;

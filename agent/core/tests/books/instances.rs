@@ -192,8 +192,8 @@ impl World {
 
     fn take(&mut self, input: Input) {
         self.accountant.take(input, clock(self.now));
-        let wishes = self.accountant.take_effects();
-        self.is_asked |= wishes.contains(&Effect::ReadLists);
+        let effects = self.accountant.take_effects();
+        self.is_asked |= effects.contains(&Effect::ReadLists);
     }
 
     fn announce(&mut self, key: CgroupKey, parent: Option<u64>, name: &str) {
@@ -351,8 +351,8 @@ impl World {
 
     fn commit(&mut self) {
         let snapshot = self.accountant.commit(clock(self.now));
-        let wishes = self.accountant.take_effects();
-        self.is_asked |= wishes.contains(&Effect::ReadLists);
+        let effects = self.accountant.take_effects();
+        self.is_asked |= effects.contains(&Effect::ReadLists);
         let book = &snapshot.gpus[0];
         assert_eq!(book.imbalance, 0, "{book:?}");
         let news = usize::try_from(book.windows - self.windows).expect("a few");
