@@ -135,13 +135,13 @@ impl Container {
 pub struct ContainerSpec {
     /// Its name, of two characters at least.
     pub name: String,
-    /// Labels.
+    /// Labels of the container: key, value.
     pub labels: Vec<(String, String)>,
     /// The cgroup to make its own in, e.g. `/kubepods/burstable/pod<uid>`.
     pub cgroup_parent: Option<String>,
     /// Bind mounts: outside, inside.
     pub mounts: Vec<(PathBuf, PathBuf)>,
-    /// Environment.
+    /// Environment variables: name, value.
     pub environment: Vec<(String, String)>,
     /// What it runs; a long sleep if empty.
     pub command: Vec<String>,

@@ -34,7 +34,7 @@ use crate::input::{GpuWindow, Input, KernelBatch, KernelEvent, SourceHealth};
 use crate::keeper::ChangeTracker;
 use crate::ledger::Ledger;
 use crate::model::{
-    BootTime, Clock, ContainerId, GpuUuid, Nanos, Owner, Pid, ProcessId, SourceId, unresolved,
+    BootTime, Clock, ContainerId, Nanos, Owner, Pid, ProcessId, SourceId, unresolved,
 };
 use crate::namespaces::NamespaceCounters;
 use crate::naming::{Askable, Naming, no_names};
@@ -358,7 +358,7 @@ impl Accountant {
         let book = self.ledger.book_of(&window.gpu);
         let device = book.and_then(|book| self.devices.get(book));
         let sharing = device.map_or(&unread, |device| &device.sharing);
-        let is_instance = self.is_instance(&window.gpu);
+        let is_instance = book.is_some_and(|book| self.is_instance(book));
         let mut lookup = self.tracker.lookup();
         if is_instance {
             sharing::charges_of_instance(window, sharing, &mut lookup)
@@ -368,22 +368,22 @@ impl Accountant {
     }
 
     /// Whether a GPU is a MIG instance.
-    fn is_instance(&self, gpu: &GpuUuid) -> bool {
-        let book = self.ledger.book_of(gpu);
-        book.is_some_and(|at| self.ledger.books()[at].gpu.mig.is_some())
+    fn is_instance(&self, book: usize) -> bool {
+        self.ledger.books()[book].gpu.mig.is_some()
     }
 
     /// Whether a window has to wait until the processes on its GPU are known. Its busy time comes
     /// without a process. A process may have come or gone since the process lists were last read, or
     /// events that a reading depends on have not been received yet.
     fn awaits_lists(&mut self, window: &GpuWindow) -> bool {
-        let is_instance = self.is_instance(&window.gpu);
-        let book = self.ledger.book_of(&window.gpu);
-        let Some(device) = book.and_then(|book| self.devices.get(book)) else {
+        let Some(book) = self.ledger.book_of(&window.gpu) else {
+            return false;
+        };
+        let Some(device) = self.devices.get(book) else {
             return false;
         };
         let sharing = &device.sharing;
-        if window.busy.is_zero() || !(is_instance || sharing.has_servers()) {
+        if window.busy.is_zero() || !(self.is_instance(book) || sharing.has_servers()) {
             return false;
         }
         let lookup = self.tracker.lookup();

@@ -46,11 +46,11 @@ const MAX_LOOKUPS: u32 = 15;
 /// A container by the kubelet's names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GivenName {
-    /// Namespace.
+    /// Kubernetes namespace of the pod.
     pub namespace: Arc<str>,
-    /// Pod.
+    /// Name of the pod.
     pub pod: Arc<str>,
-    /// Container.
+    /// Name of the container in the pod's specification.
     pub container: Arc<str>,
 }
 

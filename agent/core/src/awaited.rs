@@ -86,23 +86,22 @@ impl PendingReports {
     /// Takes the oldest report if everything that it depends on is known, or if it has waited for
     /// `at_most`.
     pub(crate) fn next(&mut self, events: &EventStream, at_most: Nanos, now: BootTime) -> Next {
-        let Some((received, awaited)) = self.queue.front() else {
+        let Some((received, awaited)) = self.queue.pop_front() else {
             return Next::None;
         };
-        let end = awaited.end(*received);
+        let end = awaited.end(received);
         let is_awaited = events.is_expected() && !events.has_caught_up(end);
         let is_early = is_awaited && !awaited.is_of_nobody();
-        let has_waited = now.since(received.boot) >= at_most || self.queue.len() > LIMIT;
-        if is_early && !has_waited {
+        // With the one that was taken out there are too many.
+        let is_full = self.queue.len() >= LIMIT;
+        if is_early && !is_full && now.since(received.boot) < at_most {
+            self.queue.push_front((received, awaited));
             return Next::Waits { end };
         }
-        match self.queue.pop_front() {
-            Some((received, awaited)) => Next::Ready {
-                awaited,
-                received,
-                is_early,
-            },
-            None => Next::None,
+        Next::Ready {
+            awaited,
+            received,
+            is_early,
         }
     }
 

@@ -281,13 +281,7 @@ impl Directory {
         let Some(entry) = self.entry(id, now) else {
             return false;
         };
-        let due = entry
-            .asked
-            .is_none_or(|asked| now.since(asked) >= ASK_AGAIN);
-        if due {
-            entry.asked = Some(now);
-        }
-        due
+        ask_if_due(&mut entry.asked, now)
     }
 
     fn is_named(&self, id: &ContainerId) -> bool {
@@ -316,13 +310,7 @@ impl Directory {
         }
         let entry = self.pods.entry(uid).or_default();
         entry.touched = now;
-        let due = entry
-            .asked
-            .is_none_or(|asked| now.since(asked) >= ASK_AGAIN);
-        if due {
-            entry.asked = Some(now);
-        }
-        due
+        ask_if_due(&mut entry.asked, now)
     }
 
     /// What each source said of a pod, in the order of [`IdentitySource::ALL`]: of its containers
@@ -547,6 +535,15 @@ pub struct IdentitySources {
     pub up: bool,
     /// At least one source that was there does not answer.
     pub down: bool,
+}
+
+/// Whether a question that was last put at `asked` is due again. It then counts as put now.
+fn ask_if_due(asked: &mut Option<BootTime>, now: BootTime) -> bool {
+    let is_due = asked.is_none_or(|asked| now.since(asked) >= ASK_AGAIN);
+    if is_due {
+        *asked = Some(now);
+    }
+    is_due
 }
 
 fn non_empty(text: &Arc<str>) -> Arc<str> {

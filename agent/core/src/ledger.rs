@@ -519,8 +519,8 @@ impl Ledger {
         self.accounts.iter_mut()
     }
 
-    /// Closes the accounts for which `done` is true, and returns them. Their amounts stay in their
-    /// book.
+    /// Closes, at the time `now`, the accounts for which `done` is true, and returns them. Their
+    /// amounts stay in their book.
     pub fn close(
         &mut self,
         now: BootTime,

@@ -41,5 +41,7 @@ pub mod sharing;
 pub mod snapshot;
 mod source_states;
 mod tables;
+#[cfg(test)]
+mod testing;
 mod tiling;
 mod tracker;

@@ -31,7 +31,7 @@ struct Opened {
 /// Upper bound on the use of a process that was never sampled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageBound {
-    /// Process that is listed.
+    /// Process that opened the device.
     pub process: ProcessId,
     /// Owner that would have been charged, if known.
     pub owner: Option<Owner>,

@@ -78,11 +78,8 @@ pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amounts::Amounts;
     use crate::input::IdentitySource;
-    use crate::ledger::Ledger;
-    use crate::model::{BootTime, Nanos, Owner, WallTime};
-    use crate::model::{ContainerId, UNRESOLVED};
+    use crate::model::{BootTime, Nanos, UNRESOLVED, WallTime};
     use crate::snapshot::IdOnlyReason;
 
     const POLICY: Policy = Policy {
@@ -115,33 +112,7 @@ mod tests {
     }
 
     fn account() -> Account {
-        let mut ledger = Ledger::new(1);
-        let owner = Owner::Container(ContainerId::from("id"));
-        ledger.open(0, &owner, clock(1));
-        let mut taken = None;
-        for (_, account) in ledger.accounts_mut() {
-            taken = Some(std::mem::replace(
-                account,
-                Account {
-                    number: 0,
-                    mig: None,
-                    amounts: Amounts::ZERO,
-                    memory_peak: None,
-                    processes_started: 0,
-                    opened: WallTime(0),
-                    since: BootTime(0),
-                    allocated_through: None,
-                    first_used: None,
-                    last_used: None,
-                    id_only: None,
-                    named: None,
-                    fed: Amounts::ZERO,
-                    ended: None,
-                    expired: false,
-                },
-            ));
-        }
-        taken.expect("it was opened")
+        Account::new(0, None, clock(1))
     }
 
     /// Plays (second, busy so far, attribution) and returns what is visible under the ids and

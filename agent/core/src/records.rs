@@ -160,7 +160,7 @@ pub struct KeptBook {
     pub busy: Nanos,
     /// Idle time.
     pub idle: Nanos,
-    /// Energy.
+    /// Energy in millijoules, divided into idle and unattributed energy; absent if the driver reports none.
     pub energy: Option<EnergyBook>,
     /// The amounts of closed accounts.
     pub closed: Amounts,
@@ -276,7 +276,7 @@ pub struct PersistedState {
     pub times: Vec<KeptTime>,
     /// Open accounts.
     pub accounts: Vec<(KeptAccount, KeptTotals)>,
-    /// Namespaces.
+    /// The counters of namespaces.
     pub namespaces: Vec<KeptNamespace>,
     /// Processes that have to do with a GPU.
     pub processes: Vec<KeptProcess>,

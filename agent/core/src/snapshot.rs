@@ -229,7 +229,7 @@ pub struct ContainerSeries {
 pub enum Attribution {
     /// Held back: the names are being asked for.
     Held,
-    /// Named.
+    /// Published under its names, which do not change any more.
     Named {
         /// Source whose answer was used.
         source: IdentitySource,
@@ -475,7 +475,7 @@ pub struct AgentBook {
     pub gpu_opens_unsampled: u64,
     /// Records of closed accounts that were given up, since the store did not take them in time.
     pub records_given_up: u64,
-    /// Commits.
+    /// Commits that the core has made since it started.
     pub commits: u64,
     /// Commits whose books did not balance.
     pub imbalances: u64,

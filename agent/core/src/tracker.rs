@@ -189,10 +189,7 @@ impl ProcessTracker {
         sighting: Sighting,
         effects: &mut Effects,
     ) {
-        let process = ProcessId {
-            pid: event.pid,
-            start: event.start.into(),
-        };
+        let process = event.id();
         let known = self.processes.placement(process).or_else(|| {
             // A process is born where its parent is.
             let is_birth = sighting == Sighting::Fork;
@@ -225,7 +222,7 @@ impl ProcessTracker {
         if sighting == Sighting::Scan {
             self.date_move(process, before, event.at);
         }
-        self.events.take_event_of(event.id(), event.at);
+        self.events.take_event_of(process, event.at);
         self.processes
             .note(event.pid, event.start, event.parent, true);
     }

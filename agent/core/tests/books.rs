@@ -77,7 +77,7 @@ const LONGEST_WINDOW: u64 = 5 * SECOND;
 enum Place {
     /// A container of a plain runtime.
     Plain,
-    /// Another.
+    /// Another container of a plain runtime.
     OtherPlain,
     /// A container in a pod.
     InPod,

@@ -31,7 +31,7 @@ pub enum AppError {
     Record {
         /// Path of the file.
         path: PathBuf,
-        /// Cause.
+        /// I/O error of creating the file.
         source: std::io::Error,
     },
     /// The thread for the answers of runtimes and the kubelet cannot be started.

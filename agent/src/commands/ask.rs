@@ -24,7 +24,7 @@ pub enum AskError {
     Request {
         /// Path and query of the request.
         request: String,
-        /// Cause.
+        /// Why it is no valid URI.
         source: hyper::http::uri::InvalidUri,
     },
     /// No agent listens on the socket.
@@ -32,7 +32,7 @@ pub enum AskError {
     NoAgent {
         /// The socket.
         path: PathBuf,
-        /// Cause.
+        /// I/O error of connecting to the socket.
         source: std::io::Error,
     },
     /// The agent did not answer in time.

@@ -251,7 +251,7 @@ fn decimal(out: &mut String, nanos: i128) {
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,
-    /// Cause.
+    /// I/O error of binding the address.
     pub source: std::io::Error,
 }
 

@@ -140,7 +140,7 @@ pub enum SocketError {
         act: &'static str,
         /// File or directory of the action.
         path: PathBuf,
-        /// Cause.
+        /// I/O error of the action.
         source: io::Error,
     },
 }

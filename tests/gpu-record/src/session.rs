@@ -63,17 +63,17 @@ pub enum SessionError {
     /// A recording broke off.
     #[error("the recording {name:?} broke off")]
     Record {
-        /// Name of the missing tracepoint or map.
+        /// Name of the recording.
         name: &'static str,
-        /// Cause.
+        /// Error of starting or reading the recording.
         source: RecordError,
     },
     /// What was recorded cannot be read back.
     #[error("the recording {name:?} cannot be read")]
     Read {
-        /// Name of the missing tracepoint or map.
+        /// Name of the recording.
         name: &'static str,
-        /// Cause.
+        /// The line that cannot be decoded, and why.
         source: LineError,
     },
     /// A program cannot be run.

@@ -2,13 +2,14 @@
 //!
 //! All of them are about pid 7, which was in container A and is given to another process in B.
 
+use crate::testing::gpu_info;
 use std::sync::Arc;
 
 use crate::accountant::{Accountant, Settings};
 use crate::effect::Effect;
 use crate::input::{
-    CgroupAnnouncement, CgroupSet, Credit, EventCounters, GpuInfo, GpuProcess, GpuProcesses,
-    GpuWindow, Input, KernelBatch, KernelEvent, MpsRole, ProcessEvent, ProcessScan, ScannedProcess,
+    CgroupAnnouncement, CgroupSet, Credit, EventCounters, GpuProcess, GpuProcesses, GpuWindow,
+    Input, KernelBatch, KernelEvent, MpsRole, ProcessEvent, ProcessScan, ScannedProcess,
     SourceHealth, WindowQuality,
 };
 use crate::model::{
@@ -49,17 +50,7 @@ impl Node {
             windowed: now,
             counters: EventCounters::default(),
         };
-        node.take(Input::Gpus(vec![GpuInfo {
-            uuid: GpuUuid::from("GPU-0"),
-            index: 0,
-            minor: None,
-            model: "test".into(),
-            driver: "1".into(),
-            simulated: true,
-            memory_total: None,
-            mig: None,
-            engines: vec![],
-        }]));
+        node.take(Input::Gpus(vec![gpu_info(0)]));
         node.kernel(SourceState::Absent);
         node
     }

@@ -1,3 +1,5 @@
+use crate::model::GpuUuid;
+use crate::testing::gpu_info;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -61,17 +63,7 @@ impl Node {
             now: 100 * SECOND,
             windowed: 100 * SECOND,
         };
-        node.take(Input::Gpus(vec![GpuInfo {
-            uuid: gpu(),
-            index: 0,
-            minor: None,
-            model: "test".into(),
-            driver: "1".into(),
-            simulated: true,
-            memory_total: None,
-            mig: None,
-            engines: vec![],
-        }]));
+        node.take(Input::Gpus(vec![gpu_info(0)]));
         node.health(SourceId::Kernel, SourceState::Up);
         for (id, parent, name) in [
             (1, None, ""),
@@ -788,20 +780,13 @@ fn what_a_container_never_named_used_reaches_the_unresolved_namespace_when_it_cl
 /// An instance of a GPU in MIG mode, of this profile.
 fn instance(profile: &str) -> GpuInfo {
     GpuInfo {
-        uuid: gpu(),
-        index: 0,
-        model: "test".into(),
-        driver: "1".into(),
-        simulated: true,
-        minor: None,
-        memory_total: None,
         mig: Some(MigInfo {
             parent: "GPU-0".into(),
             profile: profile.into(),
             gpu_instance: 1,
             compute_instance: 0,
         }),
-        engines: vec![],
+        ..gpu_info(0)
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::input::{ContainerAllocation, MigInfo};
 use crate::model::PodUid;
+use crate::testing::gpu_info;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -10,16 +11,9 @@ fn at(seconds: u64) -> BootTime {
 
 fn gpu(index: u32) -> GpuInfo {
     GpuInfo {
-        uuid: GpuUuid::from(&*format!("GPU-{index}")),
-        index,
         // Unlike the index, as after a GPU fell off the bus.
         minor: Some(7 - index),
-        model: "test".into(),
-        driver: "1".into(),
-        simulated: true,
-        memory_total: None,
-        mig: None,
-        engines: vec![],
+        ..gpu_info(index)
     }
 }
 

@@ -1,9 +1,10 @@
+use crate::testing::gpu_info;
 use std::sync::Arc;
 
 use crate::accountant::{Accountant, Settings};
 use crate::input::{
-    CgroupAnnouncement, CgroupSet, EventCounters, GpuInfo, GpuProcess, GpuProcesses, Input,
-    KernelBatch, KernelEvent, MpsRole, ProcessEvent, SourceHealth,
+    CgroupAnnouncement, CgroupSet, EventCounters, GpuProcess, GpuProcesses, Input, KernelBatch,
+    KernelEvent, MpsRole, ProcessEvent, SourceHealth,
 };
 use crate::model::{
     BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, WallTime,
@@ -33,17 +34,7 @@ impl Node {
         let now = 100;
         let mut node = Self { accountant, now };
         node.accountant.keep();
-        node.take(Input::Gpus(vec![GpuInfo {
-            uuid: GpuUuid::from("GPU-0"),
-            index: 0,
-            minor: None,
-            model: "test".into(),
-            driver: "1".into(),
-            simulated: true,
-            memory_total: None,
-            mig: None,
-            engines: vec![],
-        }]));
+        node.take(Input::Gpus(vec![gpu_info(0)]));
         node.take(Input::Health(SourceHealth {
             source: SourceId::Kernel,
             state: SourceState::Up,

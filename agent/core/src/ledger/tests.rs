@@ -3,20 +3,7 @@ use crate::amounts::{ByteSeconds, Engines};
 use crate::input::WindowQuality;
 use crate::model::{ContainerId, HostUnit};
 use crate::owners::Charge;
-
-fn gpu(index: u32) -> GpuInfo {
-    GpuInfo {
-        uuid: GpuUuid::from(format!("GPU-{index}").as_str()),
-        index,
-        minor: None,
-        model: "test".into(),
-        driver: "1".into(),
-        simulated: true,
-        memory_total: None,
-        mig: None,
-        engines: vec![],
-    }
-}
+use crate::testing::gpu_info;
 
 fn clock() -> Clock {
     Clock {
@@ -27,7 +14,7 @@ fn clock() -> Clock {
 
 fn window(start: u64, busy: u64, idle: u64, unobserved: u64) -> GpuWindow {
     GpuWindow {
-        gpu: gpu(0).uuid,
+        gpu: gpu_info(0).uuid,
         start: BootTime(start),
         end: BootTime(start + busy + idle + unobserved),
         busy: Nanos(busy),
@@ -59,7 +46,7 @@ fn container(id: &str) -> Result<Owner, UnattributedReason> {
 
 fn ledger() -> Ledger {
     let mut ledger = Ledger::new(100);
-    ledger.list(vec![gpu(0), gpu(1)], clock());
+    ledger.list(vec![gpu_info(0), gpu_info(1)], clock());
     ledger
 }
 
@@ -196,8 +183,8 @@ fn a_window_that_overlaps_the_one_before_bills_no_time_twice() {
 fn an_instance_that_is_made_anew_had_no_time_in_between() {
     let mut ledger = ledger();
     let _ = ledger.book(window(0, 0, 100, 0), vec![], clock());
-    ledger.list(vec![gpu(1)], clock());
-    ledger.list(vec![gpu(0), gpu(1)], clock());
+    ledger.list(vec![gpu_info(1)], clock());
+    ledger.list(vec![gpu_info(0), gpu_info(1)], clock());
     let _ = ledger.book(window(500, 0, 100, 0), vec![], clock());
     assert_eq!(ledger.books()[0].elapsed, Nanos(200));
     assert_eq!(ledger.mended(), TilingRepairs::default());
@@ -266,7 +253,7 @@ fn a_window_of_an_unlisted_gpu_comes_back_whole() {
 #[test]
 fn a_full_ledger_books_to_overflow_and_keeps_known_accounts() {
     let mut ledger = Ledger::new(1);
-    ledger.list(vec![gpu(0)], clock());
+    ledger.list(vec![gpu_info(0)], clock());
     for start in [0, 100] {
         let charges = vec![charge(container("a"), 60), charge(container("b"), 40)];
         let _ = ledger.book(window(start, 100, 0, 0), charges, clock());

@@ -44,11 +44,11 @@ pub enum Kind {
 /// What a figure is measured in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Seconds.
+    /// Time in seconds, UCUM `s`.
     Seconds,
-    /// Bytes.
+    /// Memory or storage in bytes, UCUM `By`.
     Bytes,
-    /// Joules.
+    /// Energy in joules, UCUM `J`.
     Joules,
     /// A ratio from 0 to 1.
     Ratio,

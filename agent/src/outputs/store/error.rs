@@ -21,7 +21,7 @@ pub enum StoreError {
         act: &'static str,
         /// File or directory of the action.
         path: PathBuf,
-        /// Cause.
+        /// I/O error of the action.
         source: io::Error,
     },
     /// A newer agent made it.
@@ -53,7 +53,7 @@ pub enum StoreError {
     Sqlite {
         /// Verb phrase of the failed action, for the message.
         act: &'static str,
-        /// Cause.
+        /// SQLite's error of the action.
         source: rusqlite::Error,
     },
     /// The disk does not answer.

@@ -3,7 +3,7 @@
 
 use rusqlite::{Transaction, params};
 
-use super::sql::{Result, int, list, number, sums};
+use super::sql::{BOOK_COLUMNS, Result, int, list, number, sums};
 use crate::core::model::WallTime;
 use crate::core::records::Changes;
 
@@ -20,15 +20,7 @@ pub(super) fn end_hour(transaction: &Transaction<'_>, hour: i64) -> Result<()> {
         ),
         [],
     )?;
-    let parts = [
-        "elapsed",
-        "busy",
-        "idle",
-        "energy",
-        "energy_idle",
-        "energy_unattributed",
-    ];
-    let each = |write: fn(&str) -> String| parts.map(write).join(", ");
+    let each = |write: fn(&str) -> String| BOOK_COLUMNS.map(write).join(", ");
     transaction.execute(
         &format!(
             "INSERT INTO gpu_hours (hour, gpu, {}) SELECT ?1, gpu, {} FROM books WHERE true

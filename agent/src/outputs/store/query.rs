@@ -175,7 +175,7 @@ pub struct AccountRecord {
     pub pod_uid: Arc<str>,
     /// Container id.
     pub container_id: Arc<str>,
-    /// Image.
+    /// Image of the container, as its runtime names it.
     pub image: Arc<str>,
     /// Container runtime, by the form of the path.
     pub runtime: Arc<str>,

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::types::Value;
 use rusqlite::{Transaction, params, params_from_iter};
 
-use super::sql::{Result, amounts, gpu, int, list, number, parameters, sums};
+use super::sql::{BOOK_COLUMNS, Result, amounts, gpu, int, list, number, parameters, sums};
 use super::watermark::{Baseline, BookWatermark, MissedHour, Watermark, spread};
 use crate::core::amounts::Amounts;
 use crate::core::model::{Clock, GpuUuid, Nanos, UnobservedReason, WallTime};
@@ -22,15 +22,6 @@ use crate::core::records::{Changes, KeptReason};
 
 /// Owner, and every other name, of amounts that could not be kept by name.
 const OVERFLOW: &str = "(overflow)";
-/// What is settled of a book.
-const PARTS: [&str; 6] = [
-    "elapsed",
-    "busy",
-    "idle",
-    "energy",
-    "energy_idle",
-    "energy_unattributed",
-];
 
 /// What a file that this one has taken the place of holds is not billed in this one too: it is
 /// settled, and in no hour.
@@ -94,7 +85,8 @@ pub(super) fn before(
             };
             let moved = roll_up_unobserved(transaction, uuid, span, &mut grown)?;
             let (now, was) = (parts(reached), parts(&was));
-            let mut rest: [i64; PARTS.len()] = std::array::from_fn(|at| (now[at] - was[at]).max(0));
+            let mut rest: [i64; BOOK_COLUMNS.len()] =
+                std::array::from_fn(|at| (now[at] - was[at]).max(0));
             rest[0] = (rest[0] - int(moved.0)).max(0);
             roll_up_book(transaction, gpu, Some(hour), rest)?;
             for (reason, time) in grown {
@@ -281,7 +273,7 @@ fn roll_up_unobserved(
     let mut moved = Nanos::ZERO;
     for (hour, reason, time) in spread(was.through, reached.through, unobserved, clock, hour) {
         let gpu = gpu(transaction, uuid)?;
-        let mut of = [0; PARTS.len()];
+        let mut of = [0; BOOK_COLUMNS.len()];
         of[0] = int(time.0);
         roll_up_book(transaction, gpu, Some(hour), of)?;
         let reason = KeptReason::Unobserved(reason);
@@ -335,7 +327,7 @@ fn add_hour(transaction: &Transaction<'_>, account: i64, hour: i64, used: &Amoun
     Ok(())
 }
 
-fn parts(book: &BookWatermark) -> [i64; PARTS.len()] {
+fn parts(book: &BookWatermark) -> [i64; BOOK_COLUMNS.len()] {
     [
         int(book.elapsed.0),
         int(book.busy.0),
@@ -351,10 +343,10 @@ fn roll_up_book(
     transaction: &Transaction<'_>,
     gpu: i64,
     hour: Option<i64>,
-    settled: [i64; PARTS.len()],
+    settled: [i64; BOOK_COLUMNS.len()],
 ) -> Result<()> {
     let each = |write: fn(usize, &str) -> String| {
-        let all = PARTS.iter().enumerate();
+        let all = BOOK_COLUMNS.iter().enumerate();
         let all: Vec<_> = all.map(|(at, part)| write(at + 1, part)).collect();
         all.join(", ")
     };

@@ -9,6 +9,16 @@ use super::schema::{AMOUNTS, MEMORY_LOW_BITS};
 use crate::core::amounts::{Amounts, ByteSeconds};
 use crate::core::model::{GpuUuid, WallTime};
 
+/// The columns of a GPU's book that are moved into its hours: nanoseconds, and millijoules of energy.
+pub(super) const BOOK_COLUMNS: [&str; 6] = [
+    "elapsed",
+    "busy",
+    "idle",
+    "energy",
+    "energy_idle",
+    "energy_unattributed",
+];
+
 /// What SQLite answers.
 pub(super) type Result<T> = rusqlite::Result<T>;
 

@@ -17,7 +17,7 @@ pub enum Dimension {
     Container,
     /// Container id.
     ContainerId,
-    /// Image.
+    /// Image of the container.
     Image,
     /// Container runtime.
     Runtime,

@@ -50,7 +50,7 @@ pub enum EngineError {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// Cause.
+        /// I/O error of connecting to the socket.
         source: io::Error,
     },
     /// What is asked does not fit into a request.
@@ -58,7 +58,7 @@ pub enum EngineError {
     Target {
         /// Path and query of the request.
         target: String,
-        /// Cause.
+        /// Why it is no valid URI.
         source: hyper::http::uri::InvalidUri,
     },
     /// The connection broke, or what came is no HTTP.

@@ -1,11 +1,12 @@
 use super::*;
 use crate::accountant::Settings;
 use crate::input::{
-    CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess,
+    CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuProcess,
     GpuProcesses, GpuWindow, IdentityUpdate, Input, KernelBatch, KernelEvent, KubernetesNames,
     MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
 use crate::model::{CgroupKey, ContainerId, Nanos, SourceId, SourceState, StartTicks, WallTime};
+use crate::testing::gpu_info;
 
 const SECOND: u64 = 1_000_000_000;
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -90,17 +91,7 @@ fn node() -> Accountant {
         busy: Nanos::from_millis(millis),
     };
     let inputs = [
-        Input::Gpus(vec![GpuInfo {
-            uuid: gpu.clone(),
-            index: 0,
-            minor: None,
-            model: "test".into(),
-            driver: "1".into(),
-            simulated: true,
-            memory_total: None,
-            mig: None,
-            engines: vec![],
-        }]),
+        Input::Gpus(vec![gpu_info(0)]),
         Input::Health(SourceHealth {
             source: SourceId::Docker,
             state: SourceState::Up,
