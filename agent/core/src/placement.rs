@@ -75,7 +75,8 @@ impl PlacementId {
         self.0.get()
     }
 
-    const fn slot(self) -> usize {
+    /// Its index in tables by placement, from 0.
+    pub(crate) const fn slot(self) -> usize {
         self.0.get() as usize - 1
     }
 }

@@ -12,11 +12,13 @@
 //! The table does not know what a cgroup means: it holds [`PlacementId`]s, which
 //! [`super::placement`] resolves.
 
+mod living;
 mod record;
 
+use self::living::Living;
 use self::record::{
-    BY_EVENT, EXEC_BEFORE, EXEC_HERE, EXIT_REPORTED, FOUND_HERE, MOVED_UNSEEN, NIL, PID_MASK,
-    RESTORED, Record,
+    BY_EVENT, EXEC_BEFORE, EXEC_HERE, EXIT_REPORTED, FOUND_HERE, LISTED_AS_DEAD, MOVED_UNSEEN, NIL,
+    PID_MASK, RESTORED, Record,
 };
 use crate::completeness::Completeness;
 use crate::model::{BootTime, Nanos, Pid, ProcessId, StartTicks};
@@ -97,7 +99,11 @@ pub struct ProcessTable {
     /// this is not in the process records.
     found_moved: HashMap<u32, FoundMove>,
     free: Option<u32>,
-    alive: u64,
+    /// How many live in each place.
+    living: Living,
+    /// The slots of the dead, so that forgetting some costs nothing for the living. Each is in it
+    /// once, and may have turned out to be alive since.
+    dead: Vec<u32>,
     exited: u64,
     limit: usize,
     overflows: u64,
@@ -120,7 +126,7 @@ impl ProcessTable {
     /// Processes alive.
     #[must_use]
     pub const fn alive(&self) -> u64 {
-        self.alive
+        self.living.count()
     }
 
     /// Processes that are dead and kept.
@@ -175,7 +181,7 @@ impl ProcessTable {
             record.exit = BootTime::MAX;
             record.pid_and_flags &= !EXIT_REPORTED;
             self.exited -= 1;
-            self.alive += 1;
+            self.living.came(record.placement);
         }
         let mut held = false;
         if record.placement == placement {
@@ -201,6 +207,9 @@ impl ProcessTable {
             if at >= record.since {
                 if let Some(gone) = record.previous.replace(record.placement) {
                     release(gone);
+                }
+                if record.is_alive() {
+                    self.living.moved(record.placement, placement);
                 }
                 record.placement = placement;
                 record.since = at;
@@ -248,7 +257,7 @@ impl ProcessTable {
         placement: PlacementId,
         sighting: Sighting,
     ) -> bool {
-        if self.alive + self.exited >= self.limit as u64 || pid.0 > PID_MASK {
+        if self.living.count() + self.exited >= self.limit as u64 || pid.0 > PID_MASK {
             self.overflows += 1;
             self.turned_away = self.turned_away.max(start);
             return false;
@@ -284,7 +293,7 @@ impl ProcessTable {
             record.end(self.records[younger as usize].started_by());
             self.exited += 1;
         } else {
-            self.alive += 1;
+            self.living.came(placement);
         }
         if next != NIL && !self.records[next as usize].has(EXIT_REPORTED) {
             // Its exit was lost, or is dated by a scan. A pid is free again only when its holder is
@@ -294,12 +303,8 @@ impl ProcessTable {
             } else {
                 start
             };
-            let older = &mut self.records[next as usize];
-            if older.is_alive() {
-                self.alive -= 1;
-                self.exited += 1;
-            }
-            older.end(older.exit.min(by));
+            let exit = self.records[next as usize].exit.min(by);
+            self.end(next, exit);
         }
         let slot = match self.free {
             Some(slot) => {
@@ -318,7 +323,10 @@ impl ProcessTable {
             }
         };
         match younger {
-            Some(younger) => self.records[younger as usize].older = slot,
+            Some(younger) => {
+                self.records[younger as usize].older = slot;
+                self.list_as_dead(slot);
+            }
             None => {
                 self.newest.insert(pid.0, slot);
             }
@@ -380,14 +388,10 @@ impl ProcessTable {
             record.pid_and_flags |= BY_EVENT;
         }
         if let Some(exit) = known.exit {
-            if record.is_alive() {
-                self.alive -= 1;
-                self.exited += 1;
-            }
-            record.end(exit);
             if known.exit_reported {
                 record.pid_and_flags |= EXIT_REPORTED;
             }
+            self.end(slot, exit);
         }
         true
     }
@@ -455,7 +459,7 @@ impl ProcessTable {
     /// Whether more than half of the table is used.
     #[must_use]
     pub const fn is_crowded(&self) -> bool {
-        self.alive + self.exited > self.limit as u64 / 2
+        self.living.count() + self.exited > self.limit as u64 / 2
     }
 
     /// Corrects the placement of a process whose first placement had no known owner. The correction
@@ -468,6 +472,9 @@ impl ProcessTable {
     ) -> Option<PlacementId> {
         let slot = self.find(process.pid, process.start)?;
         let record = &mut self.records[slot as usize];
+        if record.is_alive() {
+            self.living.moved(record.placement, placement);
+        }
         Some(std::mem::replace(&mut record.placement, placement))
     }
 
@@ -484,16 +491,32 @@ impl ProcessTable {
                 // Late news of one that had this pid in the same tick before.
                 return;
             }
-            if record.is_alive() {
-                self.alive -= 1;
-                self.exited += 1;
-            }
-            record.end(if record.has(EXIT_REPORTED) {
+            let exit = if record.has(EXIT_REPORTED) {
                 record.exit.max(at)
             } else {
                 at
-            });
+            };
             record.pid_and_flags |= EXIT_REPORTED;
+            self.end(slot, exit);
+        }
+    }
+
+    /// Notes when a process died. It may have been known to be dead.
+    fn end(&mut self, slot: u32, at: BootTime) {
+        let record = &mut self.records[slot as usize];
+        if record.is_alive() {
+            self.living.left(record.placement);
+            self.exited += 1;
+        }
+        record.end(at);
+        self.list_as_dead(slot);
+    }
+
+    fn list_as_dead(&mut self, slot: u32) {
+        let record = &mut self.records[slot as usize];
+        if !record.has(LISTED_AS_DEAD) {
+            record.pid_and_flags |= LISTED_AS_DEAD;
+            self.dead.push(slot);
         }
     }
 
@@ -517,28 +540,22 @@ impl ProcessTable {
         seen: &dyn Fn(Pid, StartTicks) -> bool,
     ) -> u64 {
         let gone = started.max(finished);
-        let mut closed = 0;
-        for &newest in self.newest.values() {
-            let mut slot = newest;
-            while slot != NIL {
-                let record = &mut self.records[slot as usize];
-                // Its pid may have been given away since: then all that was known of its end is
-                // that it was over by then.
-                if record.exit > gone
-                    && !record.has(EXIT_REPORTED)
-                    && record.start < started
-                    && record.since < started
-                    && !seen(record.pid(), record.ticks())
-                {
-                    closed += u64::from(record.is_alive());
-                    record.end(gone);
-                }
-                slot = record.older;
-            }
+        let unseen = self.newest.values().flat_map(|newest| self.chain(*newest));
+        let unseen = unseen.filter(|(_, record)| {
+            // Its pid may have been given away since: then all that was known of its end is that it
+            // was over by then.
+            record.exit > gone
+                && !record.has(EXIT_REPORTED)
+                && record.start < started
+                && record.since < started
+                && !seen(record.pid(), record.ticks())
+        });
+        let unseen: Vec<u32> = unseen.map(|(slot, _)| slot).collect();
+        let exited = self.exited;
+        for slot in unseen {
+            self.end(slot, gone);
         }
-        self.alive -= closed;
-        self.exited += closed;
-        closed
+        self.exited - exited
     }
 
     fn find(&self, pid: Pid, ticks: StartTicks) -> Option<u32> {
@@ -691,55 +708,64 @@ impl ProcessTable {
             return;
         }
         self.forgotten_before = self.forgotten_before.max(before);
-        let mut freed = Vec::new();
-        let records = &mut self.records;
-        self.newest.retain(|_, head| {
-            // Unlink every dead incarnation of the chain that is old enough.
-            let mut keep_head = NIL;
-            let mut last_kept = NIL;
-            let mut slot = *head;
-            while slot != NIL {
-                let next = records[slot as usize].older;
-                if records[slot as usize].exit < before {
-                    freed.push(slot);
-                } else {
-                    if last_kept == NIL {
-                        keep_head = slot;
-                    } else {
-                        records[last_kept as usize].older = slot;
-                    }
-                    last_kept = slot;
-                    records[slot as usize].older = NIL;
-                }
-                slot = next;
-            }
-            *head = keep_head;
-            keep_head != NIL
-        });
-        self.exited -= freed.len() as u64;
-        for slot in freed {
-            self.found_moved.remove(&slot);
+        let mut dead = std::mem::take(&mut self.dead);
+        dead.retain(|&slot| {
             let record = &mut self.records[slot as usize];
-            release(record.placement);
-            if let Some(previous) = record.previous {
-                release(previous);
+            if record.is_alive() {
+                record.pid_and_flags &= !LISTED_AS_DEAD;
+                return false;
             }
-            record.older = self.free.unwrap_or(NIL);
-            self.free = Some(slot);
-        }
-        if self.alive + self.exited == 0 {
+            let is_kept = record.exit >= before;
+            if !is_kept {
+                self.free(slot, release);
+            }
+            is_kept
+        });
+        self.dead = dead;
+        if self.alive() + self.exited == 0 {
             self.records = Vec::new();
+            self.dead = Vec::new();
             self.free = None;
         }
     }
 
-    /// The placements of all living processes, one entry per process.
+    /// Takes a dead process out of its pid's chain, and gives its slot and its placements back.
+    fn free(&mut self, slot: u32, release: &mut dyn FnMut(PlacementId)) {
+        let Record {
+            placement,
+            previous,
+            older,
+            ..
+        } = self.records[slot as usize];
+        let pid = self.records[slot as usize].pid().0;
+        match self.newest.get_mut(&pid) {
+            Some(newest) if *newest == slot && older == NIL => {
+                self.newest.remove(&pid);
+            }
+            Some(newest) if *newest == slot => *newest = older,
+            Some(newest) => {
+                let newest = *newest;
+                let younger = self.chain(newest).find(|(_, record)| record.older == slot);
+                if let Some((younger, _)) = younger {
+                    self.records[younger as usize].older = older;
+                }
+            }
+            // The head of each chain is in the index.
+            None => {}
+        }
+        self.exited -= 1;
+        self.found_moved.remove(&slot);
+        release(placement);
+        if let Some(previous) = previous {
+            release(previous);
+        }
+        self.records[slot as usize].older = self.free.unwrap_or(NIL);
+        self.free = Some(slot);
+    }
+
+    /// The placements in which processes live, each once.
     pub fn live_placements(&self) -> impl Iterator<Item = PlacementId> + '_ {
-        self.newest
-            .values()
-            .map(|&slot| &self.records[slot as usize])
-            .filter(|record| record.is_alive())
-            .map(|record| record.placement)
+        self.living.placements()
     }
 
     /// Bytes of memory that the table holds, roughly: records and index.
@@ -747,6 +773,7 @@ impl ProcessTable {
     pub fn memory(&self) -> usize {
         // hashbrown: one control byte an entry, 8/7 of the capacity in buckets.
         self.records.capacity() * size_of::<Record>()
+            + self.dead.capacity() * size_of::<u32>()
             + self.newest.capacity() * (size_of::<(u32, u32)>() + 1) * 8 / 7
     }
 }

@@ -413,10 +413,12 @@ impl ProcessTracker {
 
     /// Every owner that has a living process.
     pub(crate) fn live_owners(&mut self) -> HashSet<Owner> {
-        let live: HashSet<PlacementId> = self.processes.live_placements().collect();
-        live.into_iter()
-            .filter_map(|place| self.placements.owner(place).map(|(owner, _)| owner.clone()))
-            .collect()
+        let placements = &mut self.placements;
+        let owners = self
+            .processes
+            .live_placements()
+            .filter_map(|place| placements.owner(place).map(|(owner, _)| owner.clone()));
+        owners.collect()
     }
 
     /// From when to when the `wanted` containers lived, by their processes. A container without a

@@ -30,17 +30,21 @@ pub(super) const RESTORED: u32 = 1 << 26;
 /// It moved without an event: before it was found here, it may have been in either placement.
 pub(super) const MOVED_UNSEEN: u32 = 1 << 25;
 
+/// It is in the table's list of the dead. It may have turned out to be alive since.
+pub(super) const LISTED_AS_DEAD: u32 = 1 << 24;
+
 const _: () = {
-    let found = FOUND_HERE | RESTORED | MOVED_UNSEEN;
+    let found = FOUND_HERE | RESTORED | MOVED_UNSEEN | LISTED_AS_DEAD;
     let flags = EXIT_REPORTED | EXEC_HERE | EXEC_BEFORE | BY_EVENT | found;
-    assert!(flags.count_ones() == 7 && flags & PID_MASK == 0);
+    assert!(flags.count_ones() == 8 && flags & PID_MASK == 0);
 };
 
 /// One process that had a pid. 48 bytes; at most 64 with its index entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
     pub(super) start: BootTime,
-    /// When it died; [`BootTime::MAX`] while it lives. Set by [`Record::end`] alone.
+    /// When it died; [`BootTime::MAX`] while it lives. Set by [`Record::end`], and back to that by the
+    /// table where it turns out to be alive.
     pub(super) exit: BootTime,
     /// Since when `placement` is known to hold.
     pub(super) since: BootTime,

@@ -1,3 +1,7 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
 use super::*;
 
 const HOST: PlacementId = PlacementId::new(1);
@@ -558,4 +562,66 @@ fn a_hundred_thousand_processes_cost_at_most_64_bytes_each() {
     }
     let each = table.memory() as f64 / 100_000.0;
     assert!(each <= 64.0, "{each} bytes");
+}
+
+/// The places in which processes live, by walking over all of them.
+fn lived_in(table: &ProcessTable) -> BTreeSet<PlacementId> {
+    let living = table.everyone().filter(|facts| facts.exit.is_none());
+    living.map(|facts| facts.placement).collect()
+}
+
+proptest! {
+    #[test]
+    fn the_counts_of_the_living_and_the_list_of_the_dead_are_what_a_walk_finds(
+        steps in prop::collection::vec((0_u8..10, 0_u32..6, 1_u64..40, 1_u64..40, 1_u32..5), 1..80),
+    ) {
+        let mut table = ProcessTable::new(10);
+        for (what, pid, start, at, place) in steps {
+            let (pid, place) = (Pid(pid), PlacementId::new(place));
+            let process = ProcessId { pid, start: s(start).into() };
+            match what {
+                0 => table.exit(pid, s(start), s(at)),
+                1 => {
+                    table.close_missing(s(at), s(at + 1), &|seen, _| seen == pid);
+                }
+                2 => table.forget(s(at), &mut |_| {}),
+                3 => {
+                    table.correct_placement(process, place);
+                }
+                4 => {
+                    table.restore(&Facts {
+                        process,
+                        start: s(start),
+                        exit: (at > 20).then_some(s(start + at)),
+                        exit_reported: at > 30,
+                        parent: None,
+                        by_event: at % 2 == 0,
+                        placement: place,
+                        previous: None,
+                        since: s(start),
+                        moved_unseen: false,
+                    });
+                }
+                _ => {
+                    let sighting = match what {
+                        5 => Sighting::Fork,
+                        6 => Sighting::Exec,
+                        7 => Sighting::Attach,
+                        _ => Sighting::Scan,
+                    };
+                    table.observe(pid, s(start), s(at.max(start)), place, sighting, &mut |_| {});
+                }
+            }
+            let (living, dead): (Vec<_>, Vec<_>) =
+                table.everyone().partition(|facts| facts.exit.is_none());
+            prop_assert_eq!(table.alive(), living.len() as u64);
+            prop_assert_eq!(table.exited(), dead.len() as u64);
+            let counted: BTreeSet<_> = table.live_placements().collect();
+            prop_assert_eq!(counted, lived_in(&table));
+        }
+        // Nothing is left of the dead, wherever they stood in their pids' chains.
+        table.forget(BootTime::MAX, &mut |_| {});
+        prop_assert!(table.everyone().all(|facts| facts.exit.is_none()));
+        prop_assert_eq!(table.exited(), 0);
+    }
 }
