@@ -1,8 +1,11 @@
 //! One payer's account on one GPU, and the counters under which it is published.
 
+use std::sync::Arc;
+
 use crate::amounts::{Amounts, ByteSeconds};
 use crate::input::MigInfo;
 use crate::model::{BootTime, Clock, Nanos, WallTime};
+use crate::naming::NamingId;
 use crate::snapshot::ContainerLabels;
 
 /// How long amounts are held back, new series show zero, and ended series stay.
@@ -61,13 +64,13 @@ impl PublishedCounter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Series {
     /// The labels it went out with.
-    pub labels: ContainerLabels,
+    pub labels: Arc<ContainerLabels>,
     /// Its counter.
     pub gate: PublishedCounter,
 }
 
 impl Series {
-    pub(crate) fn new(labels: ContainerLabels, start: WallTime, now: BootTime) -> Self {
+    pub(crate) fn new(labels: Arc<ContainerLabels>, start: WallTime, now: BootTime) -> Self {
         Self {
             labels,
             gate: PublishedCounter::new(start, now),
@@ -101,6 +104,9 @@ pub struct Account {
     pub first_used: Option<WallTime>,
     /// The end of the last window that charged it.
     pub last_used: Option<WallTime>,
+    /// What its owner is called. Absent for host units, and until the first commit after it was
+    /// opened.
+    pub(crate) naming: Option<NamingId>,
     /// What is published of it under the ids alone.
     pub id_only: Option<Series>,
     /// What is published of it under its names, or, for the host, its unit.
@@ -126,6 +132,7 @@ impl Account {
             allocated_through: None,
             first_used: None,
             last_used: None,
+            naming: None,
             id_only: None,
             named: None,
             fed: Amounts::ZERO,

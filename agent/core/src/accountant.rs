@@ -24,6 +24,8 @@ mod reports;
 mod restore;
 mod view;
 
+use std::sync::Arc;
+
 use crate::account::{Account, Policy};
 use crate::allocation::AllocationTable;
 use crate::awaited::{Awaited, PendingReports};
@@ -37,7 +39,7 @@ use crate::model::{
     BootTime, Clock, ContainerId, Nanos, Owner, Pid, ProcessId, SourceId, unresolved,
 };
 use crate::namespaces::NamespaceCounters;
-use crate::naming::{Askable, Naming, no_names};
+use crate::naming::{self, Askable, Naming, no_names};
 use crate::owners::Charge;
 use crate::placement::NestingRule;
 use crate::process_table::Sighting;
@@ -334,7 +336,7 @@ impl Accountant {
                 self.tracker.sampled(process);
             }
         }
-        let accounts = self.ledger.accounts().count();
+        let accounts = self.ledger.accounts().len();
         let book = self.ledger.book_of(&window.gpu);
         let through = book.and_then(|book| self.ledger.books()[book].through);
         let gaps = self.ledger.mended().gaps;
@@ -346,7 +348,7 @@ impl Accountant {
             let from = through.filter(|_| is_mended).unwrap_or(start);
             self.shares.account(book, from, end);
         }
-        if self.ledger.accounts().count() > accounts {
+        if self.ledger.accounts().len() > accounts {
             self.effects.ask(Effect::ReadLists);
         }
         unlisted
@@ -410,17 +412,24 @@ impl Accountant {
     }
 
     fn refresh_names(&mut self, now: BootTime) {
-        let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
-        let owners = owners.filter(|owner| !matches!(owner, Owner::Host(_)));
-        let owners = owners.cloned().collect();
-        self.naming.settle(
-            owners,
-            self.tracker.placements(),
-            self.askable(),
-            self.settings.policy.grace,
+        let round = naming::Round {
             now,
-            &mut self.effects,
-        );
+            grace: self.settings.policy.grace,
+            askable: self.askable(),
+        };
+        let placements = self.tracker.placements();
+        for ((_, owner), account) in self.ledger.accounts_mut() {
+            if let Owner::Host(_) = owner {
+                continue;
+            }
+            let id = match account.naming {
+                Some(id) => id,
+                None => self.naming.id_of(owner, now),
+            };
+            account.naming = Some(id);
+            self.naming
+                .settle(owner, id, placements, round, &mut self.effects);
+        }
     }
 
     /// Which identity sources there are to ask.
@@ -437,10 +446,14 @@ impl Accountant {
         for ((book, owner), account) in self.ledger.accounts_mut() {
             if let Owner::Host(_) = owner {
                 // A unit is its own name.
-                publication::publish_named(account, &no_names(owner), policy, clock);
+                let labels = match &account.named {
+                    Some(series) => Arc::clone(&series.labels),
+                    None => Arc::new(no_names(owner)),
+                };
+                publication::publish_named(account, &labels, policy, clock);
                 continue;
             }
-            let Some(payer) = self.naming.payer(owner) else {
+            let Some(payer) = self.naming.of(account) else {
                 continue;
             };
             publication::publish(account, payer.attribution, &payer.labels, policy, clock);
@@ -477,7 +490,7 @@ impl Accountant {
             let is_done = publication::is_done(account, &policy, clock) && !is_awaited;
             is_done || account.expired || is_gone
         });
-        let owners = self.ledger.accounts().map(|((_, owner), _)| owner);
+        let owners = self.ledger.accounts().iter().map(|((_, owner), _)| owner);
         self.tracker.end_bindings(owners);
     }
 
@@ -516,6 +529,7 @@ impl Accountant {
             let open: HashSet<&Owner> = self
                 .ledger
                 .accounts()
+                .iter()
                 .map(|((_, owner), _)| owner)
                 .collect();
             self.naming.retain(&open);

@@ -454,25 +454,15 @@ impl Directory {
     /// All labels that the container's runtime gave.
     #[must_use]
     pub fn runtime_labels(&self, id: &ContainerId) -> Option<&Labels> {
-        let entry = self.entries.get(id)?;
-        let known = entry.winner().or_else(|| entry.found().next())?;
-        Some(known.labels)
+        self.entries.get(id).and_then(Entry::labels)
     }
 
-    /// The runtime's own name for a container, from the sources that have it. CRI has only
-    /// Kubernetes' name.
+    /// All labels that the container's runtime gave, and the runtime's own name for it, from the
+    /// sources that have it. CRI has only Kubernetes' name.
     #[must_use]
-    pub fn own_name(&self, id: &ContainerId) -> Option<Arc<str>> {
-        let entry = self.entries.get(id)?;
-        let mut found = entry.found().map(|known| known.identity);
-        let own = found.find(|identity| {
-            let tells = matches!(
-                identity.source,
-                IdentitySource::Docker | IdentitySource::Bundle
-            );
-            tells && identity.name.is_some()
-        });
-        own?.name.clone()
+    pub fn labels_and_own_name(&self, id: &ContainerId) -> (Option<&Labels>, Option<Arc<str>>) {
+        let entry = self.entries.get(id);
+        entry.map_or((None, None), |entry| (entry.labels(), entry.own_name()))
     }
 
     /// What a container is called, as far as known.

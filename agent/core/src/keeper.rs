@@ -3,7 +3,6 @@
 //! A commit in which one container of five hundred used a GPU is one narrow row, not five hundred.
 //! Until the store confirms that it kept the closed accounts, they are handed over again.
 
-use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
@@ -276,7 +275,7 @@ pub(crate) struct AccountView<'a> {
     pub(crate) gpu: &'a GpuUuid,
     pub(crate) mig: Option<&'a MigInfo>,
     pub(crate) owner: &'a Owner,
-    pub(crate) labels: Cow<'a, ContainerLabels>,
+    pub(crate) labels: Arc<ContainerLabels>,
     /// Absent for host units, which have no image.
     pub(crate) image: Option<&'a Arc<str>>,
     pub(crate) runtime: Option<&'a Arc<str>>,
@@ -332,7 +331,7 @@ impl AccountView<'_> {
             && payer_of(self.owner) == (*kind, payer)
             && self.gpu == gpu
             && self.mig == mig.as_ref()
-            && *self.labels == *labels
+            && self.labels == *labels
             && text_is(self.image, image)
             && text_is(self.runtime, runtime)
             && labels_are
@@ -349,7 +348,7 @@ impl AccountView<'_> {
             mig: self.mig.cloned(),
             kind,
             payer: Arc::clone(payer),
-            labels: self.labels.as_ref().clone(),
+            labels: Arc::clone(&self.labels),
             image: text(self.image),
             runtime: text(self.runtime),
             attribution: self.attribution,

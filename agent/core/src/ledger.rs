@@ -5,9 +5,11 @@
 //! balance `busy = Σ containers + Σ host + Σ unattributed` is a check that can fail, not a
 //! definition. Amounts of closed accounts stay in the balance.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::account::Account;
+use crate::accounts::{AccountKey, Accounts};
 use crate::amounts::{self, Amounts, Millijoules};
 use crate::input::{GpuInfo, GpuWindow, SampleClocks};
 use crate::model::{
@@ -16,7 +18,6 @@ use crate::model::{
 };
 use crate::owners::Charge;
 use crate::snapshot::{AccountingBook, Coverage, EnergyBook};
-use crate::tables::HashMap;
 use crate::tiling::{self, TilingRepairs, WindowPosition};
 
 /// Over which recent time a process's present share of a GPU is computed.
@@ -223,7 +224,7 @@ impl Book {
 #[derive(Debug)]
 pub struct Ledger {
     books: Vec<Book>,
-    accounts: HashMap<(usize, Owner), Account>,
+    accounts: Accounts,
     account_limit: usize,
     overflows: u64,
     mended: TilingRepairs,
@@ -237,7 +238,7 @@ impl Ledger {
     pub fn new(account_limit: usize) -> Self {
         Self {
             books: Vec::new(),
-            accounts: HashMap::default(),
+            accounts: Accounts::default(),
             account_limit,
             overflows: 0,
             mended: TilingRepairs::default(),
@@ -257,7 +258,7 @@ impl Ledger {
     /// Restores an account. Returns whether its owner had none on this GPU.
     pub(super) fn restore(&mut self, book: usize, owner: Owner, account: Account) -> bool {
         self.last_number = self.last_number.max(account.number);
-        self.accounts.insert((book, owner), account).is_none()
+        self.accounts.insert((book, owner), account)
     }
 
     /// Accounts that were not opened since the ledger is full.
@@ -335,14 +336,14 @@ impl Ledger {
     /// Opens a payer's account on a GPU if there is none. `opened` is the time, on both clocks, from
     /// which on anything is counted. Returns whether there is one now.
     pub fn open(&mut self, book: usize, owner: &Owner, mut opened: Clock) -> bool {
-        let key = (book, owner.clone());
-        if !self.accounts.contains_key(&key) {
+        if self.accounts.position(book, owner).is_none() {
             if self.accounts.len() >= self.account_limit {
                 self.overflows += 1;
                 return false;
             }
             // 2^32 accounts in one boot, each open for ten minutes at least, are out of reach.
             self.last_number = self.last_number.saturating_add(1);
+            let key = (book, owner.clone());
             let book = self.books.get(book);
             let mig = book.and_then(|book| book.gpu.mig.clone());
             // Without a window the wall time is the book's, whatever the boot time says.
@@ -366,7 +367,7 @@ impl Ledger {
         (from, until): (BootTime, BootTime),
     ) -> bool {
         let is_open = self.open(book, owner, opened);
-        if is_open && let Some(account) = self.accounts.get_mut(&(book, owner.clone())) {
+        if is_open && let Some(account) = self.accounts.get_mut(book, owner) {
             account.amounts.allocated += until.since(from);
             account.since = account.since.min(from);
             account.allocated_through = account.allocated_through.max(Some(until));
@@ -376,12 +377,12 @@ impl Ledger {
 
     /// An account that is open.
     pub fn account(&self, book: usize, owner: &Owner) -> Option<&Account> {
-        self.accounts.get(&(book, owner.clone()))
+        self.accounts.get(book, owner)
     }
 
     /// The same, to be changed.
     pub fn account_mut(&mut self, book: usize, owner: &Owner) -> Option<&mut Account> {
-        self.accounts.get_mut(&(book, owner.clone()))
+        self.accounts.get_mut(book, owner)
     }
 
     /// Books a window, split into `charges`. If the GPU has no book, nothing is booked and the
@@ -431,7 +432,7 @@ impl Ledger {
             });
             match &owner {
                 Ok(owner) => {
-                    if let Some(account) = self.accounts.get_mut(&(at, owner.clone())) {
+                    if let Some(account) = self.accounts.get_mut(at, owner) {
                         account.amounts += Amounts {
                             busy: charge.busy,
                             engines: charge.engines,
@@ -509,14 +510,23 @@ impl Ledger {
         parts
     }
 
-    /// Every open account.
-    pub fn accounts(&self) -> impl Iterator<Item = (&(usize, Owner), &Account)> {
-        self.accounts.iter()
+    /// The open accounts.
+    pub(crate) const fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// Every open account, to publish from.
-    pub fn accounts_mut(&mut self) -> impl Iterator<Item = (&(usize, Owner), &mut Account)> {
+    pub(crate) fn accounts_mut(&mut self) -> impl Iterator<Item = (&AccountKey, &mut Account)> {
         self.accounts.iter_mut()
+    }
+
+    /// Puts the open accounts in the order in which they are shown.
+    pub(crate) fn sort_accounts(
+        &mut self,
+        compare: impl Fn(&[Book], (&AccountKey, &Account), (&AccountKey, &Account)) -> Ordering,
+    ) {
+        let books = &self.books;
+        self.accounts.sort(|one, other| compare(books, one, other));
     }
 
     /// Closes, at the time `now`, the accounts for which `done` is true, and returns them. Their
@@ -526,10 +536,7 @@ impl Ledger {
         now: BootTime,
         done: &mut dyn FnMut(&(usize, Owner), &Account) -> bool,
     ) -> Vec<((usize, Owner), Account)> {
-        let closed: Vec<_> = self
-            .accounts
-            .extract_if(|key, account| done(key, account))
-            .collect();
+        let closed = self.accounts.remove(done);
         for ((book, _), account) in &closed {
             let book = &mut self.books[*book];
             book.closed += account.amounts;
@@ -552,7 +559,7 @@ impl Ledger {
         let books = self.books.iter();
         let mut shares: Vec<Nanos> = books.map(|book| book.closed.allocated_share).collect();
         let mut excesses = vec![Nanos::ZERO; self.books.len()];
-        for ((book, _), account) in &self.accounts {
+        for ((book, _), account) in self.accounts.iter() {
             excesses[*book] = excesses[*book].max(account.excess(now));
             shares[*book] += account.amounts.allocated_share;
         }
@@ -575,7 +582,7 @@ impl Ledger {
                     .plus(book.unattributed.values().copied().sum())
             })
             .collect();
-        for ((book, _), account) in &self.accounts {
+        for ((book, _), account) in self.accounts.iter() {
             owned[*book] += account.amounts.busy;
         }
         let difference = |a: Nanos, b: Nanos| {

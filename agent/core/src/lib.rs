@@ -9,6 +9,7 @@
 
 pub mod account;
 pub mod accountant;
+mod accounts;
 pub mod allocation;
 pub mod amounts;
 pub mod attribute;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::account::Account;
 use crate::cgroup_path::ContainerCgroup;
 use crate::directory::{Directory, IdentitySources};
 use crate::effect::{Effect, Effects};
@@ -22,7 +23,7 @@ pub(crate) struct NamingState {
     /// Since when its names have been waited for.
     pub(crate) held_since: BootTime,
     /// What it is called, as good as it is known.
-    pub(crate) labels: ContainerLabels,
+    pub(crate) labels: Arc<ContainerLabels>,
     /// Its image; `(unresolved)` while that is not known.
     pub(crate) image: Arc<str>,
     /// Its container runtime; `(unresolved)` while that is not known.
@@ -38,11 +39,29 @@ pub(crate) struct Askable {
     pub(crate) for_pods: bool,
 }
 
-/// The directory of names, and the payers that are or wait to be named.
+/// What holds for all owners in one commit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Round {
+    /// The time of the commit.
+    pub(crate) now: BootTime,
+    /// How long names are waited for before an owner is published under its ids.
+    pub(crate) grace: Nanos,
+    /// Which identity sources there are.
+    pub(crate) askable: Askable,
+}
+
+/// Where [`Naming`] keeps what an owner is called, for as long as the owner has an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NamingId(usize);
+
+/// The directory of names, and the owners that are or wait to be named.
 #[derive(Debug)]
 pub(crate) struct Naming {
     directory: Directory,
-    payers: HashMap<Owner, NamingState>,
+    /// By [`NamingId`].
+    states: Vec<Option<NamingState>>,
+    ids: HashMap<Owner, NamingId>,
+    free: Vec<NamingId>,
     /// Payers that were named after their grace was over.
     named_late: u64,
 }
@@ -52,7 +71,9 @@ impl Naming {
     pub(crate) fn new(container_limit: usize) -> Self {
         Self {
             directory: Directory::new(container_limit),
-            payers: HashMap::default(),
+            states: Vec::new(),
+            ids: HashMap::default(),
+            free: Vec::new(),
             named_late: 0,
         }
     }
@@ -67,24 +88,78 @@ impl Naming {
         &mut self.directory
     }
 
-    /// A payer that has an account.
+    /// What an owner that has an account is called.
     pub(crate) fn payer(&self, owner: &Owner) -> Option<&NamingState> {
-        self.payers.get(owner)
+        self.state(*self.ids.get(owner)?)
     }
 
-    /// All payers that have an account.
-    pub(crate) fn payers(&self) -> impl Iterator<Item = &NamingState> {
-        self.payers.values()
+    /// What the owner of an account is called. Absent for host units, and until the first commit
+    /// after the account was opened.
+    pub(crate) fn of(&self, account: &Account) -> Option<&NamingState> {
+        self.state(account.naming?)
     }
 
-    /// Puts back a payer from before a restart.
-    pub(crate) fn restore(&mut self, owner: Owner, payer: NamingState) {
-        self.payers.insert(owner, payer);
+    fn state(&self, id: NamingId) -> Option<&NamingState> {
+        self.states.get(id.0)?.as_ref()
     }
 
-    /// Forgets the payers that have no account any more.
+    /// How many owners with an account are named, wait for names, or go by their ids: as
+    /// `(held, named, id_only)`.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let mut counts = (0, 0, 0);
+        for state in self.states.iter().flatten() {
+            match state.attribution {
+                Attribution::Held => counts.0 += 1,
+                Attribution::Named { .. } => counts.1 += 1,
+                Attribution::IdOnly { .. } => counts.2 += 1,
+            }
+        }
+        counts
+    }
+
+    /// Puts back what an owner was called before a restart.
+    pub(crate) fn restore(&mut self, owner: Owner, state: NamingState) -> NamingId {
+        let id = self.ids.get(&owner).copied();
+        let id = id.or_else(|| self.free.pop()).unwrap_or_else(|| {
+            self.states.push(None);
+            NamingId(self.states.len() - 1)
+        });
+        self.ids.insert(owner, id);
+        self.states[id.0] = Some(state);
+        id
+    }
+
+    /// Forgets the owners that have no account any more.
     pub(crate) fn retain(&mut self, has_account: &HashSet<&Owner>) {
-        self.payers.retain(|owner, _| has_account.contains(owner));
+        let (states, free) = (&mut self.states, &mut self.free);
+        self.ids.retain(|owner, id| {
+            let stays = has_account.contains(owner);
+            if !stays {
+                states[id.0] = None;
+                free.push(*id);
+            }
+            stays
+        });
+    }
+
+    /// Where it is kept what this owner is called. Names are waited for from `now` on if nothing was
+    /// known of it.
+    pub(crate) fn id_of(&mut self, owner: &Owner, now: BootTime) -> NamingId {
+        if let Some(id) = self.ids.get(owner) {
+            return *id;
+        }
+        let state = NamingState {
+            attribution: Attribution::Held,
+            held_since: now,
+            labels: Arc::new(no_names(owner)),
+            image: match owner {
+                Owner::Container(_) => unresolved(),
+                // A pod has several images, and a host unit has none.
+                Owner::Pod(_) | Owner::Host(_) => none(),
+            },
+            runtime: unresolved(),
+        };
+        self.restore(owner.clone(), state)
     }
 
     /// Payers that were named after their grace was over.
@@ -138,107 +213,97 @@ impl Naming {
         tracker.vouch(vouched, &present);
     }
 
-    /// Settles what each owner of an account is called now, and asks for names that are missing.
+    /// Settles what the owner of an account is called now, and asks for names that are missing.
     pub(crate) fn settle(
         &mut self,
-        owners: Vec<Owner>,
+        owner: &Owner,
+        id: NamingId,
         placements: &PlacementTable,
-        askable: Askable,
-        grace: Nanos,
-        now: BootTime,
+        round: Round,
         effects: &mut Effects,
     ) {
-        for owner in owners {
-            match &owner {
-                Owner::Container(id) => self.directory.want(id, now),
-                Owner::Pod(uid) => self.directory.want_pod(uid, now),
-                // A unit is its own name.
-                Owner::Host(_) => continue,
-            }
-            let payer = self
-                .payers
-                .entry(owner.clone())
-                .or_insert_with(|| NamingState {
-                    attribution: Attribution::Held,
-                    held_since: now,
-                    labels: no_names(&owner),
-                    image: match &owner {
-                        Owner::Container(_) => unresolved(),
-                        // A pod has several images, and a host unit has none.
-                        Owner::Pod(_) | Owner::Host(_) => none(),
-                    },
-                    runtime: unresolved(),
-                });
-            let is_named = matches!(payer.attribution, Attribution::Named { .. });
-            let grace_over = now.since(payer.held_since) >= grace;
-            match &owner {
-                // Its names are frozen. Another source may still tell its image and its runtime.
-                Owner::Container(id) if is_named => {
-                    if [&payer.image, &payer.runtime]
-                        .map(|of| &**of)
-                        .contains(&UNRESOLVED)
-                    {
-                        let names = self.directory.names(id);
-                        for (of, known) in [
-                            (&mut payer.image, names.image),
-                            (&mut payer.runtime, names.runtime),
-                        ] {
-                            if &**of == UNRESOLVED {
-                                *of = known;
-                            }
-                        }
-                    }
-                }
-                Owner::Container(id) => {
+        let Some(Some(state)) = self.states.get_mut(id.0) else {
+            return;
+        };
+        let is_named = matches!(state.attribution, Attribution::Named { .. });
+        let grace_over = round.now.since(state.held_since) >= round.grace;
+        match owner {
+            Owner::Container(id) => self.directory.want(id, round.now),
+            Owner::Pod(uid) => self.directory.want_pod(uid, round.now),
+            // A unit is its own name.
+            Owner::Host(_) => return,
+        }
+        match owner {
+            // Its names are frozen. Another source may still tell its image and its runtime.
+            Owner::Container(id) if is_named => {
+                if [&state.image, &state.runtime]
+                    .map(|of| &**of)
+                    .contains(&UNRESOLVED)
+                {
                     let names = self.directory.names(id);
-                    payer.image = names.image;
-                    payer.runtime = names.runtime;
-                    if let Some(source) = names.source {
-                        if matches!(payer.attribution, Attribution::IdOnly { .. }) {
-                            self.named_late += 1;
+                    for (of, known) in [
+                        (&mut state.image, names.image),
+                        (&mut state.runtime, names.runtime),
+                    ] {
+                        if &**of == UNRESOLVED {
+                            *of = known;
                         }
-                        payer.labels = names.labels;
-                        payer.attribution = Attribution::Named { source };
-                        continue;
-                    }
-                    if payer.attribution == Attribution::Held {
-                        payer.labels = names.labels;
-                        if grace_over {
-                            let reason = self.directory.reason(id, askable.sources);
-                            payer.attribution = Attribution::IdOnly { reason };
-                        }
-                    }
-                    if self.directory.should_ask(id, now) {
-                        effects.push(Effect::LookUp(id.clone()));
-                    }
-                    // `should_ask` may have made its entry, which is not marked yet as one with an
-                    // account.
-                    self.directory.want(id, now);
-                }
-                Owner::Pod(_) if is_named => {}
-                Owner::Pod(uid) => {
-                    let is_users_own = placements.is_weak(&owner);
-                    if let Some((names, source)) = self.directory.pod_names(uid, is_users_own) {
-                        if matches!(payer.attribution, Attribution::IdOnly { .. }) {
-                            self.named_late += 1;
-                        }
-                        payer.labels.namespace = Arc::clone(&names.namespace);
-                        payer.labels.pod = Arc::clone(&names.pod);
-                        payer.attribution = Attribution::Named { source };
-                        continue;
-                    }
-                    if payer.attribution == Attribution::Held && grace_over {
-                        let reason =
-                            self.directory
-                                .pod_reason(uid, askable.sources, askable.for_pods);
-                        payer.attribution = Attribution::IdOnly { reason };
-                    }
-                    if !is_users_own && self.directory.should_ask_pod(uid, now) {
-                        effects.push(Effect::LookUpPod(uid.clone()));
                     }
                 }
-                Owner::Host(_) => {}
             }
+            Owner::Container(id) => {
+                let names = self.directory.names(id);
+                state.image = names.image;
+                state.runtime = names.runtime;
+                if let Some(source) = names.source {
+                    if matches!(state.attribution, Attribution::IdOnly { .. }) {
+                        self.named_late += 1;
+                    }
+                    state.labels = Arc::new(names.labels);
+                    state.attribution = Attribution::Named { source };
+                    return;
+                }
+                if state.attribution == Attribution::Held {
+                    if *state.labels != names.labels {
+                        state.labels = Arc::new(names.labels);
+                    }
+                    if grace_over {
+                        let reason = self.directory.reason(id, round.askable.sources);
+                        state.attribution = Attribution::IdOnly { reason };
+                    }
+                }
+                if self.directory.should_ask(id, round.now) {
+                    effects.push(Effect::LookUp(id.clone()));
+                }
+                // `should_ask` may have made its entry, which is not marked yet as one with an
+                // account.
+                self.directory.want(id, round.now);
+            }
+            Owner::Pod(_) if is_named => {}
+            Owner::Pod(uid) => {
+                let is_users_own = placements.is_weak(owner);
+                if let Some((names, source)) = self.directory.pod_names(uid, is_users_own) {
+                    if matches!(state.attribution, Attribution::IdOnly { .. }) {
+                        self.named_late += 1;
+                    }
+                    let labels = Arc::make_mut(&mut state.labels);
+                    labels.namespace = Arc::clone(&names.namespace);
+                    labels.pod = Arc::clone(&names.pod);
+                    state.attribution = Attribution::Named { source };
+                    return;
+                }
+                if state.attribution == Attribution::Held && grace_over {
+                    let sources = round.askable.sources;
+                    let reason = self
+                        .directory
+                        .pod_reason(uid, sources, round.askable.for_pods);
+                    state.attribution = Attribution::IdOnly { reason };
+                }
+                if !is_users_own && self.directory.should_ask_pod(uid, round.now) {
+                    effects.push(Effect::LookUpPod(uid.clone()));
+                }
+            }
+            Owner::Host(_) => {}
         }
     }
 

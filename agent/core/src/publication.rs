@@ -13,6 +13,8 @@
 //! after. What went out under the ids stays there when names come late; the rest goes to the named
 //! series, which starts at 0.
 
+use std::sync::Arc;
+
 use crate::account::{Account, Policy, Series};
 use crate::model::Clock;
 use crate::snapshot::{Attribution, ContainerLabels};
@@ -21,7 +23,7 @@ use crate::snapshot::{Attribution, ContainerLabels};
 pub fn publish(
     account: &mut Account,
     attribution: Attribution,
-    labels: &ContainerLabels,
+    labels: &Arc<ContainerLabels>,
     policy: &Policy,
     clock: Clock,
 ) {
@@ -30,7 +32,7 @@ pub fn publish(
         Attribution::IdOnly { .. } => {
             let series = account
                 .id_only
-                .get_or_insert_with(|| Series::new(labels.clone(), account.opened, clock.boot));
+                .get_or_insert_with(|| Series::new(Arc::clone(labels), account.opened, clock.boot));
             series.gate.show(account.amounts, policy, clock.boot);
         }
         Attribution::Named { .. } => publish_named(account, labels, policy, clock),
@@ -40,7 +42,7 @@ pub fn publish(
 /// Publishes an account whose names are known.
 pub fn publish_named(
     account: &mut Account,
-    labels: &ContainerLabels,
+    labels: &Arc<ContainerLabels>,
     policy: &Policy,
     clock: Clock,
 ) {
@@ -53,7 +55,7 @@ pub fn publish_named(
         } else {
             account.opened
         };
-        Series::new(labels.clone(), start, clock.boot)
+        Series::new(Arc::clone(labels), start, clock.boot)
     });
     let amounts = account.amounts.minus(before.unwrap_or_default());
     series.gate.show(amounts, policy, clock.boot);
@@ -101,14 +103,14 @@ mod tests {
         }
     }
 
-    fn labels(pod: &str) -> ContainerLabels {
-        ContainerLabels {
+    fn labels(pod: &str) -> Arc<ContainerLabels> {
+        Arc::new(ContainerLabels {
             namespace: "ml".into(),
             pod: pod.into(),
             container: "main".into(),
             pod_uid: "uid".into(),
             container_id: "id".into(),
-        }
+        })
     }
 
     fn account() -> Account {

@@ -60,7 +60,7 @@ pub(crate) fn owner(kind: OwnerKind, id: &Arc<str>) -> Owner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptSeries {
     /// Its labels, frozen.
-    pub labels: ContainerLabels,
+    pub labels: Arc<ContainerLabels>,
     /// Where its counter starts.
     pub start: WallTime,
     /// When it was first shown.
@@ -88,7 +88,7 @@ pub struct KeptAccount {
     /// Id, uid or unit of the owner.
     pub payer: Arc<str>,
     /// What it is called.
-    pub labels: ContainerLabels,
+    pub labels: Arc<ContainerLabels>,
     /// The image.
     pub image: Arc<str>,
     /// Container runtime, by the form of the path.

@@ -202,8 +202,8 @@ impl PartialOrd for ContainerLabels {
 /// One published series of a container on a GPU. Its labels never change and `busy` never falls.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerSeries {
-    /// Labels, frozen at first publication.
-    pub labels: ContainerLabels,
+    /// Labels, frozen at first publication. Shared with earlier and later snapshots.
+    pub labels: Arc<ContainerLabels>,
     /// The GPU.
     pub gpu: GpuUuid,
     /// The start of the counter, for OTLP and OpenMetrics.
@@ -329,8 +329,8 @@ pub struct HostAccount {
 /// A container's account on one GPU, as it stands in the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerAccount {
-    /// Names as known now.
-    pub labels: ContainerLabels,
+    /// Names as known now. Shared with earlier and later snapshots.
+    pub labels: Arc<ContainerLabels>,
     /// The container.
     pub id: ContainerId,
     /// The GPU.

@@ -371,7 +371,7 @@ struct World {
     busy: Vec<u64>,
     /// Accounts by payer and GPU: what is booked, and what was when it was closed before.
     booked: BTreeMap<(String, String), (Nanos, Nanos)>,
-    published: BTreeMap<(ContainerLabels, String, WallTime), Published>,
+    published: BTreeMap<(Arc<ContainerLabels>, String, WallTime), Published>,
     hosts: BTreeMap<(String, WallTime), Nanos>,
     /// The host unit's accounts by GPU: what is booked, and what was when it was closed before.
     host_booked: BTreeMap<String, (Nanos, Nanos)>,

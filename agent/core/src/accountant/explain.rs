@@ -85,7 +85,7 @@ impl Accountant {
 
     /// All owners that match the subject: several containers may have one name.
     fn owners_called(&self, subject: &str) -> BTreeSet<Owner> {
-        let accounts = self.ledger.accounts().map(|((_, owner), _)| owner);
+        let accounts = self.ledger.accounts().iter().map(|((_, owner), _)| owner);
         let containers = self.naming.directory().ids().cloned().map(Owner::Container);
         let opened = self.tracker.opens().owners().cloned();
         let known: BTreeSet<Owner> = accounts.cloned().chain(containers).chain(opened).collect();
@@ -136,7 +136,7 @@ impl Accountant {
     /// As published, or else as known now.
     fn labels_of(&self, owner: &Owner) -> ContainerLabels {
         match (self.naming.payer(owner), owner) {
-            (Some(payer), _) => payer.labels.clone(),
+            (Some(payer), _) => (*payer.labels).clone(),
             (None, Owner::Container(id)) => self.naming.directory().names(id).labels,
             (None, Owner::Pod(_) | Owner::Host(_)) => no_names(owner),
         }
@@ -429,6 +429,7 @@ impl Accountant {
         let of_owner = self
             .ledger
             .accounts()
+            .iter()
             .filter(|((_, of), _)| of == owner)
             .map(|((at, _), account)| {
                 let book = &self.ledger.books()[*at];

@@ -15,7 +15,6 @@
 //!
 //! Not kept: what containers are called that have no account, and the agent's figures about itself.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::account::Account;
@@ -51,7 +50,7 @@ impl Accountant {
             changes.books.extend(book);
             changes.times.extend(times);
         }
-        for ((book, owner), account) in self.ledger.accounts() {
+        for ((book, owner), account) in self.ledger.accounts().iter() {
             let Some((account, totals)) = self.account_view(*book, owner, account) else {
                 continue;
             };
@@ -93,10 +92,13 @@ impl Accountant {
         account: &'a Account,
     ) -> Option<(AccountView<'a>, KeptTotals)> {
         let ([id_only, named], totals) = kept_parts(account);
-        let known = self.naming.payer(owner);
+        let known = self.naming.of(account);
         let labels = match (known, owner) {
-            (Some(known), _) => Cow::Borrowed(&known.labels),
-            (None, Owner::Host(_)) => Cow::Owned(no_names(owner)),
+            (Some(known), _) => Arc::clone(&known.labels),
+            (None, Owner::Host(_)) => match &account.named {
+                Some(series) => Arc::clone(&series.labels),
+                None => Arc::new(no_names(owner)),
+            },
             (None, _) => return None,
         };
         let view = AccountView {

@@ -54,19 +54,20 @@ impl Accountant {
             let book = ledger.book_of(gpu);
             let book = book.ok_or_else(|| StateError::NoBook { gpu: gpu.clone() })?;
             let owner = owner(kept.kind, &kept.payer);
-            let account = restored_account(kept, totals, now);
+            let mut account = restored_account(kept, totals, now);
             numbers.insert(kept.number, (book, owner.clone()));
             if let Owner::Container(id) = &owner {
                 let (from, until) = undivided(&account, &ledger.books()[book]);
                 accountant.shares.hold(book, id, from, until);
             }
-            if !ledger.restore(book, owner.clone(), account) {
-                return Err(StateError::Twice {
-                    payer: Arc::clone(&kept.payer),
-                    gpu: gpu.clone(),
-                });
-            }
+            let twice = || StateError::Twice {
+                payer: Arc::clone(&kept.payer),
+                gpu: gpu.clone(),
+            };
             let Some(attribution) = kept.attribution else {
+                if !ledger.restore(book, owner, account) {
+                    return Err(twice());
+                }
                 continue;
             };
             if let Owner::Container(id) = &owner
@@ -83,8 +84,8 @@ impl Accountant {
                 let identity = restored_identity(kept, source);
                 accountant.naming.directory_mut().restore(identity, now);
             }
-            accountant.naming.restore(
-                owner,
+            let naming = accountant.naming.restore(
+                owner.clone(),
                 NamingState {
                     attribution,
                     held_since: kept.held_since,
@@ -93,6 +94,10 @@ impl Accountant {
                     runtime: Arc::clone(&kept.runtime),
                 },
             );
+            account.naming = Some(naming);
+            if !ledger.restore(book, owner, account) {
+                return Err(twice());
+            }
         }
         let amounts = state.accounts.iter().map(|(_, totals)| totals.amounts);
         let amounts = amounts.chain(state.namespaces.iter().map(|kept| kept.amounts));
@@ -207,6 +212,7 @@ fn restored_account(kept: &KeptAccount, totals: &KeptTotals, now: BootTime) -> A
         allocated_through: totals.allocated_through,
         first_used: totals.first_used,
         last_used: totals.last_used,
+        naming: None,
         id_only: kept.id_only.as_ref().map(|s| restored(s, Amounts::ZERO)),
         named: kept.named.as_ref().map(|s| restored(s, elsewhere)),
         fed: if kept.fed {

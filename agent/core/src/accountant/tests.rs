@@ -1811,7 +1811,7 @@ proptest! {
     fn published_amounts_never_fall(steps in prop::collection::vec(step(), 1..80)) {
         let mut node = Node::new(2_000, 1_000);
         let mut starts = HashMap::default();
-        let mut seen = HashMap::<(ContainerLabels, WallTime), Nanos>::default();
+        let mut seen = HashMap::<(Arc<ContainerLabels>, WallTime), Nanos>::default();
         for step in steps {
             match step {
                 Step::Fork(pid, cgroup) => {

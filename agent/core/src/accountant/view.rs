@@ -1,9 +1,11 @@
 //! The snapshot of a commit, and the list of the processes that use a GPU.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::accountant::Accountant;
+use crate::accounts::AccountKey;
 use crate::cgroup_path::CgroupMeaning;
 use crate::device::DeviceLists;
 use crate::model::{
@@ -23,16 +25,9 @@ impl Accountant {
         self.counts.imbalances += u64::from(imbalances.iter().any(|difference| *difference != 0));
         let excesses = self.ledger.excesses(clock.boot);
         self.counts.excesses += u64::from(excesses.iter().any(|excess| !excess.is_zero()));
+        self.sort_accounts();
         let mut pending = vec![Nanos::ZERO; self.ledger.books().len()];
-        let mut shares = HashMap::<(usize, Owner), f64>::default();
-        for (at, book) in self.ledger.books().iter().enumerate() {
-            let (span, charges) = book.recent();
-            for charge in charges {
-                if let Ok(owner) = &charge.owner {
-                    *shares.entry((at, owner.clone())).or_default() += ratio(charge.busy, span);
-                }
-            }
-        }
+        let shares = self.account_shares();
         self.devices.forget_old_lists(clock.boot);
         let mut snapshot = Snapshot {
             sequence: self.sequence,
@@ -46,23 +41,13 @@ impl Accountant {
             source_errors: self.sources.errors().cloned().collect(),
             ..Snapshot::default()
         };
-        // Sorted in the order in which they are shown, while the entries are still small to move.
-        let accounts = self.ledger.accounts();
-        let mut accounts: Vec<_> = accounts
-            .map(|((at, owner), account)| {
-                let gpu = &self.ledger.books()[*at].gpu.uuid;
-                (self.naming.payer(owner), gpu, *at, owner, account)
-            })
-            .collect();
-        accounts.sort_by(|(one, gpu, ..), (other, other_gpu, ..)| {
-            let labels = [one, other].map(|payer| payer.map(|payer| &payer.labels));
-            (labels[0], gpu).cmp(&(labels[1], other_gpu))
-        });
-        for (payer, gpu, at, owner, account) in accounts {
-            pending[at] += account.amounts.minus(account.published()).busy;
-            let lists = self.lists_of(at);
+        snapshot.accounts.reserve(shares.len());
+        snapshot.container_series.reserve(shares.len());
+        for (((at, owner), account), share) in self.ledger.accounts().iter().zip(shares) {
+            let gpu = &self.ledger.books()[*at].gpu.uuid;
+            pending[*at] += account.amounts.minus(account.published()).busy;
+            let lists = self.lists_of(*at);
             let memory = lists.and_then(|lists| lists.memory.get(owner)).copied();
-            let share = shares.get(&(at, owner.clone())).copied().unwrap_or(0.0);
             if let Owner::Host(unit) = owner {
                 snapshot
                     .host_series
@@ -81,7 +66,7 @@ impl Accountant {
                 });
                 continue;
             }
-            let Some(payer) = payer else {
+            let Some(payer) = self.naming.of(account) else {
                 continue;
             };
             for (series, is_current) in [
@@ -91,7 +76,7 @@ impl Accountant {
                 snapshot
                     .container_series
                     .extend(series.as_ref().map(|series| ContainerSeries {
-                        labels: series.labels.clone(),
+                        labels: Arc::clone(&series.labels),
                         gpu: gpu.clone(),
                         start: series.gate.start,
                         amounts: series.gate.visible,
@@ -103,19 +88,14 @@ impl Accountant {
                     }));
             }
             let (id, runtime_labels, own_name) = match owner {
-                Owner::Container(id) => (
-                    id.clone(),
-                    self.naming
-                        .directory()
-                        .runtime_labels(id)
-                        .cloned()
-                        .unwrap_or_default(),
-                    self.naming.directory().own_name(id),
-                ),
+                Owner::Container(id) => {
+                    let (labels, own_name) = self.naming.directory().labels_and_own_name(id);
+                    (id.clone(), labels.cloned().unwrap_or_default(), own_name)
+                }
                 Owner::Pod(_) | Owner::Host(_) => (ContainerId(none()), Arc::default(), None),
             };
             snapshot.accounts.push(ContainerAccount {
-                labels: payer.labels.clone(),
+                labels: Arc::clone(&payer.labels),
                 id,
                 gpu: gpu.clone(),
                 attribution: payer.attribution,
@@ -134,15 +114,10 @@ impl Accountant {
                 runtime_labels,
             });
         }
+        // An account that was named late has two series, each with labels of its own.
         snapshot
             .container_series
             .sort_by(|a, b| (&a.labels, &a.gpu).cmp(&(&b.labels, &b.gpu)));
-        snapshot
-            .host_series
-            .sort_by(|a, b| (&a.unit, &a.gpu).cmp(&(&b.unit, &b.gpu)));
-        snapshot
-            .host_accounts
-            .sort_by(|a, b| (&a.unit, &a.gpu).cmp(&(&b.unit, &b.gpu)));
         let namespaces = self.namespaces.iter();
         snapshot.namespace_series = namespaces
             .map(|(at, namespace, counter)| NamespaceSeries {
@@ -187,12 +162,7 @@ impl Accountant {
                 }
             })
             .collect();
-        let attribution = |wanted: &str| {
-            let payers = self.naming.payers();
-            payers
-                .filter(|payer| payer.attribution.as_str() == wanted)
-                .count() as u64
-        };
+        let (containers_held, containers_named, containers_id_only) = self.naming.counts();
         snapshot.agent = AgentBook {
             processes: self.tracker.processes().alive(),
             exited_processes: self.tracker.processes().exited(),
@@ -203,9 +173,9 @@ impl Accountant {
                 + self.allocations.overflows()
                 + self.not_followed()
                 + self.namespaces.overflows(),
-            containers_held: attribution("held"),
-            containers_named: attribution("named"),
-            containers_id_only: attribution("id_only"),
+            containers_held,
+            containers_named,
+            containers_id_only,
             scans: self.tracker.scans(),
             named_late: self.naming.named_late(),
             names_dropped: self.naming.directory().names_dropped(),
@@ -222,6 +192,40 @@ impl Accountant {
             ..self.counts
         };
         snapshot
+    }
+
+    /// Puts the accounts in the order in which they are shown: host units first, by unit and GPU,
+    /// then containers by their labels and GPU.
+    fn sort_accounts(&mut self) {
+        let naming = &self.naming;
+        self.ledger
+            .sort_accounts(|books, (one, account), (other, other_account)| {
+                let labels = |account| naming.of(account).map(|known| &known.labels);
+                let gpu = |key: &AccountKey| &books[key.0].gpu.uuid;
+                labels(account)
+                    .cmp(&labels(other_account))
+                    .then_with(|| match (&one.1, &other.1) {
+                        (Owner::Host(one), Owner::Host(other)) => one.cmp(other),
+                        _ => Ordering::Equal,
+                    })
+                    .then_with(|| gpu(one).cmp(gpu(other)))
+            });
+    }
+
+    /// Each account's share of its GPU over the last ten seconds, in the order of the accounts.
+    fn account_shares(&self) -> Vec<f64> {
+        let accounts = self.ledger.accounts();
+        let mut shares = vec![0.0; accounts.len()];
+        for (at, book) in self.ledger.books().iter().enumerate() {
+            let (span, charges) = book.recent();
+            for charge in charges {
+                let owner = charge.owner.as_ref().ok();
+                if let Some(position) = owner.and_then(|owner| accounts.position(at, owner)) {
+                    shares[position] += ratio(charge.busy, span);
+                }
+            }
+        }
+        shares
     }
 
     /// The newest process lists of a GPU, by its book.

@@ -157,6 +157,25 @@ pub(super) struct Known<'a> {
 }
 
 impl Entry {
+    /// All labels that the container's runtime gave.
+    pub(super) fn labels(&self) -> Option<&Labels> {
+        let known = self.winner().or_else(|| self.found().next())?;
+        Some(known.labels)
+    }
+
+    /// The runtime's own name for the container, from the sources that have it.
+    pub(super) fn own_name(&self) -> Option<Arc<str>> {
+        let mut found = self.found().map(|known| known.identity);
+        let own = found.find(|identity| {
+            let tells = matches!(
+                identity.source,
+                IdentitySource::Docker | IdentitySource::Bundle
+            );
+            tells && identity.name.is_some()
+        });
+        own?.name.clone()
+    }
+
     /// Order in which entries are kept when the table is full, the most valuable first. The kernel
     /// does not repeat what it reported, so those come first.
     pub(super) const fn worth(&self) -> (bool, BootTime) {

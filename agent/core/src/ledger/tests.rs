@@ -65,7 +65,7 @@ fn the_books_balance_through_charges_closures_and_reasons() {
     );
     assert_eq!(ledger.imbalances(), [0, 0]);
     ledger.close(BootTime(1_000_000_000_000), &mut |_, _| true);
-    assert_eq!(ledger.accounts().count(), 0);
+    assert_eq!(ledger.accounts().len(), 0);
     assert_eq!(ledger.imbalances(), [0, 0]);
     assert_eq!(ledger.books()[0].closed, Amounts::busy(Nanos(80)));
 }
@@ -89,7 +89,11 @@ fn energy_goes_by_share_of_busy_time_and_adds_up() {
     };
     assert_eq!(ledger.books()[0].energy, Some(book));
     assert_eq!(ledger.books()[1].energy, None, "no meter is not no energy");
-    let mut energies: Vec<_> = ledger.accounts().map(|(_, a)| a.amounts.energy.0).collect();
+    let mut energies: Vec<_> = ledger
+        .accounts()
+        .iter()
+        .map(|(_, a)| a.amounts.energy.0)
+        .collect();
     energies.sort_unstable();
     assert_eq!(energies, [300, 500]);
 }
