@@ -18,12 +18,19 @@ pub(crate) struct Accounts {
     entries: Vec<(AccountKey, Account)>,
     /// For each book, the positions in `entries` by owner.
     positions: Vec<HashMap<Owner, usize>>,
+    /// Grows with each account that is added or removed.
+    revision: u64,
 }
 
 impl Accounts {
     /// The number of accounts.
     pub(crate) const fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// A number that differs from an earlier one if an account was added or removed since.
+    pub(crate) const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The position of an account among [`Accounts::iter`], until one is added or removed.
@@ -53,6 +60,7 @@ impl Accounts {
         }
         self.positions[book].insert(owner.clone(), self.entries.len());
         self.entries.push(((book, owner), account));
+        self.revision += 1;
         true
     }
 
@@ -77,6 +85,7 @@ impl Accounts {
             .extract_if(.., |(key, account)| is_done(key, account));
         let removed: Vec<_> = removed.collect();
         if !removed.is_empty() {
+            self.revision += 1;
             self.index();
         }
         removed

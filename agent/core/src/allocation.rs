@@ -373,6 +373,9 @@ impl AllocationTable {
     /// The containers whose names should be asked for now: those that have none, while the kubelet
     /// has given something to somebody who has not been met. `is_due` says so for each.
     pub fn wanted(&mut self, mut is_due: impl FnMut(&ContainerId) -> bool) -> Vec<ContainerId> {
+        if self.given.is_empty() {
+            return Vec::new();
+        }
         let lives = self.lives.values();
         let met: HashSet<_> = lives.filter_map(|life| life.name.as_ref()).collect();
         if self.given.keys().all(|name| met.contains(name)) {

@@ -41,13 +41,28 @@ struct HandedOver {
     accounts: Vec<u32>,
 }
 
-/// Accounts on which each process is counted as started: pairs of process and account number, in
-/// the order of the processes.
-struct Paid(Vec<(ProcessId, u32)>);
+/// Accounts on which each process is counted as started.
+#[derive(Debug, Default)]
+struct Paid {
+    /// Pairs of process and account number, in the order of the processes.
+    pairs: Vec<(ProcessId, u32)>,
+    /// The revisions of the accounts and of all holdings that `pairs` were found by.
+    revisions: Option<(u64, u64)>,
+}
 
 impl Paid {
+    /// Finds the pairs again if lists or accounts have changed since.
+    fn update(&mut self, devices: &Devices, ledger: &Ledger) {
+        let holdings = devices.iter().map(|device| device.holding.revision()).sum();
+        let revisions = Some((ledger.accounts().revision(), holdings));
+        if self.revisions != revisions {
+            self.revisions = revisions;
+            self.pairs = Self::pairs(devices, ledger);
+        }
+    }
+
     /// By the processes that lists named on each GPU.
-    fn by(devices: &Devices, ledger: &Ledger) -> Self {
+    fn pairs(devices: &Devices, ledger: &Ledger) -> Vec<(ProcessId, u32)> {
         let mut paid = Vec::new();
         for (book, device) in devices.iter().enumerate() {
             paid.extend(device.holding.payers().filter_map(|(process, owner)| {
@@ -56,13 +71,13 @@ impl Paid {
         }
         // Stable: those of one process stay in the order of the books.
         paid.sort_by_key(|(process, _)| *process);
-        Self(paid)
+        paid
     }
 
     fn of(&self, process: ProcessId) -> &[(ProcessId, u32)] {
-        let from = self.0.partition_point(|(of, _)| *of < process);
-        let count = self.0[from..].partition_point(|(of, _)| *of == process);
-        &self.0[from..from + count]
+        let from = self.pairs.partition_point(|(of, _)| *of < process);
+        let count = self.pairs[from..].partition_point(|(of, _)| *of == process);
+        &self.pairs[from..from + count]
     }
 }
 
@@ -72,6 +87,7 @@ pub(crate) struct Followed {
     processes: BTreeMap<ProcessId, Option<HandedOver>>,
     /// Those that were handed over and have been forgotten since.
     gone: Vec<ProcessId>,
+    paid: Paid,
     overflows: u64,
 }
 
@@ -129,7 +145,8 @@ impl Followed {
         }
         let servers = devices.iter().flat_map(|of| of.sharing.servers());
         let servers: BTreeSet<Pid> = servers.collect();
-        let paid = Paid::by(devices, ledger);
+        self.paid.update(devices, ledger);
+        let paid = &self.paid;
         let mut changed = Vec::new();
         let mut gone = std::mem::take(&mut self.gone);
         let books = ledger.books().iter();

@@ -79,7 +79,8 @@ impl Default for HeldAmount {
 #[derive(Debug)]
 struct HoldingInterval {
     process: ProcessId,
-    owner: Owner,
+    /// Index of its owner in [`Holding::progress`].
+    owner: usize,
     /// Since when it holds the GPU.
     from: BootTime,
     memory: u64,
@@ -90,8 +91,9 @@ struct HoldingInterval {
 }
 
 /// An owner's held time on one GPU, as far as it is booked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct HeldProgress {
+    owner: Owner,
     /// End of the booked held time. It never moves back.
     through: BootTime,
     /// Remainder in byte-nanoseconds, less than one byte-second.
@@ -105,9 +107,16 @@ pub struct Holding {
     /// When the last list was read.
     listed: Option<BootTime>,
     stays: Vec<HoldingInterval>,
-    payers: HashMap<Owner, HeldProgress>,
+    /// One for each owner that has been listed and has an account.
+    progress: Vec<HeldProgress>,
+    /// Indices in `progress`.
+    by_owner: HashMap<Owner, usize>,
     /// Living processes that have been listed, with their last owner.
     known: HashMap<ProcessId, Owner>,
+    /// Whether `known` may still have processes that ended before the last list.
+    is_unpruned: bool,
+    /// Grows with each change of `known`.
+    revision: u64,
 }
 
 impl Holding {
@@ -118,8 +127,11 @@ impl Holding {
             interval,
             listed: None,
             stays: Vec::new(),
-            payers: HashMap::default(),
+            progress: Vec::new(),
+            by_owner: HashMap::default(),
             known: HashMap::default(),
+            is_unpruned: false,
+            revision: 0,
         }
     }
 
@@ -128,9 +140,16 @@ impl Holding {
         self.known.iter().map(|(process, owner)| (*process, owner))
     }
 
+    /// A number that differs from an earlier one if [`Holding::payers`] may differ.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Records that an earlier agent's list had this process, and that `owner` was charged for it.
     pub fn restore(&mut self, process: ProcessId, owner: Owner) {
         self.known.insert(process, owner);
+        self.revision += 1;
     }
 
     /// Takes a list that was read at `at`. Returns the owner of each process that is listed for the
@@ -150,6 +169,8 @@ impl Holding {
         // Only if the last list still counts is it known that a new process was not in it.
         let before = self.listed.filter(|_| at <= stale);
         self.listed = Some(at);
+        self.is_unpruned = true;
+        self.revision += 1;
         let mut started = Vec::new();
         for member in members {
             let paid = self.known.insert(member.process, member.owner.clone());
@@ -163,9 +184,10 @@ impl Holding {
             if paid.as_ref() != Some(&member.owner) {
                 started.push(member.owner.clone());
             }
+            let owner = self.index_of(member.owner);
             self.stays.push(HoldingInterval {
                 process: member.process,
-                owner: member.owner,
+                owner,
                 from,
                 memory: member.memory.unwrap_or(0),
                 memory_through: at,
@@ -173,6 +195,19 @@ impl Holding {
             });
         }
         started
+    }
+
+    fn index_of(&mut self, owner: Owner) -> usize {
+        if let Some(index) = self.by_owner.get(&owner) {
+            return *index;
+        }
+        self.by_owner.insert(owner.clone(), self.progress.len());
+        self.progress.push(HeldProgress {
+            owner,
+            through: BootTime::default(),
+            carry: 0,
+        });
+        self.progress.len() - 1
     }
 
     /// Ends the holding of a process that executed another program. Returns whether it was listed.
@@ -201,53 +236,72 @@ impl Holding {
         end_of: &dyn Fn(ProcessId) -> End,
     ) -> Vec<(Owner, HeldAmount)> {
         let until = until.min(self.stale());
-        let mut booked = HashMap::<Owner, HeldAmount>::default();
+        let mut booked = vec![HeldAmount::default(); self.progress.len()];
         // Sorted by their beginnings, so that each owner's union needs one pass.
         self.stays.sort_by_key(|stay| stay.from);
-        let payers = &mut self.payers;
+        let progress = &mut self.progress;
         self.stays.retain_mut(|stay| {
             let end = match end_of(stay.process) {
                 End::At(exit) => stay.until.min(exit),
                 End::Alive | End::Forgotten => stay.until,
             };
             let through = until.min(end);
-            let payer = payers.entry(stay.owner.clone()).or_default();
-            let from = stay.from.max(payer.through);
-            let mut held = HeldAmount {
-                time: through.since(from),
-                ..HeldAmount::default()
-            };
-            if !held.time.is_zero() {
-                held.from = from;
+            let (progress, sum) = (&mut progress[stay.owner], &mut booked[stay.owner]);
+            let from = stay.from.max(progress.through);
+            let time = through.since(from);
+            if !time.is_zero() {
+                sum.from = sum.from.min(from);
+                sum.time += time;
             }
-            payer.through = payer.through.max(through);
+            progress.through = progress.through.max(through);
             let span = through.since(stay.memory_through);
             stay.memory_through = stay.memory_through.max(through);
-            payer.carry += u128::from(stay.memory) * u128::from(span.0);
-            held.memory = ByteSeconds(payer.carry / SECOND);
-            payer.carry %= SECOND;
-            if held != HeldAmount::default() {
-                let sum = booked.entry(stay.owner.clone()).or_default();
-                sum.from = sum.from.min(held.from);
-                sum.time += held.time;
-                sum.memory.0 = sum.memory.0.saturating_add(held.memory.0);
-            }
+            progress.carry += u128::from(stay.memory) * u128::from(span.0);
+            let memory = progress.carry / SECOND;
+            progress.carry %= SECOND;
+            sum.memory.0 = sum.memory.0.saturating_add(memory);
             end > until
         });
-        let stays = &self.stays;
-        self.known.retain(|process, _| match end_of(*process) {
-            End::Alive => true,
-            End::At(exit) => exit > until,
-            End::Forgotten => stays.iter().any(|stay| stay.process == *process),
-        });
-        booked.into_iter().collect()
+        if self.is_unpruned {
+            // Nobody joins between two lists, so whoever ends after this waits for the next one.
+            self.is_unpruned = false;
+            let stays = &self.stays;
+            self.known.retain(|process, _| match end_of(*process) {
+                End::Alive => true,
+                End::At(exit) => exit > until,
+                End::Forgotten => stays.iter().any(|stay| stay.process == *process),
+            });
+            self.revision += 1;
+        }
+        let owners = self.progress.iter().map(|progress| &progress.owner);
+        let booked = owners.zip(booked);
+        booked
+            .filter(|(_, held)| *held != HeldAmount::default())
+            .map(|(owner, held)| (owner.clone(), held))
+            .collect()
     }
 
-    /// Forgets payers that `is_open` says have no account any more.
+    /// Forgets owners that `is_open` says have no account any more.
     pub fn forget(&mut self, is_open: &dyn Fn(&Owner) -> bool) {
-        let stays = &self.stays;
-        self.payers
-            .retain(|owner, _| is_open(owner) || stays.iter().any(|stay| stay.owner == *owner));
+        let mut holds = vec![false; self.progress.len()];
+        for stay in &self.stays {
+            holds[stay.owner] = true;
+        }
+        let mut moved = Vec::with_capacity(self.progress.len());
+        let mut kept = 0;
+        let mut index = 0;
+        self.progress.retain(|progress| {
+            let stays = holds[index] || is_open(&progress.owner);
+            index += 1;
+            moved.push(kept);
+            kept += usize::from(stays);
+            stays
+        });
+        for stay in &mut self.stays {
+            stay.owner = moved[stay.owner];
+        }
+        let owners = self.progress.iter().map(|progress| progress.owner.clone());
+        self.by_owner = owners.zip(0..).collect();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::amounts::Engines;
 use crate::event_stream::EventStream;
+use crate::input::GpuProcess;
 use crate::model::{BootTime, Nanos, Owner, Pid, ProcessId, UnattributedReason};
 use crate::opens::Opens;
 use crate::placement::PlacementTable;
@@ -35,13 +36,28 @@ pub struct Charge {
     pub engines: Engines,
 }
 
+/// The process that had a pid, where one is known, and its owner, or the reason why there is none.
+pub(crate) type FoundOwner = (Option<ProcessId>, Result<Owner, UnattributedReason>);
+
+/// Who owned each process of a GPU's lists when these were read, in the order of the lists.
+pub(crate) fn owners_of(
+    lists: &[GpuProcess],
+    at: BootTime,
+    lookup: &mut Lookup<'_>,
+) -> Vec<FoundOwner> {
+    let processes = lists.iter();
+    processes
+        .map(|process| owner_of(process.pid, at, at, lookup))
+        .collect()
+}
+
 /// Who owned a pid in `(from, to]`.
 pub(crate) fn owner_of(
     pid: Pid,
     from: BootTime,
     to: BootTime,
     lookup: &mut Lookup<'_>,
-) -> (Option<ProcessId>, Result<Owner, UnattributedReason>) {
+) -> FoundOwner {
     let complete = lookup.events.completeness();
     let holders = lookup.processes.holders(pid, from, to, complete);
     let Some(newest) = holders.first() else {
@@ -59,9 +75,9 @@ pub(crate) fn owner_of(
 pub(crate) fn confirmed(
     pid: Pid,
     to: BootTime,
-    found: (Option<ProcessId>, Result<Owner, UnattributedReason>),
+    found: FoundOwner,
     lookup: &Lookup<'_>,
-) -> (Option<ProcessId>, Result<Owner, UnattributedReason>) {
+) -> FoundOwner {
     if found.1.is_ok() && !lookup.events.vouches_for(pid, to) {
         (None, Err(UnattributedReason::UnconfirmedPid))
     } else {

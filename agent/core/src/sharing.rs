@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use crate::amounts::Engines;
 use crate::input::{GpuProcess, GpuWindow, MpsRole};
 use crate::model::{BootTime, Nanos, Owner, Pid, ProcessId, UnattributedReason};
-use crate::owners::{Charge, Lookup, owner_among, owner_of};
+use crate::owners::{Charge, FoundOwner, Lookup, owner_among};
 use crate::process_table::CREDIT_SLACK;
 
 /// Readings of the process lists that are remembered: a window lies between two, and is booked some
@@ -96,13 +96,22 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Takes the lists of a GPU. An MPS server stays one for as long as it is listed, also while it
-    /// has no clients.
-    pub(super) fn observe(&mut self, at: BootTime, lists: &[GpuProcess], lookup: &mut Lookup<'_>) {
+    /// Takes the lists of a GPU, and the owners of their processes by [`owners_of`]. An MPS server
+    /// stays one for as long as it is listed, also while it has no clients.
+    ///
+    /// [`owners_of`]: crate::owners::owners_of
+    pub(super) fn observe(
+        &mut self,
+        at: BootTime,
+        lists: &[GpuProcess],
+        owners: &[FoundOwner],
+        lookup: &Lookup<'_>,
+    ) {
         let listed: Vec<Listed> = lists
             .iter()
-            .map(|&GpuProcess { pid, mps, .. }| {
-                let (process, owner) = owner_of(pid, at, at, lookup);
+            .zip(owners)
+            .map(|(&GpuProcess { pid, mps, .. }, (process, owner))| {
+                let process = *process;
                 let part = match mps {
                     MpsRole::Client => Part::Client,
                     MpsRole::Server => Part::Server,

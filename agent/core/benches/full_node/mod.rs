@@ -215,7 +215,8 @@ fn id(number: u32) -> String {
 }
 
 fn container_path(number: u32) -> Arc<str> {
-    format!("/kubepods/pod{}/{}", pod_uid(number), id(number)).into()
+    let (uid, id) = (pod_uid(number).replace('-', "_"), id(number));
+    format!("/kubepods.slice/kubepods-pod{uid}.slice/cri-containerd-{id}.scope").into()
 }
 
 fn identity(number: u32) -> ContainerIdentity {

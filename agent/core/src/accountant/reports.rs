@@ -5,7 +5,7 @@ use crate::awaited::{Awaited, Next, life_of};
 use crate::device::DeviceLists;
 use crate::effect::Effect;
 use crate::holding::{End, ListedProcess};
-use crate::input::{Accounted, GpuProcess, GpuProcesses};
+use crate::input::{Accounted, GpuProcesses};
 use crate::model::{BootTime, Clock, Owner};
 use crate::owners;
 use crate::tables::HashMap;
@@ -76,27 +76,20 @@ impl Accountant {
             return; // Nothing can be booked on a GPU that NVML has never listed.
         };
         let mut lookup = self.tracker.lookup();
-        let mut owners = HashMap::default();
-        for &GpuProcess { pid, .. } in &lists.processes {
-            let (found, owner) = owners::owner_of(pid, lists.at, lists.at, &mut lookup);
-            owners.insert(pid, (found, owner));
-        }
+        let mut owners = owners::owners_of(&lists.processes, lists.at, &mut lookup);
         let sharing = &mut self.devices.of(book).sharing;
-        sharing.observe(lists.at, &lists.processes, &mut lookup);
-        for (pid, (_, owner)) in &mut owners {
-            if let Some(of_server) = sharing.payer_of_server(*pid, lists.at, lists.at, &mut lookup)
-            {
-                (_, *owner) = owners::confirmed(*pid, lists.at, (None, of_server), &lookup);
+        sharing.observe(lists.at, &lists.processes, &owners, &lookup);
+        for (process, (_, owner)) in lists.processes.iter().zip(&mut owners) {
+            let of_server = sharing.payer_of_server(process.pid, lists.at, lists.at, &mut lookup);
+            if let Some(of_server) = of_server {
+                (_, *owner) = owners::confirmed(process.pid, lists.at, (None, of_server), &lookup);
             }
         }
         self.close_taken_over(clock);
         let mut members = Vec::with_capacity(lists.processes.len());
         let mut memory = HashMap::<Owner, u64>::default();
         let opened = self.opened_at(book, lists.at, clock);
-        for process in &lists.processes {
-            let Some((found, payer)) = owners.get(&process.pid).cloned() else {
-                continue;
-            };
+        for (process, (found, payer)) in lists.processes.iter().zip(owners) {
             if let Some(found) = found {
                 follow(&mut self.keeper, found);
             }

@@ -260,7 +260,7 @@ fn what_is_settled_is_forgotten() {
     }
     holding.book_until(at(1_000_000), &|_| End::At(at(100)));
     holding.forget(&|_| false);
-    assert!(holding.stays.is_empty() && holding.payers.is_empty());
+    assert!(holding.stays.is_empty() && holding.progress.is_empty());
 }
 
 proptest! {

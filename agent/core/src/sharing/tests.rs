@@ -2,6 +2,7 @@ use super::*;
 use crate::attribute::tests::{A, B, Tables, s};
 use crate::input::WindowQuality;
 use crate::model::{DeviceNumber, GpuUuid};
+use crate::owners::owners_of;
 
 /// Readings at 10 s, 15 s, 20 s, … of (pid, role); pids 1.. are of the host, 11.. of A, 21.. of
 /// B, 31.. of nobody known.
@@ -34,7 +35,9 @@ fn read(readings: &[&[(u32, MpsRole)]], tables: &mut Tables) -> Sharing {
                 mps,
             })
             .collect();
-        sharing.observe(s(at), &lists, &mut tables.lookup());
+        let mut lookup = tables.lookup();
+        let owners = owners_of(&lists, s(at), &mut lookup);
+        sharing.observe(s(at), &lists, &owners, &lookup);
     }
     sharing
 }
