@@ -22,7 +22,7 @@ use gpuacct_common::event::{KIND_FORK, ProcessRecord, UNIFIED_HIERARCHY};
 const RECORDS: u32 = 1_000;
 
 /// A case: its name, and what prepares it and returns the work to be counted.
-type Case = (&'static str, fn() -> Box<dyn FnOnce()>);
+type Case = (&'static str, fn() -> Box<dyn FnMut()>);
 
 const CASES: &[Case] = &[
     ("scrape", scrape),
@@ -43,26 +43,26 @@ fn main() {
         eprintln!("there is no case {wanted}");
         std::process::exit(2);
     };
-    let work = prepare();
-    measured(work);
+    let mut work = prepare();
+    measured(&mut *work);
 }
 
 /// What callgrind counts: nothing before its entry, nothing after its return.
 #[inline(never)]
-fn measured(work: Box<dyn FnOnce()>) {
+fn measured(work: &mut dyn FnMut()) {
     work();
 }
 
-fn scrape() -> Box<dyn FnOnce()> {
+fn scrape() -> Box<dyn FnMut()> {
     rendering(Format::Text)
 }
 
-fn scrape_openmetrics() -> Box<dyn FnOnce()> {
+fn scrape_openmetrics() -> Box<dyn FnMut()> {
     rendering(Format::OpenMetrics)
 }
 
 /// One rendering of the books of a full node, into a buffer that has its size already.
-fn rendering(format: Format) -> Box<dyn FnOnce()> {
+fn rendering(format: Format) -> Box<dyn FnMut()> {
     let node = FullNode::settled(0);
     let counters = OutputCounters::default();
     let opt_in = OptIn::default();
@@ -87,7 +87,7 @@ fn rendering(format: Format) -> Box<dyn FnOnce()> {
 }
 
 /// Decodes records of births.
-fn decode_records() -> Box<dyn FnOnce()> {
+fn decode_records() -> Box<dyn FnMut()> {
     let records: Vec<Vec<u8>> = (0..RECORDS).map(record).collect();
     Box::new(move || {
         for record in &records {

@@ -174,7 +174,7 @@ impl Past {
             mig: self.books[gpu].gpu.mig.clone(),
             kind,
             payer: payer_id,
-            labels: names,
+            labels: names.into(),
             image: image.into(),
             runtime: "docker".into(),
             attribution,

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: what the agent costs on this machine, as one reads it in
 //! `docs/PERFORMANCE.md`.
 
+mod guard;
+
 use anyhow::Result;
 
 use crate::build::{self, Profile};
@@ -15,9 +17,18 @@ pub(crate) struct Options {
     /// all if not given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
+    /// Count instructions instead, and compare them with the recorded ones: needs no quiet machine
+    #[arg(long, conflicts_with = "names")]
+    guard: bool,
+    /// Record what is counted
+    #[arg(long, requires = "guard")]
+    record: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.guard {
+        return guard::run(options.record);
+    }
     let mut groups = vec![Group::Ebpf];
     let wants = |name: &str| options.names.is_empty() || options.names.iter().any(|it| it == name);
     if wants("identity") || wants("crashes") {

@@ -27,7 +27,7 @@ const BPF_LINKER: &str = "0.13.0";
 /// Install what gpuacct is built and tested with
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What for; everything but what takes minutes if not given
+    /// What for; everything but the kubelet and valgrind if not given
     #[arg(value_enum)]
     groups: Vec<Group>,
 }
@@ -47,6 +47,8 @@ pub(crate) enum Group {
     OtherRuntimes,
     /// Building the fuzz targets
     Fuzz,
+    /// Counting instructions, `cargo xtask bench --guard`
+    Guard,
     /// Running pods under a kubelet, which takes minutes to build
     Kubelet,
 }
@@ -54,7 +56,7 @@ pub(crate) enum Group {
 impl Group {
     /// Whether it is set up only if it is named.
     fn is_slow(self) -> bool {
-        self == Self::Kubelet
+        matches!(self, Self::Kubelet | Self::Guard)
     }
 }
 
@@ -162,6 +164,13 @@ const NEEDS: &[Need] = &[
         is_there: || find_program("c++").is_some(),
         packages: &["g++", "libc6-dev"],
         elsewhere: "install g++ or clang",
+    },
+    Need {
+        group: Group::Guard,
+        what: "valgrind, whose callgrind counts instructions",
+        is_there: || find_program("valgrind").is_some(),
+        packages: &["valgrind"],
+        elsewhere: "install Valgrind 3.19 or newer",
     },
     Need {
         group: Group::Kubelet,

@@ -15,7 +15,7 @@ use full_node::FullNode;
 const MANY: u32 = 100_000;
 
 /// A case: its name, and what prepares it and returns the work to be counted.
-type Case = (&'static str, fn() -> Box<dyn FnOnce()>);
+type Case = (&'static str, fn() -> Box<dyn FnMut()>);
 
 const CASES: &[Case] = &[
     ("ten-seconds", ten_seconds),
@@ -35,19 +35,19 @@ fn main() {
         eprintln!("there is no case {wanted}");
         std::process::exit(2);
     };
-    let work = prepare();
-    measured(work);
+    let mut work = prepare();
+    measured(&mut *work);
 }
 
 /// What callgrind counts: nothing before its entry, nothing after its return.
 #[inline(never)]
-fn measured(work: Box<dyn FnOnce()>) {
+fn measured(work: &mut dyn FnMut()) {
     work();
 }
 
 /// Ten seconds of a full node: windows, process lists, commits, and what is handed over to the
 /// store. The snapshots are dropped as the next one replaces them.
-fn ten_seconds() -> Box<dyn FnOnce()> {
+fn ten_seconds() -> Box<dyn FnMut()> {
     let mut node = FullNode::settled(0);
     Box::new(move || {
         for _ in 0..10 {
@@ -57,7 +57,7 @@ fn ten_seconds() -> Box<dyn FnOnce()> {
 }
 
 /// One commit of a node with many processes, none of which uses a GPU.
-fn commit_many_processes() -> Box<dyn FnOnce()> {
+fn commit_many_processes() -> Box<dyn FnMut()> {
     let mut node = FullNode::settled(MANY);
     Box::new(move || node.commit())
 }

@@ -20,8 +20,9 @@ use crate::outputs::store::durability::{DurabilityGate, Outcome};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 
-/// How often the books are committed. The design allows two seconds at most.
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// How often the books are committed. A commit costs the same whatever lies between two of them, and
+/// scrapers come each 15 seconds or so.
+const COMMIT_EVERY: Duration = Duration::from_secs(2);
 /// Inputs taken in a row before a commit that is due gets its turn.
 const INPUTS_IN_A_ROW: usize = 64;
 /// How long a call into NVML takes before `status` speaks of it.

@@ -315,7 +315,7 @@ fn series(
     attribution: Attribution,
 ) -> ContainerSeries {
     ContainerSeries {
-        labels: labels.clone(),
+        labels: Arc::new(labels.clone()),
         gpu: gpu.into(),
         start: WallTime(STARTED.0 + 60_000_000_000),
         amounts: amounts(busy),
@@ -349,7 +349,7 @@ fn account(
     attribution: Attribution,
 ) -> ContainerAccount {
     ContainerAccount {
-        labels: labels.clone(),
+        labels: Arc::new(labels.clone()),
         id: ContainerId(Arc::clone(&labels.container_id)),
         gpu: gpu.into(),
         attribution,

@@ -594,7 +594,7 @@ impl Life {
 /// What has been published.
 #[derive(Default)]
 struct Shown {
-    containers: HashMap<(ContainerLabels, GpuUuid, WallTime), Amounts>,
+    containers: HashMap<(Arc<ContainerLabels>, GpuUuid, WallTime), Amounts>,
     hosts: HashMap<(String, GpuUuid, WallTime), Amounts>,
     namespaces: HashMap<(Arc<str>, GpuUuid, WallTime), Amounts>,
     books: HashMap<(GpuUuid, WallTime), [u64; 3]>,

@@ -56,9 +56,9 @@ fn an_allocation_that_the_kubelet_has_not_confirmed_is_told_as_such() {
 fn no_line_is_wider_than_a_terminal() {
     let mut snapshot = sample::snapshot();
     for account in &mut snapshot.accounts {
-        account.labels.namespace = "namespace-".repeat(25).into();
-        account.labels.pod = "pod-\u{1b}[31m日本語".repeat(25).into();
-        account.labels.container = "container-".repeat(25).into();
+        Arc::make_mut(&mut account.labels).namespace = "namespace-".repeat(25).into();
+        Arc::make_mut(&mut account.labels).pod = "pod-\u{1b}[31m日本語".repeat(25).into();
+        Arc::make_mut(&mut account.labels).container = "container-".repeat(25).into();
         account.amounts.busy = Nanos(u64::MAX);
         account.memory = Some(u64::MAX);
     }

@@ -127,7 +127,7 @@ fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Opti
                 pod,
                 container,
                 ..
-            } = &series.labels;
+            } = &*series.labels;
             let labels = [
                 "nvidia",
                 &book.gpu.model,
@@ -201,6 +201,8 @@ fn percent(share: f64) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::core::model::WallTime;
     use crate::core::snapshot::Snapshot;
@@ -338,10 +340,11 @@ mod tests {
         let mut snapshot = sample::snapshot();
         let named = snapshot.container_series[0].clone();
         let mut nameless = named.clone();
+        let labels = Arc::make_mut(&mut nameless.labels);
         for label in [
-            &mut nameless.labels.namespace,
-            &mut nameless.labels.pod,
-            &mut nameless.labels.container,
+            &mut labels.namespace,
+            &mut labels.pod,
+            &mut labels.container,
         ] {
             *label = UNRESOLVED.into();
         }
@@ -362,13 +365,13 @@ mod tests {
         own_name: Option<&str>,
     ) -> ContainerAccount {
         ContainerAccount {
-            labels: ContainerLabels {
+            labels: Arc::new(ContainerLabels {
                 namespace: pod.into(),
                 pod: pod.into(),
                 container: "main".into(),
                 pod_uid: ids.0.into(),
                 container_id: ids.1.into(),
-            },
+            }),
             runtime: runtime.into(),
             cgroup: cgroup.map(Into::into),
             own_name: own_name.map(Into::into),

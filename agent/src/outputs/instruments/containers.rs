@@ -187,7 +187,7 @@ fn pod_labels(view: &View<'_>, points: &mut Points<'_>) {
             pod,
             pod_uid,
             ..
-        } = &account.labels;
+        } = &*account.labels;
         if [NONE, UNRESOLVED].contains(&&**pod) {
             continue;
         }
@@ -247,7 +247,7 @@ fn container_gpu(series: &ContainerSeries) -> [&str; 6] {
         container,
         pod_uid,
         container_id,
-    } = &series.labels;
+    } = &*series.labels;
     [
         namespace,
         pod,

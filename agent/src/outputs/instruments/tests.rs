@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::sources::STATES;
 use super::table::all_families;
@@ -94,13 +95,13 @@ fn every_series_has_every_label_and_none_is_blank() {
 fn blanks_from_upstream_are_mended_and_counted() {
     let mut snapshot = sample::snapshot();
     let blank = || "".into();
-    snapshot.container_series[0].labels = ContainerLabels {
+    snapshot.container_series[0].labels = Arc::new(ContainerLabels {
         namespace: blank(),
         pod: blank(),
         container: blank(),
         pod_uid: blank(),
         container_id: blank(),
-    };
+    });
     snapshot.container_series[0].image = blank();
     snapshot.namespace_series[0].namespace = blank();
     snapshot.host_series[0].unit = HostUnit(blank());

@@ -114,9 +114,9 @@ fn the_format_is_what_the_scraper_prefers() {
 fn hostile() -> Snapshot {
     let mut snapshot = sample::snapshot();
     for series in &mut snapshot.container_series {
-        series.labels.pod = "a\"b\\c\nd\te\0f} 1 # HELP x\r\n".into();
-        series.labels.container = "\u{feff}\u{202e}\u{10ffff}\\".into();
-        series.labels.namespace = "x".repeat(1 << 20).into();
+        Arc::make_mut(&mut series.labels).pod = "a\"b\\c\nd\te\0f} 1 # HELP x\r\n".into();
+        Arc::make_mut(&mut series.labels).container = "\u{feff}\u{202e}\u{10ffff}\\".into();
+        Arc::make_mut(&mut series.labels).namespace = "x".repeat(1 << 20).into();
         series.image = "\"".repeat(1 << 20).into();
     }
     snapshot.host_series[0].unit = HostUnit::from("\\n\n\"");

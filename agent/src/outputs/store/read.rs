@@ -246,7 +246,7 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<PersistedSta
             gpu: gpu(columns)?,
             kind: kind(columns)?,
             payer: columns.text()?,
-            labels: columns.labels()?,
+            labels: Arc::new(columns.labels()?),
             image: columns.text()?,
             runtime: columns.text()?,
             attribution: attribution(columns)?,
@@ -405,7 +405,7 @@ fn series(connection: &Connection) -> Result<HashMap<(i64, Arc<str>), KeptSeries
     let all = rows(connection, "series", &sql, [], |columns| {
         let key = (columns.next()?, columns.text()?);
         let series = KeptSeries {
-            labels: columns.labels()?,
+            labels: Arc::new(columns.labels()?),
             start: columns.wall()?,
             shown: columns.boot()?,
             changed: columns.boot()?,

@@ -5,7 +5,7 @@
 //!
 //! # What it costs
 //!
-//! Where processes hold a GPU, each commit has the totals of every open account, once a second. Two
+//! Where processes hold a GPU, each commit has the totals of every open account. Two
 //! things decide what that takes. A row that is there is updated in place: `INSERT OR REPLACE` would
 //! delete it and insert another, which with foreign keys, that are on here, is looked up in every
 //! table that refers or is referred to. And what is written for many rows is prepared once for all
