@@ -445,7 +445,7 @@ fn refuse(status: StatusCode, error: String) -> Response {
 mod tests {
     use super::*;
     use crate::core::model::Clock;
-    use crate::outputs::sample::{self, NOW};
+    use crate::outputs::sample::{self, NOW, golden};
 
     fn state() -> (
         SocketState,
@@ -496,6 +496,21 @@ mod tests {
             Some(Nanos::from_secs(12))
         );
         assert_eq!(report.degraded.len(), 2, "{:?}", report.degraded);
+    }
+
+    #[tokio::test]
+    async fn the_report_has_the_same_text_as_ever() {
+        let (state, _asked, blocked) = state();
+        blocked.send_replace(Some(BlockedCall {
+            call: "nvmlInit_v2".into(),
+            gpu: Some(sample::FIRST_GPU.into()),
+            since: NOW.minus(Nanos::from_secs(12)),
+        }));
+        let Json(report) = status(State(state)).await;
+        // The compact form differs from it in white space alone.
+        let mut text = serde_json::to_string_pretty(&report).unwrap();
+        text.push('\n');
+        golden("status.json", &text);
     }
 
     #[tokio::test]
