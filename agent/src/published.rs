@@ -5,8 +5,7 @@
 //! and of the store from these. Sources fill in the nouns of this file, outputs show them, and
 //! neither sees the other.
 //!
-//! It refuses to have behaviour: these are figures, in nanoseconds and bytes unless a field says
-//! otherwise.
+//! It refuses to have behaviour. Units: nanoseconds and bytes, unless a field says otherwise.
 
 use std::sync::Arc;
 
@@ -25,10 +24,10 @@ pub struct Published {
     pub agent: AgentStatus,
     /// The call into NVML that had not returned when this was made, if there was one.
     ///
-    /// It is no fresher than the books and need not be. The call is given by when it began, so a
-    /// reader's own clock says how long it has lasted, even if the core has stopped committing.
-    /// While a snapshot waits for the disk, which is ten seconds at most, a call that began
-    /// meanwhile is not shown yet.
+    /// It is no fresher than the books and need not be. The call has the time at which it began, so a
+    /// reader's own clock says how long it has lasted, even if the core has stopped committing. While
+    /// a commit waits for the disk, which it does for ten seconds at most, a call that begins is not
+    /// shown yet, and one that returns is still shown.
     pub blocked: Option<BlockedCall>,
 }
 

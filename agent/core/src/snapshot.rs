@@ -1,7 +1,7 @@
-//! The books after a commit: everything that outputs may show.
+//! The books after a commit: everything of the core that outputs may show.
 //!
-//! A snapshot is immutable and shared. Prometheus, OTLP and the socket read the same one, so they
-//! cannot disagree about an amount; a slow output merely shows an older one.
+//! A snapshot is complete when it leaves the core. Prometheus, OTLP and the socket read the same one,
+//! so they cannot disagree about an amount; a slow output merely shows an older one.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::model::{
 };
 
 /// The books at one commit.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// Grows by one with every commit.
     pub sequence: u64,
@@ -38,7 +38,6 @@ pub struct Snapshot {
     /// Every account of a container, held-back ones included, with its whole amount.
     pub accounts: Vec<ContainerAccount>,
     /// Every account of a host unit, with its whole amount.
-    #[serde(default)]
     pub host_accounts: Vec<HostAccount>,
     /// The eBPF object's counters.
     pub events: EventCounters,

@@ -1,8 +1,8 @@
 //! The last reported state of each source, and how often each failed.
 //!
 //! The core has one table, of the sources that it takes observations from. Outputs have states of
-//! the same form, which are no business of the core's: the composition keeps a second table for
-//! them, and publishes both as one list.
+//! the same form, on which no book depends. The composition keeps a second table for them, and
+//! publishes both as one list.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
