@@ -15,6 +15,7 @@ use full_node::FullNode;
 use gpuacct::outputs::counters::OutputCounters;
 use gpuacct::outputs::instruments::{OptIn, View};
 use gpuacct::outputs::prometheus::{Format, render};
+use gpuacct::published::AgentStatus;
 use gpuacct::sources::kernel::decode::decode;
 use gpuacct_common::event::{KIND_FORK, ProcessRecord, UNIFIED_HIERARCHY};
 
@@ -66,10 +67,12 @@ fn rendering(format: Format) -> Box<dyn FnMut()> {
     let node = FullNode::settled(0);
     let counters = OutputCounters::default();
     let opt_in = OptIn::default();
+    let agent = AgentStatus::default();
     let mut out = String::new();
     let write = move |node: &FullNode, out: &mut String| {
         let view = View {
             snapshot: &node.published,
+            agent: &agent,
             counters: &counters,
             opt_in: &opt_in,
         };

@@ -38,13 +38,17 @@ pub(crate) use self::settings::{origin, receiver};
 use self::signals::Signals;
 use self::sources::Sources;
 use crate::config::Config;
-use crate::core::snapshot::Snapshot;
+use crate::core::model::{SourceId, SourceState};
+use crate::core::source_states::SourceStates;
 use crate::outputs::log::Log;
 use crate::outputs::socket;
+use crate::published::Published;
 use crate::sources::clock::now;
 
 /// Inputs that may wait in the core's channel.
 const INPUTS: usize = 256;
+/// States of outputs that may wait to be taken. One that finds no room is told again.
+const OUTPUT_STATES: usize = 16;
 /// How long an earlier agent on the same socket is waited for: twice what Kubernetes and systemd
 /// give it to end. One that lives longer is not being replaced.
 const LAST_AGENT: Duration = Duration::from_secs(30);
@@ -76,14 +80,13 @@ pub async fn run(
     let recorder = recorder(record, &config)?;
     let listener = outputs::listen(&config.prometheus).await?;
     let (inputs, inputs_taken) = mpsc::channel(INPUTS);
-    let (snapshots, snapshots_shown) = watch::channel(Arc::new(Snapshot::default()));
-    let (blocked, blocked_shown) = watch::channel(None);
+    let (health, health_taken) = mpsc::channel(OUTPUT_STATES);
+    let (published, published_shown) = watch::channel(Arc::new(Published::default()));
     let shown = Shown {
-        snapshots: snapshots_shown,
-        blocked: blocked_shown,
+        published: published_shown,
         counters: Arc::default(),
     };
-    let exporter = outputs::exporter(&config, &shown, inputs.clone())?;
+    let exporter = outputs::exporter(&config, &shown, health.clone())?;
     let taken = Taken {
         listener,
         socket,
@@ -92,10 +95,11 @@ pub async fn run(
 
     // Begin: the outputs show how far the start has come, and the books go on from what an agent
     // before this one has left, once nobody else holds it.
-    sources::announce(&config, taken.exporter.is_some(), &inputs).await;
-    let (outputs, queries) = outputs::start(&config, file, log, taken, &shown, inputs.clone());
+    sources::announce(&config, &inputs).await;
+    let output_states = output_states(taken.exporter.is_some());
+    let (outputs, queries) = outputs::start(&config, file, log, taken, &shown, health);
     let mut begun = tokio::select! {
-        begun = books::begin(&config, &snapshots) => begun,
+        begun = books::begin(&config, &published) => begun,
         () = signals.recv() => {
             info!("stopped before accounting began");
             return Ok(());
@@ -110,9 +114,15 @@ pub async fn run(
     let store = config.store.path.display().to_string();
     let watchdog = sources.watchdog();
     let core = Core::new(
-        begun, store, recorder, requests, watchdog, snapshots, blocked,
+        begun,
+        store,
+        recorder,
+        requests,
+        watchdog,
+        output_states,
+        published,
     );
-    let mut core = tokio::spawn(core.run(inputs_taken, queries, core_stopped));
+    let mut core = tokio::spawn(core.run(inputs_taken, queries, health_taken, core_stopped));
 
     // Run.
     let ended = end(signals.recv(), &mut core).await;
@@ -147,6 +157,18 @@ async fn drain(
         warn!("some tasks did not stop within {DRAIN:?}");
     }
     debug!(took = ?began.elapsed(), "stopped");
+}
+
+/// The states of the outputs before any of them says so itself. The store's is known once the books
+/// have begun.
+fn output_states(has_otlp: bool) -> SourceStates {
+    let state = match has_otlp {
+        true => SourceState::Absent,
+        false => SourceState::Disabled,
+    };
+    let mut states = SourceStates::default();
+    states.take(outputs::state_of(SourceId::Otlp, state, ""), now().boot);
+    states
 }
 
 /// The file for what the core is told, if it is asked for.

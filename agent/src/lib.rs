@@ -1,7 +1,7 @@
 //! gpuacct accounts for the GPU time of a node: which container used how much of which GPU.
 //!
 //! Observations flow one way. [`sources`] turn the outside world into plain data, [`core`] joins
-//! and books it, [`outputs`] show the last committed snapshot. Only [`app`] sees all three.
+//! and books it, [`outputs`] show what was [`published`] last. Only [`app`] sees all three.
 
 #![deny(unsafe_code)]
 
@@ -10,6 +10,7 @@ pub mod commands;
 pub mod config;
 mod errors;
 pub mod outputs;
+pub mod published;
 pub mod report;
 pub mod secrets;
 mod shutdown;

@@ -272,7 +272,7 @@ pub fn pod_uid() -> &'static str {
 /// If the status does not have it: every source is in every status.
 #[must_use]
 pub fn state(status: &StatusReport, source: SourceId) -> &SourceState {
-    let mut sources = status.snapshot.sources.iter();
+    let mut sources = status.agent.sources.iter();
     let health = sources.find(|health| health.source == source);
     &health.expect("every source is in the status").state
 }

@@ -181,6 +181,12 @@ impl Accountant {
         self.introduce_containers(clock.boot, from_events);
     }
 
+    /// The last state of each source that has reported one, and how often each failed.
+    #[must_use]
+    pub const fn sources(&self) -> &SourceStates {
+        &self.sources
+    }
+
     /// What the sources are asked to do since this was last called.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         self.effects.take()

@@ -40,7 +40,7 @@ pub mod replay;
 mod shares;
 pub mod sharing;
 pub mod snapshot;
-mod source_states;
+pub mod source_states;
 mod tables;
 #[cfg(test)]
 mod testing;

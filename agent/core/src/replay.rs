@@ -212,6 +212,24 @@ mod tests {
         assert_eq!(commits, [1, 2]);
     }
 
+    /// Agents told the core of their outputs once.
+    #[test]
+    fn a_recording_with_the_states_of_outputs_is_still_read() {
+        let health = |source| {
+            let health = r#""state":"down","class":"refused","reason":"","since":1,"place":"""#;
+            format!(r#"{{"boot":1,"wall":2,"take":{{"health":{{"source":"{source}",{health}}}}}}}"#)
+        };
+        let commit = r#"{"boot":1,"wall":2,"commit":{}}"#;
+        let (otlp, store) = (health("otlp"), health("store"));
+        let of = |lines: &[&str]| {
+            let mut books = Vec::new();
+            replay(&lines.join("\n"), |snapshot| books.push(snapshot)).unwrap();
+            books
+        };
+        let told = of(&[HEAD, &otlp, &store, commit]);
+        assert_eq!(told, of(&[HEAD, commit]));
+    }
+
     #[test]
     fn what_is_no_recording_is_refused_with_the_line() {
         let rows = [

@@ -1,7 +1,7 @@
-//! The books after a commit: everything that outputs may show.
+//! The books after a commit: everything of the core that outputs may show.
 //!
-//! A snapshot is immutable and shared. Prometheus, OTLP and the socket read the same one, so they
-//! cannot disagree about an amount; a slow output merely shows an older one.
+//! A snapshot is complete when it leaves the core. Prometheus, OTLP and the socket read the same one,
+//! so they cannot disagree about an amount; a slow output merely shows an older one.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -10,14 +10,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::amounts::{Amounts, Millijoules};
-use crate::input::{EventCounters, GpuInfo, IdentitySource, SampleClocks, SourceHealth};
+use crate::input::{EventCounters, GpuInfo, IdentitySource, SampleClocks};
 use crate::model::{
     BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceId, StartTicks, UnattributedReason,
     UnobservedReason, WallTime,
 };
 
 /// The books at one commit.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// Grows by one with every commit.
     pub sequence: u64,
@@ -38,30 +38,15 @@ pub struct Snapshot {
     /// Every account of a container, held-back ones included, with its whole amount.
     pub accounts: Vec<ContainerAccount>,
     /// Every account of a host unit, with its whole amount.
-    #[serde(default)]
     pub host_accounts: Vec<HostAccount>,
-    /// Every source and its state, in the order of `SourceId::ALL`.
-    pub sources: Vec<SourceHealth>,
     /// The eBPF object's counters.
     pub events: EventCounters,
     /// The agent's own counters and sizes.
     pub agent: AgentBook,
-    /// How the sources failed, by source and class, also those that are up again.
-    pub source_errors: Vec<SourceErrorBook>,
-    /// Lookups of each identity source.
-    pub names: Vec<NamesBook>,
-    /// What the calls into NVML came to.
-    pub nvml_calls: Vec<NvmlCallBook>,
-    /// What became of the threads that make them.
-    #[serde(default)]
-    pub nvml_threads: NvmlThreadBook,
     /// Whether the kubelet has ever said which container it gave which GPU.
     pub allocations_known: bool,
     /// Allocations of the kubelet, with their containers.
     pub allocations: Vec<AllocationView>,
-    /// Figures of the store. Absent if it is disabled.
-    #[serde(default)]
-    pub store: Option<StoreBook>,
 }
 
 /// One GPU's book.
@@ -498,102 +483,6 @@ pub struct SourceErrorBook {
     pub last: BootTime,
 }
 
-/// What came of a source's lookups, each of one container. They add up to the lookups that ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LookupBook {
-    /// It knows the container.
-    pub found: u64,
-    /// Lookups of a container that the source does not know.
-    pub not_found: u64,
-    /// It did not say in time.
-    pub timeout: u64,
-    /// What it said cannot be understood.
-    pub invalid: u64,
-    /// It could not be asked to the end.
-    pub error: u64,
-}
-
-/// Requests, events and problems of an identity or allocation source since the agent began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NamesBook {
-    /// Which source.
-    pub source: SourceId,
-    /// What came of its lookups.
-    pub lookups: LookupBook,
-    /// Requests sent.
-    pub calls: u64,
-    /// Requests that were not answered in time.
-    pub timeouts: u64,
-    /// Replies that are not what the API promises.
-    pub invalid_replies: u64,
-    /// Connections that were lost or could not be made.
-    pub disconnects: u64,
-    /// Events received.
-    pub events: u64,
-    /// Lookups turned away: too many were waiting, or the id is none.
-    pub lookups_refused: u64,
-    /// Texts that were cut, or in which something was escaped.
-    pub texts_changed: u64,
-    /// Labels left out, since the container has too many.
-    pub labels_dropped: u64,
-    /// Sets of Kubernetes labels that are incomplete or cannot be Kubernetes'.
-    pub kubernetes_refused: u64,
-    /// Entries of answers left out, since there are too many, they are too large or they contradict
-    /// each other.
-    #[serde(default)]
-    pub entries_dropped: u64,
-    /// Answers and events refused, since they are larger than what is read.
-    #[serde(default)]
-    pub answers_too_large: u64,
-}
-
-/// What the calls of one function of NVML came to, since the agent began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NvmlCallBook {
-    /// The function.
-    pub call: Arc<str>,
-    /// Calls that returned.
-    pub calls: u64,
-    /// Those that returned an error.
-    pub errors: u64,
-    /// Time spent inside, all together.
-    pub total: Nanos,
-    /// Duration of the longest call.
-    pub longest: Nanos,
-}
-
-/// Failures of NVML threads since the agent began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NvmlThreadBook {
-    /// Threads that a defect ended and that were started again.
-    pub restarts: u64,
-    /// Threads that were given up since their call did not return.
-    pub abandoned: u64,
-    /// Those of them whose call has not returned yet: at most one a GPU.
-    pub blocked: u64,
-    /// Windows that the core had no room for when the agent stopped.
-    pub undelivered: u64,
-}
-
-/// Figures of the store since the agent began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreBook {
-    /// Commits that are kept.
-    pub commits: u64,
-    /// Attempts that failed.
-    pub failures: u64,
-    /// Time that commits took to be written, all together.
-    pub spent: Nanos,
-    /// What the store takes, in bytes; looked at once a minute.
-    pub bytes: u64,
-    /// Hours without a commit that are in the hour after them.
-    #[serde(default)]
-    pub hours_merged: u64,
-    /// How often the store was too large and nothing in it could go.
-    #[serde(default)]
-    pub over_size: u64,
-}
-
 /// A process that uses a GPU, for `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GpuProcessView {
@@ -614,16 +503,4 @@ pub struct GpuProcessView {
     pub share: f64,
     /// Device memory in use, in bytes.
     pub memory: Option<u64>,
-}
-
-/// A call into NVML that has not returned yet. The thread that made it waits in the driver and
-/// cannot be interrupted; everything else goes on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockedCall {
-    /// The function's name.
-    pub call: Arc<str>,
-    /// The GPU that it asks about; absent for calls about the whole library.
-    pub gpu: Option<GpuUuid>,
-    /// When it was made.
-    pub since: BootTime,
 }

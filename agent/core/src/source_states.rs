@@ -1,4 +1,8 @@
 //! The last reported state of each source, and how often each failed.
+//!
+//! The core has one table, of the sources that it takes observations from. Outputs have states of
+//! the same form, on which no book depends. The composition keeps a second table for them, and
+//! publishes both as one list.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +18,8 @@ const MAX_ERROR_CLASSES: usize = 32;
 const OVERFLOW: &str = "(overflow)";
 
 /// The states of all sources that have reported one.
-#[derive(Debug, Default)]
-pub(crate) struct SourceStates {
+#[derive(Clone, Debug, Default)]
+pub struct SourceStates {
     states: BTreeMap<SourceId, SourceHealth>,
     errors: BTreeMap<(SourceId, Arc<str>), SourceErrorBook>,
 }
@@ -23,7 +27,7 @@ pub(crate) struct SourceStates {
 impl SourceStates {
     /// Takes a source's report. Returns since when it is in that state: a source that is down for
     /// another reason than before has been down since it first was.
-    pub(crate) fn take(&mut self, mut health: SourceHealth, now: BootTime) -> BootTime {
+    pub fn take(&mut self, mut health: SourceHealth, now: BootTime) -> BootTime {
         if let SourceState::Down { class, .. } = &health.state {
             self.count_error(health.source, class, now);
         }
@@ -60,13 +64,26 @@ impl SourceStates {
         self.states.get(&source)
     }
 
-    /// The last report of each source.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &SourceHealth> {
+    /// The last report of each source, in the order of [`SourceId::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = &SourceHealth> {
         self.states.values()
     }
 
-    /// The counted errors, by source and class.
-    pub(crate) fn errors(&self) -> impl Iterator<Item = &SourceErrorBook> {
+    /// The states of this table and of another one. Where both have a source, the other one's state
+    /// and errors stand.
+    #[must_use]
+    pub fn joined(mut self, other: &Self) -> Self {
+        let states = other.states.iter();
+        self.states
+            .extend(states.map(|(source, health)| (*source, health.clone())));
+        let errors = other.errors.iter();
+        self.errors
+            .extend(errors.map(|(key, book)| (key.clone(), book.clone())));
+        self
+    }
+
+    /// The counted errors, by source and class: also those of sources that are up again.
+    pub fn errors(&self) -> impl Iterator<Item = &SourceErrorBook> {
         self.errors.values()
     }
 
@@ -90,5 +107,40 @@ impl SourceStates {
     pub(crate) fn can_ask_for_pods(&self) -> bool {
         let logs = self.states.get(&SourceId::KubeletLogs);
         logs.is_some_and(|health| health.state == SourceState::Up)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(source: SourceId, class: Option<&str>) -> SourceHealth {
+        SourceHealth {
+            source,
+            state: class.map_or(SourceState::Up, |class| SourceState::Down {
+                class: class.into(),
+                reason: "".into(),
+                next_retry: None,
+            }),
+            since: BootTime(1),
+            place: "".into(),
+        }
+    }
+
+    #[test]
+    fn two_tables_are_one_list_in_the_order_of_all_sources() {
+        let (mut odd, mut even) = (SourceStates::default(), SourceStates::default());
+        for (at, source) in SourceId::ALL.into_iter().enumerate().rev() {
+            let table = if at % 2 == 0 { &mut even } else { &mut odd };
+            for class in [Some("timeout"), Some("refused"), None] {
+                table.take(health(source, class), BootTime(1));
+            }
+        }
+        let joined = odd.joined(&even);
+        let sources: Vec<_> = joined.iter().map(|health| health.source).collect();
+        assert_eq!(sources, SourceId::ALL);
+        let errors = joined.errors().map(|book| (book.source, &*book.class));
+        let classes = |source| ["refused", "timeout"].map(|class| (source, class));
+        assert!(errors.eq(SourceId::ALL.into_iter().flat_map(classes)));
     }
 }

@@ -11,16 +11,18 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::outputs::state_of;
 use super::settings::{BOOT_ID, boot, settings};
 use crate::config::Config;
 use crate::core::accountant::Accountant;
-use crate::core::input::{Input, SourceHealth};
+use crate::core::input::SourceHealth;
 use crate::core::model::{SourceId, SourceState};
 use crate::core::snapshot::Snapshot;
 use crate::outputs::store::durability::{DurabilityGate, PATIENCE};
 use crate::outputs::store::error::StoreError;
 use crate::outputs::store::mark::MarkerFile;
 use crate::outputs::store::{self, Handle};
+use crate::published::{AgentStatus, Published};
 use crate::sources::clock::now;
 use crate::sources::gpu::cursor::Cursor;
 
@@ -32,14 +34,16 @@ pub(super) struct OpenedBooks {
     pub(super) accountant: Accountant,
     /// Absent where nothing is to be kept.
     pub(super) keeping: Option<DurabilityGate>,
+    /// How the store is.
+    pub(super) store: SourceHealth,
     /// Where the GPUs' windows go on.
     pub(super) cursors: Vec<Cursor>,
 }
 
-/// Begins the books. While another agent holds the store this waits, and `snapshots` says so.
+/// Begins the books. While another agent holds the store this waits, and `published` says so.
 pub(super) async fn begin(
     config: &Config,
-    snapshots: &watch::Sender<Arc<Snapshot>>,
+    published: &watch::Sender<Arc<Published>>,
 ) -> OpenedBooks {
     let mark = MarkerFile::beside(&config.socket.path);
     let path = config.store.path.display().to_string();
@@ -56,7 +60,7 @@ pub(super) async fn begin(
     };
     let (handle, found) = match handle {
         Ok(Some(handle)) => {
-            let found = resume(&handle, &mark, &path, snapshots).await;
+            let found = resume(&handle, &mark, &path, published).await;
             (Some(handle), found)
         }
         Ok(None) => (None, Ok(None)),
@@ -100,7 +104,7 @@ pub(super) async fn begin(
         });
         cursors.collect()
     });
-    let mut accountant = match restored {
+    let accountant = match restored {
         Some((accountant, _)) => accountant,
         None => {
             let mut accountant = Accountant::new(settings(config), clock);
@@ -117,22 +121,11 @@ pub(super) async fn begin(
         }
         None => (None, trouble.map_or(SourceState::Disabled, |e| down(&e))),
     };
-    let health = Input::Health(health(state, &path));
-    accountant.take(health, clock);
     OpenedBooks {
         accountant,
         keeping,
+        store: state_of(SourceId::Store, state, &path),
         cursors: cursors.unwrap_or_default(),
-    }
-}
-
-/// The store's state, as an input of the core.
-pub(super) fn health(state: SourceState, path: &str) -> SourceHealth {
-    SourceHealth {
-        source: SourceId::Store,
-        state,
-        since: now().boot,
-        place: path.into(),
     }
 }
 
@@ -167,7 +160,7 @@ async fn resume(
     handle: &Handle,
     mark: &MarkerFile,
     path: &str,
-    snapshots: &watch::Sender<Arc<Snapshot>>,
+    published: &watch::Sender<Arc<Published>>,
 ) -> Result<Option<crate::core::records::PersistedState>, StoreError> {
     let mut waits = false;
     loop {
@@ -194,12 +187,18 @@ async fn resume(
             reason: format!("{error}; nothing is metered until it lets go").into(),
             next_retry: Some(at.boot.plus(TRY_LOCK.into())),
         };
-        snapshots.send_replace(Arc::new(Snapshot {
-            at: at.boot,
-            wall: at.wall,
-            agent_started: at.wall,
-            sources: vec![health(state, path)],
-            ..Snapshot::default()
+        published.send_replace(Arc::new(Published {
+            books: Snapshot {
+                at: at.boot,
+                wall: at.wall,
+                agent_started: at.wall,
+                ..Snapshot::default()
+            },
+            agent: AgentStatus {
+                sources: vec![state_of(SourceId::Store, state, path)],
+                ..AgentStatus::default()
+            },
+            blocked: None,
         }));
         sleep(TRY_LOCK).await;
     }

@@ -8,15 +8,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, warn};
 
-use super::books::{self, OpenedBooks};
+use super::books::OpenedBooks;
+use super::outputs::state_of;
 use super::recorder::Recorder;
 use super::requests::Requests;
 use crate::core::accountant::Accountant;
-use crate::core::input::Input;
-use crate::core::model::{Clock, Nanos};
-use crate::core::snapshot::{BlockedCall, NvmlCallBook, Snapshot};
+use crate::core::input::{Input, SourceHealth};
+use crate::core::model::{Clock, Nanos, SourceId};
+use crate::core::snapshot::Snapshot;
+use crate::core::source_states::SourceStates;
 use crate::outputs::socket::Query;
 use crate::outputs::store::durability::{DurabilityGate, Outcome};
+use crate::published::{AgentStatus, NvmlCallBook, Published};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 
@@ -31,9 +34,17 @@ const SHOWN_AS_BLOCKED: Nanos = Nanos::from_secs(1);
 /// store.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
 
-/// A snapshot whose commit is being stored; it is published afterwards.
-struct PendingSnapshot {
-    snapshot: Snapshot,
+/// What the core made of a commit.
+#[derive(Default)]
+struct Committed {
+    books: Snapshot,
+    /// The states of the sources, as the books were made with them.
+    sources: SourceStates,
+}
+
+/// A commit that is being stored; it is published afterwards.
+struct PendingCommit {
+    committed: Committed,
     kept: Pin<Box<dyn Future<Output = (DurabilityGate, Outcome)> + Send>>,
 }
 
@@ -42,32 +53,35 @@ pub(super) struct Core {
     accountant: Accountant,
     /// Stores commits. Absent if there is no store, and while a commit is being stored.
     keeping: Option<DurabilityGate>,
-    /// The snapshot that waits until its commit is kept.
-    waiting: Option<PendingSnapshot>,
+    /// The commit that waits until it is kept.
+    waiting: Option<PendingCommit>,
     /// The store's directory.
     store: String,
     /// Records the inputs, if `--record-inputs` is set.
     recorder: Option<Recorder>,
     /// Whether the next commit is the last.
     is_last: bool,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    published: watch::Sender<Arc<Published>>,
+    /// The states of the outputs. The core's books do not depend on them, so it is not told.
+    outputs: SourceStates,
     /// Passes the core's effects on to the sources.
     requests: Requests,
     watchdog: Watchdog,
-    blocked: watch::Sender<Option<BlockedCall>>,
 }
 
 impl Core {
-    /// The core with books that have been begun. `snapshots` and `blocked` are what the outputs show.
+    /// The core with books that have been begun. `outputs` has the states of the outputs so far,
+    /// `published` is what they show.
     pub(super) fn new(
         begun: OpenedBooks,
         store: String,
         recorder: Option<Recorder>,
         requests: Requests,
         watchdog: Watchdog,
-        snapshots: watch::Sender<Arc<Snapshot>>,
-        blocked: watch::Sender<Option<BlockedCall>>,
+        mut outputs: SourceStates,
+        published: watch::Sender<Arc<Published>>,
     ) -> Self {
+        outputs.take(begun.store, now().boot);
         Self {
             accountant: begun.accountant,
             keeping: begun.keeping,
@@ -75,18 +89,20 @@ impl Core {
             store,
             recorder,
             is_last: false,
-            snapshots,
+            published,
+            outputs,
             requests,
             watchdog,
-            blocked,
         }
     }
 
-    /// Takes inputs, answers queries and commits until it is stopped; then commits once more.
+    /// Takes inputs and the outputs' states, answers queries and commits until it is stopped; then
+    /// commits once more.
     pub(super) async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
         mut queries: mpsc::Receiver<Query>,
+        mut output_health: mpsc::Receiver<SourceHealth>,
         mut stopped: watch::Receiver<bool>,
     ) {
         let mut commits = interval(COMMIT_EVERY);
@@ -102,6 +118,9 @@ impl Core {
                 // does.
                 _ = commits.tick(), if self.waiting.is_none() => self.commit(now()),
                 Some(query) = queries.recv() => self.answer(query),
+                Some(health) = output_health.recv() => {
+                    self.outputs.take(health, now().boot);
+                }
                 taken = inputs.recv_many(&mut batch, INPUTS_IN_A_ROW) => {
                     if taken == 0 {
                         break;
@@ -112,6 +131,9 @@ impl Core {
         }
         while inputs.try_recv().map(|input| batch.push(input)).is_ok() {}
         self.take(&mut batch);
+        while let Ok(health) = output_health.try_recv() {
+            self.outputs.take(health, now().boot);
+        }
         self.end().await;
     }
 
@@ -154,43 +176,37 @@ impl Core {
         if let Some(recorder) = &mut self.recorder {
             recorder.commit(self.is_last, at);
         }
-        let snapshot = self.accountant.commit(at);
+        let committed = Committed {
+            books: self.accountant.commit(at),
+            sources: self.accountant.sources().clone(),
+        };
         self.carry_out();
         let keeping = self.keeping.as_mut();
         if !keeping.is_some_and(|keeping| keeping.is_due(at.boot)) {
-            self.publish(snapshot);
+            self.publish(committed);
         } else if let Some(keeping) = self.keeping.take() {
             let changes = self.accountant.changes(keeping.wants_whole(), at);
             let kept = Box::pin(keeping.keep(changes));
-            self.waiting = Some(PendingSnapshot { snapshot, kept });
+            self.waiting = Some(PendingCommit { committed, kept });
         }
     }
 
-    /// A commit was stored or could not be: its snapshot is published.
+    /// A commit was stored or could not be: it is published, with what became of it.
     fn publish_stored(
         &mut self,
-        (snapshot, keeping, outcome): (Snapshot, DurabilityGate, Outcome),
+        (committed, keeping, outcome): (Committed, DurabilityGate, Outcome),
     ) {
         if let Some(kept) = outcome.kept {
             self.accountant.kept(kept);
         }
-        let health = Input::Health(books::health(outcome.state, &self.store));
-        let clock = now();
-        if let Some(recorder) = &mut self.recorder {
-            recorder.take(&health, clock);
-        }
-        self.accountant.take(health, clock);
+        let health = state_of(SourceId::Store, outcome.state, &self.store);
+        self.outputs.take(health, now().boot);
         self.keeping = Some(keeping);
-        self.publish(snapshot);
+        self.publish(committed);
     }
 
-    fn publish(&mut self, mut snapshot: Snapshot) {
-        // Counters of the sources are published with the books.
-        snapshot.names = self.requests.names_books();
-        snapshot.nvml_calls = self.nvml_calls();
-        snapshot.nvml_threads = self.watchdog.threads();
-        snapshot.store = self.keeping.as_ref().map(DurabilityGate::book);
-        for book in &snapshot.gpus {
+    fn publish(&self, Committed { books, sources }: Committed) {
+        for book in &books.gpus {
             if book.imbalance != 0 {
                 error!(gpu = %book.gpu.uuid, nanoseconds = book.imbalance, "the books do not balance");
             }
@@ -202,9 +218,23 @@ impl Core {
                 );
             }
         }
-        self.snapshots.send_replace(Arc::new(snapshot));
-        self.blocked
-            .send_replace(self.watchdog.blocked(now().boot, SHOWN_AS_BLOCKED));
+        self.published.send_replace(Arc::new(Published {
+            books,
+            agent: self.agent_status(sources),
+            blocked: self.watchdog.blocked(now().boot, SHOWN_AS_BLOCKED),
+        }));
+    }
+
+    fn agent_status(&self, sources: SourceStates) -> AgentStatus {
+        let states = sources.joined(&self.outputs);
+        AgentStatus {
+            sources: states.iter().cloned().collect(),
+            source_errors: states.errors().cloned().collect(),
+            names: self.requests.names_books(),
+            nvml_calls: self.nvml_calls(),
+            nvml_threads: self.watchdog.threads(),
+            store: self.keeping.as_ref().map(DurabilityGate::book),
+        }
     }
 
     fn nvml_calls(&self) -> Vec<NvmlCallBook> {
@@ -244,16 +274,128 @@ impl Core {
     }
 }
 
-/// Waits until the commit of the pending snapshot is stored or has failed. Never returns if no
-/// snapshot is pending.
+/// Waits until the pending commit is stored or has failed. Never returns if none is pending.
 async fn commit_stored(
-    waiting: &mut Option<PendingSnapshot>,
-) -> (Snapshot, DurabilityGate, Outcome) {
+    waiting: &mut Option<PendingCommit>,
+) -> (Committed, DurabilityGate, Outcome) {
     let Some(under_way) = waiting else {
         return std::future::pending().await;
     };
     let (keeping, outcome) = (&mut under_way.kept).await;
-    let snapshot = std::mem::take(&mut under_way.snapshot);
+    let committed = std::mem::take(&mut under_way.committed);
     *waiting = None;
-    (snapshot, keeping, outcome)
+    (committed, keeping, outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::accountant::Settings;
+    use crate::core::model::SourceState;
+    use crate::outputs::store::{self, mark::MarkerFile};
+
+    fn core(keeping: Option<DurabilityGate>) -> (Core, watch::Receiver<Arc<Published>>) {
+        let mut accountant = Accountant::new(Settings::default(), now());
+        if keeping.is_some() {
+            accountant.keep();
+        }
+        let begun = OpenedBooks {
+            accountant,
+            keeping,
+            store: state_of(SourceId::Store, SourceState::Up, "/store"),
+            cursors: Vec::new(),
+        };
+        let (published, shown) = watch::channel(Arc::default());
+        let core = Core::new(
+            begun,
+            "/store".to_owned(),
+            None,
+            Requests::new().0,
+            Watchdog::default(),
+            SourceStates::default(),
+            published,
+        );
+        (core, shown)
+    }
+
+    fn down(class: &str) -> SourceState {
+        SourceState::Down {
+            class: class.into(),
+            reason: "".into(),
+            next_retry: None,
+        }
+    }
+
+    /// Each source or output with its state, and with the number of its errors.
+    fn states(published: &Published) -> Vec<(SourceId, &'static str, u64)> {
+        let errors = |source| {
+            let books = published.agent.source_errors.iter();
+            let of_it = books.filter(|book| book.source == source);
+            of_it.map(|book| book.count).sum()
+        };
+        let states = published.agent.sources.iter();
+        states
+            .map(|health| {
+                let source = health.source;
+                (source, health.state.as_str(), errors(source))
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_was_not_stored_is_published_with_the_state_of_the_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let no_directory = directory.path().join("a file");
+        std::fs::write(&no_directory, "").unwrap();
+        let handle = store::spawn(store::Options {
+            directory: no_directory,
+            retention: Duration::from_secs(1),
+            max_bytes: u64::MAX,
+            boot: "boot".into(),
+        });
+        let mark = MarkerFile::beside(&directory.path().join("agent.sock"));
+        let (keeping, _) = DurabilityGate::begin(handle.unwrap(), mark, now, None).await;
+        let (mut core, shown) = core(Some(keeping));
+        core.commit(now());
+        assert_eq!(shown.borrow().books.sequence, 0, "it waits for the disk");
+        let stored = commit_stored(&mut core.waiting).await;
+        core.publish_stored(stored);
+        let published = shown.borrow();
+        assert_eq!(published.books.sequence, 1);
+        assert_eq!(published.agent.store.map(|store| store.failures), Some(1));
+        assert_eq!(states(&published), [(SourceId::Store, "down", 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sources_and_outputs_are_published_as_one_list() {
+        let (core, mut shown) = core(None);
+        let (inputs, inputs_taken) = mpsc::channel(2);
+        let (health, health_taken) = mpsc::channel(2);
+        let (_queries, queries_taken) = mpsc::channel(1);
+        let (stop, stopped) = watch::channel(false);
+        for class in ["refused", "timeout"] {
+            let state = state_of(SourceId::Otlp, down(class), "receiver");
+            health.send(state).await.unwrap();
+        }
+        let docker = state_of(SourceId::Docker, down("refused"), "docker.sock");
+        inputs.send(Input::Health(docker)).await.unwrap();
+        let core = tokio::spawn(core.run(inputs_taken, queries_taken, health_taken, stopped));
+        // The first commit may be before they were taken.
+        let published = shown.wait_for(|published| published.books.sequence >= 2);
+        let published = Arc::clone(&published.await.unwrap());
+        let expected = [
+            (SourceId::Docker, "down", 1),
+            (SourceId::Otlp, "down", 2),
+            (SourceId::Store, "up", 0),
+        ];
+        assert_eq!(states(&published), expected);
+
+        // What was told before the end is in the last commit.
+        let state = state_of(SourceId::Otlp, SourceState::Up, "receiver");
+        health.send(state).await.unwrap();
+        stop.send(true).unwrap();
+        core.await.unwrap();
+        let up = (SourceId::Otlp, "up", 2);
+        assert_eq!(states(&shown.borrow())[1], up);
+    }
 }

@@ -11,11 +11,10 @@ use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use super::settings::{opt_in, origin, receiver, starts, temporality};
-use super::sources::outlived;
+use super::sources::panicked;
 use crate::config::{self, Config};
-use crate::core::input::Input;
-use crate::core::model::SourceId;
-use crate::core::snapshot::{BlockedCall, Snapshot};
+use crate::core::input::SourceHealth;
+use crate::core::model::{SourceId, SourceState};
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
 use crate::outputs::log::Log;
@@ -23,6 +22,7 @@ use crate::outputs::prometheus::BindError;
 use crate::outputs::receiver::ReceiverError;
 use crate::outputs::socket::{ConfigReport, Query};
 use crate::outputs::{otlp, prometheus, socket};
+use crate::published::Published;
 use crate::shutdown::until;
 use crate::sources::clock::now;
 
@@ -32,10 +32,8 @@ const QUERIES: usize = 16;
 /// What the outputs show, and what they count.
 #[derive(Clone)]
 pub(super) struct Shown {
-    /// The last snapshot.
-    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// The call into NVML that does not return, if there is one.
-    pub(super) blocked: watch::Receiver<Option<BlockedCall>>,
+    /// What was published last.
+    pub(super) published: watch::Receiver<Arc<Published>>,
     /// What the outputs count of themselves.
     pub(super) counters: Arc<OutputCounters>,
 }
@@ -76,7 +74,7 @@ fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAdd
 pub(super) fn exporter(
     config: &Config,
     shown: &Shown,
-    inputs: mpsc::Sender<Input>,
+    health: mpsc::Sender<SourceHealth>,
 ) -> Result<Option<otlp::Exporter>, ReceiverError> {
     let Some(receiver) = receiver(config) else {
         return Ok(None);
@@ -90,8 +88,8 @@ pub(super) fn exporter(
         starts: starts(config),
         ..otlp::Options::new(receiver, origin(config))
     };
-    let (snapshots, counters) = (shown.snapshots.clone(), Arc::clone(&shown.counters));
-    otlp::Exporter::new(options, snapshots, counters, Arc::new(now), inputs).map(Some)
+    let (published, counters) = (shown.published.clone(), Arc::clone(&shown.counters));
+    otlp::Exporter::new(options, published, counters, Arc::new(now), health).map(Some)
 }
 
 /// What was bound or made before, for the outputs to start with.
@@ -112,7 +110,7 @@ pub(super) fn start(
     log: Arc<Log>,
     taken: Taken,
     shown: &Shown,
-    inputs: mpsc::Sender<Input>,
+    health: mpsc::Sender<SourceHealth>,
 ) -> (Outputs, mpsc::Receiver<Query>) {
     let (stop, stopped) = watch::channel(false);
     let (queries, queries_taken) = mpsc::channel(QUERIES);
@@ -121,8 +119,7 @@ pub(super) fn start(
         let address = listener.local_addr().map(|at| at.to_string());
         info!(address = address.unwrap_or_default(), "serving /metrics");
         let exposition = prometheus::Exposition {
-            snapshots: shown.snapshots.clone(),
-            blocked: shown.blocked.clone(),
+            published: shown.published.clone(),
             counters: Arc::clone(&shown.counters),
             opt_in: opt_in(config),
             clock: Arc::new(now),
@@ -136,8 +133,7 @@ pub(super) fn start(
         });
     }
     let desk = socket::SocketState {
-        snapshots: shown.snapshots.clone(),
-        blocked: shown.blocked.clone(),
+        published: shown.published.clone(),
         queries,
         counters: Arc::clone(&shown.counters),
         log,
@@ -156,9 +152,24 @@ pub(super) fn start(
     });
     if let Some(exporter) = taken.exporter {
         let exporter = exporter.run(until(stopped));
-        tasks.spawn(outlived(SourceId::Otlp, inputs, exporter));
+        tasks.spawn(async move {
+            if let Some(state) = panicked(SourceId::Otlp, exporter).await {
+                // The receiver is dropped only when the agent is stopping.
+                let _ = health.send(state_of(SourceId::Otlp, state, "")).await;
+            }
+        });
     }
     (Outputs { tasks, stop }, queries_taken)
+}
+
+/// The state of an output from now on, with the place where it is.
+pub(super) fn state_of(output: SourceId, state: SourceState, place: &str) -> SourceHealth {
+    SourceHealth {
+        source: output,
+        state,
+        since: now().boot,
+        place: place.into(),
+    }
 }
 
 impl Outputs {

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use crate::core::effect::Effect;
 use crate::core::input::{IdentitySource, PodName};
 use crate::core::model::{ContainerId, PodUid, SourceId};
-use crate::core::snapshot::NamesBook;
+use crate::published::NamesBook;
 use crate::sources::identity::Counters;
 
 /// Lookups that may wait for one identity source. One that finds no room is dropped, and the core

@@ -40,7 +40,7 @@ pub(super) struct Sources {
 }
 
 /// Tells the core which sources there are, before any of them says so itself.
-pub(super) async fn announce(config: &Config, has_otlp: bool, inputs: &mpsc::Sender<Input>) {
+pub(super) async fn announce(config: &Config, inputs: &mpsc::Sender<Input>) {
     for (source, is_on) in [
         (SourceId::Kernel, true),
         (SourceId::Procfs, true),
@@ -50,7 +50,6 @@ pub(super) async fn announce(config: &Config, has_otlp: bool, inputs: &mpsc::Sen
         (SourceId::Bundle, config.bundle.enabled),
         (SourceId::KubeletLogs, config.kubelet_logs.enabled),
         (SourceId::PodResources, config.pod_resources.enabled),
-        (SourceId::Otlp, has_otlp),
     ] {
         let state = if is_on {
             SourceState::Absent
@@ -184,26 +183,31 @@ impl Sources {
 }
 
 /// Runs a source, and reports it as down if it panicked. Otherwise its last report would stand.
-pub(super) async fn outlived(
+async fn outlived(source: SourceId, inputs: mpsc::Sender<Input>, life: impl Future<Output = ()>) {
+    if let Some(state) = panicked(source, life).await {
+        report_state(&inputs, source, state).await;
+    }
+}
+
+/// Runs a source or an output. Returns its state from then on if it panicked.
+pub(super) async fn panicked(
     source: SourceId,
-    inputs: mpsc::Sender<Input>,
     life: impl Future<Output = ()>,
-) {
+) -> Option<SourceState> {
     // Nothing of the source is looked at after a panic.
     if AssertUnwindSafe(life).catch_unwind().await.is_ok() {
-        return;
+        return None;
     }
     let source_name = source.as_str();
     error!(
         source = source_name,
         "the source's task panicked (a bug); restart the agent"
     );
-    let state = SourceState::Down {
+    Some(SourceState::Down {
         class: "panic".into(),
         reason: "a defect ended it; the agent must be started anew".into(),
         next_retry: None,
-    };
-    report_state(&inputs, source, state).await;
+    })
 }
 
 /// Reports a source's state on its behalf.

@@ -6,7 +6,8 @@
 //! whole percents) does not count, or the word would lose its meaning.
 
 use crate::core::model::{BootTime, Nanos, SourceState, UnattributedReason, UnobservedReason};
-use crate::core::snapshot::{BlockedCall, Coverage, Snapshot};
+use crate::core::snapshot::Coverage;
+use crate::published::Published;
 
 /// Share of a minute that may be unobserved, or of its busy time that may have no owner for a
 /// fixable reason, before the agent is degraded: one twentieth.
@@ -34,7 +35,8 @@ pub const STUCK_AFTER: Nanos = Nanos::from_secs(30);
 /// 6. A call into NVML has not returned for [`BLOCKED_AFTER`].
 /// 7. Nothing has been committed yet, or not for [`STUCK_AFTER`].
 #[must_use]
-pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTime) -> Vec<String> {
+pub fn degraded(published: &Published, now: BootTime) -> Vec<String> {
+    let snapshot = &published.books;
     let mut reasons = Vec::new();
     let age = now.since(snapshot.at);
     if snapshot.sequence == 0 {
@@ -46,7 +48,7 @@ pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTim
             age.0 / Nanos::SECOND.0
         ));
     }
-    for source in &snapshot.sources {
+    for source in &published.agent.sources {
         if let SourceState::Down { reason, .. } = &source.state {
             reasons.push(format!("{} is down: {reason}", source.source.as_str()));
         }
@@ -77,7 +79,7 @@ pub fn degraded(snapshot: &Snapshot, blocked: Option<&BlockedCall>, now: BootTim
             reasons.push(format!("{count} of {} kernel events {what}", events.seen));
         }
     }
-    if let Some(call) = blocked {
+    if let Some(call) = &published.blocked {
         let waited = now.since(call.since);
         if waited >= BLOCKED_AFTER {
             let of = call.gpu.as_ref();
@@ -146,37 +148,39 @@ mod tests {
     use super::*;
     use crate::core::model::SourceId;
     use crate::outputs::sample::{self, NOW};
+    use crate::published::BlockedCall;
 
-    fn healthy() -> Snapshot {
-        let mut snapshot = sample::snapshot();
-        for source in &mut snapshot.sources {
+    fn healthy() -> Published {
+        let mut published = sample::published();
+        for source in &mut published.agent.sources {
             source.state = SourceState::Up;
         }
+        let snapshot = &mut published.books;
         for book in &mut snapshot.gpus {
             book.coverage.unobserved.clear();
             book.coverage.unattributed.clear();
         }
         snapshot.events.lost = 0;
         snapshot.events.undecodable = 0;
-        snapshot
+        published
     }
 
     #[test]
     fn a_well_agent_has_no_reasons() {
-        assert_eq!(degraded(&healthy(), None, NOW), Vec::<String>::new());
+        assert_eq!(degraded(&healthy(), NOW), Vec::<String>::new());
         assert_eq!(
-            degraded(&Snapshot::default(), None, NOW),
+            degraded(&Published::default(), NOW),
             ["nothing has been committed yet"]
         );
     }
 
     #[test]
     fn each_fault_is_a_reason_of_its_own() {
-        type Fault = fn(&mut Snapshot);
+        type Fault = fn(&mut Published);
         let rows: [(Fault, &str); 10] = [
             (
                 |s| {
-                    s.sources[3].state = SourceState::Down {
+                    s.agent.sources[3].state = SourceState::Down {
                         class: "refused".into(),
                         reason: "connection refused".into(),
                         next_retry: None,
@@ -185,17 +189,17 @@ mod tests {
                 "docker is down: connection refused",
             ),
             (
-                |s| s.gpus[1].imbalance = -7,
+                |s| s.books.gpus[1].imbalance = -7,
                 "the books of gpu 1 are out of balance by -7 ns",
             ),
             (
-                |s| s.gpus[1].excess = Nanos(7),
+                |s| s.books.gpus[1].excess = Nanos(7),
                 "an account on gpu 1 has 7 ns more held or allocated time than has passed",
             ),
             (
                 |s| {
-                    s.gpus[0].coverage.elapsed = Nanos(100);
-                    s.gpus[0].coverage.unobserved = vec![
+                    s.books.gpus[0].coverage.elapsed = Nanos(100);
+                    s.books.gpus[0].coverage.unobserved = vec![
                         (UnobservedReason::SampleGap, Nanos(3)),
                         (UnobservedReason::DriverError, Nanos(3)),
                     ];
@@ -204,37 +208,37 @@ mod tests {
             ),
             (
                 |s| {
-                    s.gpus[0].coverage.busy = Nanos(100);
-                    s.gpus[0].coverage.unattributed =
+                    s.books.gpus[0].coverage.busy = Nanos(100);
+                    s.books.gpus[0].coverage.unattributed =
                         vec![(UnattributedReason::UnknownPid, Nanos(6))];
                 },
                 "6 % of gpu 0's busy time has no owner in the last minute",
             ),
             (
                 |s| {
-                    s.events.seen = 1_999;
-                    s.events.lost = 2;
+                    s.books.events.seen = 1_999;
+                    s.books.events.lost = 2;
                 },
                 "2 of 1999 kernel events lost",
             ),
             (
                 |s| {
-                    s.events.seen = 0;
-                    s.events.undecodable = 1;
+                    s.books.events.seen = 0;
+                    s.books.events.undecodable = 1;
                 },
                 "1 of 0 kernel events undecodable",
             ),
             (
                 |s| {
-                    s.gpus[0].coverage.busy = Nanos(0);
-                    s.gpus[0].coverage.unattributed =
+                    s.books.gpus[0].coverage.busy = Nanos(0);
+                    s.books.gpus[0].coverage.unattributed =
                         vec![(UnattributedReason::Overflow, Nanos(u64::MAX))];
                 },
                 "100 % of gpu 0's busy time has no owner in the last minute",
             ),
             (
                 |s| {
-                    s.sources[0].state = SourceState::Down {
+                    s.agent.sources[0].state = SourceState::Down {
                         class: "permission".into(),
                         reason: "CAP_BPF is missing".into(),
                         next_retry: Some(BootTime(1)),
@@ -243,30 +247,30 @@ mod tests {
                 "kernel is down: CAP_BPF is missing",
             ),
             (
-                |s| s.at = NOW.minus(Nanos::from_secs(31)),
+                |s| s.books.at = NOW.minus(Nanos::from_secs(31)),
                 "the last commit is 31 s old",
             ),
         ];
         for (fault, expected) in rows {
-            let mut snapshot = healthy();
-            fault(&mut snapshot);
-            assert_eq!(degraded(&snapshot, None, NOW), [expected]);
+            let mut published = healthy();
+            fault(&mut published);
+            assert_eq!(degraded(&published, NOW), [expected]);
         }
     }
 
     #[test]
     fn lasting_properties_of_the_hardware_are_no_reasons() {
-        let mut snapshot = healthy();
-        let coverage = &mut snapshot.gpus[0].coverage;
+        let mut published = healthy();
+        let coverage = &mut published.books.gpus[0].coverage;
         coverage.unobserved = vec![(UnobservedReason::Unsupported, coverage.elapsed)];
         coverage.unattributed = vec![
             (UnattributedReason::BelowResolution, coverage.busy),
             (UnattributedReason::NoRow, coverage.busy),
         ];
-        snapshot.sources[3].state = SourceState::Absent;
-        snapshot.sources[4].state = SourceState::Disabled;
-        assert_eq!(snapshot.sources[4].source, SourceId::Otlp);
-        assert_eq!(degraded(&snapshot, None, NOW), Vec::<String>::new());
+        published.agent.sources[3].state = SourceState::Absent;
+        published.agent.sources[4].state = SourceState::Disabled;
+        assert_eq!(published.agent.sources[4].source, SourceId::Otlp);
+        assert_eq!(degraded(&published, NOW), Vec::<String>::new());
     }
 
     #[test]
@@ -276,15 +280,23 @@ mod tests {
             gpu: None,
             since: NOW.minus(Nanos::from_secs(9)),
         };
-        assert_eq!(degraded(&healthy(), Some(&call), NOW), Vec::<String>::new());
+        let reasons = |call: &BlockedCall| {
+            let blocked = Some(call.clone());
+            let published = Published {
+                blocked,
+                ..healthy()
+            };
+            degraded(&published, NOW)
+        };
+        assert_eq!(reasons(&call), Vec::<String>::new());
         call.since = NOW.minus(Nanos::from_secs(11));
         assert_eq!(
-            degraded(&healthy(), Some(&call), NOW),
+            reasons(&call),
             ["the call nvmlDeviceGetProcessUtilization has been blocked for 11 s"]
         );
         call.gpu = Some("GPU-7".into());
         assert_eq!(
-            degraded(&healthy(), Some(&call), NOW),
+            reasons(&call),
             ["the call nvmlDeviceGetProcessUtilization on GPU-7 has been blocked for 11 s"]
         );
     }

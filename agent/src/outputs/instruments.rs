@@ -2,7 +2,7 @@
 //! `docs/METRICS.md` are made from it and so cannot disagree.
 //!
 //! A row gives a family its two names, its kind, unit, help and label keys, and reads its points
-//! from the last committed [`Snapshot`]. [`Points`] stands between the rows and the formats and
+//! from what was published last. [`Points`] stands between the rows and the formats and
 //! holds the promises that concern every series, so that no row and no format can break them:
 //! each series has all keys of its family, no value is empty, none is longer than
 //! [`MAX_LABEL_BYTES`].

@@ -1,4 +1,4 @@
-//! Outputs show the last committed snapshot. An output never feeds anything upstream, and a slow or
+//! Outputs show what was published last. An output never feeds anything upstream, and a slow or
 //! dead one never delays the others.
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ mod probe;
 pub mod prometheus;
 pub mod receiver;
 pub mod socket;
+pub mod status_report;
 pub mod store;
 pub mod telemetry;
 

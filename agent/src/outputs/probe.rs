@@ -1,7 +1,7 @@
 //! Whether the agent is alive and whether it is ready: one rule for `/healthz` and `/readyz`, and
 //! for the local socket, which `gpuacct probe` asks.
 //!
-//! It reads the last snapshot and does not ask the core, since it has to report a core that is
+//! It reads what was published last and does not ask the core, since it has to report a core that is
 //! stuck.
 
 use std::fmt::Write as _;
@@ -12,13 +12,12 @@ use tokio::sync::watch;
 use super::ReadClock;
 use super::condition::degraded;
 use crate::core::model::{BootTime, Nanos};
-use crate::core::snapshot::{BlockedCall, Snapshot};
+use crate::published::Published;
 
 /// What the probes are answered from.
 #[derive(Clone)]
 pub(super) struct Probe {
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    blocked: watch::Receiver<Option<BlockedCall>>,
+    published: watch::Receiver<Arc<Published>>,
     clock: ReadClock,
     /// When serving began: before the first commit, the core is given its time from here.
     began: BootTime,
@@ -28,14 +27,12 @@ pub(super) struct Probe {
 impl Probe {
     /// A probe that finds the core stuck once the last commit is older than `stuck_after`.
     pub(super) fn new(
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-        blocked: watch::Receiver<Option<BlockedCall>>,
+        published: watch::Receiver<Arc<Published>>,
         clock: ReadClock,
         stuck_after: Nanos,
     ) -> Self {
         Self {
-            snapshots,
-            blocked,
+            published,
             began: clock().boot,
             clock,
             stuck_after,
@@ -44,7 +41,7 @@ impl Probe {
 
     /// Fails only if the core loop is stuck: that is what a restart can mend.
     pub(super) fn live(&self) -> Result<String, String> {
-        let committed = self.snapshots.borrow().at;
+        let committed = self.published.borrow().books.at;
         let age = (self.clock)().boot.since(committed.max(self.began));
         if age <= self.stuck_after {
             return Ok("ok\n".to_owned());
@@ -59,13 +56,12 @@ impl Probe {
     /// state are in the text only, since taking a degraded agent out of service would only hide its
     /// figures.
     pub(super) fn ready(&self) -> Result<String, String> {
-        let snapshot = Arc::clone(&self.snapshots.borrow());
-        if snapshot.sequence == 0 {
+        let published = Arc::clone(&self.published.borrow());
+        if published.books.sequence == 0 {
             return Err("not ready: nothing has been committed yet\n".to_owned());
         }
-        let blocked = self.blocked.borrow().clone();
         let mut text = String::from("ready\n");
-        for reason in degraded(&snapshot, blocked.as_ref(), (self.clock)().boot) {
+        for reason in degraded(&published, (self.clock)().boot) {
             writeln!(text, "degraded: {reason}").expect("a String takes everything");
         }
         Ok(text)

@@ -30,7 +30,7 @@ use super::counters::OutputCounters;
 use super::instruments::{self, Instrument, Kind, OptIn, Sink, Value, View};
 use super::probe::Probe;
 use crate::core::model::{Nanos, WallTime};
-use crate::core::snapshot::{BlockedCall, Snapshot};
+use crate::published::Published;
 
 /// Bytes of earlier expositions that slow clients may keep in memory, all together.
 const MAX_UNDER_WAY: usize = 16 << 20;
@@ -267,10 +267,8 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 
 /// What the endpoints read from.
 pub struct Exposition {
-    /// The last commit.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// The call into NVML that has not returned, if any.
-    pub blocked: watch::Receiver<Option<BlockedCall>>,
+    /// What was published last.
+    pub published: watch::Receiver<Arc<Published>>,
     /// What the outputs count.
     pub counters: Arc<OutputCounters>,
     /// What is shown only where it is asked for.
@@ -327,8 +325,7 @@ pub fn router(exposition: Exposition) -> Router {
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`.
 fn routes(exposition: Exposition, places: Arc<ConnectionSlots>) -> Router {
     let probe = Probe::new(
-        exposition.snapshots.clone(),
-        exposition.blocked.clone(),
+        exposition.published.clone(),
         Arc::clone(&exposition.clock),
         exposition.stuck_after,
     );
@@ -391,7 +388,8 @@ async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respo
 
 impl Shared {
     fn exposition(&self, format: Format) -> Bytes {
-        let snapshot = Arc::clone(&self.exposition.snapshots.borrow());
+        let published = Arc::clone(&self.exposition.published.borrow());
+        let latest = published.books.sequence;
         // A panic while rendering leaves nothing behind that the next rendering would not clear.
         let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
         let Rendered {
@@ -405,16 +403,13 @@ impl Shared {
             Format::OpenMetrics => openmetrics,
         };
         match kept {
-            Some((sequence, body)) if *sequence == snapshot.sequence => body.clone(),
+            Some((sequence, body)) if *sequence == latest => body.clone(),
             _ => {
-                let view = View {
-                    snapshot: &snapshot,
-                    counters: &self.exposition.counters,
-                    opt_in: &self.exposition.opt_in,
-                };
+                let exposition = &self.exposition;
+                let view = View::new(&published, &exposition.counters, &exposition.opt_in);
                 render(&view, format, buffer);
                 let body = Bytes::copy_from_slice(buffer.as_bytes());
-                let before = kept.replace((snapshot.sequence, body.clone()));
+                let before = kept.replace((latest, body.clone()));
                 under_way.extend(before.map(|(_, body)| body));
                 body
             }

@@ -4,19 +4,23 @@
 use std::sync::Arc;
 
 use super::instruments::OptIn;
+use super::status_report::StatusReport;
 use crate::core::amounts::{Amounts, ByteSeconds, Engine, Engines, Millijoules};
 use crate::core::input::{
     CallClock, ClockKind, EventCounters, GpuInfo, IdentitySource, SampleClocks, SourceHealth,
 };
 use crate::core::model::{
-    BootTime, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, SourceId, SourceState, StartTicks,
-    UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
+    BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, SourceId, SourceState,
+    StartTicks, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
 use crate::core::snapshot::{
     AccountingBook, AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution,
     ContainerAccount, ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook,
-    GpuProcessView, HostAccount, HostSeries, IdOnlyReason, LookupBook, NamesBook, NamespaceSeries,
-    NvmlCallBook, NvmlThreadBook, Snapshot, SourceErrorBook, StoreBook,
+    GpuProcessView, HostAccount, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
+    SourceErrorBook,
+};
+use crate::published::{
+    AgentStatus, LookupBook, NamesBook, NvmlCallBook, NvmlThreadBook, Published, StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -118,27 +122,6 @@ pub(crate) fn snapshot() -> Snapshot {
             account(&plain, FIRST_GPU, 300_500_000_000, 0.125, named),
             account(&nameless, FIRST_GPU, 299_000_000_000, 0.0, id_only),
         ],
-        sources: vec![
-            health(SourceId::Kernel, SourceState::Up, ""),
-            health(SourceId::Procfs, SourceState::Up, "/proc"),
-            health(SourceId::Nvml, SourceState::Up, "libnvidia-ml.so.1"),
-            health(
-                SourceId::Docker,
-                SourceState::Down {
-                    class: "refused".into(),
-                    reason: "connection refused".into(),
-                    next_retry: Some(BootTime(7_203_000_000_000)),
-                },
-                "/var/run/docker.sock",
-            ),
-            health(SourceId::Otlp, SourceState::Disabled, ""),
-        ],
-        source_errors: vec![SourceErrorBook {
-            source: SourceId::Docker,
-            class: "refused".into(),
-            count: 17,
-            last: BootTime(7_199_000_000_000),
-        }],
         events: EventCounters {
             seen: 123_456,
             submitted: 123_450,
@@ -174,6 +157,58 @@ pub(crate) fn snapshot() -> Snapshot {
             imbalances: 0,
             excesses: 0,
         },
+        allocations_known: true,
+        allocations: vec![
+            allocation(
+                "trainer",
+                AllocationState::Counting,
+                "GPU-8a56a4bc::1",
+                true,
+            ),
+            allocation("sidecar", AllocationState::NoContainer, "card-7", false),
+        ],
+    }
+}
+
+/// What is published with the sample.
+pub(crate) fn published() -> Published {
+    Published {
+        books: snapshot(),
+        agent: agent_status(),
+        blocked: None,
+    }
+}
+
+/// What an agent says of it half a second later.
+pub(crate) fn report(published: &Published) -> StatusReport {
+    let wall = WallTime(published.books.wall.0 + 500_000_000);
+    StatusReport::new(published, Clock { boot: NOW, wall })
+}
+
+/// The sources of the sample, and what they counted.
+pub(crate) fn agent_status() -> AgentStatus {
+    AgentStatus {
+        sources: vec![
+            health(SourceId::Kernel, SourceState::Up, ""),
+            health(SourceId::Procfs, SourceState::Up, "/proc"),
+            health(SourceId::Nvml, SourceState::Up, "libnvidia-ml.so.1"),
+            health(
+                SourceId::Docker,
+                SourceState::Down {
+                    class: "refused".into(),
+                    reason: "connection refused".into(),
+                    next_retry: Some(BootTime(7_203_000_000_000)),
+                },
+                "/var/run/docker.sock",
+            ),
+            health(SourceId::Otlp, SourceState::Disabled, ""),
+        ],
+        source_errors: vec![SourceErrorBook {
+            source: SourceId::Docker,
+            class: "refused".into(),
+            count: 17,
+            last: BootTime(7_199_000_000_000),
+        }],
         names: vec![NamesBook {
             source: SourceId::Docker,
             lookups: LookupBook {
@@ -195,16 +230,6 @@ pub(crate) fn snapshot() -> Snapshot {
             entries_dropped: 0,
             answers_too_large: 0,
         }],
-        allocations_known: true,
-        allocations: vec![
-            allocation(
-                "trainer",
-                AllocationState::Counting,
-                "GPU-8a56a4bc::1",
-                true,
-            ),
-            allocation("sidecar", AllocationState::NoContainer, "card-7", false),
-        ],
         store: Some(StoreBook {
             commits: 3_590,
             failures: 10,

@@ -1,7 +1,7 @@
 //! The local socket that `gpuacct status` asks: HTTP/1 with JSON over a Unix socket that only the
 //! agent's own user may open.
 //!
-//! `GET /v1/status` answers with a [`StatusReport`] made from the last commit, without asking
+//! `GET /v1/status` answers with a [`StatusReport`] made from what was published last, without asking
 //! anybody. `GET /v1/processes` and `GET /v1/explain?subject=…` ask the core, bounded in number and
 //! time: a stuck core costs the caller two seconds and the core nothing.
 //!
@@ -28,16 +28,16 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ReadClock;
-use super::condition::{STUCK_AFTER, degraded};
+use super::condition::STUCK_AFTER;
 use super::connection_slots::{Bounds, ConnectionSlots};
 use super::connections::Server;
 use super::counters::OutputCounters;
-use super::instruments::VERSION;
 use super::log::{Log, LogReport};
 use super::probe::Probe;
+pub use super::status_report::{BlockedFor, StatusReport};
 use crate::core::explanation::Explanation;
-use crate::core::model::{BootTime, GpuUuid, Nanos, WallTime};
-use crate::core::snapshot::{BlockedCall, GpuProcessView, Snapshot};
+use crate::core::snapshot::GpuProcessView;
+use crate::published::Published;
 
 /// Where the socket is unless the configuration says otherwise.
 pub const DEFAULT_PATH: &str = "/run/gpuacct/gpuacct.sock";
@@ -62,35 +62,6 @@ pub enum Query {
         /// Where the answer goes.
         answer: oneshot::Sender<Option<Box<Explanation>>>,
     },
-}
-
-/// The agent's answer to `GET /v1/status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StatusReport {
-    /// The agent's version.
-    pub version: String,
-    /// When the answer was made, on the boot clock.
-    pub now: BootTime,
-    /// The same instant on the wall clock.
-    pub now_wall: WallTime,
-    /// Why the agent is degraded; nothing if it is well.
-    pub degraded: Vec<String>,
-    /// The call into NVML that has not returned.
-    pub nvml_blocked: Option<BlockedFor>,
-    /// Last committed snapshot.
-    pub snapshot: Snapshot,
-}
-
-/// A call into NVML that has not returned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockedFor {
-    /// The function's name.
-    pub call: Arc<str>,
-    /// The GPU that it asks about, if one.
-    pub gpu: Option<GpuUuid>,
-    /// For how long, in nanoseconds.
-    #[serde(rename = "for")]
-    pub waited: Nanos,
 }
 
 /// The answer to `GET /v1/config`.
@@ -258,10 +229,8 @@ impl Drop for BoundSocket {
 /// State that the handlers of the local socket use.
 #[derive(Clone)]
 pub struct SocketState {
-    /// The last commit.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// The call into NVML that has not returned, if any.
-    pub blocked: watch::Receiver<Option<BlockedCall>>,
+    /// What was published last.
+    pub published: watch::Receiver<Arc<Published>>,
     /// Where the core takes queries.
     pub queries: mpsc::Sender<Query>,
     /// What the outputs count.
@@ -283,8 +252,7 @@ impl std::fmt::Debug for SocketState {
 /// What is answered, and by whom.
 pub fn router(state: SocketState) -> Router {
     let probe = Probe::new(
-        state.snapshots.clone(),
-        state.blocked.clone(),
+        state.published.clone(),
         Arc::clone(&state.clock),
         STUCK_AFTER,
     );
@@ -349,21 +317,8 @@ fn answer_probe(answer: Result<String, String>) -> Response {
 
 async fn status(State(state): State<SocketState>) -> Json<StatusReport> {
     state.counters.socket_requests.add(1);
-    let now = (state.clock)();
-    let snapshot = Snapshot::clone(&state.snapshots.borrow());
-    let blocked = state.blocked.borrow().clone();
-    Json(StatusReport {
-        version: VERSION.to_owned(),
-        now: now.boot,
-        now_wall: now.wall,
-        degraded: degraded(&snapshot, blocked.as_ref(), now.boot),
-        nvml_blocked: blocked.map(|call| BlockedFor {
-            waited: now.boot.since(call.since),
-            call: call.call,
-            gpu: call.gpu,
-        }),
-        snapshot,
-    })
+    let published = Arc::clone(&state.published.borrow());
+    Json(StatusReport::new(&published, (state.clock)()))
 }
 
 async fn processes(State(state): State<SocketState>) -> Response {
@@ -444,20 +399,14 @@ fn refuse(status: StatusCode, error: String) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::Clock;
+    use crate::core::model::{Clock, WallTime};
     use crate::outputs::sample::{self, NOW};
 
-    fn state() -> (
-        SocketState,
-        mpsc::Receiver<Query>,
-        watch::Sender<Option<BlockedCall>>,
-    ) {
+    fn state() -> (SocketState, mpsc::Receiver<Query>) {
         let (queries, asked) = mpsc::channel(1);
-        let (blocked_sender, blocked) = watch::channel(None);
-        let (_, snapshots) = watch::channel(Arc::new(sample::snapshot()));
+        let (_, published) = watch::channel(Arc::new(sample::published()));
         let state = SocketState {
-            snapshots,
-            blocked,
+            published,
             queries,
             counters: Arc::default(),
             log: Arc::default(),
@@ -467,7 +416,7 @@ mod tests {
                 wall: WallTime(5),
             }),
         };
-        (state, asked, blocked_sender)
+        (state, asked)
     }
 
     async fn body(response: impl IntoResponse) -> (StatusCode, Vec<u8>) {
@@ -479,23 +428,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_report_survives_its_json() {
-        let (state, _asked, blocked) = state();
-        blocked.send_replace(Some(BlockedCall {
-            call: "nvmlInit_v2".into(),
-            gpu: None,
-            since: NOW.minus(Nanos::from_secs(12)),
-        }));
+    async fn the_status_is_what_was_published_last() {
+        let (state, _asked) = state();
         let (code, json) = body(status(State(state)).await).await;
         assert_eq!(code, StatusCode::OK);
         let report: StatusReport = serde_json::from_slice(&json).unwrap();
-        assert_eq!(report.snapshot, sample::snapshot());
-        assert_eq!(report.version, VERSION);
-        assert_eq!(
-            report.nvml_blocked.map(|call| call.waited),
-            Some(Nanos::from_secs(12))
-        );
-        assert_eq!(report.degraded.len(), 2, "{:?}", report.degraded);
+        let now = Clock {
+            boot: NOW,
+            wall: WallTime(5),
+        };
+        assert_eq!(report, StatusReport::new(&sample::published(), now));
     }
 
     #[tokio::test]
@@ -510,7 +452,7 @@ mod tests {
 
     #[tokio::test]
     async fn processes_are_asked_of_the_core() {
-        let (state, mut asked, _blocked) = state();
+        let (state, mut asked) = state();
         let core = tokio::spawn(async move {
             let Some(Query::Processes(answer)) = asked.recv().await else {
                 panic!("nobody asked");
@@ -526,7 +468,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_subject_is_explained_unknown_or_no_subject() {
-        let (state, mut asked, _blocked) = state();
+        let (state, mut asked) = state();
         let core = tokio::spawn(async move {
             while let Some(Query::Explain { subject, answer }) = asked.recv().await {
                 let known = subject == "4711";
@@ -572,7 +514,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_core_that_is_stuck_or_gone_costs_two_seconds_at_most() {
-        let (state, asked, _blocked) = state();
+        let (state, asked) = state();
         // The first query fills the channel, the second finds it full: both come back.
         for expected in ["the core has not answered for 2 s"; 2] {
             let (code, json) = body(processes(State(state.clone())).await).await;

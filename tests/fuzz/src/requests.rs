@@ -8,10 +8,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, Uri};
 use gpuacct::core::model::{BootTime, Clock, Nanos, WallTime};
-use gpuacct::core::snapshot::Snapshot;
 use gpuacct::outputs::counters::OutputCounters;
 use gpuacct::outputs::instruments::OptIn;
 use gpuacct::outputs::{prometheus, socket};
+use gpuacct::published::Published;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tonic::codegen::Service as _;
@@ -31,8 +31,7 @@ thread_local! {
     });
     static METRICS: LazyCell<Router> = LazyCell::new(|| {
         prometheus::router(prometheus::Exposition {
-            snapshots: watch::channel(Arc::new(Snapshot::default())).1,
-            blocked: watch::channel(None).1,
+            published: watch::channel(Arc::new(Published::default())).1,
             counters: Arc::new(OutputCounters::default()),
             opt_in: OptIn::default(),
             clock: Arc::new(clock),
@@ -41,8 +40,7 @@ thread_local! {
     });
     static SOCKET: LazyCell<Router> = LazyCell::new(|| {
         socket::router(socket::SocketState {
-            snapshots: watch::channel(Arc::new(Snapshot::default())).1,
-            blocked: watch::channel(None).1,
+            published: watch::channel(Arc::new(Published::default())).1,
             queries: mpsc::channel(1).0,
             counters: Arc::new(OutputCounters::default()),
             log: Arc::default(),

@@ -639,12 +639,12 @@ fn a_bundle_without_a_configuration_shows_no_password_of_the_agents() {
     let mut agent = shell.agent(config.clone());
     let status = agent
         .wait_for_status("the refusal to be known", |status| {
-            let mut sources = status.snapshot.sources.iter();
+            let mut sources = status.agent.sources.iter();
             let otlp = sources.find(|health| health.source == SourceId::Otlp);
             matches!(&otlp.unwrap().state, SourceState::Down { reason, .. } if reason.contains("403"))
         })
         .unwrap();
-    let mut sources = status.snapshot.sources.iter();
+    let mut sources = status.agent.sources.iter();
     let otlp = sources.find(|health| health.source == SourceId::Otlp);
     assert_eq!(*otlp.unwrap().place, *format!("http://{address}"));
     // The user in the address was not dropped: it is sent as HTTP sends it.

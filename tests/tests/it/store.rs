@@ -195,7 +195,7 @@ fn shown(snapshot: &Snapshot, family: &str) -> u64 {
 }
 
 fn store_state(status: &StatusReport) -> &SourceState {
-    let mut sources = status.snapshot.sources.iter();
+    let mut sources = status.agent.sources.iter();
     let health = sources.find(|health| health.source == SourceId::Store);
     &health.expect("every source is in the status").state
 }

@@ -635,7 +635,7 @@ fn failures_are_kept_by_class_and_what_was_never_there_has_none() {
     };
     node.health(SourceId::Docker, SourceState::Absent);
     node.health(SourceId::Cri, SourceState::Disabled);
-    assert_eq!(node.commit().source_errors, []);
+    assert_eq!(node.accountant.sources().errors().count(), 0);
     for state in [
         SourceState::Up,
         down("refused"),
@@ -646,9 +646,8 @@ fn failures_are_kept_by_class_and_what_was_never_there_has_none() {
         node.now += SECOND;
         node.health(SourceId::Docker, state);
     }
-    let errors = node.commit().source_errors;
+    let errors = node.accountant.sources().errors();
     let rows: Vec<_> = errors
-        .iter()
         .map(|book| (&*book.class, book.count, book.last.0 / SECOND))
         .collect();
     assert_eq!(rows, [("refused", 2, 104), ("timeout", 1, 103)]);
@@ -656,8 +655,8 @@ fn failures_are_kept_by_class_and_what_was_never_there_has_none() {
     for class in 0..100 {
         node.health(SourceId::Cri, down(&format!("c{class}")));
     }
-    let errors = node.commit().source_errors;
-    let of_cri = || errors.iter().filter(|book| book.source == SourceId::Cri);
+    let errors = || node.accountant.sources().errors();
+    let of_cri = || errors().filter(|book| book.source == SourceId::Cri);
     assert_eq!(of_cri().count(), 32 + 1);
     assert_eq!(of_cri().map(|book| book.count).sum::<u64>(), 100);
 }
@@ -1335,12 +1334,13 @@ fn a_source_that_is_down_again_and_again_is_down_since_the_first_time() {
         node.health(SourceId::Kernel, down(reason));
         node.now += SECOND;
     }
-    let health = &node.commit().sources[0];
+    let kernel = |node: &Node| node.accountant.sources().get(SourceId::Kernel).cloned();
+    let health = kernel(&node).unwrap();
     assert_eq!(health.since, BootTime(began));
     assert_eq!(health.state, down("another"));
     let up = node.now;
     node.health(SourceId::Kernel, SourceState::Up);
-    assert_eq!(node.commit().sources[0].since, BootTime(up));
+    assert_eq!(kernel(&node).unwrap().since, BootTime(up));
 }
 
 #[test]

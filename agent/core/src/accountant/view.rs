@@ -37,8 +37,6 @@ impl Accountant {
             events: self.tracker.events().counters(),
             allocations_known: self.allocations.is_known(),
             allocations: self.allocation_views(clock),
-            sources: self.sources.iter().cloned().collect(),
-            source_errors: self.sources.errors().cloned().collect(),
             ..Snapshot::default()
         };
         snapshot.accounts.reserve(shares.len());

@@ -12,6 +12,7 @@ use crate::core::snapshot::{
     AllocationState, Attribution, ContainerAccount, GpuProcessView, Snapshot,
 };
 use crate::outputs::socket::StatusReport;
+use crate::published::AgentStatus;
 
 /// The report as a page that fits [`WIDTH`] columns.
 pub(super) fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String {
@@ -29,7 +30,7 @@ pub(super) fn table(report: &StatusReport, processes: Option<&[GpuProcessView]>)
         process_list(&mut page, processes, snapshot, &index);
     }
     coverage(&mut page, snapshot);
-    sources(&mut page, snapshot, report.now);
+    sources(&mut page, &report.agent, report.now);
     let events = &snapshot.events;
     wrap(
         &mut page,
@@ -378,21 +379,21 @@ fn reasons<'a>(amounts: impl Iterator<Item = (&'a str, Nanos)>) -> String {
     }
 }
 
-fn sources(page: &mut String, snapshot: &Snapshot, now: BootTime) {
-    if !snapshot.sources.is_empty() {
-        section(page, &source_table(snapshot, now));
+fn sources(page: &mut String, agent: &AgentStatus, now: BootTime) {
+    if !agent.sources.is_empty() {
+        section(page, &source_table(agent, now));
     }
 }
 
 /// Each source with its state.
-pub(super) fn source_table(snapshot: &Snapshot, now: BootTime) -> Table {
+pub(super) fn source_table(agent: &AgentStatus, now: BootTime) -> Table {
     let mut table = Table::new(&[
         ("SOURCE", Align::Left),
         ("STATE", Align::Left),
         ("FOR", Align::Right),
         ("WHERE AND WHY", Align::Flexible),
     ]);
-    for health in &snapshot.sources {
+    for health in &agent.sources {
         let mut detail = health.place.to_string();
         if let SourceState::Down {
             reason, next_retry, ..

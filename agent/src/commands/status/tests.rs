@@ -11,25 +11,14 @@ use crate::commands::status::figures::memory_of;
 use crate::commands::status::page::table;
 use crate::commands::table::WIDTH;
 use crate::core::model::{BootTime, Clock, HostUnit, Nanos, SourceState, WallTime};
-use crate::core::snapshot::{AllocationState, BlockedCall, Snapshot};
-use crate::outputs::condition::degraded;
-use crate::outputs::sample::{self, FIRST_GPU, NOW, golden};
-use crate::outputs::socket::{self, BlockedFor, Query, SocketState, StatusReport};
-
-fn report(snapshot: Snapshot) -> StatusReport {
-    StatusReport {
-        version: "0.1.0".to_owned(),
-        now: NOW,
-        now_wall: WallTime(snapshot.wall.0 + 500_000_000),
-        degraded: degraded(&snapshot, None, NOW),
-        nvml_blocked: None,
-        snapshot,
-    }
-}
+use crate::core::snapshot::AllocationState;
+use crate::outputs::sample::{self, FIRST_GPU, NOW, golden, report};
+use crate::outputs::socket::{self, BlockedFor, Query, SocketState};
+use crate::published::Published;
 
 #[test]
 fn the_page_of_the_sample() {
-    let mut report = report(sample::snapshot());
+    let mut report = report(&sample::published());
     report.nvml_blocked = Some(BlockedFor {
         call: "nvmlDeviceGetProcessUtilization".into(),
         gpu: Some(FIRST_GPU.into()),
@@ -40,21 +29,22 @@ fn the_page_of_the_sample() {
 
 #[test]
 fn the_page_of_an_agent_that_has_just_begun() {
-    let page = table(&report(Snapshot::default()), Some(&[]));
+    let page = table(&report(&Published::default()), Some(&[]));
     golden("status_starting.txt", &page);
 }
 
 #[test]
 fn an_allocation_that_the_kubelet_has_not_confirmed_is_told_as_such() {
-    let mut snapshot = sample::snapshot();
-    snapshot.allocations[0].state = AllocationState::Unconfirmed;
-    let page = table(&report(snapshot), Some(&[]));
+    let mut published = sample::published();
+    published.books.allocations[0].state = AllocationState::Unconfirmed;
+    let page = table(&report(&published), Some(&[]));
     assert!(page.contains("counting, not confirmed"), "{page}");
 }
 
 #[test]
 fn no_line_is_wider_than_a_terminal() {
-    let mut snapshot = sample::snapshot();
+    let mut published = sample::published();
+    let snapshot = &mut published.books;
     for account in &mut snapshot.accounts {
         Arc::make_mut(&mut account.labels).namespace = "namespace-".repeat(25).into();
         Arc::make_mut(&mut account.labels).pod = "pod-\u{1b}[31m日本語".repeat(25).into();
@@ -78,7 +68,7 @@ fn no_line_is_wider_than_a_terminal() {
     snapshot.host_accounts[0].gpu = "GPU-that-is-not-listed-any-more".into();
     snapshot.host_accounts[0].amounts.busy = Nanos(u64::MAX);
     snapshot.host_accounts[0].memory = Some(u64::MAX);
-    for health in &mut snapshot.sources {
+    for health in &mut published.agent.sources {
         health.place = "/run/".repeat(50).into();
         health.state = SourceState::Down {
             class: "x".into(),
@@ -86,9 +76,9 @@ fn no_line_is_wider_than_a_terminal() {
             next_retry: Some(BootTime::MAX),
         };
     }
-    snapshot.events.seen = u64::MAX;
-    snapshot.events.lost = u64::MAX;
-    let page = table(&report(snapshot), Some(&sample::processes()));
+    published.books.events.seen = u64::MAX;
+    published.books.events.lost = u64::MAX;
+    let page = table(&report(&published), Some(&sample::processes()));
     for line in page.lines() {
         assert!(line.width() <= WIDTH, "{} columns: {line}", line.width());
         assert!(!line.contains('\u{1b}'), "{line:?}");
@@ -129,17 +119,15 @@ fn amounts_in_the_units_of_people() {
     assert_eq!(memory_of(None, None), "-");
 }
 
-/// An agent in miniature: a socket, a snapshot, and a core that knows the sample's processes.
-async fn agent(snapshot: Snapshot) -> (tempfile::TempDir, Options, tokio::task::JoinHandle<()>) {
+/// An agent in miniature: a socket, what it shows, and a core that knows the sample's processes.
+async fn agent(published: Published) -> (tempfile::TempDir, Options, tokio::task::JoinHandle<()>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("gpuacct.sock");
     let bound = socket::bind(&path).unwrap();
     let (queries, mut asked) = mpsc::channel(1);
-    let (_, snapshots) = watch::channel(Arc::new(snapshot));
-    let (_, blocked) = watch::channel(None::<BlockedCall>);
+    let (_, published) = watch::channel(Arc::new(published));
     let desk = SocketState {
-        snapshots,
-        blocked,
+        published,
         queries,
         counters: Arc::default(),
         log: Arc::default(),
@@ -171,7 +159,7 @@ async fn agent(snapshot: Snapshot) -> (tempfile::TempDir, Options, tokio::task::
 
 #[tokio::test]
 async fn the_socket_tells_what_the_agent_knows() {
-    let (_directory, options, task) = agent(sample::snapshot()).await;
+    let (_directory, options, task) = agent(sample::published()).await;
     let (page, healthy) = answer(&options).await.unwrap();
     assert!(!healthy, "docker is down");
     assert!(page.contains("research/train-0/trainer"), "{page}");
@@ -193,9 +181,9 @@ async fn the_socket_tells_what_the_agent_knows() {
 
 #[tokio::test]
 async fn a_healthy_agent_and_none_at_all() {
-    let mut snapshot = sample::snapshot();
-    snapshot.sources[3].state = SourceState::Absent;
-    let (directory, options, task) = agent(snapshot).await;
+    let mut published = sample::published();
+    published.agent.sources[3].state = SourceState::Absent;
+    let (directory, options, task) = agent(published).await;
     assert_eq!(run(options.clone()).await, ExitCode::SUCCESS);
     task.abort();
     assert!(task.await.expect_err("aborted").is_cancelled());

@@ -419,7 +419,7 @@ impl View {
         let top: Vec<&str> = top.lines().take(1 + MAX_REASONS).collect();
         let gpus = lines(&gpu_table(snapshot), width);
         let sources = match area.height >= ROOM_FOR_SOURCES {
-            true => lines(&source_table(snapshot, self.now()), width),
+            true => lines(&source_table(&self.report.agent, self.now()), width),
             false => Vec::new(),
         };
         let accounts = self.accounts();
@@ -514,20 +514,10 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::core::model::WallTime;
-    use crate::outputs::condition::degraded;
-    use crate::outputs::sample::{self, NOW, golden};
+    use crate::outputs::sample::{self, golden};
 
     fn view() -> View {
-        let snapshot = sample::snapshot();
-        View::new(StatusReport {
-            version: "0.1.0".to_owned(),
-            now: NOW,
-            now_wall: WallTime(snapshot.wall.0 + 500_000_000),
-            degraded: degraded(&snapshot, None, NOW),
-            nvml_blocked: None,
-            snapshot,
-        })
+        View::new(sample::report(&sample::published()))
     }
 
     /// What a terminal of that size shows.

@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::core::model::{Clock, Nanos, WallTime};
-use crate::core::snapshot::Snapshot;
 use crate::outputs::connection_slots::Bounds;
 use crate::outputs::sample::{self, NOW};
 use crate::outputs::socket::{self, SocketState};
 use crate::outputs::{prometheus, prometheus::Exposition};
+use crate::published::Published;
 
 /// The longest that a flood of connections is kept up. It turns a hang into a failure.
 const ATTACK_LASTS: Duration = Duration::from_secs(120);
@@ -163,13 +163,12 @@ struct Served {
     address: SocketAddr,
     socket: PathBuf,
     counters: Arc<OutputCounters>,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    published: watch::Sender<Arc<Published>>,
     _directory: tempfile::TempDir,
 }
 
 async fn served() -> Served {
-    let (snapshots, snapshot) = watch::channel(Arc::new(sample::snapshot()));
-    let (_, blocked) = watch::channel(None);
+    let (published, shown) = watch::channel(Arc::new(sample::published()));
     let counters = Arc::new(OutputCounters::default());
     let clock: super::super::ReadClock = Arc::new(|| Clock {
         boot: NOW,
@@ -178,8 +177,7 @@ async fn served() -> Served {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.sock");
     let desk = SocketState {
-        snapshots: snapshot.clone(),
-        blocked: blocked.clone(),
+        published: shown.clone(),
         queries: mpsc::channel(1).0,
         counters: Arc::clone(&counters),
         log: Arc::default(),
@@ -193,8 +191,7 @@ async fn served() -> Served {
         .unwrap();
     let address = listener.local_addr().unwrap();
     let exposition = Exposition {
-        snapshots: snapshot,
-        blocked,
+        published: shown,
         counters: Arc::clone(&counters),
         opt_in: sample::opt_in(),
         clock,
@@ -209,7 +206,7 @@ async fn served() -> Served {
         address,
         socket: path,
         counters,
-        snapshots,
+        published,
         _directory: directory,
     }
 }
@@ -327,15 +324,15 @@ async fn half_requests_and_readers_that_never_read_lock_nobody_out() {
 async fn slow_readers_of_many_expositions_do_not_fill_the_memory() {
     let served = served().await;
     // Some megabytes each.
-    let mut snapshot = sample::snapshot();
-    let series = snapshot.container_series[0].clone();
+    let mut published = sample::published();
+    let series = published.books.container_series[0].clone();
     let many = std::iter::repeat_n(series, 2_000);
-    snapshot.container_series = many.collect();
+    published.books.container_series = many.collect();
     let mut readers = Vec::new();
     let taken = Mutex::new(0);
     for commit in 0..30u8 {
-        snapshot.sequence += 1;
-        served.snapshots.send_replace(Arc::new(snapshot.clone()));
+        published.books.sequence += 1;
+        served.published.send_replace(Arc::new(published.clone()));
         let from = Ipv4Addr::new(127, 3, 0, commit);
         let mut stream = connect(from, served.address).await;
         stream

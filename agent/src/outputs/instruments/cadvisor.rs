@@ -241,6 +241,7 @@ mod tests {
         let mut seen = Seen::default();
         let view = View {
             snapshot,
+            agent: &sample::agent_status(),
             counters: &counters,
             opt_in: &OptIn {
                 cadvisor,

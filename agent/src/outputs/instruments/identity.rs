@@ -24,7 +24,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Lookups of single containers, by source and outcome. error: the lookup failed. refused is counted in addition to the others: an answer, requested or not, that names a pod which the cgroup does not confirm.",
         keys: &["source", "outcome"],
         read: |view, points| {
-            for book in &view.snapshot.names {
+            for book in &view.agent.names {
                 // The kubelet's list of allocations names nobody.
                 let mut of_names = IdentitySource::ALL.into_iter();
                 let Some(source) = of_names.find(|of| of.source() == book.source) else {
@@ -55,7 +55,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Requests sent (calls), events received (events), and problems of identity and allocation sources, by kind.",
         keys: &["source", "kind"],
         read: |view, points| {
-            for book in &view.snapshot.names {
+            for book in &view.agent.names {
                 for (kind, count) in [
                     ("calls", book.calls),
                     ("timeouts", book.timeouts),

@@ -7,6 +7,7 @@ use crate::core::amounts::Millijoules;
 use crate::core::model::{UNRESOLVED, WallTime};
 use crate::core::snapshot::Snapshot;
 use crate::outputs::counters::OutputCounters;
+use crate::published::{AgentStatus, Published};
 
 /// The version of this agent.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -102,12 +103,31 @@ pub enum Value {
 /// What the rows are read from.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    /// Last committed snapshot.
+    /// The books as of the last commit.
     pub snapshot: &'a Snapshot,
+    /// How the agent itself is.
+    pub agent: &'a AgentStatus,
     /// What the outputs count of themselves.
     pub counters: &'a OutputCounters,
     /// What is shown beyond that.
     pub opt_in: &'a OptIn,
+}
+
+impl<'a> View<'a> {
+    /// What was published last, with what the outputs count and show beyond that.
+    #[must_use]
+    pub const fn new(
+        published: &'a Published,
+        counters: &'a OutputCounters,
+        opt_in: &'a OptIn,
+    ) -> Self {
+        Self {
+            snapshot: &published.books,
+            agent: &published.agent,
+            counters,
+            opt_in,
+        }
+    }
 }
 
 /// What is published only where it is asked for.

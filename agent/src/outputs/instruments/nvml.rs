@@ -12,7 +12,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Calls into NVML that returned, by function and outcome.",
         keys: &["call", "outcome"],
         read: |view, points| {
-            for book in &view.snapshot.nvml_calls {
+            for book in &view.agent.nvml_calls {
                 let failed = book.errors.min(book.calls);
                 for (outcome, count) in [("ok", book.calls - failed), ("error", failed)] {
                     let labels = [&*book.call, outcome];
@@ -29,7 +29,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Time spent inside NVML, by function.",
         keys: &["call"],
         read: |view, points| {
-            for book in &view.snapshot.nvml_calls {
+            for book in &view.agent.nvml_calls {
                 points.put(
                     &[&book.call],
                     view.snapshot.agent_started,
@@ -45,7 +45,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Count("{thread}"),
         help: "NVML threads that panicked (a bug) and were started again. Anything but zero is a bug.",
         keys: &[],
-        read: |view, points| own(view, points, view.snapshot.nvml_threads.restarts),
+        read: |view, points| own(view, points, view.agent.nvml_threads.restarts),
     },
     Instrument {
         name: "gpuacct_nvml_threads_abandoned_total",
@@ -54,7 +54,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Count("{thread}"),
         help: "NVML threads that were abandoned because a call did not return.",
         keys: &[],
-        read: |view, points| own(view, points, view.snapshot.nvml_threads.abandoned),
+        read: |view, points| own(view, points, view.agent.nvml_threads.abandoned),
     },
     Instrument {
         name: "gpuacct_nvml_threads_blocked",
@@ -63,7 +63,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Count("{thread}"),
         help: "Abandoned NVML threads whose call has not returned yet. At most one per GPU, because no other thread is started for that GPU before.",
         keys: &[],
-        read: |view, points| own(view, points, view.snapshot.nvml_threads.blocked),
+        read: |view, points| own(view, points, view.agent.nvml_threads.blocked),
     },
     Instrument {
         name: "gpuacct_windows_undelivered_total",
@@ -72,6 +72,6 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Count("{window}"),
         help: "Windows that the core did not accept when the agent stopped. With a store, the next agent continues from before them.",
         keys: &[],
-        read: |view, points| own(view, points, view.snapshot.nvml_threads.undelivered),
+        read: |view, points| own(view, points, view.agent.nvml_threads.undelivered),
     },
 ];

@@ -16,7 +16,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "1 for the present state of the source, 0 for the others. absent: was never there, which is normal. down: was there, or is required, and does not answer.",
         keys: &["source", "state"],
         read: |view, points| {
-            for health in &view.snapshot.sources {
+            for health in &view.agent.sources {
                 for state in STATES {
                     points.put(
                         &[health.source.as_str(), state],
@@ -39,7 +39,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 boot: view.snapshot.at,
                 wall: view.snapshot.wall,
             };
-            for health in &view.snapshot.sources {
+            for health in &view.agent.sources {
                 points.put(
                     &[health.source.as_str()],
                     view.snapshot.agent_started,
@@ -56,7 +56,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Failures of a source that was there or is required, by class. A source that was never there has none.",
         keys: &["source", "class"],
         read: |view, points| {
-            for book in &view.snapshot.source_errors {
+            for book in &view.agent.source_errors {
                 let labels = [book.source.as_str(), &*book.class];
                 let start = view.snapshot.agent_started;
                 points.put(&labels, start, Value::Count(book.count));
@@ -75,7 +75,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 boot: view.snapshot.at,
                 wall: view.snapshot.wall,
             };
-            for book in &view.snapshot.source_errors {
+            for book in &view.agent.source_errors {
                 points.put(
                     &[book.source.as_str(), &*book.class],
                     view.snapshot.agent_started,

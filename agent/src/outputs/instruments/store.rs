@@ -39,7 +39,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Commits handed to the store, by outcome. Absent if the store is disabled.",
         keys: &["outcome"],
         read: |view, points| {
-            let Some(store) = &view.snapshot.store else {
+            let Some(store) = &view.agent.store else {
                 return;
             };
             for (outcome, count) in [("kept", store.commits), ("failed", store.failures)] {
@@ -55,7 +55,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Time that the store took to write commits.",
         keys: &[],
         read: |view, points| {
-            if let Some(store) = &view.snapshot.store {
+            if let Some(store) = &view.agent.store {
                 points.put(&[], view.snapshot.agent_started, nanos(store.spent.0));
             }
         },
@@ -68,7 +68,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Size of the store's tables, updated each minute. 0 in the first minute.",
         keys: &[],
         read: |view, points| {
-            if let Some(store) = &view.snapshot.store {
+            if let Some(store) = &view.agent.store {
                 points.put(&[], view.snapshot.agent_started, Value::Count(store.bytes));
             }
         },
@@ -90,7 +90,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Hours that were merged into the following hour because the store accepted nothing for too long.",
         keys: &[],
         read: |view, points| {
-            if let Some(store) = &view.snapshot.store {
+            if let Some(store) = &view.agent.store {
                 own(view, points, store.hours_merged);
             }
         },
@@ -103,7 +103,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         help: "Times that the store exceeded store.max_size and nothing could be dropped.",
         keys: &[],
         read: |view, points| {
-            if let Some(store) = &view.snapshot.store {
+            if let Some(store) = &view.agent.store {
                 own(view, points, store.over_size);
             }
         },

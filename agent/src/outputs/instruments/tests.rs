@@ -50,6 +50,7 @@ fn everything(snapshot: &Snapshot) -> (Everything, OutputCounters) {
     write(
         &View {
             snapshot,
+            agent: &sample::agent_status(),
             counters: &counters,
             opt_in: &OptIn {
                 cadvisor: Some(DutyCycle::Device),

@@ -11,7 +11,7 @@
 //! certainly did not arrive.
 //!
 //! It refuses to slow anything down: it reads the last commit when it is its turn, and its health is
-//! offered to the core without waiting.
+//! offered without waiting.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -26,9 +26,9 @@ use super::ReadClock;
 use super::counters::OutputCounters;
 use super::instruments::{OptIn, View};
 use super::receiver::{Origin, Receiver, ReceiverError};
-use crate::core::input::{Input, SourceHealth};
+use crate::core::input::SourceHealth;
 use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
-use crate::core::snapshot::Snapshot;
+use crate::published::Published;
 
 mod delta_session;
 mod request;
@@ -106,22 +106,11 @@ impl Options {
     }
 }
 
-/// The health of the receiver where none is configured.
-#[must_use]
-pub fn disabled(now: BootTime) -> Input {
-    Input::Health(SourceHealth {
-        source: SourceId::Otlp,
-        state: SourceState::Disabled,
-        since: now,
-        place: Arc::from(""),
-    })
-}
-
 /// Pushes the books.
 pub struct Exporter {
     options: Options,
     transport: Transport,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    published: watch::Receiver<Arc<Published>>,
     counters: Arc<OutputCounters>,
     clock: ReadClock,
     health: Health,
@@ -146,10 +135,10 @@ impl Exporter {
     /// If the receiver cannot work, whatever it answers.
     pub fn new(
         options: Options,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
+        published: watch::Receiver<Arc<Published>>,
         counters: Arc<OutputCounters>,
         clock: ReadClock,
-        health: mpsc::Sender<Input>,
+        health: mpsc::Sender<SourceHealth>,
     ) -> Result<Self, ReceiverError> {
         let transport = Transport::new(&options.receiver)?;
         let health = Health {
@@ -169,7 +158,7 @@ impl Exporter {
             starts,
             options,
             transport,
-            snapshots,
+            published,
             counters,
             clock,
             health,
@@ -203,7 +192,9 @@ impl Exporter {
 
     /// Returns when told to stop, or there will be no further commit, and says when that was.
     async fn push_until(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Instant {
-        let committed = self.snapshots.wait_for(|snapshot| snapshot.sequence > 0);
+        let committed = self
+            .published
+            .wait_for(|published| published.books.sequence > 0);
         tokio::select! {
             biased;
             () = &mut stop => return Instant::now(),
@@ -260,7 +251,7 @@ impl Exporter {
                     pause
                 }
             };
-            if self.snapshots.has_changed().is_err() {
+            if self.published.has_changed().is_err() {
                 return Instant::now();
             }
         }
@@ -271,15 +262,12 @@ impl Exporter {
     ///
     /// It may be given up at any moment.
     async fn push(&mut self) -> Result<(), Failure> {
-        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        let published = Arc::clone(&self.published.borrow_and_update());
+        let snapshot = &published.books;
         if snapshot.sequence == 0 {
             return Ok(());
         }
-        let view = View {
-            snapshot: &snapshot,
-            counters: &self.counters,
-            opt_in: &self.options.opt_in,
-        };
+        let view = View::new(&published, &self.counters, &self.options.opt_in);
         let (origin, max_points) = (&self.options.origin, self.options.max_points);
         let messages = match &mut self.telling {
             None => {
@@ -290,11 +278,11 @@ impl Exporter {
                 messages
             }
             Some(telling) => {
-                let told = telling.begin(&snapshot).await?;
+                let told = telling.begin(snapshot).await?;
                 let mut messages = build(&view, origin, max_points, Counters::Growths(told));
                 let growths = messages.iter_mut();
                 let growths = growths.map(|outgoing| std::mem::take(&mut outgoing.growths));
-                telling.offer(&snapshot, growths).await?;
+                telling.offer(snapshot, growths).await?;
                 messages
             }
         };
@@ -369,11 +357,11 @@ fn random() -> f64 {
     bits as f64 / (1_u64 << 53) as f64
 }
 
-/// The receiver's health, as the core is told.
+/// The receiver's health, as it is told.
 struct Health {
-    sender: mpsc::Sender<Input>,
+    sender: mpsc::Sender<SourceHealth>,
     place: Arc<str>,
-    /// The state now and whether the core knows of it.
+    /// The state now and whether it was told.
     state: Option<(SourceState, bool)>,
     since: BootTime,
 }
@@ -406,20 +394,20 @@ impl Health {
         self.tell();
     }
 
-    /// Offers the state to the core. Where its channel is full the state is offered again after the
-    /// next push: an output does not wait for the core.
+    /// Offers the state. Where the channel is full the state is offered again after the next push: an
+    /// output waits for nobody.
     fn tell(&mut self) {
         let Some((state, told @ false)) = &mut self.state else {
             return;
         };
         *told = self
             .sender
-            .try_send(Input::Health(SourceHealth {
+            .try_send(SourceHealth {
                 source: SourceId::Otlp,
                 state: state.clone(),
                 since: self.since,
                 place: Arc::clone(&self.place),
-            }))
+            })
             .is_ok();
     }
 }

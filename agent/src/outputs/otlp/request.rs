@@ -274,6 +274,7 @@ mod tests {
     fn built_with(snapshot: &Snapshot, max_points: usize, starts: &mut Starts) -> Vec<Outgoing> {
         let view = View {
             snapshot,
+            agent: &sample::agent_status(),
             counters: &OutputCounters::default(),
             opt_in: &sample::opt_in(),
         };
@@ -355,6 +356,7 @@ mod tests {
         let counters = OutputCounters::default();
         let view = View {
             snapshot: &snapshot,
+            agent: &sample::agent_status(),
             counters: &counters,
             opt_in: &sample::opt_in(),
         };

@@ -198,9 +198,9 @@ async fn http_export(
 /// A receiver, an exporter that runs against it, and everything that the two say.
 struct Bench {
     arrived: mpsc::UnboundedReceiver<Arrived>,
-    health: mpsc::Receiver<Input>,
+    health: mpsc::Receiver<SourceHealth>,
     counters: Arc<OutputCounters>,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    published: watch::Sender<Arc<Published>>,
     stop: Option<oneshot::Sender<()>>,
     exporter: tokio::task::JoinHandle<()>,
     receiver: tokio::task::JoinHandle<()>,
@@ -268,7 +268,7 @@ async fn bench(protocol: Protocol, script: &[Act], change: impl FnOnce(&mut Opti
     };
     let mut options = quick(protocol, endpoint);
     change(&mut options);
-    let (snapshots, follow) = watch::channel(Arc::new(commit(1)));
+    let (published, follow) = watch::channel(Arc::new(commit(1)));
     let (health_sender, health) = mpsc::channel(64);
     let (stop, stopped) = oneshot::channel();
     let counters = Arc::new(OutputCounters::default());
@@ -287,7 +287,7 @@ async fn bench(protocol: Protocol, script: &[Act], change: impl FnOnce(&mut Opti
         arrived,
         health,
         counters,
-        snapshots,
+        published,
         stop: Some(stop),
         exporter,
         receiver,
@@ -301,11 +301,11 @@ fn clock() -> ReadClock {
     })
 }
 
-fn commit(number: u64) -> Snapshot {
-    let mut snapshot = sample::snapshot();
-    snapshot.sequence = number;
-    snapshot.agent.commits = number;
-    snapshot
+fn commit(number: u64) -> Published {
+    let mut published = sample::published();
+    published.books.sequence = number;
+    published.books.agent.commits = number;
+    published
 }
 
 impl Bench {
@@ -314,9 +314,7 @@ impl Bench {
     }
 
     async fn state(&mut self) -> SourceState {
-        let Some(Input::Health(health)) = self.health.recv().await else {
-            panic!("the exporter tells its health and nothing else");
-        };
+        let health = self.health.recv().await.expect("the exporter lives");
         assert_eq!(health.source, SourceId::Otlp);
         assert_eq!(health.since, NOW);
         health.state
@@ -359,7 +357,7 @@ async fn what_fails_is_sent_again_newer_until_it_arrives() {
         assert_eq!(first.commits, 1);
         assert_eq!(first.token.as_deref(), Some("secret"));
         assert_eq!(bench.down().await.0, "unavailable");
-        bench.snapshots.send_replace(Arc::new(commit(2)));
+        bench.published.send_replace(Arc::new(commit(2)));
         assert_eq!(bench.down().await.0, "unavailable");
         assert_eq!(bench.down().await.0, "overloaded");
         assert_eq!(bench.state().await, SourceState::Up);
@@ -482,11 +480,7 @@ async fn one_message_that_is_refused_does_not_keep_the_others_back() {
         let mut points = 0;
         let mut messages: u64 = 0;
         let whole = build(
-            &View {
-                snapshot: &commit(1),
-                counters: &OutputCounters::default(),
-                opt_in: &OptIn::default(),
-            },
+            &View::new(&commit(1), &OutputCounters::default(), &OptIn::default()),
             &quick(protocol, String::new()).origin,
             usize::MAX,
             Counters::Totals(&mut Starts::new(None, Arc::default())),
@@ -510,7 +504,7 @@ async fn the_last_commit_goes_out_when_the_agent_stops() {
     for protocol in BOTH {
         let mut bench = bench(protocol, &[], |_| {}).await;
         bench.arrival().await;
-        bench.snapshots.send_replace(Arc::new(commit(77)));
+        bench.published.send_replace(Arc::new(commit(77)));
         bench.stop.take().unwrap().send(()).unwrap();
         bench.exporter.await.unwrap();
         bench.receiver.abort();
@@ -541,7 +535,7 @@ async fn a_dead_receiver_does_not_hold_the_end() {
 async fn nothing_goes_out_before_the_first_commit() {
     for protocol in BOTH {
         let (listener, endpoint) = listen().await;
-        let (snapshots, follow) = watch::channel(Arc::new(Snapshot::default()));
+        let (published, follow) = watch::channel(Arc::new(Published::default()));
         let (health, _told) = mpsc::channel(1);
         let exporter = Exporter::new(
             quick(protocol, endpoint),
@@ -552,7 +546,7 @@ async fn nothing_goes_out_before_the_first_commit() {
         )
         .unwrap();
         // No further commit will come: it is done, and has not even connected.
-        drop(snapshots);
+        drop(published);
         exporter.run(std::future::pending()).await;
         let accept = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
         assert!(accept.is_err(), "{protocol:?} connected");
@@ -561,13 +555,13 @@ async fn nothing_goes_out_before_the_first_commit() {
 
 #[tokio::test]
 async fn pauses_grow_and_stay_within_their_bounds() {
-    let (_, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let (_, published) = watch::channel(Arc::new(Published::default()));
     let (health, _told) = mpsc::channel(1);
     let mut options = quick(Protocol::Grpc, "http://127.0.0.1:1".to_owned());
     options.backoff = Duration::from_secs(1);
     options.backoff_max = Duration::from_secs(60);
     options.interval = Duration::from_secs(60);
-    let exporter = Exporter::new(options, snapshots, Arc::default(), clock(), health).unwrap();
+    let exporter = Exporter::new(options, published, Arc::default(), clock(), health).unwrap();
     for (failures, whole) in [(0, 1), (1, 2), (5, 32), (6, 60), (u32::MAX, 60)] {
         let whole = Duration::from_secs(whole);
         for _ in 0..100 {
@@ -631,7 +625,7 @@ async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it_or_asks_f
             })
             .await;
             assert_eq!(bench.arrival().await.commits, 1);
-            bench.snapshots.send_replace(Arc::new(commit(5)));
+            bench.published.send_replace(Arc::new(commit(5)));
             let expected = if arrived { 4 } else { 5 };
             let sum = commits_added_up(&mut bench, expected).await;
             assert_eq!(sum, expected, "{protocol:?} {act:?}");
@@ -675,11 +669,9 @@ async fn a_message_that_fails_does_not_tell_the_others_again() {
                 options.max_points = 20;
             })
             .await;
-            let view = View {
-                snapshot: &commit(1),
-                counters: &OutputCounters::default(),
-                opt_in: &OptIn::default(),
-            };
+            let (published, counters) = (commit(1), OutputCounters::default());
+            let opt_in = OptIn::default();
+            let view = View::new(&published, &counters, &opt_in);
             let origin = &quick(protocol, String::new()).origin;
             let mut told = sent_totals::SentTotals::new("", view.snapshot.agent_started);
             let whole = build(&view, origin, usize::MAX, Counters::Growths(&mut told));
@@ -737,7 +729,7 @@ async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
             killed.receiver.abort();
 
             let mut next = bench(protocol, &[], kept).await;
-            next.snapshots.send_replace(Arc::new(commit(9)));
+            next.published.send_replace(Arc::new(commit(9)));
             let expected = if arrived { 8 } else { 9 };
             let sum = commits_added_up(&mut next, expected).await;
             assert_eq!(sum, expected, "{protocol:?} {act:?}");
@@ -763,10 +755,10 @@ async fn what_cannot_be_kept_is_sent_and_not_gone_on_from() {
     assert!(counters.otlp_deltas_unkept.get() > 0);
 
     // The same life of the same series, and an agent that began after them.
-    let mut snapshot = commit(9);
-    snapshot.agent_started = snapshot.wall;
+    let mut published = commit(9);
+    published.books.agent_started = published.books.wall;
     let mut next = bench(Protocol::Grpc, &[], kept).await;
-    next.snapshots.send_replace(Arc::new(snapshot));
+    next.published.send_replace(Arc::new(published));
     let arrived = next.arrival().await;
     let mut counters = arrived.counters.iter();
     let books = counters.any(|it| it.starts_with("gpuacct.gpu.busy"));

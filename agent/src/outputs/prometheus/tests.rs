@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::core::model::{BootTime, Clock, HostUnit};
+use crate::core::snapshot::Snapshot;
 use crate::outputs::sample::{self, NOW, golden};
 
 fn rendered(snapshot: &Snapshot, format: Format) -> String {
@@ -14,6 +15,7 @@ fn rendered(snapshot: &Snapshot, format: Format) -> String {
     let counters = OutputCounters::default();
     let view = View {
         snapshot,
+        agent: &sample::agent_status(),
         counters: &counters,
         opt_in: &sample::opt_in(),
     };
@@ -202,23 +204,20 @@ fn promtool_has_nothing_to_say() {
 
 struct Served {
     base: String,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    published: watch::Sender<Arc<Published>>,
     now: Arc<AtomicU64>,
     counters: Arc<OutputCounters>,
-    _blocked: watch::Sender<Option<BlockedCall>>,
 }
 
-async fn served(snapshot: Snapshot) -> Served {
-    let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
-    let (blocked_sender, blocked) = watch::channel(None);
+async fn served(published: Published) -> Served {
+    let (published, receiver) = watch::channel(Arc::new(published));
     let now = Arc::new(AtomicU64::new(NOW.0));
     let counters = Arc::new(OutputCounters::default());
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     let reads = Arc::clone(&now);
     let exposition = Exposition {
-        snapshots: receiver,
-        blocked,
+        published: receiver,
         counters: Arc::clone(&counters),
         opt_in: sample::opt_in(),
         clock: Arc::new(move || Clock {
@@ -230,10 +229,9 @@ async fn served(snapshot: Snapshot) -> Served {
     tokio::spawn(serve(listener, exposition, std::future::pending()));
     Served {
         base,
-        snapshots,
+        published,
         now,
         counters,
-        _blocked: blocked_sender,
     }
 }
 
@@ -246,13 +244,13 @@ async fn fetch(served: &Served, path: &str) -> (u16, String) {
 
 #[tokio::test]
 async fn an_exposition_is_rendered_once_per_commit() {
-    let served = served(sample::snapshot()).await;
+    let served = served(sample::published()).await;
     let (status, first) = fetch(&served, "/metrics").await;
     assert_eq!(status, 200);
     assert!(first.contains("gpuacct_scrapes_total{format=\"text\"} 1\n"));
     assert_eq!(fetch(&served, "/metrics").await.1, first);
-    served.snapshots.send_modify(|snapshot| {
-        Arc::make_mut(snapshot).sequence += 1;
+    served.published.send_modify(|published| {
+        Arc::make_mut(published).books.sequence += 1;
     });
     let (_, next) = fetch(&served, "/metrics").await;
     assert!(next.contains("gpuacct_scrapes_total{format=\"text\"} 3\n"));
@@ -274,7 +272,7 @@ async fn an_exposition_is_rendered_once_per_commit() {
 
 #[tokio::test]
 async fn the_probes_tell_stuck_from_not_ready_from_degraded() {
-    let served = served(Snapshot::default()).await;
+    let served = served(Published::default()).await;
     assert_eq!(fetch(&served, "/healthz").await.0, 200);
     let (status, body) = fetch(&served, "/readyz").await;
     assert_eq!(
@@ -287,9 +285,9 @@ async fn the_probes_tell_stuck_from_not_ready_from_degraded() {
         .fetch_add(Nanos::from_secs(31).0, Ordering::Relaxed);
     assert_eq!(fetch(&served, "/healthz").await.0, 503);
 
-    let mut snapshot = sample::snapshot();
-    snapshot.at = NOW.plus(Nanos::from_secs(1));
-    served.snapshots.send_replace(Arc::new(snapshot));
+    let mut published = sample::published();
+    published.books.at = NOW.plus(Nanos::from_secs(1));
+    served.published.send_replace(Arc::new(published));
     assert_eq!(fetch(&served, "/healthz").await.0, 200);
     let (status, body) = fetch(&served, "/readyz").await;
     assert_eq!(

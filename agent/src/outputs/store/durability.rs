@@ -26,7 +26,7 @@ use super::mark::{LifeId, MarkerFile};
 use super::{Handle, ReadClock, Written};
 use crate::core::model::{BootTime, Nanos, SourceState};
 use crate::core::records::{Changes, Kept};
-use crate::core::snapshot::StoreBook;
+use crate::published::StoreBook;
 
 /// How long a snapshot waits for its transaction.
 pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nvml_wrapper::error::NvmlError;
 
 use crate::core::model::{BootTime, GpuUuid, Nanos};
-use crate::core::snapshot::{BlockedCall, NvmlThreadBook};
+use crate::published::{BlockedCall, NvmlThreadBook};
 use crate::sources::clock;
 
 /// What calls of one NVML function cost since the agent started.

@@ -11,7 +11,7 @@ use super::calls::Watchdog;
 use super::fault::NvmlFailure;
 use super::health::Failed;
 use super::library::Library;
-use crate::core::snapshot::BlockedCall;
+use crate::published::BlockedCall;
 
 /// Result of a task of the helper thread.
 pub(super) enum HelperResult {

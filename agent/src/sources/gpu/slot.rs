@@ -17,7 +17,7 @@ use super::register::{Resume, WorkerId};
 use super::worker::{Ending, GpuFailure};
 use crate::core::input::GpuInfo;
 use crate::core::model::{BootTime, GpuUuid, UnobservedReason};
-use crate::core::snapshot::BlockedCall;
+use crate::published::BlockedCall;
 use crate::sources::retry::Backoff;
 
 /// Waits before a worker is started anew.

@@ -17,7 +17,7 @@ use self::fault::SessionError;
 use super::Io;
 use crate::core::input::KubernetesNames;
 use crate::core::model::{PodUid, SourceId, text};
-use crate::core::snapshot::{LookupBook, NamesBook};
+use crate::published::{LookupBook, NamesBook};
 
 pub mod bundle;
 pub mod cri;

@@ -52,7 +52,7 @@ pub(crate) fn identity(bench: &Bench) -> Result<Vec<Row>> {
     crate::forks::attached(&mut agent)?;
     agent.wait_for_status("both runtimes", |status| {
         let is_up = |source| {
-            let mut sources = status.snapshot.sources.iter();
+            let mut sources = status.agent.sources.iter();
             sources.any(|health| health.source == source && health.state == SourceState::Up)
         };
         is_up(SourceId::Docker) && is_up(SourceId::Cri)

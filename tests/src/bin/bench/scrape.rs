@@ -1,7 +1,7 @@
 //! How long `/metrics` takes at full load, and how large it is.
 //!
 //! The agent commits each two seconds, so that a thousand scrapes that each find a new commit would
-//! take a quarter of an hour. They are made against the agent's own server and its own books in
+//! take half an hour. They are made against the agent's own server and its own books in
 //! this process, where commits can come as fast as they are read; some against the running agent
 //! show that this is the same thing.
 
@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use gpuacct::core::snapshot::Snapshot;
 use gpuacct::outputs::condition::STUCK_AFTER;
 use gpuacct::outputs::counters::OutputCounters;
 use gpuacct::outputs::instruments::OptIn;
 use gpuacct::outputs::prometheus::{self, Exposition};
+use gpuacct::published::Published;
 use gpuacct::sources::clock;
 use tokio::sync::watch;
 
@@ -87,15 +87,14 @@ impl Scraper {
 /// The agent's server over books that are committed as often as wanted.
 struct Server {
     address: SocketAddr,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    published: watch::Sender<Arc<Published>>,
     thread: std::thread::JoinHandle<std::io::Result<()>>,
     stop: tokio::sync::oneshot::Sender<()>,
 }
 
 impl Server {
-    fn start(snapshot: Snapshot) -> Result<Self> {
-        let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
-        let (_, blocked) = watch::channel(None);
+    fn start(published: Published) -> Result<Self> {
+        let (published, receiver) = watch::channel(Arc::new(published));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         // As the agent has it.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -104,8 +103,7 @@ impl Server {
         let listener = runtime.block_on(prometheus::bind((Ipv4Addr::LOCALHOST, 0).into()))?;
         let address = listener.local_addr()?;
         let exposition = Exposition {
-            snapshots: receiver,
-            blocked,
+            published: receiver,
             counters: Arc::new(OutputCounters::default()),
             clock: Arc::new(clock::now),
             stuck_after: STUCK_AFTER,
@@ -122,16 +120,16 @@ impl Server {
             })?;
         Ok(Self {
             address,
-            snapshots,
+            published,
             thread,
             stop,
         })
     }
 
     fn commit(&self) {
-        let mut next = Snapshot::clone(&self.snapshots.borrow());
-        next.sequence += 1;
-        self.snapshots.send_replace(Arc::new(next));
+        let mut next = Published::clone(&self.published.borrow());
+        next.books.sequence += 1;
+        self.published.send_replace(Arc::new(next));
     }
 
     fn stop(self) -> Result<()> {
@@ -166,11 +164,15 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
     // While other work is on, one scrape in a thousand comes after a commit: it does not matter.
     let cached = live.times(SCRAPES, || Ok(()))?;
     let live_fresh = live.times(LIVE, || pause(COMMIT))?;
-    let snapshot = agent.status()?.snapshot;
+    let status = agent.status()?;
     agent.stop()?;
     drop(load);
 
-    let server = Server::start(snapshot)?;
+    let server = Server::start(Published {
+        books: status.snapshot,
+        agent: status.agent,
+        blocked: None,
+    })?;
     let fresh = |accept| -> Result<Vec<Duration>> {
         let scraper = Scraper::new(server.address, accept);
         scraper.times(SCRAPES, || {
