@@ -86,7 +86,7 @@ fn settings() -> Settings {
 }
 
 /// What a series is known by to whoever scrapes it.
-type Key = (ContainerLabels, WallTime);
+type Key = (Arc<ContainerLabels>, WallTime);
 
 /// A machine that is booted once, and the directories of the agents that run on it one after another.
 struct Node {
