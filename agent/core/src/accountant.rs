@@ -459,7 +459,7 @@ impl Accountant {
                 publication::publish_named(account, &labels, policy, clock);
                 continue;
             }
-            let Some(payer) = self.naming.of(account) else {
+            let Some(payer) = self.naming.of(account.naming) else {
                 continue;
             };
             publication::publish(account, payer.attribution, &payer.labels, policy, clock);

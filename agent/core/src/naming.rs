@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::account::Account;
 use crate::cgroup_path::ContainerCgroup;
 use crate::directory::{Directory, IdentitySources};
 use crate::effect::{Effect, Effects};
@@ -90,17 +89,13 @@ impl Naming {
 
     /// What an owner that has an account is called.
     pub(crate) fn payer(&self, owner: &Owner) -> Option<&NamingState> {
-        self.state(*self.ids.get(owner)?)
+        self.of(self.ids.get(owner).copied())
     }
 
-    /// What the owner of an account is called. Absent for host units, and until the first commit
-    /// after the account was opened.
-    pub(crate) fn of(&self, account: &Account) -> Option<&NamingState> {
-        self.state(account.naming?)
-    }
-
-    fn state(&self, id: NamingId) -> Option<&NamingState> {
-        self.states.get(id.0)?.as_ref()
+    /// What is known under the id that an account has. Absent for host units, and until the first
+    /// commit after the account was opened.
+    pub(crate) fn of(&self, id: Option<NamingId>) -> Option<&NamingState> {
+        self.states.get(id?.0)?.as_ref()
     }
 
     /// How many owners with an account are named, wait for names, or go by their ids: as

@@ -92,7 +92,7 @@ impl Accountant {
         account: &'a Account,
     ) -> Option<(AccountView<'a>, KeptTotals)> {
         let ([id_only, named], totals) = kept_parts(account);
-        let known = self.naming.of(account);
+        let known = self.naming.of(account.naming);
         let labels = match (known, owner) {
             (Some(known), _) => Arc::clone(&known.labels),
             (None, Owner::Host(_)) => match &account.named {

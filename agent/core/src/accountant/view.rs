@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::account::Account;
 use crate::accountant::Accountant;
 use crate::accounts::AccountKey;
 use crate::cgroup_path::CgroupMeaning;
@@ -64,7 +65,7 @@ impl Accountant {
                 });
                 continue;
             }
-            let Some(payer) = self.naming.of(account) else {
+            let Some(payer) = self.naming.of(account.naming) else {
                 continue;
             };
             for (series, is_current) in [
@@ -198,7 +199,8 @@ impl Accountant {
         let naming = &self.naming;
         self.ledger
             .sort_accounts(|books, (one, account), (other, other_account)| {
-                let labels = |account| naming.of(account).map(|known| &known.labels);
+                let labels =
+                    |account: &Account| naming.of(account.naming).map(|known| &known.labels);
                 let gpu = |key: &AccountKey| &books[key.0].gpu.uuid;
                 labels(account)
                     .cmp(&labels(other_account))
