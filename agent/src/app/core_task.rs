@@ -22,6 +22,10 @@ use crate::sources::gpu::calls::Watchdog;
 
 /// How often the books are committed. The design allows two seconds at most.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// How long before a commit the kernel source is asked up to when all events are known. A window that
+/// ended before that is booked with this commit, not with the next one. The answer takes about a
+/// millisecond, more where cores are busy.
+const EVENTS_BEFORE_COMMIT: Duration = Duration::from_millis(50);
 /// Inputs taken in a row before a commit that is due gets its turn.
 const INPUTS_IN_A_ROW: usize = 64;
 /// How long a call into NVML takes before `status` speaks of it.
@@ -91,6 +95,8 @@ impl Core {
         let mut commits = interval(COMMIT_EVERY);
         // After a pause of the machine one commit is enough.
         commits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Begins anew with each commit, since commits may be late.
+        let mut asks = interval(COMMIT_EVERY);
         let mut batch = Vec::with_capacity(INPUTS_IN_A_ROW);
         loop {
             tokio::select! {
@@ -99,7 +105,11 @@ impl Core {
                 stored = commit_stored(&mut self.waiting) => self.publish_stored(stored),
                 // While a snapshot waits for the disk, the next commit waits, too. Nothing else
                 // does.
-                _ = commits.tick(), if self.waiting.is_none() => self.commit(now()),
+                _ = commits.tick(), if self.waiting.is_none() => {
+                    asks.reset_after(COMMIT_EVERY.saturating_sub(EVENTS_BEFORE_COMMIT));
+                    self.commit(now());
+                }
+                _ = asks.tick() => self.requests.ask_for_events(),
                 Some(query) = queries.recv() => self.answer(query),
                 taken = inputs.recv_many(&mut batch, INPUTS_IN_A_ROW) => {
                     if taken == 0 {
@@ -255,4 +265,46 @@ async fn commit_stored(
     let snapshot = std::mem::take(&mut under_way.snapshot);
     *waiting = None;
     (snapshot, keeping, outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::core::accountant::Settings;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_core_asks_for_the_events_shortly_before_each_commit() {
+        let begun = OpenedBooks {
+            accountant: Accountant::new(Settings::default(), now()),
+            keeping: None,
+            cursors: Vec::new(),
+        };
+        let (requests, mut asked) = Requests::new();
+        let (snapshots, mut shown) = watch::channel(Arc::default());
+        let (blocked, _blocked_shown) = watch::channel(None);
+        let core = Core::new(
+            begun,
+            String::new(),
+            None,
+            requests,
+            Watchdog::default(),
+            snapshots,
+            blocked,
+        );
+        let (_inputs, inputs_taken) = mpsc::channel(1);
+        let (_queries, queries_taken) = mpsc::channel(1);
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(core.run(inputs_taken, queries_taken, stopped));
+        shown.changed().await.unwrap();
+        for _ in 0..3 {
+            asked.kernel.reports.recv().await.unwrap();
+            let at = Instant::now();
+            assert!(!shown.has_changed().unwrap(), "once for each commit");
+            shown.changed().await.unwrap();
+            // The clock is the test's own, which stands still while there is something to do.
+            assert_eq!(at.elapsed(), EVENTS_BEFORE_COMMIT);
+        }
+    }
 }

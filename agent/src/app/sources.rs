@@ -91,7 +91,7 @@ pub(super) fn start(
     let (tried, has_tried) = oneshot::channel();
     let kernel = follow::run(
         config.kernel.clone(),
-        asked.announce,
+        asked.kernel,
         requests.rescans(),
         tried,
         io(),

@@ -22,12 +22,21 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// How often a node without a GPU's device is looked at again.
 const LOOK_FOR_DEVICES: Duration = Duration::from_secs(10);
 
+/// What the object is asked for while it is loaded.
+#[derive(Debug)]
+pub struct Requested {
+    /// To announce all cgroups anew.
+    pub announce: mpsc::Receiver<()>,
+    /// To report up to when all events are known.
+    pub reports: mpsc::Receiver<()>,
+}
+
 /// Keeps the object loaded until the agent stops. Each time that it has just been attached, `rescans`
 /// is asked for a scan of `/proc`: what was born before is known from there. Tells `tried` when the
-/// object has been attached for the first time, or cannot be. `announce` asks for all cgroups anew.
+/// object has been attached for the first time, or cannot be.
 pub async fn run(
     config: config::Kernel,
-    mut announce: mpsc::Receiver<()>,
+    mut requested: Requested,
     rescans: mpsc::Sender<()>,
     tried: oneshot::Sender<()>,
     io: Io,
@@ -65,7 +74,7 @@ pub async fn run(
                         source,
                         batches,
                         begun,
-                        &mut announce,
+                        &mut requested,
                         &mut tally,
                         &out,
                         &mut health,
@@ -104,7 +113,7 @@ async fn pass_on(
     mut source: KernelSource,
     mut batches: mpsc::Receiver<KernelBatch>,
     begun: impl FnOnce(),
-    announce: &mut mpsc::Receiver<()>,
+    requested: &mut Requested,
     tally: &mut Tally,
     out: &mpsc::Sender<Input>,
     health: &mut HealthReporter,
@@ -123,7 +132,8 @@ async fn pass_on(
                 }
                 None => return Ok(()),
             },
-            Some(()) = announce.recv() => source.clear_announced(),
+            Some(()) = requested.announce.recv() => source.clear_announced(),
+            Some(()) = requested.reports.recv() => source.report(),
             // The driver is often loaded later than the agent starts.
             _ = look.tick(), if opens == OpenHookState::Waiting => {
                 let looked = spawn_blocking(move || {

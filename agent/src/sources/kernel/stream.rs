@@ -14,7 +14,8 @@
 //! # What it reports
 //!
 //! What it drained. An empty drain moves `drained_through` on, and is reported when somebody has
-//! asked for a report, or when the last report is [`REPORT_EMPTY_AFTER`] old. The instant alone could be a number in memory that both
+//! asked for a report, which the core's task does shortly before each commit, or when the last
+//! report is [`REPORT_EMPTY_AFTER`] old. The instant alone could be a number in memory that both
 //! threads share. But then it could overtake events that wait in one of the two channels on the way
 //! to the core, and the core would book windows without them. In a batch it cannot.
 //!
