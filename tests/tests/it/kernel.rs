@@ -15,10 +15,13 @@ use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gpuacct::core::input::KernelEvent;
+use gpuacct::config::Config;
+use gpuacct::core::input::{Input, KernelEvent};
 use gpuacct::core::model::{BootTime, CgroupKey, DeviceNumber, StartTicks};
 use gpuacct::core::placement::PlacementTable;
+use gpuacct::sources::Io;
 use gpuacct::sources::kernel::KernelConfig;
+use gpuacct::sources::kernel::follow::{self, Requested};
 use gpuacct::sources::kernel::opens::{OpenHook, OpenHookState, Watch};
 use gpuacct::sources::kernel::{self, trial};
 use gpuacct_tests::kernel::{
@@ -27,6 +30,7 @@ use gpuacct_tests::kernel::{
 use gpuacct_tests::requirement::require;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
+use tokio::sync::{mpsc, oneshot, watch};
 
 const RING_BYTES: u32 = 1 << 20;
 const PROCESS: &str = env!("CARGO_BIN_EXE_test-process");
@@ -877,6 +881,49 @@ fn a_report_that_is_asked_for_does_not_wait_for_the_next_drain() {
     let process = waiting_process();
     observer.settle();
     assert!(observer.life_of(process.pid()).starts_with('f'));
+}
+
+#[test]
+fn what_happened_before_the_agent_stops_is_reported() {
+    if observer().is_none() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (out, mut inputs) = mpsc::channel(64);
+    let (rescans, _rescans_taken) = mpsc::channel(1);
+    let (_announce, announce) = mpsc::channel(1);
+    let (_reports, reports) = mpsc::channel(1);
+    let (stop, shutdown) = watch::channel(false);
+    let (tried, has_tried) = oneshot::channel();
+    let io = Io {
+        out,
+        clock: gpuacct::sources::clock::now,
+        shutdown,
+    };
+    let requested = Requested { announce, reports };
+    let source = follow::run(Config::default().kernel, requested, rescans, tried, io);
+    runtime.block_on(async {
+        let source = tokio::spawn(source);
+        has_tried.await.unwrap();
+        let process = waiting_process();
+        stop.send(true).unwrap();
+        let mut forks = Vec::new();
+        while let Some(input) = inputs.recv().await {
+            let Input::Kernel(batch) = input else {
+                continue;
+            };
+            forks.extend(batch.events.iter().filter_map(|event| match event {
+                KernelEvent::Fork(fork) => Some(fork.pid.0),
+                _ => None,
+            }));
+        }
+        source.await.unwrap();
+        assert!(forks.contains(&process.pid()), "{forks:?}");
+        process.end().unwrap();
+    });
 }
 
 #[test]
