@@ -3,6 +3,9 @@
 //! A record of a process carries only its cgroups' numbers. The agent learns what they are called
 //! from these announcements, and so never has to search a cgroup file system for a directory that
 //! may be gone by then.
+//!
+//! None of these records wakes the agent. A cgroup without a process means nothing to it, and the
+//! record of the process that enters a new cgroup wakes it.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use aya_log_ebpf::warn;
@@ -13,7 +16,7 @@ use gpuacct_common::event::{
 use gpuacct_common::global::MAX_CGROUP_WALK;
 
 use crate::kernel::{Cgroup, Node, Pointer, reference};
-use crate::maps::{self, ANNOUNCED, EVENTS, STEP, WALKS};
+use crate::maps::{self, ANNOUNCED, EVENTS, STEP, Urgency, WALKS};
 use crate::record::{self, header};
 
 /// Announces `cgroup` and those of its ancestors that the agent does not know, the highest first.
@@ -36,7 +39,7 @@ pub(crate) fn report_removed(attach_point: u32, key: CgroupRef) {
         header: header(KIND_CGROUP_REMOVED, size_of::<CgroupRemovedRecord>()),
         cgroup: key,
     };
-    seen.ended(record::submit(&record));
+    seen.ended(record::submit(&record, Urgency::CanWait));
 }
 
 #[inline(always)]
@@ -156,7 +159,7 @@ fn submit(node: Node, hierarchy: u32) -> Option<()> {
         entry.discard(0);
         return None;
     }
-    entry.submit(maps::submit_flags());
+    entry.submit(maps::submit_flags(Urgency::CanWait));
     // Only now: a cgroup that never reached the ring must be announced again.
     let _ = ANNOUNCED.insert(key, generation, 0);
     Some(())

@@ -16,7 +16,7 @@ use gpuacct_common::event::{KIND_OPEN, OpenRecord};
 use gpuacct_common::global::{NO_CALL, NO_MAJOR};
 
 use crate::kernel::{Registers, Task};
-use crate::maps;
+use crate::maps::{self, Urgency};
 use crate::process;
 use crate::record;
 
@@ -55,7 +55,8 @@ pub(crate) fn is_watched(device: u32) -> bool {
             || major == DEVICE_MAJOR_3.load())
 }
 
-/// Reports that the running thread has opened a device.
+/// Reports that the running thread has opened a device. The agent is woken: the process may be gone
+/// before it comes by itself, and the driver lists only processes that live.
 #[inline(always)]
 pub(crate) fn report(device: u32) {
     let leader = Task::current().leader();
@@ -66,7 +67,7 @@ pub(crate) fn report(device: u32) {
         major: device >> MINOR_BITS,
         minor: device & ((1 << MINOR_BITS) - 1),
     };
-    seen.ended(record::submit(&record));
+    seen.ended(record::submit(&record, Urgency::Wakes));
 }
 
 /// The running thread has returned from a system call with `answer`. Every call of every program

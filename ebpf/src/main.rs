@@ -5,6 +5,9 @@
 //! pays, is the agent's to say. It names no helper and no instruction that Linux 5.8 lacks, and
 //! reads the kernel's structures by offsets that the agent takes from the kernel's own BTF.
 //!
+//! A record that a container may begin with wakes the agent: a process enters a cgroup, by a move or
+//! by its birth, or opens a GPU. All others wait until the agent comes by itself.
+//!
 //! Each function here is one attach point. Times are nanoseconds of the boot clock.
 
 #![no_std]
@@ -24,6 +27,7 @@ use gpuacct_common::counter;
 use gpuacct_common::event::{KIND_ATTACH, KIND_EXEC, KIND_EXIT, KIND_FORK, UNIFIED_HIERARCHY};
 
 use crate::kernel::{Cgroup, Inode, Registers, Task, Typed, reference};
+use crate::maps::Urgency;
 
 /// See [`gpuacct_common::global::LEGACY_HIERARCHY`].
 #[unsafe(no_mangle)]
@@ -36,7 +40,14 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task::<Typed>::at(ctx.arg(1));
     // A new thread of an existing process is not reported.
     if child.is_leader() {
-        process::report(counter::FORK, KIND_FORK, child);
+        // `clone3` knows only cgroups of v2.
+        let parents = Task::<Typed>::at(ctx.arg(0)).unified_cgroup().id();
+        let urgency = if child.unified_cgroup().id() == parents {
+            Urgency::CanWait
+        } else {
+            Urgency::Wakes
+        };
+        process::report(counter::FORK, KIND_FORK, child, urgency);
     }
     0
 }
@@ -45,7 +56,8 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 /// now, whichever thread it was, and has the leader's pid and start time.
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    process::report(counter::EXEC, KIND_EXEC, Task::<Typed>::at(ctx.arg(0)));
+    let task = Task::<Typed>::at(ctx.arg(0));
+    process::report(counter::EXEC, KIND_EXEC, task, Urgency::CanWait);
     0
 }
 
@@ -55,7 +67,7 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::<Typed>::at(ctx.arg(0));
     if task.is_group_dead() {
-        process::report(counter::EXIT, KIND_EXIT, task);
+        process::report(counter::EXIT, KIND_EXIT, task, Urgency::CanWait);
     }
     0
 }
@@ -87,14 +99,14 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 /// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool
 /// threadgroup)`; the move is done. What is reported is where the process is now, in the hierarchies
 /// that are reported, not merely `dst_cgrp`. A move in another hierarchy is reported as well: the
-/// agent may have to look in `/proc` for where it led.
+/// agent may have to look in `/proc` for where it led, as long as the process lives.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     let task = Task::<Typed>::at(ctx.arg(2));
     let whole_group = ctx.arg::<u64>(3) & 0xff != 0;
     // A lone thread can be elsewhere than its process; the process is where its leader is.
     if whole_group || task.is_leader() {
-        process::report(counter::ATTACH, KIND_ATTACH, task);
+        process::report(counter::ATTACH, KIND_ATTACH, task, Urgency::Wakes);
     }
     0
 }

@@ -80,13 +80,25 @@ fn add(attach_point: u32, counter: usize) {
     }
 }
 
+/// Whether a record may wait in the ring.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// Until the agent comes by itself, which it does twice a second.
+    CanWait,
+    /// The agent is woken, so that it knows of it within some milliseconds.
+    Wakes,
+}
+
 /// How a record is to be submitted. A wake-up for each would cost a busy node a tenth of its forks,
-/// so the agent comes by itself, ten times a second, and is called only when a part of the ring
-/// that is worth it has filled up. The kernel's own default would not do: it calls a reader who had
+/// so the agent comes by itself, and is woken only for an urgent record, or when a part of the ring
+/// that is worth it has filled up. The kernel's own default would not do: it wakes a reader who had
 /// read everything, and this one has not.
+///
+/// The agent bounds what a storm of urgent records costs it. Here each costs a raised interrupt, on
+/// the CPU of whoever caused it, and only once while that interrupt is pending.
 #[inline(always)]
-pub(crate) fn submit_flags() -> u64 {
-    if EVENTS.query(BPF_RB_AVAIL_DATA as u64) >= WAKE_AT_BYTES.load() {
+pub(crate) fn submit_flags(urgency: Urgency) -> u64 {
+    if urgency == Urgency::Wakes || EVENTS.query(BPF_RB_AVAIL_DATA as u64) >= WAKE_AT_BYTES.load() {
         BPF_RB_FORCE_WAKEUP as u64
     } else {
         BPF_RB_NO_WAKEUP as u64

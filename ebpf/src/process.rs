@@ -4,18 +4,18 @@ use gpuacct_common::event::{CgroupRef, ProcessRecord, UNIFIED_HIERARCHY};
 
 use crate::cgroup;
 use crate::kernel::{NO_LEGACY_CGROUP, Pointer, Task, reference};
-use crate::maps;
+use crate::maps::{self, Urgency};
 use crate::record::{header, submit};
 
 /// Reports the process that `task` belongs to, and before it those of its cgroups that the agent
 /// does not know.
 #[inline(always)]
-pub(crate) fn report<P: Pointer>(attach_point: u32, kind: u16, task: Task<P>) {
+pub(crate) fn report<P: Pointer>(attach_point: u32, kind: u16, task: Task<P>, urgency: Urgency) {
     let leader = task.leader();
     let (unified, legacy) = announce_cgroups(attach_point, leader);
     let seen = maps::seen(attach_point);
     let record = record(kind, size_of::<ProcessRecord>(), leader, unified, legacy);
-    seen.ended(submit(&record));
+    seen.ended(submit(&record, urgency));
 }
 
 /// Announces the cgroups of a thread group that the agent does not know, and says which it is in:

@@ -3,12 +3,14 @@
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
 use gpuacct_common::event::Header;
 
-use crate::maps::{self, EVENTS};
+use crate::maps::{self, EVENTS, Urgency};
 
 /// Whether there was room for it.
 #[inline(always)]
-pub(crate) fn submit<T: 'static>(record: &T) -> bool {
-    EVENTS.output::<T>(record, maps::submit_flags()).is_ok()
+pub(crate) fn submit<T: 'static>(record: &T, urgency: Urgency) -> bool {
+    EVENTS
+        .output::<T>(record, maps::submit_flags(urgency))
+        .is_ok()
 }
 
 /// The header of a record that is made now. Call it after the record is counted as seen.

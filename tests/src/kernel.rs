@@ -104,6 +104,7 @@ impl Observer {
     pub fn settle(&mut self) -> EventCounters {
         let now = boot_time();
         while self.latest.drained_through < now {
+            self.source.report();
             self.next_batch();
         }
         self.latest.counters

@@ -1,7 +1,7 @@
 //! Reports of the driver about processes, held back until the owners of their pids are known.
 //!
 //! A process list says which pids were on a GPU when it was read. A pid in it may have been given
-//! to another process shortly before, and that event comes up to 200 ms later. If the list were
+//! to another process shortly before, and that event comes up to half a second later. If the list were
 //! used at once, the container of the pid's former process could get a false peak of memory that
 //! stays for ever. The driver's accounting of dead processes has the same problem.
 //!

@@ -47,7 +47,7 @@ pub struct KernelBatch {
     pub events: Vec<KernelEvent>,
     /// Everything that was submitted before this instant is in this batch or in one before it.
     pub drained_through: BootTime,
-    /// The object's own counters, summed over CPUs, read after the drain.
+    /// The object's own counters, summed over CPUs, read after the drain began.
     pub counters: EventCounters,
 }
 

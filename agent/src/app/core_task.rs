@@ -25,7 +25,11 @@ use crate::sources::gpu::calls::Watchdog;
 
 /// How often the books are committed. A commit costs the same whatever lies between two of them, and
 /// scrapers come each 15 seconds or so.
-const COMMIT_EVERY: Duration = Duration::from_secs(2);
+pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(2);
+/// How long before a commit the kernel source is asked up to when all events are known. A window that
+/// ended before that is booked with this commit, not with the next one. The answer takes about a
+/// millisecond, more where cores are busy.
+const EVENTS_BEFORE_COMMIT: Duration = Duration::from_millis(50);
 /// Inputs taken in a row before a commit that is due gets its turn.
 const INPUTS_IN_A_ROW: usize = 64;
 /// How long a call into NVML takes before `status` speaks of it.
@@ -108,6 +112,8 @@ impl Core {
         let mut commits = interval(COMMIT_EVERY);
         // After a pause of the machine one commit is enough.
         commits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Begins anew with each commit, since commits may be late.
+        let mut asks = interval(COMMIT_EVERY);
         let mut batch = Vec::with_capacity(INPUTS_IN_A_ROW);
         loop {
             tokio::select! {
@@ -116,7 +122,11 @@ impl Core {
                 stored = commit_stored(&mut self.waiting) => self.publish_stored(stored),
                 // While a snapshot waits for the disk, the next commit waits, too. Nothing else
                 // does.
-                _ = commits.tick(), if self.waiting.is_none() => self.commit(now()),
+                _ = commits.tick(), if self.waiting.is_none() => {
+                    asks.reset_after(COMMIT_EVERY.saturating_sub(EVENTS_BEFORE_COMMIT));
+                    self.commit(now());
+                }
+                _ = asks.tick() => self.requests.ask_for_events(),
                 Some(query) = queries.recv() => self.answer(query),
                 Some(health) = output_health.recv() => {
                     self.outputs.take(health, now().boot);
@@ -288,114 +298,4 @@ async fn commit_stored(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::accountant::Settings;
-    use crate::core::model::SourceState;
-    use crate::outputs::store::{self, mark::MarkerFile};
-
-    fn core(keeping: Option<DurabilityGate>) -> (Core, watch::Receiver<Arc<Published>>) {
-        let mut accountant = Accountant::new(Settings::default(), now());
-        if keeping.is_some() {
-            accountant.keep();
-        }
-        let begun = OpenedBooks {
-            accountant,
-            keeping,
-            store: state_of(SourceId::Store, SourceState::Up, "/store"),
-            cursors: Vec::new(),
-        };
-        let (published, shown) = watch::channel(Arc::default());
-        let core = Core::new(
-            begun,
-            "/store".to_owned(),
-            None,
-            Requests::new().0,
-            Watchdog::default(),
-            SourceStates::default(),
-            published,
-        );
-        (core, shown)
-    }
-
-    fn down(class: &str) -> SourceState {
-        SourceState::Down {
-            class: class.into(),
-            reason: "".into(),
-            next_retry: None,
-        }
-    }
-
-    /// Each source or output with its state, and with the number of its errors.
-    fn states(published: &Published) -> Vec<(SourceId, &'static str, u64)> {
-        let errors = |source| {
-            let books = published.agent.source_errors.iter();
-            let of_it = books.filter(|book| book.source == source);
-            of_it.map(|book| book.count).sum()
-        };
-        let states = published.agent.sources.iter();
-        states
-            .map(|health| {
-                let source = health.source;
-                (source, health.state.as_str(), errors(source))
-            })
-            .collect()
-    }
-
-    #[tokio::test]
-    async fn a_commit_that_was_not_stored_is_published_with_the_state_of_the_store() {
-        let directory = tempfile::tempdir().unwrap();
-        let no_directory = directory.path().join("a file");
-        std::fs::write(&no_directory, "").unwrap();
-        let handle = store::spawn(store::Options {
-            directory: no_directory,
-            retention: Duration::from_secs(1),
-            max_bytes: u64::MAX,
-            boot: "boot".into(),
-        });
-        let mark = MarkerFile::beside(&directory.path().join("agent.sock"));
-        let (keeping, _) = DurabilityGate::begin(handle.unwrap(), mark, now, None).await;
-        let (mut core, shown) = core(Some(keeping));
-        core.commit(now());
-        assert_eq!(shown.borrow().books.sequence, 0, "it waits for the disk");
-        let stored = commit_stored(&mut core.waiting).await;
-        core.publish_stored(stored);
-        let published = shown.borrow();
-        assert_eq!(published.books.sequence, 1);
-        assert_eq!(published.agent.store.map(|store| store.failures), Some(1));
-        assert_eq!(states(&published), [(SourceId::Store, "down", 1)]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn sources_and_outputs_are_published_as_one_list() {
-        let (core, mut shown) = core(None);
-        let (inputs, inputs_taken) = mpsc::channel(2);
-        let (health, health_taken) = mpsc::channel(2);
-        let (_queries, queries_taken) = mpsc::channel(1);
-        let (stop, stopped) = watch::channel(false);
-        for class in ["refused", "timeout"] {
-            let state = state_of(SourceId::Otlp, down(class), "receiver");
-            health.send(state).await.unwrap();
-        }
-        let docker = state_of(SourceId::Docker, down("refused"), "docker.sock");
-        inputs.send(Input::Health(docker)).await.unwrap();
-        let core = tokio::spawn(core.run(inputs_taken, queries_taken, health_taken, stopped));
-        // The first commit may be before they were taken.
-        let published = shown.wait_for(|published| published.books.sequence >= 2);
-        let published = Arc::clone(&published.await.unwrap());
-        let expected = [
-            (SourceId::Docker, "down", 1),
-            (SourceId::Otlp, "down", 2),
-            (SourceId::Store, "up", 0),
-        ];
-        assert_eq!(states(&published), expected);
-
-        // What was told before the end is in the last commit.
-        let state = state_of(SourceId::Otlp, SourceState::Up, "receiver");
-        health.send(state).await.unwrap();
-        stop.send(true).unwrap();
-        core.await.unwrap();
-        let up = (SourceId::Otlp, "up", 2);
-        assert_eq!(states(&shown.borrow())[1], up);
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use crate::core::input::{IdentitySource, PodName};
 use crate::core::model::{ContainerId, PodUid, SourceId};
 use crate::published::NamesBook;
 use crate::sources::identity::Counters;
+use crate::sources::kernel::follow;
 
 /// Lookups that may wait for one identity source. One that finds no room is dropped, and the core
 /// asks again.
@@ -31,6 +32,7 @@ pub(super) struct Requests {
     allocations: Option<Arc<Counters>>,
     rescans: mpsc::Sender<()>,
     announce: mpsc::Sender<()>,
+    event_reports: mpsc::Sender<()>,
     lists: mpsc::Sender<()>,
     pods: mpsc::Sender<PodName>,
 }
@@ -39,8 +41,8 @@ pub(super) struct Requests {
 pub(super) struct Asked {
     /// To scan `/proc`.
     pub(super) rescans: mpsc::Receiver<()>,
-    /// To announce cgroups anew.
-    pub(super) announce: mpsc::Receiver<()>,
+    /// To the eBPF object.
+    pub(super) kernel: follow::Requested,
     /// To read the process lists of the GPUs.
     pub(super) lists: mpsc::Receiver<()>,
     /// To ask the kubelet for pods.
@@ -52,6 +54,7 @@ impl Requests {
     pub(super) fn new() -> (Self, Asked) {
         let (rescans, rescans_taken) = mpsc::channel(1);
         let (announce, announce_taken) = mpsc::channel(1);
+        let (event_reports, event_reports_taken) = mpsc::channel(1);
         let (lists, lists_taken) = mpsc::channel(1);
         let (pods, pods_taken) = mpsc::channel(LOOKUPS);
         let requests = Self {
@@ -60,12 +63,16 @@ impl Requests {
             allocations: None,
             rescans,
             announce,
+            event_reports,
             lists,
             pods,
         };
         let asked = Asked {
             rescans: rescans_taken,
-            announce: announce_taken,
+            kernel: follow::Requested {
+                announce: announce_taken,
+                reports: event_reports_taken,
+            },
             lists: lists_taken,
             pods: pods_taken,
         };
@@ -117,6 +124,13 @@ impl Requests {
         let kubelet = self.allocations.iter();
         let kubelet = kubelet.map(|counters| counters.book(SourceId::PodResources));
         names.chain(kubelet).collect()
+    }
+
+    /// Asks the kernel source up to when all events are known. The answer is a batch of events,
+    /// perhaps an empty one.
+    pub(super) fn ask_for_events(&self) {
+        // Full means that it is being asked, or is not attached.
+        let _ = self.event_reports.try_send(());
     }
 
     /// Passes on an effect. Returns whether every source that it concerns has accepted it.

@@ -2,6 +2,7 @@
 
 use tracing::warn;
 
+use super::core_task::COMMIT_EVERY;
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Payer};
 use crate::core::account::Policy;
 use crate::core::accountant::Settings;
@@ -28,6 +29,8 @@ pub(super) fn settings(config: &Config) -> Settings {
         },
         lists_interval: config.gpu.lists_interval.0.into(),
         own_pid: Some(Pid(std::process::id())),
+        // Two commits: the first one finds what a window waits for and asks for it.
+        await_events: (2 * COMMIT_EVERY).into(),
         ..Settings::default()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tracing::{error, warn};
 
@@ -29,10 +29,15 @@ use crate::sources::{Io, procfs};
 const ATTACH_WITHIN: Duration = Duration::from_secs(10);
 /// How much of a clean shutdown the last windows may take.
 const LAST_WINDOWS: Duration = Duration::from_secs(2);
+/// How much of it the last events of the kernel may take. They take some milliseconds.
+const LAST_EVENTS: Duration = Duration::from_millis(500);
 
 /// The running sources.
 pub(super) struct Sources {
     tasks: JoinSet<()>,
+    /// The source of the kernel's events, which ends last.
+    kernel: JoinHandle<()>,
+    stop_kernel: watch::Sender<bool>,
     nvml: NvmlHandle,
     /// Where the sources run that talk to servers.
     _servers: ServersThread,
@@ -88,14 +93,18 @@ pub(super) fn start(
     let mut tasks = JoinSet::new();
 
     let (tried, has_tried) = oneshot::channel();
+    let (stop_kernel, shutdown_of_kernel) = watch::channel(false);
     let kernel = follow::run(
         config.kernel.clone(),
-        asked.announce,
+        asked.kernel,
         requests.rescans(),
         tried,
-        io(),
+        Io {
+            shutdown: shutdown_of_kernel,
+            ..io()
+        },
     );
-    tasks.spawn(outlived(SourceId::Kernel, inputs.clone(), kernel));
+    let kernel = tokio::spawn(outlived(SourceId::Kernel, inputs.clone(), kernel));
     let attached = async {
         // If the sender is gone, the source has ended, and its first attempt is over as well.
         let _ = timeout(ATTACH_WITHIN, has_tried).await;
@@ -156,6 +165,8 @@ pub(super) fn start(
     }
     let sources = Sources {
         tasks,
+        kernel,
+        stop_kernel,
         nvml,
         _servers: servers,
         stop,
@@ -177,6 +188,12 @@ impl Sources {
             warn!(
                 "NVML's last windows did not arrive within {LAST_WINDOWS:?}; their time is not booked"
             );
+        }
+        // Only now: the last windows are booked by what is known up to their ends.
+        let _ = self.stop_kernel.send(true);
+        if timeout(LAST_EVENTS, &mut self.kernel).await.is_err() {
+            warn!("the last events of the kernel did not arrive within {LAST_EVENTS:?}");
+            self.kernel.abort();
         }
         self.tasks.shutdown().await;
     }

@@ -17,6 +17,12 @@ pub struct Io {
 }
 
 impl Io {
+    /// Waits until the source is to end.
+    pub(super) async fn stopped(&self) {
+        // An error says that the sender is gone.
+        let _ = self.shutdown.clone().wait_for(|stop| *stop).await;
+    }
+
     /// Lives until the agent stops, or as long as `life` does.
     pub(super) async fn until_stopped(
         mut shutdown: watch::Receiver<bool>,

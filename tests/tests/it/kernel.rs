@@ -12,11 +12,16 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use gpuacct::core::input::KernelEvent;
+use gpuacct::config::Config;
+use gpuacct::core::input::{Input, KernelEvent};
 use gpuacct::core::model::{BootTime, CgroupKey, DeviceNumber, StartTicks};
 use gpuacct::core::placement::PlacementTable;
+use gpuacct::sources::Io;
 use gpuacct::sources::kernel::KernelConfig;
+use gpuacct::sources::kernel::follow::{self, Requested};
 use gpuacct::sources::kernel::opens::{OpenHook, OpenHookState, Watch};
 use gpuacct::sources::kernel::{self, trial};
 use gpuacct_tests::kernel::{
@@ -25,6 +30,7 @@ use gpuacct_tests::kernel::{
 use gpuacct_tests::requirement::require;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
+use tokio::sync::{mpsc, oneshot, watch};
 
 const RING_BYTES: u32 = 1 << 20;
 const PROCESS: &str = env!("CARGO_BIN_EXE_test-process");
@@ -503,7 +509,7 @@ const TRACEFS: &str = "/sys/kernel/tracing";
 const STAND_INS: &str = "misc";
 
 /// One observer for each hook that this kernel lets the object take.
-fn observers_of_opens() -> Vec<(OpenHook, Observer)> {
+fn observers_of_opens(config: &KernelConfig) -> Vec<(OpenHook, Observer)> {
     mount_tracefs();
     let observer = |hook: OpenHook| {
         let config = KernelConfig {
@@ -511,7 +517,7 @@ fn observers_of_opens() -> Vec<(OpenHook, Observer)> {
                 names: vec![STAND_INS.to_owned()],
                 hooks: vec![hook],
             },
-            ..KernelConfig::default()
+            ..config.clone()
         };
         let observer = require("kernel", Observer::start_with(&config).map_err(with_causes))?;
         let attached = match observer.source().opens() {
@@ -616,7 +622,7 @@ fn an_open_of_a_watched_device_is_announced() {
         return;
     };
     let node = DeviceNode::make(harmless_minor());
-    for (hook, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens(&KernelConfig::default()) {
         // Other names than the driver's lead to it as well.
         let link = node.dir.path().join(format!("link-{}", hook.name()));
         std::os::unix::fs::symlink(node.path(), &link).unwrap();
@@ -649,7 +655,7 @@ fn an_open_of_a_watched_device_is_announced() {
 #[test]
 fn an_open_by_a_thread_is_its_processs() {
     let node = DeviceNode::make(harmless_minor());
-    for (hook, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens(&KernelConfig::default()) {
         let (pid, said, ..) = opening(&mut observer, "open-from-thread", &node.path(), |_| {});
         assert_eq!(said, "1 0", "{hook:?}");
         let opens: Vec<_> = observer.opens_by(pid).collect();
@@ -663,7 +669,7 @@ fn an_open_by_a_thread_is_its_processs() {
 fn what_fails_or_is_no_device_is_not_announced() {
     // The kernel has no misc device of this number, so its node leads nowhere.
     let nowhere = DeviceNode::make((1 << 20) - 2);
-    for (hook, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens(&KernelConfig::default()) {
         let calls = if cfg!(target_arch = "x86_64") { 3 } else { 2 };
         for (path, expected) in [
             (nowhere.path(), format!("0 {calls}")),
@@ -681,15 +687,14 @@ fn what_fails_or_is_no_device_is_not_announced() {
 #[test]
 fn opens_are_counted_like_everything() {
     let node = DeviceNode::make(harmless_minor());
-    for (hook, mut observer) in observers_of_opens() {
+    for (hook, mut observer) in observers_of_opens(&KernelConfig::default()) {
         for _ in 0..20 {
             opening(&mut observer, "open", &node.path(), |_| {});
         }
         // As in the test of losses: the readings are one after the other, and others are at work.
         let mut facts = String::new();
         let balances = (0..1000).any(|_| {
-            observer.next_batch();
-            let counters = observer.latest.counters;
+            let counters = observer.settle();
             facts = format!("{counters:?}, {} received", observer.events.len());
             counters.seen == counters.submitted + counters.lost
                 && counters.submitted == observer.events.len() as u64
@@ -780,8 +785,7 @@ fn what_is_lost_is_counted_and_announced_again() {
     // in each reading; as soon as nothing is under way it does, and what was submitted is here.
     let mut facts = String::new();
     let balances = (0..1000).any(|_| {
-        observer.next_batch();
-        let counters = observer.latest.counters;
+        let counters = observer.settle();
         facts = format!("{counters:?}, {} received", observer.events.len());
         counters.lost > 0
             && counters.seen == counters.submitted + counters.lost
@@ -845,11 +849,169 @@ fn the_stream_goes_on_when_nothing_happens() {
     };
     let mut last = observer.latest.drained_through;
     for _ in 0..5 {
-        observer.settle();
+        // Nobody asks. A drain that comes while a record is being written promises nothing new.
+        while observer.latest.drained_through == last {
+            observer.next_batch();
+        }
         let through = observer.latest.drained_through;
         assert!(through > last, "{through:?} after {last:?}");
         last = through;
     }
+}
+
+/// An object whose ring is drained only when something asks for it.
+fn never_by_itself() -> KernelConfig {
+    KernelConfig {
+        period: Duration::from_secs(3600),
+        ..KernelConfig::default()
+    }
+}
+
+#[test]
+fn a_report_that_is_asked_for_does_not_wait_for_the_next_drain() {
+    let observer = Observer::start_with(&never_by_itself()).map_err(with_causes);
+    let Some(mut observer) = require("kernel", observer) else {
+        return;
+    };
+    for _ in 0..5 {
+        let asked = boot_time();
+        observer.settle();
+        assert!(observer.latest.drained_through >= asked);
+    }
+    let process = waiting_process();
+    observer.settle();
+    assert!(observer.life_of(process.pid()).starts_with('f'));
+}
+
+#[test]
+fn what_happened_before_the_agent_stops_is_reported() {
+    if observer().is_none() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (out, mut inputs) = mpsc::channel(64);
+    let (rescans, _rescans_taken) = mpsc::channel(1);
+    let (_announce, announce) = mpsc::channel(1);
+    let (_reports, reports) = mpsc::channel(1);
+    let (stop, shutdown) = watch::channel(false);
+    let (tried, has_tried) = oneshot::channel();
+    let io = Io {
+        out,
+        clock: gpuacct::sources::clock::now,
+        shutdown,
+    };
+    let requested = Requested { announce, reports };
+    let source = follow::run(Config::default().kernel, requested, rescans, tried, io);
+    runtime.block_on(async {
+        let source = tokio::spawn(source);
+        has_tried.await.unwrap();
+        let process = waiting_process();
+        stop.send(true).unwrap();
+        let mut forks = Vec::new();
+        while let Some(input) = inputs.recv().await {
+            let Input::Kernel(batch) = input else {
+                continue;
+            };
+            forks.extend(batch.events.iter().filter_map(|event| match event {
+                KernelEvent::Fork(fork) => Some(fork.pid.0),
+                _ => None,
+            }));
+        }
+        source.await.unwrap();
+        assert!(forks.contains(&process.pid()), "{forks:?}");
+        process.end().unwrap();
+    });
+}
+
+#[test]
+fn the_first_process_in_a_cgroup_does_not_wait_for_the_next_drain() {
+    let observer = Observer::start_with(&never_by_itself()).map_err(with_causes);
+    let Some(mut observer) = require("kernel", observer) else {
+        return;
+    };
+    let seen = |observer: &mut Observer, pid, letter| {
+        while !observer.life_of(pid).contains(letter) {
+            observer.next_batch();
+        }
+    };
+    for (mount, hierarchy) in hierarchies() {
+        let cgroup = TestCgroup::make(&mount, &name(&format!("wakes-{hierarchy}"))).unwrap();
+        let process = waiting_process();
+        cgroup.take(process.pid()).unwrap();
+        seen(&mut observer, process.pid(), 'a');
+        let end = observer.events.len();
+        assert_announced(&observer, &mount, hierarchy, cgroup.path(), end);
+        process.end().unwrap();
+    }
+    let Some(mount) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
+        return;
+    };
+    let cgroup = TestCgroup::make(&mount, &name("wakes-born")).unwrap();
+    let path = cgroup.path().to_str().unwrap();
+    let mut process = TestProcess::start(PROCESS, &["into-cgroup", path]).unwrap();
+    let child: u32 = process.line().unwrap().parse().unwrap();
+    seen(&mut observer, child, 'f');
+    process.end().unwrap();
+}
+
+#[test]
+fn an_open_does_not_wait_for_the_next_drain() {
+    let node = DeviceNode::make(harmless_minor());
+    for (hook, mut observer) in observers_of_opens(&never_by_itself()) {
+        let mut process = TestProcess::start(PROCESS, &["open", &node.path()]).unwrap();
+        process.line().unwrap();
+        process.say("go").unwrap();
+        process.line().unwrap();
+        while observer.opens_by(process.pid()).count() == 0 {
+            observer.next_batch();
+        }
+        process.end().unwrap();
+        assert!(observer.latest.drained_through > BootTime(0), "{hook:?}");
+    }
+}
+
+#[test]
+fn a_storm_of_moves_does_not_have_the_ring_drained_for_each() {
+    let observer = Observer::start_with(&never_by_itself()).map_err(with_causes);
+    let Some(mut observer) = require("kernel", observer) else {
+        return;
+    };
+    let Some(mount) = require("cgroup-v2", unified_mount().map_err(with_causes)) else {
+        return;
+    };
+    const MOVES: usize = 2_000;
+    let cgroups = ["storm-a", "storm-b"].map(|of| TestCgroup::make(&mount, &name(of)).unwrap());
+    let process = waiting_process();
+    let pid = process.pid();
+    observer.settle();
+
+    let began = Instant::now();
+    let mut batches = 0;
+    thread::scope(|scope| {
+        let movers = scope.spawn(|| {
+            for target in cgroups.iter().cycle().take(MOVES) {
+                target.take(pid).unwrap();
+            }
+        });
+        // The last of them have nothing that follows, and come all the same.
+        while observer
+            .of(pid)
+            .filter(|(letter, _)| *letter == 'a')
+            .count()
+            < MOVES
+        {
+            observer.next_batch();
+            batches += 1;
+        }
+        movers.join().unwrap();
+    });
+    // Not how long it took, but how often it was drained in that time.
+    let at_most = began.elapsed().as_nanos() / kernel::SPACING.as_nanos() + 2;
+    assert!(batches <= at_most, "{batches} drains, at most {at_most}");
+    process.end().unwrap();
 }
 
 /// What the agent logs, of all tests of this file.

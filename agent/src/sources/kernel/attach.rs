@@ -1,5 +1,7 @@
 //! The eBPF object itself: how it is loaded, attached, and its maps taken.
 
+use std::time::Duration;
+
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -13,7 +15,7 @@ use gpuacct_common::global::{
 use super::error::{KernelError, refused};
 use super::layout::{Kernel, TRACEPOINTS};
 use super::opens;
-use super::stream::{Maps, ObjectLog};
+use super::stream::{Maps, ObjectLog, PERIOD};
 use crate::config;
 
 /// aya-log's own ring, which it makes 128 KiB large: a message is at most 8 KiB.
@@ -37,6 +39,8 @@ pub struct KernelConfig {
     pub object: &'static [u8],
     /// Which devices' opens are reported.
     pub watch: opens::Watch,
+    /// How often the ring is drained if nothing asks for it earlier.
+    pub period: Duration,
 }
 
 impl Default for KernelConfig {
@@ -45,6 +49,7 @@ impl Default for KernelConfig {
             ring_bytes: 1 << 20,
             object: embedded_object(),
             watch: opens::Watch::default(),
+            period: PERIOD,
         }
     }
 }

@@ -22,115 +22,145 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// How often a node without a GPU's device is looked at again.
 const LOOK_FOR_DEVICES: Duration = Duration::from_secs(10);
 
+/// What the object is asked for while it is loaded.
+#[derive(Debug)]
+pub struct Requested {
+    /// To announce all cgroups anew.
+    pub announce: mpsc::Receiver<()>,
+    /// To report up to when all events are known.
+    pub reports: mpsc::Receiver<()>,
+}
+
 /// Keeps the object loaded until the agent stops. Each time that it has just been attached, `rescans`
 /// is asked for a scan of `/proc`: what was born before is known from there. Tells `tried` when the
-/// object has been attached for the first time, or cannot be. `announce` asks for all cgroups anew.
+/// object has been attached for the first time, or cannot be. Once the agent stops, it reports what
+/// has happened until then, and ends.
 pub async fn run(
     config: config::Kernel,
-    mut announce: mpsc::Receiver<()>,
+    mut requested: Requested,
     rescans: mpsc::Sender<()>,
     tried: oneshot::Sender<()>,
     io: Io,
 ) {
-    let Io {
-        out,
-        clock,
-        shutdown,
-    } = io;
     let config = KernelConfig::from(&config);
-    let follow = async {
-        let mut tried = Some(tried);
-        let mut has_tried = || {
-            // Nobody listens where `/proc` was scanned without waiting any longer.
-            let _ = tried.take().map(|tried| tried.send(()));
-        };
-        // What went wrong is logged below, once for each reason.
-        let mut health = HealthReporter::new(SourceId::Kernel, out.clone(), clock).quiet();
-        let mut retry = Backoff::new(RETRY);
-        let mut reported = String::new();
-        let mut tally = Tally::default();
-        loop {
-            let config = config.clone();
-            let loaded = spawn_blocking(move || KernelSource::load(&config)).await;
-            let (class, reason) = match loaded {
-                Ok(Ok((source, batches))) => {
-                    retry.reset();
-                    reported.clear();
-                    // Full means that a scan is about to begin anyway.
-                    let begun = || {
-                        let _ = rescans.try_send(());
-                        has_tried();
-                    };
-                    let passed_on = pass_on(
-                        source,
-                        batches,
-                        begun,
-                        &mut announce,
-                        &mut tally,
-                        &out,
-                        &mut health,
-                    );
-                    if let Err(Closed) = passed_on.await {
-                        return;
-                    }
-                    tally.object_gone();
-                    ("stream", "the event stream ended".to_owned())
-                }
-                Ok(Err(error)) => (error.class(), chain(&error)),
-                Err(error) => ("panic", error.to_string()),
-            };
-            if reason != reported {
-                warn!(class, reason, "cannot run the eBPF object");
-                reported.clone_from(&reason);
-            }
-            let pause = retry.wait();
-            let state = SourceState::Down {
-                class: class.into(),
-                reason: reason.into(),
-                next_retry: Some(clock().boot.plus(pause.into())),
-            };
-            if let Err(Closed) = health.report(state, "").await {
-                return;
-            }
-            has_tried();
-            sleep(pause).await;
-        }
+    let mut tried = Some(tried);
+    let mut has_tried = || {
+        // Nobody listens where `/proc` was scanned without waiting any longer.
+        let _ = tried.take().map(|tried| tried.send(()));
     };
-    Io::until_stopped(shutdown, follow).await;
+    // What went wrong is logged below, once for each reason.
+    let mut health = HealthReporter::new(SourceId::Kernel, io.out.clone(), io.clock).quiet();
+    let mut retry = Backoff::new(RETRY);
+    let mut reported = String::new();
+    let mut tally = Tally::default();
+    loop {
+        let config = config.clone();
+        let loading = spawn_blocking(move || KernelSource::load(&config));
+        let loaded = tokio::select! {
+            loaded = loading => loaded,
+            () = io.stopped() => return,
+        };
+        let (class, reason) = match loaded {
+            Ok(Ok((source, batches))) => {
+                retry.reset();
+                reported.clear();
+                // Full means that a scan is about to begin anyway.
+                let begun = || {
+                    let _ = rescans.try_send(());
+                    has_tried();
+                };
+                let passed_on = pass_on(
+                    source,
+                    batches,
+                    begun,
+                    &mut requested,
+                    &mut tally,
+                    &io,
+                    &mut health,
+                );
+                match passed_on.await {
+                    Ok(Ending::Stream) => {}
+                    Ok(Ending::Stopped) | Err(Closed) => return,
+                }
+                tally.object_gone();
+                ("stream", "the event stream ended".to_owned())
+            }
+            Ok(Err(error)) => (error.class(), chain(&error)),
+            Err(error) => ("panic", error.to_string()),
+        };
+        if reason != reported {
+            warn!(class, reason, "cannot run the eBPF object");
+            reported.clone_from(&reason);
+        }
+        let pause = retry.wait();
+        let state = SourceState::Down {
+            class: class.into(),
+            reason: reason.into(),
+            next_retry: Some((io.clock)().boot.plus(pause.into())),
+        };
+        if let Err(Closed) = health.report(state, "").await {
+            return;
+        }
+        has_tried();
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = io.stopped() => return,
+        }
+    }
 }
 
-/// Hands on what an object reports until its stream ends.
+/// Why an object's reports came to their end.
+enum Ending {
+    /// Its stream ended.
+    Stream,
+    /// The agent stops.
+    Stopped,
+}
+
+/// Hands on what an object reports, until its stream ends or the agent stops, and then what has
+/// happened up to there.
 async fn pass_on(
     mut source: KernelSource,
     mut batches: mpsc::Receiver<KernelBatch>,
     begun: impl FnOnce(),
-    announce: &mut mpsc::Receiver<()>,
+    requested: &mut Requested,
     tally: &mut Tally,
-    out: &mpsc::Sender<Input>,
+    io: &Io,
     health: &mut HealthReporter,
-) -> Result<(), Closed> {
+) -> Result<Ending, Closed> {
     let mut opens = source.opens();
     health.report(SourceState::Up, opens.as_str()).await?;
     let mut look = interval(LOOK_FOR_DEVICES);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     begun();
+    // When the agent stopped, once it has.
+    let mut stopped = None;
     loop {
         tokio::select! {
-            batch = batches.recv() => match batch {
-                Some(mut batch) => {
-                    batch.counters = tally.count(batch.counters);
-                    out.send(Input::Kernel(batch)).await.map_err(|_| Closed)?;
+            batch = batches.recv() => {
+                let Some(mut batch) = batch else {
+                    return Ok(Ending::Stream);
+                };
+                let through = batch.drained_through;
+                batch.counters = tally.count(batch.counters);
+                io.out.send(Input::Kernel(batch)).await.map_err(|_| Closed)?;
+                if stopped.is_some_and(|stopped| stopped <= through) {
+                    return Ok(Ending::Stopped);
                 }
-                None => return Ok(()),
-            },
-            Some(()) = announce.recv() => source.clear_announced(),
+            }
+            () = io.stopped(), if stopped.is_none() => {
+                stopped = Some((io.clock)().boot);
+                source.report();
+            }
+            Some(()) = requested.announce.recv() => source.clear_announced(),
+            Some(()) = requested.reports.recv() => source.report(),
             // The driver is often loaded later than the agent starts.
             _ = look.tick(), if opens == OpenHookState::Waiting => {
                 let looked = spawn_blocking(move || {
                     let opens = source.attach_opens();
                     (source, opens)
                 });
-                let Ok(looked) = looked.await else { return Ok(()) };
+                let Ok(looked) = looked.await else { return Ok(Ending::Stream) };
                 (source, opens) = looked;
                 if opens != OpenHookState::Waiting {
                     health.report(SourceState::Up, opens.as_str()).await?;

@@ -24,6 +24,7 @@ mod error;
 pub mod follow;
 mod layout;
 pub mod opens;
+mod shared;
 mod skipped;
 mod stream;
 pub mod trial;
@@ -40,8 +41,10 @@ pub use self::error::{KernelError, reason};
 use self::error::{check_kernel, raise_locked_memory};
 use self::layout::{Kernel, OPTIONAL_TRACEPOINTS, kernel_types};
 use self::opens::Opens;
+use self::shared::Shared;
 use self::skipped::Skipped;
-use self::stream::{Shared, Stream};
+pub use self::stream::SPACING;
+use self::stream::Stream;
 use crate::core::input::{EventCounters, KernelBatch};
 
 /// Batches under way to the core. Each may hold whatever a drain found; what finds no room waits
@@ -110,8 +113,8 @@ impl KernelSource {
 
         let shared = Shared::new().map_err(KernelError::Thread)?;
         let (sender, receiver) = mpsc::channel(CHANNEL_BATCHES);
-        let stream =
-            Stream::new(maps, skipped, shared.clone(), sender).map_err(KernelError::Thread)?;
+        let stream = Stream::new(maps, skipped, config.period, shared.clone(), sender)
+            .map_err(KernelError::Thread)?;
         let thread = thread::Builder::new()
             .name("kernel-events".into())
             .spawn(move || stream.run())
@@ -135,6 +138,11 @@ impl KernelSource {
     /// automatically after a loss. The core uses it when it has dropped cgroups for another reason.
     pub fn clear_announced(&self) {
         self.shared.clear_announced();
+    }
+
+    /// Drains the ring now, and reports up to when all events are known, even if none came.
+    pub fn report(&self) {
+        self.shared.report();
     }
 
     /// Whether opens of devices are reported.

@@ -2,10 +2,22 @@
 //!
 //! # When it drains
 //!
-//! The object submits its records without waking anybody, and wakes this thread only when a quarter
-//! of the ring is full. Otherwise the thread comes every [`PERIOD`], so an event waits that long at
-//! most, whether or not another one follows. The ring is watched edge-triggered: its file is
-//! readable whenever anything is in it, and a plain poll would return for every single record.
+//! - Each [`PERIOD`]. That is the longest wait of an ordinary record: a fork, an exec, an exit.
+//! - When the object wakes it: for a record that a container may begin with (a process has entered
+//!   another cgroup, or has opened a GPU), and when a quarter of the ring is full. Such drains are
+//!   [`SPACING`] apart at least, see there.
+//! - When its owner calls.
+//!
+//! The ring is watched edge-triggered: its file is readable whenever anything is in it, and a plain
+//! poll would return for every single record.
+//!
+//! # What it reports
+//!
+//! What it drained. An empty drain moves `drained_through` on, and is reported when somebody has
+//! asked for a report, which the core's task does shortly before each commit, or when the last
+//! report is [`REPORT_EMPTY_AFTER`] old. The instant alone could be a number in memory that both
+//! threads share. But then it could overtake events that wait in one of the two channels on the way
+//! to the core, and the core would book windows without them. In a batch it cannot.
 //!
 //! # What `drained_through` promises
 //!
@@ -25,15 +37,14 @@
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use aya::maps::{Array, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya_log::EbpfLogger;
 use gpuacct_common::counter::{self, LOST, SEEN, SLOTS, SUBMITTED};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -43,13 +54,27 @@ use crate::core::input::{EventCounters, KernelBatch};
 use crate::core::model::BootTime;
 
 use super::decode::decode;
+use super::shared::Shared;
 use super::skipped::Skipped;
 
-/// How often the ring is drained without being asked: the latency of an event on a quiet node.
-pub(super) const PERIOD: Duration = Duration::from_millis(100);
-/// An empty drain is reported when the last report is this old, so that `drained_through` goes on.
-/// With [`PERIOD`] that is every second drain.
-const REPORT_EMPTY_AFTER: Duration = Duration::from_millis(150);
+/// How often the ring is drained if nothing asks for it earlier.
+pub(super) const PERIOD: Duration = Duration::from_millis(500);
+/// The least time from one drain to another that the ring asks for.
+///
+/// It bounds what a storm of records that wake costs (somebody moves processes between cgroups, or
+/// opens a GPU, in a loop): fifty drains a second, and fifty batches for the core. A container that
+/// begins in a storm is known this much later. The first record after a quiet time does not wait.
+///
+/// The thread does not look at the ring meanwhile, not when it is a quarter full either. The default
+/// ring fills up in this time at 650,000 records a second; a core that does nothing but fork causes
+/// some 16,000.
+pub const SPACING: Duration = Duration::from_millis(20);
+/// The period while something is left over from the last drain: events that the core had no room
+/// for, or a report that is asked for and could not be made.
+const PERIOD_OF_RETRIES: Duration = Duration::from_millis(100);
+/// An empty drain is reported unasked when the last report is this old. With [`PERIOD`] that is every
+/// second drain.
+const REPORT_EMPTY_AFTER: Duration = Duration::from_millis(750);
 /// How many events are kept while the core is busy: about two megabytes.
 const MAX_PENDING: usize = 16_384;
 /// How often a drain is repeated for a record that is being written.
@@ -65,46 +90,6 @@ pub(super) fn boot_time() -> BootTime {
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
     BootTime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
-}
-
-/// What the thread and its owner both see.
-#[derive(Debug)]
-pub(super) struct Shared {
-    stop: AtomicBool,
-    clear_announced: AtomicBool,
-    counters: Mutex<EventCounters>,
-    /// Makes the thread look at the flags above.
-    call: OwnedFd,
-}
-
-impl Shared {
-    pub(super) fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            stop: AtomicBool::new(false),
-            clear_announced: AtomicBool::new(false),
-            counters: Mutex::default(),
-            call: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        }))
-    }
-
-    pub(super) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.call();
-    }
-
-    pub(super) fn clear_announced(&self) {
-        self.clear_announced.store(true, Ordering::Release);
-        self.call();
-    }
-
-    pub(super) fn counters(&self) -> EventCounters {
-        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn call(&self) {
-        // The one failure is a count at its limit, and then the thread is being called already.
-        let _ = rustix::io::write(&self.call, &1u64.to_ne_bytes());
-    }
 }
 
 /// The maps that the thread works on.
@@ -131,7 +116,13 @@ pub(super) struct Stream {
     undecodable: u64,
     skipped: Skipped,
     pending: KernelBatch,
+    period: Duration,
+    last_drain: Instant,
     last_report: Instant,
+    /// Whether a report is asked for and not made yet.
+    owes_report: bool,
+    /// Whether the core had no room for the last batch.
+    is_backed_up: bool,
     losses: Losses,
 }
 
@@ -158,6 +149,7 @@ impl Stream {
     pub(super) fn new(
         maps: Maps,
         skipped: Skipped,
+        period: Duration,
         shared: Arc<Shared>,
         sender: mpsc::Sender<KernelBatch>,
     ) -> io::Result<Self> {
@@ -166,7 +158,7 @@ impl Stream {
         epoll::add(&epoll, &maps.ring, epoll::EventData::new_u64(RING), edge)?;
         epoll::add(
             &epoll,
-            &shared.call,
+            shared.call_file(),
             epoll::EventData::new_u64(CALL),
             epoll::EventFlags::IN,
         )?;
@@ -183,7 +175,11 @@ impl Stream {
             undecodable: 0,
             skipped,
             pending: KernelBatch::default(),
+            period,
+            last_drain: Instant::now(),
             last_report: Instant::now(),
+            owes_report: false,
+            is_backed_up: false,
             losses: Losses::default(),
         })
     }
@@ -199,66 +195,97 @@ impl Stream {
     fn run_inner(&mut self) -> Result<(), StreamError> {
         loop {
             self.wait()?;
-            if self.shared.stop.load(Ordering::Acquire) {
+            if self.shared.is_stopped() {
                 return Ok(());
             }
-            self.drain()?;
+            let is_complete = self.drain()?;
             self.forward_log();
-            if self.hand_over().is_err() {
+            if self.hand_over(is_complete).is_err() {
                 debug!("the core no longer receives kernel events");
                 return Ok(());
             }
         }
     }
 
-    /// Until the ring calls, the owner calls, or it is time.
+    /// Until the ring wakes it, the owner calls, or it is time.
     fn wait(&mut self) -> Result<(), StreamError> {
-        let period = Timespec::try_from(PERIOD).unwrap_or_default();
-        let called = if self.is_full() {
-            // A ring that stays full calls for every record, and there is nothing to do about it.
-            let mut fds = [PollFd::new(&self.shared.call, PollFlags::IN)];
-            uninterrupted(poll(&mut fds, Some(&period)))? > 0
+        let period = if self.is_backed_up || self.owes_report {
+            self.period.min(PERIOD_OF_RETRIES)
         } else {
-            let mut events = Vec::with_capacity(2);
-            let space = rustix::buffer::spare_capacity(&mut events);
-            uninterrupted(epoll::wait(&self.epoll, space, Some(&period)))?;
-            events.iter().any(|event| event.data.u64() == CALL)
+            self.period
+        };
+        let called = if self.is_full() {
+            // A ring that stays full wakes for every record, and there is nothing to do about it.
+            self.wait_for_call(period)?
+        } else {
+            let woken_by = self.wait_for_any(period)?;
+            let too_early = SPACING.saturating_sub(self.last_drain.elapsed());
+            // Wake-ups of the next moments end in one drain: while nobody waits for the ring, they
+            // only mark it as ready.
+            woken_by.call
+                || (woken_by.ring && !too_early.is_zero() && self.wait_for_call(too_early)?)
         };
         if called {
             let mut count = [0; 8];
-            uninterrupted(rustix::io::read(&self.shared.call, &mut count))?;
+            uninterrupted(rustix::io::read(self.shared.call_file(), &mut count))?;
         }
-        if self.shared.clear_announced.swap(false, Ordering::AcqRel) {
+        if self.shared.take_clear_announced() {
             self.clear_announced()?;
         }
+        self.owes_report |= self.shared.take_report();
         Ok(())
+    }
+
+    fn wait_for_any(&self, at_most: Duration) -> Result<WokenBy, StreamError> {
+        let at_most = timespec(at_most);
+        let mut events = Vec::with_capacity(2);
+        let space = rustix::buffer::spare_capacity(&mut events);
+        uninterrupted(epoll::wait(&self.epoll, space, Some(&at_most)))?;
+        let is_by = |which| events.iter().any(|event| event.data.u64() == which);
+        Ok(WokenBy {
+            ring: is_by(RING),
+            call: is_by(CALL),
+        })
+    }
+
+    /// Returns whether the owner called.
+    fn wait_for_call(&self, at_most: Duration) -> Result<bool, StreamError> {
+        let at_most = timespec(at_most);
+        let mut fds = [PollFd::new(self.shared.call_file(), PollFlags::IN)];
+        Ok(uninterrupted(poll(&mut fds, Some(&at_most)))? > 0)
     }
 
     fn is_full(&self) -> bool {
         self.pending.events.len() >= MAX_PENDING
     }
 
-    fn drain(&mut self) -> Result<(), StreamError> {
+    /// Takes out what is in the ring. Returns whether that was every event up to the drain's beginning.
+    fn drain(&mut self) -> Result<bool, StreamError> {
+        self.last_drain = Instant::now();
         let began = boot_time();
         let at_start = self.read_counters()?;
+        self.take_all();
+        let mut later: Option<PerCpuValues<[u64; SLOTS]>> = None;
         let mut attempt = 0;
-        let now = loop {
-            self.take_all();
-            let now = self.read_counters()?;
-            if self.has_taken_all(&at_start, &now) {
+        let is_complete = loop {
+            // Most drains need one reading: what had been seen was taken out just now, or lost before.
+            if self.has_taken_all(&at_start, later.as_ref().unwrap_or(&at_start)) {
                 self.pending.drained_through = began;
-                break now;
+                break true;
             }
-            attempt += 1;
             if attempt == SETTLE_ATTEMPTS || self.is_full() {
                 trace!(
                     attempt,
                     "some records that were reserved before this drain are not written yet"
                 );
-                break now;
+                break false;
             }
+            attempt += 1;
             thread::yield_now();
+            self.take_all();
+            later = Some(self.read_counters()?);
         };
+        let now = later.unwrap_or(at_start);
 
         // Read after the drain began, as the others: what is promised up to then is all counted.
         let counters = EventCounters {
@@ -275,12 +302,8 @@ impl Stream {
             self.clear_announced()?;
         }
         self.pending.counters = counters;
-        *self
-            .shared
-            .counters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = counters;
-        Ok(())
+        self.shared.set_counters(counters);
+        Ok(is_complete)
     }
 
     /// Takes what is in the ring, as far as there is room for it.
@@ -310,10 +333,10 @@ impl Stream {
     }
 
     /// Every CPU's counters.
-    fn read_counters(&mut self) -> Result<Vec<[u64; SLOTS]>, StreamError> {
+    fn read_counters(&mut self) -> Result<PerCpuValues<[u64; SLOTS]>, StreamError> {
         let values = self.counters.get(&0, 0).map_err(StreamError::Counters)?;
         self.taken.resize(values.len(), 0);
-        Ok(values.to_vec())
+        Ok(values)
     }
 
     fn sum(&self, counters: &[[u64; SLOTS]]) -> EventCounters {
@@ -351,9 +374,13 @@ impl Stream {
         }
     }
 
-    /// Sends the pending batch if the channel has room. `Err` if the receiver was dropped.
-    fn hand_over(&mut self) -> Result<(), ()> {
-        if self.pending.events.is_empty() && self.last_report.elapsed() < REPORT_EMPTY_AFTER {
+    /// Sends the pending batch if it is due and the channel has room. `Err` if the receiver was
+    /// dropped.
+    fn hand_over(&mut self, is_complete: bool) -> Result<(), ()> {
+        let is_due = !self.pending.events.is_empty()
+            || self.owes_report
+            || self.last_report.elapsed() >= REPORT_EMPTY_AFTER;
+        if !is_due {
             return if self.sender.is_closed() {
                 Err(())
             } else {
@@ -370,15 +397,30 @@ impl Stream {
         {
             Ok(()) => {
                 self.last_report = Instant::now();
+                self.is_backed_up = false;
+                // A report that promises nothing new is not what was asked for.
+                self.owes_report &= !is_complete;
                 Ok(())
             }
             Err(TrySendError::Full(batch)) => {
                 self.pending = batch;
+                self.is_backed_up = true;
                 Ok(())
             }
             Err(TrySendError::Closed(_)) => Err(()),
         }
     }
+}
+
+/// What ended a wait. Neither, if it was time.
+#[derive(Clone, Copy, Debug)]
+struct WokenBy {
+    ring: bool,
+    call: bool,
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec::try_from(duration).unwrap_or_default()
 }
 
 /// Records that had been seen `at_start` and that are by `now` neither taken nor lost.
