@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use super::instrument::{Instrument, Kind, Points, Unit, Value, View, joules, nanos};
-use crate::core::amounts::Engine;
 use crate::core::input::IdentitySource;
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::core::snapshot::{Attribution, ContainerLabels, ContainerSeries};
@@ -41,7 +40,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.engine.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time in which the container kept an engine other than the SMs busy; memory is the memory interface. Only engines that the driver reports. They run at the same time as the SMs and are not part of the balance.",
+        help: "Time in which the container kept an engine other than the SMs busy; memory is the memory interface. Only engines that the container has used: a series begins at 0 with the first use. They run at the same time as the SMs and are not part of the balance.",
         keys: &[
             "namespace",
             "pod",
@@ -207,35 +206,27 @@ fn pod_labels(view: &View<'_>, points: &mut Points<'_>) {
     }
 }
 
+/// The engines that the container has used, also after a restart and if the driver stops telling of
+/// one: a published counter stays.
+///
+/// Their start is that of the whole series. It is stored, so that it is the same after a restart: a
+/// receiver takes another start for a counter that began anew, and counts its amount once more. What
+/// was used before an engine was first shown lies after that start, too.
 fn container_engines(view: &View<'_>, points: &mut Points<'_>) {
     for series in &view.snapshot.container_series {
-        let mut books = view.snapshot.gpus.iter();
-        let Some(book) = books.find(|book| book.gpu.uuid == series.gpu) else {
-            continue;
-        };
         let [namespace, pod, container, pod_uid, container_id, gpu] = container_gpu(series);
-        // The call that tells of these two is empty: no row says that they were not used.
-        let is_untold = book
-            .clocks
-            .as_ref()
-            .is_some_and(|clocks| clocks.empty_call.is_some());
-        let engines = book.gpu.engines.iter();
-        let told =
-            engines.filter(|engine| !is_untold || !matches!(engine, Engine::Jpeg | Engine::Ofa));
-        for engine in told {
-            points.put(
-                &[
-                    namespace,
-                    pod,
-                    container,
-                    pod_uid,
-                    container_id,
-                    gpu,
-                    engine.as_str(),
-                ],
-                series.start,
-                nanos(series.amounts.engines.of(*engine).0),
-            );
+        for engine in series.engines.iter() {
+            let labels = [
+                namespace,
+                pod,
+                container,
+                pod_uid,
+                container_id,
+                gpu,
+                engine.as_str(),
+            ];
+            let amount = series.amounts.engines.of(engine);
+            points.put(&labels, series.start, nanos(amount.0));
         }
     }
 }

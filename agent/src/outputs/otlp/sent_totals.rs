@@ -367,6 +367,10 @@ mod tests {
                 vec![((999, 50, 1), None), ((999, 51, 2), delta(10_001, 1))],
             ),
             (
+                "one that is older and was at 0, as an engine that is used late: all of it",
+                vec![((999, 0, 1), None), ((999, 7, 2), delta(10_001, 7))],
+            ),
+            (
                 "one that began anew",
                 vec![
                     ((2_000, 7, 1), delta(2_000, 7)),
