@@ -20,6 +20,7 @@ mod labels;
 mod markdown;
 mod namespaces;
 mod nvml;
+mod published;
 mod sources;
 mod store;
 mod table;
@@ -30,6 +31,6 @@ mod tracking;
 pub use self::instrument::{
     DutyCycle, Instrument, Kind, OptIn, Points, Sink, Unit, VERSION, Value, View,
 };
-pub use self::labels::MAX_LABEL_BYTES;
+pub use self::labels::{LabelValues, MAX_LABEL_BYTES};
 pub use self::markdown::metrics_markdown;
 pub use self::table::{families, write};

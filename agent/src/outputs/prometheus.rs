@@ -1,15 +1,14 @@
 //! `/metrics` for Prometheus, in the text format 0.0.4 and in OpenMetrics 1.0, and the two probes.
 //!
-//! Figures are written as exact decimals of the integer nanoseconds in the books, so that what is
-//! scraped is what is booked, to the last digit. An exposition is rendered once per commit and
-//! format and kept, so that any number of scrapers costs one rendering; all of its figures, the
-//! outputs' own counters included, are therefore up to one commit old.
+//! An exposition is rendered once per commit and format and kept, so that any number of scrapers
+//! costs one rendering; all of its figures, the outputs' own counters included, are therefore up to
+//! one commit old.
 //!
 //! It refuses to compress, to authenticate and to push. Nothing here waits for the core: a stuck
 //! core is what `/healthz` reports.
 
-use std::borrow::Cow;
-use std::fmt::Write as _;
+mod text;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,13 +22,15 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+pub use self::text::render;
+
 use super::ReadClock;
 use super::connection_slots::{Bounds, ConnectionSlots};
 use super::connections::Server;
 use super::counters::OutputCounters;
-use super::instruments::{self, Instrument, Kind, OptIn, Sink, Value, View};
+use super::instruments::{OptIn, View};
 use super::probe::Probe;
-use crate::core::model::{Nanos, WallTime};
+use crate::core::model::Nanos;
 use crate::core::snapshot::{BlockedCall, Snapshot};
 
 /// Bytes of earlier expositions that slow clients may keep in memory, all together.
@@ -121,127 +122,6 @@ fn thousandths(text: &str) -> u16 {
         ("0", fraction) => fraction,
         ("1", 0) => 1_000,
         _ => 0,
-    }
-}
-
-/// Writes the whole exposition of `view` over `out`.
-pub fn render(view: &View<'_>, format: Format, out: &mut String) {
-    out.clear();
-    instruments::write(view, &mut Writer { format, out });
-    if format == Format::OpenMetrics {
-        out.push_str("# EOF\n");
-    }
-}
-
-struct Writer<'a> {
-    format: Format,
-    out: &'a mut String,
-}
-
-impl Sink for Writer<'_> {
-    fn family(&mut self, instrument: &'static Instrument) {
-        let (family, kind) = match (self.format, instrument.kind) {
-            (Format::Text, Kind::Counter) => (instrument.name, "counter"),
-            (Format::Text, Kind::Info) => (instrument.name, "gauge"),
-            (_, Kind::Gauge) => (instrument.name, "gauge"),
-            (Format::OpenMetrics, Kind::Counter) => (family_name(instrument), "counter"),
-            (Format::OpenMetrics, Kind::Info) => (family_name(instrument), "info"),
-        };
-        put(self.out, format_args!("# HELP {family} "));
-        escape(
-            self.out,
-            instrument.help,
-            self.format == Format::OpenMetrics,
-        );
-        put(self.out, format_args!("\n# TYPE {family} {kind}\n"));
-        if let (Format::OpenMetrics, Some(unit)) = (self.format, instrument.unit.suffix()) {
-            put(self.out, format_args!("# UNIT {family} {unit}\n"));
-        }
-    }
-
-    fn point(
-        &mut self,
-        instrument: &'static Instrument,
-        labels: &[Cow<'_, str>],
-        start: WallTime,
-        value: Value,
-    ) {
-        self.series(instrument.name, "", instrument.keys, labels);
-        match value {
-            Value::Nanos(amount) => decimal(self.out, amount),
-            Value::Count(count) => put(self.out, format_args!("{count}")),
-            Value::Wide(count) => put(self.out, format_args!("{count}")),
-            Value::Ratio(ratio) => put(self.out, format_args!("{ratio}")),
-        }
-        self.out.push('\n');
-        if self.format == Format::OpenMetrics && instrument.kind == Kind::Counter {
-            self.series(family_name(instrument), "_created", instrument.keys, labels);
-            decimal(self.out, i128::from(start.0));
-            self.out.push('\n');
-        }
-    }
-}
-
-impl Writer<'_> {
-    fn series(&mut self, name: &str, suffix: &str, keys: &[&str], labels: &[Cow<'_, str>]) {
-        self.out.push_str(name);
-        self.out.push_str(suffix);
-        for (place, (key, value)) in keys.iter().zip(labels).enumerate() {
-            self.out.push(if place == 0 { '{' } else { ',' });
-            self.out.push_str(key);
-            self.out.push_str("=\"");
-            escape(self.out, value, true);
-            self.out.push('"');
-        }
-        self.out
-            .push_str(if labels.is_empty() { " " } else { "} " });
-    }
-}
-
-/// The name of the family in OpenMetrics, where `_total` and `_info` belong to the sample.
-fn family_name(instrument: &Instrument) -> &'static str {
-    let name = instrument.name;
-    name.strip_suffix("_total")
-        .or_else(|| name.strip_suffix("_info"))
-        .unwrap_or(name)
-}
-
-fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("a String takes everything");
-}
-
-fn escape(out: &mut String, text: &str, quotes: bool) {
-    let mut rest = text;
-    // What needs no escape, nearly always everything, is copied whole. All three are ASCII, which
-    // no other character's bytes are.
-    while let Some(at) = rest
-        .bytes()
-        .position(|byte| matches!(byte, b'\\' | b'\n') || (quotes && byte == b'"'))
-    {
-        let (plain, special) = rest.split_at(at);
-        out.push_str(plain);
-        out.push_str(match special.as_bytes()[0] {
-            b'\\' => "\\\\",
-            b'\n' => "\\n",
-            _ => "\\\"",
-        });
-        rest = &special[1..];
-    }
-    out.push_str(rest);
-}
-
-/// Nanoseconds as seconds, exactly: no exponent, no trailing zeros.
-fn decimal(out: &mut String, nanos: i128) {
-    const SECOND: u128 = 1_000_000_000;
-    let magnitude = nanos.unsigned_abs();
-    if nanos < 0 {
-        out.push('-');
-    }
-    put(out, format_args!("{}", magnitude / SECOND));
-    let fraction = magnitude % SECOND;
-    if fraction != 0 {
-        put(out, format_args!(".{fraction:09}"));
-        out.truncate(out.trim_end_matches('0').len());
     }
 }
 

@@ -1,8 +1,8 @@
 //! What every format may rely on.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::instrument::MAX_KEYS;
 use super::sources::STATES;
 use super::table::all_families;
 use super::*;
@@ -28,7 +28,7 @@ impl Sink for Everything {
     fn point(
         &mut self,
         instrument: &'static Instrument,
-        labels: &[Cow<'_, str>],
+        labels: LabelValues<'_>,
         start: WallTime,
         _: Value,
     ) {
@@ -40,7 +40,7 @@ impl Sink for Everything {
         self.0
             .get_mut(instrument.name)
             .expect("its family came first")
-            .push(labels.iter().map(ToString::to_string).collect());
+            .push(labels.iter().map(str::to_owned).collect());
     }
 }
 
@@ -289,4 +289,11 @@ fn the_page_of_metrics_is_the_table() {
         page,
         "docs/METRICS.md is stale: GPUACCT_UPDATE_DOCS=1 cargo test -p gpuacct"
     );
+}
+
+#[test]
+fn no_family_has_more_keys_than_there_is_room_for() {
+    for instrument in all_families() {
+        assert!(instrument.keys.len() <= MAX_KEYS, "{}", instrument.name);
+    }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::core::model::{BootTime, Clock, HostUnit};
+use crate::core::model::{BootTime, Clock, HostUnit, WallTime};
 use crate::outputs::sample::{self, NOW, golden};
 
 fn rendered(snapshot: &Snapshot, format: Format) -> String {
@@ -26,25 +26,6 @@ fn the_sample_in_both_formats() {
     let snapshot = sample::snapshot();
     golden("metrics.txt", &rendered(&snapshot, Format::Text));
     golden("openmetrics.txt", &rendered(&snapshot, Format::OpenMetrics));
-}
-
-#[test]
-fn seconds_are_exact_decimals() {
-    let rows: [(i128, &str); 8] = [
-        (0, "0"),
-        (1, "0.000000001"),
-        (-1, "-0.000000001"),
-        (1_000_000_000, "1"),
-        (1_500_000_000, "1.5"),
-        (-10_000_000_000, "-10"),
-        (9_007_199_254_740_993, "9007199.254740993"),
-        (i128::from(u64::MAX), "18446744073.709551615"),
-    ];
-    for (nanos, expected) in rows {
-        let mut out = String::from("100 ");
-        decimal(&mut out, nanos);
-        assert_eq!(out, format!("100 {expected}"));
-    }
 }
 
 fn accept(values: &[&'static str]) -> Format {
