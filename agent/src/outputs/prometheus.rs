@@ -1,27 +1,33 @@
 //! `/metrics` for Prometheus, in the text format 0.0.4 and in OpenMetrics 1.0, and the two probes.
 //!
-//! An exposition is rendered once per commit and format and kept, so that any number of scrapers
-//! costs one rendering; all of its figures, the outputs' own counters included, are therefore up to
-//! one commit old.
+//! An exposition is rendered once per commit and format, compressed once for those who can read that,
+//! and kept, so that any number of scrapers costs one rendering; all of its figures, the outputs' own
+//! counters included, are therefore up to one commit old.
 //!
-//! It refuses to compress, to authenticate and to push. Nothing here waits for the core: a stuck
-//! core is what `/healthz` reports.
+//! It refuses to authenticate and to push. Nothing here waits for the core: a stuck core is what
+//! `/healthz` reports.
 
+mod expositions;
+mod negotiation;
 mod text;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio::task::spawn_blocking;
 
+use self::expositions::Expositions;
+use self::negotiation::Coding;
+pub use self::negotiation::Format;
 pub use self::text::render;
 
 use super::ReadClock;
@@ -35,95 +41,6 @@ use crate::core::snapshot::{BlockedCall, Snapshot};
 
 /// Bytes of earlier expositions that slow clients may keep in memory, all together.
 const MAX_UNDER_WAY: usize = 16 << 20;
-
-/// A way to write the books down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Prometheus' text format 0.0.4, the default.
-    Text,
-    /// OpenMetrics 1.0.
-    OpenMetrics,
-}
-
-impl Format {
-    /// The `Content-Type` of an answer in this format.
-    #[must_use]
-    pub const fn content_type(self) -> &'static str {
-        match self {
-            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-
-    /// The format that the `Accept` headers prefer. OpenMetrics only where it is named and wanted
-    /// no less than text; text where nothing acceptable is named, since a scraper can use that more
-    /// than an error.
-    #[must_use]
-    pub fn negotiate(headers: &HeaderMap) -> Self {
-        // How much each is wanted, in thousandths, and whether by name or by a wildcard: a name
-        // overrides a wildcard, whatever the order.
-        let (mut text, mut open) = (Want::default(), Want::default());
-        for range in headers
-            .get_all(ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-        {
-            let mut parts = range.split(';').map(str::trim);
-            let name = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let (mut quality, mut version) = (1_000, None);
-            for (key, value) in parts.filter_map(|parameter| parameter.split_once('=')) {
-                match key.trim().to_ascii_lowercase().as_str() {
-                    "q" => quality = thousandths(value.trim()),
-                    "version" => version = Some(value.trim().trim_matches('"')),
-                    _ => {}
-                }
-            }
-            match (name.as_str(), version) {
-                ("application/openmetrics-text", None | Some("1.0.0")) => open.hear(3, quality),
-                ("text/plain", None | Some("0.0.4")) => text.hear(3, quality),
-                ("text/*", _) => text.hear(2, quality),
-                ("*/*", _) => text.hear(1, quality),
-                _ => {}
-            }
-        }
-        let by_wildcard = text.precision < open.precision && text.quality == open.quality;
-        if open.quality > text.quality || (open.quality > 0 && by_wildcard) {
-            Self::OpenMetrics
-        } else {
-            Self::Text
-        }
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-struct Want {
-    precision: u8,
-    quality: u16,
-}
-
-impl Want {
-    fn hear(&mut self, precision: u8, quality: u16) {
-        let heard = Self { precision, quality };
-        if (precision, quality) > (self.precision, self.quality) {
-            *self = heard;
-        }
-    }
-}
-
-/// A q-value in thousandths; one that is malformed or above one counts as not wanted.
-fn thousandths(text: &str) -> u16 {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if fraction.len() > 3 || !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
-        return 0;
-    }
-    let fraction = format!("{fraction:0<3}").parse().unwrap_or(0);
-    match (whole, fraction) {
-        ("0", fraction) => fraction,
-        ("1", 0) => 1_000,
-        _ => 0,
-    }
-}
 
 /// An address that could not be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -173,25 +90,7 @@ struct Shared {
     exposition: Exposition,
     probe: Probe,
     places: Arc<ConnectionSlots>,
-    rendered: Mutex<Rendered>,
-}
-
-/// The expositions of the last commit that was asked for, and the buffer they are written in.
-#[derive(Default)]
-struct Rendered {
-    buffer: String,
-    text: Option<(u64, Bytes)>,
-    openmetrics: Option<(u64, Bytes)>,
-    /// Those of earlier commits that clients have not taken wholly yet.
-    under_way: Vec<Bytes>,
-}
-
-impl Rendered {
-    /// Bytes of earlier expositions that are kept for slow clients.
-    fn bytes_under_way(&mut self) -> usize {
-        self.under_way.retain(|body| !body.is_unique());
-        self.under_way.iter().map(Bytes::len).sum()
-    }
+    expositions: Arc<Mutex<Expositions>>,
 }
 
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`, without a listener.
@@ -221,7 +120,7 @@ fn routes(exposition: Exposition, places: Arc<ConnectionSlots>) -> Router {
             exposition,
             probe,
             places,
-            rendered: Mutex::default(),
+            expositions: Arc::default(),
         }))
 }
 
@@ -256,54 +155,57 @@ async fn index() -> Response {
 
 async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     let format = Format::negotiate(&headers);
+    let coding = Coding::negotiate(&headers);
     let counters = &shared.exposition.counters;
     match format {
         Format::Text => counters.scrapes_text.add(1),
         Format::OpenMetrics => counters.scrapes_openmetrics.add(1),
     }
-    let body = shared.exposition(format);
+    let Some(body) = shared.exposition(format, coding).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     // Each slow client keeps the exposition that it is taking, and they may all be different.
-    while shared.keeps_too_much() && shared.places.end_slowest_reader() {
+    while shared.keeps_too_much().await && shared.places.end_slowest_reader() {
         tokio::task::yield_now().await;
     }
-    ([(CONTENT_TYPE, format.content_type())], body).into_response()
+    let headers = [
+        (CONTENT_TYPE, format.content_type()),
+        (VARY, "accept, accept-encoding"),
+    ];
+    let mut answer = (headers, body).into_response();
+    if coding == Coding::Gzip {
+        let gzip = HeaderValue::from_static("gzip");
+        answer.headers_mut().insert(CONTENT_ENCODING, gzip);
+    }
+    answer
 }
 
 impl Shared {
-    fn exposition(&self, format: Format) -> Bytes {
+    /// The exposition of the last commit; none if making it panicked.
+    ///
+    /// The core and the other answers share a thread, which must not wait for milliseconds of
+    /// rendering and compressing. So this is done on another one, by one scrape at a time. The lock
+    /// goes with the work, so that it is done only once if its client hangs up meanwhile.
+    async fn exposition(self: &Arc<Self>, format: Format, coding: Coding) -> Option<Bytes> {
+        let mut expositions = Arc::clone(&self.expositions).lock_owned().await;
         let snapshot = Arc::clone(&self.exposition.snapshots.borrow());
-        // A panic while rendering leaves nothing behind that the next rendering would not clear.
-        let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
-        let Rendered {
-            buffer,
-            text,
-            openmetrics,
-            under_way,
-        } = &mut *rendered;
-        let kept = match format {
-            Format::Text => text,
-            Format::OpenMetrics => openmetrics,
-        };
-        match kept {
-            Some((sequence, body)) if *sequence == snapshot.sequence => body.clone(),
-            _ => {
-                let view = View {
-                    snapshot: &snapshot,
-                    counters: &self.exposition.counters,
-                    opt_in: &self.exposition.opt_in,
-                };
-                render(&view, format, buffer);
-                let body = Bytes::copy_from_slice(buffer.as_bytes());
-                let before = kept.replace((snapshot.sequence, body.clone()));
-                under_way.extend(before.map(|(_, body)| body));
-                body
-            }
+        if let Some(body) = expositions.get(snapshot.sequence, format, coding) {
+            return Some(body);
         }
+        let shared = Arc::clone(self);
+        let made = spawn_blocking(move || {
+            let view = View {
+                snapshot: &snapshot,
+                counters: &shared.exposition.counters,
+                opt_in: &shared.exposition.opt_in,
+            };
+            expositions.make(&view, format, coding)
+        });
+        made.await.ok()
     }
 
-    fn keeps_too_much(&self) -> bool {
-        let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
-        rendered.bytes_under_way() > MAX_UNDER_WAY
+    async fn keeps_too_much(&self) -> bool {
+        self.expositions.lock().await.bytes_under_way() > MAX_UNDER_WAY
     }
 }
 

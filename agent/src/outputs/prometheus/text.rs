@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use super::Format;
+use super::negotiation::Format;
 use crate::core::model::WallTime;
 use crate::outputs::instruments::{self, Instrument, Kind, LabelValues, Sink, Value, View};
 
