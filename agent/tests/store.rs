@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use gpuacct::core::account::Policy;
 use gpuacct::core::accountant::{Accountant, Settings};
-use gpuacct::core::amounts::ByteSeconds;
+use gpuacct::core::amounts::{ByteSeconds, Engine, Engines};
 use gpuacct::core::input::{
-    AllocatedDevice, ContainerIdentity, Credit, DeviceRef, EventCounters, GpuInfo, GpuProcess,
-    GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch, KubernetesNames,
-    MigInfo, MpsRole, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+    AllocatedDevice, ContainerIdentity, Credit, DeviceRef, EngineUse, EventCounters, GpuInfo,
+    GpuProcess, GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch,
+    KubernetesNames, MigInfo, MpsRole, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
 use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,
@@ -287,6 +287,11 @@ impl Node {
 
     /// Time passes and a window about it is read: percents of it by pid.
     fn pass(&mut self, millis: u64, credits: &[(u32, u64)]) {
+        self.pass_with(millis, credits, vec![]);
+    }
+
+    /// The same, with what the processes used of the other engines.
+    fn pass_with(&mut self, millis: u64, credits: &[(u32, u64)], engines: Vec<EngineUse>) {
         let start = self.windowed;
         self.now += millis * SECOND / 1_000;
         let elapsed = self.now - start;
@@ -306,7 +311,7 @@ impl Node {
             credits,
             below_resolution: Nanos::ZERO,
             no_row: Nanos::ZERO,
-            engines: vec![],
+            engines,
             energy: None,
             quality: WindowQuality::default(),
             clocks: None,
@@ -636,6 +641,48 @@ fn a_restart_goes_on_with_names_labels_and_hours() {
     assert_eq!(used, [busy]);
     let one: Vec<i64> = node.sql("SELECT count(*) FROM accounts");
     assert_eq!(one, [1], "the same account");
+}
+
+/// `increase()` would miss the first amount of an engine that shows it at once.
+#[test]
+fn an_engine_that_showed_0_when_the_agent_was_killed_shows_0_anew_and_then_all() {
+    /// What the next commit publishes of the decoder, where it is shown. All busy time is published.
+    fn decoder(node: &mut Node) -> Option<Nanos> {
+        let snapshot = node.keep();
+        let [series] = snapshot.container_series.as_slice() else {
+            panic!("one series");
+        };
+        let busy: Nanos = node.windows.iter().map(|window| window.busy).sum();
+        assert_eq!(series.amounts.busy, busy);
+        let shown: Vec<Engine> = series.engines.iter().collect();
+        assert!(shown.is_empty() || shown == [Engine::Decoder], "{shown:?}");
+        (!shown.is_empty()).then_some(series.amounts.engines.decoder)
+    }
+    let decodes = |node: &mut Node, millis, decoding| {
+        let engines = Engines {
+            decoder: Nanos::from_millis(decoding),
+            ..Engines::default()
+        };
+        let pid = Pid(7);
+        node.pass_with(millis, &[(7, 50)], vec![EngineUse { pid, engines }]);
+        decoder(node)
+    };
+    let millis = |millis| Some(Nanos::from_millis(millis));
+    let (mut node, _) = used();
+    assert_eq!(decoder(&mut node), None);
+    assert_eq!(decodes(&mut node, 500, 300), millis(0));
+    node.kill(None);
+    assert!(node.start());
+    // Of the second in which it shows 0, half was over.
+    assert_eq!(decoder(&mut node), millis(0));
+    assert_eq!(decodes(&mut node, 900, 40), millis(0));
+    assert_eq!(decodes(&mut node, 200, 5), millis(345));
+    assert_eq!(decodes(&mut node, 100, 10), millis(355));
+    // What was published is published by the next agent from its first commit on.
+    node.kill(None);
+    assert!(node.start());
+    assert_eq!(decoder(&mut node), millis(355));
+    assert_eq!(decodes(&mut node, 100, 5), millis(360));
 }
 
 #[test]

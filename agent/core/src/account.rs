@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::amounts::{Amounts, ByteSeconds};
+use crate::amounts::{Amounts, ByteSeconds, Engine, EngineSet, Engines};
 use crate::input::MigInfo;
 use crate::model::{BootTime, Clock, Nanos, WallTime};
 use crate::naming::NamingId;
@@ -20,6 +20,9 @@ pub struct Policy {
 }
 
 /// A published counter. It shows 0 for `zero_for`, then its amounts, and never falls.
+///
+/// Each engine's amount is a series of its own, which is first shown once the engine has been used.
+/// Then it shows 0 for `zero_for` as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublishedCounter {
     /// Where the counter starts.
@@ -30,6 +33,8 @@ pub struct PublishedCounter {
     pub visible: Amounts,
     /// When that last changed.
     pub changed: BootTime,
+    /// When each engine was first shown, at 0.
+    pub engines: ShownEngines,
 }
 
 impl PublishedCounter {
@@ -41,11 +46,13 @@ impl PublishedCounter {
             shown: now,
             visible: Amounts::ZERO,
             changed: now,
+            engines: ShownEngines::NONE,
         }
     }
 
-    /// Shows `amounts` if the zero has been shown for long enough.
-    pub fn show(&mut self, amounts: Amounts, policy: &Policy, now: BootTime) {
+    /// Shows `amounts` if the zero has been shown for long enough: of the counter, and of each engine.
+    pub fn show(&mut self, mut amounts: Amounts, policy: &Policy, now: BootTime) {
+        self.engines.hold_back(&mut amounts.engines, policy, now);
         let grown = self.visible.max(amounts);
         if now.since(self.shown) >= policy.zero_for && grown != self.visible {
             self.visible = grown;
@@ -57,6 +64,42 @@ impl PublishedCounter {
     pub(crate) fn is_done(&self, policy: &Policy, now: BootTime) -> bool {
         let settled = self.shown.plus(policy.zero_for).max(self.changed);
         now >= settled.plus(policy.keep_for)
+    }
+}
+
+/// The engines that a counter shows, each with the time at which it was first shown, at 0.
+///
+/// These times are not stored. After a restart an engine that had shown more than 0 is shown at
+/// once, and one that had not shows 0 anew from its next commit on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShownEngines([Option<BootTime>; Engine::ALL.len()]);
+
+impl ShownEngines {
+    const NONE: Self = Self([None; Engine::ALL.len()]);
+
+    /// The engines whose `visible` amount is above zero, as if they had been shown since `shown`.
+    pub(crate) fn restored(visible: &Engines, shown: BootTime) -> Self {
+        Self(Engine::ALL.map(|engine| (!visible.of(engine).is_zero()).then_some(shown)))
+    }
+
+    /// Shows the engines that were used, and sets to zero the amounts of those that have not shown 0
+    /// for long enough.
+    fn hold_back(&mut self, amounts: &mut Engines, policy: &Policy, now: BootTime) {
+        for (engine, shown) in Engine::ALL.into_iter().zip(&mut self.0) {
+            let amount = amounts.of_mut(engine);
+            if !amount.is_zero() && now.since(*shown.get_or_insert(now)) < policy.zero_for {
+                *amount = Nanos::ZERO;
+            }
+        }
+    }
+
+    /// The engines without their times.
+    #[must_use]
+    pub fn set(&self) -> EngineSet {
+        let engines = Engine::ALL.into_iter().zip(self.0);
+        engines
+            .filter_map(|(engine, shown)| shown.map(|_| engine))
+            .collect()
     }
 }
 

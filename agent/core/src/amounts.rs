@@ -5,7 +5,8 @@
 //! time. The other engines run beside the SMs and are no part of the balance.
 //!
 //! All of them are published through one gate, so that a series that is held back or frozen is so
-//! for each of its amounts at the same instant.
+//! for each of its amounts at the same instant. Only the first amount of an engine may come later:
+//! each engine has a series of its own, which shows 0 first.
 
 use std::ops::AddAssign;
 
@@ -69,6 +70,38 @@ impl Engine {
     }
 }
 
+/// A set of engines. It is written as a list of their names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Engine>", into = "Vec<Engine>")]
+pub struct EngineSet(u8);
+
+impl EngineSet {
+    /// The engines in it, in the order of [`Engine::ALL`].
+    pub fn iter(self) -> impl Iterator<Item = Engine> {
+        let engines = Engine::ALL.into_iter();
+        engines.filter(move |engine| self.0 & (1 << *engine as u8) != 0)
+    }
+}
+
+impl FromIterator<Engine> for EngineSet {
+    fn from_iter<I: IntoIterator<Item = Engine>>(engines: I) -> Self {
+        let bits = engines.into_iter().map(|engine| 1 << engine as u8);
+        Self(bits.fold(0, |set, bit: u8| set | bit))
+    }
+}
+
+impl From<Vec<Engine>> for EngineSet {
+    fn from(engines: Vec<Engine>) -> Self {
+        engines.into_iter().collect()
+    }
+}
+
+impl From<EngineSet> for Vec<Engine> {
+    fn from(engines: EngineSet) -> Self {
+        engines.iter().collect()
+    }
+}
+
 /// Busy time of the engines beside the SMs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engines {
@@ -94,6 +127,17 @@ impl Engines {
             Engine::Decoder => self.decoder,
             Engine::Jpeg => self.jpeg,
             Engine::Ofa => self.ofa,
+        }
+    }
+
+    /// One engine's, to be changed.
+    pub(super) const fn of_mut(&mut self, engine: Engine) -> &mut Nanos {
+        match engine {
+            Engine::Memory => &mut self.memory,
+            Engine::Encoder => &mut self.encoder,
+            Engine::Decoder => &mut self.decoder,
+            Engine::Jpeg => &mut self.jpeg,
+            Engine::Ofa => &mut self.ofa,
         }
     }
 
@@ -284,6 +328,26 @@ mod tests {
         assert_eq!(a.max(b), a);
         for engine in Engine::ALL {
             assert_ne!(a.engines.of(engine), Nanos::ZERO);
+        }
+    }
+
+    #[test]
+    fn a_set_of_engines_has_those_that_were_put_in_and_reads_back_as_it_was_written() {
+        for (put_in, written) in [
+            (vec![], "[]"),
+            (vec![Engine::Ofa], r#"["ofa"]"#),
+            (
+                vec![Engine::Decoder, Engine::Memory],
+                r#"["memory","decoder"]"#,
+            ),
+            (
+                Engine::ALL.to_vec(),
+                r#"["memory","encoder","decoder","jpeg","ofa"]"#,
+            ),
+        ] {
+            let set: EngineSet = put_in.into_iter().collect();
+            assert_eq!(serde_json::to_string(&set).unwrap(), written);
+            assert_eq!(serde_json::from_str::<EngineSet>(written).unwrap(), set);
         }
     }
 

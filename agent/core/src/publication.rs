@@ -10,7 +10,8 @@
 //!
 //! A series' labels are frozen when it is first shown. It is shown at 0 for `zero_for`, so that a
 //! scrape sees the 0 before the amount and `increase()` counts the whole of it, and never falls
-//! after. What went out under the ids stays there when names come late; the rest goes to the named
+//! after. An engine's amount is shown in the same way from its first use on, however late that is.
+//! What went out under the ids stays there when names come late; the rest goes to the named
 //! series, which starts at 0.
 
 use std::sync::Arc;
@@ -80,6 +81,7 @@ pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amounts::Engine;
     use crate::input::IdentitySource;
     use crate::model::{BootTime, Nanos, UNRESOLVED, WallTime};
     use crate::snapshot::IdOnlyReason;
@@ -185,6 +187,99 @@ mod tests {
             play(&[(11, 5, ID_ONLY), (20, 9, NAMED), (80, 12, NAMED)]),
             [(Some(0), None), (Some(0), Some(0)), (Some(0), Some(12)),]
         );
+    }
+
+    /// Visible busy time of a series, and the decoder's where it is shown.
+    type Seen = (u64, Option<u64>);
+
+    /// Plays (second, decoder's time so far, attribution) of an account that is busy all the time.
+    /// Returns what is visible under the ids and under the names after each.
+    fn play_decoder(story: &[(u64, u64, Attribution)]) -> Vec<[Option<Seen>; 2]> {
+        let mut account = account();
+        story
+            .iter()
+            .map(|&(at, decoder, attribution)| {
+                account.amounts.busy = Nanos(at);
+                account.amounts.engines.decoder = Nanos(decoder);
+                publish(&mut account, attribution, &labels("p"), &POLICY, clock(at));
+                [&account.id_only, &account.named].map(|series| {
+                    let gate = &series.as_ref()?.gate;
+                    let shown: Vec<_> = gate.engines.set().iter().collect();
+                    assert!(shown.iter().all(|engine| *engine == Engine::Decoder));
+                    let decoder = gate.visible.engines.decoder.0;
+                    Some((gate.visible.busy.0, (!shown.is_empty()).then_some(decoder)))
+                })
+            })
+            .collect()
+    }
+
+    /// `increase()` counts from the first value that it sees.
+    #[test]
+    fn an_engine_is_not_shown_before_its_first_use_and_shows_0_before_its_amount() {
+        let named = [(1, 0), (61, 0), (100, 7), (159, 9), (160, 9), (161, 12)]
+            .map(|(at, decoder)| (at, decoder, NAMED));
+        let expected = [
+            (0, None),
+            (61, None),
+            (100, Some(0)),
+            (159, Some(0)),
+            (160, Some(9)),
+            (161, Some(12)),
+        ];
+        assert_eq!(
+            play_decoder(&named),
+            expected.map(|of_names| [None, Some(of_names)])
+        );
+    }
+
+    #[test]
+    fn an_engine_that_was_used_from_the_start_shows_its_amount_with_the_others() {
+        let named = [(1, 3), (60, 4), (61, 5)].map(|(at, decoder)| (at, decoder, NAMED));
+        let expected = [(0, Some(0)), (0, Some(0)), (61, Some(5))];
+        assert_eq!(
+            play_decoder(&named),
+            expected.map(|of_names| [None, Some(of_names)])
+        );
+    }
+
+    #[test]
+    fn an_engine_that_only_showed_0_under_the_ids_shows_all_of_it_under_the_names() {
+        assert_eq!(
+            play_decoder(&[
+                (1, 0, ID_ONLY),
+                (61, 0, ID_ONLY),
+                (70, 5, ID_ONLY),
+                (80, 8, NAMED),
+                (139, 8, NAMED),
+                (140, 9, NAMED),
+            ]),
+            [
+                [Some((0, None)), None],
+                [Some((61, None)), None],
+                [Some((70, Some(0))), None],
+                [Some((70, Some(0))), Some((0, Some(0)))],
+                [Some((70, Some(0))), Some((0, Some(0)))],
+                [Some((70, Some(0))), Some((70, Some(9)))],
+            ]
+        );
+    }
+
+    #[test]
+    fn an_account_is_not_done_while_an_engine_still_shows_0() {
+        let mut account = account();
+        let show = |account: &mut Account, at| {
+            publish(account, NAMED, &labels("train-0"), &POLICY, clock(at));
+        };
+        account.amounts.busy = Nanos(7);
+        show(&mut account, 10);
+        show(&mut account, 70);
+        account.amounts.engines.decoder = Nanos(7);
+        account.ended = Some(clock(71).boot);
+        show(&mut account, 1_000);
+        assert!(!is_done(&account, &POLICY, clock(1_059)), "still at zero");
+        show(&mut account, 1_060);
+        assert!(!is_done(&account, &POLICY, clock(1_659)));
+        assert!(is_done(&account, &POLICY, clock(1_660)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::amounts::{Amounts, Millijoules};
+use crate::amounts::{Amounts, EngineSet, Millijoules};
 use crate::input::{EventCounters, GpuInfo, IdentitySource, SampleClocks};
 use crate::model::{
     BootTime, ContainerId, GpuUuid, HostUnit, Nanos, Pid, SourceId, StartTicks, UnattributedReason,
@@ -195,6 +195,9 @@ pub struct ContainerSeries {
     pub start: WallTime,
     /// The published amounts: zero until `zero_for` is over.
     pub amounts: Amounts,
+    /// The engines that are shown: those that were used. Each shows 0 first, for `zero_for` as well.
+    #[serde(default)]
+    pub engines: EngineSet,
     /// Device memory in use now, in bytes; absent where nothing is known.
     pub memory: Option<u64>,
     /// The most that was seen in use, in bytes; absent where nothing was ever known.

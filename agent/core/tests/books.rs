@@ -40,11 +40,11 @@ use std::sync::Arc;
 
 use gpuacct_core::account::Policy;
 use gpuacct_core::accountant::{Accountant, Settings};
-use gpuacct_core::amounts::{Amounts, Millijoules};
+use gpuacct_core::amounts::{Amounts, Engine, Engines, Millijoules};
 use gpuacct_core::input::{
-    CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EventCounters, GpuInfo, GpuProcess,
-    GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch, KernelEvent,
-    KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
+    CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EngineUse, EventCounters, GpuInfo,
+    GpuProcess, GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch,
+    KernelEvent, KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
     WindowQuality,
 };
 use gpuacct_core::model::{
@@ -313,6 +313,8 @@ struct Published {
     account: (String, String),
     last: Nanos,
     all: Amounts,
+    /// Whether the decoder was shown.
+    decoder: bool,
     gone: bool,
 }
 
@@ -1076,7 +1078,19 @@ impl World {
             credits: truth.credits.iter().map(credit).collect(),
             below_resolution: Nanos(truth.nobodys),
             no_row: Nanos::ZERO,
-            engines: Vec::new(),
+            // One process in three decodes, for half of its time.
+            engines: truth
+                .credits
+                .iter()
+                .filter(|(pid, _)| pid % 3 == 0)
+                .map(|&(pid, busy)| EngineUse {
+                    pid: Pid(pid),
+                    engines: Engines {
+                        decoder: Nanos(busy / 2),
+                        ..Engines::default()
+                    },
+                })
+                .collect(),
             energy: Some(Millijoules(elapsed / MILLI)),
             quality: WindowQuality::default(),
             clocks: None,
@@ -1662,6 +1676,7 @@ impl World {
                 account,
                 last: Nanos::ZERO,
                 all: Amounts::ZERO,
+                decoder: false,
                 gone: false,
             });
             // One that was gone may also go on where it stopped.
@@ -1678,6 +1693,21 @@ impl World {
                 "{labels:?} was not shown at 0"
             );
             entry.last = series.amounts.busy;
+            let shown: Vec<Engine> = series.engines.iter().collect();
+            assert!(shown.iter().all(|engine| *engine == Engine::Decoder));
+            let decoder = series.amounts.engines.decoder;
+            assert!(
+                !shown.is_empty() || decoder.is_zero(),
+                "{labels:?}: an engine that was published went"
+            );
+            assert!(
+                shown.is_empty()
+                    || entry.decoder
+                    || self.policy.zero_for.is_zero()
+                    || decoder.is_zero(),
+                "{labels:?}: an engine was not shown at 0"
+            );
+            entry.decoder |= !shown.is_empty();
         }
         for (key, series) in &mut self.published {
             if !series.gone && !shown.contains(key) {

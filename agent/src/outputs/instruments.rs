@@ -12,6 +12,7 @@
 
 mod agent;
 pub mod cadvisor;
+mod container_points;
 mod containers;
 mod gpus;
 mod identity;
@@ -30,6 +31,6 @@ mod tracking;
 pub use self::instrument::{
     DutyCycle, Instrument, Kind, OptIn, Points, Sink, Unit, VERSION, Value, View,
 };
-pub use self::labels::MAX_LABEL_BYTES;
+pub use self::labels::{LabelValues, MAX_LABEL_BYTES};
 pub use self::markdown::metrics_markdown;
 pub use self::table::{families, write};

@@ -344,6 +344,11 @@ fn series(
         gpu: gpu.into(),
         start: WallTime(STARTED.0 + 60_000_000_000),
         amounts: amounts(busy),
+        // What was not busy shows one that was used just now, at 0.
+        engines: match busy {
+            0 => [Engine::Encoder].into_iter().collect(),
+            _ => [Engine::Memory, Engine::Decoder].into_iter().collect(),
+        },
         memory,
         memory_peak: memory.map(|bytes| bytes + 4096),
         attribution,

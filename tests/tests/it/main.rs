@@ -26,5 +26,6 @@ mod pod_resources;
 mod receivers;
 mod report;
 mod runtimes;
+mod scraping;
 mod store;
 mod story;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::account::{Account, PublishedCounter, Series};
+use crate::account::{Account, PublishedCounter, Series, ShownEngines};
 use crate::accountant::{Accountant, Settings, follow};
 use crate::amounts::Amounts;
 use crate::input::{ContainerIdentity, IdentitySource, IdentityUpdate, KubernetesNames};
@@ -177,7 +177,8 @@ fn restored_series(
     }
 }
 
-/// Restores a counter. It shows 0 again for `zero_for`, if it showed 0 before.
+/// Restores a counter. It shows 0 again for `zero_for`, if it showed 0 before, and so does each of
+/// its engines.
 fn restored_counter(
     start: WallTime,
     shown: BootTime,
@@ -190,6 +191,7 @@ fn restored_counter(
         shown: if visible.is_zero() { now } else { shown },
         visible,
         changed,
+        engines: ShownEngines::restored(&visible.engines, shown),
     }
 }
 

@@ -79,6 +79,7 @@ impl Accountant {
                         gpu: gpu.clone(),
                         start: series.gate.start,
                         amounts: series.gate.visible,
+                        engines: series.gate.engines.set(),
                         memory: memory.filter(|_| is_current),
                         memory_peak: account.memory_peak.filter(|_| is_current),
                         attribution: payer.attribution,

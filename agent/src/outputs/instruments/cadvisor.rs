@@ -208,7 +208,7 @@ mod tests {
     use crate::core::snapshot::Snapshot;
     use crate::outputs::counters::OutputCounters;
     use crate::outputs::instruments::OptIn;
-    use crate::outputs::instruments::{self, Sink};
+    use crate::outputs::instruments::{self, LabelValues, Sink};
     use crate::outputs::sample;
 
     /// Remembers what was written of these families: (family, value, labels).
@@ -225,12 +225,12 @@ mod tests {
         fn point(
             &mut self,
             instrument: &'static Instrument,
-            labels: &[Cow<'_, str>],
+            labels: LabelValues<'_>,
             _: WallTime,
             value: Value,
         ) {
             if let (true, Value::Count(value)) = (instrument.keys == LABELS, value) {
-                let labels = labels.iter().map(ToString::to_string).collect();
+                let labels = labels.iter().map(str::to_owned).collect();
                 self.0.push((instrument.name.to_owned(), value, labels));
             }
         }

@@ -2,20 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::container_points::CONTAINER_GPU;
 use super::instrument::{Instrument, Kind, Points, Unit, Value, View, joules, nanos};
-use crate::core::amounts::Engine;
 use crate::core::input::IdentitySource;
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::core::snapshot::{Attribution, ContainerLabels, ContainerSeries};
-
-const CONTAINER_GPU: &[&str] = &[
-    "namespace",
-    "pod",
-    "container",
-    "pod_uid",
-    "container_id",
-    "gpu_uuid",
-];
 
 /// The rows, in the order in which they are published.
 pub(super) static FAMILIES: &[Instrument] = &[
@@ -26,22 +17,14 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Seconds,
         help: "GPU time in which the container kept the SMs busy.",
         keys: CONTAINER_GPU,
-        read: |view, points| {
-            for series in &view.snapshot.container_series {
-                points.put(
-                    &container_gpu(series),
-                    series.start,
-                    nanos(series.amounts.busy.0),
-                );
-            }
-        },
+        read: |_, points| per_container(points, |series| nanos(series.amounts.busy.0)),
     },
     Instrument {
         name: "gpuacct_container_gpu_engine_busy_seconds_total",
         otlp: "gpuacct.container.gpu.engine.busy",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time in which the container kept an engine other than the SMs busy; memory is the memory interface. Only engines that the driver reports. They run at the same time as the SMs and are not part of the balance.",
+        help: "Time in which the container kept an engine other than the SMs busy; memory is the memory interface. Only engines that the container has used: a series begins at 0 with the first use. They run at the same time as the SMs and are not part of the balance.",
         keys: &[
             "namespace",
             "pod",
@@ -60,9 +43,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Seconds,
         help: "Time in which at least one process of the container had a context on the GPU, busy or not.",
         keys: CONTAINER_GPU,
-        read: |view, points| {
-            per_container(view, points, |series| nanos(series.amounts.held.0));
-        },
+        read: |_, points| per_container(points, |series| nanos(series.amounts.held.0)),
     },
     Instrument {
         name: "gpuacct_container_gpu_allocated_seconds_total",
@@ -73,7 +54,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         keys: CONTAINER_GPU,
         read: |view, points| {
             if view.snapshot.allocations_known {
-                per_container(view, points, |series| nanos(series.amounts.allocated.0));
+                per_container(points, |series| nanos(series.amounts.allocated.0));
             }
         },
     },
@@ -84,8 +65,8 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Count("{byte_second}"),
         help: "Device memory held by the container's processes, integrated over time.",
         keys: CONTAINER_GPU,
-        read: |view, points| {
-            per_container(view, points, |series| Value::Wide(series.amounts.memory.0));
+        read: |_, points| {
+            per_container(points, |series| Value::Wide(series.amounts.memory.0));
         },
     },
     Instrument {
@@ -95,15 +76,11 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Joules,
         help: "The container's part of the GPU's energy, by share of busy time, without idle energy. Absent if the GPU has no energy counter.",
         keys: CONTAINER_GPU,
-        read: |view, points| {
-            for series in &view.snapshot.container_series {
-                let mut books = view.snapshot.gpus.iter();
-                if books.any(|book| book.gpu.uuid == series.gpu && book.energy.is_some()) {
-                    points.put(
-                        &container_gpu(series),
-                        series.start,
-                        joules(series.amounts.energy),
-                    );
+        read: |_, points| {
+            for container in points.containers() {
+                if container.book.is_some_and(|book| book.energy.is_some()) {
+                    let energy = joules(container.series.amounts.energy);
+                    points.put_container(container, &[], energy);
                 }
             }
         },
@@ -115,10 +92,10 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Bytes,
         help: "Device memory that the container's processes hold now. Absent if the driver does not report it.",
         keys: CONTAINER_GPU,
-        read: |view, points| {
-            for series in &view.snapshot.container_series {
-                if let Some(bytes) = series.memory {
-                    points.put(&container_gpu(series), series.start, Value::Count(bytes));
+        read: |_, points| {
+            for container in points.containers() {
+                if let Some(bytes) = container.series.memory {
+                    points.put_container(container, &[], Value::Count(bytes));
                 }
             }
         },
@@ -130,10 +107,10 @@ pub(super) static FAMILIES: &[Instrument] = &[
         unit: Unit::Bytes,
         help: "Largest device memory of the container's processes in any reading. Absent if the driver does not report it.",
         keys: CONTAINER_GPU,
-        read: |view, points| {
-            for series in &view.snapshot.container_series {
-                if let Some(bytes) = series.memory_peak {
-                    points.put(&container_gpu(series), series.start, Value::Count(bytes));
+        read: |_, points| {
+            for container in points.containers() {
+                if let Some(bytes) = container.series.memory_peak {
+                    points.put_container(container, &[], Value::Count(bytes));
                 }
             }
         },
@@ -169,9 +146,9 @@ pub(super) static FAMILIES: &[Instrument] = &[
     },
 ];
 
-fn per_container(view: &View<'_>, points: &mut Points<'_>, value: fn(&ContainerSeries) -> Value) {
-    for series in &view.snapshot.container_series {
-        points.put(&container_gpu(series), series.start, value(series));
+fn per_container(points: &mut Points<'_>, value: impl Fn(&ContainerSeries) -> Value) {
+    for container in points.containers() {
+        points.put_container(container, &[], value(container.series));
     }
 }
 
@@ -207,55 +184,22 @@ fn pod_labels(view: &View<'_>, points: &mut Points<'_>) {
     }
 }
 
-fn container_engines(view: &View<'_>, points: &mut Points<'_>) {
-    for series in &view.snapshot.container_series {
-        let mut books = view.snapshot.gpus.iter();
-        let Some(book) = books.find(|book| book.gpu.uuid == series.gpu) else {
-            continue;
-        };
-        let [namespace, pod, container, pod_uid, container_id, gpu] = container_gpu(series);
-        // The call that tells of these two is empty: no row says that they were not used.
-        let is_untold = book
-            .clocks
-            .as_ref()
-            .is_some_and(|clocks| clocks.empty_call.is_some());
-        let engines = book.gpu.engines.iter();
-        let told =
-            engines.filter(|engine| !is_untold || !matches!(engine, Engine::Jpeg | Engine::Ofa));
-        for engine in told {
-            points.put(
-                &[
-                    namespace,
-                    pod,
-                    container,
-                    pod_uid,
-                    container_id,
-                    gpu,
-                    engine.as_str(),
-                ],
-                series.start,
-                nanos(series.amounts.engines.of(*engine).0),
-            );
+/// The engines that the container has used, also after a restart and if the driver stops telling of
+/// one: a published counter stays.
+///
+/// Their start is that of the whole series. It is stored, so that it is the same after a restart: a
+/// receiver takes another start for a counter that began anew, and counts its amount once more. What
+/// was used before an engine was first shown lies after that start, too.
+fn container_engines(_: &View<'_>, points: &mut Points<'_>) {
+    for container in points.containers() {
+        let ContainerSeries {
+            engines, amounts, ..
+        } = container.series;
+        for engine in engines.iter() {
+            let amount = nanos(amounts.engines.of(engine).0);
+            points.put_container(container, &[engine.as_str()], amount);
         }
     }
-}
-
-fn container_gpu(series: &ContainerSeries) -> [&str; 6] {
-    let ContainerLabels {
-        namespace,
-        pod,
-        container,
-        pod_uid,
-        container_id,
-    } = &*series.labels;
-    [
-        namespace,
-        pod,
-        container,
-        pod_uid,
-        container_id,
-        series.gpu.as_str(),
-    ]
 }
 
 fn container_info(view: &View<'_>, points: &mut Points<'_>) {

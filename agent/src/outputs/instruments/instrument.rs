@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::labels::{MAX_LABEL_BYTES, is_welcome, mend};
+use super::container_points::PublishedContainer;
+use super::labels::{Corrections, LabelValues, SHARED_LABELS, SharedLabels, clean};
 use crate::core::amounts::Millijoules;
-use crate::core::model::{UNRESOLVED, WallTime};
+use crate::core::model::WallTime;
 use crate::core::snapshot::Snapshot;
 use crate::outputs::counters::OutputCounters;
 use crate::published::{AgentStatus, Published};
@@ -148,17 +149,21 @@ pub trait Sink {
     fn point(
         &mut self,
         instrument: &'static Instrument,
-        labels: &[Cow<'_, str>],
+        labels: LabelValues<'_>,
         start: WallTime,
         value: Value,
     );
 }
+
+/// The most keys that a family has.
+pub(super) const MAX_KEYS: usize = 11;
 
 /// Where a row writes its points, and where the promises that concern every series are kept.
 pub struct Points<'a> {
     instrument: &'static Instrument,
     sink: &'a mut dyn Sink,
     counters: &'a OutputCounters,
+    containers: &'a [PublishedContainer<'a>],
 }
 
 impl std::fmt::Debug for Points<'_> {
@@ -175,46 +180,65 @@ impl<'a> Points<'a> {
         instrument: &'static Instrument,
         sink: &'a mut dyn Sink,
         counters: &'a OutputCounters,
+        containers: &'a [PublishedContainer<'a>],
     ) -> Self {
         Self {
             instrument,
             sink,
             counters,
+            containers,
         }
+    }
+
+    /// What is published of containers, with the labels that their families share.
+    pub(super) const fn containers(&self) -> &'a [PublishedContainer<'a>] {
+        self.containers
     }
 
     /// A point with the family's label values, in the order of its keys.
     pub fn put(&mut self, labels: &[&str], start: WallTime, value: Value) {
+        self.write(None, labels, start, value);
+    }
+
+    /// A point of a container, whose label values come first, and then the others.
+    pub(super) fn put_container(
+        &mut self,
+        container: &PublishedContainer<'_>,
+        others: &[&str],
+        value: Value,
+    ) {
+        let start = container.series.start;
+        self.write(Some(&container.labels), others, start, value);
+    }
+
+    fn write(
+        &mut self,
+        shared: Option<&SharedLabels<'_>>,
+        labels: &[&str],
+        start: WallTime,
+        value: Value,
+    ) {
+        let keys = self.instrument.keys.len();
+        let places = keys.saturating_sub(shared.map_or(0, |_| SHARED_LABELS));
         debug_assert_eq!(
             labels.len(),
-            self.instrument.keys.len(),
+            places,
             "a label value for every key of {}",
             self.instrument.name
         );
-        let labels: Vec<_> = (0..self.instrument.keys.len())
-            .map(|key| self.clean(labels.get(key).copied().unwrap_or_default()))
-            .collect();
-        self.sink.point(self.instrument, &labels, start, value);
-    }
-
-    /// A label value as it may go out: not empty, bounded, without control characters.
-    ///
-    /// An empty value becomes `(unresolved)`, since `(none)` would claim that the label does not
-    /// apply. It is counted, because it is a bug in this agent.
-    ///
-    /// A value over the bound is cut at a character's boundary, control characters become spaces;
-    /// a value that is changed so ends in a hash of what it was, so that two series that differ
-    /// only in what was taken away stay two. It is counted as well.
-    fn clean<'v>(&self, value: &'v str) -> Cow<'v, str> {
-        if value.is_empty() {
-            self.counters.labels_blank.add(1);
-            Cow::Borrowed(UNRESOLVED)
-        } else if value.len() > MAX_LABEL_BYTES || !is_welcome(value) {
-            self.counters.labels_cut.add(1);
-            Cow::Owned(mend(value))
-        } else {
-            Cow::Borrowed(value)
+        let mut corrections = shared.map(SharedLabels::corrections).unwrap_or_default();
+        let mut own = [const { Cow::Borrowed("") }; MAX_KEYS];
+        let own = &mut own[..places.min(MAX_KEYS)];
+        for (place, value) in own.iter_mut().enumerate() {
+            let label = labels.get(place).copied().unwrap_or_default();
+            *value = clean(label, &mut corrections);
         }
+        if corrections != Corrections::default() {
+            self.counters.labels_blank.add(corrections.blank);
+            self.counters.labels_cut.add(corrections.cut);
+        }
+        let labels = LabelValues::after(shared, own);
+        self.sink.point(self.instrument, labels, start, value);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The families in the order in which they are published.
 
+use super::container_points::PublishedContainer;
 use super::instrument::{Instrument, Points, Sink, View};
 use super::{
     agent, cadvisor, containers, gpus, identity, namespaces, nvml, sources, store, tracking,
@@ -35,8 +36,10 @@ pub fn write(view: &View<'_>, sink: &mut dyn Sink) {
         Some(_) => cadvisor::FAMILIES,
         None => &[],
     };
+    let containers = PublishedContainer::all(view.snapshot);
     for instrument in families().chain(others) {
         sink.family(instrument);
-        (instrument.read)(view, &mut Points::new(instrument, sink, view.counters));
+        let mut points = Points::new(instrument, sink, view.counters, &containers);
+        (instrument.read)(view, &mut points);
     }
 }

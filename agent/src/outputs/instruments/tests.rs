@@ -1,13 +1,14 @@
 //! What every format may rely on.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::instrument::MAX_KEYS;
 use super::sources::STATES;
 use super::table::all_families;
 use super::*;
-use crate::core::input::GpuInfo;
+use crate::core::amounts::{Engine, EngineSet};
+use crate::core::input::{GpuInfo, SampleClocks};
 use crate::core::model::{
     HostUnit, SourceState, UNRESOLVED, UnattributedReason, UnobservedReason, WallTime,
 };
@@ -28,7 +29,7 @@ impl Sink for Everything {
     fn point(
         &mut self,
         instrument: &'static Instrument,
-        labels: &[Cow<'_, str>],
+        labels: LabelValues<'_>,
         start: WallTime,
         _: Value,
     ) {
@@ -40,7 +41,7 @@ impl Sink for Everything {
         self.0
             .get_mut(instrument.name)
             .expect("its family came first")
-            .push(labels.iter().map(ToString::to_string).collect());
+            .push(labels.iter().map(str::to_owned).collect());
     }
 }
 
@@ -113,10 +114,10 @@ fn blanks_from_upstream_are_mended_and_counted() {
     };
     let (seen, counters) = everything(&snapshot);
     check_every_series(&seen);
-    // Seven families of a container and one more with three engines: five each; info: six; two
+    // Seven families of a container and one more with two engines: five each; info: six; two
     // of namespaces and one of hosts: one each; gpu info: two. cAdvisor's three show the model
     // of the GPU with the other container on it.
-    assert_eq!(counters.labels_blank.get(), (7 + 3) * 5 + 6 + 2 + 1 + 2 + 3);
+    assert_eq!(counters.labels_blank.get(), (7 + 2) * 5 + 6 + 2 + 1 + 2 + 3);
     assert_eq!(
         seen.0["gpuacct_host_gpu_busy_seconds_total"][0][0],
         UNRESOLVED
@@ -180,6 +181,29 @@ fn a_container_on_two_gpus_has_one_info() {
     let (seen, _) = everything(&sample::snapshot());
     assert_eq!(seen.0["gpuacct_container_gpu_busy_seconds_total"].len(), 4);
     assert_eq!(seen.0["gpuacct_container_info"].len(), 3);
+}
+
+/// Neither a driver that does not tell of engines any more, nor one that is not asked yet after a
+/// restart, ends a counter that was published.
+#[test]
+fn an_engine_is_shown_if_the_container_used_it_whatever_the_driver_tells_now() {
+    let mut snapshot = sample::snapshot();
+    snapshot.container_series.truncate(1);
+    snapshot.container_series[0].engines = [Engine::Jpeg, Engine::Memory].into_iter().collect();
+    snapshot.gpus[0].gpu.engines.clear();
+    snapshot.gpus[0].clocks = snapshot.gpus[1].clocks.clone();
+    let silent = |clocks: &SampleClocks| clocks.empty_call.is_some();
+    assert!(snapshot.gpus[0].clocks.as_ref().is_some_and(silent));
+    let (seen, _) = everything(&snapshot);
+    let engines = seen.0["gpuacct_container_gpu_engine_busy_seconds_total"].iter();
+    let engines: Vec<&str> = engines.map(|labels| &*labels[6]).collect();
+    assert_eq!(engines, ["memory", "jpeg"]);
+    snapshot.container_series[0].engines = EngineSet::default();
+    let (seen, _) = everything(&snapshot);
+    assert_eq!(
+        seen.0["gpuacct_container_gpu_engine_busy_seconds_total"].len(),
+        0
+    );
 }
 
 #[test]
@@ -267,4 +291,11 @@ fn the_page_of_metrics_is_the_table() {
         page,
         "docs/METRICS.md is stale: GPUACCT_UPDATE_DOCS=1 cargo test -p gpuacct"
     );
+}
+
+#[test]
+fn no_family_has_more_keys_than_there_is_room_for() {
+    for instrument in all_families() {
+        assert!(instrument.keys.len() <= MAX_KEYS, "{}", instrument.name);
+    }
 }

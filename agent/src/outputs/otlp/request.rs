@@ -5,8 +5,6 @@
 //! are; whole numbers stay whole. What is too much for one message goes into several, bounded in
 //! points and in bytes: receivers refuse more than 4 MiB.
 
-use std::borrow::Cow;
-
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::metrics::v1::{
@@ -20,7 +18,9 @@ use super::sent_totals::{Growth, SentTotals};
 use super::starts::Starts;
 use crate::core::model::WallTime;
 use crate::core::snapshot::Snapshot;
-use crate::outputs::instruments::{self, Instrument, Kind, Sink, VERSION, Value, View};
+use crate::outputs::instruments::{
+    self, Instrument, Kind, LabelValues, Sink, VERSION, Value, View,
+};
 use crate::outputs::receiver::Origin;
 
 /// About the most bytes that one message may have before it is closed and another begun.
@@ -127,7 +127,7 @@ impl Sink for Batch<'_> {
     fn point(
         &mut self,
         instrument: &'static Instrument,
-        labels: &[Cow<'_, str>],
+        labels: LabelValues<'_>,
         start: WallTime,
         mut value: Value,
     ) {
@@ -149,7 +149,7 @@ impl Sink for Batch<'_> {
             attributes: instrument
                 .keys
                 .iter()
-                .zip(labels)
+                .zip(labels.iter())
                 .map(|(key, value)| attribute(key, value))
                 .collect(),
             start_time_unix_nano: from,

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::model::{BootTime, Nanos, WallTime};
 use crate::core::snapshot::Snapshot;
-use crate::outputs::instruments::{Instrument, VERSION, Value};
+use crate::outputs::instruments::{Instrument, LabelValues, VERSION, Value};
 
 /// How long a series that is not published any more is remembered. Some come back: allocated time
 /// of which nothing was kept is away from a restart until the kubelet has answered.
@@ -173,7 +173,7 @@ impl SentTotals {
     pub(super) fn growth(
         &mut self,
         instrument: &Instrument,
-        labels: &[Cow<'_, str>],
+        labels: LabelValues<'_>,
         start: WallTime,
         value: Value,
         snapshot: &Snapshot,
@@ -280,9 +280,9 @@ fn amount(value: Value) -> Option<u128> {
     }
 }
 
-fn name(instrument: &Instrument, labels: &[Cow<'_, str>]) -> String {
+fn name(instrument: &Instrument, labels: LabelValues<'_>) -> String {
     let mut name = instrument.otlp.to_owned();
-    for label in labels {
+    for label in labels.iter() {
         name.push(SEPARATOR);
         name.push_str(label);
     }
@@ -335,7 +335,7 @@ mod tests {
     ) -> Option<(Delta, Growth)> {
         told.growth(
             family(0),
-            &[Cow::Borrowed(label)],
+            LabelValues::new(&[Cow::Borrowed(label)]),
             WallTime(start),
             Value::Count(total),
             &at(second),
@@ -365,6 +365,10 @@ mod tests {
             (
                 "one that is older than what is known: its total went out, or may have",
                 vec![((999, 50, 1), None), ((999, 51, 2), delta(10_001, 1))],
+            ),
+            (
+                "one that is older and was at 0, as an engine that is used late: all of it",
+                vec![((999, 0, 1), None), ((999, 7, 2), delta(10_001, 7))],
             ),
             (
                 "one that began anew",
@@ -428,7 +432,7 @@ mod tests {
         let (_, growth) = told
             .growth(
                 family(5),
-                &[Cow::Borrowed("line\nbreak \"and\" quotes")],
+                LabelValues::new(&[Cow::Borrowed("line\nbreak \"and\" quotes")]),
                 WallTime(2_000),
                 Value::Nanos(i128::from(u64::MAX) * 1_000),
                 &at(1),
@@ -490,8 +494,14 @@ mod tests {
             let labels = [Cow::Borrowed(label)];
             let start = WallTime(2_000);
             let value = Value::Count(1);
-            told.growth(family(1), &labels, start, value, &at(second))
-                .map(|grown| grown.0)
+            told.growth(
+                family(1),
+                LabelValues::new(&labels),
+                start,
+                value,
+                &at(second),
+            )
+            .map(|grown| grown.0)
         };
         let end = REMEMBERED_FOR.0 / 1_000_000_000 + 1;
         let mut told = told();

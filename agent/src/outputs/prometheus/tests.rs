@@ -1,12 +1,15 @@
 //! Tests of `prometheus`.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_LENGTH};
+use flate2::read::GzDecoder;
+
 use super::*;
-use crate::core::model::{BootTime, Clock, HostUnit};
+use crate::core::model::{BootTime, Clock, HostUnit, WallTime};
 use crate::core::snapshot::Snapshot;
 use crate::outputs::sample::{self, NOW, golden};
 
@@ -28,88 +31,6 @@ fn the_sample_in_both_formats() {
     let snapshot = sample::snapshot();
     golden("metrics.txt", &rendered(&snapshot, Format::Text));
     golden("openmetrics.txt", &rendered(&snapshot, Format::OpenMetrics));
-}
-
-#[test]
-fn seconds_are_exact_decimals() {
-    let rows: [(i128, &str); 8] = [
-        (0, "0"),
-        (1, "0.000000001"),
-        (-1, "-0.000000001"),
-        (1_000_000_000, "1"),
-        (1_500_000_000, "1.5"),
-        (-10_000_000_000, "-10"),
-        (9_007_199_254_740_993, "9007199.254740993"),
-        (i128::from(u64::MAX), "18446744073.709551615"),
-    ];
-    for (nanos, expected) in rows {
-        let mut out = String::from("100 ");
-        decimal(&mut out, nanos);
-        assert_eq!(out, format!("100 {expected}"));
-    }
-}
-
-fn accept(values: &[&'static str]) -> Format {
-    let mut headers = HeaderMap::new();
-    for value in values {
-        headers.append(ACCEPT, axum::http::HeaderValue::from_static(value));
-    }
-    Format::negotiate(&headers)
-}
-
-#[test]
-fn the_format_is_what_the_scraper_prefers() {
-    use Format::{OpenMetrics, Text};
-    let rows: [(&[&'static str], Format); 20] = [
-        (&[], Text),
-        (&[""], Text),
-        (&["*/*"], Text),
-        (&["text/html"], Text),
-        (&["text/plain"], Text),
-        (&["application/openmetrics-text"], OpenMetrics),
-        (
-            &["Application/OpenMetrics-Text; Version=1.0.0"],
-            OpenMetrics,
-        ),
-        // Prometheus 2.42.
-        (
-            &[
-                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-            ],
-            OpenMetrics,
-        ),
-        // Prometheus 3.
-        (
-            &[
-                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
-            ],
-            OpenMetrics,
-        ),
-        // Prometheus 3 told to prefer text.
-        (&["text/plain;version=0.0.4;q=0.5,*/*;q=0.4"], Text),
-        (
-            &["text/plain;q=0.5,application/openmetrics-text;q=0.4"],
-            Text,
-        ),
-        (&["text/plain, application/openmetrics-text"], Text),
-        (&["*/*, application/openmetrics-text"], OpenMetrics),
-        (
-            &["text/plain;q=0.1", "application/openmetrics-text;q=0.2"],
-            OpenMetrics,
-        ),
-        (&["application/openmetrics-text;q=0"], Text),
-        (&["application/openmetrics-text;q=0, */*;q=0"], Text),
-        (&["application/openmetrics-text;q=1.5"], Text),
-        (&["application/openmetrics-text;q=nan"], Text),
-        (&["application/openmetrics-text;version=2.0.0"], Text),
-        (
-            &["text/plain;q=0.2, */*;q=0.9, application/openmetrics-text;q=0.3"],
-            OpenMetrics,
-        ),
-    ];
-    for (values, expected) in rows {
-        assert_eq!(accept(values), expected, "{values:?}");
-    }
 }
 
 /// A snapshot whose every free text is as bad as text can be.
@@ -268,6 +189,51 @@ async fn an_exposition_is_rendered_once_per_commit() {
     );
     assert!(answer.text().await.unwrap().ends_with("\n# EOF\n"));
     assert_eq!(served.counters.scrapes_openmetrics.get(), 1);
+}
+
+#[tokio::test]
+async fn a_scraper_that_reads_gzip_gets_the_same_compressed() {
+    let served = served(sample::published()).await;
+    let (_, plain) = fetch(&served, "/metrics").await;
+    let url = format!("{}/metrics", served.base);
+    let client = reqwest::Client::new();
+    let ask = |method, coding| {
+        let request = client.request(method, &url);
+        request.header(ACCEPT_ENCODING, coding).send()
+    };
+    let header = |answer: &reqwest::Response, name| {
+        let value = answer.headers().get(name);
+        value.map(|value| value.to_str().unwrap().to_owned())
+    };
+    let answer = ask(reqwest::Method::GET, "gzip").await.unwrap();
+    assert_eq!(header(&answer, CONTENT_ENCODING).as_deref(), Some("gzip"));
+    assert_eq!(
+        header(&answer, VARY).as_deref(),
+        Some("accept, accept-encoding")
+    );
+    assert_eq!(
+        header(&answer, CONTENT_TYPE).as_deref(),
+        Some(Format::Text.content_type())
+    );
+    let body = answer.bytes().await.unwrap();
+    let mut unpacked = String::new();
+    GzDecoder::new(&*body)
+        .read_to_string(&mut unpacked)
+        .unwrap();
+    assert_eq!(unpacked, plain);
+
+    let head = ask(reqwest::Method::HEAD, "gzip").await.unwrap();
+    assert_eq!(header(&head, CONTENT_ENCODING).as_deref(), Some("gzip"));
+    assert_eq!(header(&head, CONTENT_LENGTH), Some(body.len().to_string()));
+    assert!(head.bytes().await.unwrap().is_empty());
+
+    let answer = ask(reqwest::Method::GET, "gzip;q=0").await.unwrap();
+    assert_eq!(header(&answer, CONTENT_ENCODING), None);
+    assert_eq!(
+        header(&answer, VARY).as_deref(),
+        Some("accept, accept-encoding")
+    );
+    assert_eq!(answer.text().await.unwrap(), plain);
 }
 
 #[tokio::test]

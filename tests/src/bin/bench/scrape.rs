@@ -24,7 +24,7 @@ use crate::report::{Row, float, percentile};
 use crate::{Bench, pause};
 
 const SCRAPES: usize = 1_000;
-/// The name of the server's thread.
+/// The name of the server's threads.
 const SERVER: &str = "server";
 /// Scrapes of the running agent that each find a new commit.
 const LIVE: usize = 40;
@@ -38,14 +38,17 @@ struct Scraper {
     http: ureq::Agent,
     url: String,
     accept: &'static str,
+    coding: &'static str,
 }
 
 /// What Prometheus asks for.
 const TEXT: &str = "text/plain;version=0.0.4";
 const OPENMETRICS: &str = "application/openmetrics-text;version=1.0.0";
+const PLAIN: &str = "identity";
+const GZIP: &str = "gzip";
 
 impl Scraper {
-    fn new(address: SocketAddr, accept: &'static str) -> Self {
+    fn new(address: SocketAddr, accept: &'static str, coding: &'static str) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(10)))
             .build();
@@ -53,16 +56,18 @@ impl Scraper {
             http: config.into(),
             url: format!("http://{address}/metrics"),
             accept,
+            coding,
         }
     }
 
-    /// How long it took until all was read, and how many bytes and series that was.
-    fn scrape(&self) -> Result<(Duration, String)> {
+    /// How long it took until all was read, and what that was. Nothing is unpacked.
+    fn scrape(&self) -> Result<(Duration, Vec<u8>)> {
         let began = Instant::now();
         let request = self.http.get(&self.url).header("accept", self.accept);
+        let request = request.header("accept-encoding", self.coding);
         let mut response = request.call().context("cannot scrape")?;
         let body = response.body_mut().with_config().limit(1 << 28);
-        let body = body.read_to_string()?;
+        let body = body.read_to_vec()?;
         Ok((began.elapsed(), body))
     }
 
@@ -99,6 +104,7 @@ impl Server {
         // As the agent has it.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_name(SERVER)
             .build()?;
         let listener = runtime.block_on(prometheus::bind((Ipv4Addr::LOCALHOST, 0).into()))?;
         let address = listener.local_addr()?;
@@ -155,11 +161,15 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
         published > 0 && snapshot.agent.containers_held == 0
     })?;
 
-    let live = Scraper::new(agent.address(), TEXT);
+    let live = Scraper::new(agent.address(), TEXT, PLAIN);
     let (_, body) = live.scrape()?;
-    let (_, openmetrics) = Scraper::new(agent.address(), OPENMETRICS).scrape()?;
-    ensure!(openmetrics.ends_with("# EOF\n"), "openmetrics is cut off");
-    let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+    let (_, packed) = Scraper::new(agent.address(), TEXT, GZIP).scrape()?;
+    ensure!(packed.starts_with(&[0x1f, 0x8b]), "this is not gzip");
+    let (_, openmetrics) = Scraper::new(agent.address(), OPENMETRICS, PLAIN).scrape()?;
+    ensure!(openmetrics.ends_with(b"# EOF\n"), "openmetrics is cut off");
+    let lines = body.split(|byte| *byte == b'\n');
+    let series = lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"));
+    let series = series.count();
     let published = agent.status()?.snapshot.container_series.len();
     // While other work is on, one scrape in a thousand comes after a commit: it does not matter.
     let cached = live.times(SCRAPES, || Ok(()))?;
@@ -173,8 +183,8 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
         agent: status.agent,
         blocked: None,
     })?;
-    let fresh = |accept| -> Result<Vec<Duration>> {
-        let scraper = Scraper::new(server.address, accept);
+    let fresh = |accept, coding| -> Result<Vec<Duration>> {
+        let scraper = Scraper::new(server.address, accept, coding);
         scraper.times(SCRAPES, || {
             server.commit();
             pause(Duration::ZERO)
@@ -182,10 +192,11 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
     };
     let me = std::process::id();
     let before = Cpu::read(me)?;
-    let text = fresh(TEXT)?;
+    let text = fresh(TEXT, PLAIN)?;
     let spent = Cpu::read(me)?.by_name_since(&before);
     let spent = spent.get(SERVER).copied().unwrap_or_default();
-    let open = fresh(OPENMETRICS)?;
+    let open = fresh(OPENMETRICS, PLAIN)?;
+    let gzip = fresh(TEXT, GZIP)?;
     server.stop()?;
 
     let milliseconds = |it: Duration| it.as_secs_f64() * 1e3;
@@ -210,6 +221,7 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
             format!("{:.2} ms", float(spent) / 1e6 / float(SCRAPES as u64)),
         ),
         Row::new("— the same scrapes, OpenMetrics", times(&open)),
+        Row::new("— the same scrapes, text with gzip", times(&gzip)),
         Row::new(
             format!("— the running agent, {LIVE} scrapes, each after a new commit, text"),
             times(&live_fresh),
@@ -220,7 +232,11 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
         ),
         Row::new(
             format!("size, text, {published} containers published"),
-            format!("{:.0} kB, {} series", kilobytes(&body), series(&body)),
+            format!("{:.0} kB, {series} series", kilobytes(&body)),
+        ),
+        Row::new(
+            "size, text with gzip",
+            format!("{:.0} kB", kilobytes(&packed)),
         ),
         Row::new(
             "size, OpenMetrics",
@@ -230,6 +246,6 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, to a kilobyte")]
-fn kilobytes(text: &str) -> f64 {
-    text.len() as f64 / 1e3
+fn kilobytes(body: &[u8]) -> f64 {
+    body.len() as f64 / 1e3
 }

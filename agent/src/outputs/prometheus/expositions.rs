@@ -1,0 +1,174 @@
+//! The expositions of the last commit that was asked for, in each format and coding.
+//!
+//! Each is made when it is first asked for and kept until the next commit, so that any number of
+//! scrapers costs one rendering and one compression.
+
+use std::io::Write as _;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::negotiation::{Coding, Format};
+use super::text::render;
+use crate::outputs::instruments::View;
+
+/// How much is done to find repetitions. Containers' ids make up most of what is left. They repeat
+/// from family to family, farther apart than gzip looks back, so that more work gains little.
+const LEVEL: Compression = Compression::new(2);
+
+/// What is kept for scrapers.
+#[derive(Debug, Default)]
+pub(super) struct Expositions {
+    text: Option<Exposition>,
+    openmetrics: Option<Exposition>,
+    /// Those of earlier commits that clients have not taken wholly yet.
+    under_way: Vec<Bytes>,
+}
+
+/// An exposition of one commit in one format.
+#[derive(Debug)]
+struct Exposition {
+    /// The commit's number.
+    sequence: u64,
+    plain: Bytes,
+    /// Absent until somebody has asked for it.
+    gzip: Option<Bytes>,
+}
+
+impl Expositions {
+    /// What was already made of the commit with this number.
+    pub(super) fn get(&self, sequence: u64, format: Format, coding: Coding) -> Option<Bytes> {
+        let kept = match format {
+            Format::Text => &self.text,
+            Format::OpenMetrics => &self.openmetrics,
+        };
+        let kept = kept.as_ref().filter(|kept| kept.sequence == sequence)?;
+        match coding {
+            Coding::Identity => Some(kept.plain.clone()),
+            Coding::Gzip => kept.gzip.clone(),
+        }
+    }
+
+    /// Makes what is missing of the view's commit, in place of what was kept of an earlier one. It
+    /// takes milliseconds on a full node.
+    pub(super) fn make(&mut self, view: &View<'_>, format: Format, coding: Coding) -> Bytes {
+        let kept = match format {
+            Format::Text => &mut self.text,
+            Format::OpenMetrics => &mut self.openmetrics,
+        };
+        let sequence = view.snapshot.sequence;
+        let before = kept.take_if(|kept| kept.sequence != sequence);
+        // About as much as the last time: growing would copy it.
+        let capacity = before.as_ref().map_or(0, |before| before.plain.len());
+        if let Some(Exposition { plain, gzip, .. }) = before {
+            self.under_way.extend([plain].into_iter().chain(gzip));
+        }
+        let kept = kept.get_or_insert_with(|| {
+            let mut text = String::with_capacity(capacity + capacity / 16);
+            render(view, format, &mut text);
+            Exposition {
+                sequence,
+                plain: Bytes::from(text.into_bytes().into_boxed_slice()),
+                gzip: None,
+            }
+        });
+        match coding {
+            Coding::Identity => kept.plain.clone(),
+            Coding::Gzip => kept
+                .gzip
+                .get_or_insert_with(|| compressed(&kept.plain))
+                .clone(),
+        }
+    }
+
+    /// Bytes of earlier expositions that are kept for slow clients.
+    pub(super) fn bytes_under_way(&mut self) -> usize {
+        self.under_way.retain(|body| !body.is_unique());
+        self.under_way.iter().map(Bytes::len).sum()
+    }
+}
+
+fn compressed(plain: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), LEVEL);
+    let written = encoder.write_all(plain).and_then(|()| encoder.finish());
+    let compressed = written.expect("a Vec takes everything");
+    Bytes::from(compressed.into_boxed_slice())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::GzDecoder;
+
+    use super::*;
+    use crate::core::snapshot::Snapshot;
+    use crate::outputs::counters::OutputCounters;
+    use crate::outputs::sample;
+
+    fn make(
+        expositions: &mut Expositions,
+        snapshot: &Snapshot,
+        format: Format,
+        coding: Coding,
+    ) -> Bytes {
+        let view = View {
+            snapshot,
+            agent: &sample::agent_status(),
+            counters: &OutputCounters::default(),
+            opt_in: &sample::opt_in(),
+        };
+        expositions.make(&view, format, coding)
+    }
+
+    #[test]
+    fn what_was_made_of_a_commit_is_kept_until_the_next_one() {
+        let mut expositions = Expositions::default();
+        let mut snapshot = sample::snapshot();
+        for format in [Format::Text, Format::OpenMetrics] {
+            let first = snapshot.sequence;
+            let all = [Coding::Identity, Coding::Gzip];
+            let get = |expositions: &Expositions, of, coding| expositions.get(of, format, coding);
+            assert!(all.iter().all(|it| get(&expositions, first, *it).is_none()));
+            let gzip = make(&mut expositions, &snapshot, format, Coding::Gzip);
+            let plain = get(&expositions, first, Coding::Identity).unwrap();
+            let mut unpacked = Vec::new();
+            GzDecoder::new(&*gzip).read_to_end(&mut unpacked).unwrap();
+            assert_eq!(unpacked, plain);
+            assert!(gzip.len() < plain.len() / 4, "{} bytes", gzip.len());
+            let kept = get(&expositions, first, Coding::Gzip).unwrap();
+            assert_eq!(kept.as_ptr(), gzip.as_ptr(), "compressed once");
+            let again = make(&mut expositions, &snapshot, format, Coding::Identity);
+            assert_eq!(again.as_ptr(), plain.as_ptr(), "rendered once");
+
+            snapshot.sequence += 1;
+            let plain = make(&mut expositions, &snapshot, format, Coding::Identity);
+            assert!(get(&expositions, first, Coding::Identity).is_none());
+            assert!(get(&expositions, snapshot.sequence, Coding::Gzip).is_none());
+            let gzip = make(&mut expositions, &snapshot, format, Coding::Gzip);
+            let kept = get(&expositions, snapshot.sequence, Coding::Identity).unwrap();
+            assert_eq!(kept.as_ptr(), plain.as_ptr(), "rendered once");
+            assert!(gzip.starts_with(&[0x1f, 0x8b]));
+        }
+    }
+
+    #[test]
+    fn compressed_bodies_that_clients_have_not_taken_count_like_plain_ones() {
+        let mut expositions = Expositions::default();
+        let mut snapshot = sample::snapshot();
+        let mut taking = Vec::new();
+        for coding in [Coding::Gzip, Coding::Identity, Coding::Gzip] {
+            snapshot.sequence += 1;
+            taking.push(make(&mut expositions, &snapshot, Format::Text, coding));
+        }
+        // The last commit's is kept anyway.
+        let lengths: Vec<usize> = taking.iter().map(Bytes::len).collect();
+        assert!(lengths[0] < lengths[1]);
+        assert_eq!(expositions.bytes_under_way(), lengths[0] + lengths[1]);
+        taking.remove(1);
+        assert_eq!(expositions.bytes_under_way(), lengths[0]);
+        taking.clear();
+        assert_eq!(expositions.bytes_under_way(), 0);
+    }
+}
