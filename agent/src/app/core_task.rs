@@ -12,6 +12,7 @@ use super::books::OpenedBooks;
 use super::outputs::state_of;
 use super::recorder::Recorder;
 use super::requests::Requests;
+use super::settings::COMMIT_EVERY;
 use crate::core::accountant::Accountant;
 use crate::core::input::{Input, SourceHealth};
 use crate::core::model::{Clock, Nanos, SourceId};
@@ -23,9 +24,6 @@ use crate::published::{AgentStatus, NvmlCallBook, Published};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 
-/// How often the books are committed. A commit costs the same whatever lies between two of them, and
-/// scrapers come each 15 seconds or so.
-pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(2);
 /// How long before a commit the kernel source is asked up to when all events are known. A window that
 /// ended before that is booked with this commit, not with the next one. The answer takes about a
 /// millisecond, more where cores are busy.

@@ -1,8 +1,9 @@
 //! What the parts of the agent are set to, from the one configuration.
 
+use std::time::Duration;
+
 use tracing::warn;
 
-use super::core_task::COMMIT_EVERY;
 use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Payer};
 use crate::core::account::Policy;
 use crate::core::accountant::Settings;
@@ -11,6 +12,10 @@ use crate::core::placement::NestingRule;
 use crate::outputs::instruments::{DutyCycle, OptIn};
 use crate::outputs::otlp;
 use crate::outputs::receiver::{Origin, Protocol, Receiver};
+
+/// How often the books are committed. A commit costs the same whatever lies between two of them, and
+/// scrapers come each 15 seconds or so.
+pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(2);
 
 /// Where the kernel names this boot.
 pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
