@@ -122,7 +122,7 @@ impl Past {
                 container_id: id,
             }
         };
-        let (kind, payer_id, names, image, attribution, runtime_labels) = match payer {
+        let (kind, owner_id, names, image, attribution, runtime_labels) = match payer {
             Payer::Named {
                 name,
                 image,
@@ -173,7 +173,7 @@ impl Past {
             gpu: self.books[gpu].gpu.uuid.clone(),
             mig: self.books[gpu].gpu.mig.clone(),
             kind,
-            payer: payer_id,
+            owner_id: owner_id,
             labels: names.into(),
             image: image.into(),
             runtime: "docker".into(),

@@ -1,4 +1,4 @@
-//! One payer's account on one GPU, and the counters under which it is published.
+//! One owner's account on one GPU, and the counters under which it is published.
 
 use std::sync::Arc;
 
@@ -109,19 +109,19 @@ pub struct Series {
     /// The labels it went out with.
     pub labels: Arc<ContainerLabels>,
     /// Its counter.
-    pub gate: PublishedCounter,
+    pub counter: PublishedCounter,
 }
 
 impl Series {
     pub(crate) fn new(labels: Arc<ContainerLabels>, start: WallTime, now: BootTime) -> Self {
         Self {
             labels,
-            gate: PublishedCounter::new(start, now),
+            counter: PublishedCounter::new(start, now),
         }
     }
 }
 
-/// One payer's account on one GPU.
+/// One owner's account on one GPU.
 #[derive(Debug)]
 pub struct Account {
     /// Its number: unique for as long as series continue.
@@ -156,7 +156,7 @@ pub struct Account {
     pub named: Option<Series>,
     /// How much of it the namespace's counter has been given.
     pub fed: Amounts,
-    /// Since when its payer has had no process.
+    /// Since when its owner has had no process.
     pub ended: Option<BootTime>,
     /// Whether the MIG instance that it is on is another one now, under the same UUID.
     pub expired: bool,
@@ -227,7 +227,7 @@ impl Account {
         [&self.id_only, &self.named]
             .into_iter()
             .flatten()
-            .map(|series| series.gate.visible)
+            .map(|series| series.counter.visible)
             .sum()
     }
 }

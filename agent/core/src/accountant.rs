@@ -30,10 +30,10 @@ use crate::account::{Account, Policy};
 use crate::allocation::AllocationTable;
 use crate::awaited::{Awaited, PendingReports};
 use crate::backlog::{WaitingWindow, WindowBacklog};
+use crate::change_tracker::ChangeTracker;
 use crate::device::Devices;
 use crate::effect::{Effect, Effects};
 use crate::input::{GpuWindow, Input, KernelBatch, KernelEvent, SourceHealth};
-use crate::keeper::ChangeTracker;
 use crate::ledger::Ledger;
 use crate::model::{
     BootTime, Clock, ContainerId, Nanos, Owner, Pid, ProcessId, SourceId, unresolved,
@@ -69,7 +69,7 @@ pub struct Settings {
     /// How long a window waits for the event stream to pass its end.
     pub await_events: Nanos,
     /// Which container is charged if one is inside another.
-    pub payer: NestingRule,
+    pub nesting: NestingRule,
     /// How often the GPUs' process lists are read at least.
     pub lists_interval: Nanos,
     /// The agent's own pid. It is never charged.
@@ -90,7 +90,7 @@ impl Default for Settings {
             account_limit: 10_000,
             namespace_limit: 4_096,
             await_events: Nanos::from_secs(2),
-            payer: NestingRule::default(),
+            nesting: NestingRule::default(),
             lists_interval: Nanos::from_secs(5),
             own_pid: None,
         }
@@ -118,7 +118,7 @@ pub struct Accountant {
     shares: Shares,
     /// Containers of pods that were met since allocations were last booked.
     new_in_pods: HashSet<ContainerId>,
-    /// What the payers are called.
+    /// What the owners are called.
     naming: Naming,
     /// The counters of namespaces.
     namespaces: NamespaceCounters,
@@ -130,7 +130,7 @@ pub struct Accountant {
     /// The number of the last commit.
     sequence: u64,
     /// What was handed over to the store; absent where nothing is kept.
-    keeper: Option<ChangeTracker>,
+    change_tracker: Option<ChangeTracker>,
 }
 
 impl Accountant {
@@ -143,7 +143,7 @@ impl Accountant {
             tracker: ProcessTracker::new(
                 settings.process_limit,
                 settings.cgroup_limit,
-                settings.payer,
+                settings.nesting,
                 clock.boot,
             ),
             devices: Devices::new(settings.lists_interval),
@@ -159,7 +159,7 @@ impl Accountant {
             effects: Effects::default(),
             counts: AgentBook::default(),
             sequence: 0,
-            keeper: None,
+            change_tracker: None,
         }
     }
 
@@ -200,7 +200,7 @@ impl Accountant {
 
     /// Books what is ready, settles names, publishes, and checks the balance.
     pub fn commit(&mut self, clock: Clock) -> Snapshot {
-        if self.settings.payer == NestingRule::Innermost {
+        if self.settings.nesting == NestingRule::Innermost {
             self.naming
                 .vouch_for_inner(&mut self.tracker, clock.boot, &mut self.effects);
         }
@@ -252,7 +252,7 @@ impl Accountant {
                     let is_own = self.settings.own_pid == Some(process.pid);
                     tracker.opened(&open, is_own, effects);
                     if !is_own {
-                        follow(&mut self.keeper, process);
+                        follow(&mut self.change_tracker, process);
                     }
                 }
                 KernelEvent::Cgroup(announcement) => tracker.announce(&announcement, effects),
@@ -338,7 +338,7 @@ impl Accountant {
                     .look_for(pid, &charge.owner, clock.boot, &mut self.effects);
             }
             if let Some(process) = charge.process {
-                follow(&mut self.keeper, process);
+                follow(&mut self.change_tracker, process);
                 self.tracker.sampled(process);
             }
         }
@@ -459,14 +459,14 @@ impl Accountant {
                 publication::publish_named(account, &labels, policy, clock);
                 continue;
             }
-            let Some(payer) = self.naming.of(account.naming) else {
+            let Some(known) = self.naming.of(account.naming) else {
                 continue;
             };
-            publication::publish(account, payer.attribution, &payer.labels, policy, clock);
-            if matches!(payer.attribution, Attribution::Named { .. }) {
+            publication::publish(account, known.attribution, &known.labels, policy, clock);
+            if matches!(known.attribution, Attribution::Named { .. }) {
                 let amounts = account.amounts.minus(account.fed);
                 account.fed = account.amounts;
-                let namespace = payer.labels.namespace.clone();
+                let namespace = known.labels.namespace.clone();
                 self.namespaces.add(*book, namespace, amounts, clock);
             }
         }
@@ -551,16 +551,16 @@ impl Accountant {
         let passed = listed.filter_map(|book| book.through).min().unwrap_or(now);
         let has_windows = books().all(|book| book.through.is_some());
         self.tracker.forget_dead(passed, has_windows, now);
-        if let Some(keeper) = &mut self.keeper {
-            keeper.unfollow_forgotten(&self.tracker);
+        if let Some(change_tracker) = &mut self.change_tracker {
+            change_tracker.unfollow_forgotten(&self.tracker);
         }
     }
 }
 
 /// Has a process handed over to the store, if there is one.
-fn follow(keeper: &mut Option<ChangeTracker>, process: ProcessId) {
-    if let Some(keeper) = keeper {
-        keeper.follow(process);
+fn follow(change_tracker: &mut Option<ChangeTracker>, process: ProcessId) {
+    if let Some(change_tracker) = change_tracker {
+        change_tracker.follow(process);
     }
 }
 

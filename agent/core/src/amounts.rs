@@ -1,4 +1,4 @@
-//! What is counted for a payer on a GPU: integers that only grow, each in its own unit.
+//! What is counted for an owner on a GPU: integers that only grow, each in its own unit.
 //!
 //! *Busy* is what the books balance over: something ran on the SMs. *Held* is having a context,
 //! *allocated* is having been given the device by the kubelet; neither is ever turned into busy

@@ -31,7 +31,7 @@ pub(super) fn charges(
     let mut charges = Vec::with_capacity(window.credits.len() + 2);
     let mut charge = |pid, busy, engines| {
         let (process, owner) = owner_of(pid, window.start, window.end, lookup);
-        let of_server = sharing.payer_of_server(pid, window.start, window.end, lookup);
+        let of_server = sharing.owner_of_server(pid, window.start, window.end, lookup);
         let owner = of_server.unwrap_or(owner);
         let (process, owner) = confirmed(pid, window.end, (process, owner), lookup);
         charges.push(Charge {

@@ -2,7 +2,7 @@
 //!
 //! The path is the kernel's, so this needs no runtime to answer and no label to be believed. The
 //! *outermost* container pays: what a tenant makes below its own cgroup (kind, docker-in-docker)
-//! is kept as detail and never changes the payer. Components are therefore read from the root down,
+//! is kept as detail and never changes the owner. Components are therefore read from the root down,
 //! and the first one that names a container decides.
 //!
 //! It refuses to guess: an id is 64 lower-case hexadecimal digits in a place where a runtime puts
@@ -33,7 +33,7 @@ const MAX_POD_UID: usize = 128;
 /// Longest host unit, in bytes: it becomes a label. A longer one is cut, with a mark that keeps those
 /// apart that differ only behind the cut.
 const MAX_UNIT: usize = 253;
-/// Containers in containers that are kept as detail. The payer is outside and always kept.
+/// Containers in containers that are kept as detail. The owner is outside and always kept.
 const MAX_INNER: usize = 8;
 
 /// What a cgroup path says.

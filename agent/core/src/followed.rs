@@ -65,7 +65,7 @@ impl Paid {
     fn pairs(devices: &Devices, ledger: &Ledger) -> Vec<(ProcessId, u32)> {
         let mut paid = Vec::new();
         for (book, device) in devices.iter().enumerate() {
-            paid.extend(device.holding.payers().filter_map(|(process, owner)| {
+            paid.extend(device.holding.owners().filter_map(|(process, owner)| {
                 Some((process, ledger.account(book, owner)?.number))
             }));
         }

@@ -12,7 +12,7 @@
 //! - A list that is not renewed counts for three intervals. After that nothing is counted until a
 //!   list comes again, because a failed reading means neither held nor free.
 //!
-//! Held time is a union: a payer with ten processes on a GPU for a second held it for a second.
+//! Held time is a union: an owner with ten processes on a GPU for a second held it for a second.
 //! Memory is a sum over its processes. Neither is ever turned into busy time.
 //!
 //! Exits come through another channel than lists, and later. So an interval is booked only when the
@@ -136,11 +136,11 @@ impl Holding {
     }
 
     /// Last owner of each living process that has been listed.
-    pub fn payers(&self) -> impl Iterator<Item = (ProcessId, &Owner)> {
+    pub fn owners(&self) -> impl Iterator<Item = (ProcessId, &Owner)> {
         self.known.iter().map(|(process, owner)| (*process, owner))
     }
 
-    /// A number that differs from an earlier one if [`Holding::payers`] may differ.
+    /// A number that differs from an earlier one if [`Holding::owners`] may differ.
     #[must_use]
     pub const fn revision(&self) -> u64 {
         self.revision

@@ -1,4 +1,4 @@
-//! The books: one account per GPU and payer, in integer nanoseconds, and one book per GPU to which
+//! The books: one account per GPU and owner, in integer nanoseconds, and one book per GPU to which
 //! the accounts must add up.
 //!
 //! The device's elapsed, busy and idle time are added up independently of the accounts, so that the
@@ -333,7 +333,7 @@ impl Ledger {
         self.books.iter().position(|book| book.gpu.uuid == *gpu)
     }
 
-    /// Opens a payer's account on a GPU if there is none. `opened` is the time, on both clocks, from
+    /// Opens an owner's account on a GPU if there is none. `opened` is the time, on both clocks, from
     /// which on anything is counted. Returns whether there is one now.
     pub fn open(&mut self, book: usize, owner: &Owner, mut opened: Clock) -> bool {
         if self.accounts.position(book, owner).is_none() {
@@ -357,7 +357,7 @@ impl Ledger {
         true
     }
 
-    /// Adds allocated time from `from` until `until` to a payer's account, and opens it if there is
+    /// Adds allocated time from `from` until `until` to an owner's account, and opens it if there is
     /// none. Returns whether there was room for it.
     pub fn allocate(
         &mut self,
@@ -541,7 +541,7 @@ impl Ledger {
             let book = &mut self.books[*book];
             book.closed += account.amounts;
             let series = account.id_only.iter().chain(&account.named);
-            let start = series.map(|series| series.gate.start).max();
+            let start = series.map(|series| series.counter.start).max();
             let start = start.unwrap_or_default().max(account.opened);
             book.reopen_after(Clock {
                 boot: now,

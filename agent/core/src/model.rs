@@ -344,7 +344,7 @@ pub enum UnattributedReason {
     NoRow,
     /// The driver named the MPS server, whose clients are not one container's.
     MpsServer,
-    /// Several payers were on a MIG instance, of which the driver gives the sum alone.
+    /// Several owners were on a MIG instance, of which the driver gives the sum alone.
     SharedInstance,
     /// The account table is full; the owner is known and was not given an account of its own.
     Overflow,

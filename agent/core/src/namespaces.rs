@@ -17,7 +17,7 @@ pub(crate) struct NamespaceCounter {
     /// All that was counted.
     pub(crate) amounts: Amounts,
     /// What is published of it.
-    pub(crate) gate: PublishedCounter,
+    pub(crate) counter: PublishedCounter,
 }
 
 /// The counters, by the index of the GPU's book and the namespace.
@@ -50,7 +50,7 @@ impl NamespaceCounters {
             .entry(key)
             .or_insert_with(|| NamespaceCounter {
                 amounts: Amounts::ZERO,
-                gate: PublishedCounter::new(clock.wall, clock.boot),
+                counter: PublishedCounter::new(clock.wall, clock.boot),
             });
         counter.amounts += amounts;
         self.overflows += u64::from(is_full && !amounts.is_zero());
@@ -64,7 +64,7 @@ impl NamespaceCounters {
     /// Publishes what may be published now.
     pub(crate) fn publish(&mut self, policy: &Policy, now: BootTime) {
         for counter in self.counters.values_mut() {
-            counter.gate.show(counter.amounts, policy, now);
+            counter.counter.show(counter.amounts, policy, now);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What each payer is called: who was asked, who answered, and which answer is published.
+//! What each owner is called: who was asked, who answered, and which answer is published.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ pub(crate) struct Naming {
     states: Vec<Option<NamingState>>,
     ids: HashMap<Owner, NamingId>,
     free: Vec<NamingId>,
-    /// Payers that were named after their grace was over.
+    /// Owners that were named after their grace was over.
     named_late: u64,
 }
 
@@ -88,7 +88,7 @@ impl Naming {
     }
 
     /// What an owner that has an account is called.
-    pub(crate) fn payer(&self, owner: &Owner) -> Option<&NamingState> {
+    pub(crate) fn of_owner(&self, owner: &Owner) -> Option<&NamingState> {
         self.of(self.ids.get(owner).copied())
     }
 
@@ -157,7 +157,7 @@ impl Naming {
         self.restore(owner.clone(), state)
     }
 
-    /// Payers that were named after their grace was over.
+    /// Owners that were named after their grace was over.
     pub(crate) const fn named_late(&self) -> u64 {
         self.named_late
     }

@@ -182,13 +182,13 @@ impl Opens {
         });
     }
 
-    /// The bounds that are kept for a payer, the newest first.
+    /// The bounds that are kept for an owner, the newest first.
     pub fn bounds_of(&self, owner: &Owner) -> impl Iterator<Item = &UsageBound> {
         let is_theirs = |bound: &&UsageBound| bound.owner.as_ref() == Some(owner);
         self.bounds.iter().rev().filter(is_theirs)
     }
 
-    /// Payers of whom a bound is kept.
+    /// Owners of whom a bound is kept.
     pub fn owners(&self) -> impl Iterator<Item = &Owner> {
         let mut seen = HashMap::default();
         self.bounds

@@ -34,7 +34,7 @@ pub fn publish(
             let series = account
                 .id_only
                 .get_or_insert_with(|| Series::new(Arc::clone(labels), account.opened, clock.boot));
-            series.gate.show(account.amounts, policy, clock.boot);
+            series.counter.show(account.amounts, policy, clock.boot);
         }
         Attribution::Named { .. } => publish_named(account, labels, policy, clock),
     }
@@ -48,7 +48,10 @@ pub fn publish_named(
     clock: Clock,
 ) {
     // What was published under the ids stays there. That series never changes again.
-    let before = account.id_only.as_ref().map(|series| series.gate.visible);
+    let before = account
+        .id_only
+        .as_ref()
+        .map(|series| series.counter.visible);
     let series = account.named.get_or_insert_with(|| {
         // It begins at 0 when the account does, or where the ids' series stopped.
         let start = if before.is_some() {
@@ -59,7 +62,7 @@ pub fn publish_named(
         Series::new(Arc::clone(labels), start, clock.boot)
     });
     let amounts = account.amounts.minus(before.unwrap_or_default());
-    series.gate.show(amounts, policy, clock.boot);
+    series.counter.show(amounts, policy, clock.boot);
 }
 
 /// Whether an ended account can be closed: its whole amount has been shown for long enough.
@@ -75,7 +78,7 @@ pub fn is_done(account: &Account, policy: &Policy, clock: Clock) -> bool {
         && series
             .into_iter()
             .flatten()
-            .all(|series| series.gate.is_done(policy, clock.boot))
+            .all(|series| series.counter.is_done(policy, clock.boot))
 }
 
 #[cfg(test)]
@@ -133,7 +136,7 @@ mod tests {
                 };
                 publish(&mut account, attribution, &labels(pod), &POLICY, clock(at));
                 let visible =
-                    |series: &Option<Series>| series.as_ref().map(|s| s.gate.visible.busy.0);
+                    |series: &Option<Series>| series.as_ref().map(|s| s.counter.visible.busy.0);
                 (visible(&account.id_only), visible(&account.named))
             })
             .collect()
@@ -203,11 +206,14 @@ mod tests {
                 account.amounts.engines.decoder = Nanos(decoder);
                 publish(&mut account, attribution, &labels("p"), &POLICY, clock(at));
                 [&account.id_only, &account.named].map(|series| {
-                    let gate = &series.as_ref()?.gate;
-                    let shown: Vec<_> = gate.engines.set().iter().collect();
+                    let counter = &series.as_ref()?.counter;
+                    let shown: Vec<_> = counter.engines.set().iter().collect();
                     assert!(shown.iter().all(|engine| *engine == Engine::Decoder));
-                    let decoder = gate.visible.engines.decoder.0;
-                    Some((gate.visible.busy.0, (!shown.is_empty()).then_some(decoder)))
+                    let decoder = counter.visible.engines.decoder.0;
+                    Some((
+                        counter.visible.busy.0,
+                        (!shown.is_empty()).then_some(decoder),
+                    ))
                 })
             })
             .collect()

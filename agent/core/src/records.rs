@@ -13,7 +13,7 @@ use crate::snapshot::{Attribution, ContainerLabels, EnergyBook};
 
 pub use crate::allocation::{GivenName, Grant, KeptAllocation};
 
-/// What kind of payer an account is of.
+/// What kind of owner an account is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OwnerKind {
     /// A container, by its id.
@@ -39,7 +39,7 @@ impl OwnerKind {
     }
 }
 
-pub(crate) const fn payer_of(owner: &Owner) -> (OwnerKind, &Arc<str>) {
+pub(crate) const fn kind_and_id(owner: &Owner) -> (OwnerKind, &Arc<str>) {
     match owner {
         Owner::Container(ContainerId(id)) => (OwnerKind::Container, id),
         Owner::Pod(PodUid(uid)) => (OwnerKind::Pod, uid),
@@ -83,10 +83,10 @@ pub struct KeptAccount {
     pub gpu: GpuUuid,
     /// Which MIG instance that was, if it is one, when the account was opened.
     pub mig: Option<MigInfo>,
-    /// What kind of payer.
+    /// What kind of owner.
     pub kind: OwnerKind,
     /// Id, uid or unit of the owner.
-    pub payer: Arc<str>,
+    pub owner_id: Arc<str>,
     /// What it is called.
     pub labels: Arc<ContainerLabels>,
     /// The image.
@@ -295,11 +295,11 @@ pub enum StateError {
         /// The GPU.
         gpu: GpuUuid,
     },
-    /// Two accounts of one payer on one GPU.
-    #[error("{payer} has two open accounts on {gpu}")]
+    /// Two accounts of one owner on one GPU.
+    #[error("{owner} has two open accounts on {gpu}")]
     Twice {
-        /// The payer.
-        payer: Arc<str>,
+        /// The owner.
+        owner: Arc<str>,
         /// The GPU.
         gpu: GpuUuid,
     },

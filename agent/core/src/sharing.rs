@@ -2,8 +2,8 @@
 //! process.
 //!
 //! Such time is an MPS server's, which belongs to its clients, and a MIG instance's, for which the
-//! driver gives one figure for each window. It is billed to a payer only if all processes that were
-//! there in the window belong to that payer. If two payers were there, at once or one after the
+//! driver gives one figure for each window. It is billed to an owner only if all processes that were
+//! there in the window belong to that owner. If two owners were there, at once or one after the
 //! other, the figure cannot be divided. Then that window is unattributed, and no other window is
 //! for that reason.
 //!
@@ -82,7 +82,7 @@ struct Present {
 /// The single owner of all processes in the window, and the process if there was only one.
 type Only = (Option<(Pid, Option<ProcessId>)>, Owner);
 
-/// Why there is no single payer: there is none, or more than one.
+/// Why there is no single owner: there is none, or more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NoSingleOwner {
     Nobody,
@@ -297,7 +297,7 @@ impl Sharing {
         (since, until)
     }
 
-    /// The one payer of all whose part `counts` and who were there at some time of `(from, to]`.
+    /// The one owner of all whose part `counts` and who were there at some time of `(from, to]`.
     fn only(
         &self,
         from: BootTime,
@@ -322,7 +322,7 @@ impl Sharing {
     /// Owner of the busy time that the driver reports for this pid in `(from, to]`, if the pid is
     /// an MPS server.
     #[must_use]
-    pub(super) fn payer_of_server(
+    pub(super) fn owner_of_server(
         &self,
         pid: Pid,
         from: BootTime,
@@ -392,7 +392,7 @@ fn may_be(one: Option<ProcessId>, other: Option<ProcessId>) -> bool {
     one.is_none() || other.is_none() || one == other
 }
 
-/// A MIG instance's window. The driver gives no rows, so all of its busy time goes to one payer or
+/// A MIG instance's window. The driver gives no rows, so all of its busy time goes to one owner or
 /// is unattributed.
 #[must_use]
 pub(super) fn charges_of_instance(

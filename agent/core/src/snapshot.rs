@@ -497,7 +497,7 @@ pub struct GpuProcessView {
     pub gpu: GpuUuid,
     /// The owner in words: a container id, a host unit, or a reason in parentheses.
     pub owner: Arc<str>,
-    /// Containers inside the payer in which it runs, the outermost first.
+    /// Containers inside the owner in which it runs, the outermost first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub inner: Vec<ContainerId>,
     /// Whether it is alive.

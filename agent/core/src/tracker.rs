@@ -57,12 +57,12 @@ impl ProcessTracker {
     pub(crate) fn new(
         processes: usize,
         cgroups: usize,
-        payer: NestingRule,
+        nesting: NestingRule,
         started: BootTime,
     ) -> Self {
         Self {
             processes: ProcessTable::new(processes),
-            placements: PlacementTable::new(cgroups).with_rule(payer),
+            placements: PlacementTable::new(cgroups).with_rule(nesting),
             opens: Opens::new(OPENS_LIMIT),
             events: EventStream::since(started),
             scans: 0,

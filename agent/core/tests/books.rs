@@ -298,7 +298,7 @@ struct Unreported {
     is_lost: bool,
 }
 
-/// What the core may have booked on one payer.
+/// What the core may have booked on one owner.
 #[derive(Clone, Copy, Debug, Default)]
 struct Expected {
     /// It must have.
@@ -371,7 +371,7 @@ struct World {
     doubt: Vec<u64>,
     nobodys: Vec<u64>,
     busy: Vec<u64>,
-    /// Accounts by payer and GPU: what is booked, and what was when it was closed before.
+    /// Accounts by owner and GPU: what is booked, and what was when it was closed before.
     booked: BTreeMap<(String, String), (Nanos, Nanos)>,
     published: BTreeMap<(Arc<ContainerLabels>, String, WallTime), Published>,
     hosts: BTreeMap<(String, WallTime), Nanos>,

@@ -28,7 +28,7 @@ pub(super) fn settings(config: &Config) -> Settings {
             zero_for: config.publish.zero_for.0.into(),
             keep_for: config.publish.keep_for.0.into(),
         },
-        payer: match config.attribution.payer {
+        nesting: match config.attribution.payer {
             Payer::Outermost => NestingRule::Outermost,
             Payer::Innermost => NestingRule::Innermost,
         },

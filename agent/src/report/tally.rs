@@ -509,7 +509,7 @@ impl Tally<'_> {
         key
     }
 
-    /// What these times of a GPU cost, of allocated time the part that is the payer's; nothing where
+    /// What these times of a GPU cost, of allocated time the part that is the owner's; nothing where
     /// there are no prices.
     fn cost(
         &mut self,

@@ -667,7 +667,7 @@ pub(crate) fn run(data: &[u8]) {
     let innermost = bool::arbitrary(&mut input).unwrap_or(false);
     let tight = bool::arbitrary(&mut input).unwrap_or(false);
     let mut settings = Settings {
-        payer: if innermost {
+        nesting: if innermost {
             NestingRule::Innermost
         } else {
             NestingRule::Outermost

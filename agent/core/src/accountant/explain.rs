@@ -135,8 +135,8 @@ impl Accountant {
 
     /// As published, or else as known now.
     fn labels_of(&self, owner: &Owner) -> ContainerLabels {
-        match (self.naming.payer(owner), owner) {
-            (Some(payer), _) => (*payer.labels).clone(),
+        match (self.naming.of_owner(owner), owner) {
+            (Some(known), _) => (*known.labels).clone(),
             (None, Owner::Container(id)) => self.naming.directory().names(id).labels,
             (None, Owner::Pod(_) | Owner::Host(_)) => no_names(owner),
         }
@@ -226,10 +226,10 @@ impl Accountant {
 
     fn owner_story(&mut self, owner: &Owner, processes: &[Facts], clock: Clock) -> OwnerStory {
         let who = self.who(owner, processes);
-        let payer = self.naming.payer(owner);
-        let attribution = payer.map(|payer| payer.attribution);
-        let image = match (payer, owner) {
-            (Some(payer), _) => Arc::clone(&payer.image),
+        let known = self.naming.of_owner(owner);
+        let attribution = known.map(|known| known.attribution);
+        let image = match (known, owner) {
+            (Some(known), _) => Arc::clone(&known.image),
             (None, Owner::Container(id)) => self.naming.directory().names(id).image,
             (None, Owner::Pod(_) | Owner::Host(_)) => NONE.into(),
         };

@@ -19,34 +19,34 @@ use std::sync::Arc;
 
 use crate::account::Account;
 use crate::accountant::{Accountant, no_names};
-use crate::keeper::{AccountView, ChangeTracker, kept_parts};
+use crate::change_tracker::{AccountView, ChangeTracker, kept_parts};
 use crate::model::{BootTime, Clock, GpuUuid, Owner, WallTime};
 use crate::records::{Changes, ClosedAccount, Kept, KeptNamespace, KeptTotals};
 
 impl Accountant {
     /// Has changes kept from here on: see [`Accountant::changes`].
     pub fn keep(&mut self) {
-        self.keeper = Some(ChangeTracker::default());
+        self.change_tracker = Some(ChangeTracker::default());
     }
 
     /// What the last commit changed since this was last asked; everything if `whole`. Nothing of it
     /// may be asked for between an input and the commit after it.
     pub fn changes(&mut self, whole: bool, clock: Clock) -> Changes {
-        let Some(mut keeper) = self.keeper.take() else {
+        let Some(mut change_tracker) = self.change_tracker.take() else {
             return Changes::default();
         };
         if whole {
-            keeper.forget();
+            change_tracker.forget();
         }
         let mut changes = Changes {
             whole,
             sequence: self.sequence,
             clock,
-            closed: keeper.closed.clone(),
+            closed: change_tracker.closed.clone(),
             ..Changes::default()
         };
         for book in self.ledger.books() {
-            let (book, times) = keeper.book(book);
+            let (book, times) = change_tracker.book(book);
             changes.books.extend(book);
             changes.times.extend(times);
         }
@@ -54,36 +54,39 @@ impl Accountant {
             let Some((account, totals)) = self.account_view(*book, owner, account) else {
                 continue;
             };
-            let (account, totals) = keeper.account(&account, totals);
+            let (account, totals) = change_tracker.account(&account, totals);
             changes.accounts.extend(account);
             changes.totals.extend(totals);
         }
         for (book, namespace, counter) in self.namespaces.iter() {
-            changes.namespaces.extend(keeper.namespace(KeptNamespace {
-                gpu: self.ledger.books()[book].gpu.uuid.clone(),
-                namespace: Arc::clone(namespace),
-                amounts: counter.amounts,
-                start: counter.gate.start,
-                shown: counter.gate.shown,
-                changed: counter.gate.changed,
-                shows: counter.gate.visible,
-            }));
+            changes
+                .namespaces
+                .extend(change_tracker.namespace(KeptNamespace {
+                    gpu: self.ledger.books()[book].gpu.uuid.clone(),
+                    namespace: Arc::clone(namespace),
+                    amounts: counter.amounts,
+                    start: counter.counter.start,
+                    shown: counter.counter.shown,
+                    changed: counter.counter.changed,
+                    shows: counter.counter.visible,
+                }));
         }
         (changes.processes, changes.gone) =
-            keeper.processes(&mut self.tracker, &self.devices, &self.ledger);
-        (changes.allocations, changes.allocations_gone) = keeper.allocations(&self.allocations);
-        self.keeper = Some(keeper);
+            change_tracker.processes(&mut self.tracker, &self.devices, &self.ledger);
+        (changes.allocations, changes.allocations_gone) =
+            change_tracker.allocations(&self.allocations);
+        self.change_tracker = Some(change_tracker);
         changes
     }
 
     /// Changes are kept: what was closed in them need not be handed over again.
     pub fn kept(&mut self, changes: Kept) {
-        if let Some(keeper) = &mut self.keeper {
-            keeper.confirm(changes.closed);
+        if let Some(change_tracker) = &mut self.change_tracker {
+            change_tracker.confirm(changes.closed);
         }
     }
 
-    /// An account as it is handed over; nothing while its payer has not been looked at, which the
+    /// An account as it is handed over; nothing while its owner has not been looked at, which the
     /// next commit does.
     fn account_view<'a>(
         &'a self,
@@ -132,31 +135,33 @@ impl Accountant {
             .collect()
     }
 
-    /// Notes the last state of accounts that have just been closed, while their payers are known.
+    /// Notes the last state of accounts that have just been closed, while their owners are known.
     pub(super) fn keep_closed(&mut self, closed: &[((usize, Owner), Account)], at: WallTime) {
-        let Some(mut keeper) = self.keeper.take() else {
+        let Some(mut change_tracker) = self.change_tracker.take() else {
             return;
         };
         for ((book, owner), account) in closed {
             if let Some((account, totals)) = self.account_view(*book, owner, account) {
-                keeper.close(ClosedAccount {
+                change_tracker.close(ClosedAccount {
                     at,
                     account: account.copied(),
                     totals,
                 });
             }
         }
-        self.keeper = Some(keeper);
+        self.change_tracker = Some(change_tracker);
     }
 
     /// Closed accounts whose records were given up.
     pub(super) fn records_given_up(&self) -> u64 {
-        self.keeper.as_ref().map_or(0, |keeper| keeper.given_up)
+        self.change_tracker
+            .as_ref()
+            .map_or(0, |change_tracker| change_tracker.given_up)
     }
 
     /// Processes that were not followed to be kept.
     pub(super) fn not_followed(&self) -> u64 {
-        let keeper = self.keeper.as_ref();
-        keeper.map_or(0, ChangeTracker::not_followed)
+        let change_tracker = self.change_tracker.as_ref();
+        change_tracker.map_or(0, ChangeTracker::not_followed)
     }
 }

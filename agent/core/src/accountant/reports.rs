@@ -80,7 +80,7 @@ impl Accountant {
         let sharing = &mut self.devices.of(book).sharing;
         sharing.observe(lists.at, &lists.processes, &owners, &lookup);
         for (process, (_, owner)) in lists.processes.iter().zip(&mut owners) {
-            let of_server = sharing.payer_of_server(process.pid, lists.at, lists.at, &mut lookup);
+            let of_server = sharing.owner_of_server(process.pid, lists.at, lists.at, &mut lookup);
             if let Some(of_server) = of_server {
                 (_, *owner) = owners::confirmed(process.pid, lists.at, (None, of_server), &lookup);
             }
@@ -89,11 +89,11 @@ impl Accountant {
         let mut members = Vec::with_capacity(lists.processes.len());
         let mut memory = HashMap::<Owner, u64>::default();
         let opened = self.opened_at(book, lists.at, clock);
-        for (process, (found, payer)) in lists.processes.iter().zip(owners) {
+        for (process, (found, owner)) in lists.processes.iter().zip(owners) {
             if let Some(found) = found {
-                follow(&mut self.keeper, found);
+                follow(&mut self.change_tracker, found);
             }
-            let Ok(owner) = payer else { continue };
+            let Ok(owner) = owner else { continue };
             if let Some(found) = found {
                 let started = self
                     .tracker

@@ -53,7 +53,7 @@ impl Accountant {
             let gpu = &kept.gpu;
             let book = ledger.book_of(gpu);
             let book = book.ok_or_else(|| StateError::NoBook { gpu: gpu.clone() })?;
-            let owner = owner(kept.kind, &kept.payer);
+            let owner = owner(kept.kind, &kept.owner_id);
             let mut account = restored_account(kept, totals, now);
             numbers.insert(kept.number, (book, owner.clone()));
             if let Owner::Container(id) = &owner {
@@ -61,7 +61,7 @@ impl Accountant {
                 accountant.shares.hold(book, id, from, until);
             }
             let twice = || StateError::Twice {
-                payer: Arc::clone(&kept.payer),
+                owner: Arc::clone(&kept.owner_id),
                 gpu: gpu.clone(),
             };
             let Some(attribution) = kept.attribution else {
@@ -112,10 +112,10 @@ impl Accountant {
             let gpu = &kept.gpu;
             let book = ledger.book_of(gpu);
             let book = book.ok_or_else(|| StateError::NoBook { gpu: gpu.clone() })?;
-            let gate = restored_counter(kept.start, kept.shown, kept.changed, kept.shows, now);
+            let counter = restored_counter(kept.start, kept.shown, kept.changed, kept.shows, now);
             let counter = NamespaceCounter {
                 amounts: kept.amounts,
-                gate,
+                counter,
             };
             let namespace = Arc::clone(&kept.namespace);
             accountant.namespaces.restore(book, namespace, counter);
@@ -145,7 +145,7 @@ impl Accountant {
                 continue;
             }
             let process = kept.process();
-            follow(&mut self.keeper, process);
+            follow(&mut self.change_tracker, process);
             for (book, owner) in kept.accounts.iter().filter_map(|of| accounts.get(of)) {
                 let holding = &mut self.devices.of(*book).holding;
                 holding.restore(process, owner.clone());
@@ -173,7 +173,7 @@ fn restored_series(
     };
     Series {
         labels: kept.labels.clone(),
-        gate: restored_counter(kept.start, kept.shown, changed, visible, now),
+        counter: restored_counter(kept.start, kept.shown, changed, visible, now),
     }
 }
 
@@ -275,7 +275,7 @@ fn restored_identity(account: &KeptAccount, source: IdentitySource) -> IdentityU
     });
     IdentityUpdate::Found(ContainerIdentity {
         runtime: None,
-        id: ContainerId(Arc::clone(&account.payer)),
+        id: ContainerId(Arc::clone(&account.owner_id)),
         source,
         name: known(&labels.container),
         image: known(&account.image),

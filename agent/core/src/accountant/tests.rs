@@ -663,10 +663,10 @@ fn failures_are_kept_by_class_and_what_was_never_there_has_none() {
 
 #[test]
 fn the_innermost_pays_where_configured_once_a_source_vouches_for_it() {
-    for payer in [NestingRule::Outermost, NestingRule::Innermost] {
+    for nesting in [NestingRule::Outermost, NestingRule::Innermost] {
         let mut node = Node::new(0, 0);
         let settings = Settings {
-            payer,
+            nesting,
             ..node.accountant.settings
         };
         let gpus = node.accountant.ledger.books().iter();
@@ -693,14 +693,14 @@ fn the_innermost_pays_where_configured_once_a_source_vouches_for_it() {
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 250)]);
         let asked = node.accountant.take_effects();
         let asks = asked.contains(&Effect::LookUp(B.into()));
-        assert_eq!(asks, payer == NestingRule::Innermost, "{asked:?}");
+        assert_eq!(asks, nesting == NestingRule::Innermost, "{asked:?}");
         // An answer about another pod does not vouch.
         node.named(B, Some("99999999-2222-3333-4444-555555555555"));
         node.pass(1_000, &[(7, 250)]);
         assert_eq!(published(&node.commit()), [("web".into(), 'a', 500)]);
         node.named(B, Some(UID));
         node.pass(1_000, &[(7, 250)]);
-        let expected = match payer {
+        let expected = match nesting {
             NestingRule::Outermost => vec![("web".into(), 'a', 750)],
             NestingRule::Innermost => {
                 vec![("main".into(), 'b', 250), ("web".into(), 'a', 500)]
@@ -708,7 +708,7 @@ fn the_innermost_pays_where_configured_once_a_source_vouches_for_it() {
         };
         let mut found = published(&node.commit());
         found.sort();
-        assert_eq!(found, expected, "{payer:?}");
+        assert_eq!(found, expected, "{nesting:?}");
     }
 }
 

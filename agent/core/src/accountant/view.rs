@@ -53,8 +53,8 @@ impl Accountant {
                     .extend(account.named.as_ref().map(|series| HostSeries {
                         unit: unit.clone(),
                         gpu: gpu.clone(),
-                        start: series.gate.start,
-                        amounts: series.gate.visible,
+                        start: series.counter.start,
+                        amounts: series.counter.visible,
                     }));
                 snapshot.host_accounts.push(HostAccount {
                     unit: unit.clone(),
@@ -65,7 +65,7 @@ impl Accountant {
                 });
                 continue;
             }
-            let Some(payer) = self.naming.of(account.naming) else {
+            let Some(known) = self.naming.of(account.naming) else {
                 continue;
             };
             for (series, is_current) in [
@@ -77,14 +77,14 @@ impl Accountant {
                     .extend(series.as_ref().map(|series| ContainerSeries {
                         labels: Arc::clone(&series.labels),
                         gpu: gpu.clone(),
-                        start: series.gate.start,
-                        amounts: series.gate.visible,
-                        engines: series.gate.engines.set(),
+                        start: series.counter.start,
+                        amounts: series.counter.visible,
+                        engines: series.counter.engines.set(),
                         memory: memory.filter(|_| is_current),
                         memory_peak: account.memory_peak.filter(|_| is_current),
-                        attribution: payer.attribution,
-                        image: Arc::clone(&payer.image),
-                        runtime: Arc::clone(&payer.runtime),
+                        attribution: known.attribution,
+                        image: Arc::clone(&known.image),
+                        runtime: Arc::clone(&known.runtime),
                     }));
             }
             let (id, runtime_labels, own_name) = match owner {
@@ -95,17 +95,17 @@ impl Accountant {
                 Owner::Pod(_) | Owner::Host(_) => (ContainerId(none()), Arc::default(), None),
             };
             snapshot.accounts.push(ContainerAccount {
-                labels: Arc::clone(&payer.labels),
+                labels: Arc::clone(&known.labels),
                 id,
                 gpu: gpu.clone(),
-                attribution: payer.attribution,
+                attribution: known.attribution,
                 amounts: account.amounts,
                 share,
                 memory,
                 memory_peak: account.memory_peak,
                 processes_started: account.processes_started,
-                image: Arc::clone(&payer.image),
-                runtime: Arc::clone(&payer.runtime),
+                image: Arc::clone(&known.image),
+                runtime: Arc::clone(&known.runtime),
                 cgroup: self.tracker.placements().bound_cgroup(owner).cloned(),
                 own_name,
                 first_used: account.first_used,
@@ -123,8 +123,8 @@ impl Accountant {
             .map(|(at, namespace, counter)| NamespaceSeries {
                 namespace: Arc::clone(namespace),
                 gpu: self.ledger.books()[at].gpu.uuid.clone(),
-                start: counter.gate.start,
-                amounts: counter.gate.visible,
+                start: counter.counter.start,
+                amounts: counter.counter.visible,
             })
             .collect();
         snapshot.gpus = self
@@ -234,16 +234,16 @@ impl Accountant {
         self.devices.get(book)?.lists.as_ref()
     }
 
-    /// The containers inside the payer in which a process runs.
-    fn inside_payer(&mut self, view: &GpuProcessView) -> Vec<ContainerId> {
+    /// The containers inside the owner in which a process runs.
+    fn inside_owner(&mut self, view: &GpuProcessView) -> Vec<ContainerId> {
         let place = view.start.and_then(|start| {
             let pid = view.pid;
             self.tracker.processes().placement(ProcessId { pid, start })
         });
         match place.and_then(|place| self.tracker.owner(place)) {
-            Some((Owner::Container(payer), CgroupMeaning::Container(cgroup))) => {
+            Some((Owner::Container(charged), CgroupMeaning::Container(cgroup))) => {
                 let ids = cgroup.chain().map(|container| &container.id);
-                let inner = ids.skip_while(|id| *id != payer).skip(1);
+                let inner = ids.skip_while(|id| *id != charged).skip(1);
                 inner.cloned().collect()
             }
             _ => Vec::new(),
@@ -295,7 +295,7 @@ impl Accountant {
             }
         }
         for view in views.values_mut() {
-            view.inner = self.inside_payer(view);
+            view.inner = self.inside_owner(view);
         }
         views
             .into_iter()

@@ -1,6 +1,6 @@
 //! Where batch schedulers and machines put their cgroups: one row for each layout.
 //!
-//! A scheduler's directory is a parent. Each of its children is one payer, together with all that
+//! A scheduler's directory is a parent. Each of its children is one owner, together with all that
 //! is below it. The directories that the scheduler keeps for its own daemons are left out here, so
 //! they stay what they are without a scheduler: the daemon's unit.
 //!

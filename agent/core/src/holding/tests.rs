@@ -22,7 +22,7 @@ fn at(millis: u64) -> BootTime {
 type Row = (u32, &'static str, Option<u64>, Option<u64>);
 
 /// Takes lists `(time, rows)` with exits `(pid, time)`, settles at each of `settles` as far as the
-/// lists go by then and once more at the end, and returns what each payer came to.
+/// lists go by then and once more at the end, and returns what each owner came to.
 fn held(
     lists: &[(u64, &[Row])],
     exits: &[(u32, u64)],

@@ -145,7 +145,7 @@ fn the_mps_server_s_part_is_its_clients_where_they_are_one_payer_s() {
     ];
     for (what, readings, (from, to), expected) in cases {
         let (sharing, mut tables) = observed(readings);
-        let payer = |pid| sharing.payer_of_server(Pid(pid), s(*from), s(*to), &mut tables.lookup());
+        let payer = |pid| sharing.owner_of_server(Pid(pid), s(*from), s(*to), &mut tables.lookup());
         assert_eq!([1, 22].map(payer), *expected, "{what}");
     }
 }
@@ -157,7 +157,7 @@ fn an_instance_s_time_is_its_one_container_s() {
         Ok(Owner::Container(A.into())),
         UnattributedReason::SharedInstance,
     );
-    /// The readings; the process and the payer.
+    /// The readings; the process and the owner.
     type Case<'a> = (
         &'a str,
         &'a [&'a [(u32, MpsRole)]],
@@ -336,7 +336,7 @@ fn the_dead_client_of_an_mps_server_does_not_pay_for_the_next_one() {
     live(&mut tables, 21, 12, 0);
     let readings: [&[_]; 2] = [&[(1, server), (11, client)], &[(1, server), (21, client)]];
     let sharing = read(&readings, &mut tables);
-    let mut of = |from, to| sharing.payer_of_server(Pid(1), s(from), s(to), &mut tables.lookup());
+    let mut of = |from, to| sharing.owner_of_server(Pid(1), s(from), s(to), &mut tables.lookup());
     assert_eq!(of(10, 11), Some(Ok(Owner::Container(A.into()))));
     assert_eq!(of(13, 14), Some(Ok(Owner::Container(B.into()))));
     assert_eq!(of(11, 13), Some(Err(UnattributedReason::MpsServer)));
@@ -357,7 +357,7 @@ fn a_pid_that_was_an_mps_server_s_is_its_next_holder_s() {
         &[(1, none), (11, none)],
     ];
     let sharing = read(&readings, &mut tables);
-    let mut of = |from, to| sharing.payer_of_server(Pid(1), s(from), s(to), &mut tables.lookup());
+    let mut of = |from, to| sharing.owner_of_server(Pid(1), s(from), s(to), &mut tables.lookup());
     assert_eq!(of(11, 12), Some(Ok(Owner::Container(A.into()))));
     let ambiguous = Some(Err(UnattributedReason::AmbiguousPid));
     assert_eq!(of(11, 14), ambiguous, "it was both's");

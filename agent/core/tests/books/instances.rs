@@ -4,8 +4,8 @@
 //! then. The world here knows which process had a context when. Whatever the order:
 //!
 //! - nobody pays for a window in which no process of it had a context;
-//! - a window is `shared_instance` only if several payers had a context within it;
-//! - a window in which one payer had contexts is that payer's, if a list around it names one of them.
+//! - a window is `shared_instance` only if several owners had a context within it;
+//! - a window in which one owner had contexts is that owner's, if a list around it names one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,7 +93,7 @@ struct World {
     /// Windows that the core has and has not booked: from, to, busy.
     unbooked: Vec<(u64, u64, u64)>,
     windows: u64,
-    /// What each payer must have been booked, and may have been at most.
+    /// What each owner must have been booked, and may have been at most.
     must: BTreeMap<u8, u64>,
     most: BTreeMap<u8, u64>,
     most_shared: u64,

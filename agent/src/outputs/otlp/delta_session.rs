@@ -18,9 +18,9 @@ use crate::outputs::counters::OutputCounters;
 #[derive(Debug)]
 pub(super) struct DeltaSession {
     /// Absent where nothing outlives the agent: then no series does either.
-    keeper: Option<SentTotalsFile>,
+    file: Option<SentTotalsFile>,
     /// Absent until it has been read.
-    told: Option<SentTotals>,
+    sent: Option<SentTotals>,
     /// Queued messages, one list of growths each.
     offered: VecDeque<Vec<Growth>>,
     /// The message that is being sent.
@@ -33,8 +33,8 @@ pub(super) struct DeltaSession {
 impl DeltaSession {
     pub(super) fn new(place: Option<SentTotalsLocation>, counters: Arc<OutputCounters>) -> Self {
         Self {
-            keeper: place.map(SentTotalsFile::new),
-            told: None,
+            file: place.map(SentTotalsFile::new),
+            sent: None,
             offered: VecDeque::new(),
             begun: Vec::new(),
             is_ahead: false,
@@ -46,34 +46,34 @@ impl DeltaSession {
     pub(super) async fn begin(&mut self, snapshot: &Snapshot) -> Result<&mut SentTotals, Failure> {
         self.take_back_offered();
         self.begun.clear();
-        let told = match self.told.take() {
-            Some(told) => told,
+        let sent = match self.sent.take() {
+            Some(sent) => sent,
             None => self.read(snapshot).await?,
         };
-        Ok(self.told.insert(told))
+        Ok(self.sent.insert(sent))
     }
 
     async fn read(&mut self, snapshot: &Snapshot) -> Result<SentTotals, Failure> {
         // The books begin when the agent before has let go of them: whatever series it had began
         // earlier.
         let began = snapshot.agent_started;
-        let Some(keeper) = &mut self.keeper else {
+        let Some(file) = &mut self.file else {
             return Ok(SentTotals::new("", began));
         };
-        let boot = keeper.location().boot().to_owned();
-        let read = keeper.read().await.and_then(|text| {
+        let boot = file.location().boot().to_owned();
+        let read = file.read().await.and_then(|text| {
             let Some(text) = text else {
                 return Ok(None);
             };
             SentTotals::read(&text, &boot, began, snapshot.at).map_err(|source| {
                 KeepError::Content {
-                    path: keeper.location().file(),
+                    path: file.location().file(),
                     source,
                 }
             })
         });
         match read {
-            Ok(told) => Ok(told.unwrap_or_else(|| SentTotals::new(&boot, began))),
+            Ok(sent) => Ok(sent.unwrap_or_else(|| SentTotals::new(&boot, began))),
             Err(error @ KeepError::Locked { .. }) => Err(refused(&error)),
             Err(error) => {
                 self.counters.otlp_deltas_unread.add(1);
@@ -99,10 +99,10 @@ impl DeltaSession {
         messages: impl Iterator<Item = Vec<Growth>>,
     ) -> Result<(), Failure> {
         self.offered = messages.collect();
-        if let Some(told) = &mut self.told {
-            told.forget_absent(snapshot.at);
+        if let Some(sent) = &mut self.sent {
+            sent.forget_absent(snapshot.at);
             for growths in &self.offered {
-                told.advance(growths);
+                sent.advance(growths);
             }
         }
         self.is_ahead = true;
@@ -120,8 +120,8 @@ impl DeltaSession {
 
     /// The message that was begun did not arrive.
     pub(super) fn message_failed(&mut self) {
-        if let Some(told) = &mut self.told {
-            told.take_back(&self.begun);
+        if let Some(sent) = &mut self.sent {
+            sent.take_back(&self.begun);
         }
         self.begun.clear();
         self.is_ahead = true;
@@ -132,14 +132,14 @@ impl DeltaSession {
     pub(super) async fn end(&mut self) {
         self.take_back_offered();
         if self.is_ahead {
-            // What the file says beyond what was told is safe; the next push writes it anew.
+            // What the file says beyond what was sent is safe; the next push writes it anew.
             let _ = self.write().await;
         }
     }
 
     /// Why a restart would not go on from here, if so.
     pub(super) fn trouble(&self) -> Option<Failure> {
-        let error = self.keeper.as_ref()?.trouble()?;
+        let error = self.file.as_ref()?.trouble()?;
         Some(Failure {
             reason: format!(
                 "deltas are sent, but {}; after a restart they would begin with the totals of then",
@@ -151,22 +151,22 @@ impl DeltaSession {
 
     fn take_back_offered(&mut self) {
         for growths in self.offered.drain(..) {
-            if let Some(told) = &mut self.told {
-                told.take_back(&growths);
+            if let Some(sent) = &mut self.sent {
+                sent.take_back(&growths);
             }
             self.is_ahead = true;
         }
     }
 
     async fn write(&mut self) -> Result<(), Failure> {
-        let (Some(keeper), Some(told)) = (&mut self.keeper, &self.told) else {
+        let (Some(file), Some(sent)) = (&mut self.file, &self.sent) else {
             return Ok(());
         };
-        let text = told.write().map_err(|source| {
-            let path = keeper.location().file();
+        let text = sent.write().map_err(|source| {
+            let path = file.location().file();
             refused(&KeepError::Content { path, source })
         })?;
-        let written = keeper.write(text).await;
+        let written = file.write(text).await;
         match &written {
             Ok(true) => {
                 self.counters.otlp_deltas_kept.add(1);

@@ -115,7 +115,7 @@ pub struct Exporter {
     clock: ReadClock,
     health: Health,
     /// Absent where what is sent is cumulative.
-    telling: Option<DeltaSession>,
+    session: Option<DeltaSession>,
     starts: Starts,
 }
 
@@ -147,7 +147,7 @@ impl Exporter {
             state: None,
             since: BootTime::default(),
         };
-        let telling = match &options.temporality {
+        let session = match &options.temporality {
             Temporality::Cumulative => None,
             Temporality::Delta(place) => {
                 Some(DeltaSession::new(place.clone(), Arc::clone(&counters)))
@@ -162,7 +162,7 @@ impl Exporter {
             counters,
             clock,
             health,
-            telling,
+            session,
         })
     }
 
@@ -176,8 +176,8 @@ impl Exporter {
         let endpoint = &self.options.receiver.endpoint.clone();
         let ends = ended + deadline;
         let last = tokio::time::timeout_at(ends, self.push()).await;
-        if let Some(telling) = &mut self.telling {
-            telling.end().await;
+        if let Some(session) = &mut self.session {
+            session.end().await;
         }
         match last {
             Ok(Ok(())) => {}
@@ -190,7 +190,7 @@ impl Exporter {
         }
     }
 
-    /// Returns when told to stop, or there will be no further commit, and says when that was.
+    /// Returns when it is to stop, or when there will be no further commit, and says when that was.
     async fn push_until(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) -> Instant {
         let committed = self
             .published
@@ -210,7 +210,7 @@ impl Exporter {
                 () = &mut stop => return Instant::now(),
                 () = tokio::time::sleep(pause) => {}
             }
-            let has_deltas = self.telling.is_some();
+            let has_deltas = self.session.is_some();
             let deadline = self.options.flush_deadline;
             let pushed = {
                 let push = self.push();
@@ -233,7 +233,7 @@ impl Exporter {
                     failures = 0;
                     let now = (self.clock)().boot;
                     let pause = self.interval();
-                    match self.telling.as_ref().and_then(DeltaSession::trouble) {
+                    match self.session.as_ref().and_then(DeltaSession::trouble) {
                         None => self.health.up(now),
                         Some(trouble) => self.health.down(now, trouble, pause),
                     }
@@ -269,7 +269,7 @@ impl Exporter {
         }
         let view = View::new(&published, &self.counters, &self.options.opt_in);
         let (origin, max_points) = (&self.options.origin, self.options.max_points);
-        let messages = match &mut self.telling {
+        let messages = match &mut self.session {
             None => {
                 self.starts.begin().await;
                 let totals = Counters::Totals(&mut self.starts);
@@ -277,20 +277,20 @@ impl Exporter {
                 self.starts.keep().await;
                 messages
             }
-            Some(telling) => {
-                let told = telling.begin(snapshot).await?;
-                let mut messages = build(&view, origin, max_points, Counters::Growths(told));
+            Some(session) => {
+                let sent = session.begin(snapshot).await?;
+                let mut messages = build(&view, origin, max_points, Counters::Growths(sent));
                 let growths = messages.iter_mut();
                 let growths = growths.map(|outgoing| std::mem::take(&mut outgoing.growths));
-                telling.offer(snapshot, growths).await?;
+                session.offer(snapshot, growths).await?;
                 messages
             }
         };
         let mut outcome = Ok(());
         for outgoing in messages {
             let points = outgoing.points;
-            if let Some(telling) = &mut self.telling {
-                telling.message_begins();
+            if let Some(session) = &mut self.session {
+                session.message_begins();
             }
             match self.transport.send(outgoing.request).await {
                 Ok(accepted) => {
@@ -310,14 +310,14 @@ impl Exporter {
                 }
                 Err(failure) => {
                     self.counters.otlp_requests_failed.add(1);
-                    match (&mut self.telling, failure.arrival) {
+                    match (&mut self.session, failure.arrival) {
                         (Some(_), Arrival::Unknown) => {
                             self.counters.otlp_points_unknown.add(points)
                         }
-                        (telling, _) => {
+                        (session, _) => {
                             self.counters.otlp_points_failed.add(points);
-                            if let Some(telling) = telling {
-                                telling.message_failed();
+                            if let Some(session) = session {
+                                session.message_failed();
                             }
                         }
                     }
@@ -331,8 +331,8 @@ impl Exporter {
                 }
             }
         }
-        if let Some(telling) = &mut self.telling {
-            telling.end().await;
+        if let Some(session) = &mut self.session {
+            session.end().await;
         }
         outcome
     }
@@ -357,11 +357,11 @@ fn random() -> f64 {
     bits as f64 / (1_u64 << 53) as f64
 }
 
-/// The receiver's health, as it is told.
+/// The receiver's health, as it is reported.
 struct Health {
     sender: mpsc::Sender<SourceHealth>,
     place: Arc<str>,
-    /// The state now and whether it was told.
+    /// The state now and whether it was reported.
     state: Option<(SourceState, bool)>,
     since: BootTime,
 }
@@ -397,10 +397,10 @@ impl Health {
     /// Offers the state. Where the channel is full the state is offered again after the next push: an
     /// output waits for nobody.
     fn tell(&mut self) {
-        let Some((state, told @ false)) = &mut self.state else {
+        let Some((state, is_reported @ false)) = &mut self.state else {
             return;
         };
-        *told = self
+        *is_reported = self
             .sender
             .try_send(SourceHealth {
                 source: SourceId::Otlp,

@@ -31,7 +31,7 @@ pub(super) const MAX_BYTES: usize = 3 << 20;
 pub(super) enum Counters<'a> {
     /// Their totals, and since when, where that is not left out.
     Totals(&'a mut Starts),
-    /// What has come since the receiver was told.
+    /// What has come since the last export.
     Growths(&'a mut SentTotals),
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Outgoing {
     pub(super) request: ExportMetricsServiceRequest,
     /// How many points it has.
     pub(super) points: u64,
-    /// What it tells that was not told before, where it has deltas.
+    /// What it sends for the first time, where it has deltas.
     pub(super) growths: Vec<Growth>,
 }
 
@@ -136,8 +136,8 @@ impl Sink for Batch<'_> {
         if instrument.kind == Kind::Counter {
             match &mut self.counters {
                 Counters::Totals(starts) => from = starts.of(start, self.time),
-                Counters::Growths(told) => {
-                    let grown = told.growth(instrument, labels, start, value, self.snapshot);
+                Counters::Growths(sent) => {
+                    let grown = sent.growth(instrument, labels, start, value, self.snapshot);
                     let Some((delta, grown)) = grown else {
                         return;
                     };

@@ -6,7 +6,7 @@
 //! arrived.
 //!
 //! A series is known by its family, its labels and its start: with another start it is another
-//! one. Of a series that is not known it has to be said whether anybody can have been told of it.
+//! one. Of a series that is not known it has to be said whether any of it can have been sent before.
 //! One that began no earlier than [`SentTotals::floor_of`] its family is new, and goes out from its own
 //! start; an older one begins with the total that it has by then, of which nothing is sent.
 //!
@@ -35,7 +35,7 @@ const SEPARATOR: char = '\u{1f}';
 struct SentAmount {
     /// The series' own start.
     start: u64,
-    /// The end of the last interval that was told.
+    /// The end of the last interval that was sent.
     end: u64,
     amount: u128,
 }
@@ -169,7 +169,7 @@ impl SentTotals {
     }
 
     /// Growth of a counter since it was last sent. `None` if it has not grown. It is remembered
-    /// either way, and counts as told only with [`SentTotals::advance`].
+    /// either way, and counts as sent only with [`SentTotals::advance`].
     pub(super) fn growth(
         &mut self,
         instrument: &Instrument,
@@ -182,7 +182,7 @@ impl SentTotals {
         let series = name(instrument, labels);
         let is_new = match self.series.get(&series) {
             Some(known) if known.account.start == start.0 => None,
-            // It began after whatever it was before, which was the last that was told of it.
+            // It began after whatever it was before, which was the last that was sent of it.
             Some(known) => Some(known.account.start < start.0),
             None => Some(start.0 >= self.floor_of(instrument.otlp)),
         };
@@ -223,7 +223,7 @@ impl SentTotals {
         Some((delta, growth))
     }
 
-    /// These are to go out, and count as told.
+    /// These are to go out, and count as sent.
     pub(super) fn advance(&mut self, growths: &[Growth]) {
         for growth in growths {
             if let Some(known) = self.series.get_mut(&growth.series) {
@@ -301,7 +301,7 @@ mod tests {
         families().nth(at).expect("there are more families")
     }
 
-    fn told() -> SentTotals {
+    fn sent() -> SentTotals {
         SentTotals::new(BOOT, FLOOR)
     }
 
@@ -315,25 +315,25 @@ mod tests {
     }
 
     fn grow(
-        told: &mut SentTotals,
+        sent: &mut SentTotals,
         label: &str,
         start: u64,
         total: u64,
         second: u64,
     ) -> Option<Delta> {
-        let grown = offer(told, label, start, total, second)?;
-        told.advance(std::slice::from_ref(&grown.1));
+        let grown = offer(sent, label, start, total, second)?;
+        sent.advance(std::slice::from_ref(&grown.1));
         Some(grown.0)
     }
 
     fn offer(
-        told: &mut SentTotals,
+        sent: &mut SentTotals,
         label: &str,
         start: u64,
         total: u64,
         second: u64,
     ) -> Option<(Delta, Growth)> {
-        told.growth(
+        sent.growth(
             family(0),
             LabelValues::new(&[Cow::Borrowed(label)]),
             WallTime(start),
@@ -403,33 +403,33 @@ mod tests {
             ),
         ];
         for (what, pushes) in rows {
-            let mut told = told();
+            let mut sent = sent();
             for ((start, total, second), expected) in pushes {
-                let found = grow(&mut told, "a", start, total, second);
+                let found = grow(&mut sent, "a", start, total, second);
                 assert_eq!(found, expected, "{what}: {total} at {second}");
             }
         }
     }
 
     #[test]
-    fn only_what_certainly_failed_is_told_again() {
-        let mut told = told();
-        let (first, growth) = offer(&mut told, "a", 2_000, 7, 1).unwrap();
+    fn only_what_certainly_failed_is_sent_again() {
+        let mut sent = sent();
+        let (first, growth) = offer(&mut sent, "a", 2_000, 7, 1).unwrap();
         assert_eq!(Some(first), delta(2_000, 7));
-        told.advance(std::slice::from_ref(&growth));
-        told.take_back(std::slice::from_ref(&growth));
-        let (again, growth) = offer(&mut told, "a", 2_000, 9, 2).unwrap();
+        sent.advance(std::slice::from_ref(&growth));
+        sent.take_back(std::slice::from_ref(&growth));
+        let (again, growth) = offer(&mut sent, "a", 2_000, 9, 2).unwrap();
         assert_eq!(Some(again), delta(2_000, 9), "with what came since");
-        told.advance(&[growth]);
-        assert_eq!(grow(&mut told, "a", 2_000, 9, 3), None);
+        sent.advance(&[growth]);
+        assert_eq!(grow(&mut sent, "a", 2_000, 9, 3), None);
     }
 
     #[test]
     fn what_is_kept_reads_back_in_the_same_boot() {
-        let mut told = told();
-        grow(&mut told, "a", 2_000, 7, 1);
+        let mut sent = sent();
+        grow(&mut sent, "a", 2_000, 7, 1);
         // More than 64 bits: joules of ten years.
-        let (_, growth) = told
+        let (_, growth) = sent
             .growth(
                 family(5),
                 LabelValues::new(&[Cow::Borrowed("line\nbreak \"and\" quotes")]),
@@ -438,10 +438,10 @@ mod tests {
                 &at(1),
             )
             .unwrap();
-        told.advance(&[growth]);
-        let text = told.write().unwrap();
+        sent.advance(&[growth]);
+        let text = sent.write().unwrap();
         let read = |text: &[u8], boot| SentTotals::read(text, boot, WallTime(5_000), at(1).at);
-        assert_eq!(read(&text, BOOT).unwrap().as_ref(), Some(&told));
+        assert_eq!(read(&text, BOOT).unwrap().as_ref(), Some(&sent));
         assert_eq!(read(&text, "another").unwrap(), None);
         assert!(read(&text[..text.len() - 1], BOOT).is_err(), "cut off");
         assert!(read(b"", BOOT).is_err());
@@ -455,9 +455,9 @@ mod tests {
     /// It may call the same series otherwise, and what went out under the old name is all there is.
     #[test]
     fn another_version_tells_nothing_of_series_that_are_not_known_and_older_than_it() {
-        let mut told = told();
-        grow(&mut told, "a", 2_000, 7, 1);
-        let text = String::from_utf8(told.write().unwrap()).unwrap();
+        let mut sent = sent();
+        grow(&mut sent, "a", 2_000, 7, 1);
+        let text = String::from_utf8(sent.write().unwrap()).unwrap();
         let text = text.replace(VERSION, "0.0.1");
         let read = SentTotals::read(text.as_bytes(), BOOT, WallTime(5_000), at(1).at);
         let mut read = read.unwrap().unwrap();
@@ -467,20 +467,20 @@ mod tests {
     }
 
     #[test]
-    fn a_series_that_comes_back_after_it_was_forgotten_is_not_told_again() {
+    fn a_series_that_comes_back_after_it_was_forgotten_is_not_sent_again() {
         let hour = REMEMBERED_FOR.0 / 1_000_000_000;
-        let mut told = told();
-        grow(&mut told, "a", 2_000, 7, 1);
-        grow(&mut told, "b", 2_001, 7, 1);
-        grow(&mut told, "b", 2_001, 8, hour);
-        told.forget_absent(at(hour).at);
-        assert_eq!(grow(&mut told, "a", 2_000, 8, hour), delta(10_001, 1));
-        grow(&mut told, "b", 2_001, 9, 2 * hour + 1);
-        told.forget_absent(at(2 * hour + 1).at);
-        assert_eq!(told.series.len(), 1, "a is forgotten");
-        assert_eq!(grow(&mut told, "a", 2_000, 9, 2 * hour + 2), None);
+        let mut sent = sent();
+        grow(&mut sent, "a", 2_000, 7, 1);
+        grow(&mut sent, "b", 2_001, 7, 1);
+        grow(&mut sent, "b", 2_001, 8, hour);
+        sent.forget_absent(at(hour).at);
+        assert_eq!(grow(&mut sent, "a", 2_000, 8, hour), delta(10_001, 1));
+        grow(&mut sent, "b", 2_001, 9, 2 * hour + 1);
+        sent.forget_absent(at(2 * hour + 1).at);
+        assert_eq!(sent.series.len(), 1, "a is forgotten");
+        assert_eq!(grow(&mut sent, "a", 2_000, 9, 2 * hour + 2), None);
         assert_eq!(
-            grow(&mut told, "c", 2_001, 1, 2 * hour + 2),
+            grow(&mut sent, "c", 2_001, 1, 2 * hour + 2),
             delta(2_001, 1),
             "what began later is new"
         );
@@ -490,11 +490,11 @@ mod tests {
     /// there only from their first error on, and began with the agent.
     #[test]
     fn a_series_that_comes_late_is_new_though_another_familys_was_forgotten() {
-        let later = |told: &mut SentTotals, label: &'static str, second| {
+        let later = |sent: &mut SentTotals, label: &'static str, second| {
             let labels = [Cow::Borrowed(label)];
             let start = WallTime(2_000);
             let value = Value::Count(1);
-            told.growth(
+            sent.growth(
                 family(1),
                 LabelValues::new(&labels),
                 start,
@@ -504,13 +504,13 @@ mod tests {
             .map(|grown| grown.0)
         };
         let end = REMEMBERED_FOR.0 / 1_000_000_000 + 1;
-        let mut told = told();
-        grow(&mut told, "a", 3_000, 7, 1);
-        told.forget_absent(at(end).at);
-        assert_eq!(told.series.len(), 0, "a is forgotten");
-        assert_eq!(later(&mut told, "first error", end), delta(2_000, 1));
+        let mut sent = sent();
+        grow(&mut sent, "a", 3_000, 7, 1);
+        sent.forget_absent(at(end).at);
+        assert_eq!(sent.series.len(), 0, "a is forgotten");
+        assert_eq!(later(&mut sent, "first error", end), delta(2_000, 1));
 
-        let text = told.write().unwrap();
+        let text = sent.write().unwrap();
         let read = SentTotals::read(&text, BOOT, WallTime(5_000), at(end).at);
         let mut read = read.unwrap().unwrap();
         assert_eq!(later(&mut read, "another error", end), delta(2_000, 1));
@@ -519,23 +519,23 @@ mod tests {
 
     #[test]
     fn a_file_of_a_version_with_one_floor_for_all_reads_back() {
-        let mut told = told();
-        grow(&mut told, "a", 2_000, 7, 1);
-        let text = String::from_utf8(told.write().unwrap()).unwrap();
+        let mut sent = sent();
+        grow(&mut sent, "a", 2_000, 7, 1);
+        let text = String::from_utf8(sent.write().unwrap()).unwrap();
         let older = text.replace(r#""floors":{},"#, "");
         assert_ne!(older, text);
         let read = SentTotals::read(older.as_bytes(), BOOT, WallTime(5_000), at(1).at);
-        assert_eq!(read.unwrap(), Some(told));
+        assert_eq!(read.unwrap(), Some(sent));
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut told = told();
+        let mut sent = sent();
         for number in 0..REMEMBERED + 10 {
-            offer(&mut told, &number.to_string(), 2_000, 1, 1);
+            offer(&mut sent, &number.to_string(), 2_000, 1, 1);
         }
-        grow(&mut told, "here", 2_000, 1, 2);
-        told.forget_absent(at(2).at);
-        assert_eq!(told.series.len(), REMEMBERED + 1);
+        grow(&mut sent, "here", 2_000, 1, 2);
+        sent.forget_absent(at(2).at);
+        assert_eq!(sent.series.len(), REMEMBERED + 1);
     }
 }

@@ -156,7 +156,7 @@ pub struct GpuRecord {
     pub last_hour: i64,
 }
 
-/// A payer on a GPU, open or closed.
+/// An owner on a GPU, open or closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountRecord {
     /// The GPU's number in this ledger.

@@ -245,7 +245,7 @@ pub(super) fn state(connection: &Connection, meta: &Meta) -> Result<PersistedSta
             number,
             gpu: gpu(columns)?,
             kind: kind(columns)?,
-            payer: columns.text()?,
+            owner_id: columns.text()?,
             labels: Arc::new(columns.labels()?),
             image: columns.text()?,
             runtime: columns.text()?,
@@ -447,7 +447,7 @@ fn mig(columns: &mut Columns<'_, '_>) -> Result<Option<MigInfo>> {
 fn kind(columns: &mut Columns<'_, '_>) -> Result<OwnerKind> {
     let text = columns.text()?;
     let known = OwnerKind::ALL.into_iter().find(|k| k.as_str() == &*text);
-    known.ok_or_else(|| columns.wrong(format!("the kind of payer {text:?}")))
+    known.ok_or_else(|| columns.wrong(format!("the kind of owner {text:?}")))
 }
 
 fn attribution(columns: &mut Columns<'_, '_>) -> Result<Option<Attribution>> {

@@ -6,7 +6,7 @@
 //! parts of a commit are settled here, as they were booked: see [`super::watermark`].
 //!
 //! What nobody can tell any more has a name: where more accounts were closed than could be kept while
-//! the store did not take them, their amounts are a record of a payer `(overflow)`, so that a report
+//! the store did not take them, their amounts are a record of an owner `(overflow)`, so that a report
 //! still adds up.
 
 use std::collections::{HashMap, HashSet};
@@ -143,11 +143,11 @@ fn roll_up_accounts(
         *was = was.max(now);
         grown
     };
-    let mut payers = before.reached.payers();
+    let mut owners = before.reached.owners();
     let mut given_up: HashMap<GpuUuid, Vec<(i64, Amounts)>> = HashMap::new();
     let mut give_up = |hour: i64, all: HashMap<GpuUuid, Amounts>, owned: Owned| {
         for (gpu, now) in all {
-            let was = payers.insert(gpu.clone(), now).unwrap_or_default();
+            let was = owners.insert(gpu.clone(), now).unwrap_or_default();
             let known = owned.get(&gpu).copied().unwrap_or_default();
             let lost = now.minus(was).minus(known);
             if !lost.is_zero() {
@@ -165,7 +165,7 @@ fn roll_up_accounts(
                 roll_up_account(transaction, account, Some(missed.hour), &grown)?;
             }
         }
-        give_up(missed.hour, missed.payers.clone(), owned);
+        give_up(missed.hour, missed.owners.clone(), owned);
     }
     let mut now = Watermark::default();
     now.take(changes);
@@ -175,7 +175,7 @@ fn roll_up_accounts(
             *owned.entry(reached.gpu.clone()).or_default() += grow(account, reached.amounts);
         }
     }
-    give_up(present, now.payers(), owned);
+    give_up(present, now.owners(), owned);
     for (uuid, lost) in given_up {
         let gpu = gpu(transaction, &uuid)?;
         put_given_up(transaction, life, gpu, changes.clock.wall, &lost)?;

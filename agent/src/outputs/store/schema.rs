@@ -40,7 +40,7 @@
 //!   (what was in here cannot be continued from: a reason that this agent does not know, books that
 //!   do not balance).
 //! - `gpus`: every GPU or MIG instance that ever had a book. `info`: all that NVML said of it, JSON.
-//! - `accounts`: one payer on one GPU in one life, open or closed. A container that outlives a
+//! - `accounts`: one owner on one GPU in one life, open or closed. A container that outlives a
 //!   reboot has an account in either life, with the same `owner`: segments, which a report adds up.
 //!   `kind`: `container` (`owner` is its id), `pod` (its uid), `host` (the unit). `namespace` to
 //!   `runtime`: what it is called, with `(none)` and `(unresolved)` as they are published.

@@ -133,15 +133,15 @@ impl Watermark {
     }
 
     /// What all accounts on each GPU come to, those that have ever been closed included.
-    pub(super) fn payers(&self) -> HashMap<GpuUuid, Amounts> {
+    pub(super) fn owners(&self) -> HashMap<GpuUuid, Amounts> {
         let books = self.books.iter();
-        let mut payers: HashMap<_, _> = books
+        let mut owners: HashMap<_, _> = books
             .map(|(gpu, book)| (gpu.clone(), book.closed))
             .collect();
         for account in self.accounts.values().filter(|account| !account.closed) {
-            *payers.entry(account.gpu.clone()).or_default() += account.amounts;
+            *owners.entry(account.gpu.clone()).or_default() += account.amounts;
         }
-        payers
+        owners
     }
 }
 
@@ -152,7 +152,7 @@ pub(super) struct MissedHour {
     pub(super) clock: Clock,
     /// Accounts that are as they were before the hour are left out.
     pub(super) reached: Watermark,
-    pub(super) payers: HashMap<GpuUuid, Amounts>,
+    pub(super) owners: HashMap<GpuUuid, Amounts>,
 }
 
 /// The attempts since the last commit that was written.
@@ -198,7 +198,7 @@ impl Missed {
         self.hours.push(MissedHour {
             hour,
             clock: last.clock,
-            payers: last.payers(),
+            owners: last.owners(),
             reached,
         });
         if self.hours.len() > HOURS {
@@ -333,7 +333,7 @@ mod tests {
             assert_eq!(hours[0].hour, 2);
             assert_eq!((busy(0, 1), busy(0, 2)), (Some(Nanos(5)), Some(Nanos(3))));
             assert_eq!((busy(1, 1), busy(1, 2)), (None, Some(Nanos(4))));
-            assert_eq!(hours[1].payers[&gpu].busy, Nanos(9));
+            assert_eq!(hours[1].owners[&gpu].busy, Nanos(9));
         }
     }
 

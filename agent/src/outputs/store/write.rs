@@ -269,7 +269,7 @@ fn put_account(transaction: &Transaction<'_>, life: i64, kept: &KeptAccount) -> 
             life,
             gpu(transaction, &kept.gpu)?,
             kept.kind.as_str(),
-            kept.payer,
+            kept.owner_id,
             kept.labels.namespace,
             kept.labels.pod,
             kept.labels.container,

@@ -17,7 +17,7 @@ use crate::ledger::{Book, Ledger};
 use crate::model::{BootTime, ContainerId, GpuUuid, NONE, Nanos, Owner, ProcessId, WallTime, none};
 use crate::records::{
     ClosedAccount, KeptAccount, KeptBook, KeptNamespace, KeptProcess, KeptReason, KeptSeries,
-    KeptTime, KeptTotals, payer_of,
+    KeptTime, KeptTotals, kind_and_id,
 };
 use crate::snapshot::{Attribution, ContainerLabels};
 use crate::tables::HashMap;
@@ -213,11 +213,11 @@ pub(crate) struct SeriesView<'a> {
 
 impl SeriesView<'_> {
     pub(crate) fn changed(&self) -> BootTime {
-        let gate = &self.series.gate;
+        let counter = &self.series.counter;
         if self.follows {
-            gate.shown
+            counter.shown
         } else {
-            gate.changed
+            counter.changed
         }
     }
 
@@ -225,7 +225,7 @@ impl SeriesView<'_> {
         if self.follows {
             Amounts::ZERO
         } else {
-            self.series.gate.visible
+            self.series.counter.visible
         }
     }
 
@@ -239,21 +239,21 @@ impl SeriesView<'_> {
             follows,
             shows,
         } = kept;
-        let gate = &self.series.gate;
+        let counter = &self.series.counter;
         self.follows == *follows
-            && gate.start == *start
-            && gate.shown == *shown
+            && counter.start == *start
+            && counter.shown == *shown
             && self.changed() == *changed
             && self.shows() == *shows
             && self.series.labels == *labels
     }
 
     pub(crate) fn copied(&self) -> KeptSeries {
-        let gate = &self.series.gate;
+        let counter = &self.series.counter;
         KeptSeries {
             labels: self.series.labels.clone(),
-            start: gate.start,
-            shown: gate.shown,
+            start: counter.start,
+            shown: counter.shown,
             changed: self.changed(),
             follows: self.follows,
             shows: self.shows(),
@@ -301,7 +301,7 @@ impl AccountView<'_> {
             gpu,
             mig,
             kind,
-            payer,
+            owner_id,
             labels,
             image,
             runtime,
@@ -328,7 +328,7 @@ impl AccountView<'_> {
             && self.ended == *ended
             && self.fed() == *fed
             && self.attribution == *attribution
-            && payer_of(self.owner) == (*kind, payer)
+            && kind_and_id(self.owner) == (*kind, owner_id)
             && self.gpu == gpu
             && self.mig == mig.as_ref()
             && self.labels == *labels
@@ -341,13 +341,13 @@ impl AccountView<'_> {
 
     pub(crate) fn copied(&self) -> KeptAccount {
         let text = |text: Option<&Arc<str>>| text.map_or_else(none, Arc::clone);
-        let (kind, payer) = payer_of(self.owner);
+        let (kind, owner_id) = kind_and_id(self.owner);
         KeptAccount {
             number: self.number,
             gpu: self.gpu.clone(),
             mig: self.mig.cloned(),
             kind,
-            payer: Arc::clone(payer),
+            owner_id: Arc::clone(owner_id),
             labels: Arc::clone(&self.labels),
             image: text(self.image),
             runtime: text(self.runtime),
@@ -367,9 +367,9 @@ impl AccountView<'_> {
 pub(crate) fn kept_parts(account: &Account) -> ([Option<SeriesView<'_>>; 2], KeptTotals) {
     let frozen = account.id_only.as_ref().filter(|_| account.named.is_some());
     let current = account.named.as_ref().or(account.id_only.as_ref());
-    let elsewhere = frozen.map_or(Amounts::ZERO, |series| series.gate.visible);
+    let elsewhere = frozen.map_or(Amounts::ZERO, |series| series.counter.visible);
     let follows =
-        current.is_some_and(|series| series.gate.visible == account.amounts.minus(elsewhere));
+        current.is_some_and(|series| series.counter.visible == account.amounts.minus(elsewhere));
     let id_only = account.id_only.as_ref().map(|series| SeriesView {
         series,
         follows: follows && account.named.is_none(),
@@ -385,7 +385,7 @@ pub(crate) fn kept_parts(account: &Account) -> ([Option<SeriesView<'_>>; 2], Kep
         last_used: account.last_used,
         changed: current
             .filter(|_| follows)
-            .map_or(BootTime::default(), |series| series.gate.changed),
+            .map_or(BootTime::default(), |series| series.counter.changed),
         since: Some(account.since),
         allocated_through: account.allocated_through,
     };
