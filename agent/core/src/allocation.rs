@@ -120,7 +120,8 @@ struct ContainerAllocation {
     grants: Vec<Grant>,
     /// The answer that said so.
     as_of: BootTime,
-    /// Whether only the previous agent was told this, and no answer has been about it since.
+    /// Whether it is known from the previous agent alone: no answer of the kubelet has been about it
+    /// since.
     is_unconfirmed: bool,
     /// Up to when its time is counted, by the number of the GPU.
     through: BTreeMap<usize, BootTime>,

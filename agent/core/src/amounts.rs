@@ -31,7 +31,7 @@ pub struct Millijoules(pub u64);
 #[serde(transparent)]
 pub struct ByteSeconds(pub u128);
 
-/// An engine of a GPU beside the SMs, as NVML tells them apart per process.
+/// An engine of a GPU beside the SMs, as NVML reports them per process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {

@@ -319,7 +319,7 @@ impl AccountView<'_> {
             None => **kept == *NONE,
         };
         let labels_are = match self.runtime_labels {
-            Some(told) => told == runtime_labels,
+            Some(labels) => labels == runtime_labels,
             None => runtime_labels.is_empty(),
         };
         self.number == *number

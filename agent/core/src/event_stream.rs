@@ -345,7 +345,7 @@ mod tests {
             (news.counters.undecodable, news.counters.skipped) = (undecodable, skipped);
             assert!(stream.take_batch(&news, s(21)));
             assert!(!stream.vouches_for(Pid(7), s(21)));
-            assert!(!stream.take_batch(&news, s(21)), "it is told once");
+            assert!(!stream.take_batch(&news, s(21)), "it is news once");
         }
     }
 

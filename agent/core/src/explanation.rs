@@ -202,7 +202,7 @@ pub enum AnswerOutcome {
         /// Why, as a label value.
         reason: Arc<str>,
     },
-    /// It knows the container. The pod that it tells of is not believed: it is from labels, and no
+    /// It knows the container. The pod that it names is not believed: it is from labels, and no
     /// pod's cgroup confirms it.
     PodRefused {
         /// The runtime's name for it.

@@ -72,8 +72,8 @@ impl EventCounters {
     /// Events that the core did not receive: lost, skipped or undecodable.
     #[must_use]
     pub const fn missing(&self) -> u64 {
-        let told = self.lost.saturating_add(self.undecodable);
-        told.saturating_add(self.skipped)
+        let missing = self.lost.saturating_add(self.undecodable);
+        missing.saturating_add(self.skipped)
     }
 }
 
@@ -297,7 +297,7 @@ pub struct ContainerIdentity {
     pub name: Option<Arc<str>>,
     /// The image as the user wrote it.
     pub image: Option<Arc<str>>,
-    /// Who runs it, where the source can tell.
+    /// The container runtime; absent where the source does not say.
     #[serde(default)]
     pub runtime: Option<Arc<str>>,
     /// Kubernetes' name of the container (`io.kubernetes.container.name`).
@@ -411,7 +411,7 @@ pub struct SampleClocks {
     pub samples: CallClock,
     /// The clock of the processes' rows.
     pub rows: CallClock,
-    /// The NVML function that tells the rows.
+    /// The NVML function that returned the rows.
     pub rows_call: Arc<str>,
     /// NVML function that should return rows, but succeeds with none while the GPU is busy.
     #[serde(default)]
@@ -545,7 +545,7 @@ pub struct GpuProcess {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MpsRole {
-    /// Nothing that could be told.
+    /// None, as far as NVML says.
     #[default]
     None,
     /// A client: NVML lists it as one.

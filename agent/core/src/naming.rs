@@ -229,7 +229,7 @@ impl Naming {
             Owner::Host(_) => return,
         }
         match owner {
-            // Its names are frozen. Another source may still tell its image and its runtime.
+            // Its names are frozen. Another source may still know its image and its runtime.
             Owner::Container(id) if is_named => {
                 if [&state.image, &state.runtime]
                     .map(|of| &**of)

@@ -533,7 +533,7 @@ impl PlacementTable {
         }
     }
 
-    /// Forgets what these placements mean, so that it is told anew.
+    /// Forgets what these placements mean, so that it is found again.
     fn look_again(&mut self, which: impl Fn(&Placement) -> bool) {
         let mut forgotten = Vec::new();
         for (slot, placement) in self.placements.iter_mut().enumerate() {

@@ -2,7 +2,7 @@
 //!
 //! A process is `Running → Exited → Forgotten`. An exited one is kept until every GPU's window has
 //! passed it, since the driver reports busy time of the dead for seconds. Pids are reused, in
-//! seconds where `pid_max` is small, so a pid has a chain of incarnations, told apart by their
+//! seconds where `pid_max` is small, so a pid has a chain of incarnations, which differ in their
 //! start in ticks: the kernel's events give nanoseconds, `/proc` gives ticks.
 //!
 //! Events may be lost, duplicated, or out of order across CPUs, and a scan may overlap them. So
@@ -482,7 +482,7 @@ impl ProcessTable {
     /// does not say where GPU time of theirs should go that the caller cannot learn from the event.
     ///
     /// Of reported times the latest holds, since two last threads may both report it. A time that
-    /// was inferred does not: a scan that missed the process can only tell that it was gone when
+    /// was inferred does not: a scan that missed the process can only say that it was gone when
     /// the scan began, and the pid's next holder that it was gone by then.
     pub fn exit(&mut self, pid: Pid, start: BootTime, at: BootTime) {
         if let Some(slot) = self.find(pid, StartTicks::from(start)) {

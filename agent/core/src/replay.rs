@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(commits, [1, 2]);
     }
 
-    /// Agents told the core of their outputs once.
+    /// Earlier agents recorded the health of their outputs, too.
     #[test]
     fn a_recording_with_the_states_of_outputs_is_still_read() {
         let health = |source| {
@@ -226,8 +226,8 @@ mod tests {
             replay(&lines.join("\n"), |snapshot| books.push(snapshot)).unwrap();
             books
         };
-        let told = of(&[HEAD, &otlp, &store, commit]);
-        assert_eq!(told, of(&[HEAD, commit]));
+        let replayed = of(&[HEAD, &otlp, &store, commit]);
+        assert_eq!(replayed, of(&[HEAD, commit]));
     }
 
     #[test]

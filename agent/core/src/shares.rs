@@ -80,7 +80,7 @@ impl Shares {
         gpu.accounted = until;
     }
 
-    /// A container had the GPU from `from` until `until`: time that was not told before.
+    /// A container had the GPU from `from` until `until`: time that was not added before.
     pub(super) fn hold(
         &mut self,
         gpu: usize,
@@ -278,8 +278,8 @@ mod tests {
         ) {
             let mut shares = Shares::default();
             let mut had = [0; 3];
-            // Each container's time is told once.
-            let mut told = [0; 3];
+            // Each container's time is added once.
+            let mut added = [0; 3];
             let (mut accounted, mut through) = (0, 0);
             let mut given = [0; 3];
             for (from, span, who) in steps {
@@ -291,9 +291,9 @@ mod tests {
                         shares.account(0, BootTime(from), BootTime(until));
                     }
                     who => {
-                        let from = from.max(told[who]);
+                        let from = from.max(added[who]);
                         had[who] += until.saturating_sub(from);
-                        told[who] = told[who].max(until);
+                        added[who] = added[who].max(until);
                         let id = ContainerId::from(who.to_string().as_str());
                         shares.hold(0, &id, BootTime(from), BootTime(until));
                     }

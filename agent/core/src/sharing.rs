@@ -187,7 +187,7 @@ impl Sharing {
             })
     }
 
-    /// Whether a reading that tells of `(from, to]` is newer than the events that have been received:
+    /// Whether a reading about `(from, to]` is newer than the events that have been received:
     /// when those that it names came is not known yet.
     #[must_use]
     pub(super) fn is_ahead(&self, from: BootTime, to: BootTime, lookup: &Lookup<'_>) -> bool {

@@ -93,7 +93,7 @@ pub struct GpuBook {
     pub invalid_rows: u64,
     /// Time by which rows exceeded the device, cut.
     pub cut: Nanos,
-    /// Energy; absent where the device has not told of any.
+    /// Energy; absent if the device has no energy counter.
     pub energy: Option<EnergyBook>,
     /// What the driver's accounting says beside; absent where it has said nothing.
     pub accounting: Option<AccountingBook>,
@@ -117,7 +117,7 @@ pub struct AccountingBook {
 /// A GPU's energy: `total = Σ containers + Σ host + idle + unattributed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnergyBook {
-    /// What the device consumed in the windows that told of it.
+    /// What the device consumed in the windows that have a figure for it.
     pub total: Millijoules,
     /// What it consumed while it was idle, by share of time.
     pub idle: Millijoules,
@@ -251,7 +251,7 @@ pub enum IdOnlyReason {
     SourceDown,
     /// The sources answer and do not know this container.
     NotFound,
-    /// An answer contradicted the pod uid in the container's cgroup: it tells of another pod, or of
+    /// An answer contradicted the pod uid in the container's cgroup: it names another pod, or
     /// none.
     PodUidMismatch,
     /// No answer came within the grace.
@@ -342,7 +342,7 @@ pub struct ContainerAccount {
     /// Its cgroup; absent while no process of it has been seen.
     #[serde(default)]
     pub cgroup: Option<Arc<str>>,
-    /// The runtime's own name for it, where one was told.
+    /// The runtime's own name for it; absent where no source has one.
     #[serde(default)]
     pub own_name: Option<Arc<str>>,
     /// End of the first window that charged it; absent if none has.

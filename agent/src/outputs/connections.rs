@@ -129,7 +129,7 @@ impl Connection {
     }
 }
 
-/// A stream that tells of its progress.
+/// A stream that reports its progress.
 struct Watched<Io> {
     io: Io,
     progress: Arc<Progress>,

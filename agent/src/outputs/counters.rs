@@ -48,7 +48,7 @@ pub struct OutputCounters {
     pub otlp_deltas_unkept: Counter,
     /// Times that what an agent before had sent as deltas could not be read.
     pub otlp_deltas_unread: Counter,
-    /// Times that starts of counters which are sent without it were too many to be told apart.
+    /// Times that starts of counters which are sent without it were too many to be distinguished.
     pub otlp_starts_merged: Counter,
     /// Label values that were empty and were published as `(unresolved)`.
     pub labels_blank: Counter,

@@ -52,7 +52,7 @@ use self::mark::MarkerFile;
 use crate::core::model::Clock;
 use crate::core::records::{Changes, PersistedState};
 
-/// What the store's thread is told.
+/// What the store's thread is asked for.
 enum Command {
     Resume(
         MarkerFile,
@@ -83,7 +83,7 @@ pub fn spawn(options: Options) -> io::Result<Handle> {
         .spawn(move || {
             let mut store = Store::new(options);
             while let Some(command) = taken.blocking_recv() {
-                // Nobody who waits any more is told nothing.
+                // If nobody waits any more, there is nobody to inform.
                 match command {
                     Command::Resume(mark, answer) => {
                         let _ = answer.send(store.resume(&mark));
@@ -96,7 +96,7 @@ pub fn spawn(options: Options) -> io::Result<Handle> {
                     }
                 }
             }
-            // Closed, and with it the log moved into the file, before anybody is told.
+            // Closed, and with it the log moved into the file, before anybody is informed.
             drop(store);
             let _ = on_end.send(());
         })?;

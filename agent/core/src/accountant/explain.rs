@@ -21,13 +21,13 @@ use crate::placement::{PlacementId, Refusal};
 use crate::process_table::Facts;
 use crate::snapshot::{Attribution, ContainerLabels, IdOnlyReason};
 
-/// Processes that are told of.
+/// Most processes in one explanation.
 const MAX_PROCESSES: usize = 64;
-/// Cgroups with somebody else's id that are told of.
+/// Most refused cgroups in one explanation.
 const MAX_REFUSALS: usize = 16;
-/// Owners that are told of.
+/// Most owners in one explanation.
 const MAX_OWNERS: usize = 16;
-/// Processes without a sample that are told of, for each owner.
+/// Most processes without a sample in one explanation, for each owner.
 const MAX_UNSAMPLED: usize = 16;
 /// Shortest prefix of a container id, in digits. A shorter one would match too many.
 const MIN_PREFIX: usize = 4;

@@ -10,7 +10,7 @@
 //! the same start times and no lower published amount. It is refused if its books do not balance,
 //! since nothing could correct them later.
 //!
-//! Only processes that use a GPU are stored, see [`processes`]: `/proc` tells who lives, but not
+//! Only processes that use a GPU are stored, see [`processes`]: `/proc` shows who lives, but not
 //! whose the time was of those who died while no agent ran, and not who has been counted already.
 //!
 //! Not kept: what containers are called that have no account, and the agent's figures about itself.

@@ -107,8 +107,8 @@ impl Entry {
     /// Whether a source that reports removals still lists the container.
     pub(super) fn is_standing(&self) -> bool {
         self.answers.iter().flatten().any(|answer| {
-            let tells = matches!(answer.source, IdentitySource::Docker | IdentitySource::Cri);
-            tells && !answer.removed && matches!(answer.outcome, Outcome::Found { .. })
+            let is_complete = matches!(answer.source, IdentitySource::Docker | IdentitySource::Cri);
+            is_complete && !answer.removed && matches!(answer.outcome, Outcome::Found { .. })
         })
     }
 

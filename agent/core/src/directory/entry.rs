@@ -167,11 +167,11 @@ impl Entry {
     pub(super) fn own_name(&self) -> Option<Arc<str>> {
         let mut found = self.found().map(|known| known.identity);
         let own = found.find(|identity| {
-            let tells = matches!(
+            let has_names = matches!(
                 identity.source,
                 IdentitySource::Docker | IdentitySource::Bundle
             );
-            tells && identity.name.is_some()
+            has_names && identity.name.is_some()
         });
         own?.name.clone()
     }

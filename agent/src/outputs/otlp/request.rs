@@ -102,7 +102,7 @@ struct Batch<'a> {
     snapshot: &'a Snapshot,
     temporality: AggregationTemporality,
     counters: Counters<'a>,
-    /// What the message that is being written tells.
+    /// What the message that is being written contains.
     growths: Vec<Growth>,
     time: u64,
     max_points: usize,

@@ -2,7 +2,7 @@
 //!
 //! It is a file in the state directory, beside the books and not in them: an output keeps its own.
 //! It is written whole, to another name, synced and renamed, before each export, and says what will
-//! have been told once that has gone. An agent that is killed in between has told less than it
+//! have been sent once that has gone. An agent that is killed in between has sent less than it
 //! says, by one export at most, and never more. An export that certainly fails is taken back, and
 //! the file written once more.
 //!
@@ -220,7 +220,7 @@ pub(super) struct SentTotalsFile {
     mode: Mode,
     /// A write that is under way; it may be from a push that was given up.
     writing: Option<JoinHandle<Result<(), KeepError>>>,
-    /// Why what is told is not kept, if so.
+    /// Why what is sent is not kept, if so.
     trouble: Option<KeepError>,
 }
 
@@ -239,7 +239,7 @@ impl SentTotalsFile {
         &self.place
     }
 
-    /// Why what is told is not kept.
+    /// Why what is sent is not kept.
     pub(super) const fn trouble(&self) -> Option<&KeepError> {
         self.trouble.as_ref()
     }
@@ -262,7 +262,7 @@ impl SentTotalsFile {
         read
     }
 
-    /// Has what is about to be told written down. When this returns, it may go out, and if it says
+    /// Writes down what is about to be sent. When this returns, it may go out, and if it says
     /// no, then it is in no file that is believed.
     ///
     /// # Errors

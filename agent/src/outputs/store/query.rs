@@ -1,6 +1,6 @@
 //! The ledger as it is read: by anybody, at any time, beside the agent that writes it or without one.
 //!
-//! A reader changes nothing, waits for no writer (WAL) and sees one commit: everything it is told
+//! A reader changes nothing, waits for no writer (WAL) and sees one commit: everything it is asked
 //! comes from the one transaction that [`Ledger::open`] begins. It knows nothing of what a figure is
 //! for; it turns rows into the nouns of the core, and refuses what cannot be true.
 //!
@@ -283,19 +283,19 @@ impl Ledger {
         })?;
         match begin(&path, false) {
             Err(error) if wants_to_write(&error) && !has_log(&path) => {
-                begin(&path, true).map_err(|error| told(&path, error))
+                begin(&path, true).map_err(|error| read_error(&path, error))
             }
-            begun => begun.map_err(|error| told(&path, error)),
+            begun => begun.map_err(|error| read_error(&path, error)),
         }
         .and_then(|connection| Self::look(connection, path))
     }
 
     pub(super) fn look(connection: Connection, path: PathBuf) -> Result<Self, ReadError> {
-        let told = |error| told(&path, error);
+        let failed = |error| read_error(&path, error);
         let id: i32 = connection
             .pragma_query_value(None, "application_id", |row| row.get(0))
-            .map_err(told)?;
-        let version = schema::version(&connection).map_err(told)?;
+            .map_err(failed)?;
+        let version = schema::version(&connection).map_err(failed)?;
         if version == 0 && id == 0 {
             return Err(ReadError::Empty { path });
         }
@@ -321,7 +321,7 @@ impl Ledger {
                 },
             )
             .optional()
-            .map_err(told)?;
+            .map_err(failed)?;
         match standing {
             Some(standing) => Ok(Self {
                 connection,
@@ -423,7 +423,7 @@ impl Ledger {
                  FROM accounts a LEFT JOIN totals USING (account) WHERE account = ?1",
             ))
             .and_then(|mut statement| statement.query_row([account], record))
-            .map_err(|error| told(&self.path, error))
+            .map_err(|error| read_error(&self.path, error))
     }
 
     /// What each account used in each of these hours, in no order.
@@ -523,7 +523,7 @@ impl Ledger {
             }
             Ok(())
         };
-        ask().map_err(|error| told(&self.path, error))
+        ask().map_err(|error| read_error(&self.path, error))
     }
 }
 
@@ -601,7 +601,7 @@ fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
 }
 
 /// What is wrong with a file, in words.
-fn told(path: &Path, source: rusqlite::Error) -> ReadError {
+fn read_error(path: &Path, source: rusqlite::Error) -> ReadError {
     let path = path.to_owned();
     if let rusqlite::Error::IntegralValueOutOfRange(column, found) = source {
         let column = format!("figure {}", column + 1);

@@ -19,9 +19,9 @@ pub(super) struct Limits {
 /// Hours that are dropped at once where the file is too large.
 const DROPPED_AT_ONCE: i64 = 24;
 
-/// Closed accounts of which no hour tells any more. One that was closed at the end of an hour may
+/// Closed accounts that are in no hour any more. One that was closed at the end of an hour may
 /// have its last amounts in the next, and one that was closed while nothing could be written may have
-/// them days later: for as long as an hour tells of it, its age is the hour's.
+/// them days later: for as long as an hour has it, its age is the hour's.
 const UNTOLD: &str = "closed IS NOT NULL AND account NOT IN (SELECT account FROM hours)";
 
 /// Drops what is too old, and the oldest of what is too much. Returns whether it is too much still

@@ -203,7 +203,7 @@ fn put_given_up(
         params![life, gpu, OVERFLOW, int(at.0)],
     )?;
     let account = transaction.last_insert_rowid();
-    // Which instances they were on is given up with them; what is there now tells the price.
+    // Which instances they were on is given up with them; what is there now has the price.
     transaction.execute(
         "INSERT INTO instances (account, profile, parent, gpu_instance, compute_instance)
         SELECT ?1, profile, parent, gpu_instance, compute_instance

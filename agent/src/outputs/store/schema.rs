@@ -30,7 +30,7 @@
 //! # Tables
 //!
 //! - `meta`, one row. `store`: a random name of this file, by which the agent's mark in its runtime
-//!   directory tells it from another one. `life`: the present one. `hour`: to which all that is not
+//!   directory distinguishes it from another one. `life`: the present one. `hour`: to which all that is not
 //!   settled belongs. `sequence`, `commit_boot`, `committed`: which commit is the last in here, and
 //!   when it was made on both clocks. `version`: of the agent that made it.
 //! - `lives`. A life is a stretch in which series continue: it outlasts restarts of the agent, and
@@ -70,7 +70,7 @@
 //!   that is booked. `closed_…`: what accounts held that have been closed.
 //! - `reasons`: unattributed (`kind` `unattributed`) and unobserved (`unobserved`) time of a book.
 //! - `processes`: those that have to do with a GPU and live, or died so lately that the driver may name
-//!   them still. `ticks`: the start as `/proc` tells it; `start_boot`: the same as finely as it is known.
+//!   them still. `ticks`: the start as `/proc` shows it; `start_boot`: the same as finely as it is known.
 //!   `by_event`, `exit_reported`: whether an event said so. `cgroups`: hierarchies and paths, JSON.
 //!   `before`: those in which it was before, if it had only just moved. `moved_boot`: when; NULL if
 //!   nobody saw it.

@@ -235,7 +235,7 @@ impl Missed {
 }
 
 /// Where unobserved time belongs that a GPU's book has grown by: a window of hours is booked as one,
-/// and what nobody saw of it is its beginning, since of its end the driver still tells. Given are how
+/// and what nobody saw of it is its beginning, since the driver still knows its end. Given are how
 /// far the book reached `before`, how far it reaches now, and by how much each reason grew. Returned
 /// is what lies in hours before `present`; the rest is in that.
 pub(super) fn spread(

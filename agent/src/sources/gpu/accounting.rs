@@ -4,7 +4,7 @@
 //! is poorer than ours: once a second it credits samples to those who are alive then, so the last
 //! part of a second of each life is missing, and all of a life that is shorter. Drivers since R610
 //! tell the sum; older ones whole percents of a lifetime, which are no use as a check. So the dead are
-//! told of once each, with what was credited to them here and, where it can be had, what the driver
+//! returned once each, with what was credited to them here and, where it can be had, what the driver
 //! sums up; the core keeps both sums and bills neither.
 //!
 //! Refused: switching the mode on. It is a setting of the GPU.
@@ -35,7 +35,7 @@ pub(super) struct Accounting {
     /// Busy time that the agent credited, by pid, since the pid was last reported.
     credited: BTreeMap<Pid, Nanos>,
     /// Ended processes that were reported, or had ended before the first look: pid and start.
-    told: BTreeMap<u32, u64>,
+    returned: BTreeMap<u32, u64>,
 }
 
 impl Accounting {
@@ -103,11 +103,11 @@ impl Accounting {
         let mut news = Vec::new();
         for life in lives.iter().filter(|life| !life.is_running) {
             let end_us = life.start_us.saturating_add(life.lifetime.0 / 1000);
-            let is_known = self.told.get(&life.pid) == Some(&life.start_us);
+            let is_known = self.returned.get(&life.pid) == Some(&life.start_us);
             if is_known || end_us >= through_us {
                 continue;
             }
-            self.told.insert(life.pid, life.start_us);
+            self.returned.insert(life.pid, life.start_us);
             let credited = self.credited.remove(&Pid(life.pid)).unwrap_or_default();
             if life.start_us < self.since_us {
                 continue;
@@ -126,7 +126,7 @@ impl Accounting {
             });
         }
         let listed = |pid: u32| lives.iter().any(|life| life.pid == pid);
-        self.told.retain(|pid, _| listed(*pid));
+        self.returned.retain(|pid, _| listed(*pid));
         self.credited.retain(|pid, _| listed(pid.0));
         news
     }
@@ -163,29 +163,29 @@ mod tests {
         };
         accounting.credit(&[credit(7, 300), credit(8, 100), credit(9, 50)]);
         accounting.credit(&[credit(7, 200)]);
-        let mut told = |lives: &[ProcessAccounting], through_s: u64| -> Vec<_> {
+        let mut found = |lives: &[ProcessAccounting], through_s: u64| -> Vec<_> {
             accounting
                 .report_dead(&gpu, lives, Nanos::from_millis(200), through_s * S)
                 .into_iter()
-                .map(|told| {
+                .map(|found| {
                     let millis =
                         |(driver, ours): (Nanos, Nanos)| (driver.0 / 1_000_000, ours.0 / 1_000_000);
-                    (told.pid.0, told.busy.map(millis))
+                    (found.pid.0, found.busy.map(millis))
                 })
                 .collect()
         };
         let (seven, eight, nine) = (life(7, 101, 2_000), life(8, 102, 0), life(9, 50, 60_000));
         // Seven's last window is not closed; nine began before anybody looked.
-        assert_eq!(told(&[seven, eight, nine], 103), []);
-        assert_eq!(told(&[seven, eight, nine], 112), [(7, Some((600, 500)))]);
-        assert_eq!(told(&[seven, eight, nine], 113), []);
-        // Another process by the same pid, and one whose driver tells no sums.
+        assert_eq!(found(&[seven, eight, nine], 103), []);
+        assert_eq!(found(&[seven, eight, nine], 112), [(7, Some((600, 500)))]);
+        assert_eq!(found(&[seven, eight, nine], 113), []);
+        // Another process by the same pid, and one of which the driver has no sums.
         let again = life(7, 120, 1_000);
         let eight = ProcessAccounting {
             credited: None,
             ..life(8, 102, 10_000)
         };
         let expected = [(7, Some((600, 0))), (8, None)];
-        assert_eq!(told(&[again, eight], 130), expected);
+        assert_eq!(found(&[again, eight], 130), expected);
     }
 }

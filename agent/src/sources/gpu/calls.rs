@@ -56,7 +56,7 @@ struct Call {
 }
 
 impl Call {
-    fn told(&self) -> BlockedCall {
+    fn blocked(&self) -> BlockedCall {
         BlockedCall {
             call: self.name.into(),
             gpu: self.gpu.clone(),
@@ -82,7 +82,7 @@ impl Watchdog {
     pub fn blocked(&self, now: BootTime, after: Nanos) -> Option<BlockedCall> {
         let state = self.state();
         let oldest = state.in_progress.values().min_by_key(|call| call.since)?;
-        (now.since(oldest.since) >= after).then(|| oldest.told())
+        (now.since(oldest.since) >= after).then(|| oldest.blocked())
     }
 
     /// What each NVML function cost, by its name.
@@ -135,7 +135,7 @@ impl Watchdog {
         let state = self.state();
         let mut calls = state.in_progress.values();
         let call = calls.find(|call| Arc::ptr_eq(&call.lane, &self.lane))?;
-        Some(call.told())
+        Some(call.blocked())
     }
 
     /// Makes a call under the watchdog's eyes. A retired lane's call fails at once as timed out, and
@@ -275,11 +275,14 @@ mod tests {
     fn the_oldest_of_several_blocked_calls_is_told() {
         let watchdog = Watchdog::default();
         let (one, other) = (watchdog.new_lane(), watchdog.new_lane());
-        let told = one.call("older", None, || {
+        let returned = one.call("older", None, || {
             other.call("younger", None, || {
                 Ok(watchdog.blocked(clock::now().boot, Nanos::ZERO))
             })
         });
-        assert_eq!(told.unwrap().map(|call| call.call), Some("older".into()));
+        assert_eq!(
+            returned.unwrap().map(|call| call.call),
+            Some("older".into())
+        );
     }
 }

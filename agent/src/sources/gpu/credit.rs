@@ -410,7 +410,7 @@ mod tests {
             ),
             // 33 % is 198..=203 points: 200 is the only subset. 2 % is 12..=17: 12 or 13.
             (
-                "a sample nobody can be told for",
+                "a sample without a process",
                 &[100, 100, 13, 12, 0, 0],
                 &[(1, 33), (2, 2)],
                 &[(1, 200), (2, 12)],

@@ -190,8 +190,8 @@ mod tests {
         let mut health = Health::default();
         let place = "/lib".into();
         let mut tell = |state: SourceState, now| {
-            let told = health.tell(state, &place, BootTime(now));
-            told.map(|(told, is_news)| (told.since.0, is_news))
+            let health_now = health.tell(state, &place, BootTime(now));
+            health_now.map(|(health_now, is_news)| (health_now.since.0, is_news))
         };
         assert_eq!(tell(down("a", 10), 1), Some((1, true)));
         assert_eq!(tell(down("a", 12), 2), None, "it is yet to be tried");
@@ -208,17 +208,17 @@ mod tests {
             class: "driver_error",
             text: text.to_owned(),
         };
-        let told = |all: &[(&str, NvmlErrorKind)]| {
+        let health_now = |all: &[(&str, NvmlErrorKind)]| {
             let all = all.iter().map(|(name, fault)| {
                 let text = format!("{fault:?}");
                 ((*name).to_owned(), trouble(*fault, &text))
             });
             gravest(all.collect()).map(|trouble| trouble.text)
         };
-        assert_eq!(told(&[]), None);
-        let one = told(&[("GPU-a", NvmlErrorKind::Other)]);
+        assert_eq!(health_now(&[]), None);
+        let one = health_now(&[("GPU-a", NvmlErrorKind::Other)]);
         assert_eq!(one.as_deref(), Some("GPU-a: Other"));
-        let three = told(&[
+        let three = health_now(&[
             ("GPU-a", NvmlErrorKind::Other),
             ("GPU-b", NvmlErrorKind::Lost),
             ("GPU-c", NvmlErrorKind::Lost),

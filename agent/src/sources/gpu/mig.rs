@@ -1,7 +1,7 @@
 //! MIG: what a GPU is divided into, and how busy each part is.
 //!
 //! To the driver a divided GPU has no utilisation, neither of the device nor of its processes; its
-//! instances have process lists and memory. From Hopper on, performance monitoring (GPM) tells for
+//! instances have process lists and memory. From Hopper on, performance monitoring (GPM) shows for
 //! which part of a time a GPU instance's engine was busy: the difference of two samples that the
 //! agent takes itself, so that nothing is lost between two of them, however far apart.
 //!
@@ -168,7 +168,7 @@ fn handles<'library>(
 }
 
 /// NVIDIA's name of an instance's size: slices and memory, e.g. `1g.10gb`, and the compute slices
-/// before them where they are not all. Memory is told in eighths of the whole, rounded to gigabytes.
+/// before them where they are not all. Memory is given in eighths of the whole, rounded to gigabytes.
 fn profile(attributes: &DeviceAttributes, whole_bytes: Option<u64>) -> String {
     const GIB: u64 = 1 << 30;
     let (compute, slices) = (

@@ -3,7 +3,7 @@
 //! NVML's calls can block in the driver, so no two GPUs are asked by one thread, and none by a thread
 //! that anything else waits for. See [`supervisor`](super::supervisor) for who owns the library,
 //! [`worker`](super::worker) for the thread of a GPU, and [`register`](super::register) for who closes
-//! a GPU's time when. [`Watchdog`] tells the others which call is stuck.
+//! a GPU's time when. [`Watchdog`] shows which call is stuck.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,9 +5,9 @@
 //!   device's samples: see [`sample_clock`](super::sample_clock). As long as that clock is not known the
 //!   time stays open, and the driver's ring keeps what is sampled.
 //! - Where samples are missing for a second, and where the device was busy and
-//!   no row says by whom, the driver is asked for all that it keeps. It tells a driver that pauses
+//!   no row says by whom, the driver is asked for all that it keeps. It distinguishes a driver that pauses
 //!   from one whose clock was set.
-//! - Two calls tell of the processes' rows. The newer one tells of more engines; there are drivers where
+//! - Two calls return the rows of processes. The newer one covers more engines; there are drivers where
 //!   it succeeds and is always empty. Where it is empty and the device was busy, the older one is asked,
 //!   and the one that has rows is kept to. The other one is asked again every [`COMPARED_ANEW`].
 //!
@@ -90,7 +90,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// A GPU's windows begin now, and its ring only tells how it samples; or they go on where an
+    /// A GPU's windows begin now, and its ring only shows how it samples; or they go on where an
     /// agent before this one stopped.
     pub(super) fn first_sight(
         gpu: &GpuUuid,
@@ -172,13 +172,14 @@ impl Reader {
     }
 
     /// The clocks by which the driver stamps. `None` if nothing is stamped.
-    pub(super) fn told(&self, now: Clock) -> Option<SampleClocks> {
-        let told =
-            |clock: Option<StampClock>| clock.map_or(CallClock::UNKNOWN, |clock| clock.told(now));
+    pub(super) fn sample_clocks(&self, now: Clock) -> Option<SampleClocks> {
+        let call_clock = |clock: Option<StampClock>| {
+            clock.map_or(CallClock::UNKNOWN, |clock| clock.call_clock(now))
+        };
         let rows = &self.rows[self.told_by as usize];
         self.samples.is_asked().then(|| SampleClocks {
-            samples: told(self.samples.clock()),
-            rows: told(rows.clock(&self.samples)),
+            samples: call_clock(self.samples.clock()),
+            rows: call_clock(rows.clock(&self.samples)),
             rows_call: self.told_by.as_str().into(),
             empty_call: self.empty.map(|call| call.as_str().into()),
             changes: self.samples.changes() + rows.own.changes(),
@@ -219,7 +220,7 @@ impl Reader {
             };
             if !self.has_begun {
                 let Some(_) = self.samples.clock() else {
-                    // The rows' clock can be learnt meanwhile; an error is told of with a window.
+                    // The rows' clock can be learnt meanwhile; an error is reported with a window.
                     let _ = self.rows_since(driver, None);
                     return Ok(DriverAnswer::Unplaced(before));
                 };
@@ -298,7 +299,7 @@ impl Reader {
 
     /// Lost time is returned first. The closed window is queued for the next call.
     fn in_order(&mut self, window: Option<GpuWindow>, now: Clock) -> Option<GpuWindow> {
-        let clocks = self.told(now);
+        let clocks = self.sample_clocks(now);
         let with_clocks = |window: GpuWindow| GpuWindow {
             clocks: clocks.clone(),
             ..window
@@ -377,8 +378,8 @@ impl Reader {
         // Rows before the ring, so that it has every sample that they are about.
         let rows = self.rows_since(driver, None).ok().flatten();
         let ring = self.read_samples(driver, 0).ok().flatten();
-        if let (Some(told), Some(ring)) = (rows, ring) {
-            self.windows.compare(&told.rows, &ring);
+        if let (Some(answer), Some(ring)) = (rows, ring) {
+            self.windows.compare(&answer.rows, &ring);
         }
     }
 
@@ -407,7 +408,7 @@ impl Reader {
     /// Rows of a device without samples.
     fn ask_for_rows(&mut self, driver: &impl Driver) -> Result<DriverAnswer, NvmlFailure> {
         let asked = driver.now();
-        let Some(mut told) = self.rows_since(driver, None)? else {
+        let Some(mut answer) = self.rows_since(driver, None)? else {
             return Ok(DriverAnswer::Unsupported);
         };
         if !self.has_begun {
@@ -426,12 +427,12 @@ impl Reader {
             }
             let cursor_us = self.windows.cursor_us();
             match self.rows_since(driver, Some(cursor_us))? {
-                Some(since) => told = since,
+                Some(since) => answer = since,
                 None => return Ok(DriverAnswer::Unsupported),
             }
         }
         Ok(DriverAnswer::RowsOnly {
-            rows: told.rows,
+            rows: answer.rows,
             asked: self.reading(asked),
             answered: self.reading(driver.now()),
         })
@@ -444,7 +445,7 @@ impl Reader {
         samples: &[RawSample],
     ) -> Result<Option<Vec<RawRow>>, NvmlFailure> {
         let cursor_us = self.windows.cursor_us();
-        let Some(told) = self.rows_since(driver, Some(cursor_us))? else {
+        let Some(answer) = self.rows_since(driver, Some(cursor_us))? else {
             return Ok(None);
         };
         let clock = self.row_clock(self.told_by);
@@ -452,9 +453,9 @@ impl Reader {
             .iter()
             .any(|sample| (1..=100).contains(&sample.percent));
         let is_of_window = |row: &RawRow| row.is_possible() && row.at_us > cursor_us;
-        let fits = told.rows.iter().any(is_of_window);
+        let fits = answer.rows.iter().any(is_of_window);
         if !is_busy || (fits && self.call == RowsCall::OfAllEngines) {
-            return Ok(Some(told.rows));
+            return Ok(Some(answer.rows));
         }
         let all = match fits {
             true => None,
@@ -465,7 +466,7 @@ impl Reader {
             let again = self.rows_since(driver, Some(cursor_us))?;
             return Ok(again.map(|again| again.rows));
         }
-        Ok(Some(told.rows))
+        Ok(Some(answer.rows))
     }
 
     /// Asks the call for rows that is not made, where that is due: the device was busy and the one that is
@@ -517,9 +518,9 @@ impl Reader {
     ) -> Result<Option<RowsAnswer>, NvmlFailure> {
         if self.call == RowsCall::OfAllEngines
             && driver.has(self.call)
-            && let Ok(Some(told)) = self.rows_by(driver, RowsCall::OfAllEngines, since_us)
+            && let Ok(Some(answer)) = self.rows_by(driver, RowsCall::OfAllEngines, since_us)
         {
-            return Ok(Some(told));
+            return Ok(Some(answer));
         }
         self.rows_by(driver, RowsCall::Older, since_us)
     }
@@ -530,14 +531,14 @@ impl Reader {
         call: RowsCall,
         since_us: Option<u64>,
     ) -> Result<Option<RowsAnswer>, NvmlFailure> {
-        let mut told = self.rows_asked(driver, call, since_us)?;
-        if let Some((_, ClockChange::Learnt | ClockChange::Changed)) = told
+        let mut answer = self.rows_asked(driver, call, since_us)?;
+        if let Some((_, ClockChange::Learnt | ClockChange::Changed)) = answer
             && since_us.is_some()
         {
             // Asked since a stamp that was none of its clock.
-            told = self.rows_asked(driver, call, since_us)?;
+            answer = self.rows_asked(driver, call, since_us)?;
         }
-        Ok(told.map(|(told, _)| told))
+        Ok(answer.map(|(answer, _)| answer))
     }
 
     fn rows_asked(
@@ -687,8 +688,8 @@ impl Reader {
             return;
         };
         let gpu = self.gpu.as_str();
-        let told = clock.told(now);
-        let (clock, ahead_ms) = (told.clock.as_str(), told.ahead_nanos / 1_000_000);
+        let shown = clock.call_clock(now);
+        let (clock, ahead_ms) = (shown.clock.as_str(), shown.ahead_nanos / 1_000_000);
         match (news, clock) {
             (ClockChange::Changed, _) => tracing::warn!(
                 gpu,
@@ -697,7 +698,7 @@ impl Reader {
                 ahead_ms,
                 "the clock of a call's timestamps changed"
             ),
-            (_, "wall") if told.ahead_nanos == 0 => {
+            (_, "wall") if shown.ahead_nanos == 0 => {
                 tracing::debug!(gpu, call, "timestamps of a call are of the wall clock");
             }
             _ => tracing::info!(

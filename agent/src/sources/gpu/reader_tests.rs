@@ -280,9 +280,9 @@ impl Booked {
     }
 
     fn clocks(&self) -> (CallClock, CallClock, u64) {
-        let told = self.last.as_ref().and_then(|window| window.clocks.as_ref());
-        let told = told.expect("what is stamped has clocks");
-        (told.samples, told.rows, told.changes)
+        let shown = self.last.as_ref().and_then(|window| window.clocks.as_ref());
+        let shown = shown.expect("what is stamped has clocks");
+        (shown.samples, shown.rows, shown.changes)
     }
 }
 
@@ -613,9 +613,9 @@ fn a_call_that_succeeds_and_is_always_empty_gives_way_to_the_older_one() {
         let booked = run(&driver, 40);
         let what = format!("{rows:?}: {booked:?}");
         assert_true(&what, &driver, &booked, 0, SECOND);
-        let told = booked.last.as_ref().and_then(|last| last.clocks.as_ref());
+        let shown = booked.last.as_ref().and_then(|last| last.clocks.as_ref());
         assert_eq!(
-            told.map(|told| &*told.rows_call),
+            shown.map(|shown| &*shown.rows_call),
             Some(RowsCall::Older.as_str())
         );
         // It is not asked at each window any more.
@@ -634,8 +634,8 @@ fn a_call_that_has_rows_again_is_used_again() {
     let mut reader = Reader::first_sight(&gpu(), &driver, None);
     poll(&mut reader, &driver, 60, &mut booked);
     let call = |booked: &Booked| {
-        let told = booked.last.as_ref().and_then(|last| last.clocks.as_ref());
-        told.map(|told| told.rows_call.to_string())
+        let shown = booked.last.as_ref().and_then(|last| last.clocks.as_ref());
+        shown.map(|shown| shown.rows_call.to_string())
     };
     assert_eq!(call(&booked).as_deref(), Some(RowsCall::Older.as_str()));
     poll(&mut reader, &driver, COMPARED_ANEW.0 / SECOND, &mut booked);
@@ -655,8 +655,8 @@ fn a_device_that_nobody_is_seen_on_is_asked_about_now_and_then() {
     driver.idle.borrow_mut().push((0, u64::MAX));
     let booked = run(&driver, 40);
     assert_eq!((booked.busy, booked.lost()), (0, 0), "{booked:?}");
-    let told = booked.last.as_ref().and_then(|last| last.clocks.as_ref());
-    let call = told.map(|told| told.rows_call.to_string());
+    let shown = booked.last.as_ref().and_then(|last| last.clocks.as_ref());
+    let call = shown.map(|shown| shown.rows_call.to_string());
     assert_eq!(
         call.as_deref(),
         Some(RowsCall::OfAllEngines.as_str()),

@@ -9,7 +9,7 @@
 //!
 //! Lines of one recording are `{"at_us", "call", "gpu", "args", "took_ns"}` with `"answer"` or
 //! `"error"`, or `{"at_us", "note", …}`. `at_us` is the wall clock's, in
-//! microseconds; NVML's stamps are as it gives them, and the note `clocks` tells both clocks.
+//! microseconds; NVML's stamps are as it gives them, and the note `clocks` has both clocks.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -38,7 +38,7 @@ const ROUND: Duration = Duration::from_millis(450);
 /// Version fields to try on the second version of the memory query: what its header's comment says,
 /// and what drivers are known to want (size and version).
 const MEMORY_VERSIONS: [u32; 2] = [2, 0x0200_0028];
-/// Symbols by whose presence a driver's age can be told.
+/// Symbols whose presence shows a driver's age.
 const SYMBOLS: [&str; 9] = [
     "nvmlDeviceGetComputeRunningProcesses_v2",
     "nvmlDeviceGetComputeRunningProcesses_v3",
@@ -125,7 +125,7 @@ struct Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Nothing is left to be told if it cannot be ended; one that is over is left alone.
+        // There is nobody to report to if it cannot be ended; one that is over is left alone.
         if !self.over {
             let _ = self.child.kill();
             let _ = self.child.wait();

@@ -183,13 +183,13 @@ impl Register {
         listed
     }
 
-    /// The whole GPUs that have no worker and that the driver still has, other than `told`.
-    pub(super) fn missing(&self, told: &[GpuUuid]) -> Vec<(String, NvmlFailure)> {
+    /// The whole GPUs that have no worker and that the driver still has, other than `troubled`.
+    pub(super) fn missing(&self, troubled: &[GpuUuid]) -> Vec<(String, NvmlFailure)> {
         let whole = |known: &&Known| {
             known.owner.is_none()
                 && !known.is_released
                 && known.info.mig.is_none()
-                && !told.contains(&known.info.uuid)
+                && !troubled.contains(&known.info.uuid)
         };
         let missing = self.gpus.values().filter(whole);
         missing
@@ -358,7 +358,7 @@ mod tests {
         let mut register = Register::new(vec![before.clone()]);
         let granted = register.claim(ONE, vec![gpu("GPU-0", None)], at(81));
         assert_eq!(granted[&GpuUuid::from("GPU-0")].cursor, Some(before));
-        // It goes before it has told anything.
+        // It goes before it has reported anything.
         register.release(ONE, DriverError);
         let expected = vec![(AgentDown, 30), (DriverError, 5)];
         assert_eq!(closed(&mut register, 95), [(50, 85, expected)]);
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(listed, ["GPU-0", "MIG-b", "MIG-c"]);
         // What cannot be asked is missed once, and not with each of its parts.
         register.release(ONE, UnobservedReason::DriverError);
-        let missing = |register: &Register, told: &[GpuUuid]| register.missing(told).len();
+        let missing = |register: &Register, troubled: &[GpuUuid]| register.missing(troubled).len();
         assert_eq!(missing(&register, &[]), 1);
         assert_eq!(missing(&register, &["GPU-0".into()]), 0);
     }

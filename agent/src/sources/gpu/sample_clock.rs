@@ -111,7 +111,7 @@ impl StampClock {
     }
 
     /// As it is shown: a known clock, and how far the stamps are ahead of it.
-    pub(super) fn told(self, now: Clock) -> CallClock {
+    pub(super) fn call_clock(self, now: Clock) -> CallClock {
         let narrow = |ahead: i128| {
             let bounded = ahead.clamp(i128::from(i64::MIN), i128::from(i64::MAX));
             i64::try_from(bounded).unwrap_or(i64::MAX)
@@ -599,8 +599,10 @@ mod tests {
             ClockChange::Changed
         );
         assert_eq!(clock.changes(), 1);
-        let told = clock.clock().map(|clock| clock.told(at(2_000)).to_string());
-        assert_eq!(told.as_deref(), Some("wall +60.000s"));
+        let shown = clock
+            .clock()
+            .map(|clock| clock.call_clock(at(2_000)).to_string());
+        assert_eq!(shown.as_deref(), Some("wall +60.000s"));
     }
 
     #[test]
@@ -613,7 +615,11 @@ mod tests {
             (StampClock::Shifted(2_000_000_000), "boot +2.000s"),
             (StampClock::Shifted(i128::MIN / 2), "boot -9223372036.854s"),
         ] {
-            assert_eq!(clock.told(at(5_000)).to_string(), expected, "{clock:?}");
+            assert_eq!(
+                clock.call_clock(at(5_000)).to_string(),
+                expected,
+                "{clock:?}"
+            );
         }
     }
 
@@ -640,7 +646,7 @@ mod tests {
                 if let Some(reading) = clock.reading(now) {
                     let _ = (reading.stamp_us(), reading.boot_of(boot));
                 }
-                let _ = clock.clock().map(|clock| clock.told(now));
+                let _ = clock.clock().map(|clock| clock.call_clock(now));
                 prop_assert!(clock.known.len() <= REMEMBERED.max(2 * stamps.len()));
             }
         }

@@ -140,7 +140,7 @@ impl Slots {
     pub(super) fn troubles(&self, now: Instant) -> (Vec<Named>, Option<Instant>, Vec<GpuUuid>) {
         let mut all = Vec::new();
         let mut retry = None;
-        let mut told = Vec::new();
+        let mut troubled = Vec::new();
         for (index, slot) in self.all.iter().enumerate() {
             let Some((trouble, at)) = slot.trouble(now) else {
                 continue;
@@ -149,9 +149,9 @@ impl Slots {
             let name = name.unwrap_or_else(|| format!("GPU {index}"));
             all.push((name, trouble.clone()));
             retry = Some(retry.map_or(at, |earliest: Instant| earliest.min(at)));
-            told.extend(slot.uuid.clone());
+            troubled.extend(slot.uuid.clone());
         }
-        (all, retry, told)
+        (all, retry, troubled)
     }
 }
 

@@ -521,8 +521,8 @@ impl Supervisor {
         };
         let (place, count) = (Arc::clone(&library.place), *count);
         let now = Instant::now();
-        let (mut troubles, mut retry, told) = self.slots.troubles(now);
-        let missing = self.register.missing(&told);
+        let (mut troubles, mut retry, troubled) = self.slots.troubles(now);
+        let missing = self.register.missing(&troubled);
         let any_missing = !missing.is_empty();
         if any_missing {
             retry = retry.or(self.reopen_at);

@@ -125,16 +125,16 @@ fn instances(
     uuid: &GpuUuid,
     watchdog: &Watchdog,
 ) -> Option<Vec<(Arc<str>, bool)>> {
-    // What cannot be asked is told of by the agent's source, which tries again.
+    // The agent's own source reports what cannot be asked, and tries again.
     if !mig::is_divided(device, uuid, watchdog).unwrap_or(false) {
         return None;
     }
     let total = device.memory_info().ok().map(|memory| memory.total);
     let instances = mig::instances(nvml, device, uuid, total, watchdog).unwrap_or_default();
-    let told = instances
+    let described = instances
         .into_iter()
         .map(|instance| (instance.mig.profile, instance.activity.is_some()));
-    Some(told.collect())
+    Some(described.collect())
 }
 
 /// "Not found" is NVML's word for an empty list.

@@ -1,7 +1,7 @@
 //! The thread that asks one GPU, with the instances that it is divided into.
 //!
-//! It opens the GPU, tells the supervisor what it found, and is told where the time of the GPU and
-//! of its instances continues. Then it closes windows until it is told to end. It reports to the
+//! It opens the GPU, reports what it found to the supervisor, and receives where the time of the GPU and
+//! of its instances continues. Then it closes windows until it is asked to end. It reports to the
 //! supervisor. While a call blocks for too long, the supervisor takes the GPU from this thread and
 //! ignores its later reports. The thread ends once that call has returned, and another one
 //! continues from the driver's ring.
@@ -179,7 +179,7 @@ impl<'task> Worker<'task> {
         let task = self.task;
         let mut pauses = Backoff::new(PAUSES);
         // Whether the last report was a failure.
-        let mut told = None;
+        let mut reported = None;
         let mut next = Instant::now();
         let mut lists_at = next;
         let mut lists_earliest = next;
@@ -222,13 +222,13 @@ impl<'task> Worker<'task> {
             let took = self.ask_all()?;
             let Some(trouble) = self.trouble() else {
                 pauses.reset();
-                if told != Some(false) {
-                    told = Some(false);
+                if reported != Some(false) {
+                    reported = Some(false);
                     self.say(WorkerEvent::NvmlFailure(None))?;
                 }
                 continue;
             };
-            told = Some(true);
+            reported = Some(true);
             if trouble.fault == NvmlErrorKind::Library || took >= RING {
                 let slowly = took >= RING;
                 return Err(Ending::Failed { trouble, slowly });
@@ -247,7 +247,7 @@ impl<'task> Worker<'task> {
         }
     }
 
-    /// Opens the GPU, and every instance if it is divided, and is told where they go on. Measures of
+    /// Opens the GPU, and every instance if it is divided, and receives where they continue. Measures of
     /// instances that were open before go on.
     fn open(&mut self) -> Result<(), Ending> {
         let began = self.task.watchdog.spent();

@@ -10,7 +10,7 @@
 //! answers to the beginning of an id, and such answers are not taken.
 //!
 //! Events are not asked for unless configured. containerd before 2.0 and CRI-O before 1.28 hand each
-//! event to one of their subscribers only, and no answer tells whether a runtime does: a
+//! event to one of their subscribers only, and no answer says whether a runtime does: a
 //! subscription would take events from a kubelet that lives by them. Nothing is named later without,
 //! since the core asks when the kernel first shows a container.
 //!
@@ -138,7 +138,7 @@ struct Runtime {
     asks_for_events: bool,
     tuning: Tuning,
     wanted: Wanted,
-    /// Containers and sandboxes that the runtime has told about and not removed since.
+    /// Containers and sandboxes that the runtime has reported and not removed since.
     announced: HashSet<ContainerId>,
     /// By id, as last listed.
     sandboxes: Arc<HashMap<String, Arc<Sandbox>>>,

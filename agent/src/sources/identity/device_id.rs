@@ -103,7 +103,7 @@ fn by_index(name: &str) -> Option<DeviceRef> {
 }
 
 /// As Google's device plugin has it: `nvidia0`, and `nvidia0/vgpu3` where it is shared. What it
-/// calls a MIG instance, `nvidia0/gi1`, cannot be told from here.
+/// calls a MIG instance, `nvidia0/gi1`, cannot be known from here.
 fn by_file(name: &str) -> Option<DeviceRef> {
     let rest = name.strip_prefix("nvidia")?;
     let minor = match rest.split_once('/') {

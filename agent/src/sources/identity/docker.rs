@@ -194,7 +194,7 @@ struct Daemon {
     limit: Duration,
     ping_interval: Duration,
     wanted: Wanted,
-    /// Containers that the daemon has told about and not removed since.
+    /// Containers that the daemon has reported and not removed since.
     announced: HashSet<ContainerId>,
     /// When the last event happened, by the daemon's clock: where the next session resumes.
     resume: Option<WallTime>,

@@ -1,6 +1,6 @@
 //! gRPC over a Unix socket: connecting within a time limit, and failures with a class and words.
 //!
-//! What listens on a path may be anything. Something that does not speak HTTP/2 is told from
+//! What listens on a path may be anything. Something that does not speak HTTP/2 is distinguished from
 //! something that hung up, and both from an answer that says no. Whoever hangs up before the first
 //! answer counts among the former: a server of another protocol may do so before anybody has read
 //! what it said, and nothing else is known of it.

@@ -75,7 +75,7 @@ pub async fn run(
     }
 }
 
-/// Answers lookups of pods. What this source is doing is not told from here: the folder is the one
+/// Answers lookups of pods. What this source is doing is not reported from here: the folder is the one
 /// that the lookups of containers look into.
 async fn answer_for_pods(
     config: config::KubeletLogs,

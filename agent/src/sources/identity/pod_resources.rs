@@ -1,7 +1,7 @@
 //! Which container was given which GPU, from the kubelet's PodResources API, v1.
 //!
 //! The kubelet alone knows what its device plugins and DRA drivers gave away; the API server is not
-//! asked. It tells by namespace, pod and container, without ids, and without a time: everything is
+//! asked. It answers by namespace, pod and container, without ids, and without a time: everything is
 //! listed again and again, and one pod is asked for alone where the core has met it and the kubelet
 //! offers that (`Get`, since Kubernetes 1.27); where it does not, the list comes sooner.
 //!
@@ -351,7 +351,7 @@ impl<'a> Found<'a> {
         if container.len() > MAX_CONTAINER || !(is_known || has_room) {
             Counters::count(&counters.entries_dropped);
             if is_known {
-                // What it has now cannot be told from what it had.
+                // What it has now cannot be distinguished from what it had.
                 self.devices.insert(names, None);
             }
             return Ok(());
@@ -473,14 +473,14 @@ fn claimed(
     if meant.iter().any(|(_, device)| is_uuid(device)) {
         meant.retain(|(_, device)| is_uuid(device));
     }
-    let mut told = Vec::new();
+    let mut pushed = Vec::new();
     for (name, device) in meant {
-        if !told.contains(&device) {
+        if !pushed.contains(&device) {
             take(resource, name, Some(device.clone()));
-            told.push(device);
+            pushed.push(device);
         }
     }
-    if told.is_empty()
+    if pushed.is_empty()
         && let Some(name) = names.last()
     {
         take(resource, name, None);

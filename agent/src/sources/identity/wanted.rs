@@ -34,7 +34,7 @@ pub(super) struct Wanted {
 struct Want {
     /// When it is to be asked for; absent while it is.
     due: Option<Instant>,
-    /// Whether the core looked it up, and so wants to be told if it is not known.
+    /// Whether the core looked it up, and so wants an answer if it is not known.
     asked: bool,
     /// Whether something has happened to it since it was asked for, so that the answer may be old.
     again: bool,
@@ -116,7 +116,7 @@ impl Wanted {
         true
     }
 
-    /// The daemon does not know it. Whether the core should be told.
+    /// The daemon does not know it. Whether the core should be informed.
     pub(super) fn missed(&mut self, id: &ContainerId, now: Instant) -> bool {
         let Some(want) = self.wants.get_mut(id) else {
             return false;
@@ -180,7 +180,7 @@ mod tests {
 
         let mut now = start;
         for pause in MISS_LADDER {
-            assert!(wanted.missed(&a, now), "the core is told each time");
+            assert!(wanted.missed(&a, now), "the core is informed each time");
             assert_eq!(wanted.next_due(), Some(now + pause));
             assert!(wanted.want(a.clone(), true, now), "the answer holds");
             assert_eq!(wanted.take_due(now), None);

@@ -67,7 +67,7 @@ impl From<&config::Kernel> for KernelConfig {
     }
 }
 
-/// Loads the object with what it must be told of the kernel.
+/// Loads the object with what it must know of the kernel.
 pub(super) fn load_object(kernel: &Kernel, config: &KernelConfig) -> Result<Ebpf, KernelError> {
     let (controller, hierarchy) = match &kernel.legacy {
         Some(legacy) => (legacy.index, legacy.mounted.hierarchy),

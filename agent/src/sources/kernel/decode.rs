@@ -71,7 +71,7 @@ pub enum DecodeError {
     },
 }
 
-/// A decoded record: the CPU that wrote it, as far as that can be told, and what it says.
+/// A decoded record: the CPU that wrote it, as far as that is known, and what it says.
 pub type Decoded = (Option<u32>, Result<KernelEvent, DecodeError>);
 
 /// Decodes one record.

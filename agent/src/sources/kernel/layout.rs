@@ -1,4 +1,4 @@
-//! What the object must be told of the running kernel: offsets of members, and the v1 controller
+//! What the object must know of the running kernel: offsets of members, and the v1 controller
 //! whose cgroups are reported.
 
 use std::{fs, io};
@@ -45,7 +45,7 @@ pub(super) const KERNEL_FIELDS: &[KernelField] = gpuacct_common::for_each_kernel
 /// The members whose offsets the hooks for opens of devices need.
 pub(super) const OPEN_FIELDS: &[KernelField] = gpuacct_common::for_each_open_field!(fields);
 
-/// What the object must be told of the running kernel.
+/// What the object must know of the running kernel.
 pub(super) struct Kernel {
     pub(super) offsets: Vec<(&'static str, u32)>,
     /// What only the programs need that report opens of devices.

@@ -157,7 +157,7 @@ impl KernelSource {
         self.opens.attach(&mut self.object)
     }
 
-    /// The programs of which this kernel tells how often it did not run them.
+    /// The programs of which this kernel counts how often it did not run them.
     #[must_use]
     pub fn counts_skipped(&self) -> &[&'static str] {
         &self.counts_skipped

@@ -37,7 +37,7 @@ struct Program {
 pub(super) struct Skipped(Vec<Program>);
 
 impl Skipped {
-    /// Watches the programs of an object, as far as this kernel tells of them.
+    /// Watches the programs of an object, as far as this kernel counts that.
     pub(super) fn of(object: &mut Ebpf) -> Self {
         let programs = TRACEPOINTS.into_iter().filter_map(|name| {
             let program = object.program(name)?;

@@ -45,7 +45,7 @@ pub fn release() -> Result<String, KernelError> {
     check_kernel(&release).map(|()| release)
 }
 
-/// Looks up everything that the object must be told of this kernel, and returns how many offsets
+/// Looks up everything that the object must know of this kernel, and returns how many offsets
 /// that were.
 ///
 /// # Errors
