@@ -25,6 +25,11 @@ const MAX_LINE_BYTES: usize = 2_048;
 const MAX_LEVEL_BYTES: usize = 1_024;
 /// Levels by name; a directive that is none of these needs a target.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// With this begins each target of the OpenTelemetry SDK. Each interval in which a receiver is away it
+/// says that telemetry data will be lost. It means the agent's own telemetry, and a reader takes it for
+/// the books, which are sent again. The state of `otlp` says that the receiver is away. So the SDK is
+/// heard only at the level `debug`, or if it is named.
+const SDK: &str = "opentelemetry";
 /// What a level may be, in words.
 pub const ALLOWED: &str =
     "off, error, warn, info, debug, trace, or directives such as gpuacct=debug";
@@ -181,7 +186,14 @@ pub fn filter(level: &str) -> Result<EnvFilter, LevelError> {
             found: word.to_owned(),
         });
     }
-    EnvFilter::try_new(level).map_err(|source| LevelError::Syntax {
+    let mut directives = level.to_owned();
+    if !["debug", "trace", SDK]
+        .iter()
+        .any(|word| level.contains(word))
+    {
+        directives = format!("{level},{SDK}=off");
+    }
+    EnvFilter::try_new(directives).map_err(|source| LevelError::Syntax {
         found: level.to_owned(),
         source,
     })
@@ -308,6 +320,25 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("before\n"), "{text}");
+    }
+
+    #[test]
+    fn the_sdk_speaks_of_lost_telemetry_only_to_those_who_ask() {
+        for (level, is_heard) in [
+            ("info", false),
+            ("warn,gpuacct=info", false),
+            ("debug", true),
+            ("info,opentelemetry=warn", true),
+        ] {
+            let (log, subscriber) = subscriber(level);
+            with_default(subscriber, || {
+                tracing::error!(target: "opentelemetry_sdk", "export failed");
+                tracing::warn!(target: "opentelemetry-otlp", "telemetry data will be lost");
+                tracing::warn!(target: "gpuacct::outputs::otlp", "OTLP export failed");
+            });
+            let expected = if is_heard { 3 } else { 1 };
+            assert_eq!(log.report().lines.len(), expected, "{level}");
+        }
     }
 
     #[test]
