@@ -50,14 +50,15 @@ impl HealthReporter {
     }
 
     /// Reports a state if it differs from the last one, by so much as its reason or the time of the
-    /// next attempt. A state of the same kind keeps its beginning, and is not logged again.
+    /// next attempt. A state of the same kind keeps its beginning, and is logged again only if the
+    /// class of the failure is another one: a reason may have a name in it that differs each time.
     pub(crate) async fn report(&mut self, state: SourceState, place: &str) -> Result<(), Closed> {
         let last = self.last.as_ref();
         if last.is_some_and(|last| last.state == state && *last.place == *place) {
             return Ok(());
         }
         let same = last.filter(|last| last.state.as_str() == state.as_str());
-        if same.is_none() && !self.is_quiet {
+        if !self.is_quiet && is_news(last.map(|last| &last.state), &state) {
             let source = self.source.as_str();
             match &state {
                 SourceState::Down { class, reason, .. } => {
@@ -77,6 +78,18 @@ impl HealthReporter {
             .send(Input::Health(health))
             .await
             .map_err(|_| Closed)
+    }
+}
+
+/// Whether a state is worth a line in the log: it is of another kind than the last one, or the failure
+/// is of another class.
+fn is_news(last: Option<&SourceState>, state: &SourceState) -> bool {
+    match (last, state) {
+        (Some(SourceState::Down { class: before, .. }), SourceState::Down { class, .. }) => {
+            before != class
+        }
+        (Some(last), state) => last.as_str() != state.as_str(),
+        (None, _) => true,
     }
 }
 
@@ -116,6 +129,29 @@ mod tests {
         );
         assert!(seen[..3].iter().all(|health| health.since == seen[0].since));
         assert!(seen[3].since > seen[0].since && seen[3].since.since(seen[0].since) > Nanos::ZERO);
+    }
+
+    #[test]
+    fn a_reason_with_a_random_name_in_it_is_not_logged_again() {
+        let down = |class: &str, reason: &str| SourceState::Down {
+            class: class.into(),
+            reason: reason.into(),
+            next_retry: None,
+        };
+        let states = [
+            down("permission", "cannot create the map 7f3a"),
+            down("permission", "cannot create the map 91c0"),
+            down("btf", "there is none"),
+            SourceState::Up,
+            SourceState::Up,
+            down("btf", "there is none"),
+        ];
+        let before = std::iter::once(None).chain(states.iter().map(Some));
+        let logged: Vec<bool> = before
+            .zip(&states)
+            .map(|(last, state)| is_news(last, state))
+            .collect();
+        assert_eq!(logged, [true, false, true, true, false, true]);
     }
 
     #[tokio::test]

@@ -2,11 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval, sleep};
-use tracing::warn;
-
 use super::opens::OpenHookState;
 use super::{KernelConfig, KernelSource, Tally};
 use crate::config;
@@ -16,6 +11,9 @@ use crate::errors::chain;
 use crate::sources::Io;
 use crate::sources::health::{Closed, HealthReporter};
 use crate::sources::retry::Backoff;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// How long the object rests before it is loaded again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -48,10 +46,8 @@ pub async fn run(
         // Nobody listens where `/proc` was scanned without waiting any longer.
         let _ = tried.take().map(|tried| tried.send(()));
     };
-    // What went wrong is logged below, once for each reason.
-    let mut health = HealthReporter::new(SourceId::Kernel, io.out.clone(), io.clock).quiet();
+    let mut health = HealthReporter::new(SourceId::Kernel, io.out.clone(), io.clock);
     let mut retry = Backoff::new(RETRY);
-    let mut reported = String::new();
     let mut tally = Tally::default();
     loop {
         let config = config.clone();
@@ -63,7 +59,6 @@ pub async fn run(
         let (class, reason) = match loaded {
             Ok(Ok((source, batches))) => {
                 retry.reset();
-                reported.clear();
                 // Full means that a scan is about to begin anyway.
                 let begun = || {
                     let _ = rescans.try_send(());
@@ -88,10 +83,6 @@ pub async fn run(
             Ok(Err(error)) => (error.class(), chain(&error)),
             Err(error) => ("panic", error.to_string()),
         };
-        if reason != reported {
-            warn!(class, reason, "cannot run the eBPF object");
-            reported.clone_from(&reason);
-        }
         let pause = retry.wait();
         let state = SourceState::Down {
             class: class.into(),
