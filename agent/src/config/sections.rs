@@ -1,12 +1,15 @@
 //! The configuration and its sections, with their defaults.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::span::Span;
+use crate::secrets;
 
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
 /// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
@@ -93,7 +96,6 @@ impl Default for Procfs {
 #[serde(default, deny_unknown_fields)]
 pub struct Gpu {
     /// The library; absent to look where drivers put it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<PathBuf>,
     /// How often a window is closed. The driver's ring spans about ten seconds.
     pub interval: Span,
@@ -123,6 +125,14 @@ pub struct Docker {
     pub timeout: Span,
 }
 
+impl Docker {
+    /// Whether there is anybody to ask.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.enabled && !self.sockets.is_empty()
+    }
+}
+
 impl Default for Docker {
     fn default() -> Self {
         Self {
@@ -149,6 +159,14 @@ pub struct Cri {
     pub events: bool,
     /// How long a call may take.
     pub timeout: Span,
+}
+
+impl Cri {
+    /// Whether there is anybody to ask.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.enabled && !self.sockets.is_empty()
+    }
 }
 
 impl Default for Cri {
@@ -187,6 +205,15 @@ pub struct Bundle {
     pub storage: Vec<PathBuf>,
     /// Data roots of the Docker Engine.
     pub docker: Vec<PathBuf>,
+}
+
+impl Bundle {
+    /// Whether there is a folder to look into.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        let folders = [&self.containerd, &self.storage, &self.docker];
+        self.enabled && folders.iter().any(|folders| !folders.is_empty())
+    }
 }
 
 impl Default for Bundle {
@@ -315,7 +342,31 @@ pub struct Prometheus {
     /// Whether it is served.
     pub enabled: bool,
     /// The address and port to listen on.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
+}
+
+/// Reads an address. The error of the standard library says neither what was found nor what is
+/// expected.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    struct Address;
+
+    impl Visitor<'_> for Address {
+        type Value = SocketAddr;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(
+                "an IP address and a port in quotes, such as \"[::]:10944\" or \"127.0.0.1:10944\"",
+            )
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<SocketAddr, E> {
+            let invalid = |_| E::invalid_value(de::Unexpected::Str(text), &self);
+            text.parse().map_err(invalid)
+        }
+    }
+
+    deserializer.deserialize_str(Address)
 }
 
 impl Default for Prometheus {
@@ -416,11 +467,10 @@ pub enum OtlpTemporality {
 }
 
 /// OTLP.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Otlp {
     /// The receiver's base address, e.g. `http://otel-collector:4317`; absent for none.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// How it is spoken to.
     pub protocol: OtlpProtocol,
@@ -433,8 +483,22 @@ pub struct Otlp {
     /// Headers (gRPC metadata) sent with each request.
     pub headers: BTreeMap<String, String>,
     /// `k8s.node.name`, if the node has one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
+}
+
+impl fmt::Debug for Otlp {
+    /// Without a user in the endpoint and without the headers' values: they may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Otlp")
+            .field("endpoint", &self.endpoint.as_deref().map(secrets::shown))
+            .field("protocol", &self.protocol)
+            .field("temporality", &self.temporality)
+            .field("interval", &self.interval)
+            .field("timeout", &self.timeout)
+            .field("headers", &self.headers.keys())
+            .field("node_name", &self.node_name)
+            .finish()
+    }
 }
 
 impl Default for Otlp {

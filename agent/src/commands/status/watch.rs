@@ -34,7 +34,7 @@ use super::page::{
 };
 use super::question::{Options, Output, answer};
 use crate::commands::ask::{AskError, get, parse};
-use crate::commands::complain;
+use crate::commands::complaint::complain;
 use crate::commands::table::{Table, printable};
 use crate::core::model::{BootTime, GpuUuid};
 use crate::core::snapshot::ContainerAccount;
@@ -165,7 +165,7 @@ async fn plain(options: &Options, interval: Duration, signals: &mut Signals) -> 
 
 async fn report(options: &Options) -> Result<StatusReport, AskError> {
     let request = "/v1/status";
-    parse(request, &get(&options.socket, request).await?)
+    parse(request, &get(&options.agent.socket()?, request).await?)
 }
 
 async fn live(
