@@ -9,6 +9,7 @@
 mod check;
 mod error;
 mod key;
+mod otlp;
 mod sections;
 mod span;
 #[cfg(test)]
@@ -19,9 +20,10 @@ mod value;
 use std::path::{Path, PathBuf};
 
 pub use self::error::{ConfigError, Mistake};
+pub use self::otlp::{Otlp, OtlpProtocol, OtlpTemporality};
 pub use self::sections::*;
 pub use self::span::Span;
-use crate::receiver::{Protocol, Receiver};
+use crate::receiver::Receiver;
 use crate::secrets::{self, STRUCK, Secrets};
 use crate::text_file;
 
@@ -110,17 +112,7 @@ impl Config {
     /// The receiver of OTLP, if one is configured.
     #[must_use]
     pub fn receiver(&self) -> Option<Receiver> {
-        let endpoint = self.otlp.endpoint.clone()?;
-        let headers = self.otlp.headers.iter();
-        let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
-        let protocol = match self.otlp.protocol {
-            OtlpProtocol::Grpc => Protocol::Grpc,
-            OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
-        };
-        Some(Receiver {
-            timeout: self.otlp.timeout.0,
-            ..Receiver::new(endpoint, protocol).with_headers(headers)
-        })
+        self.otlp.receiver()
     }
 
     /// The configuration as a file. It can be read back.

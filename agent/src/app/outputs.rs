@@ -140,7 +140,7 @@ pub(super) fn start(
         config: Arc::new(ConfigReport {
             file,
             // A path that is not UTF-8 cannot be written, nor could it have been read.
-            toml: config.clone().redacted().to_toml().unwrap_or_default(),
+            toml: config.shown().unwrap_or_default(),
         }),
         clock: Arc::new(now),
     };

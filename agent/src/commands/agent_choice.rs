@@ -25,8 +25,17 @@ pub struct AgentChoice {
 pub struct ChosenConfig {
     /// The configuration.
     pub config: Config,
-    /// Its origin in words.
+    /// Its origin in words, in one line: it becomes a comment of a configuration file.
     pub origin: String,
+}
+
+impl ChosenConfig {
+    fn new(config: Config, origin: &str) -> Self {
+        Self {
+            config,
+            origin: origin.replace(char::is_control, " "),
+        }
+    }
 }
 
 impl AgentChoice {
@@ -79,10 +88,8 @@ impl AgentChoice {
     /// If a file is named that cannot be used.
     pub async fn configuration(&self) -> Result<ChosenConfig, ConfigError> {
         if let Some(file) = self.file() {
-            return Ok(ChosenConfig {
-                config: Config::read(file)?,
-                origin: file.display().to_string(),
-            });
+            let origin = file.display().to_string();
+            return Ok(ChosenConfig::new(Config::read(file)?, &origin));
         }
         let agents = of_the_agent(&self.socket()?).await;
         Ok(without_a_file(agents.as_ref().ok()))
@@ -102,10 +109,8 @@ pub(super) async fn of_the_agent(socket: &Path) -> Result<ConfigReport, AskError
 /// What is used where no file is named: the configuration of the agent on this node, otherwise the
 /// defaults.
 pub(super) fn without_a_file(agents: Option<&ConfigReport>) -> ChosenConfig {
-    let defaults = |why: &str| ChosenConfig {
-        config: Config::default(),
-        origin: format!("the defaults: {why}"),
-    };
+    let defaults =
+        |why: &str| ChosenConfig::new(Config::default(), &format!("the defaults: {why}"));
     let Some(agents) = agents else {
         return defaults("no file is named and no agent answers");
     };
@@ -113,10 +118,7 @@ pub(super) fn without_a_file(agents: Option<&ConfigReport>) -> ChosenConfig {
         Ok(config) => {
             let file = agents.file.as_ref();
             let file = file.map_or("no file".into(), |file| file.display().to_string());
-            ChosenConfig {
-                config,
-                origin: format!("the running agent's, from {file}"),
-            }
+            ChosenConfig::new(config, &format!("the running agent's, from {file}"))
         }
         // It is another version's.
         Err(error) => defaults(&format!("the agent's cannot be read: {error}")),
@@ -126,6 +128,21 @@ pub(super) fn without_a_file(agents: Option<&ConfigReport>) -> ChosenConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_of_another_version_is_said_in_one_line() {
+        let report = ConfigReport {
+            file: Some("/etc/a\nb.toml".into()),
+            toml: "[newer]\n[newest]\n".to_owned(),
+        };
+        let chosen = without_a_file(Some(&report));
+        assert_eq!(chosen.config, Config::default());
+        assert!(chosen.origin.contains("2 mistakes"), "{}", chosen.origin);
+        assert!(!chosen.origin.contains('\n'), "{}", chosen.origin);
+        let toml = String::new();
+        let chosen = without_a_file(Some(&ConfigReport { toml, ..report }));
+        assert_eq!(chosen.origin, "the running agent's, from /etc/a b.toml");
+    }
 
     #[tokio::test]
     async fn a_file_names_the_socket_whatever_else_is_wrong_in_it() {

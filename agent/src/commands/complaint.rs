@@ -43,7 +43,7 @@ fn text(what: &str, remedy: Option<&str>) -> String {
 }
 
 /// What to do about an error, by the first of it and its causes for which that is known.
-fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
+pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
     causes(error).find_map(|error| {
         if let Some(error) = error.downcast_ref::<ConfigError>() {
             return Some(of_config(error));

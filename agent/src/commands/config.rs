@@ -46,18 +46,13 @@ pub async fn run(options: Options) -> ExitCode {
 fn page(chosen: ChosenConfig, output: Output) -> Result<String, Box<dyn std::error::Error>> {
     let ChosenConfig { config, origin } = chosen;
     Ok(match output {
-        Output::Toml => format!("# {}\n{}", one_line(&origin), config.shown()?),
+        Output::Toml => format!("# {origin}\n{}", config.shown()?),
         Output::Json => json(config)? + "\n",
     })
 }
 
 fn json(config: Config) -> serde_json::Result<String> {
     serde_json::to_string_pretty(&config.redacted())
-}
-
-/// A comment ends with its line.
-fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]

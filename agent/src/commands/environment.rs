@@ -17,7 +17,7 @@ pub const VARIABLES: [(&str, &str); 5] = [
     ),
     (
         "GPUACCT_RECORD_INPUTS",
-        "file in which all inputs of the core are recorded, as `agent --record-inputs`",
+        "records the inputs of the core, as `agent --record-inputs`",
     ),
     (
         "NO_COLOR",

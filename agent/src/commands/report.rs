@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 
 use super::agent_choice::AgentChoice;
-use super::complaint::{complain, print as print_out, say};
+use super::complaint::{complain, print as print_out, remedy_of, say};
+use crate::errors::chain;
 use crate::outputs::store::query::Ledger;
 use crate::report::prices::Prices;
 use crate::report::range::{Asked, Moment};
@@ -101,7 +102,7 @@ pub async fn run(options: Options) -> ExitCode {
     match answer(&options, &store, ledger, &asked, prices.as_ref(), now) {
         Ok(code) => code,
         Err(error @ ReportError::Money(_)) => complain(&error, 2),
-        Err(error) => complain(&error, 1),
+        Err(error) => say(&format!("{}{origin}", chain(&error)), remedy_of(&error), 1),
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::header::{HeaderName, HeaderValue};
 
+use super::key::cut;
 use super::sections::{Bundle, Config};
 use super::span::Span;
 use crate::log_filter;
@@ -56,11 +57,12 @@ impl Checks<'_> {
         expected: &str,
     ) {
         if !holds {
+            let found = found.to_string();
             (self.take)(Wrong {
                 key,
                 name: None,
                 index,
-                problem: format!("found {found}, expected {expected}"),
+                problem: format!("found {}, expected {expected}", cut(&found)),
             });
         }
     }

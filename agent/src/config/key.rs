@@ -1,6 +1,18 @@
 //! The place of a value in the configuration: `docker.sockets[1]`.
 
+use std::borrow::Cow;
 use std::fmt;
+
+/// The most that is shown of a text of the file, in characters.
+const MOST_SHOWN: usize = 120;
+
+/// A text of the file, cut where it is longer than anybody reads.
+pub(super) fn cut(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MOST_SHOWN) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
 
 /// A key with its tables and, in a list, its index.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +61,7 @@ impl fmt::Display for Key {
                     if number > 0 {
                         f.write_str(".")?;
                     }
+                    let name = &*cut(name);
                     if is_bare(name) {
                         f.write_str(name)?;
                     } else {

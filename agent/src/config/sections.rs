@@ -1,6 +1,5 @@
 //! The configuration and its sections, with their defaults.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,8 +7,8 @@ use std::path::PathBuf;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::otlp::Otlp;
 use super::span::Span;
-use crate::secrets;
 
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
 /// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
@@ -439,78 +438,6 @@ impl Default for Store {
             path: "/var/lib/gpuacct".into(),
             retention: Span::secs(35 * 24 * 3_600),
             max_size: 256 << 20,
-        }
-    }
-}
-
-/// How OTLP is spoken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OtlpProtocol {
-    /// gRPC, by convention on port 4317.
-    #[default]
-    #[serde(rename = "grpc")]
-    Grpc,
-    /// Protobuf in HTTP/1 POST requests, by convention on port 4318.
-    #[serde(rename = "http/protobuf")]
-    HttpProtobuf,
-}
-
-/// What a counter's points say over OTLP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OtlpTemporality {
-    /// The total since the counter's start.
-    #[default]
-    Cumulative,
-    /// What came since the last point: for receivers that add up.
-    Delta,
-}
-
-/// OTLP.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Otlp {
-    /// The receiver's base address, e.g. `http://otel-collector:4317`; absent for none.
-    pub endpoint: Option<String>,
-    /// How it is spoken to.
-    pub protocol: OtlpProtocol,
-    /// What a counter's points say.
-    pub temporality: OtlpTemporality,
-    /// How often the books are sent.
-    pub interval: Span,
-    /// How long one request may take.
-    pub timeout: Span,
-    /// Headers (gRPC metadata) sent with each request.
-    pub headers: BTreeMap<String, String>,
-    /// `k8s.node.name`, if the node has one.
-    pub node_name: Option<String>,
-}
-
-impl fmt::Debug for Otlp {
-    /// Without a user in the endpoint and without the headers' values: they may be secrets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Otlp")
-            .field("endpoint", &self.endpoint.as_deref().map(secrets::shown))
-            .field("protocol", &self.protocol)
-            .field("temporality", &self.temporality)
-            .field("interval", &self.interval)
-            .field("timeout", &self.timeout)
-            .field("headers", &self.headers.keys())
-            .field("node_name", &self.node_name)
-            .finish()
-    }
-}
-
-impl Default for Otlp {
-    fn default() -> Self {
-        Self {
-            endpoint: None,
-            protocol: OtlpProtocol::default(),
-            temporality: OtlpTemporality::default(),
-            interval: Span::secs(60),
-            timeout: Span::secs(10),
-            headers: BTreeMap::new(),
-            node_name: None,
         }
     }
 }

@@ -11,9 +11,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-/// What a text has to be, in words.
-pub(crate) const EXPECTED: &str =
-    "a duration in quotes, such as \"10s\" or \"1m 30s\", with the units ms, s, m, h, d and w";
+/// What is expected, of a file and of somebody who types it.
+const EXPECTED: [&str; 2] = [
+    "a duration in quotes, such as \"10s\" or \"1m 30s\", with the units ms, s, m, h, d and w",
+    "a duration such as 10s or \"1m 30s\", with the units ms, s, m, h, d and w",
+];
 
 impl Span {
     /// So many seconds.
@@ -31,7 +33,7 @@ impl std::str::FromStr for Span {
             .ok()
             .and_then(|span| Duration::try_from(span).ok())
             .map(Self)
-            .ok_or_else(|| format!("found {text:?}, expected {EXPECTED}"))
+            .ok_or_else(|| format!("found {text:?}, expected {}", EXPECTED[1]))
     }
 }
 
@@ -52,7 +54,7 @@ impl<'de> Deserialize<'de> for Span {
             type Value = Span;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(EXPECTED)
+                f.write_str(EXPECTED[0])
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {

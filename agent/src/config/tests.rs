@@ -433,3 +433,24 @@ fn a_file_that_is_not_there_is_named() {
         "cannot read the configuration file /nonexistent/gpuacct.toml"
     );
 }
+
+#[test]
+fn a_mistake_in_a_huge_value_is_told_in_few_words() {
+    let huge = "a".repeat(1 << 19);
+    let elements = "[],".repeat(100_000);
+    for text in [
+        format!("[gpu]\ninterval = {huge:?}\n"),
+        format!("{huge} = 1\n"),
+        format!("[otlp]\nprotocol = {huge:?}\n"),
+        format!("[log]\nlevel = {huge:?}\n"),
+        format!("[socket]\npath = \"/{huge}\"\n"),
+        format!("[kernel]\ndevices = [{huge:?}, \"\"]\n"),
+        format!("[log]\nlevel = {huge}\n"),
+        format!("[docker]\nsockets = [{elements}\n"),
+        "x\n".repeat(1 << 18),
+    ] {
+        let error = Config::parse(&text, "test").unwrap_err().to_string();
+        let longest = error.lines().map(str::len).max().unwrap_or_default();
+        assert!(longest < 600, "{longest}");
+    }
+}

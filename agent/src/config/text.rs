@@ -16,6 +16,8 @@ use super::value::{Misfit, Node};
 
 /// Keys whose values may be secrets. What was found there is not shown.
 const SECRET: [&str; 2] = ["otlp.endpoint", "otlp.headers"];
+/// How much of a line is looked at to guess what was meant, in bytes.
+const MOST_OF_LINE: usize = 80;
 /// Mistakes that are listed at most. Each costs a pass over the file.
 const MOST: usize = 50;
 
@@ -45,7 +47,7 @@ pub(super) fn read(text: &str, origin: &str) -> Read {
     let mut values = Vec::new();
     collect(&root, &Key::default(), &mut values);
     let mut reader = Reader {
-        text,
+        lines: Lines::of(text),
         root: &root,
         values,
         refused: BTreeSet::new(),
@@ -60,10 +62,11 @@ pub(super) fn read(text: &str, origin: &str) -> Read {
     reader.left_out.clone_from(&reader.refused);
     check::check(&config, &mut |wrong| reader.wrong(wrong));
     reader.listed.sort();
+    let lines = reader.lines;
     let mistakes = reader.listed.into_iter().take(MOST);
     let mistakes = mistakes.map(|(offset, key, problem)| Mistake {
         origin: origin.to_owned(),
-        place: Some(place(text, offset)),
+        place: Some(lines.place(offset)),
         key: key.to_string(),
         problem,
     });
@@ -104,15 +107,52 @@ fn collect(value: &Spanned<DeValue<'_>>, key: &Key, values: &mut Vec<Located>) {
     }
 }
 
-/// Line and column of an offset, both from 1.
-fn place(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.rsplit('\n').next().unwrap_or_default();
-    (before.matches('\n').count() + 1, line.chars().count() + 1)
+/// A text by its lines.
+struct Lines<'a> {
+    text: &'a str,
+    /// Where each line begins.
+    begins: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &'a str) -> Self {
+        let ends = text.match_indices('\n');
+        let begins = std::iter::once(0).chain(ends.map(|(end, _)| end + 1));
+        Self {
+            text,
+            begins: begins.collect(),
+        }
+    }
+
+    /// The number of the line that an offset is in, from 1.
+    fn number(&self, offset: usize) -> usize {
+        self.begins.partition_point(|begin| *begin <= offset)
+    }
+
+    /// Where that line begins.
+    fn begin(&self, offset: usize) -> usize {
+        self.begins[self.number(offset) - 1]
+    }
+
+    /// Line and column of an offset, both from 1.
+    fn place(&self, offset: usize) -> (usize, usize) {
+        let before = self
+            .text
+            .get(self.begin(offset)..offset)
+            .unwrap_or_default();
+        (self.number(offset), before.chars().count() + 1)
+    }
+
+    /// What follows an offset on its line, as far as anybody reads.
+    fn rest(&self, offset: usize) -> &'a str {
+        let rest = self.text.get(offset..).unwrap_or_default();
+        let rest = &rest[..rest.floor_char_boundary(MOST_OF_LINE)];
+        rest.lines().next().unwrap_or_default().trim()
+    }
 }
 
 struct Reader<'a> {
-    text: &'a str,
+    lines: Lines<'a>,
     root: &'a Spanned<DeValue<'a>>,
     values: Vec<Located>,
     /// The keys with a mistake.
@@ -127,8 +167,8 @@ impl Reader<'_> {
     /// Takes an error of TOML's parser. All that is wrong within one value, or on one line without a
     /// value, is one mistake.
     fn not_toml(&mut self, offset: usize, message: &str) {
-        let line = place(self.text, offset).0;
-        let is_listed = |listed: &(usize, Key, String)| place(self.text, listed.0).0 == line;
+        let line = self.lines.number(offset);
+        let is_listed = |listed: &(usize, Key, String)| self.lines.number(listed.0) == line;
         let Some((key, begin)) = self.value_at(offset) else {
             if !self.listed.iter().any(is_listed) {
                 self.listed
@@ -139,8 +179,7 @@ impl Reader<'_> {
         if self.refused.iter().any(|refused| key.is_in(refused)) {
             return;
         }
-        let raw = self.text.get(begin..).unwrap_or_default();
-        let raw = raw.lines().next().unwrap_or_default().trim();
+        let raw = self.lines.rest(begin);
         let problem = if raw.is_empty() {
             "there is no value".to_owned()
         } else if is_text(raw) && message != "duplicate key" {
@@ -155,8 +194,7 @@ impl Reader<'_> {
     /// The key and the beginning of the value that an offset is in, or that begins before it on the
     /// same line.
     fn value_at(&self, offset: usize) -> Option<(Key, usize)> {
-        let line = self.text.get(..offset).unwrap_or(self.text);
-        let line = line.rfind('\n').map_or(0, |at| at + 1);
+        let line = self.lines.begin(offset);
         let values = || self.values.iter().filter(|value| !value.is_table);
         let last = |holds: &dyn Fn(&Range<usize>) -> bool| {
             values()
@@ -165,10 +203,8 @@ impl Reader<'_> {
         };
         let on_line = |span: &Range<usize>| span.start >= line && span.start <= offset;
         // An address such as `[::]:10944` begins like a list.
-        let address = values().find(|value| {
-            let raw = self.text.get(value.span.start..).unwrap_or_default();
-            on_line(&value.span) && is_address(raw.lines().next().unwrap_or_default())
-        });
+        let address = values()
+            .find(|value| on_line(&value.span) && is_address(self.lines.rest(value.span.start)));
         let value = address
             .or_else(|| last(&|span| span.start <= offset && offset <= span.end))
             .or_else(|| last(&on_line))?;

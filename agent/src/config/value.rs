@@ -13,7 +13,7 @@ use serde::de::{self, Expected, IntoDeserializer, Unexpected, Visitor};
 use toml::Spanned;
 use toml::de::{DeString, DeValue};
 
-use super::key::{Key, Step};
+use super::key::{Key, Step, cut};
 
 /// A value that does not fit, or a key that is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl de::Error for Misfit {
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(Some(format!("{found:?}")), one_of(expected))
+        Self::new(Some(format!("{:?}", cut(found))), one_of(expected))
     }
 
     fn unknown_field(found: &str, expected: &'static [&'static str]) -> Self {
@@ -105,7 +105,7 @@ fn found_in_words(found: Unexpected<'_>) -> String {
         Unexpected::Unsigned(value) => format!("the number {value}"),
         Unexpected::Signed(value) => format!("the number {value}"),
         Unexpected::Float(value) => format!("the number {value}"),
-        Unexpected::Str(value) => format!("{value:?}"),
+        Unexpected::Str(value) => format!("{:?}", cut(value)),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "a table".to_owned(),
         Unexpected::Other(other) => other.to_owned(),

@@ -38,6 +38,7 @@ use crate::commands::complaint::complain;
 use crate::commands::table::{Table, printable};
 use crate::core::model::{BootTime, GpuUuid};
 use crate::core::snapshot::ContainerAccount;
+use crate::errors::chain;
 use crate::outputs::socket::StatusReport;
 
 /// How often the agent is asked, at most and at least.
@@ -347,7 +348,7 @@ impl View {
                 self.report = report;
                 self.silent = None;
             }
-            Err(error) => self.silent = Some(error.to_string()),
+            Err(error) => self.silent = Some(chain(&error)),
         }
     }
 
