@@ -34,7 +34,7 @@ use self::core_task::Core;
 pub use self::error::AppError;
 use self::outputs::{Outputs, Shown, Taken};
 use self::recorder::Recorder;
-pub(crate) use self::settings::{origin, receiver};
+pub(crate) use self::settings::origin;
 use self::signals::Signals;
 use self::sources::Sources;
 use crate::config::Config;

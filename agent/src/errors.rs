@@ -2,22 +2,34 @@
 
 use std::error::Error;
 
-/// An error and its causes, the outermost first. Nothing in use nests deeper than the bound; a cycle
-/// would.
+/// An error and its causes, the outermost first. An `io::Error` that wraps an error passes that
+/// error's source for its own; the wrapped error is included. Nothing in use nests deeper than the
+/// bound; a cycle would.
 pub(crate) fn causes<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source()).take(16)
+    std::iter::successors(Some(error), |&error| {
+        let wrapped = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        }
+    })
+    .take(16)
 }
 
-/// The messages of an error and its causes, joined by `: `.
+/// The messages of an error and its causes, joined by `: `. This is the one form in which an error is
+/// shown: on the terminal, in the log, as the reason of a source's state.
+///
+/// Many errors of libraries repeat their cause in their own message. What has been said is not said
+/// again.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let messages: Vec<String> = causes(error).map(ToString::to_string).collect();
-    messages.join(": ")
+    without_repetitions(causes(error).map(ToString::to_string))
 }
 
-/// The same for messages of causes, some of which repeat what one before them says. These are left
-/// out.
+/// The same for messages of causes. One that is part of what was said before it is left out.
 pub(crate) fn without_repetitions(messages: impl IntoIterator<Item = String>) -> String {
     let mut text = String::new();
     for message in messages {
@@ -51,18 +63,23 @@ mod tests {
     }
 
     #[test]
-    fn causes_follow_the_error_and_repetitions_are_left_out() {
-        let error = layers(&["cannot connect", "cannot connect: refused", "refused"]);
-        assert_eq!(
-            chain(&error),
-            "cannot connect: cannot connect: refused: refused"
-        );
-        let error = layers(&["no route: refused", "refused", "by the kernel"]);
-        let messages = causes(&error).map(ToString::to_string);
-        assert_eq!(
-            without_repetitions(messages),
-            "no route: refused: by the kernel"
-        );
+    fn a_cause_that_its_error_repeats_is_said_once() {
+        for (texts, expected) in [
+            (
+                &["cannot connect", "refused"][..],
+                "cannot connect: refused",
+            ),
+            (
+                &["cannot connect", "/run/a.sock: refused", "refused"],
+                "cannot connect: /run/a.sock: refused",
+            ),
+            (
+                &["no route: refused", "refused", "by the kernel"],
+                "no route: refused: by the kernel",
+            ),
+        ] {
+            assert_eq!(chain(&layers(texts)), expected);
+        }
     }
 
     #[test]

@@ -9,11 +9,14 @@ pub mod app;
 pub mod commands;
 pub mod config;
 mod errors;
+mod log_filter;
 pub mod outputs;
 pub mod published;
+pub mod receiver;
 pub mod report;
 pub mod secrets;
 mod shutdown;
 pub mod sources;
+mod text_file;
 
 pub use gpuacct_core as core;

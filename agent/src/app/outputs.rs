@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use super::settings::{opt_in, origin, receiver, starts, temporality};
+use super::settings::{opt_in, origin, starts, temporality};
 use super::sources::panicked;
 use crate::config::{self, Config};
 use crate::core::input::SourceHealth;
@@ -76,7 +76,7 @@ pub(super) fn exporter(
     shown: &Shown,
     health: mpsc::Sender<SourceHealth>,
 ) -> Result<Option<otlp::Exporter>, ReceiverError> {
-    let Some(receiver) = receiver(config) else {
+    let Some(receiver) = config.receiver() else {
         return Ok(None);
     };
     let options = otlp::Options {
@@ -140,7 +140,7 @@ pub(super) fn start(
         config: Arc::new(ConfigReport {
             file,
             // A path that is not UTF-8 cannot be written, nor could it have been read.
-            toml: config.clone().redacted().to_toml().unwrap_or_default(),
+            toml: config.shown().unwrap_or_default(),
         }),
         clock: Arc::new(now),
     };

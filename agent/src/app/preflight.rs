@@ -7,6 +7,9 @@
 //!
 //! Nothing waits without a limit. What exceeds its limit is reported as a failure.
 
+mod finding;
+mod otlp;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -14,10 +17,11 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+pub use self::finding::{Finding, Verdict};
+use self::finding::{fail, ok, warn};
 use crate::config::Config;
 use crate::errors::chain;
 use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
@@ -29,67 +33,6 @@ use crate::sources::kernel::{self, KernelConfig, KernelError, trial};
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Result of the check of one part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// The part works.
-    Ok,
-    /// The agent runs and knows less than it could.
-    Warn,
-    /// The agent does not run, or cannot do its work.
-    Fail,
-}
-
-impl Verdict {
-    /// Returns the word that is printed.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        }
-    }
-}
-
-/// Result of checking one part.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// The part that was tried.
-    pub item: String,
-    /// Result of the check.
-    pub verdict: Verdict,
-    /// What was found, in words.
-    pub found: String,
-    /// What to do about it; absent where nothing is to be done.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub remedy: Option<String>,
-}
-
-fn ok(item: impl Into<String>, found: impl Into<String>) -> Finding {
-    Finding {
-        item: item.into(),
-        verdict: Verdict::Ok,
-        found: found.into(),
-        remedy: None,
-    }
-}
-
-fn warn(item: impl Into<String>, found: impl Into<String>, remedy: &str) -> Finding {
-    Finding {
-        verdict: Verdict::Warn,
-        remedy: Some(remedy.to_owned()),
-        ..ok(item, found)
-    }
-}
-
-fn fail(item: impl Into<String>, found: impl Into<String>, remedy: &str) -> Finding {
-    Finding {
-        verdict: Verdict::Fail,
-        ..warn(item, found, remedy)
-    }
-}
 
 /// Looks at everything, in the order in which the agent needs it.
 pub async fn look(config: &Config) -> Vec<Finding> {
@@ -110,6 +53,9 @@ pub async fn look(config: &Config) -> Vec<Finding> {
     findings.push(socket(&config.socket.path, agent));
     if config.prometheus.enabled {
         findings.push(port(config.prometheus.listen, agent).await);
+    }
+    if let Some(receiver) = config.receiver() {
+        findings.push(otlp::look(&receiver).await);
     }
     findings
 }
@@ -393,7 +339,7 @@ async fn names(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut any = false;
     let limit = config.docker.timeout.0;
-    if config.docker.enabled {
+    if config.docker.is_on() {
         for (number, path) in config.docker.sockets.iter().enumerate() {
             let item = format!("docker {}", path.display());
             match look_at_socket(path) {
@@ -408,7 +354,7 @@ async fn names(config: &Config) -> Vec<Finding> {
             }
         }
     }
-    let cri = config.cri.enabled.then_some(&config.cri.sockets);
+    let cri = config.cri.is_on().then_some(&config.cri.sockets);
     for path in cri.into_iter().flatten() {
         let item = format!("cri {}", path.display());
         findings.push(match look_at_socket(path) {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::config::{CadvisorDutyCycle, Config, OtlpProtocol, OtlpTemporality, Payer};
+use crate::config::{CadvisorDutyCycle, Config, OtlpTemporality, Payer};
 use crate::core::account::Policy;
 use crate::core::accountant::Settings;
 use crate::core::model::Pid;
 use crate::core::placement::NestingRule;
 use crate::outputs::instruments::{DutyCycle, OptIn};
 use crate::outputs::otlp;
-use crate::outputs::receiver::{Origin, Protocol, Receiver};
+use crate::outputs::receiver::Origin;
 
 /// How often the books are committed. A commit costs the same whatever lies between two of them, and
 /// scrapers come each 15 seconds or so.
@@ -38,21 +38,6 @@ pub(super) fn settings(config: &Config) -> Settings {
         await_events: (2 * COMMIT_EVERY).into(),
         ..Settings::default()
     }
-}
-
-/// The receiver of OTLP, if one is configured.
-pub(crate) fn receiver(config: &Config) -> Option<Receiver> {
-    let endpoint = config.otlp.endpoint.clone()?;
-    let headers = config.otlp.headers.iter();
-    let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
-    let protocol = match config.otlp.protocol {
-        OtlpProtocol::Grpc => Protocol::Grpc,
-        OtlpProtocol::HttpProtobuf => Protocol::HttpProtobuf,
-    };
-    Some(Receiver {
-        timeout: config.otlp.timeout.0,
-        ..Receiver::new(endpoint, protocol).with_headers(headers)
-    })
 }
 
 /// Temporality of counters over OTLP, and where sent deltas are recorded.

@@ -1,9 +1,12 @@
-//! What tells the agent to stop: SIGTERM and SIGINT.
+//! Signals: SIGTERM and SIGINT tell the agent to stop. SIGHUP is ignored with a line in the log.
 
-/// The signals that end the agent.
+use tracing::warn;
+
+/// The signals that the agent handles.
 pub(super) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -13,14 +16,23 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
-    /// Waits for either signal.
+    /// Waits for a signal that stops the agent.
+    ///
+    /// Many daemons read their configuration anew upon SIGHUP, so people send it. By default it would
+    /// kill the agent.
     pub(super) async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => warn!(
+                    "SIGHUP is ignored; restart the agent to read the configuration anew"
+                ),
+            }
         }
     }
 }

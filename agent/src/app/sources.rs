@@ -50,9 +50,9 @@ pub(super) async fn announce(config: &Config, inputs: &mpsc::Sender<Input>) {
         (SourceId::Kernel, true),
         (SourceId::Procfs, true),
         (SourceId::Nvml, true),
-        (SourceId::Docker, config.docker.enabled),
-        (SourceId::Cri, config.cri.enabled),
-        (SourceId::Bundle, config.bundle.enabled),
+        (SourceId::Docker, config.docker.is_on()),
+        (SourceId::Cri, config.cri.is_on()),
+        (SourceId::Bundle, config.bundle.is_on()),
         (SourceId::KubeletLogs, config.kubelet_logs.enabled),
         (SourceId::PodResources, config.pod_resources.enabled),
     ] {
@@ -126,19 +126,19 @@ pub(super) fn start(
             io: io(),
         }
     };
-    if config.docker.enabled {
+    if config.docker.is_on() {
         let names = names(IdentitySource::Docker);
         let life = docker::run(config.docker.clone(), docker::Tuning::default(), names);
         let life = outlived(SourceId::Docker, inputs.clone(), life);
         tasks.spawn_on(life, servers.handle());
     }
-    if config.cri.enabled {
+    if config.cri.is_on() {
         let names = names(IdentitySource::Cri);
         let life = cri::run(config.cri.clone(), cri::Tuning::default(), names);
         let life = outlived(SourceId::Cri, inputs.clone(), life);
         tasks.spawn_on(life, servers.handle());
     }
-    if config.bundle.enabled {
+    if config.bundle.is_on() {
         let names = names(IdentitySource::Bundle);
         let life = bundle::run(config.bundle.clone(), bundle::Timing::default(), names);
         tasks.spawn(outlived(SourceId::Bundle, inputs.clone(), life));
@@ -237,6 +237,26 @@ async fn report_state(inputs: &mpsc::Sender<Input>, source: SourceId, state: Sou
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_source_with_an_empty_list_of_places_is_disabled_and_not_absent() {
+        let text = "[docker]\nsockets = []\n[cri]\nsockets = []\n\
+                    [bundle]\ncontainerd = []\nstorage = []\ndocker = []\n";
+        let config = Config::parse(text, "test").expect("it can be used");
+        let (inputs, mut taken) = mpsc::channel(16);
+        announce(&config, &inputs).await;
+        drop(inputs);
+        let mut disabled = Vec::new();
+        while let Some(input) = taken.recv().await {
+            if let Input::Health(health) = input
+                && health.state == SourceState::Disabled
+            {
+                disabled.push(health.source);
+            }
+        }
+        let expected = [SourceId::Docker, SourceId::Cri, SourceId::Bundle];
+        assert_eq!(disabled, expected);
+    }
 
     #[tokio::test]
     async fn a_source_that_a_defect_ended_is_down() {

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Stderr, stderr};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,13 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{block_on, complain, config::read};
+use super::block_on;
+use super::complaint::complain;
+use super::environment;
 use crate::app;
 use crate::config::{Config, ConfigError, LogFormat, OtlpTemporality};
-use crate::outputs::log::{self, Log, LogCapture, RedactingWriter};
+use crate::errors::chain;
+use crate::outputs::log::{Log, LogCapture, RedactingWriter};
 use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
 
 /// How long the last export of the agent's own telemetry may take.
@@ -26,11 +29,11 @@ const FLUSH: Duration = Duration::from_secs(3);
 ///
 /// Needs root on the host's pid namespace, Linux 5.8 or later with BTF. Flags override the
 /// configuration file. Ends on SIGTERM or SIGINT with 0; with 1 if it cannot start, with 2 if the
-/// configuration is wrong.
+/// configuration is wrong. SIGHUP is ignored.
 #[derive(Debug, Args)]
 pub struct Options {
     /// The configuration file
-    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG", value_parser = environment::path())]
     config: Option<PathBuf>,
     /// Address that serves /metrics, /healthz and /readyz
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -46,16 +49,39 @@ pub struct Options {
     node_name: Option<String>,
     /// Record all inputs of the core in FILE, for debugging. FILE must not exist, and grows with
     /// every process of the node
-    #[arg(long, value_name = "FILE", env = "GPUACCT_RECORD_INPUTS", hide = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "GPUACCT_RECORD_INPUTS",
+        value_parser = environment::path(),
+        hide_short_help = true
+    )]
     record_inputs: Option<PathBuf>,
     /// Log level, or directives such as gpuacct=debug
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
 }
 
+/// Which flag sets which key.
+const FLAGS: [(&str, &str); 5] = [
+    ("prometheus.listen", "--listen"),
+    ("socket.path", "--socket"),
+    ("gpu.library", "--nvml-library"),
+    ("otlp.node_name", "--node-name or NODE_NAME"),
+    ("log.level", "--log"),
+];
+
 impl Options {
+    /// The file that is named. An empty environment variable counts as not set.
+    fn file(&self) -> Option<&Path> {
+        let file = self.config.as_deref();
+        file.filter(|file| !file.as_os_str().is_empty())
+    }
+
     fn config(self) -> Result<Config, ConfigError> {
-        let mut config = read(self.config.as_deref())?;
+        let mut config = self
+            .file()
+            .map_or_else(|| Ok(Config::default()), Config::read)?;
         if let Some(listen) = self.listen {
             config.prometheus.listen = listen;
         }
@@ -72,7 +98,7 @@ impl Options {
         if let Some(level) = self.log {
             config.log.level = level;
         }
-        config.check()?;
+        config.check_flags(&FLAGS)?;
         Ok(config)
     }
 }
@@ -81,25 +107,20 @@ impl Options {
 #[must_use]
 pub fn run(options: Options) -> ExitCode {
     let record = options.record_inputs.clone();
-    let file = options.config.clone();
+    let record = record.filter(|file| !file.as_os_str().is_empty());
+    let file = options.file().map(Path::to_owned);
     let config = match options.config() {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
     };
     let (log, filter) = match Log::new(&config.log.level) {
         Ok(log) => log,
-        Err(_) => {
-            let error = ConfigError::Value {
-                key: "log.level",
-                found: format!("{:?}", config.log.level),
-                allowed: log::ALLOWED,
-            };
-            return complain(&error, 2);
-        }
+        // The check of the configuration has made the same filter.
+        Err(error) => return complain(&error, 2),
     };
     keep_memory_small();
     block_on(async {
-        let telemetry = app::receiver(&config).map(|receiver| {
+        let telemetry = config.receiver().map(|receiver| {
             Telemetry::start(&telemetry::Options {
                 receiver,
                 origin: app::origin(&config),
@@ -115,7 +136,7 @@ pub fn run(options: Options) -> ExitCode {
             Err(error @ TelemetryError::Receiver(_)) => return complain(&error, 2),
             Err(error) => return complain(&error, 1),
         };
-        let ansi = stderr().is_terminal();
+        let ansi = stderr().is_terminal() && environment::allows_colour();
         // Nothing of ours logs a secret; a library might, or a receiver's words that it logs.
         let secrets = config.secrets();
         let node = RedactingWriter {
@@ -147,10 +168,9 @@ pub fn run(options: Options) -> ExitCode {
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
-                error!(
-                    error = &failure as &dyn std::error::Error,
-                    "the agent failed"
-                );
+                // As text: a formatter of the log may leave out the causes.
+                let (error, remedy) = (chain(&failure), failure.remedy());
+                error!(error, remedy, "the agent failed");
                 ExitCode::FAILURE
             }
         }
@@ -183,6 +203,169 @@ fn keep_memory_small() {
                 // It costs memory and nothing else. The log is not there yet.
                 eprintln!("warning: the allocator does not take option {option}");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::config::OtlpProtocol;
+    use crate::core::model::{BootTime, Clock, WallTime};
+    use crate::outputs::{otlp, socket};
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
+        let line = Line::try_parse_from([&["agent"], arguments].concat());
+        line.expect("the flags are known").options.config()
+    }
+
+    /// Does with a configuration what the agent does at its start, as far as that can fail for what
+    /// the configuration says.
+    fn start(config: &Config) -> Result<(), String> {
+        let failed = |error: &(dyn std::error::Error + 'static)| chain(error);
+        Log::new(&config.log.level).map_err(|error| failed(&error))?;
+        let Some(receiver) = config.receiver() else {
+            return Ok(());
+        };
+        let options = otlp::Options::new(receiver.clone(), app::origin(config));
+        let (_, published) = watch::channel(Arc::default());
+        let (health, _) = mpsc::channel(1);
+        let clock = Arc::new(|| Clock {
+            boot: BootTime(0),
+            wall: WallTime(0),
+        });
+        otlp::Exporter::new(options, published, Arc::default(), clock, health)
+            .map_err(|error| failed(&error))?;
+        telemetry::exporters(&telemetry::Options {
+            receiver,
+            origin: app::origin(config),
+            interval: config.otlp.interval.0,
+            temporality: telemetry::Temporality::Cumulative,
+        })
+        .map(drop)
+        .map_err(|error| failed(&error))
+    }
+
+    #[tokio::test]
+    async fn no_configuration_that_is_accepted_keeps_the_agent_from_starting() {
+        let endpoints = [
+            "http://collector:4317",
+            "http://collector",
+            "http://[::1]:4317/base/",
+            "http://me:pass word@collector:1",
+            "http://me:%zz@collector:1",
+            "http://collector:4317?a=b#c",
+            "http://collector/a|b\"{}^`<>",
+            "http://bücher.example:1",
+            "http://coll\tector:1",
+            "http://collector\\a",
+            "http://collector:99999",
+            "http://:4317",
+            "http://?a",
+            "http://#",
+            "http://%00",
+            "http://a b",
+            "http://[::1",
+            "http://1.2.3.4.5:1",
+            "http://xn--a",
+            "HTTP://collector",
+            "http://collector:0",
+        ];
+        let mut accepted = 0;
+        for endpoint in endpoints {
+            for protocol in [OtlpProtocol::Grpc, OtlpProtocol::HttpProtobuf] {
+                for headers in [
+                    &[][..],
+                    &[("x-a", "b")],
+                    &[("x-a", "ä\u{7f}")],
+                    &[("te", "x")],
+                ] {
+                    let mut config = Config::default();
+                    config.otlp.endpoint = Some(endpoint.to_owned());
+                    config.otlp.protocol = protocol;
+                    let headers = headers.iter();
+                    config.otlp.headers =
+                        headers.map(|(k, v)| ((*k).into(), (*v).into())).collect();
+                    if Config::parse(&config.to_toml().unwrap(), "test").is_ok() {
+                        accepted += 1;
+                        assert_eq!(start(&config), Ok(()), "{config:?}");
+                    }
+                }
+            }
+        }
+        assert!(accepted > 50, "{accepted}");
+        for level in [
+            "info",
+            "warning",
+            "WARN",
+            "",
+            "7",
+            "a=b",
+            "[",
+            "[x]",
+            "=",
+            "info,,warn",
+            "gpuacct=",
+            "[{",
+            "a[b{c=\"d\"}]=info",
+            "a[b{c=(}]=info",
+            " info ",
+            "off\n",
+        ] {
+            let mut config = Config::default();
+            config.log.level = level.to_owned();
+            if Config::parse(&config.to_toml().unwrap(), "test").is_ok() {
+                assert_eq!(start(&config), Ok(()), "{level:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_longest_socket_that_is_accepted_can_be_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut accepted = 0;
+        for length in 90..120 {
+            let name = "s".repeat(length - folder.path().as_os_str().len() - 1);
+            let path = folder.path().join(name);
+            let text = format!("[socket]\npath = {path:?}\n");
+            if Config::parse(&text, "test").is_ok() {
+                accepted += 1;
+                socket::bind(&path).unwrap_or_else(|error| panic!("{length}: {error}"));
+            }
+        }
+        assert_eq!(accepted, 17, "90 to 106 bytes");
+    }
+
+    #[test]
+    fn flags_are_checked_like_the_file_and_named() {
+        let error = config(&["--log", "warning"]).unwrap_err().to_string();
+        let expected = "cannot use the configuration: --log: found \"warning\", expected off";
+        assert!(error.starts_with(expected), "{error}");
+        let keys: Vec<&str> = FLAGS.iter().map(|(key, _)| *key).collect();
+        let flags = [
+            "--listen",
+            "[::1]:9",
+            "--socket",
+            "/a",
+            "--nvml-library",
+            "/b",
+        ];
+        let named = ["--node-name", "n", "--log", "warn", "--config", ""];
+        let set = config(&[&flags[..], &named[..]].concat()).unwrap();
+        let set = serde_json::to_value(set).unwrap();
+        let defaults = serde_json::to_value(Config::default()).unwrap();
+        for key in keys {
+            let pointer = format!("/{}", key.replace('.', "/"));
+            assert_ne!(set.pointer(&pointer), defaults.pointer(&pointer), "{key}");
         }
     }
 }

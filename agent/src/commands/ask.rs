@@ -9,6 +9,7 @@ use hyper::{Method, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use crate::config::ConfigError;
 use crate::outputs::socket::Refusal;
 
 /// How long the agent may take to answer.
@@ -19,6 +20,9 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Why there is no answer to show.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
+    /// Where the agent's socket is cannot be found out.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// What is asked does not fit into a request.
     #[error("invalid request {request:?}")]
     Request {

@@ -10,15 +10,15 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write as _, stdout};
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::agent_choice::{AgentChoice, ChosenConfig, of_the_agent, without_a_file};
 use super::ask::{AskError, get, parse};
 use super::check::CheckReport;
-use super::complain;
-use super::config::{of_the_agent, without_a_file};
+use super::complaint::{print, say};
 use super::status::{self, Output};
 use crate::app::preflight;
 use crate::config::Config;
@@ -40,12 +40,8 @@ pub struct Options {
     /// Output file, `-` for standard output [default: a new file in the working directory]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Configuration file [default: that of the running agent, else the defaults]
-    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
-    config: Option<PathBuf>,
-    /// The agent's socket, if it is not where the configuration puts it
-    #[arg(long, env = "GPUACCT_SOCKET", value_name = "PATH")]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    agent: AgentChoice,
 }
 
 /// Why there is no bundle.
@@ -65,22 +61,18 @@ pub async fn run(options: Options) -> ExitCode {
         let host = host.nodename().to_string_lossy().replace('/', "_");
         PathBuf::from(format!("{FOLDER}-{host}-{seconds}.tar"))
     });
-    let written = pack(&parts, u64::try_from(seconds).unwrap_or(0)).and_then(|archive| {
-        if file == Path::new("-") {
-            return stdout().write_all(&archive);
-        }
-        write_new(&file, &archive)
-    });
-    match written {
-        Ok(()) => {
-            if file != Path::new("-") {
-                println!("{}", file.display());
-            }
-            ExitCode::SUCCESS
-        }
+    let archive = pack(&parts, u64::try_from(seconds).unwrap_or(0));
+    if file == Path::new("-")
+        && let Ok(archive) = &archive
+    {
+        return print(archive, 0);
+    }
+    match archive.and_then(|archive| write_new(&file, &archive)) {
+        Ok(()) => print(format!("{}\n", file.display()).as_bytes(), 0),
         Err(source) => {
+            let remedy = "name another file; an existing one is never overwritten";
             let file = file.display().to_string();
-            complain(&BundleError { file, source }, 1)
+            say(&chain(&BundleError { file, source }), Some(remedy), 1)
         }
     }
 }
@@ -93,21 +85,21 @@ struct Part {
 }
 
 async fn collect(options: &Options) -> Vec<Part> {
-    let given = options.config.as_deref().map(Config::read).transpose();
+    let given = options.agent.file().map(Config::read).transpose();
     let (given, complaint) = match given {
         Ok(given) => (given, None),
         Err(error) => (None, Some(cannot(&error))),
     };
-    let socket = options
-        .socket
-        .clone()
-        .or_else(|| given.as_ref().map(|config| config.socket.path.clone()))
-        .unwrap_or_else(|| DEFAULT_PATH.into());
+    let socket = options.agent.socket();
+    let socket = socket.unwrap_or_else(|_| DEFAULT_PATH.into());
     let agents = of_the_agent(&socket).await;
     let secrets = given.as_ref().map(Config::secrets).unwrap_or_default();
     // Where the file cannot be used, the rest is looked at as the agent would.
-    let (config, origin) = match given {
-        Some(config) => (config, "the file that was named".to_owned()),
+    let ChosenConfig { config, origin } = match given {
+        Some(config) => ChosenConfig {
+            config,
+            origin: "the file that was named".to_owned(),
+        },
         None => without_a_file(agents.as_ref().ok()),
     };
     let check = CheckReport::new(preflight::look(&config).await);
@@ -115,7 +107,7 @@ async fn collect(options: &Options) -> Vec<Part> {
         output: Output::Table,
         processes: true,
         watch: None,
-        socket,
+        agent: AgentChoice::at(socket.clone()),
     };
     let status_page = status::answer(&asked).await;
     asked.output = Output::Json;
@@ -124,11 +116,11 @@ async fn collect(options: &Options) -> Vec<Part> {
         Ok((text, _)) => text,
         Err(error) => cannot(&error),
     };
-    let log = match log(&asked.socket).await {
+    let log = match log(&socket).await {
         Ok(log) => log_text(&log),
         Err(error) => cannot(&error),
     };
-    let config = complaint.unwrap_or_else(|| match config.redacted().to_toml() {
+    let config = complaint.unwrap_or_else(|| match config.shown() {
         Ok(text) => format!("# {origin}\n{text}"),
         Err(error) => cannot(&error),
     });
@@ -277,18 +269,20 @@ mod tests {
         for (text, words) in [
             (
                 "[otlp.headers]\nauthorization = \"Bearer hunter22\n",
-                "TOML parse error at line 2, ",
+                "gpuacct.toml:2:17: otlp.headers.authorization: the closing quote is missing",
             ),
             (
                 "[otlp]\nendpoint = \"https://me:hunter22@collector\"\n",
-                "otlp.endpoint is https://(redacted)@collector",
+                "otlp.endpoint: found \"https://(redacted)@collector\"",
             ),
         ] {
             std::fs::write(&config, text).unwrap();
             let parts = collect(&Options {
                 file: None,
-                config: Some(config.clone()),
-                socket: Some(directory.path().join("none.sock")),
+                agent: AgentChoice {
+                    config: Some(config.clone()),
+                    socket: Some(directory.path().join("none.sock")),
+                },
             })
             .await;
             for Part { name, text } in &parts {
@@ -306,8 +300,10 @@ mod tests {
         std::fs::write(&config, "nonsense = true\n").unwrap();
         let parts = collect(&Options {
             file: None,
-            config: Some(config),
-            socket: Some(directory.path().join("none.sock")),
+            agent: AgentChoice {
+                config: Some(config),
+                socket: Some(directory.path().join("none.sock")),
+            },
         })
         .await;
         let text = |name: &str| {

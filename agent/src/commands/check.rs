@@ -1,34 +1,26 @@
 //! `gpuacct check`: what an operator runs first, with or without an agent.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
-use super::complain;
-use super::config::{of_the_agent, without_a_file};
+use super::agent_choice::{AgentChoice, ChosenConfig};
+use super::complaint::{complain, print};
 use super::status::Output;
 use super::table::wrap;
 use crate::app::preflight::{self, Finding, Verdict};
-use crate::config::Config;
 use crate::outputs::instruments::VERSION;
-use crate::outputs::socket::DEFAULT_PATH;
 
 /// Check what the agent needs on this node
 ///
-/// Attaches to the kernel, opens NVML, asks every runtime, tries the ports and the directories, and
-/// lets all of it go again. Runs without the agent and beside it. Exits with 0 if the agent can
+/// Attaches to the kernel, opens NVML, asks every runtime, tries the ports, the directories and the
+/// receiver of OTLP, and lets all of it go again. Runs without the agent and beside it. Exits with 0 if the agent can
 /// work, with 1 if something fails, with 2 if the configuration is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Configuration file [default: that of the running agent, else the defaults]
-    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
-    config: Option<PathBuf>,
-    /// The socket of the agent that is asked for its configuration
-    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
-    socket: PathBuf,
+    #[command(flatten)]
+    agent: AgentChoice,
     /// For people (table) or for programs (json)
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -88,12 +80,9 @@ impl CheckReport {
 
 /// Looks and prints: 0 the agent can work, 1 it cannot, 2 the configuration is wrong.
 pub async fn run(options: Options) -> ExitCode {
-    let (config, origin) = match options.config {
-        Some(file) => match Config::read(&file) {
-            Ok(config) => (config, file.display().to_string()),
-            Err(error) => return complain(&error, 2),
-        },
-        None => without_a_file(of_the_agent(&options.socket).await.ok().as_ref()),
+    let ChosenConfig { config, origin } = match options.agent.configuration().await {
+        Ok(chosen) => chosen,
+        Err(error) => return complain(&error, 2),
     };
     let mut findings = vec![Finding {
         item: "configuration".to_owned(),
@@ -110,12 +99,7 @@ pub async fn run(options: Options) -> ExitCode {
             Err(error) => return complain(&error, 1),
         },
     };
-    // The reader may close the pipe. The exit code still says what was found.
-    drop(std::io::stdout().write_all(text.as_bytes()));
-    match report.verdict {
-        Verdict::Ok | Verdict::Warn => ExitCode::SUCCESS,
-        Verdict::Fail => ExitCode::from(1),
-    }
+    print(text.as_bytes(), u8::from(report.verdict == Verdict::Fail))
 }
 
 #[cfg(test)]

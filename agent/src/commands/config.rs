@@ -1,66 +1,101 @@
-//! `gpuacct config`: prints the configuration that is in force, or what is wrong with it.
+//! `gpuacct config`: prints the configuration that is in force, or everything that is wrong with it.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::ask::{AskError, get, parse};
-use super::complain;
-use crate::config::{Config, ConfigError};
-use crate::outputs::socket::ConfigReport;
+use super::agent_choice::{AgentChoice, ChosenConfig};
+use super::complaint::{complain, print};
+use crate::config::Config;
 
 /// Check a configuration and print it whole, defaults included
 ///
-/// Exits with 0 if it can be used, with 2 and the reason if not.
+/// Secrets are not printed. Exits with 0 if it can be used, with 2 and everything that is wrong with
+/// it if not.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// The configuration file; the defaults if there is none
-    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
-    config: Option<PathBuf>,
+    /// As a configuration file (toml) or for programs (json)
+    #[arg(short, long, value_enum, default_value_t = Output::Toml)]
+    output: Output,
+    #[command(flatten)]
+    agent: AgentChoice,
 }
 
-/// The configuration of a file, or the defaults.
-pub(super) fn read(path: Option<&Path>) -> Result<Config, ConfigError> {
-    path.map_or_else(|| Ok(Config::default()), Config::read)
-}
-
-/// The running agent's configuration, without its secrets.
-pub(super) async fn of_the_agent(socket: &Path) -> Result<ConfigReport, AskError> {
-    let request = "/v1/config";
-    parse(request, &get(socket, request).await?)
-}
-
-/// What is looked at where no file is named: what the agent on this node goes by, else the defaults;
-/// and in words which of the two.
-pub(super) fn without_a_file(agents: Option<&ConfigReport>) -> (Config, String) {
-    let defaults = |why: &str| (Config::default(), format!("the defaults: {why}"));
-    let Some(agents) = agents else {
-        return defaults("no file is named and no agent answers");
-    };
-    match Config::parse(&agents.toml, "the agent") {
-        Ok(config) => {
-            let file = agents.file.as_ref();
-            let file = file.map_or("no file".into(), |file| file.display().to_string());
-            (config, format!("the running agent's, from {file}"))
-        }
-        // It is another version's.
-        Err(error) => defaults(&format!("the agent's cannot be read: {error}")),
-    }
+/// How a configuration is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// A configuration file.
+    Toml,
+    /// One document, with null for keys that have no value.
+    Json,
 }
 
 /// Checks and prints.
-#[must_use]
-pub fn run(options: &Options) -> ExitCode {
-    let config = match read(options.config.as_deref()) {
-        Ok(config) => config,
+pub async fn run(options: Options) -> ExitCode {
+    let chosen = match options.agent.configuration().await {
+        Ok(chosen) => chosen,
         Err(error) => return complain(&error, 2),
     };
-    match config.to_toml() {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
+    match page(chosen, options.output) {
+        Ok(text) => print(text.as_bytes(), 0),
+        Err(error) => complain(&*error, 2),
+    }
+}
+
+/// The configuration as it is printed, without its secrets.
+fn page(chosen: ChosenConfig, output: Output) -> Result<String, Box<dyn std::error::Error>> {
+    let ChosenConfig { config, origin } = chosen;
+    Ok(match output {
+        Output::Toml => format!("# {origin}\n{}", config.shown()?),
+        Output::Json => json(config)? + "\n",
+    })
+}
+
+fn json(config: Config) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(&config.redacted())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "[otlp]\nendpoint = \"http://me:hunter22@collector:4317\"\n\
+                        [otlp.headers]\nauthorization = \"Bearer hunter22\"\n";
+
+    fn printed(text: &str, output: Output) -> String {
+        let chosen = ChosenConfig {
+            config: Config::parse(text, "test").unwrap(),
+            origin: "/etc/gpuacct.toml".to_owned(),
+        };
+        page(chosen, output).unwrap()
+    }
+
+    #[test]
+    fn a_password_is_not_printed_in_any_format() {
+        for output in [Output::Toml, Output::Json] {
+            let page = printed(FILE, output);
+            assert!(!page.contains("hunter"), "{page}");
+            assert!(page.contains("http://(redacted)@collector:4317"), "{page}");
+            assert!(page.contains("authorization"), "{page}");
         }
-        Err(error) => complain(&error, 2),
+    }
+
+    #[test]
+    fn what_is_printed_as_json_is_the_whole_configuration() {
+        let json: serde_json::Value = serde_json::from_str(&printed("", Output::Json)).unwrap();
+        assert_eq!(json["gpu"]["library"], serde_json::Value::Null);
+        assert_eq!(json["gpu"]["interval"], "1s");
+        assert_eq!(json["otlp"]["endpoint"], serde_json::Value::Null);
+        assert_eq!(json["store"]["max_size"], 256 << 20);
+    }
+
+    #[test]
+    fn what_is_printed_says_whose_it_is_and_reads_back() {
+        let page = printed("", Output::Toml);
+        assert!(
+            page.starts_with("# /etc/gpuacct.toml\n[kernel]\n"),
+            "{page}"
+        );
+        assert_eq!(Config::parse(&page, "page").unwrap(), Config::default());
     }
 }

@@ -3,12 +3,11 @@
 //! The agent collects the facts from its tables. This prints them in order: process, cgroup, owner,
 //! names, amounts.
 
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::agent_choice::AgentChoice;
 use super::ask::{AskError, escaped, get, parse};
-use super::complain;
+use super::complaint::{complain, print, say};
 use super::status::{Output, bytes, duration, share, unknown};
 use super::table::{printable, wrap};
 use crate::core::explanation::{
@@ -17,7 +16,6 @@ use crate::core::explanation::{
 };
 use crate::core::model::{BootTime, SourceState, WallTime};
 use crate::core::snapshot::{AllocationState, AllocationView};
-use crate::outputs::socket::DEFAULT_PATH;
 
 /// Explain on whom a process, a container or a pod is booked, and why
 ///
@@ -33,34 +31,30 @@ pub struct Options {
     /// For people (table) or for programs (json)
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// The agent's socket
-    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
-    socket: PathBuf,
+    #[command(flatten)]
+    agent: AgentChoice,
 }
 
 /// Asks and prints: 0 known, 1 not known, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
     match answer(&options).await {
-        Ok(text) => {
-            // The reader may close the pipe. The exit code still says what was found.
-            drop(std::io::stdout().write_all(text.as_bytes()));
-            ExitCode::SUCCESS
-        }
+        Ok(text) => print(text.as_bytes(), 0),
         Err(AskError::Refused {
             status: 400 | 404,
             reason,
             ..
-        }) => {
-            eprintln!("error: {reason}");
-            ExitCode::from(1)
-        }
+        }) => say(
+            &reason,
+            Some("`gpuacct status --processes` lists containers, units and processes on the GPUs"),
+            1,
+        ),
         Err(error) => complain(&error, 2),
     }
 }
 
 async fn answer(options: &Options) -> Result<String, AskError> {
     let request = format!("/v1/explain?subject={}", escaped(&options.subject));
-    let json = get(&options.socket, &request).await?;
+    let json = get(&options.agent.socket()?, &request).await?;
     match options.output {
         Output::Table => parse(&request, &json).map(|explanation| page(&explanation)),
         Output::Json => {

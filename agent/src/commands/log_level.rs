@@ -1,12 +1,11 @@
 //! `gpuacct log-level`: what the running agent logs, from now until it ends.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::agent_choice::AgentChoice;
 use super::ask::{AskError, parse, post};
-use super::complain;
+use super::complaint::{complain, print, say};
 use crate::outputs::log::LevelChange;
-use crate::outputs::socket::DEFAULT_PATH;
 
 /// Change what the running agent logs, until it ends
 ///
@@ -16,28 +15,26 @@ pub struct Options {
     /// off, error, warn, info, debug, trace, or directives such as gpuacct=debug
     #[arg(value_name = "LEVEL")]
     level: String,
-    /// The agent's socket
-    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
-    socket: PathBuf,
+    #[command(flatten)]
+    agent: AgentChoice,
 }
 
 /// Asks and says what has changed.
 pub async fn run(options: Options) -> ExitCode {
-    let request = "/v1/log-level";
-    let answer = post(&options.socket, request, options.level.into()).await;
-    match answer.and_then(|json| parse::<LevelChange>(request, &json)) {
-        Ok(LevelChange { before, now }) => {
-            println!("{before} -> {now}");
-            ExitCode::SUCCESS
-        }
+    match change(&options).await {
+        Ok(LevelChange { before, now }) => print(format!("{before} -> {now}\n").as_bytes(), 0),
         Err(AskError::Refused {
             status: 400,
             reason,
             ..
-        }) => {
-            eprintln!("error: {reason}");
-            ExitCode::from(1)
-        }
+        }) => say(&reason, None, 1),
         Err(error) => complain(&error, 2),
     }
+}
+
+async fn change(options: &Options) -> Result<LevelChange, AskError> {
+    let request = "/v1/log-level";
+    let socket = options.agent.socket()?;
+    let json = post(&socket, request, options.level.clone().into()).await?;
+    parse(request, &json)
 }

@@ -2,13 +2,17 @@
 
 use std::process::ExitCode;
 
-use crate::errors::chain;
+use self::complaint::complain;
 
 pub mod agent;
+pub mod agent_choice;
+pub mod arguments;
 pub mod ask;
 pub mod bundle;
 pub mod check;
+mod complaint;
 pub mod config;
+pub mod environment;
 pub mod explain;
 pub mod log_level;
 pub mod probe;
@@ -16,14 +20,8 @@ pub mod report;
 pub mod status;
 mod table;
 
-/// Prints an error with its causes in one line, and says how to exit.
-fn complain(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
-    eprintln!("error: {}", chain(error));
-    ExitCode::from(code)
-}
-
 /// Runs a command on the one thread that everything which does not block shares.
-pub fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)

@@ -4,11 +4,11 @@
 //! port of `/metrics`, and a flood of connections to it must not make the kubelet restart the
 //! agent. Exit codes: 0 for yes; 1 for no, with the reason; 2 if no agent answers.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::agent_choice::AgentChoice;
 use super::ask::{AskError, get};
-use super::complain;
+use super::complaint::{complain, print};
 use crate::outputs::socket::DEFAULT_PATH;
 
 /// Says by its exit code whether the agent on this node is well enough for a kubelet.
@@ -17,9 +17,9 @@ pub struct Options {
     /// What is asked.
     #[arg(value_enum)]
     pub question: Question,
-    /// The agent's socket.
-    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
-    pub socket: PathBuf,
+    /// Where the agent is.
+    #[command(flatten)]
+    pub agent: AgentChoice,
 }
 
 /// What a kubelet wants to know.
@@ -37,11 +37,13 @@ pub async fn run(options: Options) -> ExitCode {
         Question::Live => "/v1/live",
         Question::Ready => "/v1/ready",
     };
-    match get(&options.socket, request).await {
-        Ok(text) => {
-            print!("{}", String::from_utf8_lossy(&text));
-            ExitCode::SUCCESS
-        }
+    // A file that was broken after the agent's start must not have the kubelet restart the agent.
+    let socket = options.agent.socket().unwrap_or_else(|error| {
+        complain(&error, 2);
+        DEFAULT_PATH.into()
+    });
+    match get(&socket, request).await {
+        Ok(text) => print(&text, 0),
         Err(error @ AskError::Refused { .. }) => complain(&error, 1),
         Err(error) => complain(&error, 2),
     }

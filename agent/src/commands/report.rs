@@ -5,13 +5,15 @@
 
 mod print;
 
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use jiff::Timestamp;
 
-use super::complain;
+use super::agent_choice::AgentChoice;
+use super::complaint::{complain, print as print_out, remedy_of, say};
+use crate::errors::chain;
+use crate::outputs::store::query::Ledger;
 use crate::report::prices::Prices;
 use crate::report::range::{Asked, Moment};
 use crate::report::tally::Dimension;
@@ -52,9 +54,8 @@ pub struct Options {
     /// Directory of the store, or ledger file [default: store.path of the configuration]
     #[arg(long, value_name = "PATH")]
     store: Option<PathBuf>,
-    /// The configuration file; the defaults if there is none
-    #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    agent: AgentChoice,
 }
 
 /// How a report is printed.
@@ -71,19 +72,21 @@ pub enum Output {
 }
 
 /// Reads and prints: 0 printed, 1 the ledger is in the way, 2 wrong flags, range or prices.
-#[must_use]
-pub fn run(options: &Options) -> ExitCode {
-    let store = match &options.store {
-        Some(store) => store.clone(),
-        None => match super::config::read(options.config.as_deref()) {
-            Ok(config) => config.store.path,
+pub async fn run(options: Options) -> ExitCode {
+    let (store, origin) = match &options.store {
+        Some(store) => (store.clone(), String::new()),
+        None => match options.agent.configuration().await {
+            Ok(chosen) => {
+                let origin = format!(" (configuration: {})", chosen.origin);
+                (chosen.config.store.path, origin)
+            }
             Err(error) => return complain(&error, 2),
         },
     };
     for (at, dimension) in options.by.iter().enumerate() {
         if options.by[..at].contains(dimension) {
-            eprintln!("error: --by has {dimension} twice");
-            return ExitCode::from(2);
+            let what = format!("cannot group the report: --by has {dimension} twice");
+            return say(&what, Some("name it once"), 2);
         }
     }
     let now = Timestamp::now();
@@ -95,23 +98,25 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(prices) => prices,
         Err(error) => return complain(&error, 2),
     };
-    match answer(options, &store, &asked, prices.as_ref(), now) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+    let ledger = format!("read from {}{origin}", Ledger::file_of(&store).display());
+    match answer(&options, &store, ledger, &asked, prices.as_ref(), now) {
+        Ok(code) => code,
         Err(error @ ReportError::Money(_)) => complain(&error, 2),
-        Err(error) => complain(&error, 1),
+        Err(error) => say(&format!("{}{origin}", chain(&error)), remedy_of(&error), 1),
     }
 }
 
-/// Prints the report, and says whether its books balance.
+/// Prints the report, with a note on which ledger was read. The code is 1 if its books do not balance.
 fn answer(
     options: &Options,
     store: &Path,
+    ledger: String,
     asked: &Asked,
     prices: Option<&Prices>,
     now: Timestamp,
-) -> Result<bool, ReportError> {
-    let report = report::make(store, asked, &options.by, prices, now)?;
+) -> Result<ExitCode, ReportError> {
+    let mut report = report::make(store, asked, &options.by, prices, now)?;
+    report.notes.insert(0, ledger);
     let text = match options.output {
         Output::Table => Ok(print::table(&report, options.wide)),
         Output::Csv => print::csv(&report),
@@ -123,17 +128,9 @@ fn answer(
             eprintln!("note: {note}");
         }
     }
-    let printed = text.and_then(|text| {
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()
-    });
-    match printed {
-        // The reader may close the pipe.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("error: cannot print the report: {error}");
-            Ok(false)
-        }
-        _ => Ok(report.imbalance.is_zero()),
-    }
+    let code = u8::from(!report.imbalance.is_zero());
+    Ok(match text {
+        Ok(text) => print_out(text.as_bytes(), code),
+        Err(error) => say(&format!("cannot print the report: {error}"), None, 1),
+    })
 }

@@ -11,28 +11,24 @@ mod question;
 mod tests;
 pub mod watch;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 pub(super) use self::figures::{bytes, duration, share, unknown};
 pub use self::question::{Options, Output, answer};
-use super::complain;
+use super::complaint::{complain, print};
 
 /// Asks the agent and prints its answer: 0 healthy, 1 degraded, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
+    let agent = match options.agent.resolved() {
+        Ok(agent) => agent,
+        Err(error) => return complain(&error, 2),
+    };
+    let options = Options { agent, ..options };
     if let Some(interval) = options.watch {
         return watch::run(&options, interval.0).await;
     }
     match answer(&options).await {
-        Ok((text, healthy)) => {
-            // The reader may close the pipe. The exit code still says what was found.
-            drop(std::io::stdout().write_all(text.as_bytes()));
-            if healthy {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(1)
-            }
-        }
+        Ok((text, healthy)) => print(text.as_bytes(), u8::from(!healthy)),
         Err(error) => complain(&error, 2),
     }
 }

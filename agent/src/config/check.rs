@@ -1,39 +1,114 @@
-//! Refuses values that cannot work, with the key, what was found and what is allowed.
+//! Names values that cannot work, with the key, what was found and what is expected.
+//!
+//! Nothing that passes keeps the agent from starting because of its configuration: what the agent
+//! does with a value at its start is done here with the same functions.
 
+use std::path::Path;
 use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{HeaderName, HeaderValue};
 
-use super::error::ConfigError;
+use super::key::cut;
 use super::sections::{Bundle, Config};
 use super::span::Span;
+use crate::log_filter;
 use crate::secrets;
 
 /// Pod labels that are published at most: each is a series for each pod.
 const MAX_POD_LABELS: usize = 16;
+/// The longest path of a socket that the agent connects to: `sun_path` without its closing zero.
+const MAX_SOCKET_BYTES: usize = 107;
 
-/// Refuses values that cannot work.
-///
-/// # Errors
-///
-/// The first such value.
-pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
+/// A value that cannot work.
+pub(super) struct Wrong {
+    /// The key, with its table.
+    pub(super) key: &'static str,
+    /// The name below the key, if that is a table.
+    pub(super) name: Option<String>,
+    /// The index of the element, if the key is a list and one element is wrong.
+    pub(super) index: Option<usize>,
+    /// What was found and what is expected. It shows no secret.
+    pub(super) problem: String,
+}
+
+/// Where values go that cannot work.
+struct Checks<'a> {
+    take: &'a mut dyn FnMut(Wrong),
+}
+
+impl Checks<'_> {
+    fn ensure(
+        &mut self,
+        holds: bool,
+        key: &'static str,
+        found: impl std::fmt::Display,
+        expected: &str,
+    ) {
+        self.ensure_element(holds, key, None, found, expected);
+    }
+
+    fn ensure_element(
+        &mut self,
+        holds: bool,
+        key: &'static str,
+        index: Option<usize>,
+        found: impl std::fmt::Display,
+        expected: &str,
+    ) {
+        if !holds {
+            let found = found.to_string();
+            (self.take)(Wrong {
+                key,
+                name: None,
+                index,
+                problem: format!("found {}, expected {expected}", cut(&found)),
+            });
+        }
+    }
+
+    /// An absolute path that a file can have. Paths of flags may be no text, and the configuration
+    /// could not be shown.
+    fn ensure_path(&mut self, key: &'static str, index: Option<usize>, path: &Path) {
+        let holds = path.is_absolute() && is_name(path);
+        let expected = "an absolute path, in UTF-8 and without a zero byte";
+        let expected = match is_name(path) {
+            true => "an absolute path",
+            false => expected,
+        };
+        self.ensure_element(holds, key, index, format!("{path:?}"), expected);
+    }
+
+    fn ensure_socket(&mut self, key: &'static str, index: Option<usize>, path: &Path, most: usize) {
+        let holds = path.is_absolute() && is_name(path) && path.as_os_str().len() <= most;
+        let expected = format!("an absolute path of at most {most} bytes");
+        self.ensure_element(holds, key, index, format!("{path:?}"), &expected);
+    }
+}
+
+/// Whether a path is text that the kernel takes.
+fn is_name(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| !path.contains('\0'))
+}
+
+/// Names every value that cannot work.
+pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
+    let mut checks = Checks { take };
     let ring = config.kernel.ring_bytes;
     let ring_allowed = ring.is_power_of_two() && (1 << 12..=1 << 26).contains(&ring);
-    ensure(
+    checks.ensure(
         ring_allowed,
         "kernel.ring_bytes",
         ring,
         "a power of two from 4096 to 67108864",
-    )?;
+    );
     let devices = &config.kernel.devices;
-    ensure(
+    checks.ensure(
         devices.len() <= 8 && devices.iter().all(|name| !name.trim().is_empty()),
         "kernel.devices",
         format!("{devices:?}"),
         "at most 8 names, none empty",
-    )?;
+    );
     let spans: [(&'static str, Span, u64, u64, &'static str); 13] = [
         (
             "procfs.interval",
@@ -131,43 +206,44 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     ];
     for (key, span, least, most, allowed) in spans {
         let range = Duration::from_millis(least)..=Duration::from_millis(most);
-        ensure(range.contains(&span.0), key, span, allowed)?;
-    }
-    let docker = config.docker.sockets.iter();
-    let docker = docker.map(|path| ("docker.sockets", path));
-    let cri = config.cri.sockets.iter().map(|path| ("cri.sockets", path));
-    let sockets = docker.chain(cri);
-    let others = [
-        ("pod_resources.socket", &config.pod_resources.socket),
-        ("socket.path", &config.socket.path),
-    ];
-    for (key, path) in sockets.chain(others) {
-        // sun_path, with its terminating zero.
-        let fits = path.is_absolute() && path.as_os_str().len() < 108;
-        ensure(
-            fits,
+        checks.ensure(
+            range.contains(&span.0),
             key,
-            path.display(),
-            "an absolute path of at most 107 bytes",
-        )?;
+            format!("{:?}", span.to_string()),
+            allowed,
+        );
     }
+    for (key, paths) in [
+        ("docker.sockets", &config.docker.sockets),
+        ("cri.sockets", &config.cri.sockets),
+    ] {
+        for (index, path) in paths.iter().enumerate() {
+            checks.ensure_socket(key, Some(index), path, MAX_SOCKET_BYTES);
+        }
+    }
+    let kubelet = &config.pod_resources.socket;
+    checks.ensure_socket("pod_resources.socket", None, kubelet, MAX_SOCKET_BYTES);
+    // The agent makes its socket under a name that is one byte longer.
+    let own = &config.socket.path;
+    checks.ensure_socket("socket.path", None, own, MAX_SOCKET_BYTES - 1);
     let labels = &config.publish.pod_labels;
-    ensure(
+    checks.ensure(
         labels.len() <= MAX_POD_LABELS,
         "publish.pod_labels",
         format!("{} labels", labels.len()),
         "at most 16 labels",
-    )?;
-    for label in labels {
+    );
+    for (index, label) in labels.iter().enumerate() {
         // A prefix of 253, a slash, a name of 63: Kubernetes' own bound of a key.
         let allowed = (1..=317).contains(&label.len())
             && label.bytes().all(|byte| matches!(byte, b'!'..=b'~'));
-        ensure(
+        checks.ensure_element(
             allowed,
             "publish.pod_labels",
+            Some(index),
             format!("{label:?}"),
             "keys of Kubernetes labels",
-        )?;
+        );
     }
     let Bundle {
         host_root,
@@ -177,97 +253,102 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         ..
     } = &config.bundle;
     let logs = &config.kubelet_logs;
+    for (key, path) in [
+        ("bundle.host_root", host_root),
+        ("kubelet_logs.host_root", &logs.host_root),
+        ("kubelet_logs.containers", &logs.containers),
+        ("kubelet_logs.pods", &logs.pods),
+        ("store.path", &config.store.path),
+    ] {
+        checks.ensure_path(key, None, path);
+    }
     for (key, paths) in [
-        ("bundle.host_root", std::slice::from_ref(host_root)),
         ("bundle.containerd", containerd),
         ("bundle.storage", storage),
         ("bundle.docker", docker),
-        (
-            "kubelet_logs.host_root",
-            std::slice::from_ref(&logs.host_root),
-        ),
-        (
-            "kubelet_logs.containers",
-            std::slice::from_ref(&logs.containers),
-        ),
-        ("kubelet_logs.pods", std::slice::from_ref(&logs.pods)),
     ] {
-        for path in paths {
-            ensure(path.is_absolute(), key, path.display(), "an absolute path")?;
+        for (index, path) in paths.iter().enumerate() {
+            checks.ensure_path(key, Some(index), path);
         }
     }
-    for resource in &config.pod_resources.resources {
+    if let Some(library) = &config.gpu.library {
+        checks.ensure_path("gpu.library", None, library);
+    }
+    for (index, resource) in config.pod_resources.resources.iter().enumerate() {
         let (domain, name) = resource.split_once('/').unwrap_or((resource, ""));
         let allowed = !domain.is_empty()
             && !name.contains('/')
             && !resource.contains(|c: char| c.is_whitespace() || c.is_control());
-        ensure(
+        checks.ensure_element(
             allowed,
             "pod_resources.resources",
+            Some(index),
             format!("{resource:?}"),
             "a resource's name, or a domain and a slash",
-        )?;
+        );
     }
-    let store = &config.store.path;
-    let allowed = "an absolute path";
-    ensure(store.is_absolute(), "store.path", store.display(), allowed)?;
-    ensure(
+    checks.ensure(
         config.store.max_size >= 8 << 20,
         "store.max_size",
         config.store.max_size,
         "8388608 or more",
-    )?;
-    if let Some(library) = &config.gpu.library {
-        ensure(
-            library.is_absolute(),
-            "gpu.library",
-            library.display(),
-            "an absolute path",
-        )?;
-    }
-    if let Some(endpoint) = &config.otlp.endpoint {
-        let allowed = endpoint
-            .strip_prefix("http://")
-            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
-            // What is behind an `@` that does not end a user would be taken for the path.
-            && Url::parse(endpoint).is_ok_and(|url| !url.path().contains('@'));
-        let shown = secrets::shown(endpoint);
-        ensure(allowed, "otlp.endpoint", shown, "http://HOST[:PORT]")?;
-    }
-    for (name, value) in &config.otlp.headers {
-        let allowed =
-            HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok();
-        // The value is not shown: it may be a secret.
-        ensure(
-            allowed,
-            "otlp.headers",
-            format!("{name:?} with a value"),
-            "a header's name and a value without control characters",
-        )?;
-    }
+    );
+    receiver(config, &mut checks);
     if let Some(name) = &config.otlp.node_name {
-        ensure(
+        checks.ensure(
             !name.trim().is_empty(),
             "otlp.node_name",
             format!("{name:?}"),
             "a node's name",
-        )?;
+        );
     }
-    Ok(())
+    let level = &config.log.level;
+    let holds = log_filter::filter(level).is_ok();
+    checks.ensure(
+        holds,
+        "log.level",
+        format!("{level:?}"),
+        log_filter::ALLOWED,
+    );
 }
 
-fn ensure(
-    holds: bool,
-    key: &'static str,
-    found: impl std::fmt::Display,
-    allowed: &'static str,
-) -> Result<(), ConfigError> {
-    if holds {
-        return Ok(());
+/// Checks what is needed to send to an OTLP receiver.
+fn receiver(config: &Config, checks: &mut Checks<'_>) {
+    // A header without an endpoint is checked, too: the endpoint may come later.
+    let mut are_headers_sound = true;
+    for (name, value) in &config.otlp.headers {
+        let is_name = HeaderName::from_bytes(name.as_bytes()).is_ok();
+        let holds = is_name && HeaderValue::from_str(value).is_ok();
+        are_headers_sound &= holds;
+        if !holds {
+            // The value is not shown, since it may be a secret. Nor is what is no name: it may be
+            // name and value.
+            (checks.take)(Wrong {
+                key: "otlp.headers",
+                name: is_name.then(|| name.clone()),
+                index: None,
+                problem: "expected a header's name and a value without control characters"
+                    .to_owned(),
+            });
+        }
     }
-    Err(ConfigError::Value {
-        key,
-        found: found.to_string(),
-        allowed,
-    })
+    let Some(endpoint) = &config.otlp.endpoint else {
+        return;
+    };
+    let has_host = endpoint
+        .strip_prefix("http://")
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+        // What is behind an `@` that does not end a user would be taken for the path.
+        && Url::parse(endpoint).is_ok_and(|url| !url.path().contains('@'));
+    // With a header that cannot be sent the receiver cannot be checked further.
+    let is_usable = !are_headers_sound
+        || config
+            .receiver()
+            .is_none_or(|receiver| receiver.check().is_ok());
+    let expected = match endpoint.starts_with("https://") {
+        true => "http://HOST[:PORT]; gpuacct has no TLS",
+        false => "http://HOST[:PORT]",
+    };
+    let shown = format!("{:?}", secrets::shown(endpoint));
+    checks.ensure(has_host && is_usable, "otlp.endpoint", shown, expected);
 }

@@ -1,11 +1,13 @@
 //! The configuration and its sections, with their defaults.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::otlp::Otlp;
 use super::span::Span;
 
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
@@ -93,7 +95,6 @@ impl Default for Procfs {
 #[serde(default, deny_unknown_fields)]
 pub struct Gpu {
     /// The library; absent to look where drivers put it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<PathBuf>,
     /// How often a window is closed. The driver's ring spans about ten seconds.
     pub interval: Span,
@@ -123,6 +124,14 @@ pub struct Docker {
     pub timeout: Span,
 }
 
+impl Docker {
+    /// Whether there is anybody to ask.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.enabled && !self.sockets.is_empty()
+    }
+}
+
 impl Default for Docker {
     fn default() -> Self {
         Self {
@@ -149,6 +158,14 @@ pub struct Cri {
     pub events: bool,
     /// How long a call may take.
     pub timeout: Span,
+}
+
+impl Cri {
+    /// Whether there is anybody to ask.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.enabled && !self.sockets.is_empty()
+    }
 }
 
 impl Default for Cri {
@@ -187,6 +204,15 @@ pub struct Bundle {
     pub storage: Vec<PathBuf>,
     /// Data roots of the Docker Engine.
     pub docker: Vec<PathBuf>,
+}
+
+impl Bundle {
+    /// Whether there is a folder to look into.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        let folders = [&self.containerd, &self.storage, &self.docker];
+        self.enabled && folders.iter().any(|folders| !folders.is_empty())
+    }
 }
 
 impl Default for Bundle {
@@ -315,7 +341,31 @@ pub struct Prometheus {
     /// Whether it is served.
     pub enabled: bool,
     /// The address and port to listen on.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
+}
+
+/// Reads an address. The error of the standard library says neither what was found nor what is
+/// expected.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    struct Address;
+
+    impl Visitor<'_> for Address {
+        type Value = SocketAddr;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(
+                "an IP address and a port in quotes, such as \"[::]:10944\" or \"127.0.0.1:10944\"",
+            )
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<SocketAddr, E> {
+            let invalid = |_| E::invalid_value(de::Unexpected::Str(text), &self);
+            text.parse().map_err(invalid)
+        }
+    }
+
+    deserializer.deserialize_str(Address)
 }
 
 impl Default for Prometheus {
@@ -388,65 +438,6 @@ impl Default for Store {
             path: "/var/lib/gpuacct".into(),
             retention: Span::secs(35 * 24 * 3_600),
             max_size: 256 << 20,
-        }
-    }
-}
-
-/// How OTLP is spoken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OtlpProtocol {
-    /// gRPC, by convention on port 4317.
-    #[default]
-    #[serde(rename = "grpc")]
-    Grpc,
-    /// Protobuf in HTTP/1 POST requests, by convention on port 4318.
-    #[serde(rename = "http/protobuf")]
-    HttpProtobuf,
-}
-
-/// What a counter's points say over OTLP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OtlpTemporality {
-    /// The total since the counter's start.
-    #[default]
-    Cumulative,
-    /// What came since the last point: for receivers that add up.
-    Delta,
-}
-
-/// OTLP.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Otlp {
-    /// The receiver's base address, e.g. `http://otel-collector:4317`; absent for none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<String>,
-    /// How it is spoken to.
-    pub protocol: OtlpProtocol,
-    /// What a counter's points say.
-    pub temporality: OtlpTemporality,
-    /// How often the books are sent.
-    pub interval: Span,
-    /// How long one request may take.
-    pub timeout: Span,
-    /// Headers (gRPC metadata) sent with each request.
-    pub headers: BTreeMap<String, String>,
-    /// `k8s.node.name`, if the node has one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub node_name: Option<String>,
-}
-
-impl Default for Otlp {
-    fn default() -> Self {
-        Self {
-            endpoint: None,
-            protocol: OtlpProtocol::default(),
-            temporality: OtlpTemporality::default(),
-            interval: Span::secs(60),
-            timeout: Span::secs(10),
-            headers: BTreeMap::new(),
-            node_name: None,
         }
     }
 }

@@ -37,6 +37,7 @@ use super::probe::Probe;
 pub use super::status_report::{BlockedFor, StatusReport};
 use crate::core::explanation::Explanation;
 use crate::core::snapshot::GpuProcessView;
+use crate::errors::chain;
 use crate::published::Published;
 
 /// Where the socket is unless the configuration says otherwise.
@@ -366,7 +367,7 @@ async fn log_level(State(state): State<SocketState>, level: String) -> Response 
     state.counters.socket_requests.add(1);
     match state.log.set_level(&level) {
         Ok(change) => Json(change).into_response(),
-        Err(error) => refuse(StatusCode::BAD_REQUEST, error.to_string()),
+        Err(error) => refuse(StatusCode::BAD_REQUEST, chain(&error)),
     }
 }
 

@@ -96,7 +96,8 @@ impl Telemetry {
                     .map(|(key, value)| KeyValue::new(key, value.to_owned())),
             )
             .build();
-        let reader = PeriodicReader::builder(metric_exporter(options)?)
+        let (metric_exporter, log_exporter) = exporters(options)?;
+        let reader = PeriodicReader::builder(metric_exporter)
             .with_interval(options.interval)
             .build();
         let metrics = SdkMeterProvider::builder()
@@ -106,7 +107,7 @@ impl Telemetry {
         observe(&metrics);
         let logs = SdkLoggerProvider::builder()
             .with_resource(resource)
-            .with_batch_exporter(log_exporter(&options.receiver)?)
+            .with_batch_exporter(log_exporter)
             .build();
         Ok(Self { metrics, logs })
     }
@@ -148,6 +149,16 @@ fn is_own_machinery(target: &str) -> bool {
             rest.is_empty() || rest.starts_with("::") || *own == "opentelemetry"
         })
     })
+}
+
+/// The exporters of both signals. Nothing is connected yet.
+///
+/// # Errors
+/// If the receiver cannot work.
+pub(crate) fn exporters(
+    options: &Options,
+) -> Result<(MetricExporter, LogExporter), TelemetryError> {
+    Ok((metric_exporter(options)?, log_exporter(&options.receiver)?))
 }
 
 fn metric_exporter(options: &Options) -> Result<MetricExporter, TelemetryError> {

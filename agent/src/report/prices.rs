@@ -35,6 +35,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
 use crate::core::model::Nanos;
+use crate::text_file::{self, TextFileError};
 
 /// Nanoseconds of an hour.
 const HOUR: i64 = 3_600_000_000_000;
@@ -51,8 +52,8 @@ pub enum MoneyError {
     Read {
         /// The file of prices.
         path: PathBuf,
-        /// What the system answered.
-        source: std::io::Error,
+        /// Why it cannot be read.
+        source: TextFileError,
     },
     /// The file is not what it should be.
     #[error("{origin}: {message}")]
@@ -172,7 +173,7 @@ impl Prices {
     /// # Errors
     /// If it cannot be read or used.
     pub fn read(path: &Path) -> Result<Self, MoneyError> {
-        let text = std::fs::read_to_string(path).map_err(|source| MoneyError::Read {
+        let text = text_file::read(path).map_err(|source| MoneyError::Read {
             path: path.to_owned(),
             source,
         })?;

@@ -11,7 +11,9 @@ use std::str::FromStr;
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::config::Span;
 
 /// Seconds of an hour.
 const HOUR: i64 = 3_600;
@@ -39,14 +41,13 @@ impl FromStr for Moment {
             return Ok(Self::At(at));
         }
         text.parse::<Span>()
-            .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()))
             .ok()
-            .filter(|ago| !ago.is_negative())
+            .and_then(|Span(ago)| SignedDuration::try_from(ago).ok())
             .map(Self::Ago)
             .ok_or_else(|| {
                 format!(
-                    "found {text:?}, expected how long ago, such as \"24h\" or \"7d\", or a time, such as \
-                     \"2026-01-31\" or \"2026-01-31T08:00:00Z\""
+                    "found {text:?}, expected how long ago, such as \"24h\" or \"7d\" (units ms, s, m, h, d \
+                     and w), or a time, such as \"2026-01-31\" or \"2026-01-31T08:00:00Z\""
                 )
             })
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use gpuacct::app::preflight::{Finding, Verdict};
 use gpuacct::commands::check::CheckReport;
 use gpuacct::commands::status::watch::Screen;
-use gpuacct::config::{Config, OtlpProtocol};
+use gpuacct::config::{Config, LogFormat, OtlpProtocol};
 use gpuacct::core::explanation::{AnswerOutcome, CgroupOwner, Explanation, SeenBy};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::sources::identity::greeting::{self, GreetingError};
@@ -735,6 +735,101 @@ fn refuse(gateway: &TcpListener, kept: &Mutex<String>) {
         *kept.lock().unwrap() += &secret;
         // Whoever hangs up asks again.
         let _ = (&connection).write_all(&answer);
+    }
+}
+
+#[test]
+fn a_file_or_the_running_agent_says_whose_configuration_is_used() {
+    let shell = Shell::new();
+    let mut config = shell.config();
+    config.otlp.endpoint = Some("http://me:hunter22@127.0.0.1:9".to_owned());
+    let agent = shell.agent(config.clone());
+    let folder = config.socket.path.parent().unwrap();
+    let file = folder.join("gpuacct.toml");
+
+    let output = bare(&agent, &["config"]);
+    let page = text(&output.stdout);
+    let origin = format!("# the running agent's, from {}\n", file.display());
+    assert!(page.starts_with(&origin), "{page}");
+    assert!(!page.contains("hunter22"), "{page}");
+    let shown = Config::parse(&page, "page").unwrap();
+    assert_eq!(shown.gpu, config.gpu);
+    let output = bare(&agent, &["config", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["socket"]["path"], shown.socket.path.to_str().unwrap());
+
+    // The ledger is that of the running agent, too.
+    let output = bare(&agent, &["report", "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ledger = shown.store.path.join("gpuacct.db");
+    let read = format!(
+        "read from {} (configuration: the running agent's",
+        ledger.display()
+    );
+    let note = report["notes"][0].as_str().unwrap();
+    assert!(note.starts_with(&read), "{note}");
+
+    // What asks the agent finds its socket in the file.
+    for arguments in [
+        &["status"][..],
+        &["explain", "1"],
+        &["log-level", "info"],
+        &["probe", "live"],
+    ] {
+        let output = Command::new(agent::binary().unwrap())
+            .args(arguments)
+            .arg("--config")
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert_ne!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    }
+    let output = bare(&agent, &["check", "-o", "json"]);
+    let report: CheckReport = serde_json::from_slice(&output.stdout).unwrap();
+    let otlp = finding(&report, "otlp http://127.0.0.1:9");
+    assert_eq!(otlp.verdict, Verdict::Warn, "{otlp:?}");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_hang_up_is_ignored_with_a_word_in_the_log() {
+    let shell = Shell::new();
+    let mut agent = shell.agent(shell.config());
+    let pid = i32::try_from(agent.pid()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, Signal::HUP).unwrap();
+    agent
+        .wait_for("a word about the signal", |agent| {
+            let log = agent.log()?;
+            Ok(log.contains("SIGHUP is ignored; restart the agent to read the configuration anew"))
+        })
+        .unwrap();
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_failed_start_says_why_once_in_text_and_in_json() {
+    let shell = Shell::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = shell.config();
+    config.prometheus.listen = taken.local_addr().unwrap();
+    let why = "Address already in use";
+    for format in [LogFormat::Text, LogFormat::Json] {
+        config.log.format = format;
+        let output = shell.gpuacct(&["agent"], &config.to_toml().unwrap());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let log = text(&output.stderr);
+        assert_eq!(log.matches(why).count(), 1, "{log}");
+        let last = log.lines().last().unwrap();
+        assert!(last.contains("the agent failed"), "{log}");
+        if format == LogFormat::Json {
+            let line: serde_json::Value = serde_json::from_str(last).unwrap();
+            let error = line["fields"]["error"].as_str().unwrap();
+            let address = config.prometheus.listen.to_string();
+            assert!(error.contains(&address) && error.contains(why), "{line}");
+            let remedy = line["fields"]["remedy"].as_str().unwrap();
+            assert!(remedy.contains("prometheus.listen"), "{line}");
+        }
     }
 }
 

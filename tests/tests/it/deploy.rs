@@ -394,7 +394,11 @@ fn the_pod_has_what_its_configuration_names() {
         );
         let options = parse_probe(args);
         assert_eq!(options.question, question, "{probe}");
-        assert_eq!(options.socket, config.socket.path, "{probe}");
+        assert_eq!(
+            options.agent.socket().unwrap(),
+            config.socket.path,
+            "{probe}"
+        );
         // It is told why there is no answer, instead of being killed by the kubelet.
         let timeout = container[probe]["timeoutSeconds"].as_u64();
         assert!(timeout > Some(ask::ANSWER_TIMEOUT.as_secs()), "{probe}");

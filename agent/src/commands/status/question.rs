@@ -1,12 +1,11 @@
 //! What `gpuacct status` asks the agent, and how the answer is given.
 
-use std::path::PathBuf;
-
 use super::page::table;
+use crate::commands::agent_choice::AgentChoice;
 use crate::commands::ask::{AskError, get, parse};
 use crate::config::Span;
 use crate::core::snapshot::GpuProcessView;
-use crate::outputs::socket::{DEFAULT_PATH, StatusReport};
+use crate::outputs::socket::StatusReport;
 
 /// Shows what the agent on this node knows now.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,9 +20,9 @@ pub struct Options {
     /// output elsewhere.
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s")]
     pub watch: Option<Span>,
-    /// The agent's socket.
-    #[arg(long, env = "GPUACCT_SOCKET", default_value = DEFAULT_PATH, value_name = "PATH")]
-    pub socket: PathBuf,
+    /// Where the agent is.
+    #[command(flatten)]
+    pub agent: AgentChoice,
 }
 
 /// How the answer is printed.
@@ -41,11 +40,12 @@ pub enum Output {
 /// If no agent answers, or not in a way that can be understood.
 pub async fn answer(options: &Options) -> Result<(String, bool), AskError> {
     let status = "/v1/status";
-    let json = get(&options.socket, status).await?;
+    let socket = options.agent.socket()?;
+    let json = get(&socket, status).await?;
     let report: StatusReport = parse(status, &json)?;
     let processes = match options.processes {
         false => None,
-        true => Some(get(&options.socket, "/v1/processes").await?),
+        true => Some(get(&socket, "/v1/processes").await?),
     };
     let text = match options.output {
         Output::Table => {

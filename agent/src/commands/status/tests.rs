@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, watch};
 use unicode_width::UnicodeWidthStr as _;
 
 use super::*;
+use crate::commands::agent_choice::AgentChoice;
 use crate::commands::ask::AskError;
 use crate::commands::status::figures::memory_of;
 use crate::commands::status::page::table;
@@ -152,7 +153,7 @@ async fn agent(published: Published) -> (tempfile::TempDir, Options, tokio::task
         output: Output::Table,
         processes: true,
         watch: None,
-        socket: path,
+        agent: AgentChoice::at(path),
     };
     (directory, options, task)
 }
@@ -221,7 +222,7 @@ async fn an_agent_that_talks_nonsense_is_not_believed() {
             output: Output::Table,
             processes: false,
             watch: None,
-            socket,
+            agent: AgentChoice::at(socket),
         };
         let (answer, ()) = tokio::join!(answer(&options), async {
             let (mut stream, _) = listener.accept().await.unwrap();

@@ -34,10 +34,11 @@ use super::page::{
 };
 use super::question::{Options, Output, answer};
 use crate::commands::ask::{AskError, get, parse};
-use crate::commands::complain;
+use crate::commands::complaint::complain;
 use crate::commands::table::{Table, printable};
 use crate::core::model::{BootTime, GpuUuid};
 use crate::core::snapshot::ContainerAccount;
+use crate::errors::chain;
 use crate::outputs::socket::StatusReport;
 
 /// How often the agent is asked, at most and at least.
@@ -165,7 +166,7 @@ async fn plain(options: &Options, interval: Duration, signals: &mut Signals) -> 
 
 async fn report(options: &Options) -> Result<StatusReport, AskError> {
     let request = "/v1/status";
-    parse(request, &get(&options.socket, request).await?)
+    parse(request, &get(&options.agent.socket()?, request).await?)
 }
 
 async fn live(
@@ -347,7 +348,7 @@ impl View {
                 self.report = report;
                 self.silent = None;
             }
-            Err(error) => self.silent = Some(error.to_string()),
+            Err(error) => self.silent = Some(chain(&error)),
         }
     }
 

@@ -79,10 +79,7 @@ impl KeepError {
 
     /// It and its cause, in one line.
     pub(super) fn words(&self) -> String {
-        match std::error::Error::source(self) {
-            Some(cause) => format!("{self}: {cause}"),
-            None => self.to_string(),
-        }
+        crate::errors::chain(self)
     }
 }
 

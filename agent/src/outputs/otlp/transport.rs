@@ -16,7 +16,7 @@ use prost::Message as _;
 use reqwest::Url;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use crate::errors::{causes, chain, without_repetitions};
@@ -103,8 +103,8 @@ impl Transport {
         let headers = receiver.header_map()?;
         let way = match receiver.protocol {
             Protocol::Grpc => {
-                let channel = Endpoint::from_shared(receiver.url()?.to_string())
-                    .map_err(|error| receiver.wrong(error))?
+                let channel = receiver
+                    .grpc_endpoint()?
                     .connect_timeout(connect_timeout(receiver))
                     .connect_lazy();
                 OtlpClient::Grpc {

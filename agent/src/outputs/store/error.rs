@@ -116,9 +116,6 @@ impl StoreError {
     /// It and its cause, in one line. SQLite's own errors repeat theirs in their text.
     #[must_use]
     pub fn words(&self) -> String {
-        match std::error::Error::source(self) {
-            Some(cause) => format!("{self}: {cause}"),
-            None => self.to_string(),
-        }
+        crate::errors::chain(self)
     }
 }

@@ -267,16 +267,22 @@ pub struct ReasonUsed {
 }
 
 impl Ledger {
+    /// The ledger's file in a store's directory, or the file itself.
+    #[must_use]
+    pub fn file_of(store: &Path) -> PathBuf {
+        if store.is_dir() {
+            store.join(FILE)
+        } else {
+            store.to_owned()
+        }
+    }
+
     /// Opens the ledger in a store's directory, or a ledger's file.
     ///
     /// # Errors
     /// If there is none, or none that can be read.
     pub fn open(store: &Path) -> Result<Self, ReadError> {
-        let path = if store.is_dir() {
-            store.join(FILE)
-        } else {
-            store.to_owned()
-        };
+        let path = Self::file_of(store);
         std::fs::metadata(&path).map_err(|source| ReadError::Missing {
             path: path.clone(),
             source,

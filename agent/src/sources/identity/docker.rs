@@ -17,7 +17,6 @@
 //! and an event that is too large affects no other event.
 
 use std::collections::{HashMap, HashSet};
-use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +38,7 @@ use super::{Counters, IdentityIo, clean_labels, clean_name, kubernetes_names};
 use crate::config;
 use crate::core::input::{ContainerIdentity, IdentitySource, IdentityUpdate, Input};
 use crate::core::model::{ContainerId, Nanos, SourceId, SourceState, WallTime};
-use crate::errors::without_repetitions;
+use crate::errors::{causes, chain};
 use crate::sources::health::Closed;
 
 /// Inspections under way at one time: enough to hide the round trip, too few to bother a daemon.
@@ -156,28 +155,6 @@ fn class_of(error: &EngineError) -> &'static str {
             system.unwrap_or("protocol")
         }
     }
-}
-
-/// An error and what caused it. Where `io::Error` wraps an error and passes its `source` for its own,
-/// the wrapped one is looked at too.
-fn causes(error: &EngineError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    let first: &(dyn StdError + 'static) = error;
-    std::iter::successors(Some(first), |&error| {
-        let wrapped = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        }
-    })
-    // Nothing in use nests so deep; a cycle would.
-    .take(16)
-}
-
-/// An error's message with those of its causes.
-fn chain(error: &EngineError) -> String {
-    without_repetitions(causes(error).map(ToString::to_string))
 }
 
 /// What the daemon said of one container.

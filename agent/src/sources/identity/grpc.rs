@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::errors::{causes, without_repetitions};
+use crate::errors::{causes, chain};
 
 use bytes::{Buf as _, Bytes};
 use prost::Message;
@@ -164,11 +164,6 @@ fn is_an_end(reason: h2::Reason) -> bool {
         reason,
         h2::Reason::NO_ERROR | h2::Reason::CANCEL | h2::Reason::REFUSED_STREAM
     )
-}
-
-/// An error's message with those of its causes.
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    without_repetitions(causes(error).map(ToString::to_string))
 }
 
 /// Message of a status: the server's own, or the cause of the failure.

@@ -1,0 +1,159 @@
+//! The one form in which a subcommand says what is wrong: what failed, on what, why, and in a second
+//! line what to do.
+
+use std::error::Error;
+use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
+
+use super::ask::AskError;
+use crate::config::ConfigError;
+use crate::errors::{causes, chain};
+use crate::outputs::store::query::ReadError;
+use crate::report::ReportError;
+use crate::report::prices::MoneyError;
+
+/// Says an error with its causes, and how to exit.
+pub(super) fn complain(error: &(dyn Error + 'static), code: u8) -> ExitCode {
+    say(&chain(error), remedy_of(error), code)
+}
+
+/// Says what is wrong in words, and how to exit.
+pub(super) fn say(what: &str, remedy: Option<&str>, code: u8) -> ExitCode {
+    // If standard error is closed, the exit code still says it.
+    let _ = std::io::stderr().write_all(text(what, remedy).as_bytes());
+    ExitCode::from(code)
+}
+
+/// Prints an answer, and says how to exit. The reader may close the pipe: that is no failure.
+pub(super) fn print(answer: &[u8], code: u8) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(answer).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => say(
+            &format!("cannot write to standard output: {error}"),
+            None,
+            1,
+        ),
+        _ => ExitCode::from(code),
+    }
+}
+
+fn text(what: &str, remedy: Option<&str>) -> String {
+    let remedy = remedy.map(|remedy| format!("  -> {remedy}\n"));
+    format!("error: {what}\n{}", remedy.unwrap_or_default())
+}
+
+/// What to do about an error, by the first of it and its causes for which that is known.
+pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    causes(error).find_map(|error| {
+        if let Some(error) = error.downcast_ref::<ConfigError>() {
+            return Some(of_config(error));
+        }
+        if let Some(error) = error.downcast_ref::<AskError>() {
+            return of_asking(error);
+        }
+        if let Some(error) = error.downcast_ref::<MoneyError>() {
+            return Some(of_money(error));
+        }
+        if let Some(error) = error.downcast_ref::<ReportError>() {
+            return Some(match error {
+                ReportError::Read(error) => of_reading(error),
+                ReportError::Money(error) => of_money(error),
+            });
+        }
+        None
+    })
+}
+
+fn of_config(error: &ConfigError) -> &'static str {
+    match error {
+        ConfigError::Read { .. } => {
+            "name a TOML file that can be read, with --config or GPUACCT_CONFIG"
+        }
+        ConfigError::Wrong(_) => "correct this and check it with `gpuacct config --config FILE`",
+    }
+}
+
+fn of_money(error: &MoneyError) -> &'static str {
+    match error {
+        MoneyError::Missing { .. } | MoneyError::MissingInstance { .. } => {
+            "add the price to the file of prices"
+        }
+        MoneyError::TooLarge => "ask for a shorter range",
+        _ => "correct the file of prices",
+    }
+}
+
+fn of_asking(error: &AskError) -> Option<&'static str> {
+    match error {
+        AskError::NoAgent { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            Some("run this as root: the socket is open to the agent's user only")
+        }
+        AskError::NoAgent { .. } => Some(
+            "see whether the agent runs; name its socket with --socket, or its configuration with \
+             --config",
+        ),
+        AskError::Timeout { .. } | AskError::Connection { .. } | AskError::Body { .. } => {
+            Some("look into the agent's log")
+        }
+        AskError::Format { .. } => Some("use the gpuacct of the agent's version"),
+        AskError::Config(error) => Some(of_config(error)),
+        AskError::Request { .. } | AskError::Refused { .. } => None,
+    }
+}
+
+fn of_reading(error: &ReadError) -> &'static str {
+    match error {
+        ReadError::Missing { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            "run this as root: the store is open to the agent's user only"
+        }
+        ReadError::Missing { .. } | ReadError::Foreign { .. } => {
+            "did an agent run here with store.enabled? Name its directory with --store, or its \
+             configuration with --config"
+        }
+        ReadError::Empty { .. } => "try again in some seconds",
+        ReadError::Newer { .. } => "use the gpuacct that wrote it",
+        ReadError::Locked { .. } => {
+            "find out which program has locked the file; the agent never does"
+        }
+        ReadError::Damaged { .. } => {
+            "a running agent sets it aside and begins a new one; `sqlite3 FILE .recover` gets what is \
+             left"
+        }
+        _ => "look at the file, and at the permissions of its directory",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn an_error_says_what_failed_on_what_and_why_and_what_to_do() {
+        let file = Path::new("/nonexistent/gpuacct.toml");
+        let no_file = Config::read(file).unwrap_err();
+        let no_agent = AskError::NoAgent {
+            path: "/run/a.sock".into(),
+            source: std::io::Error::from_raw_os_error(2),
+        };
+        let rows: [(&(dyn Error + 'static), &str); 2] = [
+            (
+                &no_file,
+                "error: cannot read the configuration file /nonexistent/gpuacct.toml: No such file or \
+                 directory (os error 2)\n  -> name a TOML file that can be read, with --config or \
+                 GPUACCT_CONFIG\n",
+            ),
+            (
+                &no_agent,
+                "error: no agent answers on /run/a.sock: No such file or directory (os error 2)\n  \
+                 -> see whether the agent runs; name its socket with --socket, or its configuration \
+                 with --config\n",
+            ),
+        ];
+        for (error, expected) in rows {
+            assert_eq!(text(&chain(error), remedy_of(error)), expected);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The environment variables that gpuacct reads: the one list, for `--help` and for the documents.
+
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+/// Name and meaning of each variable that gpuacct itself reads. An empty one counts as not set.
+pub const VARIABLES: [(&str, &str); 5] = [
+    ("GPUACCT_CONFIG", "the configuration file, as --config"),
+    (
+        "GPUACCT_SOCKET",
+        "the agent's socket, as --socket (not for `agent`)",
+    ),
+    (
+        "NODE_NAME",
+        "Kubernetes name of this node for OTLP, as `agent --node-name`",
+    ),
+    (
+        "GPUACCT_RECORD_INPUTS",
+        "records the inputs of the core, as `agent --record-inputs`",
+    ),
+    (
+        "NO_COLOR",
+        "no colours in the agent's log and in help texts",
+    ),
+];
+
+/// The list as it is shown below the help.
+pub(super) fn help() -> String {
+    let width = VARIABLES.iter().map(|(name, _)| name.len()).max();
+    let width = width.unwrap_or_default();
+    let lines = VARIABLES
+        .iter()
+        .map(|(name, meaning)| format!("\n  {name:width$}  {meaning}"));
+    format!("Environment:{}", lines.collect::<String>())
+}
+
+/// Reads a path that a flag or a variable names. An empty one is not refused here, because an empty
+/// variable counts as not set.
+pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// Whether the log may have colours.
+pub(super) fn allows_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::commands::arguments::Arguments;
+
+    /// The variables that the flags and the code read.
+    fn read_by_the_code() -> BTreeSet<String> {
+        let commands = Arguments::command();
+        let commands = commands.get_subcommands();
+        let mut names: BTreeSet<String> = commands
+            .flat_map(clap::Command::get_arguments)
+            .filter_map(|flag| Some(flag.get_env()?.to_str()?.to_owned()))
+            .collect();
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                let calls = ["env::var", "env::var_os"];
+                let calls = calls.map(|call| text.split(&format!("{call}(\"")).skip(1).collect());
+                let calls: [Vec<&str>; 2] = calls;
+                let read = calls.concat().into_iter();
+                names.extend(read.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+            }
+        }
+        // What only tests read.
+        names.retain(|name| !name.starts_with("GPUACCT_UPDATE_") && name != "CARGO_MANIFEST_DIR");
+        names
+    }
+
+    #[test]
+    fn every_variable_that_is_read_is_documented_and_no_other() {
+        let listed: BTreeSet<String> = VARIABLES.iter().map(|(name, _)| (*name).into()).collect();
+        assert_eq!(read_by_the_code(), listed);
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/OPERATIONS.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let table = page.split_once("| variable |").unwrap().1;
+        let table = table.split_once("\n\n").unwrap().0;
+        let documented: BTreeSet<String> = table
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+            .collect();
+        assert_eq!(documented, listed);
+        let help = Arguments::command().render_help().to_string();
+        for name in listed {
+            assert!(help.contains(&name), "{name} is not in {help}");
+        }
+    }
+}
