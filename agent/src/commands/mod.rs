@@ -11,6 +11,7 @@ pub mod check;
 pub mod config;
 pub mod explain;
 pub mod log_level;
+mod output;
 pub mod probe;
 pub mod report;
 pub mod status;
@@ -18,7 +19,7 @@ mod table;
 
 /// Prints an error with its causes in one line, and says how to exit.
 fn complain(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
-    eprintln!("error: {}", chain(error));
+    output::say(format_args!("error: {}", chain(error)));
     ExitCode::from(code)
 }
 

@@ -5,13 +5,13 @@
 
 mod print;
 
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use jiff::Timestamp;
 
 use super::complain;
+use super::output::{self, OutputError, say};
 use crate::report::prices::Prices;
 use crate::report::range::{Asked, Moment};
 use crate::report::tally::Dimension;
@@ -82,7 +82,7 @@ pub fn run(options: &Options) -> ExitCode {
     };
     for (at, dimension) in options.by.iter().enumerate() {
         if options.by[..at].contains(dimension) {
-            eprintln!("error: --by has {dimension} twice");
+            say(format_args!("error: --by has {dimension} twice"));
             return ExitCode::from(2);
         }
     }
@@ -120,20 +120,15 @@ fn answer(
     };
     if matches!(options.output, Output::Csv | Output::Ndjson) {
         for note in &report.notes {
-            eprintln!("note: {note}");
+            say(format_args!("note: {note}"));
         }
     }
-    let printed = text.and_then(|text| {
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()
-    });
-    match printed {
-        // The reader may close the pipe.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("error: cannot print the report: {error}");
-            Ok(false)
-        }
-        _ => Ok(report.imbalance.is_zero()),
+    let printed = text
+        .map_err(OutputError::from)
+        .and_then(|text| output::print(&text));
+    if let Err(error) = printed {
+        complain(&error, 1);
+        return Ok(false);
     }
+    Ok(report.imbalance.is_zero())
 }

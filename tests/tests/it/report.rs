@@ -634,6 +634,48 @@ fn what_is_in_the_way_is_said_in_words() {
     assert!(page.contains("out of balance by 4 ns"), "{page}");
 }
 
+#[test]
+fn a_full_disk_fails_and_a_closed_pipe_ends_quietly() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    for format in ["table", "csv", "ndjson", "json"] {
+        let command = || {
+            let mut command = Command::new(agent::binary().unwrap());
+            command.arg("report").args(RANGE).args(["-o", format]);
+            command.arg("--store").arg(dir.path());
+            command.stderr(Stdio::piped());
+            command
+        };
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let full = command().stdout(full.unwrap()).output().unwrap();
+        assert_eq!(full.status.code(), Some(1), "{format}: {full:?}");
+        let error = String::from_utf8_lossy(&full.stderr);
+        let expected = "error: cannot write to standard output: No space left on device";
+        assert!(error.contains(expected), "{format}: {error}");
+
+        let closed = || {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            writer
+        };
+        let gone = command().stdout(closed()).output().unwrap();
+        assert_eq!(gone.status.code(), Some(0), "{format}: {gone:?}");
+        let error = String::from_utf8_lossy(&gone.stderr);
+        let said: Vec<&str> = error
+            .lines()
+            .filter(|line| !line.starts_with("warning: "))
+            .collect();
+        assert_eq!(said, [""; 0], "{format}");
+        // Nor does it matter if nobody reads what it says.
+        let gone = command()
+            .stdout(closed())
+            .stderr(closed())
+            .status()
+            .unwrap();
+        assert_eq!(gone.code(), Some(0), "{format}: {gone:?}");
+    }
+}
+
 /// A GPU in two instances for two hours; after the first hour one of them is made anew, larger, under
 /// the same UUID.
 fn divided(directory: &Path) -> Past {
