@@ -634,6 +634,43 @@ fn what_is_in_the_way_is_said_in_words() {
     assert!(page.contains("out of balance by 4 ns"), "{page}");
 }
 
+/// For a user who may not read it, there is no telling whether there is a ledger.
+#[test]
+fn a_missing_permission_is_not_called_a_missing_ledger() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    past(&store).end();
+    let file = store.join("gpuacct.db");
+    let binary = dir.path().join("gpuacct");
+    install(&agent::binary().unwrap(), &binary).unwrap();
+    let chmod = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    chmod(dir.path(), 0o755);
+    for (of_directory, of_file, expected) in [
+        (0o755, 0o000, Some("no permission to read the ledger at")),
+        (0o000, 0o644, Some("no permission to read the ledger at")),
+        (0o755, 0o644, None),
+    ] {
+        chmod(&store, 0o755);
+        chmod(&file, of_file);
+        chmod(&store, of_directory);
+        for named in [&store, &file] {
+            let mut command = Command::new(&binary);
+            command.arg("report").args(RANGE).arg("--store").arg(named);
+            if rustix::process::getuid().is_root() {
+                command.uid(65_534).gid(65_534);
+            }
+            let output = command.output().unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            let code = i32::from(expected.is_some());
+            assert_eq!(output.status.code(), Some(code), "{named:?}: {output:?}");
+            let expected = expected.unwrap_or_default();
+            assert!(error.contains(expected), "{named:?}: {error}");
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_fails_and_a_closed_pipe_ends_quietly() {
     let dir = TempDir::new().unwrap();

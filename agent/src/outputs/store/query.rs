@@ -11,6 +11,7 @@
 //! epoch and are UTC's.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +35,24 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// There is no ledger.
-    #[error("there is no ledger at {}", path.display())]
+    #[error("there is no ledger at {} (--store names another place)", path.display())]
     Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is there, or may be, and the user may not read it.
+    #[error("no permission to read the ledger at {} (root may read it)", path.display())]
+    Denied {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file system does not give it.
+    #[error("cannot read the file of the ledger at {}", path.display())]
+    File {
         /// Where it was looked for.
         path: PathBuf,
         /// What the system said.
@@ -277,10 +294,8 @@ impl Ledger {
         } else {
             store.to_owned()
         };
-        std::fs::metadata(&path).map_err(|source| ReadError::Missing {
-            path: path.clone(),
-            source,
-        })?;
+        // SQLite does not say whether it lacks the file or the permission to read it.
+        std::fs::File::open(&path).map_err(|source| not_opened(&path, source))?;
         match begin(&path, false) {
             Err(error) if wants_to_write(&error) && !has_log(&path) => {
                 begin(&path, true).map_err(|error| told(&path, error))
@@ -598,6 +613,16 @@ fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
         energy: Millijoules(unsigned(row, first + 9)?),
         allocated_share: nanos(10)?,
     })
+}
+
+/// Why a file cannot be opened.
+fn not_opened(path: &Path, source: std::io::Error) -> ReadError {
+    let path = path.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => ReadError::Missing { path, source },
+        ErrorKind::PermissionDenied => ReadError::Denied { path, source },
+        _ => ReadError::File { path, source },
+    }
 }
 
 /// What is wrong with a file, in words.
