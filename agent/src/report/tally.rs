@@ -533,7 +533,8 @@ impl Tally<'_> {
                 let price = match &key.1 {
                     Some(profile) => prices.of_instance(&model, profile, &uuid)?,
                     None => prices.of(&model, &uuid)?,
-                };
+                }
+                .price;
                 self.price_of.insert(key, price);
                 price
             }
