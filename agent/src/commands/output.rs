@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 
 /// Why an output was not written.
@@ -40,6 +40,20 @@ fn write(out: &mut impl Write, text: &str) -> io::Result<()> {
 pub(super) fn say(line: impl fmt::Display) {
     // There is no other place where this could be said.
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// How many columns the terminal has; none if the output is a file or a pipe, where a line has any
+/// length.
+pub(super) fn width() -> Option<usize> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(io::stdout());
+    Some(match size.map_or(0, |size| size.ws_col) {
+        // The terminal does not know.
+        0 => super::table::WIDTH,
+        columns => columns.into(),
+    })
 }
 
 #[cfg(test)]

@@ -152,7 +152,8 @@ pub struct LedgerExtent {
     pub committed: WallTime,
     /// Hour of the amounts that are not assigned to an earlier hour.
     pub hour: i64,
-    /// The first hour of which anything is kept.
+    /// The first hour of which anything is kept. On a node that has had no GPU, the hour in which its
+    /// agent began.
     pub first_hour: i64,
 }
 
@@ -161,6 +162,8 @@ pub struct LedgerExtent {
 pub struct GpuRecord {
     /// NVML's name of it.
     pub uuid: GpuUuid,
+    /// NVML's index, as it was last; that of its GPU for a MIG instance.
+    pub index: Arc<str>,
     /// What it is.
     pub model: Arc<str>,
     /// The profile of the MIG instance that stands under its UUID now, if it is one.
@@ -325,7 +328,8 @@ impl Ledger {
         }
         let standing = connection
             .query_row(
-                "SELECT committed, hour, coalesce((SELECT min(hour) FROM gpu_hours), hour) FROM meta",
+                "SELECT committed, hour, min(hour, coalesce((SELECT min(hour) FROM gpu_hours),
+                    (SELECT min(began) / 3600000000000 FROM lives), hour)) FROM meta",
                 [],
                 |row| {
                     Ok(LedgerExtent {
@@ -354,6 +358,12 @@ impl Ledger {
         self.connection
     }
 
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// How far it reaches.
     #[must_use]
     pub fn standing(&self) -> LedgerExtent {
@@ -369,7 +379,7 @@ impl Ledger {
         self.each(
             "SELECT g.gpu, g.uuid, g.model,
                 coalesce(min(u.hour), (SELECT hour FROM meta)),
-                coalesce(max(u.hour), (SELECT hour FROM meta)), g.info
+                coalesce(max(u.hour), (SELECT hour FROM meta)), g.info, g.place
              FROM gpus g LEFT JOIN gpu_used u ON u.gpu = g.gpu AND u.elapsed > 0
              GROUP BY g.gpu",
             None,
@@ -381,6 +391,7 @@ impl Ledger {
                 let of_mig = |key: &str| info["mig"][key].as_str().map(Arc::from);
                 let record = GpuRecord {
                     uuid: GpuUuid(uuid),
+                    index: row.get::<_, i64>(6)?.to_string().into(),
                     model: row.get(2)?,
                     profile: of_mig("profile"),
                     parent: of_mig("parent").map(GpuUuid),
