@@ -11,19 +11,26 @@
 //! **Hours are the resolution** ([`range`]). Nothing is prorated: an hour is in the report or it is
 //! not, so that consecutive reports bill nothing twice.
 //!
+//! **No answer is not an answer of nothing**: a range of which the ledger has no hour is an error. A
+//! range of which it has a part is answered for that part, with a warning.
+//!
 //! It refuses to estimate. Time that no book covers is shown as such, and has no owner and no price.
 
+pub mod hour;
 pub mod prices;
 pub mod range;
 pub mod tally;
+pub mod zone;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use self::prices::{MoneyError, Prices};
-use self::range::Asked;
-use self::tally::{Dimension, Report, Tally};
+use self::hour::{begin_of, hour_of, moment_of};
+use self::prices::MoneyError;
+use self::range::Outside;
+use self::tally::{Question, Report, Tally};
+use self::zone::UnevenZone;
 use crate::outputs::store::query::{Ledger, ReadError};
 
 /// Why there is no report.
@@ -32,6 +39,31 @@ pub enum ReportError {
     /// The ledger cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The range cannot be cut into hours of the zone.
+    #[error(transparent)]
+    Zone(#[from] UnevenZone),
+    /// The ledger has no hour of the range. Moments are as they are shown.
+    #[error(
+        "the ledger at {} has nothing of {range}: its first hour is {first}, its last is {last}{}",
+        path.display(),
+        match outside {
+            Outside::Before => "",
+            Outside::After => "; is the agent running?",
+            Outside::Future => "; that is in the future",
+        }
+    )]
+    Outside {
+        /// Its file.
+        path: PathBuf,
+        /// The range.
+        range: String,
+        /// The ledger's first hour.
+        first: String,
+        /// The ledger's last hour.
+        last: String,
+        /// On which side of the ledger the range is.
+        outside: Outside,
+    },
     /// Prices, or what they come to.
     #[error(transparent)]
     Money(#[from] MoneyError),
@@ -40,17 +72,13 @@ pub enum ReportError {
 /// Reads a ledger and adds up.
 ///
 /// # Errors
-/// If the ledger cannot be read, or a price is missing.
-pub fn make(
-    store: &Path,
-    asked: &Asked,
-    by: &[Dimension],
-    prices: Option<&Prices>,
-    now: Timestamp,
-) -> Result<Report, ReportError> {
+/// If the ledger cannot be read or has nothing of the range, if the zone's hours are not the ledger's,
+/// or if a price is missing.
+pub fn make(store: &Path, question: &Question, now: Timestamp) -> Result<Report, ReportError> {
     let ledger = Ledger::open(store)?;
-    let hours = asked.hours();
-    let mut tally = Tally::new(ledger.standing(), ledger.gpus()?, *asked, by, prices);
+    check(&ledger, question, now)?;
+    let hours = question.asked.hours();
+    let mut tally = Tally::new(ledger.standing(), ledger.gpus()?, question);
     // Accounts are looked up as they are met; a question within a question sees the same commit.
     let mut failed = None;
     ledger.used(&hours, |used| {
@@ -72,4 +100,28 @@ pub fn make(
         tally.reason(reason);
     }
     Ok(tally.report(now)?)
+}
+
+/// Checks that the ledger has hours of the range, and that they are hours of the zone.
+fn check(ledger: &Ledger, question: &Question, now: Timestamp) -> Result<(), ReportError> {
+    let Question { asked, zone, .. } = question;
+    let extent = ledger.standing();
+    let committed = moment_of(extent.committed);
+    let show = |hour| zone.show(begin_of(hour));
+    let hours = asked.hours();
+    if let Some(outside) = asked.outside(extent.first_hour, committed, now) {
+        return Err(ReportError::Outside {
+            path: ledger.path().to_owned(),
+            range: match asked.until {
+                Some(_) => format!("{} to {}", show(hours.start), show(hours.end)),
+                None => format!("the time from {} on", show(hours.start)),
+            },
+            first: show(extent.first_hour),
+            last: show(hour_of(committed)),
+            outside,
+        });
+    }
+    let kept = extent.first_hour..hour_of(committed).saturating_add(1);
+    zone.check(&(hours.start.max(kept.start)..hours.end.min(kept.end)))?;
+    Ok(())
 }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 
 use super::agent_choice::{AgentChoice, ChosenConfig};
-use super::complaint::{complain, print};
+use super::complaint::complain;
+use super::output::print;
 use super::status::Output;
 use super::table::wrap;
 use crate::app::preflight::{self, Finding, Verdict};

@@ -24,19 +24,6 @@ pub(super) fn say(what: &str, remedy: Option<&str>, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Prints an answer, and says how to exit. The reader may close the pipe: that is no failure.
-pub(super) fn print(answer: &[u8], code: u8) -> ExitCode {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(answer).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => say(
-            &format!("cannot write to standard output: {error}"),
-            None,
-            1,
-        ),
-        _ => ExitCode::from(code),
-    }
-}
-
 fn text(what: &str, remedy: Option<&str>) -> String {
     let remedy = remedy.map(|remedy| format!("  -> {remedy}\n"));
     format!("error: {what}\n{}", remedy.unwrap_or_default())
@@ -55,10 +42,12 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             return Some(of_money(error));
         }
         if let Some(error) = error.downcast_ref::<ReportError>() {
-            return Some(match error {
-                ReportError::Read(error) => of_reading(error),
-                ReportError::Money(error) => of_money(error),
-            });
+            return match error {
+                ReportError::Read(error) => Some(of_reading(error)),
+                ReportError::Money(error) => Some(of_money(error)),
+                ReportError::Outside { .. } => Some("look at --since and --until, and at --store"),
+                ReportError::Zone(_) => Some("use --timezone with another zone, or UTC"),
+            };
         }
         None
     })
@@ -103,9 +92,7 @@ fn of_asking(error: &AskError) -> Option<&'static str> {
 
 fn of_reading(error: &ReadError) -> &'static str {
     match error {
-        ReadError::Missing { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-            "run this as root: the store is open to the agent's user only"
-        }
+        ReadError::Denied { .. } => "run this as root: the store is open to the agent's user only",
         ReadError::Missing { .. } | ReadError::Foreign { .. } => {
             "did an agent run here with store.enabled? Name its directory with --store, or its \
              configuration with --config"

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::agent_choice::{AgentChoice, ChosenConfig};
-use super::complaint::{complain, print};
+use super::complaint::complain;
+use super::output::print;
 use crate::config::Config;
 
 /// Check a configuration and print it whole, defaults included

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, escaped, get, parse};
-use super::complaint::{complain, print, say};
+use super::complaint::{complain, say};
+use super::output::print;
 use super::status::{Output, bytes, duration, share, unknown};
 use super::table::{printable, wrap};
 use crate::core::explanation::{

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, parse, post};
-use super::complaint::{complain, print, say};
+use super::complaint::{complain, say};
+use super::output::print;
 use crate::outputs::log::LevelChange;
 
 /// Change what the running agent logs, until it ends

@@ -15,6 +15,7 @@ pub mod config;
 pub mod environment;
 pub mod explain;
 pub mod log_level;
+mod output;
 pub mod probe;
 pub mod report;
 pub mod status;

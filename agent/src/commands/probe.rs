@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, get};
-use super::complaint::{complain, print};
+use super::complaint::complain;
+use super::output::print;
 use crate::outputs::socket::DEFAULT_PATH;
 
 /// Says by its exit code whether the agent on this node is well enough for a kubelet.

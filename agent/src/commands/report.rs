@@ -1,30 +1,47 @@
 //! `gpuacct report`: what was used in the past, for people, spreadsheets and programs.
 //!
-//! It reads the ledger by itself, beside a running agent or without one, and changes nothing. What is
-//! printed is in `report/print.rs`, what it means in [`crate::report`].
+//! It reads the ledger by itself, beside a running agent or without one, and changes nothing. The page
+//! for people is in `report/page.rs`, files for programs are in `report/print.rs`, and what is in them
+//! is in [`crate::report`].
 
+mod page;
 mod print;
+#[cfg(test)]
+mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
 
 use super::agent_choice::AgentChoice;
-use super::complaint::{complain, print as print_out, remedy_of, say};
+use super::complaint::{complain, remedy_of, say};
+use super::output::{self, OutputError, note, width};
 use crate::errors::chain;
 use crate::outputs::store::query::Ledger;
 use crate::report::prices::Prices;
 use crate::report::range::{Asked, Moment};
-use crate::report::tally::Dimension;
+use crate::report::tally::{Dimension, Filter, Label, Question, Report};
+use crate::report::zone::Zone;
 use crate::report::{self, ReportError};
+
+/// What stands below the help.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  printed; a warning on standard error says if the ledger has only a part of the range
+  1  the ledger cannot be read or does not balance, or the report cannot be written
+  2  wrong flags, prices or configuration, or a range of which the ledger has nothing
+
+Examples:
+  gpuacct report --since 7d --by namespace,day --timezone Europe/Berlin
+  gpuacct report --since 2026-01-01 --until 2026-02-01 --namespace research --by pod,gpu \\
+      --prices prices.toml --output csv > research.csv";
 
 /// Show what was used in the past, from the node's ledger
 ///
-/// Reads the ledger without the agent and beside it. Whole hours, UTC. Exits with 0 if it was
-/// printed, with 1 if the ledger cannot be read or does not balance, with 2 if the flags, the range
-/// or the prices are wrong.
+/// Reads the ledger without the agent and beside it. Counts whole hours.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub struct Options {
     /// Beginning of the range: a time or an age such as 7d; the whole hour is included
     #[arg(long, value_name = "D|T", default_value = "24h")]
@@ -33,7 +50,7 @@ pub struct Options {
     #[arg(long, value_name = "D|T")]
     until: Option<Moment>,
     /// What to group by, with commas: namespace, pod, pod_uid, container, container_id, image,
-    /// runtime, unit, label:KEY, gpu, model, profile, hour, day, month
+    /// runtime, unit, label:KEY, gpu, gpu_index, model, profile, hour, day, month
     #[arg(
         long,
         value_name = "LIST",
@@ -41,14 +58,25 @@ pub struct Options {
         default_value = "namespace"
     )]
     by: Vec<Dimension>,
+    /// Only containers of this namespace; several are alternatives
+    #[arg(long, value_name = "NAME")]
+    namespace: Vec<String>,
+    /// Only containers whose runtime gave this label; several values of a key are alternatives,
+    /// several keys must all hold
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<Label>,
+    /// Time zone of dates, hours and days: a name such as Europe/Berlin, or local. It must be whole
+    /// hours off UTC
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    timezone: Zone,
     /// Output format: table, csv, json or ndjson
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// A table as wide as it takes, with held time, the other engines, processes, memory's peak,
+    /// A table of any width, with held time, the other engines, processes, memory's peak,
     /// first and last use; the other outputs always have all
     #[arg(long)]
     wide: bool,
-    /// Prices by GPU model and MIG profile, a TOML file
+    /// Prices by GPU model and MIG profile, and default ones, a TOML file
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
     /// Directory of the store, or ledger file [default: store.path of the configuration]
@@ -61,7 +89,7 @@ pub struct Options {
 /// How a report is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// A table that fits 80 columns.
+    /// A page that fits the terminal.
     Table,
     /// RFC 4180, a header first.
     Csv,
@@ -71,7 +99,7 @@ pub enum Output {
     Ndjson,
 }
 
-/// Reads and prints: 0 printed, 1 the ledger is in the way, 2 wrong flags, range or prices.
+/// Reads and prints. The exit codes are those of the help.
 pub async fn run(options: Options) -> ExitCode {
     let (store, origin) = match &options.store {
         Some(store) => (store.clone(), String::new()),
@@ -90,7 +118,7 @@ pub async fn run(options: Options) -> ExitCode {
         }
     }
     let now = Timestamp::now();
-    let asked = match Asked::new(options.since, options.until, now) {
+    let asked = match Asked::new(options.since, options.until, &options.timezone, now) {
         Ok(asked) => asked,
         Err(error) => return complain(&error, 2),
     };
@@ -98,39 +126,63 @@ pub async fn run(options: Options) -> ExitCode {
         Ok(prices) => prices,
         Err(error) => return complain(&error, 2),
     };
-    let ledger = format!("read from {}{origin}", Ledger::file_of(&store).display());
-    match answer(&options, &store, ledger, &asked, prices.as_ref(), now) {
-        Ok(code) => code,
-        Err(error @ ReportError::Money(_)) => complain(&error, 2),
-        Err(error) => say(&format!("{}{origin}", chain(&error)), remedy_of(&error), 1),
+    let question = Question {
+        asked,
+        zone: options.timezone.clone(),
+        by: Dimension::with_index(&options.by),
+        filter: Filter::new(&options.namespace, &options.label),
+        prices,
+    };
+    let mut report = match report::make(&store, &question, now) {
+        Ok(report) => report,
+        Err(error) => {
+            let what = format!("{}{origin}", chain(&error));
+            return say(&what, remedy_of(&error), code_of(&error));
+        }
+    };
+    let ledger = Ledger::file_of(&store);
+    let ledger = format!("read from {}{origin}", ledger.display());
+    report.notes.insert(0, ledger);
+    match show(&options, &report) {
+        Ok(()) if report.imbalance.is_zero() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(1),
+        Err(error) => complain(&error, 1),
     }
 }
 
-/// Prints the report, with a note on which ledger was read. The code is 1 if its books do not balance.
-fn answer(
-    options: &Options,
-    store: &Path,
-    ledger: String,
-    asked: &Asked,
-    prices: Option<&Prices>,
-    now: Timestamp,
-) -> Result<ExitCode, ReportError> {
-    let mut report = report::make(store, asked, &options.by, prices, now)?;
-    report.notes.insert(0, ledger);
-    let text = match options.output {
-        Output::Table => Ok(print::table(&report, options.wide)),
-        Output::Csv => print::csv(&report),
-        Output::Json => print::json(&report),
-        Output::Ndjson => print::ndjson(&report),
-    };
+/// The exit code of an error.
+const fn code_of(error: &ReportError) -> u8 {
+    match error {
+        ReportError::Read(_) => 1,
+        ReportError::Outside { .. } | ReportError::Zone(_) | ReportError::Money(_) => 2,
+    }
+}
+
+/// Prints the report, after what has to be known of it.
+fn show(options: &Options, report: &Report) -> Result<(), OutputError> {
+    for warning in &report.warnings {
+        note(format_args!("warning: {warning}"));
+    }
+    // The other outputs have them in themselves.
     if matches!(options.output, Output::Csv | Output::Ndjson) {
-        for note in &report.notes {
-            eprintln!("note: {note}");
+        for text in &report.notes {
+            note(format_args!("note: {text}"));
         }
     }
-    let code = u8::from(!report.imbalance.is_zero());
-    Ok(match text {
-        Ok(text) => print_out(text.as_bytes(), code),
-        Err(error) => say(&format!("cannot print the report: {error}"), None, 1),
-    })
+    let text = match options.output {
+        Output::Table => {
+            let page = page::table(report, options.wide, width());
+            if !page.left_out.is_empty() {
+                note(format_args!(
+                    "note: left out for lack of room: {}; a wider terminal, --wide or --output csv shows them",
+                    page.left_out.join(", ")
+                ));
+            }
+            page.text
+        }
+        Output::Csv => print::csv(report)?,
+        Output::Json => print::json(report)?,
+        Output::Ndjson => print::ndjson(report)?,
+    };
+    output::write_out(&text)
 }

@@ -15,7 +15,8 @@ use std::process::ExitCode;
 
 pub(super) use self::figures::{bytes, duration, share, unknown};
 pub use self::question::{Options, Output, answer};
-use super::complaint::{complain, print};
+use super::complaint::complain;
+use super::output::print;
 
 /// Asks the agent and prints its answer: 0 healthy, 1 degraded, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {

@@ -62,6 +62,26 @@ impl Table {
             .push(cells.iter().map(|cell| printable(cell)).collect());
     }
 
+    /// Removes columns until the others fit whole into `width`: those with these names, in this order.
+    /// Gives the names of the removed ones.
+    pub(super) fn leave_out(&mut self, width: usize, least_first: &[&str]) -> Vec<String> {
+        let mut removed = Vec::new();
+        for name in least_first {
+            let widths = self.widths(usize::MAX);
+            let gaps = GAP * widths.len().saturating_sub(1);
+            if widths.iter().sum::<usize>() + gaps <= width {
+                break;
+            }
+            if let Some(at) = self.columns.iter().position(|(column, _)| column == name) {
+                removed.push(self.columns.remove(at).0);
+                for row in &mut self.rows {
+                    row.remove(at);
+                }
+            }
+        }
+        removed
+    }
+
     /// Writes the heading and the rows, none wider than `width`.
     pub(super) fn write(&self, page: &mut String, width: usize) {
         let widths = self.widths(width);
@@ -225,6 +245,35 @@ mod tests {
                     assert!(line.width() <= narrow.max(floor), "{line}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_are_left_out_and_the_others_stay_whole() {
+        let columns = [
+            ("KEY", Align::Left),
+            ("A", Align::Right),
+            ("B", Align::Right),
+            ("C", Align::Right),
+        ];
+        for (width, left_out, expected) in [
+            (
+                usize::MAX,
+                vec![],
+                "KEY       A    B  C\nlong-key  1  222  3\n",
+            ),
+            (19, vec![], "KEY       A    B  C\nlong-key  1  222  3\n"),
+            (18, vec!["C"], "KEY       A    B\nlong-key  1  222\n"),
+            (15, vec!["C", "B"], "KEY       A\nlong-key  1\n"),
+            // What may not be left out is wider than there is room for, and whole.
+            (5, vec!["C", "B"], "KEY       A\nlong-key  1\n"),
+        ] {
+            let mut table = Table::new(&columns);
+            table.row(["long-key", "1", "222", "3"].map(str::to_owned));
+            assert_eq!(table.leave_out(width, &["C", "none", "B"]), left_out);
+            let mut page = String::new();
+            table.write(&mut page, usize::MAX);
+            assert_eq!(page, expected, "in {width}");
         }
     }
 

@@ -10,6 +10,9 @@
 //!
 //! [gpu."NVIDIA A100-SXM4-80GB".mig."1g.10gb"]   # an instance, by its profile
 //! busy_hour = "0.30"
+//!
+//! [default]                         # for what has no price of its own, with `mig` like a model's
+//! busy_hour = "1.00"
 //! ```
 //!
 //! A MIG instance is a part of a GPU and has the price of its profile, never the whole GPU's.
@@ -24,7 +27,8 @@
 //! the last digit, the total is the same however the rows are grouped, and no row strays by more than
 //! one in the last digit from its exact amount.
 //!
-//! A model without a price is an error: nothing is given away and nothing is guessed.
+//! A model without a price, where there is no default for it, is an error: nothing is given away and
+//! nothing is guessed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -117,6 +121,8 @@ pub struct Prices {
     /// How many decimals an amount is printed with.
     pub decimals: u32,
     models: BTreeMap<String, Model>,
+    /// For models and profiles that have no price of their own.
+    default: Model,
 }
 
 /// What a model costs, whole and in parts.
@@ -154,13 +160,34 @@ pub struct Price {
     pub allocated_hour: Option<Decimal>,
 }
 
+/// A price, and where it is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quote {
+    /// The price.
+    pub price: Price,
+    /// Whether it is the default.
+    pub is_default: bool,
+}
+
+impl Quote {
+    fn new(own: Option<Price>, default: Option<Price>) -> Option<Self> {
+        Some(Self {
+            price: own.or(default)?,
+            is_default: own.is_none(),
+        })
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     currency: String,
     #[serde(default = "two")]
     decimals: u32,
-    gpu: BTreeMap<String, Model>,
+    #[serde(default)]
+    gpu: Option<BTreeMap<String, Model>>,
+    #[serde(default)]
+    default: Option<Model>,
 }
 
 const fn two() -> u32 {
@@ -213,9 +240,22 @@ impl Prices {
             &file.decimals,
             "0 to 9",
         )?;
+        ensure(
+            file.gpu.is_some() || file.default.is_some(),
+            "gpu",
+            &"missing",
+            "a table of models, or one of defaults",
+        )?;
+        let models = file.gpu.unwrap_or_default();
+        let keys = models
+            .iter()
+            .map(|(model, of_it)| (format!("gpu.{model:?}"), of_it));
+        let default = file
+            .default
+            .iter()
+            .map(|of_it| ("default".to_owned(), of_it));
         let mut prices = Vec::new();
-        for (model, of_it) in &file.gpu {
-            let key = format!("gpu.{model:?}");
+        for (key, of_it) in keys.chain(default) {
             if of_it.mig.is_empty() || of_it.whole().is_some() {
                 prices.push((key.clone(), of_it.whole().unwrap_or_default()));
             }
@@ -243,17 +283,18 @@ impl Prices {
             origin: origin.to_owned(),
             currency: file.currency,
             decimals: file.decimals,
-            models: file.gpu,
+            models,
+            default: file.default.unwrap_or_default(),
         })
     }
 
-    /// The price of a GPU's model.
+    /// The price of a GPU's model, or the default.
     ///
     /// # Errors
     /// If it has none.
-    pub fn of(&self, model: &str, gpu: &str) -> Result<Price, MoneyError> {
-        let whole = self.models.get(model).and_then(Model::whole);
-        whole.ok_or_else(|| MoneyError::Missing {
+    pub fn of(&self, model: &str, gpu: &str) -> Result<Quote, MoneyError> {
+        let own = self.models.get(model).and_then(Model::whole);
+        Quote::new(own, self.default.whole()).ok_or_else(|| MoneyError::Missing {
             origin: self.origin.clone(),
             model: model.to_owned(),
             gpu: gpu.to_owned(),
@@ -261,14 +302,15 @@ impl Prices {
         })
     }
 
-    /// The price of a MIG instance of a model.
+    /// The price of a MIG instance of a model, or the default for its profile.
     ///
     /// # Errors
     /// If it has none.
-    pub fn of_instance(&self, model: &str, profile: &str, gpu: &str) -> Result<Price, MoneyError> {
-        let model_prices = self.models.get(model);
-        let price = model_prices.and_then(|prices| prices.mig.get(profile));
-        price.copied().ok_or_else(|| MoneyError::MissingInstance {
+    pub fn of_instance(&self, model: &str, profile: &str, gpu: &str) -> Result<Quote, MoneyError> {
+        let own = self.models.get(model);
+        let own = own.and_then(|prices| prices.mig.get(profile)).copied();
+        let default = self.default.mig.get(profile).copied();
+        Quote::new(own, default).ok_or_else(|| MoneyError::MissingInstance {
             origin: self.origin.clone(),
             model: model.to_owned(),
             profile: profile.to_owned(),
@@ -284,6 +326,8 @@ impl Prices {
             let instances = prices.mig.keys();
             known.extend(instances.map(|profile| format!("{profile:?} of {model:?}")));
         }
+        let instances = self.default.mig.keys();
+        known.extend(instances.map(|profile| format!("{profile:?} of any model")));
         if known.is_empty() {
             return "nothing".to_owned();
         }
@@ -393,7 +437,7 @@ mod tests {
     fn prices_are_read_as_they_are_written() {
         let prices = Prices::parse(A100, "p").unwrap();
         assert_eq!((prices.currency.as_str(), prices.decimals), ("EUR", 2));
-        let price = prices.of("A100", "GPU-0").unwrap();
+        let price = prices.of("A100", "GPU-0").unwrap().price;
         assert_eq!(price.busy_hour, Some(dec("1.80")));
         assert_eq!(price.allocated_hour, Some(dec("0.40")));
     }
@@ -402,7 +446,15 @@ mod tests {
     fn what_is_wrong_is_said_in_words() {
         for (text, expected) in [
             ("", "currency"),
-            ("currency = \"EUR\"", "gpu"),
+            ("currency = \"EUR\"", "gpu is missing"),
+            (
+                "currency = \"EUR\"\n[default]",
+                "default is without a price",
+            ),
+            (
+                "currency = \"EUR\"\n[default.mig.\"1g.10gb\"]",
+                "default.mig.\"1g.10gb\" is without a price",
+            ),
             ("currency = \"E R\"\n[gpu]", "currency is \"E R\""),
             ("currency = \"\"\n[gpu]", "letters and digits"),
             ("currency = \"EUR\"\ndecimals = 10\n[gpu]", "decimals is 10"),
@@ -448,7 +500,10 @@ mod tests {
     fn an_instance_never_costs_what_the_whole_gpu_does() {
         let text = format!("{A100}[gpu.A100.mig.\"1g.10gb\"]\nbusy_hour = \"0.30\"\n");
         let prices = Prices::parse(&text, "p.toml").unwrap();
-        let instance = prices.of_instance("A100", "1g.10gb", "MIG-0").unwrap();
+        let instance = prices
+            .of_instance("A100", "1g.10gb", "MIG-0")
+            .unwrap()
+            .price;
         assert_eq!(instance.busy_hour, Some(dec("0.30")));
         assert_eq!(instance.allocated_hour, None);
         let error = prices.of_instance("A100", "3g.40gb", "MIG-1").unwrap_err();
@@ -465,9 +520,41 @@ mod tests {
     }
 
     #[test]
+    fn a_default_is_for_what_has_no_price_of_its_own() {
+        let text = format!(
+            "{A100}[gpu.H100.mig.\"1g.10gb\"]\nbusy_hour = \"0.30\"\n\
+             [default]\nbusy_hour = \"1\"\n[default.mig.\"1g.10gb\"]\nbusy_hour = \"0.20\"\n"
+        );
+        let prices = Prices::parse(&text, "p.toml").unwrap();
+        for (model, profile, expected) in [
+            ("A100", None, Some(("1.80", false))),
+            ("L4", None, Some(("1", true))),
+            // Prices of its instances alone are none of the whole.
+            ("H100", None, Some(("1", true))),
+            ("H100", Some("1g.10gb"), Some(("0.30", false))),
+            ("A100", Some("1g.10gb"), Some(("0.20", true))),
+            // An instance never costs what a whole GPU does.
+            ("A100", Some("3g.40gb"), None),
+        ] {
+            let found = match profile {
+                Some(profile) => prices.of_instance(model, profile, "MIG-0"),
+                None => prices.of(model, "GPU-0"),
+            };
+            let found = found
+                .ok()
+                .map(|quote| (quote.price.busy_hour, quote.is_default));
+            let expected = expected.map(|(price, is_default)| (Some(dec(price)), is_default));
+            assert_eq!(found, expected, "{model} {profile:?}");
+        }
+        let alone = "currency = \"EUR\"\n[default]\nallocated_hour = \"1\"\n";
+        let alone = Prices::parse(alone, "p.toml").unwrap();
+        assert!(alone.of("A100", "GPU-0").unwrap().is_default);
+    }
+
+    #[test]
     fn money_is_decimal() {
         let prices = Prices::parse(A100, "p").unwrap();
-        let price = prices.of("A100", "").unwrap();
+        let price = prices.of("A100", "").unwrap().price;
         let minutes = |n: u64| Nanos::from_secs(60 * n);
         for (busy, allocated, expected) in [
             (minutes(60), minutes(0), "1.80"),

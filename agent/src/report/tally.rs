@@ -16,27 +16,38 @@
 //! booked of it as not observed is its instances' time once more, so it is left out, and a note says
 //! how much that is. Its energy is in: no instance has any of its own.
 //!
+//! **A report that is limited** to some accounts has no rows of the GPUs' other time, and its total is
+//! that of its rows. The balance is that of all accounts, and a share is a part of all busy time.
+//!
 //! **Energy** of time that has no owner or was not observed is known for the hour and not for each
 //! reason; it is split by time.
 
 mod dimension;
+mod filter;
+mod keys;
+mod question;
+mod remarks;
 mod row;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rust_decimal::Decimal;
 
 pub use self::dimension::Dimension;
+pub use self::filter::{Filter, Label};
+use self::keys::{AccountKey, Keys};
+pub use self::question::Question;
+use self::remarks::Facts;
 pub use self::row::{Kind, Report, Row, Sums};
-use super::prices::{Cost, MoneyError, Price, Prices};
-use super::range::{Asked, Calendar, begin_of, hour_of};
+use super::hour::{begin_of, hour_of, moment_of};
+use super::prices::{Cost, MoneyError, Price};
 use crate::core::amounts::{self, Amounts, Millijoules};
-use crate::core::model::{NONE, Nanos, UNRESOLVED, UnobservedReason};
+use crate::core::model::{NONE, Nanos, UnobservedReason};
 use crate::outputs::store::query::{
     AccountLife, AccountRecord, GpuRecord, GpuUsed, LedgerExtent, ReasonUsed, Used,
 };
@@ -44,12 +55,6 @@ use crate::outputs::store::query::{
 /// Part of a GPU's time that may not be booked yet: windows end when the driver's samples do, and
 /// wait for the event stream. Of an hour that is over it is in the next.
 const UNDER_WAY: Nanos = Nanos::from_secs(10);
-/// Nanoseconds of an hour.
-const HOUR: u64 = 3_600_000_000_000;
-/// A commit this old was not made by an agent that runs.
-const LATE: SignedDuration = SignedDuration::from_secs(60);
-/// A label's value that is the empty text, which would be a blank.
-const EMPTY: &str = "(empty)";
 /// Why the time of a divided GPU is not observed.
 const UNSUPPORTED: &str = UnobservedReason::Unsupported.as_str();
 
@@ -65,24 +70,14 @@ struct Hour {
     unobserved: Vec<(Arc<str>, Nanos)>,
 }
 
-/// An account, as far as the report needs it.
-#[derive(Debug)]
-struct AccountKey {
-    kind: Kind,
-    gpu: i64,
-    profile: Option<Arc<str>>,
-    key: Vec<Arc<str>>,
-}
-
 /// A report in the making.
 #[derive(Debug)]
 pub struct Tally<'a> {
     standing: LedgerExtent,
-    gpus: HashMap<i64, GpuRecord>,
-    asked: Asked,
-    by: &'a [Dimension],
-    prices: Option<&'a Prices>,
+    question: &'a Question,
+    keys: Keys<'a>,
     price_of: HashMap<(i64, Option<Arc<str>>), Price>,
+    at_default_price: BTreeSet<String>,
     /// GPUs that have or had MIG instances.
     divided: HashSet<i64>,
     /// Their time that is left out.
@@ -92,8 +87,6 @@ pub struct Tally<'a> {
     payers: HashMap<i64, Arc<AccountKey>>,
     groups: HashMap<GroupKey, Sums>,
     hours: BTreeMap<(i64, i64), Hour>,
-    /// The last hour whose name was asked for, with the names.
-    named: Option<(i64, [Arc<str>; 3])>,
     none: Arc<str>,
 }
 
@@ -103,28 +96,25 @@ impl<'a> Tally<'a> {
     pub fn new(
         standing: LedgerExtent,
         gpus: HashMap<i64, GpuRecord>,
-        asked: Asked,
-        by: &'a [Dimension],
-        prices: Option<&'a Prices>,
+        question: &'a Question,
     ) -> Self {
         let parents: HashSet<_> = gpus.values().filter_map(|gpu| gpu.parent.clone()).collect();
         let divided = gpus.iter().filter(|(_, gpu)| parents.contains(&gpu.uuid));
+        let none: Arc<str> = NONE.into();
         Self {
             divided: divided.map(|(number, _)| *number).collect(),
             left_out: Nanos::ZERO,
             lives: HashMap::new(),
             life: AccountLife::default(),
             standing,
-            gpus,
-            asked,
-            by,
-            prices,
+            question,
+            keys: Keys::new(&question.by, &question.zone, gpus, Arc::clone(&none)),
             price_of: HashMap::new(),
+            at_default_price: BTreeSet::new(),
             payers: HashMap::new(),
             groups: HashMap::new(),
             hours: BTreeMap::new(),
-            named: None,
-            none: NONE.into(),
+            none,
         }
     }
 
@@ -141,9 +131,12 @@ impl<'a> Tally<'a> {
             Some(payer) => Arc::clone(payer),
             None => {
                 let record = record(used.account)?;
-                let payer = Arc::new(self.payer(&record));
-                self.life = self.life.and(record.life);
-                if !self.by.iter().any(Dimension::is_time) {
+                let is_in = self.question.filter.admits(&record);
+                let payer = Arc::new(self.keys.account(&record, is_in));
+                if is_in {
+                    self.life = self.life.and(record.life);
+                }
+                if is_in && !self.question.by.iter().any(Dimension::is_time) {
                     let group = (payer.kind, self.none.clone(), payer.key.clone());
                     let life = self.lives.entry(group).or_default();
                     *life = life.and(record.life);
@@ -152,20 +145,24 @@ impl<'a> Tally<'a> {
                 payer
             }
         };
-        let key = self.at_hour(&payer.key, used.hour);
-        let AccountKey { kind, gpu, .. } = *payer;
-        let profile = payer.profile.clone();
+        let AccountKey {
+            kind, gpu, is_in, ..
+        } = *payer;
         let Amounts {
             busy,
             allocated,
             allocated_share,
             ..
         } = used.amounts;
-        let cost = self.cost(gpu, profile, busy, allocated_share)?;
         let hour = self.hours.entry((used.hour, gpu)).or_default();
         hour.accounts_busy += busy;
         let energy = &mut hour.accounts_energy.0;
         *energy = energy.saturating_add(used.amounts.energy.0);
+        if !is_in {
+            return Ok(());
+        }
+        let key = self.keys.at_hour(&payer.key, used.hour);
+        let cost = self.cost(gpu, payer.profile.clone(), busy, allocated_share)?;
         let sums = Sums {
             gpu: busy,
             amounts: used.amounts,
@@ -197,22 +194,38 @@ impl<'a> Tally<'a> {
     /// # Errors
     /// If a GPU that was used has no price, or money has too many digits.
     pub fn report(mut self, now: Timestamp) -> Result<Report, MoneyError> {
-        let committed = timestamp(i128::from(self.standing.committed.0));
-        let hours = self.asked.hours();
-        let since = begin_of(hours.start);
+        let question = self.question;
+        let committed = moment_of(self.standing.committed);
+        let hours = question.asked.hours();
+        let since = begin_of(hours.start.max(self.standing.first_hour));
         let until = begin_of(hours.end).min(committed).max(since);
 
         let mut whole = Sums::default();
         let mut imbalance = Nanos::ZERO;
         let mut elapsed = HashMap::new();
+        let mut observed = Nanos::ZERO;
         for ((hour, gpu), found) in std::mem::take(&mut self.hours) {
             imbalance += found.imbalance();
             elapsed.insert((hour, gpu), found.book.elapsed);
+            observed += found.book.busy.plus(found.book.idle);
             whole = whole.plus(self.device(hour, gpu, found)?)?;
         }
-        whole.gpu += self.unaccounted(&elapsed, since, until)?;
+        let all_busy = whole.amounts.busy;
+        let has_gpus = !self.keys.gpus().is_empty();
+        let is_blind = has_gpus && self.payers.is_empty() && observed.is_zero();
+        let only = question.filter.words();
+        let is_nobody = !only.is_empty() && self.groups.is_empty();
+        if only.is_empty() {
+            whole.gpu += self.unaccounted(&elapsed, since, until)?;
+        } else {
+            whole = Sums::default();
+        }
         let owned = self.groups.iter().filter(|((kind, ..), _)| kind.is_owned());
-        for sums in owned.map(|(_, sums)| sums) {
+        for sums in owned.map(|(_, sums)| *sums) {
+            if !only.is_empty() {
+                whole = whole.plus(sums)?;
+                continue;
+            }
             let Amounts { busy, energy, .. } = whole.amounts;
             whole.amounts += sums.amounts;
             // These two are the devices' own.
@@ -220,38 +233,56 @@ impl<'a> Tally<'a> {
             whole.amounts.energy = energy;
             whole.unused += sums.unused;
         }
-        let notes = self.notes(until, committed, now, imbalance);
-        let (rows, owned, total) = self.rows(whole)?;
+        let (rows, owned, total) = self.rows(whole, all_busy)?;
+        let at_default_price: Vec<String> = self.at_default_price.into_iter().collect();
+        let facts = Facts {
+            asked: question.asked,
+            zone: &question.zone,
+            first_hour: self.standing.first_hour,
+            committed,
+            now,
+            until,
+            imbalance,
+            left_out: self.left_out,
+            is_blind,
+            only: &only,
+            is_nobody,
+            at_default_price: &at_default_price,
+        };
+        let (is_complete, warnings, notes) = (facts.is_complete(), facts.warnings(), facts.notes());
+        let prices = question.prices.as_ref();
         Ok(Report {
-            asked: self.asked,
+            asked: question.asked,
+            zone: question.zone.clone(),
             since,
             until,
+            is_complete,
             committed,
-            by: self.by.to_vec(),
-            currency: self.prices.map(|prices| prices.currency.clone()),
+            by: question.by.clone(),
+            currency: prices.map(|prices| prices.currency.clone()),
+            only,
             rows,
             owned,
             total,
             imbalance,
+            has_gpus,
+            warnings,
             notes,
         })
     }
 
     /// The rows in order, those that have an owner together, and the total.
-    fn rows(&mut self, whole: Sums) -> Result<(Vec<Row>, Row, Row), MoneyError> {
+    /// Shares are parts of `all_busy`.
+    fn rows(&mut self, whole: Sums, all_busy: Nanos) -> Result<(Vec<Row>, Row, Row), MoneyError> {
         let mut groups: Vec<(GroupKey, Sums)> = self.groups.drain().collect();
-        let by = self.by;
-        let time = |key: &[Arc<str>]| -> Vec<Arc<str>> {
-            let both = by.iter().zip(key);
-            let times = both.filter(|(dimension, _)| dimension.is_time());
-            times.map(|(_, value)| Arc::clone(value)).collect()
-        };
+        let by = &self.question.by;
         groups.sort_by_cached_key(|((kind, reason, key), sums)| {
             let most = Reverse((sums.gpu, sums.amounts.allocated));
-            (*kind, time(key), most, Arc::clone(reason), key.clone())
+            let times = self.keys.times(key);
+            (*kind, times, most, Arc::clone(reason), key.clone())
         });
         let costs: Vec<Cost> = groups.iter().map(|(_, sums)| sums.cost).collect();
-        let (costs, cost) = match self.prices {
+        let (costs, cost) = match &self.question.prices {
             Some(prices) => {
                 let (costs, cost) = prices.round(&costs)?;
                 (costs.into_iter().map(Some).collect(), Some(cost))
@@ -259,7 +290,7 @@ impl<'a> Tally<'a> {
             None => (vec![None; costs.len()], None),
         };
         let share = |kind: Kind, busy: Nanos| {
-            let part = Decimal::from(busy.0).checked_div(whole.amounts.busy.0.into())?;
+            let part = Decimal::from(busy.0).checked_div(all_busy.0.into())?;
             kind.is_busy().then(|| part.round_dp(6))
         };
         let together = |sums: Sums, cost: Option<Decimal>| Row {
@@ -301,8 +332,23 @@ impl<'a> Tally<'a> {
     /// Adds the rows without an owner of a GPU's hour, and returns the device's own figures.
     fn device(&mut self, hour: i64, gpu: i64, found: Hour) -> Result<Sums, MoneyError> {
         let Hour { book, .. } = found;
-        let key = self.nobody(gpu, hour);
-        let profile = self.gpus.get(&gpu).and_then(|gpu| gpu.profile.clone());
+        let of_device = Sums {
+            gpu: book.elapsed,
+            amounts: Amounts {
+                energy: book.energy,
+                ..Amounts::busy(book.busy)
+            },
+            ..Sums::default()
+        };
+        if !self.question.filter.is_empty() {
+            return Ok(of_device);
+        }
+        let key = self.keys.nobody(gpu, hour);
+        let profile = self
+            .keys
+            .gpus()
+            .get(&gpu)
+            .and_then(|gpu| gpu.profile.clone());
         let owned = found.accounts_energy.0;
         let owned = owned.saturating_add(book.energy_idle.0);
         let mut energy = Millijoules(book.energy.0.saturating_sub(owned));
@@ -359,11 +405,7 @@ impl<'a> Tally<'a> {
         self.left_out += left_out;
         Ok(Sums {
             gpu: book.elapsed.minus(left_out),
-            amounts: Amounts {
-                energy: book.energy,
-                ..Amounts::busy(book.busy)
-            },
-            ..Sums::default()
+            ..of_device
         })
     }
 
@@ -377,7 +419,8 @@ impl<'a> Tally<'a> {
         until: Timestamp,
     ) -> Result<Nanos, MoneyError> {
         let spans: Vec<_> = self
-            .gpus
+            .keys
+            .gpus()
             .iter()
             .map(|(gpu, record)| {
                 let first = record.first_hour.max(hour_of(since));
@@ -400,7 +443,7 @@ impl<'a> Tally<'a> {
                         gpu: missing,
                         ..Sums::default()
                     };
-                    let key = self.nobody(gpu, hour);
+                    let key = self.keys.nobody(gpu, hour);
                     self.add(Kind::Unaccounted, self.none.clone(), key, sums)?;
                     all += missing;
                 }
@@ -423,91 +466,6 @@ impl<'a> Tally<'a> {
         *group = group.plus(sums)?;
         Ok(())
     }
-}
-
-impl Tally<'_> {
-    fn payer(&self, record: &AccountRecord) -> AccountKey {
-        let kind = match &*record.kind {
-            "host" => Kind::Host,
-            _ => Kind::Container,
-        };
-        let is_host = kind == Kind::Host;
-        let key = self.by.iter().map(|dimension| match dimension {
-            Dimension::Gpu | Dimension::Model => self.device_name(record.gpu, dimension),
-            Dimension::Profile => record.profile.as_ref().map_or(self.none.clone(), shown),
-            Dimension::Unit if is_host => shown(&record.owner),
-            Dimension::Unit => self.none.clone(),
-            _ if is_host => self.none.clone(),
-            Dimension::Namespace => shown(&record.namespace),
-            Dimension::Pod => shown(&record.pod),
-            Dimension::PodUid => shown(&record.pod_uid),
-            Dimension::Container => shown(&record.container),
-            Dimension::ContainerId => shown(&record.container_id),
-            Dimension::Image => shown(&record.image),
-            Dimension::Runtime => shown(&record.runtime),
-            Dimension::Label(key) => label(record, key),
-            // Known with each hour.
-            Dimension::Hour | Dimension::Day | Dimension::Month => self.none.clone(),
-        });
-        AccountKey {
-            kind,
-            gpu: record.gpu,
-            profile: record.profile.clone(),
-            key: key.collect(),
-        }
-    }
-
-    /// The key of a GPU's hour that is nobody's.
-    fn nobody(&mut self, gpu: i64, hour: i64) -> Vec<Arc<str>> {
-        let key = self.by.iter().map(|dimension| match dimension {
-            Dimension::Gpu | Dimension::Model | Dimension::Profile => {
-                self.device_name(gpu, dimension)
-            }
-            _ => self.none.clone(),
-        });
-        let key: Vec<_> = key.collect();
-        self.at_hour(&key, hour)
-    }
-
-    fn device_name(&self, gpu: i64, dimension: &Dimension) -> Arc<str> {
-        let Some(gpu) = self.gpus.get(&gpu) else {
-            return UNRESOLVED.into();
-        };
-        match dimension {
-            Dimension::Model => shown(&gpu.model),
-            Dimension::Profile => gpu.profile.as_ref().map_or(self.none.clone(), shown),
-            _ => shown(&gpu.uuid.0),
-        }
-    }
-
-    /// A key with what depends on the hour.
-    fn at_hour(&mut self, key: &[Arc<str>], hour: i64) -> Vec<Arc<str>> {
-        let mut key = key.to_vec();
-        if !self.by.iter().any(Dimension::is_time) {
-            return key;
-        }
-        let names = match &self.named {
-            Some((named, names)) if *named == hour => names,
-            _ => {
-                let calendar = Calendar(hour);
-                let names = [
-                    calendar.hour().to_string().into(),
-                    calendar.day().to_string().into(),
-                    calendar.month().to_string().into(),
-                ];
-                &self.named.insert((hour, names)).1
-            }
-        };
-        for (dimension, value) in self.by.iter().zip(&mut key) {
-            match dimension {
-                Dimension::Hour => value.clone_from(&names[0]),
-                Dimension::Day => value.clone_from(&names[1]),
-                Dimension::Month => value.clone_from(&names[2]),
-                _ => {}
-            }
-        }
-        key
-    }
 
     /// What these times of a GPU cost, of allocated time the part that is the owner's; nothing where
     /// there are no prices.
@@ -518,7 +476,7 @@ impl Tally<'_> {
         busy: Nanos,
         allocated: Nanos,
     ) -> Result<Cost, MoneyError> {
-        let Some(prices) = self.prices else {
+        let Some(prices) = &self.question.prices else {
             return Ok(Cost::default());
         };
         if busy.is_zero() && allocated.is_zero() {
@@ -528,99 +486,25 @@ impl Tally<'_> {
         let price = match self.price_of.get(&key) {
             Some(price) => *price,
             None => {
-                let model = self.device_name(gpu, &Dimension::Model);
-                let uuid = self.device_name(gpu, &Dimension::Gpu);
-                let price = match &key.1 {
+                let model = self.keys.device(gpu, &Dimension::Model);
+                let uuid = self.keys.device(gpu, &Dimension::Gpu);
+                let found = match &key.1 {
                     Some(profile) => prices.of_instance(&model, profile, &uuid)?,
                     None => prices.of(&model, &uuid)?,
                 };
+                if found.is_default {
+                    self.at_default_price.insert(match &key.1 {
+                        Some(profile) => format!("{profile:?} of {model:?}"),
+                        None => format!("{model:?}"),
+                    });
+                }
+                let price = found.price;
                 self.price_of.insert(key, price);
                 price
             }
         };
         Cost::of(price, busy, allocated)
     }
-
-    fn notes(
-        &self,
-        until: Timestamp,
-        committed: Timestamp,
-        now: Timestamp,
-        imbalance: Nanos,
-    ) -> Vec<String> {
-        let mut notes = Vec::new();
-        if !imbalance.is_zero() {
-            notes.push(format!(
-                "the books are out of balance by {} ns: this is a bug, please keep the ledger and report it",
-                imbalance.0
-            ));
-        }
-        if !self.left_out.is_zero() {
-            let hours = Decimal::from(self.left_out.0) / Decimal::from(HOUR);
-            notes.push(format!(
-                "{} GPU hours of divided GPUs are left out: their MIG instances' time is in",
-                hours.round_dp(3).normalize()
-            ));
-        }
-        let Asked { since, until: end } = self.asked;
-        let begin = begin_of(hour_of(since));
-        let cut_end = end.filter(|end| begin_of(hour_of(*end)) != *end);
-        if let Some(end) = cut_end {
-            notes.push(format!(
-                "the report counts whole hours: it includes all of the hour of {since} and nothing of the hour of {end}"
-            ));
-        } else if begin != since {
-            notes.push(format!(
-                "the report counts whole hours: it includes all of the hour of {since}"
-            ));
-        }
-        let first = begin_of(self.standing.first_hour);
-        if first > begin {
-            notes.push(format!("the ledger begins with the hour of {first}"));
-        }
-        if until == committed && begin_of(hour_of(until)) != until {
-            notes.push(format!(
-                "the hour of {} is included up to the last commit",
-                begin_of(hour_of(until))
-            ));
-        }
-        let wanted = end.map_or(now, |end| end.min(now));
-        if wanted.duration_since(committed) > LATE {
-            notes.push(format!("nothing was committed after {committed}"));
-        }
-        notes
-    }
-}
-
-/// A text that is not blank.
-fn shown(text: &Arc<str>) -> Arc<str> {
-    if text.is_empty() {
-        UNRESOLVED.into()
-    } else {
-        Arc::clone(text)
-    }
-}
-
-/// The value of a label.
-fn label(record: &AccountRecord, key: &str) -> Arc<str> {
-    // Until it is named, nothing is known of its labels either.
-    if &*record.attribution != "named" {
-        return UNRESOLVED.into();
-    }
-    let labels: Result<HashMap<String, Arc<str>>, _> = serde_json::from_str(&record.labels);
-    let Ok(labels) = labels else {
-        return UNRESOLVED.into();
-    };
-    match labels.get(key) {
-        None => NONE.into(),
-        Some(value) if value.is_empty() => EMPTY.into(),
-        Some(value) => Arc::clone(value),
-    }
-}
-
-fn timestamp(nanoseconds: i128) -> Timestamp {
-    // 64 bits of nanoseconds end in 2554, the calendar in 9999.
-    Timestamp::from_nanosecond(nanoseconds).unwrap_or(Timestamp::MAX)
 }
 
 impl Hour {

@@ -3,8 +3,10 @@
 use gpuacct::config::Config;
 use gpuacct::core::cgroup_path;
 use gpuacct::core::replay::replay;
+use gpuacct::report::hour::hour_of;
 use gpuacct::report::prices::Prices;
 use gpuacct::report::range::{Asked, Moment};
+use gpuacct::report::zone::Zone;
 use gpuacct::sources::identity;
 use gpuacct::sources::kernel::btf::KernelTypes;
 use gpuacct::sources::kernel::decode::decode;
@@ -55,11 +57,19 @@ pub(crate) fn range(data: &[u8]) {
     let text = text(data);
     let (since, until) = text.split_once('\n').unwrap_or((&text, ""));
     let until = (!until.is_empty()).then(|| until.parse::<Moment>());
-    if let (Ok(since), Ok(until)) = (since.parse::<Moment>(), until.transpose())
-        && let Ok(asked) = Asked::new(since, until, now)
-    {
-        let hours = asked.hours();
-        assert!(hours.start < hours.end, "{hours:?}");
+    if let (Ok(since), Ok(until)) = (since.parse::<Moment>(), until.transpose()) {
+        for zone in [
+            Zone::UTC,
+            "Europe/Berlin".parse().expect("it is compiled in"),
+        ] {
+            let Ok(asked) = Asked::new(since, until, &zone, now) else {
+                continue;
+            };
+            let hours = asked.hours();
+            assert!(hours.start < hours.end, "{hours:?}");
+            let _ = zone.names(hours.start);
+            let _ = asked.outside(hour_of(now), now, now);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use gpuacct_tests::agent;
 use gpuacct_tests::daemon::install;
 use gpuacct_tests::ledger::{Past, Payer};
 use gpuacct_tests::node::Node;
+use gpuacct_tests::terminal::Terminal;
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
@@ -203,6 +204,7 @@ fn every_grouping_adds_up_to_the_same_totals() {
         let figures: BTreeMap<_, _> = total
             .iter()
             .filter(|(column, _)| column.contains("_") || *column == "cost")
+            .filter(|(column, _)| *column != "gpu_index")
             .filter(|(column, _)| !by.split(',').any(|by| by == *column))
             .map(|(column, cell)| (column.clone(), cell.clone()))
             .collect();
@@ -329,10 +331,11 @@ fn every_output_has_the_same_cells() {
     assert_eq!(json["since"], "2026-01-31T06:00:00Z");
     assert_eq!(json["until"], "2026-01-31T08:30:00Z");
     assert_eq!(json["imbalance_seconds"], 0);
-    let notes = json["notes"].to_string();
+    assert_eq!(json["complete"], false);
+    let warnings = json["warnings"].to_string();
     assert!(
-        notes.contains("08:00:00Z is included up to the last commit"),
-        "{notes}"
+        warnings.contains("the report ends with the last commit, at 2026-01-31T08:30:00Z"),
+        "{warnings}"
     );
 
     let table = printed(dir.path(), &arguments);
@@ -348,10 +351,8 @@ fn every_output_has_the_same_cells() {
         let mut found = table.lines().filter(|line| line.starts_with(expected));
         assert!(found.next().is_some(), "no {expected} in\n{table}");
     }
-    assert!(
-        table.lines().all(|line| line.chars().count() <= 80),
-        "{table}"
-    );
+    // A pipe gets all of it.
+    assert!(table.contains("SHARE") && !table.contains('…'), "{table}");
     let wide = printed(dir.path(), &[&arguments[..], &["--wide"]].concat());
     assert!(wide.contains("HELD") && wide.contains("DECODER"), "{wide}");
     assert!(wide.contains("=cmd|' /C calc'!A0"), "{wide}");
@@ -395,6 +396,20 @@ fn kinds_and_reasons_have_rows_of_their_own() {
             ["total", none, none, none, none, "18000"],
         ]
     );
+    // One who asks for some of them gets these, under the same figures.
+    let some = [
+        "--by",
+        "namespace,unit,label:team",
+        "--label",
+        "team=vision",
+    ];
+    let mine = self::rows(
+        dir.path(),
+        &[&RANGE[..], &some, &["--label", "team="]].concat(),
+    );
+    assert_eq!(mine.len(), 2);
+    assert_eq!(mine[0], rows[0]);
+    assert_eq!(number(&mine[1], "busy_seconds"), Decimal::from(3_060));
     // Empty is a value, and no blank.
     let labels: Vec<String> =
         self::rows(dir.path(), &[&RANGE[..], &["--by", "label:empty"]].concat())
@@ -578,7 +593,7 @@ fn what_is_in_the_way_is_said_in_words() {
             "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; UPDATE meta SET version = '';",
         )
         .unwrap();
-    let cases: [(&Path, &[&str], i32, &str); 18] = [
+    let cases: [(&Path, &[&str], i32, &str); 23] = [
         (&missing, &[], 1, "there is no ledger at"),
         (&garbage, &[], 1, "damaged, or is not an SQLite file"),
         (&torn, &RANGE, 1, "damaged, or is not an SQLite file"),
@@ -592,8 +607,36 @@ fn what_is_in_the_way_is_said_in_words() {
             &store,
             &["--since", "1h", "--until", "2h"],
             2,
-            "the range is empty",
+            "the range ends before it begins",
         ),
+        // Before the ledger, after it, and in the future.
+        (
+            &store,
+            &["--since", "2025-01-01", "--until", "2025-02-01"],
+            2,
+            "gpuacct.db has nothing of 2025-01-01T00:00:00Z to 2025-02-01T00:00:00Z: its first hour is \
+             2026-01-31T06:00:00Z, its last is 2026-01-31T08:00:00Z",
+        ),
+        (
+            &store,
+            &["--config", "/nowhere"],
+            2,
+            "is the agent running?",
+        ),
+        (
+            &store,
+            &["--since", "9000-01-01", "-o", "csv"],
+            2,
+            "has nothing of the time from 9000-01-01T00:00:00Z on",
+        ),
+        (&store, &["--timezone", "Mars"], 2, "found \"Mars\""),
+        (
+            &store,
+            &[&RANGE[..], &["--timezone", "Asia/Kolkata"]].concat(),
+            2,
+            "+05:30 off UTC",
+        ),
+        (&store, &["--label", "team"], 2, "expected KEY=VALUE"),
         (
             &store,
             &["--since", "yesterday"],
@@ -609,24 +652,16 @@ fn what_is_in_the_way_is_said_in_words() {
             2,
             "cannot read the prices",
         ),
-        (&store, &["--config", "/nowhere", "--since", "1h"], 0, ""),
         (
             &store,
             &[&RANGE[..], &["--prices", prices]].concat(),
             2,
             "no price for \"NVIDIA H100 80GB HBM3\" (GPU-00000001), it has prices for \"NVIDIA A100-SXM4-80GB\"",
         ),
-        // The GPU without a price was not used in that hour.
+        // The GPU without a price was not used by those who are in the report.
         (
             &store,
-            &[
-                "--since",
-                "2026-01-31T09:00:00Z",
-                "--until",
-                "2026-01-31T10:00:00Z",
-                "--prices",
-                prices,
-            ],
+            &[&RANGE[..], &["--prices", prices, "--namespace", "research"]].concat(),
             0,
             "",
         ),
@@ -643,8 +678,189 @@ fn what_is_in_the_way_is_said_in_words() {
     }
     drop(holder);
     let page = report(&unbalanced, &RANGE);
-    let page = String::from_utf8_lossy(&page.stdout);
-    assert!(page.contains("out of balance by 4 ns"), "{page}");
+    for page in [page.stdout, page.stderr] {
+        let page = String::from_utf8_lossy(&page);
+        assert!(page.contains("out of balance by 4 ns"), "{page}");
+    }
+}
+
+/// For a user who may not read it, there is no telling whether there is a ledger.
+#[test]
+fn a_missing_permission_is_not_called_a_missing_ledger() {
+    let dir = TempDir::new().unwrap();
+    let store = dir.path().join("store");
+    past(&store).end();
+    let file = store.join("gpuacct.db");
+    let binary = dir.path().join("gpuacct");
+    install(&agent::binary().unwrap(), &binary).unwrap();
+    let chmod = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    chmod(dir.path(), 0o755);
+    for (of_directory, of_file, expected) in [
+        (0o755, 0o000, Some("no permission to read the ledger at")),
+        (0o000, 0o644, Some("no permission to read the ledger at")),
+        (0o755, 0o644, None),
+    ] {
+        chmod(&store, 0o755);
+        chmod(&file, of_file);
+        chmod(&store, of_directory);
+        for named in [&store, &file] {
+            let mut command = Command::new(&binary);
+            command.arg("report").args(RANGE).arg("--store").arg(named);
+            if rustix::process::getuid().is_root() {
+                command.uid(65_534).gid(65_534);
+            }
+            let output = command.output().unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            let code = i32::from(expected.is_some());
+            assert_eq!(output.status.code(), Some(code), "{named:?}: {output:?}");
+            let expected = expected.unwrap_or("the range ends at");
+            assert!(error.contains(expected), "{named:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_range_that_the_ledger_has_in_part_is_answered_with_a_warning() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    for (since, until, answered, expected) in [
+        (
+            "2026-01-30",
+            "2026-01-31T08:00:00Z",
+            ["2026-01-31T06:00:00Z", "2026-01-31T08:00:00Z"],
+            "warning: the range begins at 2026-01-30T00:00:00Z, and the ledger begins with the hour of",
+        ),
+        (
+            "2026-01-31T06:00:00Z",
+            "9000-01-01",
+            ["2026-01-31T06:00:00Z", "2026-01-31T08:30:00Z"],
+            "warning: the range reaches into the future",
+        ),
+        (
+            "2026-01-31T06:00:00Z",
+            "2026-01-31T08:00:00Z",
+            ["2026-01-31T06:00:00Z", "2026-01-31T08:00:00Z"],
+            "",
+        ),
+    ] {
+        let range = ["--since", since, "--until", until];
+        for output in ["table", "csv", "ndjson", "json"] {
+            let found = report(dir.path(), &[&range[..], &["-o", output]].concat());
+            assert!(found.status.success(), "{found:?}");
+            let error = String::from_utf8_lossy(&found.stderr);
+            match expected {
+                "" => assert_eq!(error, ""),
+                expected => assert!(error.contains(expected), "{output}: {error}"),
+            }
+        }
+        let row = &rows(dir.path(), &range)[0];
+        assert_eq!([&row["since"], &row["until"]], answered);
+        let json = printed(dir.path(), &[&range[..], &["-o", "json"]].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["complete"], expected.is_empty());
+    }
+}
+
+/// An agent that ran and saw no GPU has an answer: there was none.
+#[test]
+fn a_node_without_a_gpu_has_a_report_of_nobody() {
+    let dir = TempDir::new().unwrap();
+    let begin: jiff::Timestamp = "2026-01-31T06:10:00Z".parse().unwrap();
+    let begin = WallTime(u64::try_from(begin.as_nanosecond()).unwrap());
+    let mut past = Past::begin(dir.path(), begin, &[]).unwrap();
+    for _ in 0..4 {
+        past.commit(minutes(60)).unwrap();
+        past.pass(minutes(60));
+    }
+    let within = [
+        "--since",
+        "2026-01-31T06:00:00Z",
+        "--until",
+        "2026-01-31T08:00:00Z",
+    ];
+    let found = report(dir.path(), &within);
+    assert!(
+        found.status.success() && found.stderr.is_empty(),
+        "{found:?}"
+    );
+    let page = String::from_utf8(found.stdout).unwrap();
+    assert!(page.contains("the ledger has no GPU"), "{page}");
+    let before = [
+        "--since",
+        "2026-01-31T04:00:00Z",
+        "--until",
+        "2026-01-31T06:00:00Z",
+    ];
+    assert_eq!(report(dir.path(), &before).status.code(), Some(2));
+    past.end();
+}
+
+#[test]
+fn a_full_disk_fails_and_a_closed_pipe_ends_quietly() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    for format in ["table", "csv", "ndjson", "json"] {
+        let command = || {
+            let mut command = Command::new(agent::binary().unwrap());
+            command.arg("report").args(RANGE).args(["-o", format]);
+            command.arg("--store").arg(dir.path());
+            command.stderr(Stdio::piped());
+            command
+        };
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let full = command().stdout(full.unwrap()).output().unwrap();
+        assert_eq!(full.status.code(), Some(1), "{format}: {full:?}");
+        let error = String::from_utf8_lossy(&full.stderr);
+        let expected = "error: cannot write to standard output: No space left on device";
+        assert!(error.contains(expected), "{format}: {error}");
+
+        let closed = || {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            writer
+        };
+        let gone = command().stdout(closed()).output().unwrap();
+        assert_eq!(gone.status.code(), Some(0), "{format}: {gone:?}");
+        let error = String::from_utf8_lossy(&gone.stderr);
+        let said: Vec<&str> = error
+            .lines()
+            .filter(|line| !line.starts_with("warning: "))
+            .collect();
+        assert_eq!(said, [""; 0], "{format}");
+        // Nor does it matter if nobody reads what it says.
+        let gone = command()
+            .stdout(closed())
+            .stderr(closed())
+            .status()
+            .unwrap();
+        assert_eq!(gone.code(), Some(0), "{format}: {gone:?}");
+    }
+}
+
+#[test]
+fn a_narrow_terminal_is_told_which_columns_it_lacks() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    let mut command = Command::new(agent::binary().unwrap());
+    command
+        .arg("report")
+        .args(RANGE)
+        .arg("--store")
+        .arg(dir.path());
+    command.args(["--by", "gpu,hour,pod,namespace,unit"]);
+    let left = Terminal::start(command).unwrap().left().unwrap();
+    assert!(left.status.success(), "{left:?}");
+    let screen = left.screen;
+    assert!(screen.contains("2026-01-31T06:00:00Z"), "{screen}");
+    assert!(
+        screen.contains("note: left out for lack of room: SHARE, kWh"),
+        "{screen}"
+    );
+    let table = screen.lines().skip_while(|line| !line.starts_with("GPU"));
+    let widest = table.map(|line| line.trim_end().chars().count()).max();
+    assert!((100..=120).contains(&widest.unwrap()), "{screen}");
 }
 
 /// A GPU in two instances for two hours; after the first hour one of them is made anew, larger, under

@@ -11,6 +11,7 @@
 //! epoch and are UTC's.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +35,24 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// There is no ledger.
-    #[error("there is no ledger at {}", path.display())]
+    #[error("there is no ledger at {} (--store names another place)", path.display())]
     Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is there, or may be, and the user may not read it.
+    #[error("no permission to read the ledger at {} (root may read it)", path.display())]
+    Denied {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file system does not give it.
+    #[error("cannot read the file of the ledger at {}", path.display())]
+    File {
         /// Where it was looked for.
         path: PathBuf,
         /// What the system said.
@@ -135,7 +152,8 @@ pub struct LedgerExtent {
     pub committed: WallTime,
     /// Hour of the amounts that are not assigned to an earlier hour.
     pub hour: i64,
-    /// The first hour of which anything is kept.
+    /// The first hour of which anything is kept. On a node that has had no GPU, the hour in which its
+    /// agent began.
     pub first_hour: i64,
 }
 
@@ -144,6 +162,8 @@ pub struct LedgerExtent {
 pub struct GpuRecord {
     /// NVML's name of it.
     pub uuid: GpuUuid,
+    /// NVML's index, as it was last; that of its GPU for a MIG instance.
+    pub index: Arc<str>,
     /// What it is.
     pub model: Arc<str>,
     /// The profile of the MIG instance that stands under its UUID now, if it is one.
@@ -283,10 +303,8 @@ impl Ledger {
     /// If there is none, or none that can be read.
     pub fn open(store: &Path) -> Result<Self, ReadError> {
         let path = Self::file_of(store);
-        std::fs::metadata(&path).map_err(|source| ReadError::Missing {
-            path: path.clone(),
-            source,
-        })?;
+        // SQLite does not say whether it lacks the file or the permission to read it.
+        std::fs::File::open(&path).map_err(|source| not_opened(&path, source))?;
         match begin(&path, false) {
             Err(error) if wants_to_write(&error) && !has_log(&path) => {
                 begin(&path, true).map_err(|error| read_error(&path, error))
@@ -316,7 +334,8 @@ impl Ledger {
         }
         let standing = connection
             .query_row(
-                "SELECT committed, hour, coalesce((SELECT min(hour) FROM gpu_hours), hour) FROM meta",
+                "SELECT committed, hour, min(hour, coalesce((SELECT min(hour) FROM gpu_hours),
+                    (SELECT min(began) / 3600000000000 FROM lives), hour)) FROM meta",
                 [],
                 |row| {
                     Ok(LedgerExtent {
@@ -345,6 +364,12 @@ impl Ledger {
         self.connection
     }
 
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// How far it reaches.
     #[must_use]
     pub fn standing(&self) -> LedgerExtent {
@@ -360,7 +385,7 @@ impl Ledger {
         self.each(
             "SELECT g.gpu, g.uuid, g.model,
                 coalesce(min(u.hour), (SELECT hour FROM meta)),
-                coalesce(max(u.hour), (SELECT hour FROM meta)), g.info
+                coalesce(max(u.hour), (SELECT hour FROM meta)), g.info, g.place
              FROM gpus g LEFT JOIN gpu_used u ON u.gpu = g.gpu AND u.elapsed > 0
              GROUP BY g.gpu",
             None,
@@ -372,6 +397,7 @@ impl Ledger {
                 let of_mig = |key: &str| info["mig"][key].as_str().map(Arc::from);
                 let record = GpuRecord {
                     uuid: GpuUuid(uuid),
+                    index: row.get::<_, i64>(6)?.to_string().into(),
                     model: row.get(2)?,
                     profile: of_mig("profile"),
                     parent: of_mig("parent").map(GpuUuid),
@@ -604,6 +630,16 @@ fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
         energy: Millijoules(unsigned(row, first + 9)?),
         allocated_share: nanos(10)?,
     })
+}
+
+/// Why a file cannot be opened.
+fn not_opened(path: &Path, source: std::io::Error) -> ReadError {
+    let path = path.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => ReadError::Missing { path, source },
+        ErrorKind::PermissionDenied => ReadError::Denied { path, source },
+        _ => ReadError::File { path, source },
+    }
 }
 
 /// What is wrong with a file, in words.

@@ -27,20 +27,22 @@ pub enum Dimension {
     Label(Arc<str>),
     /// GPU or MIG instance, by UUID.
     Gpu,
+    /// NVML's index of the GPU, which can change over reboots. A MIG instance has its GPU's.
+    GpuIndex,
     /// The GPU's model.
     Model,
     /// The profile of the MIG instance.
     Profile,
-    /// Hour, UTC.
+    /// Hour, in the report's zone.
     Hour,
-    /// Day, UTC.
+    /// Day, in the report's zone.
     Day,
-    /// Month, UTC.
+    /// Month, in the report's zone.
     Month,
 }
 
 /// Those without a parameter, in the order in which they are offered.
-pub(super) const PLAIN: [(&str, Dimension); 14] = [
+pub(super) const PLAIN: [(&str, Dimension); 15] = [
     ("namespace", Dimension::Namespace),
     ("pod", Dimension::Pod),
     ("pod_uid", Dimension::PodUid),
@@ -50,6 +52,7 @@ pub(super) const PLAIN: [(&str, Dimension); 14] = [
     ("runtime", Dimension::Runtime),
     ("unit", Dimension::Unit),
     ("gpu", Dimension::Gpu),
+    ("gpu_index", Dimension::GpuIndex),
     ("model", Dimension::Model),
     ("profile", Dimension::Profile),
     ("hour", Dimension::Hour),
@@ -87,12 +90,29 @@ impl fmt::Display for Dimension {
 }
 
 impl Dimension {
+    /// Puts the index of a GPU beside its UUID, which nobody knows by heart. The rows are the same.
+    #[must_use]
+    pub fn with_index(by: &[Self]) -> Vec<Self> {
+        let is_there = by.contains(&Self::GpuIndex);
+        let beside = |dimension: &Self| {
+            let index = (*dimension == Self::Gpu && !is_there).then_some(Self::GpuIndex);
+            std::iter::once(dimension.clone()).chain(index)
+        };
+        by.iter().flat_map(beside).collect()
+    }
+
     /// Whether it says who; otherwise it says when or where, which every row has.
     #[must_use]
     pub const fn is_identity(&self) -> bool {
         !matches!(
             self,
-            Self::Gpu | Self::Model | Self::Profile | Self::Hour | Self::Day | Self::Month
+            Self::Gpu
+                | Self::GpuIndex
+                | Self::Model
+                | Self::Profile
+                | Self::Hour
+                | Self::Day
+                | Self::Month
         )
     }
 

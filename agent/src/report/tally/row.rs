@@ -11,6 +11,7 @@ use crate::core::model::Nanos;
 use crate::outputs::store::query::AccountLife;
 use crate::report::prices::{Cost, MoneyError};
 use crate::report::range::Asked;
+use crate::report::zone::Zone;
 
 /// What a row is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,24 +108,34 @@ impl Sums {
 pub struct Report {
     /// Requested range.
     pub asked: Asked,
-    /// The beginning of what is answered.
+    /// In which moments are shown.
+    pub zone: Zone,
+    /// The beginning of what is answered: not before the ledger's first hour.
     pub since: Timestamp,
-    /// Its end.
+    /// Its end: not after the last commit.
     pub until: Timestamp,
+    /// Whether that is all of the requested range.
+    pub is_complete: bool,
     /// When the ledger was last written.
     pub committed: Timestamp,
     /// By what it is grouped.
     pub by: Vec<Dimension>,
     /// What money is in, where there are prices.
     pub currency: Option<String>,
+    /// To which accounts it is limited, in words; empty if it is about all of the GPUs' time.
+    pub only: Vec<String>,
     /// The rows, in order.
     pub rows: Vec<Row>,
     /// The rows of containers and of the host together.
     pub owned: Row,
-    /// All together. Busy time is the devices', not the rows'.
+    /// All together. Busy time is the devices', not the rows', unless the report is limited.
     pub total: Row,
     /// By how much rows and devices differ, over all hours and GPUs; zero, or the books are wrong.
     pub imbalance: Nanos,
+    /// Whether the ledger has a GPU at all.
+    pub has_gpus: bool,
+    /// Why the report says less than was asked for, or is wrong, in words.
+    pub warnings: Vec<String>,
     /// What else there is to know, in words.
     pub notes: Vec<String>,
 }

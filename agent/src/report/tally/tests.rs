@@ -1,8 +1,14 @@
 //! Tests of `tally`.
 
+use jiff::SignedDuration;
+
 use super::dimension::PLAIN;
+use super::keys::{EMPTY, label, shown};
 use super::*;
-use crate::core::model::{GpuUuid, WallTime};
+use crate::core::model::{GpuUuid, UNRESOLVED, WallTime};
+use crate::report::prices::Prices;
+use crate::report::range::Asked;
+use crate::report::zone::Zone;
 
 const FIRST: i64 = 490_000;
 const SECOND: u64 = 1_000_000_000;
@@ -24,9 +30,21 @@ fn asked() -> Asked {
     }
 }
 
+/// All of the ledger, by these dimensions.
+fn question(by: &[Dimension]) -> Question {
+    Question {
+        asked: asked(),
+        zone: Zone::UTC,
+        by: by.to_vec(),
+        filter: Filter::default(),
+        prices: None,
+    }
+}
+
 fn gpus(hours: std::ops::RangeInclusive<i64>) -> HashMap<i64, GpuRecord> {
     let record = GpuRecord {
         uuid: GpuUuid("GPU-0".into()),
+        index: "3".into(),
         model: "A100".into(),
         profile: None,
         parent: None,
@@ -105,8 +123,8 @@ fn what_one_did_not_use_is_not_what_another_used_unasked() {
         (vec![(0, 1, 3_600, 1_800), (1, 1, 0, 600)], 600),
         (vec![(0, 1, 0, 3_600), (0, 2, 0, 3_600)], 7_200),
     ] {
-        let by = [Dimension::Namespace];
-        let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), asked(), &by, None);
+        let question = question(&[Dimension::Namespace]);
+        let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), &question);
         for (hour, account, busy, allocated) in &rows {
             let used = used(*hour, *account, *busy, *allocated);
             tally.account(used, known).unwrap();
@@ -121,14 +139,11 @@ fn what_one_did_not_use_is_not_what_another_used_unasked() {
 fn who_shares_a_gpu_pays_for_a_part_of_it() {
     let prices = "currency = \"EUR\"\n[gpu.\"A100\"]\nallocated_hour = \"0.40\"\n";
     let prices = Prices::parse(prices, "p").unwrap();
-    let by = [Dimension::ContainerId];
-    let mut tally = Tally::new(
-        standing(0),
-        gpus(FIRST..=FIRST),
-        asked(),
-        &by,
-        Some(&prices),
-    );
+    let question = Question {
+        prices: Some(prices),
+        ..question(&[Dimension::ContainerId])
+    };
+    let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), &question);
     for account in 1..=2 {
         let mut used = used(0, account, 0, 3_600);
         used.amounts.allocated_share = Nanos::from_secs(1_800);
@@ -143,8 +158,8 @@ fn who_shares_a_gpu_pays_for_a_part_of_it() {
 
 #[test]
 fn all_of_the_energy_and_all_of_the_time_has_a_row() {
-    let by = [Dimension::Hour];
-    let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), asked(), &by, None);
+    let question = question(&[Dimension::Hour]);
+    let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), &question);
     tally.account(used(0, 1, 1_000, 0), known).unwrap();
     tally.book(book(0, 1_001, 2_096, 503));
     tally.reason(reason(0, "no_row", false, 1));
@@ -181,8 +196,8 @@ fn an_imbalance_is_found_in_the_hour_that_has_it() {
     // By how much each hour's accounts are beyond the device's busy time; one does not hide the
     // other.
     for (beyond, expected) in [([0, 0], 0), ([1, 0], 1), ([1, -1], 2), ([-3, 0], 3)] {
-        let by = [Dimension::Namespace];
-        let mut tally = Tally::new(standing(60), gpus(FIRST..=FIRST + 1), asked(), &by, None);
+        let question = question(&[Dimension::Namespace]);
+        let mut tally = Tally::new(standing(60), gpus(FIRST..=FIRST + 1), &question);
         for (hour, beyond) in (0..).zip(beyond) {
             let busy = 100_u64.checked_add_signed(beyond).unwrap();
             tally.account(used(hour, 1, busy, 0), known).unwrap();
@@ -191,9 +206,9 @@ fn an_imbalance_is_found_in_the_hour_that_has_it() {
         let report = tally.report(begin_of(FIRST + 2)).unwrap();
         assert_eq!(report.imbalance, Nanos::from_secs(expected), "{beyond:?}");
         let says_so = report
-            .notes
+            .warnings
             .iter()
-            .any(|note| note.contains("out of balance"));
+            .any(|warning| warning.contains("out of balance"));
         assert_eq!(says_so, expected > 0);
     }
 }
@@ -216,9 +231,9 @@ fn what_no_book_covers_is_no_idle_time() {
         (1..=1, [0, 1_800], 0),
         (0..=0, [3_600, 0], 0),
     ] {
-        let by = [Dimension::Namespace];
+        let question = question(&[Dimension::Namespace]);
         let known = FIRST + hours.start()..=FIRST + hours.end();
-        let mut tally = Tally::new(standing(30), gpus(known), asked(), &by, None);
+        let mut tally = Tally::new(standing(30), gpus(known), &question);
         for (hour, idle) in (0..).zip(booked) {
             tally.book(book(hour, 0, idle, 0));
         }
@@ -265,33 +280,298 @@ fn dimensions_are_written_as_they_are_read() {
 }
 
 #[test]
-fn the_notes_say_which_hours_were_cut() {
+fn an_answer_to_less_than_was_asked_for_says_so() {
     let at = |seconds: i64| begin_of(FIRST) + SignedDuration::from_secs(seconds);
     // Asked since and until, in seconds from the ledger's first hour; minutes committed of the
-    // second; what is said.
-    for (since, until, minutes, expected) in [
-        (0, Some(3_600), 60, None),
-        (60, Some(3_600), 60, Some("all of the hour of")),
-        (0, Some(3_660), 60, Some("nothing of the hour of")),
-        (-3_600, Some(3_600), 60, Some("the ledger begins")),
-        (0, None, 30, Some("up to the last commit")),
-        (0, Some(7_200), 10, Some("nothing was committed after")),
+    // second; the present, likewise; whether all of it is answered; what is said.
+    for (since, until, minutes, now, is_complete, expected) in [
+        (0, Some(3_600), 60, 7_200, true, None),
+        (0, None, 60, 7_200, true, None),
+        (
+            60,
+            Some(3_600),
+            60,
+            7_200,
+            true,
+            Some("note: the report counts whole hours: it includes all of the hour of"),
+        ),
+        (
+            0,
+            Some(3_660),
+            60,
+            7_200,
+            true,
+            Some("nothing of the hour of"),
+        ),
+        (
+            0,
+            None,
+            30,
+            5_400,
+            true,
+            Some("note: the hour of 2025-11-24T17:00:00Z is included up to"),
+        ),
+        (
+            -3_600,
+            Some(3_600),
+            60,
+            7_200,
+            false,
+            Some(
+                "warning: the range begins at 2025-11-24T15:00:00Z, and the ledger begins with the hour of 2025-11-24T16:00:00Z",
+            ),
+        ),
+        (
+            0,
+            Some(7_200),
+            59,
+            7_200,
+            false,
+            Some(
+                "warning: the range ends at 2025-11-24T18:00:00Z, and the report ends with the last commit, at 2025-11-24T17:59:00Z",
+            ),
+        ),
+        (
+            0,
+            Some(7_200),
+            30,
+            5_400,
+            false,
+            Some("warning: the range reaches into the future: it ends at 2025-11-24T18:00:00Z"),
+        ),
+        (
+            0,
+            Some(7_200),
+            10,
+            7_200,
+            false,
+            Some(
+                "warning: nothing was committed after 2025-11-24T17:10:00Z: is the agent running?",
+            ),
+        ),
+        (
+            0,
+            None,
+            10,
+            7_200,
+            true,
+            Some("warning: nothing was committed after"),
+        ),
     ] {
-        let asked = Asked {
-            since: at(since),
-            until: until.map(at),
+        let question = Question {
+            asked: Asked {
+                since: at(since),
+                until: until.map(at),
+            },
+            ..question(&[Dimension::Namespace])
         };
-        let by = [Dimension::Namespace];
-        let tally = Tally::new(standing(minutes), HashMap::new(), asked, &by, None);
-        let now = at(3_600 + i64::try_from(60 * minutes).unwrap());
-        let now = if minutes == 10 { at(7_200) } else { now };
-        let notes = tally.report(now).unwrap().notes;
+        let tally = Tally::new(standing(minutes), HashMap::new(), &question);
+        let report = tally.report(at(now)).unwrap();
+        let warnings = report
+            .warnings
+            .iter()
+            .map(|text| format!("warning: {text}"));
+        let notes = report.notes.iter().map(|text| format!("note: {text}"));
+        let said: Vec<String> = warnings.chain(notes).collect();
+        let case = format!("{since} to {until:?}, {minutes}: {said:?}");
         match expected {
-            None => assert!(notes.is_empty(), "{notes:?}"),
+            None => assert!(said.is_empty(), "{case}"),
             Some(expected) => {
-                let said = notes.iter().any(|note| note.contains(expected));
-                assert!(said, "{since} to {until:?}: {notes:?}");
+                assert!(said.iter().any(|line| line.contains(expected)), "{case}");
             }
         }
+        assert_eq!(report.is_complete, is_complete, "{case}");
+        assert_eq!(report.since, at(since.max(0) / 3_600 * 3_600), "{case}");
+        let committed = at(3_600 + i64::try_from(60 * minutes).unwrap());
+        assert_eq!(
+            report.until,
+            until.map_or(committed, |until| at(until / 3_600 * 3_600).min(committed)),
+            "{case}"
+        );
     }
+}
+
+#[test]
+fn a_hole_in_the_ledger_is_not_called_unused() {
+    for (idle, unobserved, is_known) in [(3_600, 0, true), (0, 3_600, false), (0, 0, false)] {
+        let question = question(&[Dimension::Namespace]);
+        let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), &question);
+        tally.book(book(0, 0, idle, unobserved));
+        let report = tally.report(begin_of(FIRST + 1)).unwrap();
+        let says_so = report
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("whether one was used is not known"));
+        assert_eq!(says_so, !is_known, "{:?}", report.warnings);
+    }
+}
+
+#[test]
+fn a_limited_report_has_the_accounts_that_were_asked_for_and_no_others() {
+    let labels = |text: &str| text.parse::<Label>().unwrap();
+    let accounts = [
+        record("research", "named", r#"{"team":"vision","tier":"a"}"#),
+        record("research", "named", r#"{"team":"vision","tier":""}"#),
+        record("serving", "named", r#"{"team":"language"}"#),
+        record("", "id_only", "{}"),
+        AccountRecord {
+            kind: "host".into(),
+            ..record("(none)", "host", "{}")
+        },
+    ];
+    for (namespaces, wanted, expected) in [
+        (vec!["research"], vec![], vec![0, 1]),
+        (vec!["research", "serving"], vec![], vec![0, 1, 2]),
+        (vec!["(unresolved)"], vec![], vec![3]),
+        (vec!["(none)"], vec![], vec![4]),
+        (vec![], vec!["team=vision"], vec![0, 1]),
+        (vec![], vec!["team=vision", "team=language"], vec![0, 1, 2]),
+        (vec![], vec!["team=vision", "tier=a"], vec![0]),
+        (vec![], vec!["tier="], vec![1]),
+        (vec![], vec!["tier=(none)"], vec![2, 4]),
+        (vec!["serving"], vec!["team=vision"], vec![]),
+        (vec!["reserach"], vec![], vec![]),
+    ] {
+        let namespaces: Vec<String> = namespaces.into_iter().map(str::to_owned).collect();
+        let wanted: Vec<Label> = wanted.into_iter().map(labels).collect();
+        // The GPU has no price: whoever is not in the report does not ask for it.
+        let prices = "currency = \"EUR\"\n[gpu.\"A100\"]\nbusy_hour = \"3.60\"\n";
+        let mut gpus = gpus(FIRST..=FIRST);
+        let other = GpuRecord {
+            uuid: GpuUuid("GPU-1".into()),
+            model: "none".into(),
+            ..gpus[&1].clone()
+        };
+        gpus.insert(2, other);
+        let question = Question {
+            filter: Filter::new(&namespaces, &wanted),
+            prices: Some(Prices::parse(prices, "p").unwrap()),
+            ..question(&[Dimension::ContainerId])
+        };
+        let mut tally = Tally::new(standing(0), gpus, &question);
+        for (number, record) in (0..).zip(&accounts) {
+            let record = AccountRecord {
+                container_id: number.to_string().into(),
+                owner: number.to_string().into(),
+                gpu: if expected.contains(&number) { 1 } else { 2 },
+                ..record.clone()
+            };
+            let used = used(0, number, 100, 0);
+            tally
+                .account(used, |_| Ok::<_, MoneyError>(record))
+                .unwrap();
+        }
+        let mine = 100 * u64::try_from(expected.len()).unwrap();
+        tally.book(book(0, mine, 3_600 - mine, 0));
+        tally.book(GpuUsed {
+            gpu: 2,
+            ..book(0, 500 - mine, 3_100 + mine, 0)
+        });
+        let report = tally.report(begin_of(FIRST + 1)).unwrap();
+        let case = format!("{:?}: {:?}", report.only, report.rows);
+        assert_eq!(report.imbalance, Nanos::ZERO, "{case}");
+        assert_eq!(report.rows.len(), expected.len(), "{case}");
+        assert!(report.rows.iter().all(|row| row.kind.is_owned()), "{case}");
+        let seconds = Nanos::from_secs(mine);
+        assert_eq!(report.total.sums.amounts.busy, seconds, "{case}");
+        assert_eq!(report.total.sums.gpu, seconds, "{case}");
+        assert_eq!(
+            report.total.cost,
+            Some(Decimal::new(i64::try_from(mine).unwrap() / 10, 2))
+        );
+        // Of the busy time of all.
+        let share = Decimal::from(mine) / Decimal::from(500);
+        assert_eq!(report.total.share, Some(share), "{case}");
+        let says_so = report
+            .warnings
+            .iter()
+            .any(|text| text.contains("no account"));
+        assert_eq!(says_so, expected.is_empty(), "{:?}", report.warnings);
+    }
+    for text in ["", "team", "=vision"] {
+        assert!(text.parse::<Label>().is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn rows_are_in_the_order_of_time_when_clocks_are_set_back() {
+    let first = hour_of("2026-10-24T23:00:00Z".parse().unwrap());
+    let question = Question {
+        asked: Asked {
+            since: begin_of(first),
+            until: None,
+        },
+        zone: "Europe/Berlin".parse().unwrap(),
+        ..question(&[Dimension::Hour, Dimension::Day])
+    };
+    let extent = LedgerExtent {
+        committed: WallTime(u64::try_from(begin_of(first + 4).as_nanosecond()).unwrap()),
+        hour: first + 4,
+        first_hour: first,
+    };
+    let mut tally = Tally::new(extent, gpus(first..=first + 3), &question);
+    for hour in first..first + 4 {
+        tally.book(GpuUsed {
+            hour,
+            ..book(0, 0, 3_600, 0)
+        });
+    }
+    let report = tally.report(begin_of(first + 4)).unwrap();
+    let keys: Vec<[&str; 2]> = report
+        .rows
+        .iter()
+        .map(|row| [&*row.key[0], &*row.key[1]])
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            ["2026-10-25T01:00:00+02:00", "2026-10-25"],
+            ["2026-10-25T02:00:00+02:00", "2026-10-25"],
+            ["2026-10-25T02:00:00+01:00", "2026-10-25"],
+            ["2026-10-25T03:00:00+01:00", "2026-10-25"],
+        ]
+    );
+}
+
+#[test]
+fn a_gpu_has_its_index_beside_its_uuid() {
+    let by = |names: &[&str]| -> Vec<Dimension> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    };
+    for (asked, expected) in [
+        (vec!["gpu"], vec!["gpu", "gpu_index"]),
+        (
+            vec!["hour", "gpu", "pod"],
+            vec!["hour", "gpu", "gpu_index", "pod"],
+        ),
+        (vec!["gpu_index", "gpu"], vec!["gpu_index", "gpu"]),
+        (vec!["gpu_index"], vec!["gpu_index"]),
+        (vec!["pod"], vec!["pod"]),
+    ] {
+        assert_eq!(Dimension::with_index(&by(&asked)), by(&expected));
+    }
+    let question = question(&Dimension::with_index(&by(&["gpu"])));
+    let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), &question);
+    tally.account(used(0, 1, 100, 0), known).unwrap();
+    tally.book(book(0, 100, 3_500, 0));
+    let report = tally.report(begin_of(FIRST + 1)).unwrap();
+    assert_eq!(report.rows.len(), 2);
+    for row in &report.rows {
+        assert_eq!(row.key, ["GPU-0".into(), Arc::<str>::from("3")]);
+    }
+}
+
+#[test]
+fn what_has_the_default_price_is_named() {
+    let prices = "currency = \"EUR\"\n[default]\nbusy_hour = \"3.60\"\n";
+    let question = Question {
+        prices: Some(Prices::parse(prices, "p").unwrap()),
+        ..question(&[Dimension::Namespace])
+    };
+    let mut tally = Tally::new(standing(0), gpus(FIRST..=FIRST), &question);
+    tally.account(used(0, 1, 1_000, 0), known).unwrap();
+    tally.book(book(0, 1_000, 2_600, 0));
+    let report = tally.report(begin_of(FIRST + 1)).unwrap();
+    assert_eq!(report.total.cost, Some(Decimal::new(100, 2)));
+    assert_eq!(report.notes, ["the default price applies to \"A100\""]);
 }

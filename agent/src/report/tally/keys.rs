@@ -1,0 +1,199 @@
+//! What a row is grouped by: the values of an account, of a GPU and of an hour.
+//!
+//! No value is blank. `(none)` says that it does not apply or is not set, `(unresolved)` that it was
+//! never found out, `(empty)` that it is set to the empty text.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::dimension::Dimension;
+use super::row::Kind;
+use crate::core::model::{NONE, UNRESOLVED};
+use crate::outputs::store::query::{AccountRecord, GpuRecord};
+use crate::report::zone::Zone;
+
+/// A label's value that is the empty text, which would be a blank.
+pub(super) const EMPTY: &str = "(empty)";
+
+/// An account, as far as the report needs it.
+#[derive(Debug)]
+pub(super) struct AccountKey {
+    pub(super) kind: Kind,
+    pub(super) gpu: i64,
+    pub(super) profile: Option<Arc<str>>,
+    pub(super) key: Vec<Arc<str>>,
+    /// Whether it is in the report.
+    pub(super) is_in: bool,
+}
+
+/// Makes the keys of rows.
+#[derive(Debug)]
+pub(super) struct Keys<'a> {
+    by: &'a [Dimension],
+    zone: &'a Zone,
+    gpus: HashMap<i64, GpuRecord>,
+    /// Names of the hours that were met.
+    names: HashMap<i64, [Arc<str>; 3]>,
+    /// The first of these hours that has a name. Names are no order: an hour that occurs twice in a
+    /// zone has the later offset first.
+    first: HashMap<Arc<str>, i64>,
+    none: Arc<str>,
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(
+        by: &'a [Dimension],
+        zone: &'a Zone,
+        gpus: HashMap<i64, GpuRecord>,
+        none: Arc<str>,
+    ) -> Self {
+        Self {
+            by,
+            zone,
+            gpus,
+            names: HashMap::new(),
+            first: HashMap::new(),
+            none,
+        }
+    }
+
+    /// The GPUs, by their numbers.
+    pub(super) const fn gpus(&self) -> &HashMap<i64, GpuRecord> {
+        &self.gpus
+    }
+
+    /// The key of an account, without what depends on the hour.
+    pub(super) fn account(&self, record: &AccountRecord, is_in: bool) -> AccountKey {
+        let key = self.by.iter().map(|dimension| match dimension {
+            Dimension::Gpu | Dimension::GpuIndex | Dimension::Model => {
+                self.device(record.gpu, dimension)
+            }
+            _ => of_account(record, dimension),
+        });
+        AccountKey {
+            kind: if is_host(record) {
+                Kind::Host
+            } else {
+                Kind::Container
+            },
+            gpu: record.gpu,
+            profile: record.profile.clone(),
+            key: key.collect(),
+            is_in,
+        }
+    }
+
+    /// The key of a GPU's hour that is nobody's.
+    pub(super) fn nobody(&mut self, gpu: i64, hour: i64) -> Vec<Arc<str>> {
+        let key = self.by.iter().map(|dimension| match dimension {
+            Dimension::Gpu | Dimension::GpuIndex | Dimension::Model | Dimension::Profile => {
+                self.device(gpu, dimension)
+            }
+            _ => self.none.clone(),
+        });
+        let key: Vec<_> = key.collect();
+        self.at_hour(&key, hour)
+    }
+
+    /// A value of a GPU; its UUID where it has none of that name.
+    pub(super) fn device(&self, gpu: i64, dimension: &Dimension) -> Arc<str> {
+        let Some(gpu) = self.gpus.get(&gpu) else {
+            return UNRESOLVED.into();
+        };
+        match dimension {
+            Dimension::GpuIndex => Arc::clone(&gpu.index),
+            Dimension::Model => shown(&gpu.model),
+            Dimension::Profile => gpu.profile.as_ref().map_or(self.none.clone(), shown),
+            _ => shown(&gpu.uuid.0),
+        }
+    }
+
+    /// A key with what depends on the hour.
+    pub(super) fn at_hour(&mut self, key: &[Arc<str>], hour: i64) -> Vec<Arc<str>> {
+        let mut key = key.to_vec();
+        if !self.by.iter().any(Dimension::is_time) {
+            return key;
+        }
+        let names = self.names.entry(hour).or_insert_with(|| {
+            let names = self.zone.names(hour).map(Arc::from);
+            for name in &names {
+                let first = self.first.entry(Arc::clone(name)).or_insert(hour);
+                *first = hour.min(*first);
+            }
+            names
+        });
+        for (dimension, value) in self.by.iter().zip(&mut key) {
+            match dimension {
+                Dimension::Hour => value.clone_from(&names[0]),
+                Dimension::Day => value.clone_from(&names[1]),
+                Dimension::Month => value.clone_from(&names[2]),
+                _ => {}
+            }
+        }
+        key
+    }
+
+    /// By what rows are put into the order of time.
+    pub(super) fn times(&self, key: &[Arc<str>]) -> Vec<i64> {
+        let both = self.by.iter().zip(key);
+        let times = both.filter(|(dimension, _)| dimension.is_time());
+        times
+            .map(|(_, name)| self.first.get(name).copied().unwrap_or_default())
+            .collect()
+    }
+}
+
+/// A value of an account; `(none)` for what depends on the GPU or the hour.
+pub(super) fn of_account(record: &AccountRecord, dimension: &Dimension) -> Arc<str> {
+    let is_host = is_host(record);
+    match dimension {
+        Dimension::Profile => record.profile.as_ref().map_or(NONE.into(), shown),
+        Dimension::Unit if is_host => shown(&record.owner),
+        _ if is_host => NONE.into(),
+        Dimension::Namespace => shown(&record.namespace),
+        Dimension::Pod => shown(&record.pod),
+        Dimension::PodUid => shown(&record.pod_uid),
+        Dimension::Container => shown(&record.container),
+        Dimension::ContainerId => shown(&record.container_id),
+        Dimension::Image => shown(&record.image),
+        Dimension::Runtime => shown(&record.runtime),
+        Dimension::Label(key) => label(record, key),
+        Dimension::Unit
+        | Dimension::Gpu
+        | Dimension::GpuIndex
+        | Dimension::Model
+        | Dimension::Hour
+        | Dimension::Day
+        | Dimension::Month => NONE.into(),
+    }
+}
+
+fn is_host(record: &AccountRecord) -> bool {
+    &*record.kind == "host"
+}
+
+/// A text that is not blank.
+pub(super) fn shown(text: &Arc<str>) -> Arc<str> {
+    if text.is_empty() {
+        UNRESOLVED.into()
+    } else {
+        Arc::clone(text)
+    }
+}
+
+/// The value of a label.
+pub(super) fn label(record: &AccountRecord, key: &str) -> Arc<str> {
+    // Until it is named, nothing is known of its labels either.
+    if &*record.attribution != "named" {
+        return UNRESOLVED.into();
+    }
+    let labels: Result<HashMap<String, Arc<str>>, _> = serde_json::from_str(&record.labels);
+    let Ok(labels) = labels else {
+        return UNRESOLVED.into();
+    };
+    match labels.get(key) {
+        None => NONE.into(),
+        Some(value) if value.is_empty() => EMPTY.into(),
+        Some(value) => Arc::clone(value),
+    }
+}
