@@ -34,18 +34,21 @@ const COMMIT: Duration = Duration::from_millis(2_050);
 const WARM_UP: Duration = Duration::from_secs(25);
 
 /// One scraper, with a connection that it keeps, as Prometheus does.
-struct Scraper {
+pub(crate) struct Scraper {
     http: ureq::Agent,
     url: String,
     accept: &'static str,
 }
 
-/// What Prometheus asks for.
+/// What Prometheus 2.53 asks for by default.
+pub(crate) const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;q=0.5,\
+     application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+/// The two formats, each by itself.
 const TEXT: &str = "text/plain;version=0.0.4";
 const OPENMETRICS: &str = "application/openmetrics-text;version=1.0.0";
 
 impl Scraper {
-    fn new(address: SocketAddr, accept: &'static str) -> Self {
+    pub(crate) fn new(address: SocketAddr, accept: &'static str) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(10)))
             .build();
@@ -64,6 +67,17 @@ impl Scraper {
         let body = response.body_mut().with_config().limit(1 << 28);
         let body = body.read_to_string()?;
         Ok((began.elapsed(), body))
+    }
+
+    /// Scrapes as Prometheus does, which offers gzip, and reads everything. It does not decompress.
+    pub(crate) fn scrape_offering_gzip(&self) -> Result<()> {
+        let request = self.http.get(&self.url).header("accept", self.accept);
+        let request = request.header("accept-encoding", "gzip");
+        let mut response = request.call().context("cannot scrape")?;
+        let body = response.body_mut().with_config().limit(1 << 28);
+        let body = body.read_to_vec()?;
+        ensure!(!body.is_empty(), "the scrape is empty");
+        Ok(())
     }
 
     /// Sorted times of so many scrapes, each after `before_each`.
@@ -184,7 +198,7 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
     let before = Cpu::read(me)?;
     let text = fresh(TEXT)?;
     let spent = Cpu::read(me)?.by_name_since(&before);
-    let spent = spent.get(SERVER).copied().unwrap_or_default();
+    let spent = spent.get(SERVER).map_or(0, |group| group.nanos);
     let open = fresh(OPENMETRICS)?;
     server.stop()?;
 
