@@ -188,8 +188,8 @@ pub(crate) const LIBRARY_COST: &str = "--library-cost";
 struct LibraryCost {
     /// In percent of one core.
     share: f64,
-    /// By how much a process grows that makes them, in KiB.
-    resident: u64,
+    /// By how much the heap of a process grows that makes them, in KiB.
+    heap: u64,
 }
 
 impl LibraryCost {
@@ -207,7 +207,7 @@ impl LibraryCost {
         let cost = answer.trim_end().split_once(' ').and_then(|(share, kib)| {
             Some(Self {
                 share: share.parse().ok()?,
-                resident: kib.parse().ok()?,
+                heap: kib.parse().ok()?,
             })
         });
         cost.with_context(|| format!("the library's cost is {answer:?}"))
@@ -215,7 +215,7 @@ impl LibraryCost {
 }
 
 /// Makes the agent's calls into the library at `path` and prints what they cost, in percent of one
-/// core, and of resident memory in KiB: windows each second, lists and memory each five, as by default.
+/// core, and of heap in KiB: windows each second, lists and memory each five, as by default.
 pub(crate) fn library_cost(path: &str) -> Result<()> {
     let before = Memory::read(std::process::id())?;
     let nvml = Nvml::builder().lib_path(path.as_ref()).init()?;
@@ -247,7 +247,10 @@ pub(crate) fn library_cost(path: &str) -> Result<()> {
     let a_round = |spent: Duration| spent.as_secs_f64() / f64::from(ROUNDS);
     let share = (a_round(windows) + a_round(lists) / 5.0) * 100.0;
     let after = Memory::read(std::process::id())?;
-    println!("{share} {}", after.rss.saturating_sub(before.rss));
+    println!(
+        "{share} {}",
+        after.anonymous.saturating_sub(before.anonymous)
+    );
     Ok(())
 }
 
@@ -338,8 +341,8 @@ pub(crate) fn footprint(bench: &Bench) -> Result<Vec<Row>> {
         )
         .goal("≤ 18 MB", megabytes(full.steady.rss) <= 18.0),
         Row::new(
-            "— of it what the simulated library takes, about",
-            format!("{:.1} MB", megabytes(library.resident)),
+            "— of its heap, what the simulated library takes, about",
+            format!("{:.1} MB", megabytes(library.heap)),
         ),
         Row::new("— after the scrapes", memory(&full.after_scrapes)),
         Row::new("resident, steady, no GPU", memory(&bare.steady))
