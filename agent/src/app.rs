@@ -20,6 +20,7 @@ mod servers_thread;
 mod settings;
 mod signals;
 mod sources;
+mod start_pages;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use self::recorder::Recorder;
 pub(crate) use self::settings::origin;
 use self::signals::Signals;
 use self::sources::Sources;
+use self::start_pages::MappedFiles;
 use crate::config::Config;
 use crate::core::model::{SourceId, SourceState};
 use crate::core::source_states::SourceStates;
@@ -107,6 +109,7 @@ pub async fn run(
     };
 
     // Start the sources and the core.
+    let mapped = MappedFiles::now();
     let cursors = std::mem::take(&mut begun.cursors);
     let (sources, requests) = sources::start(&config, cursors, &inputs)?;
     drop(inputs);
@@ -125,10 +128,12 @@ pub async fn run(
     let mut core = tokio::spawn(core.run(inputs_taken, queries, health_taken, core_stopped));
 
     // Run.
+    let settling = tokio::spawn(mapped.let_go_once_settled(shown.published.clone()));
     let ended = end(signals.recv(), &mut core).await;
 
     // Drain.
     info!("stopping");
+    settling.abort();
     let core = ended.is_ok().then_some(core);
     drain(sources, core, &stop_core, outputs).await;
     ended

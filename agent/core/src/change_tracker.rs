@@ -30,7 +30,9 @@ const CLOSED_LIMIT: usize = 10_000;
 /// Remembers the last handover, to find what changed since.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeTracker {
-    accounts: HashMap<u32, (KeptAccount, KeptTotals)>,
+    /// By number. A table has up to twice as many places as entries, and an entry is large: so it is
+    /// boxed.
+    accounts: HashMap<u32, Box<(KeptAccount, KeptTotals)>>,
     books: HashMap<GpuUuid, KeptBook>,
     times: HashMap<(GpuUuid, KeptReason), Nanos>,
     namespaces: HashMap<(GpuUuid, Arc<str>), KeptNamespace>,
@@ -128,11 +130,11 @@ impl ChangeTracker {
         match self.accounts.entry(account.number) {
             Entry::Vacant(place) => {
                 let kept = account.copied();
-                place.insert((kept.clone(), totals));
+                place.insert(Box::new((kept.clone(), totals)));
                 (Some(kept), Some(totals))
             }
             Entry::Occupied(mut place) => {
-                let (known, known_totals) = place.get_mut();
+                let (known, known_totals) = place.get_mut().as_mut();
                 let is_known = account.is(known);
                 debug_assert_eq!(is_known, account.copied() == *known, "compared as copied");
                 let changed = (!is_known).then(|| {

@@ -1,12 +1,14 @@
 //! The expositions of the last commit that was asked for, in each format and coding.
 //!
 //! Each is made when it is first asked for and kept until the next commit, so that any number of
-//! scrapers costs one rendering and one compression.
+//! scrapers costs one rendering and one compression. The text is not kept where all scrapers take it
+//! compressed, as Prometheus does: on a full node it is more than a megabyte.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 use bytes::Bytes;
 use flate2::Compression;
+use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
 use super::negotiation::{Coding, Format};
@@ -31,8 +33,11 @@ pub(super) struct Expositions {
 struct Exposition {
     /// The commit's number.
     sequence: u64,
-    plain: Bytes,
+    /// The length of the text.
+    length: usize,
     /// Absent until somebody has asked for it.
+    plain: Option<Bytes>,
+    /// Absent until somebody has asked for it. At least one of the two is there.
     gzip: Option<Bytes>,
 }
 
@@ -45,7 +50,7 @@ impl Expositions {
         };
         let kept = kept.as_ref().filter(|kept| kept.sequence == sequence)?;
         match coding {
-            Coding::Identity => Some(kept.plain.clone()),
+            Coding::Identity => kept.plain.clone(),
             Coding::Gzip => kept.gzip.clone(),
         }
     }
@@ -60,26 +65,46 @@ impl Expositions {
         let sequence = view.snapshot.sequence;
         let before = kept.take_if(|kept| kept.sequence != sequence);
         // About as much as the last time: growing would copy it.
-        let capacity = before.as_ref().map_or(0, |before| before.plain.len());
+        let capacity = before.as_ref().map_or(0, |before| before.length);
         if let Some(Exposition { plain, gzip, .. }) = before {
-            self.under_way.extend([plain].into_iter().chain(gzip));
+            self.under_way.extend(plain.into_iter().chain(gzip));
         }
-        let kept = kept.get_or_insert_with(|| {
+        let Some(kept) = kept else {
             let mut text = String::with_capacity(capacity + capacity / 16);
             render(view, format, &mut text);
-            Exposition {
+            let length = text.len();
+            let (plain, gzip, made) = match coding {
+                Coding::Identity => {
+                    let plain = Bytes::from(text.into_bytes().into_boxed_slice());
+                    (Some(plain.clone()), None, plain)
+                }
+                Coding::Gzip => {
+                    let gzip = compressed(text.as_bytes());
+                    (None, Some(gzip.clone()), gzip)
+                }
+            };
+            *kept = Some(Exposition {
                 sequence,
-                plain: Bytes::from(text.into_bytes().into_boxed_slice()),
-                gzip: None,
-            }
-        });
+                length,
+                plain,
+                gzip,
+            });
+            return made;
+        };
+        // The same text in the other coding, and not rendered again: it has the outputs' own counters,
+        // which have gone on.
+        let Exposition { plain, gzip, .. } = kept;
         match coding {
-            Coding::Identity => kept.plain.clone(),
-            Coding::Gzip => kept
-                .gzip
-                .get_or_insert_with(|| compressed(&kept.plain))
-                .clone(),
+            Coding::Identity => plain.get_or_insert_with(|| {
+                let gzip = gzip.as_ref().map(|gzip| unpacked(gzip, kept.length));
+                gzip.unwrap_or_default()
+            }),
+            Coding::Gzip => gzip.get_or_insert_with(|| {
+                let plain = plain.as_ref().map(|plain| compressed(plain));
+                plain.unwrap_or_default()
+            }),
         }
+        .clone()
     }
 
     /// Bytes of earlier expositions that are kept for slow clients.
@@ -96,11 +121,15 @@ fn compressed(plain: &[u8]) -> Bytes {
     Bytes::from(compressed.into_boxed_slice())
 }
 
+fn unpacked(gzip: &[u8], length: usize) -> Bytes {
+    let mut plain = Vec::with_capacity(length);
+    let read = GzDecoder::new(gzip).read_to_end(&mut plain);
+    read.expect("this was compressed here");
+    Bytes::from(plain)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-
-    use flate2::read::GzDecoder;
 
     use super::*;
     use crate::core::snapshot::Snapshot;
@@ -132,10 +161,18 @@ mod tests {
             let get = |expositions: &Expositions, of, coding| expositions.get(of, format, coding);
             assert!(all.iter().all(|it| get(&expositions, first, *it).is_none()));
             let gzip = make(&mut expositions, &snapshot, format, Coding::Gzip);
-            let plain = get(&expositions, first, Coding::Identity).unwrap();
-            let mut unpacked = Vec::new();
-            GzDecoder::new(&*gzip).read_to_end(&mut unpacked).unwrap();
-            assert_eq!(unpacked, plain);
+            let plain = get(&expositions, first, Coding::Identity);
+            assert_eq!(plain, None, "a scraper that takes gzip costs no text");
+            let plain = make(&mut expositions, &snapshot, format, Coding::Identity);
+            let mut text = String::new();
+            let view = View {
+                snapshot: &snapshot,
+                agent: &sample::agent_status(),
+                counters: &OutputCounters::default(),
+                opt_in: &sample::opt_in(),
+            };
+            render(&view, format, &mut text);
+            assert_eq!(plain, text.as_bytes());
             assert!(gzip.len() < plain.len() / 4, "{} bytes", gzip.len());
             let kept = get(&expositions, first, Coding::Gzip).unwrap();
             assert_eq!(kept.as_ptr(), gzip.as_ptr(), "compressed once");

@@ -297,7 +297,7 @@ pub(crate) fn storm(bench: &Bench) -> Result<Vec<Row>> {
     let seen = after.events.seen - before.events.seen;
     let lost = after.events.lost - before.events.lost;
     let undecodable = after.events.undecodable - before.events.undecodable;
-    let cpu: u64 = spent.values().sum();
+    let cpu: u64 = spent.values().map(|group| group.nanos).sum();
     let ended = agent.stop()?;
     ensure!(ended.success(), "the agent ended with {ended}");
     Ok(vec![

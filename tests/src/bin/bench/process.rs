@@ -52,14 +52,18 @@ impl Cpu {
         })
     }
 
-    /// Nanoseconds used since `before`, by the threads' names; those of one name together. Threads
-    /// that have ended since are missing; see [`Cpu::ticks_since`].
-    pub(crate) fn by_name_since(&self, before: &Self) -> BTreeMap<String, u64> {
-        let mut by_name = BTreeMap::new();
+    /// Processor time used since `before`, by the threads' names. Threads of one name are together,
+    /// and so are numbered ones: see [`group_of`]. Threads that have ended since are missing; see
+    /// [`Cpu::ticks_since`].
+    pub(crate) fn by_name_since(&self, before: &Self) -> BTreeMap<String, Group> {
+        let mut by_name: BTreeMap<String, Group> = BTreeMap::new();
         for (id, thread) in &self.threads {
             let earlier = before.threads.get(id).map_or(0, |thread| thread.nanos);
-            *by_name.entry(thread.name.clone()).or_default() +=
-                thread.nanos.saturating_sub(earlier);
+            let group = by_name
+                .entry(group_of(&thread.name).to_owned())
+                .or_default();
+            group.nanos += thread.nanos.saturating_sub(earlier);
+            group.threads += 1;
         }
         by_name
     }
@@ -67,6 +71,21 @@ impl Cpu {
     /// Ticks of `utime + stime` since `before`, of all threads that there ever were.
     pub(crate) fn ticks_since(&self, before: &Self) -> u64 {
         self.ticks.saturating_sub(before.ticks)
+    }
+}
+
+/// What threads of one name used, in nanoseconds, and how many there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) nanos: u64,
+    pub(crate) threads: usize,
+}
+
+/// The name under which a thread is counted: `nvml` for `nvml-3`, which is the thread of one GPU.
+fn group_of(name: &str) -> &str {
+    match name.rsplit_once('-') {
+        Some((group, number)) if number.parse::<u32>().is_ok() => group,
+        _ => name,
     }
 }
 
@@ -169,6 +188,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_threads_of_all_gpus_are_one_figure_with_their_number() {
+        let at = |threads: &[(u32, &str, u64)]| Cpu {
+            threads: threads
+                .iter()
+                .map(|&(id, name, nanos)| {
+                    let name = name.to_owned();
+                    (id, Thread { name, nanos })
+                })
+                .collect(),
+            ticks: 0,
+        };
+        let before = at(&[(1, "gpuacct", 5), (2, "nvml", 10), (3, "nvml-0", 20)]);
+        let after = at(&[
+            (1, "gpuacct", 6),
+            (2, "nvml", 12),
+            (3, "nvml-0", 23),
+            (4, "nvml-17", 4),
+            (5, "kernel-events", 7),
+        ]);
+        let spent = after.by_name_since(&before);
+        let expected = [("gpuacct", 1, 1), ("kernel-events", 7, 1), ("nvml", 9, 3)];
+        let expected = expected.map(|(name, nanos, threads)| {
+            let group = Group { nanos, threads };
+            (name.to_owned(), group)
+        });
+        assert_eq!(spent, BTreeMap::from(expected));
+    }
+
+    #[test]
     fn this_process_can_be_read() {
         let me = std::process::id();
         let before = Cpu::read(me).unwrap();
@@ -177,7 +225,8 @@ mod tests {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         let spent = Cpu::read(me).unwrap().by_name_since(&before);
-        assert!(spent.values().sum::<u64>() > 0, "{spent:?}");
+        let nanos: u64 = spent.values().map(|group| group.nanos).sum();
+        assert!(nanos > 0, "{spent:?}");
         let memory = Memory::read(me).unwrap();
         assert!(memory.peak >= memory.anonymous, "{memory:?}");
         assert!(memory.rss >= memory.anonymous, "{memory:?}");

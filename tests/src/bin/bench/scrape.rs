@@ -34,21 +34,24 @@ const COMMIT: Duration = Duration::from_millis(2_050);
 const WARM_UP: Duration = Duration::from_secs(25);
 
 /// One scraper, with a connection that it keeps, as Prometheus does.
-struct Scraper {
+pub(crate) struct Scraper {
     http: ureq::Agent,
     url: String,
     accept: &'static str,
     coding: &'static str,
 }
 
-/// What Prometheus asks for.
+/// What Prometheus 2.53 asks for by default.
+pub(crate) const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;q=0.5,\
+     application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+/// The two formats, each by itself.
 const TEXT: &str = "text/plain;version=0.0.4";
 const OPENMETRICS: &str = "application/openmetrics-text;version=1.0.0";
 const PLAIN: &str = "identity";
-const GZIP: &str = "gzip";
+pub(crate) const GZIP: &str = "gzip";
 
 impl Scraper {
-    fn new(address: SocketAddr, accept: &'static str, coding: &'static str) -> Self {
+    pub(crate) fn new(address: SocketAddr, accept: &'static str, coding: &'static str) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(10)))
             .build();
@@ -61,7 +64,7 @@ impl Scraper {
     }
 
     /// How long it took until all was read, and what that was. Nothing is unpacked.
-    fn scrape(&self) -> Result<(Duration, Vec<u8>)> {
+    pub(crate) fn scrape(&self) -> Result<(Duration, Vec<u8>)> {
         let began = Instant::now();
         let request = self.http.get(&self.url).header("accept", self.accept);
         let request = request.header("accept-encoding", self.coding);
@@ -194,7 +197,7 @@ pub(crate) fn metrics(bench: &Bench) -> Result<Vec<Row>> {
     let before = Cpu::read(me)?;
     let text = fresh(TEXT, PLAIN)?;
     let spent = Cpu::read(me)?.by_name_since(&before);
-    let spent = spent.get(SERVER).copied().unwrap_or_default();
+    let spent = spent.get(SERVER).map_or(0, |group| group.nanos);
     let open = fresh(OPENMETRICS, PLAIN)?;
     let gzip = fresh(TEXT, GZIP)?;
     server.stop()?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use gpuacct_tests::agent::Agent;
 
 use crate::load::{GPUS, Load, PROCESSES, by_thread};
-use crate::process::{Cpu, Written};
+use crate::process::{Cpu, Group, Written};
 use crate::report::{Row, float, megabytes, percentile};
 use crate::{Bench, pause};
 
@@ -53,7 +53,7 @@ impl Commits {
 
 /// Everything that an agent's threads used over [`MEASURE`], and how long that was.
 struct Spent {
-    cpu: std::collections::BTreeMap<String, u64>,
+    cpu: std::collections::BTreeMap<String, Group>,
     took: Duration,
 }
 
@@ -79,7 +79,7 @@ impl Spent {
     }
 
     fn of_all(&self) -> f64 {
-        self.share(self.cpu.values().sum())
+        self.share(self.cpu.values().map(|group| group.nanos).sum())
     }
 }
 
@@ -126,7 +126,7 @@ pub(crate) fn store(bench: &Bench) -> Result<Vec<Row>> {
 
     times.sort();
     let at = |percent| percentile(&times, percent).as_secs_f64() * 1e3;
-    let nanos = with.cpu.get(THREAD).copied();
+    let nanos = with.cpu.get(THREAD).map(|group| group.nanos);
     let nanos = nanos.context("the store has a thread")?;
     let an_hour = |bytes: u64| float(bytes) / 1e6 * 3_600.0 / with.took.as_secs_f64();
     Ok(vec![
