@@ -3,12 +3,11 @@
 //! The agent collects the facts from its tables. This prints them in order: process, cgroup, owner,
 //! names, amounts.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::ask::{AskError, escaped, get, parse};
-use super::complain;
+use super::ask::{AskError, escaped, fail, get, parse};
+use super::output::print;
 use super::status::{Output, bytes, duration, share, unknown};
 use super::table::{printable, wrap};
 use crate::core::explanation::{
@@ -41,11 +40,7 @@ pub struct Options {
 /// Asks and prints: 0 known, 1 not known, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
     match answer(&options).await {
-        Ok(text) => {
-            // The reader may close the pipe. The exit code still says what was found.
-            drop(std::io::stdout().write_all(text.as_bytes()));
-            ExitCode::SUCCESS
-        }
+        Ok(text) => print(&text, ExitCode::SUCCESS),
         Err(AskError::Refused {
             status: 400 | 404,
             reason,
@@ -54,7 +49,7 @@ pub async fn run(options: Options) -> ExitCode {
             eprintln!("error: {reason}");
             ExitCode::from(1)
         }
-        Err(error) => complain(&error, 2),
+        Err(error) => fail(&error, 2),
     }
 }
 

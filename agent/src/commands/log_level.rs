@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::ask::{AskError, parse, post};
-use super::complain;
+use super::ask::{AskError, fail, parse, post};
+use super::output::print;
 use crate::outputs::log::LevelChange;
 use crate::outputs::socket::DEFAULT_PATH;
 
@@ -27,8 +27,7 @@ pub async fn run(options: Options) -> ExitCode {
     let answer = post(&options.socket, request, options.level.into()).await;
     match answer.and_then(|json| parse::<LevelChange>(request, &json)) {
         Ok(LevelChange { before, now }) => {
-            println!("{before} -> {now}");
-            ExitCode::SUCCESS
+            print(&format!("{before} -> {now}\n"), ExitCode::SUCCESS)
         }
         Err(AskError::Refused {
             status: 400,
@@ -38,6 +37,6 @@ pub async fn run(options: Options) -> ExitCode {
             eprintln!("error: {reason}");
             ExitCode::from(1)
         }
-        Err(error) => complain(&error, 2),
+        Err(error) => fail(&error, 2),
     }
 }

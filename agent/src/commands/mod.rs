@@ -11,6 +11,7 @@ pub mod check;
 pub mod config;
 pub mod explain;
 pub mod log_level;
+mod output;
 pub mod probe;
 pub mod report;
 pub mod status;

@@ -7,11 +7,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::ask::{AskError, get};
-use super::complain;
+use super::ask::{AskError, fail, get};
+use super::output::print;
 use crate::outputs::socket::DEFAULT_PATH;
 
-/// Says by its exit code whether the agent on this node is well enough for a kubelet.
+/// Say by the exit code whether the agent on this node is well enough for a kubelet
+///
+/// Exits with 0 if it is, with 1 and the reason if it is not, with 2 if no agent answers.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// What is asked.
@@ -38,11 +40,8 @@ pub async fn run(options: Options) -> ExitCode {
         Question::Ready => "/v1/ready",
     };
     match get(&options.socket, request).await {
-        Ok(text) => {
-            print!("{}", String::from_utf8_lossy(&text));
-            ExitCode::SUCCESS
-        }
-        Err(error @ AskError::Refused { .. }) => complain(&error, 1),
-        Err(error) => complain(&error, 2),
+        Ok(text) => print(&String::from_utf8_lossy(&text), ExitCode::SUCCESS),
+        Err(error @ AskError::Refused { .. }) => fail(&error, 1),
+        Err(error) => fail(&error, 2),
     }
 }

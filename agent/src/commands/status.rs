@@ -11,12 +11,12 @@ mod question;
 mod tests;
 pub mod watch;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 pub(super) use self::figures::{bytes, duration, share, unknown};
 pub use self::question::{Options, Output, answer};
-use super::complain;
+use super::ask::fail;
+use super::output::print;
 
 /// Asks the agent and prints its answer: 0 healthy, 1 degraded, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
@@ -24,15 +24,7 @@ pub async fn run(options: Options) -> ExitCode {
         return watch::run(&options, interval.0).await;
     }
     match answer(&options).await {
-        Ok((text, healthy)) => {
-            // The reader may close the pipe. The exit code still says what was found.
-            drop(std::io::stdout().write_all(text.as_bytes()));
-            if healthy {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(1)
-            }
-        }
-        Err(error) => complain(&error, 2),
+        Ok((text, healthy)) => print(&text, ExitCode::from(u8::from(!healthy))),
+        Err(error) => fail(&error, 2),
     }
 }

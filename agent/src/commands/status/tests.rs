@@ -198,13 +198,34 @@ async fn a_healthy_agent_and_none_at_all() {
 async fn an_agent_that_talks_nonsense_is_not_believed() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     type Expected = fn(&AskError) -> bool;
-    let rows: [(&str, Expected); 4] = [
-        ("not http at all\r\n\r\n", |error| {
-            matches!(error, AskError::Connection { .. })
-        }),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", |error| {
-            matches!(error, AskError::Format { .. })
-        }),
+    let rows: [(&str, Expected); 8] = [
+        (
+            "not http at all\r\n\r\n",
+            |error| matches!(error, AskError::Foreign { said, .. } if said.contains("not http at all")),
+        ),
+        ("", |error| matches!(error, AskError::Connection { .. })),
+        // Another server's words: the Docker Engine's, and a web server's page.
+        (
+            "HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: 28\r\n\r\n\
+             {\"message\":\"page not found\"}",
+            |error| {
+                matches!(error, AskError::Foreign { said, .. }
+                    if said.contains("404") && said.contains("page not found"))
+            },
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>",
+            |error| matches!(error, AskError::Foreign { said, .. } if said.contains("<html>")),
+        ),
+        // An agent that does not know the request.
+        (
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+            |error| matches!(error, AskError::Refused { status: 404, .. }),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+            |error| matches!(error, AskError::Format { said, .. } if said == "\"{}\""),
+        ),
         (
             "HTTP/1.1 503 Busy\r\ncontent-length: 13\r\n\r\n{\"error\":\"x\"}",
             |error| matches!(error, AskError::Refused { status: 503, reason, .. } if reason == "x"),

@@ -7,7 +7,7 @@
 //! silent; only one that does not answer at the very beginning ends the view.
 
 use std::cmp::Ordering;
-use std::io::{self, IsTerminal as _, Write as _, stdout};
+use std::io::{self, IsTerminal as _, stdout};
 use std::process::ExitCode;
 use std::sync::Once;
 use std::time::Duration;
@@ -35,6 +35,7 @@ use super::page::{
 use super::question::{Options, Output, answer};
 use crate::commands::ask::{AskError, get, parse};
 use crate::commands::complain;
+use crate::commands::output::{Written, write};
 use crate::commands::table::{Table, printable};
 use crate::core::model::{BootTime, GpuUuid};
 use crate::core::snapshot::ContainerAccount;
@@ -151,14 +152,11 @@ async fn plain(options: &Options, interval: Duration, signals: &mut Signals) -> 
             (Err(error), _) => return complain(&error, 2),
         };
         shown = true;
-        let mut out = stdout().lock();
-        if out
-            .write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .is_err()
-        {
+        match write(&mut stdout().lock(), &text) {
+            Ok(Written::Whole) => {}
             // Whoever read has had enough.
-            return ExitCode::SUCCESS;
+            Ok(Written::NoReader) => return ExitCode::SUCCESS,
+            Err(error) => return complain(&error, 1),
         }
     }
 }
