@@ -19,7 +19,7 @@ use super::ask::{AskError, get, parse};
 use super::check::CheckReport;
 use super::complain;
 use super::config::{of_the_agent, without_a_file};
-use super::status::{self, Output};
+use super::status::{self, StatusError};
 use crate::app::preflight;
 use crate::config::Config;
 use crate::errors::chain;
@@ -112,15 +112,13 @@ async fn collect(options: &Options) -> Vec<Part> {
     };
     let check = CheckReport::new(preflight::look(&config).await);
     let mut asked = status::Options {
-        output: Output::Table,
         processes: true,
-        watch: None,
-        socket,
+        ..status::Options::of(socket)
     };
     let status_page = status::answer(&asked).await;
-    asked.output = Output::Json;
+    asked.output = status::Format::Json;
     let status_json = status::answer(&asked).await;
-    let page = |answer: Result<(String, bool), AskError>| match answer {
+    let page = |answer: Result<(String, bool), StatusError>| match answer {
         Ok((text, _)) => text,
         Err(error) => cannot(&error),
     };

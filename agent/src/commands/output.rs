@@ -1,4 +1,5 @@
-//! How commands write to standard output: whole, or with an error and exit code 1.
+//! How commands print their answers: in which form, and to standard output whole, or with an error
+//! and exit code 1.
 //!
 //! An answer that was not written is no answer, whatever the exit code would have said about the
 //! agent. Only a reader that closes its pipe has had enough: that is no error, and the exit code
@@ -8,6 +9,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use super::complain;
+
+/// How an answer is printed, by the commands that have two ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// A table that fits 80 columns.
+    Table,
+    /// The agent's own answer.
+    Json,
+}
 
 /// Standard output did not take what there was to print.
 #[derive(Debug, thiserror::Error)]
