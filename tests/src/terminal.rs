@@ -1,8 +1,10 @@
 //! A pseudo-terminal with a program on it, for programs that draw on a terminal. Its modes can be
-//! compared before and after.
+//! compared before and after, and what it displays is read as its user would see it: a drawing program
+//! writes only what has changed.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::num::NonZero;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -29,7 +31,8 @@ pub struct Terminal {
     line: File,
     child: Child,
     before: Modes,
-    screen: Arc<(Mutex<String>, Condvar)>,
+    size: (u16, u16),
+    written: Arc<(Mutex<Vec<u8>>, Condvar)>,
 }
 
 /// How a program left its terminal.
@@ -44,7 +47,7 @@ pub struct Left {
 }
 
 impl Left {
-    /// Whether the terminal is as it was: modes, screen and cursor.
+    /// Whether the terminal is as it was: modes, screen, cursor and mouse.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         let last = |sequence: &str| self.screen.rfind(sequence);
@@ -52,6 +55,7 @@ impl Left {
         self.modes_restored
             && undone("\u{1b}[?1049h", "\u{1b}[?1049l")
             && undone("\u{1b}[?25l", "\u{1b}[?25h")
+            && undone("\u{1b}[?1000h", "\u{1b}[?1000l")
     }
 }
 
@@ -60,7 +64,15 @@ impl Terminal {
     ///
     /// # Errors
     /// If there is no terminal to be had, or the program cannot be started.
-    pub fn start(mut command: Command) -> Result<Self> {
+    pub fn start(command: Command) -> Result<Self> {
+        Self::of_size(command, 120, 40)
+    }
+
+    /// Starts a program on a terminal of this many columns and rows.
+    ///
+    /// # Errors
+    /// If there is no terminal to be had, or the program cannot be started.
+    pub fn of_size(mut command: Command, columns: u16, rows: u16) -> Result<Self> {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&keyboard)?;
         unlockpt(&keyboard)?;
@@ -70,15 +82,22 @@ impl Terminal {
         tcsetwinsize(
             &line,
             Winsize {
-                ws_row: 40,
-                ws_col: 120,
+                ws_row: rows,
+                ws_col: columns,
                 ws_xpixel: 0,
                 ws_ypixel: 0,
             },
         )?;
         let before = modes(&line)?;
+        let has = |name: &str| command.get_envs().any(|(set, _)| set == name);
+        let (has_terminal, has_locale) = (has("TERM"), has("LC_ALL"));
+        if !has_terminal {
+            command.env("TERM", "xterm");
+        }
+        if !has_locale {
+            command.env("LC_ALL", "C.UTF-8");
+        }
         let child = command
-            .env("TERM", "xterm")
             .stdin(line.try_clone()?)
             .stdout(line.try_clone()?)
             .stderr(line.try_clone()?)
@@ -87,15 +106,15 @@ impl Terminal {
         // It holds the line's other ends, which must be closed for the reader to end.
         drop(command);
         let keyboard = File::from(keyboard);
-        let screen = Arc::new((Mutex::new(String::new()), Condvar::new()));
-        let (mut reader, shown) = (keyboard.try_clone()?, Arc::clone(&screen));
+        let written = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let (mut reader, shown) = (keyboard.try_clone()?, Arc::clone(&written));
         thread::spawn(move || {
             let mut buffer = [0; 4_096];
             // It ends with the last end of the line.
             while let Ok(count @ 1..) = reader.read(&mut buffer) {
-                let (text, grown) = &*shown;
-                let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
-                text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+                let (bytes, grown) = &*shown;
+                let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                bytes.extend(&buffer[..count]);
                 grown.notify_all();
             }
         });
@@ -104,22 +123,78 @@ impl Terminal {
             line,
             child,
             before,
-            screen,
+            size: (columns, rows),
+            written,
         })
     }
 
-    /// Waits until the program has written this.
+    /// Waits until the program has written this, or the terminal displays it.
     ///
     /// # Errors
     /// If it does not.
     pub fn wait_for(&self, wanted: &str) -> Result<()> {
-        let (text, grown) = &*self.screen;
-        let text = text.lock().unwrap_or_else(PoisonError::into_inner);
-        let (text, waited) = grown
-            .wait_timeout_while(text, PATIENCE, |text| !text.contains(wanted))
+        let size = self.size;
+        self.wait(wanted, |bytes| {
+            String::from_utf8_lossy(bytes).contains(wanted)
+                || displayed(bytes, size).contains(wanted)
+        })
+    }
+
+    /// Waits until what the terminal displays is as wanted, and returns it. `what` is for the error.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn wait_for_display(&self, what: &str, is_wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let size = self.size;
+        self.wait(what, |bytes| is_wanted(&displayed(bytes, size)))?;
+        Ok(self.display())
+    }
+
+    /// What the terminal displays.
+    #[must_use]
+    pub fn display(&self) -> String {
+        displayed(&self.bytes(), self.size)
+    }
+
+    /// Everything that the program has written, control sequences included.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let bytes = self.written.0.lock();
+        bytes.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn wait(&self, what: &str, is_wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
+        let (bytes, grown) = &*self.written;
+        let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, waited) = grown
+            .wait_timeout_while(bytes, PATIENCE, |bytes| !is_wanted(bytes))
             .unwrap_or_else(PoisonError::into_inner);
-        ensure!(!waited.timed_out(), "no {wanted:?} in {text:?}");
+        ensure!(
+            !waited.timed_out(),
+            "no {what:?} in:\n{}\nwhich is the end of {:?}",
+            displayed(&bytes, self.size),
+            String::from_utf8_lossy(&bytes)
+        );
         Ok(())
+    }
+
+    /// Gives the terminal another size, as a window that is resized.
+    ///
+    /// # Errors
+    /// If it does not take it, or the program cannot be told.
+    pub fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
+        tcsetwinsize(
+            &self.line,
+            Winsize {
+                ws_row: rows,
+                ws_col: columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            },
+        )?;
+        self.size = (columns, rows);
+        // The kernel tells the foreground processes of a session's terminal; this one has no session.
+        self.signal(Signal::WINCH)
     }
 
     /// Whether the program has changed the terminal's modes.
@@ -168,10 +243,12 @@ impl Terminal {
         // What it wrote last is behind this.
         (&self.line).write_all(END.as_bytes())?;
         self.wait_for(END)?;
-        let text = self.screen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.bytes();
         Ok(Left {
             status,
-            screen: text.trim_end_matches(END).to_owned(),
+            screen: String::from_utf8_lossy(&bytes)
+                .trim_end_matches(END)
+                .to_owned(),
             modes_restored,
         })
     }
@@ -186,6 +263,18 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a terminal of this size displays after these bytes, without blanks at the ends of lines.
+fn displayed(bytes: &[u8], (columns, rows): (u16, u16)) -> String {
+    let at_least_one = |count| NonZero::new(count).unwrap_or(NonZero::<u16>::MIN);
+    let mut parser = vt100::Parser::new(at_least_one(rows), at_least_one(columns), 0);
+    parser.process(bytes);
+    let contents = parser.screen().contents();
+    let lines = contents
+        .lines()
+        .map(|line| line.trim_end().to_owned() + "\n");
+    lines.collect()
 }
 
 fn modes(line: &File) -> Result<Modes> {

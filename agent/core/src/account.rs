@@ -221,6 +221,13 @@ impl Account {
         beyond.max(allocated_share.minus(allocated))
     }
 
+    /// When its newest series is done with showing 0; `None` if it has no series.
+    #[must_use]
+    pub(crate) fn shows_amounts_from(&self, zero_for: Nanos) -> Option<BootTime> {
+        let newest = self.named.as_ref().or(self.id_only.as_ref())?;
+        Some(newest.counter.shown.plus(zero_for))
+    }
+
     /// All that is published of it, under either set of labels.
     #[must_use]
     pub fn published(&self) -> Amounts {

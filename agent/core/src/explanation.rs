@@ -18,6 +18,10 @@ pub struct Explanation {
     pub at: BootTime,
     /// The same instant on the wall clock.
     pub wall: WallTime,
+    /// Up to when the kernel's events have been read, on the wall clock. A process that began or ended
+    /// later is not known to have. Absent while no events have been read.
+    #[serde(default)]
+    pub events_through: Option<WallTime>,
     /// Its processes: those that use a GPU first, then the living, then the newest.
     pub processes: Vec<ProcessStory>,
     /// Processes that are known and left out, since there are too many.
@@ -226,6 +230,10 @@ pub struct AccountStory {
     pub busy: Nanos,
     /// What of it is published.
     pub published: Nanos,
+    /// When its series will show its amounts, if the series is new and still shows 0
+    /// (`publish.zero_for`). Absent where it shows them already, and where there is no series yet.
+    #[serde(default)]
+    pub published_from: Option<WallTime>,
     /// For how long the kubelet had given it the GPU.
     #[serde(default)]
     pub allocated: Nanos,

@@ -2,18 +2,22 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
+use super::output::note;
 use super::{
     agent, block_on, bundle, check, config, environment, explain, log_level, probe, report, status,
 };
 
 /// Which container used how much of which GPU
+///
+/// Without a command it shows the status if an agent listens on this node's socket, and this help if
+/// none does. Every command's --help lists its exit codes.
 #[derive(Debug, Parser)]
 #[command(name = "gpuacct", version, propagate_version = true, after_help = environment::help())]
 pub struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -33,16 +37,56 @@ impl Arguments {
     /// Runs what was typed.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        match self.command {
-            Command::Agent(options) => agent::run(options),
-            Command::Status(options) => block_on(status::run(options)),
-            Command::Explain(options) => block_on(explain::run(options)),
-            Command::Report(options) => block_on(report::run(options)),
-            Command::Check(options) => block_on(check::run(options)),
-            Command::Bundle(options) => block_on(bundle::run(options)),
-            Command::LogLevel(options) => block_on(log_level::run(options)),
-            Command::Config(options) => block_on(config::run(options)),
-            Command::Probe(options) => block_on(probe::run(options)),
+        match self.command.or_else(status_of_this_node) {
+            Some(Command::Agent(options)) => agent::run(options),
+            Some(Command::Status(options)) => block_on(status::run(options)),
+            Some(Command::Explain(options)) => block_on(explain::run(options)),
+            Some(Command::Report(options)) => block_on(report::run(options)),
+            Some(Command::Check(options)) => block_on(check::run(options)),
+            Some(Command::Bundle(options)) => block_on(bundle::run(options)),
+            Some(Command::LogLevel(options)) => block_on(log_level::run(options)),
+            Some(Command::Config(options)) => block_on(config::run(options)),
+            Some(Command::Probe(options)) => block_on(probe::run(options)),
+            None => {
+                note(Self::command().render_help().to_string().trim_end());
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+/// `gpuacct status` with its defaults and its environment, if anything listens on the agent's socket.
+fn status_of_this_node() -> Option<Command> {
+    let command = Arguments::parse_from(["gpuacct", "status"]).command;
+    command.filter(|command| match command {
+        Command::Status(options) => options
+            .agent
+            .socket()
+            .is_ok_and(|at| status::is_served(&at)),
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_commands_help_lists_its_exit_codes() {
+        let mut root = Arguments::command();
+        root.build();
+        for command in root.get_subcommands_mut() {
+            if command.get_name() == "help" {
+                continue;
+            }
+            let help = command.render_long_help().to_string();
+            let words: Vec<&str> = help.split_whitespace().collect();
+            let help = words.join(" ");
+            assert!(
+                help.contains("with 0") || help.contains("Exit codes: 0"),
+                "{}: {help}",
+                command.get_name()
+            );
         }
     }
 }

@@ -1,12 +1,17 @@
 //! One question to the agent on this node, over its local socket.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Uri};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 use crate::config::ConfigError;
@@ -16,6 +21,8 @@ use crate::outputs::socket::Refusal;
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// How much of a strange answer is repeated in an error, in bytes.
+const MAX_REPEATED_BYTES: usize = 80;
 
 /// Why there is no answer to show.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +44,25 @@ pub enum AskError {
         /// The socket.
         path: PathBuf,
         /// I/O error of connecting to the socket.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// This user may not open the socket. An agent may well be behind it.
+    #[error("this user may not open the agent's socket {path}", path = .path.display())]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+        /// I/O error of connecting to the socket.
+        source: io::Error,
+    },
+    /// What listens on the socket is no agent.
+    #[error("what answers on {path} is no gpuacct agent: asked for {request}, it said {said}", path = .path.display())]
+    Foreign {
+        /// The socket.
+        path: PathBuf,
+        /// Path and query of the request.
+        request: String,
+        /// Beginning of its answer, quoted.
+        said: String,
     },
     /// The agent did not answer in time.
     #[error("the agent has not answered {request} for {} s", ANSWER_TIMEOUT.as_secs())]
@@ -72,10 +97,12 @@ pub enum AskError {
         reason: String,
     },
     /// The answer is not what this version understands.
-    #[error("cannot decode the agent's answer to {request}")]
+    #[error("cannot decode the answer to {request}, which begins with {said}")]
     Format {
         /// Path and query of the request.
         request: String,
+        /// Beginning of the answer, quoted.
+        said: String,
         /// Where the answer cannot be parsed.
         source: serde_json::Error,
     },
@@ -91,8 +118,93 @@ pub(super) fn parse<T: serde::de::DeserializeOwned>(
 ) -> Result<T, AskError> {
     serde_json::from_slice(json).map_err(|source| AskError::Format {
         request: request.to_owned(),
+        said: quoted(json),
         source,
     })
+}
+
+impl AskError {
+    /// What the user can do about it; nothing where the message says it.
+    pub(super) fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::NoAgent { .. } => Some(
+                "see whether the agent runs; name its socket with --socket, or its configuration with \
+                 --config",
+            ),
+            Self::Denied { .. } => Some(
+                "only the agent's own user may open its socket: run this as root (sudo), or in the \
+                 agent's pod (kubectl exec)",
+            ),
+            Self::Foreign { .. } | Self::Format { .. } => Some(
+                "name the agent's socket with --socket or GPUACCT_SOCKET, and use the version of \
+                 gpuacct that the agent has",
+            ),
+            Self::Timeout { .. } => Some(
+                "the agent is overloaded or stopped: its log (journalctl -u gpuacct) may say why",
+            ),
+            Self::Connection { .. } | Self::Body { .. } => Some("look into the agent's log"),
+            // The remedy of its cause.
+            Self::Config(_) => None,
+            Self::Request { .. } | Self::Refused { .. } => None,
+        }
+    }
+}
+
+/// Why nothing could be asked on a socket.
+fn unreachable(socket: &Path, source: io::Error) -> AskError {
+    let path = socket.to_owned();
+    match source.kind() {
+        ErrorKind::PermissionDenied => AskError::Denied { path, source },
+        _ => AskError::NoAgent { path, source },
+    }
+}
+
+/// The beginning of an answer, in quotes and without control characters.
+fn quoted(answer: &[u8]) -> String {
+    let beginning = &answer[..answer.len().min(MAX_REPEATED_BYTES)];
+    format!("{:?}", String::from_utf8_lossy(beginning))
+}
+
+/// A connection that keeps the beginning of what it reads: a program that speaks no HTTP is quoted.
+struct Overheard {
+    stream: UnixStream,
+    beginning: Arc<Mutex<Vec<u8>>>,
+}
+
+impl AsyncRead for Overheard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let mut beginning = self
+            .beginning
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let room = MAX_REPEATED_BYTES.saturating_sub(beginning.len());
+        beginning.extend(buffer.filled()[before..].iter().take(room));
+        read
+    }
+}
+
+impl AsyncWrite for Overheard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// Asks for something.
@@ -125,9 +237,21 @@ async fn exchange(
     request: &str,
     body: Bytes,
 ) -> Result<Bytes, AskError> {
-    let broke = |source| AskError::Connection {
+    let foreign = |said: &[u8]| AskError::Foreign {
+        path: socket.to_owned(),
         request: request.to_owned(),
-        source,
+        said: quoted(said),
+    };
+    let beginning = Arc::new(Mutex::new(Vec::new()));
+    let broke = |source: hyper::Error| {
+        let beginning = beginning.lock().unwrap_or_else(PoisonError::into_inner);
+        if source.is_parse() && !beginning.is_empty() {
+            return foreign(&beginning);
+        }
+        AskError::Connection {
+            request: request.to_owned(),
+            source,
+        }
     };
     let uri: Uri = request.parse().map_err(|source| AskError::Request {
         request: request.to_owned(),
@@ -135,10 +259,11 @@ async fn exchange(
     })?;
     let stream = UnixStream::connect(socket)
         .await
-        .map_err(|source| AskError::NoAgent {
-            path: socket.to_owned(),
-            source,
-        })?;
+        .map_err(|source| unreachable(socket, source))?;
+    let stream = Overheard {
+        stream,
+        beginning: Arc::clone(&beginning),
+    };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broke)?;
@@ -152,6 +277,12 @@ async fn exchange(
         );
         let answer = sender.send_request(message).await.map_err(broke)?;
         let status = answer.status();
+        // An agent answers with JSON, and its probes with plain text.
+        let kind = answer.headers().get(hyper::header::CONTENT_TYPE);
+        let kind = kind.map(|kind| kind.as_bytes().to_ascii_lowercase());
+        let is_agents = kind.is_none_or(|kind| {
+            kind.starts_with(b"application/json") || kind.starts_with(b"text/plain")
+        });
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
             .collect()
             .await
@@ -160,11 +291,19 @@ async fn exchange(
                 source,
             })?
             .to_bytes();
-        if status.is_success() {
+        if status.is_success() && is_agents {
             return Ok(body);
         }
-        let reason = serde_json::from_slice::<Refusal>(&body)
-            .map_or_else(|_| "no reason given".to_owned(), |refusal| refusal.error);
+        let reason = match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) if is_agents => refusal.error,
+            // An agent that does not know the request says nothing.
+            Err(_) if body.is_empty() => "no reason given".to_owned(),
+            _ => {
+                return Err(foreign(
+                    &[status.to_string().as_bytes(), b": ", &body].concat(),
+                ));
+            }
+        };
         Err(AskError::Refused {
             request: request.to_owned(),
             status: status.as_u16(),
@@ -196,6 +335,30 @@ pub(super) fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errors::chain;
+
+    #[test]
+    fn a_missing_permission_is_not_a_missing_agent() {
+        let socket = Path::new("/run/gpuacct/gpuacct.sock");
+        for (kind, words, remedy) in [
+            (ErrorKind::PermissionDenied, "may not open", "as root"),
+            (
+                ErrorKind::NotFound,
+                "no agent answers",
+                "see whether the agent runs",
+            ),
+            (
+                ErrorKind::ConnectionRefused,
+                "no agent answers",
+                "see whether the agent runs",
+            ),
+        ] {
+            let error = unreachable(socket, kind.into());
+            assert!(chain(&error).contains(words), "{kind}: {error}");
+            let said = error.remedy().unwrap();
+            assert!(said.contains(remedy), "{kind}: {said}");
+        }
+    }
 
     #[test]
     fn whatever_is_asked_fits_into_a_request() {

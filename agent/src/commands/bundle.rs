@@ -20,7 +20,7 @@ use super::ask::{AskError, get, parse};
 use super::check::CheckReport;
 use super::complaint::say;
 use super::output::print;
-use super::status::{self, Output};
+use super::status::{self, StatusError};
 use crate::app::preflight;
 use crate::config::Config;
 use crate::errors::chain;
@@ -105,15 +105,13 @@ async fn collect(options: &Options) -> Vec<Part> {
     };
     let check = CheckReport::new(preflight::look(&config).await);
     let mut asked = status::Options {
-        output: Output::Table,
         processes: true,
-        watch: None,
-        agent: AgentChoice::at(socket.clone()),
+        ..status::Options::of(AgentChoice::at(socket.clone()))
     };
     let status_page = status::answer(&asked).await;
-    asked.output = Output::Json;
+    asked.output = status::Format::Json;
     let status_json = status::answer(&asked).await;
-    let page = |answer: Result<(String, bool), AskError>| match answer {
+    let page = |answer: Result<(String, bool), StatusError>| match answer {
         Ok((text, _)) => text,
         Err(error) => cannot(&error),
     };

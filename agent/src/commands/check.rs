@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agent_choice::{AgentChoice, ChosenConfig};
 use super::complaint::complain;
-use super::output::print;
-use super::status::Output;
+use super::output::{Output, print};
 use super::table::wrap;
 use crate::app::preflight::{self, Finding, Verdict};
 use crate::outputs::instruments::VERSION;

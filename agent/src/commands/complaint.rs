@@ -2,10 +2,11 @@
 //! line what to do.
 
 use std::error::Error;
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::ask::AskError;
+use super::status::StatusError;
 use crate::config::ConfigError;
 use crate::errors::{causes, chain};
 use crate::outputs::store::query::ReadError;
@@ -36,6 +37,9 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             return Some(of_config(error));
         }
         if let Some(error) = error.downcast_ref::<AskError>() {
+            return of_asking(error);
+        }
+        if let Some(StatusError::Ask(error)) = error.downcast_ref::<StatusError>() {
             return of_asking(error);
         }
         if let Some(error) = error.downcast_ref::<MoneyError>() {
@@ -74,19 +78,8 @@ fn of_money(error: &MoneyError) -> &'static str {
 
 fn of_asking(error: &AskError) -> Option<&'static str> {
     match error {
-        AskError::NoAgent { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-            Some("run this as root: the socket is open to the agent's user only")
-        }
-        AskError::NoAgent { .. } => Some(
-            "see whether the agent runs; name its socket with --socket, or its configuration with \
-             --config",
-        ),
-        AskError::Timeout { .. } | AskError::Connection { .. } | AskError::Body { .. } => {
-            Some("look into the agent's log")
-        }
-        AskError::Format { .. } => Some("use the gpuacct of the agent's version"),
         AskError::Config(error) => Some(of_config(error)),
-        AskError::Request { .. } | AskError::Refused { .. } => None,
+        error => error.remedy(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 /// Name and meaning of each variable that gpuacct itself reads. An empty one counts as not set.
-pub const VARIABLES: [(&str, &str); 5] = [
+pub const VARIABLES: [(&str, &str); 9] = [
     ("GPUACCT_CONFIG", "the configuration file, as --config"),
     (
         "GPUACCT_SOCKET",
@@ -21,8 +21,18 @@ pub const VARIABLES: [(&str, &str); 5] = [
     ),
     (
         "NO_COLOR",
-        "no colours in the agent's log and in help texts",
+        "no colours in the agent's log, in help texts and in the live view",
     ),
+    (
+        "TERM",
+        "the terminal; `dumb` has no live view, but pages one after another",
+    ),
+    (
+        "LC_ALL",
+        "the locale; without UTF-8 `status` uses ASCII alone",
+    ),
+    ("LC_CTYPE", "the same where LC_ALL is not set"),
+    ("LANG", "the same where neither is set"),
 ];
 
 /// The list as it is shown below the help.
@@ -41,7 +51,7 @@ pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// Whether the log may have colours.
+/// Whether the log and the live view may have colours.
 pub(super) fn allows_colour() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -8,21 +8,22 @@ use std::process::ExitCode;
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, escaped, get, parse};
 use super::complaint::{complain, say};
-use super::output::print;
-use super::status::{Output, bytes, duration, share, unknown};
+use super::figures::{bytes, clock_time, duration, share, unknown};
+use super::output::{Output, print};
 use super::table::{printable, wrap};
 use crate::core::explanation::{
     AccountStory, AnswerOutcome, AnswerStory, CgroupOwner, CgroupStory, Explanation, OwnerStory,
     ProcessStory, RefusalStory, SeenBy,
 };
-use crate::core::model::{BootTime, SourceState, WallTime};
-use crate::core::snapshot::{AllocationState, AllocationView};
+use crate::core::model::{BootTime, Nanos, SourceState, WallTime};
+use crate::core::snapshot::{AllocationState, AllocationView, Attribution};
 
 /// Explain on whom a process, a container or a pod is booked, and why
 ///
 /// Prints the whole chain: process, cgroup, owner, the answer of each identity source and why one
 /// was used, what is booked and published. Also for subjects that have just ended. Exits with 0 if
-/// the subject is known, with 1 if not, with 2 if no agent answers.
+/// the subject is known, with 1 if it is not or the answer cannot be written, with 2 if no agent
+/// answers or a flag is wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// A PID, a container's id (or its beginning) or name, a pod as NAMESPACE/POD or uid, a container
@@ -39,7 +40,7 @@ pub struct Options {
 /// Asks and prints: 0 known, 1 not known, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
     match answer(&options).await {
-        Ok(text) => print(text.as_bytes(), 0),
+        Ok(text) => print(text, 0),
         Err(AskError::Refused {
             status: 400 | 404,
             reason,
@@ -76,6 +77,15 @@ pub(super) fn page(explanation: &Explanation) -> String {
         page.process(process);
     }
     page.left_out(explanation.processes_left_out, "processes");
+    if let Some(through) = explanation.events_through
+        && !explanation.processes.is_empty()
+    {
+        let through = page.ago(through);
+        page.line(
+            0,
+            &format!("as of {through}: events of the kernel until then have been read"),
+        );
+    }
     for owner in &explanation.owners {
         page.owner(owner);
     }
@@ -229,7 +239,7 @@ impl Page<'_> {
             self.refused("another cgroup with its id", refused);
         }
         for account in &owner.accounts {
-            self.account(account);
+            self.account(account, owner.attribution);
         }
         for process in &owner.unsampled {
             let opened = self.ago(process.opened);
@@ -303,7 +313,7 @@ impl Page<'_> {
         }
     }
 
-    fn account(&mut self, account: &AccountStory) {
+    fn account(&mut self, account: &AccountStory, attribution: Option<Attribution>) {
         let used = match account.last_used {
             Some(at) => format!("last used {}", self.ago(at)),
             None => "not used yet".to_owned(),
@@ -313,8 +323,19 @@ impl Page<'_> {
             true => String::new(),
             false => format!(", allocated for {}", duration(account.allocated)),
         };
+        let since = match account.published_from {
+            Some(from) => format!(
+                " (from {}, in {}; a new series shows 0 first, for publish.zero_for)",
+                clock_time(from),
+                duration(Nanos(from.0.saturating_sub(self.explanation.wall.0)))
+            ),
+            None if attribution == Some(Attribution::Held) => {
+                " (held back until its names are known, for publish.grace at most)".to_owned()
+            }
+            None => String::new(),
+        };
         let text = format!(
-            "{}: {} booked, {} published, {} now, memory {}, {used}{allocated}{ended}",
+            "{}: {} booked, {} published{since}, {} now, memory {}, {used}{allocated}{ended}",
             account.gpu,
             duration(account.busy),
             duration(account.published),
@@ -340,8 +361,8 @@ mod tests {
     use crate::commands::table::WIDTH;
     use crate::core::explanation::{GpuUse, UnsampledStory};
     use crate::core::input::{CallClock, ClockKind, IdentitySource, SampleClocks};
-    use crate::core::model::{Nanos, Pid};
-    use crate::core::snapshot::{AllocatedDeviceView, Attribution, ContainerLabels};
+    use crate::core::model::Pid;
+    use crate::core::snapshot::{AllocatedDeviceView, ContainerLabels};
     use crate::outputs::sample::{FIRST_GPU, golden};
 
     const HEX: &str = "4c01db0b339cccdd1f7a3b0f2e3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e";
@@ -366,6 +387,7 @@ mod tests {
             subject: "4711".into(),
             at: BootTime(100),
             wall: wall(100),
+            events_through: Some(WallTime(wall(100).0 - 340_000_000)),
             processes: vec![ProcessStory {
                 pid: Pid(4_711),
                 started: wall(0),
@@ -467,6 +489,7 @@ mod tests {
                     gpu: FIRST_GPU.into(),
                     busy: Nanos::from_millis(61_500),
                     published: Nanos::from_millis(60_000),
+                    published_from: None,
                     share: 0.5,
                     memory: Some(8 << 30),
                     first_used: Some(wall(1)),
@@ -510,6 +533,28 @@ mod tests {
         let words: Vec<&str> = page.split_whitespace().collect();
         let said = words.join(" ");
         assert!(said.contains("not confirmed since the agent began; its time counts"));
+    }
+
+    #[test]
+    fn zero_published_says_why_and_until_when() {
+        let said = |from: Option<WallTime>, attribution| {
+            let mut explanation = explanation();
+            let owner = &mut explanation.owners[0];
+            owner.attribution = Some(attribution);
+            owner.accounts[0].published = Nanos::ZERO;
+            owner.accounts[0].published_from = from;
+            let page = page(&explanation);
+            page.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let named = Attribution::Named {
+            source: IdentitySource::Cri,
+        };
+        let text = said(Some(WallTime(1_790_000_125 * 1_000_000_000)), named);
+        let expected = "0s published (from 14:15:25 UTC, in 25.0s; a new series shows 0 first";
+        assert!(text.contains(expected), "{text}");
+        let text = said(None, Attribution::Held);
+        assert!(text.contains("0s published (held back until"), "{text}");
+        assert!(said(None, named).contains("0s published, "));
     }
 
     #[test]

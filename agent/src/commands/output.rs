@@ -12,6 +12,24 @@ use std::process::ExitCode;
 
 use super::complaint::complain;
 
+/// How an answer is printed, by the commands that have two ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// A table that fits 80 columns.
+    Table,
+    /// The agent's own answer.
+    Json,
+}
+
+/// What became of a text that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// The text was written whole.
+    Whole,
+    /// The reader had closed the pipe.
+    NoReader,
+}
+
 /// Why an output was not written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
@@ -25,7 +43,7 @@ pub(super) struct OutputError {
 /// be written.
 pub(super) fn print(answer: impl AsRef<[u8]>, code: u8) -> ExitCode {
     match write_out(answer) {
-        Ok(()) => ExitCode::from(code),
+        Ok(_) => ExitCode::from(code),
         Err(error) => complain(&error, 1),
     }
 }
@@ -34,17 +52,18 @@ pub(super) fn print(answer: impl AsRef<[u8]>, code: u8) -> ExitCode {
 ///
 /// # Errors
 /// If it cannot be written, for another reason than that its reader has gone.
-pub(super) fn write_out(answer: impl AsRef<[u8]>) -> Result<(), OutputError> {
+pub(super) fn write_out(answer: impl AsRef<[u8]>) -> Result<Written, OutputError> {
     // The standard library's own takes a closed descriptor for a written one.
     let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
     out.and_then(|mut out| write(&mut out, answer.as_ref()))
         .map_err(OutputError::from)
 }
 
-fn write(out: &mut impl Write, answer: &[u8]) -> io::Result<()> {
+fn write(out: &mut impl Write, answer: &[u8]) -> io::Result<Written> {
     match out.write_all(answer).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(()),
+        Ok(()) => Ok(Written::Whole),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Written::NoReader),
+        Err(error) => Err(error),
     }
 }
 
@@ -93,9 +112,12 @@ mod tests {
         ] {
             let found = write(&mut Broken(kind), b"text");
             assert_eq!(found.is_err(), is_error, "{kind:?}");
+            if !is_error {
+                assert_eq!(found.unwrap(), Written::NoReader);
+            }
         }
         let mut written = Vec::new();
-        write(&mut written, b"text").unwrap();
+        assert_eq!(write(&mut written, b"text").unwrap(), Written::Whole);
         assert_eq!(written, b"text");
     }
 }

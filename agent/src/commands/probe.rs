@@ -12,7 +12,9 @@ use super::complaint::complain;
 use super::output::print;
 use crate::outputs::socket::DEFAULT_PATH;
 
-/// Says by its exit code whether the agent on this node is well enough for a kubelet.
+/// Say by the exit code whether the agent on this node is well enough for a kubelet
+///
+/// Exits with 0 if it is, with 1 and the reason if it is not, with 2 if no agent answers.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// What is asked.

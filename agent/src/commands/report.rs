@@ -184,5 +184,5 @@ fn show(options: &Options, report: &Report) -> Result<(), OutputError> {
         Output::Json => print::json(report)?,
         Output::Ndjson => print::ndjson(report)?,
     };
-    output::write_out(&text)
+    output::write_out(&text).map(|_| ())
 }

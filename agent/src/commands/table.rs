@@ -1,7 +1,8 @@
 //! Columns of text for people, never wider than asked for.
 //!
 //! Names are of any length; columns that hold them give way first, and lose their middle: the
-//! beginning of a name says whose it is and the end says which.
+//! beginning of a name says whose it is and the end says which. Figures are never cut as long as there
+//! is a column that may be left out instead.
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -11,6 +12,9 @@ pub(super) const WIDTH: usize = 80;
 const GAP: usize = 2;
 /// Smallest width of a flexible column, unless there is no other way.
 const FLEXIBLE_MIN: usize = 10;
+/// A column that may be left out, and the width that flexible columns have to have for it to stay, or
+/// their whole width if that is less.
+pub(super) type Optional = (&'static str, usize);
 
 /// Where a column's text stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,9 @@ pub(super) enum Align {
 pub(super) struct Table {
     columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
+    /// Columns that may be left out, the least important first.
+    optional: &'static [Optional],
+    has_heading: bool,
 }
 
 impl Table {
@@ -47,7 +54,21 @@ impl Table {
                 .map(|(name, align)| (printable(&name), align))
                 .collect(),
             rows: Vec::new(),
+            optional: &[],
+            has_heading: true,
         }
+    }
+
+    /// The table may leave out these columns where there is no room, the first ones first.
+    pub(super) fn optional(mut self, columns: &'static [Optional]) -> Self {
+        self.optional = columns;
+        self
+    }
+
+    /// With or without the row of column names.
+    pub(super) fn heading(mut self, has_heading: bool) -> Self {
+        self.has_heading = has_heading;
+        self
     }
 
     /// Adds a row: a cell for each column.
@@ -67,7 +88,8 @@ impl Table {
     pub(super) fn leave_out(&mut self, width: usize, least_first: &[&str]) -> Vec<String> {
         let mut removed = Vec::new();
         for name in least_first {
-            let widths = self.widths(usize::MAX);
+            let widths = (0..self.columns.len()).map(|column| self.natural_width(column));
+            let widths: Vec<usize> = widths.collect();
             let gaps = GAP * widths.len().saturating_sub(1);
             if widths.iter().sum::<usize>() + gaps <= width {
                 break;
@@ -84,17 +106,22 @@ impl Table {
 
     /// Writes the heading and the rows, none wider than `width`.
     pub(super) fn write(&self, page: &mut String, width: usize) {
-        let widths = self.widths(width);
+        let natural: Vec<usize> = (0..self.columns.len())
+            .map(|column| self.natural_width(column))
+            .collect();
+        let columns = self.kept(&natural, width);
+        let widths = self.widths(&columns, &natural, width);
         let heading: Vec<_> = self.columns.iter().map(|(name, _)| name.clone()).collect();
-        for row in std::iter::once(&heading).chain(&self.rows) {
+        let heading = self.has_heading.then_some(&heading);
+        for row in heading.into_iter().chain(&self.rows) {
             let begin = page.len();
-            for ((cell, width), (_, align)) in row.iter().zip(&widths).zip(&self.columns) {
+            for (column, width) in columns.iter().zip(&widths) {
                 if page.len() > begin {
                     page.push_str(&" ".repeat(GAP));
                 }
-                let cell = elide(cell, *width);
+                let cell = elide(&row[*column], *width);
                 let padding = " ".repeat(width - cell.width().min(*width));
-                match align {
+                match self.columns[*column].1 {
                     Align::Right => page.extend([padding, cell]),
                     Align::Left | Align::Flexible => page.extend([cell, padding]),
                 }
@@ -104,44 +131,74 @@ impl Table {
         }
     }
 
-    fn widths(&self, width: usize) -> Vec<usize> {
-        let mut widths: Vec<usize> = self
-            .columns
-            .iter()
-            .enumerate()
-            .map(|(column, (name, _))| {
-                self.rows
-                    .iter()
-                    .filter_map(|row| row.get(column))
-                    .map(|cell| cell.width())
-                    .chain([name.width()])
-                    .max()
-                    .unwrap_or(0)
-            })
-            .collect();
-        let gaps = GAP * widths.len().saturating_sub(1);
-        while widths.iter().sum::<usize>() + gaps > width {
+    /// The heading and the rows as lines, none wider than `width`.
+    pub(super) fn lines(&self, width: usize) -> Vec<String> {
+        let mut text = String::new();
+        self.write(&mut text, width);
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The columns that find room, by their places.
+    fn kept(&self, natural: &[usize], width: usize) -> Vec<usize> {
+        let mut kept: Vec<usize> = (0..self.columns.len()).collect();
+        for (name, wanted) in self.optional {
+            let least = |column: &usize| match self.columns[*column].1 {
+                Align::Flexible => natural[*column].min(*wanted),
+                Align::Left | Align::Right => natural[*column],
+            };
+            if kept.iter().map(least).sum::<usize>() + gaps(kept.len()) <= width {
+                continue;
+            }
+            kept.retain(|column| self.columns[*column].0 != *name);
+        }
+        kept
+    }
+
+    /// The width of a column's widest cell.
+    fn natural_width(&self, column: usize) -> usize {
+        let cells = self.rows.iter().filter_map(|row| row.get(column));
+        let name = self.has_heading.then(|| self.columns[column].0.width());
+        cells
+            .map(|cell| cell.width())
+            .chain(name)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn widths(&self, columns: &[usize], natural: &[usize], width: usize) -> Vec<usize> {
+        let mut widths: Vec<usize> = columns.iter().map(|column| natural[*column]).collect();
+        while widths.iter().sum::<usize>() + gaps(widths.len()) > width {
             // The widest flexible column gives way; if none can, the widest of all.
             let flexible = (0..widths.len())
-                .filter(|column| self.columns[*column].1 == Align::Flexible)
-                .filter(|column| widths[*column] > FLEXIBLE_MIN)
-                .max_by_key(|column| widths[*column]);
-            let Some(column) = flexible.or_else(|| {
+                .filter(|at| self.columns[columns[*at]].1 == Align::Flexible)
+                .filter(|at| widths[*at] > FLEXIBLE_MIN)
+                .max_by_key(|at| widths[*at]);
+            let Some(at) = flexible.or_else(|| {
                 (0..widths.len())
-                    .filter(|column| widths[*column] > 1)
-                    .max_by_key(|column| widths[*column])
+                    .filter(|at| widths[*at] > 1)
+                    .max_by_key(|at| widths[*at])
             }) else {
                 break;
             };
-            widths[column] -= 1;
+            widths[at] -= 1;
         }
         widths
     }
 }
 
-/// Writes `text` and a line end, broken at spaces so that no line is wider than [`WIDTH`]; lines
-/// after the first begin with `indent`. A line break at the beginning is kept.
+/// The width of the gaps between this many columns.
+fn gaps(columns: usize) -> usize {
+    GAP * columns.saturating_sub(1)
+}
+
+/// Writes `text` as [`wrap_at`] does, [`WIDTH`] wide.
 pub(super) fn wrap(page: &mut String, text: &str, indent: &str) {
+    wrap_at(page, text, indent, WIDTH);
+}
+
+/// Writes `text` and a line end, broken at spaces so that no line is wider than `width`; lines after
+/// the first begin with `indent`. A line break at the beginning is kept.
+pub(super) fn wrap_at(page: &mut String, text: &str, indent: &str, width: usize) {
     let body = text.trim_start_matches('\n');
     page.push_str(&text[..text.len() - body.len()]);
     let lead = body.len() - body.trim_start_matches(' ').len();
@@ -149,9 +206,9 @@ pub(super) fn wrap(page: &mut String, text: &str, indent: &str) {
     let mut used = lead;
     let mut first = true;
     for word in printable(&body[lead..]).split(' ') {
-        let word = elide(word, WIDTH - indent.len());
+        let word = elide(word, width.saturating_sub(indent.len()));
         let needed = word.width() + usize::from(!first);
-        if !first && used + needed > WIDTH {
+        if !first && used + needed > width {
             page.push('\n');
             page.push_str(indent);
             used = indent.len() + word.width();
@@ -181,7 +238,7 @@ fn is_direction(c: char) -> bool {
 }
 
 /// `text` in at most `width` columns, its middle left out where it is longer.
-fn elide(text: &str, width: usize) -> String {
+pub(super) fn elide(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }
@@ -275,6 +332,38 @@ mod tests {
             table.write(&mut page, usize::MAX);
             assert_eq!(page, expected, "in {width}");
         }
+    }
+
+    #[test]
+    fn a_narrow_table_leaves_columns_out_and_cuts_no_figure() {
+        let mut table = Table::new(&[
+            ("NAME", Align::Flexible),
+            ("TOTAL", Align::Right),
+            ("MEMORY", Align::Right),
+            ("STATE", Align::Left),
+        ])
+        .optional(&[("STATE", 24), ("MEMORY", 16)]);
+        table.row([
+            "research/train-0/trainer".into(),
+            "213503d 23h".into(),
+            "141 GiB".into(),
+            "id only: not_found".into(),
+        ]);
+        for (width, expected) in [
+            (80, ["NAME", "TOTAL", "MEMORY", "STATE"].as_slice()),
+            (66, &["NAME", "TOTAL", "MEMORY", "STATE"]),
+            (65, &["NAME", "TOTAL", "MEMORY"]),
+            (50, &["NAME", "TOTAL", "MEMORY"]),
+            (40, &["NAME", "TOTAL", "MEMORY"]),
+            (30, &["NAME", "TOTAL"]),
+        ] {
+            let lines = table.lines(width);
+            let names: Vec<&str> = lines[0].split_whitespace().collect();
+            assert_eq!(names, expected, "{width}: {lines:?}");
+            assert!(lines[1].contains("213503d 23h"), "{width}: {lines:?}");
+            assert!(lines[1].width() <= width, "{width}: {lines:?}");
+        }
+        assert_eq!(table.heading(false).lines(80).len(), 1);
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //! It refuses to take orders that touch the books. The one thing that can be changed through it is
 //! what is logged: `POST /v1/log-level`, with the level as the body.
 
+mod occupant;
+
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -23,10 +25,13 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::occupant::Occupant;
 use super::ReadClock;
 use super::condition::STUCK_AFTER;
 use super::connection_slots::{Bounds, ConnectionSlots};
@@ -36,6 +41,7 @@ use super::log::{Log, LogReport};
 use super::probe::Probe;
 pub use super::status_report::{BlockedFor, StatusReport};
 use crate::core::explanation::Explanation;
+use crate::core::model::{BootTime, Nanos};
 use crate::core::snapshot::GpuProcessView;
 use crate::errors::chain;
 use crate::published::Published;
@@ -50,6 +56,12 @@ const MAX_SUBJECT_BYTES: usize = 1_024;
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// How long the core may take to answer a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a question about an unknown subject waits for a commit.
+const COMMIT_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// How much later than the question that commit has to be. The kernel's events are read twice a second
+/// and shortly before each commit, so it knows of all that happened before the question.
+const COMMIT_LATER: Nanos = Nanos::from_millis(500);
 
 /// What the socket asks of the core.
 #[derive(Debug)]
@@ -99,11 +111,13 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
-    /// Another agent answers.
-    #[error("another agent answers on {path}", path = .path.display())]
+    /// A program listens there.
+    #[error("{path} is in use: {by}", path = .path.display())]
     InUse {
         /// The path.
         path: PathBuf,
+        /// Who listens.
+        by: Occupant,
     },
     /// The file system, or the kernel, refused.
     #[error("cannot {act} {path}", path = .path.display())]
@@ -131,7 +145,7 @@ pub struct BoundSocket {
 /// can ever open it.
 ///
 /// # Errors
-/// If another agent answers there, if something else is there, or if the system refuses.
+/// If a program listens there, if something else is there, or if the system refuses.
 pub fn bind(path: &Path) -> Result<BoundSocket, SocketError> {
     let failed = |act, path: &Path| {
         let path = path.to_owned();
@@ -161,16 +175,15 @@ pub fn bind(path: &Path) -> Result<BoundSocket, SocketError> {
                 path: path.to_owned(),
             });
         }
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => {
+        Ok(_) => {
+            if has_listener(path).map_err(failed("find out who is behind", path))? {
                 return Err(SocketError::InUse {
                     path: path.to_owned(),
+                    by: Occupant::Unknown,
                 });
             }
             // Nothing listens: the move below replaces it.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            Err(error) => return Err(failed("find out who is behind", path)(error)),
-        },
+        }
     }
     match fs::remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -191,24 +204,54 @@ pub fn bind(path: &Path) -> Result<BoundSocket, SocketError> {
 }
 
 /// As [`bind`], and waits for another agent that answers there to end, for `patience` at most: one that
-/// is being replaced takes its time. Two that are meant to run on one socket never will.
+/// is being replaced takes its time. Two that are meant to run on one socket never end, and neither
+/// does another program.
 ///
 /// # Errors
-/// As [`bind`].
+/// As [`bind`]. If another program answers there, at once.
 pub async fn bind_after(path: &Path, patience: Duration) -> Result<BoundSocket, SocketError> {
     let deadline = tokio::time::Instant::now() + patience;
-    let mut said = false;
+    let mut known = Occupant::Unknown;
     loop {
-        match bind(path) {
-            Err(SocketError::InUse { .. }) if tokio::time::Instant::now() < deadline => {}
+        let path = match bind(path) {
+            Err(SocketError::InUse { path, .. }) => path,
             result => return result,
-        }
-        if !said {
+        };
+        if known == Occupant::Unknown {
+            known = Occupant::ask(&path).await;
             let path = path.display();
-            tracing::warn!(%path, ?patience, "another agent answers on the socket; waiting until it stops");
-            said = true;
+            match &known {
+                Occupant::Other { .. } => {}
+                Occupant::Agent => {
+                    tracing::warn!(%path, ?patience, "another agent answers on the socket; waiting until it stops");
+                }
+                Occupant::Silent | Occupant::Unknown => {
+                    tracing::warn!(%path, ?patience, "a program listens on the socket and does not answer; waiting until it stops");
+                }
+            }
+        }
+        let is_agent = !matches!(known, Occupant::Other { .. });
+        if !is_agent || tokio::time::Instant::now() >= deadline {
+            return Err(SocketError::InUse { path, by: known });
         }
         tokio::time::sleep(TRY_AGAIN).await;
+    }
+}
+
+/// Whether a program listens on a socket.
+///
+/// It never waits. A program that accepts nothing lets connections wait in its backlog; where that is
+/// full, `connect` would wait for as long as the program likes.
+///
+/// # Errors
+/// If that cannot be found out, for lack of permission for example.
+pub fn has_listener(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -345,12 +388,42 @@ async fn explain(
         let error = format!("the subject has {found} bytes, expected 1 to {MAX_SUBJECT_BYTES}");
         return refuse(StatusCode::BAD_REQUEST, error);
     }
+    let asked = (state.clock)().boot;
     let unknown = format!("no process, container, pod or unit matches {subject:?}");
-    match ask(&state, |answer| Query::Explain { subject, answer }).await {
+    let mut found = ask_to_explain(&state, &subject).await;
+    let mut is_certain = true;
+    if matches!(found, Ok(None)) {
+        // A process that has just begun, or begun and ended, is in events that are not read yet.
+        is_certain = has_committed_after(&state, asked).await;
+        found = ask_to_explain(&state, &subject).await;
+    }
+    match found {
         Ok(Some(explanation)) => Json(explanation).into_response(),
-        Ok(None) => refuse(StatusCode::NOT_FOUND, unknown),
+        Ok(None) if is_certain => refuse(StatusCode::NOT_FOUND, unknown),
+        Ok(None) => {
+            let error = format!(
+                "{unknown}; the newest events of the kernel are not read yet, so ask again for a \
+                 process that has just begun or ended"
+            );
+            refuse(StatusCode::NOT_FOUND, error)
+        }
         Err(refusal) => refusal,
     }
+}
+
+async fn ask_to_explain(
+    state: &SocketState,
+    subject: &str,
+) -> Result<Option<Box<Explanation>>, Response> {
+    let subject = subject.to_owned();
+    ask(state, |answer| Query::Explain { subject, answer }).await
+}
+
+/// Waits for a commit that knows of everything until `asked`; returns whether there was one.
+async fn has_committed_after(state: &SocketState, asked: BootTime) -> bool {
+    let mut published = state.published.clone();
+    let later = published.wait_for(|published| published.books.at.since(asked) >= COMMIT_LATER);
+    matches!(tokio::time::timeout(COMMIT_TIMEOUT, later).await, Ok(Ok(_)))
 }
 
 async fn log(State(state): State<SocketState>) -> Json<LogReport> {
@@ -399,6 +472,33 @@ fn refuse(status: StatusCode, error: String) -> Response {
 
 #[cfg(test)]
 mod tests {
+    /// A start in `connect` was deaf to every signal for as long as the other program liked.
+    #[test]
+    fn a_socket_whose_backlog_is_full_is_in_use_and_blocks_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("full.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+            match connect(&socket, &SocketAddrUnix::new(&path).unwrap()) {
+                Ok(()) => waiting.push(socket),
+                Err(error) => {
+                    assert_eq!(error, Errno::AGAIN, "after {}", waiting.len());
+                    break;
+                }
+            }
+            assert!(waiting.len() < 10_000, "the backlog has an end");
+        }
+        assert!(has_listener(&path).unwrap());
+        let error = bind(&path).expect_err("somebody listens");
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        drop((listener, waiting));
+        assert!(!has_listener(&path).unwrap());
+    }
+
     use super::*;
     use crate::core::model::{Clock, WallTime};
     use crate::outputs::sample::{self, NOW};
@@ -478,6 +578,7 @@ mod tests {
                         subject: subject.into(),
                         at: NOW,
                         wall: WallTime(5),
+                        events_through: None,
                         processes: vec![],
                         processes_left_out: 0,
                         owners: vec![],
@@ -511,6 +612,47 @@ mod tests {
         }
         drop(state);
         core.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_whose_events_are_not_read_yet_was_said_not_to_exist() {
+        let (mut state, mut asked) = state();
+        let (committed, published) = watch::channel(Arc::new(sample::published()));
+        state.published = published;
+        let mut later = sample::published();
+        later.books.at = NOW.plus(COMMIT_LATER);
+        let questions = tokio::spawn(async move {
+            let mut questions = 0;
+            while let Some(Query::Explain { answer, .. }) = asked.recv().await {
+                questions += 1;
+                answer.send(None).unwrap();
+                if questions == 1 {
+                    committed.send_replace(Arc::new(later.clone()));
+                }
+            }
+            questions
+        });
+        let parameters = || {
+            Parameters(Subject {
+                subject: "4711".to_owned(),
+            })
+        };
+        let (code, json) = body(explain(State(state.clone()), parameters()).await).await;
+        let refusal: Refusal = serde_json::from_slice(&json).unwrap();
+        assert_eq!(code, StatusCode::NOT_FOUND);
+        assert!(!refusal.error.contains("ask again"), "{refusal:?}");
+
+        // No commit comes any more: that nothing is known yet is said.
+        state.clock = Arc::new(|| Clock {
+            boot: NOW.plus(Nanos::from_secs(60)),
+            wall: WallTime(5),
+        });
+        let (code, json) = body(explain(State(state.clone()), parameters()).await).await;
+        let refusal: Refusal = serde_json::from_slice(&json).unwrap();
+        assert_eq!(code, StatusCode::NOT_FOUND);
+        assert!(refusal.error.contains("ask again"), "{refusal:?}");
+        drop(state);
+        assert_eq!(questions.await.unwrap(), 4, "each is asked twice");
     }
 
     #[tokio::test(start_paused = true)]
@@ -580,6 +722,39 @@ mod tests {
         let error = bind_after(&path, patience).await.expect_err("a file");
         assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
         assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn any_programs_socket_was_called_another_agents() {
+        use tokio::io::AsyncWriteExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let patience = Duration::ZERO;
+        let path = directory.path().join("other.sock");
+        let other = UnixListener::bind(&path).unwrap();
+        let greet = async {
+            loop {
+                let (mut stream, _) = other.accept().await.unwrap();
+                // The first connection is only tried, and closed.
+                let _ = stream.write_all(b"220 mail.example ESMTP\r\n").await;
+            }
+        };
+        let error = tokio::select! {
+            bound = bind_after(&path, Duration::from_secs(30)) => bound.expect_err("it is in use"),
+            () = greet => unreachable!("it greets for ever"),
+        };
+        let said = error.to_string();
+        assert!(said.contains("no gpuacct agent"), "{said}");
+        assert!(said.contains("220 mail.example ESMTP"), "{said}");
+
+        let path = directory.path().join("agent.sock");
+        let (state, _asked) = state();
+        let bound = bind(&path).unwrap();
+        let error = tokio::select! {
+            bound = bind_after(&path, patience) => bound.expect_err("it is in use"),
+            _ = serve(bound, state, std::future::pending()) => unreachable!("it serves for ever"),
+        };
+        let said = error.to_string();
+        assert!(said.contains("another agent answers"), "{said}");
     }
 
     #[tokio::test]

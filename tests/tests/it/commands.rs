@@ -359,6 +359,29 @@ fn explain_tells_of_a_host_process_alive_and_dead() {
 }
 
 #[test]
+fn explain_did_not_know_a_process_that_had_just_ended() {
+    let shell = Shell::new();
+    let agent = shell.agent(shell.config());
+    let deadline = Instant::now() + agent::PATIENCE;
+    loop {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = child.id().to_string();
+        child.wait().unwrap();
+        let output = agent.gpuacct(&["explain", &pid]).unwrap();
+        if output.status.success() {
+            let page = text(&output.stdout);
+            assert!(page.contains(&format!("process {pid}: ")), "{page}");
+            assert!(page.contains("as of "), "{page}");
+            break;
+        }
+        // A machine that is too busy to commit in time says that it does not know yet.
+        let said = text(&output.stderr);
+        assert!(said.contains("ask again"), "{said}");
+        assert!(Instant::now() < deadline, "{said}");
+    }
+}
+
+#[test]
 fn a_host_units_total_is_what_is_booked_while_its_series_still_shows_0() {
     let shell = Shell::new();
     let mut config = shell.config();
@@ -466,7 +489,7 @@ fn a_watch_gives_the_terminal_back_upon_keys_and_signals() {
     for (how, end) in ends {
         let command = agent.command(&["status", "--watch", "200ms"]);
         let mut terminal = Terminal::start(command).unwrap();
-        terminal.wait_for("reverse").unwrap();
+        terminal.wait_for("? help").unwrap();
         assert!(terminal.is_changed().unwrap(), "{how}");
         end(&mut terminal);
         let left = terminal.left().unwrap();
@@ -483,9 +506,9 @@ fn a_watch_outlives_the_agent_and_one_without_an_agent_does_not_begin() {
     let command = agent.command(&["status", "--watch", "200ms"]);
     let late = agent.command(&["status", "--watch"]);
     let mut terminal = Terminal::start(command).unwrap();
-    terminal.wait_for("reverse").unwrap();
+    terminal.wait_for("? help").unwrap();
     assert!(agent.stop().unwrap().success());
-    terminal.wait_for("answers").unwrap();
+    terminal.wait_for("no answer since").unwrap();
     terminal.press("q").unwrap();
     assert!(terminal.left().unwrap().is_in_order());
 

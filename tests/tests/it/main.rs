@@ -18,6 +18,7 @@ mod id_only;
 mod kernel;
 mod kubelet;
 mod ladder;
+mod live_view;
 mod nvml_clients;
 mod nvml_source;
 mod placement;

@@ -68,6 +68,9 @@ impl Accountant {
             subject: subject.into(),
             at: clock.boot,
             wall: clock.wall,
+            events_through: Some(self.tracker.events().drained_through())
+                .filter(|through| *through > BootTime::default())
+                .map(|through| clock.wall_of(through)),
             processes_left_out: left_out(processes.len(), MAX_PROCESSES),
             owners_left_out: left_out(owners.len(), MAX_OWNERS),
             owners: owners
@@ -249,7 +252,7 @@ impl Accountant {
                 Owner::Pod(_) | Owner::Host(_) => None,
             },
             refused: self.refusal_stories(owner),
-            accounts: self.account_stories(owner),
+            accounts: self.account_stories(owner, clock),
             unsampled: self
                 .tracker
                 .opens()
@@ -425,7 +428,8 @@ impl Accountant {
         places.into_values().take(MAX_REFUSALS).collect()
     }
 
-    fn account_stories(&self, owner: &Owner) -> Vec<AccountStory> {
+    fn account_stories(&self, owner: &Owner, clock: Clock) -> Vec<AccountStory> {
+        let zero_for = self.settings.policy.zero_for;
         let of_owner = self
             .ledger
             .accounts()
@@ -443,6 +447,10 @@ impl Accountant {
                     gpu: book.gpu.uuid.clone(),
                     busy: account.amounts.busy,
                     published: account.published().busy,
+                    published_from: account
+                        .shows_amounts_from(zero_for)
+                        .filter(|from| *from > clock.boot)
+                        .map(|from| clock.wall_of(from)),
                     allocated: account.amounts.allocated,
                     share: ratio(recent, span),
                     memory: lists.and_then(|lists| lists.memory.get(owner)).copied(),

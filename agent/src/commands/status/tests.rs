@@ -8,14 +8,21 @@ use unicode_width::UnicodeWidthStr as _;
 use super::*;
 use crate::commands::agent_choice::AgentChoice;
 use crate::commands::ask::AskError;
-use crate::commands::status::figures::memory_of;
-use crate::commands::status::page::table;
+use crate::commands::figures::{bytes, duration, memory_of};
+use crate::commands::status::page::{Shape, table};
 use crate::commands::table::WIDTH;
 use crate::core::model::{BootTime, Clock, HostUnit, Nanos, SourceState, WallTime};
-use crate::core::snapshot::AllocationState;
+use crate::core::snapshot::{AllocationState, GpuProcessView};
 use crate::outputs::sample::{self, FIRST_GPU, NOW, golden, report};
-use crate::outputs::socket::{self, BlockedFor, Query, SocketState};
+use crate::outputs::socket::{self, BlockedFor, Query, SocketState, StatusReport};
 use crate::published::Published;
+
+/// The page as `gpuacct status` prints it, sorted by use.
+fn narrow(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String {
+    let selection = Selection::default();
+    let chosen = selection.choose(report, &[], true).unwrap();
+    table(&chosen.report(report), processes, Shape::NARROW)
+}
 
 #[test]
 fn the_page_of_the_sample() {
@@ -25,12 +32,12 @@ fn the_page_of_the_sample() {
         gpu: Some(FIRST_GPU.into()),
         waited: Nanos::from_millis(1_250),
     });
-    golden("status.txt", &table(&report, Some(&sample::processes())));
+    golden("status.txt", &narrow(&report, Some(&sample::processes())));
 }
 
 #[test]
 fn the_page_of_an_agent_that_has_just_begun() {
-    let page = table(&report(&Published::default()), Some(&[]));
+    let page = narrow(&report(&Published::default()), Some(&[]));
     golden("status_starting.txt", &page);
 }
 
@@ -38,7 +45,7 @@ fn the_page_of_an_agent_that_has_just_begun() {
 fn an_allocation_that_the_kubelet_has_not_confirmed_is_told_as_such() {
     let mut published = sample::published();
     published.books.allocations[0].state = AllocationState::Unconfirmed;
-    let page = table(&report(&published), Some(&[]));
+    let page = narrow(&report(&published), Some(&[]));
     assert!(page.contains("counting, not confirmed"), "{page}");
 }
 
@@ -79,7 +86,7 @@ fn no_line_is_wider_than_a_terminal() {
     }
     published.books.events.seen = u64::MAX;
     published.books.events.lost = u64::MAX;
-    let page = table(&report(&published), Some(&sample::processes()));
+    let page = narrow(&report(&published), Some(&sample::processes()));
     for line in page.lines() {
         assert!(line.width() <= WIDTH, "{} columns: {line}", line.width());
         assert!(!line.contains('\u{1b}'), "{line:?}");
@@ -150,10 +157,8 @@ async fn agent(published: Published) -> (tempfile::TempDir, Options, tokio::task
         }
     });
     let options = Options {
-        output: Output::Table,
         processes: true,
-        watch: None,
-        agent: AgentChoice::at(path),
+        ..Options::of(AgentChoice::at(path))
     };
     (directory, options, task)
 }
@@ -167,7 +172,7 @@ async fn the_socket_tells_what_the_agent_knows() {
     assert!(page.contains("4711"), "{page}");
 
     let options = Options {
-        output: Output::Json,
+        output: Format::Json,
         ..options
     };
     let (json, _) = answer(&options).await.unwrap();
@@ -190,7 +195,8 @@ async fn a_healthy_agent_and_none_at_all() {
     assert!(task.await.expect_err("aborted").is_cancelled());
 
     let error = answer(&options).await.expect_err("no agent");
-    assert!(matches!(error, AskError::NoAgent { .. }), "{error}");
+    let is_missing = matches!(error, StatusError::Ask(AskError::NoAgent { .. }));
+    assert!(is_missing, "{error}");
     assert_eq!(run(options).await, ExitCode::from(2));
     drop(directory);
 }
@@ -199,13 +205,34 @@ async fn a_healthy_agent_and_none_at_all() {
 async fn an_agent_that_talks_nonsense_is_not_believed() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     type Expected = fn(&AskError) -> bool;
-    let rows: [(&str, Expected); 4] = [
-        ("not http at all\r\n\r\n", |error| {
-            matches!(error, AskError::Connection { .. })
-        }),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", |error| {
-            matches!(error, AskError::Format { .. })
-        }),
+    let rows: [(&str, Expected); 8] = [
+        (
+            "not http at all\r\n\r\n",
+            |error| matches!(error, AskError::Foreign { said, .. } if said.contains("not http at all")),
+        ),
+        ("", |error| matches!(error, AskError::Connection { .. })),
+        // Another server's words: the Docker Engine's, and a web server's page.
+        (
+            "HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: 28\r\n\r\n\
+             {\"message\":\"page not found\"}",
+            |error| {
+                matches!(error, AskError::Foreign { said, .. }
+                    if said.contains("404") && said.contains("page not found"))
+            },
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>",
+            |error| matches!(error, AskError::Foreign { said, .. } if said.contains("<html>")),
+        ),
+        // An agent that does not know the request.
+        (
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+            |error| matches!(error, AskError::Refused { status: 404, .. }),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+            |error| matches!(error, AskError::Format { said, .. } if said == "\"{}\""),
+        ),
         (
             "HTTP/1.1 503 Busy\r\ncontent-length: 13\r\n\r\n{\"error\":\"x\"}",
             |error| matches!(error, AskError::Refused { status: 503, reason, .. } if reason == "x"),
@@ -218,12 +245,7 @@ async fn an_agent_that_talks_nonsense_is_not_believed() {
     for (place, (reply, expected)) in rows.into_iter().enumerate() {
         let socket = directory.path().join(place.to_string());
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let options = Options {
-            output: Output::Table,
-            processes: false,
-            watch: None,
-            agent: AgentChoice::at(socket),
-        };
+        let options = Options::of(AgentChoice::at(socket));
         let (answer, ()) = tokio::join!(answer(&options), async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
@@ -233,7 +255,132 @@ async fn an_agent_that_talks_nonsense_is_not_believed() {
             stream.write_all(reply.as_bytes()).await.unwrap();
             stream.shutdown().await.unwrap();
         });
-        let error = answer.expect_err(reply);
+        let StatusError::Ask(error) = answer.expect_err(reply) else {
+            panic!("{reply:?}");
+        };
         assert!(expected(&error), "{reply:?}: {error:?}");
     }
+}
+
+fn chosen(arguments: &[&str]) -> Selection {
+    #[derive(clap::Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        selection: Selection,
+    }
+    let arguments = ["status"].into_iter().chain(arguments.iter().copied());
+    let parsed: Arguments = clap::Parser::try_parse_from(arguments).unwrap();
+    parsed.selection
+}
+
+#[test]
+fn what_is_chosen_is_shown_in_the_tables_and_in_json() {
+    let report = report(&sample::published());
+    let processes = sample::processes();
+    let second = report.snapshot.gpus[1].gpu.uuid.to_string();
+    let held = "(unresolved) cc77cc77cc77";
+    let by_id = "(unresolved) bb66bb66bb66";
+    let trainer = "research/train-0/trainer";
+    let rows: [(&[&str], &[&str], usize, usize); 9] = [
+        (&[], &[trainer, "jupyter", held, by_id], 2, 2),
+        (&["--namespace", "research"], &[trainer], 2, 1),
+        (&["-n", "research,other"], &[trainer], 2, 1),
+        (&["--namespace", "nobody"], &[], 2, 0),
+        (&["--gpu", "0", "--limit", "1"], &[trainer], 1, 1),
+        (&["--gpu", &second], &[], 1, 0),
+        (&["--gpu", &second[..6]], &[], 1, 0),
+        (&["--gpu", "8A56"], &[trainer, "jupyter", held, by_id], 1, 2),
+        (
+            &["--sort-by", "name"],
+            &[by_id, held, "jupyter", trainer],
+            2,
+            2,
+        ),
+    ];
+    for (arguments, containers, gpus, of_processes) in rows {
+        let selection = chosen(arguments);
+        let found = selection.choose(&report, &processes, true).unwrap();
+        let shown = found.report(&report);
+        let names: Vec<_> = shown.snapshot.accounts.iter().map(words::name).collect();
+        assert_eq!(names, containers, "{arguments:?}");
+        assert_eq!(shown.snapshot.gpus.len(), gpus, "{arguments:?}");
+        assert_eq!(
+            found.processes(&processes).len(),
+            of_processes,
+            "{arguments:?}"
+        );
+
+        let mut json = serde_json::to_value(&report).unwrap();
+        json["snapshot"]["accounts"][1]["added"] = "by a newer agent".into();
+        let mut of_json = serde_json::to_value(&processes).unwrap();
+        found.json(&mut json, Some(&mut of_json));
+        let read: StatusReport = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(read, shown, "{arguments:?}");
+        assert_eq!(of_json.as_array().unwrap().len(), of_processes);
+        if containers.contains(&trainer) {
+            assert!(json.to_string().contains("by a newer agent"));
+        }
+    }
+    // JSON without a choice is the agent's own answer.
+    let mut json = serde_json::to_value(&report).unwrap();
+    let all = chosen(&[]).choose(&report, &processes, false).unwrap();
+    all.json(&mut json, None);
+    assert_eq!(json, serde_json::to_value(&report).unwrap());
+
+    let error = chosen(&["--gpu", "7"]).choose(&report, &[], true);
+    let error = error.expect_err("there are two").to_string();
+    assert!(
+        error.contains("\"7\"") && error.contains(FIRST_GPU),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_limit_says_what_it_left_out_and_headings_go() {
+    let report = report(&sample::published());
+    let processes = sample::processes();
+    let selection = chosen(&["--limit", "1"]);
+    let found = selection.choose(&report, &processes, true).unwrap();
+    let shape = Shape {
+        left_out: found.left_out,
+        has_headings: false,
+        ..Shape::NARROW
+    };
+    let views = found.processes(&processes);
+    let page = table(&found.report(&report), Some(&views), shape);
+    assert!(page.contains("and 3 more containers"), "{page}");
+    assert!(page.contains("and 1 more processes"), "{page}");
+    for heading in ["CONTAINER", "UTIL", "SOURCE", "PID"] {
+        assert!(!page.contains(heading), "{heading}: {page}");
+    }
+}
+
+#[test]
+fn the_wide_page_of_the_sample() {
+    let report = report(&sample::published());
+    let found = chosen(&[]).choose(&report, &[], true).unwrap();
+    let page = table(&found.report(&report), None, Shape::WIDE);
+    golden("status_wide.txt", &page);
+}
+
+#[tokio::test]
+async fn the_status_as_yaml() {
+    let (_directory, options, task) = agent(sample::published()).await;
+    let options = Options {
+        output: Format::Yaml,
+        ..options
+    };
+    let (yaml, _) = answer(&options).await.unwrap();
+    golden("status.yaml", &yaml);
+    task.abort();
+}
+
+/// Texts that a reader of YAML would take for something else.
+#[test]
+fn yaml_keeps_texts_texts() {
+    let value = serde_json::json!({
+        "a": ["no", "1.5", "~", "null", "- x", "a: b", "", "line\nbreak", "0x1f", "2026-11-29"],
+        "b": {"c: d": u64::MAX, "e": -1, "f": null, "g": true, "h": 0.5, "i": [], "j": {}},
+    });
+    golden("yaml_texts.yaml", &serde_saphyr::to_string(&value).unwrap());
 }

@@ -180,6 +180,32 @@ fn a_pid_is_told_of_from_its_birth_to_what_is_published() {
 }
 
 #[test]
+fn a_new_series_that_shows_0_says_until_when() {
+    let mut accountant = node();
+    // The second container is named at once, so its series has shown 0 since this commit.
+    accountant.take(
+        identity(IdentitySource::Docker, B, "jupyter", None),
+        at(103),
+    );
+    let _ = accountant.commit(at(103));
+    let account = |accountant: &mut Accountant, now| {
+        let told = accountant.explain(B, at(now)).unwrap();
+        (told.owners[0].accounts[0].clone(), told.events_through)
+    };
+    let (shows_zero, through) = account(&mut accountant, 110);
+    assert_eq!(shows_zero.published, Nanos::ZERO);
+    assert_eq!(shows_zero.published_from, Some(at(163).wall));
+    assert_eq!(through, Some(at(110).wall));
+    // What is held back has no series that could show anything.
+    let told = accountant.explain(A, at(110)).unwrap();
+    assert_eq!(told.owners[0].accounts[0].published_from, None);
+    let _ = accountant.commit(at(163));
+    let (shown, _) = account(&mut accountant, 163);
+    assert_eq!(shown.published, Nanos::from_millis(250));
+    assert_eq!(shown.published_from, None);
+}
+
+#[test]
 fn the_answers_say_who_won_and_who_was_refused() {
     let mut accountant = node();
     let uid = Some(UID);

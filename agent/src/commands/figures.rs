@@ -1,6 +1,7 @@
 //! Amounts in the units of people.
 
-use crate::core::model::Nanos;
+use crate::core::amounts::Millijoules;
+use crate::core::model::{Nanos, WallTime};
 
 /// As much of an id as people read.
 pub(super) fn short(id: &str) -> &str {
@@ -11,17 +12,17 @@ pub(super) fn sum<R>(amounts: &[(R, Nanos)]) -> Nanos {
     amounts.iter().map(|(_, amount)| *amount).sum()
 }
 
-pub(in crate::commands) fn unknown() -> String {
+pub(super) fn unknown() -> String {
     "-".to_owned()
 }
 
 /// A share as a percentage with one decimal.
-pub(in crate::commands) fn share(share: f64) -> String {
+pub(super) fn share(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }
 
 /// An amount of time with the two units that matter.
-pub(in crate::commands) fn duration(amount: Nanos) -> String {
+pub(super) fn duration(amount: Nanos) -> String {
     let nanos = amount.0;
     let seconds = nanos / 1_000_000_000;
     match nanos {
@@ -40,16 +41,22 @@ pub(in crate::commands) fn duration(amount: Nanos) -> String {
     }
 }
 
+/// The time of day of an instant, in UTC.
+pub(super) fn clock_time(at: WallTime) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(at.0))
+        .map_or_else(|_| unknown(), |at| at.strftime("%H:%M:%S UTC").to_string())
+}
+
 const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// An amount of memory in the unit that fits.
-pub(in crate::commands) fn bytes(amount: u64) -> String {
+pub(super) fn bytes(amount: u64) -> String {
     let unit = byte_unit(amount);
     format!("{} {}", in_unit(amount, unit), BYTE_UNITS[unit])
 }
 
 /// What is used of what there is, in one unit.
-pub(in crate::commands) fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
+pub(super) fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
     match (used, size) {
         (Some(used), Some(size)) => {
             let unit = byte_unit(size);
@@ -59,6 +66,20 @@ pub(in crate::commands) fn memory_of(used: Option<u64>, size: Option<u64>) -> St
         (Some(used), None) => bytes(used),
         (None, Some(size)) => format!("-/{}", bytes(size)),
         (None, None) => unknown(),
+    }
+}
+
+/// An amount of energy in the unit that fits.
+pub(super) fn energy(amount: Millijoules) -> String {
+    let joules = amount.0 / 1_000;
+    match joules {
+        0..3_600 => format!("{joules} J"),
+        3_600..3_600_000 => format!("{}.{} Wh", joules / 3_600, joules % 3_600 / 360),
+        _ => format!(
+            "{}.{} kWh",
+            joules / 3_600_000,
+            joules % 3_600_000 / 360_000
+        ),
     }
 }
 

@@ -1,0 +1,89 @@
+//! Who listens on the path that the agent's socket is to have.
+//!
+//! An agent that is being replaced ends soon, so a new one waits for it. Another program does not
+//! end, so the new agent says at once what is there. A connection alone does not tell them apart.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// How long the program may take to answer.
+const LIMIT: Duration = Duration::from_secs(2);
+/// How much of the answer is read, in bytes.
+const MAX_ANSWER_BYTES: usize = 512;
+/// How much of the answer is repeated in an error, in bytes.
+const MAX_REPEATED_BYTES: usize = 80;
+/// What any version of the agent answers.
+const QUESTION: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: gpuacct\r\nconnection: close\r\n\r\n";
+/// The beginning of the body of an agent's answer.
+const AGENTS_BODY: &str = "\r\n\r\n{\"version\":\"";
+
+/// Who listens on a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupant {
+    /// Nobody has asked.
+    Unknown,
+    /// An agent.
+    Agent,
+    /// A program that accepts connections and says nothing. It may be an agent that is ending.
+    Silent,
+    /// Another program.
+    Other {
+        /// Beginning of its answer, quoted.
+        said: String,
+    },
+}
+
+impl Occupant {
+    /// Asks who listens on `path`.
+    pub(super) async fn ask(path: &Path) -> Self {
+        let mut answer = Vec::new();
+        // Whatever ends it, what was read until then is looked at.
+        let _ = timeout(LIMIT, read(path, &mut answer)).await;
+        let text = String::from_utf8_lossy(&answer);
+        if text.starts_with("HTTP/1.1 200 ") && text.contains(AGENTS_BODY) {
+            Self::Agent
+        } else if answer.is_empty() {
+            Self::Silent
+        } else {
+            let beginning = &answer[..answer.len().min(MAX_REPEATED_BYTES)];
+            let said = format!("{:?}", String::from_utf8_lossy(beginning));
+            Self::Other { said }
+        }
+    }
+}
+
+async fn read(path: &Path, answer: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(path).await?;
+    // One that speaks first and hangs up does not take the question.
+    let _ = stream.write_all(QUESTION).await;
+    let mut buffer = [0; MAX_ANSWER_BYTES];
+    while answer.len() < MAX_ANSWER_BYTES {
+        let room = MAX_ANSWER_BYTES - answer.len();
+        match stream.read(&mut buffer[..room]).await? {
+            0 => break,
+            read => answer.extend(&buffer[..read]),
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Occupant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("a program listens there"),
+            Self::Agent => f.write_str("another agent answers there"),
+            Self::Silent => f.write_str("a program listens there and does not answer"),
+            Self::Other { said } => {
+                write!(
+                    f,
+                    "a program that is no gpuacct agent answers there: {said}"
+                )
+            }
+        }
+    }
+}
