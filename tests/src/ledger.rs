@@ -173,7 +173,7 @@ impl Past {
             gpu: self.books[gpu].gpu.uuid.clone(),
             mig: self.books[gpu].gpu.mig.clone(),
             kind,
-            owner_id: owner_id,
+            owner_id,
             labels: names.into(),
             image: image.into(),
             runtime: "docker".into(),
