@@ -29,15 +29,20 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     without_repetitions(causes(error).map(ToString::to_string))
 }
 
-/// The same for messages of causes. One that is part of what was said before it is left out.
+/// The same for messages of causes. One that is part of what was said before it is left out. So is one
+/// that only puts something before the last message: SQLite's `database is locked` has the cause
+/// `Error code 5: database is locked`.
 pub(crate) fn without_repetitions(messages: impl IntoIterator<Item = String>) -> String {
     let mut text = String::new();
+    let mut last = String::new();
     for message in messages {
-        if !text.contains(&message) {
+        let is_known = text.contains(&message) || (!last.is_empty() && message.ends_with(&last));
+        if !is_known {
             if !text.is_empty() {
                 text.push_str(": ");
             }
             text.push_str(&message);
+            last = message;
         }
     }
     text
@@ -76,6 +81,10 @@ mod tests {
             (
                 &["no route: refused", "refused", "by the kernel"],
                 "no route: refused: by the kernel",
+            ),
+            (
+                &["cannot write", "it is locked", "Error code 5: it is locked"],
+                "cannot write: it is locked",
             ),
         ] {
             assert_eq!(chain(&layers(texts)), expected);

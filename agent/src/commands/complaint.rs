@@ -6,7 +6,6 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::ask::AskError;
-use super::status::StatusError;
 use crate::config::ConfigError;
 use crate::errors::{causes, chain};
 use crate::outputs::store::query::ReadError;
@@ -37,9 +36,6 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             return Some(of_config(error));
         }
         if let Some(error) = error.downcast_ref::<AskError>() {
-            return of_asking(error);
-        }
-        if let Some(StatusError::Ask(error)) = error.downcast_ref::<StatusError>() {
             return of_asking(error);
         }
         if let Some(error) = error.downcast_ref::<MoneyError>() {

@@ -147,6 +147,8 @@ pub async fn answer(options: &Options) -> Result<(String, bool), StatusError> {
 pub(super) fn fail(error: &StatusError) -> ExitCode {
     match error {
         StatusError::Yaml(_) => complain(error, 1),
-        StatusError::Ask(_) | StatusError::Selection(_) => complain(error, 2),
+        // By itself, so that its remedy is found.
+        StatusError::Ask(error) => complain(error, 2),
+        StatusError::Selection(_) => complain(error, 2),
     }
 }
