@@ -481,9 +481,9 @@ impl ProcessTable {
     /// Notes that a process is dead. Idempotent; unknown processes are ignored, since an exit alone
     /// does not say where GPU time of theirs should go that the caller cannot learn from the event.
     ///
-    /// Of reported times the latest holds, since two last threads may both report it. A time that
-    /// was inferred does not: a scan that missed the process can only say that it was gone when
-    /// the scan began, and the pid's next holder that it was gone by then.
+    /// The latest reported time is kept, since two last threads may both report it. A reported time
+    /// replaces an inferred one, which is only an upper bound: a scan that missed the process says that
+    /// it was gone when the scan began, and the pid's next holder that it was gone by then.
     pub fn exit(&mut self, pid: Pid, start: BootTime, at: BootTime) {
         if let Some(slot) = self.find(pid, StartTicks::from(start)) {
             let record = &mut self.records[slot as usize];

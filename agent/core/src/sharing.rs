@@ -187,8 +187,8 @@ impl Sharing {
             })
     }
 
-    /// Whether a reading about `(from, to]` is newer than the events that have been received:
-    /// when those that it names came is not known yet.
+    /// Whether a process list read around `(from, to]` is newer than the received events. If so, it is
+    /// not known yet when its processes started.
     #[must_use]
     pub(super) fn is_ahead(&self, from: BootTime, to: BootTime, lookup: &Lookup<'_>) -> bool {
         let mut around = self.around(from, to);

@@ -12,8 +12,8 @@ pub(super) const WIDTH: usize = 80;
 const GAP: usize = 2;
 /// Smallest width of a flexible column, unless there is no other way.
 const FLEXIBLE_MIN: usize = 10;
-/// A column that may be left out, and the width that flexible columns have to have for it to stay, or
-/// their whole width if that is less.
+/// The name of an optional column, and a width. The column is left out if it would make a flexible
+/// column narrower than this width and narrower than its content.
 pub(super) type Optional = (&'static str, usize);
 
 /// Where a column's text stands.

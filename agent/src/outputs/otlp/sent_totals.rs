@@ -182,7 +182,7 @@ impl SentTotals {
         let series = name(instrument, labels);
         let is_new = match self.series.get(&series) {
             Some(known) if known.account.start == start.0 => None,
-            // It began after whatever it was before, which was the last that was sent of it.
+            // Another start than the one that was sent last. It is a new series if its start is later.
             Some(known) => Some(known.account.start < start.0),
             None => Some(start.0 >= self.floor_of(instrument.otlp)),
         };

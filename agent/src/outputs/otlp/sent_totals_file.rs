@@ -1,9 +1,9 @@
 //! Records what a receiver of deltas has been sent, over restarts and crashes of the agent.
 //!
 //! It is a file in the state directory, beside the books and not in them: an output keeps its own.
-//! It is written whole, to another name, synced and renamed, before each export, and says what will
-//! have been sent once that has gone. An agent that is killed in between has sent less than it
-//! says, by one export at most, and never more. An export that certainly fails is taken back, and
+//! It is written whole, to another name, synced and renamed, before each export. It holds the totals
+//! that the receiver has after that export. An agent that is killed in between has sent less than the
+//! file says, by one export at most, and never more. An export that certainly fails is taken back, and
 //! the file written once more.
 //!
 //! A file that cannot be written says too little, and cannot say that. So, as with the books, there

@@ -234,10 +234,10 @@ impl Missed {
     }
 }
 
-/// Where unobserved time belongs that a GPU's book has grown by: a window of hours is booked as one,
-/// and what nobody saw of it is its beginning, since the driver still knows its end. Given are how
-/// far the book reached `before`, how far it reaches now, and by how much each reason grew. Returned
-/// is what lies in hours before `present`; the rest is in that.
+/// Divides newly booked unobserved time among hours. A window may last for hours and is booked at once.
+/// Its unobserved part is at its beginning, because the driver still has samples of its end. `before` and
+/// `through` are how far the book reached and reaches, `grown` is by how much each reason grew. Returns
+/// the parts that lie in hours before `present`; the rest is in that hour.
 pub(super) fn spread(
     before: Option<BootTime>,
     through: Option<BootTime>,

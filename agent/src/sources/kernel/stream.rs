@@ -220,8 +220,8 @@ impl Stream {
         } else {
             let woken_by = self.wait_for_any(period)?;
             let too_early = SPACING.saturating_sub(self.last_drain.elapsed());
-            // Wake-ups of the next moments end in one drain: while nobody waits for the ring, they
-            // only mark it as ready.
+            // Wake-ups within `SPACING` of the last drain cause one drain together: while nobody waits
+            // for the ring, they only mark it as ready.
             woken_by.call
                 || (woken_by.ring && !too_early.is_zero() && self.wait_for_call(too_early)?)
         };
@@ -398,7 +398,8 @@ impl Stream {
             Ok(()) => {
                 self.last_report = Instant::now();
                 self.is_backed_up = false;
-                // A report that promises nothing new is not what was asked for.
+                // An incomplete drain does not move `drained_through`. Then the report that was asked
+                // for is still owed.
                 self.owes_report &= !is_complete;
                 Ok(())
             }
