@@ -65,7 +65,7 @@ impl MappedFiles {
                 reason = "the kernel can be asked for this in no other way"
             )]
             // SAFETY: the range is a private mapping of a file of the program. No thread can write to
-            // it, and it has no page that differs from the file. What is read there next is what was
+            // it, and it has no page that differs from the file, in memory or in the swap. What is read there next is what was
             // there before.
             let asked = unsafe {
                 let start = std::ptr::with_exposed_provenance_mut(mapping.range.start);
@@ -90,26 +90,59 @@ struct Mapping {
 /// The mappings of `files` that nobody can write to and that equal the file.
 ///
 /// The part of a program that the dynamic linker has changed is read-only later on. Its changed pages
-/// are anonymous.
+/// are anonymous, or in the swap, where they are not counted as anonymous. A mapping for which the
+/// kernel does not say both is left alone.
 fn unchanged(smaps: &str, files: &BTreeSet<String>) -> Vec<Mapping> {
     let mut found = Vec::new();
-    let mut current = None;
+    let mut current: Option<Candidate> = None;
     for line in smaps.lines() {
         if let Some(header) = header(line) {
-            current = (files.contains(header.path) && header.is_private && !header.is_writable)
-                .then_some((header.range, 0));
-        } else if let Some((range, resident)) = &mut current {
-            if let Some(bytes) = figure(line, "Rss:") {
-                *resident = bytes;
-            } else if figure(line, "Anonymous:") == Some(0) {
-                found.push(Mapping {
-                    range: range.clone(),
-                    resident: *resident,
-                });
+            found.extend(current.take().and_then(Candidate::unchanged));
+            if files.contains(header.path) && header.is_private && !header.is_writable {
+                current = Some(Candidate::new(header.range));
             }
+        } else if let Some(candidate) = &mut current {
+            candidate.take(line);
         }
     }
+    found.extend(current.and_then(Candidate::unchanged));
     found
+}
+
+/// A mapping of which the figures are being read.
+#[derive(Debug)]
+struct Candidate {
+    range: Range<usize>,
+    resident: usize,
+    anonymous: Option<usize>,
+    swapped: Option<usize>,
+}
+
+impl Candidate {
+    const fn new(range: Range<usize>) -> Self {
+        Self {
+            range,
+            resident: 0,
+            anonymous: None,
+            swapped: None,
+        }
+    }
+
+    fn take(&mut self, line: &str) {
+        if let Some(bytes) = figure(line, "Rss:") {
+            self.resident = bytes;
+        }
+        self.anonymous = self.anonymous.or(figure(line, "Anonymous:"));
+        self.swapped = self.swapped.or(figure(line, "Swap:"));
+    }
+
+    fn unchanged(self) -> Option<Mapping> {
+        let is_unchanged = self.anonymous == Some(0) && self.swapped == Some(0);
+        is_unchanged.then_some(Mapping {
+            range: self.range,
+            resident: self.resident,
+        })
+    }
 }
 
 /// The first line about a mapping.
@@ -149,26 +182,41 @@ mod tests {
 Size:                 16 kB
 Rss:                   8 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd mr mw me
 5000-9000 r-xp 00004000 fe:00 12                         /opt/a b/gpuacct
 Rss:                  12 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 9000-a000 r--p 00008000 fe:00 12                         /opt/a b/gpuacct
 Rss:                   4 kB
 Anonymous:             4 kB
+Swap:                  0 kB
 a000-b000 rw-p 00009000 fe:00 12                         /opt/a b/gpuacct
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 b000-c000 r--s 00009000 fe:00 12                         /opt/a b/gpuacct
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 c000-d000 rw-p 00000000 00:00 0                          [heap]
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 d000-e000 r-xp 00000000 fe:00 13                         /lib/libc.so.6
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 e000-f000 r--p 00000000 00:00 0 
+Rss:                   4 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+f000-11000 r--p 00008000 fe:00 12                         /opt/a b/gpuacct
+Rss:                   0 kB
+Anonymous:             0 kB
+Swap:                  8 kB
+11000-12000 r--p 00008000 fe:00 12                         /opt/a b/gpuacct
 Rss:                   4 kB
 Anonymous:             0 kB
 ";
@@ -184,7 +232,12 @@ Anonymous:             0 kB
                 mapping(0x5000..0x9000, 12288)
             ]
         );
-        for not_smaps in ["", "Rss: 4 kB\nAnonymous: 0 kB", "x-y r-xp 0 0 0 /a", "1-2"] {
+        for not_smaps in [
+            "",
+            "Rss: 4 kB\nAnonymous: 0 kB\nSwap: 0 kB",
+            "x-y r-xp 0 0 0 /a",
+            "1-2",
+        ] {
             assert_eq!(unchanged(not_smaps, &files(&["/a"])), [], "{not_smaps}");
         }
     }

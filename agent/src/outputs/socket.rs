@@ -58,7 +58,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a question about an unknown subject waits for a commit.
-const COMMIT_TIMEOUT: Duration = Duration::from_millis(2_500);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How much later than the question that commit has to be. The kernel's events are read twice a second
 /// and shortly before each commit, so it knows of all that happened before the question.
 const COMMIT_LATER: Nanos = Nanos::from_millis(500);
@@ -250,7 +250,8 @@ pub fn has_listener(path: &Path) -> io::Result<bool> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match connect(&socket, &SocketAddrUnix::new(path)?) {
         Ok(()) | Err(Errno::AGAIN) => Ok(true),
-        Err(Errno::CONNREFUSED) => Ok(false),
+        // Nobody listens; or the file is gone, since an agent has just ended.
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -95,7 +95,10 @@ impl Accountant {
         account: &'a Account,
     ) -> Option<(AccountView<'a>, KeptTotals)> {
         let ([id_only, named], totals) = kept_parts(account);
+        // An account that was opened since the last commit does not have it yet, and its owner may have
+        // another account.
         let known = self.naming.of(account.naming);
+        let known = known.or_else(|| self.naming.of_owner(owner));
         let labels = match (known, owner) {
             (Some(known), _) => Arc::clone(&known.labels),
             (None, Owner::Host(_)) => match &account.named {

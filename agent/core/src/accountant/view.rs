@@ -207,6 +207,8 @@ impl Accountant {
                     .cmp(&labels(other_account))
                     .then_with(|| match (&one.1, &other.1) {
                         (Owner::Host(one), Owner::Host(other)) => one.cmp(other),
+                        (Owner::Host(_), _) => Ordering::Less,
+                        (_, Owner::Host(_)) => Ordering::Greater,
                         _ => Ordering::Equal,
                     })
                     .then_with(|| gpu(one).cmp(gpu(other)))
