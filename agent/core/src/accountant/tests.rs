@@ -1539,6 +1539,54 @@ fn a_pod_does_not_pay_for_who_sat_on_its_uid_before() {
     assert_eq!(snapshot.host_series.len(), 1, "he pays for himself now");
 }
 
+/// An account is closed between two commits, right after it was opened on a second GPU. It knows what
+/// its owner is called only by the owner's other account.
+#[test]
+fn an_account_that_lived_between_two_commits_is_handed_over() {
+    let mut node = Node::new(10_000, 0);
+    node.accountant.keep();
+    node.take(Input::Gpus(vec![gpu_info(0), gpu_info(1)]));
+    let users = "/user.slice/user-1000.slice/user@1000.service";
+    let usurper = node.scan(&[(20, 900_000_000, &format!("{users}/kubepods/pod{UID}"))]);
+    node.take(usurper);
+    node.pass(1_000, &[(20, 700)]);
+    node.commit();
+    assert_eq!(
+        node.accountant
+            .changes(false, clock(node.now))
+            .accounts
+            .len(),
+        1
+    );
+
+    let list = |at: u64, gpu: &str, pid: u32| {
+        Input::GpuProcesses(GpuProcesses {
+            gpu: GpuUuid::from(gpu),
+            at: BootTime(at),
+            processes: vec![GpuProcess {
+                pid: Pid(pid),
+                memory: None,
+                mps: MpsRole::None,
+            }],
+            memory_used: None,
+        })
+    };
+    node.pass(500, &[]);
+    node.take(list(node.now, "GPU-1", 20));
+    // The pod whose uid it is starts, and is seen on a GPU.
+    node.fork(7, 9);
+    node.pass(500, &[]);
+    node.take(list(node.now, "GPU-1", 7));
+    node.commit();
+    let closed = node.accountant.changes(false, clock(node.now)).closed;
+    let mut gpus: Vec<String> = closed
+        .iter()
+        .map(|closed| closed.account.gpu.to_string())
+        .collect();
+    gpus.sort_unstable();
+    assert_eq!(gpus, ["GPU-0", "GPU-1"], "{closed:?}");
+}
+
 #[test]
 fn why_a_pod_has_no_names_is_told_as_it_is() {
     let down = SourceState::Down {
