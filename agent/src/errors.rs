@@ -48,6 +48,15 @@ pub(crate) fn without_repetitions(messages: impl IntoIterator<Item = String>) ->
     text
 }
 
+/// How much of what another program said is repeated in an error, in bytes.
+pub(crate) const MAX_REPEATED_BYTES: usize = 80;
+
+/// The beginning of what another program said, in quotes and without control characters.
+pub(crate) fn quoted(said: &[u8]) -> String {
+    let beginning = &said[..said.len().min(MAX_REPEATED_BYTES)];
+    format!("{:?}", String::from_utf8_lossy(beginning))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,14 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 use crate::config::ConfigError;
+use crate::errors::{MAX_REPEATED_BYTES, quoted};
 use crate::outputs::socket::Refusal;
 
 /// How long the agent may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
-/// How much of a strange answer is repeated in an error, in bytes.
-const MAX_REPEATED_BYTES: usize = 80;
 
 /// Why there is no answer to show.
 #[derive(Debug, thiserror::Error)]
@@ -157,12 +156,6 @@ fn unreachable(socket: &Path, source: io::Error) -> AskError {
         ErrorKind::PermissionDenied => AskError::Denied { path, source },
         _ => AskError::NoAgent { path, source },
     }
-}
-
-/// The beginning of an answer, in quotes and without control characters.
-fn quoted(answer: &[u8]) -> String {
-    let beginning = &answer[..answer.len().min(MAX_REPEATED_BYTES)];
-    format!("{:?}", String::from_utf8_lossy(beginning))
 }
 
 /// A connection that keeps the beginning of what it reads: a program that speaks no HTTP is quoted.

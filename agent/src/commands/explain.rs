@@ -54,8 +54,13 @@ pub async fn run(options: Options) -> ExitCode {
     }
 }
 
+/// The request for what is known of a subject.
+pub(super) fn request(subject: &str) -> String {
+    format!("/v1/explain?subject={}", escaped(subject))
+}
+
 async fn answer(options: &Options) -> Result<String, AskError> {
-    let request = format!("/v1/explain?subject={}", escaped(&options.subject));
+    let request = request(&options.subject);
     let json = get(&options.agent.socket()?, &request).await?;
     match options.output {
         Output::Table => parse(&request, &json).map(|explanation| page(&explanation)),

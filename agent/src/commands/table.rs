@@ -83,39 +83,42 @@ impl Table {
             .push(cells.iter().map(|cell| printable(cell)).collect());
     }
 
-    /// Removes columns until the others fit whole into `width`: those with these names, in this order.
-    /// Gives the names of the removed ones.
-    pub(super) fn leave_out(&mut self, width: usize, least_first: &[&str]) -> Vec<String> {
-        let mut removed = Vec::new();
-        for name in least_first {
-            let widths = (0..self.columns.len()).map(|column| self.natural_width(column));
-            let widths: Vec<usize> = widths.collect();
-            let gaps = GAP * widths.len().saturating_sub(1);
-            if widths.iter().sum::<usize>() + gaps <= width {
-                break;
-            }
-            if let Some(at) = self.columns.iter().position(|(column, _)| column == name) {
-                removed.push(self.columns.remove(at).0);
-                for row in &mut self.rows {
-                    row.remove(at);
-                }
-            }
-        }
-        removed
+    /// The names of the optional columns that find no room in `width`, the least important first.
+    pub(super) fn left_out(&self, width: usize) -> Vec<&'static str> {
+        let kept = self.kept(&self.natural_widths(), width);
+        let gone: Vec<&String> = (0..self.columns.len())
+            .filter(|column| !kept.contains(column))
+            .map(|column| &self.columns[column].0)
+            .collect();
+        let names = self.optional.iter().map(|(name, _)| *name);
+        names
+            .filter(|name| gone.iter().any(|gone| gone == name))
+            .collect()
     }
 
     /// Writes the heading and the rows, none wider than `width`.
     pub(super) fn write(&self, page: &mut String, width: usize) {
-        let natural: Vec<usize> = (0..self.columns.len())
-            .map(|column| self.natural_width(column))
-            .collect();
+        let natural = self.natural_widths();
         let columns = self.kept(&natural, width);
         let widths = self.widths(&columns, &natural, width);
+        self.put(page, &columns, &widths);
+    }
+
+    /// Writes the heading and the rows without the columns that [`Table::left_out`] names. All others
+    /// are whole, even if a row is then wider than `width`.
+    pub(super) fn write_whole(&self, page: &mut String, width: usize) {
+        let natural = self.natural_widths();
+        let columns = self.kept(&natural, width);
+        let widths = self.widths(&columns, &natural, usize::MAX);
+        self.put(page, &columns, &widths);
+    }
+
+    fn put(&self, page: &mut String, columns: &[usize], widths: &[usize]) {
         let heading: Vec<_> = self.columns.iter().map(|(name, _)| name.clone()).collect();
         let heading = self.has_heading.then_some(&heading);
         for row in heading.into_iter().chain(&self.rows) {
             let begin = page.len();
-            for (column, width) in columns.iter().zip(&widths) {
+            for (column, width) in columns.iter().zip(widths) {
                 if page.len() > begin {
                     page.push_str(&" ".repeat(GAP));
                 }
@@ -154,7 +157,12 @@ impl Table {
         kept
     }
 
-    /// The width of a column's widest cell.
+    /// The width of each column's widest cell.
+    fn natural_widths(&self) -> Vec<usize> {
+        let columns = 0..self.columns.len();
+        columns.map(|column| self.natural_width(column)).collect()
+    }
+
     fn natural_width(&self, column: usize) -> usize {
         let cells = self.rows.iter().filter_map(|row| row.get(column));
         let name = self.has_heading.then(|| self.columns[column].0.width());
@@ -325,11 +333,12 @@ mod tests {
             // What may not be left out is wider than there is room for, and whole.
             (5, vec!["C", "B"], "KEY       A\nlong-key  1\n"),
         ] {
-            let mut table = Table::new(&columns);
+            let optional = &[("C", usize::MAX), ("none", usize::MAX), ("B", usize::MAX)];
+            let mut table = Table::new(&columns).optional(optional);
             table.row(["long-key", "1", "222", "3"].map(str::to_owned));
-            assert_eq!(table.leave_out(width, &["C", "none", "B"]), left_out);
+            assert_eq!(table.left_out(width), left_out);
             let mut page = String::new();
-            table.write(&mut page, usize::MAX);
+            table.write_whole(&mut page, width);
             assert_eq!(page, expected, "in {width}");
         }
     }

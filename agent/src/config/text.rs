@@ -12,7 +12,7 @@ use super::check::{self, Wrong};
 use super::error::Mistake;
 use super::key::{Key, Step};
 use super::sections::Config;
-use super::value::{Misfit, Node};
+use super::value::Node;
 
 /// Keys whose values may be secrets. What was found there is not shown.
 const SECRET: [&str; 2] = ["otlp.endpoint", "otlp.headers"];
@@ -223,20 +223,13 @@ impl Reader<'_> {
                 Ok(config) => return config,
                 Err(misfit) => misfit,
             };
-            let Misfit {
-                key,
-                offset,
-                found,
-                expected,
-            } = misfit;
-            let key = key.unwrap_or_default();
+            let key = misfit.key.clone().unwrap_or_default();
             let is_secret = SECRET.iter().any(|secret| key.is_in(&Key::of(secret)));
-            let problem = match found {
-                Some(_) if is_secret => format!("expected {expected}"),
-                Some(found) => format!("found {found}, expected {expected}"),
-                None => expected,
+            let problem = match &misfit.found {
+                Some(_) if is_secret => format!("expected {}", misfit.expected),
+                _ => misfit.to_string(),
             };
-            self.listed.push((offset, key.clone(), problem));
+            self.listed.push((misfit.offset, key.clone(), problem));
             if !self.refused.insert(key) {
                 // It was left out and is still in the way, which cannot be. It would never end.
                 break;

@@ -473,33 +473,6 @@ fn refuse(status: StatusCode, error: String) -> Response {
 
 #[cfg(test)]
 mod tests {
-    /// A start in `connect` was deaf to every signal for as long as the other program liked.
-    #[test]
-    fn a_socket_whose_backlog_is_full_is_in_use_and_blocks_nobody() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("full.sock");
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        rustix::net::listen(&listener, 0).unwrap();
-        let mut waiting = Vec::new();
-        loop {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-            match connect(&socket, &SocketAddrUnix::new(&path).unwrap()) {
-                Ok(()) => waiting.push(socket),
-                Err(error) => {
-                    assert_eq!(error, Errno::AGAIN, "after {}", waiting.len());
-                    break;
-                }
-            }
-            assert!(waiting.len() < 10_000, "the backlog has an end");
-        }
-        assert!(has_listener(&path).unwrap());
-        let error = bind(&path).expect_err("somebody listens");
-        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
-        drop((listener, waiting));
-        assert!(!has_listener(&path).unwrap());
-    }
-
     use super::*;
     use crate::core::model::{Clock, WallTime};
     use crate::outputs::sample::{self, NOW};
@@ -769,5 +742,32 @@ mod tests {
         let long = directory.path().join("x".repeat(107));
         let error = bind(&long).expect_err("too long");
         assert!(matches!(error, SocketError::PathTooLong { .. }), "{error}");
+    }
+
+    /// A start in `connect` was deaf to every signal for as long as the other program liked.
+    #[test]
+    fn a_socket_whose_backlog_is_full_is_in_use_and_blocks_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("full.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+            match connect(&socket, &SocketAddrUnix::new(&path).unwrap()) {
+                Ok(()) => waiting.push(socket),
+                Err(error) => {
+                    assert_eq!(error, Errno::AGAIN, "after {}", waiting.len());
+                    break;
+                }
+            }
+            assert!(waiting.len() < 10_000, "the backlog has an end");
+        }
+        assert!(has_listener(&path).unwrap());
+        let error = bind(&path).expect_err("somebody listens");
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        drop((listener, waiting));
+        assert!(!has_listener(&path).unwrap());
     }
 }

@@ -7,21 +7,29 @@
 
 use rust_decimal::Decimal;
 
-use super::super::table::{Align, Table, wrap};
+use super::super::table::{Align, Optional, Table, wrap};
 use super::print::{SECONDS_OF_AN_HOUR, count_of, hours, joules};
 use crate::core::model::{NONE, Nanos, WallTime};
 use crate::outputs::store::query::AccountLife;
 use crate::report::hour::moment_of;
 use crate::report::tally::{Dimension, Kind, Report, Row};
 
-/// Which figures are left out first. The others are what the report is about.
-const LEAST_FIRST: [&str; 6] = ["SHARE", "kWh", "GiB h", "UNUSED h", "DIV. h", "ALLOC. h"];
+/// Figures that are left out where the others do not fit whole, the least important first. The others
+/// are what the report is about.
+const LEAST_FIRST: [Optional; 6] = [
+    ("SHARE", usize::MAX),
+    ("kWh", usize::MAX),
+    ("GiB h", usize::MAX),
+    ("UNUSED h", usize::MAX),
+    ("DIV. h", usize::MAX),
+    ("ALLOC. h", usize::MAX),
+];
 
 /// A page, and the columns for which there was no room.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) text: String,
-    pub(super) left_out: Vec<String>,
+    pub(super) left_out: Vec<&'static str>,
 }
 
 /// Draws a page for a terminal of so many columns, or for a file or a pipe. A `wide` one has all figures
@@ -34,17 +42,15 @@ pub(super) fn table(report: &Report, wide: bool, width: Option<usize>) -> Page {
     for note in warnings.chain(&report.notes) {
         wrap(&mut text, &format!("  - {note}"), "    ");
     }
-    let mut left_out: Vec<String> = Vec::new();
-    let mut draw = |mut table: Table, text: &mut String| {
-        if let Some(width) = width.filter(|_| !wide) {
-            let more = table.leave_out(width, &LEAST_FIRST);
-            let more: Vec<String> = more
-                .into_iter()
-                .filter(|name| !left_out.contains(name))
-                .collect();
-            left_out.extend(more);
+    let room = width.filter(|_| !wide).unwrap_or(usize::MAX);
+    let mut left_out: Vec<&str> = Vec::new();
+    let mut draw = |table: Table, text: &mut String| {
+        for name in table.left_out(room) {
+            if !left_out.contains(&name) {
+                left_out.push(name);
+            }
         }
-        table.write(text, usize::MAX);
+        table.write_whole(text, room);
     };
     let (owned, nobodys): (Vec<&Row>, Vec<&Row>) =
         report.rows.iter().partition(|row| row.kind.is_owned());
@@ -86,7 +92,7 @@ fn who(report: &Report, rows: &[&Row], wide: bool) -> Table {
     columns.extend(report.by.iter().map(heading));
     let figure = |(name, _): &Figure| (name.clone(), Align::Right);
     columns.extend(figures.iter().map(figure));
-    let mut table = Table::of(columns);
+    let mut table = Table::of(columns).optional(&LEAST_FIRST);
     let mut line = |mut key: Vec<String>, kind: &str, row: &Row| {
         match mark {
             None => key.insert(0, kind.to_owned()),
@@ -123,7 +129,7 @@ fn what(report: &Report, rows: &[&Row]) -> Table {
     {
         columns.push((name.to_owned(), Align::Right));
     }
-    let mut table = Table::of(columns);
+    let mut table = Table::of(columns).optional(&LEAST_FIRST);
     let mut line = |what: String, key: &dyn Fn(usize) -> String, row: &Row| {
         let mut cells = vec![what];
         cells.extend(of_device.iter().map(|at| key(*at)));

@@ -4,6 +4,7 @@
 //! the locale C.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 
 use unicode_width::UnicodeWidthChar as _;
 
@@ -19,23 +20,18 @@ pub(super) enum Charset {
 impl Charset {
     /// The characters of the locale that this process runs in.
     pub(super) fn of_the_environment() -> Self {
-        // By name, so that the list of variables can be compared with the code.
-        Self::of(|name| {
-            let value = match name {
-                "LC_ALL" => std::env::var_os("LC_ALL"),
-                "LC_CTYPE" => std::env::var_os("LC_CTYPE"),
-                _ => std::env::var_os("LANG"),
-            };
-            value.map(|value| value.to_string_lossy().into_owned())
-        })
+        Self::of([
+            std::env::var_os("LC_ALL"),
+            std::env::var_os("LC_CTYPE"),
+            std::env::var_os("LANG"),
+        ])
     }
 
-    fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
-        let mut variables = ["LC_ALL", "LC_CTYPE", "LANG"]
-            .into_iter()
-            .filter_map(variable);
-        let locale = variables.find(|value| !value.is_empty());
-        let locale = locale.unwrap_or_default().to_ascii_lowercase();
+    /// By the values of `LC_ALL`, `LC_CTYPE` and `LANG`.
+    fn of(variables: [Option<OsString>; 3]) -> Self {
+        let mut set = variables.into_iter().flatten();
+        let locale = set.find(|value| !value.is_empty()).unwrap_or_default();
+        let locale = locale.to_string_lossy().to_ascii_lowercase();
         match locale.contains("utf-8") || locale.contains("utf8") {
             true => Self::Unicode,
             false => Self::Ascii,
@@ -78,11 +74,11 @@ mod tests {
                 Charset::Unicode,
             ),
         ] {
-            let variable = |name: &str| {
+            let variables = ["LC_ALL", "LC_CTYPE", "LANG"].map(|name| {
                 let found = set.iter().find(|(of, _)| *of == name);
-                found.map(|(_, value)| (*value).to_owned())
-            };
-            assert_eq!(Charset::of(variable), expected, "{set:?}");
+                found.map(|(_, value)| value.into())
+            });
+            assert_eq!(Charset::of(variables), expected, "{set:?}");
         }
     }
 

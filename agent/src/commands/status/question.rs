@@ -11,8 +11,10 @@ use crate::config::Span;
 use crate::core::snapshot::GpuProcessView;
 use crate::outputs::socket::StatusReport;
 
-const STATUS: &str = "/v1/status";
-const PROCESSES: &str = "/v1/processes";
+/// The request for the report.
+pub(super) const STATUS: &str = "/v1/status";
+/// The request for the processes that use a GPU.
+pub(super) const PROCESSES: &str = "/v1/processes";
 
 /// Show what the agent on this node knows now
 ///

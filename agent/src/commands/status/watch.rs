@@ -36,9 +36,10 @@ use self::look::Look;
 use self::model::{Answer, Question, View};
 pub use self::screen::Screen;
 use super::charset::Charset;
-use super::question::{Format, Options, StatusError, answer, fail};
-use crate::commands::ask::{AskError, escaped, get, parse};
+use super::question::{Format, Options, PROCESSES, STATUS, StatusError, answer, fail};
+use crate::commands::ask::{AskError, get, parse};
 use crate::commands::complaint::complain;
+use crate::commands::explain;
 use crate::commands::output::{Written, write_out};
 
 /// How often the agent is asked, at most and at least.
@@ -165,19 +166,15 @@ async fn plain(options: &Options, interval: Duration, signals: &mut Signals) -> 
 /// Asks for everything that the view shows now.
 async fn ask(options: &Options, question: Question) -> Result<Answer, AskError> {
     let socket = options.agent.socket()?;
-    let status = "/v1/status";
-    let report = parse(status, &get(&socket, status).await?)?;
+    let report = parse(STATUS, &get(&socket, STATUS).await?)?;
     let processes = match question.processes {
         false => None,
-        true => {
-            let request = "/v1/processes";
-            Some(parse(request, &get(&socket, request).await?)?)
-        }
+        true => Some(parse(PROCESSES, &get(&socket, PROCESSES).await?)?),
     };
     let explained = match question.explain {
         None => None,
         Some(subject) => {
-            let request = format!("/v1/explain?subject={}", escaped(&subject));
+            let request = explain::request(&subject);
             let explained = get(&socket, &request).await;
             let explained = explained.and_then(|json| parse(&request, &json));
             // What it was about may have ended; the view goes on.

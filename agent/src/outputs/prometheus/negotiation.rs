@@ -54,9 +54,9 @@ impl Format {
 /// A content coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
-    /// None.
+    /// The text as it is, not compressed.
     Identity,
-    /// gzip.
+    /// Compressed with gzip.
     Gzip,
 }
 

@@ -11,12 +11,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::errors::quoted;
+
 /// How long the program may take to answer.
 const LIMIT: Duration = Duration::from_secs(2);
 /// How much of the answer is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 512;
-/// How much of the answer is repeated in an error, in bytes.
-const MAX_REPEATED_BYTES: usize = 80;
 /// What any version of the agent answers.
 const QUESTION: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: gpuacct\r\nconnection: close\r\n\r\n";
 /// The beginning of the body of an agent's answer.
@@ -50,9 +50,9 @@ impl Occupant {
         } else if answer.is_empty() {
             Self::Silent
         } else {
-            let beginning = &answer[..answer.len().min(MAX_REPEATED_BYTES)];
-            let said = format!("{:?}", String::from_utf8_lossy(beginning));
-            Self::Other { said }
+            Self::Other {
+                said: quoted(&answer),
+            }
         }
     }
 }

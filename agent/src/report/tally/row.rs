@@ -108,7 +108,7 @@ impl Sums {
 pub struct Report {
     /// Requested range.
     pub asked: Asked,
-    /// In which moments are shown.
+    /// The time zone in which moments are shown.
     pub zone: Zone,
     /// The beginning of what is answered: not before the ledger's first hour.
     pub since: Timestamp,
