@@ -208,7 +208,13 @@ impl Accountant {
         self.book_windows(clock);
         let live = self.tracker.live_owners();
         self.book_allocations(&live, clock);
-        self.book_held(clock.boot);
+        let is_last = self.settings.await_events.is_zero();
+        let held = if is_last {
+            HeldTime::All
+        } else {
+            HeldTime::Due
+        };
+        self.book_held(held, clock.boot);
         self.refresh_names(clock.boot);
         self.publish(clock);
         self.close_ended(&live, clock);
@@ -505,6 +511,7 @@ impl Accountant {
     fn close_taken_over(&mut self, clock: Clock) {
         let taken = self.tracker.take_taken_over();
         if !taken.is_empty() {
+            self.book_held(HeldTime::All, clock.boot);
             self.close_accounts(clock, &|(_, owner), _| taken.contains(owner));
         }
     }
@@ -562,6 +569,15 @@ fn follow(change_tracker: &mut Option<ChangeTracker>, process: ProcessId) {
     if let Some(change_tracker) = change_tracker {
         change_tracker.follow(process);
     }
+}
+
+/// Which held time is booked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HeldTime {
+    /// That of GPUs on which something has happened.
+    Due,
+    /// All of it, because accounts are about to be closed or the agent ends.
+    All,
 }
 
 /// Whether a window can be booked.

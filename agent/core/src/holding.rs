@@ -16,7 +16,8 @@
 //! Memory is a sum over its processes. Neither is ever turned into busy time.
 //!
 //! Exits come through another channel than lists, and later. So an interval is booked only when the
-//! caller says that everything up to its end is known.
+//! caller says that everything up to its end is known. It is booked when something has happened
+//! ([`Holding::is_due`]), not at each commit.
 //!
 //! Times are of the boot clock, memory is in bytes. Remainders of a byte-second are carried over.
 
@@ -117,6 +118,8 @@ pub struct Holding {
     is_unpruned: bool,
     /// Grows with each change of `known`.
     revision: u64,
+    /// Up to when everything is booked.
+    settled: BootTime,
 }
 
 impl Holding {
@@ -132,6 +135,7 @@ impl Holding {
             known: HashMap::default(),
             is_unpruned: false,
             revision: 0,
+            settled: BootTime::default(),
         }
     }
 
@@ -228,13 +232,30 @@ impl Holding {
         })
     }
 
-    /// Books everything up to `until`. `end_of` must know every exit up to then. Calls back once
-    /// for each owner.
+    /// Whether [`Holding::book_until`] would book more than the passing of time: a list came, or an
+    /// interval has ended. Also true once for each interval of the lists, since they may fail.
+    ///
+    /// Held time grows in every account that holds a GPU. Booked at each commit, it would change all of
+    /// them each time, for the store to write, though nothing had happened.
+    pub fn is_due(&self, until: BootTime, end_of: &dyn Fn(ProcessId) -> End) -> bool {
+        let has_ended = |stay: &HoldingInterval| match end_of(stay.process) {
+            End::At(exit) => stay.until.min(exit) <= until,
+            End::Alive | End::Forgotten => stay.until <= until,
+        };
+        let has_new_list = |listed: BootTime| self.settled <= listed && listed < until;
+        self.listed.is_some_and(has_new_list)
+            || until.since(self.settled) >= self.interval
+            || self.stays.iter().any(has_ended)
+    }
+
+    /// Books everything up to `until`. `end_of` must know every exit up to then. Returns one amount
+    /// for each owner that held the GPU.
     pub fn book_until(
         &mut self,
         until: BootTime,
         end_of: &dyn Fn(ProcessId) -> End,
     ) -> Vec<(Owner, HeldAmount)> {
+        self.settled = self.settled.max(until);
         let until = until.min(self.stale());
         let mut booked = vec![HeldAmount::default(); self.progress.len()];
         // Sorted by their beginnings, so that each owner's union needs one pass.

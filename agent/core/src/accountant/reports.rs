@@ -1,6 +1,6 @@
 //! Process lists, and reports about dead processes: what they change in the books.
 
-use crate::accountant::{Accountant, follow};
+use crate::accountant::{Accountant, HeldTime, follow};
 use crate::awaited::{Awaited, Next, life_of};
 use crate::device::DeviceLists;
 use crate::effect::Effect;
@@ -133,8 +133,9 @@ impl Accountant {
         });
     }
 
-    /// Books held time and memory as far as every exit is known, or has been waited for long enough.
-    pub(super) fn book_held(&mut self, now: BootTime) {
+    /// Books held time and memory where it is due, as far as every exit is known, or has been waited
+    /// for long enough.
+    pub(super) fn book_held(&mut self, which: HeldTime, now: BootTime) {
         if self.tracker.awaits_scan(now) {
             // A process that is wrongly considered dead until then would be counted as started a
             // second time.
@@ -150,6 +151,9 @@ impl Accountant {
         };
         let ledger = &mut self.ledger;
         for (book, device) in self.devices.iter_mut().enumerate() {
+            if which == HeldTime::Due && !device.holding.is_due(until, &end_of) {
+                continue;
+            }
             for (owner, held) in device.holding.book_until(until, &end_of) {
                 if let Some(account) = ledger.account_mut(book, &owner) {
                     account.add_held(held.from, held.time, held.memory);

@@ -1130,15 +1130,42 @@ fn held_time_and_memory_go_by_the_lists_and_end_with_the_process() {
 fn held_time_waits_for_the_events_but_not_for_ever() {
     let mut node = Node::new(0, 0);
     node.named(A, None);
-    node.fork(7, 3);
+    let start = node.fork(7, 3);
     node.list(&[(7, 0)]);
     let held = |node: &mut Node| node.commit().accounts[0].amounts.held;
     node.now += SECOND;
     assert_eq!(held(&mut node), Nanos::ZERO, "its exit may be under way");
     node.now += 2 * SECOND;
     assert_eq!(held(&mut node), Nanos::SECOND);
-    node.events(vec![]);
+    node.exit(7, start, 3);
     assert_eq!(held(&mut node), Nanos::from_secs(3));
+}
+
+#[test]
+fn the_passing_of_time_alone_does_not_change_every_account_that_holds_a_gpu() {
+    let mut node = Node::new(0, 0);
+    node.accountant.keep();
+    node.named(A, None);
+    node.fork(7, 3);
+    node.list(&[(7, 1_000)]);
+    let mut handed_over = Vec::new();
+    for second in 1..=12_u64 {
+        if second == 10 {
+            node.list(&[(7, 1_000)]);
+        }
+        node.pass(1_000, &[]);
+        node.commit();
+        let changes = node.accountant.changes(false, clock(node.now));
+        if let [totals] = changes.totals[..] {
+            handed_over.push((second, totals.amounts.held.0 / SECOND));
+        }
+    }
+    // After the first list, after five seconds without another one, after the second list.
+    assert_eq!(handed_over, [(1, 1), (6, 6), (10, 10)]);
+    node.accountant.await_nothing();
+    let last = node.commit();
+    assert_eq!(last.accounts[0].amounts.held, Nanos::from_secs(12));
+    assert_eq!(last.accounts[0].amounts.memory.0, 12_000);
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.container.gpu.held",
         kind: Kind::Counter,
         unit: Unit::Seconds,
-        help: "Time in which at least one process of the container had a context on the GPU, busy or not.",
+        help: "Time in which at least one process of the container had a context on the GPU, busy or not. Added each time the process lists are read, and when a process exits.",
         keys: CONTAINER_GPU,
         read: |_, points| per_container(points, |series| nanos(series.amounts.held.0)),
     },
