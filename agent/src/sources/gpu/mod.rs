@@ -32,6 +32,7 @@ pub mod record;
 mod register;
 mod row_clock;
 pub mod sample_clock;
+mod schedule;
 mod slot;
 mod slots;
 mod spacing;

@@ -39,6 +39,7 @@ use super::library::Library;
 use super::lists;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
+use super::schedule::Schedule;
 use super::slot::{Running, Slot, WorkerState};
 use super::slots::{Named, Slots};
 use super::worker::{self, Ending, Report, Task, WorkerEvent};
@@ -64,6 +65,9 @@ const LAST_WINDOWS: Duration = Duration::from_millis(1_500);
 const BLOCKED: Nanos = RING;
 /// How often it is looked after the workers, at least.
 const TICK: Duration = Duration::from_secs(1);
+/// How long the observations of one worker wait for those of the others, which are due at the same
+/// time. The core books a window seconds after its end, so it does not wait for them.
+const COLLECT: Duration = Duration::from_millis(20);
 /// What workers have said and is not taken yet.
 const REPORTS: usize = 64;
 
@@ -96,6 +100,7 @@ enum Session {
 
 enum Event {
     Tick,
+    Collected,
     HelperResult(HelperResult),
     Report(Report),
     ListsWanted,
@@ -124,7 +129,11 @@ pub(super) struct Supervisor {
     reopen: Backoff,
     reopen_at: Option<Instant>,
     next_tick: Instant,
-    /// What is to be sent: what one event has brought.
+    /// When the observations that wait for others are taken; absent while none waits.
+    collects_until: Option<Instant>,
+    /// An instant at which all workers are due.
+    origin: Instant,
+    /// What is to be sent: what one event has brought, and the observations that wait for others.
     unsent: VecDeque<Input>,
 }
 
@@ -158,24 +167,39 @@ impl Supervisor {
             reopen: Backoff::new(REOPEN),
             reopen_at: None,
             next_tick: now,
+            collects_until: None,
+            origin: now,
             unsent: VecDeque::new(),
         }
     }
 
     /// Runs until the agent stops or the core's channel closes.
     pub(super) async fn live(&mut self) {
-        while self.flush().await.is_ok() {
+        loop {
+            let collects_until = self.collects_until;
+            if collects_until.is_none() && self.flush().await.is_err() {
+                break;
+            }
             let event = tokio::select! {
                 biased;
                 () = stopped(&mut self.shutdown) => break,
                 helped = self.helper.helped() => Event::HelperResult(helped),
                 () = sleep_until(self.next_tick) => Event::Tick,
-                Some(report) = self.reports.1.recv() => Event::Report(report),
+                () = sleep_until(collects_until.unwrap_or(self.next_tick)) => Event::Collected,
+                Some(report) = self.reports.1.recv(), if collects_until.is_none() => {
+                    Event::Report(report)
+                }
                 () = wanted(&mut self.lists_wanted) => Event::ListsWanted,
             };
             match event {
                 Event::HelperResult(helped) => self.helped(helped),
-                Event::Report(report) => self.take(report),
+                Event::Report(report) => {
+                    if let WorkerEvent::Observed(_) = report.news {
+                        self.collects_until = Some(Instant::now() + COLLECT);
+                    }
+                    self.take(report);
+                }
+                Event::Collected => self.take_collected(),
                 Event::Tick => self.tick(),
                 Event::ListsWanted => {
                     for running in self.slots.running() {
@@ -215,9 +239,7 @@ impl Supervisor {
     fn tick(&mut self) {
         self.next_tick = Instant::now() + self.config.interval.0.min(TICK);
         // A window that a worker has closed stays valid, even if the worker is abandoned now.
-        while let Ok(report) = self.reports.1.try_recv() {
-            self.take(report);
-        }
+        self.take_all();
         let before = clock::now().boot.minus(BLOCKED);
         self.slots.give_up_blocked(&mut self.register, before);
         self.look_after_helper(before);
@@ -230,6 +252,23 @@ impl Supervisor {
         } = self.session
         {
             self.report();
+        }
+    }
+
+    /// Takes what the workers have said meanwhile. A tick that is nearly due needs no wake-up of its
+    /// own.
+    fn take_collected(&mut self) {
+        if self.next_tick <= Instant::now() + COLLECT {
+            self.tick();
+        } else {
+            self.take_all();
+        }
+    }
+
+    fn take_all(&mut self) {
+        self.collects_until = None;
+        while let Ok(report) = self.reports.1.try_recv() {
+            self.take(report);
         }
     }
 
@@ -393,8 +432,12 @@ impl Supervisor {
                 watchdog: lane.clone(),
                 orders: Arc::clone(&orders),
                 reports: self.reports.0.clone(),
-                interval: self.config.interval.0,
-                lists_interval: self.config.lists_interval.0,
+                schedule: Schedule::new(
+                    self.origin.into_std(),
+                    index,
+                    self.config.interval.0,
+                    self.config.lists_interval.0,
+                ),
                 lists_readable,
                 pids_are_known: self.namespace.is_none(),
             };

@@ -32,6 +32,7 @@ use super::lists;
 use super::mig::{self, Activity};
 use super::orders::{Order, Orders};
 use super::register::{RING, Resume, WorkerId};
+use super::schedule::Schedule;
 use super::window::PATIENCE;
 use crate::core::input::{GpuInfo, GpuProcesses, GpuWindow, Input};
 use crate::core::model::{GpuUuid, Nanos, UnobservedReason};
@@ -63,10 +64,7 @@ pub(super) struct Task {
     pub(super) watchdog: Watchdog,
     pub(super) orders: Arc<Orders>,
     pub(super) reports: mpsc::Sender<Report>,
-    /// Time between two windows.
-    pub(super) interval: Duration,
-    /// Time between two readings of the process lists.
-    pub(super) lists_interval: Duration,
+    pub(super) schedule: Schedule,
     /// Whether the lists can be read.
     pub(super) lists_readable: bool,
     /// Whether the driver's pids are those of the initial pid namespace. If not, they are a mix of
@@ -206,12 +204,10 @@ impl<'task> Worker<'task> {
                 self.read_lists()?;
                 let took = began.elapsed();
                 lists_earliest = began + LISTS_APART.max(took * LISTS_SHARE);
-                lists_at = lists_earliest.max(began + task.lists_interval);
+                lists_at = lists_earliest.max(task.schedule.next_lists(began));
                 continue;
             }
-            // A window that comes late is not made up for: the one after it covers the whole time.
-            let is_late = began - next > task.interval / 10;
-            next = if is_late { began } else { next } + task.interval;
+            next = task.schedule.next_window(began);
             if began >= division_at {
                 division_at = began + DIVIDED_ANEW;
                 if self.is_divided_anew() {
