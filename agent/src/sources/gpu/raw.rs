@@ -9,6 +9,7 @@
     reason = "foreign functions behind NVML's published ABI; each call says why it is sound"
 )]
 
+use std::cell::RefCell;
 use std::ffi::{c_int, c_uint};
 use std::ptr;
 
@@ -163,6 +164,9 @@ pub(super) fn has_processes_utilization(nvml: &Nvml) -> bool {
 ///
 /// As with the older call, the size query answers a capacity and not a number of rows, and "not
 /// found" stands for none. A driver that knows another version of the structure says so (code 25).
+///
+/// The capacity is some thousand rows, of which the driver writes a few. So each thread keeps the
+/// room for them: in new memory, every page of it would have to be mapped and cleared for each call.
 pub(super) fn processes_utilization(
     nvml: &Nvml,
     device: &Device<'_>,
@@ -181,21 +185,43 @@ pub(super) fn processes_utilization(
     // array asks for the size only. The handle is of this library and lives as long as `device`.
     nvml_try_count(unsafe { ask(device.handle(), &raw mut request) })?;
     let room = request.processSamplesCount.min(MOST_ROWS);
-    let mut rows = vec![NO_ROW; usize::try_from(room).unwrap_or(0)];
-    if rows.is_empty() {
-        return Ok(rows);
+    if room == 0 {
+        return Ok(Vec::new());
     }
-    request.processSamplesCount = room;
-    request.procUtilArray = rows.as_mut_ptr();
-    // SAFETY: as above; the array has room for as many rows as `processSamplesCount` says, and the
-    // library writes no more.
-    nvml_try(unsafe { ask(device.handle(), &raw mut request) })?;
-    rows.truncate(usize::try_from(request.processSamplesCount).unwrap_or(0));
-    Ok(rows)
+    ROWS.with_borrow_mut(|rows| {
+        let needed = usize::try_from(room).unwrap_or(0);
+        if rows.len() < needed {
+            *rows = no_rows(needed);
+        }
+        request.processSamplesCount = room;
+        request.procUtilArray = rows.as_mut_ptr();
+        // SAFETY: as above; the array has room for at least as many rows as `processSamplesCount`
+        // says, and the library writes no more.
+        nvml_try(unsafe { ask(device.handle(), &raw mut request) })?;
+        let written = usize::try_from(request.processSamplesCount).unwrap_or(0);
+        let written = &mut rows[..written.min(needed)];
+        let answer = written.to_vec();
+        // If a driver ever counts a row that it does not write, that row is no earlier answer.
+        written.fill(NO_ROW);
+        Ok(answer)
+    })
+}
+
+thread_local! {
+    /// Room for the rows of [`processes_utilization`].
+    static ROWS: RefCell<Box<[nvmlProcessUtilizationInfo_v1_t]>> = RefCell::default();
+}
+
+/// So many rows of zeros. Only pages that are written to become resident.
+fn no_rows(count: usize) -> Box<[nvmlProcessUtilizationInfo_v1_t]> {
+    let rows = Box::new_zeroed_slice(count);
+    // SAFETY: a row has numbers only, for which zero bytes are the value 0.
+    unsafe { rows.assume_init() }
 }
 
 /// More rows than any driver's ring can name; what a library asks for beyond is a defect.
 const MOST_ROWS: u32 = 65_536;
+
 const NO_ROW: nvmlProcessUtilizationInfo_v1_t = nvmlProcessUtilizationInfo_v1_t {
     timeStamp: 0,
     pid: 0,
