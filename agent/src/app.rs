@@ -51,6 +51,8 @@ use crate::sources::clock::now;
 const INPUTS: usize = 256;
 /// States of outputs that may wait to be taken. One that finds no room is told again.
 const OUTPUT_STATES: usize = 16;
+/// Requests to let go of the GPUs that may wait to be taken.
+const RELEASES: usize = 4;
 /// How long an earlier agent on the same socket is waited for: twice what Kubernetes and systemd
 /// give it to end. One that lives longer is not being replaced.
 const LAST_AGENT: Duration = Duration::from_secs(30);
@@ -99,7 +101,8 @@ pub async fn run(
     // before this one has left, once nobody else holds it.
     sources::announce(&config, &inputs).await;
     let output_states = output_states(taken.exporter.is_some());
-    let (outputs, queries) = outputs::start(&config, file, log, taken, &shown, health);
+    let (releases, releases_taken) = mpsc::channel(RELEASES);
+    let (outputs, queries) = outputs::start(&config, file, log, taken, releases, &shown, health);
     let mut begun = tokio::select! {
         begun = books::begin(&config, &published) => begun,
         () = signals.recv() => {
@@ -111,7 +114,7 @@ pub async fn run(
     // Start the sources and the core.
     let mapped = MappedFiles::now();
     let cursors = std::mem::take(&mut begun.cursors);
-    let (sources, requests) = sources::start(&config, cursors, &inputs)?;
+    let (sources, requests) = sources::start(&config, cursors, &inputs, releases_taken)?;
     drop(inputs);
     let (stop_core, core_stopped) = watch::channel(false);
     let store = config.store.path.display().to_string();

@@ -9,6 +9,7 @@ pub mod app;
 pub mod commands;
 pub mod config;
 mod errors;
+pub mod gpu_release;
 mod log_filter;
 pub mod outputs;
 pub mod published;

@@ -15,6 +15,7 @@ use super::sources::panicked;
 use crate::config::{self, Config};
 use crate::core::input::SourceHealth;
 use crate::core::model::{SourceId, SourceState};
+use crate::gpu_release::ReleaseOrder;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
 use crate::outputs::log::Log;
@@ -109,6 +110,7 @@ pub(super) fn start(
     file: Option<PathBuf>,
     log: Arc<Log>,
     taken: Taken,
+    releases: mpsc::Sender<ReleaseOrder>,
     shown: &Shown,
     health: mpsc::Sender<SourceHealth>,
 ) -> (Outputs, mpsc::Receiver<Query>) {
@@ -135,6 +137,7 @@ pub(super) fn start(
     let desk = socket::SocketState {
         published: shown.published.clone(),
         queries,
+        releases,
         counters: Arc::clone(&shown.counters),
         log,
         config: Arc::new(ConfigReport {

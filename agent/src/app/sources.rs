@@ -15,6 +15,7 @@ use super::servers_thread::ServersThread;
 use crate::config::Config;
 use crate::core::input::{IdentitySource, Input};
 use crate::core::model::{SourceId, SourceState};
+use crate::gpu_release::ReleaseOrder;
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
 use crate::sources::gpu::cursor::Cursor;
@@ -65,7 +66,8 @@ pub(super) async fn announce(config: &Config, inputs: &mpsc::Sender<Input>) {
     }
 }
 
-/// Starts the sources. `cursors` say where the GPUs' windows go on.
+/// Starts the sources. `cursors` say where the GPUs' windows go on, `releases` asks to let go of the
+/// GPUs for a while.
 ///
 /// # Errors
 /// If a thread cannot be started.
@@ -73,6 +75,7 @@ pub(super) fn start(
     config: &Config,
     cursors: Vec<Cursor>,
     inputs: &mpsc::Sender<Input>,
+    releases: mpsc::Receiver<ReleaseOrder>,
 ) -> Result<(Sources, Requests), AppError> {
     let (mut requests, asked) = Requests::new();
     let (stop, shutdown) = watch::channel(false);
@@ -85,7 +88,10 @@ pub(super) fn start(
         config.gpu.clone(),
         cursors,
         inputs.clone(),
-        asked.lists,
+        nvml::Asked {
+            lists: asked.lists,
+            releases,
+        },
         shutdown.clone(),
     )
     .map_err(AppError::Nvml)?;

@@ -6,7 +6,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use super::output::note;
 use super::{
-    agent, block_on, bundle, check, config, environment, explain, log_level, probe, report, status,
+    agent, block_on, bundle, check, config, environment, explain, log_level, probe, release,
+    report, status,
 };
 
 /// Which container used how much of which GPU
@@ -29,6 +30,7 @@ enum Command {
     Check(check::Options),
     Bundle(bundle::Options),
     LogLevel(log_level::Options),
+    Release(release::Options),
     Config(config::Options),
     Probe(probe::Options),
 }
@@ -45,6 +47,7 @@ impl Arguments {
             Some(Command::Check(options)) => block_on(check::run(options)),
             Some(Command::Bundle(options)) => block_on(bundle::run(options)),
             Some(Command::LogLevel(options)) => block_on(log_level::run(options)),
+            Some(Command::Release(options)) => block_on(release::run(options)),
             Some(Command::Config(options)) => block_on(config::run(options)),
             Some(Command::Probe(options)) => block_on(probe::run(options)),
             None => {

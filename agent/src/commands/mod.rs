@@ -18,6 +18,7 @@ mod figures;
 pub mod log_level;
 pub mod output;
 pub mod probe;
+pub mod release;
 pub mod report;
 pub mod status;
 mod table;

@@ -8,8 +8,9 @@
 //! `GET /v1/log` has the last lines of the agent's log, `GET /v1/config` the configuration in force
 //! without its secrets. `GET /v1/live` and `GET /v1/ready` are the probes, answered with 200 or 503.
 //!
-//! It refuses to take orders that touch the books. The one thing that can be changed through it is
-//! what is logged: `POST /v1/log-level`, with the level as the body.
+//! It refuses to take orders that touch the books. Two things can be changed through it. `POST
+//! /v1/log-level` changes what is logged, with the level as the body. `POST /v1/release` has the agent
+//! let go of the GPUs for so many seconds as the body says, `POST /v1/take-up` ends that.
 
 mod occupant;
 
@@ -44,6 +45,7 @@ use crate::core::explanation::Explanation;
 use crate::core::model::{BootTime, Nanos};
 use crate::core::snapshot::GpuProcessView;
 use crate::errors::chain;
+use crate::gpu_release::{ALLOWED, ReleaseOrder, ReleaseReport, Wanted};
 use crate::published::Published;
 
 /// Where the socket is unless the configuration says otherwise.
@@ -57,6 +59,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// How long the core may take to answer a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long closing NVML may take before the caller is told that it takes longer. The threads have two
+/// seconds to end their calls.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a question about an unknown subject waits for a commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How much later than the question that commit has to be. The kernel's events are read twice a second
@@ -278,6 +283,8 @@ pub struct SocketState {
     pub published: watch::Receiver<Arc<Published>>,
     /// Where the core takes queries.
     pub queries: mpsc::Sender<Query>,
+    /// Where the source of GPU time takes requests to let go of the GPUs.
+    pub releases: mpsc::Sender<ReleaseOrder>,
     /// What the outputs count.
     pub counters: Arc<OutputCounters>,
     /// The agent's log.
@@ -312,6 +319,8 @@ pub fn router(state: SocketState) -> Router {
         .route("/v1/log", get(log))
         .route("/v1/config", get(config))
         .route("/v1/log-level", post(log_level))
+        .route("/v1/release", post(release))
+        .route("/v1/take-up", post(take_up))
         .with_state(state)
         .merge(probes)
 }
@@ -445,6 +454,49 @@ async fn log_level(State(state): State<SocketState>, level: String) -> Response 
     }
 }
 
+async fn release(State(state): State<SocketState>, seconds: String) -> Response {
+    let time = seconds.trim().parse().ok().map(Duration::from_secs);
+    match time.filter(|time| ALLOWED.contains(time)) {
+        Some(time) => order_release(&state, Wanted::Release(time)).await,
+        None => {
+            state.counters.socket_requests.add(1);
+            let (least, most) = (ALLOWED.start().as_secs(), ALLOWED.end().as_secs());
+            let error = format!("found {seconds:?}, expected {least} to {most} seconds");
+            refuse(StatusCode::BAD_REQUEST, error)
+        }
+    }
+}
+
+async fn take_up(State(state): State<SocketState>) -> Response {
+    order_release(&state, Wanted::TakeUp).await
+}
+
+/// Passes on an order about the GPUs, and says why if it is not carried out.
+async fn order_release(state: &SocketState, wanted: Wanted) -> Response {
+    state.counters.socket_requests.add(1);
+    let (answer, answered) = oneshot::channel();
+    let order = async {
+        let order = ReleaseOrder { wanted, answer };
+        state.releases.send(order).await.ok()?;
+        answered.await.ok()
+    };
+    match tokio::time::timeout(RELEASE_TIMEOUT, order).await {
+        Ok(Some(report)) => Json::<ReleaseReport>(report).into_response(),
+        Ok(None) => {
+            let error = "another request has replaced this one, or the agent is stopping";
+            refuse(StatusCode::CONFLICT, error.to_owned())
+        }
+        Err(_) => {
+            let error = format!(
+                "NVML has not been closed for {} s: a call into it may be stuck. It is closed once \
+                 that call returns",
+                RELEASE_TIMEOUT.as_secs()
+            );
+            refuse(StatusCode::SERVICE_UNAVAILABLE, error)
+        }
+    }
+}
+
 /// Asks the core, and says why if it does not answer.
 async fn ask<T>(
     state: &SocketState,
@@ -479,10 +531,12 @@ mod tests {
 
     fn state() -> (SocketState, mpsc::Receiver<Query>) {
         let (queries, asked) = mpsc::channel(1);
+        let (releases, _) = mpsc::channel(1);
         let (_, published) = watch::channel(Arc::new(sample::published()));
         let state = SocketState {
             published,
             queries,
+            releases,
             counters: Arc::default(),
             log: Arc::default(),
             config: Arc::default(),

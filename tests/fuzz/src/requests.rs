@@ -42,6 +42,7 @@ thread_local! {
         socket::router(socket::SocketState {
             published: watch::channel(Arc::new(Published::default())).1,
             queries: mpsc::channel(1).0,
+            releases: mpsc::channel(1).0,
             counters: Arc::new(OutputCounters::default()),
             log: Arc::default(),
             config: Arc::new(socket::ConfigReport {

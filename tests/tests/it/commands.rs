@@ -15,7 +15,8 @@ use gpuacct::commands::check::CheckReport;
 use gpuacct::commands::status::watch::Screen;
 use gpuacct::config::{Config, LogFormat, OtlpProtocol};
 use gpuacct::core::explanation::{AnswerOutcome, CgroupOwner, Explanation, SeenBy};
-use gpuacct::core::model::{SourceId, SourceState};
+use gpuacct::core::model::{SourceId, SourceState, UnobservedReason};
+use gpuacct::core::snapshot::GpuBook;
 use gpuacct::sources::identity::greeting::{self, GreetingError};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::daemon::Killed;
@@ -632,6 +633,55 @@ fn the_log_level_is_changed_and_the_log_is_in_the_bundle() {
     let parts = unpacked(&path);
     let log = parts.iter().find(|(name, _)| name.ends_with("log.txt"));
     assert!(log.unwrap().1.starts_with("not here: no agent answers"));
+}
+
+#[test]
+fn the_gpus_are_released_and_taken_up_again() {
+    let shell = Shell::new();
+    let mut agent = shell.agent(shell.config());
+    let is_mapped = |agent: &Agent| {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", agent.pid())).unwrap();
+        maps.contains("libnvidia-ml")
+    };
+    agent
+        .wait_for("a GPU", |agent| Ok(is_mapped(agent)))
+        .unwrap();
+    let sequence = |agent: &Agent| agent.status().unwrap().snapshot.sequence;
+    let before = sequence(&agent);
+    let released = agent.gpuacct(&["release", "--for", "1h"]).unwrap();
+    assert_eq!(released.status.code(), Some(0), "{released:?}");
+    assert!(text(&released.stdout).starts_with("the GPUs are released until "));
+    assert!(!is_mapped(&agent), "the library could not be replaced");
+    agent
+        .wait_for("the state `released`", |agent| {
+            let output = agent.gpuacct(&["status"])?;
+            let shown = text(&output.stdout).contains("gpuacct release");
+            Ok(output.status.code() == Some(1) && shown && sequence(agent) > before)
+        })
+        .unwrap();
+
+    let ended = agent.gpuacct(&["release", "--end"]).unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    agent
+        .wait_for("the GPUs", |agent| Ok(is_mapped(agent)))
+        .unwrap();
+    agent
+        .wait_for("time that is released in books that balance", |agent| {
+            let report = agent.status()?;
+            let is_released = |gpu: &GpuBook| {
+                let mut reasons = gpu.unobserved.iter();
+                gpu.imbalance == 0
+                    && reasons.any(|(reason, _)| *reason == UnobservedReason::Released)
+            };
+            Ok(!report.snapshot.gpus.is_empty() && report.snapshot.gpus.iter().all(is_released))
+        })
+        .unwrap();
+    for (time, code) in [("2d", 1), ("0s", 1), ("soon", 2)] {
+        let wrong = agent.gpuacct(&["release", "--for", time]).unwrap();
+        assert_eq!(wrong.status.code(), Some(code), "{wrong:?}");
+        assert!(text(&wrong.stderr).contains("--for"), "{wrong:?}");
+    }
+    assert!(agent.stop().unwrap().success());
 }
 
 /// Without a file that is named, be it by a flag or by the environment: `kubectl exec POD -- gpuacct

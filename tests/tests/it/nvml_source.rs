@@ -16,6 +16,7 @@ use gpuacct::core::input::{
     GpuProcess, GpuProcesses, GpuWindow, Input, MigInfo, MpsRole, SourceHealth,
 };
 use gpuacct::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
+use gpuacct::gpu_release::{ReleaseOrder, ReleaseReport, Wanted};
 use gpuacct::sources::clock;
 use gpuacct::sources::gpu::nvml::{self, NvmlHandle};
 use gpuacct::sources::gpu::record::{self, Options};
@@ -26,7 +27,7 @@ use sim_nvml::{
     Cadence, Engines, Fault, GpuSpec, Instance, Job, Kind, Measure, Mig, RING_PERIOD_NS, STATE_DIR,
     Scenario, StampClock, Stamps, Truth,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Beyond this a test hangs.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -80,13 +81,19 @@ impl Rig {
             lists_interval: Span(Duration::from_secs(3600)),
         };
         let (out, inputs) = mpsc::channel(16);
-        let (lists, lists_wanted) = mpsc::channel(1);
+        let (lists, lists_asked) = mpsc::channel(1);
+        let (releases, releases_asked) = mpsc::channel(1);
+        let asked = nvml::Asked {
+            lists: lists_asked,
+            releases: releases_asked,
+        };
         let (stop, shutdown) = watch::channel(false);
-        let handle = nvml::spawn(config, Vec::new(), out, lists_wanted, shutdown).unwrap();
+        let handle = nvml::spawn(config, Vec::new(), out, asked, shutdown).unwrap();
         Agent {
             handle,
             inputs,
             lists,
+            releases,
             stop,
             ends: BTreeMap::new(),
             state: None,
@@ -117,6 +124,7 @@ struct Agent {
     handle: NvmlHandle,
     inputs: mpsc::Receiver<Input>,
     lists: mpsc::Sender<()>,
+    releases: mpsc::Sender<ReleaseOrder>,
     stop: watch::Sender<bool>,
     /// Where each GPU's last window ended.
     ends: BTreeMap<String, BootTime>,
@@ -186,6 +194,20 @@ impl Agent {
             match self.next().await {
                 Input::GpuProcesses(lists) if lists.gpu.as_str() == uuid => return lists,
                 _ => {}
+            }
+        }
+    }
+
+    /// Orders the source to let go of the GPUs or to take them up.
+    async fn order(&mut self, wanted: Wanted) -> ReleaseReport {
+        let (answer, mut answered) = oneshot::channel();
+        let order = ReleaseOrder { wanted, answer };
+        self.releases.send(order).await.unwrap();
+        loop {
+            // The source waits for room in the channel of its observations.
+            tokio::select! {
+                report = &mut answered => return report.expect("it is carried out"),
+                _ = self.next() => {}
             }
         }
     }
@@ -1462,6 +1484,130 @@ fn instances_are_gpus_of_their_own_and_measured_where_that_can_be() {
                     assert_eq!(window.unobserved, [], "{window:?}");
                 }
                 while agent.window(&uuid(1)).await.idle.is_zero() {}
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+/// Whether the library is mapped into this process, or a file of its device is open.
+fn has_nvml_open() -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let is_device = |path: std::path::PathBuf| path.starts_with("/dev/nvidia");
+    maps.contains("libnvidia-ml") || targets.map(is_device).any(|is_device| is_device)
+}
+
+#[test]
+fn a_driver_is_replaced_while_the_gpus_are_released() {
+    on_a_machine(
+        "a_driver_is_replaced_while_the_gpus_are_released",
+        Driver::R550,
+        vec![GpuSpec::a100(0), GpuSpec::a100(1)],
+        |rig| {
+            Box::pin(async move {
+                let minute = Wanted::Release(Duration::from_secs(60));
+                let mut agent = rig.start();
+                agent.window(&rig.uuid(0)).await;
+                agent.window(&rig.uuid(1)).await;
+                assert!(has_nvml_open(), "this is how it looks while it is open");
+                let report = agent.order(minute).await;
+                assert!(
+                    matches!(report, ReleaseReport::Released { .. }),
+                    "{report:?}"
+                );
+                assert!(!has_nvml_open(), "a driver could not be unloaded");
+                let is_released = |state: &SourceState| matches!(state, SourceState::Down { class, .. } if **class == *"released");
+                while !agent.state.as_ref().is_some_and(is_released) {
+                    agent.next().await;
+                }
+
+                let dir = rig.scenario.dir().parent().unwrap().to_owned();
+                library::install(Driver::R610, &dir).unwrap();
+                assert_eq!(agent.order(Wanted::TakeUp).await, ReleaseReport::TakenUp);
+                agent.up().await;
+                for gpu in 0..2 {
+                    // What was booked before the driver's samples go on.
+                    let mut reasons = Vec::new();
+                    loop {
+                        let window = agent.window(&rig.uuid(gpu)).await;
+                        reasons.extend(unobserved(&window));
+                        if reasons.is_empty() || window.idle > Nanos::ZERO {
+                            break;
+                        }
+                    }
+                    let other = reasons.iter().find(|it| **it != UnobservedReason::Released);
+                    assert_eq!(other, None, "{reasons:?}");
+                }
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_call_that_does_not_return_is_named_and_the_library_is_closed_after_it() {
+    on_a_machine(
+        "a_call_that_does_not_return_is_named_and_the_library_is_closed_after_it",
+        Driver::R550,
+        vec![GpuSpec::a100(0), GpuSpec::a100(1)],
+        |rig| {
+            Box::pin(async move {
+                let mut agent = rig.start();
+                agent.window(&rig.uuid(1)).await;
+                let block = Fault::Delay {
+                    call: "nvmlDeviceGetSamples".to_owned(),
+                    ms: 3_600_000,
+                };
+                let blocked = rig.scenario.inject(Some(1), block).unwrap();
+                // The next call blocks at the next window at the latest.
+                agent.window(&rig.uuid(0)).await;
+                agent.window(&rig.uuid(0)).await;
+                let report = agent
+                    .order(Wanted::Release(Duration::from_secs(3_600)))
+                    .await;
+                let ReleaseReport::Stuck { gpus, .. } = report else {
+                    panic!("{report:?}");
+                };
+                assert_eq!(gpus, [1]);
+                assert!(has_nvml_open(), "the thread is in it");
+                rig.scenario.clear(blocked).unwrap();
+                while has_nvml_open() {
+                    agent.next().await;
+                }
+                agent.order(Wanted::TakeUp).await;
+                agent.up().await;
+                agent.stop().await;
+            })
+        },
+    );
+}
+
+#[test]
+fn a_release_that_is_forgotten_ends_by_itself() {
+    on_a_machine(
+        "a_release_that_is_forgotten_ends_by_itself",
+        Driver::R550,
+        vec![GpuSpec::a100(0)],
+        |rig| {
+            Box::pin(async move {
+                // Also before the library is open, and twice: the last one counts.
+                let mut agent = rig.start();
+                let long = Wanted::Release(Duration::from_secs(3_600));
+                let report = agent.order(long).await;
+                assert!(
+                    matches!(report, ReleaseReport::Released { .. }),
+                    "{report:?}"
+                );
+                let short = Wanted::Release(Duration::from_secs(1));
+                let report = agent.order(short).await;
+                assert!(
+                    matches!(report, ReleaseReport::Released { .. }),
+                    "{report:?}"
+                );
+                agent.up().await;
+                while agent.window(&rig.uuid(0)).await.idle.is_zero() {}
                 agent.stop().await;
             })
         },

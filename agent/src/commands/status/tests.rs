@@ -137,6 +137,7 @@ async fn agent(published: Published) -> (tempfile::TempDir, Options, tokio::task
     let desk = SocketState {
         published,
         queries,
+        releases: mpsc::channel(1).0,
         counters: Arc::default(),
         log: Arc::default(),
         config: Arc::default(),

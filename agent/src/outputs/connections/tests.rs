@@ -179,6 +179,7 @@ async fn served() -> Served {
     let desk = SocketState {
         published: shown.clone(),
         queries: mpsc::channel(1).0,
+        releases: mpsc::channel(1).0,
         counters: Arc::clone(&counters),
         log: Arc::default(),
         config: Arc::default(),

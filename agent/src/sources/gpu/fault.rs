@@ -131,6 +131,15 @@ impl NvmlFailure {
         }
     }
 
+    /// Somebody wants the library closed.
+    pub(super) fn released() -> Self {
+        Self {
+            fault: NvmlErrorKind::Other,
+            class: super::release::CLASS,
+            text: "the GPUs are being released".to_owned(),
+        }
+    }
+
     /// A defect ended the thread.
     pub(super) fn panicked() -> Self {
         Self {

@@ -30,6 +30,7 @@ mod reader;
 mod reader_tests;
 pub mod record;
 mod register;
+mod release;
 mod row_clock;
 pub mod sample_clock;
 mod schedule;

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use super::calls::{CallFigures, Watchdog};
 use super::cursor::Cursor;
 use super::namespace::pid_namespace;
+pub use super::supervisor::Asked;
 use super::supervisor::{RESTART, Supervisor};
 use crate::config;
 use crate::core::input::Input;
@@ -44,13 +45,12 @@ impl NvmlHandle {
 /// Starts the source with its section of the configuration. `cursors` say where an agent before this
 /// one stopped, by GPU.
 ///
-/// `lists_wanted` asks for the process lists soon; a channel of one is enough, since one reading
-/// serves all who asked before it. The source ends when `shutdown` turns true or `out` closes.
+/// The source ends when `shutdown` turns true or `out` closes.
 pub fn spawn(
     config: config::Gpu,
     cursors: Vec<Cursor>,
     out: mpsc::Sender<Input>,
-    lists_wanted: mpsc::Receiver<()>,
+    asked: Asked,
     shutdown: watch::Receiver<bool>,
 ) -> io::Result<NvmlHandle> {
     let runtime = runtime()?;
@@ -60,7 +60,7 @@ pub fn spawn(
         config,
         cursors,
         out,
-        lists_wanted,
+        asked,
         shutdown,
         watchdog.clone(),
         pid_namespace(),
@@ -126,9 +126,11 @@ mod tests {
                 ..config::Gpu::default()
             };
             let (out, mut inputs) = mpsc::channel(1);
-            let (_asks, lists_wanted) = mpsc::channel(1);
+            let (_asks, lists) = mpsc::channel(1);
+            let (_orders, releases) = mpsc::channel(1);
+            let asked = Asked { lists, releases };
             let (stop, shutdown) = watch::channel(false);
-            let handle = spawn(config, Vec::new(), out, lists_wanted, shutdown).unwrap();
+            let handle = spawn(config, Vec::new(), out, asked, shutdown).unwrap();
             let Some(Input::Health(health)) = inputs.recv().await else {
                 panic!("health comes first");
             };

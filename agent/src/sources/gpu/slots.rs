@@ -64,6 +64,13 @@ impl Slots {
         self.all.iter().any(|slot| slot.stuck.is_some())
     }
 
+    /// The GPUs whose threads were given up and have not ended, as NVML numbers them.
+    pub(super) fn stuck(&self) -> Vec<u32> {
+        let stuck = (0..).zip(&self.all);
+        let stuck = stuck.filter(|(_, slot)| slot.stuck.is_some());
+        stuck.map(|(index, _)| index).collect()
+    }
+
     /// Whether anything is wrong for which opening the library anew may help.
     pub(super) fn may_reopen(&self) -> bool {
         self.all.iter().any(Slot::may_reopen)

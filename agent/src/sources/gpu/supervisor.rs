@@ -39,6 +39,7 @@ use super::library::Library;
 use super::lists;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
+use super::release::{self, Release};
 use super::schedule::Schedule;
 use super::slot::{Running, Slot, WorkerState};
 use super::slots::{Named, Slots};
@@ -46,6 +47,7 @@ use super::worker::{self, Ending, Report, Task, WorkerEvent};
 use crate::config;
 use crate::core::input::{GpuInfo, Input};
 use crate::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
+use crate::gpu_release::{ReleaseOrder, ReleaseReport, Wanted};
 use crate::sources::clock;
 use crate::sources::retry::Backoff;
 
@@ -70,6 +72,16 @@ const TICK: Duration = Duration::from_secs(1);
 const COLLECT: Duration = Duration::from_millis(20);
 /// What workers have said and is not taken yet.
 const REPORTS: usize = 64;
+
+/// The receiving ends of what the source can be asked for.
+#[derive(Debug)]
+pub struct Asked {
+    /// To read the process lists soon. A channel of one is enough, since one reading serves all who
+    /// asked before it.
+    pub lists: mpsc::Receiver<()>,
+    /// To let go of the GPUs for a while.
+    pub releases: mpsc::Receiver<ReleaseOrder>,
+}
 
 /// The receiver is gone or the agent stops: there is nothing left to do.
 struct Stop;
@@ -96,10 +108,13 @@ enum Session {
         at_once: bool,
         until: Instant,
     },
+    /// It is closed because somebody wants it so: see [`Supervisor::release`].
+    Released,
 }
 
 enum Event {
     Tick,
+    Ordered(ReleaseOrder),
     Collected,
     HelperResult(HelperResult),
     Report(Report),
@@ -112,6 +127,10 @@ pub(super) struct Supervisor {
     out: mpsc::Sender<Input>,
     /// Absent once nobody can ask any more.
     lists_wanted: Option<mpsc::Receiver<()>>,
+    /// Absent once nobody can order any more.
+    release_orders: Option<mpsc::Receiver<ReleaseOrder>>,
+    /// A release that somebody has asked for. While it lasts, no library is opened.
+    release: Option<Release>,
     shutdown: watch::Receiver<bool>,
     watchdog: Watchdog,
     /// The pid namespace that this process is in, if it is not the initial one.
@@ -142,7 +161,7 @@ impl Supervisor {
         config: config::Gpu,
         cursors: Vec<Cursor>,
         out: mpsc::Sender<Input>,
-        lists_wanted: mpsc::Receiver<()>,
+        asked: Asked,
         shutdown: watch::Receiver<bool>,
         watchdog: Watchdog,
         namespace: Option<Arc<str>>,
@@ -152,7 +171,9 @@ impl Supervisor {
             register: Register::new(cursors),
             config,
             out,
-            lists_wanted: Some(lists_wanted),
+            lists_wanted: Some(asked.lists),
+            release_orders: Some(asked.releases),
+            release: None,
             shutdown,
             helper: Helper::new(watchdog.clone()),
             slots: Slots::new(watchdog.clone()),
@@ -189,7 +210,8 @@ impl Supervisor {
                 Some(report) = self.reports.1.recv(), if collects_until.is_none() => {
                     Event::Report(report)
                 }
-                () = wanted(&mut self.lists_wanted) => Event::ListsWanted,
+                () = asked(&mut self.lists_wanted) => Event::ListsWanted,
+                order = asked(&mut self.release_orders) => Event::Ordered(order),
             };
             match event {
                 Event::HelperResult(helped) => self.helped(helped),
@@ -200,6 +222,7 @@ impl Supervisor {
                     self.take(report);
                 }
                 Event::Collected => self.take_collected(),
+                Event::Ordered(order) => self.take_order(order),
                 Event::Tick => self.tick(),
                 Event::ListsWanted => {
                     for running in self.slots.running() {
@@ -288,11 +311,19 @@ impl Supervisor {
     /// Does what is due in the life of a session.
     fn advance(&mut self) {
         let now = Instant::now();
+        if self.release.as_ref().is_some_and(Release::is_over) {
+            tracing::info!("the release of the GPUs is over; opening NVML again");
+            self.take_up();
+        }
         match &self.session {
+            Session::Waiting { .. } if self.release.is_some() => {
+                self.session = Session::Released;
+                self.released();
+            }
             Session::Waiting { until } if now >= *until && !self.helper.is_at_work() => {
                 self.have_opened(None);
             }
-            Session::Waiting { .. } | Session::Opening => {}
+            Session::Waiting { .. } | Session::Opening | Session::Released => {}
             Session::Open { library, count, .. } => {
                 let (library, count) = (Arc::clone(library), *count);
                 self.start_workers(&library, count, now);
@@ -304,6 +335,65 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Takes an order from outside.
+    fn take_order(&mut self, order: ReleaseOrder) {
+        match order.wanted {
+            Wanted::Release(time) => {
+                tracing::info!(?time, "releasing the GPUs as `gpuacct release` asks");
+                let mut release = Release::of(time);
+                release.answer_later(order.answer);
+                // Whoever asked earlier finds that another request has replaced theirs.
+                self.release = Some(release);
+                match self.session {
+                    Session::Open { .. } => self.close(NvmlFailure::released(), false),
+                    Session::Released => self.released(),
+                    // The library is released when it is open, or closed, or once the wait is over.
+                    Session::Waiting { .. } | Session::Opening | Session::Closing { .. } => {}
+                }
+            }
+            Wanted::TakeUp => {
+                tracing::info!("taking up the GPUs as `gpuacct release --end` asks");
+                self.take_up();
+                // Whoever has waited for too long is gone.
+                let _ = order.answer.send(ReleaseReport::TakenUp);
+            }
+        }
+    }
+
+    /// Ends a release.
+    fn take_up(&mut self) {
+        self.release = None;
+        if let Session::Released = self.session {
+            let until = Instant::now();
+            self.session = Session::Waiting { until };
+        }
+    }
+
+    /// Closes the library for a release. The GPUs' time is `released` from then on.
+    fn let_go(&mut self, library: Arc<Library>) {
+        self.session = Session::Released;
+        self.have_closed(library);
+        self.released();
+    }
+
+    /// Notes that the library is released, and answers those who wait for it unless it is being closed
+    /// still.
+    fn released(&mut self) {
+        self.slots
+            .blame(&mut self.register, UnobservedReason::Released);
+        self.register.set_released(true);
+        let place = self.config.library.as_ref();
+        let place = place.map_or("", |path| path.to_str().unwrap_or_default());
+        let Some(release) = &mut self.release else {
+            return;
+        };
+        if !self.helper.is_at_work() {
+            release.closed(&self.slots.stuck());
+        }
+        let state = release.state();
+        self.tell(state, &place.into());
     }
 
     /// Asks all workers to release the library.
@@ -337,7 +427,9 @@ impl Supervisor {
             self.session = session;
             return;
         };
-        if at_once {
+        if self.release.is_some() {
+            self.let_go(library);
+        } else if at_once {
             self.have_opened(Some(library));
         } else {
             self.wait(&Failed::Session(why));
@@ -376,8 +468,21 @@ impl Supervisor {
 
     fn helped(&mut self, helped: HelperResult) {
         let HelperResult::Opened(opened) = helped else {
+            if let Session::Released = self.session {
+                self.released();
+            }
             return;
         };
+        if self.release.is_some() {
+            match opened {
+                Ok((library, _)) => self.let_go(library),
+                Err(_) => {
+                    self.session = Session::Released;
+                    self.released();
+                }
+            }
+            return;
+        }
         if !matches!(self.session, Session::Opening) {
             // A defect came in between: this one is closed, and another opened.
             if let Ok((library, _)) = opened {
@@ -609,8 +714,9 @@ impl Supervisor {
         let Some((health, is_news)) = self.health.tell(state, place, clock::now().boot) else {
             return false;
         };
-        if let SourceState::Down { reason, .. } = &health.state
+        if let SourceState::Down { class, reason, .. } = &health.state
             && is_news
+            && **class != *release::CLASS
         {
             tracing::warn!(reason = &**reason, "NVML, or a GPU, has failed");
         }
@@ -677,13 +783,13 @@ async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     let _ = shutdown.wait_for(|stop| *stop).await.map(drop);
 }
 
-/// Returns when the lists are asked for; never once nobody can.
-async fn wanted(asked: &mut Option<mpsc::Receiver<()>>) {
-    if let Some(receiver) = asked {
+/// Returns the next request; never returns once nobody can ask.
+async fn asked<T>(requests: &mut Option<mpsc::Receiver<T>>) -> T {
+    if let Some(receiver) = requests {
         match receiver.recv().await {
-            Some(()) => return,
+            Some(request) => return request,
             // A closed channel answers at once, for ever: it would keep this thread spinning.
-            None => *asked = None,
+            None => *requests = None,
         }
     }
     std::future::pending().await
