@@ -61,6 +61,9 @@ mod code {
     pub(super) const GPU_NOT_FOUND: u32 = 28;
 }
 
+/// The class of the source's state while the GPUs are released. It is no failure.
+pub(super) const RELEASED: &str = "released";
+
 /// A call that failed.
 #[derive(Clone, Debug)]
 pub(super) struct NvmlFailure {
@@ -135,7 +138,7 @@ impl NvmlFailure {
     pub(super) fn released() -> Self {
         Self {
             fault: NvmlErrorKind::Other,
-            class: super::release::CLASS,
+            class: RELEASED,
             text: "the GPUs are being released".to_owned(),
         }
     }

@@ -5,13 +5,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::fault::RELEASED;
 use super::health::after;
 use crate::core::model::{Nanos, SourceState, WallTime};
 use crate::gpu_release::ReleaseReport;
 use crate::sources::clock;
-
-/// The class of the source's state meanwhile. It is no failure.
-pub(super) const CLASS: &str = "released";
 
 /// A release that is under way or done.
 #[derive(Debug)]
@@ -64,7 +62,7 @@ impl Release {
     /// The state of the source meanwhile.
     pub(super) fn state(&self) -> SourceState {
         SourceState::Down {
-            class: CLASS.into(),
+            class: RELEASED.into(),
             reason: "`gpuacct release` has let go of the GPUs for a while".into(),
             next_retry: Some(after(self.until.saturating_duration_since(Instant::now()))),
         }

@@ -32,14 +32,14 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::calls::Watchdog;
 use super::cursor::Cursor;
-use super::fault::{NvmlErrorKind, NvmlFailure};
+use super::fault::{NvmlErrorKind, NvmlFailure, RELEASED};
 use super::health::{self, Failed, Health, after};
 use super::helper::{Helper, HelperResult};
 use super::library::Library;
 use super::lists;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
-use super::release::{self, Release};
+use super::release::Release;
 use super::schedule::Schedule;
 use super::slot::{Running, Slot, WorkerState};
 use super::slots::{Named, Slots};
@@ -716,7 +716,7 @@ impl Supervisor {
         };
         if let SourceState::Down { class, reason, .. } = &health.state
             && is_news
-            && **class != *release::CLASS
+            && **class != *RELEASED
         {
             tracing::warn!(reason = &**reason, "NVML, or a GPU, has failed");
         }
