@@ -136,7 +136,9 @@ pub fn run(options: Options) -> ExitCode {
             Err(error @ TelemetryError::Receiver(_)) => return complain(&error, 2),
             Err(error) => return complain(&error, 1),
         };
-        let ansi = stderr().is_terminal() && environment::allows_colour();
+        let ansi = stderr().is_terminal()
+            && environment::has_control_sequences()
+            && environment::allows_colour();
         // Nothing of ours logs a secret; a library might, or a receiver's words that it logs.
         let secrets = config.secrets();
         let node = RedactingWriter {

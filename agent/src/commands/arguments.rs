@@ -1,10 +1,12 @@
 //! The command line as a whole.
 
+use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use super::output::note;
+use super::complaint::complain;
+use super::output::{OutputError, note};
 use super::{
     agent, block_on, bundle, check, config, environment, explain, log_level, probe, report, status,
 };
@@ -31,6 +33,26 @@ enum Command {
     LogLevel(log_level::Options),
     Config(config::Options),
     Probe(probe::Options),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    match Arguments::try_parse() {
+        Ok(arguments) => arguments.run(),
+        // A help text or a version that was asked for, or what is wrong with the arguments.
+        Err(said) => {
+            let code = u8::try_from(said.exit_code()).unwrap_or(2);
+            let written = said.print().and_then(|()| io::stdout().flush());
+            match written {
+                Err(error) if !said.use_stderr() && error.kind() != ErrorKind::BrokenPipe => {
+                    complain(&OutputError::from(error), 1)
+                }
+                // If standard error is closed, the exit code still says it.
+                _ => ExitCode::from(code),
+            }
+        }
+    }
 }
 
 impl Arguments {

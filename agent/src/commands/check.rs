@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agent_choice::{AgentChoice, ChosenConfig};
 use super::complaint::complain;
-use super::output::{Output, print};
+use super::output::{Output, print, print_page};
 use super::table::wrap;
 use crate::app::preflight::{self, Finding, Verdict};
 use crate::outputs::instruments::VERSION;
@@ -92,14 +92,14 @@ pub async fn run(options: Options) -> ExitCode {
     }];
     findings.extend(preflight::look(&config).await);
     let report = CheckReport::new(findings);
-    let text = match options.output {
-        Output::Table => report.page(),
+    let code = u8::from(report.verdict == Verdict::Fail);
+    match options.output {
+        Output::Table => print_page(report.page(), code),
         Output::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => json + "\n",
-            Err(error) => return complain(&error, 1),
+            Ok(json) => print(json + "\n", code),
+            Err(error) => complain(&error, 1),
         },
-    };
-    print(text.as_bytes(), u8::from(report.verdict == Verdict::Fail))
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::agent_choice::AgentChoice;
 use super::ask::{AskError, escaped, get, parse};
 use super::complaint::{complain, say};
 use super::figures::{bytes, clock_time, duration, share, unknown};
-use super::output::{Output, print};
+use super::output::{Output, print, print_page};
 use super::table::{printable, wrap};
 use crate::core::explanation::{
     AccountStory, AnswerOutcome, AnswerStory, CgroupOwner, CgroupStory, Explanation, OwnerStory,
@@ -40,7 +40,8 @@ pub struct Options {
 /// Asks and prints: 0 known, 1 not known, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
     match answer(&options).await {
-        Ok(text) => print(text, 0),
+        Ok(page) if options.output == Output::Table => print_page(page, 0),
+        Ok(json) => print(json, 0),
         Err(AskError::Refused {
             status: 400 | 404,
             reason,

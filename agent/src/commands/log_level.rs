@@ -28,7 +28,11 @@ pub async fn run(options: Options) -> ExitCode {
             status: 400,
             reason,
             ..
-        }) => say(&reason, None, 1),
+        }) => say(
+            &reason,
+            Some("name a level that is allowed; the default is info"),
+            1,
+        ),
         Err(error) => complain(&error, 2),
     }
 }

@@ -9,6 +9,7 @@ pub mod agent_choice;
 pub mod arguments;
 pub mod ask;
 pub mod bundle;
+mod charset;
 pub mod check;
 mod complaint;
 pub mod config;

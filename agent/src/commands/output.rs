@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
+use super::charset::Charset;
 use super::complaint::complain;
 
 /// How an answer is printed, by the commands that have two ways.
@@ -46,6 +47,11 @@ pub(super) fn print(answer: impl AsRef<[u8]>, code: u8) -> ExitCode {
         Ok(_) => ExitCode::from(code),
         Err(error) => complain(&error, 1),
     }
+}
+
+/// Prints a page for people, in the characters of their locale. Otherwise as [`print`].
+pub(super) fn print_page(page: String, code: u8) -> ExitCode {
+    print(Charset::of_the_environment().text(page), code)
 }
 
 /// Writes a whole answer to standard output.

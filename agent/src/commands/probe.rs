@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, get};
 use super::complaint::complain;
-use super::output::print;
+use super::output::{note, print};
+use crate::errors::chain;
 use crate::outputs::socket::DEFAULT_PATH;
 
 /// Say by the exit code whether the agent on this node is well enough for a kubelet
@@ -42,7 +43,8 @@ pub async fn run(options: Options) -> ExitCode {
     };
     // A file that was broken after the agent's start must not have the kubelet restart the agent.
     let socket = options.agent.socket().unwrap_or_else(|error| {
-        complain(&error, 2);
+        let asked = "asking the agent on the default socket instead";
+        note(format_args!("warning: {}; {asked}", chain(&error)));
         DEFAULT_PATH.into()
     });
     match get(&socket, request).await {

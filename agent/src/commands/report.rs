@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 
 use super::agent_choice::AgentChoice;
+use super::charset::Charset;
 use super::complaint::{complain, remedy_of, say};
 use super::output::{self, OutputError, note, width};
 use crate::errors::chain;
@@ -178,7 +179,7 @@ fn show(options: &Options, report: &Report) -> Result<(), OutputError> {
                     page.left_out.join(", ")
                 ));
             }
-            page.text
+            Charset::of_the_environment().text(page.text)
         }
         Output::Csv => print::csv(report)?,
         Output::Json => print::json(report)?,

@@ -35,10 +35,11 @@ use tokio::time::MissedTickBehavior;
 use self::look::Look;
 use self::model::{Answer, Question, View};
 pub use self::screen::Screen;
-use super::charset::Charset;
 use super::question::{Format, Options, PROCESSES, STATUS, StatusError, answer, fail};
 use crate::commands::ask::{AskError, get, parse};
+use crate::commands::charset::Charset;
 use crate::commands::complaint::complain;
+use crate::commands::environment::has_control_sequences;
 use crate::commands::explain;
 use crate::commands::output::{Written, write_out};
 
@@ -74,7 +75,7 @@ pub async fn run(options: &Options, interval: Duration) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return complain(&WatchError::Signals(error), 1),
     };
-    let can_draw = stdout().is_terminal() && look::can_draw();
+    let can_draw = stdout().is_terminal() && has_control_sequences();
     if !options.output.is_for_people() || !can_draw {
         return plain(options, interval, &mut signals).await;
     }
