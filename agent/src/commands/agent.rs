@@ -218,6 +218,7 @@ mod tests {
     use crate::config::OtlpProtocol;
     use crate::core::model::{BootTime, Clock, WallTime};
     use crate::outputs::{otlp, socket};
+    use crate::socket_access::SocketAccess;
 
     #[derive(Debug, clap::Parser)]
     struct Line {
@@ -341,7 +342,8 @@ mod tests {
             let text = format!("[socket]\npath = {path:?}\n");
             if Config::parse(&text, "test").is_ok() {
                 accepted += 1;
-                socket::bind(&path).unwrap_or_else(|error| panic!("{length}: {error}"));
+                socket::bind(&path, &SocketAccess::default())
+                    .unwrap_or_else(|error| panic!("{length}: {error}"));
             }
         }
         assert_eq!(accepted, 17, "90 to 106 bytes");

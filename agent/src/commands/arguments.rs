@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use super::complaint::complain;
-use super::output::{OutputError, note};
+use super::output::{OutputError, not_written, note};
 use super::{
     agent, block_on, bundle, check, config, environment, explain, log_level, probe, report, status,
 };
@@ -46,7 +45,7 @@ pub fn run() -> ExitCode {
             let written = said.print().and_then(|()| io::stdout().flush());
             match written {
                 Err(error) if !said.use_stderr() && error.kind() != ErrorKind::BrokenPipe => {
-                    complain(&OutputError::from(error), 1)
+                    not_written(&OutputError::from(error))
                 }
                 // If standard error is closed, the exit code still says it.
                 _ => ExitCode::from(code),

@@ -6,9 +6,6 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::ask::AskError;
-use super::output::OutputError;
-use super::status::SelectionError;
-use super::status::watch::WatchError;
 use crate::config::ConfigError;
 use crate::errors::{causes, chain};
 use crate::outputs::store::query::ReadError;
@@ -45,17 +42,8 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         if let Some(error) = error.downcast_ref::<MoneyError>() {
             return Some(of_money(error));
         }
-        if error.is::<OutputError>() {
-            return Some("the output is not whole: do not use it; make room, or write elsewhere");
-        }
         if error.is::<RangeError>() {
             return Some("look at --since and --until");
-        }
-        if error.is::<SelectionError>() {
-            return Some("name one of these with --gpu, by its index or the beginning of its UUID");
-        }
-        if error.is::<WatchError>() {
-            return Some("use another interval, or leave out --watch");
         }
         if let Some(error) = error.downcast_ref::<ReportError>() {
             return match error {

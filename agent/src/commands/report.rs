@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use super::agent_choice::AgentChoice;
 use super::charset::Charset;
 use super::complaint::{complain, remedy_of, say};
-use super::output::{self, OutputError, note, width};
+use super::output::{self, OutputError, not_written, note, width};
 use crate::errors::chain;
 use crate::outputs::store::query::Ledger;
 use crate::report::prices::Prices;
@@ -147,7 +147,7 @@ pub async fn run(options: Options) -> ExitCode {
     match show(&options, &report) {
         Ok(()) if report.imbalance.is_zero() => ExitCode::SUCCESS,
         Ok(()) => ExitCode::from(1),
-        Err(error) => complain(&error, 1),
+        Err(error) => not_written(&error),
     }
 }
 

@@ -6,9 +6,10 @@ use super::page::{Shape, table};
 use super::selection::{Selection, SelectionError};
 use crate::commands::agent_choice::AgentChoice;
 use crate::commands::ask::{AskError, get, parse};
-use crate::commands::complaint::complain;
+use crate::commands::complaint::{complain, say};
 use crate::config::Span;
 use crate::core::snapshot::GpuProcessView;
+use crate::errors::chain;
 use crate::outputs::socket::StatusReport;
 
 /// The request for the report.
@@ -151,6 +152,9 @@ pub(super) fn fail(error: &StatusError) -> ExitCode {
         StatusError::Yaml(_) => complain(error, 1),
         // By itself, so that its remedy is found.
         StatusError::Ask(error) => complain(error, 2),
-        StatusError::Selection(_) => complain(error, 2),
+        StatusError::Selection(_) => {
+            let remedy = "name one of these with --gpu, by its index or the beginning of its UUID";
+            say(&chain(error), Some(remedy), 2)
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::core::snapshot::{AllocationState, GpuProcessView};
 use crate::outputs::sample::{self, FIRST_GPU, NOW, golden, report};
 use crate::outputs::socket::{self, BlockedFor, Query, SocketState, StatusReport};
 use crate::published::Published;
+use crate::socket_access::SocketAccess;
 
 /// The page as `gpuacct status` prints it, sorted by use.
 fn narrow(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String {
@@ -131,7 +132,7 @@ fn amounts_in_the_units_of_people() {
 async fn agent(published: Published) -> (tempfile::TempDir, Options, tokio::task::JoinHandle<()>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("gpuacct.sock");
-    let bound = socket::bind(&path).unwrap();
+    let bound = socket::bind(&path, &SocketAccess::default()).unwrap();
     let (queries, mut asked) = mpsc::channel(1);
     let (_, published) = watch::channel(Arc::new(published));
     let desk = SocketState {
