@@ -9,6 +9,7 @@ use super::agent_choice::AgentChoice;
 use super::ask::{AskError, escaped, get, parse};
 use super::complaint::{complain, say};
 use super::figures::{bytes, clock_time, duration, share, unknown};
+use super::json::Json;
 use super::output::{Output, print, print_page};
 use super::table::{printable, wrap};
 use crate::core::explanation::{
@@ -17,6 +18,7 @@ use crate::core::explanation::{
 };
 use crate::core::model::{BootTime, Nanos, SourceState, WallTime};
 use crate::core::snapshot::{AllocationState, AllocationView, Attribution};
+use crate::errors::quoted;
 
 /// Explain on whom a process, a container or a pod is booked, and why
 ///
@@ -66,9 +68,12 @@ async fn answer(options: &Options) -> Result<String, AskError> {
     match options.output {
         Output::Table => parse(&request, &json).map(|explanation| page(&explanation)),
         Output::Json => {
-            // Not by way of this version's types: they might drop what a newer agent added.
-            let value: serde_json::Value = parse(&request, &json)?;
-            Ok(format!("{value:#}\n"))
+            let answer: Json = parse(&request, &json)?;
+            answer.pretty().map_err(|source| AskError::Format {
+                request,
+                said: quoted(&json),
+                source,
+            })
         }
     }
 }

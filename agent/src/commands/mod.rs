@@ -16,6 +16,7 @@ pub mod config;
 pub mod environment;
 pub mod explain;
 mod figures;
+mod json;
 pub mod log_level;
 pub mod output;
 pub mod probe;

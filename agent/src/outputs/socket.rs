@@ -38,7 +38,7 @@ use super::connections::Server;
 use super::counters::OutputCounters;
 use super::log::{Log, LogReport};
 use super::probe::Probe;
-pub use super::status_report::{BlockedFor, StatusReport};
+pub use super::status_report::{BlockedFor, STATUS_FORMAT, StatusReport};
 use crate::core::explanation::Explanation;
 use crate::core::model::{BootTime, Nanos};
 use crate::core::snapshot::GpuProcessView;

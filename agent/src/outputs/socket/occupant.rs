@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const MAX_ANSWER_BYTES: usize = 512;
 /// What any version of the agent answers.
 const QUESTION: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: gpuacct\r\nconnection: close\r\n\r\n";
-/// The beginning of the body of an agent's answer.
+/// The beginning of the body of an agent's answer: of every version, so `version` stays its first field.
 const AGENTS_BODY: &str = "\r\n\r\n{\"version\":\"";
 
 /// Who listens on a socket.
