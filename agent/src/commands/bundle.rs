@@ -20,6 +20,7 @@ use super::ask::{AskError, get, parse};
 use super::check::CheckReport;
 use super::complaint::say;
 use super::output::{note, print};
+use super::progress::Progress;
 use super::status::{self, StatusError};
 use crate::app::preflight;
 use crate::config::Config;
@@ -35,7 +36,8 @@ const FOLDER: &str = "gpuacct-bundle";
 ///
 /// A tar archive with check, status, configuration and the agent's recent log. Secrets of the
 /// configuration are removed; names, images and labels of containers are in it. Exits with 0 if it
-/// is written, even if parts are missing: they say why. Exits with 1 if it cannot be written.
+/// is written, even if parts are missing: they say why. Exits with 1 if it cannot be
+/// written, with 2 if a flag is wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Output file, `-` for standard output [default: a new file in the working directory]
@@ -66,7 +68,9 @@ pub async fn run(options: Options) -> ExitCode {
         );
     }
     let seconds = jiff::Timestamp::now().as_second();
+    let progress = Progress::start("collecting the parts");
     let parts = collect(&options).await;
+    drop(progress);
     let file = options.file.unwrap_or_else(|| {
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy().replace('/', "_");

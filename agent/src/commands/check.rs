@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::agent_choice::{AgentChoice, ChosenConfig};
 use super::complaint::complain;
 use super::output::{Output, print, print_page};
+use super::progress::Progress;
 use super::table::wrap;
 use crate::app::preflight::{self, Finding, Verdict};
 use crate::outputs::instruments::VERSION;
@@ -16,7 +17,7 @@ use crate::outputs::instruments::VERSION;
 ///
 /// Attaches to the kernel, opens NVML, asks every runtime, tries the ports, the directories and the
 /// receiver of OTLP, and lets all of it go again. Runs without the agent and beside it. Exits with 0 if the agent can
-/// work, with 1 if something fails, with 2 if the configuration is wrong.
+/// work, with 1 if something fails, with 2 if the configuration or a flag is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
@@ -90,7 +91,9 @@ pub async fn run(options: Options) -> ExitCode {
         found: origin,
         remedy: None,
     }];
+    let progress = Progress::start("checking this node");
     findings.extend(preflight::look(&config).await);
+    drop(progress);
     let report = CheckReport::new(findings);
     let code = u8::from(report.verdict == Verdict::Fail);
     match options.output {

@@ -11,6 +11,7 @@ use super::complaint::{complain, say};
 use super::figures::{bytes, clock_time, duration, share, unknown};
 use super::json::Json;
 use super::output::{Output, print, print_page};
+use super::progress::Progress;
 use super::table::{printable, wrap};
 use crate::core::explanation::{
     AccountStory, AnswerOutcome, AnswerStory, CgroupOwner, CgroupStory, Explanation, OwnerStory,
@@ -41,7 +42,10 @@ pub struct Options {
 
 /// Asks and prints: 0 known, 1 not known, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
-    match answer(&options).await {
+    let progress = Progress::start("asking the agent");
+    let answer = answer(&options).await;
+    drop(progress);
+    match answer {
         Ok(page) if options.output == Output::Table => print_page(page, 0),
         Ok(json) => print(json, 0),
         Err(AskError::Refused {

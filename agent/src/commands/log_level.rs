@@ -10,7 +10,8 @@ use crate::outputs::log::LevelChange;
 
 /// Change what the running agent logs, until it ends
 ///
-/// Exits with 0 if it is changed, with 1 if that is no level, with 2 if no agent answers.
+/// Exits with 0 if it is changed, with 1 if that is no level, with 2 if no agent answers or a flag is
+/// wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// off, error, warn, info, debug, trace, or directives such as gpuacct=debug

@@ -20,6 +20,7 @@ mod json;
 pub mod log_level;
 pub mod output;
 pub mod probe;
+mod progress;
 pub mod report;
 pub mod status;
 mod table;

@@ -15,7 +15,8 @@ use crate::outputs::socket::DEFAULT_PATH;
 
 /// Say by the exit code whether the agent on this node is well enough for a kubelet
 ///
-/// Exits with 0 if it is, with 1 and the reason if it is not, with 2 if no agent answers.
+/// Exits with 0 if it is, with 1 and the reason if it is not, with 2 if no agent answers or an
+/// argument is wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// What is asked.

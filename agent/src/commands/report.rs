@@ -18,6 +18,7 @@ use super::agent_choice::AgentChoice;
 use super::charset::Charset;
 use super::complaint::{complain, remedy_of, say};
 use super::output::{self, OutputError, not_written, note, width};
+use super::progress::Progress;
 use crate::errors::chain;
 use crate::outputs::store::query::Ledger;
 use crate::report::prices::Prices;
@@ -134,7 +135,10 @@ pub async fn run(options: Options) -> ExitCode {
         filter: Filter::new(&options.namespace, &options.label),
         prices,
     };
-    let mut report = match report::make(&store, &question, now) {
+    let progress = Progress::start("reading the ledger");
+    let made = report::make(&store, &question, now);
+    drop(progress);
+    let mut report = match made {
         Ok(report) => report,
         Err(error) => {
             let what = format!("{}{origin}", chain(&error));

@@ -399,6 +399,14 @@ fn an_answer_that_is_not_written_is_no_success() {
         drop(reader);
         writer
     };
+    // Without a command it is the status, since there is an agent.
+    let run = Run::new(&mut place.agent.command(&[]));
+    run.exits_with(&[0, 1]).is_content();
+    let page = String::from_utf8_lossy(&run.output.stdout).into_owned();
+    assert!(
+        page.starts_with("gpuacct ") && page.contains("\nGPU "),
+        "{page}"
+    );
     for subcommand in Subcommand::all() {
         // Of the parser's answers as well.
         let mut commands = vec![];
