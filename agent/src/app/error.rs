@@ -45,7 +45,7 @@ pub enum AppError {
 impl AppError {
     /// What to do about it.
     #[must_use]
-    pub const fn remedy(&self) -> &'static str {
+    pub fn remedy(&self) -> &'static str {
         match self {
             Self::Prometheus(_) => {
                 "choose another prometheus.listen, or stop the program that uses the address"

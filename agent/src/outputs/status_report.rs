@@ -100,7 +100,7 @@ pub const STATUS_FORMAT: u32 = 1;
 #[derive(Serialize, Deserialize)]
 struct Document<'a> {
     version: Cow<'a, str>,
-    /// [`STATUS_FORMAT`]. It was not there before 0.1.
+    /// [`STATUS_FORMAT`]. An agent that does not say so has the first one.
     #[serde(default = "first_format")]
     format: u32,
     now: BootTime,

@@ -7,7 +7,8 @@ use super::finding::{Finding, Verdict, fail, ok, warn};
 use super::place::{PathKind, look_at_socket, store};
 use crate::config::Socket;
 use crate::errors::chain;
-use crate::outputs::socket::{Occupant, bind};
+use crate::outputs::socket::{Occupant, SocketError, bind};
+use crate::socket_access::GROUPS;
 
 /// Looks at the agent's socket. Returns whether an agent answers there, too.
 pub(super) async fn look(socket: &Socket) -> (Finding, bool) {
@@ -37,10 +38,15 @@ pub(super) async fn look(socket: &Socket) -> (Finding, bool) {
 fn free(item: String, socket: &Socket) -> Finding {
     let path = &socket.path;
     let directory = path.parent().unwrap_or(Path::new("/"));
+    let group = socket.group.as_ref().map(|group| group.id(GROUPS.as_ref()));
+    if let Some(Err(error)) = group {
+        let error = SocketError::Group(error);
+        return fail(item, chain(&error), error.remedy());
+    }
     let found = match look_at_socket(path) {
         PathKind::Socket => "left behind by an agent that has ended; it will be replaced",
         PathKind::Absent if directory.is_dir() => "can be written",
-        // The agent makes the directory. Its group is not known before.
+        // The agent makes the directory; here nothing is left behind.
         PathKind::Absent => {
             return Finding {
                 item,

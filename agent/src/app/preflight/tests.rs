@@ -268,6 +268,9 @@ async fn a_group_that_does_not_exist_fails_before_the_agent_does() {
         finding.found.contains("no group \"no-such-group\""),
         "{finding:?}"
     );
+    let nowhere = directory.path().join("none/a.sock");
+    let (finding, _) = socket_at(&nowhere, text).await;
+    assert_eq!(finding.verdict, Verdict::Fail, "{finding:?}");
     let own = rustix::process::getgid().as_raw();
     let (finding, _) = socket_at(&path, &format!("mode = \"0660\"\ngroup = {own}\n")).await;
     assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");

@@ -73,7 +73,7 @@ pub enum SocketError {
 impl SocketError {
     /// What to do about it.
     #[must_use]
-    pub const fn remedy(&self) -> &'static str {
+    pub fn remedy(&self) -> &'static str {
         match self {
             Self::InUse { .. } => {
                 "stop the other agent, or give each of them a socket.path and a store.path of its own"
@@ -82,6 +82,9 @@ impl SocketError {
             Self::Chown { .. } => {
                 "let the agent be a member of the group (systemd: SupplementaryGroups=, Kubernetes: \
                  supplementalGroups), or give it CAP_CHOWN"
+            }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run this as root, or give it write access to the directory"
             }
             _ => "choose another socket.path, or remove what is in its place",
         }
