@@ -77,8 +77,9 @@ pub async fn run(
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
 
     // Take what can be refused.
+    let access = config.socket.access();
     let socket = tokio::select! {
-        bound = socket::bind_after(&config.socket.path, LAST_AGENT) => bound?,
+        bound = socket::bind_after(&config.socket.path, &access, LAST_AGENT) => bound?,
         () = signals.recv() => return Ok(()),
     };
     let recorder = recorder(record, &config)?;

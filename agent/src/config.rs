@@ -149,9 +149,12 @@ impl Config {
 
     /// Section and name of each key that has no value.
     fn unset(&self) -> Vec<(&'static str, &'static str)> {
-        let Self { gpu, otlp, .. } = self;
+        let Self {
+            gpu, socket, otlp, ..
+        } = self;
         [
             ("gpu", "library", gpu.library.is_none()),
+            ("socket", "group", socket.group.is_none()),
             ("otlp", "endpoint", otlp.endpoint.is_none()),
             ("otlp", "node_name", otlp.node_name.is_none()),
         ]

@@ -17,6 +17,7 @@ pub mod receiver;
 pub mod report;
 pub mod secrets;
 mod shutdown;
+pub mod socket_access;
 pub mod sources;
 mod text_file;
 

@@ -52,26 +52,38 @@ pub(crate) fn filter(level: &str) -> Result<EnvFilter, LevelError> {
     if level.len() > MAX_LEVEL_BYTES {
         return Err(LevelError::TooLong { found: level.len() });
     }
-    let mut words = level.split(',').map(str::trim);
+    // The filter takes a space before a directive for a part of its target.
+    let mut directives: Vec<&str> = level.split(',').map(str::trim).collect();
     let is_level = |word: &str| {
         LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.contains(['=', '['])
     };
-    if let Some(word) = words.find(|word| !is_level(word)) {
+    if let Some(word) = directives.iter().find(|word| !is_level(word)) {
         return Err(LevelError::Unknown {
-            found: word.to_owned(),
+            found: (*word).to_owned(),
         });
     }
-    let mut directives = level.to_owned();
-    if !["debug", "trace", SDK]
-        .iter()
-        .any(|word| level.contains(word))
-    {
-        directives = format!("{level},{SDK}=off");
+    let without_sdk = format!("{SDK}=off");
+    if !wants_sdk(&directives) {
+        directives.push(&without_sdk);
     }
-    EnvFilter::try_new(directives).map_err(|source| LevelError::Syntax {
+    EnvFilter::try_new(directives.join(",")).map_err(|source| LevelError::Syntax {
         found: level.to_owned(),
         source,
     })
+}
+
+/// Whether directives ask for what the OpenTelemetry SDK logs: the level of everything is `debug` or
+/// `trace`, or a directive names the SDK.
+fn wants_sdk(directives: &[&str]) -> bool {
+    let has_target = |directive: &str| directive.contains(['=', '[']);
+    // Of several levels for everything, the filter takes the last.
+    let of_everything = directives.iter().rfind(|word| !has_target(word));
+    let is_detailed =
+        |word: &&str| word.eq_ignore_ascii_case("debug") || word.eq_ignore_ascii_case("trace");
+    of_everything.is_some_and(is_detailed)
+        || directives
+            .iter()
+            .any(|word| has_target(word) && word.starts_with(SDK))
 }
 
 #[cfg(test)]

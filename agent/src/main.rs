@@ -3,9 +3,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use gpuacct::commands::arguments::Arguments;
+use gpuacct::commands::arguments;
 
 fn main() -> ExitCode {
-    Arguments::parse().run()
+    arguments::run()
 }

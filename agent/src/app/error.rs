@@ -45,15 +45,12 @@ pub enum AppError {
 impl AppError {
     /// What to do about it.
     #[must_use]
-    pub const fn remedy(&self) -> &'static str {
+    pub fn remedy(&self) -> &'static str {
         match self {
             Self::Prometheus(_) => {
                 "choose another prometheus.listen, or stop the program that uses the address"
             }
-            Self::Socket(socket::SocketError::InUse { .. }) => {
-                "stop the other agent, or give each of them a socket.path and a store.path of its own"
-            }
-            Self::Socket(_) => "choose another socket.path, or remove what is in its place",
+            Self::Socket(error) => error.remedy(),
             Self::Otlp(_) => "correct otlp.endpoint and otlp.headers",
             Self::Core(_) => "report this as a bug, with the log",
             Self::Record { .. } => "name a file for --record-inputs that does not exist",

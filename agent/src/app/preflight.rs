@@ -9,11 +9,12 @@
 
 mod finding;
 mod otlp;
+mod place;
+mod socket;
 
 use std::fs;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use tokio::time::timeout;
 
 pub use self::finding::{Finding, Verdict};
 use self::finding::{fail, ok, warn};
+use self::place::{PathKind, look_at_socket, store};
 use crate::config::Config;
 use crate::errors::chain;
 use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
@@ -49,8 +51,8 @@ pub async fn look(config: &Config) -> Vec<Finding> {
     if config.store.enabled {
         findings.push(store(&config.store.path));
     }
-    let agent = agent_answers(&config.socket.path).await;
-    findings.push(socket(&config.socket.path, agent));
+    let (socket, agent) = socket::look(&config.socket).await;
+    findings.push(socket);
     if config.prometheus.enabled {
         findings.push(port(config.prometheus.listen, agent).await);
     }
@@ -401,43 +403,6 @@ async fn allocations(socket: &Path, limit: Duration) -> Finding {
     }
 }
 
-/// What is at the path of a socket.
-enum PathKind {
-    Absent,
-    Socket,
-    Other,
-    Unreadable(std::io::Error),
-}
-
-impl PathKind {
-    /// The finding for a socket on which another program should listen.
-    fn finding(self, item: String, normal: &str) -> Finding {
-        match self {
-            Self::Absent => ok(item, format!("not here, which is normal {normal}")),
-            // The agent runs without it, and says that this source is down.
-            Self::Other | Self::Socket => warn(
-                item,
-                "exists and is not a socket",
-                "remove it: a bind mount whose source was missing leaves a directory",
-            ),
-            Self::Unreadable(error) => warn(
-                item,
-                error.to_string(),
-                "give gpuacct access to its directory",
-            ),
-        }
-    }
-}
-
-fn look_at_socket(path: &Path) -> PathKind {
-    match fs::metadata(path) {
-        Ok(file) if file.file_type().is_socket() => PathKind::Socket,
-        Ok(_) => PathKind::Other,
-        Err(error) if is_absence(&error) => PathKind::Absent,
-        Err(error) => PathKind::Unreadable(error),
-    }
-}
-
 fn answered(item: String, answer: Result<String, GreetingError>) -> Finding {
     match answer {
         Ok(name) => ok(item, format!("{name} answers")),
@@ -524,64 +489,6 @@ async fn folders(config: &Config) -> (Vec<Finding>, bool) {
 /// Where this process sees a path of the host's.
 fn below(host_root: &Path, path: &Path) -> PathBuf {
     host_root.join(path.strip_prefix("/").unwrap_or(path))
-}
-
-fn is_absence(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-}
-
-/// Whether a file can be made in the directory, or the directory be made.
-fn store(directory: &Path) -> Finding {
-    let item = format!("store {}", directory.display());
-    let existing = directory.ancestors().find(|place| place.exists());
-    let Some(existing) = existing else {
-        return fail(item, "does not exist", "make the directory");
-    };
-    let trial = existing.join(format!(".gpuacct-check-{}", std::process::id()));
-    let written = fs::File::options()
-        .write(true)
-        .create_new(true)
-        .open(&trial)
-        .and_then(|_| fs::remove_file(&trial));
-    match written {
-        Ok(()) if existing == directory => ok(item, "can be written"),
-        Ok(()) => ok(item, format!("will be made in {}", existing.display())),
-        Err(error) => fail(
-            item,
-            format!("cannot write in {}: {error}", existing.display()),
-            "mount a directory of the host that gpuacct may write in",
-        ),
-    }
-}
-
-async fn agent_answers(path: &Path) -> bool {
-    let connected = timeout(LIMIT, tokio::net::UnixStream::connect(path)).await;
-    matches!(connected, Ok(Ok(_)))
-}
-
-fn socket(path: &Path, agent: bool) -> Finding {
-    let item = format!("socket {}", path.display());
-    if agent {
-        return ok(item, "an agent answers");
-    }
-    match look_at_socket(path) {
-        PathKind::Socket => ok(
-            item,
-            "left behind by an agent that has ended; it will be replaced",
-        ),
-        PathKind::Absent => {
-            let directory = path.parent().unwrap_or(Path::new("/"));
-            Finding {
-                item,
-                ..store(directory)
-            }
-        }
-        // This socket is the agent's own: without it the agent does not start.
-        other => Finding {
-            verdict: Verdict::Fail,
-            ..other.finding(item, "")
-        },
-    }
 }
 
 async fn port(address: SocketAddr, agent: bool) -> Finding {

@@ -136,7 +136,9 @@ pub fn run(options: Options) -> ExitCode {
             Err(error @ TelemetryError::Receiver(_)) => return complain(&error, 2),
             Err(error) => return complain(&error, 1),
         };
-        let ansi = stderr().is_terminal() && environment::allows_colour();
+        let ansi = stderr().is_terminal()
+            && environment::has_control_sequences()
+            && environment::allows_colour();
         // Nothing of ours logs a secret; a library might, or a receiver's words that it logs.
         let secrets = config.secrets();
         let node = RedactingWriter {
@@ -216,6 +218,7 @@ mod tests {
     use crate::config::OtlpProtocol;
     use crate::core::model::{BootTime, Clock, WallTime};
     use crate::outputs::{otlp, socket};
+    use crate::socket_access::SocketAccess;
 
     #[derive(Debug, clap::Parser)]
     struct Line {
@@ -339,7 +342,8 @@ mod tests {
             let text = format!("[socket]\npath = {path:?}\n");
             if Config::parse(&text, "test").is_ok() {
                 accepted += 1;
-                socket::bind(&path).unwrap_or_else(|error| panic!("{length}: {error}"));
+                socket::bind(&path, &SocketAccess::default())
+                    .unwrap_or_else(|error| panic!("{length}: {error}"));
             }
         }
         assert_eq!(accepted, 17, "90 to 106 bytes");

@@ -1,10 +1,11 @@
 //! The command line as a whole.
 
+use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use super::output::note;
+use super::output::{OutputError, not_written, note};
 use super::{
     agent, block_on, bundle, check, config, environment, explain, log_level, probe, release,
     report, status,
@@ -33,6 +34,26 @@ enum Command {
     Release(release::Options),
     Config(config::Options),
     Probe(probe::Options),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    match Arguments::try_parse() {
+        Ok(arguments) => arguments.run(),
+        // A help text or a version that was asked for, or what is wrong with the arguments.
+        Err(said) => {
+            let code = u8::try_from(said.exit_code()).unwrap_or(2);
+            let written = said.print().and_then(|()| io::stdout().flush());
+            match written {
+                Err(error) if !said.use_stderr() && error.kind() != ErrorKind::BrokenPipe => {
+                    not_written(&OutputError::from(error))
+                }
+                // If standard error is closed, the exit code still says it.
+                _ => ExitCode::from(code),
+            }
+        }
+    }
 }
 
 impl Arguments {
@@ -85,11 +106,13 @@ mod tests {
             let help = command.render_long_help().to_string();
             let words: Vec<&str> = help.split_whitespace().collect();
             let help = words.join(" ");
-            assert!(
-                help.contains("with 0") || help.contains("Exit codes: 0"),
-                "{}: {help}",
-                command.get_name()
-            );
+            let has = |code: u8| {
+                let (_, table) = help.split_once("Exit codes:").unwrap_or_default();
+                help.contains(&format!("with {code}")) || table.contains(&format!(" {code} "))
+            };
+            for code in 0..=2 {
+                assert!(has(code), "{code} of {}: {help}", command.get_name());
+            }
         }
     }
 }

@@ -131,8 +131,8 @@ impl AskError {
                  --config",
             ),
             Self::Denied { .. } => Some(
-                "only the agent's own user may open its socket: run this as root (sudo), or in the \
-                 agent's pod (kubectl exec)",
+                "run this as root (sudo), in the agent's pod (kubectl exec), or as a member of \
+                 socket.group, if the agent has one",
             ),
             Self::Foreign { .. } | Self::Format { .. } => Some(
                 "name the agent's socket with --socket or GPUACCT_SOCKET, and use the version of \

@@ -10,7 +10,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,7 +19,8 @@ use super::agent_choice::{AgentChoice, ChosenConfig, of_the_agent, without_a_fil
 use super::ask::{AskError, get, parse};
 use super::check::CheckReport;
 use super::complaint::say;
-use super::output::print;
+use super::output::{note, print};
+use super::progress::Progress;
 use super::status::{self, StatusError};
 use crate::app::preflight;
 use crate::config::Config;
@@ -35,7 +36,8 @@ const FOLDER: &str = "gpuacct-bundle";
 ///
 /// A tar archive with check, status, configuration and the agent's recent log. Secrets of the
 /// configuration are removed; names, images and labels of containers are in it. Exits with 0 if it
-/// is written, even if parts are missing: they say why. Exits with 1 if it cannot be written.
+/// is written, even if parts are missing: they say why. Exits with 1 if it cannot be
+/// written, with 2 if a flag is wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Output file, `-` for standard output [default: a new file in the working directory]
@@ -55,17 +57,27 @@ pub struct BundleError {
 
 /// Collects and writes.
 pub async fn run(options: Options) -> ExitCode {
+    let is_to_stdout = options.file.as_deref() == Some(Path::new("-"));
+    if is_to_stdout && io::stdout().is_terminal() {
+        let what =
+            "cannot write the bundle to standard output: a terminal does not show an archive";
+        return say(
+            what,
+            Some("name a file, or redirect: gpuacct bundle - > FILE"),
+            1,
+        );
+    }
     let seconds = jiff::Timestamp::now().as_second();
+    let progress = Progress::start("collecting the parts");
     let parts = collect(&options).await;
+    drop(progress);
     let file = options.file.unwrap_or_else(|| {
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy().replace('/', "_");
         PathBuf::from(format!("{FOLDER}-{host}-{seconds}.tar"))
     });
     let archive = pack(&parts, u64::try_from(seconds).unwrap_or(0));
-    if file == Path::new("-")
-        && let Ok(archive) = &archive
-    {
+    if is_to_stdout && let Ok(archive) = &archive {
         return print(archive, 0);
     }
     match archive.and_then(|archive| write_new(&file, &archive)) {
@@ -89,7 +101,11 @@ async fn collect(options: &Options) -> Vec<Part> {
     let given = options.agent.file().map(Config::read).transpose();
     let (given, complaint) = match given {
         Ok(given) => (given, None),
-        Err(error) => (None, Some(cannot(&error))),
+        Err(error) => {
+            let instead = "the bundle has what the agent uses, or the defaults";
+            note(format_args!("warning: {}; {instead}", chain(&error)));
+            (None, Some(cannot(&error)))
+        }
     };
     let socket = options.agent.socket();
     let socket = socket.unwrap_or_else(|_| DEFAULT_PATH.into());

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::agent_choice::{AgentChoice, ChosenConfig};
 use super::complaint::complain;
-use super::output::{Output, print};
+use super::output::{Output, print, print_page};
+use super::progress::Progress;
 use super::table::wrap;
 use crate::app::preflight::{self, Finding, Verdict};
 use crate::outputs::instruments::VERSION;
@@ -16,7 +17,7 @@ use crate::outputs::instruments::VERSION;
 ///
 /// Attaches to the kernel, opens NVML, asks every runtime, tries the ports, the directories and the
 /// receiver of OTLP, and lets all of it go again. Runs without the agent and beside it. Exits with 0 if the agent can
-/// work, with 1 if something fails, with 2 if the configuration is wrong.
+/// work, with 1 if something fails, with 2 if the configuration or a flag is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
@@ -90,16 +91,18 @@ pub async fn run(options: Options) -> ExitCode {
         found: origin,
         remedy: None,
     }];
+    let progress = Progress::start("checking this node");
     findings.extend(preflight::look(&config).await);
+    drop(progress);
     let report = CheckReport::new(findings);
-    let text = match options.output {
-        Output::Table => report.page(),
+    let code = u8::from(report.verdict == Verdict::Fail);
+    match options.output {
+        Output::Table => print_page(report.page(), code),
         Output::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => json + "\n",
-            Err(error) => return complain(&error, 1),
+            Ok(json) => print(json + "\n", code),
+            Err(error) => complain(&error, 1),
         },
-    };
-    print(text.as_bytes(), u8::from(report.verdict == Verdict::Fail))
+    }
 }
 
 #[cfg(test)]

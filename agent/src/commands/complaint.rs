@@ -11,6 +11,7 @@ use crate::errors::{causes, chain};
 use crate::outputs::store::query::ReadError;
 use crate::report::ReportError;
 use crate::report::prices::MoneyError;
+use crate::report::range::RangeError;
 
 /// Says an error with its causes, and how to exit.
 pub(super) fn complain(error: &(dyn Error + 'static), code: u8) -> ExitCode {
@@ -40,6 +41,9 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
         }
         if let Some(error) = error.downcast_ref::<MoneyError>() {
             return Some(of_money(error));
+        }
+        if error.is::<RangeError>() {
+            return Some("look at --since and --until");
         }
         if let Some(error) = error.downcast_ref::<ReportError>() {
             return match error {

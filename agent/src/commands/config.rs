@@ -11,8 +11,8 @@ use crate::config::Config;
 
 /// Check a configuration and print it whole, defaults included
 ///
-/// Secrets are not printed. Exits with 0 if it can be used, with 2 and everything that is wrong with
-/// it if not.
+/// Secrets are not printed. Exits with 0 if it can be used, with 1 if it cannot be printed, with 2 and
+/// everything that is wrong with it if not.
 #[derive(Debug, Args)]
 pub struct Options {
     /// As a configuration file (toml) or for programs (json)

@@ -25,11 +25,11 @@ pub const VARIABLES: [(&str, &str); 9] = [
     ),
     (
         "TERM",
-        "the terminal; `dumb` has no live view, but pages one after another",
+        "the terminal; `dumb` has no colours, and pages one after another in place of the live view",
     ),
     (
         "LC_ALL",
-        "the locale; without UTF-8 `status` uses ASCII alone",
+        "the locale; without UTF-8 the pages for people are in ASCII",
     ),
     ("LC_CTYPE", "the same where LC_ALL is not set"),
     ("LANG", "the same where neither is set"),
@@ -54,6 +54,11 @@ pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
 /// Whether the log and the live view may have colours.
 pub(super) fn allows_colour() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Whether the terminal knows control sequences: to move the cursor, to erase, to set colours.
+pub(super) fn has_control_sequences() -> bool {
+    std::env::var("TERM").is_ok_and(|term| !term.is_empty() && term != "dumb")
 }
 
 #[cfg(test)]

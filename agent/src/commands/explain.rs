@@ -9,7 +9,9 @@ use super::agent_choice::AgentChoice;
 use super::ask::{AskError, escaped, get, parse};
 use super::complaint::{complain, say};
 use super::figures::{bytes, clock_time, duration, share, unknown};
-use super::output::{Output, print};
+use super::json::Json;
+use super::output::{Output, print, print_page};
+use super::progress::Progress;
 use super::table::{printable, wrap};
 use crate::core::explanation::{
     AccountStory, AnswerOutcome, AnswerStory, CgroupOwner, CgroupStory, Explanation, OwnerStory,
@@ -17,6 +19,7 @@ use crate::core::explanation::{
 };
 use crate::core::model::{BootTime, Nanos, SourceState, WallTime};
 use crate::core::snapshot::{AllocationState, AllocationView, Attribution};
+use crate::errors::quoted;
 
 /// Explain on whom a process, a container or a pod is booked, and why
 ///
@@ -39,8 +42,12 @@ pub struct Options {
 
 /// Asks and prints: 0 known, 1 not known, 2 no agent.
 pub async fn run(options: Options) -> ExitCode {
-    match answer(&options).await {
-        Ok(text) => print(text, 0),
+    let progress = Progress::start("asking the agent");
+    let answer = answer(&options).await;
+    drop(progress);
+    match answer {
+        Ok(page) if options.output == Output::Table => print_page(page, 0),
+        Ok(json) => print(json, 0),
         Err(AskError::Refused {
             status: 400 | 404,
             reason,
@@ -65,9 +72,12 @@ async fn answer(options: &Options) -> Result<String, AskError> {
     match options.output {
         Output::Table => parse(&request, &json).map(|explanation| page(&explanation)),
         Output::Json => {
-            // Not by way of this version's types: they might drop what a newer agent added.
-            let value: serde_json::Value = parse(&request, &json)?;
-            Ok(format!("{value:#}\n"))
+            let answer: Json = parse(&request, &json)?;
+            answer.pretty().map_err(|source| AskError::Format {
+                request,
+                said: quoted(&json),
+                source,
+            })
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::outputs::log::LevelChange;
 
 /// Change what the running agent logs, until it ends
 ///
-/// Exits with 0 if it is changed, with 1 if that is no level, with 2 if no agent answers.
+/// Exits with 0 if it is changed, with 1 if that is no level, with 2 if no agent answers or a flag is
+/// wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// off, error, warn, info, debug, trace, or directives such as gpuacct=debug
@@ -28,7 +29,11 @@ pub async fn run(options: Options) -> ExitCode {
             status: 400,
             reason,
             ..
-        }) => say(&reason, None, 1),
+        }) => say(
+            &reason,
+            Some("name a level that is allowed; the default is info"),
+            1,
+        ),
         Err(error) => complain(&error, 2),
     }
 }

@@ -10,7 +10,9 @@ use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
-use super::complaint::complain;
+use super::charset::Charset;
+use super::complaint::say;
+use crate::errors::chain;
 
 /// How an answer is printed, by the commands that have two ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -44,8 +46,20 @@ pub(super) struct OutputError {
 pub(super) fn print(answer: impl AsRef<[u8]>, code: u8) -> ExitCode {
     match write_out(answer) {
         Ok(_) => ExitCode::from(code),
-        Err(error) => complain(&error, 1),
+        Err(error) => not_written(&error),
     }
+}
+
+/// Says why the output was not written, and how to exit.
+pub(super) fn not_written(error: &OutputError) -> ExitCode {
+    let remedy =
+        "do not use what was written, since it is not whole; make room, or write elsewhere";
+    say(&chain(error), Some(remedy), 1)
+}
+
+/// Prints a page for people, in the characters of their locale. Otherwise as [`print`].
+pub(super) fn print_page(page: String, code: u8) -> ExitCode {
+    print(Charset::of_the_environment().text(page), code)
 }
 
 /// Writes a whole answer to standard output.

@@ -9,12 +9,14 @@ use std::process::ExitCode;
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, get};
 use super::complaint::complain;
-use super::output::print;
+use super::output::{note, print};
+use crate::errors::chain;
 use crate::outputs::socket::DEFAULT_PATH;
 
 /// Say by the exit code whether the agent on this node is well enough for a kubelet
 ///
-/// Exits with 0 if it is, with 1 and the reason if it is not, with 2 if no agent answers.
+/// Exits with 0 if it is, with 1 and the reason if it is not, with 2 if no agent answers or an
+/// argument is wrong.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// What is asked.
@@ -42,7 +44,8 @@ pub async fn run(options: Options) -> ExitCode {
     };
     // A file that was broken after the agent's start must not have the kubelet restart the agent.
     let socket = options.agent.socket().unwrap_or_else(|error| {
-        complain(&error, 2);
+        let asked = "asking the agent on the default socket instead";
+        note(format_args!("warning: {}; {asked}", chain(&error)));
         DEFAULT_PATH.into()
     });
     match get(&socket, request).await {

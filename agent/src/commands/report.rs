@@ -15,8 +15,10 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 
 use super::agent_choice::AgentChoice;
+use super::charset::Charset;
 use super::complaint::{complain, remedy_of, say};
-use super::output::{self, OutputError, note, width};
+use super::output::{self, OutputError, not_written, note, width};
+use super::progress::Progress;
 use crate::errors::chain;
 use crate::outputs::store::query::Ledger;
 use crate::report::prices::Prices;
@@ -133,7 +135,10 @@ pub async fn run(options: Options) -> ExitCode {
         filter: Filter::new(&options.namespace, &options.label),
         prices,
     };
-    let mut report = match report::make(&store, &question, now) {
+    let progress = Progress::start("reading the ledger");
+    let made = report::make(&store, &question, now);
+    drop(progress);
+    let mut report = match made {
         Ok(report) => report,
         Err(error) => {
             let what = format!("{}{origin}", chain(&error));
@@ -146,7 +151,7 @@ pub async fn run(options: Options) -> ExitCode {
     match show(&options, &report) {
         Ok(()) if report.imbalance.is_zero() => ExitCode::SUCCESS,
         Ok(()) => ExitCode::from(1),
-        Err(error) => complain(&error, 1),
+        Err(error) => not_written(&error),
     }
 }
 
@@ -178,7 +183,7 @@ fn show(options: &Options, report: &Report) -> Result<(), OutputError> {
                     page.left_out.join(", ")
                 ));
             }
-            page.text
+            Charset::of_the_environment().text(page.text)
         }
         Output::Csv => print::csv(report)?,
         Output::Json => print::json(report)?,

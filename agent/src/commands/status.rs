@@ -5,7 +5,6 @@
 //! table fits 80 columns whatever the names; JSON and YAML are the agent's own answer, whole unless
 //! a part is asked for, in the units of the books (nanoseconds, bytes).
 
-mod charset;
 mod page;
 mod question;
 mod selection;
@@ -18,12 +17,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
-use self::charset::Charset;
 use self::question::fail;
 pub use self::question::{Format, Options, StatusError, answer};
 pub use self::selection::{Selection, SelectionError, Sort};
 use super::complaint::complain;
-use super::output::print;
+use super::output::{print, print_page};
 use crate::outputs::socket::has_listener;
 
 /// Asks the agent and prints its answer: 0 healthy, 1 degraded, 2 no agent.
@@ -37,13 +35,10 @@ pub async fn run(options: Options) -> ExitCode {
         return watch::run(&options, interval.0).await;
     }
     match answer(&options).await {
-        Ok((text, is_healthy)) => {
-            let text = match options.output.is_for_people() {
-                true => Charset::of_the_environment().text(text),
-                false => text,
-            };
-            print(text, u8::from(!is_healthy))
+        Ok((page, is_healthy)) if options.output.is_for_people() => {
+            print_page(page, u8::from(!is_healthy))
         }
+        Ok((text, is_healthy)) => print(text, u8::from(!is_healthy)),
         Err(error) => fail(&error),
     }
 }

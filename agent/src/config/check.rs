@@ -10,7 +10,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderName, HeaderValue};
 
 use super::key::cut;
-use super::sections::{Bundle, Config};
+use super::sections::{Bundle, Config, Socket};
 use super::span::Span;
 use crate::log_filter;
 use crate::secrets;
@@ -226,6 +226,13 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
     // The agent makes its socket under a name that is one byte longer.
     let own = &config.socket.path;
     checks.ensure_socket("socket.path", None, own, MAX_SOCKET_BYTES - 1);
+    let Socket { mode, group, .. } = &config.socket;
+    checks.ensure(
+        group.is_none() || mode.admits_group(),
+        "socket.mode",
+        format!("{:?}", mode.to_string()),
+        "a mode that lets the group write, such as \"0660\", since socket.group is set",
+    );
     let labels = &config.publish.pod_labels;
     checks.ensure(
         labels.len() <= MAX_POD_LABELS,

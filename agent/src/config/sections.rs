@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::otlp::Otlp;
 use super::span::Span;
+use crate::socket_access::{SocketAccess, SocketGroup, SocketMode};
 
 /// The port of `/metrics` unless configured. The range 9100 to 9999 of Prometheus' list of default
 /// port allocations is taken; this one is beyond it, below the ephemeral and the NodePort ranges.
@@ -402,14 +403,31 @@ pub struct Cadvisor {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Socket {
-    /// Where; made with mode 0600.
+    /// Where it is made.
     pub path: PathBuf,
+    /// Mode of its file: who may connect.
+    pub mode: SocketMode,
+    /// Group of its file; absent for that of the agent's process.
+    pub group: Option<SocketGroup>,
+}
+
+impl Socket {
+    /// Who may open it.
+    #[must_use]
+    pub fn access(&self) -> SocketAccess {
+        SocketAccess {
+            mode: self.mode,
+            group: self.group.clone(),
+        }
+    }
 }
 
 impl Default for Socket {
     fn default() -> Self {
         Self {
             path: DEFAULT_SOCKET.into(),
+            mode: SocketMode::default(),
+            group: None,
         }
     }
 }

@@ -186,6 +186,26 @@ fn every_kind_of_mistake_is_named_with_its_place_its_key_and_what_is_expected() 
             "socket.path: found \"agent.sock\", expected an absolute path of at most 106 bytes",
         ),
         (
+            "[socket]\nmode = \"0666\"",
+            "test:2:8: socket.mode: found \"0666\", expected an octal mode in quotes that lets the owner read and write, perhaps the group, and nobody else, such as \"0600\" or \"0660\"",
+        ),
+        (
+            "[socket]\nmode = 0o660",
+            "socket.mode: found the number 432, expected an octal mode in quotes",
+        ),
+        (
+            "[socket]\ngroup = -1",
+            "socket.group: found the number -1, expected the name of a group in quotes, or its number",
+        ),
+        (
+            "[socket]\ngroup = \"gpu admins\"",
+            "socket.group: found \"gpu admins\", expected the name of a group",
+        ),
+        (
+            "[socket]\ngroup = \"gpu-admins\"",
+            "socket.mode: found \"0600\", expected a mode that lets the group write, such as \"0660\", since socket.group is set",
+        ),
+        (
             "[store]\npath = \"/var/\\u0000\"",
             "store.path: found \"/var/\\0\", expected an absolute path, in UTF-8 and without a zero byte",
         ),

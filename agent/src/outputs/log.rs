@@ -258,7 +258,16 @@ mod tests {
             ("info", false),
             ("warn,gpuacct=info", false),
             ("debug", true),
+            ("DEBUG", true),
+            ("error, Trace", true),
             ("info,opentelemetry=warn", true),
+            ("info,opentelemetry_sdk=error,opentelemetry-otlp=warn", true),
+            // Details of the agent itself do not ask for the SDK's words.
+            ("info,gpuacct=debug", false),
+            ("warn,gpuacct::outputs=TRACE", false),
+            ("gpuacct=info,hyper_debug=error", false),
+            ("debug,info", false),
+            ("error, gpuacct=info", false),
         ] {
             let (log, subscriber) = subscriber(level);
             with_default(subscriber, || {

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::condition::degraded;
 use super::instruments::VERSION;
@@ -81,19 +81,37 @@ impl Serialize for StatusReport {
 
 impl<'de> Deserialize<'de> for StatusReport {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Document::deserialize(deserializer).map(Self::from)
+        let document = Document::deserialize(deserializer)?;
+        if document.format > STATUS_FORMAT {
+            return Err(de::Error::custom(format!(
+                "the status has format {}, and this gpuacct knows format {STATUS_FORMAT}",
+                document.format
+            )));
+        }
+        Ok(document.into())
     }
 }
 
-/// The JSON of a report.
+/// Version of the JSON. It is raised whenever a program that reads it could be misled: if a field goes,
+/// or gets another name, type, unit or meaning. New fields and new words do not raise it.
+pub const STATUS_FORMAT: u32 = 1;
+
+/// The JSON of a report. `docs/STATUS.md` describes it, and a test compares the two.
 #[derive(Serialize, Deserialize)]
 struct Document<'a> {
     version: Cow<'a, str>,
+    /// [`STATUS_FORMAT`]. An agent that does not say so has the first one.
+    #[serde(default = "first_format")]
+    format: u32,
     now: BootTime,
     now_wall: WallTime,
     degraded: Cow<'a, [String]>,
     nvml_blocked: Option<BlockedFor>,
     snapshot: Shown<'a>,
+}
+
+const fn first_format() -> u32 {
+    1
 }
 
 /// The object `snapshot`: all of the books and of the agent's status. What has a default was not
@@ -154,6 +172,7 @@ impl<'a> From<&'a StatusReport> for Document<'a> {
         } = &report.agent;
         Self {
             version: (&*report.version).into(),
+            format: STATUS_FORMAT,
             now: report.now,
             now_wall: report.now_wall,
             degraded: (&*report.degraded).into(),
@@ -223,6 +242,10 @@ impl From<Document<'_>> for StatusReport {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use serde_json::Value;
+
     use super::*;
     use crate::core::amounts::ByteSeconds;
     use crate::outputs::sample::{self, FIRST_GPU, NOW, golden};
@@ -252,12 +275,113 @@ mod tests {
         golden("status.json", &text);
     }
 
+    /// What `docs/STATUS.md` says: of each object its fields, with their types.
+    type Documented<'a> = BTreeMap<&'a str, BTreeMap<&'a str, &'a str>>;
+
+    fn documented(page: &str) -> Documented<'_> {
+        let sections = page.split("\n### `").skip(1);
+        let section = |text| -> (_, _) {
+            let (name, rest): (&str, &str) = str::split_once(text, '`').unwrap();
+            let rows = rest.lines().filter_map(|line| {
+                let mut cells = line.strip_prefix("| `")?.split(" | ");
+                Some((cells.next()?.trim_end_matches('`'), cells.next()?))
+            });
+            (name, rows.collect())
+        };
+        sections.map(section).collect()
+    }
+
+    /// Compares a value with the type that is documented, and notes each field that it met.
+    fn compare(
+        value: &Value,
+        kind: &str,
+        place: &str,
+        documented: &Documented<'_>,
+        met: &mut BTreeSet<(String, String)>,
+    ) {
+        let object = kind
+            .split_once("(#")
+            .map(|(_, rest)| rest.split(')').next().unwrap());
+        let fits = match value {
+            Value::Null => kind.contains("or null"),
+            Value::Bool(_) => kind.starts_with("boolean"),
+            Value::Number(number) if number.is_f64() => kind.starts_with("number"),
+            Value::Number(_) => kind.starts_with("integer"),
+            Value::String(_) => kind.starts_with("text"),
+            Value::Array(_) => kind.starts_with("list of "),
+            Value::Object(_) => kind.starts_with("object") || kind.starts_with("map of text"),
+        };
+        assert!(fits, "{place} is documented as {kind:?}: {value}");
+        match value {
+            Value::Array(items) => {
+                let of = kind.trim_start_matches("list of ").to_owned();
+                let of = if object.is_some() {
+                    format!("object {of}")
+                } else {
+                    of
+                };
+                for item in items {
+                    if of.starts_with("pairs") {
+                        assert!(item[0].is_string() && item[1].is_u64(), "{place}: {item}");
+                    } else {
+                        compare(item, &of, &format!("{place}[]"), documented, met);
+                    }
+                }
+            }
+            Value::Object(fields) if kind.starts_with("object") => {
+                let name = object.unwrap_or_else(|| panic!("{place}: which object?"));
+                let known = documented.get(name).unwrap_or_else(|| panic!("no {name}"));
+                for (field, value) in fields {
+                    let place = format!("{place}.{field}");
+                    let kind = known.get(field.as_str());
+                    let kind = kind.unwrap_or_else(|| panic!("{place} is not documented"));
+                    met.insert((name.to_owned(), field.clone()));
+                    compare(value, kind, &place, documented, met);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_field_is_documented_with_its_type_and_no_other() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/STATUS.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let documented = documented(&page);
+        let mut met = BTreeSet::new();
+        let report = serde_json::to_value(report()).unwrap();
+        let processes = serde_json::to_value(sample::processes()).unwrap();
+        for (value, kind) in [
+            (report, "object (#status)"),
+            (processes, "list of (#processes)"),
+        ] {
+            compare(&value, kind, "", &documented, &mut met);
+        }
+        for (object, fields) in &documented {
+            for field in fields.keys() {
+                let is_met = met.contains(&((*object).to_owned(), (*field).to_owned()));
+                assert!(is_met, "{object}.{field} is documented and not there");
+            }
+        }
+        assert!(page.contains(&format!(
+            "| `format` | integer | Version of this document: {STATUS_FORMAT} |"
+        )));
+    }
+
     #[test]
     fn a_report_survives_its_json() {
         let mut report = report();
         report.snapshot.accounts[0].amounts.memory = ByteSeconds(u128::MAX);
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<StatusReport>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn a_report_in_a_newer_format_is_refused_by_its_number() {
+        let mut value = serde_json::to_value(report()).unwrap();
+        value["format"] = (STATUS_FORMAT + 1).into();
+        let error = serde_json::from_value::<StatusReport>(value).unwrap_err();
+        assert!(error.to_string().contains("has format 2"), "{error}");
     }
 
     #[test]

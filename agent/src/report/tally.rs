@@ -40,7 +40,7 @@ use rust_decimal::Decimal;
 
 pub use self::dimension::Dimension;
 pub use self::filter::{Filter, Label};
-use self::keys::{AccountKey, Keys};
+use self::keys::{AccountKey, AccountValues, Keys};
 pub use self::question::Question;
 use self::remarks::Facts;
 pub use self::row::{Kind, Report, Row, Sums};
@@ -131,8 +131,9 @@ impl<'a> Tally<'a> {
             Some(payer) => Arc::clone(payer),
             None => {
                 let record = record(used.account)?;
-                let is_in = self.question.filter.admits(&record);
-                let payer = Arc::new(self.keys.account(&record, is_in));
+                let values = AccountValues::new(&record);
+                let is_in = self.question.filter.admits(&values);
+                let payer = Arc::new(self.keys.account(&values, is_in));
                 if is_in {
                     self.life = self.life.and(record.life);
                 }

@@ -19,6 +19,7 @@ mod kernel;
 mod kubelet;
 mod ladder;
 mod live_view;
+mod matrix;
 mod nvml_clients;
 mod nvml_source;
 mod placement;

@@ -1,6 +1,11 @@
 //! Tests of `preflight`.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::core::model::Clock;
+use crate::outputs::socket::SocketState;
+use crate::socket_access::SocketAccess;
 
 #[test]
 fn capabilities_are_enough_or_name_what_is_lacking() {
@@ -227,18 +232,88 @@ fn the_store_is_tried_and_nothing_is_left_there() {
     assert_eq!(store(&file.join("below")).verdict, Verdict::Fail);
 }
 
+/// The finding about the agent's socket, and whether an agent answers there.
+async fn socket_at(path: &Path, text: &str) -> (Finding, bool) {
+    let text = format!("[socket]\npath = {path:?}\n{text}");
+    let config = Config::parse(&text, "test").unwrap();
+    socket::look(&config.socket).await
+}
+
 #[tokio::test]
-async fn a_socket_is_free_left_behind_answering_or_no_socket() {
+async fn a_socket_is_free_left_behind_or_no_socket() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.sock");
-    assert_eq!(socket(&path, false).found, "can be written");
-    let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    assert!(agent_answers(&path).await);
-    assert_eq!(socket(&path, true).found, "an agent answers");
-    drop(listener);
-    assert!(!agent_answers(&path).await);
-    assert!(socket(&path, false).found.starts_with("left behind"));
+    let found = async |words: &str, verdict| {
+        let (finding, is_agent) = socket_at(&path, "").await;
+        assert!(finding.found.contains(words), "{finding:?}");
+        assert_eq!((finding.verdict, is_agent), (verdict, false), "{finding:?}");
+    };
+    found("can be written", Verdict::Ok).await;
+    drop(tokio::net::UnixListener::bind(&path).unwrap());
+    found("left behind", Verdict::Ok).await;
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
-    assert_eq!(socket(&path, false).verdict, Verdict::Fail);
+    found("not a socket", Verdict::Fail).await;
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_exist_fails_before_the_agent_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.sock");
+    let text = "mode = \"0660\"\ngroup = \"no-such-group\"\n";
+    let (finding, _) = socket_at(&path, text).await;
+    assert_eq!(finding.verdict, Verdict::Fail, "{finding:?}");
+    assert!(
+        finding.found.contains("no group \"no-such-group\""),
+        "{finding:?}"
+    );
+    let nowhere = directory.path().join("none/a.sock");
+    let (finding, _) = socket_at(&nowhere, text).await;
+    assert_eq!(finding.verdict, Verdict::Fail, "{finding:?}");
+    let own = rustix::process::getgid().as_raw();
+    let (finding, _) = socket_at(&path, &format!("mode = \"0660\"\ngroup = {own}\n")).await;
+    assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn any_program_on_the_socket_was_called_an_agent() {
+    use tokio::io::AsyncWriteExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("other.sock");
+    let other = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = other.accept().await {
+            // Whoever asked reads it or has gone.
+            let _ = stream.write_all(b"220 mail.example ESMTP\r\n").await;
+        }
+    });
+    let (finding, is_agent) = socket_at(&path, "").await;
+    assert_eq!((finding.verdict, is_agent), (Verdict::Fail, false));
+    assert!(
+        finding.found.contains("220 mail.example ESMTP"),
+        "{finding:?}"
+    );
+
+    let path = directory.path().join("agent.sock");
+    let bound = crate::outputs::socket::bind(&path, &SocketAccess::default()).unwrap();
+    let (_, published) = tokio::sync::watch::channel(Arc::default());
+    let state = SocketState {
+        published,
+        queries: tokio::sync::mpsc::channel(1).0,
+        releases: tokio::sync::mpsc::channel(1).0,
+        counters: Arc::default(),
+        log: Arc::default(),
+        config: Arc::default(),
+        clock: Arc::new(Clock::default),
+    };
+    tokio::spawn(crate::outputs::socket::serve(
+        bound,
+        state,
+        std::future::pending(),
+    ));
+    let (finding, is_agent) = socket_at(&path, "").await;
+    assert_eq!(finding.found, "an agent answers");
+    assert_eq!((finding.verdict, is_agent), (Verdict::Ok, true));
 }

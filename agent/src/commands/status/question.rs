@@ -6,9 +6,11 @@ use super::page::{Shape, table};
 use super::selection::{Selection, SelectionError};
 use crate::commands::agent_choice::AgentChoice;
 use crate::commands::ask::{AskError, get, parse};
-use crate::commands::complaint::complain;
+use crate::commands::complaint::{complain, say};
+use crate::commands::json::Json;
 use crate::config::Span;
 use crate::core::snapshot::GpuProcessView;
+use crate::errors::chain;
 use crate::outputs::socket::StatusReport;
 
 /// The request for the report.
@@ -88,9 +90,12 @@ pub enum StatusError {
     /// What is chosen is not there.
     #[error(transparent)]
     Selection(#[from] SelectionError),
-    /// The answer has no YAML.
-    #[error("cannot write the status as YAML")]
-    Yaml(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The answer cannot be written in this format.
+    #[error("cannot write the status as {0}")]
+    Written(
+        &'static str,
+        #[source] Box<dyn std::error::Error + Send + Sync>,
+    ),
 }
 
 /// What there is to print, and whether the agent is healthy.
@@ -127,20 +132,21 @@ pub async fn answer(options: &Options) -> Result<(String, bool), StatusError> {
         let page = table(&chosen.report(&report), views.as_deref(), shape);
         return Ok((page, is_healthy));
     }
-    // Not by way of this version's types: they might drop what a newer agent added.
-    let mut value: serde_json::Value = parse(STATUS, &json)?;
-    let mut processes: Option<serde_json::Value> = match &processes {
+    let mut value: Json = parse(STATUS, &json)?;
+    let mut processes: Option<Json> = match &processes {
         None => None,
         Some(json) => Some(parse(PROCESSES, json)?),
     };
     chosen.json(&mut value, processes.as_mut());
-    if let (Some(processes), Some(object)) = (processes, value.as_object_mut()) {
-        object.insert("processes".to_owned(), processes);
+    if let Some(processes) = processes {
+        value.insert("processes", processes);
     }
     let text = match options.output {
         Format::Yaml => serde_saphyr::to_string(&value)
-            .map_err(|error| StatusError::Yaml(error.to_string().into()))?,
-        _ => format!("{value:#}\n"),
+            .map_err(|error| StatusError::Written("YAML", error.to_string().into()))?,
+        _ => value
+            .pretty()
+            .map_err(|error| StatusError::Written("JSON", error.into()))?,
     };
     Ok((text, is_healthy))
 }
@@ -148,9 +154,15 @@ pub async fn answer(options: &Options) -> Result<(String, bool), StatusError> {
 /// Prints why there is no status.
 pub(super) fn fail(error: &StatusError) -> ExitCode {
     match error {
-        StatusError::Yaml(_) => complain(error, 1),
+        StatusError::Written(..) => {
+            let remedy = "use `-o table`, and report this as a bug with the agent's version";
+            say(&chain(error), Some(remedy), 1)
+        }
         // By itself, so that its remedy is found.
         StatusError::Ask(error) => complain(error, 2),
-        StatusError::Selection(_) => complain(error, 2),
+        StatusError::Selection(_) => {
+            let remedy = "name one of these with --gpu, by its index or the beginning of its UUID";
+            say(&chain(error), Some(remedy), 2)
+        }
     }
 }

@@ -6,9 +6,8 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use serde_json::Value;
-
 use super::words::name;
+use crate::commands::json::Json;
 use crate::core::model::{GpuUuid, Nanos};
 use crate::core::snapshot::{ContainerAccount, GpuProcessView, HostAccount, Snapshot};
 use crate::outputs::socket::StatusReport;
@@ -379,15 +378,15 @@ impl Chosen {
     }
 
     /// The agent's answer, and what it said of processes, with what is chosen.
-    pub(super) fn json(&self, answer: &mut Value, processes: Option<&mut Value>) {
+    pub(super) fn json(&self, answer: &mut Json, processes: Option<&mut Json>) {
         if let Some(snapshot) = answer.get_mut("snapshot") {
             for (list, places) in &self.lists {
-                if let Some(Value::Array(items)) = snapshot.get_mut(*list) {
+                if let Some(Json::List(items)) = snapshot.get_mut(list) {
                     pick(items, places);
                 }
             }
         }
-        if let Some(Value::Array(items)) = processes {
+        if let Some(Json::List(items)) = processes {
             pick(items, &self.processes);
         }
     }

@@ -9,13 +9,16 @@ use super::*;
 use crate::commands::agent_choice::AgentChoice;
 use crate::commands::ask::AskError;
 use crate::commands::figures::{bytes, duration, memory_of};
+use crate::commands::json::Json;
 use crate::commands::status::page::{Shape, table};
 use crate::commands::table::WIDTH;
+use crate::core::amounts::ByteSeconds;
 use crate::core::model::{BootTime, Clock, HostUnit, Nanos, SourceState, WallTime};
 use crate::core::snapshot::{AllocationState, GpuProcessView};
 use crate::outputs::sample::{self, FIRST_GPU, NOW, golden, report};
 use crate::outputs::socket::{self, BlockedFor, Query, SocketState, StatusReport};
 use crate::published::Published;
+use crate::socket_access::SocketAccess;
 
 /// The page as `gpuacct status` prints it, sorted by use.
 fn narrow(report: &StatusReport, processes: Option<&[GpuProcessView]>) -> String {
@@ -131,7 +134,7 @@ fn amounts_in_the_units_of_people() {
 async fn agent(published: Published) -> (tempfile::TempDir, Options, tokio::task::JoinHandle<()>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("gpuacct.sock");
-    let bound = socket::bind(&path).unwrap();
+    let bound = socket::bind(&path, &SocketAccess::default()).unwrap();
     let (queries, mut asked) = mpsc::channel(1);
     let (_, published) = watch::channel(Arc::new(published));
     let desk = SocketState {
@@ -274,6 +277,10 @@ fn chosen(arguments: &[&str]) -> Selection {
     parsed.selection
 }
 
+fn json_of(answer: &impl serde::Serialize) -> Json {
+    serde_json::from_str(&serde_json::to_string(answer).unwrap()).unwrap()
+}
+
 #[test]
 fn what_is_chosen_is_shown_in_the_tables_and_in_json() {
     let report = report(&sample::published());
@@ -311,22 +318,26 @@ fn what_is_chosen_is_shown_in_the_tables_and_in_json() {
             "{arguments:?}"
         );
 
-        let mut json = serde_json::to_value(&report).unwrap();
-        json["snapshot"]["accounts"][1]["added"] = "by a newer agent".into();
-        let mut of_json = serde_json::to_value(&processes).unwrap();
+        let mut newer = serde_json::to_value(&report).unwrap();
+        newer["snapshot"]["accounts"][1]["added"] = "by a newer agent".into();
+        let mut json: Json = serde_json::from_str(&newer.to_string()).unwrap();
+        let mut of_json = json_of(&processes);
         found.json(&mut json, Some(&mut of_json));
-        let read: StatusReport = serde_json::from_value(json.clone()).unwrap();
+        let json = json.pretty().unwrap();
+        let read: StatusReport = serde_json::from_str(&json).unwrap();
         assert_eq!(read, shown, "{arguments:?}");
-        assert_eq!(of_json.as_array().unwrap().len(), of_processes);
+        let of_json: Vec<GpuProcessView> =
+            serde_json::from_str(&of_json.pretty().unwrap()).unwrap();
+        assert_eq!(of_json.len(), of_processes);
         if containers.contains(&trainer) {
-            assert!(json.to_string().contains("by a newer agent"));
+            assert!(json.contains("by a newer agent"));
         }
     }
     // JSON without a choice is the agent's own answer.
-    let mut json = serde_json::to_value(&report).unwrap();
+    let mut json = json_of(&report);
     let all = chosen(&[]).choose(&report, &processes, false).unwrap();
     all.json(&mut json, None);
-    assert_eq!(json, serde_json::to_value(&report).unwrap());
+    assert_eq!(json, json_of(&report));
 
     let error = chosen(&["--gpu", "7"]).choose(&report, &[], true);
     let error = error.expect_err("there are two").to_string();
@@ -373,6 +384,23 @@ async fn the_status_as_yaml() {
     };
     let (yaml, _) = answer(&options).await.unwrap();
     golden("status.yaml", &yaml);
+    task.abort();
+}
+
+#[tokio::test]
+async fn memory_over_time_beyond_64_bits_lost_its_last_digits() {
+    let mut published = sample::published();
+    published.books.accounts[0].amounts.memory = ByteSeconds(u128::MAX - 1);
+    let (_directory, options, task) = agent(published).await;
+    for output in [Format::Json, Format::Yaml] {
+        let options = Options {
+            output,
+            ..options.clone()
+        };
+        let (text, _) = answer(&options).await.unwrap();
+        let digits = "340282366920938463463374607431768211454";
+        assert!(text.contains(digits), "{output:?}: {text}");
+    }
     task.abort();
 }
 

@@ -35,12 +35,14 @@ use tokio::time::MissedTickBehavior;
 use self::look::Look;
 use self::model::{Answer, Question, View};
 pub use self::screen::Screen;
-use super::charset::Charset;
 use super::question::{Format, Options, PROCESSES, STATUS, StatusError, answer, fail};
 use crate::commands::ask::{AskError, get, parse};
-use crate::commands::complaint::complain;
+use crate::commands::charset::Charset;
+use crate::commands::complaint::say;
+use crate::commands::environment::has_control_sequences;
 use crate::commands::explain;
-use crate::commands::output::{Written, write_out};
+use crate::commands::output::{Written, not_written, write_out};
+use crate::errors::chain;
 
 /// How often the agent is asked, at most and at least.
 const INTERVALS: std::ops::RangeInclusive<Duration> =
@@ -68,13 +70,13 @@ pub enum WatchError {
 /// Shows the status until it is told to stop: 0, or 2 if no agent answers at the beginning.
 pub async fn run(options: &Options, interval: Duration) -> ExitCode {
     if !INTERVALS.contains(&interval) {
-        return complain(&WatchError::Interval { found: interval }, 2);
+        return fail_to_watch(&WatchError::Interval { found: interval }, 2);
     }
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
-        Err(error) => return complain(&WatchError::Signals(error), 1),
+        Err(error) => return fail_to_watch(&WatchError::Signals(error), 1),
     };
-    let can_draw = stdout().is_terminal() && look::can_draw();
+    let can_draw = stdout().is_terminal() && has_control_sequences();
     if !options.output.is_for_people() || !can_draw {
         return plain(options, interval, &mut signals).await;
     }
@@ -84,8 +86,16 @@ pub async fn run(options: &Options, interval: Duration) -> ExitCode {
     };
     match live(options, interval, &mut view, &mut signals).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&WatchError::Terminal(error), 1),
+        Err(error) => fail_to_watch(&WatchError::Terminal(error), 1),
     }
+}
+
+fn fail_to_watch(error: &WatchError, code: u8) -> ExitCode {
+    let remedy = match error {
+        WatchError::Interval { .. } => "name an interval such as 2s, or none",
+        WatchError::Terminal(_) | WatchError::Signals(_) => "leave out --watch",
+    };
+    say(&chain(error), Some(remedy), code)
 }
 
 /// Whatever ends a program from outside.
@@ -158,7 +168,7 @@ async fn plain(options: &Options, interval: Duration, signals: &mut Signals) -> 
             Ok(Written::Whole) => {}
             // Whoever read has had enough.
             Ok(Written::NoReader) => return ExitCode::SUCCESS,
-            Err(error) => return complain(&error, 1),
+            Err(error) => return not_written(&error),
         }
     }
 }

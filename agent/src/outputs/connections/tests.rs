@@ -16,6 +16,7 @@ use crate::outputs::sample::{self, NOW};
 use crate::outputs::socket::{self, SocketState};
 use crate::outputs::{prometheus, prometheus::Exposition};
 use crate::published::Published;
+use crate::socket_access::SocketAccess;
 
 /// The longest that a flood of connections is kept up. It turns a hang into a failure.
 const ATTACK_LASTS: Duration = Duration::from_secs(120);
@@ -185,7 +186,7 @@ async fn served() -> Served {
         config: Arc::default(),
         clock: Arc::clone(&clock),
     };
-    let bound = socket::bind(&path).unwrap();
+    let bound = socket::bind(&path, &SocketAccess::default()).unwrap();
     tokio::spawn(socket::serve(bound, desk, std::future::pending()));
     let listener = prometheus::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
         .await

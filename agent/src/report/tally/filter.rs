@@ -9,8 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::dimension::Dimension;
-use super::keys::{EMPTY, of_account};
-use crate::outputs::store::query::AccountRecord;
+use super::keys::{AccountValues, EMPTY};
 
 /// A label and the value that it must have, as they are typed: `team=vision`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,10 +67,9 @@ impl Filter {
     }
 
     /// Whether the account is in the report.
-    #[must_use]
-    pub fn admits(&self, record: &AccountRecord) -> bool {
+    pub(super) fn admits(&self, account: &AccountValues<'_>) -> bool {
         self.wanted.iter().all(|(dimension, values)| {
-            let found = of_account(record, dimension);
+            let found = account.get(dimension);
             values.iter().any(|value| **value == *found)
         })
     }

@@ -3,6 +3,7 @@
 //! No value is blank. `(none)` says that it does not apply or is not set, `(unresolved)` that it was
 //! never found out, `(empty)` that it is set to the empty text.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -63,12 +64,13 @@ impl<'a> Keys<'a> {
     }
 
     /// The key of an account, without what depends on the hour.
-    pub(super) fn account(&self, record: &AccountRecord, is_in: bool) -> AccountKey {
+    pub(super) fn account(&self, account: &AccountValues<'_>, is_in: bool) -> AccountKey {
+        let record = account.record;
         let key = self.by.iter().map(|dimension| match dimension {
             Dimension::Gpu | Dimension::GpuIndex | Dimension::Model => {
                 self.device(record.gpu, dimension)
             }
-            _ => of_account(record, dimension),
+            _ => account.get(dimension),
         });
         AccountKey {
             kind: if is_host(record) {
@@ -143,28 +145,61 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// A value of an account; `(none)` for what depends on the GPU or the hour.
-pub(super) fn of_account(record: &AccountRecord, dimension: &Dimension) -> Arc<str> {
-    let is_host = is_host(record);
-    match dimension {
-        Dimension::Profile => record.profile.as_ref().map_or(NONE.into(), shown),
-        Dimension::Unit if is_host => shown(&record.owner),
-        _ if is_host => NONE.into(),
-        Dimension::Namespace => shown(&record.namespace),
-        Dimension::Pod => shown(&record.pod),
-        Dimension::PodUid => shown(&record.pod_uid),
-        Dimension::Container => shown(&record.container),
-        Dimension::ContainerId => shown(&record.container_id),
-        Dimension::Image => shown(&record.image),
-        Dimension::Runtime => shown(&record.runtime),
-        Dimension::Label(key) => label(record, key),
-        Dimension::Unit
-        | Dimension::Gpu
-        | Dimension::GpuIndex
-        | Dimension::Model
-        | Dimension::Hour
-        | Dimension::Day
-        | Dimension::Month => NONE.into(),
+/// An account with the values by which rows are grouped and accounts are chosen.
+pub(super) struct AccountValues<'a> {
+    pub(super) record: &'a AccountRecord,
+    /// Its labels, parsed when the first of them is asked for; none if nothing is known of them.
+    labels: OnceCell<Option<HashMap<String, Arc<str>>>>,
+}
+
+impl<'a> AccountValues<'a> {
+    pub(super) fn new(record: &'a AccountRecord) -> Self {
+        Self {
+            record,
+            labels: OnceCell::new(),
+        }
+    }
+
+    /// A value of the account; `(none)` for what depends on the GPU or the hour.
+    pub(super) fn get(&self, dimension: &Dimension) -> Arc<str> {
+        let record = self.record;
+        let is_host = is_host(record);
+        match dimension {
+            Dimension::Profile => record.profile.as_ref().map_or(NONE.into(), shown),
+            Dimension::Unit if is_host => shown(&record.owner),
+            _ if is_host => NONE.into(),
+            Dimension::Namespace => shown(&record.namespace),
+            Dimension::Pod => shown(&record.pod),
+            Dimension::PodUid => shown(&record.pod_uid),
+            Dimension::Container => shown(&record.container),
+            Dimension::ContainerId => shown(&record.container_id),
+            Dimension::Image => shown(&record.image),
+            Dimension::Runtime => shown(&record.runtime),
+            Dimension::Label(key) => self.label(key),
+            Dimension::Unit
+            | Dimension::Gpu
+            | Dimension::GpuIndex
+            | Dimension::Model
+            | Dimension::Hour
+            | Dimension::Day
+            | Dimension::Month => NONE.into(),
+        }
+    }
+
+    /// The value of a label.
+    pub(super) fn label(&self, key: &str) -> Arc<str> {
+        let labels = self.labels.get_or_init(|| {
+            // Until it is named, nothing is known of its labels either.
+            let is_named = &*self.record.attribution == "named";
+            let labels = is_named.then(|| serde_json::from_str(&self.record.labels));
+            labels.and_then(Result::ok)
+        });
+        match labels.as_ref().map(|labels| labels.get(key)) {
+            None => UNRESOLVED.into(),
+            Some(None) => NONE.into(),
+            Some(Some(value)) if value.is_empty() => EMPTY.into(),
+            Some(Some(value)) => Arc::clone(value),
+        }
     }
 }
 
@@ -178,22 +213,5 @@ pub(super) fn shown(text: &Arc<str>) -> Arc<str> {
         UNRESOLVED.into()
     } else {
         Arc::clone(text)
-    }
-}
-
-/// The value of a label.
-pub(super) fn label(record: &AccountRecord, key: &str) -> Arc<str> {
-    // Until it is named, nothing is known of its labels either.
-    if &*record.attribution != "named" {
-        return UNRESOLVED.into();
-    }
-    let labels: Result<HashMap<String, Arc<str>>, _> = serde_json::from_str(&record.labels);
-    let Ok(labels) = labels else {
-        return UNRESOLVED.into();
-    };
-    match labels.get(key) {
-        None => NONE.into(),
-        Some(value) if value.is_empty() => EMPTY.into(),
-        Some(value) => Arc::clone(value),
     }
 }

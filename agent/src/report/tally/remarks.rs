@@ -13,17 +13,22 @@ use crate::report::zone::Zone;
 /// Nanoseconds of an hour.
 const HOUR: u64 = 3_600_000_000_000;
 
-/// What is remarked upon.
+/// What the warnings and notes of a report are made from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
+    /// The range that was asked for.
     pub(super) asked: Asked,
+    /// The time zone in which moments are written.
     pub(super) zone: &'a Zone,
     /// The ledger's first hour.
     pub(super) first_hour: i64,
+    /// When the ledger was last committed.
     pub(super) committed: Timestamp,
+    /// When the report is made.
     pub(super) now: Timestamp,
     /// The end of what is answered.
     pub(super) until: Timestamp,
+    /// By how much the rows differ from the GPUs' books. Zero unless there is a bug.
     pub(super) imbalance: Nanos,
     /// Time of divided GPUs that is left out.
     pub(super) left_out: Nanos,

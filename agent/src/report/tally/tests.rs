@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 
 use super::dimension::PLAIN;
-use super::keys::{EMPTY, label, shown};
+use super::keys::{AccountValues, EMPTY, shown};
 use super::*;
 use crate::core::model::{GpuUuid, UNRESOLVED, WallTime};
 use crate::report::prices::Prices;
@@ -261,7 +261,8 @@ fn no_label_is_blank() {
         ("held", r#"{"team":"vision"}"#, UNRESOLVED),
     ] {
         let record = record("", attribution, labels);
-        assert_eq!(&*label(&record, "team"), expected, "{attribution} {labels}");
+        let found = AccountValues::new(&record).label("team");
+        assert_eq!(&*found, expected, "{attribution} {labels}");
     }
     assert_eq!(&*shown(&"".into()), UNRESOLVED);
 }

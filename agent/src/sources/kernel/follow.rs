@@ -43,7 +43,7 @@ pub async fn run(
     let config = KernelConfig::from(&config);
     let mut tried = Some(tried);
     let mut has_tried = || {
-        // Nobody listens where `/proc` was scanned without waiting any longer.
+        // Sending fails if the first scan of `/proc` has begun without waiting for this.
         let _ = tried.take().map(|tried| tried.send(()));
     };
     let mut health = HealthReporter::new(SourceId::Kernel, io.out.clone(), io.clock);
@@ -59,7 +59,7 @@ pub async fn run(
         let (class, reason) = match loaded {
             Ok(Ok((source, batches))) => {
                 retry.reset();
-                // Full means that a scan is about to begin anyway.
+                // If the channel is full, a scan is about to begin anyway.
                 let begun = || {
                     let _ = rescans.try_send(());
                     has_tried();

@@ -6,8 +6,8 @@
 
 use ratatui::style::{Color, Modifier, Style};
 
+use crate::commands::charset::Charset;
 use crate::commands::environment::allows_colour;
-use crate::commands::status::charset::Charset;
 
 /// Eight heights of a bar.
 const BLOCKS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
@@ -15,11 +15,6 @@ const BLOCKS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█
 const INK: [&str; 8] = ["_", ":", "-", "=", "+", "*", "%", "#"];
 /// Less busy than this is shown as idle.
 const IDLE: f64 = 0.005;
-
-/// Whether the terminal can be drawn on.
-pub(super) fn can_draw() -> bool {
-    std::env::var("TERM").is_ok_and(|term| !term.is_empty() && term != "dumb")
-}
 
 /// How the view looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use ratatui::style::{Color, Modifier};
 use super::input::After;
 use super::model::Row;
 use super::*;
-use crate::commands::status::charset::Charset;
+use crate::commands::charset::Charset;
 use crate::commands::status::selection::{Selection, Sort};
 use crate::commands::status::words::name;
 use crate::core::explanation::Explanation;
