@@ -7,9 +7,11 @@
 //! force.
 
 mod check;
+mod check_otlp;
 mod error;
 mod key;
 mod otlp;
+mod otlp_signal;
 mod sections;
 mod span;
 #[cfg(test)]
@@ -20,11 +22,12 @@ mod value;
 use std::path::{Path, PathBuf};
 
 pub use self::error::{ConfigError, Mistake};
-pub use self::otlp::{Otlp, OtlpProtocol, OtlpTemporality};
+pub use self::otlp::{Otlp, OtlpKind, OtlpTemporality};
+pub use self::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpSignal, OtlpTls};
 pub use self::sections::*;
 pub use self::span::Span;
 use crate::receiver::Receiver;
-use crate::secrets::{self, STRUCK, Secrets};
+use crate::secrets::Secrets;
 use crate::text_file;
 
 impl Config {
@@ -69,20 +72,14 @@ impl Config {
     /// The configuration as it may be shown: it can be read back, and has no secrets.
     #[must_use]
     pub fn redacted(mut self) -> Self {
-        for value in self.otlp.headers.values_mut() {
-            *value = STRUCK.to_owned();
-        }
-        if let Some(endpoint) = &mut self.otlp.endpoint {
-            *endpoint = secrets::shown(endpoint);
-        }
+        self.otlp.redact();
         self
     }
 
     /// What is in it and must not leave the node.
     #[must_use]
     pub fn secrets(&self) -> Secrets {
-        let headers = self.otlp.headers.values().map(String::as_str);
-        Secrets::of(headers, self.otlp.endpoint.as_deref())
+        self.otlp.secrets()
     }
 
     /// Checks values that flags have put in place of those of the file. `origins` say which flag has
@@ -109,10 +106,10 @@ impl Config {
         }
     }
 
-    /// The receiver of OTLP, if one is configured.
+    /// The receiver of the books over OTLP, if one is configured.
     #[must_use]
     pub fn receiver(&self) -> Option<Receiver> {
-        self.otlp.receiver()
+        self.otlp.receiver(OtlpKind::Metrics)
     }
 
     /// The configuration as a file. It can be read back.
@@ -150,14 +147,37 @@ impl Config {
     /// Section and name of each key that has no value.
     fn unset(&self) -> Vec<(&'static str, &'static str)> {
         let Self { gpu, otlp, .. } = self;
-        [
+        let OtlpTls {
+            ca_file,
+            cert_file,
+            key_file,
+            server_name,
+        } = &otlp.tls;
+        let own = [
             ("gpu", "library", gpu.library.is_none()),
             ("otlp", "endpoint", otlp.endpoint.is_none()),
             ("otlp", "node_name", otlp.node_name.is_none()),
-        ]
-        .into_iter()
-        .filter_map(|(section, key, is_unset)| is_unset.then_some((section, key)))
-        .collect()
+            ("otlp.tls", "ca_file", ca_file.is_none()),
+            ("otlp.tls", "cert_file", cert_file.is_none()),
+            ("otlp.tls", "key_file", key_file.is_none()),
+            ("otlp.tls", "server_name", server_name.is_none()),
+        ];
+        let signals = [("otlp.metrics", &otlp.metrics), ("otlp.logs", &otlp.logs)];
+        let signals = signals.map(|(section, of_it)| {
+            [
+                (section, "endpoint", of_it.endpoint.is_none()),
+                (section, "protocol", of_it.protocol.is_none()),
+                (section, "timeout", of_it.timeout.is_none()),
+                (section, "compression", of_it.compression.is_none()),
+                (section, "headers", of_it.headers.is_none()),
+                (section, "header_files", of_it.header_files.is_none()),
+                (section, "tls", of_it.tls.is_none()),
+            ]
+        });
+        own.into_iter()
+            .chain(signals.into_iter().flatten())
+            .filter_map(|(section, key, is_unset)| is_unset.then_some((section, key)))
+            .collect()
     }
 }
 

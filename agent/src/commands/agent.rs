@@ -17,7 +17,7 @@ use super::block_on;
 use super::complaint::complain;
 use super::environment;
 use crate::app;
-use crate::config::{Config, ConfigError, LogFormat, OtlpTemporality};
+use crate::config::{Config, ConfigError, LogFormat, OtlpKind, OtlpTemporality};
 use crate::errors::chain;
 use crate::outputs::log::{Log, LogCapture, RedactingWriter};
 use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
@@ -120,17 +120,7 @@ pub fn run(options: Options) -> ExitCode {
     };
     keep_memory_small();
     block_on(async {
-        let telemetry = config.receiver().map(|receiver| {
-            Telemetry::start(&telemetry::Options {
-                receiver,
-                origin: app::origin(&config),
-                interval: config.otlp.interval.0,
-                temporality: match config.otlp.temporality {
-                    OtlpTemporality::Cumulative => telemetry::Temporality::Cumulative,
-                    OtlpTemporality::Delta => telemetry::Temporality::Delta,
-                },
-            })
-        });
+        let telemetry = telemetry_options(&config).map(|options| Telemetry::start(&options));
         let telemetry = match telemetry.transpose() {
             Ok(telemetry) => telemetry,
             Err(error @ TelemetryError::Receiver(_)) => return complain(&error, 2),
@@ -174,6 +164,22 @@ pub fn run(options: Options) -> ExitCode {
                 ExitCode::FAILURE
             }
         }
+    })
+}
+
+/// Where the agent's own telemetry goes, if anywhere.
+fn telemetry_options(config: &Config) -> Option<telemetry::Options> {
+    let metrics = config.otlp.receiver(OtlpKind::Metrics);
+    let logs = config.otlp.receiver(OtlpKind::Logs);
+    (metrics.is_some() || logs.is_some()).then(|| telemetry::Options {
+        metrics,
+        logs,
+        origin: app::origin(config),
+        interval: config.otlp.interval.0,
+        temporality: match config.otlp.temporality {
+            OtlpTemporality::Cumulative => telemetry::Temporality::Cumulative,
+            OtlpTemporality::Delta => telemetry::Temporality::Delta,
+        },
     })
 }
 
@@ -236,7 +242,7 @@ mod tests {
         let Some(receiver) = config.receiver() else {
             return Ok(());
         };
-        let options = otlp::Options::new(receiver.clone(), app::origin(config));
+        let options = otlp::Options::new(receiver, app::origin(config));
         let (_, published) = watch::channel(Arc::default());
         let (health, _) = mpsc::channel(1);
         let clock = Arc::new(|| Clock {
@@ -245,20 +251,20 @@ mod tests {
         });
         otlp::Exporter::new(options, published, Arc::default(), clock, health)
             .map_err(|error| failed(&error))?;
-        telemetry::exporters(&telemetry::Options {
-            receiver,
-            origin: app::origin(config),
-            interval: config.otlp.interval.0,
-            temporality: telemetry::Temporality::Cumulative,
-        })
-        .map(drop)
-        .map_err(|error| failed(&error))
+        let telemetry = telemetry_options(config).expect("there is a receiver");
+        telemetry::exporters(&telemetry)
+            .map(drop)
+            .map_err(|error| failed(&error))
     }
 
     #[tokio::test]
     async fn no_configuration_that_is_accepted_keeps_the_agent_from_starting() {
         let endpoints = [
             "http://collector:4317",
+            "https://collector:4317",
+            "https://[::1]/base/",
+            "https://",
+            "https://a b",
             "http://collector",
             "http://[::1]:4317/base/",
             "http://me:pass word@collector:1",

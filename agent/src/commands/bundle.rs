@@ -271,8 +271,8 @@ mod tests {
                 "gpuacct.toml:2:17: otlp.headers.authorization: the closing quote is missing",
             ),
             (
-                "[otlp]\nendpoint = \"https://me:hunter22@collector\"\n",
-                "otlp.endpoint: found \"https://(redacted)@collector\"",
+                "[otlp]\nendpoint = \"ftp://me:hunter22@collector\"\n",
+                "otlp.endpoint: found \"ftp://(redacted)@collector\"",
             ),
         ] {
             std::fs::write(&config, text).unwrap();

@@ -2,7 +2,7 @@
 //! Both are shared by the books and the agent's own telemetry.
 
 use super::instruments::VERSION;
-pub use crate::receiver::{Protocol, Receiver, ReceiverError};
+pub use crate::receiver::{Compression, Protocol, Receiver, ReceiverError};
 
 /// Where the figures come from: the resource of everything sent.
 #[derive(Clone, Debug, PartialEq, Eq)]

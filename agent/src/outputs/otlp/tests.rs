@@ -1,6 +1,7 @@
 //! The exporter against receivers in this process that fail, refuse, hang, and then accept.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
@@ -8,6 +9,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -20,12 +22,15 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use prost::Message as _;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
+use tonic::codec::CompressionEncoding;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::core::model::{Clock, WallTime};
 use crate::outputs::receiver::Protocol;
 use crate::outputs::sample::{self, NOW};
+
+mod tls;
 
 /// Nothing here takes as long; it turns a wait for what never comes into a failure.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -64,6 +69,7 @@ struct Arrived {
     counters: Vec<String>,
     temporality: AggregationTemporality,
     token: Option<String>,
+    is_compressed: bool,
 }
 
 struct Peer {
@@ -73,13 +79,19 @@ struct Peer {
 }
 
 impl Peer {
-    fn next(&self, request: &ExportMetricsServiceRequest, token: Option<String>) -> Act {
+    fn next(
+        &self,
+        request: &ExportMetricsServiceRequest,
+        token: Option<String>,
+        is_compressed: bool,
+    ) -> Act {
         let mut arrived = Arrived {
             commits: -1,
             points: 0,
             counters: Vec::new(),
             temporality: AggregationTemporality::Unspecified,
             token,
+            is_compressed,
         };
         for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
             let points = match metric.data.as_ref().unwrap() {
@@ -132,7 +144,8 @@ impl MetricsService for Service {
             .metadata()
             .get("x-token")
             .map(|value| value.to_str().unwrap().to_owned());
-        match self.0.next(request.get_ref(), token) {
+        let is_compressed = request.metadata().get("grpc-encoding").is_some();
+        match self.0.next(request.get_ref(), token, is_compressed) {
             Act::Accept | Act::Babble => {
                 Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
             }
@@ -167,8 +180,15 @@ async fn http_export(
     let token = headers
         .get("x-token")
         .map(|value| value.to_str().unwrap().to_owned());
-    let request = ExportMetricsServiceRequest::decode(body).unwrap();
-    match receiver.next(&request, token) {
+    let is_compressed = headers.get("content-encoding").is_some();
+    let mut plain = Vec::new();
+    if is_compressed {
+        GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+    } else {
+        plain.extend(body);
+    }
+    let request = ExportMetricsServiceRequest::decode(&plain[..]).unwrap();
+    match receiver.next(&request, token, is_compressed) {
         Act::Accept => ExportMetricsServiceResponse::default()
             .encode_to_vec()
             .into_response(),
@@ -254,7 +274,10 @@ async fn bench(protocol: Protocol, script: &[Act], change: impl FnOnce(&mut Opti
     let receiver = match protocol {
         Protocol::Grpc => tokio::spawn(async move {
             tonic::transport::Server::builder()
-                .add_service(MetricsServiceServer::new(Service(receiver)))
+                .add_service(
+                    MetricsServiceServer::new(Service(receiver))
+                        .accept_compressed(CompressionEncoding::Gzip),
+                )
                 .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener))
                 .await
                 .unwrap();
