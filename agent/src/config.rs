@@ -8,8 +8,12 @@
 
 mod check;
 mod check_otlp;
+mod environment;
+#[cfg(test)]
+mod environment_tests;
 mod error;
 mod key;
+mod origins;
 mod otlp;
 mod otlp_signal;
 mod sections;
@@ -21,7 +25,9 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
+pub use self::environment::{Environment, VARIABLES};
 pub use self::error::{ConfigError, Mistake};
+pub use self::origins::Origins;
 pub use self::otlp::{Otlp, OtlpKind, OtlpTemporality};
 pub use self::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpSignal, OtlpTls};
 pub use self::sections::*;
@@ -29,6 +35,54 @@ pub use self::span::Span;
 use crate::receiver::Receiver;
 use crate::secrets::Secrets;
 use crate::text_file;
+
+/// A configuration, and where its values come from.
+#[derive(Clone, Debug, Default)]
+pub struct LoadedConfig {
+    /// The configuration.
+    pub config: Config,
+    /// What has set which key.
+    pub origins: Origins,
+    /// Environment variables that are set and not used, with the reason.
+    pub unused: Vec<String>,
+}
+
+impl LoadedConfig {
+    /// The configuration of a file and, where that sets nothing, of the environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::read`]. A variable that cannot be used is no error.
+    pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        let (mut config, mut origins) = match file {
+            None => (Config::default(), Origins::default()),
+            Some(path) => {
+                let read = text::read(&text_of(path)?, &path.display().to_string());
+                if !read.mistakes.is_empty() {
+                    return Err(ConfigError::Wrong(read.mistakes));
+                }
+                (read.config, Origins::of_file(read.set))
+            }
+        };
+        let unused = environment::merge(&mut config, &mut origins, environment);
+        Ok(Self {
+            config,
+            origins,
+            unused,
+        })
+    }
+
+    /// The defaults and what the environment sets.
+    #[must_use]
+    pub fn of_environment(environment: &Environment) -> Self {
+        let mut loaded = Self::default();
+        let Self {
+            config, origins, ..
+        } = &mut loaded;
+        loaded.unused = environment::merge(config, origins, environment);
+        loaded
+    }
+}
 
 impl Config {
     /// Reads a file.
@@ -122,22 +176,30 @@ impl Config {
     }
 
     /// The configuration as it is shown to people: as a file without secrets, in which each key has
-    /// its value or a comment that says that it has none.
+    /// its value or a comment that says that it has none. Another comment says where a value comes
+    /// from that is not the default.
     ///
     /// # Errors
     ///
     /// As [`Config::to_toml`].
-    pub fn shown(&self) -> Result<String, toml::ser::Error> {
+    pub fn shown(&self, origins: &Origins) -> Result<String, toml::ser::Error> {
         let text = self.clone().redacted().to_toml()?;
         let unset = self.unset();
         let mut shown = String::with_capacity(text.len());
+        let mut section = "";
         for line in text.lines() {
             shown.push_str(line);
-            shown.push('\n');
-            let section = line
+            let begins = line
                 .strip_prefix('[')
                 .and_then(|name| name.strip_suffix(']'));
-            for (_, key) in unset.iter().filter(|(of, _)| section == Some(of)) {
+            if let Some((key, _)) = line.split_once(" = ").filter(|_| begins.is_none())
+                && let Some(origin) = origins.of(&format!("{section}.{key}"))
+            {
+                shown.push_str(&format!(" # from {origin}"));
+            }
+            shown.push('\n');
+            section = begins.unwrap_or(section);
+            for (_, key) in unset.iter().filter(|(of, _)| begins == Some(of)) {
                 shown.push_str(&format!("# {key} is not set\n"));
             }
         }
@@ -157,6 +219,7 @@ impl Config {
             ("gpu", "library", gpu.library.is_none()),
             ("otlp", "endpoint", otlp.endpoint.is_none()),
             ("otlp", "node_name", otlp.node_name.is_none()),
+            ("otlp", "service_name", otlp.service_name.is_none()),
             ("otlp.tls", "ca_file", ca_file.is_none()),
             ("otlp.tls", "cert_file", cert_file.is_none()),
             ("otlp.tls", "key_file", key_file.is_none()),

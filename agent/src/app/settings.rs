@@ -87,12 +87,18 @@ pub(crate) fn origin(config: &Config) -> Origin {
         names.nodename().to_string_lossy().into_owned()
     });
     let host_id = std::fs::read_to_string("/etc/machine-id").ok();
+    // OTEL_SERVICE_NAME counts for more than the same in OTEL_RESOURCE_ATTRIBUTES.
+    let name = config.otlp.service_name.clone();
+    let name = name.map(|name| ("service.name".to_owned(), name));
+    let attributes = config.otlp.resource_attributes.clone();
+    let attributes = attributes.into_iter().chain(name);
     Origin {
         host_name,
         host_id: host_id
             .map(|id| id.trim().to_owned())
             .filter(|id| !id.is_empty()),
         node_name: config.otlp.node_name.clone(),
+        chosen: attributes.collect(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tracing::error;
+use tracing::{error, warn};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -17,7 +17,9 @@ use super::block_on;
 use super::complaint::complain;
 use super::environment;
 use crate::app;
-use crate::config::{Config, ConfigError, LogFormat, OtlpKind, OtlpTemporality};
+use crate::config::{
+    Config, ConfigError, Environment, LoadedConfig, LogFormat, OtlpKind, OtlpTemporality,
+};
 use crate::errors::chain;
 use crate::outputs::log::{Log, LogCapture, RedactingWriter};
 use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
@@ -78,10 +80,20 @@ impl Options {
         file.filter(|file| !file.as_os_str().is_empty())
     }
 
-    fn config(self) -> Result<Config, ConfigError> {
-        let mut config = self
-            .file()
-            .map_or_else(|| Ok(Config::default()), Config::read)?;
+    fn config(self) -> Result<LoadedConfig, ConfigError> {
+        let mut loaded = LoadedConfig::load(self.file(), &Environment::of_process())?;
+        let config = &mut loaded.config;
+        let named = self.node_name.filter(|name| !name.is_empty());
+        let set = [
+            self.listen.is_some(),
+            self.socket.is_some(),
+            self.nvml_library.is_some(),
+            named.is_some(),
+            self.log.is_some(),
+        ];
+        for ((key, flag), _) in FLAGS.iter().zip(set).filter(|(_, is_set)| *is_set) {
+            loaded.origins.set((*key).to_owned(), (*flag).to_owned());
+        }
         if let Some(listen) = self.listen {
             config.prometheus.listen = listen;
         }
@@ -92,14 +104,14 @@ impl Options {
             config.gpu.library = self.nvml_library;
         }
         // An empty environment variable counts as not set.
-        if let Some(name) = self.node_name.filter(|name| !name.is_empty()) {
+        if let Some(name) = named {
             config.otlp.node_name = Some(name);
         }
         if let Some(level) = self.log {
             config.log.level = level;
         }
         config.check_flags(&FLAGS)?;
-        Ok(config)
+        Ok(loaded)
     }
 }
 
@@ -109,8 +121,12 @@ pub fn run(options: Options) -> ExitCode {
     let record = options.record_inputs.clone();
     let record = record.filter(|file| !file.as_os_str().is_empty());
     let file = options.file().map(Path::to_owned);
-    let config = match options.config() {
-        Ok(config) => config,
+    let LoadedConfig {
+        config,
+        origins,
+        unused,
+    } = match options.config() {
+        Ok(loaded) => loaded,
         Err(error) => return complain(&error, 2),
     };
     let (log, filter) = match Log::new(&config.log.level) {
@@ -149,7 +165,11 @@ pub fn run(options: Options) -> ExitCode {
             .with(kept)
             .with(telemetry.as_ref().map(Telemetry::layer))
             .init();
-        let ended = app::run(config, file, log, record).await;
+        for variable in unused {
+            warn!(variable, "an environment variable is set and not used");
+        }
+        let source = app::ConfigSource { file, origins };
+        let ended = app::run(config, source, log, record).await;
         if let Some(telemetry) = telemetry {
             let end = move || telemetry.shutdown(FLUSH);
             // Only a panic in there, which has been reported, or the end of the runtime.
@@ -231,7 +251,8 @@ mod tests {
 
     fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
         let line = Line::try_parse_from([&["agent"], arguments].concat());
-        line.expect("the flags are known").options.config()
+        let loaded = line.expect("the flags are known").options.config();
+        loaded.map(|loaded| loaded.config)
     }
 
     /// Does with a configuration what the agent does at its start, as far as that can fail for what

@@ -16,6 +16,9 @@ use crate::secrets;
 /// Takes a key, a name below it if that is a table, and what was found and what is expected.
 type Take<'a> = dyn FnMut(&'static str, Option<String>, String) + 'a;
 
+/// Resource attributes at most: they are in every message.
+const MAX_ATTRIBUTES: usize = 64;
+
 /// The keys of what can be set for all signals and for one.
 struct Keys {
     endpoint: &'static str,
@@ -64,6 +67,21 @@ pub(super) fn check(otlp: &Otlp, take: &mut Take<'_>) {
     // A header without an endpoint is checked, too: the endpoint may come later.
     let mut sound = headers(&ALL, &otlp.headers, &otlp.header_files, take);
     tls(&ALL, &otlp.tls, take);
+    let attributes = &otlp.resource_attributes;
+    let holds = attributes.len() <= MAX_ATTRIBUTES && attributes.keys().all(|key| !key.is_empty());
+    let expected = "at most 64 attributes, each with a name";
+    let found = format!("{} attributes", attributes.len());
+    ensure(take, holds, "otlp.resource_attributes", &found, expected);
+    if let Some(name) = &otlp.service_name {
+        let holds = !name.trim().is_empty();
+        ensure(
+            take,
+            holds,
+            "otlp.service_name",
+            &format!("{name:?}"),
+            "a name",
+        );
+    }
     let empty = (BTreeMap::new(), BTreeMap::new());
     for (keys, kind) in [(&METRICS, OtlpKind::Metrics), (&LOGS, OtlpKind::Logs)] {
         let own = otlp.signal(kind);

@@ -49,6 +49,10 @@ pub struct Otlp {
     pub compression: OtlpCompression,
     /// `k8s.node.name`, if the node has one.
     pub node_name: Option<String>,
+    /// `service.name` in place of `gpuacct`.
+    pub service_name: Option<String>,
+    /// Further resource attributes; one of the agent's own is replaced.
+    pub resource_attributes: BTreeMap<String, String>,
     /// Headers (gRPC metadata) sent with each request.
     pub headers: BTreeMap<String, String>,
     /// Headers whose values are in files, which are read for each request.
@@ -72,6 +76,8 @@ impl fmt::Debug for Otlp {
             .field("timeout", &self.timeout)
             .field("compression", &self.compression)
             .field("node_name", &self.node_name)
+            .field("service_name", &self.service_name)
+            .field("resource_attributes", &self.resource_attributes)
             .field("headers", &self.headers.keys())
             .field("header_files", &self.header_files)
             .field("tls", &self.tls)
@@ -91,6 +97,8 @@ impl Default for Otlp {
             timeout: Span::secs(10),
             compression: OtlpCompression::default(),
             node_name: None,
+            service_name: None,
+            resource_attributes: BTreeMap::new(),
             headers: BTreeMap::new(),
             header_files: BTreeMap::new(),
             tls: OtlpTls::default(),

@@ -335,7 +335,7 @@ fn a_duration_is_the_same_text_everywhere() {
 
 #[test]
 fn every_key_is_shown_with_its_value_or_as_not_set() {
-    let shown = Config::default().shown().unwrap();
+    let shown = Config::default().shown(&Origins::default()).unwrap();
     let json = serde_json::to_value(Config::default()).unwrap();
     let mut keys = 0;
     for (section, of_section) in json.as_object().unwrap() {

@@ -102,7 +102,7 @@ impl Telemetry {
                 options
                     .origin
                     .attributes()
-                    .map(|(key, value)| KeyValue::new(key, value.to_owned())),
+                    .map(|(key, value)| KeyValue::new(key.to_owned(), value.to_owned())),
             )
             .build();
         let (metric_exporter, log_exporter) = exporters(options)?;
@@ -424,8 +424,7 @@ mod tests {
             logs: Some(Receiver::new(endpoint, protocol)),
             origin: Origin {
                 host_name: "node".to_owned(),
-                host_id: None,
-                node_name: None,
+                ..Origin::default()
             },
             interval: Duration::from_secs(3_600),
             temporality: Temporality::Cumulative,

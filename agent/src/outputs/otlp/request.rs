@@ -263,7 +263,7 @@ mod tests {
         Origin {
             host_name: "gpu-node-7".to_owned(),
             host_id: Some("0123456789abcdef".to_owned()),
-            node_name: None,
+            ..Origin::default()
         }
     }
 

@@ -231,8 +231,7 @@ const BOTH: [Protocol; 2] = [Protocol::Grpc, Protocol::HttpProtobuf];
 fn quick(protocol: Protocol, endpoint: String) -> Options {
     let origin = Origin {
         host_name: "node".to_owned(),
-        host_id: None,
-        node_name: None,
+        ..Origin::default()
     };
     let receiver = Receiver {
         headers: vec![("x-token".to_owned(), "secret".to_owned())],
