@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub use self::environment::{Environment, VARIABLES};
 pub use self::error::{ConfigError, Mistake};
 pub use self::origins::Origins;
-pub use self::otlp::{Otlp, OtlpKind, OtlpTemporality};
+pub use self::otlp::{Otlp, OtlpAttributes, OtlpKind, OtlpLayout, OtlpTemporality};
 pub use self::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpSignal, OtlpTls};
 pub use self::sections::*;
 pub use self::span::Span;

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use super::settings::{opt_in, origin, starts, temporality};
+use super::settings::{opt_in, origin, shape, starts, temporality};
 use super::sources::panicked;
 use crate::config::{self, Config, Origins};
 use crate::core::input::SourceHealth;
@@ -84,6 +84,7 @@ pub(super) fn exporter(
         // No later than the first regular push would be.
         first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
         opt_in: opt_in(config),
+        shape: shape(config),
         temporality: temporality(config),
         starts: starts(config),
         ..otlp::Options::new(receiver, origin(config))

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::config::{CadvisorDutyCycle, Config, OtlpTemporality, Payer};
+use crate::config::{
+    CadvisorDutyCycle, Config, OtlpAttributes, OtlpLayout, OtlpTemporality, Payer,
+};
 use crate::core::account::Policy;
 use crate::core::accountant::Settings;
 use crate::core::model::Pid;
@@ -37,6 +39,20 @@ pub(super) fn settings(config: &Config) -> Settings {
         // Two commits: the first one finds what a window waits for and asks for it.
         await_events: (2 * COMMIT_EVERY).into(),
         ..Settings::default()
+    }
+}
+
+/// What is called how over OTLP, and where.
+pub(super) fn shape(config: &Config) -> otlp::Shape {
+    otlp::Shape {
+        naming: match config.otlp.attributes {
+            OtlpAttributes::Conventions => otlp::Naming::Conventions,
+            OtlpAttributes::Labels => otlp::Naming::Labels,
+        },
+        layout: match config.otlp.layout {
+            OtlpLayout::Point => otlp::Layout::Point,
+            OtlpLayout::Resource => otlp::Layout::Resource,
+        },
     }
 }
 

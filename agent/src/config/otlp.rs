@@ -22,6 +22,28 @@ pub enum OtlpTemporality {
     Delta,
 }
 
+/// What metrics and attributes are called over OTLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpAttributes {
+    /// As OpenTelemetry's semantic conventions call them.
+    #[default]
+    Conventions,
+    /// As the labels of `/metrics`.
+    Labels,
+}
+
+/// Where in a message the names of a container are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpLayout {
+    /// With each point.
+    #[default]
+    Point,
+    /// Each container is a resource of its own.
+    Resource,
+}
+
 /// What is sent over OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtlpKind {
@@ -41,6 +63,10 @@ pub struct Otlp {
     pub protocol: OtlpProtocol,
     /// What a counter's points say.
     pub temporality: OtlpTemporality,
+    /// What metrics and attributes are called.
+    pub attributes: OtlpAttributes,
+    /// Where the names of a container are.
+    pub layout: OtlpLayout,
     /// How often the books are sent.
     pub interval: Span,
     /// How long one request may take.
@@ -72,6 +98,8 @@ impl fmt::Debug for Otlp {
             .field("endpoint", &self.endpoint.as_deref().map(secrets::shown))
             .field("protocol", &self.protocol)
             .field("temporality", &self.temporality)
+            .field("attributes", &self.attributes)
+            .field("layout", &self.layout)
             .field("interval", &self.interval)
             .field("timeout", &self.timeout)
             .field("compression", &self.compression)
@@ -93,6 +121,8 @@ impl Default for Otlp {
             endpoint: None,
             protocol: OtlpProtocol::default(),
             temporality: OtlpTemporality::default(),
+            attributes: OtlpAttributes::default(),
+            layout: OtlpLayout::default(),
             interval: Span::secs(60),
             timeout: Span::secs(10),
             compression: OtlpCompression::default(),

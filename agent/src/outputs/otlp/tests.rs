@@ -95,6 +95,7 @@ impl Peer {
         };
         for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
             let points = match metric.data.as_ref().unwrap() {
+                metric::Data::Sum(sum) if !sum.is_monotonic => &sum.data_points,
                 metric::Data::Sum(sum) => {
                     arrived.temporality = sum.aggregation_temporality();
                     let name =
@@ -504,6 +505,7 @@ async fn one_message_that_is_refused_does_not_keep_the_others_back() {
         let whole = build(
             &View::new(&commit(1), &OutputCounters::default(), &OptIn::default()),
             &quick(protocol, String::new()).origin,
+            Shape::default(),
             usize::MAX,
             Counters::Totals(&mut Starts::new(None, Arc::default())),
         )[0]
@@ -696,7 +698,13 @@ async fn a_message_that_fails_does_not_tell_the_others_again() {
             let view = View::new(&published, &counters, &opt_in);
             let origin = &quick(protocol, String::new()).origin;
             let mut told = sent_totals::SentTotals::new("", view.snapshot.agent_started);
-            let whole = build(&view, origin, usize::MAX, Counters::Growths(&mut told));
+            let whole = build(
+                &view,
+                origin,
+                Shape::default(),
+                usize::MAX,
+                Counters::Growths(&mut told),
+            );
             let whole = whole[0].growths.len();
             let mut taken = BTreeSet::new();
             let mut messages = 0;
