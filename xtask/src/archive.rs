@@ -29,7 +29,12 @@ pub(crate) fn newer_runtimes() -> Result<PathBuf> {
 /// VictoriaMetrics, which takes OTLP over TLS. No release of Debian has a version that does.
 pub(crate) fn victoria_metrics() -> Result<PathBuf> {
     let program = "usr/bin/victoria-metrics";
-    let tree = tree("sid", "-victoria-metrics", &["victoria-metrics"], &[program])?;
+    let tree = tree(
+        "sid",
+        "-victoria-metrics",
+        &["victoria-metrics"],
+        &[program],
+    )?;
     Ok(tree.join(program))
 }
 

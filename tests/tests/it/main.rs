@@ -21,6 +21,7 @@ mod ladder;
 mod live_view;
 mod nvml_clients;
 mod nvml_source;
+mod otlp_tls;
 mod placement;
 mod pod_itself;
 mod pod_resources;
