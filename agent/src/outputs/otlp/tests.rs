@@ -93,25 +93,29 @@ impl Peer {
             token,
             is_compressed,
         };
-        for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
-            let points = match metric.data.as_ref().unwrap() {
-                metric::Data::Sum(sum) if !sum.is_monotonic => &sum.data_points,
-                metric::Data::Sum(sum) => {
-                    arrived.temporality = sum.aggregation_temporality();
-                    let name =
-                        |point: &NumberDataPoint| format!("{} {:?}", metric.name, point.attributes);
-                    arrived.counters.extend(sum.data_points.iter().map(name));
-                    &sum.data_points
-                }
-                metric::Data::Gauge(gauge) => &gauge.data_points,
-                other => panic!("{other:?}"),
-            };
-            arrived.points += points.len();
-            if metric.name == "gpuacct.commits" {
-                let Some(number_data_point::Value::AsInt(commits)) = points[0].value else {
-                    panic!("{points:?}");
+        for resource in &request.resource_metrics {
+            let of_it = &resource.resource.as_ref().unwrap().attributes;
+            for metric in &resource.scope_metrics[0].metrics {
+                let points = match metric.data.as_ref().unwrap() {
+                    metric::Data::Sum(sum) if !sum.is_monotonic => &sum.data_points,
+                    metric::Data::Sum(sum) => {
+                        arrived.temporality = sum.aggregation_temporality();
+                        let name = |point: &NumberDataPoint| {
+                            format!("{} {:?} {of_it:?}", metric.name, point.attributes)
+                        };
+                        arrived.counters.extend(sum.data_points.iter().map(name));
+                        &sum.data_points
+                    }
+                    metric::Data::Gauge(gauge) => &gauge.data_points,
+                    other => panic!("{other:?}"),
                 };
-                arrived.commits = commits;
+                arrived.points += points.len();
+                if metric.name == "gpuacct.commits" {
+                    let Some(number_data_point::Value::AsInt(commits)) = points[0].value else {
+                        panic!("{points:?}");
+                    };
+                    arrived.commits = commits;
+                }
             }
         }
         self.arrived.send(arrived).unwrap();
@@ -228,6 +232,14 @@ struct Bench {
 }
 
 const BOTH: [Protocol; 2] = [Protocol::Grpc, Protocol::HttpProtobuf];
+
+/// Both protocols in both layouts.
+const WAYS: [(Protocol, Layout); 4] = [
+    (Protocol::Grpc, Layout::Point),
+    (Protocol::Grpc, Layout::Resource),
+    (Protocol::HttpProtobuf, Layout::Point),
+    (Protocol::HttpProtobuf, Layout::Resource),
+];
 
 fn quick(protocol: Protocol, endpoint: String) -> Options {
     let origin = Origin {
@@ -638,10 +650,11 @@ async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it_or_asks_f
         (Act::Invalid, false),
         (Act::Denied, false),
     ];
-    for protocol in BOTH {
+    for (protocol, layout) in WAYS {
         for (act, arrived) in rows {
             let mut bench = bench(protocol, &[act], |options| {
                 deltas(options);
+                options.shape.layout = layout;
                 // A machine that is busy may let an answer wait for longer than this.
                 if matches!(act, Act::Hang) {
                     options.receiver.timeout = Duration::from_secs(3);
@@ -685,11 +698,12 @@ async fn what_grew_while_nobody_was_there_is_told_to_who_comes() {
 
 #[tokio::test]
 async fn a_message_that_fails_does_not_tell_the_others_again() {
-    for protocol in BOTH {
+    for (protocol, layout) in WAYS {
         for act in [Act::Unavailable(Some(0)), Act::Invalid] {
             let script = [Act::Accept, act];
             let mut bench = bench(protocol, &script, |options| {
                 deltas(options);
+                options.shape.layout = layout;
                 options.max_points = 20;
             })
             .await;
@@ -738,11 +752,12 @@ async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
         (Act::Unavailable(Some(3_600_000)), false),
     ];
     for (act, arrived) in rows {
-        for protocol in BOTH {
+        for (protocol, layout) in WAYS {
             let dir = tempfile::tempdir().unwrap();
             let place = SentTotalsLocation::new(dir.path(), &dir.path().join("agent.sock"), "boot");
             let kept = |options: &mut Options| {
                 options.temporality = Temporality::Delta(Some(place.clone()));
+                options.shape.layout = layout;
                 // Refused once, it is not tried again before the kill.
                 options.backoff = Duration::from_secs(3_600);
                 options.backoff_max = options.backoff;
