@@ -184,6 +184,18 @@ impl Config {
     /// As [`Config::to_toml`].
     pub fn shown(&self, origins: &Origins) -> Result<String, toml::ser::Error> {
         let text = self.clone().redacted().to_toml()?;
+        let shown = self.commented(&text, origins);
+        // A text with line breaks can have a line that looks like a key or like a section. What is in it
+        // counts for more than the comments.
+        let table = |text: &str| toml::from_str::<toml::Table>(text);
+        match (table(&shown), table(&text)) {
+            (Ok(found), Ok(expected)) if found == expected => Ok(shown),
+            _ => Ok(text),
+        }
+    }
+
+    /// A configuration as a file, with comments.
+    fn commented(&self, text: &str, origins: &Origins) -> String {
         let unset = self.unset();
         let mut shown = String::with_capacity(text.len());
         let mut section = "";
@@ -203,7 +215,7 @@ impl Config {
                 shown.push_str(&format!("# {key} is not set\n"));
             }
         }
-        Ok(shown)
+        shown
     }
 
     /// Section and name of each key that has no value.

@@ -266,3 +266,13 @@ fn a_variable_that_cannot_be_used_is_named_and_changes_nothing() {
         (Config::default(), Vec::new())
     );
 }
+
+#[test]
+fn a_comment_does_not_get_into_a_text_with_line_breaks() {
+    let name = "a\n[otlp]\nendpoint = \"b\"\n[otlp.tls]\nc = d";
+    let text = format!("[otlp]\nendpoint = \"http://a:1\"\nservice_name = {name:?}\n");
+    let loaded = loaded(&text, &[("OTEL_METRIC_EXPORT_INTERVAL", "9000")]);
+    let shown = loaded.config.shown(&loaded.origins).unwrap();
+    let read = Config::parse(&shown, "shown").unwrap();
+    assert_eq!(read.otlp.service_name.as_deref(), Some(name), "{shown}");
+}

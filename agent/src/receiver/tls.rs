@@ -168,7 +168,10 @@ impl TlsFault {
                 Bad::NotValidForName | Bad::NotValidForNameContext { .. } => FaultKind::WrongName,
                 _ => FaultKind::Other,
             },
-            rustls::Error::AlertReceived(_) if asked_in_vain => FaultKind::NoClientCertificate,
+            // By this one alone TLS 1.2 says that it wants a certificate.
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) if asked_in_vain => {
+                FaultKind::NoClientCertificate
+            }
             rustls::Error::AlertReceived(
                 AlertDescription::CertificateRequired
                 | AlertDescription::BadCertificate
@@ -179,7 +182,10 @@ impl TlsFault {
                 | AlertDescription::UnknownCA
                 | AlertDescription::AccessDenied
                 | AlertDescription::DecryptError,
-            ) => FaultKind::ClientCertificate,
+            ) => match asked_in_vain {
+                true => FaultKind::NoClientCertificate,
+                false => FaultKind::ClientCertificate,
+            },
             _ => FaultKind::Other,
         };
         let words = error.to_string();
