@@ -154,7 +154,8 @@ fn books_and_log_arrive_at_rotel_over_grpc_with_client_certificates() {
         let point = points.values().next().unwrap();
         assert_eq!(point.resource["service.name"], "lab-gpus", "{point:?}");
     }
-    let shown = agent.gpuacct(&["config"]).unwrap();
+    let mut shown = agent.command(&["config"]);
+    let shown = shown.envs(variables.given()).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     for line in [
         "service_name = \"lab-gpus\" # from OTEL_SERVICE_NAME",
@@ -182,9 +183,15 @@ fn a_wrong_authority_and_a_missing_client_certificate_are_said() {
     let rotel = Rotel::start(program, node.dir()).unwrap();
     let front = Nginx::start(&front, node.dir(), &authority, rotel.grpc_address()).unwrap();
     let endpoint = format!("https://{}", front.address());
-    for (name, ca, class) in [
-        ("wrong", other.ca(), "tls_unknown_ca"),
-        ("missing", authority.ca(), "tls_client_certificate"),
+    // What is wrong, the class of the state, and what `gpuacct check` finds.
+    for (name, ca, class, found) in [
+        ("wrong", other.ca(), "tls_unknown_ca", "(tls_unknown_ca)"),
+        (
+            "missing",
+            authority.ca(),
+            "tls_client_certificate",
+            "asks for a client certificate",
+        ),
     ] {
         let variables = Variables::new(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
@@ -197,6 +204,10 @@ fn a_wrong_authority_and_a_missing_client_certificate_are_said() {
         agent
             .wait_for_status(class, |status| is_down(status, class))
             .unwrap();
+        let mut check = agent.command(&["check"]);
+        let check = check.envs(variables.given()).output().unwrap();
+        let page = String::from_utf8(check.stdout).unwrap();
+        assert!(page.contains(found), "{found}: {page}");
         assert!(agent.stop().unwrap().success());
     }
     assert_eq!(rotel.received().metrics, []);
