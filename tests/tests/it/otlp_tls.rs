@@ -204,7 +204,7 @@ fn a_wrong_authority_and_a_missing_client_certificate_are_said() {
         agent
             .wait_for_status(class, |status| is_down(status, class))
             .unwrap();
-        let mut check = agent.command(&["check"]);
+        let mut check = agent.command(&["check", "-o", "json"]);
         let check = check.envs(variables.given()).output().unwrap();
         let page = String::from_utf8(check.stdout).unwrap();
         assert!(page.contains(found), "{found}: {page}");
