@@ -33,6 +33,7 @@ use tracing::{debug, error, info, warn};
 
 use self::core_task::Core;
 pub use self::error::AppError;
+pub use self::outputs::ConfigSource;
 use self::outputs::{Outputs, Shown, Taken};
 use self::recorder::Recorder;
 pub(crate) use self::settings::origin;
@@ -61,7 +62,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
-/// `file` is where the configuration was read from, and `record` where to write down what the core is
+/// `source` is where the configuration comes from, and `record` where to write down what the core is
 /// told.
 ///
 /// # Errors
@@ -70,7 +71,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// ended by a defect. A missing source is not a failure: it is reported as absent and retried.
 pub async fn run(
     config: Config,
-    file: Option<PathBuf>,
+    source: ConfigSource,
     log: Arc<Log>,
     record: Option<PathBuf>,
 ) -> Result<(), AppError> {
@@ -103,7 +104,7 @@ pub async fn run(
     sources::announce(&config, &inputs).await;
     let output_states = output_states(taken.exporter.is_some());
     let (releases, releases_taken) = mpsc::channel(RELEASES);
-    let (outputs, queries) = outputs::start(&config, file, log, taken, releases, &shown, health);
+    let (outputs, queries) = outputs::start(&config, source, log, taken, releases, &shown, health);
     let mut begun = tokio::select! {
         begun = books::begin(&config, &published) => begun,
         () = signals.recv() => {

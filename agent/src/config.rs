@@ -7,9 +7,15 @@
 //! force.
 
 mod check;
+mod check_otlp;
+mod environment;
+#[cfg(test)]
+mod environment_tests;
 mod error;
 mod key;
+mod origins;
 mod otlp;
+mod otlp_signal;
 mod sections;
 mod span;
 #[cfg(test)]
@@ -19,13 +25,64 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
+pub use self::environment::{Environment, VARIABLES};
 pub use self::error::{ConfigError, Mistake};
-pub use self::otlp::{Otlp, OtlpProtocol, OtlpTemporality};
+pub use self::origins::Origins;
+pub use self::otlp::{Otlp, OtlpAttributes, OtlpKind, OtlpLayout, OtlpTemporality};
+pub use self::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpSignal, OtlpTls};
 pub use self::sections::*;
 pub use self::span::Span;
 use crate::receiver::Receiver;
-use crate::secrets::{self, STRUCK, Secrets};
+use crate::secrets::Secrets;
 use crate::text_file;
+
+/// A configuration, and where its values come from.
+#[derive(Clone, Debug, Default)]
+pub struct LoadedConfig {
+    /// The configuration.
+    pub config: Config,
+    /// What has set which key.
+    pub origins: Origins,
+    /// Environment variables that are set and not used, with the reason.
+    pub unused: Vec<String>,
+}
+
+impl LoadedConfig {
+    /// The configuration of a file and, where that sets nothing, of the environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::read`]. A variable that cannot be used is no error.
+    pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        let (mut config, mut origins) = match file {
+            None => (Config::default(), Origins::default()),
+            Some(path) => {
+                let read = text::read(&text_of(path)?, &path.display().to_string());
+                if !read.mistakes.is_empty() {
+                    return Err(ConfigError::Wrong(read.mistakes));
+                }
+                (read.config, Origins::of_file(read.set))
+            }
+        };
+        let unused = environment::merge(&mut config, &mut origins, environment);
+        Ok(Self {
+            config,
+            origins,
+            unused,
+        })
+    }
+
+    /// The defaults and what the environment sets.
+    #[must_use]
+    pub fn of_environment(environment: &Environment) -> Self {
+        let mut loaded = Self::default();
+        let Self {
+            config, origins, ..
+        } = &mut loaded;
+        loaded.unused = environment::merge(config, origins, environment);
+        loaded
+    }
+}
 
 impl Config {
     /// Reads a file.
@@ -69,20 +126,14 @@ impl Config {
     /// The configuration as it may be shown: it can be read back, and has no secrets.
     #[must_use]
     pub fn redacted(mut self) -> Self {
-        for value in self.otlp.headers.values_mut() {
-            *value = STRUCK.to_owned();
-        }
-        if let Some(endpoint) = &mut self.otlp.endpoint {
-            *endpoint = secrets::shown(endpoint);
-        }
+        self.otlp.redact();
         self
     }
 
     /// What is in it and must not leave the node.
     #[must_use]
     pub fn secrets(&self) -> Secrets {
-        let headers = self.otlp.headers.values().map(String::as_str);
-        Secrets::of(headers, self.otlp.endpoint.as_deref())
+        self.otlp.secrets()
     }
 
     /// Checks values that flags have put in place of those of the file. `origins` say which flag has
@@ -109,10 +160,10 @@ impl Config {
         }
     }
 
-    /// The receiver of OTLP, if one is configured.
+    /// The receiver of the books over OTLP, if one is configured.
     #[must_use]
     pub fn receiver(&self) -> Option<Receiver> {
-        self.otlp.receiver()
+        self.otlp.receiver(OtlpKind::Metrics)
     }
 
     /// The configuration as a file. It can be read back.
@@ -125,26 +176,46 @@ impl Config {
     }
 
     /// The configuration as it is shown to people: as a file without secrets, in which each key has
-    /// its value or a comment that says that it has none.
+    /// its value or a comment that says that it has none. Another comment says where a value comes
+    /// from that is not the default.
     ///
     /// # Errors
     ///
     /// As [`Config::to_toml`].
-    pub fn shown(&self) -> Result<String, toml::ser::Error> {
+    pub fn shown(&self, origins: &Origins) -> Result<String, toml::ser::Error> {
         let text = self.clone().redacted().to_toml()?;
+        let shown = self.commented(&text, origins);
+        // A text with line breaks can have a line that looks like a key or like a section. What is in it
+        // counts for more than the comments.
+        let table = |text: &str| toml::from_str::<toml::Table>(text);
+        match (table(&shown), table(&text)) {
+            (Ok(found), Ok(expected)) if found == expected => Ok(shown),
+            _ => Ok(text),
+        }
+    }
+
+    /// A configuration as a file, with comments.
+    fn commented(&self, text: &str, origins: &Origins) -> String {
         let unset = self.unset();
         let mut shown = String::with_capacity(text.len());
+        let mut section = "";
         for line in text.lines() {
             shown.push_str(line);
-            shown.push('\n');
-            let section = line
+            let begins = line
                 .strip_prefix('[')
                 .and_then(|name| name.strip_suffix(']'));
-            for (_, key) in unset.iter().filter(|(of, _)| section == Some(of)) {
+            if let Some((key, _)) = line.split_once(" = ").filter(|_| begins.is_none())
+                && let Some(origin) = origins.of(&format!("{section}.{key}"))
+            {
+                shown.push_str(&format!(" # from {origin}"));
+            }
+            shown.push('\n');
+            section = begins.unwrap_or(section);
+            for (_, key) in unset.iter().filter(|(of, _)| begins == Some(of)) {
                 shown.push_str(&format!("# {key} is not set\n"));
             }
         }
-        Ok(shown)
+        shown
     }
 
     /// Section and name of each key that has no value.
@@ -152,15 +223,39 @@ impl Config {
         let Self {
             gpu, socket, otlp, ..
         } = self;
-        [
+        let OtlpTls {
+            ca_file,
+            cert_file,
+            key_file,
+            server_name,
+        } = &otlp.tls;
+        let own = [
             ("gpu", "library", gpu.library.is_none()),
             ("socket", "group", socket.group.is_none()),
             ("otlp", "endpoint", otlp.endpoint.is_none()),
             ("otlp", "node_name", otlp.node_name.is_none()),
-        ]
-        .into_iter()
-        .filter_map(|(section, key, is_unset)| is_unset.then_some((section, key)))
-        .collect()
+            ("otlp", "service_name", otlp.service_name.is_none()),
+            ("otlp.tls", "ca_file", ca_file.is_none()),
+            ("otlp.tls", "cert_file", cert_file.is_none()),
+            ("otlp.tls", "key_file", key_file.is_none()),
+            ("otlp.tls", "server_name", server_name.is_none()),
+        ];
+        let signals = [("otlp.metrics", &otlp.metrics), ("otlp.logs", &otlp.logs)];
+        let signals = signals.map(|(section, of_it)| {
+            [
+                (section, "endpoint", of_it.endpoint.is_none()),
+                (section, "protocol", of_it.protocol.is_none()),
+                (section, "timeout", of_it.timeout.is_none()),
+                (section, "compression", of_it.compression.is_none()),
+                (section, "headers", of_it.headers.is_none()),
+                (section, "header_files", of_it.header_files.is_none()),
+                (section, "tls", of_it.tls.is_none()),
+            ]
+        });
+        own.into_iter()
+            .chain(signals.into_iter().flatten())
+            .filter_map(|(section, key, is_unset)| is_unset.then_some((section, key)))
+            .collect()
     }
 }
 

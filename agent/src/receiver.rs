@@ -1,18 +1,27 @@
-//! The OTLP receiver: its address and its headers, checked.
+//! The OTLP receiver: its address, its headers and its TLS, checked.
 //!
 //! The check of the configuration and the outputs use the same functions. So an endpoint that the
 //! configuration accepts never keeps the agent from starting.
-//!
-//! It refuses TLS: an `https` endpoint is an error at the start and not a connection in the clear.
 
+mod connector;
+mod headers;
+mod http;
+mod tls;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Uri;
-use reqwest::Url;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use tonic::transport::Endpoint;
+use hyper::header::HeaderMap;
+use tonic::transport::{Channel, Endpoint};
+use url::Url;
 
-use crate::secrets::{Secrets, taken_apart};
+use self::connector::Alpn;
+pub(crate) use self::connector::{ConnectError, Connector, Notes};
+pub use self::headers::HeaderError;
+pub(crate) use self::http::{HttpClient, HttpError};
+pub use self::tls::TlsFiles;
+use crate::secrets::taken_apart;
 
 /// How a receiver is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -25,18 +34,37 @@ pub enum Protocol {
     HttpProtobuf,
 }
 
+/// How messages are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// They are not.
+    #[default]
+    None,
+    /// By gzip, which every receiver of OTLP understands.
+    Gzip,
+}
+
 /// A receiver of OTLP.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Receiver {
-    /// `http://host:port`; for HTTP/protobuf the base to which `/v1/metrics` is added. Without a user:
-    /// it is shown wherever the receiver is spoken of.
+    /// `http://host:port` or `https://host:port`. Without a user: it is shown wherever the receiver
+    /// is spoken of.
     pub endpoint: String,
+    /// Whether HTTP/protobuf uses the endpoint as it is. Otherwise it is the base to which
+    /// `/v1/metrics` is added.
+    pub is_whole: bool,
     /// How it is spoken to.
     pub protocol: Protocol,
     /// Headers, or gRPC metadata, that go with every message.
     pub headers: Vec<(String, String)>,
+    /// Headers whose values are in files, read anew for every message.
+    pub header_files: Vec<(String, PathBuf)>,
     /// How long it may take over one message.
     pub timeout: Duration,
+    /// How messages are compressed.
+    pub compression: Compression,
+    /// The files of TLS, for an endpoint with `https`.
+    pub tls: TlsFiles,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -45,9 +73,13 @@ impl std::fmt::Debug for Receiver {
         let names: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
         f.debug_struct("Receiver")
             .field("endpoint", &self.endpoint)
+            .field("is_whole", &self.is_whole)
             .field("protocol", &self.protocol)
             .field("headers", &names)
+            .field("header_files", &self.header_files)
             .field("timeout", &self.timeout)
+            .field("compression", &self.compression)
+            .field("tls", &self.tls)
             .finish()
     }
 }
@@ -56,21 +88,18 @@ impl std::fmt::Debug for Receiver {
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiverError {
     /// The endpoint is none.
-    #[error("cannot use the otlp endpoint {endpoint:?}: found {found}, expected http://host:port")]
+    #[error(
+        "cannot use the otlp endpoint {endpoint:?}: found {found}, expected http://host:port or https://host:port"
+    )]
     Endpoint {
         /// As it was given.
         endpoint: String,
         /// What is wrong with it.
         found: String,
     },
-    /// The endpoint wants TLS.
-    #[error("cannot use the otlp endpoint {0:?}: this build has no TLS, expected http://host:port")]
-    Tls(String),
-    /// A header is none. Its value is not shown: it may be a secret.
-    #[error(
-        "cannot use the otlp header {0:?}: its name or its value has characters that none may have"
-    )]
-    Header(String),
+    /// A header is none.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
 }
 
 impl Receiver {
@@ -82,9 +111,13 @@ impl Receiver {
         let authorization = authorization.map(|value| ("authorization".to_owned(), value));
         Self {
             endpoint,
+            is_whole: false,
             protocol,
             headers: authorization.into_iter().collect(),
+            header_files: Vec::new(),
             timeout: Duration::from_secs(10),
+            compression: Compression::default(),
+            tls: TlsFiles::default(),
         }
     }
 
@@ -100,11 +133,6 @@ impl Receiver {
         self
     }
 
-    /// Secrets that a receiver might repeat in its answers.
-    pub(crate) fn secrets(&self) -> Secrets {
-        Secrets::of(self.headers.iter().map(|(_, value)| value.as_str()), None)
-    }
-
     /// An endpoint that is not one, with what was found.
     pub(crate) fn wrong(&self, found: impl ToString) -> ReceiverError {
         ReceiverError::Endpoint {
@@ -117,15 +145,18 @@ impl Receiver {
     pub(crate) fn url(&self) -> Result<Url, ReceiverError> {
         let url = Url::parse(&self.endpoint).map_err(|error| self.wrong(error))?;
         match url.scheme() {
-            "http" => Ok(url),
-            "https" => Err(ReceiverError::Tls(self.endpoint.clone())),
+            "http" | "https" => Ok(url),
             other => Err(self.wrong(format!("the scheme {other}"))),
         }
     }
 
-    /// Where a signal goes over HTTP: the endpoint is a base, as `OTEL_EXPORTER_OTLP_ENDPOINT` is.
+    /// Where a signal goes over HTTP: below the endpoint, as with `OTEL_EXPORTER_OTLP_ENDPOINT`, or to
+    /// the endpoint itself, as with `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`.
     pub(crate) fn signal_url(&self, signal: &str) -> Result<Url, ReceiverError> {
         let base = self.url()?;
+        if self.is_whole {
+            return Ok(base);
+        }
         let base = base.as_str().trim_end_matches('/');
         Url::parse(&format!("{base}/v1/{signal}")).map_err(|error| self.wrong(error))
     }
@@ -147,21 +178,67 @@ impl Receiver {
 
     /// The endpoint as gRPC connects to it.
     pub(crate) fn grpc_endpoint(&self) -> Result<Endpoint, ReceiverError> {
-        Endpoint::from_shared(self.url()?.to_string()).map_err(|error| self.wrong(error))
+        Endpoint::from_shared(self.url()?.to_string())
+            .and_then(|endpoint| endpoint.user_agent(http::AGENT))
+            .map_err(|error| self.wrong(error))
     }
 
-    /// The headers, checked.
+    /// A way to the receiver by gRPC, and what TLS says on it. Nothing is connected yet. Must be called
+    /// within a tokio runtime.
+    pub(crate) fn channel(&self) -> Result<(Channel, Notes), ReceiverError> {
+        let connector = self.connector();
+        let notes = connector.notes();
+        Ok((
+            self.grpc_endpoint()?.connect_with_connector_lazy(connector),
+            notes,
+        ))
+    }
+
+    /// The same by HTTP.
+    pub(crate) fn http_client(&self) -> HttpClient {
+        HttpClient::new(self.connector())
+    }
+
+    /// Whether a certificate may have this name.
+    #[must_use]
+    pub fn is_server_name(name: &str) -> bool {
+        TlsFiles::is_name(name)
+    }
+
+    /// The headers of the configuration, checked. Those in files are left out.
     pub(crate) fn header_map(&self) -> Result<HeaderMap, ReceiverError> {
-        self.headers
+        let pairs = self
+            .headers
             .iter()
-            .map(|(name, value)| {
-                let wrong = || ReceiverError::Header(name.clone());
-                let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
-                let mut value = HeaderValue::from_str(value).map_err(|_| wrong())?;
-                value.set_sensitive(true);
-                Ok((key, value))
-            })
-            .collect()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        Ok(headers::all(pairs, [])?)
+    }
+
+    /// Every header of a message, as the files are now.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or its value cannot be sent.
+    pub(crate) fn headers_now(&self) -> Result<HeaderMap, HeaderError> {
+        let pairs = self
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let files = self.header_files.iter();
+        headers::all(
+            pairs,
+            files.map(|(name, path)| (name.as_str(), Path::new(path))),
+        )
+    }
+
+    /// What connects to the receiver. A connection may take half as long as a message, so that a host
+    /// which does not answer at all is known not to have taken the message.
+    pub(crate) fn connector(&self) -> Connector {
+        let limit = self.timeout / 2;
+        let alpn = match self.protocol {
+            Protocol::Grpc => Alpn::H2,
+            Protocol::HttpProtobuf => Alpn::Http1,
+        };
+        Connector::new(self.tls.clone(), alpn, limit)
     }
 }
 
@@ -173,16 +250,12 @@ mod tests {
     fn endpoints_that_cannot_work_are_named() {
         let rows = [
             (
-                "https://collector:4317",
-                "cannot use the otlp endpoint \"https://collector:4317\": this build has no TLS, expected http://host:port",
-            ),
-            (
                 "collector:4317",
-                "cannot use the otlp endpoint \"collector:4317\": found the scheme collector, expected http://host:port",
+                "cannot use the otlp endpoint \"collector:4317\": found the scheme collector, expected http://host:port or https://host:port",
             ),
             (
                 "",
-                "cannot use the otlp endpoint \"\": found relative URL without a base, expected http://host:port",
+                "cannot use the otlp endpoint \"\": found relative URL without a base, expected http://host:port or https://host:port",
             ),
         ];
         for (endpoint, expected) in rows {
@@ -223,10 +296,10 @@ mod tests {
         let sent = receiver.header_map().unwrap();
         assert_eq!(
             (sent.len(), &sent["authorization"]),
-            (2, &HeaderValue::from_static("Bearer abcdef"))
+            (2, &hyper::header::HeaderValue::from_static("Bearer abcdef"))
         );
         for wrong in [
-            "https://me:hunter22@a:1",
+            "ftp://me:hunter22@a:1",
             "http://me:hunter22@a:b",
             "me:hunter22@a",
         ] {

@@ -8,7 +8,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use reqwest::header::AUTHORIZATION;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
+use url::Url;
 
 /// What stands where a secret stood.
 pub const STRUCK: &str = "(redacted)";
@@ -49,10 +52,19 @@ pub fn taken_apart(address: String) -> (String, Option<String>) {
 /// The header that stands for an address's user, as HTTP's clients make it.
 fn authorization(address: &str) -> Option<String> {
     user_of(address)?;
-    let client = reqwest::Client::builder().no_proxy().build().ok()?;
-    let request = client.get(address).build().ok()?;
-    let value = request.headers().get(AUTHORIZATION)?;
-    value.to_str().ok().map(str::to_owned)
+    let url = Url::parse(address).ok().filter(Url::has_host)?;
+    let decoded = |part: &str| {
+        percent_decode_str(part)
+            .decode_utf8()
+            .ok()
+            .map(String::from)
+    };
+    let user = decoded(url.username())?;
+    let password = decoded(url.password().unwrap_or_default())?;
+    Some(format!(
+        "Basic {}",
+        STANDARD.encode(format!("{user}:{password}"))
+    ))
 }
 
 /// Texts to strike out wherever they occur, the longest first. Cheap to clone.
@@ -66,17 +78,25 @@ impl std::fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// The secrets in the values of headers and in an address.
-    pub fn of<'a>(headers: impl IntoIterator<Item = &'a str>, address: Option<&str>) -> Self {
+    /// The secrets in the values of headers and in addresses.
+    pub fn of<'a>(
+        headers: impl IntoIterator<Item = &'a str>,
+        addresses: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
         let mut texts: Vec<String> = headers.into_iter().map(str::to_owned).collect();
-        texts.extend(address.and_then(authorization));
+        let addresses: Vec<&str> = addresses.into_iter().collect();
+        texts.extend(
+            addresses
+                .iter()
+                .filter_map(|address| authorization(address)),
+        );
         // `Bearer TOKEN`: who repeats it may leave out how it was meant.
         let tokens: Vec<String> = texts
             .iter()
             .filter_map(|text| Some(text.split_once(' ')?.1.trim().to_owned()))
             .collect();
         texts.extend(tokens);
-        if let Some(user) = address.and_then(user_of) {
+        for user in addresses.into_iter().filter_map(user_of) {
             texts.push(user.to_owned());
             texts.extend(
                 user.split_once(':')

@@ -45,6 +45,18 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A configuration as its file. What is not set of OTLP is not in it, so that the environment may set
+/// it.
+fn file_of(config: &Config) -> Result<String> {
+    let text = config.to_toml()?;
+    if config.otlp != Config::default().otlp {
+        return Ok(text);
+    }
+    let begins = text.find("\n[otlp]\n").context("no section of otlp")?;
+    let ends = text.find("\n[log]\n").context("no section of log")?;
+    Ok(format!("{}{}", &text[..begins], &text[ends..]))
+}
+
 /// A running agent. Killed when dropped.
 #[derive(Debug)]
 pub struct Agent {
@@ -89,7 +101,7 @@ impl Agent {
             config.store.path = dir.join("store");
         }
         let file = dir.join(FILE);
-        fs::write(&file, config.to_toml()?)
+        fs::write(&file, file_of(&config)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
         let log = dir.join("agent.log");
         let out = File::options()

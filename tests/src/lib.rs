@@ -3,6 +3,7 @@
 
 pub mod accuracy;
 pub mod agent;
+pub mod certificates;
 pub mod cgroups;
 pub mod collector;
 pub mod containerd;
@@ -14,6 +15,7 @@ pub mod http;
 pub mod kernel;
 pub mod kubelet;
 pub mod ledger;
+pub mod nginx;
 pub mod node;
 pub mod otlp;
 pub mod podman;
@@ -26,3 +28,4 @@ pub mod rotel;
 pub mod source_rig;
 pub mod terminal;
 pub mod turn;
+pub mod victoria_metrics;

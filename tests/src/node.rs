@@ -85,10 +85,24 @@ impl Node {
     /// # Errors
     /// If it does not come up.
     pub fn agent(&self, name: &str, config: Config) -> Result<Agent> {
+        self.agent_with(name, config, &[])
+    }
+
+    /// The same with further environment variables.
+    ///
+    /// # Errors
+    /// As [`Node::agent`].
+    pub fn agent_with(
+        &self,
+        name: &str,
+        config: Config,
+        variables: &[(&str, &Path)],
+    ) -> Result<Agent> {
         let dir = self.dir().join(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let _turn = Turn::wait()?;
-        let mut agent = Agent::start_first(&dir, config, &[(STATE_DIR, self.scenario.dir())])?;
+        let environment = [&[(STATE_DIR, self.scenario.dir())], variables].concat();
+        let mut agent = Agent::start_first(&dir, config, &environment)?;
         let gpus = self.scenario.machine().gpus.len();
         agent.wait_for_status("the kernel and the GPUs", |status| {
             let books = status.snapshot.gpus.iter();

@@ -73,6 +73,12 @@ impl Rotel {
         format!("http://{}", self.grpc)
     }
 
+    /// Where that is.
+    #[must_use]
+    pub const fn grpc_address(&self) -> SocketAddr {
+        self.grpc
+    }
+
     /// Where it takes OTLP over HTTP: a URL, to which a client adds `/v1/metrics`.
     #[must_use]
     pub fn http_url(&self) -> String {

@@ -22,16 +22,40 @@ const RUNTIMES: [&str; 2] = ["docker.io", "containerd"];
 
 /// A newer Docker Engine and containerd, as a tree with `usr/sbin/dockerd` in it.
 pub(crate) fn newer_runtimes() -> Result<PathBuf> {
+    let programs = ["usr/sbin/dockerd", "usr/bin/containerd"];
+    tree(SUITE, "", &RUNTIMES, &programs)
+}
+
+/// VictoriaMetrics, which takes OTLP over TLS. No release of Debian has a version that does.
+pub(crate) fn victoria_metrics() -> Result<PathBuf> {
+    let program = "usr/bin/victoria-metrics";
+    let tree = tree(
+        "sid",
+        "-victoria-metrics",
+        &["victoria-metrics"],
+        &[program],
+    )?;
+    Ok(tree.join(program))
+}
+
+/// nginx, which ends TLS in front of receivers that have none.
+pub(crate) fn nginx() -> Result<PathBuf> {
+    let program = "usr/sbin/nginx";
+    Ok(tree("bookworm", "-nginx", &["nginx"], &[program])?.join(program))
+}
+
+/// Packages of a release, unpacked once, as a tree that has these programs.
+fn tree(suite: &str, name: &str, packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
     let tools = workspace::target().join("tools");
-    let tree = tools.join(format!("debian-{SUITE}"));
+    let tree = tools.join(format!("debian-{suite}{name}"));
     if !tree.is_dir() {
-        let work = tools.join(format!("debian-{SUITE}.part"));
-        let root = Apt::of(SUITE, &work)?.unpack(&RUNTIMES)?;
+        let work = tools.join(format!("debian-{suite}{name}.part"));
+        let root = Apt::of(suite, &work)?.unpack(packages)?;
         // Only what is whole has the name that is looked for.
         fs::rename(&root, &tree).with_context(|| format!("cannot make {}", tree.display()))?;
         fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
     }
-    for program in ["usr/sbin/dockerd", "usr/bin/containerd"] {
+    for program in programs {
         let program = tree.join(program);
         ensure!(program.is_file(), "{} is not there", program.display());
     }

@@ -33,6 +33,9 @@ use results::follow;
 const SKIPS: &str = "GPUACCT_SKIPS";
 /// Names the folder with newer runtimes; see `gpuacct_tests::docker`.
 const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
+/// Where the tests find VictoriaMetrics' program, and nginx's.
+const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
+const NGINX: &str = "GPUACCT_NGINX";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
 const KUBELET: &str = "GPUACCT_KUBELET";
 /// Where the tests of one run write down which cgroups were there before; see
@@ -153,6 +156,15 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
     match setup::ensure(&[Group::OtherRuntimes]).and_then(|()| archive::newer_runtimes()) {
         Ok(tree) => parts.push((NEWER_RUNTIMES, tree)),
         Err(error) => println!("without further runtimes: {error:#}"),
+    }
+    for (variable, fetched) in [
+        (VICTORIA_METRICS, archive::victoria_metrics()),
+        (NGINX, archive::nginx()),
+    ] {
+        match fetched {
+            Ok(program) => parts.push((variable, program)),
+            Err(error) => println!("without receivers of OTLP over TLS: {error:#}"),
+        }
     }
     if options.slow {
         parts.push((KUBELET, slow_parts()?));

@@ -10,9 +10,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use super::settings::{opt_in, origin, starts, temporality};
+use super::settings::{opt_in, origin, shape, starts, temporality};
 use super::sources::panicked;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Origins};
 use crate::core::input::SourceHealth;
 use crate::core::model::{SourceId, SourceState};
 use crate::gpu_release::ReleaseOrder;
@@ -85,6 +85,7 @@ pub(super) fn exporter(
         // No later than the first regular push would be.
         first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
         opt_in: opt_in(config),
+        shape: shape(config),
         temporality: temporality(config),
         starts: starts(config),
         ..otlp::Options::new(receiver, origin(config))
@@ -103,11 +104,20 @@ pub(super) struct Taken {
     pub(super) exporter: Option<otlp::Exporter>,
 }
 
+/// Where the configuration comes from.
+#[derive(Debug, Default)]
+pub struct ConfigSource {
+    /// The file that it was read from, if any.
+    pub file: Option<PathBuf>,
+    /// What has set which key.
+    pub origins: Origins,
+}
+
 /// Starts the outputs, which can say from here on how far the start has come. Returns the queries
-/// that come in over the socket, too. `file` is where the configuration was read from.
+/// that come in over the socket, too. `source` is where the configuration comes from.
 pub(super) fn start(
     config: &Config,
-    file: Option<PathBuf>,
+    source: ConfigSource,
     log: Arc<Log>,
     taken: Taken,
     releases: mpsc::Sender<ReleaseOrder>,
@@ -141,9 +151,9 @@ pub(super) fn start(
         counters: Arc::clone(&shown.counters),
         log,
         config: Arc::new(ConfigReport {
-            file,
+            file: source.file,
             // A path that is not UTF-8 cannot be written, nor could it have been read.
-            toml: config.shown().unwrap_or_default(),
+            toml: config.shown(&source.origins).unwrap_or_default(),
         }),
         clock: Arc::new(now),
     };

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 pub use self::finding::{Finding, Verdict};
 use self::finding::{fail, ok, warn};
 use self::place::{PathKind, look_at_socket, store};
-use crate::config::Config;
+use crate::config::{Config, OtlpKind};
 use crate::errors::chain;
 use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
@@ -56,7 +56,15 @@ pub async fn look(config: &Config) -> Vec<Finding> {
     if config.prometheus.enabled {
         findings.push(port(config.prometheus.listen, agent).await);
     }
-    if let Some(receiver) = config.receiver() {
+    let metrics = config.otlp.receiver(OtlpKind::Metrics);
+    let logs = config.otlp.receiver(OtlpKind::Logs);
+    // Both are mostly the same.
+    let logs = logs.filter(|logs| {
+        metrics
+            .as_ref()
+            .is_none_or(|of| of.endpoint != logs.endpoint)
+    });
+    for receiver in metrics.into_iter().chain(logs) {
         findings.push(otlp::look(&receiver).await);
     }
     findings

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::config::{CadvisorDutyCycle, Config, OtlpTemporality, Payer};
+use crate::config::{
+    CadvisorDutyCycle, Config, OtlpAttributes, OtlpLayout, OtlpTemporality, Payer,
+};
 use crate::core::account::Policy;
 use crate::core::accountant::Settings;
 use crate::core::model::Pid;
@@ -37,6 +39,20 @@ pub(super) fn settings(config: &Config) -> Settings {
         // Two commits: the first one finds what a window waits for and asks for it.
         await_events: (2 * COMMIT_EVERY).into(),
         ..Settings::default()
+    }
+}
+
+/// What is called how over OTLP, and where.
+pub(super) fn shape(config: &Config) -> otlp::Shape {
+    otlp::Shape {
+        naming: match config.otlp.attributes {
+            OtlpAttributes::Conventions => otlp::Naming::Conventions,
+            OtlpAttributes::Labels => otlp::Naming::Labels,
+        },
+        layout: match config.otlp.layout {
+            OtlpLayout::Point => otlp::Layout::Point,
+            OtlpLayout::Resource => otlp::Layout::Resource,
+        },
     }
 }
 
@@ -87,12 +103,18 @@ pub(crate) fn origin(config: &Config) -> Origin {
         names.nodename().to_string_lossy().into_owned()
     });
     let host_id = std::fs::read_to_string("/etc/machine-id").ok();
+    // OTEL_SERVICE_NAME counts for more than the same in OTEL_RESOURCE_ATTRIBUTES.
+    let name = config.otlp.service_name.clone();
+    let name = name.map(|name| ("service.name".to_owned(), name));
+    let attributes = config.otlp.resource_attributes.clone();
+    let attributes = attributes.into_iter().chain(name);
     Origin {
         host_name,
         host_id: host_id
             .map(|id| id.trim().to_owned())
             .filter(|id| !id.is_empty()),
         node_name: config.otlp.node_name.clone(),
+        chosen: attributes.collect(),
     }
 }
 

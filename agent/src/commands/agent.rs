@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tracing::error;
+use tracing::{error, warn};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -17,7 +17,9 @@ use super::block_on;
 use super::complaint::complain;
 use super::environment;
 use crate::app;
-use crate::config::{Config, ConfigError, LogFormat, OtlpTemporality};
+use crate::config::{
+    Config, ConfigError, Environment, LoadedConfig, LogFormat, OtlpKind, OtlpTemporality,
+};
 use crate::errors::chain;
 use crate::outputs::log::{Log, LogCapture, RedactingWriter};
 use crate::outputs::telemetry::{self, Telemetry, TelemetryError};
@@ -78,10 +80,20 @@ impl Options {
         file.filter(|file| !file.as_os_str().is_empty())
     }
 
-    fn config(self) -> Result<Config, ConfigError> {
-        let mut config = self
-            .file()
-            .map_or_else(|| Ok(Config::default()), Config::read)?;
+    fn config(self) -> Result<LoadedConfig, ConfigError> {
+        let mut loaded = LoadedConfig::load(self.file(), &Environment::of_process())?;
+        let config = &mut loaded.config;
+        let named = self.node_name.filter(|name| !name.is_empty());
+        let set = [
+            self.listen.is_some(),
+            self.socket.is_some(),
+            self.nvml_library.is_some(),
+            named.is_some(),
+            self.log.is_some(),
+        ];
+        for ((key, flag), _) in FLAGS.iter().zip(set).filter(|(_, is_set)| *is_set) {
+            loaded.origins.set((*key).to_owned(), (*flag).to_owned());
+        }
         if let Some(listen) = self.listen {
             config.prometheus.listen = listen;
         }
@@ -92,14 +104,14 @@ impl Options {
             config.gpu.library = self.nvml_library;
         }
         // An empty environment variable counts as not set.
-        if let Some(name) = self.node_name.filter(|name| !name.is_empty()) {
+        if let Some(name) = named {
             config.otlp.node_name = Some(name);
         }
         if let Some(level) = self.log {
             config.log.level = level;
         }
         config.check_flags(&FLAGS)?;
-        Ok(config)
+        Ok(loaded)
     }
 }
 
@@ -109,8 +121,12 @@ pub fn run(options: Options) -> ExitCode {
     let record = options.record_inputs.clone();
     let record = record.filter(|file| !file.as_os_str().is_empty());
     let file = options.file().map(Path::to_owned);
-    let config = match options.config() {
-        Ok(config) => config,
+    let LoadedConfig {
+        config,
+        origins,
+        unused,
+    } = match options.config() {
+        Ok(loaded) => loaded,
         Err(error) => return complain(&error, 2),
     };
     let (log, filter) = match Log::new(&config.log.level) {
@@ -120,17 +136,7 @@ pub fn run(options: Options) -> ExitCode {
     };
     keep_memory_small();
     block_on(async {
-        let telemetry = config.receiver().map(|receiver| {
-            Telemetry::start(&telemetry::Options {
-                receiver,
-                origin: app::origin(&config),
-                interval: config.otlp.interval.0,
-                temporality: match config.otlp.temporality {
-                    OtlpTemporality::Cumulative => telemetry::Temporality::Cumulative,
-                    OtlpTemporality::Delta => telemetry::Temporality::Delta,
-                },
-            })
-        });
+        let telemetry = telemetry_options(&config).map(|options| Telemetry::start(&options));
         let telemetry = match telemetry.transpose() {
             Ok(telemetry) => telemetry,
             Err(error @ TelemetryError::Receiver(_)) => return complain(&error, 2),
@@ -161,7 +167,11 @@ pub fn run(options: Options) -> ExitCode {
             .with(kept)
             .with(telemetry.as_ref().map(Telemetry::layer))
             .init();
-        let ended = app::run(config, file, log, record).await;
+        for variable in unused {
+            warn!(variable, "an environment variable is set and not used");
+        }
+        let source = app::ConfigSource { file, origins };
+        let ended = app::run(config, source, log, record).await;
         if let Some(telemetry) = telemetry {
             let end = move || telemetry.shutdown(FLUSH);
             // Only a panic in there, which has been reported, or the end of the runtime.
@@ -176,6 +186,22 @@ pub fn run(options: Options) -> ExitCode {
                 ExitCode::FAILURE
             }
         }
+    })
+}
+
+/// Where the agent's own telemetry goes, if anywhere.
+fn telemetry_options(config: &Config) -> Option<telemetry::Options> {
+    let metrics = config.otlp.receiver(OtlpKind::Metrics);
+    let logs = config.otlp.receiver(OtlpKind::Logs);
+    (metrics.is_some() || logs.is_some()).then(|| telemetry::Options {
+        metrics,
+        logs,
+        origin: app::origin(config),
+        interval: config.otlp.interval.0,
+        temporality: match config.otlp.temporality {
+            OtlpTemporality::Cumulative => telemetry::Temporality::Cumulative,
+            OtlpTemporality::Delta => telemetry::Temporality::Delta,
+        },
     })
 }
 
@@ -228,7 +254,8 @@ mod tests {
 
     fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
         let line = Line::try_parse_from([&["agent"], arguments].concat());
-        line.expect("the flags are known").options.config()
+        let loaded = line.expect("the flags are known").options.config();
+        loaded.map(|loaded| loaded.config)
     }
 
     /// Does with a configuration what the agent does at its start, as far as that can fail for what
@@ -239,7 +266,7 @@ mod tests {
         let Some(receiver) = config.receiver() else {
             return Ok(());
         };
-        let options = otlp::Options::new(receiver.clone(), app::origin(config));
+        let options = otlp::Options::new(receiver, app::origin(config));
         let (_, published) = watch::channel(Arc::default());
         let (health, _) = mpsc::channel(1);
         let clock = Arc::new(|| Clock {
@@ -248,20 +275,20 @@ mod tests {
         });
         otlp::Exporter::new(options, published, Arc::default(), clock, health)
             .map_err(|error| failed(&error))?;
-        telemetry::exporters(&telemetry::Options {
-            receiver,
-            origin: app::origin(config),
-            interval: config.otlp.interval.0,
-            temporality: telemetry::Temporality::Cumulative,
-        })
-        .map(drop)
-        .map_err(|error| failed(&error))
+        let telemetry = telemetry_options(config).expect("there is a receiver");
+        telemetry::exporters(&telemetry)
+            .map(drop)
+            .map_err(|error| failed(&error))
     }
 
     #[tokio::test]
     async fn no_configuration_that_is_accepted_keeps_the_agent_from_starting() {
         let endpoints = [
             "http://collector:4317",
+            "https://collector:4317",
+            "https://[::1]/base/",
+            "https://",
+            "https://a b",
             "http://collector",
             "http://[::1]:4317/base/",
             "http://me:pass word@collector:1",

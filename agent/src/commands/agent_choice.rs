@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::ask::{AskError, get, parse};
 use super::environment::path;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Environment, LoadedConfig, Origins};
 use crate::outputs::socket::{ConfigReport, DEFAULT_PATH};
 
 /// The flags that choose an agent and a configuration.
@@ -25,16 +25,51 @@ pub struct AgentChoice {
 pub struct ChosenConfig {
     /// The configuration.
     pub config: Config,
+    /// What has set which key. Empty for a running agent's: its text says so.
+    pub origins: Origins,
+    /// Environment variables that are set and not used, with the reason.
+    pub unused: Vec<String>,
+    /// The running agent's own text, if the configuration is one.
+    pub text: Option<String>,
     /// Its origin in words, in one line: it becomes a comment of a configuration file.
     pub origin: String,
 }
 
 impl ChosenConfig {
-    fn new(config: Config, origin: &str) -> Self {
+    pub(super) fn new(loaded: LoadedConfig, origin: &str) -> Self {
+        let LoadedConfig {
+            config,
+            origins,
+            unused,
+        } = loaded;
         Self {
             config,
+            origins,
+            unused,
+            text: None,
             origin: origin.replace(char::is_control, " "),
         }
+    }
+}
+
+impl ChosenConfig {
+    /// The configuration as a file, without its secrets, with comments that say where values are from.
+    ///
+    /// # Errors
+    /// A path in it is not UTF-8.
+    pub(super) fn page(&self) -> Result<String, toml::ser::Error> {
+        let text = match &self.text {
+            Some(text) => text.clone(),
+            None => self.config.shown(&self.origins)?,
+        };
+        let unused = self.unused.iter();
+        let unused: String = unused
+            .map(|line| format!("# not used: {}\n", line.replace(char::is_control, " ")))
+            .collect();
+        let origin = &self.origin;
+        Ok(format!(
+            "# {origin}\n# A value is the default unless a comment says where it is from.\n{unused}{text}"
+        ))
     }
 }
 
@@ -89,7 +124,8 @@ impl AgentChoice {
     pub async fn configuration(&self) -> Result<ChosenConfig, ConfigError> {
         if let Some(file) = self.file() {
             let origin = file.display().to_string();
-            return Ok(ChosenConfig::new(Config::read(file)?, &origin));
+            let loaded = LoadedConfig::load(Some(file), &Environment::of_process())?;
+            return Ok(ChosenConfig::new(loaded, &origin));
         }
         let agents = of_the_agent(&self.socket()?).await;
         Ok(without_a_file(agents.as_ref().ok()))
@@ -109,8 +145,10 @@ pub(super) async fn of_the_agent(socket: &Path) -> Result<ConfigReport, AskError
 /// What is used where no file is named: the configuration of the agent on this node, otherwise the
 /// defaults.
 pub(super) fn without_a_file(agents: Option<&ConfigReport>) -> ChosenConfig {
-    let defaults =
-        |why: &str| ChosenConfig::new(Config::default(), &format!("the defaults: {why}"));
+    let defaults = |why: &str| {
+        let loaded = LoadedConfig::of_environment(&Environment::of_process());
+        ChosenConfig::new(loaded, &format!("the defaults: {why}"))
+    };
     let Some(agents) = agents else {
         return defaults("no file is named and no agent answers");
     };
@@ -118,7 +156,14 @@ pub(super) fn without_a_file(agents: Option<&ConfigReport>) -> ChosenConfig {
         Ok(config) => {
             let file = agents.file.as_ref();
             let file = file.map_or("no file".into(), |file| file.display().to_string());
-            ChosenConfig::new(config, &format!("the running agent's, from {file}"))
+            let loaded = LoadedConfig {
+                config,
+                ..LoadedConfig::default()
+            };
+            ChosenConfig {
+                text: Some(agents.toml.clone()),
+                ..ChosenConfig::new(loaded, &format!("the running agent's, from {file}"))
+            }
         }
         // It is another version's.
         Err(error) => defaults(&format!("the agent's cannot be read: {error}")),

@@ -23,7 +23,7 @@ use super::output::{note, print};
 use super::progress::Progress;
 use super::status::{self, StatusError};
 use crate::app::preflight;
-use crate::config::Config;
+use crate::config::{Environment, LoadedConfig};
 use crate::errors::chain;
 use crate::outputs::instruments::VERSION;
 use crate::outputs::log::LogReport;
@@ -98,7 +98,10 @@ struct Part {
 }
 
 async fn collect(options: &Options) -> Vec<Part> {
-    let given = options.agent.file().map(Config::read).transpose();
+    let environment = Environment::of_process();
+    let given = options.agent.file();
+    let given = given.map(|file| LoadedConfig::load(Some(file), &environment));
+    let given = given.transpose();
     let (given, complaint) = match given {
         Ok(given) => (given, None),
         Err(error) => {
@@ -110,15 +113,14 @@ async fn collect(options: &Options) -> Vec<Part> {
     let socket = options.agent.socket();
     let socket = socket.unwrap_or_else(|_| DEFAULT_PATH.into());
     let agents = of_the_agent(&socket).await;
-    let secrets = given.as_ref().map(Config::secrets).unwrap_or_default();
     // Where the file cannot be used, the rest is looked at as the agent would.
-    let ChosenConfig { config, origin } = match given {
-        Some(config) => ChosenConfig {
-            config,
-            origin: "the file that was named".to_owned(),
-        },
+    let chosen = match given {
+        Some(loaded) => ChosenConfig::new(loaded, "the file that was named"),
         None => without_a_file(agents.as_ref().ok()),
     };
+    let shown = chosen.page();
+    let ChosenConfig { config, .. } = chosen;
+    let secrets = config.secrets();
     let check = CheckReport::new(preflight::look(&config).await);
     let mut asked = status::Options {
         processes: true,
@@ -135,8 +137,8 @@ async fn collect(options: &Options) -> Vec<Part> {
         Ok(log) => log_text(&log),
         Err(error) => cannot(&error),
     };
-    let config = complaint.unwrap_or_else(|| match config.shown() {
-        Ok(text) => format!("# {origin}\n{text}"),
+    let config = complaint.unwrap_or_else(|| match shown {
+        Ok(text) => text,
         Err(error) => cannot(&error),
     });
     let agents = match agents {
@@ -287,8 +289,8 @@ mod tests {
                 "gpuacct.toml:2:17: otlp.headers.authorization: the closing quote is missing",
             ),
             (
-                "[otlp]\nendpoint = \"https://me:hunter22@collector\"\n",
-                "otlp.endpoint: found \"https://(redacted)@collector\"",
+                "[otlp]\nendpoint = \"ftp://me:hunter22@collector\"\n",
+                "otlp.endpoint: found \"ftp://(redacted)@collector\"",
             ),
         ] {
             std::fs::write(&config, text).unwrap();

@@ -81,7 +81,12 @@ impl CheckReport {
 
 /// Looks and prints: 0 the agent can work, 1 it cannot, 2 the configuration is wrong.
 pub async fn run(options: Options) -> ExitCode {
-    let ChosenConfig { config, origin } = match options.agent.configuration().await {
+    let ChosenConfig {
+        config,
+        origin,
+        unused,
+        ..
+    } = match options.agent.configuration().await {
         Ok(chosen) => chosen,
         Err(error) => return complain(&error, 2),
     };
@@ -91,6 +96,12 @@ pub async fn run(options: Options) -> ExitCode {
         found: origin,
         remedy: None,
     }];
+    findings.extend(unused.into_iter().map(|variable| Finding {
+        item: "environment".to_owned(),
+        verdict: Verdict::Warn,
+        found: format!("not used: {variable}"),
+        remedy: Some("correct or remove the variable; otlp is set up without it".to_owned()),
+    }));
     let progress = Progress::start("checking this node");
     findings.extend(preflight::look(&config).await);
     drop(progress);

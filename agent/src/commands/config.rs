@@ -45,10 +45,9 @@ pub async fn run(options: Options) -> ExitCode {
 
 /// The configuration as it is printed, without its secrets.
 fn page(chosen: ChosenConfig, output: Output) -> Result<String, Box<dyn std::error::Error>> {
-    let ChosenConfig { config, origin } = chosen;
     Ok(match output {
-        Output::Toml => format!("# {origin}\n{}", config.shown()?),
-        Output::Json => json(config)? + "\n",
+        Output::Toml => chosen.page()?,
+        Output::Json => json(chosen.config)? + "\n",
     })
 }
 
@@ -59,6 +58,7 @@ fn json(config: Config) -> serde_json::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Origins;
 
     const FILE: &str = "[otlp]\nendpoint = \"http://me:hunter22@collector:4317\"\n\
                         [otlp.headers]\nauthorization = \"Bearer hunter22\"\n";
@@ -66,6 +66,9 @@ mod tests {
     fn printed(text: &str, output: Output) -> String {
         let chosen = ChosenConfig {
             config: Config::parse(text, "test").unwrap(),
+            origins: Origins::default(),
+            unused: vec!["OTEL_EXPORTER_OTLP_TIMEOUT: no number".to_owned()],
+            text: None,
             origin: "/etc/gpuacct.toml".to_owned(),
         };
         page(chosen, output).unwrap()
@@ -94,9 +97,11 @@ mod tests {
     fn what_is_printed_says_whose_it_is_and_reads_back() {
         let page = printed("", Output::Toml);
         assert!(
-            page.starts_with("# /etc/gpuacct.toml\n[kernel]\n"),
+            page.starts_with("# /etc/gpuacct.toml\n# A value is the default unless"),
             "{page}"
         );
+        let unused = "\n# not used: OTEL_EXPORTER_OTLP_TIMEOUT: no number\n[kernel]\n";
+        assert!(page.contains(unused), "{page}");
         assert_eq!(Config::parse(&page, "page").unwrap(), Config::default());
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
+use crate::config;
+
 /// Name and meaning of each variable that gpuacct itself reads. An empty one counts as not set.
 pub const VARIABLES: [(&str, &str); 9] = [
     ("GPUACCT_CONFIG", "the configuration file, as --config"),
@@ -35,13 +37,16 @@ pub const VARIABLES: [(&str, &str); 9] = [
     ("LANG", "the same where neither is set"),
 ];
 
+/// These and OpenTelemetry's, which the configuration reads.
+pub fn variables() -> impl Iterator<Item = (&'static str, &'static str)> {
+    VARIABLES.into_iter().chain(config::VARIABLES)
+}
+
 /// The list as it is shown below the help.
 pub(super) fn help() -> String {
-    let width = VARIABLES.iter().map(|(name, _)| name.len()).max();
+    let width = variables().map(|(name, _)| name.len()).max();
     let width = width.unwrap_or_default();
-    let lines = VARIABLES
-        .iter()
-        .map(|(name, meaning)| format!("\n  {name:width$}  {meaning}"));
+    let lines = variables().map(|(name, meaning)| format!("\n  {name:width$}  {meaning}"));
     format!("Environment:{}", lines.collect::<String>())
 }
 
@@ -102,8 +107,9 @@ mod tests {
 
     #[test]
     fn every_variable_that_is_read_is_documented_and_no_other() {
-        let listed: BTreeSet<String> = VARIABLES.iter().map(|(name, _)| (*name).into()).collect();
-        assert_eq!(read_by_the_code(), listed);
+        let own: BTreeSet<String> = VARIABLES.map(|(name, _)| name.to_owned()).into();
+        assert_eq!(read_by_the_code(), own);
+        let listed: BTreeSet<String> = variables().map(|(name, _)| name.to_owned()).collect();
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/OPERATIONS.md");
         let page = std::fs::read_to_string(page).unwrap();
         let table = page.split_once("| variable |").unwrap().1;

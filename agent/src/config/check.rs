@@ -6,14 +6,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::Url;
-use reqwest::header::{HeaderName, HeaderValue};
-
+use super::check_otlp;
 use super::key::cut;
 use super::sections::{Bundle, Config, Socket};
 use super::span::Span;
 use crate::log_filter;
-use crate::secrets;
 
 /// Pod labels that are published at most: each is a series for each pod.
 const MAX_POD_LABELS: usize = 16;
@@ -300,7 +297,14 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         config.store.max_size,
         "8388608 or more",
     );
-    receiver(config, &mut checks);
+    check_otlp::check(&config.otlp, &mut |key, name, problem| {
+        (checks.take)(Wrong {
+            key,
+            name,
+            index: None,
+            problem,
+        });
+    });
     if let Some(name) = &config.otlp.node_name {
         checks.ensure(
             !name.trim().is_empty(),
@@ -317,45 +321,4 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         format!("{level:?}"),
         log_filter::ALLOWED,
     );
-}
-
-/// Checks what is needed to send to an OTLP receiver.
-fn receiver(config: &Config, checks: &mut Checks<'_>) {
-    // A header without an endpoint is checked, too: the endpoint may come later.
-    let mut are_headers_sound = true;
-    for (name, value) in &config.otlp.headers {
-        let is_name = HeaderName::from_bytes(name.as_bytes()).is_ok();
-        let holds = is_name && HeaderValue::from_str(value).is_ok();
-        are_headers_sound &= holds;
-        if !holds {
-            // The value is not shown, since it may be a secret. Nor is what is no name: it may be
-            // name and value.
-            (checks.take)(Wrong {
-                key: "otlp.headers",
-                name: is_name.then(|| name.clone()),
-                index: None,
-                problem: "expected a header's name and a value without control characters"
-                    .to_owned(),
-            });
-        }
-    }
-    let Some(endpoint) = &config.otlp.endpoint else {
-        return;
-    };
-    let has_host = endpoint
-        .strip_prefix("http://")
-        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
-        // What is behind an `@` that does not end a user would be taken for the path.
-        && Url::parse(endpoint).is_ok_and(|url| !url.path().contains('@'));
-    // With a header that cannot be sent the receiver cannot be checked further.
-    let is_usable = !are_headers_sound
-        || config
-            .receiver()
-            .is_none_or(|receiver| receiver.check().is_ok());
-    let expected = match endpoint.starts_with("https://") {
-        true => "http://HOST[:PORT]; gpuacct has no TLS",
-        false => "http://HOST[:PORT]",
-    };
-    let shown = format!("{:?}", secrets::shown(endpoint));
-    checks.ensure(has_host && is_usable, "otlp.endpoint", shown, expected);
 }

@@ -42,6 +42,16 @@ impl Key {
         key
     }
 
+    /// The key of the whole value that this is, or that this is an element of.
+    #[must_use]
+    pub(super) fn of_value(&self) -> Self {
+        let names = self
+            .0
+            .iter()
+            .take_while(|step| matches!(step, Step::Name(_)));
+        Self(names.cloned().collect())
+    }
+
     /// Whether it is this key or below it.
     pub(super) fn is_in(&self, other: &Self) -> bool {
         self.0.starts_with(&other.0)

@@ -167,11 +167,47 @@ fn every_kind_of_mistake_is_named_with_its_place_its_key_and_what_is_expected() 
         ),
         (
             "[otlp]\nendpoint = \"collector:4317\"",
-            "otlp.endpoint: found \"collector:4317\", expected http://HOST[:PORT]",
+            "otlp.endpoint: found \"collector:4317\", expected http://HOST[:PORT] or https://",
         ),
         (
-            "[otlp]\nendpoint = \"https://collector\"",
-            "expected http://HOST[:PORT]; gpuacct has no TLS",
+            "[otlp]\nendpoint = \"ftp://collector\"",
+            "test:2:12: otlp.endpoint: found \"ftp://collector\", expected http://HOST[:PORT] or https://",
+        ),
+        (
+            "[otlp.logs]\nendpoint = \"ftp://collector\"",
+            "test:2:12: otlp.logs.endpoint: found \"ftp://collector\", expected http://HOST[:PORT] or",
+        ),
+        (
+            "[otlp.tls]\nca_file = \"ca.pem\"",
+            "test:2:11: otlp.tls.ca_file: found \"ca.pem\", expected an absolute path",
+        ),
+        (
+            "[otlp.tls]\ncert_file = \"/cert.pem\"",
+            "otlp.tls.cert_file: found \"/cert.pem\", expected the file of its key in key_file, too",
+        ),
+        (
+            "[otlp.metrics.tls]\nkey_file = \"/key.pem\"",
+            "otlp.metrics.tls.key_file: found \"/key.pem\", expected the file of its certificate in",
+        ),
+        (
+            "[otlp.tls]\nserver_name = \"a b\"",
+            "otlp.tls.server_name: found \"a b\", expected a host's name or an IP address",
+        ),
+        (
+            "[otlp]\ncompression = \"zstd\"",
+            "otlp.compression: found \"zstd\", expected \"none\" or \"gzip\"",
+        ),
+        (
+            "[otlp.logs]\ntimeout = \"2m\"",
+            "otlp.logs.timeout: found \"2m\", expected 100ms to 1m",
+        ),
+        (
+            "[otlp.header_files]\nauthorization = \"token\"",
+            "otlp.header_files.authorization: expected a header's name and the absolute path of a file",
+        ),
+        (
+            "[otlp.headers]\nx = \"y\"\n[otlp.header_files]\nX = \"/token\"",
+            "test:4:5: otlp.header_files.X: the same header is among the headers with a value",
         ),
         (
             "[otlp]\nendpoint = http://collector:4317",
@@ -319,7 +355,7 @@ fn a_duration_is_the_same_text_everywhere() {
 
 #[test]
 fn every_key_is_shown_with_its_value_or_as_not_set() {
-    let shown = Config::default().shown().unwrap();
+    let shown = Config::default().shown(&Origins::default()).unwrap();
     let json = serde_json::to_value(Config::default()).unwrap();
     let mut keys = 0;
     for (section, of_section) in json.as_object().unwrap() {
@@ -392,8 +428,16 @@ fn a_mistake_beside_a_secret_does_not_show_the_secret() {
             "test:2:12: otlp.endpoint: expected text in quotes",
         ),
         (
-            "[otlp]\nendpoint = \"https://me:hunter22@c\"\n",
-            "otlp.endpoint: found \"https://(redacted)@c\", expected",
+            "[otlp]\nendpoint = \"ftp://me:hunter22@c\"\n",
+            "otlp.endpoint: found \"ftp://(redacted)@c\", expected",
+        ),
+        (
+            "[otlp.metrics]\nendpoint = [\"http://me:hunter22@c\"]\n",
+            "test:2:12: otlp.metrics.endpoint: expected text in quotes",
+        ),
+        (
+            "[otlp.logs.headers]\nx-pin = 2200022\n",
+            "test:2:9: otlp.logs.headers.x-pin: expected text in quotes",
         ),
         (
             "[otlp]\nendpoint = \"http://me:22/hunter22@c\"\n",

@@ -15,7 +15,14 @@ use super::sections::Config;
 use super::value::Node;
 
 /// Keys whose values may be secrets. What was found there is not shown.
-const SECRET: [&str; 2] = ["otlp.endpoint", "otlp.headers"];
+const SECRET: [&str; 6] = [
+    "otlp.endpoint",
+    "otlp.headers",
+    "otlp.metrics.endpoint",
+    "otlp.metrics.headers",
+    "otlp.logs.endpoint",
+    "otlp.logs.headers",
+];
 /// How much of a line is looked at to guess what was meant, in bytes.
 const MOST_OF_LINE: usize = 80;
 /// Mistakes that are listed at most. Each costs a pass over the file.
@@ -25,6 +32,8 @@ const MOST: usize = 50;
 pub(super) struct Read {
     /// The configuration. Keys with a mistake have their defaults, or a value that cannot work.
     pub(super) config: Config,
+    /// The keys that the text sets, with their tables.
+    pub(super) set: Vec<String>,
     /// The keys with a mistake.
     refused: BTreeSet<Key>,
     /// The mistakes, in the order of the text.
@@ -63,6 +72,8 @@ pub(super) fn read(text: &str, origin: &str) -> Read {
     check::check(&config, &mut |wrong| reader.wrong(wrong));
     reader.listed.sort();
     let lines = reader.lines;
+    let set = reader.values.iter().filter(|value| !value.is_table);
+    let set = set.map(|value| value.key.of_value().to_string()).collect();
     let mistakes = reader.listed.into_iter().take(MOST);
     let mistakes = mistakes.map(|(offset, key, problem)| Mistake {
         origin: origin.to_owned(),
@@ -72,6 +83,7 @@ pub(super) fn read(text: &str, origin: &str) -> Read {
     });
     Read {
         config,
+        set,
         mistakes: mistakes.collect(),
         refused: reader.refused,
     }

@@ -1,7 +1,8 @@
 //! The one table of everything that is published: Prometheus' text, OTLP's messages and
 //! `docs/METRICS.md` are made from it and so cannot disagree.
 //!
-//! A row gives a family its two names, its kind, unit, help and label keys, and reads its points
+//! A row gives a family its two names (`conventions` has those that OpenTelemetry gives to some
+//! families and keys), its kind, unit, help and label keys, and reads its points
 //! from what was published last. [`Points`] stands between the rows and the formats and
 //! holds the promises that concern every series, so that no row and no format can break them:
 //! each series has all keys of its family, no value is empty, none is longer than
@@ -14,6 +15,9 @@ mod agent;
 pub mod cadvisor;
 mod container_points;
 mod containers;
+pub mod conventions;
+#[cfg(test)]
+mod conventions_tests;
 mod gpus;
 mod identity;
 mod instrument;

@@ -10,36 +10,43 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::{
-    ExporterBuildError, LogExporter, MetricExporter, WithExportConfig as _, WithHttpConfig as _,
-    WithTonicConfig as _,
+    ExporterBuildError, LogExporter, MetricExporter, WithExportConfig, WithHttpConfig,
+    WithTonicConfig,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 pub use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::Handle;
 use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::receiver::{Origin, Protocol, Receiver, ReceiverError};
+use super::receiver::{Compression, Origin, Protocol, Receiver, ReceiverError};
+use crate::errors::chain;
+use crate::receiver::HttpClient;
 
 /// Whose events do not go out: everything that takes part in sending them.
-const OWN_MACHINERY: [&str; 9] = [
+const OWN_MACHINERY: [&str; 10] = [
     "gpuacct::outputs::otlp",
     "gpuacct::outputs::telemetry",
     "h2",
     "hyper",
     "hyper_util",
     "opentelemetry",
-    "reqwest",
+    "rustls",
+    "tokio_rustls",
     "tonic",
     "tower",
 ];
@@ -47,8 +54,10 @@ const OWN_MACHINERY: [&str; 9] = [
 /// Where the agent's own telemetry goes.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Receiver of the telemetry.
-    pub receiver: Receiver,
+    /// Receiver of the metrics, if they are sent.
+    pub metrics: Option<Receiver>,
+    /// Receiver of the log, if it is sent.
+    pub logs: Option<Receiver>,
     /// Resource attributes of this agent.
     pub origin: Origin,
     /// The time between two exports of the metrics.
@@ -78,8 +87,8 @@ pub enum TelemetryError {
 /// The agent's own telemetry, running.
 #[derive(Debug)]
 pub struct Telemetry {
-    metrics: SdkMeterProvider,
-    logs: SdkLoggerProvider,
+    metrics: Option<SdkMeterProvider>,
+    logs: Option<SdkLoggerProvider>,
 }
 
 impl Telemetry {
@@ -93,22 +102,27 @@ impl Telemetry {
                 options
                     .origin
                     .attributes()
-                    .map(|(key, value)| KeyValue::new(key, value.to_owned())),
+                    .map(|(key, value)| KeyValue::new(key.to_owned(), value.to_owned())),
             )
             .build();
         let (metric_exporter, log_exporter) = exporters(options)?;
-        let reader = PeriodicReader::builder(metric_exporter)
-            .with_interval(options.interval)
-            .build();
-        let metrics = SdkMeterProvider::builder()
-            .with_resource(resource.clone())
-            .with_reader(reader)
-            .build();
-        observe(&metrics);
-        let logs = SdkLoggerProvider::builder()
-            .with_resource(resource)
-            .with_batch_exporter(log_exporter)
-            .build();
+        let metrics = metric_exporter.map(|exporter| {
+            let reader = PeriodicReader::builder(exporter)
+                .with_interval(options.interval)
+                .build();
+            let metrics = SdkMeterProvider::builder()
+                .with_resource(resource.clone())
+                .with_reader(reader)
+                .build();
+            observe(&metrics);
+            metrics
+        });
+        let logs = log_exporter.map(|exporter| {
+            SdkLoggerProvider::builder()
+                .with_resource(resource)
+                .with_batch_exporter(exporter)
+                .build()
+        });
         Ok(Self { metrics, logs })
     }
 
@@ -118,18 +132,26 @@ impl Telemetry {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        OpenTelemetryTracingBridge::new(&self.logs).with_filter(filter_fn(goes_out))
+        let logs = self.logs.as_ref();
+        logs.map(|logs| OpenTelemetryTracingBridge::new(logs).with_filter(filter_fn(goes_out)))
     }
 
     /// Sends what is left, no longer than `deadline` for each of the two signals. Blocks: call it
     /// where blocking is allowed.
     pub fn shutdown(self, deadline: Duration) {
+        let (metrics, logs) = (self.metrics, self.logs);
         let ends = [
-            ("metrics", self.metrics.shutdown_with_timeout(deadline)),
-            ("logs", self.logs.shutdown_with_timeout(deadline)),
+            (
+                "metrics",
+                metrics.map(|of_it| of_it.shutdown_with_timeout(deadline)),
+            ),
+            (
+                "logs",
+                logs.map(|of_it| of_it.shutdown_with_timeout(deadline)),
+            ),
         ];
         for (signal, end) in ends {
-            if let Err(error) = end {
+            if let Some(Err(error)) = end {
                 tracing::warn!(signal, %error, "cannot flush the agent's own telemetry");
             }
         }
@@ -151,60 +173,128 @@ fn is_own_machinery(target: &str) -> bool {
     })
 }
 
-/// The exporters of both signals. Nothing is connected yet.
+/// The exporters of both signals. Nothing is connected yet. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// If the receiver cannot work.
+/// If a receiver cannot work.
 pub(crate) fn exporters(
     options: &Options,
-) -> Result<(MetricExporter, LogExporter), TelemetryError> {
-    Ok((metric_exporter(options)?, log_exporter(&options.receiver)?))
+) -> Result<(Option<MetricExporter>, Option<LogExporter>), TelemetryError> {
+    let metrics = options.metrics.as_ref();
+    let metrics = metrics.map(|receiver| metric_exporter(receiver, options.temporality));
+    let logs = options.logs.as_ref().map(log_exporter);
+    Ok((metrics.transpose()?, logs.transpose()?))
 }
 
-fn metric_exporter(options: &Options) -> Result<MetricExporter, TelemetryError> {
-    let receiver = &options.receiver;
-    let builder = MetricExporter::builder().with_temporality(options.temporality);
+fn metric_exporter(
+    receiver: &Receiver,
+    temporality: Temporality,
+) -> Result<MetricExporter, TelemetryError> {
+    let builder = MetricExporter::builder().with_temporality(temporality);
     match receiver.protocol {
-        Protocol::Grpc => builder
-            .with_tonic()
-            .with_endpoint(receiver.url()?.as_str())
-            .with_timeout(receiver.timeout)
-            .with_metadata(MetadataMap::from_headers(receiver.header_map()?))
-            .build(),
-        Protocol::HttpProtobuf => {
-            receiver.header_map()?;
-            builder
-                .with_http()
-                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_endpoint(receiver.signal_url("metrics")?.as_str())
-                .with_timeout(receiver.timeout)
-                .with_headers(receiver.headers.iter().cloned().collect())
-                .build()
-        }
+        Protocol::Grpc => over_grpc(builder.with_tonic(), receiver)?.build(),
+        Protocol::HttpProtobuf => over_http(builder.with_http(), receiver, "metrics")?.build(),
     }
     .map_err(|source| failed("metrics", receiver, source))
 }
 
 fn log_exporter(receiver: &Receiver) -> Result<LogExporter, TelemetryError> {
+    let builder = LogExporter::builder();
     match receiver.protocol {
-        Protocol::Grpc => LogExporter::builder()
-            .with_tonic()
-            .with_endpoint(receiver.url()?.as_str())
-            .with_timeout(receiver.timeout)
-            .with_metadata(MetadataMap::from_headers(receiver.header_map()?))
-            .build(),
-        Protocol::HttpProtobuf => {
-            receiver.header_map()?;
-            LogExporter::builder()
-                .with_http()
-                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_endpoint(receiver.signal_url("logs")?.as_str())
-                .with_timeout(receiver.timeout)
-                .with_headers(receiver.headers.iter().cloned().collect())
-                .build()
-        }
+        Protocol::Grpc => over_grpc(builder.with_tonic(), receiver)?.build(),
+        Protocol::HttpProtobuf => over_http(builder.with_http(), receiver, "logs")?.build(),
     }
     .map_err(|source| failed("logs", receiver, source))
+}
+
+/// Sends over the agent's own connections, with the agent's headers.
+fn over_grpc<B: WithTonicConfig + WithExportConfig>(
+    builder: B,
+    receiver: &Receiver,
+) -> Result<B, ReceiverError> {
+    receiver.header_map()?;
+    let (channel, _) = receiver.channel()?;
+    let sender = receiver.clone();
+    let builder = builder
+        .with_channel(channel)
+        .with_timeout(receiver.timeout)
+        .with_interceptor(move |request| with_headers(&sender, request));
+    Ok(match receiver.compression {
+        Compression::None => builder,
+        Compression::Gzip => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
+    })
+}
+
+/// The request with the receiver's headers, in place of those that the SDK takes from the environment.
+fn with_headers(receiver: &Receiver, mut request: Request<()>) -> Result<Request<()>, Status> {
+    const TIMEOUT: &str = "grpc-timeout";
+    let headers = receiver.headers_now();
+    let headers = headers.map_err(|error| Status::failed_precondition(chain(&error)))?;
+    let timeout = request.metadata_mut().remove(TIMEOUT);
+    let metadata = request.metadata_mut();
+    *metadata = MetadataMap::from_headers(headers);
+    if let Some(timeout) = timeout {
+        metadata.insert(TIMEOUT, timeout);
+    }
+    Ok(request)
+}
+
+/// The same over HTTP.
+fn over_http<B: WithHttpConfig + WithExportConfig>(
+    builder: B,
+    receiver: &Receiver,
+    signal: &str,
+) -> Result<B, ReceiverError> {
+    receiver.header_map()?;
+    let builder = builder
+        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+        .with_endpoint(receiver.signal_url(signal)?.as_str())
+        .with_timeout(receiver.timeout)
+        .with_http_client(SdkClient {
+            client: receiver.http_client(),
+            receiver: receiver.clone(),
+            runtime: Handle::current(),
+        });
+    Ok(match receiver.compression {
+        Compression::None => builder,
+        Compression::Gzip => builder.with_compression(opentelemetry_otlp::Compression::Gzip),
+    })
+}
+
+/// What the SDK sends HTTP requests with. The SDK calls it on a thread of its own; the connections are
+/// the runtime's.
+#[derive(Debug)]
+struct SdkClient {
+    client: HttpClient,
+    receiver: Receiver,
+    runtime: Handle,
+}
+
+#[tonic::async_trait]
+impl opentelemetry_http::HttpClient for SdkClient {
+    async fn send_bytes(
+        &self,
+        request: opentelemetry_http::Request<Bytes>,
+    ) -> Result<opentelemetry_http::Response<Bytes>, opentelemetry_http::HttpError> {
+        let (parts, body) = request.into_parts();
+        let mut headers = self.receiver.headers_now()?;
+        // The SDK also puts in those that it finds in the environment.
+        for name in [CONTENT_TYPE, CONTENT_ENCODING] {
+            if let Some(value) = parts.headers.get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        let (client, timeout) = (self.client.clone(), self.receiver.timeout);
+        let exchange = self.runtime.spawn(async move {
+            tokio::time::timeout(timeout, client.post(parts.uri, headers, body)).await
+        });
+        let answer = exchange.await???;
+        let mut response = opentelemetry_http::Response::builder().status(answer.status);
+        if let Some(kept) = response.headers_mut() {
+            *kept = answer.headers;
+        }
+        Ok(response.body(answer.body)?)
+    }
 }
 
 fn failed(signal: &'static str, receiver: &Receiver, source: ExporterBuildError) -> TelemetryError {
@@ -330,11 +420,11 @@ mod tests {
 
     fn options(protocol: Protocol, endpoint: String) -> Options {
         Options {
-            receiver: Receiver::new(endpoint, protocol),
+            metrics: Some(Receiver::new(endpoint.clone(), protocol)),
+            logs: Some(Receiver::new(endpoint, protocol)),
             origin: Origin {
                 host_name: "node".to_owned(),
-                host_id: None,
-                node_name: None,
+                ..Origin::default()
             },
             interval: Duration::from_secs(3_600),
             temporality: Temporality::Cumulative,
@@ -420,17 +510,5 @@ mod tests {
         assert!(cpu_seconds() > 0.0);
         let bytes = resident_bytes().expect("this is Linux");
         assert!(bytes > 100_000, "{bytes}");
-    }
-
-    #[tokio::test]
-    async fn tls_is_an_error_for_both_protocols() {
-        for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
-            let error = Telemetry::start(&options(protocol, "https://a:1".to_owned()))
-                .expect_err("no TLS here");
-            assert!(
-                matches!(error, TelemetryError::Receiver(ReceiverError::Tls(_))),
-                "{error}"
-            );
-        }
     }
 }

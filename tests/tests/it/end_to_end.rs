@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use gpuacct::config::{Config, OtlpProtocol, Span};
+use gpuacct::config::{Config, OtlpAttributes, OtlpProtocol, Span};
 use gpuacct::core::model::{Nanos, SourceId, SourceState};
 use gpuacct::core::snapshot::{Attribution, ContainerAccount};
 use gpuacct::outputs::socket::StatusReport;
@@ -86,6 +86,8 @@ impl Rig {
         config.publish.zero_for = Span(ZERO_FOR);
         config.docker.sockets = vec![self.docker.socket()];
         config.otlp.interval = Span(Duration::from_secs(1));
+        // What is pushed is compared to what is scraped.
+        config.otlp.attributes = OtlpAttributes::Labels;
         configure(&mut config);
         let mut agent = self.node.agent("agent", config).expect("it comes up");
         agent

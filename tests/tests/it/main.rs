@@ -22,6 +22,7 @@ mod live_view;
 mod matrix;
 mod nvml_clients;
 mod nvml_source;
+mod otlp_tls;
 mod placement;
 mod pod_itself;
 mod pod_resources;

@@ -1,15 +1,17 @@
-//! Whether the receiver of OTLP is there: its name resolves, and it takes connections. Nothing is sent,
-//! because it would be booked.
+//! Whether the receiver of OTLP is there: its name resolves, it takes connections, and where they are
+//! to be safe, both sides accept each other's certificates as far as that is known before a request.
+//! Nothing is sent, because it would be booked.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::finding::{Finding, ok, warn};
 use crate::errors::chain;
-use crate::receiver::Receiver;
+use crate::receiver::{Receiver, TlsFiles};
 
 /// How long the name may take to resolve, and how long each address may take to answer.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -47,7 +49,7 @@ pub(super) async fn look(receiver: &Receiver) -> Finding {
     let mut refusals = Vec::new();
     for address in addresses {
         let refusal = match timeout(LIMIT, TcpStream::connect(address)).await {
-            Ok(Ok(_)) => return ok(item, format!("{address} takes connections")),
+            Ok(Ok(_)) => return trusted(item, &address, receiver).await,
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("no answer within {LIMIT:?}"),
         };
@@ -62,6 +64,51 @@ pub(super) async fn look(receiver: &Receiver) -> Finding {
         "check that the receiver runs and that otlp.endpoint has its address and port; gpuacct \
          retries forever",
     )
+}
+
+/// The finding about a receiver that takes connections.
+async fn trusted(item: String, address: &SocketAddr, receiver: &Receiver) -> Finding {
+    let files = receiver.clone();
+    let headers = spawn_blocking(move || files.headers_now()).await;
+    if let Ok(Err(error)) = headers {
+        return warn(
+            item,
+            chain(&error),
+            "write the value into the file, and let the agent read it",
+        );
+    }
+    let Some(url) = receiver.url().ok().filter(|url| url.scheme() == "https") else {
+        if receiver.tls != TlsFiles::default() {
+            return warn(
+                item,
+                format!("{address} takes connections, and otlp.tls is not used"),
+                "write https:// into the endpoint, or remove otlp.tls",
+            );
+        }
+        return ok(item, format!("{address} takes connections"));
+    };
+    let connector = receiver.connector();
+    let notes = connector.notes();
+    let connected = match url.as_str().parse() {
+        Ok(url) => connector.connect(url).await,
+        Err(_) => return warn(item, "the endpoint is no URL", "change otlp.endpoint"),
+    };
+    match connected {
+        Err(error) => warn(
+            item,
+            format!("{} ({})", chain(&error), error.class()),
+            "see this class of otlp in docs/OPERATIONS.md; gpuacct retries forever",
+        ),
+        Ok(_) if notes.asked_in_vain() => warn(
+            item,
+            format!("{address} asks for a client certificate"),
+            "if it insists on one, set otlp.tls.cert_file and otlp.tls.key_file",
+        ),
+        Ok(_) => ok(
+            item,
+            format!("{address} takes TLS connections, and its certificate is trusted"),
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -235,6 +235,23 @@ pub(super) static FAMILIES: &[Instrument] = &[
         },
     },
     Instrument {
+        name: "gpuacct_gpu_memory_utilization_ratio",
+        otlp: "gpuacct.gpu.memory.utilization",
+        kind: Kind::Gauge,
+        unit: Unit::Ratio,
+        help: "Share of the device memory that is in use. Absent if the driver does not report it.",
+        keys: GPU,
+        read: |view, points| {
+            for book in &view.snapshot.gpus {
+                let total = book.gpu.memory_total.filter(|total| *total > 0);
+                if let (Some(used), Some(total)) = (book.memory_used, total) {
+                    let share = (used as f64 / total as f64).clamp(0.0, 1.0);
+                    points.put(&[book.gpu.uuid.as_str()], book.start, Value::Ratio(share));
+                }
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_gpu_info",
         otlp: "gpuacct.gpu.info",
         kind: Kind::Info,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::conventions::{OtlpInstrument, attribute_name};
 use super::identity::LOOKUP_OUTCOMES;
 use super::instrument::{Kind, Unit};
 use super::sources::STATES;
@@ -17,8 +18,16 @@ pub fn metrics_markdown() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
          <!-- Generated from agent/src/outputs/instruments/*.rs: GPUACCT_UPDATE_DOCS=1 cargo test -p gpuacct -->\n\n\
-         Everything that gpuacct publishes, at `/metrics` and over OTLP. An OTLP name, translated by\n\
-         Prometheus' rules, is the name in Prometheus.\n\n\
+         Everything that gpuacct publishes, at `/metrics` and over OTLP. Over OTLP, metrics and\n\
+         attributes have the names of OpenTelemetry's semantic conventions (1.44) where these have\n\
+         one, and names below `gpuacct.` otherwise. With `otlp.attributes = \"labels\"` they have the\n\
+         second name in each row, which Prometheus' rules translate to the name in Prometheus, and the\n\
+         labels as attributes. The instrument then is a counter or a gauge.\n\n\
+         Over OTLP an attribute whose value would be `(none)` is left out. `container` is\n\
+         `container.name` for a container outside of Kubernetes. `image` is also taken apart into\n\
+         `container.image.tags`, `container.image.repo_digests` and `container.image.id`. Metrics\n\
+         below `hw.` also have `hw.vendor`, `hw.model` and, for a MIG instance, `hw.parent`; all but\n\
+         `hw.energy` have `hw.name` and `hw.driver_version`; `hw.energy` has `hw.type`.\n\n\
          Within a family every series has the same labels and no value is ever empty: `(none)` stands\n\
          where a label does not apply, `(unresolved)` where it could not be learnt. Counters keep their\n\
          labels and never fall; each has its own start time in OTLP and, in OpenMetrics, its `_created`.\n",
@@ -42,12 +51,29 @@ pub fn metrics_markdown() -> String {
         } else {
             format!("`{}`", instrument.keys.join("` `"))
         };
+        let names = match instrument.conventional() {
+            name if name == instrument.otlp => format!("`{name}`"),
+            name => format!("`{name}`; `{}`", instrument.otlp),
+        };
+        let attributes: Vec<_> = instrument
+            .keys
+            .iter()
+            .map(|key| format!("`{}`", attribute_name(key)))
+            .collect();
+        let attributes = match attributes.is_empty() {
+            true => "none".to_owned(),
+            false => attributes.join(" "),
+        };
+        let otlp_kind = match instrument.otlp_instrument() {
+            OtlpInstrument::Counter => "Counter",
+            OtlpInstrument::UpDownCounter => "UpDownCounter",
+            OtlpInstrument::Gauge => "Gauge",
+        };
         write!(
             page,
-            "\n## `{}`\n\n{}\n\n| kind | unit | labels | OTLP name | OTLP unit |\n|---|---|---|---|---|\n| {kind} | {unit} | {labels} | `{}` | {} |\n",
+            "\n## `{}`\n\n{}\n\n| | kind | unit | labels |\n|---|---|---|---|\n| Prometheus | {kind} | {unit} | {labels} |\n| OTLP: {names} | {otlp_kind} | {} | {attributes} |\n",
             instrument.name,
             instrument.help,
-            instrument.otlp,
             match instrument.unit.ucum() {
                 "" => "none".to_owned(),
                 ucum => format!("`{ucum}`"),

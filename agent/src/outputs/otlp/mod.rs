@@ -30,16 +30,19 @@ use crate::core::input::SourceHealth;
 use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
 use crate::published::Published;
 
+mod attributes;
 mod delta_session;
 mod request;
 mod sent_totals;
 mod sent_totals_file;
+mod shape;
 mod starts;
 mod transport;
 
 use delta_session::DeltaSession;
 use request::{Counters, build};
 pub use sent_totals_file::SentTotalsLocation;
+pub use shape::{Layout, Naming, Shape};
 use starts::Starts;
 pub use starts::StartsFile;
 use transport::{Arrival, Failure, Retry, Transport};
@@ -68,6 +71,8 @@ pub struct Options {
     pub origin: Origin,
     /// What is sent only where it is asked for.
     pub opt_in: OptIn,
+    /// What is called how, and where.
+    pub shape: Shape,
     /// What a counter's points say.
     pub temporality: Temporality,
     /// Where it is kept which counters are sent without their start; absent where no series outlives
@@ -100,6 +105,7 @@ impl Options {
             flush_deadline: Duration::from_secs(5),
             origin,
             opt_in: OptIn::default(),
+            shape: Shape::default(),
             temporality: Temporality::default(),
             starts: None,
         }
@@ -268,18 +274,19 @@ impl Exporter {
             return Ok(());
         }
         let view = View::new(&published, &self.counters, &self.options.opt_in);
-        let (origin, max_points) = (&self.options.origin, self.options.max_points);
+        let (origin, shape) = (&self.options.origin, self.options.shape);
+        let max_points = self.options.max_points;
         let messages = match &mut self.session {
             None => {
                 self.starts.begin().await;
                 let totals = Counters::Totals(&mut self.starts);
-                let messages = build(&view, origin, max_points, totals);
+                let messages = build(&view, origin, shape, max_points, totals);
                 self.starts.keep().await;
                 messages
             }
             Some(session) => {
                 let sent = session.begin(snapshot).await?;
-                let mut messages = build(&view, origin, max_points, Counters::Growths(sent));
+                let mut messages = build(&view, origin, shape, max_points, Counters::Growths(sent));
                 let growths = messages.iter_mut();
                 let growths = growths.map(|outgoing| std::mem::take(&mut outgoing.growths));
                 session.offer(snapshot, growths).await?;

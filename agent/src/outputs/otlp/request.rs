@@ -4,9 +4,14 @@
 //! aggregation cannot carry: cumulative, or what came since the last time ([`SentTotals`]). Seconds are doubles, since that is what Prometheus' `_seconds`
 //! are; whole numbers stay whole. What is too much for one message goes into several, bounded in
 //! points and in bytes: receivers refuse more than 4 MiB.
+//!
+//! What a point is called ([`Shape`]) says nothing of what was sent: a series is known by its family
+//! and its labels, whatever they are called.
+
+use std::collections::HashMap;
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum,
     metric, number_data_point,
@@ -14,10 +19,13 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
+use super::attributes::{Attributes, Owner, attribute};
 use super::sent_totals::{Growth, SentTotals};
+use super::shape::{Layout, Naming, Shape};
 use super::starts::Starts;
 use crate::core::model::WallTime;
 use crate::core::snapshot::Snapshot;
+use crate::outputs::instruments::conventions::{OtlpInstrument, SCHEMA_URL};
 use crate::outputs::instruments::{
     self, Instrument, Kind, LabelValues, Sink, VERSION, Value, View,
 };
@@ -50,11 +58,14 @@ pub(super) struct Outgoing {
 pub(super) fn build(
     view: &View<'_>,
     origin: &Origin,
+    shape: Shape,
     max_points: usize,
     counters: Counters<'_>,
 ) -> Vec<Outgoing> {
     let mut batch = Batch {
-        resource: resource(origin),
+        origin,
+        shape,
+        attributes: Attributes::new(view.snapshot, shape.naming),
         snapshot: view.snapshot,
         time: view.snapshot.wall.0,
         temporality: match counters {
@@ -65,8 +76,8 @@ pub(super) fn build(
         growths: Vec::new(),
         max_points: max_points.max(1),
         family: None,
-        pending: Vec::new(),
-        metrics: Vec::new(),
+        groups: Vec::new(),
+        by_owner: HashMap::new(),
         points: 0,
         bytes: 0,
         done: Vec::new(),
@@ -76,29 +87,20 @@ pub(super) fn build(
     batch.done
 }
 
-fn resource(origin: &Origin) -> Resource {
-    Resource {
-        attributes: origin
-            .attributes()
-            .map(|(key, value)| attribute(key, value))
-            .collect(),
-        ..Resource::default()
-    }
-}
-
-fn attribute(key: &str, value: &str) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue {
-            value: Some(any_value::Value::StringValue(value.to_owned())),
-        }),
-        ..KeyValue::default()
-    }
+/// What of a message has one resource.
+struct Group {
+    resource: Resource,
+    /// Points of the family that is being written.
+    pending: Vec<NumberDataPoint>,
+    /// The families that are written.
+    metrics: Vec<Metric>,
 }
 
 /// Messages under construction.
 struct Batch<'a> {
-    resource: Resource,
+    origin: &'a Origin,
+    shape: Shape,
+    attributes: Attributes<'a>,
     snapshot: &'a Snapshot,
     temporality: AggregationTemporality,
     counters: Counters<'a>,
@@ -107,10 +109,9 @@ struct Batch<'a> {
     time: u64,
     max_points: usize,
     family: Option<&'static Instrument>,
-    /// Points of the family that is being written.
-    pending: Vec<NumberDataPoint>,
-    /// Families of the message that is being written.
-    metrics: Vec<Metric>,
+    groups: Vec<Group>,
+    /// The group of a container, by the values of its labels; the agent's own has none.
+    by_owner: HashMap<Vec<String>, usize>,
     /// Points in that message, pending ones included.
     points: usize,
     /// About its size.
@@ -121,6 +122,7 @@ struct Batch<'a> {
 impl Sink for Batch<'_> {
     fn family(&mut self, instrument: &'static Instrument) {
         self.close_family();
+        self.attributes.family(instrument);
         self.family = Some(instrument);
     }
 
@@ -145,13 +147,15 @@ impl Sink for Batch<'_> {
                 }
             }
         }
+        let (owner, attributes) = self.attributes.of(labels);
+        // Where each container has a resource, its names are there.
+        let (owner, attributes) = match (self.shape.layout, owner) {
+            (Layout::Resource, Some(owner)) => (Some(owner), attributes),
+            (_, Some(owner)) => (None, [owner.attributes, attributes].concat()),
+            (_, None) => (None, attributes),
+        };
         let point = NumberDataPoint {
-            attributes: instrument
-                .keys
-                .iter()
-                .zip(labels.iter())
-                .map(|(key, value)| attribute(key, value))
-                .collect(),
+            attributes,
             start_time_unix_nano: from,
             time_unix_nano: self.time,
             value: Some(number(value)),
@@ -159,65 +163,125 @@ impl Sink for Batch<'_> {
         };
         // Its length, its tag and its length's own bytes.
         let bytes = point.encoded_len() + 4;
-        if self.points > 0 && (self.points >= self.max_points || self.bytes + bytes > MAX_BYTES) {
+        let is_full = self.points >= self.max_points || self.bytes + bytes > MAX_BYTES;
+        if self.points > 0 && is_full {
             self.close_request();
         }
+        let key = owner
+            .as_ref()
+            .map(|owner| owner.key.clone())
+            .unwrap_or_default();
+        let group = match self.by_owner.get(&key) {
+            Some(group) => *group,
+            None => {
+                let resource = self.resource(owner.as_ref());
+                self.bytes += resource.encoded_len() + 64;
+                self.groups.push(Group {
+                    resource,
+                    pending: Vec::new(),
+                    metrics: Vec::new(),
+                });
+                self.by_owner.insert(key, self.groups.len() - 1);
+                self.groups.len() - 1
+            }
+        };
+        let pending = &mut self.groups[group].pending;
+        if pending.is_empty() {
+            self.bytes += instrument.help.len() + instrument.otlp.len() + 32;
+        }
+        pending.push(point);
         self.points += 1;
         self.bytes += bytes;
-        self.pending.push(point);
         self.growths.extend(growth);
     }
 }
 
 impl Batch<'_> {
+    /// The agent's resource, or that of a container, which is an instance of its own.
+    fn resource(&self, container: Option<&Owner>) -> Resource {
+        const INSTANCE: &str = "service.instance.id";
+        let own = self.origin.attributes();
+        let mut attributes: Vec<_> = own.map(|(key, value)| attribute(key, value)).collect();
+        if let Some(container) = container {
+            let replaced = |key: &str| {
+                key == INSTANCE || container.attributes.iter().any(|of_it| of_it.key == key)
+            };
+            attributes.retain(|known| !replaced(&known.key));
+            attributes.push(attribute(INSTANCE, &container.instance()));
+            attributes.extend_from_slice(&container.attributes);
+        }
+        Resource {
+            attributes,
+            ..Resource::default()
+        }
+    }
+
     fn close_family(&mut self) {
         let Some(instrument) = self.family else {
             return;
         };
-        if self.pending.is_empty() {
-            return;
-        }
-        let data_points = std::mem::take(&mut self.pending);
-        let data = match instrument.kind {
-            Kind::Counter => metric::Data::Sum(Sum {
-                data_points,
-                aggregation_temporality: self.temporality.into(),
-                is_monotonic: true,
-            }),
-            Kind::Gauge | Kind::Info => metric::Data::Gauge(Gauge { data_points }),
+        let is_conventional = self.shape.naming == Naming::Conventions;
+        let name = match is_conventional {
+            true => instrument.conventional(),
+            false => instrument.otlp,
         };
-        self.metrics.push(Metric {
-            name: instrument.otlp.to_owned(),
-            description: instrument.help.to_owned(),
-            unit: instrument.unit.ucum().to_owned(),
-            data: Some(data),
-            ..Metric::default()
-        });
+        for group in &mut self.groups {
+            if group.pending.is_empty() {
+                continue;
+            }
+            let data_points = std::mem::take(&mut group.pending);
+            let data = match instrument.otlp_instrument() {
+                OtlpInstrument::Counter => metric::Data::Sum(Sum {
+                    data_points,
+                    aggregation_temporality: self.temporality.into(),
+                    is_monotonic: true,
+                }),
+                // A level is what it is now, also for a receiver that adds growths up.
+                OtlpInstrument::UpDownCounter if is_conventional => metric::Data::Sum(Sum {
+                    data_points,
+                    aggregation_temporality: AggregationTemporality::Cumulative.into(),
+                    is_monotonic: false,
+                }),
+                _ => metric::Data::Gauge(Gauge { data_points }),
+            };
+            group.metrics.push(Metric {
+                name: name.to_owned(),
+                description: instrument.help.to_owned(),
+                unit: instrument.unit.ucum().to_owned(),
+                data: Some(data),
+                ..Metric::default()
+            });
+        }
     }
 
     /// Closes the message; the family that is being written goes on in the next one.
     fn close_request(&mut self) {
         self.close_family();
-        let metrics = std::mem::take(&mut self.metrics);
-        if metrics.is_empty() {
+        let groups = std::mem::take(&mut self.groups);
+        self.by_owner.clear();
+        if groups.is_empty() {
             return;
         }
-        let scope = InstrumentationScope {
-            name: "gpuacct".to_owned(),
-            version: VERSION.to_owned(),
-            ..InstrumentationScope::default()
+        let schema_url = match self.shape.naming {
+            Naming::Conventions => SCHEMA_URL.to_owned(),
+            Naming::Labels => String::new(),
         };
+        let resource_metrics = groups.into_iter().map(|group| ResourceMetrics {
+            resource: Some(group.resource),
+            scope_metrics: vec![ScopeMetrics {
+                scope: Some(InstrumentationScope {
+                    name: "gpuacct".to_owned(),
+                    version: VERSION.to_owned(),
+                    ..InstrumentationScope::default()
+                }),
+                metrics: group.metrics,
+                schema_url: schema_url.clone(),
+            }],
+            schema_url: schema_url.clone(),
+        });
         self.done.push(Outgoing {
             request: ExportMetricsServiceRequest {
-                resource_metrics: vec![ResourceMetrics {
-                    resource: Some(self.resource.clone()),
-                    scope_metrics: vec![ScopeMetrics {
-                        scope: Some(scope),
-                        metrics,
-                        ..ScopeMetrics::default()
-                    }],
-                    ..ResourceMetrics::default()
-                }],
+                resource_metrics: resource_metrics.collect(),
             },
             points: self.points as u64,
             growths: std::mem::take(&mut self.growths),
@@ -252,6 +316,8 @@ mod tests {
     use std::fmt::Write as _;
     use std::sync::Arc;
 
+    use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+
     use super::*;
     use crate::core::model::HostUnit;
     use crate::core::snapshot::{HostSeries, Snapshot};
@@ -263,56 +329,93 @@ mod tests {
         Origin {
             host_name: "gpu-node-7".to_owned(),
             host_id: Some("0123456789abcdef".to_owned()),
-            node_name: None,
+            ..Origin::default()
         }
     }
 
-    fn built(snapshot: &Snapshot, max_points: usize) -> Vec<Outgoing> {
-        built_with(snapshot, max_points, &mut Starts::new(None, Arc::default()))
+    fn built(snapshot: &Snapshot, shape: Shape, max_points: usize) -> Vec<Outgoing> {
+        let mut starts = Starts::new(None, Arc::default());
+        built_with(snapshot, shape, max_points, &mut starts)
     }
 
-    fn built_with(snapshot: &Snapshot, max_points: usize, starts: &mut Starts) -> Vec<Outgoing> {
+    fn built_with(
+        snapshot: &Snapshot,
+        shape: Shape,
+        max_points: usize,
+        starts: &mut Starts,
+    ) -> Vec<Outgoing> {
         let view = View {
             snapshot,
             agent: &sample::agent_status(),
             counters: &OutputCounters::default(),
             opt_in: &sample::opt_in(),
         };
-        build(&view, &origin(), max_points, Counters::Totals(starts))
+        build(
+            &view,
+            &origin(),
+            shape,
+            max_points,
+            Counters::Totals(starts),
+        )
+    }
+
+    fn shown(value: Option<&any_value::Value>) -> String {
+        match value {
+            Some(any_value::Value::StringValue(value)) => value.clone(),
+            Some(any_value::Value::ArrayValue(list)) => {
+                let of_it = |value: &AnyValue| shown(value.value.as_ref());
+                let values: Vec<_> = list.values.iter().map(of_it).collect();
+                format!("[{}]", values.join(" "))
+            }
+            other => panic!("{other:?} is no text"),
+        }
     }
 
     fn attributes(attributes: &[KeyValue]) -> String {
         let mut text = String::new();
         for attribute in attributes {
-            let Some(AnyValue {
-                value: Some(any_value::Value::StringValue(value)),
-            }) = &attribute.value
-            else {
-                panic!("{attribute:?} is no text");
-            };
-            write!(text, " {}={value}", attribute.key).unwrap();
+            let value = attribute
+                .value
+                .as_ref()
+                .and_then(|value| value.value.as_ref());
+            write!(text, " {}={}", attribute.key, shown(value)).unwrap();
         }
         text
     }
 
     /// A line for each point, so that a change is seen in a diff.
     fn lines(outgoing: &Outgoing) -> Vec<String> {
-        let [resource] = outgoing.request.resource_metrics.as_slice() else {
-            panic!("one resource");
-        };
-        let [scope] = resource.scope_metrics.as_slice() else {
-            panic!("one scope");
-        };
         let mut lines = Vec::new();
+        for (at, resource) in outgoing.request.resource_metrics.iter().enumerate() {
+            let [scope] = resource.scope_metrics.as_slice() else {
+                panic!("one scope");
+            };
+            assert_eq!(scope.schema_url, resource.schema_url);
+            // The agent's own is in front of all, where there are others.
+            let of_it = &resource.resource.as_ref().expect("it has one").attributes;
+            let is_a_container = attributes(of_it).contains(" container.id=")
+                || attributes(of_it).contains(" container_id=");
+            assert!(is_a_container || lines.is_empty() || at > 0);
+            let owner = match is_a_container {
+                true => attributes(of_it),
+                false => String::new(),
+            };
+            lines_of(scope, &owner, &mut lines);
+        }
+        assert_eq!(lines.len() as u64, outgoing.points);
+        lines
+    }
+
+    fn lines_of(scope: &ScopeMetrics, owner: &str, lines: &mut Vec<String>) {
         for metric in &scope.metrics {
             let (kind, points) = match metric.data.as_ref().expect("it has data") {
                 metric::Data::Sum(sum) => {
-                    assert!(sum.is_monotonic);
                     assert_eq!(
                         sum.aggregation_temporality(),
                         AggregationTemporality::Cumulative
                     );
-                    ("sum", &sum.data_points)
+                    let kind = if sum.is_monotonic { "sum" } else { "level" };
+                    (kind, &sum.data_points)
                 }
                 metric::Data::Gauge(gauge) => ("gauge", &gauge.data_points),
                 other => panic!("{other:?}"),
@@ -325,7 +428,7 @@ mod tests {
                     number_data_point::Value::AsInt(value) => value.to_string(),
                 };
                 lines.push(format!(
-                    "{} [{}] {kind} {}..{}{} = {value}",
+                    "{} [{}] {kind} {}..{}{owner}{} = {value}",
                     metric.name,
                     metric.unit,
                     point.start_time_unix_nano,
@@ -334,19 +437,31 @@ mod tests {
                 ));
             }
         }
-        assert_eq!(lines.len() as u64, outgoing.points);
-        lines
     }
 
     #[test]
     fn the_sample_as_points() {
-        let [outgoing] = built(&sample::snapshot(), 100_000).try_into().unwrap();
-        let resource = outgoing.request.resource_metrics[0].resource.as_ref();
-        let mut text = format!("resource{}\n", attributes(&resource.unwrap().attributes));
-        for line in lines(&outgoing) {
-            writeln!(text, "{line}").unwrap();
+        let files = [
+            "otlp.txt",
+            "otlp_resource.txt",
+            "otlp_labels.txt",
+            "otlp_labels_resource.txt",
+        ];
+        for (shape, file) in Shape::EVERY.into_iter().zip(files) {
+            let [outgoing] = built(&sample::snapshot(), shape, 100_000)
+                .try_into()
+                .unwrap();
+            let mut text = String::new();
+            for resource in &outgoing.request.resource_metrics {
+                let of_it = resource.resource.as_ref().unwrap();
+                let (schema, attributes) = (&resource.schema_url, attributes(&of_it.attributes));
+                writeln!(text, "resource [{schema}]{attributes}").unwrap();
+            }
+            for line in lines(&outgoing) {
+                writeln!(text, "{line}").unwrap();
+            }
+            golden(file, &text);
         }
-        golden("otlp.txt", &text);
     }
 
     #[test]
@@ -362,24 +477,29 @@ mod tests {
         };
         render(&view, Format::Text, &mut text);
         let scraped = text.lines().filter(|line| !line.starts_with('#')).count();
-        assert_eq!(built(&snapshot, 100_000)[0].points, scraped as u64);
+        for shape in Shape::EVERY {
+            assert_eq!(built(&snapshot, shape, 100_000)[0].points, scraped as u64);
+        }
     }
 
     #[test]
     fn what_is_too_much_for_one_message_goes_into_several() {
         let snapshot = sample::snapshot();
-        let whole: BTreeSet<_> = lines(&built(&snapshot, 100_000)[0]).into_iter().collect();
-        for max_points in [0, 1, 3, 7, whole.len() - 1, whole.len()] {
-            let parts = built(&snapshot, max_points);
-            assert_eq!(parts.len(), whole.len().div_ceil(max_points.max(1)));
-            let mut together = BTreeSet::new();
-            for part in &parts {
-                assert!(part.points <= max_points.max(1) as u64);
-                for line in lines(part) {
-                    assert!(together.insert(line.clone()), "{line} went out twice");
+        for shape in Shape::EVERY {
+            let whole = lines(&built(&snapshot, shape, 100_000)[0]);
+            let whole: BTreeSet<_> = whole.into_iter().collect();
+            for max_points in [0, 1, 3, 7, whole.len() - 1, whole.len()] {
+                let parts = built(&snapshot, shape, max_points);
+                assert_eq!(parts.len(), whole.len().div_ceil(max_points.max(1)));
+                let mut together = BTreeSet::new();
+                for part in &parts {
+                    assert!(part.points <= max_points.max(1) as u64);
+                    for line in lines(part) {
+                        assert!(together.insert(line.clone()), "{line} went out twice");
+                    }
                 }
+                assert_eq!(together, whole);
             }
-            assert_eq!(together, whole);
         }
     }
 
@@ -393,13 +513,85 @@ mod tests {
                 ..series.clone()
             })
             .collect();
-        let parts = built(&snapshot, usize::MAX);
-        assert!(parts.len() > 1);
-        for part in &parts {
-            assert!(part.request.encoded_len() < 4 << 20);
+        // And as many containers, each of which is a resource of its own.
+        let container = snapshot.container_series[0].clone();
+        snapshot.container_series = (0..3_000)
+            .map(|n| {
+                let mut series = container.clone();
+                let mut labels = (*series.labels).clone();
+                labels.container_id = format!("{n:0>64}").as_str().into();
+                series.labels = Arc::new(labels);
+                series
+            })
+            .collect();
+        for shape in Shape::EVERY {
+            let parts = built(&snapshot, shape, usize::MAX);
+            assert!(parts.len() > 1);
+            for part in &parts {
+                assert!(part.request.encoded_len() < 4 << 20, "{shape:?}");
+            }
+            let points: u64 = parts.iter().map(|part| part.points).sum();
+            assert!(points > 40_000);
         }
-        let points: u64 = parts.iter().map(|part| part.points).sum();
-        assert!(points > 20_000);
+    }
+
+    /// Whatever the points are called, and wherever their names are, the growths are those of the same
+    /// series: an agent that is told to use other names goes on where the last one stopped.
+    #[test]
+    fn deltas_are_the_same_in_every_shape_and_go_on_from_one_to_another() {
+        let agent = sample::agent_status();
+        let (counters, opt_in) = (OutputCounters::default(), sample::opt_in());
+        let mut snapshot = sample::snapshot();
+        let growths = |snapshot: &Snapshot, sent: &mut SentTotals, shape| {
+            let view = View {
+                snapshot,
+                agent: &agent,
+                counters: &counters,
+                opt_in: &opt_in,
+            };
+            let parts = build(&view, &origin(), shape, 7, Counters::Growths(sent));
+            let mut all = Vec::new();
+            for part in parts {
+                sent.advance(&part.growths);
+                all.extend(part.growths);
+            }
+            all
+        };
+        let first = Shape::EVERY.map(|shape| {
+            let mut sent = SentTotals::new("", snapshot.agent_started);
+            let all = growths(&snapshot, &mut sent, shape);
+            (all, sent)
+        });
+        assert!(first[0].0.len() > 30);
+        assert!(first.iter().all(|of_it| *of_it == first[0]));
+        let [(_, mut sent), ..] = first;
+        for (at, shape) in Shape::EVERY.into_iter().enumerate() {
+            assert_eq!(growths(&snapshot, &mut sent, shape), [], "{shape:?}");
+            snapshot.agent.commits += 1;
+            assert_eq!(growths(&snapshot, &mut sent, shape).len(), 1, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_a_resource_with_an_instance_of_its_own() {
+        let snapshot = sample::snapshot();
+        let shape = Shape::of(Naming::Conventions, Layout::Resource);
+        let [outgoing] = built(&snapshot, shape, 100_000).try_into().unwrap();
+        let mut instances = BTreeSet::new();
+        for resource in &outgoing.request.resource_metrics {
+            let of_it = &resource.resource.as_ref().unwrap().attributes;
+            let keys: BTreeSet<_> = of_it.iter().map(|of_it| &of_it.key).collect();
+            assert_eq!(keys.len(), of_it.len(), "{of_it:?}");
+            let instance = of_it
+                .iter()
+                .find(|of_it| of_it.key == "service.instance.id");
+            assert!(
+                instances.insert(format!("{instance:?}")),
+                "{instance:?} twice"
+            );
+        }
+        // Three containers and the agent.
+        assert_eq!(instances.len(), 4);
     }
 
     /// A start that moves from one push to the next says that the counter began anew, and whoever
@@ -410,7 +602,7 @@ mod tests {
         let starts = [5, 6].map(|wall| {
             snapshot.wall = WallTime(wall);
             // `lines` holds the promise that no start is after the time.
-            lines(&built(&snapshot, 100_000)[0])
+            lines(&built(&snapshot, Shape::default(), 100_000)[0])
                 .iter()
                 .filter(|line| line.contains(" sum "))
                 .map(|line| line.split("..").next().unwrap_or_default().to_owned())
@@ -428,7 +620,7 @@ mod tests {
         let mut exporter = Starts::new(None, Arc::default());
         let mut sums = |wall| {
             snapshot.wall = wall;
-            let lines = lines(&built_with(&snapshot, 100_000, &mut exporter)[0]);
+            let lines = lines(&built_with(&snapshot, Shape::default(), 100_000, &mut exporter)[0]);
             let sums = lines.into_iter().filter(|line| line.contains(" sum "));
             let starts = sums.map(|line| line.split("..").next().unwrap_or_default().to_owned());
             starts.collect::<Vec<_>>()

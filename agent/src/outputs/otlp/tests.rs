@@ -1,6 +1,7 @@
 //! The exporter against receivers in this process that fail, refuse, hang, and then accept.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
@@ -8,6 +9,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -20,12 +22,15 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use prost::Message as _;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
+use tonic::codec::CompressionEncoding;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::core::model::{Clock, WallTime};
 use crate::outputs::receiver::Protocol;
 use crate::outputs::sample::{self, NOW};
+
+mod tls;
 
 /// Nothing here takes as long; it turns a wait for what never comes into a failure.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -64,6 +69,7 @@ struct Arrived {
     counters: Vec<String>,
     temporality: AggregationTemporality,
     token: Option<String>,
+    is_compressed: bool,
 }
 
 struct Peer {
@@ -73,32 +79,43 @@ struct Peer {
 }
 
 impl Peer {
-    fn next(&self, request: &ExportMetricsServiceRequest, token: Option<String>) -> Act {
+    fn next(
+        &self,
+        request: &ExportMetricsServiceRequest,
+        token: Option<String>,
+        is_compressed: bool,
+    ) -> Act {
         let mut arrived = Arrived {
             commits: -1,
             points: 0,
             counters: Vec::new(),
             temporality: AggregationTemporality::Unspecified,
             token,
+            is_compressed,
         };
-        for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
-            let points = match metric.data.as_ref().unwrap() {
-                metric::Data::Sum(sum) => {
-                    arrived.temporality = sum.aggregation_temporality();
-                    let name =
-                        |point: &NumberDataPoint| format!("{} {:?}", metric.name, point.attributes);
-                    arrived.counters.extend(sum.data_points.iter().map(name));
-                    &sum.data_points
-                }
-                metric::Data::Gauge(gauge) => &gauge.data_points,
-                other => panic!("{other:?}"),
-            };
-            arrived.points += points.len();
-            if metric.name == "gpuacct.commits" {
-                let Some(number_data_point::Value::AsInt(commits)) = points[0].value else {
-                    panic!("{points:?}");
+        for resource in &request.resource_metrics {
+            let of_it = &resource.resource.as_ref().unwrap().attributes;
+            for metric in &resource.scope_metrics[0].metrics {
+                let points = match metric.data.as_ref().unwrap() {
+                    metric::Data::Sum(sum) if !sum.is_monotonic => &sum.data_points,
+                    metric::Data::Sum(sum) => {
+                        arrived.temporality = sum.aggregation_temporality();
+                        let name = |point: &NumberDataPoint| {
+                            format!("{} {:?} {of_it:?}", metric.name, point.attributes)
+                        };
+                        arrived.counters.extend(sum.data_points.iter().map(name));
+                        &sum.data_points
+                    }
+                    metric::Data::Gauge(gauge) => &gauge.data_points,
+                    other => panic!("{other:?}"),
                 };
-                arrived.commits = commits;
+                arrived.points += points.len();
+                if metric.name == "gpuacct.commits" {
+                    let Some(number_data_point::Value::AsInt(commits)) = points[0].value else {
+                        panic!("{points:?}");
+                    };
+                    arrived.commits = commits;
+                }
             }
         }
         self.arrived.send(arrived).unwrap();
@@ -132,7 +149,8 @@ impl MetricsService for Service {
             .metadata()
             .get("x-token")
             .map(|value| value.to_str().unwrap().to_owned());
-        match self.0.next(request.get_ref(), token) {
+        let is_compressed = request.metadata().get("grpc-encoding").is_some();
+        match self.0.next(request.get_ref(), token, is_compressed) {
             Act::Accept | Act::Babble => {
                 Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
             }
@@ -167,8 +185,15 @@ async fn http_export(
     let token = headers
         .get("x-token")
         .map(|value| value.to_str().unwrap().to_owned());
-    let request = ExportMetricsServiceRequest::decode(body).unwrap();
-    match receiver.next(&request, token) {
+    let is_compressed = headers.get("content-encoding").is_some();
+    let mut plain = Vec::new();
+    if is_compressed {
+        GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+    } else {
+        plain.extend(body);
+    }
+    let request = ExportMetricsServiceRequest::decode(&plain[..]).unwrap();
+    match receiver.next(&request, token, is_compressed) {
         Act::Accept => ExportMetricsServiceResponse::default()
             .encode_to_vec()
             .into_response(),
@@ -208,11 +233,18 @@ struct Bench {
 
 const BOTH: [Protocol; 2] = [Protocol::Grpc, Protocol::HttpProtobuf];
 
+/// Both protocols in both layouts.
+const WAYS: [(Protocol, Layout); 4] = [
+    (Protocol::Grpc, Layout::Point),
+    (Protocol::Grpc, Layout::Resource),
+    (Protocol::HttpProtobuf, Layout::Point),
+    (Protocol::HttpProtobuf, Layout::Resource),
+];
+
 fn quick(protocol: Protocol, endpoint: String) -> Options {
     let origin = Origin {
         host_name: "node".to_owned(),
-        host_id: None,
-        node_name: None,
+        ..Origin::default()
     };
     let receiver = Receiver {
         headers: vec![("x-token".to_owned(), "secret".to_owned())],
@@ -254,7 +286,10 @@ async fn bench(protocol: Protocol, script: &[Act], change: impl FnOnce(&mut Opti
     let receiver = match protocol {
         Protocol::Grpc => tokio::spawn(async move {
             tonic::transport::Server::builder()
-                .add_service(MetricsServiceServer::new(Service(receiver)))
+                .add_service(
+                    MetricsServiceServer::new(Service(receiver))
+                        .accept_compressed(CompressionEncoding::Gzip),
+                )
                 .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener))
                 .await
                 .unwrap();
@@ -482,6 +517,7 @@ async fn one_message_that_is_refused_does_not_keep_the_others_back() {
         let whole = build(
             &View::new(&commit(1), &OutputCounters::default(), &OptIn::default()),
             &quick(protocol, String::new()).origin,
+            Shape::default(),
             usize::MAX,
             Counters::Totals(&mut Starts::new(None, Arc::default())),
         )[0]
@@ -614,10 +650,11 @@ async fn a_growth_is_told_again_only_where_the_receiver_has_refused_it_or_asks_f
         (Act::Invalid, false),
         (Act::Denied, false),
     ];
-    for protocol in BOTH {
+    for (protocol, layout) in WAYS {
         for (act, arrived) in rows {
             let mut bench = bench(protocol, &[act], |options| {
                 deltas(options);
+                options.shape.layout = layout;
                 // A machine that is busy may let an answer wait for longer than this.
                 if matches!(act, Act::Hang) {
                     options.receiver.timeout = Duration::from_secs(3);
@@ -661,11 +698,12 @@ async fn what_grew_while_nobody_was_there_is_told_to_who_comes() {
 
 #[tokio::test]
 async fn a_message_that_fails_does_not_tell_the_others_again() {
-    for protocol in BOTH {
+    for (protocol, layout) in WAYS {
         for act in [Act::Unavailable(Some(0)), Act::Invalid] {
             let script = [Act::Accept, act];
             let mut bench = bench(protocol, &script, |options| {
                 deltas(options);
+                options.shape.layout = layout;
                 options.max_points = 20;
             })
             .await;
@@ -674,7 +712,13 @@ async fn a_message_that_fails_does_not_tell_the_others_again() {
             let view = View::new(&published, &counters, &opt_in);
             let origin = &quick(protocol, String::new()).origin;
             let mut told = sent_totals::SentTotals::new("", view.snapshot.agent_started);
-            let whole = build(&view, origin, usize::MAX, Counters::Growths(&mut told));
+            let whole = build(
+                &view,
+                origin,
+                Shape::default(),
+                usize::MAX,
+                Counters::Growths(&mut told),
+            );
             let whole = whole[0].growths.len();
             let mut taken = BTreeSet::new();
             let mut messages = 0;
@@ -708,11 +752,12 @@ async fn the_next_agent_goes_on_where_the_last_one_was_killed() {
         (Act::Unavailable(Some(3_600_000)), false),
     ];
     for (act, arrived) in rows {
-        for protocol in BOTH {
+        for (protocol, layout) in WAYS {
             let dir = tempfile::tempdir().unwrap();
             let place = SentTotalsLocation::new(dir.path(), &dir.path().join("agent.sock"), "boot");
             let kept = |options: &mut Options| {
                 options.temporality = Temporality::Delta(Some(place.clone()));
+                options.shape.layout = layout;
                 // Refused once, it is not tried again before the kill.
                 options.backoff = Duration::from_secs(3_600);
                 options.backoff_max = options.backoff;

@@ -5,26 +5,31 @@
 //! bounded and freed of control characters, since they end up in logs and on terminals, and of what it
 //! was sent and repeats.
 
+use std::io::Write as _;
 use std::iter;
 use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::write::GzEncoder;
+use hyper::Uri;
+use hyper::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
 use prost::Message as _;
-use reqwest::Url;
 use tonic::Code;
+use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use crate::errors::{causes, chain, without_repetitions};
-use crate::outputs::receiver::{Protocol, Receiver, ReceiverError};
+use crate::outputs::receiver::{Compression, Protocol, Receiver, ReceiverError};
+use crate::receiver::{ConnectError, HeaderError, HttpClient, HttpError, Notes};
 use crate::secrets::Secrets;
 
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// The most that is kept of a receiver's words.
 const MAX_REASON_CHARS: usize = 200;
 /// How tonic begins its words where there is an answer of HTTP without one of gRPC: a gateway's, which
@@ -37,20 +42,14 @@ const MAX_PAUSE: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(super) struct Transport {
     way: OtlpClient,
-    timeout: Duration,
-    secrets: Secrets,
+    receiver: Receiver,
+    notes: Notes,
 }
 
 #[derive(Debug)]
 enum OtlpClient {
-    Grpc {
-        client: MetricsServiceClient<Channel>,
-        headers: MetadataMap,
-    },
-    Http {
-        client: reqwest::Client,
-        url: Url,
-    },
+    Grpc(MetricsServiceClient<Channel>),
+    Http { client: Box<HttpClient>, url: Uri },
 }
 
 /// The receiver took the message.
@@ -100,37 +99,34 @@ pub(super) enum Retry {
 impl Transport {
     /// A way to the receiver; nothing is connected yet.
     pub(super) fn new(receiver: &Receiver) -> Result<Self, ReceiverError> {
-        let headers = receiver.header_map()?;
-        let way = match receiver.protocol {
+        // Those in files are read with each message.
+        receiver.header_map()?;
+        let (way, notes) = match receiver.protocol {
             Protocol::Grpc => {
-                let channel = receiver
-                    .grpc_endpoint()?
-                    .connect_timeout(connect_timeout(receiver))
-                    .connect_lazy();
-                OtlpClient::Grpc {
-                    client: MetricsServiceClient::new(channel),
-                    headers: MetadataMap::from_headers(headers),
-                }
+                let (channel, notes) = receiver.channel()?;
+                let client = MetricsServiceClient::new(channel);
+                let client = match receiver.compression {
+                    Compression::None => client,
+                    Compression::Gzip => client.send_compressed(CompressionEncoding::Gzip),
+                };
+                (OtlpClient::Grpc(client), notes)
             }
             Protocol::HttpProtobuf => {
-                let client = reqwest::Client::builder()
-                    .default_headers(headers)
-                    .redirect(reqwest::redirect::Policy::none())
-                    // gRPC has no proxy either, and a node's collector is rarely behind one.
-                    .no_proxy()
-                    .connect_timeout(connect_timeout(receiver))
-                    .build()
+                let url = receiver.signal_url("metrics")?;
+                let url = url
+                    .as_str()
+                    .parse()
                     .map_err(|error| receiver.wrong(error))?;
-                OtlpClient::Http {
-                    client,
-                    url: receiver.signal_url("metrics")?,
-                }
+                let client = receiver.http_client();
+                let notes = client.notes().clone();
+                let client = Box::new(client);
+                (OtlpClient::Http { client, url }, notes)
             }
         };
         Ok(Self {
             way,
-            timeout: receiver.timeout,
-            secrets: receiver.secrets(),
+            receiver: receiver.clone(),
+            notes,
         })
     }
 
@@ -139,49 +135,110 @@ impl Transport {
         &mut self,
         request: ExportMetricsServiceRequest,
     ) -> Result<Accepted, Failure> {
+        let timeout = self.receiver.timeout;
+        // What an earlier connection left is no answer to this message.
+        drop(self.notes.take_fault());
+        let headers = self.headers().await?;
+        let secrets = headers.values().filter_map(|value| value.to_str().ok());
+        let secrets = Secrets::of(secrets, None);
         let exchange = async {
             match &mut self.way {
-                OtlpClient::Grpc { client, headers } => grpc(client, headers, request).await,
-                OtlpClient::Http { client, url } => http(client, url, &request).await,
+                OtlpClient::Grpc(client) => grpc(client, headers, request).await,
+                OtlpClient::Http { client, url } => {
+                    http(client, url, headers, &request, self.receiver.compression).await
+                }
             }
         };
-        let verdict = tokio::time::timeout(self.timeout, exchange)
+        let verdict = tokio::time::timeout(timeout, exchange)
             .await
             .unwrap_or_else(|_| {
                 Err(Failure {
                     class: "timeout",
-                    reason: format!("no answer within {:?}", self.timeout),
+                    reason: format!("no answer within {timeout:?}"),
                     retry: Retry::Backoff,
                     arrival: Arrival::Unknown,
                 })
             });
-        let words = |words: &str| bounded(&self.secrets.struck_out(words));
+        let words = |words: &str| bounded(&secrets.struck_out(words));
         match verdict {
             Ok(accepted) => Ok(Accepted {
                 message: words(&accepted.message),
                 ..accepted
             }),
-            Err(failure) => Err(Failure {
-                reason: words(&failure.reason),
-                ..failure
+            Err(failure) => {
+                let failure = self.explained(failure);
+                Err(Failure {
+                    reason: words(&failure.reason),
+                    ..failure
+                })
+            }
+        }
+    }
+
+    /// The headers of a message, as the files are now.
+    async fn headers(&self) -> Result<HeaderMap, Failure> {
+        if self.receiver.header_files.is_empty() {
+            return self.receiver.headers_now().map_err(|error| unsent(&error));
+        }
+        let receiver = self.receiver.clone();
+        match tokio::task::spawn_blocking(move || receiver.headers_now()).await {
+            Ok(headers) => headers.map_err(|error| unsent(&error)),
+            Err(_) => Err(Failure {
+                class: "header",
+                reason: "the agent is ending".to_owned(),
+                retry: Retry::Backoff,
+                arrival: Arrival::No,
             }),
         }
     }
+
+    /// The same failure with what TLS has said on the connection, which is the reason where there is
+    /// one.
+    fn explained(&self, failure: Failure) -> Failure {
+        if let Some(fault) = self.notes.take_fault() {
+            return Failure {
+                class: fault.class(),
+                reason: fault.to_string(),
+                arrival: match fault.is_the_receivers() {
+                    true => Arrival::No,
+                    false => failure.arrival,
+                },
+                retry: Retry::Backoff,
+            };
+        }
+        // Some receivers answer a request without a certificate by an error of HTTP.
+        let is_refusal = matches!(failure.class, "protocol" | "permission");
+        if is_refusal && self.notes.asked_in_vain() {
+            return Failure {
+                class: "tls_client_certificate",
+                reason: format!(
+                    "{}; the receiver asked for a client certificate, and otlp.tls.cert_file names none",
+                    failure.reason
+                ),
+                ..failure
+            };
+        }
+        failure
+    }
 }
 
-/// Shorter than a message's own, so that a host which does not answer at all is known not to have
-/// taken it.
-fn connect_timeout(receiver: &Receiver) -> Duration {
-    receiver.timeout / 2
+/// A message that cannot be sent for want of a header.
+fn unsent(error: &HeaderError) -> Failure {
+    Failure {
+        class: error.class(),
+        reason: chain(error),
+        retry: Retry::Backoff,
+        arrival: Arrival::No,
+    }
 }
 
 async fn grpc(
     client: &mut MetricsServiceClient<Channel>,
-    headers: &MetadataMap,
+    headers: HeaderMap,
     message: ExportMetricsServiceRequest,
 ) -> Result<Accepted, Failure> {
     let mut request = tonic::Request::new(message);
-    *request.metadata_mut() = headers.clone();
+    *request.metadata_mut() = MetadataMap::from_headers(headers);
     let status = match client.export(request).await {
         Ok(response) => return Ok(accepted(response.into_inner())),
         Err(status) => status,
@@ -200,7 +257,7 @@ async fn grpc(
         Code::ResourceExhausted => pause.map_or(Retry::Never, after),
         _ => Retry::Never,
     };
-    let class = match status.code() {
+    let mut class = match status.code() {
         Code::Unavailable => "unavailable",
         Code::DeadlineExceeded | Code::Cancelled => "timeout",
         Code::PermissionDenied | Code::Unauthenticated => "permission",
@@ -223,10 +280,14 @@ async fn grpc(
     // tonic says "transport error" or "tcp connect error" and hides the rest in the causes.
     let words = format!("{:?}: {}", status.code(), status.message());
     let hidden = || causes(&status).skip(1);
-    let reason = without_repetitions(iter::once(words).chain(hidden().map(ToString::to_string)));
+    let mut reason =
+        without_repetitions(iter::once(words).chain(hidden().map(ToString::to_string)));
     let mut connected = true;
     for error in hidden() {
         connected &= !error.is::<tonic::ConnectError>();
+        if let Some(error) = error.downcast_ref::<ConnectError>() {
+            (class, reason) = (error.class(), chain(error));
+        }
         // With a cause the status is not the receiver's: something broke on the way.
         arrival = if connected {
             Arrival::Unknown
@@ -243,51 +304,44 @@ async fn grpc(
 }
 
 async fn http(
-    client: &reqwest::Client,
-    url: &Url,
+    client: &HttpClient,
+    url: &Uri,
+    mut headers: HeaderMap,
     message: &ExportMetricsServiceRequest,
+    compression: Compression,
 ) -> Result<Accepted, Failure> {
-    let broken = |error: &reqwest::Error| {
-        let (class, arrival) = if error.is_connect() {
-            ("unavailable", Arrival::No)
-        } else {
-            ("protocol", Arrival::Unknown)
+    let broken = |error: HttpError| {
+        let refusal = causes(&error).find_map(|cause| cause.downcast_ref::<ConnectError>());
+        let (class, arrival) = match (refusal, error.is_connect()) {
+            (Some(refusal), _) => (refusal.class(), Arrival::No),
+            (None, true) => ("unavailable", Arrival::No),
+            (None, false) => ("protocol", Arrival::Unknown),
         };
         Failure {
             class,
-            reason: chain(error),
+            reason: refusal.map_or_else(|| chain(&error), |refusal| chain(refusal)),
             retry: Retry::Backoff,
             arrival,
         }
     };
-    let mut response = client
-        .post(url.clone())
-        .header("content-type", "application/x-protobuf")
-        .body(message.encode_to_vec())
-        .send()
-        .await
-        .map_err(|error| broken(&error.without_url()))?;
-    let status = response.status().as_u16();
-    let retry_after = response.headers().get("retry-after");
+    let body = match compression {
+        Compression::None => message.encode_to_vec(),
+        Compression::Gzip => {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            gzip(&message.encode_to_vec())
+        }
+    };
+    let answer = client.post(url.clone(), headers, Bytes::from(body)).await;
+    let answer = answer.map_err(broken)?;
+    let (status, body) = (answer.status, answer.body);
+    let retry_after = answer.headers.get("retry-after");
     let asks_again = retry_after.is_some();
     let pause = retry_after
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.trim().parse().ok())
         .map(Duration::from_secs);
-    let mut body = Vec::new();
-    while let Some(chunk) = response
-        .chunk()
-        .await
-        .map_err(|error| broken(&error.without_url()))?
-    {
-        let room = MAX_ANSWER_BYTES.saturating_sub(body.len());
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if room < chunk.len() {
-            break;
-        }
-    }
     if (200..300).contains(&status) {
-        return match ExportMetricsServiceResponse::decode(body.as_slice()) {
+        return match ExportMetricsServiceResponse::decode(&body[..]) {
             Ok(answer) => Ok(accepted(answer)),
             // It accepted the message. An unreadable body changes nothing.
             Err(error) => Ok(Accepted {
@@ -296,7 +350,7 @@ async fn http(
             }),
         };
     }
-    let words = RpcStatus::decode(body.as_slice())
+    let words = RpcStatus::decode(&body[..])
         .map(|status| status.message)
         .unwrap_or_default();
     let class = match status {
@@ -320,6 +374,14 @@ async fn http(
             _ => Arrival::Unknown,
         },
     })
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder
+        .write_all(bytes)
+        .and_then(|()| encoder.finish())
+        .expect("a Vec takes everything")
 }
 
 /// Arrival for an answer of an overloaded or unavailable receiver. If it asks for a retry, it took

@@ -565,7 +565,7 @@ fn begin(path: &Path, untouched: bool) -> rusqlite::Result<Connection> {
     let address = untouched
         .then(|| std::path::absolute(path).ok())
         .flatten()
-        .and_then(|path| reqwest::Url::from_file_path(path).ok());
+        .and_then(|path| url::Url::from_file_path(path).ok());
     let connection = match address {
         Some(mut address) => {
             address.set_query(Some("immutable=1"));

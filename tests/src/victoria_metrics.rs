@@ -1,0 +1,125 @@
+//! VictoriaMetrics, a real backend that takes OTLP by HTTP over TLS, and is asked in the clear.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::certificates::Authority;
+use crate::daemon::Daemon;
+use crate::http::{free_address, post_form};
+
+/// Names the program, which `cargo xtask test` fetches.
+pub const VARIABLE: &str = "GPUACCT_VICTORIA_METRICS";
+/// How often it is asked while something is waited for.
+const POLL: Duration = Duration::from_millis(200);
+
+/// The program.
+///
+/// # Errors
+/// If there is none.
+pub fn available() -> Result<PathBuf> {
+    let program = std::env::var_os(VARIABLE).map(PathBuf::from);
+    let program = program.with_context(|| {
+        format!("{VARIABLE} names none; `cargo xtask test` fetches it and does")
+    })?;
+    ensure!(program.is_file(), "{} is not a file", program.display());
+    Ok(program)
+}
+
+/// A running VictoriaMetrics. Ended when dropped.
+#[derive(Debug)]
+pub struct VictoriaMetrics {
+    daemon: Daemon,
+    safe: SocketAddr,
+    plain: SocketAddr,
+}
+
+impl VictoriaMetrics {
+    /// Starts one with a certificate of this authority.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start(program: &Path, dir: &Path, authority: &Authority) -> Result<Self> {
+        let dir = dir.join("victoria-metrics");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let (safe, plain) = (free_address()?, free_address()?);
+        let own = authority.for_address(safe)?;
+        let mut command = Command::new(program);
+        command
+            .arg(format!("-httpListenAddr={safe}"))
+            .args([
+                "-tls=true".to_owned(),
+                format!("-httpListenAddr={plain}"),
+                "-tls=false".to_owned(),
+            ])
+            .arg(format!("-tlsCertFile={}", own.cert.display()))
+            .arg(format!("-tlsKeyFile={}", own.key.display()))
+            .arg(format!("-storageDataPath={}", dir.join("data").display()))
+            .args(["-search.latencyOffset=0s", "-memory.allowedBytes=128MB"]);
+        let log = dir.join("victoria-metrics.log");
+        let mut daemon = Daemon::start("victoria-metrics", &mut command, &log)?;
+        let takes = |address| TcpStream::connect_timeout(address, Duration::from_secs(1)).is_ok();
+        daemon.wait_until_up(|| takes(&safe) && takes(&plain))?;
+        Ok(Self {
+            daemon,
+            safe,
+            plain,
+        })
+    }
+
+    /// Where it takes metrics over OTLP: the whole URL.
+    #[must_use]
+    pub fn metrics_url(&self) -> String {
+        format!("https://{}/opentelemetry/v1/metrics", self.safe)
+    }
+
+    /// Labels and values that a query gives now.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn query(&self, query: &str) -> Result<Vec<(Value, f64)>> {
+        let url = format!("http://{}/api/v1/query", self.plain);
+        let (code, body) = post_form(&url, &[("query", query)])?;
+        ensure!(code == 200, "{query}: {code} {body}");
+        let answer: Value = serde_json::from_str(&body)?;
+        let result = answer["data"]["result"].as_array().context("no result")?;
+        let sample = |sample: &Value| {
+            let value = sample["value"][1].as_str()?.parse().ok()?;
+            Some((sample["metric"].clone(), value))
+        };
+        Ok(result.iter().filter_map(sample).collect())
+    }
+
+    /// Waits until a query has an answer that pleases, and returns it.
+    ///
+    /// # Errors
+    /// If it has not within `bound`; the message has the end of the log.
+    pub fn wait_for(
+        &self,
+        query: &str,
+        bound: Duration,
+        pleases: impl Fn(&[(Value, f64)]) -> bool,
+    ) -> Result<Vec<(Value, f64)>> {
+        let end = Instant::now() + bound;
+        loop {
+            let found = self.query(query)?;
+            if pleases(&found) {
+                return Ok(found);
+            }
+            if Instant::now() > end {
+                bail!(
+                    "waited in vain for {query}: {found:?}; {}",
+                    self.daemon.log_end()
+                );
+            }
+            // It tells nobody when something has arrived.
+            sleep(POLL);
+        }
+    }
+}
