@@ -26,3 +26,4 @@ pub mod rotel;
 pub mod source_rig;
 pub mod terminal;
 pub mod turn;
+pub mod web;

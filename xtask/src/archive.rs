@@ -20,18 +20,39 @@ const ADDRESS: &str = "http://deb.debian.org/debian";
 const SUITE: &str = "trixie";
 const RUNTIMES: [&str; 2] = ["docker.io", "containerd"];
 
+/// The release with the newest programs of the Prometheus project.
+const NEWEST: &str = "sid";
+const NEWEST_PROMETHEUS: [&str; 3] = ["prometheus", "prometheus-node-exporter", "promtool"];
+
 /// A newer Docker Engine and containerd, as a tree with `usr/sbin/dockerd` in it.
 pub(crate) fn newer_runtimes() -> Result<PathBuf> {
+    let programs = ["usr/sbin/dockerd", "usr/bin/containerd"];
+    unpacked(&format!("debian-{SUITE}"), SUITE, &RUNTIMES, &programs)
+}
+
+/// Debian's newest Prometheus, promtool and node_exporter, as a tree with `usr/bin/promtool` in it.
+pub(crate) fn newest_prometheus() -> Result<PathBuf> {
+    let programs = [
+        "usr/bin/prometheus",
+        "usr/bin/prometheus-node-exporter",
+        "usr/bin/promtool",
+    ];
+    let name = format!("debian-{NEWEST}-prometheus");
+    unpacked(&name, NEWEST, &NEWEST_PROMETHEUS, &programs)
+}
+
+/// Packages of a release, unpacked into the folder `name` of the tools once. It has `programs`.
+fn unpacked(name: &str, suite: &str, packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
     let tools = workspace::target().join("tools");
-    let tree = tools.join(format!("debian-{SUITE}"));
+    let tree = tools.join(name);
     if !tree.is_dir() {
-        let work = tools.join(format!("debian-{SUITE}.part"));
-        let root = Apt::of(SUITE, &work)?.unpack(&RUNTIMES)?;
+        let work = tools.join(format!("{name}.part"));
+        let root = Apt::of(suite, &work)?.unpack(packages)?;
         // Only what is whole has the name that is looked for.
         fs::rename(&root, &tree).with_context(|| format!("cannot make {}", tree.display()))?;
         fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
     }
-    for program in ["usr/sbin/dockerd", "usr/bin/containerd"] {
+    for program in programs {
         let program = tree.join(program);
         ensure!(program.is_file(), "{} is not there", program.display());
     }

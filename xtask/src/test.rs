@@ -33,6 +33,8 @@ use results::follow;
 const SKIPS: &str = "GPUACCT_SKIPS";
 /// Names the folder with newer runtimes; see `gpuacct_tests::docker`.
 const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
+/// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
+const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
 const KUBELET: &str = "GPUACCT_KUBELET";
 /// Where the tests of one run write down which cgroups were there before; see
@@ -153,6 +155,10 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
     match setup::ensure(&[Group::OtherRuntimes]).and_then(|()| archive::newer_runtimes()) {
         Ok(tree) => parts.push((NEWER_RUNTIMES, tree)),
         Err(error) => println!("without further runtimes: {error:#}"),
+    }
+    match archive::newest_prometheus() {
+        Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),
+        Err(error) => println!("without the newest Prometheus: {error:#}"),
     }
     if options.slow {
         parts.push((KUBELET, slow_parts()?));

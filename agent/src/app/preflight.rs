@@ -22,7 +22,8 @@ use tokio::time::timeout;
 
 pub use self::finding::{Finding, Verdict};
 use self::finding::{fail, ok, warn};
-use crate::config::Config;
+use super::error::AppError;
+use crate::config::{self, Config};
 use crate::errors::chain;
 use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
@@ -52,7 +53,11 @@ pub async fn look(config: &Config) -> Vec<Finding> {
     let agent = agent_answers(&config.socket.path).await;
     findings.push(socket(&config.socket.path, agent));
     if config.prometheus.enabled {
-        findings.push(port(config.prometheus.listen, agent).await);
+        findings.push(port("metrics", config.prometheus.listen, agent).await);
+        if let Some(address) = config.prometheus.probe_listen {
+            findings.push(port("probes", address, agent).await);
+        }
+        findings.extend(protection(&config.prometheus));
     }
     if let Some(receiver) = config.receiver() {
         findings.push(otlp::look(&receiver).await);
@@ -584,8 +589,8 @@ fn socket(path: &Path, agent: bool) -> Finding {
     }
 }
 
-async fn port(address: SocketAddr, agent: bool) -> Finding {
-    let item = format!("metrics {address}");
+async fn port(what: &str, address: SocketAddr, agent: bool) -> Finding {
+    let item = format!("{what} {address}");
     match super::outputs::bind(address).await {
         // `bind` takes another address on a kernel without IPv6.
         Ok(listener) => match listener.local_addr() {
@@ -600,9 +605,22 @@ async fn port(address: SocketAddr, agent: bool) -> Finding {
         Err(error) => fail(
             item,
             error.source.to_string(),
-            "choose another address in prometheus.listen, or stop the program that uses it",
+            "choose another address in prometheus.listen or prometheus.probe_listen, or stop the program that uses it",
         ),
     }
+}
+
+/// What protects `/metrics`, if something is to.
+fn protection(section: &config::Prometheus) -> Option<Finding> {
+    const ITEM: &str = "protection of /metrics";
+    let files = super::outputs::protection(section);
+    if files.is_empty() {
+        return None;
+    }
+    Some(match files.check() {
+        Ok(words) => ok(ITEM, words),
+        Err(error) => fail(ITEM, chain(&error), AppError::Protection(error).remedy()),
+    })
 }
 
 #[cfg(test)]

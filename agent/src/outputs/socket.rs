@@ -35,7 +35,7 @@ pub use self::occupant::Occupant;
 use super::ReadClock;
 use super::condition::STUCK_AFTER;
 use super::connection_slots::{Bounds, ConnectionSlots};
-use super::connections::Server;
+use super::connections::{Server, Straight};
 use super::counters::OutputCounters;
 use super::log::{Log, LogReport};
 use super::probe::Probe;
@@ -330,6 +330,7 @@ pub async fn serve(
     };
     let server = Server {
         listener,
+        entry: Straight,
         // Only the agent's own user can be there.
         address: |_| None,
         places: ConnectionSlots::new(Bounds::default()),

@@ -30,3 +30,4 @@ mod runtimes;
 mod scraping;
 mod store;
 mod story;
+mod web_config;

@@ -155,6 +155,43 @@ pub(super) static FAMILIES: &[Instrument] = &[
         },
     },
     Instrument {
+        name: "gpuacct_requests_refused_total",
+        otlp: "gpuacct.requests.refused",
+        kind: Kind::Counter,
+        unit: Unit::Count("{request}"),
+        help: "Requests and connections to /metrics that were not let through. handshake: TLS failed, for example for want of a client's certificate. not_tls: sent in the clear. unauthorized: no password and no token, or a wrong one. busy: too many passwords were being checked. rate_limit: more than the rate limit allows.",
+        keys: &["reason"],
+        read: |view, points| {
+            for (reason, counter) in view.counters.metrics_refused.by_reason() {
+                points.put(
+                    &[reason],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_web_config_changes_total",
+        otlp: "gpuacct.web_config.changes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{change}"),
+        help: "Changes of the files that protect /metrics, by whether they could be put in force. After failed, what was in force stays in force.",
+        keys: &["outcome"],
+        read: |view, points| {
+            for (outcome, counter) in [
+                ("applied", &view.counters.web_config_applied),
+                ("failed", &view.counters.web_config_failed),
+            ] {
+                points.put(
+                    &[outcome],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_label_values_mended_total",
         otlp: "gpuacct.label_values.mended",
         kind: Kind::Counter,
@@ -188,9 +225,10 @@ pub(super) static FAMILIES: &[Instrument] = &[
 ];
 
 /// The listeners, as label values, with what they closed.
-fn listeners<'a>(view: &View<'a>) -> [(&'static str, &'a ConnectionCounters); 2] {
+fn listeners<'a>(view: &View<'a>) -> [(&'static str, &'a ConnectionCounters); 3] {
     [
         ("metrics", &view.counters.metrics_connections),
+        ("probes", &view.counters.probe_connections),
         ("socket", &view.counters.socket_connections),
     ]
 }
