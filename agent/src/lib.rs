@@ -11,6 +11,7 @@ pub mod config;
 mod errors;
 mod log_filter;
 pub mod outputs;
+mod own_process;
 pub mod published;
 pub mod receiver;
 pub mod report;

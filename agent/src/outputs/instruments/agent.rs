@@ -1,6 +1,8 @@
 //! Families of the agent's own outputs: the snapshot, scrapes, OTLP, the socket, connections.
 
-use super::instrument::{Instrument, Kind, Unit, VERSION, Value, View, nanos, own};
+use super::instrument::{
+    COMPILER, Instrument, Kind, REVISION, Unit, VERSION, Value, View, nanos, own,
+};
 use crate::outputs::counters::ConnectionCounters;
 
 /// The rows, in the order in which they are published.
@@ -216,10 +218,14 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.build.info",
         kind: Kind::Info,
         unit: Unit::None,
-        help: "The agent that publishes this.",
-        keys: &["version"],
+        help: "The agent that publishes this: its version, the revision of its source, and the compiler that built it. A revision that is not known is (none).",
+        keys: &["version", "revision", "compiler"],
         read: |view, points| {
-            points.put(&[VERSION], view.snapshot.agent_started, Value::Count(1));
+            points.put(
+                &[VERSION, REVISION, COMPILER],
+                view.snapshot.agent_started,
+                Value::Count(1),
+            );
         },
     },
 ];

@@ -44,10 +44,13 @@ pub fn metrics_markdown() -> String {
         };
         write!(
             page,
-            "\n## `{}`\n\n{}\n\n| kind | unit | labels | OTLP name | OTLP unit |\n|---|---|---|---|---|\n| {kind} | {unit} | {labels} | `{}` | {} |\n",
+            "\n## `{}`\n\n{}\n\n| kind | unit | labels | OTLP name | OTLP unit |\n|---|---|---|---|---|\n| {kind} | {unit} | {labels} | {} | {} |\n",
             instrument.name,
             instrument.help,
-            instrument.otlp,
+            match instrument.otlp {
+                "" => "none".to_owned(),
+                name => format!("`{name}`"),
+            },
             match instrument.unit.ucum() {
                 "" => "none".to_owned(),
                 ucum => format!("`{ucum}`"),

@@ -145,12 +145,14 @@ impl Sink for Batch<'_> {
                 }
             }
         }
+        let configured = labels.configured().iter();
         let point = NumberDataPoint {
             attributes: instrument
                 .keys
                 .iter()
                 .zip(labels.iter())
                 .map(|(key, value)| attribute(key, value))
+                .chain(configured.map(|(key, value)| attribute(key, value)))
                 .collect(),
             start_time_unix_nano: from,
             time_unix_nano: self.time,
@@ -361,7 +363,9 @@ mod tests {
             opt_in: &sample::opt_in(),
         };
         render(&view, Format::Text, &mut text);
-        let scraped = text.lines().filter(|line| !line.starts_with('#')).count();
+        // What the process takes goes out under OpenTelemetry's names.
+        let is_point = |line: &&str| !line.starts_with('#') && !line.starts_with("process_");
+        let scraped = text.lines().filter(is_point).count();
         assert_eq!(built(&snapshot, 100_000)[0].points, scraped as u64);
     }
 
