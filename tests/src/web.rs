@@ -240,6 +240,22 @@ impl Client<'_> {
         }
     }
 
+    /// The certificate that a server shows.
+    ///
+    /// # Errors
+    /// If there is no handshake.
+    pub fn certificate_of(&self, server: SocketAddr) -> Result<Vec<u8>> {
+        let authority = self.tls.context("a client that speaks TLS")?;
+        let mut connection = self.connection(authority)?;
+        let mut tcp = TcpStream::connect(server)?;
+        tcp.set_read_timeout(Some(PATIENCE))?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut tcp)?;
+        }
+        let shown = connection.peer_certificates().and_then(<[_]>::first);
+        Ok(shown.context("a server shows one")?.to_vec())
+    }
+
     fn connection(&self, authority: &Authority) -> Result<ClientConnection> {
         let mut roots = RootCertStore::empty();
         roots.add(authority.0.der().clone())?;

@@ -7,8 +7,9 @@
 //! every request and every answer has a deadline, and a new connection always gets a place: see
 //! [`super::places`]. Closed connections are counted by reason.
 //!
-//! HTTP/2 is refused. Neither scrapers nor `gpuacct status` speak it without TLS. An HTTP/2 client
-//! can keep its flow-control window closed, and a deadline on the byte stream would not notice.
+//! HTTP/2 is refused. Neither scrapers nor `gpuacct status` speak it without TLS, and with TLS they
+//! take HTTP/1.1, which is all that the handshake offers. An HTTP/2 client can keep its flow-control
+//! window closed, and a deadline on the byte stream would not notice.
 
 use std::convert::Infallible;
 use std::io;

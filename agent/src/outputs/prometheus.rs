@@ -95,6 +95,10 @@ struct Shared {
     expositions: Arc<Mutex<Expositions>>,
 }
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use self::web::fuzz as fuzz_web_config;
+
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`, without a listener.
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

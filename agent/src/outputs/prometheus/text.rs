@@ -243,7 +243,7 @@ mod tests {
                 .filter(|key| !OWNER_KEYS.contains(key))
             {
                 let is_one = |owner: &&str| key.ends_with(owner) && instrument.keys.contains(owner);
-                let owner = OWNER_KEYS.into_iter().find(|owner| is_one(&owner));
+                let owner = OWNER_KEYS.into_iter().find(is_one);
                 assert_eq!(owner, None, "{}: {key}", instrument.name);
             }
         }

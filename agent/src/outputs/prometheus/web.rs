@@ -421,6 +421,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Reads a web configuration file and a file of tokens.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let path = std::path::Path::new("/etc/fuzz/web.yml");
+    if let Ok(file) = WebFile::parse(&text, path)
+        && let Some(RateLimit { interval, .. }) = file.rate_limit
+    {
+        assert!(!interval.is_zero(), "a limit without an interval");
+    }
+    if let Ok(tokens) = Tokens::parse(&text) {
+        assert!(!tokens.contain(b""), "nothing is no token");
+    }
+}
+
 #[cfg(test)]
 #[path = "web/tests.rs"]
 mod tests;

@@ -30,7 +30,7 @@ impl Tokens {
         Self::parse(&text)
     }
 
-    fn parse(text: &str) -> Result<Self, WebConfigError> {
+    pub(super) fn parse(text: &str) -> Result<Self, WebConfigError> {
         let tokens = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let tokens: Vec<&str> = tokens.collect();
         // What is no token is not shown: it may be a part of one.
