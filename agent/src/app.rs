@@ -84,17 +84,18 @@ pub async fn run(
         () = signals.recv() => return Ok(()),
     };
     let recorder = recorder(record, &config)?;
-    let listener = outputs::listen(&config.prometheus).await?;
+    let counters = Arc::default();
+    let endpoint = outputs::listen(&config.prometheus, &counters).await?;
     let (inputs, inputs_taken) = mpsc::channel(INPUTS);
     let (health, health_taken) = mpsc::channel(OUTPUT_STATES);
     let (published, published_shown) = watch::channel(Arc::new(Published::default()));
     let shown = Shown {
         published: published_shown,
-        counters: Arc::default(),
+        counters,
     };
     let exporter = outputs::exporter(&config, &shown, health.clone())?;
     let taken = Taken {
-        listener,
+        endpoint,
         socket,
         exporter,
     };
@@ -102,7 +103,7 @@ pub async fn run(
     // Begin: the outputs show how far the start has come, and the books go on from what an agent
     // before this one has left, once nobody else holds it.
     sources::announce(&config, &inputs).await;
-    let output_states = output_states(taken.exporter.is_some());
+    let output_states = output_states(&taken);
     let (releases, releases_taken) = mpsc::channel(RELEASES);
     let (outputs, queries) = outputs::start(&config, source, log, taken, releases, &shown, health);
     let mut begun = tokio::select! {
@@ -171,13 +172,23 @@ async fn drain(
 
 /// The states of the outputs before any of them says so itself. The store's is known once the books
 /// have begun.
-fn output_states(has_otlp: bool) -> SourceStates {
-    let state = match has_otlp {
+fn output_states(taken: &Taken) -> SourceStates {
+    let otlp = match taken.exporter.is_some() {
         true => SourceState::Absent,
         false => SourceState::Disabled,
     };
+    // It listens from here on.
+    let (prometheus, place) = match &taken.endpoint {
+        Some(endpoint) => (SourceState::Up, endpoint.place()),
+        None => (SourceState::Disabled, String::new()),
+    };
     let mut states = SourceStates::default();
-    states.take(outputs::state_of(SourceId::Otlp, state, ""), now().boot);
+    for state in [
+        outputs::state_of(SourceId::Prometheus, prometheus, &place),
+        outputs::state_of(SourceId::Otlp, otlp, ""),
+    ] {
+        states.take(state, now().boot);
+    }
     states
 }
 

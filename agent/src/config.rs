@@ -221,7 +221,11 @@ impl Config {
     /// Section and name of each key that has no value.
     fn unset(&self) -> Vec<(&'static str, &'static str)> {
         let Self {
-            gpu, socket, otlp, ..
+            gpu,
+            socket,
+            otlp,
+            prometheus,
+            ..
         } = self;
         let OtlpTls {
             ca_file,
@@ -232,6 +236,21 @@ impl Config {
         let own = [
             ("gpu", "library", gpu.library.is_none()),
             ("socket", "group", socket.group.is_none()),
+            (
+                "prometheus",
+                "web_config_file",
+                prometheus.web_config_file.is_none(),
+            ),
+            (
+                "prometheus",
+                "bearer_token_file",
+                prometheus.bearer_token_file.is_none(),
+            ),
+            (
+                "prometheus",
+                "probe_listen",
+                prometheus.probe_listen.is_none(),
+            ),
             ("otlp", "endpoint", otlp.endpoint.is_none()),
             ("otlp", "node_name", otlp.node_name.is_none()),
             ("otlp", "service_name", otlp.service_name.is_none()),

@@ -12,6 +12,7 @@ mod errors;
 pub mod gpu_release;
 mod log_filter;
 pub mod outputs;
+mod own_process;
 pub mod published;
 pub mod receiver;
 pub mod report;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::core::input::SourceHealth;
-use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId};
+use crate::core::model::{BootTime, GpuUuid, Nanos, SourceId, WallTime};
 use crate::core::snapshot::{Snapshot, SourceErrorBook};
 
 /// All that outputs may show.
@@ -47,6 +47,25 @@ pub struct AgentStatus {
     pub nvml_threads: NvmlThreadBook,
     /// Figures of the store. Absent if it is disabled.
     pub store: Option<StoreBook>,
+    /// What the agent's process takes. Absent if it cannot be read.
+    pub process: Option<ProcessBook>,
+}
+
+/// What the agent's own process takes, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessBook {
+    /// Processor time of all its threads, in user mode and in the kernel.
+    pub cpu: Nanos,
+    /// Physical memory, in bytes.
+    pub resident_bytes: u64,
+    /// Address space, in bytes.
+    pub virtual_bytes: u64,
+    /// When it was started.
+    pub started: WallTime,
+    /// Open file descriptors.
+    pub open_fds: u64,
+    /// The limit of open file descriptors. Absent if there is none.
+    pub max_fds: Option<u64>,
 }
 
 /// What came of a source's lookups, each of one container. They add up to the lookups that ended.

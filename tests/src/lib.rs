@@ -29,3 +29,4 @@ pub mod source_rig;
 pub mod terminal;
 pub mod turn;
 pub mod victoria_metrics;
+pub mod web;

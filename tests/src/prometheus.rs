@@ -81,11 +81,24 @@ impl Prometheus {
                 "static_configs": [{"targets": targets}],
             }],
         });
+        Self::start_with(&program("prometheus")?, dir, &config, scrape_interval)
+    }
+
+    /// Starts the program that is at a path, with a configuration of one's own.
+    ///
+    /// # Errors
+    /// As [`Prometheus::start`].
+    pub fn start_with(
+        program: &Path,
+        dir: &Path,
+        config: &serde_json::Value,
+        scrape_interval: Duration,
+    ) -> Result<Self> {
         let file = dir.join("prometheus.json");
         fs::write(&file, config.to_string())
             .with_context(|| format!("cannot write {}", file.display()))?;
         let address = http::free_address()?;
-        let mut command = Command::new(program("prometheus")?);
+        let mut command = Command::new(program);
         command
             .arg("--config.file")
             .arg(&file)

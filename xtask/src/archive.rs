@@ -20,36 +20,46 @@ const ADDRESS: &str = "http://deb.debian.org/debian";
 const SUITE: &str = "trixie";
 const RUNTIMES: [&str; 2] = ["docker.io", "containerd"];
 
+/// The release with the newest programs of the Prometheus project.
+const NEWEST: &str = "sid";
+const NEWEST_PROMETHEUS: [&str; 3] = ["prometheus", "prometheus-node-exporter", "promtool"];
+
 /// A newer Docker Engine and containerd, as a tree with `usr/sbin/dockerd` in it.
 pub(crate) fn newer_runtimes() -> Result<PathBuf> {
     let programs = ["usr/sbin/dockerd", "usr/bin/containerd"];
-    tree(SUITE, "", &RUNTIMES, &programs)
+    unpacked(&format!("debian-{SUITE}"), SUITE, &RUNTIMES, &programs)
 }
 
 /// VictoriaMetrics, which takes OTLP over TLS. No release of Debian has a version that does.
 pub(crate) fn victoria_metrics() -> Result<PathBuf> {
     let program = "usr/bin/victoria-metrics";
-    let tree = tree(
-        "sid",
-        "-victoria-metrics",
-        &["victoria-metrics"],
-        &[program],
-    )?;
-    Ok(tree.join(program))
+    let name = "debian-sid-victoria-metrics";
+    Ok(unpacked(name, "sid", &["victoria-metrics"], &[program])?.join(program))
 }
 
 /// nginx, which ends TLS in front of receivers that have none.
 pub(crate) fn nginx() -> Result<PathBuf> {
     let program = "usr/sbin/nginx";
-    Ok(tree("bookworm", "-nginx", &["nginx"], &[program])?.join(program))
+    Ok(unpacked("debian-bookworm-nginx", "bookworm", &["nginx"], &[program])?.join(program))
 }
 
-/// Packages of a release, unpacked once, as a tree that has these programs.
-fn tree(suite: &str, name: &str, packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
+/// Debian's newest Prometheus, promtool and node_exporter, as a tree with `usr/bin/promtool` in it.
+pub(crate) fn newest_prometheus() -> Result<PathBuf> {
+    let programs = [
+        "usr/bin/prometheus",
+        "usr/bin/prometheus-node-exporter",
+        "usr/bin/promtool",
+    ];
+    let name = format!("debian-{NEWEST}-prometheus");
+    unpacked(&name, NEWEST, &NEWEST_PROMETHEUS, &programs)
+}
+
+/// Packages of a release, unpacked into the folder `name` of the tools once. It has `programs`.
+fn unpacked(name: &str, suite: &str, packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
     let tools = workspace::target().join("tools");
-    let tree = tools.join(format!("debian-{suite}{name}"));
+    let tree = tools.join(name);
     if !tree.is_dir() {
-        let work = tools.join(format!("debian-{suite}{name}.part"));
+        let work = tools.join(format!("{name}.part"));
         let root = Apt::of(suite, &work)?.unpack(packages)?;
         // Only what is whole has the name that is looked for.
         fs::rename(&root, &tree).with_context(|| format!("cannot make {}", tree.display()))?;

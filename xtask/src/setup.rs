@@ -214,6 +214,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if groups.contains(&Group::OtherRuntimes) {
         println!("newer runtimes: {}", archive::newer_runtimes()?.display());
     }
+    if groups.contains(&Group::Receivers) && has_archive() {
+        let tree = archive::newest_prometheus()?;
+        println!("newest Prometheus: {}", tree.display());
+    }
     if groups.contains(&Group::Kubelet) {
         println!("kubelet: {}", kubelet::built()?.display());
     }

@@ -36,6 +36,8 @@ const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 /// Where the tests find VictoriaMetrics' program, and nginx's.
 const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
 const NGINX: &str = "GPUACCT_NGINX";
+/// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
+const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
 const KUBELET: &str = "GPUACCT_KUBELET";
 /// Where the tests of one run write down which cgroups were there before; see
@@ -165,6 +167,10 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
             Ok(program) => parts.push((variable, program)),
             Err(error) => println!("without receivers of OTLP over TLS: {error:#}"),
         }
+    }
+    match archive::newest_prometheus() {
+        Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),
+        Err(error) => println!("without the newest Prometheus: {error:#}"),
     }
     if options.slow {
         parts.push((KUBELET, slow_parts()?));

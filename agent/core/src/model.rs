@@ -472,6 +472,8 @@ pub enum SourceId {
     KubeletLogs,
     /// The kubelet's PodResources API.
     PodResources,
+    /// The endpoint `/metrics`.
+    Prometheus,
     /// The receiver of the books over OTLP.
     Otlp,
     /// The durable ledger.
@@ -480,7 +482,7 @@ pub enum SourceId {
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
@@ -489,6 +491,7 @@ impl SourceId {
         Self::Bundle,
         Self::KubeletLogs,
         Self::PodResources,
+        Self::Prometheus,
         Self::Otlp,
         Self::Store,
     ];
@@ -505,6 +508,7 @@ impl SourceId {
             Self::Bundle => "bundle",
             Self::KubeletLogs => "kubelet_logs",
             Self::PodResources => "pod_resources",
+            Self::Prometheus => "prometheus",
             Self::Otlp => "otlp",
             Self::Store => "store",
         }

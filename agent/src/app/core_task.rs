@@ -20,6 +20,7 @@ use crate::core::snapshot::Snapshot;
 use crate::core::source_states::SourceStates;
 use crate::outputs::socket::Query;
 use crate::outputs::store::durability::{DurabilityGate, Outcome};
+use crate::own_process;
 use crate::published::{AgentStatus, NvmlCallBook, Published};
 use crate::sources::clock::now;
 use crate::sources::gpu::calls::Watchdog;
@@ -242,6 +243,7 @@ impl Core {
             nvml_calls: self.nvml_calls(),
             nvml_threads: self.watchdog.threads(),
             store: self.keeping.as_ref().map(DurabilityGate::book),
+            process: own_process::book(now()),
         }
     }
 

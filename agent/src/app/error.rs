@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio::task::JoinError;
 
-use crate::outputs::prometheus::BindError;
+use crate::outputs::prometheus::{BindError, WebConfigError};
 use crate::outputs::receiver::ReceiverError;
 use crate::outputs::socket;
 
@@ -14,6 +14,12 @@ pub enum AppError {
     /// The address of `/metrics` cannot be bound.
     #[error(transparent)]
     Prometheus(#[from] BindError),
+    /// What is to protect `/metrics` cannot be used.
+    #[error("cannot protect /metrics")]
+    Protection(#[from] WebConfigError),
+    /// The thread that serves protected `/metrics` cannot be started.
+    #[error("cannot start the thread that serves /metrics")]
+    MetricsThread(#[source] std::io::Error),
     /// The local socket cannot be made.
     #[error("cannot create the local socket")]
     Socket(#[from] socket::SocketError),
@@ -48,13 +54,16 @@ impl AppError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Prometheus(_) => {
-                "choose another prometheus.listen, or stop the program that uses the address"
+                "choose another prometheus.listen or prometheus.probe_listen, or stop the program that uses the address"
+            }
+            Self::Protection(_) => {
+                "correct the file that prometheus.web_config_file or prometheus.bearer_token_file names"
             }
             Self::Socket(error) => error.remedy(),
             Self::Otlp(_) => "correct otlp.endpoint and otlp.headers",
             Self::Core(_) => "report this as a bug, with the log",
             Self::Record { .. } => "name a file for --record-inputs that does not exist",
-            Self::Nvml(_) | Self::ServersThread(_) | Self::Signals(_) => {
+            Self::Nvml(_) | Self::ServersThread(_) | Self::MetricsThread(_) | Self::Signals(_) => {
                 "check the limits on processes and open files of the pod or the unit"
             }
         }

@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
+use super::error::AppError;
+use super::servers_thread::ServersThread;
 use super::settings::{opt_in, origin, shape, starts, temporality};
 use super::sources::panicked;
 use crate::config::{self, Config, Origins};
@@ -19,7 +21,7 @@ use crate::gpu_release::ReleaseOrder;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
 use crate::outputs::log::Log;
-use crate::outputs::prometheus::BindError;
+use crate::outputs::prometheus::{BindError, Guard, ProtectionFiles};
 use crate::outputs::receiver::ReceiverError;
 use crate::outputs::socket::{ConfigReport, Query};
 use crate::outputs::{otlp, prometheus, socket};
@@ -29,6 +31,10 @@ use crate::sources::clock::now;
 
 /// Queries from the socket that may wait.
 const QUERIES: usize = 16;
+
+/// What the thread of a protected `/metrics` may wait for at once: an exposition that is made, a password
+/// that is checked, files that are looked at.
+const METRICS_BLOCKING: usize = 3;
 
 /// What the outputs show, and what they count.
 #[derive(Clone)]
@@ -42,15 +48,78 @@ pub(super) struct Shown {
 /// The running outputs.
 pub(super) struct Outputs {
     tasks: JoinSet<()>,
+    /// The thread of a protected `/metrics`: it ends with this.
+    _thread: Option<ServersThread>,
     stop: watch::Sender<bool>,
 }
 
-/// Takes the address of `/metrics`, if it is to be served.
-pub(super) async fn listen(section: &config::Prometheus) -> Result<Option<TcpListener>, BindError> {
+/// What serves `/metrics`.
+pub(super) struct Endpoint {
+    listeners: prometheus::Listeners,
+    guard: Guard,
+    /// Where a protected endpoint is served, so that TLS handshakes do not hold up the core.
+    thread: Option<ServersThread>,
+}
+
+impl Endpoint {
+    /// The address that is listened on.
+    pub(super) fn place(&self) -> String {
+        let address = self.listeners.metrics.local_addr();
+        address.map(|at| at.to_string()).unwrap_or_default()
+    }
+}
+
+/// The files that protect `/metrics`.
+pub(super) fn protection(section: &config::Prometheus) -> ProtectionFiles {
+    ProtectionFiles {
+        web_config: section.web_config_file.clone(),
+        bearer_tokens: section.bearer_token_file.clone(),
+    }
+}
+
+/// Reads what protects `/metrics` and takes its addresses, if it is to be served.
+pub(super) async fn listen(
+    section: &config::Prometheus,
+    counters: &Arc<OutputCounters>,
+) -> Result<Option<Endpoint>, AppError> {
     if !section.enabled {
         return Ok(None);
     }
-    bind(section.listen).await.map(Some)
+    let files = protection(section);
+    let (guard, thread) = match files.is_empty() {
+        true => (Guard::open(Arc::clone(counters)), None),
+        false => {
+            let thread = ServersThread::spawn("metrics", METRICS_BLOCKING);
+            (
+                Guard::read(files, Arc::clone(counters))?,
+                Some(thread.map_err(AppError::MetricsThread)?),
+            )
+        }
+    };
+    let metrics = bind(section.listen).await?;
+    let probes = match section.probe_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    Ok(Some(Endpoint {
+        listeners: prometheus::Listeners { metrics, probes },
+        guard,
+        thread,
+    }))
+}
+
+/// The same listeners where another runtime waits for them.
+fn moved(
+    listeners: prometheus::Listeners,
+    to: &tokio::runtime::Handle,
+) -> std::io::Result<prometheus::Listeners> {
+    let metrics = listeners.metrics.into_std()?;
+    let probes = listeners.probes.map(TcpListener::into_std).transpose()?;
+    let _there = to.enter();
+    Ok(prometheus::Listeners {
+        metrics: TcpListener::from_std(metrics)?,
+        probes: probes.map(TcpListener::from_std).transpose()?,
+    })
 }
 
 /// Binds the address of `/metrics`.
@@ -96,8 +165,8 @@ pub(super) fn exporter(
 
 /// What was bound or made before, for the outputs to start with.
 pub(super) struct Taken {
-    /// The address of `/metrics`, if it is to be served.
-    pub(super) listener: Option<TcpListener>,
+    /// What serves `/metrics`, if it is to be served.
+    pub(super) endpoint: Option<Endpoint>,
     /// The local socket.
     pub(super) socket: socket::BoundSocket,
     /// The exporter to an OTLP receiver, if one is configured.
@@ -127,9 +196,10 @@ pub(super) fn start(
     let (stop, stopped) = watch::channel(false);
     let (queries, queries_taken) = mpsc::channel(QUERIES);
     let mut tasks = JoinSet::new();
-    if let Some(listener) = taken.listener {
-        let address = listener.local_addr().map(|at| at.to_string());
-        info!(address = address.unwrap_or_default(), "serving /metrics");
+    let mut thread = None;
+    if let Some(endpoint) = taken.endpoint {
+        let place = endpoint.place();
+        info!(address = place, "serving /metrics");
         let exposition = prometheus::Exposition {
             published: shown.published.clone(),
             counters: Arc::clone(&shown.counters),
@@ -137,12 +207,43 @@ pub(super) fn start(
             clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
         };
+        let Endpoint {
+            listeners,
+            guard,
+            thread: own,
+        } = endpoint;
+        let guard = Arc::new(guard.reporting(prometheus::Report {
+            health: health.clone(),
+            clock: Arc::new(now),
+            place: place.into(),
+        }));
+        let at = own.as_ref().map(ServersThread::handle).cloned();
+        let listeners = match &at {
+            Some(at) => moved(listeners, at),
+            None => Ok(listeners),
+        };
         let stopped = stopped.clone();
-        tasks.spawn(async move {
-            if let Err(error) = prometheus::serve(listener, exposition, until(stopped)).await {
-                error!(%error, "serving /metrics ended");
+        let serving = async move {
+            let served =
+                prometheus::serve_guarded(listeners?, exposition, guard, until(stopped)).await;
+            served.inspect_err(|error| error!(%error, "serving /metrics ended"))
+        };
+        let health = health.clone();
+        let serving = async move {
+            let serving = async {
+                // The error has been logged.
+                let _: std::io::Result<()> = serving.await;
+            };
+            if let Some(state) = panicked(SourceId::Prometheus, serving).await {
+                // The receiver is dropped only when the agent is stopping.
+                let _ = health.send(state_of(SourceId::Prometheus, state, "")).await;
             }
-        });
+        };
+        match at {
+            Some(at) => tasks.spawn_on(serving, &at),
+            None => tasks.spawn(serving),
+        };
+        thread = own;
     }
     let desk = socket::SocketState {
         published: shown.published.clone(),
@@ -172,7 +273,12 @@ pub(super) fn start(
             }
         });
     }
-    (Outputs { tasks, stop }, queries_taken)
+    let outputs = Outputs {
+        tasks,
+        _thread: thread,
+        stop,
+    };
+    (outputs, queries_taken)
 }
 
 /// The state of an output from now on, with the place where it is.

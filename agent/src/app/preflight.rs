@@ -24,7 +24,8 @@ use tokio::time::timeout;
 pub use self::finding::{Finding, Verdict};
 use self::finding::{fail, ok, warn};
 use self::place::{PathKind, look_at_socket, store};
-use crate::config::{Config, OtlpKind};
+use super::error::AppError;
+use crate::config::{self, Config, OtlpKind};
 use crate::errors::chain;
 use crate::sources::gpu::namespace::INITIAL_PID_NAMESPACE;
 use crate::sources::gpu::survey::{self, Offer, SurveyError, Surveyed};
@@ -54,7 +55,11 @@ pub async fn look(config: &Config) -> Vec<Finding> {
     let (socket, agent) = socket::look(&config.socket).await;
     findings.push(socket);
     if config.prometheus.enabled {
-        findings.push(port(config.prometheus.listen, agent).await);
+        findings.push(port("metrics", config.prometheus.listen, agent).await);
+        if let Some(address) = config.prometheus.probe_listen {
+            findings.push(port("probes", address, agent).await);
+        }
+        findings.extend(protection(&config.prometheus));
     }
     let metrics = config.otlp.receiver(OtlpKind::Metrics);
     let logs = config.otlp.receiver(OtlpKind::Logs);
@@ -499,8 +504,8 @@ fn below(host_root: &Path, path: &Path) -> PathBuf {
     host_root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-async fn port(address: SocketAddr, agent: bool) -> Finding {
-    let item = format!("metrics {address}");
+async fn port(what: &str, address: SocketAddr, agent: bool) -> Finding {
+    let item = format!("{what} {address}");
     match super::outputs::bind(address).await {
         // `bind` takes another address on a kernel without IPv6.
         Ok(listener) => match listener.local_addr() {
@@ -515,9 +520,22 @@ async fn port(address: SocketAddr, agent: bool) -> Finding {
         Err(error) => fail(
             item,
             error.source.to_string(),
-            "choose another address in prometheus.listen, or stop the program that uses it",
+            "choose another address in prometheus.listen or prometheus.probe_listen, or stop the program that uses it",
         ),
     }
+}
+
+/// What protects `/metrics`, if something is to.
+fn protection(section: &config::Prometheus) -> Option<Finding> {
+    const ITEM: &str = "protection of /metrics";
+    let files = super::outputs::protection(section);
+    if files.is_empty() {
+        return None;
+    }
+    Some(match files.check() {
+        Ok(words) => ok(ITEM, words),
+        Err(error) => fail(ITEM, chain(&error), AppError::Protection(error).remedy()),
+    })
 }
 
 #[cfg(test)]

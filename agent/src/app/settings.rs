@@ -92,6 +92,7 @@ pub(super) fn opt_in(config: &Config) -> OptIn {
     OptIn {
         cadvisor: config.cadvisor.enabled.then_some(duty_cycle),
         pod_labels: config.publish.pod_labels.clone(),
+        owner_prefix: config.prometheus.owner_prefix.clone(),
     }
 }
 

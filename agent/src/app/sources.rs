@@ -95,7 +95,7 @@ pub(super) fn start(
         shutdown.clone(),
     )
     .map_err(AppError::Nvml)?;
-    let servers = ServersThread::spawn().map_err(AppError::ServersThread)?;
+    let servers = ServersThread::spawn("servers", 1).map_err(AppError::ServersThread)?;
     let mut tasks = JoinSet::new();
 
     let (tried, has_tried) = oneshot::channel();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::check_otlp;
 use super::key::cut;
-use super::sections::{Bundle, Config, Socket};
+use super::sections::{Bundle, Config, Prometheus, Socket};
 use super::span::Span;
 use crate::log_filter;
 
@@ -278,6 +278,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
     if let Some(library) = &config.gpu.library {
         checks.ensure_path("gpu.library", None, library);
     }
+    prometheus(&config.prometheus, &mut checks);
     for (index, resource) in config.pod_resources.resources.iter().enumerate() {
         let (domain, name) = resource.split_once('/').unwrap_or((resource, ""));
         let allowed = !domain.is_empty()
@@ -320,5 +321,32 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         "log.level",
         format!("{level:?}"),
         log_filter::ALLOWED,
+    );
+}
+
+/// Checks the names and files of `/metrics`. What is in the files is checked where they are read.
+fn prometheus(section: &Prometheus, checks: &mut Checks<'_>) {
+    for (key, path) in [
+        ("prometheus.web_config_file", &section.web_config_file),
+        ("prometheus.bearer_token_file", &section.bearer_token_file),
+    ] {
+        if let Some(path) = path {
+            checks.ensure_path(key, None, path);
+        }
+    }
+    let prefix = &section.owner_prefix;
+    let is_letter = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
+    let begins_well = prefix.as_bytes().first().is_none_or(is_letter);
+    let holds = begins_well
+        && !prefix.starts_with("__")
+        && prefix.len() <= 63
+        && prefix
+            .bytes()
+            .all(|byte| is_letter(&byte) || byte.is_ascii_digit());
+    checks.ensure(
+        holds,
+        "prometheus.owner_prefix",
+        format!("{prefix:?}"),
+        "the beginning of a label key, such as \"owner_\": letters, digits and underscores, 63 at most",
     );
 }

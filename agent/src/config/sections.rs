@@ -344,6 +344,15 @@ pub struct Prometheus {
     /// The address and port to listen on.
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
+    /// A web configuration file of Prometheus' exporters: TLS, passwords, headers, a rate limit.
+    pub web_config_file: Option<PathBuf>,
+    /// A file with bearer tokens, one a line, any of which lets a request in.
+    pub bearer_token_file: Option<PathBuf>,
+    /// An address that serves the probes alone, in the clear and without a password.
+    #[serde(deserialize_with = "optional_address")]
+    pub probe_listen: Option<SocketAddr>,
+    /// What the keys of labels that name an owner begin with.
+    pub owner_prefix: String,
 }
 
 /// Reads an address. The error of the standard library says neither what was found nor what is
@@ -369,11 +378,22 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
     deserializer.deserialize_str(Address)
 }
 
+/// Reads an address that may be absent.
+fn optional_address<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    address(deserializer).map(Some)
+}
+
 impl Default for Prometheus {
     fn default() -> Self {
         Self {
             enabled: true,
             listen: SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 0], DEFAULT_PORT)),
+            web_config_file: None,
+            bearer_token_file: None,
+            probe_listen: None,
+            owner_prefix: String::new(),
         }
     }
 }

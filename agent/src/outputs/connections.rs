@@ -7,8 +7,9 @@
 //! every request and every answer has a deadline, and a new connection always gets a place: see
 //! [`super::places`]. Closed connections are counted by reason.
 //!
-//! HTTP/2 is refused. Neither scrapers nor `gpuacct status` speak it without TLS. An HTTP/2 client
-//! can keep its flow-control window closed, and a deadline on the byte stream would not notice.
+//! HTTP/2 is refused. Neither scrapers nor `gpuacct status` speak it without TLS, and with TLS they
+//! take HTTP/1.1, which is all that the handshake offers. An HTTP/2 client can keep its flow-control
+//! window closed, and a deadline on the byte stream would not notice.
 
 use std::convert::Infallible;
 use std::io;
@@ -40,9 +41,36 @@ const MAX_BUFFERED: usize = 64 << 10;
 /// How long answers under way may take once the agent is to stop.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
+/// What a connection passes before its first request.
+pub(super) trait Entry<Io>: Clone + Send + 'static {
+    /// What requests are read from then.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send;
+
+    /// Lets a connection in, or not.
+    fn enter(self, io: Io) -> impl Future<Output = Option<Self::Stream>> + Send;
+}
+
+/// Every connection may send requests at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Straight;
+
+impl<Io: AsyncRead + AsyncWrite + Unpin + Send> Entry<Io> for Straight {
+    type Stream = Io;
+
+    async fn enter(self, io: Io) -> Option<Io> {
+        Some(io)
+    }
+}
+
+/// Where a request is from, as an extension of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClientAddress(pub(super) Option<IpAddr>);
+
 /// A listener, and what its connections are counted in.
-pub(super) struct Server<L: Listener> {
+pub(super) struct Server<L: Listener, E = Straight> {
     pub(super) listener: L,
+    /// What its connections pass first. The deadline of a request's header is for this, too.
+    pub(super) entry: E,
     /// Where a client is, if the listener can tell.
     pub(super) address: fn(&L::Addr) -> Option<IpAddr>,
     pub(super) places: Arc<ConnectionSlots>,
@@ -50,7 +78,7 @@ pub(super) struct Server<L: Listener> {
     pub(super) of: fn(&OutputCounters) -> &ConnectionCounters,
 }
 
-impl<L: Listener> Server<L> {
+impl<L: Listener, E: Entry<L::Io>> Server<L, E> {
     /// Answers from `router` until `shutdown` is done, then lets the answers under way finish.
     pub(super) async fn serve(mut self, router: Router, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
@@ -62,13 +90,15 @@ impl<L: Listener> Server<L> {
                 Some(_) = connections.join_next() => continue,
                 accepted = self.listener.accept() => accepted,
             };
+            let address = (self.address)(&address).map(|address| address.to_canonical());
             let connection = Connection {
-                place: self.places.take((self.address)(&address)),
+                place: self.places.take(address),
+                address: ClientAddress(address),
                 counters: Arc::clone(&self.counters),
                 of: self.of,
                 stopping: stop.subscribe(),
             };
-            connections.spawn(connection.run(io, router.clone()));
+            connections.spawn(connection.run(self.entry.clone(), io, router.clone()));
             // A connection that must close is gone before the next one is accepted.
             tokio::task::yield_now().await;
         }
@@ -83,6 +113,7 @@ impl<L: Listener> Server<L> {
 /// A connection with its slot and deadlines.
 struct Connection {
     place: ConnectionSlot,
+    address: ClientAddress,
     counters: Arc<OutputCounters>,
     of: fn(&OutputCounters) -> &ConnectionCounters,
     stopping: watch::Receiver<()>,
@@ -90,17 +121,26 @@ struct Connection {
 
 impl Connection {
     /// Answers until the client is done, or has to be closed.
-    async fn run<Io>(mut self, io: Io, router: Router)
-    where
-        Io: AsyncRead + AsyncWrite + Unpin,
-    {
+    async fn run<Io, E: Entry<Io>>(mut self, entry: E, io: Io, router: Router) {
         let progress = self.place.progress();
+        let must_close = self.place.must_close((self.of)(&self.counters));
+        let mut must_close = pin!(must_close);
+        let io = tokio::select! {
+            entered = entry.enter(io) => match entered {
+                Some(io) => io,
+                None => return,
+            },
+            () = &mut must_close => return,
+            _ = self.stopping.changed() => return,
+        };
         let stream = TokioIo::new(Watched {
             io,
             progress: Arc::clone(progress),
         });
-        let service = service_fn(|request: hyper::Request<Incoming>| {
+        let address = self.address;
+        let service = service_fn(|mut request: hyper::Request<Incoming>| {
             progress.request_arrived();
+            request.extensions_mut().insert(address);
             let answer = TowerToHyperService::new(router.clone()).call(request);
             async {
                 let answer: Result<Response, Infallible> = answer.await;
@@ -112,8 +152,6 @@ impl Connection {
         // The deadlines are this module's own.
         builder.header_read_timeout(None).max_buf_size(MAX_BUFFERED);
         let mut connection = pin!(builder.serve_connection(stream, service));
-        let must_close = self.place.must_close((self.of)(&self.counters));
-        let mut must_close = pin!(must_close);
         let mut is_stopping = false;
         loop {
             tokio::select! {

@@ -56,10 +56,47 @@ pub struct OutputCounters {
     pub labels_cut: Counter,
     /// Connections to `/metrics` that the agent closed.
     pub metrics_connections: ConnectionCounters,
+    /// Connections to the listener of the probes alone that the agent closed.
+    pub probe_connections: ConnectionCounters,
+    /// Requests and connections to `/metrics` that were not let through.
+    pub metrics_refused: RefusedCounters,
+    /// Times that a changed web configuration or token file was put in force.
+    pub web_config_applied: Counter,
+    /// Times that it could not be.
+    pub web_config_failed: Counter,
     /// Connections to the local socket that the agent closed.
     pub socket_connections: ConnectionCounters,
     /// Requests on the local socket.
     pub socket_requests: Counter,
+}
+
+/// Requests and connections to `/metrics` that were not let through, by why.
+#[derive(Debug, Default)]
+pub struct RefusedCounters {
+    /// A TLS handshake failed: no certificate, one that is not accepted, no version in common.
+    pub handshake: Counter,
+    /// A client that does not speak TLS, where TLS is needed.
+    pub not_tls: Counter,
+    /// No password and no token, or a wrong one.
+    pub unauthorized: Counter,
+    /// Too many passwords were being checked.
+    pub busy: Counter,
+    /// More requests than the rate limit allows.
+    pub rate_limit: Counter,
+}
+
+impl RefusedCounters {
+    /// Every reason with its counter, as label values.
+    #[must_use]
+    pub const fn by_reason(&self) -> [(&'static str, &Counter); 5] {
+        [
+            ("handshake", &self.handshake),
+            ("not_tls", &self.not_tls),
+            ("unauthorized", &self.unauthorized),
+            ("busy", &self.busy),
+            ("rate_limit", &self.rate_limit),
+        ]
+    }
 }
 
 /// Connections of one listener that the agent closed, by why.

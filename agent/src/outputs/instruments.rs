@@ -25,6 +25,8 @@ mod labels;
 mod markdown;
 mod namespaces;
 mod nvml;
+mod pod_labels;
+mod process;
 mod sources;
 mod store;
 mod table;
@@ -35,6 +37,6 @@ mod tracking;
 pub use self::instrument::{
     DutyCycle, Instrument, Kind, OptIn, Points, Sink, Unit, VERSION, Value, View,
 };
-pub use self::labels::{LabelValues, MAX_LABEL_BYTES};
+pub use self::labels::{ConfiguredLabel, LabelValues, MAX_LABEL_BYTES};
 pub use self::markdown::metrics_markdown;
-pub use self::table::{families, write};
+pub use self::table::{families, write, write_process};

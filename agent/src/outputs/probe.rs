@@ -14,6 +14,9 @@ use super::condition::degraded;
 use crate::core::model::{BootTime, Nanos};
 use crate::published::Published;
 
+/// The paths of the probes on a listener.
+pub(super) const PATHS: [&str; 2] = ["/healthz", "/readyz"];
+
 /// What the probes are answered from.
 #[derive(Clone)]
 pub(super) struct Probe {

@@ -4,12 +4,13 @@
 //! and kept, so that any number of scrapers costs one rendering; all of its figures, the outputs' own
 //! counters included, are therefore up to one commit old.
 //!
-//! It refuses to authenticate and to push. Nothing here waits for the core: a stuck core is what
+//! Who may read is decided in [`web`]. It refuses to push. Nothing here waits for the core: a stuck core is what
 //! `/healthz` reports.
 
 mod expositions;
 mod negotiation;
 mod text;
+mod web;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
@@ -29,15 +31,18 @@ use self::expositions::Expositions;
 use self::negotiation::Coding;
 pub use self::negotiation::Format;
 pub use self::text::render;
+use self::web::{Door, admit};
+pub use self::web::{Guard, ProtectionFiles, Report, WebConfigError};
 
 use super::ReadClock;
 use super::connection_slots::{Bounds, ConnectionSlots};
-use super::connections::Server;
+use super::connections::{Server, Straight};
 use super::counters::OutputCounters;
 use super::instruments::{OptIn, View};
 use super::probe::Probe;
 use crate::core::model::Nanos;
 use crate::published::Published;
+use crate::shutdown::until;
 
 /// Bytes of earlier expositions that slow clients may keep in memory, all together.
 const MAX_UNDER_WAY: usize = 16 << 20;
@@ -86,42 +91,60 @@ impl std::fmt::Debug for Exposition {
 
 struct Shared {
     exposition: Exposition,
-    probe: Probe,
     places: Arc<ConnectionSlots>,
     expositions: Arc<Mutex<Expositions>>,
 }
+
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use self::web::fuzz as fuzz_web_config;
 
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`, without a listener.
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub fn router(exposition: Exposition) -> Router {
-    routes(
-        exposition,
-        ConnectionSlots::new(super::connection_slots::Bounds::default()),
-    )
+    let probe = ProbeAnswers {
+        probe: Probe::new(
+            exposition.published.clone(),
+            Arc::clone(&exposition.clock),
+            exposition.stuck_after,
+        ),
+        is_brief: false,
+    };
+    routes(exposition, probe, ConnectionSlots::new(Bounds::default()))
 }
 
 /// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`.
-fn routes(exposition: Exposition, places: Arc<ConnectionSlots>) -> Router {
-    let probe = Probe::new(
-        exposition.published.clone(),
-        Arc::clone(&exposition.clock),
-        exposition.stuck_after,
-    );
+fn routes(exposition: Exposition, probe: ProbeAnswers, places: Arc<ConnectionSlots>) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
         .with_state(Arc::new(Shared {
             exposition,
-            probe,
             places,
             expositions: Arc::default(),
         }))
+        .merge(probes(probe))
 }
 
-/// Serves until `shutdown` is done, then lets the answers under way finish.
+/// The endpoints `/healthz` and `/readyz` alone.
+fn probes(probe: ProbeAnswers) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(probe)
+}
+
+/// What is listened on.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For `/metrics`, and the probes beside it.
+    pub metrics: TcpListener,
+    /// For the probes alone, in the clear and without a password.
+    pub probes: Option<TcpListener>,
+}
+
+/// Serves everybody until `shutdown` is done, then lets the answers under way finish.
 ///
 /// # Errors
 /// Never by way of a client; only if the listener itself cannot go on.
@@ -130,15 +153,64 @@ pub async fn serve(
     exposition: Exposition,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    let guard = Arc::new(Guard::open(Arc::clone(&exposition.counters)));
+    let listeners = Listeners {
+        metrics: listener,
+        probes: None,
+    };
+    serve_guarded(listeners, exposition, guard, shutdown).await
+}
+
+/// Serves those whom `guard` lets in until `shutdown` is done, then lets the answers under way finish.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_guarded(
+    listeners: Listeners,
+    exposition: Exposition,
+    guard: Arc<Guard>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let (stop, stopped) = watch::channel(false);
     let places = ConnectionSlots::new(Bounds::default());
+    let probe = ProbeAnswers {
+        probe: Probe::new(
+            exposition.published.clone(),
+            Arc::clone(&exposition.clock),
+            exposition.stuck_after,
+        ),
+        is_brief: guard.is_on(),
+    };
+    let probes_alone = listeners.probes.map(|listener| {
+        let server = Server {
+            listener,
+            entry: Straight,
+            address: |address: &SocketAddr| Some(address.ip()),
+            places: ConnectionSlots::new(Bounds::default()),
+            counters: Arc::clone(&exposition.counters),
+            of: |counters| &counters.probe_connections,
+        };
+        server.serve(probes(probe.clone()), until(stopped.clone()))
+    });
     let server = Server {
-        listener,
-        address: |address| Some(address.ip()),
+        listener: listeners.metrics,
+        entry: Door(Arc::clone(&guard)),
+        address: |address: &SocketAddr| Some(address.ip()),
         places: Arc::clone(&places),
         counters: Arc::clone(&exposition.counters),
         of: |counters| &counters.metrics_connections,
     };
-    server.serve(routes(exposition, places), shutdown).await;
+    let routes = routes(exposition, probe, places).layer(from_fn_with_state(guard, admit));
+    let told = async move {
+        shutdown.await;
+        stop.send_replace(true);
+    };
+    let probes_alone = async {
+        if let Some(serving) = probes_alone {
+            serving.await;
+        }
+    };
+    tokio::join!(told, server.serve(routes, until(stopped)), probes_alone);
     Ok(())
 }
 
@@ -205,19 +277,33 @@ impl Shared {
     }
 }
 
-async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
-    answer_probe(shared.probe.live())
+/// The probes, as they are answered here.
+#[derive(Clone)]
+struct ProbeAnswers {
+    probe: Probe,
+    /// Whether one line is all that is said. What is wrong in detail is for those who may read
+    /// `/metrics`, and a probe does not say who it is.
+    is_brief: bool,
 }
 
-async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    answer_probe(shared.probe.ready())
+async fn healthz(State(probe): State<ProbeAnswers>) -> Response {
+    answer_probe(probe.probe.live(), probe.is_brief)
 }
 
-fn answer_probe(answer: Result<String, String>) -> Response {
-    match answer {
-        Ok(text) => text.into_response(),
-        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
-    }
+async fn readyz(State(probe): State<ProbeAnswers>) -> Response {
+    answer_probe(probe.probe.ready(), probe.is_brief)
+}
+
+fn answer_probe(answer: Result<String, String>, is_brief: bool) -> Response {
+    let (code, text) = match answer {
+        Ok(text) => (StatusCode::OK, text),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text),
+    };
+    let text = match text.split_once([':', '\n']) {
+        Some((first, _)) if is_brief => format!("{first}\n"),
+        _ => text,
+    };
+    (code, text).into_response()
 }
 
 #[cfg(test)]

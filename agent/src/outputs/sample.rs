@@ -20,7 +20,8 @@ use crate::core::snapshot::{
     SourceErrorBook,
 };
 use crate::published::{
-    AgentStatus, LookupBook, NamesBook, NvmlCallBook, NvmlThreadBook, Published, StoreBook,
+    AgentStatus, LookupBook, NamesBook, NvmlCallBook, NvmlThreadBook, ProcessBook, Published,
+    StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -230,6 +231,14 @@ pub(crate) fn agent_status() -> AgentStatus {
             entries_dropped: 0,
             answers_too_large: 0,
         }],
+        process: Some(ProcessBook {
+            cpu: Nanos::from_millis(12_340),
+            resident_bytes: 30 << 20,
+            virtual_bytes: 900 << 20,
+            started: WallTime(1_699_992_799_000_000_000),
+            open_fds: 41,
+            max_fds: Some(524_288),
+        }),
         store: Some(StoreBook {
             commits: 3_590,
             failures: 10,
@@ -311,6 +320,7 @@ fn labels(namespace: &str, pod: &str, container: &str, pod_uid: &str, id: &str) 
 pub(crate) fn opt_in() -> OptIn {
     OptIn {
         pod_labels: vec!["team".to_owned(), "absent".to_owned()],
+        owner_prefix: String::new(),
         ..OptIn::default()
     }
 }

@@ -35,7 +35,7 @@ pub use self::occupant::Occupant;
 use super::ReadClock;
 use super::condition::STUCK_AFTER;
 use super::connection_slots::{Bounds, ConnectionSlots};
-use super::connections::Server;
+use super::connections::{Server, Straight};
 use super::counters::OutputCounters;
 use super::log::{Log, LogReport};
 use super::probe::Probe;
@@ -157,6 +157,7 @@ pub async fn serve(
     };
     let server = Server {
         listener,
+        entry: Straight,
         // It is on this node, and the agent's own user or a member of the group.
         address: |_| None,
         places: ConnectionSlots::new(Bounds::default()),

@@ -18,7 +18,7 @@ use crate::core::snapshot::{
     NamespaceSeries, Snapshot, SourceErrorBook,
 };
 use crate::published::{
-    AgentStatus, NamesBook, NvmlCallBook, NvmlThreadBook, Published, StoreBook,
+    AgentStatus, NamesBook, NvmlCallBook, NvmlThreadBook, ProcessBook, Published, StoreBook,
 };
 
 /// The agent's answer to `GET /v1/status`.
@@ -141,6 +141,8 @@ struct Shown<'a> {
     allocations: Cow<'a, [AllocationView]>,
     #[serde(default)]
     store: Option<StoreBook>,
+    #[serde(default)]
+    process: Option<ProcessBook>,
 }
 
 impl<'a> From<&'a StatusReport> for Document<'a> {
@@ -169,6 +171,7 @@ impl<'a> From<&'a StatusReport> for Document<'a> {
             nvml_calls,
             nvml_threads,
             store,
+            process,
         } = &report.agent;
         Self {
             version: (&*report.version).into(),
@@ -198,6 +201,7 @@ impl<'a> From<&'a StatusReport> for Document<'a> {
                 allocations_known: *allocations_known,
                 allocations: allocations.into(),
                 store: *store,
+                process: *process,
             },
         }
     }
@@ -235,6 +239,7 @@ impl From<Document<'_>> for StatusReport {
                 nvml_calls: shown.nvml_calls.into_owned(),
                 nvml_threads: shown.nvml_threads,
                 store: shown.store,
+                process: shown.process,
             },
         }
     }

@@ -54,6 +54,11 @@ pub const TARGETS: &[Target] = &[
     of("range", texts::range, KIB),
     of("recording", texts::recording, 16 * KIB),
     of("ring_record", texts::ring_record, KIB),
+    of(
+        "web_config",
+        gpuacct::outputs::prometheus::fuzz_web_config,
+        4 * KIB,
+    ),
     of("windows", windows::run, 4 * KIB),
 ];
 

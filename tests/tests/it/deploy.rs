@@ -37,7 +37,13 @@ const PACKAGES: [&str; 3] = [
 /// The oldest and the newest Kubernetes whose schemas the manifests must satisfy.
 const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
 /// Components of which one cluster may have any number.
-const COMPONENTS: [&str; 4] = ["gke", "gpu-nodes", "nvidia-runtime", "pod-monitor"];
+const COMPONENTS: [&str; 5] = [
+    "gke",
+    "gpu-nodes",
+    "nvidia-runtime",
+    "pod-monitor",
+    "web-config",
+];
 /// Kinds that no schema of Kubernetes itself covers.
 const FOREIGN_KINDS: [&str; 1] = ["PodMonitor"];
 

@@ -32,3 +32,4 @@ mod runtimes;
 mod scraping;
 mod store;
 mod story;
+mod web_config;

@@ -134,13 +134,13 @@ fn what_a_gpu_lacks_is_said() {
 async fn a_port_that_is_taken_is_in_order_only_if_an_agent_runs() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    assert_eq!(port(address, false).await.verdict, Verdict::Fail);
-    assert_eq!(port(address, true).await.verdict, Verdict::Ok);
+    assert_eq!(port("metrics", address, false).await.verdict, Verdict::Fail);
+    assert_eq!(port("metrics", address, true).await.verdict, Verdict::Ok);
     drop(listener);
-    assert_eq!(port(address, false).await.found, "free");
+    assert_eq!(port("metrics", address, false).await.found, "free");
     // The default, also on a kernel without IPv6, where the agent takes all of IPv4.
     let all = SocketAddr::from(([0_u16; 8], 0));
-    let found = port(all, false).await;
+    let found = port("metrics", all, false).await;
     assert_eq!(found.verdict, Verdict::Ok, "{found:?}");
 }
 

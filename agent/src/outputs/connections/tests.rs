@@ -50,6 +50,7 @@ fn in_memory(page: &'static str) -> (mpsc::Sender<DuplexStream>, Arc<OutputCount
     let counters = Arc::new(OutputCounters::default());
     let server = Server {
         listener: InMemory(taken),
+        entry: Straight,
         address: |()| None,
         places: ConnectionSlots::new(Bounds::default()),
         counters: Arc::clone(&counters),
@@ -135,6 +136,7 @@ async fn whoever_never_reads_does_not_hold_up_the_end() {
     let (dialled, taken) = mpsc::channel(8);
     let server = Server {
         listener: InMemory(taken),
+        entry: Straight,
         address: |()| None,
         places: ConnectionSlots::new(Bounds::default()),
         counters: Arc::default(),

@@ -1,6 +1,8 @@
 //! Families of the agent's own outputs: the snapshot, scrapes, OTLP, the socket, connections.
 
-use super::instrument::{Instrument, Kind, Unit, VERSION, Value, View, nanos, own};
+use super::instrument::{
+    COMPILER, Instrument, Kind, REVISION, Unit, VERSION, Value, View, nanos, own,
+};
 use crate::outputs::counters::ConnectionCounters;
 
 /// The rows, in the order in which they are published.
@@ -155,6 +157,43 @@ pub(super) static FAMILIES: &[Instrument] = &[
         },
     },
     Instrument {
+        name: "gpuacct_requests_refused_total",
+        otlp: "gpuacct.requests.refused",
+        kind: Kind::Counter,
+        unit: Unit::Count("{request}"),
+        help: "Requests and connections to /metrics that were not let through. handshake: TLS failed, for example for want of a client's certificate. not_tls: sent in the clear. unauthorized: no password and no token, or a wrong one. busy: too many passwords were being checked. rate_limit: more than the rate limit allows.",
+        keys: &["reason"],
+        read: |view, points| {
+            for (reason, counter) in view.counters.metrics_refused.by_reason() {
+                points.put(
+                    &[reason],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
+        name: "gpuacct_web_config_changes_total",
+        otlp: "gpuacct.web_config.changes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{change}"),
+        help: "Changes of the files that protect /metrics, by whether they could be put in force. After failed, what was in force stays in force.",
+        keys: &["outcome"],
+        read: |view, points| {
+            for (outcome, counter) in [
+                ("applied", &view.counters.web_config_applied),
+                ("failed", &view.counters.web_config_failed),
+            ] {
+                points.put(
+                    &[outcome],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_label_values_mended_total",
         otlp: "gpuacct.label_values.mended",
         kind: Kind::Counter,
@@ -179,18 +218,23 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.build.info",
         kind: Kind::Info,
         unit: Unit::None,
-        help: "The agent that publishes this.",
-        keys: &["version"],
+        help: "The agent that publishes this: its version, the revision of its source, and the compiler that built it. A revision that is not known is (none).",
+        keys: &["version", "revision", "compiler"],
         read: |view, points| {
-            points.put(&[VERSION], view.snapshot.agent_started, Value::Count(1));
+            points.put(
+                &[VERSION, REVISION, COMPILER],
+                view.snapshot.agent_started,
+                Value::Count(1),
+            );
         },
     },
 ];
 
 /// The listeners, as label values, with what they closed.
-fn listeners<'a>(view: &View<'a>) -> [(&'static str, &'a ConnectionCounters); 2] {
+fn listeners<'a>(view: &View<'a>) -> [(&'static str, &'a ConnectionCounters); 3] {
     [
         ("metrics", &view.counters.metrics_connections),
+        ("probes", &view.counters.probe_connections),
         ("socket", &view.counters.socket_connections),
     ]
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::container_points::CONTAINER_GPU;
 use super::instrument::{Instrument, Kind, Points, Unit, Value, View, joules, nanos};
-use crate::core::input::IdentitySource;
+use super::pod_labels;
 use crate::core::model::{NONE, UNRESOLVED};
-use crate::core::snapshot::{Attribution, ContainerLabels, ContainerSeries};
+use crate::core::snapshot::{Attribution, ContainerSeries};
 
 /// The rows, in the order in which they are published.
 pub(super) static FAMILIES: &[Instrument] = &[
@@ -139,48 +139,16 @@ pub(super) static FAMILIES: &[Instrument] = &[
         name: "gpuacct_pod_labels",
         otlp: "gpuacct.pod.labels",
         kind: Kind::Gauge,
-        unit: Unit::Count("{label}"),
-        help: "Pod labels listed in [publish] pod_labels, one series per label, for joins. The value is (none) if the pod has no such label, and (unresolved) if the only source that named the pod has no labels.",
-        keys: &["namespace", "pod", "pod_uid", "label", "value"],
-        read: pod_labels,
+        unit: Unit::Count("{pod}"),
+        help: "Pod labels listed in [publish] pod_labels, in the shape of kube_pod_labels: one series per pod, with a label label_KEY for each of them. The value is (none) if the pod has no such label, and (unresolved) if the only source that named the pod has no labels.",
+        keys: &["namespace", "pod", "pod_uid"],
+        read: pod_labels::series,
     },
 ];
 
 fn per_container(points: &mut Points<'_>, value: impl Fn(&ContainerSeries) -> Value) {
     for container in points.containers() {
         points.put_container(container, &[], value(container.series));
-    }
-}
-
-/// One series a label, since a family's keys are the same everywhere and the list is not.
-fn pod_labels(view: &View<'_>, points: &mut Points<'_>) {
-    let mut seen = BTreeSet::new();
-    for account in &view.snapshot.accounts {
-        let Attribution::Named { source } = account.attribution else {
-            continue;
-        };
-        let ContainerLabels {
-            namespace,
-            pod,
-            pod_uid,
-            ..
-        } = &*account.labels;
-        if [NONE, UNRESOLVED].contains(&&**pod) {
-            continue;
-        }
-        for label in &view.opt_in.pod_labels {
-            let value = match account.runtime_labels.get(label.as_str()) {
-                Some(value) if !value.is_empty() => &**value,
-                // An empty value is one that Kubernetes allows.
-                Some(_) => NONE,
-                None if source == IdentitySource::Cri => NONE,
-                None => UNRESOLVED,
-            };
-            seen.insert([namespace, pod, pod_uid, label.as_str(), value]);
-        }
-    }
-    for labels in seen {
-        points.put(&labels, view.snapshot.agent_started, Value::Count(1));
     }
 }
 

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 
 use super::container_points::PublishedContainer;
-use super::labels::{Corrections, LabelValues, SHARED_LABELS, SharedLabels, clean};
+use super::labels::{
+    ConfiguredLabel, Corrections, LabelValues, SHARED_LABELS, SharedLabels, clean,
+};
 use crate::core::amounts::Millijoules;
 use crate::core::model::WallTime;
 use crate::core::snapshot::Snapshot;
@@ -12,6 +14,13 @@ use crate::published::{AgentStatus, Published};
 
 /// The version of this agent.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The revision of the source that this agent was built from; `(none)` in a development build, and
+/// where there was no Git. Set by the build script.
+pub(super) const REVISION: &str = env!("GPUACCT_BUILT_REVISION");
+
+/// The compiler that built this agent, such as `rustc 1.95.0`. Set by the build script.
+pub(super) const COMPILER: &str = env!("GPUACCT_BUILT_COMPILER");
 
 /// A family of series.
 #[derive(Debug)]
@@ -138,6 +147,8 @@ pub struct OptIn {
     pub cadvisor: Option<DutyCycle>,
     /// The pods' own labels that are shown.
     pub pod_labels: Vec<String>,
+    /// What the keys of labels that name an owner begin with, in Prometheus.
+    pub owner_prefix: String,
 }
 
 /// A format: takes the families in the table's order, and the points of each.
@@ -197,7 +208,7 @@ impl<'a> Points<'a> {
 
     /// A point with the family's label values, in the order of its keys.
     pub fn put(&mut self, labels: &[&str], start: WallTime, value: Value) {
-        self.write(None, labels, start, value);
+        self.write(None, labels, &[], start, value);
     }
 
     /// A point of a container, whose label values come first, and then the others.
@@ -208,13 +219,25 @@ impl<'a> Points<'a> {
         value: Value,
     ) {
         let start = container.series.start;
-        self.write(Some(&container.labels), others, start, value);
+        self.write(Some(&container.labels), others, &[], start, value);
+    }
+
+    /// A point with labels whose keys the configuration has chosen, after those of the family.
+    pub(super) fn put_configured(
+        &mut self,
+        labels: &[&str],
+        configured: &[(&str, &str)],
+        start: WallTime,
+        value: Value,
+    ) {
+        self.write(None, labels, configured, start, value);
     }
 
     fn write(
         &mut self,
         shared: Option<&SharedLabels<'_>>,
         labels: &[&str],
+        configured: &[(&str, &str)],
         start: WallTime,
         value: Value,
     ) {
@@ -233,11 +256,15 @@ impl<'a> Points<'a> {
             let label = labels.get(place).copied().unwrap_or_default();
             *value = clean(label, &mut corrections);
         }
+        let configured: Vec<ConfiguredLabel<'_>> = configured
+            .iter()
+            .map(|(key, value)| (*key, clean(value, &mut corrections)))
+            .collect();
         if corrections != Corrections::default() {
             self.counters.labels_blank.add(corrections.blank);
             self.counters.labels_cut.add(corrections.cut);
         }
-        let labels = LabelValues::after(shared, own);
+        let labels = LabelValues::after(shared, own).with(&configured);
         self.sink.point(self.instrument, labels, start, value);
     }
 }

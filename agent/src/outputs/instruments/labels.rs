@@ -13,13 +13,21 @@ pub const MAX_LABEL_BYTES: usize = 253;
 pub struct LabelValues<'a> {
     shared: Option<&'a SharedLabels<'a>>,
     own: &'a [Cow<'a, str>],
+    configured: &'a [ConfiguredLabel<'a>],
 }
+
+/// A label whose key the configuration has chosen, and its value.
+pub type ConfiguredLabel<'a> = (&'a str, Cow<'a, str>);
 
 impl<'a> LabelValues<'a> {
     /// Values that no other family has.
     #[must_use]
     pub const fn new(own: &'a [Cow<'a, str>]) -> Self {
-        Self { shared: None, own }
+        Self {
+            shared: None,
+            own,
+            configured: &[],
+        }
     }
 
     /// Values that several families have, and those that follow them in this one.
@@ -27,10 +35,26 @@ impl<'a> LabelValues<'a> {
         shared: Option<&'a SharedLabels<'a>>,
         own: &'a [Cow<'a, str>],
     ) -> Self {
-        Self { shared, own }
+        Self {
+            shared,
+            own,
+            configured: &[],
+        }
     }
 
-    /// Every value.
+    /// The same, with labels whose keys are not the table's.
+    pub(super) const fn with(self, configured: &'a [ConfiguredLabel<'a>]) -> Self {
+        Self { configured, ..self }
+    }
+
+    /// The labels whose keys the configuration has chosen. They follow the others, and are the same
+    /// in every series of a family.
+    #[must_use]
+    pub const fn configured(self) -> &'a [ConfiguredLabel<'a>] {
+        self.configured
+    }
+
+    /// Every value of the family's keys.
     pub fn iter(self) -> impl Iterator<Item = &'a str> {
         let shared = self.shared.map_or(&[][..], |shared| &shared.values);
         shared.iter().chain(self.own).map(|value| &**value)
@@ -53,7 +77,7 @@ impl<'a> LabelValues<'a> {
     /// Whether the family has no labels.
     #[must_use]
     pub const fn is_empty(self) -> bool {
-        self.shared.is_none() && self.own.is_empty()
+        self.shared.is_none() && self.own.is_empty() && self.configured.is_empty()
     }
 }
 

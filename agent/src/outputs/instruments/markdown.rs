@@ -10,7 +10,7 @@ use super::table::all_families;
 use crate::core::input::ClockKind;
 use crate::core::model::{SourceId, UnattributedReason, UnobservedReason};
 use crate::core::snapshot::IdOnlyReason;
-use crate::outputs::counters::ConnectionCounters;
+use crate::outputs::counters::{ConnectionCounters, RefusedCounters};
 
 /// `docs/METRICS.md`, made from the table.
 #[must_use]
@@ -52,6 +52,7 @@ pub fn metrics_markdown() -> String {
             format!("`{}`", instrument.keys.join("` `"))
         };
         let names = match instrument.conventional() {
+            _ if instrument.otlp.is_empty() => "none".to_owned(),
             name if name == instrument.otlp => format!("`{name}`"),
             name => format!("`{name}`; `{}`", instrument.otlp),
         };
@@ -140,6 +141,12 @@ pub fn metrics_markdown() -> String {
     row(
         "reason",
         "gpuacct_connections_closed_total",
+        reasons.by_reason().map(|(reason, _)| reason).to_vec(),
+    );
+    let reasons = RefusedCounters::default();
+    row(
+        "reason",
+        "gpuacct_requests_refused_total",
         reasons.by_reason().map(|(reason, _)| reason).to_vec(),
     );
     page

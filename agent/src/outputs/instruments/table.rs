@@ -3,7 +3,8 @@
 use super::container_points::PublishedContainer;
 use super::instrument::{Instrument, Points, Sink, View};
 use super::{
-    agent, cadvisor, containers, gpus, identity, namespaces, nvml, sources, store, tracking,
+    agent, cadvisor, containers, gpus, identity, namespaces, nvml, process, sources, store,
+    tracking,
 };
 
 /// Every family of the agent's own, in the order in which it is published. cAdvisor's follow where
@@ -25,9 +26,11 @@ pub fn families() -> impl Iterator<Item = &'static Instrument> {
     PARTS.into_iter().flatten()
 }
 
-/// Every family that there is, cAdvisor's included.
+/// Every family that there is, cAdvisor's and those of the process included.
 pub(super) fn all_families() -> impl Iterator<Item = &'static Instrument> {
-    families().chain(cadvisor::FAMILIES)
+    families()
+        .chain(cadvisor::FAMILIES)
+        .chain(process::FAMILIES)
 }
 
 /// Writes every family and every point of `view` into `sink`.
@@ -37,9 +40,23 @@ pub fn write(view: &View<'_>, sink: &mut dyn Sink) {
         None => &[],
     };
     let containers = PublishedContainer::all(view.snapshot);
-    for instrument in families().chain(others) {
+    write_some(families().chain(others), view, &containers, sink);
+}
+
+/// Writes the families of the agent's process into `sink`, for Prometheus.
+pub fn write_process(view: &View<'_>, sink: &mut dyn Sink) {
+    write_some(process::FAMILIES.iter(), view, &[], sink);
+}
+
+fn write_some(
+    families: impl Iterator<Item = &'static Instrument>,
+    view: &View<'_>,
+    containers: &[PublishedContainer<'_>],
+    sink: &mut dyn Sink,
+) {
+    for instrument in families {
         sink.family(instrument);
-        let mut points = Points::new(instrument, sink, view.counters, &containers);
+        let mut points = Points::new(instrument, sink, view.counters, containers);
         (instrument.read)(view, &mut points);
     }
 }

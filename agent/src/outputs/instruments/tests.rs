@@ -48,18 +48,18 @@ impl Sink for Everything {
 fn everything(snapshot: &Snapshot) -> (Everything, OutputCounters) {
     let counters = OutputCounters::default();
     let mut seen = Everything::default();
-    write(
-        &View {
-            snapshot,
-            agent: &sample::agent_status(),
-            counters: &counters,
-            opt_in: &OptIn {
-                cadvisor: Some(DutyCycle::Device),
-                pod_labels: vec!["team".to_owned(), "absent".to_owned()],
-            },
+    let view = View {
+        snapshot,
+        agent: &sample::agent_status(),
+        counters: &counters,
+        opt_in: &OptIn {
+            cadvisor: Some(DutyCycle::Device),
+            pod_labels: vec!["team".to_owned(), "absent".to_owned()],
+            owner_prefix: String::new(),
         },
-        &mut seen,
-    );
+    };
+    write(&view, &mut seen);
+    write_process(&view, &mut seen);
     (seen, counters)
 }
 
@@ -256,7 +256,8 @@ fn translate(instrument: &Instrument) -> String {
 
 #[test]
 fn an_otlp_name_translates_to_the_scraped_one() {
-    for instrument in all_families() {
+    // Those of the process have another name in each of the two worlds.
+    for instrument in families().chain(cadvisor::FAMILIES) {
         assert_eq!(translate(instrument), instrument.name);
     }
 }

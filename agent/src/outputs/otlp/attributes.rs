@@ -127,6 +127,12 @@ impl<'a> Attributes<'a> {
                 (Naming::Conventions, _) => into.push(attribute(name, value)),
             }
         }
+        for (key, value) in labels.configured() {
+            match self.naming {
+                Naming::Labels => others.push(attribute(key, value)),
+                Naming::Conventions => others.push(attribute(&attribute_name(key), value)),
+            }
+        }
         (owner, others)
     }
 

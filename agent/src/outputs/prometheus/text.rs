@@ -15,17 +15,25 @@ pub fn render(view: &View<'_>, format: Format, out: &mut String) {
     out.clear();
     let mut writer = Writer {
         format,
+        owner_prefix: &view.opt_in.owner_prefix,
         out,
         shared: Vec::new(),
     };
     instruments::write(view, &mut writer);
+    instruments::write_process(view, &mut writer);
     if format == Format::OpenMetrics {
         out.push_str("# EOF\n");
     }
 }
 
+/// Keys of labels that name an owner. A scraper may overwrite some of them: an operator that enforces
+/// a label `namespace`, and one that does not honour labels of targets.
+const OWNER_KEYS: [&str; 5] = ["namespace", "pod", "container", "pod_uid", "container_id"];
+
 struct Writer<'a> {
     format: Format,
+    /// What these keys begin with, so that nobody overwrites them.
+    owner_prefix: &'a str,
     out: &'a mut String,
     /// Where labels stand in `out` that several families have, by their number. They are copied from
     /// there, since escaping them is most of the work.
@@ -94,7 +102,8 @@ impl Writer<'_> {
             if written.is_empty() {
                 let from = self.out.len();
                 for (key, value) in of_family.zip(values) {
-                    label(self.out, opening, key, value);
+                    let prefix = prefix_of(key, self.owner_prefix);
+                    label(self.out, opening, prefix, key, value);
                     opening = ',';
                 }
                 self.shared[number] = from..self.out.len();
@@ -105,15 +114,28 @@ impl Writer<'_> {
             }
         }
         for (key, value) in keys.zip(labels.own()) {
-            label(self.out, opening, key, value);
+            let prefix = prefix_of(key, self.owner_prefix);
+            label(self.out, opening, prefix, key, value);
+            opening = ',';
+        }
+        for (key, value) in labels.configured() {
+            label(self.out, opening, "", key, value);
             opening = ',';
         }
         self.out.push_str(if opening == '{' { " " } else { "} " });
     }
 }
 
-fn label(out: &mut String, before: char, key: &str, value: &str) {
+fn prefix_of<'a>(key: &str, prefix: &'a str) -> &'a str {
+    match !prefix.is_empty() && OWNER_KEYS.contains(&key) {
+        true => prefix,
+        false => "",
+    }
+}
+
+fn label(out: &mut String, before: char, prefix: &str, key: &str, value: &str) {
     out.push(before);
+    out.push_str(prefix);
     out.push_str(key);
     out.push_str("=\"");
     escape(out, value, true);
@@ -185,6 +207,47 @@ fn decimal(out: &mut String, nanos: i128) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outputs::counters::OutputCounters;
+    use crate::outputs::sample;
+
+    #[test]
+    fn a_prefix_is_before_the_keys_of_owners_and_no_others() {
+        let mut opt_in = sample::opt_in();
+        let mut text = |prefix: &str| {
+            opt_in.owner_prefix = prefix.to_owned();
+            let mut text = String::new();
+            let view = View {
+                snapshot: &sample::snapshot(),
+                agent: &sample::agent_status(),
+                counters: &OutputCounters::default(),
+                opt_in: &opt_in,
+            };
+            render(&view, Format::OpenMetrics, &mut text);
+            text
+        };
+        let plain = text("");
+        let prefixed = text("owner_");
+        for key in OWNER_KEYS {
+            for before in ['{', ','] {
+                assert!(!prefixed.contains(&format!("{before}{key}=")), "{key}");
+            }
+            assert!(prefixed.contains(&format!("owner_{key}=")), "{key}");
+        }
+        // Nothing else has changed.
+        assert_eq!(prefixed.replace("owner_", ""), plain.replace("owner_", ""));
+        // Whatever the prefix is, no key becomes another one of the family.
+        for instrument in instruments::families() {
+            for key in instrument
+                .keys
+                .iter()
+                .filter(|key| !OWNER_KEYS.contains(key))
+            {
+                let is_one = |owner: &&str| key.ends_with(owner) && instrument.keys.contains(owner);
+                let owner = OWNER_KEYS.into_iter().find(is_one);
+                assert_eq!(owner, None, "{}: {key}", instrument.name);
+            }
+        }
+    }
 
     #[test]
     fn seconds_are_exact_decimals() {
