@@ -31,7 +31,8 @@ use self::expositions::Expositions;
 use self::negotiation::Coding;
 pub use self::negotiation::Format;
 pub use self::text::render;
-use self::web::{Door, admit};
+use self::web::answers::admit;
+use self::web::door::Door;
 pub use self::web::{Guard, ProtectionFiles, Report, WebConfigError};
 
 use super::ReadClock;

@@ -10,14 +10,15 @@
 //! Probes are let through without a password, a token or a limit, and say one word. Where clients need
 //! a certificate, a second listener has only them.
 
-mod answers;
+pub(super) mod answers;
 mod client_certificates;
-mod door;
+pub(super) mod door;
 mod error;
 mod file;
 mod passwords;
 mod rate;
 mod tls;
+mod tls_values;
 mod tokens;
 mod watched;
 
@@ -48,8 +49,6 @@ use crate::errors::chain;
 use crate::outputs::ReadClock;
 use crate::outputs::counters::OutputCounters;
 
-pub(super) use self::answers::admit;
-pub(super) use self::door::Door;
 pub use self::error::WebConfigError;
 
 /// How often the files are looked at, at most.

@@ -16,6 +16,7 @@ use axum::http::header::{
 use serde::Deserialize;
 
 use super::error::WebConfigError;
+use super::tls_values::{TlsValues, chosen};
 use crate::text_file;
 
 /// The key of gpuacct's own configuration that names the file.
@@ -88,10 +89,7 @@ pub(super) struct TlsSection {
     pub(super) client_auth_type: String,
     pub(super) client_ca: Option<Pem>,
     pub(super) client_allowed_sans: Option<Vec<String>>,
-    pub(super) min_version: String,
-    pub(super) max_version: String,
-    pub(super) cipher_suites: Vec<String>,
-    pub(super) curve_preferences: Vec<String>,
+    pub(super) values: TlsValues,
     pub(super) prefer_server_cipher_suites: bool,
 }
 
@@ -249,14 +247,14 @@ fn tls(written: WrittenTls, folder: &Path) -> Result<Option<TlsSection>, WebConf
         client_ca,
     );
     let client_auth_type = filled(client_auth_type);
-    let section = TlsValues {
+    let values = TlsValues {
         min_version: min_version.unwrap_or_else(|| "TLS12".to_owned()),
         max_version: max_version.unwrap_or_else(|| "TLS13".to_owned()),
         cipher_suites: cipher_suites.unwrap_or_default(),
         curve_preferences: curve_preferences.unwrap_or_default(),
     };
     // These are judged whether TLS is on or not, as in exporter-toolkit.
-    super::tls::check_values(&section)?;
+    chosen(&values)?;
     let is_on =
         certificate.is_some() || key.is_some() || client_ca.is_some() || client_auth_type.is_some();
     if !is_on {
@@ -280,20 +278,9 @@ fn tls(written: WrittenTls, folder: &Path) -> Result<Option<TlsSection>, WebConf
         client_auth_type: client_auth_type.unwrap_or_default(),
         client_ca,
         client_allowed_sans,
-        min_version: section.min_version,
-        max_version: section.max_version,
-        cipher_suites: section.cipher_suites,
-        curve_preferences: section.curve_preferences,
+        values,
         prefer_server_cipher_suites: prefer_server_cipher_suites.unwrap_or(true),
     }))
-}
-
-/// The values that rustls has to be able to honour.
-pub(super) struct TlsValues {
-    pub(super) min_version: String,
-    pub(super) max_version: String,
-    pub(super) cipher_suites: Vec<String>,
-    pub(super) curve_preferences: Vec<String>,
 }
 
 fn headers(

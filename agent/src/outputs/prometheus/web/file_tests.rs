@@ -47,7 +47,10 @@ fn paths_are_relative_to_the_file_and_files_come_before_texts() {
     assert_eq!(authority.key(), "tls_server_config.client_ca");
     assert_eq!(authority.read().unwrap(), "PEM\n");
     assert!(tls.prefer_server_cipher_suites);
-    assert_eq!((&*tls.min_version, &*tls.max_version), ("TLS12", "TLS13"));
+    assert_eq!(
+        (&*tls.values.min_version, &*tls.values.max_version),
+        ("TLS12", "TLS13")
+    );
     assert_eq!(file.headers.len(), 2);
     assert_eq!(file.users.len(), 2);
     let limit = file.rate_limit.expect("there is one");
