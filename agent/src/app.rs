@@ -10,11 +10,13 @@
 //! scanned, and events that come meanwhile queue, so that no process falls between the two.
 
 mod books;
+mod config_file;
 mod core_task;
 mod error;
 mod outputs;
 pub mod preflight;
 mod recorder;
+mod reload;
 mod requests;
 mod servers_thread;
 mod settings;
@@ -33,14 +35,16 @@ use tracing::{debug, error, info, warn};
 
 use self::core_task::Core;
 pub use self::error::AppError;
-pub use self::outputs::ConfigSource;
 use self::outputs::{Outputs, Shown, Taken};
 use self::recorder::Recorder;
+pub use self::reload::{ConfigSource, ReadConfig};
+use self::reload::{Receivers, Reload};
 pub(crate) use self::settings::origin;
 use self::signals::Signals;
 use self::sources::Sources;
 use self::start_pages::MappedFiles;
 use crate::config::Config;
+use crate::core::input::SourceHealth;
 use crate::core::model::{SourceId, SourceState};
 use crate::core::source_states::SourceStates;
 use crate::outputs::log::Log;
@@ -93,7 +97,10 @@ pub async fn run(
         published: published_shown,
         counters,
     };
-    let exporter = outputs::exporter(&config, &shown, health.clone())?;
+    let hang_ups = signals::hang_ups().map_err(AppError::Signals)?;
+    let (reload, live) = Reload::new(&config, source);
+    let opt_in = live.opt_in.clone();
+    let exporter = outputs::exporter(&config, opt_in, &shown, health.clone())?;
     let taken = Taken {
         endpoint,
         socket,
@@ -103,9 +110,16 @@ pub async fn run(
     // Begin: the outputs show how far the start has come, and the books go on from what an agent
     // before this one has left, once nobody else holds it.
     sources::announce(&config, &inputs).await;
-    let output_states = output_states(&taken);
+    let output_states = output_states(&taken, reload.state());
     let (releases, releases_taken) = mpsc::channel(RELEASES);
-    let (outputs, queries) = outputs::start(&config, source, log, taken, releases, &shown, health);
+    let receivers = Receivers {
+        log: Arc::clone(&log),
+        core: inputs.clone(),
+        limiter: None,
+        health: health.clone(),
+        counters: Arc::clone(&shown.counters),
+    };
+    let (outputs, queries) = outputs::start(live, log, taken, releases, &shown, health);
     let mut begun = tokio::select! {
         begun = books::begin(&config, &published) => begun,
         () = signals.recv() => {
@@ -116,6 +130,10 @@ pub async fn run(
 
     // Start the sources and the core.
     let mapped = MappedFiles::now();
+    let receivers = Receivers {
+        limiter: begun.limiter.take(),
+        ..receivers
+    };
     let cursors = std::mem::take(&mut begun.cursors);
     let (sources, requests) = sources::start(&config, cursors, &inputs, releases_taken)?;
     drop(inputs);
@@ -134,12 +152,14 @@ pub async fn run(
     let mut core = tokio::spawn(core.run(inputs_taken, queries, health_taken, core_stopped));
 
     // Run.
+    let reloading = tokio::spawn(reload.run(hang_ups, receivers));
     let settling = tokio::spawn(mapped.let_go_once_settled(shown.published.clone()));
     let ended = end(signals.recv(), &mut core).await;
 
     // Drain.
     info!("stopping");
     settling.abort();
+    reloading.abort();
     let core = ended.is_ok().then_some(core);
     drain(sources, core, &stop_core, outputs).await;
     ended
@@ -172,7 +192,7 @@ async fn drain(
 
 /// The states of the outputs before any of them says so itself. The store's is known once the books
 /// have begun.
-fn output_states(taken: &Taken) -> SourceStates {
+fn output_states(taken: &Taken, config: SourceHealth) -> SourceStates {
     let otlp = match taken.exporter.is_some() {
         true => SourceState::Absent,
         false => SourceState::Disabled,
@@ -186,6 +206,7 @@ fn output_states(taken: &Taken) -> SourceStates {
     for state in [
         outputs::state_of(SourceId::Prometheus, prometheus, &place),
         outputs::state_of(SourceId::Otlp, otlp, ""),
+        config,
     ] {
         states.take(state, now().boot);
     }

@@ -6,6 +6,7 @@
 //! at once. What passes never keeps the agent from starting. `gpuacct config` prints what is in
 //! force.
 
+mod change;
 mod check;
 mod check_otlp;
 mod environment;
@@ -25,6 +26,7 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
+pub use self::change::ConfigChange;
 pub use self::environment::{Environment, VARIABLES};
 pub use self::error::{ConfigError, Mistake};
 pub use self::origins::Origins;

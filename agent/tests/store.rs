@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gpuacct::core::account::Policy;
 use gpuacct::core::accountant::{Accountant, Settings};
 use gpuacct::core::amounts::{ByteSeconds, Engine, Engines};
 use gpuacct::core::input::{
     AllocatedDevice, ContainerIdentity, Credit, DeviceRef, EngineUse, EventCounters, GpuInfo,
     GpuProcess, GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch,
-    KubernetesNames, MigInfo, MpsRole, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+    KubernetesNames, MigInfo, MpsRole, Policy, ProcessScan, ScannedProcess, SourceHealth,
+    WindowQuality,
 };
 use gpuacct::core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, UnobservedReason,

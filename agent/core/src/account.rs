@@ -3,21 +3,10 @@
 use std::sync::Arc;
 
 use crate::amounts::{Amounts, ByteSeconds, Engine, EngineSet, Engines};
-use crate::input::MigInfo;
+use crate::input::{MigInfo, Policy};
 use crate::model::{BootTime, Clock, Nanos, WallTime};
 use crate::naming::NamingId;
 use crate::snapshot::ContainerLabels;
-
-/// How long amounts are held back, new series show zero, and ended series stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// How long a container may be held back for its names.
-    pub grace: Nanos,
-    /// How long a new series shows 0: at least one scrape interval.
-    pub zero_for: Nanos,
-    /// How long a series is shown after its container has ended and its last amount is out.
-    pub keep_for: Nanos,
-}
 
 /// A published counter. It shows 0 for `zero_for`, then its amounts, and never falls.
 ///

@@ -26,14 +26,14 @@ mod view;
 
 use std::sync::Arc;
 
-use crate::account::{Account, Policy};
+use crate::account::Account;
 use crate::allocation::AllocationTable;
 use crate::awaited::{Awaited, PendingReports};
 use crate::backlog::{WaitingWindow, WindowBacklog};
 use crate::change_tracker::ChangeTracker;
 use crate::device::Devices;
 use crate::effect::{Effect, Effects};
-use crate::input::{GpuWindow, Input, KernelBatch, KernelEvent, SourceHealth};
+use crate::input::{GpuWindow, Input, KernelBatch, KernelEvent, Policy, SourceHealth};
 use crate::ledger::Ledger;
 use crate::model::{
     BootTime, Clock, ContainerId, Nanos, Owner, Pid, ProcessId, SourceId, unresolved,
@@ -176,6 +176,7 @@ impl Accountant {
             Input::Allocations(answer) => self.allocations.take(answer),
             Input::Accounted(process) => self.reports.push(Awaited::Died(process), clock),
             Input::Health(health) => self.take_health(health, clock.boot),
+            Input::Policy(policy) => self.settings.policy = policy,
         }
         self.take_reports(clock);
         self.introduce_containers(clock.boot, from_events);

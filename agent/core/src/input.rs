@@ -37,6 +37,20 @@ pub enum Input {
     Accounted(Accounted),
     /// A source changed its state.
     Health(SourceHealth),
+    /// When amounts are published from now on. It is no observation: it enters here so that a
+    /// recording of the inputs has it.
+    Policy(Policy),
+}
+
+/// How long amounts are held back, new series show zero, and ended series stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// How long a container may be held back for its names.
+    pub grace: Nanos,
+    /// How long a new series shows 0: at least one scrape interval.
+    pub zero_for: Nanos,
+    /// How long a series is shown after its container has ended and its last amount is out.
+    pub keep_for: Nanos,
 }
 
 /// What came out of the ring buffer in one drain.

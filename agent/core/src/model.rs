@@ -478,11 +478,13 @@ pub enum SourceId {
     Otlp,
     /// The durable ledger.
     Store,
+    /// The file of the configuration.
+    Config,
 }
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
@@ -494,6 +496,7 @@ impl SourceId {
         Self::Prometheus,
         Self::Otlp,
         Self::Store,
+        Self::Config,
     ];
 
     /// Returns the value as used in labels.
@@ -511,6 +514,7 @@ impl SourceId {
             Self::Prometheus => "prometheus",
             Self::Otlp => "otlp",
             Self::Store => "store",
+            Self::Config => "config",
         }
     }
 }

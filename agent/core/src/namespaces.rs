@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::account::{Policy, PublishedCounter};
+use crate::account::PublishedCounter;
 use crate::amounts::Amounts;
+use crate::input::Policy;
 use crate::model::{BootTime, Clock};
 
 /// The namespace label of amounts beyond the limit.

@@ -16,7 +16,8 @@
 
 use std::sync::Arc;
 
-use crate::account::{Account, Policy, Series};
+use crate::account::{Account, Series};
+use crate::input::Policy;
 use crate::model::Clock;
 use crate::snapshot::{Attribution, ContainerLabels};
 

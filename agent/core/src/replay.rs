@@ -12,9 +12,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::account::Policy;
 use crate::accountant::{Accountant, Settings};
-use crate::input::Input;
+use crate::input::{Input, Policy};
 use crate::model::{BootTime, Clock, Nanos, WallTime};
 use crate::snapshot::Snapshot;
 

@@ -7,12 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gpuacct_core::account::Policy;
 use gpuacct_core::accountant::{Accountant, Settings};
 use gpuacct_core::input::{
     AllocatedDevice, Allocations, ContainerAllocation, ContainerIdentity, Credit, DeviceRef,
     EventCounters, GpuInfo, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch,
-    KubernetesNames, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
+    KubernetesNames, Policy, ProcessScan, ScannedProcess, SourceHealth, WindowQuality,
 };
 use gpuacct_core::model::{
     BootTime, Clock, GpuUuid, Nanos, Pid, SourceId, SourceState, StartTicks, WallTime,

@@ -38,14 +38,13 @@ mod instances;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use gpuacct_core::account::Policy;
 use gpuacct_core::accountant::{Accountant, Settings};
 use gpuacct_core::amounts::{Amounts, Engine, Engines, Millijoules};
 use gpuacct_core::input::{
     CgroupAnnouncement, CgroupSet, ContainerIdentity, Credit, EngineUse, EventCounters, GpuInfo,
     GpuProcess, GpuProcesses, GpuWindow, IdentitySource, IdentityUpdate, Input, KernelBatch,
-    KernelEvent, KubernetesNames, MpsRole, ProcessEvent, ProcessScan, ScannedProcess, SourceHealth,
-    WindowQuality,
+    KernelEvent, KubernetesNames, MpsRole, Policy, ProcessEvent, ProcessScan, ScannedProcess,
+    SourceHealth, WindowQuality,
 };
 use gpuacct_core::model::{
     BootTime, CgroupKey, Clock, GpuUuid, Nanos, Pid, PodUid, ProcessId, SourceId, SourceState,

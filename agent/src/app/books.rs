@@ -21,7 +21,7 @@ use crate::core::snapshot::Snapshot;
 use crate::outputs::store::durability::{DurabilityGate, PATIENCE};
 use crate::outputs::store::error::StoreError;
 use crate::outputs::store::mark::MarkerFile;
-use crate::outputs::store::{self, Handle};
+use crate::outputs::store::{self, Handle, Limiter};
 use crate::published::{AgentStatus, Published};
 use crate::sources::clock::now;
 use crate::sources::gpu::cursor::Cursor;
@@ -34,6 +34,8 @@ pub(super) struct OpenedBooks {
     pub(super) accountant: Accountant,
     /// Absent where nothing is to be kept.
     pub(super) keeping: Option<DurabilityGate>,
+    /// What can change the store's limits; absent where nothing is kept.
+    pub(super) limiter: Option<Limiter>,
     /// How the store is.
     pub(super) store: SourceHealth,
     /// Where the GPUs' windows go on.
@@ -114,6 +116,7 @@ pub(super) async fn begin(
             accountant
         }
     };
+    let limiter = handle.as_ref().map(Handle::limiter);
     let (keeping, state) = match handle {
         Some(handle) => {
             let (keeping, state) = DurabilityGate::begin(handle, mark, now, trouble.as_ref()).await;
@@ -124,6 +127,7 @@ pub(super) async fn begin(
     OpenedBooks {
         accountant,
         keeping,
+        limiter,
         store: state_of(SourceId::Store, state, &path),
         cursors: cursors.unwrap_or_default(),
     }

@@ -1,7 +1,6 @@
 //! Starts every output that is configured, and ends them.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,15 @@ use tracing::{error, info};
 
 use super::error::AppError;
 use super::servers_thread::ServersThread;
-use super::settings::{opt_in, origin, shape, starts, temporality};
+use super::settings::{origin, shape, starts, temporality};
 use super::sources::panicked;
-use crate::config::{self, Config, Origins};
+use crate::config::{self, Config};
 use crate::core::input::SourceHealth;
 use crate::core::model::{SourceId, SourceState};
 use crate::gpu_release::ReleaseOrder;
 use crate::outputs::condition::STUCK_AFTER;
 use crate::outputs::counters::OutputCounters;
+use crate::outputs::instruments::OptIn;
 use crate::outputs::log::Log;
 use crate::outputs::prometheus::{BindError, Guard, ProtectionFiles};
 use crate::outputs::receiver::ReceiverError;
@@ -143,6 +143,7 @@ fn without_ipv6(address: SocketAddr, error: &std::io::Error) -> Option<SocketAdd
 /// The exporter to an OTLP receiver, if one is configured.
 pub(super) fn exporter(
     config: &Config,
+    opt_in: watch::Receiver<Arc<OptIn>>,
     shown: &Shown,
     health: mpsc::Sender<SourceHealth>,
 ) -> Result<Option<otlp::Exporter>, ReceiverError> {
@@ -153,7 +154,7 @@ pub(super) fn exporter(
         interval: config.otlp.interval.0,
         // No later than the first regular push would be.
         first_within: config.otlp.interval.0.min(Duration::from_secs(5)),
-        opt_in: opt_in(config),
+        opt_in,
         shape: shape(config),
         temporality: temporality(config),
         starts: starts(config),
@@ -161,6 +162,15 @@ pub(super) fn exporter(
     };
     let (published, counters) = (shown.published.clone(), Arc::clone(&shown.counters));
     otlp::Exporter::new(options, published, counters, Arc::new(now), health).map(Some)
+}
+
+/// Settings of the outputs that change while the agent runs.
+#[derive(Clone)]
+pub(super) struct LiveSettings {
+    /// What is published only where it is asked for.
+    pub(super) opt_in: watch::Receiver<Arc<OptIn>>,
+    /// The configuration in force, as it is shown.
+    pub(super) report: watch::Receiver<Arc<ConfigReport>>,
 }
 
 /// What was bound or made before, for the outputs to start with.
@@ -173,20 +183,10 @@ pub(super) struct Taken {
     pub(super) exporter: Option<otlp::Exporter>,
 }
 
-/// Where the configuration comes from.
-#[derive(Debug, Default)]
-pub struct ConfigSource {
-    /// The file that it was read from, if any.
-    pub file: Option<PathBuf>,
-    /// What has set which key.
-    pub origins: Origins,
-}
-
 /// Starts the outputs, which can say from here on how far the start has come. Returns the queries
-/// that come in over the socket, too. `source` is where the configuration comes from.
+/// that come in over the socket, too.
 pub(super) fn start(
-    config: &Config,
-    source: ConfigSource,
+    live: LiveSettings,
     log: Arc<Log>,
     taken: Taken,
     releases: mpsc::Sender<ReleaseOrder>,
@@ -203,7 +203,7 @@ pub(super) fn start(
         let exposition = prometheus::Exposition {
             published: shown.published.clone(),
             counters: Arc::clone(&shown.counters),
-            opt_in: opt_in(config),
+            opt_in: live.opt_in,
             clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
         };
@@ -251,11 +251,7 @@ pub(super) fn start(
         releases,
         counters: Arc::clone(&shown.counters),
         log,
-        config: Arc::new(ConfigReport {
-            file: source.file,
-            // A path that is not UTF-8 cannot be written, nor could it have been read.
-            toml: config.shown(&source.origins).unwrap_or_default(),
-        }),
+        config: live.report,
         clock: Arc::new(now),
     };
     let (socket, socket_stopped) = (taken.socket, stopped.clone());

@@ -7,8 +7,8 @@ use tracing::warn;
 use crate::config::{
     CadvisorDutyCycle, Config, OtlpAttributes, OtlpLayout, OtlpTemporality, Payer,
 };
-use crate::core::account::Policy;
 use crate::core::accountant::Settings;
+use crate::core::input::Policy;
 use crate::core::model::Pid;
 use crate::core::placement::NestingRule;
 use crate::outputs::instruments::{DutyCycle, OptIn};
@@ -25,11 +25,7 @@ pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The core's settings.
 pub(super) fn settings(config: &Config) -> Settings {
     Settings {
-        policy: Policy {
-            grace: config.publish.grace.0.into(),
-            zero_for: config.publish.zero_for.0.into(),
-            keep_for: config.publish.keep_for.0.into(),
-        },
+        policy: policy(config),
         nesting: match config.attribution.payer {
             Payer::Outermost => NestingRule::Outermost,
             Payer::Innermost => NestingRule::Innermost,
@@ -53,6 +49,15 @@ pub(super) fn shape(config: &Config) -> otlp::Shape {
             OtlpLayout::Point => otlp::Layout::Point,
             OtlpLayout::Resource => otlp::Layout::Resource,
         },
+    }
+}
+
+/// When amounts are published.
+pub(super) fn policy(config: &Config) -> Policy {
+    Policy {
+        grace: config.publish.grace.0.into(),
+        zero_for: config.publish.zero_for.0.into(),
+        keep_for: config.publish.keep_for.0.into(),
     }
 }
 

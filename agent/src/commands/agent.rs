@@ -31,8 +31,8 @@ const FLUSH: Duration = Duration::from_secs(3);
 ///
 /// Needs root on the host's pid namespace, Linux 5.8 or later with BTF. Flags override the
 /// configuration file. Ends on SIGTERM or SIGINT with 0; with 1 if it cannot start, with 2 if the
-/// configuration is wrong. SIGHUP is ignored.
-#[derive(Debug, Args)]
+/// configuration is wrong. Reads the configuration anew upon SIGHUP and when its file changes.
+#[derive(Clone, Debug, Args)]
 pub struct Options {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "GPUACCT_CONFIG", value_parser = environment::path())]
@@ -121,6 +121,7 @@ pub fn run(options: Options) -> ExitCode {
     let record = options.record_inputs.clone();
     let record = record.filter(|file| !file.as_os_str().is_empty());
     let file = options.file().map(Path::to_owned);
+    let again = options.clone();
     let LoadedConfig {
         config,
         origins,
@@ -170,7 +171,11 @@ pub fn run(options: Options) -> ExitCode {
         for variable in unused {
             warn!(variable, "an environment variable is set and not used");
         }
-        let source = app::ConfigSource { file, origins };
+        let source = app::ConfigSource {
+            file,
+            origins,
+            read: Box::new(move || again.clone().config()),
+        };
         let ended = app::run(config, source, log, record).await;
         if let Some(telemetry) = telemetry {
             let end = move || telemetry.shutdown(FLUSH);

@@ -64,6 +64,10 @@ pub struct OutputCounters {
     pub web_config_applied: Counter,
     /// Times that it could not be.
     pub web_config_failed: Counter,
+    /// Times that a changed configuration was put in force, at least in part.
+    pub config_applied: Counter,
+    /// Times that a changed configuration could not be used.
+    pub config_failed: Counter,
     /// Connections to the local socket that the agent closed.
     pub socket_connections: ConnectionCounters,
     /// Requests on the local socket.

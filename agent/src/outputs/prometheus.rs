@@ -75,7 +75,7 @@ pub struct Exposition {
     /// What the outputs count.
     pub counters: Arc<OutputCounters>,
     /// What is shown only where it is asked for.
-    pub opt_in: OptIn,
+    pub opt_in: watch::Receiver<Arc<OptIn>>,
     /// The time now.
     pub clock: ReadClock,
     /// How old the last commit may be before the core counts as stuck.
@@ -267,7 +267,8 @@ impl Shared {
             let Exposition {
                 counters, opt_in, ..
             } = &shared.exposition;
-            let view = View::new(&published, counters, opt_in);
+            let opt_in = Arc::clone(&opt_in.borrow());
+            let view = View::new(&published, counters, &opt_in);
             expositions.make(&view, format, coding)
         });
         made.await.ok()

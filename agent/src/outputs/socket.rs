@@ -108,7 +108,7 @@ pub struct SocketState {
     /// The agent's log.
     pub log: Arc<Log>,
     /// The configuration in force, without its secrets.
-    pub config: Arc<ConfigReport>,
+    pub config: watch::Receiver<Arc<ConfigReport>>,
     /// The time now.
     pub clock: ReadClock,
 }
@@ -262,7 +262,8 @@ async fn log(State(state): State<SocketState>) -> Json<LogReport> {
 
 async fn config(State(state): State<SocketState>) -> Json<ConfigReport> {
     state.counters.socket_requests.add(1);
-    Json(ConfigReport::clone(&state.config))
+    let report = Arc::clone(&state.config.borrow());
+    Json(ConfigReport::clone(&report))
 }
 
 async fn log_level(State(state): State<SocketState>, level: String) -> Response {

@@ -47,7 +47,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::error::StoreError;
 use self::file::Store;
-pub use self::file::{FILE, Options, SYNC_EVERY, Written};
+pub use self::file::{FILE, Options, SYNC_EVERY, StoreLimits, Written};
 use self::mark::MarkerFile;
 use crate::core::model::Clock;
 use crate::core::records::{Changes, PersistedState};
@@ -60,6 +60,7 @@ enum Command {
     ),
     BeginAnew(&'static str),
     Write(Box<Changes>, oneshot::Sender<Result<Written, StoreError>>),
+    Limit(StoreLimits),
 }
 
 /// The store's thread, seen from outside. It ends when this is dropped.
@@ -89,6 +90,7 @@ pub fn spawn(options: Options) -> io::Result<Handle> {
                         let _ = answer.send(store.resume(&mark));
                     }
                     Command::BeginAnew(reason) => store.begin_anew(reason),
+                    Command::Limit(limits) => store.limit(limits),
                     Command::Write(changes, answer) => {
                         let written = store.write(&changes);
                         let _ = answer.send(written);
@@ -128,12 +130,32 @@ impl Handle {
         answered
     }
 
+    /// What can change the store's limits for as long as the store is open.
+    #[must_use]
+    pub fn limiter(&self) -> Limiter {
+        Limiter(self.commands.downgrade())
+    }
+
     /// Closes the store and waits until it is closed. The disk may hold that up: whoever waits sets
     /// a limit.
     pub async fn close(self) {
         drop(self.commands);
         // An error means that the thread is over too.
         let _ = self.ended.await;
+    }
+}
+
+/// Changes the store's limits. It does not keep the store open.
+#[derive(Clone, Debug)]
+pub struct Limiter(mpsc::WeakUnboundedSender<Command>);
+
+impl Limiter {
+    /// Sets the limits. They hold from the next commit on.
+    pub fn set(&self, limits: StoreLimits) {
+        if let Some(commands) = self.0.upgrade() {
+            // A thread that is gone has nothing to limit.
+            let _ = commands.send(Command::Limit(limits));
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use axum::body::Body;
 use axum::http::{Method, Request, Uri};
 use gpuacct::core::model::{BootTime, Clock, Nanos, WallTime};
 use gpuacct::outputs::counters::OutputCounters;
-use gpuacct::outputs::instruments::OptIn;
 use gpuacct::outputs::{prometheus, socket};
 use gpuacct::published::Published;
 use tokio::runtime::Runtime;
@@ -33,7 +32,7 @@ thread_local! {
         prometheus::router(prometheus::Exposition {
             published: watch::channel(Arc::new(Published::default())).1,
             counters: Arc::new(OutputCounters::default()),
-            opt_in: OptIn::default(),
+            opt_in: watch::channel(Arc::default()).1,
             clock: Arc::new(clock),
             stuck_after: Nanos::from_secs(10),
         })
@@ -45,10 +44,7 @@ thread_local! {
             releases: mpsc::channel(1).0,
             counters: Arc::new(OutputCounters::default()),
             log: Arc::default(),
-            config: Arc::new(socket::ConfigReport {
-                file: None,
-                toml: String::new(),
-            }),
+            config: watch::channel(Arc::default()).1,
             clock: Arc::new(clock),
         })
     });

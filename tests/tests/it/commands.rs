@@ -865,18 +865,69 @@ fn a_file_or_the_running_agent_says_whose_configuration_is_used() {
 }
 
 #[test]
-fn a_hang_up_is_ignored_with_a_word_in_the_log() {
+fn a_changed_configuration_is_in_force_and_no_counter_begins_anew() {
     let shell = Shell::new();
-    let mut agent = shell.agent(shell.config());
+    let config = shell.config();
+    let mut agent = shell.agent(config);
+    let _job = shell.job();
+    let file = shell.dir().join("gpuacct.toml");
+    let written = std::fs::read_to_string(&file).unwrap();
+    // The time of the GPU, with its start.
+    let elapsed = |agent: &Agent| {
+        let report = agent.status().unwrap();
+        let book = report.snapshot.gpus.first().cloned().unwrap();
+        (book.start, book.elapsed)
+    };
+    agent
+        .wait_for("time of the GPU", |agent| {
+            Ok(elapsed(agent).1 > gpuacct::core::model::Nanos::ZERO)
+        })
+        .unwrap();
+    let before = elapsed(&agent);
+    let has = |agent: &Agent, what: &str| agent.get("/metrics").is_ok_and(|it| it.1.contains(what));
+
+    let changed = written.replace("[cadvisor]\nenabled = false", "[cadvisor]\nenabled = true");
+    assert_ne!(changed, written);
+    std::fs::write(&file, &changed).unwrap();
+    let applied = "gpuacct_config_changes_total{outcome=\"applied\"} 1";
+    agent
+        .wait_for("the change", |agent| {
+            Ok(has(agent, applied) && has(agent, "container_accelerator_"))
+        })
+        .unwrap();
+
+    std::fs::write(&file, format!("{changed}\n[gpus]\n")).unwrap();
+    agent
+        .wait_for("the state of a broken file", |agent| {
+            let output = agent.gpuacct(&["status"])?;
+            let shown = text(&output.stdout);
+            Ok(output.status.code() == Some(1) && shown.contains("gpus: unknown key"))
+        })
+        .unwrap();
+    assert!(has(&agent, "container_accelerator_"), "it stays in force");
+
+    // Mended, with a key that cannot change, and told by a signal.
+    let interval = changed.replace("[gpu]\n", "[gpu]\nlists_interval = \"7s\"\n");
+    let interval = interval.replacen("lists_interval = \"5s\"\n", "", 1);
+    std::fs::write(&file, interval).unwrap();
     let pid = i32::try_from(agent.pid()).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, Signal::HUP).unwrap();
     agent
-        .wait_for("a word about the signal", |agent| {
-            let log = agent.log()?;
-            Ok(log.contains("SIGHUP is ignored; restart the agent to read the configuration anew"))
+        .wait_for("what needs a restart", |agent| {
+            let shown = agent.status_text(&["-o", "json"])?.0;
+            Ok(shown.contains("only after a restart: gpu.lists_interval"))
         })
         .unwrap();
+    assert!(
+        agent
+            .log()
+            .unwrap()
+            .contains("SIGHUP: reading the configuration anew")
+    );
+    let after = elapsed(&agent);
+    assert_eq!(after.0, before.0, "the series are the same");
+    assert!(after.1 >= before.1, "{after:?} < {before:?}");
     assert!(agent.stop().unwrap().success());
 }
 

@@ -13,7 +13,6 @@ use gpuacct::core::input::IdentitySource;
 use gpuacct::core::model::{BootTime, Clock, Nanos, WallTime};
 use gpuacct::core::snapshot::{Attribution, ContainerLabels, ContainerSeries, Snapshot};
 use gpuacct::outputs::counters::OutputCounters;
-use gpuacct::outputs::instruments::OptIn;
 use gpuacct::outputs::prometheus::{Exposition, bind, serve};
 use gpuacct::published::Published;
 use gpuacct_tests::http;
@@ -78,7 +77,7 @@ fn serving(runtime: &Runtime, snapshot: Snapshot) -> SocketAddr {
     let exposition = Exposition {
         published: watch::channel(Arc::new(published)).1,
         counters: Arc::new(OutputCounters::default()),
-        opt_in: OptIn::default(),
+        opt_in: watch::channel(Arc::default()).1,
         clock: Arc::new(clock),
         stuck_after: Nanos::from_secs(30),
     };

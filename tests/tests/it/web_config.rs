@@ -18,7 +18,6 @@ use base64::engine::general_purpose::STANDARD;
 use gpuacct::core::model::{BootTime, Clock, Nanos, WallTime};
 use gpuacct::core::snapshot::Snapshot;
 use gpuacct::outputs::counters::OutputCounters;
-use gpuacct::outputs::instruments::OptIn;
 use gpuacct::outputs::prometheus::{
     Exposition, Guard, Listeners, ProtectionFiles, bind, serve_guarded,
 };
@@ -125,7 +124,7 @@ impl Endpoint {
         let exposition = Exposition {
             published: watch::channel(Arc::new(published)).1,
             counters: Arc::clone(&counters),
-            opt_in: OptIn::default(),
+            opt_in: watch::channel(Arc::default()).1,
             clock: Arc::new(clock),
             stuck_after: Nanos::from_secs(30),
         };

@@ -1858,6 +1858,8 @@ enum Step {
     Listed(bool),
     Lose,
     Unobserved(u64),
+    /// Grace, and time at zero, in milliseconds.
+    Policy(u64, u64),
     Commit,
 }
 
@@ -1874,6 +1876,7 @@ fn step() -> impl Strategy<Value = Step> {
         any::<bool>().prop_map(Step::Listed),
         Just(Step::Lose),
         (1..3_000u64).prop_map(Step::Unobserved),
+        (0..3_000u64, 0..3_000u64).prop_map(|(grace, zero_for)| Step::Policy(grace, zero_for)),
         Just(Step::Commit),
     ]
 }
@@ -1941,6 +1944,11 @@ proptest! {
                     node.windowed = node.now;
                     node.take(Input::Window(window));
                 }
+                Step::Policy(grace, zero_for) => node.take(Input::Policy(Policy {
+                    grace: Nanos::from_millis(grace),
+                    zero_for: Nanos::from_millis(zero_for),
+                    ..node.accountant.settings.policy
+                })),
                 Step::Commit => {}
             }
             let snapshot = node.commit();

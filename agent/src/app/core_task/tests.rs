@@ -13,6 +13,7 @@ fn core(keeping: Option<DurabilityGate>) -> (Core, watch::Receiver<Arc<Published
     let begun = OpenedBooks {
         accountant,
         keeping,
+        limiter: None,
         store: state_of(SourceId::Store, SourceState::Up, "/store"),
         cursors: Vec::new(),
     };
@@ -115,6 +116,7 @@ async fn the_core_asks_for_the_events_shortly_before_each_commit() {
     let begun = OpenedBooks {
         accountant: Accountant::new(Settings::default(), now()),
         keeping: None,
+        limiter: None,
         store: state_of(SourceId::Store, SourceState::Up, ""),
         cursors: Vec::new(),
     };

@@ -305,7 +305,7 @@ async fn any_program_on_the_socket_was_called_an_agent() {
         releases: tokio::sync::mpsc::channel(1).0,
         counters: Arc::default(),
         log: Arc::default(),
-        config: Arc::default(),
+        config: tokio::sync::watch::channel(Arc::default()).1,
         clock: Arc::new(Clock::default),
     };
     tokio::spawn(crate::outputs::socket::serve(

@@ -143,7 +143,7 @@ async fn agent(published: Published) -> (tempfile::TempDir, Options, tokio::task
         releases: mpsc::channel(1).0,
         counters: Arc::default(),
         log: Arc::default(),
-        config: Arc::default(),
+        config: watch::channel(Arc::default()).1,
         clock: Arc::new(|| Clock {
             boot: NOW,
             wall: WallTime(1_790_000_000_750_000_000),

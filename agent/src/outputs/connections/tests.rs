@@ -185,7 +185,7 @@ async fn served() -> Served {
         releases: mpsc::channel(1).0,
         counters: Arc::clone(&counters),
         log: Arc::default(),
-        config: Arc::default(),
+        config: watch::channel(Arc::default()).1,
         clock: Arc::clone(&clock),
     };
     let bound = socket::bind(&path, &SocketAccess::default()).unwrap();
@@ -197,7 +197,7 @@ async fn served() -> Served {
     let exposition = Exposition {
         published: shown,
         counters: Arc::clone(&counters),
-        opt_in: sample::opt_in(),
+        opt_in: watch::channel(Arc::new(sample::opt_in())).1,
         clock,
         stuck_after: Nanos::from_secs(30),
     };

@@ -174,6 +174,26 @@ pub(super) static FAMILIES: &[Instrument] = &[
         },
     },
     Instrument {
+        name: "gpuacct_config_changes_total",
+        otlp: "gpuacct.config.changes",
+        kind: Kind::Counter,
+        unit: Unit::Count("{change}"),
+        help: "Changes of the configuration file that the running agent has read, by whether they could be used. After failed, what was in force stays in force.",
+        keys: &["outcome"],
+        read: |view, points| {
+            for (outcome, counter) in [
+                ("applied", &view.counters.config_applied),
+                ("failed", &view.counters.config_failed),
+            ] {
+                points.put(
+                    &[outcome],
+                    view.snapshot.agent_started,
+                    Value::Count(counter.get()),
+                );
+            }
+        },
+    },
+    Instrument {
         name: "gpuacct_web_config_changes_total",
         otlp: "gpuacct.web_config.changes",
         kind: Kind::Counter,

@@ -70,7 +70,7 @@ pub struct Options {
     /// Where the figures come from.
     pub origin: Origin,
     /// What is sent only where it is asked for.
-    pub opt_in: OptIn,
+    pub opt_in: watch::Receiver<Arc<OptIn>>,
     /// What is called how, and where.
     pub shape: Shape,
     /// What a counter's points say.
@@ -104,7 +104,7 @@ impl Options {
             max_points: 4_000,
             flush_deadline: Duration::from_secs(5),
             origin,
-            opt_in: OptIn::default(),
+            opt_in: watch::channel(Arc::default()).1,
             shape: Shape::default(),
             temporality: Temporality::default(),
             starts: None,
@@ -273,7 +273,8 @@ impl Exporter {
         if snapshot.sequence == 0 {
             return Ok(());
         }
-        let view = View::new(&published, &self.counters, &self.options.opt_in);
+        let opt_in = Arc::clone(&self.options.opt_in.borrow());
+        let view = View::new(&published, &self.counters, &opt_in);
         let (origin, shape) = (&self.options.origin, self.options.shape);
         let max_points = self.options.max_points;
         let messages = match &mut self.session {

@@ -140,7 +140,7 @@ async fn served(published: Published) -> Served {
     let exposition = Exposition {
         published: receiver,
         counters: Arc::clone(&counters),
-        opt_in: sample::opt_in(),
+        opt_in: watch::channel(Arc::new(sample::opt_in())).1,
         clock: Arc::new(move || Clock {
             boot: BootTime(reads.load(Ordering::Relaxed)),
             wall: WallTime::default(),

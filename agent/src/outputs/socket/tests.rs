@@ -15,7 +15,7 @@ fn state() -> (SocketState, mpsc::Receiver<Query>) {
         releases,
         counters: Arc::default(),
         log: Arc::default(),
-        config: Arc::default(),
+        config: watch::channel(Arc::default()).1,
         clock: Arc::new(|| Clock {
             boot: NOW,
             wall: WallTime(5),

@@ -55,6 +55,15 @@ pub struct Options {
     pub boot: Arc<str>,
 }
 
+/// How much the store may keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// How long closed accounts and hours are kept.
+    pub retention: Duration,
+    /// How large the file may grow, in bytes.
+    pub max_bytes: u64,
+}
+
 /// What became of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -345,6 +354,14 @@ impl Store {
                 warn!(%error, "cannot remove the WAL of the previous store file");
             }
         }
+    }
+
+    /// Changes how much is kept.
+    pub(super) fn limit(&mut self, limits: StoreLimits) {
+        self.options.retention = limits.retention;
+        self.options.max_bytes = limits.max_bytes;
+        // What goes by the new limits goes with the next commit.
+        self.cleaned = None;
     }
 
     /// Regular maintenance, for which no commit waits.

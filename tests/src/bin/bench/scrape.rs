@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use gpuacct::outputs::condition::STUCK_AFTER;
 use gpuacct::outputs::counters::OutputCounters;
-use gpuacct::outputs::instruments::OptIn;
 use gpuacct::outputs::prometheus::{self, Exposition};
 use gpuacct::published::Published;
 use gpuacct::sources::clock;
@@ -117,7 +116,7 @@ impl Server {
             clock: Arc::new(clock::now),
             stuck_after: STUCK_AFTER,
             // Off, as by default.
-            opt_in: OptIn::default(),
+            opt_in: watch::channel(Arc::default()).1,
         };
         let thread = std::thread::Builder::new()
             .name(SERVER.to_owned())
