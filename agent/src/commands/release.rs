@@ -55,7 +55,7 @@ pub async fn run(options: Options) -> ExitCode {
             say(&reason, Some(remedy), 1)
         }
         Err(AskError::Refused {
-            status: 400 | 409 | 503,
+            status: 400 | 403 | 409 | 503,
             reason,
             ..
         }) => say(&reason, None, 1),

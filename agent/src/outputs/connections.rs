@@ -66,6 +66,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send> Entry<Io> for Straight {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClientAddress(pub(super) Option<IpAddr>);
 
+/// The user who sent a request, as an extension of it; absent where the listener cannot tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ClientUser(pub(super) Option<u32>);
+
 /// A listener, and what its connections are counted in.
 pub(super) struct Server<L: Listener, E = Straight> {
     pub(super) listener: L,
@@ -73,6 +77,8 @@ pub(super) struct Server<L: Listener, E = Straight> {
     pub(super) entry: E,
     /// Where a client is, if the listener can tell.
     pub(super) address: fn(&L::Addr) -> Option<IpAddr>,
+    /// Which user a client runs as, if the listener can tell.
+    pub(super) user: fn(&L::Io) -> Option<u32>,
     pub(super) places: Arc<ConnectionSlots>,
     pub(super) counters: Arc<OutputCounters>,
     pub(super) of: fn(&OutputCounters) -> &ConnectionCounters,
@@ -94,6 +100,7 @@ impl<L: Listener, E: Entry<L::Io>> Server<L, E> {
             let connection = Connection {
                 place: self.places.take(address),
                 address: ClientAddress(address),
+                user: ClientUser((self.user)(&io)),
                 counters: Arc::clone(&self.counters),
                 of: self.of,
                 stopping: stop.subscribe(),
@@ -114,6 +121,7 @@ impl<L: Listener, E: Entry<L::Io>> Server<L, E> {
 struct Connection {
     place: ConnectionSlot,
     address: ClientAddress,
+    user: ClientUser,
     counters: Arc<OutputCounters>,
     of: fn(&OutputCounters) -> &ConnectionCounters,
     stopping: watch::Receiver<()>,
@@ -137,10 +145,11 @@ impl Connection {
             io,
             progress: Arc::clone(progress),
         });
-        let address = self.address;
+        let (address, user) = (self.address, self.user);
         let service = service_fn(|mut request: hyper::Request<Incoming>| {
             progress.request_arrived();
             request.extensions_mut().insert(address);
+            request.extensions_mut().insert(user);
             let answer = TowerToHyperService::new(router.clone()).call(request);
             async {
                 let answer: Result<Response, Infallible> = answer.await;

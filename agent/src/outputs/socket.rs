@@ -22,8 +22,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Query as Parameters, State};
+use axum::extract::{Query as Parameters, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -35,7 +36,7 @@ pub use self::occupant::Occupant;
 use super::ReadClock;
 use super::condition::STUCK_AFTER;
 use super::connection_slots::{Bounds, ConnectionSlots};
-use super::connections::{Server, Straight};
+use super::connections::{ClientUser, Server, Straight};
 use super::counters::OutputCounters;
 use super::log::{Log, LogReport};
 use super::probe::Probe;
@@ -137,10 +138,33 @@ pub fn router(state: SocketState) -> Router {
         .route("/v1/log", get(log))
         .route("/v1/config", get(config))
         .route("/v1/log-level", post(log_level))
+        .with_state(state.clone())
+        .merge(orders(state))
+        .merge(probes)
+}
+
+/// What stops the accounting for a while. Members of `socket.group` may ask, and not order.
+fn orders(state: SocketState) -> Router {
+    Router::new()
         .route("/v1/release", post(release))
         .route("/v1/take-up", post(take_up))
+        .layer(from_fn(only_own_user))
         .with_state(state)
-        .merge(probes)
+}
+
+/// Lets a request of root or of the agent's own user through.
+async fn only_own_user(request: Request, next: Next) -> Response {
+    let user = request.extensions().get::<ClientUser>();
+    let user = user.and_then(|ClientUser(user)| *user);
+    let own = rustix::process::geteuid().as_raw();
+    match user {
+        Some(user) if user == 0 || user == own => next.run(request).await,
+        user => {
+            let user = user.map_or("an unknown user".to_owned(), |user| format!("user {user}"));
+            let error = format!("{user} may ask the agent, and not have it let go of the GPUs");
+            refuse(StatusCode::FORBIDDEN, error)
+        }
+    }
 }
 
 /// Answers until `shutdown` is done, then removes the socket.
@@ -160,6 +184,7 @@ pub async fn serve(
         entry: Straight,
         // It is on this node, and the agent's own user or a member of the group.
         address: |_| None,
+        user: |stream| stream.peer_cred().ok().map(|peer| peer.uid()),
         places: ConnectionSlots::new(Bounds::default()),
         counters: Arc::clone(&state.counters),
         of: |counters| &counters.socket_connections,

@@ -207,3 +207,35 @@ async fn any_programs_socket_was_called_another_agents() {
     let said = error.to_string();
     assert!(said.contains("another agent answers"), "{said}");
 }
+
+#[tokio::test]
+async fn a_member_of_the_socket_s_group_could_have_stopped_the_accounting() {
+    let own = rustix::process::geteuid().as_raw();
+    let order = async |user: Option<u32>| {
+        let (mut state, _asked) = state();
+        let (releases, mut taken) = mpsc::channel::<ReleaseOrder>(1);
+        state.releases = releases;
+        tokio::spawn(async move {
+            if let Some(order) = taken.recv().await {
+                let _ = order.answer.send(ReleaseReport::TakenUp);
+            }
+        });
+        let mut request = axum::http::Request::post("/v1/release");
+        request = request.extension(ClientUser(user));
+        let request = request.body(axum::body::Body::from("60")).unwrap();
+        body(
+            tower_service::Service::call(&mut router(state), request)
+                .await
+                .unwrap(),
+        )
+        .await
+    };
+    assert_eq!(order(Some(0)).await.0, StatusCode::OK);
+    assert_eq!(order(Some(own)).await.0, StatusCode::OK);
+    for other in [Some(own + 1), None] {
+        let (code, json) = order(other).await;
+        assert_eq!(code, StatusCode::FORBIDDEN);
+        let refusal: Refusal = serde_json::from_slice(&json).unwrap();
+        assert!(refusal.error.contains("let go of the GPUs"), "{refusal:?}");
+    }
+}
