@@ -407,6 +407,7 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             uuid: GpuUuid::from(uuid),
             index,
             minor: None,
+            pci: Some(format!("0000:{:02x}:00", 0x17 + index * 0x10).into()),
             model: "NVIDIA H200".into(),
             driver: "550.54.15".into(),
             simulated: true,

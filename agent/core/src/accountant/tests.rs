@@ -1965,3 +1965,5 @@ proptest! {
         }
     }
 }
+
+mod xids;
