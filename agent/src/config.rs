@@ -7,6 +7,7 @@
 //! force.
 
 mod check;
+mod device_health;
 mod error;
 mod key;
 mod otlp;
@@ -19,6 +20,7 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
+pub use self::device_health::{GpuHealth, KernelLog};
 pub use self::error::{ConfigError, Mistake};
 pub use self::otlp::{Otlp, OtlpProtocol, OtlpTemporality};
 pub use self::sections::*;

@@ -462,6 +462,8 @@ pub enum SourceId {
     Procfs,
     /// NVIDIA's management library.
     Nvml,
+    /// The kernel's log, for Xid errors.
+    KernelLog,
     /// The Docker Engine API, also Podman's.
     Docker,
     /// The container runtime interface of containerd and CRI-O.
@@ -480,10 +482,11 @@ pub enum SourceId {
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
+        Self::KernelLog,
         Self::Docker,
         Self::Cri,
         Self::Bundle,
@@ -500,6 +503,7 @@ impl SourceId {
             Self::Kernel => "kernel",
             Self::Procfs => "procfs",
             Self::Nvml => "nvml",
+            Self::KernelLog => "kernel_log",
             Self::Docker => "docker",
             Self::Cri => "cri",
             Self::Bundle => "bundle",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::health::{HealthBook, HealthCount, QueryState, ThrottleBook, XidSeries};
+pub use self::health::{HealthBook, HealthCount, QueryState, ThrottleBook};
 use crate::amounts::{Amounts, EngineSet, Millijoules};
 use crate::input::{EventCounters, GpuInfo, IdentitySource, SampleClocks};
 use crate::model::{
@@ -305,6 +305,28 @@ pub struct HostSeries {
     pub start: WallTime,
     /// The published amounts.
     pub amounts: Amounts,
+}
+
+/// Xid errors of one number on one GPU by one owner. Its labels never change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XidSeries {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// NVIDIA's number.
+    pub xid: u32,
+    /// The container to which the process belongs. Each label is `(none)` for a process in no
+    /// container, and `(unresolved)` if the process is not known.
+    pub labels: Arc<ContainerLabels>,
+    /// The host unit to which it belongs; `(none)` for a container, `(unresolved)` if not known.
+    pub unit: HostUnit,
+    /// Errors.
+    pub count: u64,
+    /// The same as published: 0 at first, as with every new series.
+    pub published: u64,
+    /// The start of the counter.
+    pub start: WallTime,
+    /// When the last of them was.
+    pub last: WallTime,
 }
 
 /// A host unit's account on one GPU, as it stands in the ledger.

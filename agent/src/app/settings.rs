@@ -33,6 +33,7 @@ pub(super) fn settings(config: &Config) -> Settings {
             Payer::Innermost => NestingRule::Innermost,
         },
         lists_interval: config.gpu.lists_interval.0.into(),
+        health_interval: config.gpu.health.interval.0.into(),
         own_pid: Some(Pid(std::process::id())),
         // Two commits: the first one finds what a window waits for and asks for it.
         await_events: (2 * COMMIT_EVERY).into(),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::device_health::{GpuHealth, KernelLog};
 use super::otlp::Otlp;
 use super::span::Span;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub procfs: Procfs,
     /// NVML.
     pub gpu: Gpu,
+    /// The kernel's log.
+    pub kernel_log: KernelLog,
     /// The Docker Engine API.
     pub docker: Docker,
     /// The container runtime interface.
@@ -100,6 +103,8 @@ pub struct Gpu {
     pub interval: Span,
     /// How often the process lists are read without a reason.
     pub lists_interval: Span,
+    /// The health of the GPUs.
+    pub health: GpuHealth,
 }
 
 impl Default for Gpu {
@@ -108,6 +113,7 @@ impl Default for Gpu {
             library: None,
             interval: Span::secs(1),
             lists_interval: Span::secs(5),
+            health: GpuHealth::default(),
         }
     }
 }

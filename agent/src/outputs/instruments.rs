@@ -15,6 +15,7 @@ pub mod cadvisor;
 mod container_points;
 mod containers;
 mod gpus;
+mod health;
 mod identity;
 mod instrument;
 mod labels;

@@ -15,7 +15,7 @@ use crate::core::input::{EventCounters, SourceHealth};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, WallTime};
 use crate::core::snapshot::{
     AgentBook, AllocationView, ContainerAccount, ContainerSeries, GpuBook, HostAccount, HostSeries,
-    NamespaceSeries, Snapshot, SourceErrorBook,
+    NamespaceSeries, Snapshot, SourceErrorBook, XidSeries,
 };
 use crate::published::{
     AgentStatus, NamesBook, NvmlCallBook, NvmlThreadBook, Published, StoreBook,
@@ -123,6 +123,8 @@ struct Shown<'a> {
     allocations: Cow<'a, [AllocationView]>,
     #[serde(default)]
     store: Option<StoreBook>,
+    #[serde(default)]
+    xids: Cow<'a, [XidSeries]>,
 }
 
 impl<'a> From<&'a StatusReport> for Document<'a> {
@@ -143,6 +145,7 @@ impl<'a> From<&'a StatusReport> for Document<'a> {
             agent,
             allocations_known,
             allocations,
+            xids,
         } = &report.snapshot;
         let AgentStatus {
             sources,
@@ -179,6 +182,7 @@ impl<'a> From<&'a StatusReport> for Document<'a> {
                 allocations_known: *allocations_known,
                 allocations: allocations.into(),
                 store: *store,
+                xids: xids.into(),
             },
         }
     }
@@ -208,6 +212,7 @@ impl From<Document<'_>> for StatusReport {
                 agent: shown.agent,
                 allocations_known: shown.allocations_known,
                 allocations: shown.allocations.into_owned(),
+                xids: shown.xids.into_owned(),
             },
             agent: AgentStatus {
                 sources: shown.sources.into_owned(),

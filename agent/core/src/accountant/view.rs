@@ -160,7 +160,11 @@ impl Accountant {
                     energy: book.energy,
                     accounting: book.accounting,
                     clocks: book.clocks.clone(),
-                    health: self.healths.book(&book.gpu.uuid, clock.boot),
+                    // A GPU that was given back has none.
+                    health: book
+                        .is_listed
+                        .then(|| self.healths.book(&book.gpu.uuid, clock.boot))
+                        .flatten(),
                 }
             })
             .collect();

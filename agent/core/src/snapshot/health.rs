@@ -1,13 +1,11 @@
-//! The health of GPUs and their Xid errors, as a snapshot has them.
+//! The health of GPUs, as a snapshot has it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::ContainerLabels;
 use crate::input::{HealthFigure, HealthFigures, HealthGroup, Reading, ThrottleReason};
-use crate::model::{BootTime, GpuUuid, HostUnit, Nanos, WallTime};
+use crate::model::{BootTime, Nanos, WallTime};
 
 /// The health of one GPU by its last reading, and what has been counted since the agent started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,26 +91,4 @@ impl HealthBook {
         }
         states
     }
-}
-
-/// Xid errors of one number on one GPU by one owner. Its labels never change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct XidSeries {
-    /// The GPU.
-    pub gpu: GpuUuid,
-    /// NVIDIA's number.
-    pub xid: u32,
-    /// The container to which the process belongs. Each label is `(none)` for a process in no
-    /// container, and `(unresolved)` if the process is not known.
-    pub labels: Arc<ContainerLabels>,
-    /// The host unit to which it belongs; `(none)` for a container, `(unresolved)` if not known.
-    pub unit: HostUnit,
-    /// Errors.
-    pub count: u64,
-    /// The same as published: 0 at first, as with every new series.
-    pub published: u64,
-    /// The start of the counter.
-    pub start: WallTime,
-    /// When the last of them was.
-    pub last: WallTime,
 }

@@ -52,6 +52,14 @@ pub enum Unit {
     Bytes,
     /// Energy in joules, UCUM `J`.
     Joules,
+    /// Power in watts, UCUM `W`.
+    Watts,
+    /// Temperature in degrees Celsius, UCUM `Cel`.
+    Celsius,
+    /// Frequency in hertz, UCUM `Hz`.
+    Hertz,
+    /// Throughput in bytes a second, UCUM `By/s`.
+    BytesPerSecond,
     /// A ratio from 0 to 1.
     Ratio,
     /// A number of things; the UCUM annotation, e.g. `{event}`, names them.
@@ -68,6 +76,10 @@ impl Unit {
             Self::Seconds => "s",
             Self::Bytes => "By",
             Self::Joules => "J",
+            Self::Watts => "W",
+            Self::Celsius => "Cel",
+            Self::Hertz => "Hz",
+            Self::BytesPerSecond => "By/s",
             Self::Ratio => "1",
             Self::Count(annotation) => annotation,
             Self::None => "",
@@ -81,6 +93,10 @@ impl Unit {
             Self::Seconds => Some("seconds"),
             Self::Bytes => Some("bytes"),
             Self::Joules => Some("joules"),
+            Self::Watts => Some("watts"),
+            Self::Celsius => Some("celsius"),
+            Self::Hertz => Some("hertz"),
+            Self::BytesPerSecond => Some("bytes_per_second"),
             Self::Ratio => Some("ratio"),
             Self::Count(_) | Self::None => None,
         }

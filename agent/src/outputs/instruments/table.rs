@@ -3,15 +3,16 @@
 use super::container_points::PublishedContainer;
 use super::instrument::{Instrument, Points, Sink, View};
 use super::{
-    agent, cadvisor, containers, gpus, identity, namespaces, nvml, sources, store, tracking,
+    agent, cadvisor, containers, gpus, health, identity, namespaces, nvml, sources, store, tracking,
 };
 
 /// Every family of the agent's own, in the order in which it is published. cAdvisor's follow where
 /// they are switched on.
-const PARTS: [&[Instrument]; 9] = [
+const PARTS: [&[Instrument]; 10] = [
     containers::FAMILIES,
     namespaces::FAMILIES,
     gpus::FAMILIES,
+    health::FAMILIES,
     sources::FAMILIES,
     tracking::FAMILIES,
     identity::FAMILIES,

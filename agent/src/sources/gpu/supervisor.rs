@@ -39,10 +39,11 @@ use super::library::Library;
 use super::lists;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
-use super::schedule::Schedule;
+use super::schedule::{Intervals, Schedule};
 use super::slot::{Running, Slot, WorkerState};
 use super::slots::{Named, Slots};
 use super::worker::{self, Ending, Report, Task, WorkerEvent};
+use super::xid_events::{XidEvents, XidNews};
 use crate::config;
 use crate::core::input::{GpuInfo, Input};
 use crate::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
@@ -103,6 +104,7 @@ enum Event {
     Collected,
     HelperResult(HelperResult),
     Report(Report),
+    Xid(XidNews),
     ListsWanted,
 }
 
@@ -120,6 +122,7 @@ pub(super) struct Supervisor {
     slots: Slots,
     session: Session,
     helper: Helper,
+    xid_events: XidEvents,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     last_worker: u64,
     /// The list that was sent last.
@@ -150,12 +153,13 @@ impl Supervisor {
         let now = Instant::now();
         Self {
             register: Register::new(cursors),
-            config,
             out,
             lists_wanted: Some(lists_wanted),
             shutdown,
+            xid_events: XidEvents::new(config.health.xid_events, watchdog.clone()),
             helper: Helper::new(watchdog.clone()),
             slots: Slots::new(watchdog.clone()),
+            config,
             watchdog,
             namespace,
             session: Session::Waiting { until: now },
@@ -189,6 +193,7 @@ impl Supervisor {
                 Some(report) = self.reports.1.recv(), if collects_until.is_none() => {
                     Event::Report(report)
                 }
+                news = self.xid_events.next() => Event::Xid(news),
                 () = wanted(&mut self.lists_wanted) => Event::ListsWanted,
             };
             match event {
@@ -199,6 +204,11 @@ impl Supervisor {
                     }
                     self.take(report);
                 }
+                Event::Xid(XidNews::Report(report)) => {
+                    self.unsent.push_back(Input::Xid(report));
+                }
+                // Whoever waits for it looks below.
+                Event::Xid(XidNews::Ended) => {}
                 Event::Collected => self.take_collected(),
                 Event::Tick => self.tick(),
                 Event::ListsWanted => {
@@ -218,6 +228,8 @@ impl Supervisor {
         self.watchdog.count(|threads| threads.restarts += 1);
         let reason = UnobservedReason::AgentError;
         self.slots.give_up_all(&mut self.register, reason);
+        self.xid_events.end();
+        self.xid_events.give_up();
         self.slots.blame(&mut self.register, reason);
         let until = Instant::now() + wait;
         let session = std::mem::replace(&mut self.session, Session::Waiting { until });
@@ -296,10 +308,12 @@ impl Supervisor {
             Session::Open { library, count, .. } => {
                 let (library, count) = (Arc::clone(library), *count);
                 self.start_workers(&library, count, now);
+                self.xid_events.start(&library, count);
                 self.gather(now);
             }
             Session::Closing { until, .. } => {
-                if !self.slots.any_running() || now >= *until {
+                let any_running = self.slots.any_running() || self.xid_events.is_running();
+                if !any_running || now >= *until {
                     self.closed();
                 }
             }
@@ -314,6 +328,7 @@ impl Supervisor {
             return;
         };
         self.slots.end_all();
+        self.xid_events.end();
         self.session = Session::Closing {
             library,
             why,
@@ -326,6 +341,7 @@ impl Supervisor {
     fn closed(&mut self) {
         let reason = UnobservedReason::DriverTimeout;
         self.slots.give_up_all(&mut self.register, reason);
+        self.xid_events.give_up();
         let session = std::mem::replace(&mut self.session, Session::Opening);
         let Session::Closing {
             library,
@@ -407,6 +423,7 @@ impl Supervisor {
         }
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         self.slots.begin_session(count);
+        self.xid_events.begin_session();
         self.session = Session::Open {
             library,
             count,
@@ -435,9 +452,13 @@ impl Supervisor {
                 schedule: Schedule::new(
                     self.origin.into_std(),
                     index,
-                    self.config.interval.0,
-                    self.config.lists_interval.0,
+                    Intervals {
+                        windows: self.config.interval.0,
+                        lists: self.config.lists_interval.0,
+                        health: self.config.health.interval.0,
+                    },
                 ),
+                health: self.config.health,
                 lists_readable,
                 pids_are_known: self.namespace.is_none(),
             };
@@ -638,6 +659,7 @@ impl Supervisor {
     async fn end(&mut self) {
         let until = Instant::now() + LAST_WINDOWS;
         self.slots.end_all();
+        self.xid_events.end();
         while self.slots.any_running() {
             let Ok(Some(report)) = timeout_at(until, self.reports.1.recv()).await else {
                 break;
@@ -646,6 +668,14 @@ impl Supervisor {
         }
         // The workers' channel is closed, so they end.
         self.reports.1.close();
+        while self.xid_events.is_running() {
+            let Ok(news) = timeout_at(until, self.xid_events.next()).await else {
+                break;
+            };
+            if let XidNews::Report(report) = news {
+                self.unsent.push_back(Input::Xid(report));
+            }
+        }
         while let Some(input) = self.unsent.pop_front() {
             match timeout_at(until, self.out.reserve()).await {
                 Ok(Ok(room)) => room.send(input),

@@ -215,4 +215,7 @@ fn the_health_of_a_gpu_is_in_its_book_until_it_is_too_old() {
     assert_eq!(power(&mut node), Some(55_000));
     node.now += 31 * SECOND;
     assert_eq!(power(&mut node), None, "three intervals are over");
+    // Given back: nothing is said of it, not even that it cannot be read.
+    node.take(Input::Gpus(vec![]));
+    assert_eq!(node.commit().gpus[0].health, None);
 }
