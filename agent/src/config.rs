@@ -20,7 +20,7 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
-pub use self::device_health::{GpuHealth, KernelLog};
+pub use self::device_health::{Dcgm, GpuHealth, KernelLog};
 pub use self::error::{ConfigError, Mistake};
 pub use self::otlp::{Otlp, OtlpProtocol, OtlpTemporality};
 pub use self::sections::*;

@@ -76,6 +76,14 @@ pub(super) fn opt_in(config: &Config) -> OptIn {
     };
     OptIn {
         cadvisor: config.cadvisor.enabled.then_some(duty_cycle),
+        dcgm: config.dcgm.enabled.then(|| {
+            let Origin {
+                host_name,
+                node_name,
+                ..
+            } = origin(config);
+            node_name.unwrap_or(host_name)
+        }),
         pod_labels: config.publish.pod_labels.clone(),
     }
 }

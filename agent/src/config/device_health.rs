@@ -1,4 +1,4 @@
-//! The sections of the GPUs' health.
+//! The sections of the GPUs' health, and of the names that other exporters have for it.
 
 use std::path::PathBuf;
 
@@ -30,6 +30,14 @@ impl Default for GpuHealth {
             xid_events: true,
         }
     }
+}
+
+/// The families of dcgm-exporter, for what queries them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dcgm {
+    /// Whether they are published.
+    pub enabled: bool,
 }
 
 /// The kernel's log, from which Xid errors are read.

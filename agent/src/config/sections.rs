@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::device_health::{GpuHealth, KernelLog};
+use super::device_health::{Dcgm, GpuHealth, KernelLog};
 use super::otlp::Otlp;
 use super::span::Span;
 
@@ -45,6 +45,8 @@ pub struct Config {
     pub prometheus: Prometheus,
     /// The families that cAdvisor had.
     pub cadvisor: Cadvisor,
+    /// The families that dcgm-exporter has.
+    pub dcgm: Dcgm,
     /// The local socket.
     pub socket: Socket,
     /// The durable ledger.

@@ -14,6 +14,7 @@ mod agent;
 pub mod cadvisor;
 mod container_points;
 mod containers;
+pub mod dcgm;
 mod gpus;
 mod health;
 mod identity;

@@ -88,6 +88,7 @@ fn an_xid_error_has_the_container_that_caused_it() {
     config.gpu.health.interval = Span(Duration::from_secs(1));
     config.publish.grace = Span(Duration::from_secs(30));
     config.kernel_log.path = node.dir().join("kmsg");
+    config.dcgm.enabled = true;
     let log = log_at(&config.kernel_log.path);
     let mut agent = node.agent("agent", config).unwrap();
     let is_up = |source| move |status: &_| *state(status, source) == SourceState::Up;
@@ -105,6 +106,16 @@ fn an_xid_error_has_the_container_that_caused_it() {
         .wait_for_status("the container to be named and to hold the GPU", |status| {
             let mut accounts = status.snapshot.accounts.iter();
             accounts.any(|account| &*account.labels.pod == "xid-0" && account.memory.is_some())
+        })
+        .unwrap();
+
+    // Under DCGM's name it has its own share, half of the GPU.
+    agent
+        .wait_for("the container's share under DCGM's name", |agent| {
+            let lines = agent.metric_lines("DCGM_FI_DEV_GPU_UTIL")?;
+            let line = lines.iter().find(|line| line.contains("pod=\"xid-0\""));
+            let value = line.and_then(|line| line.rsplit_once(' '));
+            Ok(value.is_some_and(|(_, value)| value.parse::<f64>().is_ok_and(|of| of > 10.0)))
         })
         .unwrap();
 

@@ -152,6 +152,8 @@ impl<'a> View<'a> {
 pub struct OptIn {
     /// Whether cAdvisor's families are shown, and whose duty cycle.
     pub cadvisor: Option<DutyCycle>,
+    /// Whether DCGM's families are shown, and the node's name in them.
+    pub dcgm: Option<String>,
     /// The pods' own labels that are shown.
     pub pod_labels: Vec<String>,
 }

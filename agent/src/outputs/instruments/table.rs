@@ -3,11 +3,12 @@
 use super::container_points::PublishedContainer;
 use super::instrument::{Instrument, Points, Sink, View};
 use super::{
-    agent, cadvisor, containers, gpus, health, identity, namespaces, nvml, sources, store, tracking,
+    agent, cadvisor, containers, dcgm, gpus, health, identity, namespaces, nvml, sources, store,
+    tracking,
 };
 
-/// Every family of the agent's own, in the order in which it is published. cAdvisor's follow where
-/// they are switched on.
+/// Every family of the agent's own, in the order in which it is published. cAdvisor's and DCGM's
+/// follow where they are switched on.
 const PARTS: [&[Instrument]; 10] = [
     containers::FAMILIES,
     namespaces::FAMILIES,
@@ -26,9 +27,9 @@ pub fn families() -> impl Iterator<Item = &'static Instrument> {
     PARTS.into_iter().flatten()
 }
 
-/// Every family that there is, cAdvisor's included.
+/// Every family that there is, cAdvisor's and DCGM's included.
 pub(super) fn all_families() -> impl Iterator<Item = &'static Instrument> {
-    families().chain(cadvisor::FAMILIES)
+    families().chain(cadvisor::FAMILIES).chain(dcgm::FAMILIES)
 }
 
 /// Writes every family and every point of `view` into `sink`.
@@ -37,8 +38,12 @@ pub fn write(view: &View<'_>, sink: &mut dyn Sink) {
         Some(_) => cadvisor::FAMILIES,
         None => &[],
     };
+    let of_dcgm: &[Instrument] = match view.opt_in.dcgm {
+        Some(_) => dcgm::FAMILIES,
+        None => &[],
+    };
     let containers = PublishedContainer::all(view.snapshot);
-    for instrument in families().chain(others) {
+    for instrument in families().chain(others).chain(of_dcgm) {
         sink.family(instrument);
         let mut points = Points::new(instrument, sink, view.counters, &containers);
         (instrument.read)(view, &mut points);
