@@ -9,6 +9,7 @@
 mod change;
 mod check;
 mod check_otlp;
+mod device_health;
 mod environment;
 #[cfg(test)]
 mod environment_tests;
@@ -27,6 +28,7 @@ mod value;
 use std::path::{Path, PathBuf};
 
 pub use self::change::ConfigChange;
+pub use self::device_health::{Dcgm, GpuHealth, KernelLog};
 pub use self::environment::{Environment, VARIABLES};
 pub use self::error::{ConfigError, Mistake};
 pub use self::origins::Origins;

@@ -69,6 +69,7 @@ fn gpu_info(mig: Option<MigInfo>) -> GpuInfo {
         simulated: true,
         memory_total: None,
         minor: None,
+        pci: None,
         mig,
         engines: vec![],
     }

@@ -75,6 +75,7 @@ impl Past {
                 uuid: GpuUuid(format!("GPU-{index:08x}").into()),
                 index,
                 minor: Some(index),
+                pci: None,
                 model: (*model).into(),
                 driver: "550.54".into(),
                 simulated: true,

@@ -66,6 +66,7 @@ impl Node {
         let nowhere = |name: &str| self.dir().join("nowhere").join(name);
         let mut config = Config::default();
         config.gpu.library = Some(self.library.clone());
+        config.kernel_log.path = nowhere("kmsg");
         config.docker.sockets = vec![nowhere("docker.sock")];
         config.cri.sockets = vec![nowhere("cri.sock")];
         config.pod_resources.socket = nowhere("kubelet.sock");

@@ -23,6 +23,7 @@ mod handover;
 mod reports;
 mod restore;
 mod view;
+mod xids;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ use crate::backlog::{WaitingWindow, WindowBacklog};
 use crate::change_tracker::ChangeTracker;
 use crate::device::Devices;
 use crate::effect::{Effect, Effects};
+use crate::health::DeviceHealths;
 use crate::input::{GpuWindow, Input, KernelBatch, KernelEvent, Policy, SourceHealth};
 use crate::ledger::Ledger;
 use crate::model::{
@@ -49,6 +51,7 @@ use crate::snapshot::{AgentBook, Attribution, Snapshot};
 use crate::source_states::SourceStates;
 use crate::tables::HashSet;
 use crate::tracker::ProcessTracker;
+use crate::xids::Xids;
 use crate::{attribute, publication};
 
 /// Bounds and times of the core.
@@ -72,6 +75,10 @@ pub struct Settings {
     pub nesting: NestingRule,
     /// How often the GPUs' process lists are read at least.
     pub lists_interval: Nanos,
+    /// How often the GPUs' health is read.
+    pub health_interval: Nanos,
+    /// Largest number of counters of Xid errors: one per GPU, number and owner.
+    pub xid_limit: usize,
     /// The agent's own pid. It is never charged.
     pub own_pid: Option<Pid>,
 }
@@ -92,6 +99,8 @@ impl Default for Settings {
             await_events: Nanos::from_secs(2),
             nesting: NestingRule::default(),
             lists_interval: Nanos::from_secs(5),
+            health_interval: Nanos::from_secs(10),
+            xid_limit: 1_024,
             own_pid: None,
         }
     }
@@ -112,6 +121,10 @@ pub struct Accountant {
     reports: PendingReports,
     /// The books and the open accounts.
     ledger: Ledger,
+    /// The health of each GPU.
+    healths: DeviceHealths,
+    /// Xid errors.
+    xids: Xids,
     /// What the kubelet gave to which container.
     allocations: AllocationTable,
     /// The parts of allocated time where containers share a GPU.
@@ -150,6 +163,8 @@ impl Accountant {
             backlog: WindowBacklog::default(),
             reports: PendingReports::default(),
             ledger: Ledger::new(settings.account_limit),
+            healths: DeviceHealths::new(settings.health_interval),
+            xids: Xids::new(settings.xid_limit),
             allocations: AllocationTable::new(settings.container_limit),
             shares: Shares::default(),
             new_in_pods: HashSet::default(),
@@ -177,6 +192,8 @@ impl Accountant {
             Input::Accounted(process) => self.reports.push(Awaited::Died(process), clock),
             Input::Health(health) => self.take_health(health, clock.boot),
             Input::Policy(policy) => self.settings.policy = policy,
+            Input::GpuHealth(health) => self.take_gpu_health(health, clock),
+            Input::Xid(report) => self.take_xid(&report, clock),
         }
         self.take_reports(clock);
         self.introduce_containers(clock.boot, from_events);
@@ -217,6 +234,7 @@ impl Accountant {
         };
         self.book_held(held, clock.boot);
         self.refresh_names(clock.boot);
+        self.settle_xids(clock);
         self.publish(clock);
         self.close_ended(&live, clock);
         self.forget_dead(clock.boot);

@@ -9,6 +9,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+mod health;
+
+pub use self::health::{
+    GpuHealth, HealthFigure, HealthFigures, HealthGroup, Reading, RecoveryAction, ThrottleReason,
+    XidGpu, XidReport, XidReporter,
+};
 use crate::amounts::{Engine, Engines, Millijoules};
 use crate::model::{
     BootTime, CgroupKey, ContainerId, DeviceNumber, GpuUuid, Nanos, Pid, PodUid, ProcessId,
@@ -37,6 +43,10 @@ pub enum Input {
     Accounted(Accounted),
     /// A source changed its state.
     Health(SourceHealth),
+    /// A reading of a GPU's health.
+    GpuHealth(GpuHealth),
+    /// A report of an Xid error.
+    Xid(XidReport),
     /// When amounts are published from now on. It is no observation: it enters here so that a
     /// recording of the inputs has it.
     Policy(Policy),
@@ -343,6 +353,10 @@ pub struct GpuInfo {
     /// The number of its device file, `/dev/nvidia<minor>`; absent where NVML does not say.
     #[serde(default)]
     pub minor: Option<u32>,
+    /// Its PCI address as domain, bus and device in hexadecimal digits of lower case, such as
+    /// `0000:17:00`; absent where NVML does not say. A MIG instance has its GPU's.
+    #[serde(default)]
+    pub pci: Option<Arc<str>>,
     /// The product's name.
     pub model: Arc<str>,
     /// The driver's version.

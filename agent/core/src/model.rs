@@ -462,6 +462,8 @@ pub enum SourceId {
     Procfs,
     /// NVIDIA's management library.
     Nvml,
+    /// The kernel's log, for Xid errors.
+    KernelLog,
     /// The Docker Engine API, also Podman's.
     Docker,
     /// The container runtime interface of containerd and CRI-O.
@@ -484,10 +486,11 @@ pub enum SourceId {
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
+        Self::KernelLog,
         Self::Docker,
         Self::Cri,
         Self::Bundle,
@@ -506,6 +509,7 @@ impl SourceId {
             Self::Kernel => "kernel",
             Self::Procfs => "procfs",
             Self::Nvml => "nvml",
+            Self::KernelLog => "kernel_log",
             Self::Docker => "docker",
             Self::Cri => "cri",
             Self::Bundle => "bundle",

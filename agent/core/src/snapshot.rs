@@ -3,12 +3,15 @@
 //! A snapshot is complete when it leaves the core. Prometheus, OTLP and the socket read the same one,
 //! so they cannot disagree about an amount; a slow output merely shows an older one.
 
+mod health;
+
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::health::{HealthBook, HealthCount, QueryState, ThrottleBook};
 use crate::amounts::{Amounts, EngineSet, Millijoules};
 use crate::input::{EventCounters, GpuInfo, IdentitySource, SampleClocks};
 use crate::model::{
@@ -47,6 +50,8 @@ pub struct Snapshot {
     pub allocations_known: bool,
     /// Allocations of the kubelet, with their containers.
     pub allocations: Vec<AllocationView>,
+    /// Counters of Xid errors.
+    pub xids: Vec<XidSeries>,
 }
 
 /// One GPU's book.
@@ -100,6 +105,9 @@ pub struct GpuBook {
     /// By which clocks the driver stamps its samples; absent where it stamps none.
     #[serde(default)]
     pub clocks: Option<SampleClocks>,
+    /// Its health; absent if it was never read, and for a MIG instance.
+    #[serde(default)]
+    pub health: Option<HealthBook>,
 }
 
 /// Processes that died, as the driver's accounting and as the windows have them. A check since
@@ -299,6 +307,28 @@ pub struct HostSeries {
     pub amounts: Amounts,
 }
 
+/// Xid errors of one number on one GPU by one owner. Its labels never change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XidSeries {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// NVIDIA's number.
+    pub xid: u32,
+    /// The container to which the process belongs. Each label is `(none)` for a process in no
+    /// container, and `(unresolved)` if the process is not known.
+    pub labels: Arc<ContainerLabels>,
+    /// The host unit to which it belongs; `(none)` for a container, `(unresolved)` if not known.
+    pub unit: HostUnit,
+    /// Errors.
+    pub count: u64,
+    /// The same as published: 0 at first, as with every new series.
+    pub published: u64,
+    /// The start of the counter.
+    pub start: WallTime,
+    /// When the last of them was.
+    pub last: WallTime,
+}
+
 /// A host unit's account on one GPU, as it stands in the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostAccount {
@@ -463,6 +493,9 @@ pub struct AgentBook {
     pub gpu_opens_unsampled: u64,
     /// Records of closed accounts that were given up, since the store did not take them in time.
     pub records_given_up: u64,
+    /// Xid errors of GPUs that NVML does not list.
+    #[serde(default)]
+    pub xids_elsewhere: u64,
     /// Commits that the core has made since it started.
     pub commits: u64,
     /// Commits whose books did not balance.

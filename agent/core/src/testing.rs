@@ -9,6 +9,7 @@ pub(crate) fn gpu_info(index: u32) -> GpuInfo {
         uuid: GpuUuid::from(format!("GPU-{index}").as_str()),
         index,
         minor: None,
+        pci: None,
         model: "test".into(),
         driver: "1".into(),
         simulated: true,

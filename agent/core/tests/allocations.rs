@@ -97,6 +97,7 @@ impl Node {
             simulated: true,
             memory_total: None,
             minor: None,
+            pci: None,
             mig: None,
             engines: Vec::new(),
         });

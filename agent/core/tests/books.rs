@@ -569,6 +569,7 @@ impl World {
             simulated: true,
             memory_total: None,
             minor: None,
+            pci: None,
             mig: None,
             engines: Vec::new(),
         });

@@ -31,6 +31,7 @@ pub(super) fn settings(config: &Config) -> Settings {
             Payer::Innermost => NestingRule::Innermost,
         },
         lists_interval: config.gpu.lists_interval.0.into(),
+        health_interval: config.gpu.health.interval.0.into(),
         own_pid: Some(Pid(std::process::id())),
         // Two commits: the first one finds what a window waits for and asks for it.
         await_events: (2 * COMMIT_EVERY).into(),
@@ -96,6 +97,14 @@ pub(super) fn opt_in(config: &Config) -> OptIn {
     };
     OptIn {
         cadvisor: config.cadvisor.enabled.then_some(duty_cycle),
+        dcgm: config.dcgm.enabled.then(|| {
+            let Origin {
+                host_name,
+                node_name,
+                ..
+            } = origin(config);
+            node_name.unwrap_or(host_name)
+        }),
         pod_labels: config.publish.pod_labels.clone(),
         owner_prefix: config.prometheus.owner_prefix.clone(),
     }

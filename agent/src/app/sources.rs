@@ -23,7 +23,7 @@ use crate::sources::gpu::nvml::{self, NvmlHandle};
 use crate::sources::health::HealthReporter;
 use crate::sources::identity::{IdentityIo, bundle, cri, docker, kubelet_logs, pod_resources};
 use crate::sources::kernel::follow;
-use crate::sources::{Io, procfs};
+use crate::sources::{Io, kernel_log, procfs};
 
 /// How long the first scan of `/proc` waits for the eBPF object to be attached. That takes some
 /// hundred milliseconds; one that takes this long may never come back.
@@ -51,6 +51,7 @@ pub(super) async fn announce(config: &Config, inputs: &mpsc::Sender<Input>) {
         (SourceId::Kernel, true),
         (SourceId::Procfs, true),
         (SourceId::Nvml, true),
+        (SourceId::KernelLog, config.kernel_log.enabled),
         (SourceId::Docker, config.docker.is_on()),
         (SourceId::Cri, config.cri.is_on()),
         (SourceId::Bundle, config.bundle.is_on()),
@@ -123,6 +124,11 @@ pub(super) fn start(
         io(),
     );
     tasks.spawn(outlived(SourceId::Procfs, inputs.clone(), procfs));
+
+    if config.kernel_log.enabled {
+        let life = kernel_log::run(config.kernel_log.clone(), io());
+        tasks.spawn(outlived(SourceId::KernelLog, inputs.clone(), life));
+    }
 
     let mut names = |source| {
         let (counters, questions) = requests.identity(source);

@@ -106,7 +106,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         format!("{devices:?}"),
         "at most 8 names, none empty",
     );
-    let spans: [(&'static str, Span, u64, u64, &'static str); 13] = [
+    let spans: [(&'static str, Span, u64, u64, &'static str); 14] = [
         (
             "procfs.interval",
             config.procfs.interval,
@@ -129,6 +129,13 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
             1_000,
             60_000,
             "1s to 1m",
+        ),
+        (
+            "gpu.health.interval",
+            config.gpu.health.interval,
+            1_000,
+            600_000,
+            "1s to 10m",
         ),
         (
             "docker.timeout",
@@ -263,6 +270,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         ("kubelet_logs.containers", &logs.containers),
         ("kubelet_logs.pods", &logs.pods),
         ("store.path", &config.store.path),
+        ("kernel_log.path", &config.kernel_log.path),
     ] {
         checks.ensure_path(key, None, path);
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::device_health::{Dcgm, GpuHealth, KernelLog};
 use super::otlp::Otlp;
 use super::span::Span;
 use crate::socket_access::{SocketAccess, SocketGroup, SocketMode};
@@ -25,6 +26,8 @@ pub struct Config {
     pub procfs: Procfs,
     /// NVML.
     pub gpu: Gpu,
+    /// The kernel's log.
+    pub kernel_log: KernelLog,
     /// The Docker Engine API.
     pub docker: Docker,
     /// The container runtime interface.
@@ -43,6 +46,8 @@ pub struct Config {
     pub prometheus: Prometheus,
     /// The families that cAdvisor had.
     pub cadvisor: Cadvisor,
+    /// The families that dcgm-exporter has.
+    pub dcgm: Dcgm,
     /// The local socket.
     pub socket: Socket,
     /// The durable ledger.
@@ -101,6 +106,8 @@ pub struct Gpu {
     pub interval: Span,
     /// How often the process lists are read without a reason.
     pub lists_interval: Span,
+    /// The health of the GPUs.
+    pub health: GpuHealth,
 }
 
 impl Default for Gpu {
@@ -109,6 +116,7 @@ impl Default for Gpu {
             library: None,
             interval: Span::secs(1),
             lists_interval: Span::secs(5),
+            health: GpuHealth::default(),
         }
     }
 }

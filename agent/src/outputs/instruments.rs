@@ -18,7 +18,9 @@ mod containers;
 pub mod conventions;
 #[cfg(test)]
 mod conventions_tests;
+pub mod dcgm;
 mod gpus;
+mod health;
 mod identity;
 mod instrument;
 mod labels;

@@ -9,6 +9,7 @@ pub mod condition;
 mod connection_slots;
 pub mod connections;
 pub mod counters;
+pub mod gpu_status;
 pub mod instruments;
 pub mod log;
 pub mod otlp;

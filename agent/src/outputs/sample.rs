@@ -7,7 +7,8 @@ use super::instruments::OptIn;
 use super::status_report::StatusReport;
 use crate::core::amounts::{Amounts, ByteSeconds, Engine, Engines, Millijoules};
 use crate::core::input::{
-    CallClock, ClockKind, EventCounters, GpuInfo, IdentitySource, SampleClocks, SourceHealth,
+    CallClock, ClockKind, EventCounters, GpuInfo, HealthFigure, IdentitySource, Reading,
+    SampleClocks, SourceHealth, ThrottleReason,
 };
 use crate::core::model::{
     BootTime, Clock, ContainerId, GpuUuid, HostUnit, NONE, Nanos, Pid, SourceId, SourceState,
@@ -16,8 +17,8 @@ use crate::core::model::{
 use crate::core::snapshot::{
     AccountingBook, AgentBook, AllocatedDeviceView, AllocationState, AllocationView, Attribution,
     ContainerAccount, ContainerLabels, ContainerSeries, Coverage, EnergyBook, GpuBook,
-    GpuProcessView, HostAccount, HostSeries, IdOnlyReason, NamespaceSeries, Snapshot,
-    SourceErrorBook,
+    GpuProcessView, HealthBook, HealthCount, HostAccount, HostSeries, IdOnlyReason,
+    NamespaceSeries, Snapshot, SourceErrorBook, ThrottleBook, XidSeries,
 };
 use crate::published::{
     AgentStatus, LookupBook, NamesBook, NvmlCallBook, NvmlThreadBook, ProcessBook, Published,
@@ -154,6 +155,7 @@ pub(crate) fn snapshot() -> Snapshot {
             gpu_opens: 40,
             gpu_opens_unsampled: 2,
             records_given_up: 1,
+            xids_elsewhere: 1,
             commits: 3_600,
             imbalances: 0,
             excesses: 0,
@@ -168,6 +170,16 @@ pub(crate) fn snapshot() -> Snapshot {
             ),
             allocation("sidecar", AllocationState::NoContainer, "card-7", false),
         ],
+        xids: vec![XidSeries {
+            gpu: FIRST_GPU.into(),
+            xid: 31,
+            labels: Arc::new(trainer),
+            unit: HostUnit::from(NONE),
+            count: 2,
+            published: 2,
+            start: STARTED,
+            last: WallTime(WALL.0 - 90_000_000_000),
+        }],
     }
 }
 
@@ -417,6 +429,7 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             uuid: GpuUuid::from(uuid),
             index,
             minor: None,
+            pci: Some(format!("0000:{:02x}:00", 0x17 + index * 0x10).into()),
             model: "NVIDIA H200".into(),
             driver: "550.54.15".into(),
             simulated: true,
@@ -469,6 +482,8 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
             by_driver: Nanos::from_millis(3_400),
             by_windows: Nanos::from_millis(3_600),
         }),
+        // The second's is not read.
+        health: (index == 0).then(gpu_health),
         // The second's driver is one of its own.
         clocks: Some(if index == 0 {
             SampleClocks {
@@ -498,6 +513,73 @@ fn gpu(index: u32, uuid: &str, busy: Nanos) -> GpuBook {
                 empty_call: Some("nvmlDeviceGetProcessesUtilizationInfo".into()),
                 changes: 2,
             }
+        }),
+    }
+}
+
+/// A GPU that is too hot. Some figures are not offered, and the links cannot be asked.
+fn gpu_health() -> HealthBook {
+    use HealthFigure::*;
+    let ok = [
+        (Power, 612_345),
+        (PowerLimit, 700_000),
+        (GpuTemperature, 88),
+        (SmClock, 1_410),
+        (MemoryClock, 3_201),
+        (SmClockMax, 1_980),
+        (MemoryClockMax, 3_201),
+        (ThrottleReasons, 0x44),
+        (EccCorrectedVolatile, 3),
+        (EccUncorrectedVolatile, 0),
+        (EccCorrectedAggregate, 41),
+        (EccUncorrectedAggregate, 1),
+        (RowsRemappedCorrectable, 0),
+        (RowsRemappedUncorrectable, 1),
+        (RemapPending, 1),
+        (RemapFailed, 0),
+        (PagesRetiredSingleBit, 2),
+        (PagesRetiredDoubleBit, 0),
+        (RetirementPending, 0),
+        (PcieReplays, 9),
+        (RecoveryAction, 0),
+        (PcieSent, 1_200),
+        (PcieReceived, 3_400),
+    ];
+    let unsupported = [MemoryTemperature];
+    let failed = [
+        NvlinkCrcFlits,
+        NvlinkCrcData,
+        NvlinkReplays,
+        NvlinkRecoveries,
+    ];
+    let ok = ok.map(|(figure, value)| (figure, Reading::Ok(value)));
+    let unsupported = unsupported.map(|figure| (figure, Reading::Unsupported));
+    let failed = failed.map(|figure| (figure, Reading::Failed));
+    HealthBook {
+        at: BootTime(AT.0 - 4_000_000_000),
+        figures: ok.into_iter().chain(unsupported).chain(failed).collect(),
+        counts: [
+            (EccCorrectedVolatile, 2),
+            (EccUncorrectedVolatile, 0),
+            (EccCorrectedAggregate, 2),
+            (EccUncorrectedAggregate, 0),
+            (PcieReplays, 5),
+            (NvlinkReplays, 1),
+        ]
+        .map(|(figure, total)| HealthCount {
+            figure,
+            total,
+            start: STARTED,
+        })
+        .to_vec(),
+        throttled: Some(ThrottleBook {
+            start: STARTED,
+            times: ThrottleReason::ALL
+                .map(|reason| {
+                    let is_hot = reason == ThrottleReason::HardwareThermal;
+                    (reason, Nanos::from_secs(if is_hot { 45 } else { 0 }))
+                })
+                .to_vec(),
         }),
     }
 }

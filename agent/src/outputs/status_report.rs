@@ -15,7 +15,7 @@ use crate::core::input::{EventCounters, SourceHealth};
 use crate::core::model::{BootTime, Clock, GpuUuid, Nanos, WallTime};
 use crate::core::snapshot::{
     AgentBook, AllocationView, ContainerAccount, ContainerSeries, GpuBook, HostAccount, HostSeries,
-    NamespaceSeries, Snapshot, SourceErrorBook,
+    NamespaceSeries, Snapshot, SourceErrorBook, XidSeries,
 };
 use crate::published::{
     AgentStatus, NamesBook, NvmlCallBook, NvmlThreadBook, ProcessBook, Published, StoreBook,
@@ -143,6 +143,7 @@ struct Shown<'a> {
     store: Option<StoreBook>,
     #[serde(default)]
     process: Option<ProcessBook>,
+    xids: Cow<'a, [XidSeries]>,
 }
 
 impl<'a> From<&'a StatusReport> for Document<'a> {
@@ -163,6 +164,7 @@ impl<'a> From<&'a StatusReport> for Document<'a> {
             agent,
             allocations_known,
             allocations,
+            xids,
         } = &report.snapshot;
         let AgentStatus {
             sources,
@@ -202,6 +204,7 @@ impl<'a> From<&'a StatusReport> for Document<'a> {
                 allocations: allocations.into(),
                 store: *store,
                 process: *process,
+                xids: xids.into(),
             },
         }
     }
@@ -231,6 +234,7 @@ impl From<Document<'_>> for StatusReport {
                 agent: shown.agent,
                 allocations_known: shown.allocations_known,
                 allocations: shown.allocations.into_owned(),
+                xids: shown.xids.into_owned(),
             },
             agent: AgentStatus {
                 sources: shown.sources.into_owned(),

@@ -10,7 +10,7 @@
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use crate::core::model::{BootTime, Clock, WallTime};
+use crate::core::model::{BootTime, Clock, Nanos, WallTime};
 
 /// How far apart the two readings may be. Undisturbed they are some tens of nanoseconds apart.
 const APART_NANOS: u64 = 20_000;
@@ -24,6 +24,15 @@ pub fn now() -> Clock {
         || nanos(clock_gettime(ClockId::Boottime)),
         || nanos(clock_gettime(ClockId::Realtime)),
     )
+}
+
+/// The boot time of a stamp of the kernel's log, in microseconds of the clock that stamps it. That clock
+/// stands still while the machine is suspended, as the monotonic one does. A stamp is never later than
+/// now.
+pub(super) fn boot_of_log(stamp_us: u64) -> BootTime {
+    let monotonic = nanos(clock_gettime(ClockId::Monotonic));
+    let age = monotonic.saturating_sub(stamp_us.saturating_mul(1_000));
+    now().boot.minus(Nanos(age))
 }
 
 /// The wall clock and the middle of the boot times before and after it; of several tries the

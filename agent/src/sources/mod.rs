@@ -9,6 +9,7 @@ pub(crate) mod health;
 pub mod identity;
 mod io;
 pub mod kernel;
+pub mod kernel_log;
 pub mod procfs;
 mod retry;
 

@@ -421,6 +421,7 @@ impl Life {
                 uuid: GpuUuid::from(GPUS[at]),
                 index: u32::try_from(at).unwrap_or(0),
                 minor: u32::try_from(at).ok(),
+                pci: None,
                 model: "fuzz".into(),
                 driver: "1".into(),
                 simulated: true,

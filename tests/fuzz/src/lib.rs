@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     of("docker", gpuacct::sources::identity::docker::fuzz, 64 * KIB),
     of("http_metrics", requests::metrics, 4 * KIB),
     of("http_socket", requests::socket, 4 * KIB),
+    of("kernel_log", gpuacct::sources::kernel_log::fuzz, 4 * KIB),
     of("kubelet_log", texts::kubelet_log, KIB),
     of("ledger_rows", ledger_rows::run, 4 * KIB),
     of(

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
 use crate::machine::{Instance, Stamps};
 
 /// Parts per million of an engine's time: shares in the log are integers, so that every reader
@@ -91,6 +92,13 @@ pub enum Event {
         /// The clocks.
         stamps: Stamps,
     },
+    /// The GPU's health is this from now on.
+    Health {
+        /// The GPU.
+        gpu: u32,
+        /// Its health.
+        health: Health,
+    },
     /// The driver reported a critical Xid error.
     Xid {
         /// The GPU.
@@ -171,6 +179,13 @@ pub enum Fault {
     /// Calls return this code: 9 from `nvmlInit` (no driver), 15 (GPU is lost), any number.
     Fail {
         /// Prefix of the functions.
+        call: String,
+        /// The `nvmlReturn_t`.
+        code: u32,
+    },
+    /// The same for one function, and for none whose name begins with its name.
+    FailExactly {
+        /// The function.
         call: String,
         /// The `nvmlReturn_t`.
         code: u32,

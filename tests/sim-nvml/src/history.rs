@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::event::{Entry, Event, Fault, FaultId, Job, JobId, Kind, WHOLE_PPM};
+use crate::health::Health;
 use crate::machine::{GpuSpec, Instance, Machine, Mig, RING_CAPACITY, Stamps};
 
 /// Records of dead processes that the driver's accounting keeps.
@@ -67,6 +68,7 @@ pub(crate) struct Gpu {
     pub(crate) segments: Vec<Segment>,
     pub(crate) accounting: Option<Accounting>,
     pub(crate) xids: Vec<(u64, u64)>,
+    pub(crate) health: Health,
     pub(crate) instances: Vec<Part>,
     /// By which clocks it stamps, each from an instant on.
     pub(crate) stamps: Vec<(u64, Stamps)>,
@@ -302,6 +304,7 @@ impl History {
             Event::Stamp { gpu, stamps } => {
                 self.with_gpu(gpu, |gpu| gpu.stamps.push((at_us, stamps)));
             }
+            Event::Health { gpu, health } => self.with_gpu(gpu, |gpu| gpu.health = health),
             Event::Xid { gpu, code } => self.with_gpu(gpu, |gpu| gpu.xids.push((at_us, code))),
         }
     }
@@ -340,6 +343,7 @@ impl Gpu {
             }],
             accounting: spec.accounting.then(Accounting::default),
             xids: Vec::new(),
+            health: Health::default(),
             instances: Vec::new(),
             stamps: vec![(0, spec.stamps)],
             boot_lead_us: machine

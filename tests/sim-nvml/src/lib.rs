@@ -19,6 +19,7 @@
 
 pub mod abi;
 mod event;
+mod health;
 mod history;
 pub mod library;
 mod log;
@@ -29,6 +30,7 @@ mod server;
 mod truth;
 
 pub use event::{Engines, Entry, Event, Fault, FaultId, Job, JobId, Kind};
+pub use health::Health;
 pub use log::{StateError, boot_ns, wall_us};
 pub use machine::{
     Cadence, GpuSpec, Instance, Machine, Measure, Mig, RING_CAPACITY, RING_PERIOD_NS, StampClock,

@@ -192,6 +192,11 @@ impl LogReader {
         })
     }
 
+    /// Bytes of the log now, including those that were not read yet.
+    pub(crate) fn length(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
     /// Hands every new entry to `each`, in order, and returns the wall clock before which no more
     /// will come.
     pub(crate) fn catch_up(&mut self, mut each: impl FnMut(Entry)) -> Result<u64, StateError> {

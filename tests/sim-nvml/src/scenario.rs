@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::event::{Entry, Event, Fault, FaultId, Job, JobId};
+use crate::health::Health;
 use crate::log::{self, LogWriter, StateError};
 use crate::machine::{GpuSpec, Instance, Machine, Stamps};
 
@@ -122,6 +123,12 @@ impl Scenario {
     pub fn stamp(&self, gpu: u32, stamps: Stamps) -> Result<(), StateError> {
         self.check_gpu(gpu)?;
         self.log.append(|_| Event::Stamp { gpu, stamps }).map(drop)
+    }
+
+    /// The GPU's health is this from now on.
+    pub fn health(&self, gpu: u32, health: Health) -> Result<(), StateError> {
+        self.check_gpu(gpu)?;
+        self.log.append(|_| Event::Health { gpu, health }).map(drop)
     }
 
     /// The driver reports a critical Xid error.

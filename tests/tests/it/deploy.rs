@@ -492,6 +492,7 @@ fn held(capabilities: &str) -> Vec<&str> {
     let bounding = u64::from_str_radix(bounding.unwrap().trim(), 16).unwrap();
     let number = |name: &str| match name {
         "CAP_SYS_PTRACE" => 19,
+        "CAP_SYSLOG" => 34,
         "CAP_SYS_RESOURCE" => 24,
         "CAP_PERFMON" => 38,
         "CAP_BPF" => 39,

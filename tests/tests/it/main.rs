@@ -13,6 +13,7 @@ mod cri;
 mod deploy;
 mod docker;
 mod end_to_end;
+mod gpu_health;
 mod hostile_answers;
 mod id_only;
 mod kernel;

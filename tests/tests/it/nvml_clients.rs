@@ -9,7 +9,9 @@ use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
 use serde_json::Value;
 use sim_nvml::library::{self, Driver};
-use sim_nvml::{Engines, Event, GpuSpec, Job, JobId, Kind, Scenario, Script, Server, Truth};
+use sim_nvml::{
+    Engines, Event, GpuSpec, Health, Job, JobId, Kind, Scenario, Script, Server, Truth,
+};
 
 /// The clients, pinned: a new release is tried on purpose, not by chance.
 const PINS: [&str; 3] = ["nvidia-ml-py==13.615.71", "nvitop==1.7.2", "gpustat==1.1.1"];
@@ -264,6 +266,95 @@ fn gpustat_shows_the_scenario_s_pids_and_memory() {
         gpu["uuid"].as_str(),
         Some(&*rig.scenario.machine().gpus[0].uuid)
     );
+}
+
+/// A GPU that is not well.
+fn ill() -> Health {
+    Health {
+        memory_temperature: 93,
+        throttle_reasons: 0x40,
+        ecc_volatile: (11, 12),
+        ecc_aggregate: (21, 22),
+        rows_remapped: (31, 32),
+        remap_pending: true,
+        pcie_replays: 51,
+        pcie_throughput: (61, 62),
+        nvlink: [71, 72, 73, 74],
+        ..Health::default()
+    }
+}
+
+/// Asks NVIDIA's bindings for the health of the first GPU, by the functions and by the fields.
+const HEALTH: &str = r#"
+import json, pynvml as n
+n.nvmlInit()
+gpu = n.nvmlDeviceGetHandleByIndex(0)
+fields = dict(memory_temp=n.NVML_FI_DEV_MEMORY_TEMP, sbe_vol=n.NVML_FI_DEV_ECC_SBE_VOL_TOTAL,
+              dbe_agg=n.NVML_FI_DEV_ECC_DBE_AGG_TOTAL, remap_pending=n.NVML_FI_DEV_REMAPPED_PENDING,
+              retired=n.NVML_FI_DEV_RETIRED_SBE, replays=n.NVML_FI_DEV_PCIE_REPLAY_COUNTER,
+              nvlink=n.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
+              recovery=n.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
+values = n.nvmlDeviceGetFieldValues(gpu, list(fields.values()))
+print(json.dumps(dict(
+    fields={name: [v.nvmlReturn, v.value.ullVal] for name, v in zip(fields, values)},
+    ecc=[n.nvmlDeviceGetTotalEccErrors(gpu, kind, counter) for kind in (0, 1) for counter in (0, 1)],
+    rows=list(n.nvmlDeviceGetRemappedRows(gpu)), replays=n.nvmlDeviceGetPcieReplayCounter(gpu),
+    reasons=n.nvmlDeviceGetCurrentClocksEventReasons(gpu),
+    older=n.nvmlDeviceGetCurrentClocksThrottleReasons(gpu),
+    pcie=[n.nvmlDeviceGetPcieThroughput(gpu, kind) for kind in (0, 1)],
+    limit=n.nvmlDeviceGetEnforcedPowerLimit(gpu), temperature=n.nvmlDeviceGetTemperature(gpu, 0),
+    clocks=[n.nvmlDeviceGetClockInfo(gpu, kind) for kind in (1, 2)])))
+"#;
+
+#[test]
+fn nvidia_ml_py_reads_the_scenario_s_health() {
+    let Some(rig) = Rig::new() else { return };
+    rig.scenario.health(0, ill()).expect("the GPU is there");
+    let text = run(rig.client("python").args(["-c", HEALTH])).expect("the bindings accept it");
+    let seen: Value = serde_json::from_str(&text).expect("the script prints JSON");
+    let fields = serde_json::json!({
+        "memory_temp": [0, 93], "sbe_vol": [0, 11], "dbe_agg": [0, 22], "remap_pending": [0, 1],
+        // Not offered since Ampere, and not known to this driver.
+        "retired": [3, 0], "recovery": [2, 0],
+        "replays": [0, 51], "nvlink": [0, 73],
+    });
+    assert_eq!(seen["fields"], fields);
+    assert_eq!(seen["ecc"], serde_json::json!([11, 21, 12, 22]));
+    assert_eq!(seen["rows"], serde_json::json!([31, 32, 1, 0]));
+    assert_eq!(seen["replays"], 51);
+    assert_eq!(
+        (&seen["reasons"], &seen["older"]),
+        (&0x40.into(), &0x40.into())
+    );
+    assert_eq!(seen["pcie"], serde_json::json!([61, 62]));
+    assert_eq!(
+        (&seen["limit"], &seen["temperature"]),
+        (&400_000.into(), &75.into())
+    );
+    assert_eq!(seen["clocks"], serde_json::json!([1_410, 1_593]));
+}
+
+#[test]
+fn nvitop_and_gpustat_show_the_scenario_s_health() {
+    let Some(rig) = Rig::new() else { return };
+    rig.scenario.health(0, ill()).expect("the GPU is there");
+    let text = run(rig.client("gpustat").arg("--json")).expect("gpustat accepts the library");
+    let seen: Value = serde_json::from_str(&text).expect("gpustat prints JSON");
+    let gpu = &seen["gpus"][0];
+    assert_eq!(gpu["temperature.gpu"], 75);
+    assert_eq!(
+        (&gpu["power.draw"], &gpu["enforced.power.limit"]),
+        (&400.into(), &400.into())
+    );
+    let text =
+        run(rig.client("nvitop").args(["-1", "--no-unicode"])).expect("nvitop accepts the library");
+    // Temperature, power and limit, and uncorrected volatile ECC errors.
+    for word in ["75C", "400W", "12"] {
+        let is_shown = text
+            .split(|c: char| !c.is_alphanumeric())
+            .any(|found| found == word);
+        assert!(is_shown, "no {word} in:\n{text}");
+    }
 }
 
 /// Prints its own pid and those of the GPU's processes, as an NVML client in its namespace sees them.

@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod health;
+
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -74,11 +76,16 @@ struct Rig {
 
 impl Rig {
     fn start(&self) -> Agent {
+        self.start_with(config::GpuHealth::default())
+    }
+
+    fn start_with(&self, health: config::GpuHealth) -> Agent {
         let config = config::Gpu {
             // Beside the state directory, where the parent laid it out.
             library: Some(self.scenario.dir().with_file_name("libnvidia-ml.so.1")),
             interval: Span(Duration::from_millis(500)),
             lists_interval: Span(Duration::from_secs(3600)),
+            health,
         };
         let (out, inputs) = mpsc::channel(16);
         let (lists, lists_asked) = mpsc::channel(1);
@@ -332,8 +339,10 @@ fn what_is_booked_is_what_the_ring_credited() {
                 assert!(paused.iter().all(gap), "{paused:?}");
 
                 let last = agent.stop().await;
-                let own =
-                    |input: &Input| matches!(input, Input::Window(_) | Input::GpuProcesses(_));
+                let own = |input: &Input| {
+                    use Input::{GpuHealth, GpuProcesses, Window};
+                    matches!(input, Window(_) | GpuProcesses(_) | GpuHealth(_))
+                };
                 assert!(last.iter().all(own), "{last:?}");
             })
         },

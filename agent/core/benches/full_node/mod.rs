@@ -184,6 +184,7 @@ fn gpu_info(index: u32) -> GpuInfo {
         uuid: uuid(index),
         index,
         minor: Some(index),
+        pci: None,
         model: "guard".into(),
         driver: "1".into(),
         simulated: true,

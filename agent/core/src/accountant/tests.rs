@@ -1973,3 +1973,5 @@ proptest! {
         }
     }
 }
+
+mod xids;

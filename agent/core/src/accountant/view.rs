@@ -38,6 +38,7 @@ impl Accountant {
             events: self.tracker.events().counters(),
             allocations_known: self.allocations.is_known(),
             allocations: self.allocation_views(clock),
+            xids: self.xid_series(clock),
             ..Snapshot::default()
         };
         snapshot.accounts.reserve(shares.len());
@@ -159,6 +160,11 @@ impl Accountant {
                     energy: book.energy,
                     accounting: book.accounting,
                     clocks: book.clocks.clone(),
+                    // A GPU that was given back has none.
+                    health: book
+                        .is_listed
+                        .then(|| self.healths.book(&book.gpu.uuid, clock.boot))
+                        .flatten(),
                 }
             })
             .collect();
@@ -172,7 +178,8 @@ impl Accountant {
                 + self.ledger.overflows()
                 + self.allocations.overflows()
                 + self.not_followed()
-                + self.namespaces.overflows(),
+                + self.namespaces.overflows()
+                + self.xids.overflows(),
             containers_held,
             containers_named,
             containers_id_only,

@@ -13,6 +13,7 @@ fn gpu(index: u32) -> GpuInfo {
     GpuInfo {
         // Unlike the index, as after a GPU fell off the bus.
         minor: Some(7 - index),
+        pci: None,
         ..gpu_info(index)
     }
 }

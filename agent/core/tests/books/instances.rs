@@ -159,6 +159,7 @@ impl World {
             simulated: true,
             memory_total: None,
             minor: None,
+            pci: None,
             mig: Some(MigInfo {
                 parent: "GPU-0".into(),
                 profile: "1g.10gb".into(),

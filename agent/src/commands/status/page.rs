@@ -7,6 +7,7 @@ use crate::commands::table::{Align, Table, WIDTH, wrap_at};
 use crate::core::input::SampleClocks;
 use crate::core::model::{Nanos, WallTime};
 use crate::core::snapshot::{AllocationState, ContainerAccount, GpuProcessView, Snapshot};
+use crate::outputs::gpu_status::troubles;
 use crate::outputs::socket::StatusReport;
 
 /// How wide the page is, and what it has.
@@ -126,6 +127,9 @@ impl Page<'_> {
         }
         self.section(gpu_table(snapshot, self.shape.is_wide));
         for book in &snapshot.gpus {
+            for (_, trouble) in troubles(book, &snapshot.xids, self.report.now_wall) {
+                self.wrap(&format!("gpu {}: {trouble}", book.gpu.index), "  ");
+            }
             if let Some(clocks) = &book.clocks {
                 self.stamps(book.gpu.index, clocks);
             }

@@ -21,7 +21,7 @@ use super::instrument::{DutyCycle, Instrument, Kind, Points, Unit, Value, View};
 use super::labels::MAX_LABEL_BYTES;
 use crate::core::model::{GpuUuid, NONE, UNRESOLVED};
 use crate::core::snapshot::{
-    Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook,
+    Attribution, ContainerAccount, ContainerLabels, ContainerSeries, GpuBook, Snapshot,
 };
 
 const LABELS: &[&str] = &[
@@ -92,12 +92,16 @@ struct Shown<'a> {
     book: &'a GpuBook,
 }
 
-/// Writes a point for each live and published container on each GPU, where there is a value.
-fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Option<Value>) {
-    let Some(duty_cycle) = view.opt_in.cadvisor else {
-        return;
-    };
-    let snapshot = view.snapshot;
+/// A live and published container on a GPU.
+pub(super) struct Present<'a> {
+    pub(super) account: &'a ContainerAccount,
+    /// What is published of it.
+    pub(super) series: &'a ContainerSeries,
+    pub(super) book: &'a GpuBook,
+}
+
+/// Each live and published container on each GPU.
+pub(super) fn present(snapshot: &Snapshot) -> impl Iterator<Item = Present<'_>> {
     let mut published: HashMap<_, &ContainerSeries> = HashMap::new();
     for series in &snapshot.container_series {
         let known = published.entry(key(&series.labels, &series.gpu));
@@ -107,15 +111,32 @@ fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Opti
             *known = series;
         }
     }
-    for account in &snapshot.accounts {
+    let accounts = snapshot.accounts.iter();
+    accounts.filter_map(move |account| {
         if account.ended || account.attribution == Attribution::Held {
-            continue;
+            return None;
         }
-        let series = published.get(&key(&account.labels, &account.gpu));
-        let book = snapshot.gpus.iter().find(|b| b.gpu.uuid == account.gpu);
-        let (Some(series), Some(book)) = (series, book) else {
-            continue;
-        };
+        let series = published.get(&key(&account.labels, &account.gpu))?;
+        let book = snapshot.gpus.iter().find(|b| b.gpu.uuid == account.gpu)?;
+        Some(Present {
+            account,
+            series,
+            book,
+        })
+    })
+}
+
+/// Writes a point for each of them where there is a value.
+fn write(view: &View<'_>, points: &mut Points<'_>, value: fn(&Shown<'_>) -> Option<Value>) {
+    let Some(duty_cycle) = view.opt_in.cadvisor else {
+        return;
+    };
+    for Present {
+        account,
+        series,
+        book,
+    } in present(view.snapshot)
+    {
         let shown = Shown {
             duty_cycle,
             account,
@@ -205,7 +226,6 @@ mod tests {
 
     use super::*;
     use crate::core::model::WallTime;
-    use crate::core::snapshot::Snapshot;
     use crate::outputs::counters::OutputCounters;
     use crate::outputs::instruments::OptIn;
     use crate::outputs::instruments::{self, LabelValues, Sink};

@@ -11,7 +11,7 @@ use super::instrument::{Instrument, Kind};
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
 
 /// Families that the conventions name, by their names in Prometheus.
-const FAMILIES: [(&str, &str); 5] = [
+const FAMILIES: [(&str, &str); 7] = [
     ("gpuacct_gpu_energy_joules_total", "hw.energy"),
     ("gpuacct_gpu_memory_size_bytes", "hw.gpu.memory.limit"),
     ("gpuacct_gpu_memory_used_bytes", "hw.gpu.memory.usage"),
@@ -19,11 +19,13 @@ const FAMILIES: [(&str, &str); 5] = [
         "gpuacct_gpu_memory_utilization_ratio",
         "hw.gpu.memory.utilization",
     ),
+    ("gpuacct_gpu_power_watts", "hw.power"),
+    ("gpuacct_gpu_temperature_celsius", "hw.temperature"),
     ("gpuacct_gpu_utilization_ratio", "hw.gpu.utilization"),
 ];
 
 /// Keys that the conventions name.
-const KEYS: [(&str, &str); 11] = [
+const KEYS: [(&str, &str); 12] = [
     ("namespace", "k8s.namespace.name"),
     ("pod", "k8s.pod.name"),
     ("pod_uid", "k8s.pod.uid"),
@@ -35,17 +37,22 @@ const KEYS: [(&str, &str); 11] = [
     ("model", "hw.model"),
     ("driver", "hw.driver_version"),
     ("mig_parent", "hw.parent"),
+    ("sensor", "hw.sensor_location"),
 ];
 
 /// Gauges whose values add up over their series: levels of memory, numbers of things, and states, of
 /// which one has the value 1. OpenTelemetry's word for them is an UpDownCounter.
-pub(super) const LEVELS: [&str; 11] = [
+pub(super) const LEVELS: [&str; 15] = [
     "gpuacct_allocated_devices",
     "gpuacct_cgroups",
     "gpuacct_container_gpu_memory_bytes",
     "gpuacct_containers",
+    "gpuacct_gpu_health_query",
     "gpuacct_gpu_memory_size_bytes",
     "gpuacct_gpu_memory_used_bytes",
+    "gpuacct_gpu_recovery_action",
+    "gpuacct_gpu_row_remap_state",
+    "gpuacct_gpu_status",
     "gpuacct_nvml_threads_blocked",
     "gpuacct_pod_labels",
     "gpuacct_processes",

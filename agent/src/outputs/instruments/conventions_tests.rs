@@ -55,7 +55,7 @@ fn each_name_of_the_conventions_has_their_kind_and_unit() {
         assert!(family.keys.contains(&"gpu_uuid"), "{name} has no hw.id");
         found += 1;
     }
-    assert_eq!(found, 5);
+    assert_eq!(found, 7);
 }
 
 #[test]

@@ -61,6 +61,14 @@ pub enum Unit {
     Bytes,
     /// Energy in joules, UCUM `J`.
     Joules,
+    /// Power in watts, UCUM `W`.
+    Watts,
+    /// Temperature in degrees Celsius, UCUM `Cel`.
+    Celsius,
+    /// Frequency in hertz, UCUM `Hz`.
+    Hertz,
+    /// Throughput in bytes a second, UCUM `By/s`.
+    BytesPerSecond,
     /// A ratio from 0 to 1.
     Ratio,
     /// A number of things; the UCUM annotation, e.g. `{event}`, names them.
@@ -77,6 +85,10 @@ impl Unit {
             Self::Seconds => "s",
             Self::Bytes => "By",
             Self::Joules => "J",
+            Self::Watts => "W",
+            Self::Celsius => "Cel",
+            Self::Hertz => "Hz",
+            Self::BytesPerSecond => "By/s",
             Self::Ratio => "1",
             Self::Count(annotation) => annotation,
             Self::None => "",
@@ -90,6 +102,10 @@ impl Unit {
             Self::Seconds => Some("seconds"),
             Self::Bytes => Some("bytes"),
             Self::Joules => Some("joules"),
+            Self::Watts => Some("watts"),
+            Self::Celsius => Some("celsius"),
+            Self::Hertz => Some("hertz"),
+            Self::BytesPerSecond => Some("bytes_per_second"),
             Self::Ratio => Some("ratio"),
             Self::Count(_) | Self::None => None,
         }
@@ -145,6 +161,8 @@ impl<'a> View<'a> {
 pub struct OptIn {
     /// Whether cAdvisor's families are shown, and whose duty cycle.
     pub cadvisor: Option<DutyCycle>,
+    /// Whether DCGM's families are shown, and the node's name in them.
+    pub dcgm: Option<String>,
     /// The pods' own labels that are shown.
     pub pod_labels: Vec<String>,
     /// What the keys of labels that name an owner begin with, in Prometheus.

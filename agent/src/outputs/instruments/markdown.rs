@@ -7,10 +7,11 @@ use super::identity::LOOKUP_OUTCOMES;
 use super::instrument::{Kind, Unit};
 use super::sources::STATES;
 use super::table::all_families;
-use crate::core::input::ClockKind;
+use crate::core::input::{ClockKind, HealthGroup, RecoveryAction, ThrottleReason};
 use crate::core::model::{SourceId, UnattributedReason, UnobservedReason};
-use crate::core::snapshot::IdOnlyReason;
+use crate::core::snapshot::{IdOnlyReason, QueryState};
 use crate::outputs::counters::{ConnectionCounters, RefusedCounters};
+use crate::outputs::gpu_status::GpuStatus;
 
 /// `docs/METRICS.md`, made from the table.
 #[must_use]
@@ -42,6 +43,10 @@ pub fn metrics_markdown() -> String {
             Unit::Seconds => "seconds",
             Unit::Bytes => "bytes",
             Unit::Joules => "joules",
+            Unit::Watts => "watts",
+            Unit::Celsius => "degrees Celsius",
+            Unit::Hertz => "hertz",
+            Unit::BytesPerSecond => "bytes per second",
             Unit::Ratio => "ratio, 0 to 1",
             Unit::Count(annotation) => annotation,
             Unit::None => "none",
@@ -102,6 +107,31 @@ pub fn metrics_markdown() -> String {
         UnattributedReason::ALL
             .map(UnattributedReason::as_str)
             .to_vec(),
+    );
+    row(
+        "group",
+        "gpuacct_gpu_health_query",
+        HealthGroup::ALL.map(HealthGroup::as_str).to_vec(),
+    );
+    row(
+        "state",
+        "gpuacct_gpu_health_query",
+        QueryState::ALL.map(QueryState::as_str).to_vec(),
+    );
+    row(
+        "state",
+        "gpuacct_gpu_status",
+        GpuStatus::ALL.map(GpuStatus::as_str).to_vec(),
+    );
+    row(
+        "reason",
+        "gpuacct_gpu_throttle_seconds_total",
+        ThrottleReason::ALL.map(ThrottleReason::as_str).to_vec(),
+    );
+    row(
+        "action",
+        "gpuacct_gpu_recovery_action",
+        RecoveryAction::ALL.map(RecoveryAction::as_str).to_vec(),
     );
     row(
         "attribution",

@@ -3,16 +3,17 @@
 use super::container_points::PublishedContainer;
 use super::instrument::{Instrument, Points, Sink, View};
 use super::{
-    agent, cadvisor, containers, gpus, identity, namespaces, nvml, process, sources, store,
-    tracking,
+    agent, cadvisor, containers, dcgm, gpus, health, identity, namespaces, nvml, process, sources,
+    store, tracking,
 };
 
-/// Every family of the agent's own, in the order in which it is published. cAdvisor's follow where
-/// they are switched on.
-const PARTS: [&[Instrument]; 9] = [
+/// Every family of the agent's own, in the order in which it is published. cAdvisor's and DCGM's
+/// follow where they are switched on.
+const PARTS: [&[Instrument]; 10] = [
     containers::FAMILIES,
     namespaces::FAMILIES,
     gpus::FAMILIES,
+    health::FAMILIES,
     sources::FAMILIES,
     tracking::FAMILIES,
     identity::FAMILIES,
@@ -26,10 +27,11 @@ pub fn families() -> impl Iterator<Item = &'static Instrument> {
     PARTS.into_iter().flatten()
 }
 
-/// Every family that there is, cAdvisor's and those of the process included.
+/// Every family that there is, those of cAdvisor, of DCGM and of the process included.
 pub(super) fn all_families() -> impl Iterator<Item = &'static Instrument> {
     families()
         .chain(cadvisor::FAMILIES)
+        .chain(dcgm::FAMILIES)
         .chain(process::FAMILIES)
 }
 
@@ -39,8 +41,17 @@ pub fn write(view: &View<'_>, sink: &mut dyn Sink) {
         Some(_) => cadvisor::FAMILIES,
         None => &[],
     };
+    let of_dcgm: &[Instrument] = match view.opt_in.dcgm {
+        Some(_) => dcgm::FAMILIES,
+        None => &[],
+    };
     let containers = PublishedContainer::all(view.snapshot);
-    write_some(families().chain(others), view, &containers, sink);
+    write_some(
+        families().chain(others).chain(of_dcgm),
+        view,
+        &containers,
+        sink,
+    );
 }
 
 /// Writes the families of the agent's process into `sink`, for Prometheus.

@@ -54,6 +54,7 @@ fn everything(snapshot: &Snapshot) -> (Everything, OutputCounters) {
         counters: &counters,
         opt_in: &OptIn {
             cadvisor: Some(DutyCycle::Device),
+            dcgm: Some("node-7".to_owned()),
             pod_labels: vec!["team".to_owned(), "absent".to_owned()],
             owner_prefix: String::new(),
         },
@@ -115,9 +116,10 @@ fn blanks_from_upstream_are_mended_and_counted() {
     let (seen, counters) = everything(&snapshot);
     check_every_series(&seen);
     // Seven families of a container and one more with two engines: five each; info: six; two
-    // of namespaces and one of hosts: one each; gpu info: two. cAdvisor's three show the model
-    // of the GPU with the other container on it.
-    assert_eq!(counters.labels_blank.get(), (7 + 2) * 5 + 6 + 2 + 1 + 2 + 3);
+    // of namespaces and one of hosts: one each; gpu info: two. cAdvisor's three and DCGM's three
+    // show the model of the GPU with the other container on it.
+    let expected = (7 + 2) * 5 + 6 + 2 + 1 + 2 + 3 + 3;
+    assert_eq!(counters.labels_blank.get(), expected);
     assert_eq!(
         seen.0["gpuacct_host_gpu_busy_seconds_total"][0][0],
         UNRESOLVED
@@ -236,6 +238,10 @@ fn translate(instrument: &Instrument) -> String {
         "s" => "seconds",
         "By" => "bytes",
         "J" => "joules",
+        "W" => "watts",
+        "Cel" => "celsius",
+        "Hz" => "hertz",
+        "By/s" => "bytes_per_second",
         _ if ucum.contains('{') => "",
         "1" | "" => "",
         other => panic!("{other} is not in the rules written down here"),

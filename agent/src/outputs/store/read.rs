@@ -362,6 +362,7 @@ fn gpus(connection: &Connection) -> Result<HashMap<i64, GpuInfo>> {
             simulated: false,
             memory_total: None,
             minor: None,
+            pci: None,
             mig: None,
             engines: Vec::new(),
         };

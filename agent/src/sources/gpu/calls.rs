@@ -146,6 +146,26 @@ impl Watchdog {
         gpu: Option<&GpuUuid>,
         call: impl FnOnce() -> Result<T, NvmlError>,
     ) -> Result<T, NvmlError> {
+        self.make(name, gpu, true, call)
+    }
+
+    /// Makes a call that waits for something to happen. The time that it waits costs nothing and is
+    /// not counted.
+    pub(super) fn wait<T>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Result<T, NvmlError> {
+        self.make(name, None, false, call)
+    }
+
+    fn make<T>(
+        &self,
+        name: &'static str,
+        gpu: Option<&GpuUuid>,
+        is_timed: bool,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Result<T, NvmlError> {
         if self.is_retired() {
             return Err(NvmlError::Timeout);
         }
@@ -163,8 +183,10 @@ impl Watchdog {
         let figures = state.figures.entry(name).or_default();
         figures.calls += 1;
         figures.errors += u64::from(answer.is_err());
-        figures.total += took;
-        figures.longest = figures.longest.max(took);
+        if is_timed {
+            figures.total += took;
+            figures.longest = figures.longest.max(took);
+        }
         answer
     }
 

@@ -1,7 +1,7 @@
 //! GPUs: what NVIDIA's management library answers, turned into windows of busy time.
 //!
 //! [`nvml`] is where it begins: a supervisor owns the library and starts a worker, on a thread of its
-//! own, for each GPU, since calls may block in the driver. [`window`] is the arithmetic, without a
+//! own, for each GPU, since calls may block in the driver. It also reads the GPU's health ([`vitals`]). [`window`] is the arithmetic, without a
 //! clock and without NVML, so that every answer the driver could give can be put to it in a test.
 //! [`record`] writes down what a real driver answers.
 
@@ -40,8 +40,10 @@ mod spacing;
 mod supervisor;
 pub mod survey;
 mod unobserved;
+mod vitals;
 pub mod window;
 mod worker;
+mod xid_events;
 
 use nvml_wrapper::error::NvmlError;
 

@@ -17,7 +17,8 @@ use nvml_wrapper::error::{NvmlError, nvml_try, nvml_try_count};
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlMemory_v2_t, nvmlProcessUtilizationInfo_v1_t,
-    nvmlProcessesUtilizationInfo_v1_t, nvmlReturn_t,
+    nvmlProcessesUtilizationInfo_v1_t, nvmlReturn_t, nvmlTemperature_t,
+    nvmlTemperatureSensors_enum_NVML_TEMPERATURE_GPU,
 };
 
 use super::fault::{NvmlErrorKind, fault};
@@ -236,6 +237,51 @@ const NO_ROW: nvmlProcessUtilizationInfo_v1_t = nvmlProcessUtilizationInfo_v1_t 
 /// The version word of a structure: its size, and its number in the top byte.
 fn version_of<T>(number: u32) -> u32 {
     u32::try_from(size_of::<T>()).unwrap_or(0) | number << 24
+}
+
+/// The name of the call for the reasons why clocks are reduced: the older one has been deprecated since
+/// CUDA 12.2.
+pub(super) fn clocks_event_reasons_call(nvml: &Nvml) -> &'static str {
+    match nvml.lib().nvmlDeviceGetCurrentClocksEventReasons {
+        Ok(_) => "nvmlDeviceGetCurrentClocksEventReasons",
+        Err(_) => "nvmlDeviceGetCurrentClocksThrottleReasons",
+    }
+}
+
+/// Why clocks are reduced, as NVML's bits.
+pub(super) fn clocks_event_reasons(nvml: &Nvml, device: &Device<'_>) -> Result<u64, NvmlError> {
+    let lib = nvml.lib();
+    let newer = lib.nvmlDeviceGetCurrentClocksEventReasons.as_ref();
+    let older = || lib.nvmlDeviceGetCurrentClocksThrottleReasons.as_ref();
+    let Ok(ask) = newer.or_else(|_| older()) else {
+        return Err(NvmlError::FunctionNotFound);
+    };
+    let mut reasons = 0;
+    // SAFETY: both functions write one unsigned long long through the pointer, which outlives the call;
+    // the handle is of this library and lives as long as `device`.
+    nvml_try(unsafe { ask(device.handle(), &raw mut reasons) })?;
+    Ok(reasons)
+}
+
+/// Whether the library has the newer call for temperatures.
+pub(super) fn has_temperature_v(nvml: &Nvml) -> bool {
+    nvml.lib().nvmlDeviceGetTemperatureV.is_ok()
+}
+
+/// The temperature of the die by the newer call, in degrees Celsius.
+pub(super) fn temperature(nvml: &Nvml, device: &Device<'_>) -> Result<i32, NvmlError> {
+    let Ok(ask) = nvml.lib().nvmlDeviceGetTemperatureV.as_ref() else {
+        return Err(NvmlError::FunctionNotFound);
+    };
+    let mut request = nvmlTemperature_t {
+        version: version_of::<nvmlTemperature_t>(1),
+        sensorType: nvmlTemperatureSensors_enum_NVML_TEMPERATURE_GPU,
+        temperature: 0,
+    };
+    // SAFETY: `request` has the layout of the version that it names and outlives the call; the handle
+    // is of this library and lives as long as `device`.
+    nvml_try(unsafe { ask(device.handle(), &raw mut request) })?;
+    Ok(request.temperature)
 }
 
 /// NVML's answer to the size query of the process rows: its code, and the rows it asks room for.

@@ -265,6 +265,7 @@ mod tests {
             uuid: uuid.into(),
             index: 0,
             minor: None,
+            pci: None,
             model: "test".into(),
             driver: "1".into(),
             simulated: true,

@@ -40,10 +40,11 @@ use super::lists;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
 use super::release::Release;
-use super::schedule::Schedule;
+use super::schedule::{Intervals, Schedule};
 use super::slot::{Running, Slot, WorkerState};
 use super::slots::{Named, Slots};
 use super::worker::{self, Ending, Report, Task, WorkerEvent};
+use super::xid_events::{XidEvents, XidNews};
 use crate::config;
 use crate::core::input::{GpuInfo, Input};
 use crate::core::model::{BootTime, Nanos, SourceState, UnobservedReason};
@@ -118,6 +119,7 @@ enum Event {
     Collected,
     HelperResult(HelperResult),
     Report(Report),
+    Xid(XidNews),
     ListsWanted,
 }
 
@@ -139,6 +141,7 @@ pub(super) struct Supervisor {
     slots: Slots,
     session: Session,
     helper: Helper,
+    xid_events: XidEvents,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     last_worker: u64,
     /// The list that was sent last.
@@ -169,14 +172,15 @@ impl Supervisor {
         let now = Instant::now();
         Self {
             register: Register::new(cursors),
-            config,
             out,
             lists_wanted: Some(asked.lists),
             release_orders: Some(asked.releases),
             release: None,
             shutdown,
+            xid_events: XidEvents::new(config.health.xid_events, watchdog.clone()),
             helper: Helper::new(watchdog.clone()),
             slots: Slots::new(watchdog.clone()),
+            config,
             watchdog,
             namespace,
             session: Session::Waiting { until: now },
@@ -210,6 +214,7 @@ impl Supervisor {
                 Some(report) = self.reports.1.recv(), if collects_until.is_none() => {
                     Event::Report(report)
                 }
+                news = self.xid_events.next() => Event::Xid(news),
                 () = asked(&mut self.lists_wanted) => Event::ListsWanted,
                 order = asked(&mut self.release_orders) => Event::Ordered(order),
             };
@@ -221,6 +226,11 @@ impl Supervisor {
                     }
                     self.take(report);
                 }
+                Event::Xid(XidNews::Report(report)) => {
+                    self.unsent.push_back(Input::Xid(report));
+                }
+                // Whoever waits for it looks below.
+                Event::Xid(XidNews::Ended) => {}
                 Event::Collected => self.take_collected(),
                 Event::Ordered(order) => self.take_order(order),
                 Event::Tick => self.tick(),
@@ -241,6 +251,8 @@ impl Supervisor {
         self.watchdog.count(|threads| threads.restarts += 1);
         let reason = UnobservedReason::AgentError;
         self.slots.give_up_all(&mut self.register, reason);
+        self.xid_events.end();
+        self.xid_events.give_up();
         self.slots.blame(&mut self.register, reason);
         let until = Instant::now() + wait;
         let session = std::mem::replace(&mut self.session, Session::Waiting { until });
@@ -327,10 +339,12 @@ impl Supervisor {
             Session::Open { library, count, .. } => {
                 let (library, count) = (Arc::clone(library), *count);
                 self.start_workers(&library, count, now);
+                self.xid_events.start(&library, count);
                 self.gather(now);
             }
             Session::Closing { until, .. } => {
-                if !self.slots.any_running() || now >= *until {
+                let any_running = self.slots.any_running() || self.xid_events.is_running();
+                if !any_running || now >= *until {
                     self.closed();
                 }
             }
@@ -404,6 +418,7 @@ impl Supervisor {
             return;
         };
         self.slots.end_all();
+        self.xid_events.end();
         self.session = Session::Closing {
             library,
             why,
@@ -416,6 +431,7 @@ impl Supervisor {
     fn closed(&mut self) {
         let reason = UnobservedReason::DriverTimeout;
         self.slots.give_up_all(&mut self.register, reason);
+        self.xid_events.give_up();
         let session = std::mem::replace(&mut self.session, Session::Opening);
         let Session::Closing {
             library,
@@ -512,6 +528,7 @@ impl Supervisor {
         }
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         self.slots.begin_session(count);
+        self.xid_events.begin_session();
         self.session = Session::Open {
             library,
             count,
@@ -540,9 +557,13 @@ impl Supervisor {
                 schedule: Schedule::new(
                     self.origin.into_std(),
                     index,
-                    self.config.interval.0,
-                    self.config.lists_interval.0,
+                    Intervals {
+                        windows: self.config.interval.0,
+                        lists: self.config.lists_interval.0,
+                        health: self.config.health.interval.0,
+                    },
                 ),
+                health: self.config.health,
                 lists_readable,
                 pids_are_known: self.namespace.is_none(),
             };
@@ -744,6 +765,7 @@ impl Supervisor {
     async fn end(&mut self) {
         let until = Instant::now() + LAST_WINDOWS;
         self.slots.end_all();
+        self.xid_events.end();
         while self.slots.any_running() {
             let Ok(Some(report)) = timeout_at(until, self.reports.1.recv()).await else {
                 break;
@@ -752,6 +774,14 @@ impl Supervisor {
         }
         // The workers' channel is closed, so they end.
         self.reports.1.close();
+        while self.xid_events.is_running() {
+            let Ok(news) = timeout_at(until, self.xid_events.next()).await else {
+                break;
+            };
+            if let XidNews::Report(report) = news {
+                self.unsent.push_back(Input::Xid(report));
+            }
+        }
         while let Some(input) = self.unsent.pop_front() {
             match timeout_at(until, self.out.reserve()).await {
                 Ok(Ok(room)) => room.send(input),

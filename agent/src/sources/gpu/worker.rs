@@ -33,7 +33,9 @@ use super::mig::{self, Activity};
 use super::orders::{Order, Orders};
 use super::register::{RING, Resume, WorkerId};
 use super::schedule::Schedule;
+use super::vitals::Vitals;
 use super::window::PATIENCE;
+use crate::config;
 use crate::core::input::{GpuInfo, GpuProcesses, GpuWindow, Input};
 use crate::core::model::{GpuUuid, Nanos, UnobservedReason};
 use crate::sources::clock;
@@ -65,6 +67,8 @@ pub(super) struct Task {
     pub(super) orders: Arc<Orders>,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) schedule: Schedule,
+    /// What is read of the GPU's health.
+    pub(super) health: config::GpuHealth,
     /// Whether the lists can be read.
     pub(super) lists_readable: bool,
     /// Whether the driver's pids are those of the initial pid namespace. If not, they are a mix of
@@ -156,6 +160,9 @@ struct Worker<'task> {
     /// The GPU and its instances, the GPU first.
     devices: Vec<Open<'task>>,
     gpus: BTreeMap<GpuUuid, PolledGpu>,
+    vitals: Vitals,
+    /// When the health is due.
+    health_at: Instant,
 }
 
 impl Task {
@@ -164,6 +171,8 @@ impl Task {
             task: &self,
             devices: Vec::new(),
             gpus: BTreeMap::new(),
+            vitals: Vitals::new(&self.health),
+            health_at: Instant::now(),
         };
         match worker.run() {
             Err(ending) => ending,
@@ -216,7 +225,12 @@ impl<'task> Worker<'task> {
                 }
             }
             let took = self.ask_all()?;
-            let Some(trouble) = self.trouble() else {
+            let trouble = self.trouble();
+            let is_lost = |trouble: &NvmlFailure| trouble.fault == NvmlErrorKind::Library;
+            if took < SLOW && !trouble.as_ref().is_some_and(is_lost) {
+                self.read_health(next)?;
+            }
+            let Some(trouble) = trouble else {
                 pauses.reset();
                 if reported != Some(false) {
                     reported = Some(false);
@@ -385,6 +399,25 @@ impl<'task> Worker<'task> {
         Ok(watchdog.spent().minus(began))
     }
 
+    /// Reads the GPU's health, if it is due, until the next window is. What there is no time for is read
+    /// after that window.
+    fn read_health(&mut self, next: Instant) -> Result<(), Ending> {
+        let now = Instant::now();
+        let Some(whole) = self.devices.first() else {
+            return Ok(());
+        };
+        if !self.vitals.wants(self.health_at, now) {
+            return Ok(());
+        }
+        let watchdog = &self.task.watchdog;
+        let health = self.vitals.read(&whole.device, &whole.uuid, watchdog, next);
+        if let Some(health) = health {
+            self.health_at = self.task.schedule.next_health(now);
+            self.say(WorkerEvent::Observed(Input::GpuHealth(health)))?;
+        }
+        Ok(())
+    }
+
     /// On the way out: what can still be closed.
     fn last_windows(&mut self) -> Result<(), Ending> {
         self.ask_all().map(drop)
@@ -520,9 +553,14 @@ fn identify(task: &Task) -> Result<(Device<'_>, GpuInfo), NvmlFailure> {
     let minor = watchdog.call("nvmlDeviceGetMinorNumber", Some(&uuid), || {
         device.minor_number()
     });
+    let address = watchdog.call("nvmlDeviceGetPciInfo_v3", Some(&uuid), || {
+        let pci = device.pci_info()?;
+        Ok(format!("{:04x}:{:02x}:{:02x}", pci.domain, pci.bus, pci.device).into())
+    });
     let info = GpuInfo {
         index: task.index,
         minor: minor.ok(),
+        pci: address.ok(),
         model: model.map_or_else(|_| "unknown".into(), Arc::from),
         driver: task.library.driver.clone(),
         simulated: task.library.simulated,

@@ -7,6 +7,7 @@ sim_nvml::export_init!(sim_nvml::abi::Profile {
     nvml: "11.470.256.02",
     cuda: 11040,
     utilization_capacity: 100,
+    newest_field: 145,
     translates_lists: false,
     translates_utilization: false,
 });

@@ -7,6 +7,7 @@ sim_nvml::export_init!(sim_nvml::abi::Profile {
     nvml: "12.550.163.01",
     cuda: 12040,
     utilization_capacity: 4096,
+    newest_field: 227,
     translates_lists: true,
     translates_utilization: false,
 });

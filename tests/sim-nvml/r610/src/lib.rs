@@ -7,6 +7,7 @@ sim_nvml::export_init!(sim_nvml::abi::Profile {
     nvml: "13.610.57.04",
     cuda: 13030,
     utilization_capacity: 4096,
+    newest_field: 273,
     translates_lists: true,
     translates_utilization: true,
 });

@@ -452,6 +452,10 @@ fn temperature(moment: &Moment<'_>, gpu: &Gpu) -> u32 {
     35 + narrow(gpu.mean_percent(Engine::Sm, moment.now_us, RATES_US) * 40 / 100)
 }
 
+fn throttle_reasons(gpu: &Gpu) -> u64 {
+    u64::from(idle(gpu)) | gpu.health.throttle_reasons
+}
+
 fn idle(gpu: &Gpu) -> bool {
     gpu.current().running.is_empty()
 }
@@ -560,8 +564,14 @@ device_calls! {
                 field_id::NVML_FI_DEV_POWER_AVERAGE | field_id::NVML_FI_DEV_POWER_INSTANT => Some(power_mw(moment, gpu)),
                 _ => None,
             };
-            value.nvmlReturn = if known.is_some() { code::SUCCESS } else { code::NOT_SUPPORTED };
-            value.value.ullVal = known.unwrap_or(0);
+            let answer = if value.fieldId > moment.client.profile.newest_field {
+                Err(code::INVALID_ARGUMENT)
+            } else {
+                let known = known.map(Ok).or_else(|| gpu.health.field(value.fieldId));
+                known.unwrap_or(Err(code::NOT_SUPPORTED))
+            };
+            value.nvmlReturn = answer.err().unwrap_or(code::SUCCESS);
+            value.value.ullVal = answer.unwrap_or(0);
         }
         Ok(())
     }
@@ -614,6 +624,31 @@ device_calls! {
         put(pending, 1)
     }
 
+    fn nvmlDeviceGetTotalEccErrors(_, gpu => kind: u32, counter: u32, errors: *mut u64) { put(errors, gpu.health.ecc(kind, counter)?) }
+    // By location, of which the device memory has them all.
+    fn nvmlDeviceGetMemoryErrorCounter(_, gpu => kind: u32, counter: u32, location: u32, errors: *mut u64) {
+        const DEVICE_MEMORY: u32 = 2;
+        let all = gpu.health.ecc(kind, counter)?;
+        put(errors, if location == DEVICE_MEMORY { all } else { 0 })
+    }
+
+    fn nvmlDeviceGetRemappedRows(_, gpu => correctable: *mut u32, uncorrectable: *mut u32, is_pending: *mut u32, has_failed: *mut u32) {
+        let health = &gpu.health;
+        put(correctable, narrow(health.rows_remapped.0))?;
+        put(uncorrectable, narrow(health.rows_remapped.1))?;
+        put(is_pending, health.remap_pending.into())?;
+        put(has_failed, health.remap_failed.into())
+    }
+
+    fn nvmlDeviceGetPcieThroughput(_, gpu => counter: u32, kilobytes: *mut u32) {
+        let (sent, received) = gpu.health.pcie_throughput;
+        match counter {
+            0 => put(kilobytes, narrow(sent)),
+            1 => put(kilobytes, narrow(received)),
+            _ => Err(code::INVALID_ARGUMENT),
+        }
+    }
+
     // A matter of Windows; nvitop asks all the same.
     fn nvmlDeviceGetDriverModel(_, _ => _current: *mut u32, _pending: *mut u32) { Err(code::NOT_SUPPORTED) }
 }
@@ -621,16 +656,13 @@ device_calls! {
 constants! {
     fn nvmlDeviceGetEnforcedPowerLimit(=> limit: u32) = |gpu: &Gpu| narrow(gpu.spec.full_mw);
     fn nvmlDeviceGetPowerManagementLimit(=> limit: u32) = |gpu: &Gpu| narrow(gpu.spec.full_mw);
-    fn nvmlDeviceGetPcieThroughput(_counter: u32, => kilobytes: u32) = |_: &Gpu| 0;
     fn nvmlDeviceGetCurrPcieLinkGeneration(=> generation: u32) = |_: &Gpu| 4;
     fn nvmlDeviceGetMaxPcieLinkGeneration(=> generation: u32) = |_: &Gpu| 4;
     fn nvmlDeviceGetCurrPcieLinkWidth(=> width: u32) = |_: &Gpu| 16;
     fn nvmlDeviceGetMaxPcieLinkWidth(=> width: u32) = |_: &Gpu| 16;
-    fn nvmlDeviceGetPcieReplayCounter(=> replays: u32) = |_: &Gpu| 0;
-    fn nvmlDeviceGetTotalEccErrors(_kind: u32, _counter: u32, => errors: u64) = |_: &Gpu| 0;
-    fn nvmlDeviceGetMemoryErrorCounter(_kind: u32, _counter: u32, _location: u32, => errors: u64) = |_: &Gpu| 0;
-    fn nvmlDeviceGetCurrentClocksThrottleReasons(=> reasons: u64) = |gpu: &Gpu| u64::from(idle(gpu));
-    fn nvmlDeviceGetCurrentClocksEventReasons(=> reasons: u64) = |gpu: &Gpu| u64::from(idle(gpu));
+    fn nvmlDeviceGetPcieReplayCounter(=> replays: u32) = |gpu: &Gpu| narrow(gpu.health.pcie_replays);
+    fn nvmlDeviceGetCurrentClocksThrottleReasons(=> reasons: u64) = throttle_reasons;
+    fn nvmlDeviceGetCurrentClocksEventReasons(=> reasons: u64) = throttle_reasons;
     fn nvmlDeviceGetPerformanceState(=> state: u32) = |gpu: &Gpu| if idle(gpu) { 8 } else { 0 };
     fn nvmlDeviceGetPersistenceMode(=> mode: u32) = |_: &Gpu| 1;
     fn nvmlDeviceGetComputeMode(=> mode: u32) = |gpu: &Gpu| if gpu.spec.exclusive { 3 } else { 0 };

@@ -53,8 +53,15 @@ pub(super) fn wait(
     timeout_ms: u32,
 ) -> Result<nvmlEventData_t, u32> {
     let called = Instant::now();
+    let is_over = || called.elapsed() >= Duration::from_millis(u64::from(timeout_ms));
+    let mut seen_length = None;
     loop {
-        client()?;
+        let length = client()?.log_length();
+        if seen_length.replace(length) == Some(length) && !is_over() {
+            // Nothing has happened, so there is nothing to replay.
+            thread::sleep(Duration::from_millis(2));
+            continue;
+        }
         let mut cursors = locked(&SETS)
             .get(&set.addr())
             .cloned()
@@ -81,9 +88,8 @@ pub(super) fn wait(
                 });
             }
         }
-        if called.elapsed() >= Duration::from_millis(u64::from(timeout_ms)) {
+        if is_over() {
             return Err(code::TIMEOUT);
         }
-        thread::sleep(Duration::from_millis(2));
     }
 }

@@ -57,6 +57,8 @@ pub struct Profile {
     /// Process lists speak of pids in the caller's namespace, and drop those that it cannot see
     /// (535.113 and later).
     pub translates_lists: bool,
+    /// The largest id of a field that it knows.
+    pub newest_field: u32,
     /// So do utilisation rows, but there invisible pids stay as the host's (570.86 and later).
     pub translates_utilization: bool,
 }
@@ -244,6 +246,11 @@ impl Client {
         })
     }
 
+    /// Bytes of the log, by which a caller knows that something has happened.
+    fn log_length(&self) -> u64 {
+        locked(&self.state).0.length()
+    }
+
     /// Applies the faults that hit a call, then lets it answer. A blocked call holds no lock: other
     /// calls go on, and the end of the fault, or of its time, lets it through.
     fn query(
@@ -273,6 +280,7 @@ impl Client {
             }
             let failure = history.faults_of(index).find_map(|(_, fault)| match fault {
                 Fault::Fail { call, code } if hit(call) => Some(*code),
+                Fault::FailExactly { call, code } if name == call => Some(*code),
                 _ => None,
             });
             if let Some(code) = failure {

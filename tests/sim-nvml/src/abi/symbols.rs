@@ -55,6 +55,7 @@ macro_rules! symbols_r470 {
             fn nvmlDeviceGetMaxPcieLinkWidth(device: nvmlDevice_t, max_link_width: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetPcieReplayCounter(device: nvmlDevice_t, value: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetTotalEccErrors(device: nvmlDevice_t, error_type: u32, counter_type: u32, ecc_counts: *mut u64) -> nvmlReturn_t;
+            fn nvmlDeviceGetRemappedRows(device: nvmlDevice_t, corr_rows: *mut u32, unc_rows: *mut u32, is_pending: *mut u32, failure_occurred: *mut u32) -> nvmlReturn_t;
             fn nvmlDeviceGetMemoryErrorCounter(device: nvmlDevice_t, error_type: u32, counter_type: u32, location_type: u32, count: *mut u64) -> nvmlReturn_t;
             fn nvmlDeviceGetCurrentClocksThrottleReasons(device: nvmlDevice_t, clocks_throttle_reasons: *mut u64) -> nvmlReturn_t;
             fn nvmlDeviceGetPerformanceState(device: nvmlDevice_t, p_state: *mut u32) -> nvmlReturn_t;
