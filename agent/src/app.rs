@@ -80,6 +80,7 @@ pub async fn run(
     record: Option<PathBuf>,
 ) -> Result<(), AppError> {
     let mut signals = Signals::listen().map_err(AppError::Signals)?;
+    let hang_ups = signals::hang_ups().map_err(AppError::Signals)?;
 
     // Take what can be refused.
     let access = config.socket.access();
@@ -97,7 +98,6 @@ pub async fn run(
         published: published_shown,
         counters,
     };
-    let hang_ups = signals::hang_ups().map_err(AppError::Signals)?;
     let (reload, live) = Reload::new(&config, source);
     let opt_in = live.opt_in.clone();
     let exporter = outputs::exporter(&config, opt_in, &shown, health.clone())?;

@@ -44,7 +44,8 @@ pub enum ReleaseReport {
     Stuck {
         /// When NVML is opened again.
         until: WallTime,
-        /// The GPUs whose calls have not returned, as NVML numbers them.
+        /// The GPUs whose calls have not returned, as NVML numbers them. Empty if it is the call that
+        /// waits for events of all GPUs.
         gpus: Vec<u32>,
     },
     /// NVML is being opened.

@@ -227,7 +227,7 @@ impl Accountant {
         let live = self.tracker.live_owners();
         self.book_allocations(&live, clock);
         let is_last = self.settings.await_events.is_zero();
-        let held = if is_last {
+        let held = if is_last || self.closes_accounts_of_gpus(clock.boot) {
             HeldTime::All
         } else {
             HeldTime::Due
@@ -496,6 +496,13 @@ impl Accountant {
             }
         }
         self.namespaces.publish(policy, clock.boot);
+    }
+
+    /// Whether this commit closes accounts though their owners live: a GPU is gone, or was divided anew.
+    fn closes_accounts_of_gpus(&self, now: BootTime) -> bool {
+        let mut accounts = self.ledger.accounts().iter();
+        self.ledger.books().iter().any(|book| book.is_gone(now))
+            || accounts.any(|(_, account)| account.expired)
     }
 
     fn close_ended(&mut self, live: &HashSet<Owner>, clock: Clock) {

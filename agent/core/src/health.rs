@@ -73,6 +73,10 @@ struct DeviceHealth {
     throttling: Option<Throttling>,
 }
 
+/// The shortest such time. A reading waits for a window, and for a hundred times as long as the last one
+/// took, whatever its interval is.
+const AT_LEAST: Nanos = Nanos::from_secs(30);
+
 /// The health of all GPUs.
 #[derive(Debug)]
 pub(crate) struct DeviceHealths {
@@ -83,9 +87,9 @@ pub(crate) struct DeviceHealths {
 
 impl DeviceHealths {
     /// For readings that come each `interval`.
-    pub(crate) const fn new(interval: Nanos) -> Self {
+    pub(crate) fn new(interval: Nanos) -> Self {
         Self {
-            longest: Nanos(interval.0.saturating_mul(INTERVALS)),
+            longest: Nanos(interval.0.saturating_mul(INTERVALS)).max(AT_LEAST),
             devices: BTreeMap::new(),
         }
     }

@@ -17,6 +17,9 @@ use crate::snapshot::ContainerLabels;
 /// How far the times of two reports about one error may be apart. NVML's events have the time at which
 /// they were received.
 const PAIR_WITHIN: Nanos = Nanos::from_secs(10);
+/// The same for two reports with different numbers. If several errors come at once, NVML's events all
+/// have the number of the last one (`nvmlEventSetWait_v2` in nvml.h).
+const PAIR_ANY_WITHIN: Nanos = Nanos::SECOND;
 /// How many reports are remembered. Beyond that the oldest counts without waiting.
 const LIMIT: usize = 1_024;
 /// The largest number that is believed. What is larger counts as [`UNKNOWN`].
@@ -120,17 +123,15 @@ pub(crate) struct XidCounter {
     pub(crate) start: WallTime,
     /// When the first error was counted.
     opened: BootTime,
+    /// Whether the errors are published. Once they are, they stay: a counter never falls.
+    is_shown: bool,
     pub(crate) last: WallTime,
 }
 
 impl XidCounter {
-    /// What is published: 0 for `zero_for`, so that a rate over it sees the first error.
-    pub(crate) fn published(&self, zero_for: Nanos, now: BootTime) -> u64 {
-        if now.since(self.opened) < zero_for {
-            0
-        } else {
-            self.count
-        }
+    /// What is published: 0 at first, so that a rate over it sees the first error.
+    pub(crate) const fn published(&self) -> u64 {
+        if self.is_shown { self.count } else { 0 }
     }
 }
 
@@ -170,18 +171,44 @@ impl Xids {
             0..=LARGEST => report.xid,
             _ => UNKNOWN,
         };
-        let twin = self.errors.iter_mut().find(|error| {
+        let is_twin = |error: &XidError, xid: Option<u32>, within: Nanos| {
             let apart = error.at.since(report.at).max(report.at.since(error.at));
-            (error.book, error.xid) == (book, xid)
+            error.book == book
+                && xid.is_none_or(|xid| error.xid == xid)
                 && error.reporter != report.reporter
                 && !error.is_paired
-                && apart <= PAIR_WITHIN
-        });
-        if let Some(twin) = twin {
+                && apart <= within
+        };
+        let errors = self.errors.iter();
+        let same = errors
+            .clone()
+            .position(|error| is_twin(error, Some(xid), PAIR_WITHIN));
+        // An event of NVML with a number that another one has already had may be of another error.
+        let reported = |xid: u32| {
+            let events = errors.clone().filter(|error| {
+                let has_event = error.reporter == XidReporter::Nvml || error.is_paired;
+                has_event && (error.book, error.xid) == (book, xid)
+            });
+            events.count() + usize::from(report.reporter == XidReporter::Nvml)
+        };
+        let any = || {
+            errors.clone().position(|error| {
+                let number = match report.reporter {
+                    XidReporter::Nvml => xid,
+                    XidReporter::KernelLog => error.xid,
+                };
+                is_twin(error, None, PAIR_ANY_WITHIN) && reported(number) > 1
+            })
+        };
+        if let Some(twin) = same.or_else(any) {
+            let twin = &mut self.errors[twin];
             twin.is_paired = true;
             if report.reporter == XidReporter::KernelLog {
                 twin.pid = report.pid;
                 twin.at = report.at;
+                if !twin.is_counted {
+                    twin.xid = xid;
+                }
             }
             return;
         }
@@ -227,6 +254,13 @@ impl Xids {
         self.errors = errors;
     }
 
+    /// Publishes the counters that have been at 0 for long enough.
+    pub(crate) fn show(&mut self, zero_for: Nanos, now: BootTime) {
+        for counter in self.counters.values_mut() {
+            counter.is_shown |= now.since(counter.opened) >= zero_for;
+        }
+    }
+
     fn count(&mut self, mut key: XidKey, at: BootTime, clock: Clock) {
         let is_full = self.counters.len() >= self.limit && !self.counters.contains_key(&key);
         if is_full {
@@ -238,6 +272,7 @@ impl Xids {
             count: 0,
             start: clock.wall,
             opened: clock.boot,
+            is_shown: false,
             last,
         });
         counter.count += 1;
@@ -364,11 +399,30 @@ mod tests {
         let mut xids = Xids::new(10);
         report(&mut xids, KernelLog, 1_000, 48, None);
         settled(&mut xids, 2_000);
-        let (_, counter) = xids.iter().next().expect("it was counted");
+        let shown = |xids: &Xids| {
+            let (_, counter) = xids.iter().next().expect("it was counted");
+            assert_eq!(counter.last, clock(1_000).wall);
+            counter.published()
+        };
         let zero_for = Nanos::from_secs(60);
-        assert_eq!(counter.published(zero_for, clock(61_999).boot), 0);
-        assert_eq!(counter.published(zero_for, clock(62_000).boot), 1);
-        assert_eq!(counter.last, clock(1_000).wall);
+        xids.show(zero_for, clock(61_999).boot);
+        assert_eq!(shown(&xids), 0);
+        xids.show(zero_for, clock(62_000).boot);
+        assert_eq!(shown(&xids), 1);
+        // The time at 0 is raised while the agent runs.
+        xids.show(Nanos::from_secs(600), clock(63_000).boot);
+        assert_eq!(shown(&xids), 1, "a counter never falls");
+    }
+
+    #[test]
+    fn errors_at_once_have_the_number_of_the_last_one_in_nvml_s_events() {
+        let mut xids = Xids::new(10);
+        report(&mut xids, Nvml, 1_000, 45, None);
+        report(&mut xids, Nvml, 1_001, 45, None);
+        report(&mut xids, KernelLog, 1_000, 31, None);
+        report(&mut xids, KernelLog, 1_001, 45, None);
+        let found = settled(&mut xids, 2_000);
+        assert_eq!(found, [(31, "-".to_owned(), 1), (45, "-".to_owned(), 1)]);
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl WatchedFile {
     /// Returns when the file may have changed.
     pub(super) async fn may_have_changed(&mut self) {
         let Some(events) = &self.events else {
-            return sleep(ANYWAY).await;
+            sleep(ANYWAY).await;
+            self.events = watch(&self.path).ok();
+            return;
         };
         match timeout(ANYWAY, next_events(events)).await {
             Ok(Ok(())) => sleep(TOGETHER).await,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::config_file::WatchedFile;
@@ -29,7 +30,7 @@ use crate::outputs::store::{Limiter, StoreLimits};
 use crate::text_file;
 
 /// Reads the configuration as it was read at the start: the file, the environment and the flags.
-pub type ReadConfig = Box<dyn Fn() -> Result<LoadedConfig, ConfigError> + Send>;
+pub type ReadConfig = Arc<dyn Fn() -> Result<LoadedConfig, ConfigError> + Send + Sync>;
 
 /// Where the configuration comes from.
 pub struct ConfigSource {
@@ -110,17 +111,17 @@ impl Reload {
     pub(super) async fn run(mut self, mut hang_ups: Signal, receivers: Receivers) {
         let mut watched = self.source.file.as_deref().map(WatchedFile::new);
         // What changed between the start and now was not watched.
-        let mut known = self.text();
+        let mut known = self.text().await;
         self.take(&receivers).await;
         loop {
             tokio::select! {
                 _ = hang_ups.recv() => {
                     info!("SIGHUP: reading the configuration anew");
-                    known = self.text();
+                    known = self.text().await;
                     self.take(&receivers).await;
                 }
                 () = may_have_changed(&mut watched) => {
-                    let text = self.text();
+                    let text = self.text().await;
                     if text != known {
                         known = text;
                         self.take(&receivers).await;
@@ -131,13 +132,22 @@ impl Reload {
     }
 
     /// The content of the file, as far as it can be read.
-    fn text(&self) -> Option<String> {
-        text_file::read(self.source.file.as_deref()?).ok()
+    ///
+    /// A file system that does not answer must not hold up the thread of the core.
+    async fn text(&self) -> Option<String> {
+        let file = self.source.file.clone()?;
+        let read = spawn_blocking(move || text_file::read(&file).ok());
+        read.await.ok().flatten()
     }
 
     /// Reads the configuration, and puts in force what can be.
     async fn take(&mut self, receivers: &Receivers) {
-        let state = match (self.source.read)() {
+        let read = Arc::clone(&self.source.read);
+        // It only ends otherwise with the runtime.
+        let Ok(read) = spawn_blocking(move || read()).await else {
+            return;
+        };
+        let state = match read {
             Ok(loaded) => self.change_to(loaded, receivers).await,
             Err(error) => {
                 receivers.counters.config_failed.add(1);

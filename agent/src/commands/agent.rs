@@ -174,7 +174,7 @@ pub fn run(options: Options) -> ExitCode {
         let source = app::ConfigSource {
             file,
             origins,
-            read: Box::new(move || again.clone().config()),
+            read: Arc::new(move || again.clone().config()),
         };
         let ended = app::run(config, source, log, record).await;
         if let Some(telemetry) = telemetry {

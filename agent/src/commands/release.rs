@@ -47,10 +47,11 @@ pub async fn run(options: Options) -> ExitCode {
         }
         Ok(ReleaseReport::Stuck { gpus, .. }) => {
             let gpus: Vec<String> = gpus.iter().map(u32::to_string).collect();
-            let reason = format!(
-                "the agent still has NVML open: a call on GPU {} has not returned",
-                gpus.join(", ")
-            );
+            let call = match &gpus[..] {
+                [] => "the call that waits for events".to_owned(),
+                gpus => format!("a call on GPU {}", gpus.join(", ")),
+            };
+            let reason = format!("the agent still has NVML open: {call} has not returned");
             let remedy = "wait until it returns, or stop the agent";
             say(&reason, Some(remedy), 1)
         }

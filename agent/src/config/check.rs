@@ -347,6 +347,8 @@ fn prometheus(section: &Prometheus, checks: &mut Checks<'_>) {
     let begins_well = prefix.as_bytes().first().is_none_or(is_letter);
     let holds = begins_well
         && !prefix.starts_with("__")
+        // The keys of pods' labels begin with this, and one of them may be `label_namespace`.
+        && !prefix.starts_with("label_")
         && prefix.len() <= 63
         && prefix
             .bytes()
@@ -355,6 +357,6 @@ fn prometheus(section: &Prometheus, checks: &mut Checks<'_>) {
         holds,
         "prometheus.owner_prefix",
         format!("{prefix:?}"),
-        "the beginning of a label key, such as \"owner_\": letters, digits and underscores, 63 at most",
+        "the beginning of a label key, such as \"owner_\": letters, digits and underscores, 63 at most, and not \"label_\"",
     );
 }

@@ -5,7 +5,7 @@
 //! read. Without bounds such clients would use up the file descriptors that the agent needs to read
 //! `/proc`, NVML and its runtimes. A bound on connections alone would lock the scraper out. So
 //! every request and every answer has a deadline, and a new connection always gets a place: see
-//! [`super::places`]. Closed connections are counted by reason.
+//! [`super::connection_slots`]. Closed connections are counted by reason.
 //!
 //! HTTP/2 is refused. Neither scrapers nor `gpuacct status` speak it without TLS, and with TLS they
 //! take HTTP/1.1, which is all that the handshake offers. An HTTP/2 client can keep its flow-control

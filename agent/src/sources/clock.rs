@@ -26,13 +26,24 @@ pub fn now() -> Clock {
     )
 }
 
-/// The boot time of a stamp of the kernel's log, in microseconds of the clock that stamps it. That clock
-/// stands still while the machine is suspended, as the monotonic one does. A stamp is never later than
-/// now.
+/// How far a stamp of the kernel's log may be off the time at which it is read.
+const LOG_IS_OFF: Nanos = Nanos::from_secs(2);
+
+/// The boot time of a record of the kernel's log that has just been written, by its stamp in
+/// microseconds.
+///
+/// The clock of the stamps stands still while the machine is suspended, as the monotonic one does. But
+/// nothing disciplines it, so it drifts by seconds in some days. A record that looks older than
+/// [`LOG_IS_OFF`] therefore has the time at which it was read.
 pub(super) fn boot_of_log(stamp_us: u64) -> BootTime {
     let monotonic = nanos(clock_gettime(ClockId::Monotonic));
-    let age = monotonic.saturating_sub(stamp_us.saturating_mul(1_000));
-    now().boot.minus(Nanos(age))
+    let age = Nanos(monotonic.saturating_sub(stamp_us.saturating_mul(1_000)));
+    let now = now().boot;
+    if age <= LOG_IS_OFF {
+        now.minus(age)
+    } else {
+        now
+    }
 }
 
 /// The wall clock and the middle of the boot times before and after it; of several tries the
@@ -73,6 +84,19 @@ mod tests {
         assert!(monotonic <= first.boot.0);
         assert!(first.boot <= second.boot);
         assert!(first.wall.0 > 0);
+    }
+
+    #[test]
+    fn a_stamp_of_the_log_is_believed_only_while_its_clock_has_not_drifted() {
+        let second = Nanos::SECOND.0 / 1_000;
+        let monotonic_us = nanos(clock_gettime(ClockId::Monotonic)) / 1_000;
+        let before = now().boot;
+        let fresh = boot_of_log(monotonic_us - second);
+        assert!(fresh < before, "a second old");
+        for off in [60 * second, monotonic_us] {
+            assert!(boot_of_log(monotonic_us - off) >= before, "{off}");
+        }
+        assert!(boot_of_log(monotonic_us + 60 * second) >= before, "ahead");
     }
 
     #[test]

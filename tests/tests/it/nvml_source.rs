@@ -1504,8 +1504,8 @@ fn has_nvml_open() -> bool {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
     let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-    let is_device = |path: std::path::PathBuf| path.starts_with("/dev/nvidia");
-    maps.contains("libnvidia-ml") || targets.map(is_device).any(|is_device| is_device)
+    let mut targets = targets;
+    maps.contains("libnvidia-ml") || targets.any(|path| path.starts_with("/dev/nvidia"))
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl Accountant {
             events: self.tracker.events().counters(),
             allocations_known: self.allocations.is_known(),
             allocations: self.allocation_views(clock),
-            xids: self.xid_series(clock),
+            xids: self.xid_series(),
             ..Snapshot::default()
         };
         snapshot.accounts.reserve(shares.len());

@@ -42,6 +42,7 @@ impl Accountant {
     pub(super) fn settle_xids(&mut self, clock: Clock) {
         let mut xids = std::mem::take(&mut self.xids);
         xids.settle(clock, &mut |error| self.owner_of_xid(error, clock));
+        xids.show(self.settings.policy.zero_for, clock.boot);
         self.xids = xids;
     }
 
@@ -117,8 +118,7 @@ impl Accountant {
     }
 
     /// The counters of Xid errors, for a snapshot.
-    pub(super) fn xid_series(&self, clock: Clock) -> Vec<XidSeries> {
-        let zero_for = self.settings.policy.zero_for;
+    pub(super) fn xid_series(&self) -> Vec<XidSeries> {
         let counters = self.xids.iter();
         counters
             .map(|((book, xid, owner), counter)| XidSeries {
@@ -127,7 +127,7 @@ impl Accountant {
                 labels: Arc::clone(&owner.labels),
                 unit: owner.unit.clone(),
                 count: counter.count,
-                published: counter.published(zero_for, clock.boot),
+                published: counter.published(),
                 start: counter.start,
                 last: counter.last,
             })

@@ -30,7 +30,7 @@ fn source(path: &Path) -> ConfigSource {
     ConfigSource {
         file: Some(path.to_owned()),
         origins: read().expect("it is valid").origins,
-        read: Box::new(read),
+        read: Arc::new(read),
     }
 }
 

@@ -84,15 +84,19 @@ fn keys(labels: &[String]) -> Vec<(&str, String)> {
     for label in &labels {
         *count.entry(key(label)).or_default() += 1;
     }
-    let mut met: BTreeMap<String, usize> = BTreeMap::new();
+    // Another label may already have the key that a number makes.
+    let mut taken: BTreeSet<String> = count.keys().cloned().collect();
     let numbered = labels.into_iter().map(|label| {
         let key = key(label);
         if count.get(&key).is_none_or(|count| *count == 1) {
             return (label, key);
         }
-        let number = met.entry(key.clone()).or_default();
-        *number += 1;
-        (label, format!("{key}_conflict{number}"))
+        let mut numbers = 1..;
+        let free = numbers.find_map(|number: usize| {
+            let numbered = format!("{key}_conflict{number}");
+            taken.insert(numbered.clone()).then_some(numbered)
+        });
+        (label, free.unwrap_or(key))
     });
     numbered.collect()
 }

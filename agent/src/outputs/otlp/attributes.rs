@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, any_value};
 
 use super::shape::Naming;
-use crate::core::model::NONE;
+use crate::core::model::{NONE, UNRESOLVED};
 use crate::core::snapshot::{GpuBook, Snapshot};
 use crate::outputs::instruments::conventions::{attribute_name, image_parts};
 use crate::outputs::instruments::{Instrument, LabelValues};
@@ -28,9 +28,18 @@ pub(super) struct Owner {
 }
 
 impl Owner {
+    /// Whether neither a container nor a pod is known: the work of the host, or of nobody.
+    fn is_nobody(&self) -> bool {
+        self.key.iter().rev().take(2).all(|id| id.starts_with('('))
+    }
+
     /// What tells it from all other instances: its id, or all its names where that is not known.
     pub(super) fn instance(&self) -> String {
         match self.key.last() {
+            // A container that is named late has two series, under both names at once.
+            Some(id) if self.key.first().is_some_and(|name| name == UNRESOLVED) => {
+                format!("{id}/unresolved")
+            }
             Some(id) if !id.starts_with('(') => id.clone(),
             _ => self.key.join("/"),
         }
@@ -127,6 +136,9 @@ impl<'a> Attributes<'a> {
                 (Naming::Conventions, _) => into.push(attribute(name, value)),
             }
         }
+        if let Some(nobody) = owner.take_if(|owner| owner.is_nobody()) {
+            others.splice(0..0, nobody.attributes);
+        }
         for (key, value) in labels.configured() {
             match self.naming {
                 Naming::Labels => others.push(attribute(key, value)),
@@ -141,7 +153,7 @@ impl<'a> Attributes<'a> {
         let Some(family) = self.family.filter(|family| family.is_of_hardware()) else {
             return;
         };
-        if family.conventional() == "hw.energy" {
+        if ["hw.energy", "hw.power"].contains(&family.conventional()) {
             into.push(attribute("hw.type", "gpu"));
         }
         into.push(attribute("hw.vendor", VENDOR));

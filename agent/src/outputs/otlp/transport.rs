@@ -138,7 +138,15 @@ impl Transport {
         let timeout = self.receiver.timeout;
         // What an earlier connection left is no answer to this message.
         drop(self.notes.take_fault());
-        let headers = self.headers().await?;
+        let headers = tokio::time::timeout(timeout, self.headers()).await;
+        let headers = headers.unwrap_or_else(|_| {
+            Err(Failure {
+                class: "timeout",
+                reason: format!("the files of headers were not read within {timeout:?}"),
+                retry: Retry::Backoff,
+                arrival: Arrival::No,
+            })
+        })?;
         let secrets = headers.values().filter_map(|value| value.to_str().ok());
         let secrets = Secrets::of(secrets, None);
         let exchange = async {

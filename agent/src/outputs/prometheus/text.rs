@@ -70,7 +70,12 @@ impl Sink for Writer<'_> {
     ) {
         self.out.push_str(instrument.name);
         let from = self.out.len();
-        self.labels(instrument.keys, labels);
+        // Families under others' names have others' labels.
+        let prefix = match instrument.name.starts_with("gpuacct_") {
+            true => self.owner_prefix,
+            false => "",
+        };
+        self.labels(instrument.keys, labels, prefix);
         let labels = from..self.out.len();
         match value {
             Value::Nanos(amount) => decimal(self.out, amount),
@@ -90,7 +95,7 @@ impl Sink for Writer<'_> {
 }
 
 impl Writer<'_> {
-    fn labels(&mut self, keys: &[&str], labels: LabelValues<'_>) {
+    fn labels(&mut self, keys: &[&str], labels: LabelValues<'_>, owner_prefix: &str) {
         let mut keys = keys.iter();
         let mut opening = '{';
         if let Some((number, values)) = labels.shared() {
@@ -102,7 +107,7 @@ impl Writer<'_> {
             if written.is_empty() {
                 let from = self.out.len();
                 for (key, value) in of_family.zip(values) {
-                    let prefix = prefix_of(key, self.owner_prefix);
+                    let prefix = prefix_of(key, owner_prefix);
                     label(self.out, opening, prefix, key, value);
                     opening = ',';
                 }
@@ -114,7 +119,7 @@ impl Writer<'_> {
             }
         }
         for (key, value) in keys.zip(labels.own()) {
-            let prefix = prefix_of(key, self.owner_prefix);
+            let prefix = prefix_of(key, owner_prefix);
             label(self.out, opening, prefix, key, value);
             opening = ',';
         }

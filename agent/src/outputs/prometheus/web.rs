@@ -41,6 +41,7 @@ use tracing::{error, info};
 use self::file::{Pem, RateLimit, WebFile};
 use self::passwords::{Passwords, Verdict};
 use self::rate::Bucket;
+use self::tls::CertificateRules;
 use self::tokens::Tokens;
 use self::watched::Stamps;
 use crate::core::input::SourceHealth;
@@ -117,6 +118,12 @@ impl ProtectionFiles {
     fn rules(&self, file: WebFile) -> Result<Rules, WebConfigError> {
         Ok(Rules {
             tls: file.tls.as_ref().map(tls::server).transpose()?,
+            certificates: file
+                .tls
+                .as_ref()
+                .map(tls::certificates)
+                .transpose()?
+                .unwrap_or_default(),
             tokens: self
                 .bearer_tokens
                 .as_deref()
@@ -139,6 +146,7 @@ struct Reading {
 #[derive(Default)]
 struct Rules {
     tls: Option<Arc<ServerConfig>>,
+    certificates: CertificateRules,
     headers: Vec<(HeaderName, HeaderValue)>,
     users: BTreeMap<String, String>,
     tokens: Option<Tokens>,
@@ -161,6 +169,8 @@ impl Rules {
             "TLS"
         } else if self.asks_who() && !next.asks_who() {
             "a password or a token"
+        } else if let Some(what) = self.certificates.weakened_by(next.certificates) {
+            what
         } else {
             return Ok(());
         };
@@ -170,6 +180,9 @@ impl Rules {
     fn words(&self) -> String {
         let parts = [
             self.tls.is_some().then_some("TLS"),
+            self.certificates
+                .is_mandatory
+                .then_some("client certificates"),
             self.has_passwords().then_some("passwords"),
             self.tokens.is_some().then_some("bearer tokens"),
             self.rate_limit.is_some().then_some("a rate limit"),

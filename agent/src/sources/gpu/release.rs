@@ -14,21 +14,19 @@ use crate::sources::clock;
 /// A release that is under way or done.
 #[derive(Debug)]
 pub(super) struct Release {
-    /// When the library is opened again.
-    until: Instant,
-    /// The same, for people.
-    until_wall: WallTime,
+    time: Duration,
+    /// When the library is opened again, and the same for people. Absent until it is closed.
+    until: Option<(Instant, WallTime)>,
     /// Those who wait until the library is closed.
     answers: Vec<oneshot::Sender<ReleaseReport>>,
 }
 
 impl Release {
-    /// A release from now on.
-    pub(super) fn of(time: Duration) -> Self {
-        let (now, time_nanos) = (clock::now(), Nanos::from(time));
+    /// A release for this time, which begins when the library is closed.
+    pub(super) const fn of(time: Duration) -> Self {
         Self {
-            until: Instant::now() + time,
-            until_wall: now.wall_of(now.boot.plus(time_nanos)),
+            time,
+            until: None,
             answers: Vec::new(),
         }
     }
@@ -40,19 +38,26 @@ impl Release {
 
     /// Whether it is over.
     pub(super) fn is_over(&self) -> bool {
-        Instant::now() >= self.until
+        self.until.is_some_and(|(until, _)| Instant::now() >= until)
     }
 
-    /// The library is closed, but for the threads of `stuck` GPUs. Answers all who wait.
-    pub(super) fn closed(&mut self, stuck: &[u32]) {
+    /// The library is closed, or is as soon as the threads that are stuck in it return: those of `stuck`
+    /// GPUs and, if `waits_for_events`, the one that waits for events. Answers all who wait.
+    pub(super) fn closed(&mut self, stuck: &[u32], waits_for_events: bool) {
+        let time = self.time;
+        let (_, until) = *self.until.get_or_insert_with(|| {
+            let now = clock::now();
+            let wall = now.wall_of(now.boot.plus(Nanos::from(time)));
+            (Instant::now() + time, wall)
+        });
         for answer in self.answers.drain(..) {
-            let until = self.until_wall;
-            let report = match stuck {
-                [] => ReleaseReport::Released { until },
-                gpus => ReleaseReport::Stuck {
+            let report = if stuck.is_empty() && !waits_for_events {
+                ReleaseReport::Released { until }
+            } else {
+                ReleaseReport::Stuck {
                     until,
-                    gpus: gpus.to_vec(),
-                },
+                    gpus: stuck.to_vec(),
+                }
             };
             // Whoever has waited for too long is gone.
             let _ = answer.send(report);
@@ -64,7 +69,10 @@ impl Release {
         SourceState::Down {
             class: RELEASED.into(),
             reason: "`gpuacct release` has let go of the GPUs for a while".into(),
-            next_retry: Some(after(self.until.saturating_duration_since(Instant::now()))),
+            next_retry: Some(after(match self.until {
+                Some((until, _)) => until.saturating_duration_since(Instant::now()),
+                None => self.time,
+            })),
         }
     }
 }

@@ -404,7 +404,7 @@ impl Supervisor {
             return;
         };
         if !self.helper.is_at_work() {
-            release.closed(&self.slots.stuck());
+            release.closed(&self.slots.stuck(), self.xid_events.is_running());
         }
         let state = release.state();
         self.tell(state, &place.into());

@@ -91,7 +91,8 @@ impl XidEvents {
     /// Starts the thread with an open library that lists so many GPUs, if this session has none, and as
     /// soon as no earlier one is there.
     pub(super) fn start(&mut self, library: &Arc<Library>, count: usize) {
-        if !self.is_due || self.is_running() {
+        // Its last news has not been taken yet: it would be taken for that of the next thread.
+        if !self.is_due || self.running.is_some() {
             return;
         }
         self.is_due = false;

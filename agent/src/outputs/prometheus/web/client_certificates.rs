@@ -79,7 +79,8 @@ impl Demand {
         matches!(self, Self::RequireAny | Self::RequireAndVerify)
     }
 
-    const fn verifies(self) -> bool {
+    /// Whether an authority has to have signed a certificate that is shown.
+    pub(super) const fn verifies(self) -> bool {
         matches!(self, Self::VerifyIfGiven | Self::RequireAndVerify)
     }
 }

@@ -7,7 +7,7 @@
 //! An unknown name costs as much as a known one, so that names cannot be found out by time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ impl Passwords {
             .ok()
             .and_then(|name| users.get(name));
         let hash = known.map_or_else(|| self.decoy(users, name), String::as_str);
-        let key = self.key_of(name, hash, password);
+        let key = self.key_of(known.is_some(), name, hash, password);
         if let Some(verdict) = self.verdicts().get(&key) {
             return verdict;
         }
@@ -117,8 +117,11 @@ impl Passwords {
         users.values().nth(place).map_or("", String::as_str)
     }
 
-    fn key_of(&self, name: &[u8], hash: &str, password: &[u8]) -> VerdictKey {
+    /// A user can get the name or the hash of another one, so a verdict is only about both, and about
+    /// whether there was such a user.
+    fn key_of(&self, is_known: bool, name: &[u8], hash: &str, password: &[u8]) -> VerdictKey {
         let mut context = hmac::Context::with_key(&self.key);
+        context.update(&[u8::from(is_known)]);
         for part in [name, hash.as_bytes(), password] {
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part);
@@ -203,6 +206,7 @@ struct Place {
 
 impl Place {
     fn take(waiting: &Arc<Mutex<Waiting>>, address: Option<IpAddr>) -> Option<Self> {
+        let address = address.map(network);
         let mut held = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let own = held.get(&address).copied().unwrap_or_default();
         if held.values().sum::<usize>() >= WAITING || own >= WAITING_PER_ADDRESS {
@@ -213,6 +217,15 @@ impl Place {
             waiting: Arc::clone(waiting),
             address,
         })
+    }
+}
+
+/// What counts as one client: an IPv4 address, or the network of 64 bits that a host with IPv6 has to
+/// itself.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 

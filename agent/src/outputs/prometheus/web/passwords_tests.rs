@@ -70,7 +70,7 @@ async fn guesses_do_not_drive_out_the_verdict_of_a_scraper() {
         (verdicts.right.len(), verdicts.wrong.len())
     };
     for guess in 0..3 * KEPT {
-        let key = passwords.key_of(b"ann", "hash", &guess.to_be_bytes());
+        let key = passwords.key_of(true, b"ann", "hash", &guess.to_be_bytes());
         passwords.verdicts().put(key, Verdict::Wrong);
     }
     assert_eq!(kept(&passwords), (1, KEPT));
@@ -184,4 +184,28 @@ async fn an_unknown_name_is_checked_against_a_hash_of_the_users() {
     }
     let again = passwords.decoy(&users, b"name 7");
     assert_eq!(decoys[7], again, "a name's cost stays the same");
+}
+
+#[tokio::test]
+async fn a_user_who_gets_another_name_is_let_in_and_the_old_name_is_not() {
+    let passwords = Arc::new(Passwords::new());
+    let before = users(&["ann"]);
+    let password = "ann's";
+    assert_eq!(
+        check(&passwords, &before, "bob", password).await,
+        Verdict::Wrong
+    );
+    assert_eq!(
+        check(&passwords, &before, "ann", password).await,
+        Verdict::Right
+    );
+    let after: BTreeMap<String, String> = [("bob".to_owned(), before["ann"].clone())].into();
+    assert_eq!(
+        check(&passwords, &after, "bob", password).await,
+        Verdict::Right
+    );
+    assert_eq!(
+        check(&passwords, &after, "ann", password).await,
+        Verdict::Wrong
+    );
 }

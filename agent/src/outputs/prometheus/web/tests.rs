@@ -146,6 +146,40 @@ fn every_value_that_rustls_can_honour_is_taken() {
     assert_eq!(guarded.rules().unwrap().words(), "TLS");
 }
 
+#[test]
+fn a_change_could_have_taken_away_the_demand_for_a_client_certificate() {
+    let guarded = Guarded::new("");
+    let demands = [
+        "",
+        "  client_auth_type: RequestClientCert\n",
+        "  client_auth_type: VerifyClientCertIfGiven\n  client_ca_file: one.crt\n",
+        "  client_auth_type: RequireAnyClientCert\n",
+        "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: one.crt\n",
+        "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: one.crt\n  \
+         client_allowed_sans: [a]\n",
+    ];
+    let rules = demands.map(|lines| {
+        guarded.write("web.yml", &format!("{TLS}{lines}"));
+        guarded.rules().unwrap()
+    });
+    // From each demand to each of those that ask for as much.
+    let allowed: [&[usize]; 6] = [
+        &[0, 1, 2, 3, 4, 5],
+        &[0, 1, 2, 3, 4, 5],
+        &[2, 4, 5],
+        &[3, 4, 5],
+        &[4, 5],
+        &[5],
+    ];
+    for (from, allowed) in allowed.iter().enumerate() {
+        for to in 0..demands.len() {
+            let stays = rules[from].stay_closed(&rules[to]);
+            assert_eq!(stays.is_ok(), allowed.contains(&to), "{from} to {to}");
+        }
+    }
+    assert_eq!(rules[4].words(), "TLS, client certificates");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_changed_file_is_in_force_and_a_broken_one_is_not() {
     let guarded = Guarded::new(&format!("{TLS}{}", users("first")));

@@ -80,10 +80,49 @@ pub(super) fn server(section: &TlsSection) -> Result<Arc<ServerConfig>, WebConfi
     Ok(Arc::new(config))
 }
 
+/// What is demanded of a client's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CertificateRules {
+    /// Whether a client without one is refused.
+    pub(super) is_mandatory: bool,
+    /// Whether an authority has to have signed it.
+    is_verified: bool,
+    /// Whether it has to have one of certain names.
+    is_named: bool,
+}
+
+impl CertificateRules {
+    /// What these rules demand and `next` would not, in words.
+    pub(super) const fn weakened_by(self, next: Self) -> Option<&'static str> {
+        if self.is_mandatory && !next.is_mandatory {
+            Some("a client certificate")
+        } else if self.is_verified && !next.is_verified {
+            Some("the authority of a client certificate")
+        } else if self.is_named && !next.is_named {
+            Some("the name in a client certificate")
+        } else {
+            None
+        }
+    }
+}
+
+/// What a section demands of clients.
+///
+/// # Errors
+/// If `client_auth_type` is none of Go's names, or does not fit the authorities.
+pub(super) fn certificates(section: &TlsSection) -> Result<CertificateRules, WebConfigError> {
+    let demand = Demand::read(&section.client_auth_type, section.client_ca.is_some())?;
+    Ok(CertificateRules {
+        is_mandatory: demand.is_mandatory(),
+        is_verified: demand.verifies(),
+        is_named: section.client_allowed_sans.is_some(),
+    })
+}
+
 fn sans_need_a_certificate() -> WebConfigError {
     WebConfigError::value(
         "tls_server_config.client_allowed_sans",
-        "expected client_auth_type RequireAndVerifyClientCert or RequireAnyClientCert; with others a client may come without a certificate",
+        "expected client_auth_type RequireAndVerifyClientCert; with others a client may come without a certificate",
     )
 }
 
