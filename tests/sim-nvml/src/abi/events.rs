@@ -46,6 +46,10 @@ pub(super) fn register(set: nvmlEventSet_t, gpu: u32, seen: usize, types: u64) -
     Ok(())
 }
 
+/// How often the scenario is looked at for an event. NVIDIA's driver wakes the caller; this library has
+/// to look, and what that costs is counted as the agent's.
+const LOOK_EACH: Duration = Duration::from_millis(100);
+
 /// Blocks until an event comes or the time is over.
 pub(super) fn wait(
     name: &str,
@@ -59,7 +63,7 @@ pub(super) fn wait(
         let length = client()?.log_length();
         if seen_length.replace(length) == Some(length) && !is_over() {
             // Nothing has happened, so there is nothing to replay.
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(LOOK_EACH);
             continue;
         }
         let mut cursors = locked(&SETS)
