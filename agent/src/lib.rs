@@ -11,6 +11,7 @@ pub mod config;
 mod errors;
 pub mod gpu_release;
 mod log_filter;
+mod maybe_tls;
 pub mod outputs;
 mod own_process;
 pub mod published;

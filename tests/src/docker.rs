@@ -57,10 +57,7 @@ pub const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 /// If there is none, or no daemon can be run at all.
 pub fn newer() -> Result<PathBuf> {
     available()?;
-    let tree = std::env::var_os(NEWER_RUNTIMES).map(PathBuf::from);
-    let tree = tree.with_context(|| {
-        format!("{NEWER_RUNTIMES} names none; `cargo xtask test` fetches them and does")
-    })?;
+    let tree = crate::requirement::fetched(NEWER_RUNTIMES)?;
     for program in ["usr/sbin/dockerd", "usr/bin/containerd"] {
         let program = tree.join(program);
         ensure!(program.is_file(), "{} is not there", program.display());

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::certificates::Authority;
 use crate::daemon::Daemon;
 use crate::http::free_address;
+use crate::requirement::fetched_program;
 
 /// Names the program, which `cargo xtask test` fetches.
 pub const VARIABLE: &str = "GPUACCT_NGINX";
@@ -20,12 +21,7 @@ pub const VARIABLE: &str = "GPUACCT_NGINX";
 /// # Errors
 /// If there is none.
 pub fn available() -> Result<PathBuf> {
-    let program = std::env::var_os(VARIABLE).map(PathBuf::from);
-    let program = program.with_context(|| {
-        format!("{VARIABLE} names none; `cargo xtask test` fetches it and does")
-    })?;
-    ensure!(program.is_file(), "{} is not a file", program.display());
-    Ok(program)
+    fetched_program(VARIABLE)
 }
 
 /// A running nginx. Ended when dropped.

@@ -5,6 +5,9 @@
 
 use std::fmt::Display;
 use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
 
 /// The environment variable that names the file in which skips are noted.
 pub const SKIPS: &str = "GPUACCT_SKIPS";
@@ -18,11 +21,32 @@ pub const VARIABLE: &str = "GPUACCT_REQUIRE";
 /// If the part is missing and `GPUACCT_REQUIRE` lists it.
 pub fn require<T, E: Display>(part: &str, available: Result<T, E>) -> Option<T> {
     let required = std::env::var(VARIABLE).unwrap_or_default();
-    let available = available.map_err(|reason| reason.to_string());
+    let available = available.map_err(|reason| format!("{reason:#}"));
     if let Err(reason) = &available {
         note(part, reason);
     }
     decide(part, &required, available)
+}
+
+/// What an environment variable names, which `cargo xtask test` sets once it has fetched the part.
+///
+/// # Errors
+/// If the variable is not set.
+pub(crate) fn fetched(variable: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from);
+    path.with_context(|| {
+        format!("{variable} is not set; `cargo xtask test` fetches what it names and sets it")
+    })
+}
+
+/// The program that such a variable names.
+///
+/// # Errors
+/// If the variable is not set, or there is no such file.
+pub(crate) fn fetched_program(variable: &str) -> anyhow::Result<PathBuf> {
+    let program = fetched(variable)?;
+    ensure!(program.is_file(), "{} is not a file", program.display());
+    Ok(program)
 }
 
 fn decide<T>(part: &str, required: &str, available: Result<T, String>) -> Option<T> {

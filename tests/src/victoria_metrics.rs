@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::certificates::Authority;
 use crate::daemon::Daemon;
 use crate::http::{free_address, post_form};
+use crate::requirement::fetched_program;
 
 /// Names the program, which `cargo xtask test` fetches.
 pub const VARIABLE: &str = "GPUACCT_VICTORIA_METRICS";
@@ -24,12 +25,7 @@ const POLL: Duration = Duration::from_millis(200);
 /// # Errors
 /// If there is none.
 pub fn available() -> Result<PathBuf> {
-    let program = std::env::var_os(VARIABLE).map(PathBuf::from);
-    let program = program.with_context(|| {
-        format!("{VARIABLE} names none; `cargo xtask test` fetches it and does")
-    })?;
-    ensure!(program.is_file(), "{} is not a file", program.display());
-    Ok(program)
+    fetched_program(VARIABLE)
 }
 
 /// A running VictoriaMetrics. Ended when dropped.

@@ -24,6 +24,7 @@ use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, St
 
 use crate::daemon::Daemon;
 use crate::http;
+use crate::requirement::fetched;
 
 /// The environment variable that names where the newest Prometheus is: a tree with `usr/bin/prometheus`,
 /// `usr/bin/promtool` and `usr/bin/prometheus-node-exporter` in it, as `cargo xtask test` unpacks it.
@@ -36,11 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// If there is none.
 pub fn newest(program: &str) -> Result<PathBuf> {
-    let tree = std::env::var_os(NEWEST_PROMETHEUS).map(PathBuf::from);
-    let tree = tree.with_context(|| {
-        format!("{NEWEST_PROMETHEUS} names none; `cargo xtask test` fetches it and does")
-    })?;
-    let program = tree.join("usr/bin").join(program);
+    let program = fetched(NEWEST_PROMETHEUS)?.join("usr/bin").join(program);
     ensure!(program.is_file(), "{} is not there", program.display());
     Ok(program)
 }

@@ -13,8 +13,8 @@ use crate::workspace;
 /// Measure what the agent costs on this machine; three quarters of an hour for everything
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Which: forks, opens, storm, footprint, metrics, identity, accuracy, crashes, store, report;
-    /// all if not given
+    /// Which: forks, opens, storm, footprint, health, metrics, identity, accuracy, crashes, store,
+    /// report; all if not given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Count instructions instead, and compare them with the recorded ones: needs no quiet machine

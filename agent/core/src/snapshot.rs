@@ -319,7 +319,7 @@ pub struct XidSeries {
     pub labels: Arc<ContainerLabels>,
     /// The host unit to which it belongs; `(none)` for a container, `(unresolved)` if not known.
     pub unit: HostUnit,
-    /// Errors.
+    /// Number of errors that were counted, also while the series still shows 0.
     pub count: u64,
     /// The same as published: 0 at first, as with every new series.
     pub published: u64,

@@ -171,36 +171,7 @@ impl Xids {
             0..=LARGEST => report.xid,
             _ => UNKNOWN,
         };
-        let is_twin = |error: &XidError, xid: Option<u32>, within: Nanos| {
-            let apart = error.at.since(report.at).max(report.at.since(error.at));
-            error.book == book
-                && xid.is_none_or(|xid| error.xid == xid)
-                && error.reporter != report.reporter
-                && !error.is_paired
-                && apart <= within
-        };
-        let errors = self.errors.iter();
-        let same = errors
-            .clone()
-            .position(|error| is_twin(error, Some(xid), PAIR_WITHIN));
-        // An event of NVML with a number that another one has already had may be of another error.
-        let reported = |xid: u32| {
-            let events = errors.clone().filter(|error| {
-                let has_event = error.reporter == XidReporter::Nvml || error.is_paired;
-                has_event && (error.book, error.xid) == (book, xid)
-            });
-            events.count() + usize::from(report.reporter == XidReporter::Nvml)
-        };
-        let any = || {
-            errors.clone().position(|error| {
-                let number = match report.reporter {
-                    XidReporter::Nvml => xid,
-                    XidReporter::KernelLog => error.xid,
-                };
-                is_twin(error, None, PAIR_ANY_WITHIN) && reported(number) > 1
-            })
-        };
-        if let Some(twin) = same.or_else(any) {
+        if let Some(twin) = self.twin_of(book, xid, report) {
             let twin = &mut self.errors[twin];
             twin.is_paired = true;
             if report.reporter == XidReporter::KernelLog {
@@ -234,6 +205,40 @@ impl Xids {
                 clock,
             );
         }
+    }
+
+    /// The report of the other reporter about the same error. If no number fits, it may be one about
+    /// another number: an event of NVML with a number that an earlier event has had already.
+    fn twin_of(&self, book: usize, xid: u32, report: &XidReport) -> Option<usize> {
+        let is_twin = |error: &XidError, xid: Option<u32>, within: Nanos| {
+            let apart = error.at.since(report.at).max(report.at.since(error.at));
+            error.book == book
+                && xid.is_none_or(|xid| error.xid == xid)
+                && error.reporter != report.reporter
+                && !error.is_paired
+                && apart <= within
+        };
+        let errors = self.errors.iter();
+        let same = errors
+            .clone()
+            .position(|error| is_twin(error, Some(xid), PAIR_WITHIN));
+        let reported = |xid: u32| {
+            let events = errors.clone().filter(|error| {
+                let has_event = error.reporter == XidReporter::Nvml || error.is_paired;
+                has_event && (error.book, error.xid) == (book, xid)
+            });
+            events.count() + usize::from(report.reporter == XidReporter::Nvml)
+        };
+        let any = || {
+            errors.clone().position(|error| {
+                let number = match report.reporter {
+                    XidReporter::Nvml => xid,
+                    XidReporter::KernelLog => error.xid,
+                };
+                is_twin(error, None, PAIR_ANY_WITHIN) && reported(number) > 1
+            })
+        };
+        same.or_else(any)
     }
 
     /// Counts each error for which `settle` names an owner now. Those without wait.

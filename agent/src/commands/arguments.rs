@@ -17,6 +17,7 @@ use super::{
 /// none does. Every command's --help lists its exit codes.
 #[derive(Debug, Parser)]
 #[command(name = "gpuacct", version, propagate_version = true, after_help = environment::help())]
+#[command(color = environment::help_colours())]
 pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,

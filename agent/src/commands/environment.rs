@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::ColorChoice;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::config;
@@ -54,6 +55,16 @@ pub(super) fn help() -> String {
 /// variable counts as not set.
 pub(super) fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// Whether help texts may have colours. clap's own rule takes any terminal for able where `CI` is set,
+/// even a dumb one, so what the environment rules out is ruled out here.
+pub(super) fn help_colours() -> ColorChoice {
+    if allows_colour() && has_control_sequences() {
+        ColorChoice::Auto
+    } else {
+        ColorChoice::Never
+    }
 }
 
 /// Whether the log and the live view may have colours.

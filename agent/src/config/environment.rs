@@ -16,7 +16,7 @@ use percent_encoding::percent_decode_str;
 use super::check;
 use super::origins::Origins;
 use super::otlp::{Otlp, OtlpTemporality};
-use super::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpTls};
+use super::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpSignal, OtlpTls};
 use super::sections::Config;
 use super::span::Span;
 
@@ -85,7 +85,7 @@ impl Environment {
         }))
     }
 
-    /// These.
+    /// These variables, by name and value. Those that are not [`VARIABLES`] are left out.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let ours = |(name, _): &(String, String)| name.starts_with("OTEL_");
         Self(variables.into_iter().filter(ours).collect())
@@ -129,6 +129,15 @@ impl Scope {
             Self::Logs => "otlp.logs",
         }
     }
+
+    /// The section of one signal; absent for all signals.
+    fn signal(self, otlp: &mut Otlp) -> Option<&mut OtlpSignal> {
+        match self {
+            Self::All => None,
+            Self::Metrics => Some(&mut otlp.metrics),
+            Self::Logs => Some(&mut otlp.logs),
+        }
+    }
 }
 
 /// What variables change, key by key.
@@ -168,10 +177,9 @@ impl Merge<'_> {
                 "http/protobuf" => OtlpProtocol::HttpProtobuf,
                 _ => return Err(expected(value, "grpc or http/protobuf")),
             };
-            match scope {
-                Scope::All => otlp.protocol = protocol,
-                Scope::Metrics => otlp.metrics.protocol = Some(protocol),
-                Scope::Logs => otlp.logs.protocol = Some(protocol),
+            match scope.signal(otlp) {
+                None => otlp.protocol = protocol,
+                Some(signal) => signal.protocol = Some(protocol),
             }
             Ok(())
         });
@@ -179,19 +187,17 @@ impl Merge<'_> {
         self.take(scope, "HEADERS", "headers", |otlp, value| {
             // The values are not shown.
             let headers = pairs(value, |name| Ok(name.to_ascii_lowercase()))?;
-            match scope {
-                Scope::All => otlp.headers = headers,
-                Scope::Metrics => otlp.metrics.headers = Some(headers),
-                Scope::Logs => otlp.logs.headers = Some(headers),
+            match scope.signal(otlp) {
+                None => otlp.headers = headers,
+                Some(signal) => signal.headers = Some(headers),
             }
             Ok(())
         });
         self.take(scope, "TIMEOUT", "timeout", |otlp, value| {
             let timeout = millis(value)?;
-            match scope {
-                Scope::All => otlp.timeout = timeout,
-                Scope::Metrics => otlp.metrics.timeout = Some(timeout),
-                Scope::Logs => otlp.logs.timeout = Some(timeout),
+            match scope.signal(otlp) {
+                None => otlp.timeout = timeout,
+                Some(signal) => signal.timeout = Some(timeout),
             }
             Ok(())
         });
@@ -201,10 +207,9 @@ impl Merge<'_> {
                 "gzip" => OtlpCompression::Gzip,
                 _ => return Err(expected(value, "none or gzip")),
             };
-            match scope {
-                Scope::All => otlp.compression = compression,
-                Scope::Metrics => otlp.metrics.compression = Some(compression),
-                Scope::Logs => otlp.logs.compression = Some(compression),
+            match scope.signal(otlp) {
+                None => otlp.compression = compression,
+                Some(signal) => signal.compression = Some(compression),
             }
             Ok(())
         });
@@ -229,11 +234,7 @@ impl Merge<'_> {
         let from = if own { scope } else { Scope::All };
         let is_insecure = self.environment.is_true(&insecure(from));
         self.take(scope, "ENDPOINT", "endpoint", |otlp, value| {
-            let own = match scope {
-                Scope::All => None,
-                Scope::Metrics => otlp.metrics.protocol,
-                Scope::Logs => otlp.logs.protocol,
-            };
+            let own = scope.signal(otlp).and_then(|signal| signal.protocol);
             let is_grpc = own.unwrap_or(otlp.protocol) == OtlpProtocol::Grpc;
             // As `collector:4317`, which gRPC's own clients take.
             let endpoint = match is_grpc && !value.contains("://") {
@@ -241,10 +242,9 @@ impl Merge<'_> {
                 true => format!("https://{value}"),
                 false => value.to_owned(),
             };
-            match scope {
-                Scope::All => otlp.endpoint = Some(endpoint),
-                Scope::Metrics => otlp.metrics.endpoint = Some(endpoint),
-                Scope::Logs => otlp.logs.endpoint = Some(endpoint),
+            match scope.signal(otlp) {
+                None => otlp.endpoint = Some(endpoint),
+                Some(signal) => signal.endpoint = Some(endpoint),
             }
             Ok(())
         });

@@ -17,12 +17,11 @@ use hyper::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::tls::{TlsError, TlsFault, TlsFiles};
+use crate::maybe_tls::MaybeTls;
 
 /// What is spoken over the connections, in the words of ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,12 +161,11 @@ impl Connector {
         let tcp = tcp.map_err(|error| ConnectError::Tcp(error.into()))?;
         let stream = tcp.into_inner();
         if !is_tls {
-            return Ok(Link {
-                stream: Stream::Plain(stream),
-                notes: self.notes,
-                has_read: false,
-                asked_in_vain: Arc::default(),
-            });
+            return Ok(Link::new(
+                MaybeTls::Plain(stream),
+                self.notes,
+                Arc::default(),
+            ));
         }
         let (tls, alpn) = (Arc::clone(&self.tls), self.alpn.as_bytes());
         let terms = tokio::task::spawn_blocking(move || tls.read(&host, alpn)).await;
@@ -185,12 +183,8 @@ impl Connector {
                     None => TlsError::Broken(error),
                 }
             })?;
-        Ok(Link {
-            stream: Stream::Tls(Box::new(stream)),
-            notes: self.notes,
-            has_read: false,
-            asked_in_vain,
-        })
+        let stream = MaybeTls::Tls(Box::new(stream.into()));
+        Ok(Link::new(stream, self.notes, asked_in_vain))
     }
 }
 
@@ -209,16 +203,10 @@ impl Service<Uri> for Connector {
     }
 }
 
-#[derive(Debug)]
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
 /// A connection.
 #[derive(Debug)]
 pub(crate) struct Link {
-    stream: Stream,
+    stream: MaybeTls,
     notes: Notes,
     /// Whether anything has come back. From then on the receiver has accepted the agent.
     has_read: bool,
@@ -226,6 +214,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    const fn new(stream: MaybeTls, notes: Notes, asked_in_vain: Arc<AtomicBool>) -> Self {
+        Self {
+            stream,
+            notes,
+            has_read: false,
+            asked_in_vain,
+        }
+    }
+
     fn noted<T>(&self, done: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &done
             && !self.has_read
@@ -250,10 +247,7 @@ impl AsyncRead for Link {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = ready!(match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        });
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
         self.has_read |= buffer.filled().len() > before;
         Poll::Ready(self.noted(read))
     }
@@ -265,25 +259,16 @@ impl AsyncWrite for Link {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        });
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
         Poll::Ready(self.noted(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = ready!(match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
-        });
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(context));
         Poll::Ready(self.noted(flushed))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-        }
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -735,8 +735,7 @@ impl gpuacct_tests::proto::pod_resources::pod_resources_lister_server::PodResour
 
 #[test]
 fn the_events_of_a_newer_containerd_name_containers_that_no_list_has() {
-    let told = |available: anyhow::Result<PathBuf>| available.map_err(|error| format!("{error:#}"));
-    let Some(tree) = require("docker-new", told(docker::newer())) else {
+    let Some(tree) = require("docker-new", docker::newer()) else {
         return;
     };
     let root = short_folder();
@@ -775,8 +774,7 @@ fn the_events_of_a_newer_containerd_name_containers_that_no_list_has() {
 /// Such a containerd hands each event to one of its subscribers.
 #[test]
 fn a_kubelet_that_lives_by_a_containerds_events_gets_all_of_them() {
-    let told = |available: anyhow::Result<PathBuf>| available.map_err(|error| format!("{error:#}"));
-    let Some(tree) = require("docker-new", told(docker::newer())) else {
+    let Some(tree) = require("docker-new", docker::newer()) else {
         return;
     };
     let root = short_folder();

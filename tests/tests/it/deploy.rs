@@ -56,10 +56,7 @@ fn read(path: &Path) -> String {
 }
 
 fn tools() -> Option<Venv> {
-    require(
-        "pypi",
-        venv("deploy", &PACKAGES).map_err(|error| format!("{error:#}")),
-    )
+    require("pypi", venv("deploy", &PACKAGES))
 }
 
 /// The documents of a YAML file.
@@ -141,7 +138,7 @@ fn kubernetes_accepts_the_base() {
 fn kustomize_builds_every_set_of_components() {
     let Some(tools) = tools() else { return };
     let kustomize = run(Command::new("kubectl").args(["kustomize", "--help"]));
-    if require("kubectl", kustomize.map_err(|error| format!("{error:#}"))).is_none() {
+    if require("kubectl", kustomize).is_none() {
         return;
     }
     for set in 0..1_u32 << COMPONENTS.len() {
@@ -508,7 +505,7 @@ fn held(capabilities: &str) -> Vec<&str> {
 fn the_capabilities_of_the_unit_are_enough() {
     let setpriv = run(Command::new("setpriv").arg("--version"));
     let agent = agent_rig::binary().and_then(|binary| setpriv.map(|_| binary));
-    let Some(binary) = require("agent", agent.map_err(|error| format!("{error:#}"))) else {
+    let Some(binary) = require("agent", agent) else {
         return;
     };
     let unit = read(&deploy().join("systemd/gpuacct.service"));
@@ -567,7 +564,7 @@ fn the_capabilities_of_the_unit_are_enough() {
 #[test]
 fn systemd_accepts_the_unit() {
     let there = run(Command::new("systemd-analyze").arg("--version"));
-    if require("systemd", there.map_err(|error| format!("{error:#}"))).is_none() {
+    if require("systemd", there).is_none() {
         return;
     }
     // It wants the binary to be there, and reads the unit's name from the file's.
@@ -631,10 +628,7 @@ fn the_image_is_made_as_it_should_be() {
 
 #[test]
 fn a_collector_runs_with_the_configuration_and_takes_in_points() {
-    let Some(binary) = require(
-        "otelcol",
-        collector::binary().map_err(|error| format!("{error:#}")),
-    ) else {
+    let Some(binary) = require("otelcol", collector::binary()) else {
         return;
     };
     let config = deploy().join("collector/config.yaml");
@@ -757,7 +751,7 @@ fn every_reason_is_explained() {
 #[test]
 fn prometheus_accepts_the_rules_and_the_configuration_shown() {
     let there = run(Command::new("promtool").arg("--version"));
-    if require("promtool", there.map_err(|error| format!("{error:#}"))).is_none() {
+    if require("promtool", there).is_none() {
         return;
     }
     let operations = read(&root().join("docs/OPERATIONS.md"));

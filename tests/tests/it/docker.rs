@@ -254,10 +254,9 @@ fn a_daemon_that_calls_itself_dev_is_as_good_as_any() {
 
 #[test]
 fn podmans_containers_are_known_beside_dockers() {
-    let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
     let parts = (
         require("docker", available()),
-        require("podman", told(podman::available())),
+        require("podman", podman::available()),
     );
     let (Some(()), Some(())) = parts else {
         return;
@@ -363,8 +362,7 @@ fn what_is_not_there_is_absent_and_what_is_in_the_way_is_said() {
 
 #[test]
 fn a_newer_daemon_is_as_good_as_any() {
-    let told = |available: anyhow::Result<PathBuf>| available.map_err(|error| format!("{error:#}"));
-    let Some(tree) = require("docker-new", told(newer())) else {
+    let Some(tree) = require("docker-new", newer()) else {
         return;
     };
     let root = short_folder();
@@ -400,8 +398,7 @@ fn a_newer_daemon_is_as_good_as_any() {
 
 #[test]
 fn podmans_socket_names_what_podman_runs() {
-    let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
-    let Some(()) = require("podman", told(podman::available())) else {
+    let Some(()) = require("podman", podman::available()) else {
         return;
     };
     let root = short_folder();

@@ -71,8 +71,8 @@ impl Work {
 
 impl Rig {
     fn start() -> Option<Self> {
-        require("agent", told(agent::binary()))?;
-        require("docker", told(docker::available()))?;
+        require("agent", agent::binary())?;
+        require("docker", docker::available())?;
         let node = Node::new(GPUS).expect("a node can be put together");
         let docker = node.dockerd().expect("the daemon comes up");
         Some(Self { docker, node })
@@ -164,13 +164,9 @@ impl Rig {
 }
 
 /// An availability with all of its reasons.
-fn told<T>(available: Result<T>) -> Result<T, String> {
-    available.map_err(|error| format!("{error:#}"))
-}
-
 fn receivers() -> Option<rotel::Program> {
-    require("prometheus", told(prometheus::available()))?;
-    require("pypi", told(rotel::available()))
+    require("prometheus", prometheus::available())?;
+    require("pypi", rotel::available())
 }
 
 fn account<'a>(status: &'a StatusReport, pod: &str) -> Option<&'a ContainerAccount> {
@@ -521,7 +517,7 @@ fn what_is_scraped_and_pushed_over_http_is_what_is_booked() {
 fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
     const JOBS: u32 = 100;
     const NAMES: &str = "batch";
-    if require("prometheus", told(prometheus::available())).is_none() {
+    if require("prometheus", prometheus::available()).is_none() {
         return;
     }
     let Some(mut rig) = Rig::start() else {
@@ -596,7 +592,7 @@ fn a_hundred_jobs_of_300_ms_grow_by_what_is_booked() {
 
 #[test]
 fn nothing_is_lost_while_the_collector_is_away() {
-    let Some(program) = require("pypi", told(rotel::available())) else {
+    let Some(program) = require("pypi", rotel::available()) else {
         return;
     };
     let Some(mut rig) = Rig::start() else {

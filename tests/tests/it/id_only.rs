@@ -28,9 +28,8 @@ struct Rig {
 
 impl Rig {
     fn start() -> Option<Self> {
-        let told = |available: anyhow::Result<()>| available.map_err(|error| format!("{error:#}"));
-        require("agent", told(agent::binary().map(|_| ())))?;
-        require("docker", told(docker::available()))?;
+        require("agent", agent::binary())?;
+        require("docker", docker::available())?;
         let node = Node::new(1).unwrap();
         let daemon = Dockerd::start(docker::Options::at(node.dir().join("d"))).unwrap();
         Some(Self { daemon, node })
@@ -197,8 +196,7 @@ fn documented_joins() -> Vec<String> {
 #[test]
 fn a_container_that_was_named_late_is_joined_with_what_is_known_of_it() {
     let Some(mut rig) = Rig::start() else { return };
-    let told = prometheus::available().map_err(|error| format!("{error:#}"));
-    if require("prometheus", told).is_none() {
+    if require("prometheus", prometheus::available()).is_none() {
         return;
     }
     let container = rig.run(pod_uid());

@@ -470,6 +470,8 @@ fn has_colour(screen: &str) -> bool {
 #[test]
 fn terminals_get_what_they_can_show() {
     let place = Place::new();
+    // clap shows colours on any terminal where `CI` or `CLICOLOR_FORCE` is set.
+    const FOR_COLOUR: [(&str, &str); 2] = [("CI", "true"), ("CLICOLOR_FORCE", "1")];
     type Row = (
         &'static [(&'static str, &'static str)],
         fn(&str) -> bool,
@@ -511,6 +513,7 @@ fn terminals_get_what_they_can_show() {
                             .get_envs()
                             .filter_map(|(name, value)| Some((name, value?))),
                     )
+                    .envs(FOR_COLOUR)
                     .envs(environment.iter().copied());
                 if !environment.iter().any(|(name, _)| *name == "NO_COLOR") {
                     typed.env_remove("NO_COLOR");

@@ -35,10 +35,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Option<Self> {
-        let venv = require(
-            "pypi",
-            venv("nvml-clients", &PINS).map_err(|error| format!("{error:#}")),
-        )?;
+        let venv = require("pypi", venv("nvml-clients", &PINS))?;
         let dir = tempfile::tempdir().expect("a temporary directory");
         library::install(Driver::R550, &dir.path().join("lib")).expect("the library builds");
         let (alone, sharing) = (process(), [process(), process(), process()]);

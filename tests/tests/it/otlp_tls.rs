@@ -16,10 +16,6 @@ use gpuacct_tests::victoria_metrics::{self, VictoriaMetrics};
 /// Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn told<T>(available: anyhow::Result<T>) -> Result<T, String> {
-    available.map_err(|error| format!("{error:#}"))
-}
-
 /// Variables, as the agent is given them.
 struct Variables(Vec<(&'static str, PathBuf)>);
 
@@ -51,10 +47,42 @@ fn is_down(status: &StatusReport, expected: &str) -> bool {
     matches!(state(status, SourceId::Otlp), SourceState::Down { class, .. } if &**class == expected)
 }
 
+/// An agent's node, and rotel behind an nginx that demands a client certificate.
+struct Rig {
+    front: Nginx,
+    rotel: Rotel,
+    authority: Authority,
+    /// Dropped last, since all others write into its directory.
+    node: Node,
+}
+
+impl Rig {
+    /// Starts all but the agent, if all parts are there.
+    fn start() -> Option<Self> {
+        require("agent", agent::binary())?;
+        let front = require("nginx", nginx::available())?;
+        let rotel = require("pypi", rotel::available())?;
+        Some(Self::of(&front, rotel).expect("the parts that are there start"))
+    }
+
+    fn of(front: &Path, rotel: rotel::Program) -> anyhow::Result<Self> {
+        let node = Node::new(1)?;
+        let authority = Authority::new(node.dir(), "authority")?;
+        let rotel = Rotel::start(rotel, node.dir())?;
+        let front = Nginx::start(front, node.dir(), &authority, rotel.grpc_address())?;
+        Ok(Self {
+            front,
+            rotel,
+            authority,
+            node,
+        })
+    }
+}
+
 #[test]
 fn the_books_arrive_at_victoria_metrics_over_tls() {
-    let agent = require("agent", told(agent::binary()));
-    let program = require("victoria-metrics", told(victoria_metrics::available()));
+    let agent = require("agent", agent::binary());
+    let program = require("victoria-metrics", victoria_metrics::available());
     let (Some(_), Some(program)) = (agent, program) else {
         return;
     };
@@ -109,36 +137,30 @@ fn the_books_arrive_at_victoria_metrics_over_tls() {
 
 #[test]
 fn books_and_log_arrive_at_rotel_over_grpc_with_client_certificates() {
-    let agent = require("agent", told(agent::binary()));
-    let front = require("nginx", told(nginx::available()));
-    let (Some(_), Some(front)) = (agent, front) else {
-        return;
-    };
-    let Some(program) = require("pypi", told(rotel::available())) else {
-        return;
-    };
-    let node = Node::new(1).unwrap();
-    let authority = Authority::new(node.dir(), "authority").unwrap();
-    let own = authority.for_name("agent").unwrap();
-    let rotel = Rotel::start(program, node.dir()).unwrap();
-    let front = Nginx::start(&front, node.dir(), &authority, rotel.grpc_address()).unwrap();
+    let Some(rig) = Rig::start() else { return };
+    let own = rig.authority.for_name("agent").unwrap();
     // Without a scheme, as gRPC's clients take it.
     let variables = Variables::new(&[
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", &front.address().to_string()),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            &rig.front.address().to_string(),
+        ),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-scope-orgid=a%3Db"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "1000"),
         ("OTEL_SERVICE_NAME", "lab-gpus"),
     ])
     .with(&[
-        ("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.ca()),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", rig.authority.ca()),
         ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", own.cert),
         ("OTEL_EXPORTER_OTLP_CLIENT_KEY", own.key),
     ]);
-    let agent = node
-        .agent_with("agent", node.config(), &variables.given())
+    let agent = rig
+        .node
+        .agent_with("agent", rig.node.config(), &variables.given())
         .unwrap();
-    let received = rotel
+    let received = rig
+        .rotel
         .wait_for(
             "the books, the agent's own and its log",
             PATIENCE,
@@ -169,26 +191,15 @@ fn books_and_log_arrive_at_rotel_over_grpc_with_client_certificates() {
 
 #[test]
 fn a_wrong_authority_and_a_missing_client_certificate_are_said() {
-    let agent = require("agent", told(agent::binary()));
-    let front = require("nginx", told(nginx::available()));
-    let (Some(_), Some(front)) = (agent, front) else {
-        return;
-    };
-    let Some(program) = require("pypi", told(rotel::available())) else {
-        return;
-    };
-    let node = Node::new(1).unwrap();
-    let authority = Authority::new(node.dir(), "authority").unwrap();
-    let other = Authority::new(node.dir(), "other").unwrap();
-    let rotel = Rotel::start(program, node.dir()).unwrap();
-    let front = Nginx::start(&front, node.dir(), &authority, rotel.grpc_address()).unwrap();
-    let endpoint = format!("https://{}", front.address());
+    let Some(rig) = Rig::start() else { return };
+    let other = Authority::new(rig.node.dir(), "other").unwrap();
+    let endpoint = format!("https://{}", rig.front.address());
     // What is wrong, the class of the state, and what `gpuacct check` finds.
     for (name, ca, class, found) in [
         ("wrong", other.ca(), "tls_unknown_ca", "(tls_unknown_ca)"),
         (
             "missing",
-            authority.ca(),
+            rig.authority.ca(),
             "tls_client_certificate",
             "asks for a client certificate",
         ),
@@ -198,8 +209,9 @@ fn a_wrong_authority_and_a_missing_client_certificate_are_said() {
             ("OTEL_METRIC_EXPORT_INTERVAL", "1000"),
         ])
         .with(&[("OTEL_EXPORTER_OTLP_CERTIFICATE", ca)]);
-        let mut agent = node
-            .agent_with(name, node.config(), &variables.given())
+        let mut agent = rig
+            .node
+            .agent_with(name, rig.node.config(), &variables.given())
             .unwrap();
         agent
             .wait_for_status(class, |status| is_down(status, class))
@@ -210,5 +222,5 @@ fn a_wrong_authority_and_a_missing_client_certificate_are_said() {
         assert!(page.contains(found), "{found}: {page}");
         assert!(agent.stop().unwrap().success());
     }
-    assert_eq!(rotel.received().metrics, []);
+    assert_eq!(rig.rotel.received().metrics, []);
 }

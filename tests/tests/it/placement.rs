@@ -49,17 +49,13 @@ impl Drop for Chain {
     }
 }
 
-fn told(error: anyhow::Error) -> String {
-    format!("{error:#}")
-}
-
 #[test]
 fn short_work_in_deep_cgroups_of_before_is_its_containers() {
     const JOBS: usize = 16;
-    if require("agent", agent::binary().map_err(told)).is_none() {
+    if require("agent", agent::binary()).is_none() {
         return;
     }
-    let Some(hierarchy) = require("cgroups", cgroups::hierarchy().map_err(told)) else {
+    let Some(hierarchy) = require("cgroups", cgroups::hierarchy()) else {
         return;
     };
     for depth in [40, 70, 200] {
@@ -103,10 +99,10 @@ fn short_work_in_deep_cgroups_of_before_is_its_containers() {
 
 #[test]
 fn short_work_of_a_job_that_freezer_alone_names_is_the_jobs() {
-    if require("agent", agent::binary().map_err(told)).is_none() {
+    if require("agent", agent::binary()).is_none() {
         return;
     }
-    let Some((freezer, _)) = require("cgroup-v1", legacy_mount("freezer").map_err(told)) else {
+    let Some((freezer, _)) = require("cgroup-v1", legacy_mount("freezer")) else {
         return;
     };
     let node = Node::new(1).unwrap();

@@ -6,7 +6,6 @@
 
 use std::os::unix::fs::symlink;
 
-use anyhow::Result;
 use gpuacct::config::Config;
 use gpuacct::core::input::IdentitySource;
 use gpuacct::core::model::{SourceId, SourceState};
@@ -19,12 +18,8 @@ use gpuacct_tests::requirement::require;
 
 const SECOND: u64 = 1_000_000_000;
 
-fn told<T>(available: Result<T>) -> Result<T, String> {
-    available.map_err(|error| format!("{error:#}"))
-}
-
 fn node(gpus: u32) -> Option<Node> {
-    require("agent", told(agent::binary()))?;
+    require("agent", agent::binary())?;
     Some(Node::new(gpus).unwrap())
 }
 
@@ -134,7 +129,7 @@ fn late_and_hanging(prepare: impl FnOnce(&mut docker::Options)) {
 
 #[test]
 fn a_daemon_that_says_dev_comes_late_and_hangs_is_followed() {
-    if require("docker", told(docker::available())).is_none() {
+    if require("docker", docker::available()).is_none() {
         return;
     }
     late_and_hanging(|options| options.version_says = Some("dev".to_owned()));
@@ -142,7 +137,7 @@ fn a_daemon_that_says_dev_comes_late_and_hangs_is_followed() {
 
 #[test]
 fn a_newer_daemon_that_comes_late_and_hangs_is_followed() {
-    let Some(tree) = require("docker-new", told(docker::newer())) else {
+    let Some(tree) = require("docker-new", docker::newer()) else {
         return;
     };
     late_and_hanging(|options| options.programs = Some(tree));
@@ -150,7 +145,7 @@ fn a_newer_daemon_that_comes_late_and_hangs_is_followed() {
 
 #[test]
 fn podmans_containers_are_billed_by_name_with_its_socket_and_without() {
-    if require("podman", told(podman::available())).is_none() {
+    if require("podman", podman::available()).is_none() {
         return;
     }
     let Some(node) = node(2) else { return };

@@ -77,13 +77,13 @@ impl Drop for SmallDisk {
 
 impl Rig {
     fn start(small: bool) -> Option<Self> {
-        require("agent", told(agent::binary()))?;
-        require("docker", told(docker::available()))?;
-        require("prometheus", told(prometheus::available()))?;
+        require("agent", agent::binary())?;
+        require("docker", docker::available())?;
+        require("prometheus", prometheus::available())?;
         let node = Node::new(1).expect("a node can be put together");
         let small = small.then(|| SmallDisk::mount(node.dir().join("agent/store")));
         let small = match small {
-            Some(disk) => Some(require("mount", told(disk))?),
+            Some(disk) => Some(require("mount", disk)?),
             None => None,
         };
         Some(Self::assemble(node, small).expect("a rig can be put together"))
@@ -164,10 +164,6 @@ impl Rig {
 }
 
 /// An availability with all of its reasons.
-fn told<T>(available: Result<T>) -> Result<T, String> {
-    available.map_err(|error| format!("{error:#}"))
-}
-
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -271,13 +267,13 @@ fn kills_are_not_seen_in_what_prometheus_adds_up() {
 /// it may be missing, and is never there twice.
 #[test]
 fn kills_make_a_receiver_of_deltas_miss_what_was_under_way_and_nothing_twice() {
-    if require("agent", told(agent::binary())).is_none()
-        || require("docker", told(docker::available())).is_none()
-        || require("prometheus", told(prometheus::available())).is_none()
+    if require("agent", agent::binary()).is_none()
+        || require("docker", docker::available()).is_none()
+        || require("prometheus", prometheus::available()).is_none()
     {
         return;
     }
-    let Some(receiver) = require("pypi", told(rotel::available())) else {
+    let Some(receiver) = require("pypi", rotel::available()) else {
         return;
     };
     let plan = Plan {
@@ -387,12 +383,12 @@ fn after_a_full_disk_series_begin_at_zero_and_not_in_between() {
 
 #[test]
 fn restarts_over_a_read_only_store_never_go_on_from_what_it_holds() {
-    if require("agent", told(agent::binary())).is_none() {
+    if require("agent", agent::binary()).is_none() {
         return;
     }
     let node = Node::new(1).expect("a node can be put together");
     let store = node.dir().join("agent/store");
-    let Some(disk) = require("mount", told(SmallDisk::mount(store.clone()))) else {
+    let Some(disk) = require("mount", SmallDisk::mount(store.clone())) else {
         return;
     };
     let mut agent = node.agent("agent", node.config()).expect("it comes up");
@@ -465,8 +461,8 @@ fn restarts_over_a_read_only_store_never_go_on_from_what_it_holds() {
 
 #[test]
 fn work_that_ends_while_no_agent_runs_is_its_containers() {
-    if require("agent", told(agent::binary())).is_none()
-        || require("docker", told(docker::available())).is_none()
+    if require("agent", agent::binary()).is_none()
+        || require("docker", docker::available()).is_none()
     {
         return;
     }
@@ -529,7 +525,7 @@ fn work_that_ends_while_no_agent_runs_is_its_containers() {
 
 #[test]
 fn a_second_agent_waits_for_the_first_and_says_so() {
-    if require("agent", told(agent::binary())).is_none() {
+    if require("agent", agent::binary()).is_none() {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");

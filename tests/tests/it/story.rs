@@ -10,7 +10,6 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
 use gpuacct::config::Span;
 use gpuacct::core::explanation::{AnswerOutcome, AnswerStory, CgroupOwner, OwnerStory};
 use gpuacct::core::input::IdentitySource;
@@ -56,10 +55,9 @@ struct Story {
 
 impl Story {
     fn start() -> Option<Self> {
-        let told = |available: Result<()>| available.map_err(|error| format!("{error:#}"));
-        require("agent", told(agent::binary().map(|_| ())))?;
-        require("containerd", told(containerd::available()))?;
-        require("prometheus", told(prometheus::available()))?;
+        require("agent", agent::binary())?;
+        require("containerd", containerd::available())?;
+        require("prometheus", prometheus::available())?;
         let node = Node::new(CONTAINERS.len().try_into().unwrap()).unwrap();
         let mut containerd = Containerd::start(node.dir().join("c")).unwrap();
         let pod = containerd.run_pod(NAMESPACE, POD, pod_uid(), &[]).unwrap();

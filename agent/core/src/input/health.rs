@@ -53,7 +53,7 @@ impl Reading {
 pub enum HealthGroup {
     /// Power and the power limit.
     Power,
-    /// Temperatures.
+    /// Temperature of the die and of the memory.
     Temperature,
     /// Clocks and their maxima.
     Clocks,
@@ -302,7 +302,7 @@ impl ThrottleReason {
 /// What NVML recommends to do about a GPU (`nvmlDeviceGpuRecoveryAction_t` in nvml.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecoveryAction {
-    /// Nothing.
+    /// There is nothing to do.
     None,
     /// Reset the GPU.
     Reset,

@@ -94,7 +94,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("gpu", HealthFigure::GpuTemperature),
                 ("memory", HealthFigure::MemoryTemperature),
             ];
-            levels(view, points, &sensors, whole);
+            levels(view, points, GPU_FIRST, &sensors, whole);
         },
     },
     Instrument {
@@ -109,7 +109,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("sm", HealthFigure::SmClock),
                 ("memory", HealthFigure::MemoryClock),
             ];
-            levels_first(view, points, &clocks, mega);
+            levels(view, points, GPU_LAST, &clocks, mega);
         },
     },
     Instrument {
@@ -124,7 +124,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("sm", HealthFigure::SmClockMax),
                 ("memory", HealthFigure::MemoryClockMax),
             ];
-            levels_first(view, points, &clocks, mega);
+            levels(view, points, GPU_LAST, &clocks, mega);
         },
     },
     Instrument {
@@ -178,7 +178,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("corrected", HealthFigure::EccCorrectedAggregate),
                 ("uncorrected", HealthFigure::EccUncorrectedAggregate),
             ];
-            levels(view, points, &kinds, count);
+            levels(view, points, GPU_FIRST, &kinds, count);
         },
     },
     Instrument {
@@ -193,7 +193,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("correctable", HealthFigure::RowsRemappedCorrectable),
                 ("uncorrectable", HealthFigure::RowsRemappedUncorrectable),
             ];
-            levels(view, points, &kinds, count);
+            levels(view, points, GPU_FIRST, &kinds, count);
         },
     },
     Instrument {
@@ -208,7 +208,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("pending", HealthFigure::RemapPending),
                 ("failed", HealthFigure::RemapFailed),
             ];
-            levels(view, points, &states, count);
+            levels(view, points, GPU_FIRST, &states, count);
         },
     },
     Instrument {
@@ -223,7 +223,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("single_bit", HealthFigure::PagesRetiredSingleBit),
                 ("double_bit", HealthFigure::PagesRetiredDoubleBit),
             ];
-            levels(view, points, &kinds, count);
+            levels(view, points, GPU_FIRST, &kinds, count);
         },
     },
     Instrument {
@@ -264,7 +264,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
                 ("sent", HealthFigure::PcieSent),
                 ("received", HealthFigure::PcieReceived),
             ];
-            levels_first(view, points, &directions, kilo);
+            levels(view, points, GPU_LAST, &directions, kilo);
         },
     },
     Instrument {
@@ -357,33 +357,27 @@ fn level(view: &View<'_>, points: &mut Points<'_>, figure: HealthFigure, value: 
     }
 }
 
-/// Figures that have a value now, each with a label behind the GPU's.
+/// The values of two labels, of which one is the GPU's, in the order of a family's keys.
+type InOrder = for<'a> fn(&'a str, &'a str) -> [&'a str; 2];
+
+/// The GPU's label comes first.
+const GPU_FIRST: InOrder = |gpu, label| [gpu, label];
+/// The GPU's label comes last.
+const GPU_LAST: InOrder = |gpu, label| [label, gpu];
+
+/// Figures that have a value now, each with a label of its own beside the GPU's.
 fn levels(
     view: &View<'_>,
     points: &mut Points<'_>,
+    in_order: InOrder,
     figures: &[(&str, HealthFigure)],
     value: fn(i64) -> Value,
 ) {
     for (book, health) in healths(view) {
         for (label, figure) in figures {
             if let Some(found) = health.value(*figure) {
-                points.put(&[book.gpu.uuid.as_str(), label], book.start, value(found));
-            }
-        }
-    }
-}
-
-/// The same, each with a label before the GPU's.
-fn levels_first(
-    view: &View<'_>,
-    points: &mut Points<'_>,
-    figures: &[(&str, HealthFigure)],
-    value: fn(i64) -> Value,
-) {
-    for (book, health) in healths(view) {
-        for (label, figure) in figures {
-            if let Some(found) = health.value(*figure) {
-                points.put(&[label, book.gpu.uuid.as_str()], book.start, value(found));
+                let labels = in_order(book.gpu.uuid.as_str(), label);
+                points.put(&labels, book.start, value(found));
             }
         }
     }

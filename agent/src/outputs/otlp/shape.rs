@@ -20,7 +20,7 @@ pub enum Layout {
     Resource,
 }
 
-/// Both.
+/// How the books are written over OTLP: the names, and where in a message those of a container are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
     /// The names.

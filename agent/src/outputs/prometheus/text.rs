@@ -16,6 +16,7 @@ pub fn render(view: &View<'_>, format: Format, out: &mut String) {
     let mut writer = Writer {
         format,
         owner_prefix: &view.opt_in.owner_prefix,
+        prefix: "",
         out,
         shared: Vec::new(),
     };
@@ -34,6 +35,8 @@ struct Writer<'a> {
     format: Format,
     /// What these keys begin with, so that nobody overwrites them.
     owner_prefix: &'a str,
+    /// The same in the present family: families under others' names have others' labels.
+    prefix: &'a str,
     out: &'a mut String,
     /// Where labels stand in `out` that several families have, by their number. They are copied from
     /// there, since escaping them is most of the work.
@@ -42,6 +45,10 @@ struct Writer<'a> {
 
 impl Sink for Writer<'_> {
     fn family(&mut self, instrument: &'static Instrument) {
+        self.prefix = match instrument.name.starts_with("gpuacct_") {
+            true => self.owner_prefix,
+            false => "",
+        };
         let (family, kind) = match (self.format, instrument.kind) {
             (Format::Text, Kind::Counter) => (instrument.name, "counter"),
             (Format::Text, Kind::Info) => (instrument.name, "gauge"),
@@ -70,12 +77,7 @@ impl Sink for Writer<'_> {
     ) {
         self.out.push_str(instrument.name);
         let from = self.out.len();
-        // Families under others' names have others' labels.
-        let prefix = match instrument.name.starts_with("gpuacct_") {
-            true => self.owner_prefix,
-            false => "",
-        };
-        self.labels(instrument.keys, labels, prefix);
+        self.labels(instrument.keys, labels);
         let labels = from..self.out.len();
         match value {
             Value::Nanos(amount) => decimal(self.out, amount),
@@ -95,7 +97,7 @@ impl Sink for Writer<'_> {
 }
 
 impl Writer<'_> {
-    fn labels(&mut self, keys: &[&str], labels: LabelValues<'_>, owner_prefix: &str) {
+    fn labels(&mut self, keys: &[&str], labels: LabelValues<'_>) {
         let mut keys = keys.iter();
         let mut opening = '{';
         if let Some((number, values)) = labels.shared() {
@@ -107,7 +109,7 @@ impl Writer<'_> {
             if written.is_empty() {
                 let from = self.out.len();
                 for (key, value) in of_family.zip(values) {
-                    let prefix = prefix_of(key, owner_prefix);
+                    let prefix = prefix_of(key, self.prefix);
                     label(self.out, opening, prefix, key, value);
                     opening = ',';
                 }
@@ -119,7 +121,7 @@ impl Writer<'_> {
             }
         }
         for (key, value) in keys.zip(labels.own()) {
-            let prefix = prefix_of(key, owner_prefix);
+            let prefix = prefix_of(key, self.prefix);
             label(self.out, opening, prefix, key, value);
             opening = ',';
         }

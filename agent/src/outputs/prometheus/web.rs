@@ -32,7 +32,6 @@ use axum::http::header::{AUTHORIZATION, HeaderName};
 use axum::http::{HeaderMap, HeaderValue};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustls::ServerConfig;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
@@ -41,7 +40,7 @@ use tracing::{error, info};
 use self::file::{Pem, RateLimit, WebFile};
 use self::passwords::{Passwords, Verdict};
 use self::rate::Bucket;
-use self::tls::CertificateRules;
+use self::tls::{CertificateRules, Tls};
 use self::tokens::Tokens;
 use self::watched::Stamps;
 use crate::core::input::SourceHealth;
@@ -118,12 +117,6 @@ impl ProtectionFiles {
     fn rules(&self, file: WebFile) -> Result<Rules, WebConfigError> {
         Ok(Rules {
             tls: file.tls.as_ref().map(tls::server).transpose()?,
-            certificates: file
-                .tls
-                .as_ref()
-                .map(tls::certificates)
-                .transpose()?
-                .unwrap_or_default(),
             tokens: self
                 .bearer_tokens
                 .as_deref()
@@ -145,8 +138,7 @@ struct Reading {
 /// What is in force.
 #[derive(Default)]
 struct Rules {
-    tls: Option<Arc<ServerConfig>>,
-    certificates: CertificateRules,
+    tls: Option<Tls>,
     headers: Vec<(HeaderName, HeaderValue)>,
     users: BTreeMap<String, String>,
     tokens: Option<Tokens>,
@@ -163,13 +155,21 @@ impl Rules {
         self.has_passwords() || self.tokens.is_some()
     }
 
+    /// What is demanded of clients' certificates.
+    fn certificates(&self) -> CertificateRules {
+        self.tls
+            .as_ref()
+            .map(|tls| tls.certificates)
+            .unwrap_or_default()
+    }
+
     /// Refuses rules that would leave open what these protect.
     fn stay_closed(&self, next: &Self) -> Result<(), WebConfigError> {
         let what = if self.tls.is_some() && next.tls.is_none() {
             "TLS"
         } else if self.asks_who() && !next.asks_who() {
             "a password or a token"
-        } else if let Some(what) = self.certificates.weakened_by(next.certificates) {
+        } else if let Some(what) = self.certificates().weakened_by(next.certificates()) {
             what
         } else {
             return Ok(());
@@ -180,7 +180,7 @@ impl Rules {
     fn words(&self) -> String {
         let parts = [
             self.tls.is_some().then_some("TLS"),
-            self.certificates
+            self.certificates()
                 .is_mandatory
                 .then_some("client certificates"),
             self.has_passwords().then_some("passwords"),

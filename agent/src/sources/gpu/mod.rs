@@ -31,6 +31,8 @@ mod reader_tests;
 pub mod record;
 mod register;
 mod release;
+mod reopening;
+mod requests;
 mod row_clock;
 pub mod sample_clock;
 mod schedule;

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use super::calls::{CallFigures, Watchdog};
 use super::cursor::Cursor;
 use super::namespace::pid_namespace;
-pub use super::supervisor::Asked;
+pub use super::requests::Asked;
 use super::supervisor::{RESTART, Supervisor};
 use crate::config;
 use crate::core::input::Input;

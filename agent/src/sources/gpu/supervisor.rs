@@ -40,6 +40,8 @@ use super::lists;
 use super::orders::Orders;
 use super::register::{RING, Register, WorkerId};
 use super::release::Release;
+use super::reopening::{REOPEN, Reopening};
+use super::requests::{Asked, Request, Requests};
 use super::schedule::{Intervals, Schedule};
 use super::slot::{Running, Slot, WorkerState};
 use super::slots::{Named, Slots};
@@ -54,8 +56,6 @@ use crate::sources::retry::Backoff;
 
 /// Waits between attempts to open the library double from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Delays before the library is reopened because of a failed GPU.
-const REOPEN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// Waits before this begins anew after a defect.
 pub(super) const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long the GPUs that answer wait for the others before they are listed.
@@ -73,16 +73,6 @@ const TICK: Duration = Duration::from_secs(1);
 const COLLECT: Duration = Duration::from_millis(20);
 /// What workers have said and is not taken yet.
 const REPORTS: usize = 64;
-
-/// The receiving ends of what the source can be asked for.
-#[derive(Debug)]
-pub struct Asked {
-    /// To read the process lists soon. A channel of one is enough, since one reading serves all who
-    /// asked before it.
-    pub lists: mpsc::Receiver<()>,
-    /// To let go of the GPUs for a while.
-    pub releases: mpsc::Receiver<ReleaseOrder>,
-}
 
 /// The receiver is gone or the agent stops: there is nothing left to do.
 struct Stop;
@@ -115,22 +105,18 @@ enum Session {
 
 enum Event {
     Tick,
-    Ordered(ReleaseOrder),
     Collected,
     HelperResult(HelperResult),
     Report(Report),
     Xid(XidNews),
-    ListsWanted,
+    Requested(Request),
 }
 
 /// The supervisor. It outlives its own defects: see [`Supervisor::recover`].
 pub(super) struct Supervisor {
     config: config::Gpu,
     out: mpsc::Sender<Input>,
-    /// Absent once nobody can ask any more.
-    lists_wanted: Option<mpsc::Receiver<()>>,
-    /// Absent once nobody can order any more.
-    release_orders: Option<mpsc::Receiver<ReleaseOrder>>,
+    requests: Requests,
     /// A release that somebody has asked for. While it lasts, no library is opened.
     release: Option<Release>,
     shutdown: watch::Receiver<bool>,
@@ -148,8 +134,7 @@ pub(super) struct Supervisor {
     published: Option<Vec<GpuInfo>>,
     health: Health,
     retry: Backoff,
-    reopen: Backoff,
-    reopen_at: Option<Instant>,
+    reopening: Reopening,
     next_tick: Instant,
     /// When the observations that wait for others are taken; absent while none waits.
     collects_until: Option<Instant>,
@@ -173,8 +158,7 @@ impl Supervisor {
         Self {
             register: Register::new(cursors),
             out,
-            lists_wanted: Some(asked.lists),
-            release_orders: Some(asked.releases),
+            requests: asked.into(),
             release: None,
             shutdown,
             xid_events: XidEvents::new(config.health.xid_events, watchdog.clone()),
@@ -189,8 +173,7 @@ impl Supervisor {
             published: None,
             health: Health::default(),
             retry: Backoff::new(RETRY),
-            reopen: Backoff::new(REOPEN),
-            reopen_at: None,
+            reopening: Reopening::default(),
             next_tick: now,
             collects_until: None,
             origin: now,
@@ -215,8 +198,7 @@ impl Supervisor {
                     Event::Report(report)
                 }
                 news = self.xid_events.next() => Event::Xid(news),
-                () = asked(&mut self.lists_wanted) => Event::ListsWanted,
-                order = asked(&mut self.release_orders) => Event::Ordered(order),
+                request = self.requests.next() => Event::Requested(request),
             };
             match event {
                 Event::HelperResult(helped) => self.helped(helped),
@@ -232,9 +214,9 @@ impl Supervisor {
                 // Whoever waits for it looks below.
                 Event::Xid(XidNews::Ended) => {}
                 Event::Collected => self.take_collected(),
-                Event::Ordered(order) => self.take_order(order),
+                Event::Requested(Request::Release(order)) => self.take_order(order),
                 Event::Tick => self.tick(),
-                Event::ListsWanted => {
+                Event::Requested(Request::Lists) => {
                     for running in self.slots.running() {
                         running.orders.want_lists();
                     }
@@ -694,7 +676,7 @@ impl Supervisor {
         let missing = self.register.missing(&troubled);
         let any_missing = !missing.is_empty();
         if any_missing {
-            retry = retry.or(self.reopen_at);
+            retry = retry.or(self.reopening.at());
         }
         troubles.extend(missing);
         if troubles.is_empty() && !self.slots.first(count).all(Slot::is_heard) {
@@ -711,21 +693,15 @@ impl Supervisor {
     /// Reopens the library because of a failed GPU, if that may help.
     fn consider_reopening(&mut self, troubles: Vec<Named>, any_missing: bool) {
         let fails = any_missing || self.slots.may_reopen();
-        // Who is stuck would keep the library open.
-        if !fails || self.slots.any_stuck() {
-            self.reopen_at = None;
-            if !fails {
-                self.reopen.reset();
-            }
-            return;
-        }
-        let now = Instant::now();
-        let reopen = &mut self.reopen;
-        let at = *self.reopen_at.get_or_insert_with(|| now + reopen.wait());
-        if now >= at
+        if !fails {
+            self.reopening.reset();
+        } else if self.slots.any_stuck() {
+            // A thread that is stuck would keep the library open.
+            self.reopening.forget();
+        } else if self.reopening.is_due(Instant::now())
             && let Some(why) = health::gravest(troubles)
         {
-            self.reopen_at = None;
+            self.reopening.forget();
             self.close(why, true);
         }
     }
@@ -811,16 +787,4 @@ impl Supervisor {
 async fn stopped(shutdown: &mut watch::Receiver<bool>) {
     // The value's guard must not live on, the error is the sender's end.
     let _ = shutdown.wait_for(|stop| *stop).await.map(drop);
-}
-
-/// Returns the next request; never returns once nobody can ask.
-async fn asked<T>(requests: &mut Option<mpsc::Receiver<T>>) -> T {
-    if let Some(receiver) = requests {
-        match receiver.recv().await {
-            Some(request) => return request,
-            // A closed channel answers at once, for ever: it would keep this thread spinning.
-            None => *requests = None,
-        }
-    }
-    std::future::pending().await
 }

@@ -12,6 +12,7 @@
 mod accuracy;
 mod crashes;
 mod forks;
+mod health;
 mod identity;
 mod load;
 mod opens;
@@ -40,11 +41,12 @@ use report::Row;
 /// A benchmark: its name, its title, what it does.
 type Benchmark = (&'static str, &'static str, fn(&Bench) -> Result<Vec<Row>>);
 
-const BENCHMARKS: [Benchmark; 10] = [
+const BENCHMARKS: [Benchmark; 11] = [
     ("forks", "Processes come and go", forks::on_and_off),
     ("opens", "Opens of devices", opens::on_and_off),
     ("storm", "Events without a loss", forks::storm),
     ("footprint", "Processor time and memory", load::footprint),
+    ("health", "The health of GPUs", health::health),
     ("metrics", "/metrics", scrape::metrics),
     (
         "identity",

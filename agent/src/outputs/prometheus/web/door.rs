@@ -1,16 +1,13 @@
 //! What a connection passes before its first request: the TLS handshake, if there is TLS.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::Guard;
+use crate::maybe_tls::MaybeTls;
 use crate::outputs::connections::Entry;
 
 /// The first byte of a TLS handshake.
@@ -29,13 +26,13 @@ const REST: u64 = 64 << 10;
 pub(crate) struct Door(pub(crate) Arc<Guard>);
 
 impl Entry<TcpStream> for Door {
-    type Stream = Entered;
+    type Stream = MaybeTls;
 
-    async fn enter(self, mut stream: TcpStream) -> Option<Entered> {
+    async fn enter(self, mut stream: TcpStream) -> Option<MaybeTls> {
         let Self(guard) = self;
         let rules = guard.rules().await;
         let Some(tls) = &rules.tls else {
-            return Some(Entered::Plain(stream));
+            return Some(MaybeTls::Plain(stream));
         };
         let refused = &guard.counters.metrics_refused;
         let mut first = [0];
@@ -47,8 +44,11 @@ impl Entry<TcpStream> for Door {
             tell_not_tls(&mut stream).await;
             return None;
         }
-        match TlsAcceptor::from(Arc::clone(tls)).accept(stream).await {
-            Ok(stream) => Some(Entered::Tls(Box::new(stream))),
+        match TlsAcceptor::from(Arc::clone(&tls.config))
+            .accept(stream)
+            .await
+        {
+            Ok(stream) => Some(MaybeTls::Tls(Box::new(stream.into()))),
             // The client has been told why, by an alert.
             Err(_) => {
                 refused.handshake.add(1);
@@ -68,69 +68,5 @@ async fn tell_not_tls(stream: &mut TcpStream) {
     if stream.write_all(NOT_TLS).await.is_ok() && stream.shutdown().await.is_ok() {
         let mut rest = stream.take(REST);
         let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
-    }
-}
-
-/// A connection that may send requests.
-pub(crate) enum Entered {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Entered {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Entered {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-        }
     }
 }

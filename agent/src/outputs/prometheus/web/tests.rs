@@ -207,7 +207,7 @@ async fn a_changed_file_is_in_force_and_a_broken_one_is_not() {
     assert_eq!(admitted("first").await, Admission::No);
     assert_eq!(told.try_recv().unwrap().state, SourceState::Up);
 
-    let tls = async || Arc::clone(guard.rules().await.tls.as_ref().unwrap());
+    let tls = async || Arc::clone(&guard.rules().await.tls.as_ref().unwrap().config);
     let before = tls().await;
     let faults: [(&str, &str, &str, &str); 5] = [
         ("web.yml", "tls_server_config: [", "web_config", "web.yml"),

@@ -17,10 +17,17 @@ use super::tls_values::{Chosen, chosen};
 const PROTOCOL: &[u8] = b"http/1.1";
 
 /// What a listener needs for TLS.
+pub(super) struct Tls {
+    pub(super) config: Arc<ServerConfig>,
+    /// What `config` demands of clients' certificates.
+    pub(super) certificates: CertificateRules,
+}
+
+/// What a section asks for.
 ///
 /// # Errors
 /// If a file cannot be read, or a value cannot be honoured.
-pub(super) fn server(section: &TlsSection) -> Result<Arc<ServerConfig>, WebConfigError> {
+pub(super) fn server(section: &TlsSection) -> Result<Tls, WebConfigError> {
     let Chosen {
         suites,
         curves,
@@ -77,7 +84,14 @@ pub(super) fn server(section: &TlsSection) -> Result<Arc<ServerConfig>, WebConfi
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok(Arc::new(config))
+    Ok(Tls {
+        config: Arc::new(config),
+        certificates: CertificateRules {
+            is_mandatory: demand.is_mandatory(),
+            is_verified: demand.verifies(),
+            is_named: section.client_allowed_sans.is_some(),
+        },
+    })
 }
 
 /// What is demanded of a client's certificate.
@@ -104,19 +118,6 @@ impl CertificateRules {
             None
         }
     }
-}
-
-/// What a section demands of clients.
-///
-/// # Errors
-/// If `client_auth_type` is none of Go's names, or does not fit the authorities.
-pub(super) fn certificates(section: &TlsSection) -> Result<CertificateRules, WebConfigError> {
-    let demand = Demand::read(&section.client_auth_type, section.client_ca.is_some())?;
-    Ok(CertificateRules {
-        is_mandatory: demand.is_mandatory(),
-        is_verified: demand.verifies(),
-        is_named: section.client_allowed_sans.is_some(),
-    })
 }
 
 fn sans_need_a_certificate() -> WebConfigError {
