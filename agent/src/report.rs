@@ -78,7 +78,7 @@ pub fn make(store: &Path, question: &Question, now: Timestamp) -> Result<Report,
     let ledger = Ledger::open(store)?;
     check(&ledger, question, now)?;
     let hours = question.asked.hours();
-    let mut tally = Tally::new(ledger.standing(), ledger.gpus()?, question);
+    let mut tally = Tally::new(ledger.standing().clone(), ledger.gpus()?, question);
     // Accounts are looked up as they are met; a question within a question sees the same commit.
     let mut failed = None;
     ledger.used(&hours, |used| {

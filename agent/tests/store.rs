@@ -36,6 +36,8 @@ const SECOND: u64 = 1_000_000_000;
 const HOUR: u64 = 3_600 * SECOND;
 /// Ten seconds before a full hour.
 const EPOCH: u64 = 472_222 * HOUR - 110 * SECOND;
+/// Name of the node.
+const NODE: &str = "gpu-7";
 /// The pod of all containers but the first.
 const POD_UID: &str = "11111111-2222-3333-4444-555555555555";
 const IDS: [&str; 3] = [
@@ -462,6 +464,7 @@ fn options(directory: &Path, boot: &str) -> Options {
         retention: Duration::from_secs(35 * 86_400),
         max_bytes: 256 << 20,
         boot: boot.into(),
+        node: NODE.into(),
     }
 }
 
@@ -1512,11 +1515,12 @@ fn a_ledger_without_processes_is_gone_on_from() {
     assert_eq!(node.sql::<i64>("SELECT pid FROM processes"), [7]);
 }
 
-/// Takes back what version 4 has added to a file.
+/// Takes back what the versions from 4 on have added to a file.
 fn as_version_3(file: &Connection) {
     let tables = ["totals", "settled", "series", "namespaces", "hours"].map(|table| (table, ""));
     let others = [("namespaces", "shown_"), ("books", "closed_")];
     let mut sql = "DROP VIEW used; DROP VIEW unsettled; DROP TABLE allocations;
+        ALTER TABLE meta DROP COLUMN node;
         ALTER TABLE totals DROP COLUMN since_boot;
         ALTER TABLE totals DROP COLUMN allocated_through_boot;"
         .to_owned();
@@ -1551,6 +1555,7 @@ fn a_ledger_of_version_3_is_gone_on_from() {
         node.sql::<Option<i64>>("SELECT since_boot FROM totals")[0].is_some(),
         "an account's beginning is noted from here on"
     );
+    assert_eq!(node.sql::<String>("SELECT node FROM meta"), [NODE]);
 }
 
 #[test]

@@ -23,6 +23,9 @@ use gpuacct::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyRe
 use gpuacct::outputs::store::{self, Handle, Options};
 
 /// Idle power: 50 W, in millijoules a second.
+/// Name of the node that a ledger is of.
+pub const NODE: &str = "gpu-7";
+
 const IDLE_MILLIWATTS: u64 = 50_000;
 
 /// The writer and what it has written.
@@ -69,6 +72,7 @@ impl Past {
             retention: Duration::from_secs(35 * 86_400),
             max_bytes: 1 << 40,
             boot: "b0075eed-0000-4000-8000-000000000000".into(),
+            node: NODE.into(),
         })?;
         let books = models.iter().zip(0..).map(|(model, index)| KeptBook {
             gpu: GpuInfo {

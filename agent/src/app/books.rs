@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::outputs::state_of;
-use super::settings::{BOOT_ID, boot, settings};
+use super::settings::{BOOT_ID, boot, node_name, settings};
 use crate::config::Config;
 use crate::core::accountant::Accountant;
 use crate::core::input::SourceHealth;
@@ -152,6 +152,7 @@ fn open(config: &Config) -> Result<Option<Handle>, StoreError> {
         retention: config.store.retention.0,
         max_bytes: config.store.max_size,
         boot: boot.into(),
+        node: node_name(config).into(),
     });
     handle
         .map(Some)

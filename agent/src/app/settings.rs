@@ -97,26 +97,23 @@ pub(super) fn opt_in(config: &Config) -> OptIn {
     };
     OptIn {
         cadvisor: config.cadvisor.enabled.then_some(duty_cycle),
-        dcgm: config.dcgm.enabled.then(|| {
-            let Origin {
-                host_name,
-                node_name,
-                ..
-            } = origin(config);
-            node_name.unwrap_or(host_name)
-        }),
+        dcgm: config.dcgm.enabled.then(|| node_name(config)),
         pod_labels: config.publish.pod_labels.clone(),
         owner_prefix: config.prometheus.owner_prefix.clone(),
     }
 }
 
-/// Resource attributes of OTLP that identify this agent.
-pub(crate) fn origin(config: &Config) -> Origin {
-    // In a pod the kernel's host name is the pod's.
-    let host_name = config.otlp.node_name.clone().unwrap_or_else(|| {
+/// Name of this node: the configured one, since in a pod the kernel's host name is the pod's; else the
+/// kernel's.
+pub(crate) fn node_name(config: &Config) -> String {
+    config.otlp.node_name.clone().unwrap_or_else(|| {
         let names = rustix::system::uname();
         names.nodename().to_string_lossy().into_owned()
-    });
+    })
+}
+
+/// Resource attributes of OTLP that identify this agent.
+pub(crate) fn origin(config: &Config) -> Origin {
     let host_id = std::fs::read_to_string("/etc/machine-id").ok();
     // OTEL_SERVICE_NAME counts for more than the same in OTEL_RESOURCE_ATTRIBUTES.
     let name = config.otlp.service_name.clone();
@@ -124,7 +121,7 @@ pub(crate) fn origin(config: &Config) -> Origin {
     let attributes = config.otlp.resource_attributes.clone();
     let attributes = attributes.into_iter().chain(name);
     Origin {
-        host_name,
+        host_name: node_name(config),
         host_id: host_id
             .map(|id| id.trim().to_owned())
             .filter(|id| !id.is_empty()),

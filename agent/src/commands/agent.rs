@@ -46,7 +46,7 @@ pub struct Options {
     /// Path of NVIDIA's management library, if it is not in a usual place
     #[arg(long, value_name = "PATH")]
     nvml_library: Option<PathBuf>,
-    /// Kubernetes name of this node, sent over OTLP
+    /// Kubernetes name of this node, sent over OTLP and written into the ledger
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
     /// Record all inputs of the core in FILE, for debugging. FILE must not exist, and grows with

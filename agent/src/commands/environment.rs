@@ -16,7 +16,7 @@ pub const VARIABLES: [(&str, &str); 9] = [
     ),
     (
         "NODE_NAME",
-        "Kubernetes name of this node for OTLP, as `agent --node-name`",
+        "Kubernetes name of this node for OTLP and the ledger, as `agent --node-name`",
     ),
     (
         "GPUACCT_RECORD_INPUTS",

@@ -52,7 +52,7 @@ pub struct Options {
     #[arg(long, value_name = "D|T")]
     until: Option<Moment>,
     /// What to group by, with commas: namespace, pod, pod_uid, container, container_id, image,
-    /// runtime, unit, label:KEY, gpu, gpu_index, model, profile, hour, day, month
+    /// runtime, unit, label:KEY, node, gpu, gpu_index, model, profile, hour, day, month
     #[arg(
         long,
         value_name = "LIST",
@@ -146,7 +146,8 @@ pub async fn run(options: Options) -> ExitCode {
         }
     };
     let ledger = Ledger::file_of(&store);
-    let ledger = format!("read from {}{origin}", ledger.display());
+    let ledger = ledger.display();
+    let ledger = format!("read from {ledger} of node {}{origin}", report.node);
     report.notes.insert(0, ledger);
     match show(&options, &report) {
         Ok(()) if report.imbalance.is_zero() => ExitCode::SUCCESS,

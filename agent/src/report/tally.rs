@@ -253,6 +253,7 @@ impl<'a> Tally<'a> {
         let (is_complete, warnings, notes) = (facts.is_complete(), facts.warnings(), facts.notes());
         let prices = question.prices.as_ref();
         Ok(Report {
+            node: self.standing.node,
             asked: question.asked,
             zone: question.zone.clone(),
             since,

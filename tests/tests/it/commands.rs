@@ -816,6 +816,7 @@ fn a_file_or_the_running_agent_says_whose_configuration_is_used() {
     let shell = Shell::new();
     let mut config = shell.config();
     config.otlp.endpoint = Some("http://me:hunter22@127.0.0.1:9".to_owned());
+    config.otlp.node_name = Some("gpu-7".to_owned());
     let agent = shell.agent(config.clone());
     let folder = config.socket.path.parent().unwrap();
     let file = folder.join("gpuacct.toml");
@@ -836,7 +837,7 @@ fn a_file_or_the_running_agent_says_whose_configuration_is_used() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let ledger = shown.store.path.join("gpuacct.db");
     let read = format!(
-        "read from {} (configuration: the running agent's",
+        "read from {} of node gpu-7 (configuration: the running agent's",
         ledger.display()
     );
     let note = report["notes"][0].as_str().unwrap();

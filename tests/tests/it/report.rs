@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +13,7 @@ use gpuacct::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
 use gpuacct::core::model::{Nanos, UnattributedReason, UnobservedReason, WallTime};
 use gpuacct_tests::agent;
 use gpuacct_tests::daemon::install;
-use gpuacct_tests::ledger::{Past, Payer};
+use gpuacct_tests::ledger::{NODE, Past, Payer};
 use gpuacct_tests::node::Node;
 use gpuacct_tests::terminal::Terminal;
 use rusqlite::Connection;
@@ -538,7 +538,7 @@ fn a_ledger_is_read_as_a_crash_left_it_and_where_nothing_can_be_written() {
     let copy = String::from_utf8(output.stdout).unwrap();
     let file = copied.join("gpuacct.db");
     assert!(
-        copy.contains(&format!("read from {}\n", file.display())),
+        copy.contains(&format!("read from {} of node {NODE}\n", file.display())),
         "{copy}"
     );
     assert_eq!(without_its_ledger(&copy), expected);
@@ -971,6 +971,32 @@ fn a_ledger_of_an_older_version_is_read() {
         .collect();
     // What is there now is all that it knows.
     assert_eq!(found, ["4g.40gb", "3g.40gb"]);
+}
+
+#[test]
+fn a_ledger_names_its_node() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    let by_node = [&RANGE[..], &["--by", "node"]].concat();
+    // Also idle time and time without an owner are of a node; the total is of all.
+    let nodes = |rows: Rows| -> BTreeSet<String> {
+        let total = |row: &BTreeMap<String, String>| row["kind"] == "total";
+        let rows = rows.into_iter().filter(|row| !total(row));
+        rows.map(|mut row| row.remove("node").unwrap()).collect()
+    };
+    assert_eq!(nodes(rows(dir.path(), &by_node)), [NODE.to_owned()].into());
+    let json = printed(dir.path(), &[&RANGE[..], &["--output", "json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["node"], NODE);
+
+    // An older agent did not write it.
+    let connection = Connection::open(dir.path().join("gpuacct.db")).unwrap();
+    connection
+        .execute_batch("ALTER TABLE meta DROP COLUMN node; PRAGMA user_version = 4;")
+        .unwrap();
+    drop(connection);
+    let unknown = ["(unresolved)".to_owned()].into();
+    assert_eq!(nodes(rows(dir.path(), &by_node)), unknown);
 }
 
 #[test]

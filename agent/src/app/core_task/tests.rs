@@ -64,6 +64,7 @@ async fn a_commit_that_was_not_stored_is_published_with_the_state_of_the_store()
         retention: Duration::from_secs(1),
         max_bytes: u64::MAX,
         boot: "boot".into(),
+        node: "node".into(),
     });
     let mark = MarkerFile::beside(&directory.path().join("agent.sock"));
     let (keeping, _) = DurabilityGate::begin(handle.unwrap(), mark, now, None).await;

@@ -236,6 +236,7 @@ pub(super) fn json(report: &Report) -> io::Result<String> {
     #[derive(serde::Serialize)]
     struct Document<'a> {
         version: &'a str,
+        node: &'a str,
         asked_since: String,
         asked_until: Option<String>,
         since: String,
@@ -256,6 +257,7 @@ pub(super) fn json(report: &Report) -> io::Result<String> {
     let zone = &report.zone;
     let document = Document {
         version: VERSION,
+        node: &report.node,
         asked_since: zone.show(report.asked.since),
         asked_until: report.asked.until.map(|until| zone.show(until)),
         since: zone.show(report.since),

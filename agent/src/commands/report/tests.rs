@@ -35,11 +35,13 @@ fn report(by: &[&str], timezone: &str, prices: Option<&str>) -> Report {
         prices: prices.map(|text| Prices::parse(text, "p").unwrap()),
     };
     let extent = LedgerExtent {
+        node: "gpu-7".into(),
         committed: wall(committed),
         hour,
         first_hour: hour,
     };
     let gpu = GpuRecord {
+        node: "gpu-7".into(),
         uuid: GpuUuid(UUID.into()),
         index: "0".into(),
         model: "NVIDIA A100-SXM4-80GB".into(),

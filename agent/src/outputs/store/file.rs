@@ -53,6 +53,8 @@ pub struct Options {
     pub max_bytes: u64,
     /// The kernel's boot id.
     pub boot: Arc<str>,
+    /// Name of the node, which is written into the ledger for its readers.
+    pub node: Arc<str>,
 }
 
 /// How much the store may keep.
@@ -314,7 +316,13 @@ impl Store {
             reached: &self.reached,
             missed: self.missed.over(changes.clock),
         };
-        let meta = write::write(&mut open.connection, into, before, changes)?;
+        let meta = write::write(
+            &mut open.connection,
+            into,
+            &self.options.node,
+            before,
+            changes,
+        )?;
         let named = meta.named();
         open.meta = Some(meta);
         self.reached.take(changes);

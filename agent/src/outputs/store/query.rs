@@ -22,10 +22,10 @@ use serde_json::Value;
 
 use super::file::FILE;
 use super::schema::{
-    self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, MEMORY_LOW_BITS, SHARES_SINCE,
+    self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, MEMORY_LOW_BITS, NODE_SINCE, SHARES_SINCE,
 };
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
-use crate::core::model::{GpuUuid, Nanos, WallTime};
+use crate::core::model::{GpuUuid, Nanos, UNRESOLVED, WallTime};
 
 /// How long to wait for somebody who holds the whole file, which no agent does for longer than it
 /// takes to mend it after a crash.
@@ -145,9 +145,11 @@ pub struct Ledger {
     version: u32,
 }
 
-/// How far a ledger reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whose a ledger is, and how far it reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LedgerExtent {
+    /// Name of the node, or `(unresolved)` if no agent has written it yet.
+    pub node: Arc<str>,
     /// When the last commit was made.
     pub committed: WallTime,
     /// Hour of the amounts that are not assigned to an earlier hour.
@@ -160,6 +162,8 @@ pub struct LedgerExtent {
 /// A GPU or MIG instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuRecord {
+    /// Name of its node, or `(unresolved)`.
+    pub node: Arc<str>,
     /// NVML's name of it.
     pub uuid: GpuUuid,
     /// NVML's index, as it was last; that of its GPU for a MIG instance.
@@ -332,13 +336,22 @@ impl Ledger {
                 found: version,
             });
         }
+        let node = match version {
+            ..NODE_SINCE => "NULL",
+            _ => "node",
+        };
         let standing = connection
             .query_row(
-                "SELECT committed, hour, min(hour, coalesce((SELECT min(hour) FROM gpu_hours),
-                    (SELECT min(began) / 3600000000000 FROM lives), hour)) FROM meta",
+                &format!(
+                    "SELECT committed, hour, min(hour, coalesce((SELECT min(hour) FROM gpu_hours),
+                        (SELECT min(began) / 3600000000000 FROM lives), hour)), {node} FROM meta"
+                ),
                 [],
                 |row| {
+                    let node: Option<Arc<str>> = row.get(3)?;
+                    let node = node.filter(|node| !node.is_empty());
                     Ok(LedgerExtent {
+                        node: node.unwrap_or_else(|| UNRESOLVED.into()),
                         committed: WallTime(unsigned(row, 0)?),
                         hour: row.get(1)?,
                         first_hour: row.get(2)?,
@@ -370,10 +383,10 @@ impl Ledger {
         &self.path
     }
 
-    /// How far it reaches.
+    /// Whose it is, and how far it reaches.
     #[must_use]
-    pub fn standing(&self) -> LedgerExtent {
-        self.standing
+    pub const fn standing(&self) -> &LedgerExtent {
+        &self.standing
     }
 
     /// Every GPU that ever had a book, by its number.
@@ -396,6 +409,7 @@ impl Ledger {
                 let info: Value = serde_json::from_str(&info).unwrap_or_default();
                 let of_mig = |key: &str| info["mig"][key].as_str().map(Arc::from);
                 let record = GpuRecord {
+                    node: Arc::clone(&self.standing.node),
                     uuid: GpuUuid(uuid),
                     index: row.get::<_, i64>(6)?.to_string().into(),
                     model: row.get(2)?,

@@ -32,7 +32,8 @@
 //! - `meta`, one row. `store`: a random name of this file, by which the agent's mark in its runtime
 //!   directory distinguishes it from another one. `life`: the present one. `hour`: to which all that is not
 //!   settled belongs. `sequence`, `commit_boot`, `committed`: which commit is the last in here, and
-//!   when it was made on both clocks. `version`: of the agent that made it.
+//!   when it was made on both clocks. `version`: of the agent that made it. `node`: the node's name, as
+//!   that agent knew it; NULL until an agent of version 5 of the file has made a commit.
 //! - `lives`. A life is a stretch in which series continue: it outlasts restarts of the agent, and
 //!   ends with the boot, or when the store did not hold what had been published. `boot`: the
 //!   kernel's boot id. `reason`: why it began, one of `first`, `reboot`, `unstored` (amounts were
@@ -468,6 +469,9 @@ const MIGRATIONS: &[&str] = &[
             DO UPDATE SET allocated_share = allocated_share + excluded.allocated_share;
     "
     ),
+    "
+    ALTER TABLE meta ADD COLUMN node TEXT;
+    ",
 ];
 
 /// The version of a file that has been through every migration.
@@ -483,6 +487,9 @@ pub const VERSION: u32 = {
 
 /// The version from which on amounts have [`AMOUNTS`], and not only the first ten of them.
 pub(super) const SHARES_SINCE: u32 = 4;
+
+/// The version from which on the ledger names its node.
+pub(super) const NODE_SINCE: u32 = 5;
 
 /// The version that has the table `instances`.
 pub(super) const INSTANCES_SINCE: u32 = 2;
@@ -660,7 +667,7 @@ mod tests {
         let connection = made();
         connection
             .execute_batch(
-                "INSERT INTO meta VALUES (1, 'x', 1, 7, 0, 0, 0, '');
+                "INSERT INTO meta VALUES (1, 'x', 1, 7, 0, 0, 0, '', NULL);
                  INSERT INTO lives VALUES (1, 'boot', 0, 'first');
                  INSERT INTO gpus VALUES (1, 'GPU-0', 0, 'm', 'd', '{}');
                  INSERT INTO accounts VALUES

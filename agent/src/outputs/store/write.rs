@@ -45,19 +45,21 @@ pub(super) enum Into<'a> {
     },
 }
 
-/// Writes a commit and returns the row of `meta` that is in force after it.
+/// Writes a commit of the agent on `node` and returns the row of `meta` that is in force after it.
 pub(super) fn write(
     connection: &mut Connection,
     into: Into<'_>,
+    node: &str,
     before: Baseline<'_>,
     changes: &Changes,
 ) -> std::result::Result<Meta, StoreError> {
-    transact(connection, into, before, changes).map_err(StoreError::sqlite("write a commit"))
+    transact(connection, into, node, before, changes).map_err(StoreError::sqlite("write a commit"))
 }
 
 fn transact(
     connection: &mut Connection,
     into: Into<'_>,
+    node: &str,
     before: Baseline<'_>,
     changes: &Changes,
 ) -> Result<Meta> {
@@ -104,10 +106,11 @@ fn transact(
     };
     transaction
         .prepare_cached(
-            "INSERT INTO meta (one, store, life, hour, sequence, commit_boot, committed, version)
-            VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            "INSERT INTO meta (one, store, life, hour, sequence, commit_boot, committed, version,
+                node)
+            VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
             ON CONFLICT (one) DO UPDATE SET store = ?1, life = ?2, hour = ?3, sequence = ?4,
-                commit_boot = ?5, committed = ?6, version = ?7",
+                commit_boot = ?5, committed = ?6, version = ?7, node = ?8",
         )?
         .execute(params![
             meta.store,
@@ -117,6 +120,7 @@ fn transact(
             int(meta.clock.boot.0),
             int(meta.clock.wall.0),
             env!("CARGO_PKG_VERSION"),
+            node,
         ])?;
     if changes.whole {
         transaction.execute_batch("DELETE FROM namespaces; DELETE FROM series;")?;

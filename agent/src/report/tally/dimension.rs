@@ -25,6 +25,8 @@ pub enum Dimension {
     Unit,
     /// A label that the container's runtime gave.
     Label(Arc<str>),
+    /// Name of the node that has the GPU.
+    Node,
     /// GPU or MIG instance, by UUID.
     Gpu,
     /// NVML's index of the GPU, which can change over reboots. A MIG instance has its GPU's.
@@ -42,7 +44,7 @@ pub enum Dimension {
 }
 
 /// Those without a parameter, in the order in which they are offered.
-pub(super) const PLAIN: [(&str, Dimension); 15] = [
+pub(super) const PLAIN: [(&str, Dimension); 16] = [
     ("namespace", Dimension::Namespace),
     ("pod", Dimension::Pod),
     ("pod_uid", Dimension::PodUid),
@@ -51,6 +53,7 @@ pub(super) const PLAIN: [(&str, Dimension); 15] = [
     ("image", Dimension::Image),
     ("runtime", Dimension::Runtime),
     ("unit", Dimension::Unit),
+    ("node", Dimension::Node),
     ("gpu", Dimension::Gpu),
     ("gpu_index", Dimension::GpuIndex),
     ("model", Dimension::Model),
@@ -106,7 +109,8 @@ impl Dimension {
     pub const fn is_identity(&self) -> bool {
         !matches!(
             self,
-            Self::Gpu
+            Self::Node
+                | Self::Gpu
                 | Self::GpuIndex
                 | Self::Model
                 | Self::Profile

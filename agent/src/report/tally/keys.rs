@@ -67,7 +67,7 @@ impl<'a> Keys<'a> {
     pub(super) fn account(&self, account: &AccountValues<'_>, is_in: bool) -> AccountKey {
         let record = account.record;
         let key = self.by.iter().map(|dimension| match dimension {
-            Dimension::Gpu | Dimension::GpuIndex | Dimension::Model => {
+            Dimension::Node | Dimension::Gpu | Dimension::GpuIndex | Dimension::Model => {
                 self.device(record.gpu, dimension)
             }
             _ => account.get(dimension),
@@ -88,9 +88,11 @@ impl<'a> Keys<'a> {
     /// The key of a GPU's hour that is nobody's.
     pub(super) fn nobody(&mut self, gpu: i64, hour: i64) -> Vec<Arc<str>> {
         let key = self.by.iter().map(|dimension| match dimension {
-            Dimension::Gpu | Dimension::GpuIndex | Dimension::Model | Dimension::Profile => {
-                self.device(gpu, dimension)
-            }
+            Dimension::Node
+            | Dimension::Gpu
+            | Dimension::GpuIndex
+            | Dimension::Model
+            | Dimension::Profile => self.device(gpu, dimension),
             _ => self.none.clone(),
         });
         let key: Vec<_> = key.collect();
@@ -103,6 +105,7 @@ impl<'a> Keys<'a> {
             return UNRESOLVED.into();
         };
         match dimension {
+            Dimension::Node => shown(&gpu.node),
             Dimension::GpuIndex => Arc::clone(&gpu.index),
             Dimension::Model => shown(&gpu.model),
             Dimension::Profile => gpu.profile.as_ref().map_or(self.none.clone(), shown),
@@ -177,6 +180,7 @@ impl<'a> AccountValues<'a> {
             Dimension::Runtime => shown(&record.runtime),
             Dimension::Label(key) => self.label(key),
             Dimension::Unit
+            | Dimension::Node
             | Dimension::Gpu
             | Dimension::GpuIndex
             | Dimension::Model

@@ -106,6 +106,8 @@ impl Sums {
 /// A report: its range, notes and rows.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// Name of the node that the ledger is of, or `(unresolved)`.
+    pub node: Arc<str>,
     /// Requested range.
     pub asked: Asked,
     /// The time zone in which moments are shown.

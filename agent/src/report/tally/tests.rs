@@ -17,6 +17,7 @@ const WHOLE: u64 = 3_600 * SECOND;
 fn standing(minutes_of_the_last_hour: u64) -> LedgerExtent {
     let last = u64::try_from(FIRST + 1).unwrap();
     LedgerExtent {
+        node: "gpu-7".into(),
         committed: WallTime(last * WHOLE + minutes_of_the_last_hour * 60 * SECOND),
         hour: FIRST + 1,
         first_hour: FIRST,
@@ -43,6 +44,7 @@ fn question(by: &[Dimension]) -> Question {
 
 fn gpus(hours: std::ops::RangeInclusive<i64>) -> HashMap<i64, GpuRecord> {
     let record = GpuRecord {
+        node: "gpu-7".into(),
         uuid: GpuUuid("GPU-0".into()),
         index: "3".into(),
         model: "A100".into(),
@@ -439,6 +441,7 @@ fn a_limited_report_has_the_accounts_that_were_asked_for_and_no_others() {
         let prices = "currency = \"EUR\"\n[gpu.\"A100\"]\nbusy_hour = \"3.60\"\n";
         let mut gpus = gpus(FIRST..=FIRST);
         let other = GpuRecord {
+            node: "gpu-7".into(),
             uuid: GpuUuid("GPU-1".into()),
             model: "none".into(),
             ..gpus[&1].clone()
@@ -506,6 +509,7 @@ fn rows_are_in_the_order_of_time_when_clocks_are_set_back() {
         ..question(&[Dimension::Hour, Dimension::Day])
     };
     let extent = LedgerExtent {
+        node: "gpu-7".into(),
         committed: WallTime(u64::try_from(begin_of(first + 4).as_nanosecond()).unwrap()),
         hour: first + 4,
         first_hour: first,
