@@ -11,11 +11,12 @@
 //! the path, never made up.
 //!
 //! The same holds outside containers. A batch job or a machine (see `workloads`) is
-//! booked whole: whoever runs in it may make cgroups below it, and none of them is believed. What
-//! is called by its own name alone is one only where root puts it; the others are called by the
-//! whole of their paths, with the user's manager in it where one of his made them. Of
-//! systemd's units the outermost is meant, and what a user's own manager calls its units stands
-//! behind the manager's name, so that nobody's `sshd.service` passes for the host's.
+//! booked as a whole. Whoever runs in it may make cgroups below it, and these do not change the
+//! owner. A workload that is named by its last directory alone is recognised only in places where
+//! root puts it. Any other workload is named by its full path, including the user's service
+//! manager if it is below one. If systemd units nest, the outermost counts. A unit of a user's
+//! service manager has the manager's name before its own, so a user's `sshd.service` cannot be
+//! mistaken for the host's.
 
 mod segment;
 mod workloads;

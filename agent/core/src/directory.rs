@@ -313,9 +313,10 @@ impl Directory {
         ask_if_due(&mut entry.asked, now)
     }
 
-    /// What each source said of a pod, in the order of [`IdentitySource::ALL`]: of its containers
-    /// that are in its cgroup, and what is root's word without one, as [`is_roots`] has it. Below a
-    /// user's own manager anyone can choose a pod's uid, so there only the former counts.
+    /// What each source said of a pod, in the order of [`IdentitySource::ALL`]. An answer counts if
+    /// it is about a container in the pod's cgroup, or if only root can have written it
+    /// ([`is_roots`]). Below a user's own service manager anyone can choose a pod's uid, so only the
+    /// first kind counts there.
     #[must_use]
     pub fn pod_answers(
         &self,

@@ -4,8 +4,8 @@
 //! A process that opens a GPU, runs for a few milliseconds and dies may fall between all of the
 //! driver's samples. What it used is then booked as the device's time without a row, and nobody can
 //! say how much of that was its own; but it was no more than the time from its first open to its
-//! death. That bound is kept for `explain`, and such processes are counted. No time is booked from an
-//! open, ever: monitors open GPUs, too.
+//! death. That bound is kept for `explain`, and such processes are counted. No busy time is booked from
+//! an open, because monitors open GPUs, too.
 //!
 //! Everything is bounded: the processes that are followed, and the bounds that are kept.
 

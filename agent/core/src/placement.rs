@@ -10,11 +10,11 @@
 //!
 //! A path names the owner of a cgroup, and anyone who may make cgroups can write any id into a
 //! path. So an id, and a pod's uid, belongs to the cgroup in which it was first seen, its *place*.
-//! Another cgroup with the same id is refused and charged to the host. The place is given up with
-//! the last process, dead ones that are still kept included, and the last account. One exception: a
-//! user's own service manager, and the inside of a container, are where people make cgroups for
-//! themselves; an id that was first seen there belongs to a cgroup elsewhere as soon as one bears
-//! it, so that nobody can sit on the uid of a pod that is yet to start.
+//! Another cgroup with the same id is refused and charged to the host. The place is released when
+//! the id has no process (dead processes that are still kept count) and no account. One exception:
+//! users can make cgroups below their own service manager and inside a container. An id that was
+//! first seen there moves to a cgroup elsewhere as soon as one has that id. So nobody can reserve
+//! the uid of a pod that has not started yet.
 
 mod paths;
 mod removal;

@@ -56,7 +56,7 @@ enum Read {
     CommitLast {},
 }
 
-/// Why a recording cannot be lived again.
+/// Why a recording cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
     /// There is not even a first line.

@@ -29,7 +29,7 @@ use crate::process_table::CREDIT_SLACK;
 /// Readings of the process lists that are remembered: a window lies between two, and is booked some
 /// seconds late.
 const READINGS: usize = 8;
-/// A reading says nothing of a time that is later than it by more than this.
+/// How long a reading of the process lists stays valid.
 const READING_HOLDS: Nanos = Nanos::from_secs(60);
 
 /// What a listed process has to do with MPS.

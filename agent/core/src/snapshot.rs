@@ -443,8 +443,8 @@ pub struct AgentBook {
     pub exited_processes: u64,
     /// cgroups known by path.
     pub cgroups: u64,
-    /// Processes, cgroups, containers, accounts and amounts of namespaces that a full table turned
-    /// away.
+    /// Entries that were not added because a table was full: processes, cgroups, opens, containers,
+    /// accounts, allocations, namespaces, Xid errors and processes to be stored.
     pub table_overflows: u64,
     /// Scans of `/proc` that were merged.
     pub scans: u64,

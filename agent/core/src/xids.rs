@@ -1,4 +1,4 @@
-//! Xid errors: two reporters made one, and a counter for each number, GPU and owner.
+//! Xid errors: reports of two reporters are merged, and a counter for each number, GPU and owner.
 //!
 //! NVML's events and the kernel's log report the same error. Each report is paired with at most one
 //! report of the other reporter about the same error on the same GPU, and a pair counts once. Reports of

@@ -42,9 +42,9 @@ pub struct OutputCounters {
     pub otlp_requests_delivered: Counter,
     /// Requests that failed.
     pub otlp_requests_failed: Counter,
-    /// Times that what was sent as deltas was written down.
+    /// Times that what was sent as deltas was recorded in its file.
     pub otlp_deltas_kept: Counter,
-    /// Times that it could not be.
+    /// Times that it could not be recorded.
     pub otlp_deltas_unkept: Counter,
     /// Times that what an agent before had sent as deltas could not be read.
     pub otlp_deltas_unread: Counter,
@@ -62,7 +62,7 @@ pub struct OutputCounters {
     pub metrics_refused: RefusedCounters,
     /// Times that a changed web configuration or token file was put in force.
     pub web_config_applied: Counter,
-    /// Times that it could not be.
+    /// Times that a changed file could not be used.
     pub web_config_failed: Counter,
     /// Times that a changed configuration was put in force, at least in part.
     pub config_applied: Counter,

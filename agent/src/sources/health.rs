@@ -23,7 +23,7 @@ pub(crate) struct HealthReporter {
 }
 
 impl HealthReporter {
-    /// Nothing has been reported yet.
+    /// Creates a reporter that has reported nothing yet.
     pub(crate) const fn new(
         source: SourceId,
         out: mpsc::Sender<Input>,

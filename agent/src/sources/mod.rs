@@ -1,7 +1,7 @@
 //! The outside world, turned into plain data.
 //!
-//! A source may fail, block, lie or come late; nothing behind it notices more than an observation
-//! with its age and its error. Two sources never import each other, and none imports an output.
+//! A source may fail, block, give wrong data or start late. The rest of the agent sees only its
+//! observations, each with a time, and its state. No source imports another source or an output.
 
 pub mod clock;
 pub mod gpu;

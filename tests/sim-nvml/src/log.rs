@@ -192,9 +192,9 @@ impl LogReader {
         })
     }
 
-    /// Bytes of the log now, including those that were not read yet.
-    pub(crate) fn length(&self) -> u64 {
-        self.file.metadata().map_or(0, |metadata| metadata.len())
+    /// The log's file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Hands every new entry to `each`, in order, and returns the wall clock before which no more

@@ -102,7 +102,7 @@ pub(super) static FAMILIES: &[Instrument] = &[
         otlp: "gpuacct.table.overflows",
         kind: Kind::Counter,
         unit: Unit::Count("{entry}"),
-        help: "Processes, cgroups or accounts that were not added because a table was full.",
+        help: "Entries that were not added because a table was full: processes, cgroups, opens, containers, accounts, allocations, namespaces, Xid errors and processes to be stored.",
         keys: &[],
         read: |view, points| own(view, points, view.snapshot.agent.table_overflows),
     },

@@ -87,12 +87,12 @@ impl DeltaSession {
         }
     }
 
-    /// These are about to be sent, a list a message; what was not in that snapshot is not published
-    /// any more.
+    /// Records the growths that are about to be sent, one list for each message. Series that are not
+    /// in this snapshot are no longer published.
     ///
     /// # Errors
     ///
-    /// They must not be.
+    /// If the growths must not be sent.
     pub(super) async fn offer(
         &mut self,
         snapshot: &Snapshot,

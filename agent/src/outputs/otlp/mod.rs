@@ -71,7 +71,7 @@ pub struct Options {
     pub origin: Origin,
     /// What is sent only where it is asked for.
     pub opt_in: watch::Receiver<Arc<OptIn>>,
-    /// What is called how, and where.
+    /// Names of metrics and attributes, and where container names go.
     pub shape: Shape,
     /// What a counter's points say.
     pub temporality: Temporality,

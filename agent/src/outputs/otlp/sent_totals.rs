@@ -5,10 +5,10 @@
 //! if the message certainly did not arrive. A message that is not known to have failed counts as
 //! arrived.
 //!
-//! A series is known by its family, its labels and its start: with another start it is another
-//! one. Of a series that is not known it has to be said whether any of it can have been sent before.
-//! One that began no earlier than [`SentTotals::floor_of`] its family is new, and goes out from its own
-//! start; an older one begins with the total that it has by then, of which nothing is sent.
+//! A series is identified by its family, labels and start. For an unknown series it must be
+//! decided whether a part of it may have been sent before. If it began no earlier than
+//! [`SentTotals::floor_of`] of its family, it is new, and all of it is sent. If it is older, its
+//! present total counts as sent, and only later growth is sent.
 //!
 //! It refuses to know of files and messages. Amounts are those of [`Value`], times nanoseconds
 //! since 1970 as they go out, but for the boot time at which a series was last seen.

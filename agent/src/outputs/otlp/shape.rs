@@ -39,7 +39,7 @@ impl Shape {
         Self::of(Naming::Labels, Layout::Resource),
     ];
 
-    /// These two.
+    /// A shape with this naming and this layout.
     #[must_use]
     pub const fn of(naming: Naming, layout: Layout) -> Self {
         Self { naming, layout }

@@ -1,13 +1,12 @@
-//! Amounts of a commit that belong to no hour of this file, or to hours before the present one.
+//! Assigns amounts of a commit to earlier hours, or to no hour of this file.
 //!
-//! A commit says how much there is in all, and what is beyond the amounts that are settled is the
-//! present hour's. That is so while commits follow each other by the second. Where they do not (the
-//! file is a new one in the midst of a life, or nothing could be written for hours, or no agent ran)
-//! parts of a commit are settled here, as they were booked: see [`super::watermark`].
+//! A commit has totals. The difference to the totals that are already assigned to hours belongs to
+//! the present hour. This is wrong if the file is new within a life, if nothing could be written
+//! for hours, or if no agent ran. Then this module assigns the difference to the hours in which it
+//! was booked: see [`super::watermark`].
 //!
-//! What nobody can tell any more has a name: where more accounts were closed than could be kept while
-//! the store did not take them, their amounts are a record of an owner `(overflow)`, so that a report
-//! still adds up.
+//! If more accounts were closed than could be kept while the store failed, their amounts are
+//! recorded under the owner `(overflow)`, so that a report still adds up.
 
 use std::collections::{HashMap, HashSet};
 

@@ -11,15 +11,16 @@
 //! usual one, a sixth of a second; where they contradict each other, rows are taken as if they were
 //! about the device's own samples.
 //!
-//! A row stands for whole samples where a number of them shows as its percent (the driver credits a
-//! sample to one process, and most samples are all or nothing), else for the middle of what does: the
-//! errors have no side, and those of one window's end are made good by the next.
+//! The driver credits a sample to one process, and most samples are 0 % or 100 %. So if a whole
+//! number of samples gives the row's percent, the row stands for that number. Otherwise it stands
+//! for the middle of the amounts that give this percent. These errors have no bias, and the error
+//! at the end of one window is corrected by the next.
 //!
-//! The device's figure is floored as well, and a sample of a second hides up to ten milliseconds. Where
-//! the rows add up to an amount that shows as that figure, that amount is what it was; beyond, the
-//! device's figure bounds what is billed.
+//! The device's figure is floored, too: a sample of one second hides up to ten milliseconds. If the
+//! sum of the rows is floored to the device's figure, the sum is used. Otherwise the device's
+//! figure is the upper bound.
 //!
-//! Pure. Units: microseconds of NVML's wall clock, nanoseconds, and *points* as in
+//! Pure. Units: microseconds of the clock of the device's samples, nanoseconds, and *points* as in
 //! [`credit`](super::credit): one percent of one sample.
 
 use std::collections::VecDeque;

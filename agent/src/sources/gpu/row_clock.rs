@@ -3,8 +3,9 @@
 use super::sample_clock::{Answered, ClockChange, SampleClock, StampClock};
 use super::window::JITTER_US;
 
-/// How often in turn a relation of stamps must be found: an answer can have a sample that the one before
-/// it lacks.
+/// Number of consecutive answers that must show the same offset between the stamps of rows and of
+/// samples before it is used. One is not enough: an answer can have a sample that the previous
+/// answer lacked.
 const RELATED_AFTER: u8 = 2;
 
 /// How far a stamp may be off when it is converted between two known clocks, in microseconds: they are

@@ -10,8 +10,8 @@ use crate::core::model::Nanos;
 
 /// The period until one is measured: what RM's headers give as the shortest.
 const ASSUMED_PERIOD: Nanos = Nanos(1_000_000_000 / 6);
-/// Spacings outside this range are no period of any product (1/6 s to 1 s by RM's headers), but
-/// pauses or junk.
+/// Spacings outside this range, in nanoseconds, are pauses or invalid. Products have 1/6 s to 1 s by
+/// the headers of NVIDIA's resource manager (RM); the range has a margin on both sides.
 const PERIODS: RangeInclusive<u64> = 10_000_000..=1_500_000_000;
 /// Spacings of which the median is taken.
 const SPACINGS: usize = 64;

@@ -51,8 +51,8 @@ use crate::core::model::{BootTime, GpuUuid, Nanos, Pid, UnobservedReason};
 /// A stretch without a new sample is closed as unobserved once it is longer than this. Until then
 /// nothing is lost by waiting: the driver's ring holds ten seconds at least.
 pub const PATIENCE: Nanos = Nanos::from_secs(5);
-/// After so many windows in which every row's time was a sample's of the device, they are on one beat
-/// again: where they are not, some are by chance.
+/// Number of consecutive windows, in each of which every row's time is that of a device sample, after
+/// which processes count as sampled together with the device. Fewer can match by chance.
 const OFF_BEAT: u8 = 16;
 /// What a sample's time may differ by when its clock is read anew. Samples are far further apart.
 pub(super) const JITTER_US: u64 = 50;

@@ -148,7 +148,7 @@ fn class_of(error: &EngineError) -> &'static str {
             }
             let system = causes(error).find_map(|cause| {
                 let io = cause.downcast_ref::<io::Error>()?;
-                // These two kinds are only the clothes of the next error in the chain.
+                // Errors of these two kinds only wrap the next error in the chain.
                 let is_clothes = matches!(io.kind(), ErrorKind::Other | ErrorKind::InvalidData);
                 (!is_clothes).then(|| io_class(io.kind()))
             });

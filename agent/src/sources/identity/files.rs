@@ -3,9 +3,10 @@
 //!
 //! Files have no connection to lose, so such a source does nothing until the core asks, apart from
 //! looking now and then whether its folders are there. A lookup is answered on a thread that may
-//! block; a disk that hangs is a time-out of this source and holds nothing else. What was answered
-//! is not looked at again before a while, which grows: neither what was not found, nor what was and
-//! did not satisfy the core, which asks as long as it wants to know and so is the timer.
+//! block; a disk that hangs is a time-out of this source and affects nothing else. After an answer
+//! about an id the files are not read again for that id for a while. This time grows with each
+//! answer. It applies to ids that were not found, and to answers that the core could not use. The
+//! core repeats its lookup while it needs a name, so this module needs no timer.
 //!
 //! It refuses to follow a link out of the folder that it reads in, to open what is no regular file,
 //! and to read more than a bounded part of any.

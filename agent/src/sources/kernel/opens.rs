@@ -5,10 +5,10 @@
 //! - `chrdev_open` is a function of the kernel that every open of every character device goes
 //!   through, and nothing else does: it costs ordinary files nothing. Some kernels let nobody attach
 //!   to their functions.
-//! - The tracepoints at the end of the calls that open files. With them every program's every system
-//!   call takes the kernel's slower way out, and every open a look at its inode. They are found by
-//!   way of tracefs, which is not mounted in most containers.
-//! - `sys_exit`, which needs neither and comes by after every system call: the dearest.
+//! - The exit tracepoints of the system calls that open files. While they are attached, every system
+//!   call of every program takes the kernel's slower exit path, and for every open the inode is
+//!   read. They need tracefs, which is not mounted in most containers.
+//! - `sys_exit`, which needs no tracefs. It runs after every system call and costs the most.
 //!
 //! What they cost is in `docs/PERFORMANCE.md`. Which of them a kernel allows is found out by trying,
 //! and each refusal is kept with its reason.
@@ -101,7 +101,7 @@ impl OpenHook {
             Self::Opens => {
                 let attached = attach_to_open_calls(object);
                 if attached.is_err() {
-                    // Half of it would report an open twice, beside the hook that stands in.
+                    // If some of these stayed attached beside the fallback hook, opens would be reported twice.
                     for name in OPEN_CALLS {
                         let _ = program::<TracePoint>(object, name)?.unload();
                     }

@@ -29,9 +29,9 @@
 //! # When nobody listens
 //!
 //! The channel to the core is bounded. While it is full, events collect here up to [`MAX_PENDING`];
-//! from then on they stay in the ring. If that fills up too, the object counts what it had to drop,
-//! which is the one place where an event can be lost, and the one counter that says so: a rise of
-//! `lost` is what makes the core scan `/proc` again. The thread also voids the announcements of
+//! from then on they stay in the ring. If that fills up too, the object drops events and counts
+//! them (`lost`). A rise of `lost`, `skipped` or `undecodable` makes the core scan `/proc` again.
+//! After a loss the thread also voids the announcements of
 //! cgroups then, once the loss is over, so that those are made again. An event that the kernel skipped
 //! ([`super::skipped`]) never came near the ring, and counts as lost in the same way.
 

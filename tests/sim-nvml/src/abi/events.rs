@@ -1,11 +1,17 @@
 //! NVML's event sets: Xid errors of the scenario, delivered once to each set that asked for them.
 
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nvml_wrapper_sys::bindings::{nvmlEventData_t, nvmlEventSet_t};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
 
 use super::{Answer, client, code, handle_of, locked, on_gpu};
 
@@ -46,9 +52,31 @@ pub(super) fn register(set: nvmlEventSet_t, gpu: u32, seen: usize, types: u64) -
     Ok(())
 }
 
-/// How often the scenario is looked at for an event. NVIDIA's driver wakes the caller; this library has
-/// to look, and what that costs is counted as the agent's.
-const LOOK_EACH: Duration = Duration::from_millis(100);
+/// The least time between two looks at the log: many jobs that write at once wake a caller once.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// Wakes a caller when something is written into the scenario's log, as NVIDIA's driver wakes it when
+/// an event happens. A caller that looked again and again would be counted as the agent's cost.
+struct LogWatch(OwnedFd);
+
+impl LogWatch {
+    fn new(log: &Path) -> rustix::io::Result<Self> {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&inotify, log, WatchFlags::MODIFY)?;
+        Ok(Self(inotify))
+    }
+
+    /// Waits until something has been written since the last call, or the time is over.
+    fn wait(&self, time: Duration) -> rustix::io::Result<()> {
+        let time = Timespec::try_from(time).map_err(|_| Errno::INVAL)?;
+        let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut ready, Some(&time))?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(&self.0, &mut buffer);
+        while reader.next().is_ok() {}
+        Ok(())
+    }
+}
 
 /// Blocks until an event comes or the time is over.
 pub(super) fn wait(
@@ -56,16 +84,11 @@ pub(super) fn wait(
     set: nvmlEventSet_t,
     timeout_ms: u32,
 ) -> Result<nvmlEventData_t, u32> {
-    let called = Instant::now();
-    let is_over = || called.elapsed() >= Duration::from_millis(u64::from(timeout_ms));
-    let mut seen_length = None;
+    let end = Instant::now() + Duration::from_millis(u64::from(timeout_ms));
+    // Begun before the first look, so nothing is written unseen between the two.
+    let watch = LogWatch::new(&client()?.log_path()).map_err(|_| code::UNKNOWN)?;
     loop {
-        let length = client()?.log_length();
-        if seen_length.replace(length) == Some(length) && !is_over() {
-            // Nothing has happened, so there is nothing to replay.
-            thread::sleep(LOOK_EACH);
-            continue;
-        }
+        let looked = Instant::now();
         let mut cursors = locked(&SETS)
             .get(&set.addr())
             .cloned()
@@ -92,8 +115,14 @@ pub(super) fn wait(
                 });
             }
         }
-        if is_over() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Err(code::TIMEOUT);
         }
+        match watch.wait(left) {
+            Ok(()) | Err(Errno::INTR) => {}
+            Err(_) => return Err(code::UNKNOWN),
+        }
+        thread::sleep(BETWEEN_LOOKS.saturating_sub(looked.elapsed()));
     }
 }

@@ -246,9 +246,9 @@ impl Client {
         })
     }
 
-    /// Bytes of the log, by which a caller knows that something has happened.
-    fn log_length(&self) -> u64 {
-        locked(&self.state).0.length()
+    /// The log, by which a caller knows that something has happened.
+    fn log_path(&self) -> PathBuf {
+        locked(&self.state).0.path().to_owned()
     }
 
     /// Applies the faults that hit a call, then lets it answer. A blocked call holds no lock: other

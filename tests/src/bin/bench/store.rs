@@ -149,7 +149,7 @@ pub(crate) fn store(bench: &Bench) -> Result<Vec<Row>> {
             ),
         ),
         Row::new(
-            "— written an hour: to files, of it to the disk",
+            "— written in an hour: by write calls; to the disk, with the file system's own writes",
             format!(
                 "{:.0} MB; {:.0} MB",
                 an_hour(written.to_files),
