@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::input::{XidReport, XidReporter};
-use crate::model::{BootTime, Clock, HostUnit, Nanos, Owner, Pid, WallTime, none, unresolved};
+use crate::model::{
+    BootTime, Clock, HostUnit, Nanos, Owner, Pid, ProcessId, WallTime, none, unresolved,
+};
 use crate::snapshot::ContainerLabels;
 
 /// How far the times of two reports about one error may be apart. NVML's events have the time at which
@@ -41,6 +43,9 @@ pub(crate) struct XidError {
     pub(crate) pid: Option<Pid>,
     /// Who held the GPU when it was reported.
     pub(crate) holder: SoleHolder,
+    /// The owner, once all events until the error are known; none if there is no sole one. It is kept
+    /// because the process may be forgotten while the owner's names are waited for.
+    pub(crate) owner: Option<Option<Owner>>,
     reporter: XidReporter,
     /// Whether the other reporter has come, too.
     is_paired: bool,
@@ -60,18 +65,21 @@ pub(crate) enum SoleHolder {
     /// Nobody, as far as is known.
     #[default]
     Nobody,
-    /// One owner.
-    One(Owner),
+    /// One owner, with its processes that had a context.
+    One(Owner, Vec<ProcessId>),
     /// More than one, or somebody who is not known.
     Several,
 }
 
 impl SoleHolder {
-    /// Adds the owner of another process; none if it is not known.
-    pub(crate) fn add(&mut self, owner: Option<&Owner>) {
-        *self = match (std::mem::take(self), owner) {
-            (Self::Nobody, Some(owner)) => Self::One(owner.clone()),
-            (Self::One(one), Some(owner)) if one == *owner => Self::One(one),
+    /// Adds another process and its owner; none if these are not known.
+    pub(crate) fn add(&mut self, found: Option<(ProcessId, Owner)>) {
+        *self = match (std::mem::take(self), found) {
+            (Self::Nobody, Some((process, owner))) => Self::One(owner, vec![process]),
+            (Self::One(one, mut processes), Some((process, owner))) if one == owner => {
+                processes.push(process);
+                Self::One(one, processes)
+            }
             _ => Self::Several,
         };
     }
@@ -176,6 +184,7 @@ impl Xids {
             twin.is_paired = true;
             if report.reporter == XidReporter::KernelLog {
                 twin.pid = report.pid;
+                twin.owner = None;
                 twin.at = report.at;
                 if !twin.is_counted {
                     twin.xid = xid;
@@ -190,6 +199,7 @@ impl Xids {
             received: clock.boot,
             pid: report.pid,
             holder,
+            owner: None,
             reporter: report.reporter,
             is_paired: false,
             is_counted: false,
@@ -245,7 +255,7 @@ impl Xids {
     pub(crate) fn settle(
         &mut self,
         clock: Clock,
-        settle: &mut dyn FnMut(&XidError) -> Option<XidOwner>,
+        settle: &mut dyn FnMut(&mut XidError) -> Option<XidOwner>,
     ) {
         let mut errors = std::mem::take(&mut self.errors);
         for error in errors.iter_mut().filter(|error| !error.is_counted) {
@@ -301,6 +311,7 @@ mod tests {
 
     use super::*;
     use crate::input::XidGpu;
+    use crate::model::StartTicks;
 
     fn clock(millis: u64) -> Clock {
         Clock {
@@ -433,16 +444,23 @@ mod tests {
     #[test]
     fn a_holder_is_sole_if_all_processes_are_of_one_known_owner() {
         let [one, other] = ["a.service", "b.service"].map(|unit| Owner::Host(unit.into()));
+        let process = ProcessId {
+            pid: Pid(7),
+            start: StartTicks(1),
+        };
         for (owners, expected) in [
             (vec![], SoleHolder::Nobody),
-            (vec![Some(&one), Some(&one)], SoleHolder::One(one.clone())),
+            (
+                vec![Some(&one), Some(&one)],
+                SoleHolder::One(one.clone(), vec![process; 2]),
+            ),
             (vec![Some(&one), Some(&other)], SoleHolder::Several),
             (vec![Some(&one), None], SoleHolder::Several),
             (vec![None, Some(&one)], SoleHolder::Several),
         ] {
             let mut holder = SoleHolder::default();
             for owner in &owners {
-                holder.add(*owner);
+                holder.add(owner.map(|owner| (process, owner.clone())));
             }
             assert_eq!(holder, expected, "{owners:?}");
         }

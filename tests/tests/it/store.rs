@@ -263,6 +263,47 @@ fn kills_are_not_seen_in_what_prometheus_adds_up() {
     assert!(agent.stop().expect("it ends").success());
 }
 
+#[test]
+fn reloads_under_load_are_not_seen_in_what_prometheus_adds_up() {
+    const RELOADS: u64 = 4;
+    let Some(mut rig) = Rig::start(false) else {
+        return;
+    };
+    let mut agent = rig.agent();
+    let work = rig.work();
+    let file = rig.node.dir().join("agent/gpuacct.toml");
+    let written = fs::read_to_string(&file).expect("it is the agent's file");
+    let mut config = Config::parse(&written, "it").expect("the agent has read it");
+    for reload in 1..=RELOADS {
+        // Each of these changes what is published while the container works.
+        config.cadvisor.enabled = !config.cadvisor.enabled;
+        config.publish.zero_for = Span(Duration::from_secs(5 + reload % 2));
+        config.store.max_size += 1 << 20;
+        let text = config.to_toml().expect("it can be written");
+        fs::write(&file, text).expect("it is the agent's file");
+        let applied = format!("gpuacct_config_changes_total{{outcome=\"applied\"}} {reload}\n");
+        agent
+            .wait_for("the change", |agent| {
+                Ok(agent.get("/metrics")?.1.contains(&applied))
+            })
+            .expect("it is in force");
+        let before = shown(&agent.status().expect("it answers").snapshot, CONTAINER);
+        agent
+            .wait_for_status("it to be billed", |status| {
+                shown(&status.snapshot, CONTAINER) > before + SECOND / 2
+            })
+            .expect("it works on");
+    }
+    let report = rig.settle(&mut agent, &work);
+    let book = &report.snapshot.gpus[0];
+    assert_eq!(book.imbalance, 0);
+    for family in [CONTAINER, NAMESPACE] {
+        let growth = rig.growth(family, &report).expect("Prometheus answers");
+        assert_eq!(growth, book.busy.0, "{family}");
+    }
+    assert!(agent.stop().expect("it ends").success());
+}
+
 /// An export that is under way when the agent is killed counts as told, whether it arrived or not:
 /// it may be missing, and is never there twice.
 #[test]

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::accountant::Accountant;
 use crate::input::{GpuHealth, XidGpu, XidReport};
-use crate::model::{Clock, Nanos, Owner};
+use crate::model::{Clock, Nanos, Owner, ProcessId};
 use crate::owners;
+use crate::process_table::CREDIT_SLACK;
 use crate::snapshot::{Attribution, XidSeries};
 use crate::xids::{SoleHolder, XidError, XidOwner};
 
@@ -47,7 +48,7 @@ impl Accountant {
     }
 
     /// To whom an error is counted; none while that may still become known.
-    fn owner_of_xid(&mut self, error: &XidError, clock: Clock) -> Option<XidOwner> {
+    fn owner_of_xid(&mut self, error: &mut XidError, clock: Clock) -> Option<XidOwner> {
         let waited = clock.boot.since(error.received);
         let has_waited = waited >= self.settings.await_events;
         let events = self.tracker.events();
@@ -57,17 +58,12 @@ impl Accountant {
         if !is_known && !has_waited {
             return None;
         }
-        let owner = match error.pid {
-            Some(pid) => {
-                let mut lookup = self.tracker.lookup();
-                owners::owner_of(pid, error.at, error.at, &mut lookup)
-                    .1
-                    .ok()
+        let owner = match &error.owner {
+            Some(owner) => owner.clone(),
+            None => {
+                let owner = self.cause_of(error);
+                error.owner.insert(owner).clone()
             }
-            None => match &error.holder {
-                SoleHolder::One(owner) => Some(owner.clone()),
-                SoleHolder::Nobody | SoleHolder::Several => None,
-            },
         };
         let owner = match owner {
             None => return Some(XidOwner::unresolved()),
@@ -84,6 +80,27 @@ impl Accountant {
                 Owner::Pod(_) | Owner::Host(_) => crate::naming::no_names(&owner),
             }))),
         }
+    }
+
+    /// The owner of the process that caused an error, or the sole holder of the GPU at that time.
+    fn cause_of(&mut self, error: &XidError) -> Option<Owner> {
+        let mut lookup = self.tracker.lookup();
+        if let Some(pid) = error.pid {
+            return owners::owner_of(pid, error.at, error.at, &mut lookup)
+                .1
+                .ok();
+        }
+        let SoleHolder::One(owner, processes) = &error.holder else {
+            return None;
+        };
+        // A process that had ended before cannot have caused it. NVML's event is later than the error,
+        // and the driver may end the process that caused it.
+        let from = error.at.minus(CREDIT_SLACK);
+        let lived = |process: &ProcessId| {
+            let facts = lookup.processes.facts_of(*process);
+            facts.is_some_and(|facts| facts.exit.is_none_or(|exit| exit >= from))
+        };
+        processes.iter().any(lived).then(|| owner.clone())
     }
 
     /// Whether names are not waited for any longer.
@@ -109,8 +126,8 @@ impl Accountant {
         for (device, is_part) in self.devices.iter().zip(is_part) {
             let lists = device.lists.as_ref().filter(|lists| lists.at >= oldest);
             for lists in lists.into_iter().filter(|_| is_part) {
-                for (_, owner) in owners::owners_of(&lists.processes, lists.at, &mut lookup) {
-                    holder.add(owner.ok().as_ref());
+                for (process, owner) in owners::owners_of(&lists.processes, lists.at, &mut lookup) {
+                    holder.add(process.zip(owner.ok()));
                 }
             }
         }

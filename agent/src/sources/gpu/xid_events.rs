@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{EventSet, Nvml};
+use nvml_wrapper::{Device, EventSet, Nvml};
 use tokio::sync::mpsc;
 
 use super::calls::Watchdog;
@@ -46,8 +46,8 @@ pub(super) enum XidNews {
 /// The thread, seen from the supervisor.
 pub(super) struct XidEvents {
     is_on: bool,
-    /// Whether this session of the library lacks its thread.
-    is_due: bool,
+    /// When this session of the library is to have its thread; absent once it has it.
+    due: Option<Instant>,
     watchdog: Watchdog,
     running: Option<Running>,
     news: (mpsc::Sender<XidNews>, mpsc::Receiver<XidNews>),
@@ -63,7 +63,7 @@ impl XidEvents {
     pub(super) fn new(is_on: bool, watchdog: Watchdog) -> Self {
         Self {
             is_on,
-            is_due: false,
+            due: None,
             watchdog,
             running: None,
             news: mpsc::channel(REPORTS),
@@ -84,18 +84,19 @@ impl XidEvents {
     }
 
     /// A library was opened.
-    pub(super) const fn begin_session(&mut self) {
-        self.is_due = self.is_on;
+    pub(super) fn begin_session(&mut self) {
+        self.due = self.is_on.then(Instant::now);
     }
 
     /// Starts the thread with an open library that lists so many GPUs, if this session has none, and as
     /// soon as no earlier one is there.
     pub(super) fn start(&mut self, library: &Arc<Library>, count: usize) {
         // Its last news has not been taken yet: it would be taken for that of the next thread.
-        if !self.is_due || self.running.is_some() {
+        let now = Instant::now();
+        if self.due.is_none_or(|due| due > now) || self.running.is_some() {
             return;
         }
-        self.is_due = false;
+        self.due = None;
         let library = Arc::clone(library);
         let orders = Arc::<Orders>::default();
         let lane = self.watchdog.new_lane();
@@ -134,6 +135,7 @@ impl XidEvents {
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot start the thread that waits for Xid errors");
+                self.due = Some(now + PAUSE);
             }
         }
     }
@@ -174,7 +176,8 @@ impl Thread {
         }
         let mut without = Vec::new();
         while !self.is_over(Instant::now()) {
-            let set = match self.set(nvml, &mut without) {
+            let mut names = Vec::new();
+            let set = match self.set(nvml, &mut without, &mut names) {
                 Ok(Some(set)) => set,
                 // No GPU reports events, or none now.
                 Ok(None) => {
@@ -184,7 +187,7 @@ impl Thread {
                 }
                 Err(Refused) => continue,
             };
-            let waited = self.wait(&set);
+            let waited = self.wait(&set, &names);
             // The wrapper frees it. A call that does not return is seen in this lane.
             let _ = self.watchdog.call("nvmlEventSetFree", None, || {
                 drop(set);
@@ -212,11 +215,13 @@ impl Thread {
         }
     }
 
-    /// A set with the Xid errors of every GPU that reports them; none if there is no such GPU.
+    /// A set with the Xid errors of every GPU that reports them, whose names are added to `names`; none
+    /// if there is no such GPU.
     fn set<'nvml>(
         &self,
         nvml: &'nvml Nvml,
         without: &mut Vec<u32>,
+        names: &mut Vec<(Handle, GpuUuid)>,
     ) -> Result<Option<EventSet<'nvml>>, Refused> {
         let xid = EventTypes::CRITICAL_XID_ERROR;
         let created = self
@@ -231,6 +236,7 @@ impl Thread {
                 nvml.device_by_index(index)
             });
             let Ok(device) = device else { continue };
+            let uuid = self.uuid(&device);
             let types = self
                 .watchdog
                 .call("nvmlDeviceGetSupportedEventTypes", None, || {
@@ -251,12 +257,21 @@ impl Thread {
             };
             set = registered;
             any = true;
+            names.extend(uuid.map(|uuid| (Handle::of(&device), uuid)));
         }
         Ok(any.then_some(set))
     }
 
-    /// Reports errors until the thread must end.
-    fn wait(&self, set: &EventSet<'_>) -> Result<(), NvmlError> {
+    fn uuid(&self, device: &Device<'_>) -> Option<GpuUuid> {
+        let uuid = self
+            .watchdog
+            .call("nvmlDeviceGetUUID", None, || device.uuid());
+        uuid.ok().map(|uuid| GpuUuid::from(uuid.as_str()))
+    }
+
+    /// Reports errors until the thread must end. A GPU has the name that it had when it was added to
+    /// the set: one that has fallen off the bus (Xid 79) answers no question.
+    fn wait(&self, set: &EventSet<'_>, names: &[(Handle, GpuUuid)]) -> Result<(), NvmlError> {
         const CALL: &str = "nvmlEventSetWait_v2";
         let millis = u32::try_from(WAIT.as_millis()).unwrap_or(u32::MAX);
         while !self.is_over(Instant::now()) {
@@ -269,10 +284,18 @@ impl Thread {
             let Some(error) = event.event_data else {
                 continue;
             };
-            let uuid = self
-                .watchdog
-                .call("nvmlDeviceGetUUID", None, || event.device.uuid());
-            let Ok(uuid) = uuid else { continue };
+            let handle = Handle::of(&event.device);
+            let known = names.iter().find(|(of, _)| *of == handle);
+            let Some(gpu) = known
+                .map(|(_, uuid)| uuid.clone())
+                .or_else(|| self.uuid(&event.device))
+            else {
+                tracing::warn!(
+                    ?error,
+                    "an Xid error of a GPU that does not say which it is"
+                );
+                continue;
+            };
             let xid = match error {
                 XidError::Value(number) => u32::try_from(number).unwrap_or(UNKNOWN),
                 XidError::Unknown => UNKNOWN,
@@ -280,7 +303,7 @@ impl Thread {
             let report = XidReport {
                 at,
                 reporter: XidReporter::Nvml,
-                gpu: XidGpu::Uuid(GpuUuid::from(uuid.as_str())),
+                gpu: XidGpu::Uuid(gpu),
                 xid,
                 pid: None,
             };
@@ -289,6 +312,21 @@ impl Thread {
             }
         }
         Ok(())
+    }
+}
+
+/// NVML's handle of a device, to compare with another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Handle(usize);
+
+impl Handle {
+    #[expect(
+        unsafe_code,
+        reason = "the wrapper has no other way to tell devices apart"
+    )]
+    fn of(device: &Device<'_>) -> Self {
+        // SAFETY: the handle is compared and never used.
+        Self(unsafe { device.handle() }.addr())
     }
 }
 

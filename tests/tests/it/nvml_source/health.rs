@@ -318,6 +318,16 @@ fn nvml_s_xid_errors_are_reported_and_the_thread_ends_with_the_source() {
                     pid: None,
                 };
                 assert_eq!(report, expected);
+                // A GPU that has fallen off the bus does not say its name any more.
+                let lost = Fault::Fail {
+                    call: "nvmlDeviceGetUUID".to_owned(),
+                    code: 15,
+                };
+                let fault = rig.scenario.inject(Some(1), lost).unwrap();
+                rig.scenario.xid(1, 79).unwrap();
+                let report = agent.xid().await;
+                assert_eq!(report.gpu, XidGpu::Uuid(rig.uuid(1).as_str().into()));
+                rig.scenario.clear(fault).unwrap();
                 let name = "nvml-events".to_owned();
                 assert!(threads().contains(&name), "{:?}", threads());
 

@@ -148,6 +148,41 @@ fn without_a_pid_the_sole_holder_of_the_gpu_is_the_owner() {
 }
 
 #[test]
+fn an_error_is_not_counted_to_a_holder_that_had_ended_before_it() {
+    for (ended_before, expected) in [
+        // The lists are read each five seconds, so they still name it.
+        (2_000, of(79, UNRESOLVED, UNRESOLVED, UNRESOLVED)),
+        // NVML's event has no time, and the driver ends the process that caused the error.
+        (100, of(79, "ml", "main", NONE)),
+    ] {
+        let mut node = node(0);
+        node.named(A, Some(UID));
+        let start = node.fork(7, 10);
+        node.pass(1_000, &[]);
+        lists(&mut node, &[7]);
+        node.pass(1_000, &[]);
+        node.exit(7, start, 10);
+        node.now += ended_before * 1_000_000;
+        by_nvml(&mut node, 79);
+        assert_eq!(after(&mut node, 5_000), [expected], "{ended_before} ms");
+    }
+}
+
+#[test]
+fn an_error_keeps_its_owner_while_names_are_waited_for_longer_than_dead_processes_are_kept() {
+    let mut node = node(120_000);
+    let start = node.fork(7, 10);
+    node.pass(1_000, &[(7, 500)]);
+    logged(&mut node, 31, Some(7));
+    node.exit(7, start, 10);
+    for _ in 0..90 {
+        assert_eq!(after(&mut node, 1_000), [], "the names are asked for");
+    }
+    node.named(A, Some(UID));
+    assert_eq!(after(&mut node, 1_000), [of(31, "ml", "main", NONE)]);
+}
+
+#[test]
 fn a_pid_that_nobody_knows_is_not_blamed_on_the_sole_holder() {
     let mut node = node(0);
     node.fork(7, 10);
