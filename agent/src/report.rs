@@ -1,6 +1,7 @@
-//! Reports past use from the node's ledger: who used how much of which GPU, and what it cost.
+//! Reports past use from ledgers, of one node or of several: who used how much of which GPU, and what
+//! it cost.
 //!
-//! The ledger is read with or without a running agent, and is not changed. Open accounts count like
+//! A ledger is read with or without a running agent, and is not changed. Open accounts count like
 //! closed ones.
 //!
 //! **The balance holds in what is printed**: the rows of containers, of host processes and of time
@@ -22,7 +23,8 @@ pub mod range;
 pub mod tally;
 pub mod zone;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -64,21 +66,91 @@ pub enum ReportError {
         /// On which side of the ledger the range is.
         outside: Outside,
     },
+    /// Two of the ledgers are the same, or one is a copy of the other.
+    #[error(
+        "{} and {} are the same ledger, of node {node}: its use would be billed twice",
+        paths[0].display(),
+        paths[1].display()
+    )]
+    Twice {
+        /// Their files.
+        paths: [PathBuf; 2],
+        /// Their node.
+        node: Arc<str>,
+    },
+    /// No ledger was named.
+    #[error("no ledger was named")]
+    NoLedger,
     /// Prices, or what they come to.
     #[error(transparent)]
     Money(#[from] MoneyError),
 }
 
-/// Reads a ledger and adds up.
+/// Reads ledgers, at least one, and adds up. A ledger that has nothing of the range is left out with a
+/// warning if another one has something of it.
 ///
 /// # Errors
-/// If the ledger cannot be read or has nothing of the range, if the zone's hours are not the ledger's,
-/// or if a price is missing.
-pub fn make(store: &Path, question: &Question, now: Timestamp) -> Result<Report, ReportError> {
-    let ledger = Ledger::open(store)?;
-    check(&ledger, question, now)?;
+/// If a ledger cannot be read, if two are the same, if none has anything of the range, if the zone's
+/// hours are not the ledger's, or if a price is missing.
+pub fn make(
+    stores: &[PathBuf],
+    question: &Question,
+    now: Timestamp,
+) -> Result<Report, ReportError> {
+    let mut ledgers: Vec<Ledger> = Vec::new();
+    for store in stores {
+        let ledger = Ledger::open(store)?;
+        let same = |other: &&Ledger| other.standing().store == ledger.standing().store;
+        if let Some(other) = ledgers.iter().find(same) {
+            return Err(ReportError::Twice {
+                paths: [other, &ledger].map(|of| of.path().to_owned()),
+                node: Arc::clone(&ledger.standing().node),
+            });
+        }
+        ledgers.push(ledger);
+    }
+    let mut tally = None;
+    let mut outside = Vec::new();
+    let mut read_from = Vec::new();
+    for ledger in &ledgers {
+        match check(ledger, question, now) {
+            Err(error @ ReportError::Outside { .. }) => outside.push(error),
+            checked => {
+                checked?;
+                let (path, node) = (ledger.path().display(), &ledger.standing().node);
+                read_from.push(format!("read from {path} of node {node}"));
+                add(&mut tally, ledger, question)?;
+            }
+        }
+    }
+    let mut outside = outside.into_iter();
+    let Some(tally) = tally else {
+        return Err(outside.next().unwrap_or(ReportError::NoLedger));
+    };
+    let mut report = tally.report(now)?;
+    report.notes.splice(0..0, read_from);
+    for error in outside {
+        report.is_complete = false;
+        report.warnings.push(error.to_string());
+    }
+    Ok(report)
+}
+
+/// Adds up what a ledger has of the range.
+fn add<'a>(
+    tally: &mut Option<Tally<'a>>,
+    ledger: &Ledger,
+    question: &'a Question,
+) -> Result<(), ReportError> {
+    let (extent, gpus) = (ledger.standing().clone(), ledger.gpus()?);
+    let tally = match tally {
+        Some(tally) => {
+            tally.next_ledger(extent, gpus);
+            tally
+        }
+        None => tally.insert(Tally::new(extent, gpus, question)),
+    };
     let hours = question.asked.hours();
-    let mut tally = Tally::new(ledger.standing().clone(), ledger.gpus()?, question);
     // Accounts are looked up as they are met; a question within a question sees the same commit.
     let mut failed = None;
     ledger.used(&hours, |used| {
@@ -99,7 +171,7 @@ pub fn make(store: &Path, question: &Question, now: Timestamp) -> Result<Report,
     for reason in ledger.reasons_used(&hours)? {
         tally.reason(reason);
     }
-    Ok(tally.report(now)?)
+    Ok(())
 }
 
 /// Checks that the ledger has hours of the range, and that they are hours of the zone.

@@ -67,12 +67,20 @@ impl Past {
     /// # Errors
     /// If there is no thread for the writer.
     pub fn begin(directory: &Path, at: WallTime, models: &[&str]) -> Result<Self> {
+        Self::begin_on(NODE, directory, at, models)
+    }
+
+    /// A new ledger of a node in `directory`, for GPUs of these models.
+    ///
+    /// # Errors
+    /// If there is no thread for the writer.
+    pub fn begin_on(node: &str, directory: &Path, at: WallTime, models: &[&str]) -> Result<Self> {
         let handle = store::spawn(Options {
             directory: directory.to_owned(),
             retention: Duration::from_secs(35 * 86_400),
             max_bytes: 1 << 40,
             boot: "b0075eed-0000-4000-8000-000000000000".into(),
-            node: NODE.into(),
+            node: node.into(),
         })?;
         let books = models.iter().zip(0..).map(|(model, index)| KeptBook {
             gpu: GpuInfo {

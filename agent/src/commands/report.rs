@@ -20,7 +20,6 @@ use super::complaint::{complain, remedy_of, say};
 use super::output::{self, OutputError, not_written, note, width};
 use super::progress::Progress;
 use crate::errors::chain;
-use crate::outputs::store::query::Ledger;
 use crate::report::prices::Prices;
 use crate::report::range::{Asked, Moment};
 use crate::report::tally::{Dimension, Filter, Label, Question, Report};
@@ -31,17 +30,18 @@ use crate::report::{self, ReportError};
 const AFTER_HELP: &str = "\
 Exit codes:
   0  printed; a warning on standard error says if the ledger has only a part of the range
-  1  the ledger cannot be read or does not balance, or the report cannot be written
-  2  wrong flags, prices or configuration, or a range of which the ledger has nothing
+  1  a ledger cannot be read or does not balance, or the report cannot be written
+  2  wrong flags, prices or configuration, one ledger twice, or none that has hours of the range
 
 Examples:
   gpuacct report --since 7d --by namespace,day --timezone Europe/Berlin
   gpuacct report --since 2026-01-01 --until 2026-02-01 --namespace research --by pod,gpu \\
-      --prices prices.toml --output csv > research.csv";
+      --prices prices.toml --output csv > research.csv
+  gpuacct report --store node-a/gpuacct.db --store node-b/gpuacct.db --by node,namespace";
 
-/// Show what was used in the past, from the node's ledger
+/// Show what was used in the past, from the ledgers of one node or of several
 ///
-/// Reads the ledger without the agent and beside it. Counts whole hours.
+/// Reads a ledger without the agent and beside it. Counts whole hours.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Options {
@@ -81,9 +81,10 @@ pub struct Options {
     /// Prices by GPU model and MIG profile, and default ones, a TOML file
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
-    /// Directory of the store, or ledger file [default: store.path of the configuration]
+    /// Directory of a store, or ledger file; several are added up, for example those of all nodes
+    /// [default: store.path of the configuration]
     #[arg(long, value_name = "PATH")]
-    store: Option<PathBuf>,
+    store: Vec<PathBuf>,
     #[command(flatten)]
     agent: AgentChoice,
 }
@@ -103,15 +104,15 @@ pub enum Output {
 
 /// Reads and prints. The exit codes are those of the help.
 pub async fn run(options: Options) -> ExitCode {
-    let (store, origin) = match &options.store {
-        Some(store) => (store.clone(), String::new()),
-        None => match options.agent.configuration().await {
+    let (stores, origin) = match &options.store[..] {
+        [] => match options.agent.configuration().await {
             Ok(chosen) => {
                 let origin = format!(" (configuration: {})", chosen.origin);
-                (chosen.config.store.path, origin)
+                (vec![chosen.config.store.path], origin)
             }
             Err(error) => return complain(&error, 2),
         },
+        stores => (stores.to_vec(), String::new()),
     };
     for (at, dimension) in options.by.iter().enumerate() {
         if options.by[..at].contains(dimension) {
@@ -135,8 +136,11 @@ pub async fn run(options: Options) -> ExitCode {
         filter: Filter::new(&options.namespace, &options.label),
         prices,
     };
-    let progress = Progress::start("reading the ledger");
-    let made = report::make(&store, &question, now);
+    let progress = Progress::start(match &stores[..] {
+        [_] => "reading the ledger",
+        _ => "reading the ledgers",
+    });
+    let made = report::make(&stores, &question, now);
     drop(progress);
     let mut report = match made {
         Ok(report) => report,
@@ -145,10 +149,9 @@ pub async fn run(options: Options) -> ExitCode {
             return say(&what, remedy_of(&error), code_of(&error));
         }
     };
-    let ledger = Ledger::file_of(&store);
-    let ledger = ledger.display();
-    let ledger = format!("read from {ledger} of node {}{origin}", report.node);
-    report.notes.insert(0, ledger);
+    if let Some(read_from) = report.notes.first_mut() {
+        read_from.push_str(&origin);
+    }
     match show(&options, &report) {
         Ok(()) if report.imbalance.is_zero() => ExitCode::SUCCESS,
         Ok(()) => ExitCode::from(1),
@@ -160,7 +163,11 @@ pub async fn run(options: Options) -> ExitCode {
 const fn code_of(error: &ReportError) -> u8 {
     match error {
         ReportError::Read(_) => 1,
-        ReportError::Outside { .. } | ReportError::Zone(_) | ReportError::Money(_) => 2,
+        ReportError::Outside { .. }
+        | ReportError::Twice { .. }
+        | ReportError::NoLedger
+        | ReportError::Zone(_)
+        | ReportError::Money(_) => 2,
     }
 }
 

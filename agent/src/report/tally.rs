@@ -8,6 +8,9 @@
 //! of the time. Their parts of that time (`allocated_share`) are together no more than the GPU's time,
 //! and are what allocated time costs.
 //!
+//! **Several ledgers** are added up as if they were one. Numbers of GPUs and accounts are a ledger's own.
+//! Each ledger answers for its part of the range.
+//!
 //! **GPU time** is the time of the GPU that a row is about, whatever became of it: busy time of
 //! containers, of the host and of nobody; idle, unobserved and unaccounted time. Over all rows it is
 //! all there is.
@@ -46,6 +49,7 @@ use self::remarks::Facts;
 pub use self::row::{Kind, Report, Row, Sums};
 use super::hour::{begin_of, hour_of, moment_of};
 use super::prices::{Cost, MoneyError, Price};
+use super::range::Asked;
 use crate::core::amounts::{self, Amounts, Millijoules};
 use crate::core::model::{NONE, Nanos, UnobservedReason};
 use crate::outputs::store::query::{
@@ -60,6 +64,9 @@ const UNSUPPORTED: &str = UnobservedReason::Unsupported.as_str();
 
 type GroupKey = (Kind, Arc<str>, Vec<Arc<str>>);
 
+/// A ledger's place among those of the report, and a number of a GPU or an account in it.
+pub(super) type InLedger = (usize, i64);
+
 /// One GPU's hour.
 #[derive(Debug, Default)]
 struct Hour {
@@ -73,49 +80,68 @@ struct Hour {
 /// A report in the making.
 #[derive(Debug)]
 pub struct Tally<'a> {
-    standing: LedgerExtent,
+    /// The ledgers. What is added is of the last one.
+    ledgers: Vec<LedgerExtent>,
     question: &'a Question,
     keys: Keys<'a>,
-    price_of: HashMap<(i64, Option<Arc<str>>), Price>,
+    price_of: HashMap<(InLedger, Option<Arc<str>>), Price>,
     at_default_price: BTreeSet<String>,
     /// GPUs that have or had MIG instances.
-    divided: HashSet<i64>,
+    divided: HashSet<InLedger>,
     /// Their time that is left out.
     left_out: Nanos,
     lives: HashMap<GroupKey, AccountLife>,
     life: AccountLife,
-    payers: HashMap<i64, Arc<AccountKey>>,
+    payers: HashMap<InLedger, Arc<AccountKey>>,
     groups: HashMap<GroupKey, Sums>,
-    hours: BTreeMap<(i64, i64), Hour>,
+    hours: BTreeMap<(i64, InLedger), Hour>,
     none: Arc<str>,
 }
 
 impl<'a> Tally<'a> {
-    /// Creates an empty tally.
+    /// Creates a tally of a ledger and its GPUs.
     #[must_use]
     pub fn new(
-        standing: LedgerExtent,
+        ledger: LedgerExtent,
         gpus: HashMap<i64, GpuRecord>,
         question: &'a Question,
     ) -> Self {
-        let parents: HashSet<_> = gpus.values().filter_map(|gpu| gpu.parent.clone()).collect();
-        let divided = gpus.iter().filter(|(_, gpu)| parents.contains(&gpu.uuid));
         let none: Arc<str> = NONE.into();
-        Self {
-            divided: divided.map(|(number, _)| *number).collect(),
+        let mut tally = Self {
+            divided: HashSet::new(),
             left_out: Nanos::ZERO,
             lives: HashMap::new(),
             life: AccountLife::default(),
-            standing,
+            ledgers: Vec::new(),
             question,
-            keys: Keys::new(&question.by, &question.zone, gpus, Arc::clone(&none)),
+            keys: Keys::new(&question.by, &question.zone, Arc::clone(&none)),
             price_of: HashMap::new(),
             at_default_price: BTreeSet::new(),
             payers: HashMap::new(),
             groups: HashMap::new(),
             hours: BTreeMap::new(),
             none,
+        };
+        tally.next_ledger(ledger, gpus);
+        tally
+    }
+
+    /// Goes on to another ledger and its GPUs.
+    pub fn next_ledger(&mut self, ledger: LedgerExtent, gpus: HashMap<i64, GpuRecord>) {
+        let parents: HashSet<_> = gpus.values().filter_map(|gpu| gpu.parent.clone()).collect();
+        self.ledgers.push(ledger);
+        for (number, gpu) in gpus {
+            let number = self.in_ledger(number);
+            if parents.contains(&gpu.uuid) {
+                self.divided.insert(number);
+            }
+            self.keys.add(number, gpu);
         }
+    }
+
+    /// A number of the present ledger.
+    fn in_ledger(&self, number: i64) -> InLedger {
+        (self.ledgers.len() - 1, number)
     }
 
     /// Adds what an account used. `record` is asked for an account that is met for the first time.
@@ -127,13 +153,15 @@ impl<'a> Tally<'a> {
         used: Used,
         record: impl FnOnce(i64) -> Result<AccountRecord, E>,
     ) -> Result<(), E> {
-        let payer = match self.payers.get(&used.account) {
+        let number = self.in_ledger(used.account);
+        let payer = match self.payers.get(&number) {
             Some(payer) => Arc::clone(payer),
             None => {
                 let record = record(used.account)?;
                 let values = AccountValues::new(&record);
                 let is_in = self.question.filter.admits(&values);
-                let payer = Arc::new(self.keys.account(&values, is_in));
+                let gpu = self.in_ledger(record.gpu);
+                let payer = Arc::new(self.keys.account(&values, gpu, is_in));
                 if is_in {
                     self.life = self.life.and(record.life);
                 }
@@ -142,7 +170,7 @@ impl<'a> Tally<'a> {
                     let life = self.lives.entry(group).or_default();
                     *life = life.and(record.life);
                 }
-                self.payers.insert(used.account, Arc::clone(&payer));
+                self.payers.insert(number, Arc::clone(&payer));
                 payer
             }
         };
@@ -176,12 +204,14 @@ impl<'a> Tally<'a> {
 
     /// Adds what became of a GPU's hour.
     pub fn book(&mut self, book: GpuUsed) {
-        self.hours.entry((book.hour, book.gpu)).or_default().book = book;
+        let gpu = self.in_ledger(book.gpu);
+        self.hours.entry((book.hour, gpu)).or_default().book = book;
     }
 
     /// Adds time without an owner, or without an observation.
     pub fn reason(&mut self, found: ReasonUsed) {
-        let hour = self.hours.entry((found.hour, found.gpu)).or_default();
+        let gpu = self.in_ledger(found.gpu);
+        let hour = self.hours.entry((found.hour, gpu)).or_default();
         let reasons = if found.unobserved {
             &mut hour.unobserved
         } else {
@@ -196,10 +226,17 @@ impl<'a> Tally<'a> {
     /// If a GPU that was used has no price, or money has too many digits.
     pub fn report(mut self, now: Timestamp) -> Result<Report, MoneyError> {
         let question = self.question;
-        let committed = moment_of(self.standing.committed);
-        let hours = question.asked.hours();
-        let since = begin_of(hours.start.max(self.standing.first_hour));
-        let until = begin_of(hours.end).min(committed).max(since);
+        let spans: Vec<Span> = self
+            .ledgers
+            .iter()
+            .map(|ledger| Span::of(ledger, &question.asked))
+            .collect();
+        let since = spans.iter().map(|span| span.since).min();
+        let until = spans.iter().map(|span| span.until).max();
+        let committed = self.ledgers.iter().map(|ledger| ledger.committed).min();
+        let since = since.unwrap_or(question.asked.since);
+        let until = until.unwrap_or(since);
+        let committed = committed.map_or(until, moment_of);
 
         let mut whole = Sums::default();
         let mut imbalance = Nanos::ZERO;
@@ -217,7 +254,7 @@ impl<'a> Tally<'a> {
         let only = question.filter.words();
         let is_nobody = !only.is_empty() && self.groups.is_empty();
         if only.is_empty() {
-            whole.gpu += self.unaccounted(&elapsed, since, until)?;
+            whole.gpu += self.unaccounted(&elapsed, &spans)?;
         } else {
             whole = Sums::default();
         }
@@ -239,10 +276,8 @@ impl<'a> Tally<'a> {
         let facts = Facts {
             asked: question.asked,
             zone: &question.zone,
-            first_hour: self.standing.first_hour,
-            committed,
+            ledgers: &self.ledgers,
             now,
-            until,
             imbalance,
             left_out: self.left_out,
             is_blind,
@@ -253,7 +288,7 @@ impl<'a> Tally<'a> {
         let (is_complete, warnings, notes) = (facts.is_complete(), facts.warnings(), facts.notes());
         let prices = question.prices.as_ref();
         Ok(Report {
-            node: self.standing.node,
+            nodes: self.ledgers.into_iter().map(|of| of.node).collect(),
             asked: question.asked,
             zone: question.zone.clone(),
             since,
@@ -332,7 +367,7 @@ impl<'a> Tally<'a> {
     }
 
     /// Adds the rows without an owner of a GPU's hour, and returns the device's own figures.
-    fn device(&mut self, hour: i64, gpu: i64, found: Hour) -> Result<Sums, MoneyError> {
+    fn device(&mut self, hour: i64, gpu: InLedger, found: Hour) -> Result<Sums, MoneyError> {
         let Hour { book, .. } = found;
         let of_device = Sums {
             gpu: book.elapsed,
@@ -416,21 +451,19 @@ impl<'a> Tally<'a> {
     /// it: a window is in the hour in which it was booked.
     fn unaccounted(
         &mut self,
-        elapsed: &HashMap<(i64, i64), Nanos>,
-        since: Timestamp,
-        until: Timestamp,
+        elapsed: &HashMap<(i64, InLedger), Nanos>,
+        spans: &[Span],
     ) -> Result<Nanos, MoneyError> {
-        let spans: Vec<_> = self
-            .keys
-            .gpus()
-            .iter()
+        let gpus = self.keys.gpus().iter();
+        let gpus: Vec<_> = gpus
             .map(|(gpu, record)| {
+                let Span { since, until } = spans[gpu.0];
                 let first = record.first_hour.max(hour_of(since));
-                (*gpu, first..=record.last_hour.min(hour_of(until)))
+                (*gpu, until, first..=record.last_hour.min(hour_of(until)))
             })
             .collect();
         let mut all = Nanos::ZERO;
-        for (gpu, hours) in spans {
+        for (gpu, until, hours) in gpus {
             let mut surplus = Nanos::ZERO;
             for hour in hours.rev() {
                 let end = begin_of(hour + 1).min(until);
@@ -473,7 +506,7 @@ impl<'a> Tally<'a> {
     /// there are no prices.
     fn cost(
         &mut self,
-        gpu: i64,
+        gpu: InLedger,
         profile: Option<Arc<str>>,
         busy: Nanos,
         allocated: Nanos,
@@ -506,6 +539,27 @@ impl<'a> Tally<'a> {
             }
         };
         Cost::of(price, busy, allocated)
+    }
+}
+
+/// The part of the range that a ledger answers.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    /// Not before the ledger's first hour.
+    since: Timestamp,
+    /// Not after its last commit.
+    until: Timestamp,
+}
+
+impl Span {
+    fn of(ledger: &LedgerExtent, asked: &Asked) -> Self {
+        let hours = asked.hours();
+        let since = begin_of(hours.start.max(ledger.first_hour));
+        let until = begin_of(hours.end).min(moment_of(ledger.committed));
+        Self {
+            since,
+            until: until.max(since),
+        }
     }
 }
 

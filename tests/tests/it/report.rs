@@ -51,9 +51,14 @@ fn used(busy: u64, allocated: u64) -> Amounts {
 
 /// Three hours on two GPUs, the last until half past eight. The writer is still at work.
 fn past(directory: &Path) -> Past {
-    let begin: jiff::Timestamp = "2026-01-31T06:00:00Z".parse().unwrap();
+    past_on(NODE, "2026-01-31T06:00:00Z", directory)
+}
+
+/// The same three hours on a node, from a time on.
+fn past_on(node: &str, begin: &str, directory: &Path) -> Past {
+    let begin: jiff::Timestamp = begin.parse().unwrap();
     let begin = WallTime(u64::try_from(begin.as_nanosecond()).unwrap());
-    let mut past = Past::begin(directory, begin, &[A100, H100]).unwrap();
+    let mut past = Past::begin_on(node, directory, begin, &[A100, H100]).unwrap();
     past.commit(Nanos::ZERO).unwrap();
     let train = past.open(
         0,
@@ -974,6 +979,91 @@ fn a_ledger_of_an_older_version_is_read() {
 }
 
 #[test]
+fn ledgers_of_several_nodes_are_added_up_and_none_twice() {
+    let dir = TempDir::new().unwrap();
+    let store = |name: &str| dir.path().join(name);
+    let arguments = |names: &[&str]| -> Vec<String> {
+        let stores = names.iter().skip(1);
+        let stores = stores.flat_map(|name| ["--store".into(), store(name).display().to_string()]);
+        stores.collect()
+    };
+    let make = |names: &[&str], more: &[&str]| {
+        let stores = arguments(names);
+        let stores: Vec<&str> = stores.iter().map(String::as_str).collect();
+        report(&store(names[0]), &[&RANGE[..], &stores, more].concat())
+    };
+    let rows = |names: &[&str], by: &str| -> Rows {
+        let output = make(names, &["--output", "csv", "--by", by]);
+        assert!(output.status.success(), "{output:?}");
+        let mut reader = csv::Reader::from_reader(&output.stdout[..]);
+        reader.deserialize().collect::<Result<_, _>>().unwrap()
+    };
+    past_on("a", "2026-01-31T06:00:00Z", &store("a")).end();
+    past_on("b", "2026-01-31T06:00:00Z", &store("b")).end();
+    // This node came later.
+    past_on("late", "2026-03-01T06:00:00Z", &store("late")).end();
+    fs::create_dir(store("copy")).unwrap();
+    fs::copy(
+        store("a").join("gpuacct.db"),
+        store("copy").join("gpuacct.db"),
+    )
+    .unwrap();
+
+    // The GPUs have the same numbers in both, and the accounts, too.
+    let alone = rows(&["a"], "namespace,gpu");
+    let both = rows(&["a", "b"], "node,namespace,gpu");
+    for node in ["a", "b"] {
+        let of_node = both.iter().filter(|row| row["node"] == node);
+        let of_node: Vec<_> = of_node
+            .map(|row| SUMS.map(|column| row[column].clone()))
+            .collect();
+        let alone = alone.iter().filter(|row| row["kind"] != "total");
+        let mut alone: Vec<_> = alone
+            .map(|row| SUMS.map(|column| row[column].clone()))
+            .collect();
+        let mut of_node = of_node;
+        alone.sort_unstable();
+        of_node.sort_unstable();
+        assert_eq!(of_node, alone, "{node}");
+    }
+    for column in SUMS {
+        let sum = number(total(&both), column);
+        assert_eq!(
+            sum,
+            number(total(&alone), column) * Decimal::TWO,
+            "{column}"
+        );
+    }
+    let namespaces = rows(&["a", "b"], "namespace");
+    assert_eq!(namespaces.len(), rows(&["a"], "namespace").len());
+
+    // What a node has nothing of is said, and the others are answered for.
+    let output = make(&["a", "late", "b"], &["--output", "json"]);
+    assert!(output.status.success(), "{output:?}");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["nodes"], serde_json::json!(["a", "b"]));
+    assert_eq!(json["complete"], false);
+    let warnings = json["warnings"].to_string();
+    assert!(warnings.contains("node a: the range ends at"), "{warnings}");
+    assert!(
+        warnings.contains(&store("late").display().to_string()),
+        "{warnings}"
+    );
+    let notes = json["notes"].to_string();
+    assert!(
+        notes.contains("of node a") && notes.contains("of node b"),
+        "{notes}"
+    );
+    assert_eq!(make(&["late"], &[]).status.code(), Some(2));
+
+    let output = make(&["a", "b", "copy"], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("are the same ledger, of node a"), "{said}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
 fn a_ledger_names_its_node() {
     let dir = TempDir::new().unwrap();
     past(dir.path()).end();
@@ -987,7 +1077,7 @@ fn a_ledger_names_its_node() {
     assert_eq!(nodes(rows(dir.path(), &by_node)), [NODE.to_owned()].into());
     let json = printed(dir.path(), &[&RANGE[..], &["--output", "json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["node"], NODE);
+    assert_eq!(json["nodes"], serde_json::json!([NODE]));
 
     // An older agent did not write it.
     let connection = Connection::open(dir.path().join("gpuacct.db")).unwrap();

@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
@@ -236,7 +237,7 @@ pub(super) fn json(report: &Report) -> io::Result<String> {
     #[derive(serde::Serialize)]
     struct Document<'a> {
         version: &'a str,
-        node: &'a str,
+        nodes: &'a [Arc<str>],
         asked_since: String,
         asked_until: Option<String>,
         since: String,
@@ -257,7 +258,7 @@ pub(super) fn json(report: &Report) -> io::Result<String> {
     let zone = &report.zone;
     let document = Document {
         version: VERSION,
-        node: &report.node,
+        nodes: &report.nodes,
         asked_since: zone.show(report.asked.since),
         asked_until: report.asked.until.map(|until| zone.show(until)),
         since: zone.show(report.since),

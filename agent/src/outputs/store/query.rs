@@ -150,6 +150,8 @@ pub struct Ledger {
 pub struct LedgerExtent {
     /// Name of the node, or `(unresolved)` if no agent has written it yet.
     pub node: Arc<str>,
+    /// Random name that the file was given when it was made. A copy has the same.
+    pub store: Arc<str>,
     /// When the last commit was made.
     pub committed: WallTime,
     /// Hour of the amounts that are not assigned to an earlier hour.
@@ -344,7 +346,7 @@ impl Ledger {
             .query_row(
                 &format!(
                     "SELECT committed, hour, min(hour, coalesce((SELECT min(hour) FROM gpu_hours),
-                        (SELECT min(began) / 3600000000000 FROM lives), hour)), {node} FROM meta"
+                        (SELECT min(began) / 3600000000000 FROM lives), hour)), {node}, store FROM meta"
                 ),
                 [],
                 |row| {
@@ -352,6 +354,7 @@ impl Ledger {
                     let node = node.filter(|node| !node.is_empty());
                     Ok(LedgerExtent {
                         node: node.unwrap_or_else(|| UNRESOLVED.into()),
+                        store: row.get(4)?,
                         committed: WallTime(unsigned(row, 0)?),
                         hour: row.get(1)?,
                         first_hour: row.get(2)?,

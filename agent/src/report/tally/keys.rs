@@ -7,6 +7,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::InLedger;
 use super::dimension::Dimension;
 use super::row::Kind;
 use crate::core::model::{NONE, UNRESOLVED};
@@ -20,7 +21,7 @@ pub(super) const EMPTY: &str = "(empty)";
 #[derive(Debug)]
 pub(super) struct AccountKey {
     pub(super) kind: Kind,
-    pub(super) gpu: i64,
+    pub(super) gpu: InLedger,
     pub(super) profile: Option<Arc<str>>,
     pub(super) key: Vec<Arc<str>>,
     /// Whether it is in the report.
@@ -32,7 +33,7 @@ pub(super) struct AccountKey {
 pub(super) struct Keys<'a> {
     by: &'a [Dimension],
     zone: &'a Zone,
-    gpus: HashMap<i64, GpuRecord>,
+    gpus: HashMap<InLedger, GpuRecord>,
     /// Names of the hours that were met.
     names: HashMap<i64, [Arc<str>; 3]>,
     /// The first of these hours that has a name. Names are no order: an hour that occurs twice in a
@@ -42,33 +43,38 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    pub(super) fn new(
-        by: &'a [Dimension],
-        zone: &'a Zone,
-        gpus: HashMap<i64, GpuRecord>,
-        none: Arc<str>,
-    ) -> Self {
+    pub(super) fn new(by: &'a [Dimension], zone: &'a Zone, none: Arc<str>) -> Self {
         Self {
             by,
             zone,
-            gpus,
+            gpus: HashMap::new(),
             names: HashMap::new(),
             first: HashMap::new(),
             none,
         }
     }
 
+    /// Adds a GPU.
+    pub(super) fn add(&mut self, number: InLedger, gpu: GpuRecord) {
+        self.gpus.insert(number, gpu);
+    }
+
     /// The GPUs, by their numbers.
-    pub(super) const fn gpus(&self) -> &HashMap<i64, GpuRecord> {
+    pub(super) const fn gpus(&self) -> &HashMap<InLedger, GpuRecord> {
         &self.gpus
     }
 
     /// The key of an account, without what depends on the hour.
-    pub(super) fn account(&self, account: &AccountValues<'_>, is_in: bool) -> AccountKey {
+    pub(super) fn account(
+        &self,
+        account: &AccountValues<'_>,
+        gpu: InLedger,
+        is_in: bool,
+    ) -> AccountKey {
         let record = account.record;
         let key = self.by.iter().map(|dimension| match dimension {
             Dimension::Node | Dimension::Gpu | Dimension::GpuIndex | Dimension::Model => {
-                self.device(record.gpu, dimension)
+                self.device(gpu, dimension)
             }
             _ => account.get(dimension),
         });
@@ -78,7 +84,7 @@ impl<'a> Keys<'a> {
             } else {
                 Kind::Container
             },
-            gpu: record.gpu,
+            gpu,
             profile: record.profile.clone(),
             key: key.collect(),
             is_in,
@@ -86,7 +92,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The key of a GPU's hour that is nobody's.
-    pub(super) fn nobody(&mut self, gpu: i64, hour: i64) -> Vec<Arc<str>> {
+    pub(super) fn nobody(&mut self, gpu: InLedger, hour: i64) -> Vec<Arc<str>> {
         let key = self.by.iter().map(|dimension| match dimension {
             Dimension::Node
             | Dimension::Gpu
@@ -100,7 +106,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A value of a GPU; its UUID where it has none of that name.
-    pub(super) fn device(&self, gpu: i64, dimension: &Dimension) -> Arc<str> {
+    pub(super) fn device(&self, gpu: InLedger, dimension: &Dimension) -> Arc<str> {
         let Some(gpu) = self.gpus.get(&gpu) else {
             return UNRESOLVED.into();
         };

@@ -5,8 +5,10 @@
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 
+use super::Span;
 use crate::core::model::Nanos;
-use crate::report::hour::{begin_of, hour_of};
+use crate::outputs::store::query::LedgerExtent;
+use crate::report::hour::{begin_of, hour_of, moment_of};
 use crate::report::range::{Asked, LATE};
 use crate::report::zone::Zone;
 
@@ -20,14 +22,10 @@ pub(super) struct Facts<'a> {
     pub(super) asked: Asked,
     /// The time zone in which moments are written.
     pub(super) zone: &'a Zone,
-    /// The ledger's first hour.
-    pub(super) first_hour: i64,
-    /// When the ledger was last committed.
-    pub(super) committed: Timestamp,
+    /// The ledgers that were read.
+    pub(super) ledgers: &'a [LedgerExtent],
     /// When the report is made.
     pub(super) now: Timestamp,
-    /// The end of what is answered.
-    pub(super) until: Timestamp,
     /// By how much the rows differ from the GPUs' books. Zero unless there is a bug.
     pub(super) imbalance: Nanos,
     /// Time of divided GPUs that is left out.
@@ -48,40 +46,47 @@ impl Facts<'_> {
         begin_of(hour_of(self.asked.since))
     }
 
-    /// The beginning of the hour in which the range ends, if that is asked for and not in the ledger.
-    fn missed_end(&self) -> Option<Timestamp> {
+    /// The beginning of the hour in which the range ends, if that is asked for and not in a ledger that
+    /// was last committed then.
+    fn missed_end(&self, committed: Timestamp) -> Option<Timestamp> {
         let end = begin_of(hour_of(self.asked.until?));
-        (end > self.committed).then_some(end)
+        (end > committed).then_some(end)
     }
 
-    fn is_early(&self) -> bool {
-        begin_of(self.first_hour) > self.begin()
+    fn is_early(&self, ledger: &LedgerExtent) -> bool {
+        begin_of(ledger.first_hour) > self.begin()
     }
 
-    /// Whether the ledger has all of the requested range.
+    /// Whether the ledgers have all of the requested range.
     pub(super) fn is_complete(&self) -> bool {
-        !self.is_early() && self.missed_end().is_none()
+        self.ledgers.iter().all(|ledger| {
+            let committed = moment_of(ledger.committed);
+            !self.is_early(ledger) && self.missed_end(committed).is_none()
+        })
     }
 
-    /// In which way the report is less than was asked for.
-    pub(super) fn warnings(&self) -> Vec<String> {
-        let show = |at| self.zone.show(at);
-        let mut warnings = Vec::new();
-        if !self.imbalance.is_zero() {
-            warnings.push(format!(
-                "the books are out of balance by {} ns: this is a bug, please keep the ledger and report it",
-                self.imbalance.0
-            ));
+    /// What stands before a remark on one of several ledgers.
+    fn whose(&self, ledger: &LedgerExtent) -> String {
+        match self.ledgers {
+            [_] => String::new(),
+            _ => format!("node {}: ", ledger.node),
         }
-        if self.is_early() {
+    }
+
+    /// In which way a ledger has less than was asked for.
+    fn warnings_on(&self, ledger: &LedgerExtent) -> Vec<String> {
+        let show = |at| self.zone.show(at);
+        let committed = moment_of(ledger.committed);
+        let mut warnings = Vec::new();
+        if self.is_early(ledger) {
             warnings.push(format!(
                 "the range begins at {}, and the ledger begins with the hour of {}: nothing is known of the \
                  time before",
                 show(self.begin()),
-                show(begin_of(self.first_hour))
+                show(begin_of(ledger.first_hour))
             ));
         }
-        if let Some(end) = self.missed_end() {
+        if let Some(end) = self.missed_end(committed) {
             let what = match end > self.now {
                 true => "the range reaches into the future: it",
                 false => "the range",
@@ -89,15 +94,32 @@ impl Facts<'_> {
             warnings.push(format!(
                 "{what} ends at {}, and the report ends with the last commit, at {}",
                 show(end),
-                show(self.committed)
+                show(committed)
             ));
         }
         let wanted = self.asked.until.map_or(self.now, |end| end.min(self.now));
-        if wanted.duration_since(self.committed) > LATE {
+        if wanted.duration_since(committed) > LATE {
             warnings.push(format!(
                 "nothing was committed after {}: is the agent running?",
-                show(self.committed)
+                show(committed)
             ));
+        }
+        let whose = self.whose(ledger);
+        let warnings = warnings.into_iter();
+        warnings.map(|text| format!("{whose}{text}")).collect()
+    }
+
+    /// In which way the report is less than was asked for.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.imbalance.is_zero() {
+            warnings.push(format!(
+                "the books are out of balance by {} ns: this is a bug, please keep the ledger and report it",
+                self.imbalance.0
+            ));
+        }
+        for ledger in self.ledgers {
+            warnings.extend(self.warnings_on(ledger));
         }
         if self.is_blind {
             warnings.push(
@@ -144,12 +166,17 @@ impl Facts<'_> {
                 show(since)
             ));
         }
-        let is_cut = self.until == self.committed && begin_of(hour_of(self.until)) != self.until;
-        if is_cut && self.missed_end().is_none() {
-            notes.push(format!(
-                "the hour of {} is included up to the last commit",
-                show(begin_of(hour_of(self.until)))
-            ));
+        for ledger in self.ledgers {
+            let committed = moment_of(ledger.committed);
+            let is_cut = Span::of(ledger, &self.asked).until == committed
+                && begin_of(hour_of(committed)) != committed;
+            if is_cut && self.missed_end(committed).is_none() {
+                notes.push(format!(
+                    "{}the hour of {} is included up to the last commit",
+                    self.whose(ledger),
+                    show(begin_of(hour_of(committed)))
+                ));
+            }
         }
         if !self.at_default_price.is_empty() {
             notes.push(format!(

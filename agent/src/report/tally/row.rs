@@ -106,8 +106,8 @@ impl Sums {
 /// A report: its range, notes and rows.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Name of the node that the ledger is of, or `(unresolved)`.
-    pub node: Arc<str>,
+    /// Names of the nodes that the ledgers are of, `(unresolved)` where one does not say it.
+    pub nodes: Vec<Arc<str>>,
     /// Requested range.
     pub asked: Asked,
     /// The time zone in which moments are shown.
@@ -118,7 +118,7 @@ pub struct Report {
     pub until: Timestamp,
     /// Whether that is all of the requested range.
     pub is_complete: bool,
-    /// When the ledger was last written.
+    /// When the ledger was last written; of several ledgers, the first of these times.
     pub committed: Timestamp,
     /// By what it is grouped.
     pub by: Vec<Dimension>,
