@@ -3,6 +3,7 @@
 
 pub mod accuracy;
 pub mod agent;
+pub mod alertmanager;
 pub mod certificates;
 pub mod cgroups;
 pub mod collector;
@@ -20,6 +21,7 @@ pub mod node;
 pub mod otlp;
 pub mod podman;
 pub mod prometheus;
+pub mod promql;
 pub mod proto;
 pub mod python;
 pub mod requirement;

@@ -29,6 +29,7 @@ mod pod_itself;
 mod pod_resources;
 mod receivers;
 mod report;
+mod rules;
 mod runtimes;
 mod scraping;
 mod store;
