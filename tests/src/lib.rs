@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod nginx;
 pub mod node;
 pub mod otlp;
+pub mod pod_resources;
 pub mod podman;
 pub mod prometheus;
 pub mod promql;
