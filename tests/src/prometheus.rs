@@ -224,6 +224,37 @@ impl Prometheus {
         data(&body).with_context(|| format!("{url} answers {code} to {promql}"))
     }
 
+    /// The rules whose last evaluation failed, with the reason.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn failing_rules(&self) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Rules {
+            groups: Vec<Group>,
+        }
+        #[derive(Deserialize)]
+        struct Group {
+            rules: Vec<Rule>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Rule {
+            name: String,
+            #[serde(default)]
+            last_error: String,
+        }
+        let url = format!("http://{}/api/v1/rules", self.address);
+        let (code, body) = http::get(&url, "application/json")?;
+        let rules: Rules = data(&body).with_context(|| format!("{url} answers {code}"))?;
+        ensure!(!rules.groups.is_empty(), "it has no rules");
+        let rules = rules.groups.into_iter().flat_map(|group| group.rules);
+        let failing = rules.filter(|rule| !rule.last_error.is_empty());
+        Ok(failing
+            .map(|rule| format!("{}: {}", rule.name, rule.last_error))
+            .collect())
+    }
+
     fn ask(&self, fields: &[(&str, &str)]) -> Result<Vec<Sample>> {
         #[derive(Deserialize)]
         #[serde(tag = "resultType", content = "result", rename_all = "lowercase")]

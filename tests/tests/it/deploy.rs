@@ -677,12 +677,14 @@ fn send(receiver: &str) -> Result<()> {
     Ok(())
 }
 
-/// The documents that are written by hand.
-const DOCUMENTS: [&str; 13] = [
+/// The documents whose links, and whose names of metrics, are checked.
+const DOCUMENTS: [&str; 17] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
+    "deploy/alerts/README.md",
+    "deploy/grafana/README.md",
     "docs/ARCHITECTURE.md",
     "docs/GLOSSARY.md",
     "docs/LIMITATIONS.md",
@@ -691,6 +693,8 @@ const DOCUMENTS: [&str; 13] = [
     "docs/README.md",
     "docs/RECORDING.md",
     "docs/SECURITY.md",
+    "docs/migration/cadvisor.md",
+    "docs/migration/dcgm-exporter.md",
     "docs/adr/README.md",
 ];
 

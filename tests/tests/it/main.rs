@@ -10,6 +10,7 @@
 mod attack;
 mod commands;
 mod cri;
+mod dashboards;
 mod deploy;
 mod docker;
 mod end_to_end;
@@ -21,6 +22,7 @@ mod kubelet;
 mod ladder;
 mod live_view;
 mod matrix;
+mod migration;
 mod nvml_clients;
 mod nvml_source;
 mod otlp_tls;
