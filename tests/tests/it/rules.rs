@@ -17,6 +17,7 @@ use gpuacct_tests::prometheus::Prometheus;
 use gpuacct_tests::promql::{Names, RULE_FILES, Rule, alerts_folder, rules, shipped_rules};
 use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::require;
+use gpuacct_tests::victoria_metrics::vmalert_tool;
 use gpuacct_tests::web::newest;
 use serde::Deserialize;
 
@@ -71,6 +72,36 @@ fn the_distributions_promtool_accepts_the_rules_and_their_tests() {
 fn the_newest_promtool_accepts_the_rules_and_their_tests() {
     if let Some(promtool) = require("prometheus-new", newest("promtool")) {
         judge(&promtool);
+    }
+}
+
+/// The same cases on VictoriaMetrics. Its tool reads promtool's tests, with MetricsQL in place of PromQL.
+#[test]
+fn vmalert_records_the_same_growth() {
+    let Some(tool) = require("victoria-metrics", vmalert_tool()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for file in RULE_FILES {
+        fs::copy(alerts_folder().join(file), dir.path().join(file)).unwrap();
+    }
+    for file in [
+        "gpuacct.recording_test.yaml",
+        "gpuacct.recording_outage_test.yaml",
+    ] {
+        let text = fs::read_to_string(alerts_folder().join(file)).unwrap();
+        let copy = dir.path().join(file);
+        fs::write(
+            &copy,
+            text.replace("promql_expr_test", "metricsql_expr_test"),
+        )
+        .unwrap();
+        run(Command::new(&tool)
+            .args(["unittest", "--disableAlertgroupLabel"])
+            .arg(format!("--files={}", copy.display()))
+            // Where it keeps the samples.
+            .env("TMPDIR", dir.path()))
+        .unwrap();
     }
 }
 
