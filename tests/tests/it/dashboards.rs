@@ -123,10 +123,8 @@ fn filled(expression: &str, values: &BTreeMap<String, String>) -> String {
 
 /// The selector and the label of a variable that lists a label's values.
 fn label_values(variable: &Value) -> Option<(&str, &str)> {
-    let definition = variable["definition"].as_str()?;
-    let inner = definition
-        .strip_prefix("label_values(")?
-        .strip_suffix(')')?;
+    let query = variable["query"]["query"].as_str()?;
+    let inner = query.strip_prefix("label_values(")?.strip_suffix(')')?;
     inner.rsplit_once(", ")
 }
 
