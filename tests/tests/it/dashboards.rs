@@ -284,7 +284,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn start() -> Option<Self> {
+    /// With this as `prometheus.owner_prefix` of the agent.
+    fn start(owner_prefix: &str) -> Option<Self> {
         require("agent", agent::binary())?;
         require("docker", docker::available())?;
         // NVML recommends what to do about a GPU from R570 on.
@@ -306,6 +307,7 @@ impl Rig {
         config.pod_resources.interval = Span(Duration::from_secs(1));
         config.gpu.health.interval = Span(Duration::from_secs(1));
         config.publish.zero_for = Span(ZERO_FOR);
+        config.prometheus.owner_prefix = owner_prefix.to_owned();
         let mut agent = node.agent("agent", config).unwrap();
         agent
             .wait_for_status("Docker", |status| {
@@ -346,9 +348,21 @@ impl Rig {
     }
 }
 
-/// A Prometheus with the shipped rules, which are evaluated each second. One that does not honour labels
-/// has the labels of the agent's own pod on its target, as the Prometheus Operator gives them.
-fn prometheus(program: &Path, dir: &Path, target: SocketAddr, honor_labels: bool) -> Prometheus {
+/// What a scraper does to the labels that name owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scraper {
+    /// `honor_labels`, as the PodMonitor and the example are shipped.
+    Honours,
+    /// The target has the labels of the agent's own pod, as the Prometheus Operator gives them. The
+    /// owner's are renamed.
+    Renames,
+    /// It puts its own namespace on every metric, as `enforcedNamespaceLabel` of the operator does.
+    Overwrites,
+}
+
+/// A Prometheus with the shipped rules, which are evaluated each second.
+fn prometheus(program: &Path, dir: &Path, target: SocketAddr, scraper: Scraper) -> Prometheus {
+    let dir = &dir.join(format!("{target}-{scraper:?}"));
     fs::create_dir(dir).unwrap();
     let mut files = Vec::new();
     for name in RULE_FILES {
@@ -363,18 +377,24 @@ fn prometheus(program: &Path, dir: &Path, target: SocketAddr, honor_labels: bool
         files.push(file);
     }
     let mut labels = json!({"instance": "node-1", "node": "node-1", "cluster": "c1"});
-    if !honor_labels {
+    if scraper == Scraper::Renames {
         labels["namespace"] = "gpuacct".into();
         labels["pod"] = "gpuacct-x".into();
         labels["container"] = "agent".into();
     }
+    let enforced = json!({"target_label": "namespace", "replacement": "gpuacct"});
+    let relabelled = match scraper {
+        Scraper::Honours | Scraper::Renames => vec![],
+        Scraper::Overwrites => vec![enforced],
+    };
     let interval = format!("{}ms", SCRAPE_INTERVAL.as_millis());
     let config = json!({
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": "1s"},
         "rule_files": files,
         "scrape_configs": [{
             "job_name": "gpuacct",
-            "honor_labels": honor_labels,
+            "honor_labels": scraper != Scraper::Renames,
+            "metric_relabel_configs": relabelled,
             "static_configs": [{"targets": [target], "labels": labels}],
         }],
     });
@@ -448,13 +468,14 @@ fn every_panel_has_data_with_honor_labels_and_without() {
     let Some(program) = require("prometheus-new", newest("prometheus")) else {
         return;
     };
-    let Some(mut rig) = Rig::start() else {
+    let Some(mut rig) = Rig::start("") else {
         return;
     };
-    let dir = rig.node.dir();
     let target = rig.agent.address();
-    let honoured = prometheus(&program, &dir.join("honoured"), target, true);
-    let renamed = prometheus(&program, &dir.join("renamed"), target, false);
+    let dir = rig.node.dir().to_owned();
+    let scraped_by = |scraper| prometheus(&program, &dir, target, scraper);
+    let honoured = scraped_by(Scraper::Honours);
+    let renamed = scraped_by(Scraper::Renames);
     for prometheus in [&honoured, &renamed] {
         prometheus.wait_for_scrape(PATIENCE).unwrap();
     }
@@ -466,9 +487,51 @@ fn every_panel_has_data_with_honor_labels_and_without() {
         every_panel_has_data(prometheus);
     }
     what_was_recorded_adds_up(&renamed);
-    let alert = "ALERTS{alertname=\"GpuacctOwnerLabelsRenamed\"}";
-    assert_eq!(honoured.query(alert).unwrap(), []);
-    assert_eq!(renamed.query(alert).unwrap().len(), 1, "it waits to fire");
+    assert_eq!(owner_alerts(&honoured), [""; 0]);
+    assert_eq!(owner_alerts(&renamed), ["GpuacctOwnerLabelsRenamed"]);
     drop((honoured, renamed));
+    // Owners that are lost are told from those that are renamed.
+    let lost = scraped_by(Scraper::Overwrites);
+    let alert = "ALERTS{alertname=\"GpuacctOwnerLabelsOverwritten\"}";
+    let some = |found: &[Sample]| !found.is_empty();
+    lost.wait_for(alert, PATIENCE, some).unwrap();
+    assert_eq!(owner_alerts(&lost), ["GpuacctOwnerLabelsOverwritten"]);
+    drop(lost);
+    assert!(rig.agent.stop().unwrap().success());
+}
+
+/// The alerts about owner labels that fire or wait to.
+fn owner_alerts(prometheus: &Prometheus) -> Vec<String> {
+    let found = prometheus.query("ALERTS{alertname=~\"GpuacctOwnerLabels.+\"}");
+    let found = found.unwrap().into_iter();
+    found
+        .map(|sample| sample.labels["alertname"].clone())
+        .collect()
+}
+
+#[test]
+fn with_a_prefix_owners_survive_a_scraper_that_renames_or_overwrites_them() {
+    let Some(program) = require("prometheus-new", newest("prometheus")) else {
+        return;
+    };
+    let Some(mut rig) = Rig::start("owner_") else {
+        return;
+    };
+    rig.work();
+    for scraper in [Scraper::Overwrites, Scraper::Renames] {
+        let kept = prometheus(&program, rig.node.dir(), rig.agent.address(), scraper);
+        let owners = "count by (namespace, pod, container) (container_gpu:gpuacct_busy:rate5m > 0)";
+        let some = |found: &[Sample]| !found.is_empty();
+        let found = kept.wait_for(owners, PATIENCE, some).unwrap();
+        let [owner] = &found[..] else {
+            panic!("{found:?}");
+        };
+        let names = ["namespace", "pod", "container"].map(|key| &*owner.labels[key]);
+        assert_eq!(names, [NAMESPACE, "train-0", "trainer"], "{scraper:?}");
+        let billed = "sum by (namespace) (namespace_gpu:gpuacct_busy_seconds:growth5m)";
+        let found = kept.wait_for(billed, PATIENCE, some).unwrap();
+        assert_eq!(found[0].labels["namespace"], NAMESPACE, "{scraper:?}");
+        assert_eq!(owner_alerts(&kept), [""; 0], "{scraper:?}");
+    }
     assert!(rig.agent.stop().unwrap().success());
 }
