@@ -3,6 +3,7 @@
 
 pub mod accuracy;
 pub mod agent;
+pub mod alertmanager;
 pub mod certificates;
 pub mod cgroups;
 pub mod collector;
@@ -18,8 +19,10 @@ pub mod ledger;
 pub mod nginx;
 pub mod node;
 pub mod otlp;
+pub mod pod_resources;
 pub mod podman;
 pub mod prometheus;
+pub mod promql;
 pub mod proto;
 pub mod python;
 pub mod requirement;

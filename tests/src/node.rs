@@ -42,13 +42,21 @@ impl Node {
     /// # Errors
     /// If its files cannot be written or built.
     pub fn new(gpus: u32) -> Result<Self> {
+        Self::with_driver(gpus, Driver::R550)
+    }
+
+    /// The same with another driver.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub fn with_driver(gpus: u32, driver: Driver) -> Result<Self> {
         let dir = short_folder();
         let gpus = (0..gpus).map(GpuSpec::a100).collect();
         let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1)?);
         Ok(Self {
             server: Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock"))?,
             scenario,
-            library: library::install(Driver::R550, &dir.path().join("lib"))?,
+            library: library::install(driver, &dir.path().join("lib"))?,
             job: library::build_job()?,
             dir,
         })

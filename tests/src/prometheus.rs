@@ -115,6 +115,15 @@ impl Prometheus {
         })
     }
 
+    /// Starts the program that is at a path with nothing to scrape, for what it knows of PromQL.
+    ///
+    /// # Errors
+    /// As [`Prometheus::start`].
+    pub fn idle(program: &Path, dir: &Path) -> Result<Self> {
+        let interval = Duration::from_secs(1);
+        Self::start_with(program, dir, &json!({"scrape_configs": []}), interval)
+    }
+
     /// Where it answers.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
@@ -203,6 +212,47 @@ impl Prometheus {
         let (code, body) = http::get(&url, "application/json")?;
         let targets: Targets = data(&body).with_context(|| format!("{url} answers {code}"))?;
         Ok(targets.active_targets)
+    }
+
+    /// The syntax tree of an expression, as its parser makes it. Only Prometheus 3 tells.
+    ///
+    /// # Errors
+    /// If there is no answer, or it does not understand the expression.
+    pub fn parse(&self, promql: &str) -> Result<serde_json::Value> {
+        let url = format!("http://{}/api/v1/parse_query", self.address);
+        let (code, body) = http::post_form(&url, &[("query", promql)])?;
+        data(&body).with_context(|| format!("{url} answers {code} to {promql}"))
+    }
+
+    /// The rules whose last evaluation failed, with the reason.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn failing_rules(&self) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Rules {
+            groups: Vec<Group>,
+        }
+        #[derive(Deserialize)]
+        struct Group {
+            rules: Vec<Rule>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Rule {
+            name: String,
+            #[serde(default)]
+            last_error: String,
+        }
+        let url = format!("http://{}/api/v1/rules", self.address);
+        let (code, body) = http::get(&url, "application/json")?;
+        let rules: Rules = data(&body).with_context(|| format!("{url} answers {code}"))?;
+        ensure!(!rules.groups.is_empty(), "it has no rules");
+        let rules = rules.groups.into_iter().flat_map(|group| group.rules);
+        let failing = rules.filter(|rule| !rule.last_error.is_empty());
+        Ok(failing
+            .map(|rule| format!("{}: {}", rule.name, rule.last_error))
+            .collect())
     }
 
     fn ask(&self, fields: &[(&str, &str)]) -> Result<Vec<Sample>> {

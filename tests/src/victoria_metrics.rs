@@ -28,6 +28,16 @@ pub fn available() -> Result<PathBuf> {
     fetched_program(VARIABLE)
 }
 
+/// What runs tests of rules as vmalert evaluates them. It comes with the program.
+///
+/// # Errors
+/// If there is none.
+pub fn vmalert_tool() -> Result<PathBuf> {
+    let tool = available()?.with_file_name("vmalert-tool");
+    ensure!(tool.is_file(), "{} is not a file", tool.display());
+    Ok(tool)
+}
+
 /// A running VictoriaMetrics. Ended when dropped.
 #[derive(Debug)]
 pub struct VictoriaMetrics {

@@ -43,6 +43,19 @@ pub(crate) fn nginx() -> Result<PathBuf> {
     Ok(unpacked("debian-bookworm-nginx", "bookworm", &["nginx"], &[program])?.join(program))
 }
 
+/// Alertmanager's tool, which checks its configuration.
+pub(crate) fn amtool() -> Result<PathBuf> {
+    let program = "usr/bin/amtool";
+    let packages = ["prometheus-alertmanager"];
+    Ok(unpacked(
+        "debian-bookworm-alertmanager",
+        "bookworm",
+        &packages,
+        &[program],
+    )?
+    .join(program))
+}
+
 /// Debian's newest Prometheus, promtool and node_exporter, as a tree with `usr/bin/promtool` in it.
 pub(crate) fn newest_prometheus() -> Result<PathBuf> {
     let programs = [

@@ -217,6 +217,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if groups.contains(&Group::Receivers) && has_archive() {
         let tree = archive::newest_prometheus()?;
         println!("newest Prometheus: {}", tree.display());
+        println!("amtool: {}", archive::amtool()?.display());
     }
     if groups.contains(&Group::Kubelet) {
         println!("kubelet: {}", kubelet::built()?.display());

@@ -36,6 +36,8 @@ const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 /// Where the tests find VictoriaMetrics' program, and nginx's.
 const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
 const NGINX: &str = "GPUACCT_NGINX";
+/// Where the tests find Alertmanager's tool; see `gpuacct_tests::alertmanager`.
+const AMTOOL: &str = "GPUACCT_AMTOOL";
 /// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
 const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
@@ -167,6 +169,10 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
             Ok(program) => parts.push((variable, program)),
             Err(error) => println!("without receivers of OTLP over TLS: {error:#}"),
         }
+    }
+    match archive::amtool() {
+        Ok(program) => parts.push((AMTOOL, program)),
+        Err(error) => println!("without Alertmanager's tool: {error:#}"),
     }
     match archive::newest_prometheus() {
         Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),

@@ -11,8 +11,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gpuacct::config::{self, Span};
@@ -23,136 +22,17 @@ use gpuacct::sources::identity::pod_resources::{self, Timing};
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, pod_uid, short_folder};
+use gpuacct_tests::pod_resources::{Get, Kubelet, pod};
 use gpuacct_tests::proto::pod_resources as api;
-use gpuacct_tests::proto::pod_resources::pod_resources_lister_server::{
-    PodResourcesLister, PodResourcesListerServer,
-};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::source_rig::SourceRig;
 use sim_nvml::GpuSpec;
 use tokio::runtime::Runtime;
-use tonic::{Request, Response, Status};
 
 const GPU: &str = "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566";
 /// Nothing here takes as long; it turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ALLOCATED: &str = "gpuacct_container_gpu_allocated_seconds_total";
-
-/// What a kubelet does about `Get`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Get {
-    /// Kubernetes before 1.27.
-    Unimplemented,
-    /// Later ones whose feature gate is off.
-    Disabled,
-    Offered,
-}
-
-/// A kubelet that answers what it was told to.
-#[derive(Clone, Debug)]
-struct Kubelet {
-    pods: Arc<Mutex<Vec<api::PodResources>>>,
-    get: Get,
-    hangs: Arc<AtomicBool>,
-    lists: Arc<AtomicU64>,
-    gets: Arc<AtomicU64>,
-}
-
-impl Kubelet {
-    fn new(get: Get, pods: Vec<api::PodResources>) -> Self {
-        Self {
-            pods: Arc::new(Mutex::new(pods)),
-            get,
-            hangs: Arc::default(),
-            lists: Arc::default(),
-            gets: Arc::default(),
-        }
-    }
-
-    fn set(&self, pods: Vec<api::PodResources>) {
-        *self.pods.lock().expect("no test has panicked") = pods;
-    }
-
-    fn pods(&self) -> Vec<api::PodResources> {
-        self.pods.lock().expect("no test has panicked").clone()
-    }
-
-    async fn hang(&self) {
-        if self.hangs.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Serves it on a socket, for as long as the runtime returned lives.
-    fn serve(&self, socket: &Path) -> Runtime {
-        let runtime = Runtime::new().expect("a runtime");
-        let listener = runtime
-            .block_on(async { tokio::net::UnixListener::bind(socket) })
-            .expect("a socket");
-        let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-        let service = PodResourcesListerServer::new(self.clone());
-        runtime.spawn(
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(incoming),
-        );
-        runtime
-    }
-}
-
-#[tonic::async_trait]
-impl PodResourcesLister for Kubelet {
-    async fn list(
-        &self,
-        _: Request<api::ListPodResourcesRequest>,
-    ) -> Result<Response<api::ListPodResourcesResponse>, Status> {
-        self.lists.fetch_add(1, Ordering::SeqCst);
-        self.hang().await;
-        Ok(Response::new(api::ListPodResourcesResponse {
-            pod_resources: self.pods(),
-        }))
-    }
-
-    async fn get(
-        &self,
-        request: Request<api::GetPodResourcesRequest>,
-    ) -> Result<Response<api::GetPodResourcesResponse>, Status> {
-        self.gets.fetch_add(1, Ordering::SeqCst);
-        self.hang().await;
-        match self.get {
-            Get::Unimplemented => return Err(Status::unimplemented("unknown method Get")),
-            Get::Disabled => return Err(Status::unknown("PodResources API Get method disabled")),
-            Get::Offered => {}
-        }
-        let api::GetPodResourcesRequest {
-            pod_name,
-            pod_namespace,
-        } = request.into_inner();
-        let mut pods = self.pods().into_iter();
-        match pods.find(|pod| pod.name == pod_name && pod.namespace == pod_namespace) {
-            Some(pod) => Ok(Response::new(api::GetPodResourcesResponse {
-                pod_resources: Some(pod),
-            })),
-            None => Err(Status::unknown(format!("pod {pod_name} not found"))),
-        }
-    }
-}
-
-/// A pod of one container, with devices of one plugin.
-fn pod(name: &str, resource: &str, ids: &[&str]) -> api::PodResources {
-    api::PodResources {
-        name: name.to_owned(),
-        namespace: "ml".to_owned(),
-        containers: vec![api::ContainerResources {
-            name: "trainer".to_owned(),
-            devices: vec![api::ContainerDevices {
-                resource_name: resource.to_owned(),
-                device_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-            }],
-            dynamic_resources: vec![],
-        }],
-    }
-}
 
 /// What these tests set of the source.
 struct Config {
