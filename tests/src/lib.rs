@@ -5,6 +5,7 @@ pub mod accuracy;
 pub mod agent;
 pub mod certificates;
 pub mod cgroups;
+pub mod chromium;
 pub mod collector;
 pub mod containerd;
 pub mod crashes;

@@ -24,6 +24,7 @@ mod matrix;
 mod nvml_clients;
 mod nvml_source;
 mod otlp_tls;
+mod page;
 mod placement;
 mod pod_itself;
 mod pod_resources;

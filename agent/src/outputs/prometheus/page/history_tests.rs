@@ -275,6 +275,15 @@ fn what_is_kept_is_bounded_and_what_is_joined_is_counted() {
 }
 
 #[test]
+fn the_figures_of_an_hour_take_half_a_megabyte_at_most() {
+    let figure = size_of::<(OwnerNumber, Nanos)>();
+    assert!(
+        COLUMNS * CELLS_A_LOOK * figure <= 512 << 10,
+        "{figure} bytes"
+    );
+}
+
+#[test]
 fn owners_beyond_the_table_are_joined() {
     let (mut node, mut history) = (Node::new(), History::default());
     let round = *CELLS_A_COLUMN.end();

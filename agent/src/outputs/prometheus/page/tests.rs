@@ -251,3 +251,148 @@ async fn a_look_is_taken_each_minute_and_first_once_something_is_published() {
     let minute = Nanos::from_secs(60).0;
     assert_eq!(lengths, [minute, minute / 2]);
 }
+
+#[test]
+fn no_two_bands_of_a_picture_have_one_colour() {
+    for (name, gpus, owners) in [("many", 1, 40), ("full", 8, 64)] {
+        let html = page_of(gpus, owners, 61, name);
+        for picture in html.split("<figure>").skip(1) {
+            let picture = picture.split("</figure>").next().unwrap_or_default();
+            let paths = picture.split("<path class=\"").skip(1);
+            let mut classes: Vec<&str> = paths
+                .map(|path| path.split('"').next().unwrap_or_default())
+                .collect();
+            let bands = classes.len();
+            assert!(bands > 10, "{bands}");
+            classes.sort_unstable();
+            classes.dedup();
+            assert_eq!(classes.len(), bands);
+        }
+    }
+}
+
+/// Where pages are put to be looked at, if anywhere.
+const PAGES: &str = "GPUACCT_PAGES";
+
+#[test]
+fn pages_of_nodes_of_all_sizes_are_bounded() {
+    for (name, gpus, owners, minutes, most) in [
+        ("none", 0, 0, 3, 20_000),
+        ("one", 1, 3, 61, 40_000),
+        ("many-owners", 1, 40, 61, 100_000),
+        ("full", 8, 64, 61, 700_000),
+        ("starting", 2, 3, 17, 40_000),
+    ] {
+        let html = page_of(gpus, owners, minutes, name);
+        assert!(html.len() < most, "{name}: {} bytes", html.len());
+        assert_eq!(html.matches("<figure>").count(), gpus, "{name}");
+        if let Some(folder) = std::env::var_os(PAGES) {
+            let file = std::path::Path::new(&folder).join(format!("{name}.html"));
+            std::fs::write(file, html).expect("there is room");
+        }
+    }
+}
+
+/// The page of a node with so many GPUs and owners on each, after so many minutes.
+fn page_of(gpus: usize, owners: usize, minutes: usize, name: &str) -> String {
+    let mut published = sample::published();
+    published.books = crate::core::snapshot::Snapshot {
+        gpus: Vec::new(),
+        accounts: Vec::new(),
+        host_accounts: Vec::new(),
+        allocations: Vec::new(),
+        xids: Vec::new(),
+        ..published.books
+    };
+    if name == "one" || name == "full" {
+        published
+            .agent
+            .sources
+            .retain(|it| it.state.as_str() != "down");
+    }
+    let sample = sample::snapshot();
+    let books = &mut published.books;
+    for gpu in 0..gpus {
+        let mut book = sample.gpus[0].clone();
+        book.gpu.index = u32::try_from(gpu).unwrap();
+        book.gpu.uuid = format!("GPU-8a56a4bc-e184-a047-2620-{gpu:012x}")
+            .as_str()
+            .into();
+        book.gpu.simulated = false;
+        if name == "starting" && gpu == 1 {
+            book.gpu.mig = Some(crate::core::input::MigInfo {
+                parent: books.gpus[0].gpu.uuid.clone(),
+                profile: "1g.10gb".into(),
+                gpu_instance: 7,
+                compute_instance: 0,
+            });
+            book.health = None;
+        }
+        if name != "one" {
+            book.health = None;
+        }
+        for owner in 0..owners {
+            let mut account = sample.accounts[1].clone();
+            account.gpu = book.gpu.uuid.clone();
+            account.id = format!("{:064x}", gpu * 1_000 + owner).as_str().into();
+            account.share = 0.0;
+            account.memory = Some((owner as u64 % 5) << 30);
+            let labels = Arc::make_mut(&mut account.labels);
+            let teams = ["research", "serving", "batch"];
+            labels.namespace = teams[owner % 3].into();
+            labels.pod = format!(
+                "{}-{owner}",
+                ["train-7b", "chat-5d9f7-x2x4z", "eval"][owner % 3]
+            )
+            .into();
+            labels.container = ["trainer", "server", "main"][owner % 3].into();
+            books.accounts.push(account);
+        }
+        books.gpus.push(book);
+    }
+    let page = PeoplePage::default();
+    page.look(&published);
+    let minute = Nanos::from_secs(60).0;
+    for now in 1..=minutes {
+        let books = &mut published.books;
+        books.sequence += 1;
+        books.at = books.at.plus(Nanos(minute));
+        for (gpu, book) in books.gpus.iter_mut().enumerate() {
+            let mut left = minute;
+            let accounts = books
+                .accounts
+                .iter_mut()
+                .filter(|it| it.gpu == book.gpu.uuid);
+            for (owner, account) in accounts.enumerate() {
+                // Some work all the time, others come and go.
+                let phase = (now + 7 * owner + 3 * gpu) % 60;
+                let is_at_work = owner == 0 || phase < 25 + owner % 9;
+                let part = minute / (owner as u64 + 3) * (8 + (phase as u64 * 5) % 3) / 10;
+                let part = if is_at_work { part.min(left) } else { 0 };
+                left -= part;
+                account.amounts.busy += Nanos(part);
+                account.share = part as f64 / minute as f64;
+                book.busy += Nanos(part);
+            }
+            let unowned = if now % 23 == 0 { left / 2 } else { 0 };
+            let unobserved = if (20..24).contains(&now) {
+                (left - unowned) / 2
+            } else {
+                0
+            };
+            book.unattributed[0].1 += Nanos(unowned);
+            book.busy += Nanos(unowned);
+            book.unobserved[0].1 += Nanos(unobserved);
+            book.idle += Nanos(left - unowned - unobserved);
+            book.elapsed += Nanos(minute);
+        }
+        page.look(&published);
+    }
+    let now = Clock {
+        boot: published.books.at.plus(Nanos::from_secs(1)),
+        wall: WallTime(published.books.wall.0 + minute),
+    };
+    let mut out = String::new();
+    page.render(&published, now, &mut out);
+    out
+}

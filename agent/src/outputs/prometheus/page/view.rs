@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{History, Hour, OwnerKey, Stretch};
+use super::history::{COLOURS, History, Hour, OwnerKey, Stretch};
 use super::picture::{Band, draw};
 use crate::core::model::{Clock, ContainerId, GpuUuid, Nanos, SourceState, WallTime};
 use crate::core::snapshot::{
@@ -205,9 +205,10 @@ impl Gpu {
             .take(BANDS)
             .map(|(key, _)| *key)
             .collect();
-        let bands = banded.iter().map(|key| Band {
+        let colours = distinct(banded.iter().map(|key| history.colour(key)));
+        let bands = banded.iter().zip(colours).map(|(key, colour)| Band {
             owner: key,
-            class: colour_class(history.colour(key)),
+            class: format!("c{colour}"),
             name: uses[*key].name.clone(),
             hour: uses[*key].hour,
         });
@@ -449,9 +450,16 @@ const fn status_class(status: GpuStatus) -> &'static str {
     }
 }
 
-/// The class of a colour.
-fn colour_class(colour: u8) -> String {
-    format!("c{colour}")
+/// The colours, of which each that an earlier one has is replaced by the next one that none has.
+/// There are more colours than bands.
+fn distinct(colours: impl Iterator<Item = u8>) -> Vec<u8> {
+    let mut taken: Vec<u8> = Vec::with_capacity(BANDS);
+    for own in colours {
+        let from_own = (0..COLOURS).map(|step| (own + step) % COLOURS);
+        let free = from_own.into_iter().find(|colour| !taken.contains(colour));
+        taken.push(free.unwrap_or(own));
+    }
+    taken
 }
 
 /// A share in thousandths, for an order among shares.
