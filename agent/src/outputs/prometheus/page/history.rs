@@ -236,6 +236,13 @@ impl History {
         let Some(last) = &self.last else {
             return BTreeMap::new();
         };
+        if snapshot.at < last.at {
+            // A reader took it before the look was taken. What the columns have is newer.
+            let books = snapshot.gpus.iter();
+            return books
+                .map(|book| (book.gpu.uuid.clone(), Stretch::default()))
+                .collect();
+        }
         let mut stretches: BTreeMap<GpuUuid, Stretch> = BTreeMap::new();
         let most = CELLS_A_LOOK / snapshot.gpus.len().max(1);
         let most = most.clamp(*CELLS_A_COLUMN.start(), *CELLS_A_COLUMN.end());

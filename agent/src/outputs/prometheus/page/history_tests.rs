@@ -244,6 +244,22 @@ fn a_gpu_whose_books_stand_still_is_behind_until_they_go_on() {
 }
 
 #[test]
+fn a_snapshot_that_was_taken_just_before_a_look_has_the_hour_of_the_look() {
+    let (mut node, mut history) = (Node::new(), History::default());
+    node.containers(1);
+    history.look(&node.snapshot);
+    node.busy(0, 59);
+    let before = node.snapshot.clone();
+    node.busy(0, 1);
+    history.look(&node.snapshot);
+    let after = node.hour(&mut history);
+    node.snapshot = before;
+    let hour = node.hour(&mut history);
+    assert_eq!(sum(&hour), sum(&after));
+    assert_eq!(hour.behind, Nanos::ZERO);
+}
+
+#[test]
 fn what_is_kept_is_bounded_and_what_is_joined_is_counted() {
     let (mut node, mut history) = (Node::new(), History::default());
     let most = *CELLS_A_COLUMN.end();
