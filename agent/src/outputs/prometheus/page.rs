@@ -10,6 +10,7 @@ mod history;
 mod picture;
 mod view;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::history::History;
 use self::view::Page;
-use crate::core::model::{Clock, Nanos};
+use crate::core::model::{Clock, GpuUuid, Nanos};
 use crate::published::Published;
 
 /// How often a column is added to the picture.
@@ -100,8 +101,13 @@ impl PeoplePage {
         history.look(&published.books);
     }
 
-    /// Looks at what is published now and then once a minute, for ever. A look is a pass over all
-    /// accounts, and is done on another thread.
+    fn meet(&self, published: &Published) {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.meet(&published.books);
+    }
+
+    /// Looks at what is published now and then once a minute, for ever, and takes up GPUs that come in
+    /// between. A look is a pass over all accounts, and is done on another thread.
     pub(super) async fn keep_history(
         self: Arc<Self>,
         mut published: watch::Receiver<Arc<Published>>,
@@ -113,11 +119,33 @@ impl PeoplePage {
         }
         let mut looks = interval_at(Instant::now(), LOOK_EACH);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut gpus: BTreeSet<GpuUuid> = BTreeSet::new();
         loop {
-            looks.tick().await;
-            let (page, now) = (Arc::clone(&self), Arc::clone(&published.borrow()));
-            // One that panicked has been logged, and the next look makes up for it.
-            let _ = spawn_blocking(move || page.look(&now)).await;
+            let is_look = tokio::select! {
+                biased;
+                _ = looks.tick() => true,
+                changed = published.changed() => match changed {
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+            };
+            let (page, now) = (
+                Arc::clone(&self),
+                Arc::clone(&published.borrow_and_update()),
+            );
+            let books = &now.books.gpus;
+            let has_new = books.iter().any(|book| !gpus.contains(&book.gpu.uuid));
+            if has_new || gpus.len() != books.len() {
+                gpus = books.iter().map(|book| book.gpu.uuid.clone()).collect();
+            }
+            if is_look || has_new {
+                let noted = spawn_blocking(move || match is_look {
+                    true => page.look(&now),
+                    false => page.meet(&now),
+                });
+                // One that panicked has been logged, and the next look makes up for it.
+                let _ = noted.await;
+            }
         }
     }
 }

@@ -180,6 +180,34 @@ impl History {
         self.last = Some(Look { at, accounts });
     }
 
+    /// Takes up GPUs that have come since the last look: what is known of them begins here.
+    pub(super) fn meet(&mut self, snapshot: &Snapshot) {
+        let Some(last) = &mut self.last else {
+            return;
+        };
+        if snapshot.at < last.at {
+            return;
+        }
+        let since = i128::from(snapshot.at.since(last.at).0);
+        for book in &snapshot.gpus {
+            let uuid = &book.gpu.uuid;
+            if self.gpus.contains_key(uuid) {
+                continue;
+            }
+            let kept = Kept {
+                columns: VecDeque::new(),
+                last: Totals::of(book),
+                // The next look counts the time since the last one.
+                lag: -since,
+            };
+            self.gpus.insert(uuid.clone(), kept);
+            last.accounts.retain(|(_, gpu, _)| gpu != uuid);
+            let own = accounts(snapshot).into_iter();
+            last.accounts.extend(own.filter(|(_, gpu, _)| gpu == uuid));
+        }
+        last.accounts.sort_unstable();
+    }
+
     /// The last hour of each GPU until a snapshot. Owners that are new in it get their colours.
     pub(super) fn until(&mut self, snapshot: &Snapshot) -> BTreeMap<GpuUuid, Hour> {
         let accounts = accounts(snapshot);

@@ -244,6 +244,35 @@ fn a_gpu_whose_books_stand_still_is_behind_until_they_go_on() {
 }
 
 #[test]
+fn a_gpu_that_comes_between_two_looks_is_known_from_then_on() {
+    let (mut node, mut history) = (Node::new(), History::default());
+    node.containers(1);
+    let book = node.snapshot.gpus.remove(0);
+    node.wait(1);
+    history.meet(&node.snapshot);
+    history.look(&node.snapshot);
+    node.wait(10);
+    // Its book is of an earlier agent.
+    node.snapshot.gpus.push(book);
+    node.busy(0, 500);
+    history.meet(&node.snapshot);
+    node.busy(0, 20);
+    node.idle(10);
+    let expected = Stretch {
+        owners: vec![(node.container(0), seconds(20))],
+        idle: seconds(10),
+        ..Stretch::default()
+    };
+    assert_eq!(sum(&node.hour(&mut history)), expected);
+    assert_eq!(node.hour(&mut history).behind, Nanos::ZERO);
+    history.meet(&node.snapshot);
+    history.look(&node.snapshot);
+    assert_eq!(sum(&node.hour(&mut history)), expected);
+    node.wait(30);
+    assert_eq!(node.hour(&mut history).behind, seconds(30));
+}
+
+#[test]
 fn a_snapshot_that_was_taken_just_before_a_look_has_the_hour_of_the_look() {
     let (mut node, mut history) = (Node::new(), History::default());
     node.containers(1);
