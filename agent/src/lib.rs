@@ -9,6 +9,7 @@ pub mod app;
 pub mod commands;
 pub mod config;
 mod errors;
+mod figures;
 pub mod gpu_release;
 mod log_filter;
 mod maybe_tls;
@@ -22,5 +23,6 @@ mod shutdown;
 pub mod socket_access;
 pub mod sources;
 mod text_file;
+mod words;
 
 pub use gpuacct_core as core;

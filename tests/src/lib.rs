@@ -6,6 +6,7 @@ pub mod agent;
 pub mod alertmanager;
 pub mod certificates;
 pub mod cgroups;
+pub mod chromium;
 pub mod collector;
 pub mod containerd;
 pub mod crashes;

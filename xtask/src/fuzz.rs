@@ -61,7 +61,7 @@ pub(crate) fn all(time: Duration) -> Result<()> {
 }
 
 /// A length of time as it is typed.
-fn span(text: &str) -> Result<Duration, String> {
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let expected =
         || format!("found {text:?}, expected a number of seconds, minutes or hours: 90s, 1m, 1h");
     let unit = text.chars().last().ok_or_else(expected)?;

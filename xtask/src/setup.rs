@@ -43,6 +43,8 @@ pub(crate) enum Group {
     Receivers,
     /// Running other people's NVML clients
     Python,
+    /// Looking at the page for people
+    Browser,
     /// Running containers under further runtimes
     OtherRuntimes,
     /// Building the fuzz targets
@@ -143,6 +145,18 @@ const NEEDS: &[Need] = &[
         },
         packages: &["python3", "python3-venv"],
         elsewhere: "install Python 3.9 or newer with its venv module",
+    },
+    Need {
+        group: Group::Browser,
+        what: "chromium",
+        is_there: || {
+            ["chromium", "chromium-browser"]
+                .iter()
+                .any(|name| find_program(name).is_some())
+        },
+        // Without a font it draws no letters.
+        packages: &["chromium", "fonts-dejavu-core"],
+        elsewhere: "install Chromium",
     },
     Need {
         group: Group::OtherRuntimes,

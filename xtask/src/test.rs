@@ -174,6 +174,9 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
         Ok(program) => parts.push((AMTOOL, program)),
         Err(error) => println!("without Alertmanager's tool: {error:#}"),
     }
+    if let Err(error) = setup::ensure(&[Group::Browser]) {
+        println!("without a browser: {error:#}");
+    }
     match archive::newest_prometheus() {
         Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),
         Err(error) => println!("without the newest Prometheus: {error:#}"),

@@ -59,6 +59,8 @@ pub(super) struct Endpoint {
     guard: Guard,
     /// Where a protected endpoint is served, so that TLS handshakes do not hold up the core.
     thread: Option<ServersThread>,
+    /// Whether there is a page for people.
+    has_page: bool,
 }
 
 impl Endpoint {
@@ -105,6 +107,7 @@ pub(super) async fn listen(
         listeners: prometheus::Listeners { metrics, probes },
         guard,
         thread,
+        has_page: section.page,
     }))
 }
 
@@ -206,11 +209,13 @@ pub(super) fn start(
             opt_in: live.opt_in,
             clock: Arc::new(now),
             stuck_after: STUCK_AFTER,
+            has_page: endpoint.has_page,
         };
         let Endpoint {
             listeners,
             guard,
             thread: own,
+            has_page: _,
         } = endpoint;
         let guard = Arc::new(guard.reporting(prometheus::Report {
             health: health.clone(),

@@ -8,11 +8,10 @@ use std::process::ExitCode;
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, escaped, get, parse};
 use super::complaint::{complain, say};
-use super::figures::{bytes, clock_time, duration, share, unknown};
 use super::json::Json;
 use super::output::{Output, print, print_page};
 use super::progress::Progress;
-use super::table::{printable, wrap};
+use super::table::wrap;
 use crate::core::explanation::{
     AccountStory, AnswerOutcome, AnswerStory, CgroupOwner, CgroupStory, Explanation, OwnerStory,
     ProcessStory, RefusalStory, SeenBy,
@@ -20,6 +19,8 @@ use crate::core::explanation::{
 use crate::core::model::{BootTime, Nanos, SourceState, WallTime};
 use crate::core::snapshot::{AllocationState, AllocationView, Attribution};
 use crate::errors::quoted;
+use crate::figures::{bytes, clock_time, duration, share, unknown};
+use crate::words::printable;
 
 /// Explain on whom a process, a container or a pod is booked, and why
 ///

@@ -15,7 +15,6 @@ mod complaint;
 pub mod config;
 pub mod environment;
 pub mod explain;
-mod figures;
 mod json;
 pub mod log_level;
 pub mod output;

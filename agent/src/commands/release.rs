@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use super::agent_choice::AgentChoice;
 use super::ask::{AskError, parse, post};
 use super::complaint::{complain, say};
-use super::figures::clock_time;
 use super::output::print;
 use crate::config::Span;
+use crate::figures::clock_time;
 use crate::gpu_release::{ALLOWED, ReleaseReport};
 
 /// Have the running agent let go of the GPUs, to upgrade the driver or to divide a GPU anew

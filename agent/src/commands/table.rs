@@ -4,7 +4,9 @@
 //! beginning of a name says whose it is and the end says which. Figures are never cut as long as there
 //! is a column that may be left out instead.
 
-use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+use unicode_width::UnicodeWidthStr as _;
+
+use crate::words::{elide, printable};
 
 /// The width that a terminal can be relied upon to have.
 pub(super) const WIDTH: usize = 80;
@@ -232,67 +234,9 @@ pub(super) fn wrap_at(page: &mut String, text: &str, indent: &str, width: usize)
     page.push('\n');
 }
 
-/// Without what could move the cursor: names come from outside and a terminal obeys them.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.width().is_none() { ' ' } else { c })
-        .filter(|c| !is_direction(*c))
-        .collect()
-}
-
-/// The marks that make a terminal show text in another order than it has.
-fn is_direction(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// `text` in at most `width` columns, its middle left out where it is longer.
-pub(super) fn elide(text: &str, width: usize) -> String {
-    if text.width() <= width {
-        return text.to_owned();
-    }
-    let room = width.saturating_sub(1);
-    let tail_room = room / 2;
-    let take = |chars: &mut dyn Iterator<Item = char>, room: usize| {
-        let mut used = 0;
-        chars
-            .take_while(|c| {
-                used += c.width().unwrap_or(0);
-                used <= room
-            })
-            .collect::<Vec<char>>()
-    };
-    let head = take(&mut text.chars(), room - tail_room);
-    let tail = take(&mut text.chars().rev(), tail_room);
-    head.into_iter()
-        .chain(['…'])
-        .chain(tail.into_iter().rev())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_middle_of_a_long_name_goes() {
-        let rows = [
-            ("abc", 3, "abc"),
-            ("abcd", 3, "a…d"),
-            ("abcdefgh", 4, "ab…h"),
-            ("abcd", 1, "…"),
-            ("日本語の名前", 6, "日…前"),
-            ("", 0, ""),
-        ];
-        for (text, width, expected) in rows {
-            assert_eq!(elide(text, width), expected, "{text} in {width}");
-            assert!(elide(text, width).width() <= width.max(1));
-        }
-    }
-
-    #[test]
-    fn what_moves_the_cursor_does_not_come_through() {
-        assert_eq!(printable("a\x1b[2Jb\r\n\u{202e}c"), "a [2Jb  c");
-    }
 
     #[test]
     fn no_row_is_too_wide_however_long_its_cells() {

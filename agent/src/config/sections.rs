@@ -361,6 +361,8 @@ pub struct Prometheus {
     pub probe_listen: Option<SocketAddr>,
     /// What the keys of labels that name an owner begin with.
     pub owner_prefix: String,
+    /// Whether there is a page for people, `GET /`.
+    pub page: bool,
 }
 
 /// Reads an address. The error of the standard library says neither what was found nor what is
@@ -402,6 +404,7 @@ impl Default for Prometheus {
             bearer_token_file: None,
             probe_listen: None,
             owner_prefix: String::new(),
+            page: true,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! `/metrics` for Prometheus, in the text format 0.0.4 and in OpenMetrics 1.0, and the two probes.
+//! `/metrics` for Prometheus, in the text format 0.0.4 and in OpenMetrics 1.0, the page for people, and
+//! the two probes.
 //!
 //! An exposition is rendered once per commit and format, compressed once for those who can read that,
 //! and kept, so that any number of scrapers costs one rendering; all of its figures, the outputs' own
@@ -9,6 +10,7 @@
 
 mod expositions;
 mod negotiation;
+mod page;
 mod text;
 mod web;
 
@@ -17,7 +19,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, VARY};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -27,9 +29,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 
-use self::expositions::Expositions;
+use self::expositions::{Document, Edition, Expositions};
 use self::negotiation::Coding;
 pub use self::negotiation::Format;
+use self::page::PeoplePage;
 pub use self::text::render;
 use self::web::answers::admit;
 use self::web::door::Door;
@@ -41,7 +44,7 @@ use super::connections::{Server, Straight};
 use super::counters::OutputCounters;
 use super::instruments::{OptIn, View};
 use super::probe::Probe;
-use crate::core::model::Nanos;
+use crate::core::model::{Clock, Nanos};
 use crate::published::Published;
 use crate::shutdown::until;
 
@@ -80,6 +83,8 @@ pub struct Exposition {
     pub clock: ReadClock,
     /// How old the last commit may be before the core counts as stuck.
     pub stuck_after: Nanos,
+    /// Whether there is a page for people.
+    pub has_page: bool,
 }
 
 impl std::fmt::Debug for Exposition {
@@ -94,6 +99,8 @@ struct Shared {
     exposition: Exposition,
     places: Arc<ConnectionSlots>,
     expositions: Arc<Mutex<Expositions>>,
+    /// Absent if there is no page.
+    page: Option<Arc<PeoplePage>>,
 }
 
 #[cfg(feature = "fuzzing")]
@@ -112,18 +119,32 @@ pub fn router(exposition: Exposition) -> Router {
         ),
         is_brief: false,
     };
-    routes(exposition, probe, ConnectionSlots::new(Bounds::default()))
+    let page = exposition.has_page.then(Arc::default);
+    routes(
+        exposition,
+        probe,
+        ConnectionSlots::new(Bounds::default()),
+        page,
+    )
 }
 
-/// The endpoints `/metrics`, `/healthz`, `/readyz` and `/`.
-fn routes(exposition: Exposition, probe: ProbeAnswers, places: Arc<ConnectionSlots>) -> Router {
-    Router::new()
-        .route("/", get(index))
-        .route("/metrics", get(metrics))
+/// The endpoints `/metrics`, `/healthz` and `/readyz`, and `/` if there is a page.
+fn routes(
+    exposition: Exposition,
+    probe: ProbeAnswers,
+    places: Arc<ConnectionSlots>,
+    page: Option<Arc<PeoplePage>>,
+) -> Router {
+    let mut router = Router::new().route("/metrics", get(metrics));
+    if page.is_some() {
+        router = router.route("/", get(people_page));
+    }
+    router
         .with_state(Arc::new(Shared {
             exposition,
             places,
             expositions: Arc::default(),
+            page,
         }))
         .merge(probes(probe))
 }
@@ -203,7 +224,21 @@ pub async fn serve_guarded(
         counters: Arc::clone(&exposition.counters),
         of: |counters| &counters.metrics_connections,
     };
-    let routes = routes(exposition, probe, places).layer(from_fn_with_state(guard, admit));
+    let page: Option<Arc<PeoplePage>> = exposition.has_page.then(Arc::default);
+    let looking = page.as_ref().map(|page| {
+        let published = exposition.published.clone();
+        Arc::clone(page).keep_history(published)
+    });
+    let routes = routes(exposition, probe, places, page).layer(from_fn_with_state(guard, admit));
+    let looked_until = stopped.clone();
+    let looking = async move {
+        if let Some(looking) = looking {
+            tokio::select! {
+                () = looking => {}
+                () = until(looked_until) => {}
+            }
+        }
+    };
     let told = async move {
         shutdown.await;
         stop.send_replace(true);
@@ -213,16 +248,18 @@ pub async fn serve_guarded(
             serving.await;
         }
     };
-    tokio::join!(told, server.serve(routes, until(stopped)), probes_alone);
+    tokio::join!(
+        told,
+        server.serve(routes, until(stopped)),
+        probes_alone,
+        looking
+    );
     Ok(())
 }
 
-async fn index() -> Response {
-    const PAGE: &str = "<!doctype html><title>gpuacct</title><h1>gpuacct</h1>\
-        <p>Which container used how much of which GPU.</p>\
-        <ul><li><a href=\"/metrics\">/metrics</a><li><a href=\"/healthz\">/healthz</a>\
-        <li><a href=\"/readyz\">/readyz</a></ul>\n";
-    ([(CONTENT_TYPE, "text/html; charset=utf-8")], PAGE).into_response()
+async fn people_page(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    let coding = Coding::negotiate(&headers);
+    shared.answer(Document::Page, coding, page::headers()).await
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
@@ -233,47 +270,76 @@ async fn metrics(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respo
         Format::Text => counters.scrapes_text.add(1),
         Format::OpenMetrics => counters.scrapes_openmetrics.add(1),
     }
-    let Some(body) = shared.exposition(format, coding).await else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    // Each slow client keeps the exposition that it is taking, and they may all be different.
-    while shared.keeps_too_much().await && shared.places.end_slowest_reader() {
-        tokio::task::yield_now().await;
-    }
     let headers = [
         (CONTENT_TYPE, format.content_type()),
         (VARY, "accept, accept-encoding"),
     ];
-    let mut answer = (headers, body).into_response();
-    if coding == Coding::Gzip {
-        let gzip = HeaderValue::from_static("gzip");
-        answer.headers_mut().insert(CONTENT_ENCODING, gzip);
-    }
-    answer
+    let document = Document::Metrics(format);
+    shared.answer(document, coding, headers).await
 }
 
 impl Shared {
-    /// The exposition of the last commit; none if making it panicked.
+    /// A document with these headers.
+    async fn answer<const N: usize>(
+        self: &Arc<Self>,
+        document: Document,
+        coding: Coding,
+        headers: [(HeaderName, &'static str); N],
+    ) -> Response {
+        let Some(body) = self.document(document, coding).await else {
+            return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        };
+        // Each slow client keeps the document that it is taking, and they may all be different.
+        while self.keeps_too_much().await && self.places.end_slowest_reader() {
+            tokio::task::yield_now().await;
+        }
+        let mut answer = (headers, body).into_response();
+        if coding == Coding::Gzip {
+            let gzip = HeaderValue::from_static("gzip");
+            answer.headers_mut().insert(CONTENT_ENCODING, gzip);
+        }
+        answer
+    }
+
+    /// The document of the last commit; none if making it panicked.
     ///
     /// The core and the other answers share a thread, which must not wait for milliseconds of
-    /// rendering and compressing. So this is done on another one, by one scrape at a time. The lock
+    /// rendering and compressing. So this is done on another one, by one reader at a time. The lock
     /// goes with the work, so that it is done only once if its client hangs up meanwhile.
-    async fn exposition(self: &Arc<Self>, format: Format, coding: Coding) -> Option<Bytes> {
+    async fn document(self: &Arc<Self>, document: Document, coding: Coding) -> Option<Bytes> {
         let mut expositions = Arc::clone(&self.expositions).lock_owned().await;
         let published = Arc::clone(&self.exposition.published.borrow());
-        if let Some(body) = expositions.get(published.books.sequence, format, coding) {
+        let now = (self.exposition.clock)();
+        let edition = Edition {
+            sequence: published.books.sequence,
+            time: match document {
+                Document::Metrics(_) => 0,
+                Document::Page => PeoplePage::part_of_time(now),
+            },
+        };
+        if let Some(body) = expositions.get(edition, document, coding) {
             return Some(body);
         }
         let shared = Arc::clone(self);
         let made = spawn_blocking(move || {
-            let Exposition {
-                counters, opt_in, ..
-            } = &shared.exposition;
-            let opt_in = Arc::clone(&opt_in.borrow());
-            let view = View::new(&published, counters, &opt_in);
-            expositions.make(&view, format, coding)
+            expositions.make(edition, document, coding, |out| {
+                shared.write(document, &published, now, out);
+            })
         });
         made.await.ok()
+    }
+
+    fn write(&self, document: Document, published: &Published, now: Clock, out: &mut String) {
+        match (document, &self.page) {
+            (Document::Metrics(format), _) => {
+                let opt_in = Arc::clone(&self.exposition.opt_in.borrow());
+                let view = View::new(published, &self.exposition.counters, &opt_in);
+                render(&view, format, out);
+            }
+            (Document::Page, Some(page)) => page.render(published, now, out),
+            // It has no route then.
+            (Document::Page, None) => {}
+        }
     }
 
     async fn keeps_too_much(&self) -> bool {

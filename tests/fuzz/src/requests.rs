@@ -35,6 +35,7 @@ thread_local! {
             opt_in: watch::channel(Arc::default()).1,
             clock: Arc::new(clock),
             stuck_after: Nanos::from_secs(10),
+            has_page: true,
         })
     });
     static SOCKET: LazyCell<Router> = LazyCell::new(|| {

@@ -16,11 +16,13 @@ use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{GpuSpec, Scenario, Server, Truth};
 
-/// How long the containers work.
-const RUN: Duration = Duration::from_secs(30);
-/// When in that time the short job comes.
+/// When in the run the short job comes.
 const SHORT_JOB_AFTER: Duration = Duration::from_secs(10);
 const SHORT_JOB_MILLIS: u64 = 300;
+/// A run that is as long has batch jobs, too, one after the other once the short job has been.
+const LONG_RUN: Duration = Duration::from_secs(120);
+/// Hundredths of the run between two of them.
+const BATCH_PAUSE: u32 = 3;
 /// Where a driver puts its character device.
 const REAL_GPU: &str = "/dev/nvidiactl";
 
@@ -77,11 +79,95 @@ const SHORT_JOB: Pod = Pod {
     container: "convert",
 };
 const SHORT_JOB_GPU: u32 = 2;
+
+/// A job that comes and goes in a long run.
+struct BatchJob {
+    pod: Pod,
+    gpu: u32,
+    share: &'static str,
+    /// How long it works, in hundredths of the run.
+    hundredths: u32,
+}
+
+/// A job of the namespace `batch`.
+const fn batch(
+    name: &'static str,
+    uid: &'static str,
+    gpu: u32,
+    share: &'static str,
+    hundredths: u32,
+) -> BatchJob {
+    BatchJob {
+        pod: Pod {
+            namespace: "batch",
+            name,
+            uid,
+            container: "main",
+        },
+        gpu,
+        share,
+        hundredths,
+    }
+}
+
+const BATCH: [BatchJob; 6] = [
+    batch(
+        "eval-7b-0",
+        "6f1c8a52-3c1e-4c55-9a8e-0d5b7c1a2e05",
+        2,
+        "0.8",
+        14,
+    ),
+    batch(
+        "render-frames-118",
+        "6f1c8a52-3c1e-4c55-9a8e-0d5b7c1a2e06",
+        1,
+        "0.4",
+        10,
+    ),
+    batch(
+        "embed-docs-0",
+        "6f1c8a52-3c1e-4c55-9a8e-0d5b7c1a2e07",
+        2,
+        "0.45",
+        17,
+    ),
+    batch(
+        "sweep-lr-3",
+        "6f1c8a52-3c1e-4c55-9a8e-0d5b7c1a2e08",
+        0,
+        "0.25",
+        12,
+    ),
+    batch(
+        "eval-7b-1",
+        "6f1c8a52-3c1e-4c55-9a8e-0d5b7c1a2e09",
+        2,
+        "0.9",
+        13,
+    ),
+    batch(
+        "render-frames-119",
+        "6f1c8a52-3c1e-4c55-9a8e-0d5b7c1a2e0a",
+        1,
+        "0.3",
+        8,
+    ),
+];
 const HOST_SHARE: &str = "0.15";
 const HOST_LABEL: &str = "host-process";
 
+/// What the demonstration may be told.
+#[derive(clap::Parser)]
+struct Options {
+    /// How long the containers work, in seconds
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+}
+
 fn main() -> ExitCode {
-    match run() {
+    let Options { seconds } = clap::Parser::parse();
+    match run(Duration::from_secs(seconds)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -90,7 +176,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<()> {
+fn run(length: Duration) -> Result<()> {
     docker::available().context("the demo starts a dockerd of its own")?;
     let interrupted = interrupted()?;
     let dir = tempfile::Builder::new()
@@ -99,10 +185,10 @@ fn run() -> Result<()> {
     let dir = dir.path();
     if Path::new(REAL_GPU).exists() {
         println!("GPU: real. The agent runs against NVIDIA's library on this machine.");
-        return run_on_real_gpu(dir, &interrupted);
+        return run_on_real_gpu(dir, length, &interrupted);
     }
     println!("GPU: simulated. This machine has no NVIDIA driver; kernel and containers are real.");
-    run_simulated(dir, &interrupted)
+    run_simulated(dir, length, &interrupted)
 }
 
 fn config(docker: &Dockerd, library: Option<PathBuf>) -> Config {
@@ -115,7 +201,7 @@ fn config(docker: &Dockerd, library: Option<PathBuf>) -> Config {
     config
 }
 
-fn run_simulated(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
+fn run_simulated(dir: &Path, length: Duration, interrupted: &AtomicBool) -> Result<()> {
     let scenario = Scenario::create(dir.join("gpus"), (0..3).map(GpuSpec::a100).collect(), 1)?;
     let scenario = Arc::new(scenario);
     // Dropped last: its jobs end with it.
@@ -134,6 +220,7 @@ fn run_simulated(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
     let mut agent = Agent::start(dir, config(&docker, Some(library)), &environment)?;
     agent.wait_for_status("the three GPUs", |status| status.snapshot.gpus.len() == 3)?;
     println!("agent: running, pid {}", agent.pid());
+    println!("page: http://{}/", agent.address());
     for workload in &WORKLOADS[1..] {
         containers.push(start(&mut docker, &job, &server, workload)?);
     }
@@ -149,7 +236,7 @@ fn run_simulated(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
     println!(
         "working for {} s: three containers, one host process, and a job of {SHORT_JOB_MILLIS} ms \
          that is gone before a poll could see it",
-        RUN.as_secs()
+        length.as_secs()
     );
     rest_until(began + SHORT_JOB_AFTER, interrupted)?;
     docker.run_to_end(
@@ -162,7 +249,15 @@ fn run_simulated(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
             ))
             .mount(&job, "/sim-gpu-job"),
     )?;
-    rest_until(began + RUN, interrupted)?;
+    if length >= LONG_RUN {
+        for batch in &BATCH {
+            let work = length / 100 * batch.hundredths;
+            println!("{}: for {} s", batch.pod.name, work.as_secs());
+            run_batch(&mut docker, &job, &server, batch, work, interrupted)?;
+            rest_until(Instant::now() + length / 100 * BATCH_PAUSE, interrupted)?;
+        }
+    }
+    rest_until(began + length, interrupted)?;
 
     let status_while_working = agent.status_text(&["--processes"])?.0;
     for container in &containers {
@@ -193,14 +288,14 @@ fn run_simulated(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
 }
 
 /// Nothing here puts load on a real GPU: whatever uses it now is what is shown.
-fn run_on_real_gpu(dir: &Path, interrupted: &AtomicBool) -> Result<()> {
+fn run_on_real_gpu(dir: &Path, length: Duration, interrupted: &AtomicBool) -> Result<()> {
     let docker = Dockerd::start(docker::Options {
         live_restore: true,
         ..docker::Options::at(dir.join("docker"))
     })?;
     let agent = Agent::start(dir, config(&docker, None), &[])?;
-    println!("watching whatever uses the GPU for {} s", RUN.as_secs());
-    rest_until(Instant::now() + RUN, interrupted)?;
+    println!("watching whatever uses the GPU for {} s", length.as_secs());
+    rest_until(Instant::now() + length, interrupted)?;
     println!("{}", agent.status_text(&["--processes"])?.0);
     for family in [
         "gpuacct_container_gpu_busy_seconds_total",
@@ -254,6 +349,27 @@ fn start(
             .mount(job, "/sim-gpu-job")
             .command(job_command(*gpu, share, pod.name, None)),
     )
+}
+
+/// Has a batch job work for so long.
+fn run_batch(
+    docker: &mut Dockerd,
+    job: &Path,
+    server: &Server,
+    batch: &BatchJob,
+    work: Duration,
+    interrupted: &AtomicBool,
+) -> Result<()> {
+    let BatchJob {
+        pod, gpu, share, ..
+    } = batch;
+    let container = docker.run(
+        &in_pod(*pod, server)
+            .mount(job, "/sim-gpu-job")
+            .command(job_command(*gpu, share, pod.name, None)),
+    )?;
+    rest_until(Instant::now() + work, interrupted)?;
+    docker.remove(&container)
 }
 
 /// The process outside containers; ended when dropped.

@@ -26,6 +26,7 @@ mod migration;
 mod nvml_clients;
 mod nvml_source;
 mod otlp_tls;
+mod page;
 mod placement;
 mod pod_itself;
 mod pod_resources;

@@ -80,6 +80,7 @@ fn serving(runtime: &Runtime, snapshot: Snapshot) -> SocketAddr {
         opt_in: watch::channel(Arc::default()).1,
         clock: Arc::new(clock),
         stuck_after: Nanos::from_secs(30),
+        has_page: true,
     };
     let listener = runtime
         .block_on(bind(SocketAddr::from(([127, 0, 0, 1], 0))))

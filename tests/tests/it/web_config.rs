@@ -127,6 +127,7 @@ impl Endpoint {
             opt_in: watch::channel(Arc::default()).1,
             clock: Arc::new(clock),
             stuck_after: Nanos::from_secs(30),
+            has_page: true,
         };
         let guard = Arc::new(guard);
         runtime.spawn(serve_guarded(

@@ -1,14 +1,15 @@
 //! The page of `gpuacct status`, section by section.
 
 use super::selection::LeftOut;
-use super::words::{Indexes, name, names, owner, place_and_reason, remarks, state, uptime};
-use crate::commands::figures::{bytes, duration, energy, memory_of, share, short, sum, unknown};
+use super::words::{Indexes, name, names, owner, remarks, uptime};
 use crate::commands::table::{Align, Table, WIDTH, wrap_at};
 use crate::core::input::SampleClocks;
 use crate::core::model::{Nanos, WallTime};
 use crate::core::snapshot::{AllocationState, ContainerAccount, GpuProcessView, Snapshot};
+use crate::figures::{bytes, duration, energy, memory_of, share, short, sum, unknown};
 use crate::outputs::gpu_status::troubles;
 use crate::outputs::socket::StatusReport;
+use crate::words::{place_and_reason, state};
 
 /// How wide the page is, and what it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::commands::figures::{duration, short};
-use crate::core::model::{BootTime, GpuUuid, NONE, Nanos, SourceState, UNRESOLVED};
-use crate::core::snapshot::{Attribution, ContainerAccount, GpuProcessView, Snapshot};
+use crate::core::model::{GpuUuid, Nanos, SourceState};
+use crate::core::snapshot::{ContainerAccount, GpuProcessView, Snapshot};
+use crate::figures::{duration, short};
 use crate::outputs::socket::StatusReport;
 use crate::published::AgentStatus;
+use crate::words;
 
 /// NVML's numbers of the GPUs.
 #[derive(Clone, Debug, Default)]
@@ -29,26 +30,7 @@ impl Indexes {
 
 /// `namespace/pod/container`, or the runtime's name, or the id.
 pub(super) fn name(account: &ContainerAccount) -> String {
-    let labels = &account.labels;
-    if &*labels.container == UNRESOLVED {
-        // Runtimes show twelve digits of an id, and so it can be looked up there.
-        let short = short(account.id.as_str());
-        format!("{UNRESOLVED} {short}")
-    } else if &*labels.namespace == NONE {
-        labels.container.to_string()
-    } else {
-        format!("{}/{}/{}", labels.namespace, labels.pod, labels.container)
-    }
-}
-
-/// How far a container's names are known, or that it has ended.
-pub(super) fn state(account: &ContainerAccount) -> String {
-    match (account.ended, account.attribution) {
-        (_, Attribution::Held) => "held back".to_owned(),
-        (_, Attribution::IdOnly { reason }) => format!("id only: {}", reason.as_str()),
-        (true, Attribution::Named { .. }) => "ended".to_owned(),
-        (false, Attribution::Named { .. }) => "named".to_owned(),
-    }
+    words::container(&account.labels, account.id.as_str())
 }
 
 /// The names of the containers by id.
@@ -96,22 +78,6 @@ pub(super) fn remarks(report: &StatusReport, indexes: &Indexes) -> Vec<String> {
         ));
     }
     remarks
-}
-
-/// Where a source is, and if it is down why, and when it is tried again.
-pub(super) fn place_and_reason(place: &str, state: &SourceState, now: BootTime) -> String {
-    let SourceState::Down {
-        reason, next_retry, ..
-    } = state
-    else {
-        return place.to_owned();
-    };
-    let retry = match next_retry {
-        Some(at) => format!("next try in {}", duration(at.since(now))),
-        None => "not tried again".to_owned(),
-    };
-    let colon = if place.is_empty() { "" } else { ": " };
-    format!("{place}{colon}{reason}, {retry}")
 }
 
 /// How many sources are in which state, those that are down first: `13 sources, all up`.

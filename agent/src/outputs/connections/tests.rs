@@ -202,6 +202,7 @@ async fn served() -> Served {
         opt_in: watch::channel(Arc::new(sample::opt_in())).1,
         clock,
         stuck_after: Nanos::from_secs(30),
+        has_page: true,
     };
     tokio::spawn(prometheus::serve(
         listener,

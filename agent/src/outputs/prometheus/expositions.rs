@@ -1,7 +1,8 @@
-//! The expositions of the last commit that was asked for, in each format and coding.
+//! The documents of the last commit that was asked for, in each coding: an exposition in each format,
+//! and the page for people.
 //!
 //! Each is made when it is first asked for and kept until the next commit, so that any number of
-//! scrapers costs one rendering and one compression. The text is not kept where all scrapers take it
+//! readers costs one rendering and one compression. The text is not kept where all scrapers take it
 //! compressed, as Prometheus does: on a full node it is more than a megabyte.
 
 use std::io::{Read as _, Write as _};
@@ -12,27 +13,43 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
 use super::negotiation::{Coding, Format};
-use super::text::render;
-use crate::outputs::instruments::View;
 
 /// How much is done to find repetitions. Containers' ids make up most of what is left. They repeat
 /// from family to family, farther apart than gzip looks back, so that more work gains little.
 const LEVEL: Compression = Compression::new(2);
 
-/// What is kept for scrapers.
+/// What is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Document {
+    /// An exposition in this format.
+    Metrics(Format),
+    /// The page for people.
+    Page,
+}
+
+/// What a document was made of: as long as it is the same, so is the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Edition {
+    /// The commit's number.
+    pub(super) sequence: u64,
+    /// A part of time, if the document depends on when it is made.
+    pub(super) time: u64,
+}
+
+/// What is kept for scrapers and people.
 #[derive(Debug, Default)]
 pub(super) struct Expositions {
     text: Option<Exposition>,
     openmetrics: Option<Exposition>,
+    page: Option<Exposition>,
     /// Those of earlier commits that clients have not taken wholly yet.
     under_way: Vec<Bytes>,
 }
 
-/// An exposition of one commit in one format.
+/// An edition of a document.
 #[derive(Debug)]
 struct Exposition {
-    /// The commit's number.
-    sequence: u64,
+    edition: Edition,
     /// The length of the text.
     length: usize,
     /// Absent until somebody has asked for it.
@@ -42,28 +59,40 @@ struct Exposition {
 }
 
 impl Expositions {
-    /// What was already made of the commit with this number.
-    pub(super) fn get(&self, sequence: u64, format: Format, coding: Coding) -> Option<Bytes> {
-        let kept = match format {
-            Format::Text => &self.text,
-            Format::OpenMetrics => &self.openmetrics,
+    /// What was already made in this edition.
+    pub(super) fn get(
+        &self,
+        edition: Edition,
+        document: Document,
+        coding: Coding,
+    ) -> Option<Bytes> {
+        let kept = match document {
+            Document::Metrics(Format::Text) => &self.text,
+            Document::Metrics(Format::OpenMetrics) => &self.openmetrics,
+            Document::Page => &self.page,
         };
-        let kept = kept.as_ref().filter(|kept| kept.sequence == sequence)?;
+        let kept = kept.as_ref().filter(|kept| kept.edition == edition)?;
         match coding {
             Coding::Identity => kept.plain.clone(),
             Coding::Gzip => kept.gzip.clone(),
         }
     }
 
-    /// Makes what is missing of the view's commit, in place of what was kept of an earlier one. It
-    /// takes milliseconds on a full node.
-    pub(super) fn make(&mut self, view: &View<'_>, format: Format, coding: Coding) -> Bytes {
-        let kept = match format {
-            Format::Text => &mut self.text,
-            Format::OpenMetrics => &mut self.openmetrics,
+    /// Makes what is missing of an edition, in place of what was kept of an earlier one. `render` writes
+    /// the text; it takes milliseconds on a full node.
+    pub(super) fn make(
+        &mut self,
+        edition: Edition,
+        document: Document,
+        coding: Coding,
+        render: impl FnOnce(&mut String),
+    ) -> Bytes {
+        let kept = match document {
+            Document::Metrics(Format::Text) => &mut self.text,
+            Document::Metrics(Format::OpenMetrics) => &mut self.openmetrics,
+            Document::Page => &mut self.page,
         };
-        let sequence = view.snapshot.sequence;
-        let before = kept.take_if(|kept| kept.sequence != sequence);
+        let before = kept.take_if(|kept| kept.edition != edition);
         // About as much as the last time: growing would copy it.
         let capacity = before.as_ref().map_or(0, |before| before.length);
         if let Some(Exposition { plain, gzip, .. }) = before {
@@ -71,7 +100,7 @@ impl Expositions {
         }
         let Some(kept) = kept else {
             let mut text = String::with_capacity(capacity + capacity / 16);
-            render(view, format, &mut text);
+            render(&mut text);
             let length = text.len();
             let (plain, gzip, made) = match coding {
                 Coding::Identity => {
@@ -84,7 +113,7 @@ impl Expositions {
                 }
             };
             *kept = Some(Exposition {
-                sequence,
+                edition,
                 length,
                 plain,
                 gzip,
@@ -130,11 +159,16 @@ fn unpacked(gzip: &[u8], length: usize) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-
+    use super::super::text::render;
     use super::*;
     use crate::core::snapshot::Snapshot;
     use crate::outputs::counters::OutputCounters;
+    use crate::outputs::instruments::View;
     use crate::outputs::sample;
+
+    fn edition(sequence: u64) -> Edition {
+        Edition { sequence, time: 0 }
+    }
 
     fn make(
         expositions: &mut Expositions,
@@ -148,7 +182,10 @@ mod tests {
             counters: &OutputCounters::default(),
             opt_in: &sample::opt_in(),
         };
-        expositions.make(&view, format, coding)
+        let document = Document::Metrics(format);
+        expositions.make(edition(snapshot.sequence), document, coding, |out| {
+            render(&view, format, out);
+        })
     }
 
     #[test]
@@ -158,7 +195,9 @@ mod tests {
         for format in [Format::Text, Format::OpenMetrics] {
             let first = snapshot.sequence;
             let all = [Coding::Identity, Coding::Gzip];
-            let get = |expositions: &Expositions, of, coding| expositions.get(of, format, coding);
+            let get = |expositions: &Expositions, of, coding| {
+                expositions.get(edition(of), Document::Metrics(format), coding)
+            };
             assert!(all.iter().all(|it| get(&expositions, first, *it).is_none()));
             let gzip = make(&mut expositions, &snapshot, format, Coding::Gzip);
             let plain = get(&expositions, first, Coding::Identity);

@@ -131,6 +131,10 @@ struct Served {
 }
 
 async fn served(published: Published) -> Served {
+    served_with(published, true).await
+}
+
+async fn served_with(published: Published, has_page: bool) -> Served {
     let (published, receiver) = watch::channel(Arc::new(published));
     let now = Arc::new(AtomicU64::new(NOW.0));
     let counters = Arc::new(OutputCounters::default());
@@ -146,6 +150,7 @@ async fn served(published: Published) -> Served {
             wall: WallTime::default(),
         }),
         stuck_after: Nanos::from_secs(30),
+        has_page,
     };
     tokio::spawn(serve(listener, exposition, std::future::pending()));
     Served {
@@ -285,4 +290,57 @@ async fn an_address_in_use_is_named() {
         format!("cannot listen on {address} for /metrics")
     );
     assert_eq!(error.source.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+#[tokio::test]
+async fn the_page_has_its_headers() {
+    let served = served(sample::published()).await;
+    let client = reqwest::Client::new();
+    let url = format!("{}/", served.base);
+    for method in [reqwest::Method::GET, reqwest::Method::HEAD] {
+        let answer = client.request(method, &url).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(header("content-type"), "text/html; charset=utf-8");
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        assert_eq!(header("referrer-policy"), "no-referrer");
+        assert_eq!(header("cache-control"), "no-store");
+        assert_eq!(header("vary"), "accept-encoding");
+        let policy = header("content-security-policy");
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"));
+        assert!(policy.ends_with("; frame-ancestors 'none'"));
+    }
+    let answer = client.post(&url).send().await.unwrap();
+    assert_eq!(answer.status(), 405);
+}
+
+#[tokio::test]
+async fn a_page_is_written_once_per_commit() {
+    let served = served(sample::published()).await;
+    let (status, first) = fetch(&served, "/").await;
+    assert_eq!(status, 200);
+    // What changes of it without a commit is not seen until it is written again.
+    served
+        .now
+        .fetch_add(Nanos::from_secs(1).0, Ordering::Relaxed);
+    assert_eq!(fetch(&served, "/").await.1, first);
+    served.published.send_modify(|published| {
+        Arc::make_mut(published).books.sequence += 1;
+    });
+    let (_, next) = fetch(&served, "/").await;
+    assert_ne!(next, first);
+    // A core that is stuck commits nothing, and the page says so.
+    served
+        .now
+        .fetch_add(Nanos::from_secs(40).0, Ordering::Relaxed);
+    let (_, stuck) = fetch(&served, "/").await;
+    assert!(stuck.contains("the last commit is 41 s old"), "{stuck}");
+}
+
+#[tokio::test]
+async fn a_page_that_is_switched_off_is_not_there() {
+    let served = served_with(sample::published(), false).await;
+    for (path, expected) in [("/", 404), ("/metrics", 200), ("/healthz", 200)] {
+        assert_eq!(fetch(&served, path).await.0, expected, "{path}");
+    }
 }

@@ -115,6 +115,7 @@ impl Server {
             counters: Arc::new(OutputCounters::default()),
             clock: Arc::new(clock::now),
             stuck_after: STUCK_AFTER,
+            has_page: true,
             // Off, as by default.
             opt_in: watch::channel(Arc::default()).1,
         };

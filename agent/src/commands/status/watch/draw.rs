@@ -12,14 +12,13 @@ use unicode_width::UnicodeWidthStr as _;
 use super::look::{Look, Meaning};
 use super::model::{Row, View};
 use super::sheet::{Sheet, folded};
-use crate::commands::figures::{bytes, clock_time, duration, share, unknown};
 use crate::commands::status::page::{MORE_COLUMNS, Shape, more_cells, table};
-use crate::commands::status::words::{
-    Indexes, name, place_and_reason, remarks, sources_in_short, state, uptime,
-};
-use crate::commands::table::{Align, Optional, Table, elide, wrap_at};
+use crate::commands::status::words::{Indexes, name, remarks, sources_in_short, uptime};
+use crate::commands::table::{Align, Optional, Table, wrap_at};
 use crate::core::model::{Nanos, SourceState};
 use crate::core::snapshot::Attribution;
+use crate::figures::{bytes, clock_time, duration, share, unknown};
+use crate::words::{elide, place_and_reason, state};
 
 /// From this height on there are blank lines between the parts.
 const ROOM_FOR_BLANKS: usize = 20;

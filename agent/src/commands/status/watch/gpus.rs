@@ -8,10 +8,11 @@ use unicode_width::UnicodeWidthStr as _;
 use super::history::Slot;
 use super::look::Meaning;
 use super::model::View;
-use crate::commands::figures::{duration, memory_of, share, sum, unknown};
-use crate::commands::table::{Align, Table, elide};
+use crate::commands::table::{Align, Table};
 use crate::core::model::{GpuUuid, Nanos};
 use crate::core::snapshot::GpuBook;
+use crate::figures::{duration, memory_of, share, sum, unknown};
+use crate::words::elide;
 
 /// The widest graph, in slots: two seconds each, as often as the agent commits.
 const MAX_GRAPH: usize = 60;

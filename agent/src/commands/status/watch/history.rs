@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::commands::figures::sum;
 use crate::core::model::{BootTime, GpuUuid, Nanos};
 use crate::core::snapshot::{GpuBook, Snapshot};
+use crate::figures::sum;
 
 /// How far back a graph reaches.
 pub(super) const SPAN: Nanos = Nanos::from_secs(120);

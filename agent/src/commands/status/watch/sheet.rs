@@ -2,7 +2,7 @@
 
 use unicode_width::UnicodeWidthChar as _;
 
-use crate::commands::table::printable;
+use crate::words::printable;
 
 /// The keys, in the help.
 const HELP: &str = "\

@@ -4,25 +4,25 @@ use crate::core::amounts::Millijoules;
 use crate::core::model::{Nanos, WallTime};
 
 /// As much of an id as people read.
-pub(super) fn short(id: &str) -> &str {
+pub(crate) fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
-pub(super) fn sum<R>(amounts: &[(R, Nanos)]) -> Nanos {
+pub(crate) fn sum<R>(amounts: &[(R, Nanos)]) -> Nanos {
     amounts.iter().map(|(_, amount)| *amount).sum()
 }
 
-pub(super) fn unknown() -> String {
+pub(crate) fn unknown() -> String {
     "-".to_owned()
 }
 
 /// A share as a percentage with one decimal.
-pub(super) fn share(share: f64) -> String {
+pub(crate) fn share(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }
 
 /// An amount of time with the two units that matter.
-pub(super) fn duration(amount: Nanos) -> String {
+pub(crate) fn duration(amount: Nanos) -> String {
     let nanos = amount.0;
     let seconds = nanos / 1_000_000_000;
     match nanos {
@@ -42,7 +42,7 @@ pub(super) fn duration(amount: Nanos) -> String {
 }
 
 /// The time of day of an instant, in UTC.
-pub(super) fn clock_time(at: WallTime) -> String {
+pub(crate) fn clock_time(at: WallTime) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(at.0))
         .map_or_else(|_| unknown(), |at| at.strftime("%H:%M:%S UTC").to_string())
 }
@@ -50,13 +50,13 @@ pub(super) fn clock_time(at: WallTime) -> String {
 const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// An amount of memory in the unit that fits.
-pub(super) fn bytes(amount: u64) -> String {
+pub(crate) fn bytes(amount: u64) -> String {
     let unit = byte_unit(amount);
     format!("{} {}", in_unit(amount, unit), BYTE_UNITS[unit])
 }
 
 /// What is used of what there is, in one unit.
-pub(super) fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
+pub(crate) fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
     match (used, size) {
         (Some(used), Some(size)) => {
             let unit = byte_unit(size);
@@ -70,7 +70,7 @@ pub(super) fn memory_of(used: Option<u64>, size: Option<u64>) -> String {
 }
 
 /// An amount of energy in the unit that fits.
-pub(super) fn energy(amount: Millijoules) -> String {
+pub(crate) fn energy(amount: Millijoules) -> String {
     let joules = amount.0 / 1_000;
     match joules {
         0..3_600 => format!("{joules} J"),
@@ -84,14 +84,14 @@ pub(super) fn energy(amount: Millijoules) -> String {
 }
 
 /// The largest unit of which there is at least one.
-pub(super) fn byte_unit(amount: u64) -> usize {
+pub(crate) fn byte_unit(amount: u64) -> usize {
     (1..BYTE_UNITS.len())
         .take_while(|unit| amount >> (10 * unit) > 0)
         .last()
         .unwrap_or(0)
 }
 
-pub(super) fn in_unit(amount: u64, unit: usize) -> String {
+pub(crate) fn in_unit(amount: u64, unit: usize) -> String {
     let tenths = (u128::from(amount) * 10) >> (10 * unit);
     match (unit, tenths) {
         (0, _) | (_, 1_000..) => (tenths / 10).to_string(),
