@@ -42,7 +42,7 @@ pub async fn look(config: &Config) -> Vec<Finding> {
     let mut findings = kernel(config).await;
     findings.push(pid_namespace());
     findings.push(cgroups());
-    findings.extend(nvml(config.gpu.library.clone()).await);
+    findings.extend(nvml(config.gpu.clone()).await);
     let names = names(config).await;
     findings.extend(names);
     if config.pod_resources.enabled {
@@ -247,8 +247,8 @@ fn judge_cgroups(mountinfo: &str) -> Finding {
     }
 }
 
-async fn nvml(library: Option<PathBuf>) -> Vec<Finding> {
-    let looked = spawn_blocking(move || survey::survey(library.as_deref()));
+async fn nvml(gpu: config::Gpu) -> Vec<Finding> {
+    let looked = spawn_blocking(move || survey::survey(gpu.library.as_deref(), &gpu.cdi));
     match timeout(LIMIT, looked).await {
         Ok(Ok(Ok(survey))) => judge_nvml(&survey),
         Ok(Ok(Err(SurveyError::Absent(reason)))) => vec![warn(

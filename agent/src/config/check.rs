@@ -278,6 +278,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         ("bundle.containerd", containerd),
         ("bundle.storage", storage),
         ("bundle.docker", docker),
+        ("gpu.cdi", &config.gpu.cdi),
     ] {
         for (index, path) in paths.iter().enumerate() {
             checks.ensure_path(key, Some(index), path);

@@ -102,6 +102,9 @@ impl Default for Procfs {
 pub struct Gpu {
     /// The library; absent to look where drivers put it.
     pub library: Option<PathBuf>,
+    /// Folders with specifications of the Container Device Interface. Where `library` is absent, what
+    /// they name is tried last.
+    pub cdi: Vec<PathBuf>,
     /// How often a window is closed. The driver's ring spans about ten seconds.
     pub interval: Span,
     /// How often the process lists are read without a reason.
@@ -114,6 +117,7 @@ impl Default for Gpu {
     fn default() -> Self {
         Self {
             library: None,
+            cdi: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).into(),
             interval: Span::secs(1),
             lists_interval: Span::secs(5),
             health: GpuHealth::default(),
