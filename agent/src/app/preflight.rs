@@ -33,6 +33,7 @@ use crate::sources::identity::greeting::{self, GreetingError};
 use crate::sources::identity::pod_resources;
 use crate::sources::kernel::opens::{OpenHook, OpenHookState, Refusal};
 use crate::sources::kernel::{self, KernelConfig, KernelError, trial};
+use crate::sources::procfs::cgroup_namespace::CgroupNamespace;
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -41,6 +42,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub async fn look(config: &Config) -> Vec<Finding> {
     let mut findings = kernel(config).await;
     findings.push(pid_namespace());
+    findings.push(cgroup_namespace(&config.procfs.host_root));
     findings.push(cgroups());
     findings.extend(nvml(config.gpu.clone()).await);
     let names = names(config).await;
@@ -197,6 +199,21 @@ fn pid_namespace() -> Finding {
             "pid namespace",
             format!("cannot read /proc/self/ns/pid: {error}"),
             "mount /proc",
+        ),
+    }
+}
+
+fn cgroup_namespace(host_root: &Path) -> Finding {
+    let item = "cgroup namespace";
+    match CgroupNamespace::find(host_root) {
+        Ok(namespace) => match namespace.root() {
+            None => ok(item, "the host's"),
+            Some(root) => ok(item, format!("its own, whose root is {root} on the host")),
+        },
+        Err(error) => fail(
+            item,
+            error.to_string(),
+            "mount the host's /sys/fs/cgroup below procfs.host_root, as the component hardened does",
         ),
     }
 }

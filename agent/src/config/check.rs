@@ -266,6 +266,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
     let logs = &config.kubelet_logs;
     for (key, path) in [
         ("bundle.host_root", host_root),
+        ("procfs.host_root", &config.procfs.host_root),
         ("kubelet_logs.host_root", &logs.host_root),
         ("kubelet_logs.containers", &logs.containers),
         ("kubelet_logs.pods", &logs.pods),

@@ -86,12 +86,16 @@ impl Default for Kernel {
 pub struct Procfs {
     /// How often `/proc` is scanned though nothing was lost.
     pub interval: Span,
+    /// Where the host's root is mounted. In a cgroup namespace of its own the agent needs
+    /// `sys/fs/cgroup` below it.
+    pub host_root: PathBuf,
 }
 
 impl Default for Procfs {
     fn default() -> Self {
         Self {
             interval: Span::secs(60),
+            host_root: "/".into(),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The capabilities of the component `hardened`: that they are enough, and what the loss of each costs.
 //!
-//! The agent runs here as it does in such a pod: as root with these capabilities and no others, and with
-//! a `/proc` that hides processes. What a pod has besides cannot be tried without a cluster: the list of
-//! devices of an unprivileged container, its seccomp profile, and its cgroup namespace.
+//! The agent runs here as it does in such a pod: as root with these capabilities and no others, with a
+//! `/proc` that hides processes, and in a cgroup namespace of its own. What a pod has besides cannot be
+//! tried without a cluster: the list of devices of an unprivileged container and its seccomp profile.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,13 +12,14 @@
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent::{self, PATIENCE};
+use gpuacct_tests::cgroups::Containers;
 use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::http::free_address;
 use gpuacct_tests::manifests::{Tools, deploy};
@@ -118,14 +119,25 @@ impl Rig {
 
     /// Whether it knows a process.
     fn knows(&self, pid: u32) -> bool {
-        let mut explain = Command::new(&self.binary);
-        let explain = explain.args(["explain", "--socket"]).arg(&self.socket);
-        let output = explain.arg(pid.to_string()).output().unwrap();
+        let output = self.ask_about(pid);
         match output.status.code() {
             Some(0) => true,
             Some(1) => false,
             _ => panic!("{output:?}"),
         }
+    }
+
+    /// What it says of a process that it knows.
+    fn explain(&self, pid: u32) -> String {
+        let output = self.ask_about(pid);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn ask_about(&self, pid: u32) -> Output {
+        let mut explain = Command::new(&self.binary);
+        let explain = explain.args(["explain", "--socket"]).arg(&self.socket);
+        explain.arg(pid.to_string()).output().unwrap()
     }
 }
 
@@ -196,4 +208,55 @@ fn the_document_has_a_row_for_each_capability() {
         .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0))
         .collect();
     assert_eq!(rows, LOSSES.map(|(name, _)| name));
+}
+
+#[test]
+fn an_agent_in_a_cgroup_namespace_of_its_own_refuses_nobody() {
+    let Some(binary) = require("agent", agent::binary()) else {
+        return;
+    };
+    let Some(mut containers) = require("cgroups", Containers::below("namespace")) else {
+        return;
+    };
+    let node = Node::new(1).unwrap();
+    let (own, other) = (containers.add().unwrap(), containers.add().unwrap());
+    let sleep = || Killed(other.spawn(Command::new("sleep").arg("600")).unwrap());
+    let older = sleep();
+
+    let folder = node.dir().join("namespace");
+    fs::create_dir(&folder).unwrap();
+    let mut config = node.config();
+    config.store.path = folder.join("store");
+    let file = folder.join("gpuacct.toml");
+    fs::write(&file, config.to_toml().unwrap()).unwrap();
+    let socket = folder.join("agent.sock");
+    let mut agent = Command::new("unshare");
+    agent
+        .arg("--cgroup")
+        .arg(&binary)
+        .args(["agent", "--log", "warn", "--config"])
+        .arg(&file)
+        .arg("--listen")
+        .arg(free_address().unwrap().to_string())
+        .arg("--socket")
+        .arg(&socket)
+        .env(STATE_DIR, node.scenario_dir());
+    let rig = Rig {
+        socket,
+        binary,
+        _agent: Killed(own.spawn(&mut agent).unwrap()),
+    };
+    let status = rig.status();
+    assert_eq!(*state(&status, SourceId::Procfs), SourceState::Up);
+    // One process is known by a scan, whose paths are relative, the other by an event, whose path is
+    // whole. Both are in the same container.
+    let younger = sleep();
+    for process in [&older, &younger] {
+        let told = rig.explain(process.0.id());
+        assert!(told.contains(&other.id), "{told}");
+        let pod = format!("pod uid: {} (Burstable)", other.pod_uid);
+        assert!(told.contains(&pod), "{told}");
+        assert!(!told.contains("refused"), "{told}");
+        assert!(!told.contains("/../"), "{told}");
+    }
 }
