@@ -185,7 +185,7 @@ impl Tools {
         }
         fs::write(folder.path().join("kustomization.yaml"), text)?;
         run(self.kubectl().arg("kustomize").arg(folder.path()))
-        .with_context(|| format!("with {components:?}"))
+            .with_context(|| format!("with {components:?}"))
     }
 
     /// What the chart renders with these arguments of `helm template`, as the release `gpuacct` in the

@@ -72,7 +72,10 @@ impl Trial {
                 self.helm(&[&words[1..], &["--destination", folder]].concat());
             }
             ["helm", "push", package, address] => {
-                assert!(self.path(package).is_file(), "{package} was packaged before");
+                assert!(
+                    self.path(package).is_file(),
+                    "{package} was packaged before"
+                );
                 assert!(address.starts_with("oci://REGISTRY/"), "{address}");
             }
             ["install", "-D", "-m", mode, source, target] => {
@@ -89,7 +92,11 @@ impl Trial {
                 let file = self.path(&file[1..]);
                 Config::read(&file).unwrap();
                 let mut check = Command::new(self.path("usr/bin/gpuacct"));
-                let output = check.args(["check", "--config"]).arg(file).output().unwrap();
+                let output = check
+                    .args(["check", "--config"])
+                    .arg(file)
+                    .output()
+                    .unwrap();
                 // What it says of this machine is not the page's.
                 assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
                 assert!(String::from_utf8_lossy(&output.stdout).contains("kernel"));
@@ -233,16 +240,22 @@ fn a_registry_takes_the_chart_and_gives_it_back() {
         }
         run(helm.args(arguments)).unwrap()
     };
-    helm(&["package", chart().to_str().unwrap(), "--destination", &at("")]);
+    helm(&[
+        "package",
+        chart().to_str().unwrap(),
+        "--destination",
+        &at(""),
+    ]);
     let package = at("gpuacct-0.1.0.tgz");
     helm(&["push", &package, &charts, "--plain-http"]);
     let name = format!("{charts}/gpuacct");
+    fs::create_dir(at("pulled")).unwrap();
     let pull = ["pull", &name, "--version", "0.1.0", "--plain-http"];
-    helm(&[&pull[..], &["--destination", &at("CACHE")]].concat());
-    let pulled = fs::read(at("CACHE/gpuacct-0.1.0.tgz")).unwrap();
+    helm(&[&pull[..], &["--destination", &at("pulled")]].concat());
+    let pulled = fs::read(at("pulled/gpuacct-0.1.0.tgz")).unwrap();
     assert_eq!(pulled, fs::read(&package).unwrap());
     // What was pulled renders what the folder does.
     let arguments = ["template", "gpuacct", "--namespace", "gpuacct"];
-    let rendered = helm(&[&arguments[..], &[&at("CACHE/gpuacct-0.1.0.tgz")]].concat());
+    let rendered = helm(&[&arguments[..], &[&at("pulled/gpuacct-0.1.0.tgz")]].concat());
     assert_eq!(rendered, tools.template(&[]).unwrap());
 }

@@ -46,7 +46,10 @@ fn actionlint_finds_nothing_in_the_workflows() {
     // The check is one that can fail, of the workflow and of a script in it.
     let folder = tempfile::tempdir().unwrap();
     for (step, expected) in [
-        ("run: echo ${{ github.event.nothing.at.all.( }}", "expression"),
+        (
+            "run: echo ${{ github.event.nothing.at.all.( }}",
+            "expression",
+        ),
         ("run: cd $HOME/$A && rm -r *", "shellcheck"),
     ] {
         let text = format!(
@@ -80,7 +83,11 @@ fn shellcheck_finds_nothing_in_the_scripts() {
     let Some(tools) = tools() else { return };
     let check = |files: &[PathBuf]| run(Command::new(tools.program("shellcheck")).args(files));
     // All that is tracked and begins as a script of a shell does.
-    let listed = run(Command::new("git").arg("-C").arg(root()).args(["ls-files", "-z"])).unwrap();
+    let listed = run(Command::new("git")
+        .arg("-C")
+        .arg(root())
+        .args(["ls-files", "-z"]))
+    .unwrap();
     let scripts: Vec<_> = listed
         .split_terminator('\0')
         .map(|name| root().join(name))
