@@ -432,8 +432,8 @@ impl Interner {
 
     /// The lines of a `cgroup` file, `<hierarchy>:<controllers>:<path>` each. A path may contain
     /// colons, and anything else but newlines, which the kernel refuses in a cgroup's name. `None`
-    /// if a line is none. A line whose path on the host is not known is left out; `None` if that is
-    /// each of them.
+    /// if a line is none, or its path on the host cannot be found out. Hierarchies that are not mounted are
+    /// left out.
     fn lines(&mut self, file: &[u8]) -> Option<Lines> {
         if let Some(known) = self.files.get(file) {
             return Some(Arc::clone(known));
@@ -446,7 +446,9 @@ impl Interner {
             let path = fields.next()?;
             if self.namespace.is_initial() {
                 lines.push((hierarchy, self.path(path)));
-            } else if let Some(path) = self.namespace.on_host(hierarchy, path) {
+            } else if self.namespace.knows(hierarchy) {
+                // With one line less, another could make it a process of the host's.
+                let path = self.namespace.on_host(hierarchy, path)?;
                 lines.push((hierarchy, self.path(&path)));
             }
         }

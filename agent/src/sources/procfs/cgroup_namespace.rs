@@ -93,10 +93,23 @@ impl CgroupNamespace {
         Ok(Self { roots })
     }
 
+    /// One whose root is at this path of one hierarchy.
+    #[cfg(test)]
+    pub(super) fn at(hierarchy: u32, root: &str) -> Self {
+        Self {
+            roots: [(hierarchy, root.to_owned())].into(),
+        }
+    }
+
     /// Whether it is the initial one.
     #[must_use]
     pub fn is_initial(&self) -> bool {
         self.roots.is_empty()
+    }
+
+    /// Whether it is known where its root is in a hierarchy. If not, the hierarchy is not mounted.
+    pub(super) fn knows(&self, hierarchy: u32) -> bool {
+        self.roots.contains_key(&hierarchy)
     }
 
     /// Where its root is, in the hierarchy with the lowest number.
@@ -201,9 +214,7 @@ mod tests {
     use super::*;
 
     fn namespace(root: &str) -> CgroupNamespace {
-        CgroupNamespace {
-            roots: [(0, root.to_owned())].into(),
-        }
+        CgroupNamespace::at(0, root)
     }
 
     #[test]
@@ -290,6 +301,7 @@ mod tests {
         assert_eq!(root("0::/"), Root::At(0, "/a".to_owned()));
         assert_eq!(root("3:memory:/"), Root::At(3, "/b".to_owned()));
         // On a host with v2 alone its file system is the folder itself.
+        fs::remove_dir_all(place("memory")).unwrap();
         for file in ["cgroup.controllers", "cgroup.procs"] {
             fs::write(place(file), "").unwrap();
         }
