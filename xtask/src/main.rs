@@ -8,6 +8,7 @@ mod build;
 mod codegen;
 mod command;
 mod demo;
+mod deploy;
 mod fuzz;
 mod gpu_record;
 mod kubelet;
@@ -40,6 +41,7 @@ enum Verb {
     Lint(lint::Options),
     Codegen(codegen::Options),
     Demo(demo::Options),
+    Deploy(deploy::Options),
     Fuzz(fuzz::Options),
     Bench(bench::Options),
     Test(test::Options),
@@ -64,6 +66,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Lint(options) => lint::run(&options),
         Verb::Codegen(options) => codegen::run(&options),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Deploy(options) => deploy::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Test(options) => test::run(&options),

@@ -38,6 +38,8 @@ const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
 const NGINX: &str = "GPUACCT_NGINX";
 /// Where the tests find Alertmanager's tool; see `gpuacct_tests::alertmanager`.
 const AMTOOL: &str = "GPUACCT_AMTOOL";
+/// Where the tests find a registry.
+const REGISTRY: &str = "GPUACCT_REGISTRY";
 /// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
 const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
@@ -74,6 +76,23 @@ pub(crate) struct Options {
     /// What the test binaries are given, e.g. a test's name
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<OsString>,
+    /// Parts whose absence is a failure, for a verb that selects tests
+    #[arg(skip)]
+    required: Option<&'static str>,
+}
+
+impl Options {
+    /// Only the tests in these modules, which run only with all of these parts (`GPUACCT_REQUIRE`). No
+    /// container runtime is set up for them.
+    pub(crate) fn modules(modules: &[&str], required: &'static str) -> Self {
+        Self {
+            fast: false,
+            slow: false,
+            libtest: false,
+            arguments: modules.iter().map(OsString::from).collect(),
+            required: Some(required),
+        }
+    }
 }
 
 /// What runs the tests.
@@ -149,6 +168,14 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
         }
         return Ok(parts);
     }
+    if options.required.is_some() {
+        setup::ensure(&[Group::Ebpf, Group::Python])?;
+        parts.push((REGISTRY, archive::registry()?));
+        parts.push((NEWEST_PROMETHEUS, archive::newest_prometheus()?));
+        parts.push((build::OBJECT_VARIABLE, build::object()?));
+        parts.push(("GPUACCT_BIN", built.join("gpuacct")));
+        return Ok(parts);
+    }
     setup::ensure(&[
         Group::Ebpf,
         Group::Runtimes,
@@ -176,6 +203,10 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
     }
     if let Err(error) = setup::ensure(&[Group::Browser]) {
         println!("without a browser: {error:#}");
+    }
+    match archive::registry() {
+        Ok(program) => parts.push((REGISTRY, program)),
+        Err(error) => println!("without a registry: {error:#}"),
     }
     match archive::newest_prometheus() {
         Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),
@@ -221,10 +252,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .args(threads),
     };
     let mut tests = with(tests.args(&options.arguments), &environment);
-    if options.slow {
-        // Whoever asks for it wants no skip.
+    // Whoever asks for these wants no skip.
+    let kubelet = options.slow.then_some("kubelet");
+    let further: Vec<_> = kubelet.into_iter().chain(options.required).collect();
+    if !further.is_empty() {
         let required = std::env::var(REQUIRE).unwrap_or_default();
-        tests = tests.env(REQUIRE, format!("{required},kubelet"));
+        tests = tests.env(REQUIRE, format!("{required},{}", further.join(",")));
     }
     let (results, status) = match runner {
         // nextest reports on standard error.

@@ -33,6 +33,7 @@ use crate::sources::identity::greeting::{self, GreetingError};
 use crate::sources::identity::pod_resources;
 use crate::sources::kernel::opens::{OpenHook, OpenHookState, Refusal};
 use crate::sources::kernel::{self, KernelConfig, KernelError, trial};
+use crate::sources::procfs::cgroup_namespace::CgroupNamespace;
 
 /// How long a part that blocks may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -41,8 +42,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub async fn look(config: &Config) -> Vec<Finding> {
     let mut findings = kernel(config).await;
     findings.push(pid_namespace());
+    findings.push(cgroup_namespace(&config.procfs.host_root));
     findings.push(cgroups());
-    findings.extend(nvml(config.gpu.library.clone()).await);
+    findings.extend(nvml(config.gpu.clone()).await);
     let names = names(config).await;
     findings.extend(names);
     if config.pod_resources.enabled {
@@ -201,6 +203,21 @@ fn pid_namespace() -> Finding {
     }
 }
 
+fn cgroup_namespace(host_root: &Path) -> Finding {
+    let item = "cgroup namespace";
+    match CgroupNamespace::find(host_root) {
+        Ok(namespace) => match namespace.root() {
+            None => ok(item, "the host's"),
+            Some(root) => ok(item, format!("its own, whose root is {root} on the host")),
+        },
+        Err(error) => fail(
+            item,
+            error.to_string(),
+            "mount the host's /sys/fs/cgroup below procfs.host_root, as the component hardened does",
+        ),
+    }
+}
+
 fn judge_pid_namespace(link: &str) -> Finding {
     let item = "pid namespace";
     if link == INITIAL_PID_NAMESPACE {
@@ -247,8 +264,8 @@ fn judge_cgroups(mountinfo: &str) -> Finding {
     }
 }
 
-async fn nvml(library: Option<PathBuf>) -> Vec<Finding> {
-    let looked = spawn_blocking(move || survey::survey(library.as_deref()));
+async fn nvml(gpu: config::Gpu) -> Vec<Finding> {
+    let looked = spawn_blocking(move || survey::survey(gpu.library.as_deref(), &gpu.cdi));
     match timeout(LIMIT, looked).await {
         Ok(Ok(Ok(survey))) => judge_nvml(&survey),
         Ok(Ok(Err(SurveyError::Absent(reason)))) => vec![warn(

@@ -266,6 +266,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
     let logs = &config.kubelet_logs;
     for (key, path) in [
         ("bundle.host_root", host_root),
+        ("procfs.host_root", &config.procfs.host_root),
         ("kubelet_logs.host_root", &logs.host_root),
         ("kubelet_logs.containers", &logs.containers),
         ("kubelet_logs.pods", &logs.pods),
@@ -278,6 +279,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         ("bundle.containerd", containerd),
         ("bundle.storage", storage),
         ("bundle.docker", docker),
+        ("gpu.cdi", &config.gpu.cdi),
     ] {
         for (index, path) in paths.iter().enumerate() {
             checks.ensure_path(key, Some(index), path);

@@ -1,4 +1,5 @@
-//! OpenTelemetry's environment variables, for keys of `[otlp]` that the file does not set.
+//! Environment variables for keys that the file does not set: OpenTelemetry's for `[otlp]`, and one
+//! for the web configuration file.
 //!
 //! Names, forms and meanings are those of OpenTelemetry's specification (`specification/protocol/
 //! exporter.md`, `specification/configuration/sdk-environment-variables.md`): an empty variable counts
@@ -20,8 +21,12 @@ use super::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpSignal, OtlpTls};
 use super::sections::Config;
 use super::span::Span;
 
+/// The one variable here that is not OpenTelemetry's. Exporters have a flag for what it sets.
+const WEB_CONFIG_FILE: &str = "GPUACCT_WEB_CONFIG_FILE";
+
 /// Name and meaning of each variable.
-pub const VARIABLES: [(&str, &str); 14] = [
+pub const VARIABLES: [(&str, &str); 15] = [
+    (WEB_CONFIG_FILE, "prometheus.web_config_file"),
     (
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "otlp.endpoint. This and the next eight also with METRICS_ or LOGS_ before the last part",
@@ -87,7 +92,8 @@ impl Environment {
 
     /// These variables, by name and value. Those that are not [`VARIABLES`] are left out.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        let ours = |(name, _): &(String, String)| name.starts_with("OTEL_");
+        let ours =
+            |(name, _): &(String, String)| name.starts_with("OTEL_") || name == WEB_CONFIG_FILE;
         Self(variables.into_iter().filter(ours).collect())
     }
 
@@ -165,6 +171,7 @@ pub(super) fn merge(
         merge.scope(scope);
     }
     merge.whole();
+    merge.web_config_file();
     merge.unused
 }
 
@@ -313,6 +320,18 @@ impl Merge<'_> {
             otlp.service_name = Some(value.to_owned());
             Ok(())
         });
+    }
+
+    /// What protects `/metrics`. It is never left aside: a file that cannot be used keeps the agent from
+    /// starting, as one that the configuration names.
+    fn web_config_file(&mut self) {
+        let key = "prometheus.web_config_file";
+        if let Some(file) = self.environment.get(WEB_CONFIG_FILE)
+            && !self.origins.is_of_file(key)
+        {
+            self.config.prometheus.web_config_file = Some(path(file));
+            self.origins.set(key.to_owned(), WEB_CONFIG_FILE.to_owned());
+        }
     }
 
     /// Whether the file sets a key for these signals or for all.

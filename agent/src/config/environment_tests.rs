@@ -276,3 +276,23 @@ fn a_comment_does_not_get_into_a_text_with_line_breaks() {
     let read = Config::parse(&shown, "shown").unwrap();
     assert_eq!(read.otlp.service_name.as_deref(), Some(name), "{shown}");
 }
+
+#[test]
+fn the_web_configuration_file_is_set_unless_the_file_sets_it_and_never_left_aside() {
+    let variable = [("GPUACCT_WEB_CONFIG_FILE", "/etc/gpuacct-tls/web-config.yml")];
+    let by_variable = loaded("", &variable);
+    let named = by_variable.config.prometheus.web_config_file.as_deref();
+    // It need not exist: whoever starts the agent learns then that it does not.
+    assert_eq!(named, Some(Path::new("/etc/gpuacct-tls/web-config.yml")));
+    let origin = by_variable.origins.of("prometheus.web_config_file");
+    assert_eq!(origin, Some("GPUACCT_WEB_CONFIG_FILE"));
+    assert_eq!(by_variable.unused, Vec::<String>::new());
+
+    let file = "[prometheus]\nweb_config_file = \"/etc/own.yml\"\n";
+    let by_file = loaded(file, &variable);
+    let named = by_file.config.prometheus.web_config_file.as_deref();
+    assert_eq!(named, Some(Path::new("/etc/own.yml")));
+
+    let empty = loaded("", &[("GPUACCT_WEB_CONFIG_FILE", "")]);
+    assert_eq!(empty.config.prometheus.web_config_file, None);
+}

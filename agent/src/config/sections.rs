@@ -86,12 +86,16 @@ impl Default for Kernel {
 pub struct Procfs {
     /// How often `/proc` is scanned though nothing was lost.
     pub interval: Span,
+    /// Where the host's root is mounted. In a cgroup namespace of its own the agent needs
+    /// `sys/fs/cgroup` below it.
+    pub host_root: PathBuf,
 }
 
 impl Default for Procfs {
     fn default() -> Self {
         Self {
             interval: Span::secs(60),
+            host_root: "/".into(),
         }
     }
 }
@@ -102,6 +106,9 @@ impl Default for Procfs {
 pub struct Gpu {
     /// The library; absent to look where drivers put it.
     pub library: Option<PathBuf>,
+    /// Folders with specifications of the Container Device Interface. Where `library` is absent, what
+    /// they name is tried last.
+    pub cdi: Vec<PathBuf>,
     /// How often a window is closed. The driver's ring spans about ten seconds.
     pub interval: Span,
     /// How often the process lists are read without a reason.
@@ -114,6 +121,7 @@ impl Default for Gpu {
     fn default() -> Self {
         Self {
             library: None,
+            cdi: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).into(),
             interval: Span::secs(1),
             lists_interval: Span::secs(5),
             health: GpuHealth::default(),

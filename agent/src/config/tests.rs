@@ -40,7 +40,7 @@ fn every_kind_of_mistake_is_named_with_its_place_its_key_and_what_is_expected() 
         (
             "[gpu]\nintervall = \"1s\"",
             "test:2:1: gpu.intervall: unknown key (did you mean `interval`?), expected one of library, \
-             interval, lists_interval",
+             cdi, interval, lists_interval",
         ),
         (
             "[gpus]\n",

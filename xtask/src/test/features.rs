@@ -26,6 +26,7 @@ fn tests_of_one_package_build_no_dependency_by_themselves() {
         slow: false,
         libtest: false,
         arguments: Vec::new(),
+        required: None,
     };
     let all = built_for(packages(&of(false)));
     for some in [

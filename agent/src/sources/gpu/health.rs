@@ -24,7 +24,7 @@ impl Failed {
     /// The state of the source, until the library is opened again.
     pub(super) fn state(&self, next_retry: BootTime) -> SourceState {
         let class = match self {
-            Self::Open(OpenError::Absent) => return SourceState::Absent,
+            Self::Open(OpenError::Absent { .. }) => return SourceState::Absent,
             Self::Open(error) => error.class(),
             Self::Session(trouble) => trouble.class,
         };

@@ -2,7 +2,7 @@
 //! waits for it, and there is at most one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -71,11 +71,12 @@ impl Helper {
     pub(super) fn open(
         &mut self,
         configured: Option<PathBuf>,
+        cdi: Vec<PathBuf>,
         before: Option<Arc<Library>>,
     ) -> Result<(), NvmlFailure> {
         self.start(move |lane| {
             drop(before);
-            HelperResult::Opened(open(configured, lane))
+            HelperResult::Opened(open(configured.as_deref(), &cdi, lane))
         })
     }
 
@@ -104,9 +105,13 @@ impl Helper {
     }
 }
 
-fn open(configured: Option<PathBuf>, watchdog: &Watchdog) -> Result<(Arc<Library>, u32), Failed> {
+fn open(
+    configured: Option<&Path>,
+    cdi: &[PathBuf],
+    watchdog: &Watchdog,
+) -> Result<(Arc<Library>, u32), Failed> {
     const COUNT: &str = "nvmlDeviceGetCount";
-    let library = Library::open(configured.as_deref(), watchdog).map_err(Failed::Open)?;
+    let library = Library::open(configured, cdi, watchdog).map_err(Failed::Open)?;
     let count = watchdog.call(COUNT, None, || library.nvml().device_count());
     let count = count.map_err(|error| Failed::Session(NvmlFailure::new(COUNT, &error)))?;
     Ok((Arc::new(library), count))

@@ -1,8 +1,9 @@
 //! Finding NVIDIA's library, and opening it.
 //!
 //! The library is part of the driver and is found where the driver's installer put it: in the
-//! loader's path, or where a containerised driver mounts it on the host. It is judged by whether it
-//! initialises, never by its version. Where several are found the first that initialises wins.
+//! loader's path, where a containerised driver or a system of its own kind has it on the host, or
+//! where a specification of CDI says. It is judged by whether it initialises, never by its version.
+//! Where several are found the first that initialises wins.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -12,12 +13,13 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
 use super::calls::Watchdog;
+use super::cdi;
 use super::fault::class;
 use super::raw;
 use crate::errors::chain;
 
 /// Where the library is looked for, in this order, unless the configuration names one.
-const PLACES: [&str; 8] = [
+const PLACES: [&str; 11] = [
     // By the loader: its cache, LD_LIBRARY_PATH, and what a container runtime mounts.
     SONAME,
     // The GPU operator's driver container, seen from the host.
@@ -26,6 +28,11 @@ const PLACES: [&str; 8] = [
     "/run/nvidia/driver/usr/lib64/libnvidia-ml.so.1",
     // GKE's driver installer.
     "/home/kubernetes/bin/nvidia/lib64/libnvidia-ml.so.1",
+    // Talos Linux, whose own C library is musl: its extensions bring glibc and what needs it. Since
+    // 1.9, and before.
+    "/usr/local/glibc/usr/lib/libnvidia-ml.so.1",
+    "/usr/local/glibc/lib/libnvidia-ml.so.1",
+    "/usr/local/glibc/lib64/libnvidia-ml.so.1",
     // Hosts whose directories are mounted into the agent's container but not in its loader's path.
     "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
     "/usr/lib/aarch64-linux-gnu/libnvidia-ml.so.1",
@@ -37,8 +44,15 @@ const SONAME: &str = "libnvidia-ml.so.1";
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
     /// Normal on a node without NVIDIA's driver.
-    #[error("{SONAME} was not found in the loader's path or in {} other places", PLACES.len() - 1)]
-    Absent,
+    #[error(
+        "{SONAME} was not found in the loader's path, in {} other places or by specifications of CDI{}",
+        PLACES.len() - 1,
+        unread.as_ref().map_or_else(String::new, |unread| format!("; {unread}"))
+    )]
+    Absent {
+        /// What of the specifications could not be read.
+        unread: Option<String>,
+    },
     /// Named in the configuration, hence expected.
     #[error("{} does not exist", path.display())]
     Missing { path: PathBuf },
@@ -52,7 +66,7 @@ impl OpenError {
     /// The label for a source's state.
     pub(super) fn class(&self) -> &'static str {
         match self {
-            Self::Absent | Self::Missing { .. } => "not_found",
+            Self::Absent { .. } | Self::Missing { .. } => "not_found",
             Self::Load { .. } => "library",
             Self::Init { source, .. } => class(source),
         }
@@ -61,7 +75,7 @@ impl OpenError {
     /// Whether there is no driver, or no library of one, rather than one that fails.
     pub(super) fn is_unloaded(&self) -> bool {
         match self {
-            Self::Absent | Self::Missing { .. } => true,
+            Self::Absent { .. } | Self::Missing { .. } => true,
             Self::Load { .. } => false,
             Self::Init { source, .. } => matches!(source, NvmlError::DriverNotLoaded),
         }
@@ -85,8 +99,13 @@ pub(super) struct Library {
 }
 
 impl Library {
-    /// Opens the configured library, or the first of the known places that initialises.
-    pub(super) fn open(configured: Option<&Path>, watchdog: &Watchdog) -> Result<Self, OpenError> {
+    /// Opens the configured library, or the first that initialises of those at the known places and
+    /// those that specifications in the folders `cdi` name.
+    pub(super) fn open(
+        configured: Option<&Path>,
+        cdi: &[PathBuf],
+        watchdog: &Watchdog,
+    ) -> Result<Self, OpenError> {
         if let Some(path) = configured {
             return if path.exists() {
                 Self::at(path, watchdog)
@@ -96,8 +115,12 @@ impl Library {
                 })
             };
         }
-        let mut telling = OpenError::Absent;
-        for place in PLACES.map(Path::new) {
+        let specified = cdi::find(cdi);
+        let mut telling = OpenError::Absent {
+            unread: specified.problem(),
+        };
+        let places = PLACES.into_iter().map(Path::new);
+        for place in places.chain(specified.libraries.iter().map(PathBuf::as_path)) {
             if place.is_absolute() && !place.exists() {
                 continue;
             }
@@ -111,7 +134,7 @@ impl Library {
                 {
                     telling = error;
                 }
-                Err(error) if matches!(telling, OpenError::Absent) => telling = error,
+                Err(error) if matches!(telling, OpenError::Absent { .. }) => telling = error,
                 Err(_) => {}
             }
         }
@@ -179,7 +202,7 @@ mod tests {
     fn a_named_library_must_be_there_and_be_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("libnvidia-ml.so.1");
-        let open = || Library::open(Some(&path), &Watchdog::default()).unwrap_err();
+        let open = || Library::open(Some(&path), &[], &Watchdog::default()).unwrap_err();
 
         let missing = open();
         assert!(matches!(missing, OpenError::Missing { .. }), "{missing}");
@@ -203,8 +226,8 @@ mod tests {
             !matches!(opened, Err(NvmlError::LibloadingError(_)))
         };
         let somewhere = PLACES.iter().any(loads);
-        let opened = Library::open(None, &Watchdog::default());
-        let absent = matches!(opened, Err(OpenError::Absent));
+        let opened = Library::open(None, &[], &Watchdog::default());
+        let absent = matches!(opened, Err(OpenError::Absent { .. }));
         assert_eq!(absent, !somewhere, "{opened:?}");
     }
 

@@ -9,6 +9,7 @@ mod accounting;
 pub mod answer;
 mod cadence;
 pub mod calls;
+mod cdi;
 mod credit;
 pub mod cursor;
 mod device;
@@ -61,4 +62,11 @@ fn retried<T>(mut ask: impl FnMut() -> Result<T, NvmlError>) -> Result<T, NvmlEr
         answer = ask();
     }
     answer
+}
+
+/// For the fuzz target: what a specification of CDI says.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_cdi(file: &[u8]) {
+    cdi::fuzz(file);
 }

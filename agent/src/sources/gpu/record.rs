@@ -29,6 +29,7 @@ use super::calls::Watchdog;
 use super::device::percent;
 use super::library::Library;
 use super::raw;
+use crate::config;
 use crate::core::model::Nanos;
 use crate::sources::clock;
 
@@ -84,7 +85,8 @@ pub enum RecordError {
 
 /// Records what NVML answers.
 pub fn record(out: &mut dyn Write, options: &Options) -> Result<(), RecordError> {
-    let library = Library::open(options.library.as_deref(), &Watchdog::default())
+    let cdi = config::Gpu::default().cdi;
+    let library = Library::open(options.library.as_deref(), &cdi, &Watchdog::default())
         .map_err(|error| RecordError::Library(error.reason()))?;
     let mut recorder = Recorder { out };
     recorder.machine(&library)?;

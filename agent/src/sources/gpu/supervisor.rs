@@ -452,8 +452,8 @@ impl Supervisor {
     /// Has the library opened, once the one before is closed.
     fn have_opened(&mut self, before: Option<Arc<Library>>) {
         self.session = Session::Opening;
-        let configured = self.config.library.clone();
-        if let Err(trouble) = self.helper.open(configured, before) {
+        let config::Gpu { library, cdi, .. } = &self.config;
+        if let Err(trouble) = self.helper.open(library.clone(), cdi.clone(), before) {
             self.wait(&Failed::Session(trouble));
         }
     }

@@ -4,7 +4,7 @@
 //! from, and shuts the library down again. The calls block, perhaps for ever: not for an async
 //! thread.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nvml_wrapper::enum_wrappers::device::Sampling;
@@ -70,14 +70,15 @@ pub enum SurveyError {
     Unusable(String),
 }
 
-/// Opens NVML at `configured`, or where drivers put it, and asks.
+/// Opens NVML at `configured`, or where drivers put it or specifications in the folders `cdi` say that
+/// it is, and asks.
 ///
 /// # Errors
 /// If it is not there, or does not initialise.
-pub fn survey(configured: Option<&Path>) -> Result<Survey, SurveyError> {
+pub fn survey(configured: Option<&Path>, cdi: &[PathBuf]) -> Result<Survey, SurveyError> {
     let watchdog = Watchdog::default();
-    let library = Library::open(configured, &watchdog).map_err(|error| match error {
-        OpenError::Absent => SurveyError::Absent(error.reason()),
+    let library = Library::open(configured, cdi, &watchdog).map_err(|error| match error {
+        OpenError::Absent { .. } => SurveyError::Absent(error.reason()),
         _ => SurveyError::Unusable(error.reason()),
     })?;
     let nvml = library.nvml();
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_named_library_that_is_missing_is_no_normal_absence() {
-        let error = survey(Some(Path::new("/nonexistent/libnvidia-ml.so.1"))).unwrap_err();
+        let error = survey(Some(Path::new("/nonexistent/libnvidia-ml.so.1")), &[]).unwrap_err();
         assert!(matches!(error, SurveyError::Unusable(_)), "{error}");
     }
 }
