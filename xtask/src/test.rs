@@ -168,6 +168,9 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
             Err(error) => println!("without receivers of OTLP over TLS: {error:#}"),
         }
     }
+    if let Err(error) = setup::ensure(&[Group::Shells]) {
+        println!("without shells to load completions: {error:#}");
+    }
     match archive::newest_prometheus() {
         Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),
         Err(error) => println!("without the newest Prometheus: {error:#}"),

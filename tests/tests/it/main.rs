@@ -9,6 +9,7 @@
 
 mod attack;
 mod commands;
+mod completions;
 mod cri;
 mod deploy;
 mod docker;
@@ -20,6 +21,7 @@ mod kernel;
 mod kubelet;
 mod ladder;
 mod live_view;
+mod man_pages;
 mod matrix;
 mod nvml_clients;
 mod nvml_source;
