@@ -7,11 +7,16 @@ mod bench;
 mod build;
 mod codegen;
 mod command;
+mod cross;
 mod demo;
+mod dist;
 mod fuzz;
 mod gpu_record;
+mod image;
 mod kubelet;
 mod lint;
+mod package;
+mod pypi;
 mod run;
 mod setup;
 mod test;
@@ -45,6 +50,8 @@ enum Verb {
     Test(test::Options),
     Run(run::Options),
     GpuRecord(gpu_record::Options),
+    Package(package::Options),
+    Image(image::Options),
 }
 
 fn main() -> ExitCode {
@@ -69,5 +76,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Test(options) => test::run(&options),
         Verb::Run(options) => run::run(&options),
         Verb::GpuRecord(options) => gpu_record::run(&options),
+        Verb::Package(options) => package::run(&options),
+        Verb::Image(options) => image::run(&options),
     }
 }
