@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::archive;
 use crate::build::{self, OBJECT_VARIABLE, Profile};
 use crate::command::Cmd;
 use crate::cross;
@@ -21,6 +22,7 @@ use crate::dist::{self, Arch, VERSION};
 use crate::package::crates;
 use crate::package::{notices, sbom};
 use crate::setup::{self, Group};
+use crate::test::NEWER_RUNTIMES;
 use crate::workspace;
 use layer::Layer;
 
@@ -115,13 +117,14 @@ fn check(folder: &Path, again: &Path, arch: Arch) -> Result<()> {
     } else {
         "other processor"
     };
-    let required = format!("agent,docker,image,qemu,registry,{run}");
+    let required = format!("agent,docker-new,image,qemu,registry,{run}");
     Cmd::new(workspace::cargo())
         .env(IMAGE_VARIABLE, folder)
         .env(AGAIN_VARIABLE, again)
         // The tests are built as `cargo xtask test` builds them.
         .env(OBJECT_VARIABLE, build::object()?)
         .env("GPUACCT_BIN", build::agent(Profile::Dev)?)
+        .env(NEWER_RUNTIMES, archive::newer_runtimes()?)
         .env("GPUACCT_REQUIRE", required)
         .args(["test", "--package", "gpuacct-tests", "--test", "it"])
         .args(["--", "image::"])

@@ -32,7 +32,7 @@ use results::follow;
 /// Where the tests write down what they skip; see `gpuacct_tests::requirement`.
 const SKIPS: &str = "GPUACCT_SKIPS";
 /// Names the folder with newer runtimes; see `gpuacct_tests::docker`.
-const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
+pub(crate) const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 /// Where the tests find VictoriaMetrics' program, and nginx's.
 const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
 const NGINX: &str = "GPUACCT_NGINX";

@@ -677,7 +677,7 @@ fn send(receiver: &str) -> Result<()> {
 }
 
 /// The documents that are written by hand.
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -686,6 +686,7 @@ const DOCUMENTS: [&str; 13] = [
     "docs/GLOSSARY.md",
     "docs/LIMITATIONS.md",
     "docs/OPERATIONS.md",
+    "docs/PACKAGES.md",
     "docs/PERFORMANCE.md",
     "docs/README.md",
     "docs/RECORDING.md",

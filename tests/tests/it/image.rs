@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use gpuacct::core::model::{SourceId, SourceState};
+use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent;
 use gpuacct_tests::daemon::Daemon;
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd, Options};
 use gpuacct_tests::http::free_address;
-use gpuacct_tests::node::Node;
+use gpuacct_tests::node::{self, Node};
 use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::{fetched, require};
 use serde_json::Value;
+use sim_nvml::STATE_DIR;
 
 /// Names the image, a folder in OCI's layout.
 const IMAGE: &str = "GPUACCT_IMAGE";
@@ -156,8 +159,9 @@ fn pushed_and_pulled_it_runs_with_all_rights_and_with_the_listed_capabilities_on
     let parts = run(Command::new("skopeo").arg("--version"))
         .and_then(|_| run(Command::new("docker-registry").arg("--version")));
     let own = require("own processor", is_own(&image));
-    let docker = require("docker", docker::available());
-    let (Some(()), Some(()), Some(_)) = (own, docker, require("registry", parts)) else {
+    // Debian 12's own Docker Engine knows neither CAP_BPF nor CAP_PERFMON.
+    let newer = require("docker-new", docker::newer());
+    let (Some(()), Some(tree), Some(_)) = (own, newer, require("registry", parts)) else {
         return;
     };
     let folder = tempfile::Builder::new().prefix("gi-").tempdir().unwrap();
@@ -173,7 +177,9 @@ fn pushed_and_pulled_it_runs_with_all_rights_and_with_the_listed_capabilities_on
         .arg(format!("oci:{}", image.display()))
         .arg(format!("docker://{name}")))
     .unwrap();
-    let mut daemon = Dockerd::start(Options::at(folder.path().join("d"))).unwrap();
+    let mut options = Options::at(folder.path().join("d"));
+    options.programs = Some(tree);
+    let mut daemon = Dockerd::start(options).unwrap();
     daemon.docker(&["pull", "--quiet", &name]).unwrap();
     let size = daemon
         .docker(&["inspect", "--format={{.Size}}", &name])
@@ -214,9 +220,28 @@ fn pushed_and_pulled_it_runs_with_all_rights_and_with_the_listed_capabilities_on
             listed_only = listed_only.argument(&format!("--cap-add={}", &capability[4..]));
         }
     }
-    let all = of_image("all").privileged().argument("--pid=host");
+    let all = of_image("all")
+        .argument("--privileged")
+        .argument("--pid=host");
+
+    // As the demo: a container at work on a simulated GPU, which the agent knows by name.
+    let node = Node::new(1).unwrap();
+    let mut config = node.config();
+    let socket = daemon.socket();
+    config.docker.sockets = vec![socket.clone()];
+    config.prometheus.listen = free_address().unwrap();
+    let file = node.dir().join("image.toml");
+    fs::write(&file, config.to_toml().unwrap()).unwrap();
+    let job = node.at_work(ContainerSpec::named("job"), 0, "0.5");
+    let job = daemon.run(&job).unwrap();
     for spec in [all, listed_only] {
-        let spec = spec.command(["agent", "--listen", "127.0.0.1:0"]);
+        let file = file.display().to_string();
+        let spec = spec
+            .mount(node.dir(), node.dir())
+            .mount(&socket, &socket)
+            .environment(STATE_DIR, &node.scenario_dir().display().to_string())
+            .environment("GPUACCT_CONFIG", &file)
+            .command(["agent"]);
         let container = daemon.run(&spec).unwrap();
         let ask = |words: &[&str]| {
             let mut command = Command::new("docker");
@@ -228,16 +253,22 @@ fn pushed_and_pulled_it_runs_with_all_rights_and_with_the_listed_capabilities_on
         };
         let deadline = Instant::now() + agent::PATIENCE;
         loop {
-            // It exits with 1, since there is no GPU; the answer is whole all the same.
-            let status = ask(&["status", "-o", "json"]).stdout;
-            let status = String::from_utf8(status).unwrap();
-            if agent::state_of(&status, "kernel").as_deref() == Some("up") {
+            // It exits with 1 as long as something is missing; the answer is whole all the same.
+            let text = ask(&["status", "-o", "json"]).stdout;
+            let status: Option<StatusReport> = serde_json::from_slice(&text).ok();
+            let is_counted = status.as_ref().is_some_and(|status| {
+                let account = node::account(status, 0, &job.id);
+                *node::state(status, SourceId::Kernel) == SourceState::Up
+                    && account.is_some_and(|account| &*account.labels.container == "job")
+                    && account.is_some_and(|account| account.share > 0.0)
+            });
+            if is_counted {
                 break;
             }
             let log = || daemon.docker(&["logs", &container.id]);
             assert!(
                 Instant::now() < deadline,
-                "{}: {status} {:?}",
+                "{}: {status:?} {:?}",
                 spec.name,
                 log()
             );
