@@ -22,7 +22,7 @@ const PUBLIC: &str = "cosign.pub";
 /// The variable by which cosign learns of a key's password.
 const PASSWORD: &str = "COSIGN_PASSWORD";
 
-/// Lists all files of the folder with their hashes, and signs the list: with a key as cosign names it
+/// Lists all files of this version in the folder with their hashes, and signs the list: with a key as cosign names it
 /// (a file, `env://NAME`, a key service), otherwise with one that is made for it and thrown away.
 pub(crate) fn run(folder: &Path, key: Option<&str>) -> Result<()> {
     for old in [SUMS, BUNDLE, PUBLIC] {
@@ -37,7 +37,7 @@ pub(crate) fn run(folder: &Path, key: Option<&str>) -> Result<()> {
     {
         let path = entry.context("cannot list a folder")?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if path.is_file() && !name.starts_with('.') {
+        if path.is_file() && name.contains(dist::VERSION) {
             names.push(name.into_owned());
         }
     }
