@@ -383,3 +383,12 @@ impl Drop for Agent {
         }
     }
 }
+
+/// The state of a source in an answer of `gpuacct status -o json`; none if it is no such answer.
+#[must_use]
+pub fn state_of(status: &str, source: &str) -> Option<String> {
+    let report: serde_json::Value = serde_json::from_str(status).ok()?;
+    let sources = report["snapshot"]["sources"].as_array()?;
+    let found = sources.iter().find(|found| found["source"] == source)?;
+    Some(found["state"].as_str()?.to_owned())
+}

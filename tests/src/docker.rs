@@ -144,6 +144,10 @@ pub struct ContainerSpec {
     pub command: Vec<String>,
     /// Whether it may do what the tests' own root may.
     pub privileged: bool,
+    /// What it is made from; [`IMAGE`] if none.
+    pub image: Option<String>,
+    /// Further arguments of `docker run`, before the image.
+    pub further: Vec<String>,
 }
 
 impl ContainerSpec {
@@ -196,6 +200,20 @@ impl ContainerSpec {
         self
     }
 
+    /// Made from another image.
+    #[must_use]
+    pub fn image(mut self, image: &str) -> Self {
+        self.image = Some(image.to_owned());
+        self
+    }
+
+    /// With an argument of `docker run` that has no other name here.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.further.push(argument.to_owned());
+        self
+    }
+
     /// With a command.
     #[must_use]
     pub fn command<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
@@ -224,8 +242,13 @@ impl ContainerSpec {
         if let Some(parent) = &self.cgroup_parent {
             arguments.push(format!("--cgroup-parent={parent}"));
         }
-        arguments.push(IMAGE.to_owned());
-        if self.command.is_empty() {
+        arguments.extend(self.further.iter().cloned());
+        let image = self.image.as_deref();
+        arguments.push(image.unwrap_or(IMAGE).to_owned());
+        if image.is_some() {
+            // Without a command it is the image's own.
+            arguments.extend(self.command.iter().cloned());
+        } else if self.command.is_empty() {
             arguments.extend(["sleep", "3600"].map(str::to_owned));
         } else {
             arguments.extend(self.command.iter().cloned());

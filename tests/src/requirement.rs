@@ -32,10 +32,10 @@ pub fn require<T, E: Display>(part: &str, available: Result<T, E>) -> Option<T> 
 ///
 /// # Errors
 /// If the variable is not set.
-pub(crate) fn fetched(variable: &str) -> anyhow::Result<PathBuf> {
+pub fn fetched(variable: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from);
     path.with_context(|| {
-        format!("{variable} is not set; `cargo xtask test` fetches what it names and sets it")
+        format!("{variable} is not set; `cargo xtask` fetches or makes what it names and sets it")
     })
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn fetched(variable: &str) -> anyhow::Result<PathBuf> {
 ///
 /// # Errors
 /// If the variable is not set, or there is no such file.
-pub(crate) fn fetched_program(variable: &str) -> anyhow::Result<PathBuf> {
+pub fn fetched_program(variable: &str) -> anyhow::Result<PathBuf> {
     let program = fetched(variable)?;
     ensure!(program.is_file(), "{} is not a file", program.display());
     Ok(program)

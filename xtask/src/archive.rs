@@ -63,6 +63,12 @@ pub(crate) fn registry() -> Result<PathBuf> {
     Ok(unpacked(name, "bookworm", &["docker-registry"], &[program])?.join(program))
 }
 
+/// cosign, which signs releases.
+pub(crate) fn cosign() -> Result<PathBuf> {
+    let program = "usr/bin/cosign";
+    Ok(unpacked("debian-sid-cosign", "sid", &["cosign"], &[program])?.join(program))
+}
+
 /// Debian's newest Prometheus, promtool and node_exporter, as a tree with `usr/bin/promtool` in it.
 pub(crate) fn newest_prometheus() -> Result<PathBuf> {
     let programs = [
@@ -102,6 +108,17 @@ pub(crate) struct Apt {
 impl Apt {
     /// Downloads the package lists of a release into `work`, which is emptied first.
     pub(crate) fn of(suite: &str, work: &Path) -> Result<Self> {
+        Self::with(suite, work, "")
+    }
+
+    /// The same for a processor that may not be this machine's, by Debian's name of it.
+    pub(crate) fn for_arch(suite: &str, work: &Path, arch: &str) -> Result<Self> {
+        let only =
+            format!("APT::Architecture \"{arch}\";\nAPT::Architectures {{ \"{arch}\"; }};\n");
+        Self::with(suite, work, &only)
+    }
+
+    fn with(suite: &str, work: &Path, further: &str) -> Result<Self> {
         // What a run that was broken off has left.
         let _ = fs::remove_dir_all(work);
         for folder in [
@@ -122,7 +139,7 @@ impl Apt {
         };
         let line = |kind: &str| format!("{kind} [signed-by={KEYS}] {ADDRESS} {suite} main\n");
         let sources = write("sources.list", line("deb") + &line("deb-src"))?;
-        let config = write("apt.conf", config(work, &sources))?;
+        let config = write("apt.conf", config(work, &sources) + further)?;
         let apt = Self {
             work: work.to_owned(),
             config,
@@ -137,16 +154,24 @@ impl Apt {
             .arg("-q")
     }
 
-    /// Unpacks packages into a tree, which it names.
-    pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
-        let (folder, root) = (self.work.join("packages"), self.work.join("root"));
+    /// Downloads packages, and names their files.
+    pub(crate) fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let folder = self.work.join("packages");
         self.get()
             .current_dir(&folder)
             .arg("download")
             .args(packages)
             .run()?;
-        for entry in fs::read_dir(folder).context("no packages")? {
-            let package = entry.context("no packages")?.path();
+        let entries = fs::read_dir(folder).context("no packages")?;
+        entries
+            .map(|entry| Ok(entry.context("no packages")?.path()))
+            .collect()
+    }
+
+    /// Unpacks packages into a tree, which it names.
+    pub(crate) fn unpack(&self, packages: &[&str]) -> Result<PathBuf> {
+        let root = self.work.join("root");
+        for package in self.download(packages)? {
             Cmd::new("dpkg-deb")
                 .arg("--extract")
                 .arg(&package)

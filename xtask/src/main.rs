@@ -7,12 +7,17 @@ mod bench;
 mod build;
 mod codegen;
 mod command;
+mod cross;
 mod demo;
 mod deploy;
+mod dist;
 mod fuzz;
 mod gpu_record;
+mod image;
 mod kubelet;
 mod lint;
+mod package;
+mod pypi;
 mod run;
 mod setup;
 mod test;
@@ -47,6 +52,8 @@ enum Verb {
     Test(test::Options),
     Run(run::Options),
     GpuRecord(gpu_record::Options),
+    Package(package::Options),
+    Image(image::Options),
 }
 
 fn main() -> ExitCode {
@@ -72,5 +79,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Test(options) => test::run(&options),
         Verb::Run(options) => run::run(&options),
         Verb::GpuRecord(options) => gpu_record::run(&options),
+        Verb::Package(options) => package::run(&options),
+        Verb::Image(options) => image::run(&options),
     }
 }

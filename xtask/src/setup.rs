@@ -27,7 +27,7 @@ const BPF_LINKER: &str = "0.13.0";
 /// Install what gpuacct is built and tested with
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What for; everything but the kubelet and valgrind if not given
+    /// What for; everything but guard, images, kubelet and packages if not given
     #[arg(value_enum)]
     groups: Vec<Group>,
 }
@@ -47,6 +47,12 @@ pub(crate) enum Group {
     Browser,
     /// Running containers under further runtimes
     OtherRuntimes,
+    /// Loading completions and reading man pages
+    Shells,
+    /// Checking packages, `cargo xtask package`
+    Packages,
+    /// Pushing, pulling and emulating images, `cargo xtask image`
+    Images,
     /// Building the fuzz targets
     Fuzz,
     /// Counting instructions, `cargo xtask bench --guard`
@@ -58,7 +64,10 @@ pub(crate) enum Group {
 impl Group {
     /// Whether it is set up only if it is named.
     fn is_slow(self) -> bool {
-        matches!(self, Self::Kubelet | Self::Guard)
+        matches!(
+            self,
+            Self::Kubelet | Self::Guard | Self::Packages | Self::Images
+        )
     }
 }
 
@@ -173,6 +182,69 @@ const NEEDS: &[Need] = &[
         elsewhere: "no way is known; the tests that want them are skipped",
     },
     Need {
+        group: Group::Shells,
+        what: "zsh and fish",
+        is_there: || are_there(&["zsh", "fish"]),
+        packages: &["zsh", "fish"],
+        elsewhere: "install zsh and fish",
+    },
+    Need {
+        group: Group::Shells,
+        what: "man and mandoc",
+        is_there: || are_there(&["man", "mandoc"]),
+        packages: &["man-db", "groff-base", "mandoc"],
+        elsewhere: "install man-db with groff, and mandoc",
+    },
+    Need {
+        group: Group::Packages,
+        what: "lintian",
+        is_there: || are_there(&["lintian"]),
+        packages: &["lintian"],
+        elsewhere: "install lintian",
+    },
+    Need {
+        group: Group::Packages,
+        what: "rpm and rpmlint",
+        is_there: || are_there(&["rpm", "rpmlint"]),
+        packages: &["rpm", "rpmlint"],
+        elsewhere: "install rpm and rpmlint",
+    },
+    Need {
+        group: Group::Packages,
+        what: "mmdebstrap and the keys of Debian's archive, which make a Debian to install the package in",
+        is_there: || are_there(&["mmdebstrap"]) && Path::new(archive::KEYS).is_file(),
+        packages: &["mmdebstrap", "debian-archive-keyring"],
+        elsewhere: "install mmdebstrap and debian-archive-keyring",
+    },
+    Need {
+        group: Group::Images,
+        what: "apt, and the keys of Debian's archive, whose packages are in the image",
+        is_there: has_archive,
+        packages: &["debian-archive-keyring"],
+        elsewhere: "install apt and debian-archive-keyring",
+    },
+    Need {
+        group: Group::Images,
+        what: "skopeo, which copies images",
+        is_there: || are_there(&["skopeo"]),
+        packages: &["skopeo"],
+        elsewhere: "install skopeo",
+    },
+    Need {
+        group: Group::Images,
+        what: "a registry to push to",
+        is_there: || are_there(&["docker-registry"]),
+        packages: &["docker-registry"],
+        elsewhere: "install the registry of the distribution project, as docker-registry",
+    },
+    Need {
+        group: Group::Images,
+        what: "qemu's emulation of a 64-bit Arm, which runs the program of that image",
+        is_there: || are_there(&["qemu-aarch64-static"]),
+        packages: &["qemu-user-static"],
+        elsewhere: "install qemu-user-static",
+    },
+    Need {
         group: Group::Fuzz,
         what: "a C++ compiler, which builds libFuzzer",
         is_there: || find_program("c++").is_some(),
@@ -209,9 +281,12 @@ const NEEDS: &[Need] = &[
     },
 ];
 
+fn are_there(programs: &[&str]) -> bool {
+    programs.iter().all(|name| find_program(name).is_some())
+}
+
 fn has_archive() -> bool {
-    let programs = ["apt-get", "dpkg-deb"];
-    programs.iter().all(|name| find_program(name).is_some()) && Path::new(archive::KEYS).is_file()
+    are_there(&["apt-get", "dpkg-deb"]) && Path::new(archive::KEYS).is_file()
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {

@@ -32,7 +32,7 @@ use results::follow;
 /// Where the tests write down what they skip; see `gpuacct_tests::requirement`.
 const SKIPS: &str = "GPUACCT_SKIPS";
 /// Names the folder with newer runtimes; see `gpuacct_tests::docker`.
-const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
+pub(crate) const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 /// Where the tests find VictoriaMetrics' program, and nginx's.
 const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
 const NGINX: &str = "GPUACCT_NGINX";
@@ -207,6 +207,9 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
     match archive::registry() {
         Ok(program) => parts.push((REGISTRY, program)),
         Err(error) => println!("without a registry: {error:#}"),
+    }
+    if let Err(error) = setup::ensure(&[Group::Shells]) {
+        println!("without shells to load completions: {error:#}");
     }
     match archive::newest_prometheus() {
         Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),

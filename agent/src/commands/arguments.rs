@@ -7,8 +7,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use super::output::{OutputError, not_written, note};
 use super::{
-    agent, block_on, bundle, check, config, environment, explain, log_level, probe, release,
-    report, status,
+    agent, block_on, bundle, check, completions, config, environment, explain, log_level, man,
+    probe, release, report, status,
 };
 
 /// Which container used how much of which GPU
@@ -35,6 +35,8 @@ enum Command {
     Release(release::Options),
     Config(config::Options),
     Probe(probe::Options),
+    Completions(completions::Options),
+    Man(man::Options),
 }
 
 /// Runs the command line of this process.
@@ -72,6 +74,8 @@ impl Arguments {
             Some(Command::Release(options)) => block_on(release::run(options)),
             Some(Command::Config(options)) => block_on(config::run(options)),
             Some(Command::Probe(options)) => block_on(probe::run(options)),
+            Some(Command::Completions(options)) => completions::run(&options, Self::command()),
+            Some(Command::Man(options)) => man::run(&options, Self::command()),
             None => {
                 note(Self::command().render_help().to_string().trim_end());
                 ExitCode::from(2)

@@ -66,6 +66,11 @@ impl Subcommand {
         self.name == "bundle"
     }
 
+    /// Whether it prints what the program itself knows: no agent, no file and no right is needed.
+    fn needs_nothing(&self) -> bool {
+        ["completions", "man"].contains(&&*self.name)
+    }
+
     /// Arguments that no command line can have.
     fn wrong_arguments(&self) -> Vec<Vec<String>> {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
@@ -337,6 +342,7 @@ fn an_ordinary_user_is_told_what_is_missing() {
             "agent" => run.exits_with(&[1]).fails_to_start(),
             // The file of the configuration is open to all.
             "config" => run.exits_with(&[0]).is_content(),
+            _ if subcommand.needs_nothing() => run.exits_with(&[0]).is_content(),
             // It says so of each part, in its answer.
             "check" => run.exits_with(&[1]).is_content(),
             "bundle" => run.exits_with(&[0]).is_content(),
@@ -349,11 +355,15 @@ fn an_ordinary_user_is_told_what_is_missing() {
             .iter()
             .any(|word| said.contains(word));
         assert!(
-            has_remedy || ["agent", "config"].contains(&&*subcommand.name),
+            has_remedy
+                || subcommand.needs_nothing()
+                || ["agent", "config"].contains(&&*subcommand.name),
             "{}: {said}",
             run.what
         );
-        assert!(!said.contains("no agent answers"), "{}: {said}", run.what);
+        // The man page says when that is said.
+        let is_told = said.contains("no agent answers") && !subcommand.needs_nothing();
+        assert!(!is_told, "{}: {said}", run.what);
     }
     place.stop();
 }
@@ -379,6 +389,7 @@ fn without_an_agent_every_subcommand_says_so_or_needs_none() {
         match &*subcommand.name {
             "check" => run.exits_with(&[0, 1]).is_content(),
             "config" | "bundle" => run.exits_with(&[0]).is_content(),
+            _ if subcommand.needs_nothing() => run.exits_with(&[0]).is_content(),
             "report" => run.exits_with(&[1]).complains(),
             _ => run.exits_with(&[2]).complains(),
         };
