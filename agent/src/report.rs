@@ -31,8 +31,9 @@ use jiff::Timestamp;
 use self::hour::{begin_of, hour_of, moment_of};
 use self::prices::MoneyError;
 use self::range::Outside;
-use self::tally::{Question, Report, Tally};
+use self::tally::{Doubled, Question, Report, Tally};
 use self::zone::UnevenZone;
+use crate::core::model::GpuUuid;
 use crate::outputs::store::query::{Ledger, ReadError};
 
 /// Why there is no report.
@@ -78,6 +79,21 @@ pub enum ReportError {
         /// Their node.
         node: Arc<str>,
     },
+    /// Two ledgers have the same time of a GPU.
+    #[error(
+        "{} and {} have both booked the hour of {hour} of {gpu}: did two agents run on one node? Its use \
+         would be billed twice",
+        paths[0].display(),
+        paths[1].display()
+    )]
+    Doubled {
+        /// The GPU.
+        gpu: GpuUuid,
+        /// The hour, as it is shown.
+        hour: String,
+        /// The ledgers' files.
+        paths: [PathBuf; 2],
+    },
     /// No ledger was named.
     #[error("no ledger was named")]
     NoLedger,
@@ -97,29 +113,30 @@ pub fn make(
     question: &Question,
     now: Timestamp,
 ) -> Result<Report, ReportError> {
-    let mut ledgers: Vec<Ledger> = Vec::new();
-    for store in stores {
-        let ledger = Ledger::open(store)?;
-        let same = |other: &&Ledger| other.standing().store == ledger.standing().store;
-        if let Some(other) = ledgers.iter().find(same) {
-            return Err(ReportError::Twice {
-                paths: [other, &ledger].map(|of| of.path().to_owned()),
-                node: Arc::clone(&ledger.standing().node),
-            });
-        }
-        ledgers.push(ledger);
-    }
+    let mut names: Vec<(Arc<str>, PathBuf)> = Vec::new();
     let mut tally = None;
     let mut outside = Vec::new();
     let mut read_from = Vec::new();
-    for ledger in &ledgers {
-        match check(ledger, question, now) {
+    for store in stores {
+        // It is closed before the next one is opened: each is several open files, and an agent cannot
+        // begin its log anew while somebody reads it.
+        let ledger = Ledger::open(store)?;
+        let (path, extent) = (ledger.path(), ledger.standing());
+        let same = names.iter().find(|(name, _)| *name == extent.store);
+        if let Some((_, other)) = same {
+            return Err(ReportError::Twice {
+                paths: [other.clone(), path.to_owned()],
+                node: Arc::clone(&extent.node),
+            });
+        }
+        names.push((Arc::clone(&extent.store), path.to_owned()));
+        match check(&ledger, question, now) {
             Err(error @ ReportError::Outside { .. }) => outside.push(error),
             checked => {
                 checked?;
-                let (path, node) = (ledger.path().display(), &ledger.standing().node);
+                let (path, node) = (path.display(), &extent.node);
                 read_from.push(format!("read from {path} of node {node}"));
-                add(&mut tally, ledger, question)?;
+                add(&mut tally, &ledger, question)?;
             }
         }
     }
@@ -127,6 +144,10 @@ pub fn make(
     let Some(tally) = tally else {
         return Err(outside.next().unwrap_or(ReportError::NoLedger));
     };
+    if let Some(Doubled { gpu, hour, paths }) = tally.doubled() {
+        let hour = question.zone.show(begin_of(hour));
+        return Err(ReportError::Doubled { gpu, hour, paths });
+    }
     let mut report = tally.report(now)?;
     report.notes.splice(0..0, read_from);
     for error in outside {

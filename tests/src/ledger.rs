@@ -22,10 +22,10 @@ use gpuacct::core::records::{
 use gpuacct::core::snapshot::{Attribution, ContainerLabels, EnergyBook, IdOnlyReason};
 use gpuacct::outputs::store::{self, Handle, Options};
 
-/// Idle power: 50 W, in millijoules a second.
 /// Name of the node that a ledger is of.
 pub const NODE: &str = "gpu-7";
 
+/// Idle power: 50 W, in millijoules a second.
 const IDLE_MILLIWATTS: u64 = 50_000;
 
 /// The writer and what it has written.
@@ -84,7 +84,10 @@ impl Past {
         })?;
         let books = models.iter().zip(0..).map(|(model, index)| KeptBook {
             gpu: GpuInfo {
-                uuid: GpuUuid(format!("GPU-{index:08x}").into()),
+                uuid: GpuUuid(match node {
+                    NODE => format!("GPU-{index:08x}").into(),
+                    _ => format!("GPU-{node}-{index:08x}").into(),
+                }),
                 index,
                 minor: Some(index),
                 pci: None,

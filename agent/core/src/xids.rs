@@ -24,6 +24,8 @@ const PAIR_WITHIN: Nanos = Nanos::from_secs(10);
 const PAIR_ANY_WITHIN: Nanos = Nanos::SECOND;
 /// How many reports are remembered. Beyond that the oldest counts without waiting.
 const LIMIT: usize = 1_024;
+/// How many processes of a sole holder are remembered with an error.
+pub(crate) const HOLDERS: usize = 64;
 /// The largest number that is believed. What is larger counts as [`UNKNOWN`].
 const LARGEST: u32 = 9_999;
 /// NVML's number for an error that it does not know.
@@ -65,7 +67,7 @@ pub(crate) enum SoleHolder {
     /// Nobody, as far as is known.
     #[default]
     Nobody,
-    /// One owner, with its processes that had a context.
+    /// One owner, with the first [`HOLDERS`] of its processes that had a context.
     One(Owner, Vec<ProcessId>),
     /// More than one, or somebody who is not known.
     Several,
@@ -77,7 +79,9 @@ impl SoleHolder {
         *self = match (std::mem::take(self), found) {
             (Self::Nobody, Some((process, owner))) => Self::One(owner, vec![process]),
             (Self::One(one, mut processes), Some((process, owner))) if one == owner => {
-                processes.push(process);
+                if processes.len() < HOLDERS {
+                    processes.push(process);
+                }
                 Self::One(one, processes)
             }
             _ => Self::Several,

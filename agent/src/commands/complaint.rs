@@ -50,7 +50,9 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
                 ReportError::Read(error) => Some(of_reading(error)),
                 ReportError::Money(error) => Some(of_money(error)),
                 ReportError::Outside { .. } => Some("look at --since and --until, and at --store"),
-                ReportError::Twice { .. } => Some("name one of the two"),
+                ReportError::Twice { .. } | ReportError::Doubled { .. } => {
+                    Some("name one of the two")
+                }
                 ReportError::NoLedger => Some("name one with --store"),
                 ReportError::Zone(_) => Some("use --timezone with another zone, or UTC"),
             };

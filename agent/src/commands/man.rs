@@ -27,7 +27,7 @@ const FILES: [(&str, &str); 4] = [
         "The configuration that the systemd unit names. `gpuacct config` prints every key.",
     ),
     (
-        "/run/gpuacct/agent.sock",
+        "/run/gpuacct/gpuacct.sock",
         "The running agent's socket. It is open to root only, unless the configuration says otherwise.",
     ),
     (

@@ -165,6 +165,7 @@ const fn code_of(error: &ReportError) -> u8 {
         ReportError::Read(_) => 1,
         ReportError::Outside { .. }
         | ReportError::Twice { .. }
+        | ReportError::Doubled { .. }
         | ReportError::NoLedger
         | ReportError::Zone(_)
         | ReportError::Money(_) => 2,

@@ -9,6 +9,7 @@
 //! It reads no other process' environment and no variable of another signal.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,12 +82,22 @@ pub const VARIABLES: [(&str, &str); 15] = [
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// Those of this process. One that is no text counts as not set.
+    /// Those of this process. One that is no text counts as not set. A file that protects `/metrics` is
+    /// never left aside: a name that is no text becomes one of a file that is not there.
     #[must_use]
     pub fn of_process() -> Self {
-        let all = std::env::vars_os();
-        Self::new(all.filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
+        Self::of(std::env::vars_os())
+    }
+
+    pub(super) fn of(all: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        Self::new(all.into_iter().filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            let value = match value.into_string() {
+                Ok(value) => value,
+                Err(value) if name == WEB_CONFIG_FILE => value.to_string_lossy().into_owned(),
+                Err(_) => return None,
+            };
+            Some((name, value))
         }))
     }
 
@@ -97,7 +108,7 @@ impl Environment {
         Self(variables.into_iter().filter(ours).collect())
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         let value = self.0.get(name)?.trim();
         (!value.is_empty()).then_some(value)
     }

@@ -296,3 +296,16 @@ fn the_web_configuration_file_is_set_unless_the_file_sets_it_and_never_left_asid
     let empty = loaded("", &[("GPUACCT_WEB_CONFIG_FILE", "")]);
     assert_eq!(empty.config.prometheus.web_config_file, None);
 }
+
+#[test]
+fn a_file_that_protects_metrics_is_not_left_aside_for_its_name() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let broken = OsStr::from_bytes(b"/etc/w\xe9b.yml").to_owned();
+    let variables = ["GPUACCT_WEB_CONFIG_FILE", "OTEL_SERVICE_NAME"];
+    let environment = Environment::of(variables.map(|name| (OsString::from(name), broken.clone())));
+    let found = environment.get("GPUACCT_WEB_CONFIG_FILE");
+    assert_eq!(found, Some("/etc/w\u{fffd}b.yml"), "which is not there");
+    assert_eq!(environment.get("OTEL_SERVICE_NAME"), None);
+}

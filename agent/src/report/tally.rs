@@ -28,6 +28,7 @@
 mod dimension;
 mod filter;
 mod keys;
+mod ledgers;
 mod question;
 mod remarks;
 mod row;
@@ -36,6 +37,7 @@ mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -44,14 +46,14 @@ use rust_decimal::Decimal;
 pub use self::dimension::Dimension;
 pub use self::filter::{Filter, Label};
 use self::keys::{AccountKey, AccountValues, Keys};
+use self::ledgers::{InLedger, Span};
 pub use self::question::Question;
 use self::remarks::Facts;
 pub use self::row::{Kind, Report, Row, Sums};
 use super::hour::{begin_of, hour_of, moment_of};
 use super::prices::{Cost, MoneyError, Price};
-use super::range::Asked;
 use crate::core::amounts::{self, Amounts, Millijoules};
-use crate::core::model::{NONE, Nanos, UnobservedReason};
+use crate::core::model::{GpuUuid, NONE, Nanos, UnobservedReason};
 use crate::outputs::store::query::{
     AccountLife, AccountRecord, GpuRecord, GpuUsed, LedgerExtent, ReasonUsed, Used,
 };
@@ -59,13 +61,26 @@ use crate::outputs::store::query::{
 /// Part of a GPU's time that may not be booked yet: windows end when the driver's samples do, and
 /// wait for the event stream. Of an hour that is over it is in the next.
 const UNDER_WAY: Nanos = Nanos::from_secs(10);
+const HOUR: Nanos = Nanos::from_secs(3_600);
 /// Why the time of a divided GPU is not observed.
 const UNSUPPORTED: &str = UnobservedReason::Unsupported.as_str();
 
 type GroupKey = (Kind, Arc<str>, Vec<Arc<str>>);
 
-/// A ledger's place among those of the report, and a number of a GPU or an account in it.
-pub(super) type InLedger = (usize, i64);
+/// Time that two ledgers may have in the same hour of a GPU beyond that hour: windows are booked in the
+/// hour in which they end.
+const SLACK: Nanos = Nanos::from_secs(300);
+
+/// A GPU's hour that two ledgers have booked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubled {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The hour.
+    pub hour: i64,
+    /// The files of the two ledgers.
+    pub paths: [PathBuf; 2],
+}
 
 /// One GPU's hour.
 #[derive(Debug, Default)]
@@ -220,6 +235,30 @@ impl<'a> Tally<'a> {
         reasons.push((found.reason, found.time));
     }
 
+    /// The first hour of a GPU that two ledgers have booked. A GPU may go from one ledger to another, also
+    /// within an hour, but no hour has more time than an hour.
+    #[must_use]
+    pub fn doubled(&self) -> Option<Doubled> {
+        let mut booked: HashMap<(i64, &GpuUuid), (usize, Nanos)> = HashMap::new();
+        for ((hour, gpu), found) in &self.hours {
+            let Some(record) = self.keys.gpus().get(gpu) else {
+                continue;
+            };
+            let (first, time) = booked
+                .entry((*hour, &record.uuid))
+                .or_insert((gpu.0, Nanos::ZERO));
+            *time += found.book.elapsed;
+            if *first != gpu.0 && *time > HOUR.plus(SLACK) {
+                return Some(Doubled {
+                    gpu: record.uuid.clone(),
+                    hour: *hour,
+                    paths: [*first, gpu.0].map(|of| self.ledgers[of].path.clone()),
+                });
+            }
+        }
+        None
+    }
+
     /// The report, as of now.
     ///
     /// # Errors
@@ -241,16 +280,23 @@ impl<'a> Tally<'a> {
         let mut whole = Sums::default();
         let mut imbalance = Nanos::ZERO;
         let mut elapsed = HashMap::new();
-        let mut observed = Nanos::ZERO;
+        let mut observed = HashSet::new();
         for ((hour, gpu), found) in std::mem::take(&mut self.hours) {
             imbalance += found.imbalance();
             elapsed.insert((hour, gpu), found.book.elapsed);
-            observed += found.book.busy.plus(found.book.idle);
+            if !found.book.busy.plus(found.book.idle).is_zero() {
+                observed.insert(gpu.0);
+            }
             whole = whole.plus(self.device(hour, gpu, found)?)?;
         }
         let all_busy = whole.amounts.busy;
         let has_gpus = !self.keys.gpus().is_empty();
-        let is_blind = has_gpus && self.payers.is_empty() && observed.is_zero();
+        observed.extend(self.payers.keys().map(|account| account.0));
+        let with_gpus: BTreeSet<usize> = self.keys.gpus().keys().map(|gpu| gpu.0).collect();
+        let blind: Vec<usize> = with_gpus
+            .into_iter()
+            .filter(|ledger| !observed.contains(ledger))
+            .collect();
         let only = question.filter.words();
         let is_nobody = !only.is_empty() && self.groups.is_empty();
         if only.is_empty() {
@@ -280,7 +326,7 @@ impl<'a> Tally<'a> {
             now,
             imbalance,
             left_out: self.left_out,
-            is_blind,
+            blind: &blind,
             only: &only,
             is_nobody,
             at_default_price: &at_default_price,
@@ -539,27 +585,6 @@ impl<'a> Tally<'a> {
             }
         };
         Cost::of(price, busy, allocated)
-    }
-}
-
-/// The part of the range that a ledger answers.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    /// Not before the ledger's first hour.
-    since: Timestamp,
-    /// Not after its last commit.
-    until: Timestamp,
-}
-
-impl Span {
-    fn of(ledger: &LedgerExtent, asked: &Asked) -> Self {
-        let hours = asked.hours();
-        let since = begin_of(hours.start.max(ledger.first_hour));
-        let until = begin_of(hours.end).min(moment_of(ledger.committed));
-        Self {
-            since,
-            until: until.max(since),
-        }
     }
 }
 

@@ -450,6 +450,9 @@ impl Interner {
                 // With one line less, another could make it a process of the host's.
                 let path = self.namespace.on_host(hierarchy, path)?;
                 lines.push((hierarchy, self.path(&path)));
+            } else if path != b"/" {
+                // It may name a container, and without it the process would be the host's.
+                return None;
             }
         }
         // Without a path the process would be taken for one of the host's root.

@@ -1056,6 +1056,18 @@ fn ledgers_of_several_nodes_are_added_up_and_none_twice() {
     );
     assert_eq!(make(&["late"], &[]).status.code(), Some(2));
 
+    // Two agents ran on one node, each with a ledger of its own.
+    past_on(NODE, "2026-01-31T06:00:00Z", &store("one")).end();
+    past_on(NODE, "2026-01-31T06:00:00Z", &store("other")).end();
+    let output = make(&["one", "a", "other"], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("have both booked the hour of 2026-01-31T06:00:00Z of GPU-00000000"),
+        "{said}"
+    );
+    assert!(output.stdout.is_empty());
+
     let output = make(&["a", "b", "copy"], &[]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();

@@ -8,7 +8,7 @@ use crate::model::{Clock, Nanos, Owner, ProcessId};
 use crate::owners;
 use crate::process_table::CREDIT_SLACK;
 use crate::snapshot::{Attribution, XidSeries};
-use crate::xids::{SoleHolder, XidError, XidOwner};
+use crate::xids::{HOLDERS, SoleHolder, XidError, XidOwner};
 
 /// How many intervals of the process lists a list may be old when it says who held a GPU.
 const LISTS_HOLD: u64 = 3;
@@ -100,7 +100,9 @@ impl Accountant {
             let facts = lookup.processes.facts_of(*process);
             facts.is_some_and(|facts| facts.exit.is_none_or(|exit| exit >= from))
         };
-        processes.iter().any(lived).then(|| owner.clone())
+        // Of more processes than are remembered, one that is not may have lived.
+        let is_known = processes.len() >= HOLDERS || processes.iter().any(lived);
+        is_known.then(|| owner.clone())
     }
 
     /// Whether names are not waited for any longer.

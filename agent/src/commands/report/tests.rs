@@ -36,6 +36,7 @@ fn report(by: &[&str], timezone: &str, prices: Option<&str>) -> Report {
     };
     let extent = LedgerExtent {
         node: "gpu-7".into(),
+        path: "gpuacct.db".into(),
         store: "5704e".into(),
         committed: wall(committed),
         hour,

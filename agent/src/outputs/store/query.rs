@@ -150,6 +150,8 @@ pub struct Ledger {
 pub struct LedgerExtent {
     /// Name of the node, or `(unresolved)` if no agent has written it yet.
     pub node: Arc<str>,
+    /// The file.
+    pub path: PathBuf,
     /// Random name that the file was given when it was made. A copy has the same.
     pub store: Arc<str>,
     /// When the last commit was made.
@@ -354,6 +356,7 @@ impl Ledger {
                     let node = node.filter(|node| !node.is_empty());
                     Ok(LedgerExtent {
                         node: node.unwrap_or_else(|| UNRESOLVED.into()),
+                        path: path.clone(),
                         store: row.get(4)?,
                         committed: WallTime(unsigned(row, 0)?),
                         hour: row.get(1)?,

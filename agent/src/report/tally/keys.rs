@@ -7,8 +7,8 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::InLedger;
 use super::dimension::Dimension;
+use super::ledgers::InLedger;
 use super::row::Kind;
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::outputs::store::query::{AccountRecord, GpuRecord};

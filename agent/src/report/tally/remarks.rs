@@ -5,8 +5,8 @@
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 
-use super::Span;
-use crate::core::model::Nanos;
+use super::ledgers::Span;
+use crate::core::model::{Nanos, UNRESOLVED};
 use crate::outputs::store::query::LedgerExtent;
 use crate::report::hour::{begin_of, hour_of, moment_of};
 use crate::report::range::{Asked, LATE};
@@ -30,8 +30,8 @@ pub(super) struct Facts<'a> {
     pub(super) imbalance: Nanos,
     /// Time of divided GPUs that is left out.
     pub(super) left_out: Nanos,
-    /// Whether the ledger has GPUs, and none of them was observed.
-    pub(super) is_blind: bool,
+    /// Places of the ledgers that have GPUs, none of which was observed.
+    pub(super) blind: &'a [usize],
     /// To which accounts the report is limited.
     pub(super) only: &'a [String],
     /// Whether it is limited to accounts of which there is none.
@@ -67,9 +67,11 @@ impl Facts<'_> {
 
     /// What stands before a remark on one of several ledgers.
     fn whose(&self, ledger: &LedgerExtent) -> String {
-        match self.ledgers {
-            [_] => String::new(),
-            _ => format!("node {}: ", ledger.node),
+        let namesakes = self.ledgers.iter().filter(|of| of.node == ledger.node);
+        match (self.ledgers, namesakes.count()) {
+            ([_], _) => String::new(),
+            (_, 1) if *ledger.node != *UNRESOLVED => format!("node {}: ", ledger.node),
+            _ => format!("node {} ({}): ", ledger.node, ledger.path.display()),
         }
     }
 
@@ -121,10 +123,11 @@ impl Facts<'_> {
         for ledger in self.ledgers {
             warnings.extend(self.warnings_on(ledger));
         }
-        if self.is_blind {
-            warnings.push(
-                "no GPU was observed in this range: whether one was used is not known".to_owned(),
-            );
+        for ledger in self.blind {
+            warnings.push(format!(
+                "{}no GPU was observed in this range: whether one was used is not known",
+                self.whose(&self.ledgers[*ledger])
+            ));
         }
         if self.is_nobody {
             warnings.push(format!(

@@ -18,6 +18,7 @@ fn standing(minutes_of_the_last_hour: u64) -> LedgerExtent {
     let last = u64::try_from(FIRST + 1).unwrap();
     LedgerExtent {
         node: "gpu-7".into(),
+        path: "gpuacct.db".into(),
         store: "5704e".into(),
         committed: WallTime(last * WHOLE + minutes_of_the_last_hour * 60 * SECOND),
         hour: FIRST + 1,
@@ -511,6 +512,7 @@ fn rows_are_in_the_order_of_time_when_clocks_are_set_back() {
     };
     let extent = LedgerExtent {
         node: "gpu-7".into(),
+        path: "gpuacct.db".into(),
         store: "5704e".into(),
         committed: WallTime(u64::try_from(begin_of(first + 4).as_nanosecond()).unwrap()),
         hour: first + 4,

@@ -75,8 +75,8 @@ struct Specification {
     _version: String,
     #[serde(default)]
     container_edits: Edits,
-    #[serde(default)]
-    devices: Vec<Device>,
+    /// A list, or `null` as Go writes a list of nothing.
+    devices: Option<Vec<Device>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,8 +88,8 @@ struct Device {
 
 #[derive(Debug, Default, Deserialize)]
 struct Edits {
-    #[serde(default)]
-    mounts: Vec<Mount>,
+    /// A list, or `null` as Go writes a list of nothing.
+    mounts: Option<Vec<Mount>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -169,11 +169,12 @@ fn libraries(text: &str) -> Result<Vec<PathBuf>, String> {
         serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())?;
     let of_devices = written
         .devices
+        .unwrap_or_default()
         .into_iter()
         .map(|device| device.container_edits);
     let mounts = std::iter::once(written.container_edits)
         .chain(of_devices)
-        .flat_map(|edits| edits.mounts);
+        .flat_map(|edits| edits.mounts.unwrap_or_default());
     let paths = mounts.map(|mount| mount.host_path);
     Ok(paths.filter(|path| is_library(path)).collect())
 }
@@ -287,6 +288,15 @@ containerEdits:
             assert!(problem.contains(expected), "{problem}");
             assert!(!problem.contains("more)"), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_list_of_nothing_may_be_null_as_go_writes_it() {
+        let text = r#"{"cdiVersion":"0.5.0","devices":null,"containerEdits":{"mounts":null}}"#;
+        assert_eq!(libraries(text), Ok(Vec::new()));
+        let text = r#"{"cdiVersion":"0.5.0","devices":null,"containerEdits":{"mounts":[
+            {"hostPath":"/usr/lib/libnvidia-ml.so.1","containerPath":"/x"}]}}"#;
+        assert_eq!(libraries(text).unwrap().len(), 1);
     }
 
     #[test]

@@ -115,30 +115,45 @@ impl Library {
                 })
             };
         }
-        let specified = cdi::find(cdi);
-        let mut telling = OpenError::Absent {
-            unread: specified.problem(),
-        };
+        let mut telling = OpenError::Absent { unread: None };
         let places = PLACES.into_iter().map(Path::new);
-        for place in places.chain(specified.libraries.iter().map(PathBuf::as_path)) {
+        if let Some(library) = Self::first(places, &mut telling, watchdog) {
+            return Ok(library);
+        }
+        // Read last: a folder that hangs must not keep the usual library from being opened.
+        let specified = cdi::find(cdi);
+        if let OpenError::Absent { unread } = &mut telling {
+            *unread = specified.problem();
+        }
+        let places = specified.libraries.iter().map(PathBuf::as_path);
+        Self::first(places, &mut telling, watchdog).ok_or(telling)
+    }
+
+    /// The first library that initialises. `telling` becomes the error that says most.
+    fn first<'a>(
+        places: impl Iterator<Item = &'a Path>,
+        telling: &mut OpenError,
+        watchdog: &Watchdog,
+    ) -> Option<Self> {
+        for place in places {
             if place.is_absolute() && !place.exists() {
                 continue;
             }
             match Self::at(place, watchdog) {
-                Ok(library) => return Ok(library),
+                Ok(library) => return Some(library),
                 Err(OpenError::Load { source, .. }) if not_in_path(&source) => {}
                 // The error of a library that loads and refuses says more than that of one that
                 // does not load.
                 Err(error @ OpenError::Init { .. })
                     if !matches!(telling, OpenError::Init { .. }) =>
                 {
-                    telling = error;
+                    *telling = error;
                 }
-                Err(error) if matches!(telling, OpenError::Absent { .. }) => telling = error,
+                Err(error) if matches!(telling, OpenError::Absent { .. }) => *telling = error,
                 Err(_) => {}
             }
         }
-        Err(telling)
+        None
     }
 
     fn at(path: &Path, watchdog: &Watchdog) -> Result<Self, OpenError> {

@@ -59,9 +59,11 @@ impl CgroupNamespace {
     /// If it is not the initial one, and the host's cgroup file systems are not mounted.
     pub fn find(host_root: &Path) -> Result<Self, CgroupNamespaceError> {
         // A kernel without such namespaces has the initial one only.
-        let namespace = match fs::read_link("/proc/self/ns/cgroup") {
+        const LINK: &str = "/proc/self/ns/cgroup";
+        let namespace = match fs::read_link(LINK) {
             Ok(link) => link.to_string_lossy().into_owned(),
-            Err(_) => return Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(CgroupNamespaceError::Own { path: LINK, source }),
         };
         if namespace == INITIAL_CGROUP_NAMESPACE {
             return Ok(Self::default());
@@ -75,7 +77,7 @@ impl CgroupNamespace {
         for line in own.lines() {
             match root_of(line, &mount, &pid) {
                 Root::At(hierarchy, path) => drop(roots.insert(hierarchy, path)),
-                // Nobody can be in a cgroup of it but in its root.
+                // A process below the root of this hierarchy cannot be told, and stays unread.
                 Root::NotMounted => {}
                 Root::Unknown => {
                     roots.clear();
@@ -174,6 +176,15 @@ fn root_of(line: &str, mount: &Path, pid: &str) -> Root {
     };
     if !place.join("cgroup.procs").is_file() {
         return Root::NotMounted;
+    }
+    // A runtime may have mounted the container's own cgroup here. The host's is a hierarchy's root, which
+    // alone has no events (v2), and alone names the program that is run when a cgroup is empty (v1).
+    let is_root = match controllers {
+        "" => !place.join("cgroup.events").exists(),
+        _ => place.join("release_agent").exists(),
+    };
+    if !is_root {
+        return Root::Unknown;
     }
     let found = cgroup_of(pid, &place);
     let root = found
@@ -297,6 +308,7 @@ mod tests {
             fs::write(place(name).join("cgroup.procs"), processes).unwrap();
         }
         fs::write(place("memory/cgroup.procs"), "").unwrap();
+        fs::write(place("memory/release_agent"), "").unwrap();
         let root = |line: &str| root_of(line, folder.path(), "7");
         assert_eq!(root("0::/"), Root::At(0, "/a".to_owned()));
         assert_eq!(root("3:memory:/"), Root::At(3, "/b".to_owned()));
@@ -306,6 +318,25 @@ mod tests {
             fs::write(place(file), "").unwrap();
         }
         assert_eq!(root("0::/"), Root::At(0, "/unified/a".to_owned()));
+    }
+
+    #[test]
+    fn a_mount_of_the_containers_own_cgroup_is_not_taken_for_the_hosts() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        // As a runtime mounts it in a cgroup namespace of v2: it begins at the container's cgroup.
+        for file in ["cgroup.controllers", "cgroup.events"] {
+            fs::write(place(file), "").unwrap();
+        }
+        fs::write(place("cgroup.procs"), "7\n").unwrap();
+        assert_eq!(root_of("0::/", folder.path(), "7"), Root::Unknown);
+        // The same of a hierarchy of v1, whose root alone has this file.
+        fs::create_dir(place("memory")).unwrap();
+        fs::write(place("memory/cgroup.procs"), "7\n").unwrap();
+        let memory = || root_of("3:memory:/", folder.path(), "7");
+        assert_eq!(memory(), Root::Unknown);
+        fs::write(place("memory/release_agent"), "").unwrap();
+        assert_eq!(memory(), Root::At(3, String::new()));
     }
 
     #[test]

@@ -334,10 +334,15 @@ async fn requests_are_gathered_and_failures_are_reported_and_mended() {
 #[test]
 fn paths_of_a_namespace_of_its_own_become_the_hosts_or_the_process_is_unread() {
     let mut interner = Interner::new(&CgroupNamespace::at(0, "/kubepods/podA/1"));
-    let lines = interner.lines(b"4:memory:/x\n0::/../../podB/2\n").unwrap();
+    let lines = interner.lines(b"4:memory:/\n0::/../../podB/2\n").unwrap();
     let lines: Vec<_> = lines.iter().map(|(at, path)| (*at, &**path)).collect();
     assert_eq!(lines, [(0, "/kubepods/podB/2")]);
-    for unknown in ["4:memory:/x\n0::/../../../../x\n", "4:memory:/x\n", ""] {
+    for unknown in [
+        "4:memory:/\n0::/../../../../x\n",
+        "4:memory:/x\n0::/\n",
+        "4:memory:/\n",
+        "",
+    ] {
         assert!(interner.lines(unknown.as_bytes()).is_none(), "{unknown:?}");
     }
 }
