@@ -46,7 +46,7 @@ pub use self::filter::{Filter, Label};
 use self::keys::{AccountKey, AccountValues, Keys};
 pub use self::question::Question;
 use self::remarks::Facts;
-pub use self::row::{Kind, Report, Row, Sums};
+pub use self::row::{Absent, Figure, Kind, Report, Row, Sums};
 use super::hour::{begin_of, hour_of, moment_of};
 use super::prices::{Cost, MoneyError, Price};
 use super::range::Asked;
@@ -302,6 +302,7 @@ impl<'a> Tally<'a> {
             owned,
             total,
             imbalance,
+            absent: Absent::default(),
             has_gpus,
             warnings,
             notes,

@@ -1,0 +1,1 @@
+//! Tests of `fleet`, against a store that answers what it is told to.
