@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-use super::FleetError;
+use super::error::FleetError;
 use super::families::{Family, Subject, found};
 use crate::report::growth::{Counter, Sample, Seen};
 use crate::report::promql::answer::{Labels, Series};
