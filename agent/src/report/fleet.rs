@@ -99,6 +99,11 @@ fn check(question: &Question) -> Result<(), FleetError> {
     }
 }
 
+/// The pod uid and the id of a container.
+type ContainerName = (Arc<str>, Arc<str>);
+/// The image and the runtime of a container.
+type Image = (Arc<str>, Arc<str>);
+
 /// What was read of a store.
 #[derive(Debug, Default)]
 struct Fleet {
@@ -111,12 +116,12 @@ struct Fleet {
     /// Their `gpuacct_gpu_info`.
     info: BTreeMap<String, Labels>,
     /// Images and runtimes by pod uid and container id.
-    images: HashMap<(Arc<str>, Arc<str>), (Arc<str>, Arc<str>)>,
+    images: HashMap<ContainerName, Image>,
     /// The first and the last hour with samples of a GPU.
     active: Option<(i64, i64)>,
     /// Whether the store has anything from before that.
     has_before: bool,
-    /// Series that were joined, and the hours that were read sample by sample.
+    /// Hours that were read sample by sample.
     fallen: BTreeSet<i64>,
 }
 

@@ -11,7 +11,7 @@
 pub mod answer;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Uri;
@@ -443,10 +443,10 @@ fn question(parameters: &[(&str, String)]) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-fn secret(what: &'static str, path: &PathBuf) -> Result<String, StoreError> {
+fn secret(what: &'static str, path: &Path) -> Result<String, StoreError> {
     let text = text_file::read(path).map_err(|source| StoreError::Secret {
         what,
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -113,7 +112,7 @@ impl Remote {
                 key_file: self.key.clone(),
                 server_name: None,
             },
-            timeout: Duration::try_from(self.timeout.0).unwrap_or(Duration::from_secs(120)),
+            timeout: self.timeout.0,
         };
         fleet::make(&mut Store::new(access)?, question, now).await
     }
