@@ -17,8 +17,11 @@
 //!
 //! It refuses to estimate. Time that no book covers is shown as such, and has no owner and no price.
 
+pub mod fleet;
+pub mod growth;
 pub mod hour;
 pub mod prices;
+pub mod promql;
 pub mod range;
 pub mod tally;
 pub mod zone;

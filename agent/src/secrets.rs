@@ -61,10 +61,13 @@ fn authorization(address: &str) -> Option<String> {
     };
     let user = decoded(url.username())?;
     let password = decoded(url.password().unwrap_or_default())?;
-    Some(format!(
-        "Basic {}",
-        STANDARD.encode(format!("{user}:{password}"))
-    ))
+    Some(basic(&user, &password))
+}
+
+/// The value of `Authorization` for a user and a password.
+#[must_use]
+pub fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
 /// Texts to strike out wherever they occur, the longest first. Cheap to clone.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::certificates::Authority;
 use crate::daemon::Daemon;
-use crate::http::{free_address, post_form};
+use crate::http::{free_address, get, post, post_form};
 use crate::requirement::fetched_program;
 
 /// Names the program, which `cargo xtask test` fetches.
@@ -83,6 +83,26 @@ impl VictoriaMetrics {
     #[must_use]
     pub fn metrics_url(&self) -> String {
         format!("https://{}/opentelemetry/v1/metrics", self.safe)
+    }
+
+    /// Where it is asked in PromQL: the URL below which it has `/api/v1`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.plain)
+    }
+
+    /// Takes samples in Prometheus' text format, with times in milliseconds, so that they can be asked for.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn import(&self, text: &str) -> Result<()> {
+        let url = format!("{}/api/v1/import/prometheus", self.url());
+        let (code, body) = post(&url, "text/plain", text.as_bytes())?;
+        ensure!(code < 300, "{url}: {code} {body}");
+        let url = format!("{}/internal/force_flush", self.url());
+        let (code, body) = get(&url, "*/*")?;
+        ensure!(code < 300, "{url}: {code} {body}");
+        Ok(())
     }
 
     /// Labels and values that a query gives now.

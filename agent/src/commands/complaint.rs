@@ -10,7 +10,9 @@ use crate::config::ConfigError;
 use crate::errors::{causes, chain};
 use crate::outputs::store::query::ReadError;
 use crate::report::ReportError;
+use crate::report::fleet::FleetError;
 use crate::report::prices::MoneyError;
+use crate::report::promql::StoreError;
 use crate::report::range::RangeError;
 
 /// Says an error with its causes, and how to exit.
@@ -57,7 +59,56 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
                 ReportError::Zone(_) => Some("use --timezone with another zone, or UTC"),
             };
         }
+        if let Some(error) = error.downcast_ref::<FleetError>() {
+            return of_fleet(error);
+        }
         None
+    })
+}
+
+fn of_fleet(error: &FleetError) -> Option<&'static str> {
+    Some(match error {
+        FleetError::Store(error) => return of_store(error),
+        FleetError::Nothing { .. } => "look at --since and --until, at --from and at --selector",
+        FleetError::Future(_) => "look at --since",
+        FleetError::Lacks { .. } => {
+            "let the store keep these metrics; a rule of the scraper may drop them"
+        }
+        FleetError::Contradiction { .. } => {
+            "try again, and look at the store's log: it answers less than it has"
+        }
+        FleetError::OwnNamespace { .. } => {
+            "set prometheus.owner_prefix = \"owner_\" in the agent's configuration, or stop the scraper from \
+             writing over namespace; what was scraped so far has lost its owners, the nodes' ledgers have them"
+        }
+        FleetError::Labels(_) => "group by something else, or use --store with the nodes' ledgers",
+        FleetError::AllocatedPrice => {
+            "use prices with busy_hour only, or --store with the nodes' ledgers"
+        }
+        FleetError::Zone(_) => "use --timezone with another zone, or UTC",
+        FleetError::Money(error) => of_money(error),
+    })
+}
+
+fn of_store(error: &StoreError) -> Option<&'static str> {
+    Some(match error {
+        StoreError::Url { .. } => "name the URL below which the store has /api/v1, with --from",
+        StoreError::Selector(_) => "correct --selector",
+        StoreError::Header(_) | StoreError::Secret { .. } => {
+            "look at --header, --header-file, --token-file and --password-file"
+        }
+        StoreError::Unreachable { .. } => "see whether the store runs, and look at --from and --ca",
+        StoreError::Slow { .. } => "raise --timeout, or ask for less with --selector",
+        StoreError::Refused { status, .. } => match status {
+            401 | 403 => {
+                "look at --token-file, --user and --header: the store wants to know who asks"
+            }
+            400 | 422 => "look at --selector, and at what the store says",
+            404 => "look at --from: /api/v1 is not below this URL",
+            _ => return None,
+        },
+        StoreError::TooLong { .. } => "ask for less with --selector",
+        StoreError::Answer { .. } => "see whether --from is a store that is asked in PromQL",
     })
 }
 

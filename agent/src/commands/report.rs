@@ -1,11 +1,12 @@
 //! `gpuacct report`: what was used in the past, for people, spreadsheets and programs.
 //!
-//! It reads the ledger by itself, beside a running agent or without one, and changes nothing. The page
-//! for people is in `report/page.rs`, files for programs are in `report/print.rs`, and what is in them
+//! It reads the ledger by itself, beside a running agent or without one, and changes nothing. With
+//! `--from` it reads a store of metrics instead ([`remote`]). The page for people is in `report/page.rs`, files for programs are in `report/print.rs`, and what is in them
 //! is in [`crate::report`].
 
 mod page;
 mod print;
+mod remote;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 
+use self::remote::Remote;
 use super::agent_choice::AgentChoice;
 use super::charset::Charset;
 use super::complaint::{complain, remedy_of, say};
@@ -30,14 +32,15 @@ use crate::report::{self, ReportError};
 const AFTER_HELP: &str = "\
 Exit codes:
   0  printed; a warning on standard error says if the ledger has only a part of the range
-  1  a ledger cannot be read or does not balance, or the report cannot be written
-  2  wrong flags, prices or configuration, one ledger twice, or none that has hours of the range
+  1  a ledger or a store cannot be read or does not balance, or the report cannot be written
+  2  wrong flags, prices or configuration, one ledger twice, or nothing that has hours of the range
 
 Examples:
   gpuacct report --since 7d --by namespace,day --timezone Europe/Berlin
   gpuacct report --since 2026-01-01 --until 2026-02-01 --namespace research --by pod,gpu \\
       --prices prices.toml --output csv > research.csv
-  gpuacct report --store node-a/gpuacct.db --store node-b/gpuacct.db --by node,namespace";
+  gpuacct report --store node-a/gpuacct.db --store node-b/gpuacct.db --by node,namespace
+  gpuacct report --from http://prometheus:9090 --since 30d --by namespace";
 
 /// Show what was used in the past, from the ledgers of one node or of several
 ///
@@ -86,6 +89,8 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     store: Vec<PathBuf>,
     #[command(flatten)]
+    remote: Remote,
+    #[command(flatten)]
     agent: AgentChoice,
 }
 
@@ -104,16 +109,6 @@ pub enum Output {
 
 /// Reads and prints. The exit codes are those of the help.
 pub async fn run(options: Options) -> ExitCode {
-    let (stores, origin) = match &options.store[..] {
-        [] => match options.agent.configuration().await {
-            Ok(chosen) => {
-                let origin = format!(" (configuration: {})", chosen.origin);
-                (vec![chosen.config.store.path], origin)
-            }
-            Err(error) => return complain(&error, 2),
-        },
-        stores => (stores.to_vec(), String::new()),
-    };
     for (at, dimension) in options.by.iter().enumerate() {
         if options.by[..at].contains(dimension) {
             let what = format!("cannot group the report: --by has {dimension} twice");
@@ -136,27 +131,51 @@ pub async fn run(options: Options) -> ExitCode {
         filter: Filter::new(&options.namespace, &options.label),
         prices,
     };
-    let progress = Progress::start(match &stores[..] {
-        [_] => "reading the ledger",
-        _ => "reading the ledgers",
-    });
-    let made = report::make(&stores, &question, now);
-    drop(progress);
-    let mut report = match made {
-        Ok(report) => report,
-        Err(error) => {
-            let what = format!("{}{origin}", chain(&error));
-            return say(&what, remedy_of(&error), code_of(&error));
-        }
+    let made = match options.remote.is_chosen() {
+        true => options.remote.report(&question, now).await,
+        false => of_ledgers(&options, &question, now).await,
     };
-    if let Some(read_from) = report.notes.first_mut() {
-        read_from.push_str(&origin);
-    }
+    let report = match made {
+        Ok(report) => report,
+        Err(code) => return code,
+    };
     match show(&options, &report) {
         Ok(()) if report.imbalance.is_zero() => ExitCode::SUCCESS,
         Ok(()) => ExitCode::from(1),
         Err(error) => not_written(&error),
     }
+}
+
+/// The report from ledgers, or how to exit after the error that was said.
+async fn of_ledgers(
+    options: &Options,
+    question: &Question,
+    now: Timestamp,
+) -> Result<Report, ExitCode> {
+    let (stores, origin) = match &options.store[..] {
+        [] => match options.agent.configuration().await {
+            Ok(chosen) => {
+                let origin = format!(" (configuration: {})", chosen.origin);
+                (vec![chosen.config.store.path], origin)
+            }
+            Err(error) => return Err(complain(&error, 2)),
+        },
+        stores => (stores.to_vec(), String::new()),
+    };
+    let progress = Progress::start(match &stores[..] {
+        [_] => "reading the ledger",
+        _ => "reading the ledgers",
+    });
+    let made = report::make(&stores, question, now);
+    drop(progress);
+    let mut report = made.map_err(|error| {
+        let what = format!("{}{origin}", chain(&error));
+        say(&what, remedy_of(&error), code_of(&error))
+    })?;
+    if let Some(read_from) = report.notes.first_mut() {
+        read_from.push_str(&origin);
+    }
+    Ok(report)
 }
 
 /// The exit code of an error.

@@ -12,12 +12,10 @@ use crate::text_file::{self, TextFileError};
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
     /// Its name or its value is none.
-    #[error(
-        "cannot use the otlp header {0:?}: its name or its value has characters that none may have"
-    )]
+    #[error("cannot use the header {0:?}: its name or its value has characters that none may have")]
     Characters(String),
     /// The file with its value cannot be read.
-    #[error("cannot read the value of the otlp header {name:?} from {}", path.display())]
+    #[error("cannot read the value of the header {name:?} from {}", path.display())]
     File {
         /// The header's name.
         name: String,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Uri};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -89,23 +89,54 @@ impl HttpClient {
             let of_it = request.headers_mut().entry(name);
             of_it.or_insert(HeaderValue::from_static(value));
         }
+        let (answer, _) = self.answer(request, MAX_ANSWER_BYTES).await?;
+        Ok(answer)
+    }
+
+    /// Asks for JSON, and says whether the answer was cut because it is longer than `most` bytes.
+    ///
+    /// # Errors
+    /// If there is no whole answer. A refusal is an answer.
+    pub(crate) async fn get(
+        &self,
+        url: Uri,
+        headers: HeaderMap,
+        most: usize,
+    ) -> Result<(Answer, bool), HttpError> {
+        let mut request = Request::builder().uri(url).body(Full::default())?;
+        *request.headers_mut() = headers;
+        for (name, value) in [(ACCEPT, "application/json"), (USER_AGENT, AGENT)] {
+            let of_it = request.headers_mut().entry(name);
+            of_it.or_insert(HeaderValue::from_static(value));
+        }
+        self.answer(request, most).await
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Full<Bytes>>,
+        most: usize,
+    ) -> Result<(Answer, bool), HttpError> {
         let response = self.client.request(request).await?;
         let (parts, mut read) = response.into_parts();
         let mut body = Vec::new();
+        let mut is_cut = false;
         while let Some(frame) = read.frame().await {
             let Ok(chunk) = frame?.into_data() else {
                 continue;
             };
-            let room = MAX_ANSWER_BYTES.saturating_sub(body.len());
+            let room = most.saturating_sub(body.len());
             body.extend_from_slice(&chunk[..chunk.len().min(room)]);
             if room < chunk.len() {
+                is_cut = true;
                 break;
             }
         }
-        Ok(Answer {
+        let answer = Answer {
             status: parts.status.as_u16(),
             headers: parts.headers,
             body: body.into(),
-        })
+        };
+        Ok((answer, is_cut))
     }
 }

@@ -195,6 +195,15 @@ const fn two() -> u32 {
 }
 
 impl Prices {
+    /// Whether anything in it has a price for allocated time.
+    #[must_use]
+    pub fn charges_allocated(&self) -> bool {
+        let models = self.models.values().chain([&self.default]);
+        let mut prices =
+            models.flat_map(|of| of.whole().into_iter().chain(of.mig.values().copied()));
+        prices.any(|price| price.allocated_hour.is_some())
+    }
+
     /// Reads a file.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ use self::keys::{AccountKey, AccountValues, Keys};
 use self::ledgers::{InLedger, Span};
 pub use self::question::Question;
 use self::remarks::Facts;
-pub use self::row::{Kind, Report, Row, Sums};
+pub use self::row::{Absent, Figure, Kind, Report, Row, Sums};
 use super::hour::{begin_of, hour_of, moment_of};
 use super::prices::{Cost, MoneyError, Price};
 use crate::core::amounts::{self, Amounts, Millijoules};
@@ -348,6 +348,7 @@ impl<'a> Tally<'a> {
             owned,
             total,
             imbalance,
+            absent: Absent::default(),
             has_gpus,
             warnings,
             notes,

@@ -18,6 +18,7 @@ mod dashboards;
 mod deploy;
 mod docker;
 mod end_to_end;
+mod fleet;
 mod gpu_health;
 mod hostile_answers;
 mod id_only;

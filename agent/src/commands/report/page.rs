@@ -12,7 +12,7 @@ use super::print::{SECONDS_OF_AN_HOUR, count_of, hours, joules};
 use crate::core::model::{NONE, Nanos, WallTime};
 use crate::outputs::store::query::AccountLife;
 use crate::report::hour::moment_of;
-use crate::report::tally::{Dimension, Kind, Report, Row};
+use crate::report::tally::{Absent, Dimension, Figure as Shown, Kind, Report, Row};
 
 /// Figures that are left out where the others do not fit whole, the least important first. The others
 /// are what the report is about.
@@ -133,7 +133,11 @@ fn what(report: &Report, rows: &[&Row]) -> Table {
     let mut line = |what: String, key: &dyn Fn(usize) -> String, row: &Row| {
         let mut cells = vec![what];
         cells.extend(of_device.iter().map(|at| key(*at)));
-        cells.extend([short(hours(row.sums.gpu, 9)), kwh(row), share(row)]);
+        cells.extend([
+            short(hours(row.sums.gpu, 9)),
+            kwh(row, &report.absent),
+            share(row),
+        ]);
         if report.currency.is_some() {
             cells.push(row.cost.map_or_else(dash, |cost| cost.to_string()));
         }
@@ -178,30 +182,58 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
     let mut column = |name: &str, of: Box<dyn Fn(&Row) -> String>| {
         figures.push((name.to_owned(), of));
     };
-    let time = |of: fn(&Row) -> Nanos| -> Box<dyn Fn(&Row) -> String> {
-        Box::new(move |row| short(hours(of(row), 9)))
+    // A dash stands for what is not known of some rows; a figure that is known of none has no column.
+    let has = |figure| report.absent.has(Kind::Total, figure);
+    let time = |figure: Option<Shown>, of: fn(&Row) -> Nanos| -> Box<dyn Fn(&Row) -> String> {
+        let absent = report.absent.clone();
+        Box::new(move |row| match figure {
+            Some(figure) if !absent.has(row.kind, figure) => dash(),
+            _ => short(hours(of(row), 9)),
+        })
     };
-    column("BUSY h", time(|row| row.sums.amounts.busy));
-    column("ALLOC. h", time(|row| row.sums.amounts.allocated));
-    if wide || is_shared(report) {
-        column("DIV. h", time(|row| row.sums.amounts.allocated_share));
+    column("BUSY h", time(None, |row| row.sums.amounts.busy));
+    let allocated = Shown::Allocated;
+    if has(allocated) {
+        column(
+            "ALLOC. h",
+            time(Some(allocated), |row| row.sums.amounts.allocated),
+        );
     }
-    column("UNUSED h", time(|row| row.sums.unused));
-    if wide {
-        column("HELD h", time(|row| row.sums.amounts.held));
-        column("MEM. IF h", time(|row| row.sums.amounts.engines.memory));
-        column("ENCODER h", time(|row| row.sums.amounts.engines.encoder));
-        column("DECODER h", time(|row| row.sums.amounts.engines.decoder));
-        column("JPEG h", time(|row| row.sums.amounts.engines.jpeg));
-        column("OFA h", time(|row| row.sums.amounts.engines.ofa));
+    let share = Shown::AllocatedShare;
+    if has(share) && (wide || is_shared(report)) {
+        column(
+            "DIV. h",
+            time(Some(share), |row| row.sums.amounts.allocated_share),
+        );
     }
-    column(
-        "GiB h",
-        Box::new(|row| {
+    if has(allocated) {
+        column("UNUSED h", time(Some(allocated), |row| row.sums.unused));
+    }
+    if wide && has(Shown::Held) {
+        column(
+            "HELD h",
+            time(Some(Shown::Held), |row| row.sums.amounts.held),
+        );
+    }
+    if wide && has(Shown::Engines) {
+        let mut engine = |name, of: fn(&Row) -> Nanos| column(name, time(Some(Shown::Engines), of));
+        engine("MEM. IF h", |row| row.sums.amounts.engines.memory);
+        engine("ENCODER h", |row| row.sums.amounts.engines.encoder);
+        engine("DECODER h", |row| row.sums.amounts.engines.decoder);
+        engine("JPEG h", |row| row.sums.amounts.engines.jpeg);
+        engine("OFA h", |row| row.sums.amounts.engines.ofa);
+    }
+    if has(Shown::Memory) {
+        let absent = report.absent.clone();
+        let cell = move |row: &Row| {
+            if !absent.has(row.kind, Shown::Memory) {
+                return dash();
+            }
             let gibibyte_seconds = count_of(row.sums.amounts.memory.0) / GIBIBYTE;
             short(gibibyte_seconds / SECONDS_OF_AN_HOUR)
-        }),
-    );
+        };
+        column("GiB h", Box::new(cell));
+    }
     if wide && report.rows.iter().any(|row| row.life.is_some()) {
         let of_life = |cell: fn(AccountLife) -> Option<String>| -> Box<dyn Fn(&Row) -> String> {
             Box::new(move |row| row.life.and_then(cell).unwrap_or_else(dash))
@@ -223,8 +255,9 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
         };
         column("PEAK GiB", of_life(peak));
     }
-    column("kWh", Box::new(kwh));
-    column("SHARE", Box::new(share));
+    let absent = report.absent.clone();
+    column("kWh", Box::new(move |row| kwh(row, &absent)));
+    column("SHARE", Box::new(self::share));
     if let Some(currency) = &report.currency {
         column(
             currency,
@@ -247,9 +280,10 @@ fn is_shared(report: &Report) -> bool {
 /// Allocated time that no window accounts for yet, at most: it is not divided yet.
 const ON_ITS_WAY: Nanos = Nanos::from_secs(5);
 
-fn kwh(row: &Row) -> String {
+fn kwh(row: &Row, absent: &Absent) -> String {
     match row.kind {
         Kind::Unaccounted => dash(),
+        kind if !absent.has(kind, Shown::Energy) => dash(),
         _ => short(joules(row) / JOULES_OF_A_KWH),
     }
 }

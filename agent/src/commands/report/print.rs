@@ -25,7 +25,7 @@ use crate::core::model::Nanos;
 use crate::outputs::instruments::VERSION;
 use crate::outputs::store::query::AccountLife;
 use crate::report::hour::moment_of;
-use crate::report::tally::{Kind, Report, Row, Sums};
+use crate::report::tally::{Figure, Kind, Report, Row, Sums};
 use crate::report::zone::Zone;
 
 /// What is printed of one column of one row.
@@ -92,7 +92,11 @@ impl<'a> Sheet<'a> {
             false => Cell::Nothing,
         };
         let (busy, owned) = (row.kind.is_busy(), row.kind.is_owned());
-        let of_device = row.kind != Kind::Unaccounted;
+        let has = |figure| self.report.absent.has(row.kind, figure);
+        let of_device = row.kind != Kind::Unaccounted && has(Figure::Energy);
+        let allocated = owned && has(Figure::Allocated);
+        let shared = owned && has(Figure::AllocatedShare);
+        let has_memory = owned && has(Figure::Memory);
         let Sums {
             gpu,
             amounts,
@@ -114,31 +118,35 @@ impl<'a> Sheet<'a> {
         cells.extend([
             ("gpu_seconds", time(true, *gpu)),
             ("busy_seconds", time(busy, amounts.busy)),
-            ("allocated_seconds", time(owned, amounts.allocated)),
+            ("allocated_seconds", time(allocated, amounts.allocated)),
             (
                 "allocated_share_seconds",
-                time(owned, amounts.allocated_share),
+                time(shared, amounts.allocated_share),
             ),
-            ("allocated_unused_seconds", time(owned, *unused)),
-            ("held_seconds", time(owned, amounts.held)),
+            ("allocated_unused_seconds", time(allocated, *unused)),
+            (
+                "held_seconds",
+                time(owned && has(Figure::Held), amounts.held),
+            ),
         ]);
+        let has_engines = owned && has(Figure::Engines);
         let engines = self.engines.iter();
         cells.extend(
-            engines.map(|(engine, name)| (&**name, time(owned, amounts.engines.of(*engine)))),
+            engines.map(|(engine, name)| (&**name, time(has_engines, amounts.engines.of(*engine)))),
         );
         cells.extend([
-            ("memory_byte_seconds", if_so(owned, &memory)),
+            ("memory_byte_seconds", if_so(has_memory, &memory)),
             ("energy_joules", if_so(of_device, &|| joules(row))),
             ("busy_gpu_hours", if_so(busy, &|| hours(amounts.busy, 9))),
             (
                 "allocated_gpu_hours",
-                if_so(owned, &|| hours(amounts.allocated, 9)),
+                if_so(allocated, &|| hours(amounts.allocated, 9)),
             ),
             (
                 "allocated_share_gpu_hours",
-                if_so(owned, &|| hours(amounts.allocated_share, 9)),
+                if_so(shared, &|| hours(amounts.allocated_share, 9)),
             ),
-            ("memory_byte_hours", if_so(owned, &byte_hours)),
+            ("memory_byte_hours", if_so(has_memory, &byte_hours)),
             ("busy_share", row.share.map_or(Cell::Nothing, Cell::Number)),
         ]);
         if let Some(currency) = &self.report.currency {

@@ -66,6 +66,14 @@ impl Filter {
         self.wanted.is_empty()
     }
 
+    /// Whether it asks for labels that a runtime gave.
+    #[must_use]
+    pub fn asks_for_labels(&self) -> bool {
+        self.wanted
+            .keys()
+            .any(|of| matches!(of, Dimension::Label(_)))
+    }
+
     /// Whether the account is in the report.
     pub(super) fn admits(&self, account: &AccountValues<'_>) -> bool {
         self.wanted.iter().all(|(dimension, values)| {

@@ -1,5 +1,6 @@
 //! The rows of a report, and the report itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -57,6 +58,41 @@ impl Kind {
     #[must_use]
     pub const fn is_busy(self) -> bool {
         self.is_owned() || matches!(self, Self::Unattributed)
+    }
+}
+
+/// A figure that not every source of a report has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Figure {
+    /// Allocated time, and what of it was not used.
+    Allocated,
+    /// Parts of allocated time.
+    AllocatedShare,
+    /// Held time.
+    Held,
+    /// Busy time of the other engines.
+    Engines,
+    /// Device memory over time.
+    Memory,
+    /// Energy.
+    Energy,
+}
+
+/// Figures that the source of a report does not have, by the kind of their rows. They are left out; they
+/// are not zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Absent(BTreeSet<(Kind, Figure)>);
+
+impl Absent {
+    /// Adds a figure of rows of a kind.
+    pub fn add(&mut self, kind: Kind, figure: Figure) {
+        self.0.insert((kind, figure));
+    }
+
+    /// Whether rows of a kind have a figure.
+    #[must_use]
+    pub fn has(&self, kind: Kind, figure: Figure) -> bool {
+        !self.0.contains(&(kind, figure))
     }
 }
 
@@ -134,6 +170,8 @@ pub struct Report {
     pub total: Row,
     /// By how much rows and devices differ, over all hours and GPUs; zero, or the books are wrong.
     pub imbalance: Nanos,
+    /// Figures that are not known.
+    pub absent: Absent,
     /// Whether the ledger has a GPU at all.
     pub has_gpus: bool,
     /// Why the report says less than was asked for, or is wrong, in words.

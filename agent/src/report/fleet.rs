@@ -1,0 +1,554 @@
+//! Reports past use of a fleet from a store of metrics: the same report as from ledgers, of whatever the
+//! store has scraped or was sent.
+//!
+//! **Exact to the last sample.** Growth is added up hour by hour from values, not from rates
+//! ([`crate::report::growth`]). What happened after a counter's last sample before it began anew, or
+//! before its first sample, is not in the store and not in the report: it says less, never more.
+//!
+//! **Each counter counts once**, however many series show it ([`families`]).
+//!
+//! **The books balance or the report says where they do not** ([`balance`]). Of each GPU that the store
+//! knows, all of the time that was asked for is in the report; time of which the store has nothing is in
+//! no book.
+//!
+//! What is not published as a metric is left out, not zero ([`crate::report::tally::Absent`]).
+
+mod balance;
+mod error;
+mod families;
+mod reading;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use self::balance::Hour;
+pub use self::error::FleetError;
+use self::families::{
+    CONTAINER_BUSY, CONTAINER_INFO, FAMILIES, Family, GPU_INFO, OfGpu, Owner, Subject, What, found,
+    value,
+};
+use self::reading::{LOOK_BACK, Reading, Span, WARM_UP};
+use super::hour::{begin_of, hour_of};
+use super::prices::MoneyError;
+use super::promql::Store;
+use super::promql::answer::Labels;
+use super::tally::{Absent, Dimension, Figure, Kind, Question, Report, Tally};
+use crate::core::amounts::{Amounts, Millijoules};
+use crate::core::model::{GpuUuid, NONE, Nanos, UNRESOLVED, WallTime};
+use crate::outputs::store::query::{AccountLife, AccountRecord, GpuRecord, LedgerExtent, Used};
+
+/// Time that may be apart at the ends of the range: what is on its way between the books and the store.
+const UNDER_WAY: Nanos = Nanos::from_secs(120);
+/// GPUs or metrics that a message names at most.
+const MOST_NAMED: usize = 8;
+
+/// Reads a store and adds up.
+///
+/// # Errors
+/// If the store cannot be read, has nothing of the range, or contradicts itself; if the question asks for
+/// what no store has.
+pub async fn make(
+    store: &mut Store,
+    question: &Question,
+    now: Timestamp,
+) -> Result<Report, FleetError> {
+    check(question)?;
+    let asked = question.asked.hours();
+    let present = hour_of(now);
+    if asked.start > present {
+        return Err(FleetError::Future(
+            question.zone.show(begin_of(asked.start)),
+        ));
+    }
+    let span = Span {
+        hours: asked.start..asked.end.min(present + 1),
+        end: begin_of(asked.end).min(now).as_second(),
+    };
+    question.zone.check(&span.hours)?;
+    let fleet = Fleet::read(store, &span, question).await?;
+    let mut report = fleet.report(&span, question, now)?;
+    let from = format!("read from {}", store.url());
+    report.notes.insert(0, from);
+    for warning in store.take_warnings() {
+        report.is_complete = false;
+        report
+            .warnings
+            .push(format!("{} says: {warning}", store.url()));
+    }
+    Ok(report)
+}
+
+/// Checks that nothing is asked for that no store has.
+fn check(question: &Question) -> Result<(), FleetError> {
+    for dimension in &question.by {
+        if matches!(dimension, Dimension::Label(_)) {
+            return Err(FleetError::Labels(format!("--by {dimension}")));
+        }
+    }
+    if question.filter.asks_for_labels() {
+        return Err(FleetError::Labels("--label".to_owned()));
+    }
+    let prices = question.prices.as_ref();
+    match prices.is_some_and(super::prices::Prices::charges_allocated) {
+        true => Err(FleetError::AllocatedPrice),
+        false => Ok(()),
+    }
+}
+
+/// The pod uid and the id of a container.
+type ContainerName = (Arc<str>, Arc<str>);
+/// The image and the runtime of a container.
+type Image = (Arc<str>, Arc<str>);
+
+/// What was read of a store.
+#[derive(Debug, Default)]
+struct Fleet {
+    names: BTreeSet<String>,
+    /// Hours of each GPU, from counters of its own.
+    hours: BTreeMap<Arc<str>, BTreeMap<i64, Hour>>,
+    used: BTreeMap<(Arc<str>, Owner), BTreeMap<i64, Amounts>>,
+    /// Labels of the GPUs' own series.
+    labels: BTreeMap<String, Labels>,
+    /// Their `gpuacct_gpu_info`.
+    info: BTreeMap<String, Labels>,
+    /// Images and runtimes by pod uid and container id.
+    images: HashMap<ContainerName, Image>,
+    /// The first and the last hour with samples of a GPU.
+    active: Option<(i64, i64)>,
+    /// Whether the store has anything from before that.
+    has_before: bool,
+    /// Hours that were read sample by sample.
+    fallen: BTreeSet<i64>,
+}
+
+impl Fleet {
+    async fn read(store: &mut Store, span: &Span, question: &Question) -> Result<Self, FleetError> {
+        let (first, end) = (span.first(), span.end);
+        let vector = store.vector("", "__name__=~\"gpuacct_.+\"");
+        let names = store.names(&vector, first, end).await?;
+        let show = |at: i64| {
+            question
+                .zone
+                .show(Timestamp::from_second(at).unwrap_or_default())
+        };
+        if names.is_empty() {
+            return Err(FleetError::Nothing {
+                url: store.url().to_owned(),
+                since: show(span.hours.start * 3_600),
+                until: show(end),
+                vector,
+            });
+        }
+        let lacks: Vec<&str> = FAMILIES
+            .iter()
+            .filter(|family| family.is_needed && !names.contains(family.name))
+            .map(|family| family.name)
+            .collect();
+        if !lacks.is_empty() {
+            return Err(FleetError::Lacks {
+                url: store.url().to_owned(),
+                lacks,
+            });
+        }
+        let mut fleet = Self {
+            names,
+            ..Self::default()
+        };
+        let (since, mut own, mut owners) = (span.hours.start * 3_600, Vec::new(), Vec::new());
+        for family in &FAMILIES {
+            if !fleet.names.contains(family.name) {
+                continue;
+            }
+            let mut reading = Reading::of(*family, store, span).await?;
+            fleet.fallen.append(&mut reading.fallen);
+            match family.what {
+                What::Gpu(OfGpu::Elapsed) => {
+                    fleet.active = reading.active;
+                    fleet.has_before = reading.has_seeds
+                        || reading
+                            .active
+                            .is_some_and(|(first, _)| first < span.hours.start);
+                    fleet.labels = std::mem::take(&mut reading.labels);
+                    own = reading.all_labels().cloned().collect();
+                }
+                What::Container(_) if family.name == CONTAINER_BUSY => {
+                    owners = reading.all_labels().cloned().collect();
+                }
+                _ => {}
+            }
+            fleet.add(*family, reading);
+        }
+        if let Some(namespace) = overwritten(&own, &owners) {
+            return Err(FleetError::OwnNamespace {
+                url: store.url().to_owned(),
+                namespace,
+            });
+        }
+        if fleet.names.contains(GPU_INFO) {
+            let vector = store.vector(GPU_INFO, "");
+            for labels in store.series(&vector, since, end).await? {
+                if let Some((_, gpu)) = found(&labels, "gpu_uuid") {
+                    fleet.info.insert(gpu.to_owned(), labels);
+                }
+            }
+        }
+        let by = |dimension| question.by.contains(&dimension);
+        if (by(Dimension::Image) || by(Dimension::Runtime)) && fleet.names.contains(CONTAINER_INFO)
+        {
+            let vector = store.vector(CONTAINER_INFO, "");
+            for labels in store.series(&vector, since, end).await? {
+                let of = |label: &str| value(&labels, label);
+                let whose = (of("pod_uid"), of("container_id"));
+                fleet.images.insert(whose, (of("image"), of("runtime")));
+            }
+        }
+        Ok(fleet)
+    }
+
+    fn add(&mut self, family: Family, reading: Reading) {
+        for grown in reading.grown {
+            let Subject { gpu, owner, detail } = grown.subject;
+            let small = u64::try_from(grown.amount).unwrap_or(u64::MAX);
+            let hours = self.hours.entry(Arc::clone(&gpu)).or_default();
+            let hour = hours.entry(grown.hour).or_default();
+            match family.what {
+                What::Gpu(OfGpu::Elapsed) => hour.elapsed += Nanos(small),
+                What::Gpu(OfGpu::Busy) => hour.busy += Nanos(small),
+                What::Gpu(OfGpu::Idle) => hour.idle += Nanos(small),
+                What::Gpu(OfGpu::Energy) => hour.energy = Millijoules(small),
+                What::Gpu(OfGpu::IdleEnergy) => hour.energy_idle = Millijoules(small),
+                What::Gpu(of @ (OfGpu::Unobserved | OfGpu::Unattributed)) => {
+                    let key = (of == OfGpu::Unobserved, detail);
+                    *hour.reasons.entry(key).or_default() += Nanos(small);
+                }
+                What::Host => {
+                    hour.owned += Nanos(small);
+                    let used = self.used.entry((gpu, owner)).or_default();
+                    used.entry(grown.hour).or_default().busy += Nanos(small);
+                }
+                What::Container(amount) => {
+                    if family.name == CONTAINER_BUSY {
+                        hour.owned += Nanos(small);
+                    }
+                    let used = self.used.entry((gpu, owner)).or_default();
+                    amount.add(used.entry(grown.hour).or_default(), &detail, grown.amount);
+                }
+            }
+        }
+    }
+
+    fn gpu(&self, gpu: &Arc<str>, span: &Span) -> GpuRecord {
+        let of_info = |label: &str| {
+            let info = self.info.get(&**gpu).map(|labels| value(labels, label));
+            info.unwrap_or_else(|| UNRESOLVED.into())
+        };
+        let some = |label: &str| {
+            let text = of_info(label);
+            (!matches!(&*text, NONE | UNRESOLVED)).then_some(text)
+        };
+        let labels = self.labels.get(&**gpu);
+        let node = labels
+            .and_then(|labels| found(labels, "node"))
+            .map(|(_, node)| node);
+        GpuRecord {
+            node: node.unwrap_or(UNRESOLVED).into(),
+            uuid: GpuUuid(Arc::clone(gpu)),
+            index: of_info("index"),
+            model: of_info("model"),
+            profile: some("mig_profile"),
+            parent: some("mig_parent").map(GpuUuid),
+            first_hour: span.hours.start,
+            last_hour: span.hours.end - 1,
+        }
+    }
+
+    fn account(&self, gpu: i64, owner: &Owner) -> AccountRecord {
+        let none: Arc<str> = NONE.into();
+        let host = AccountRecord {
+            gpu,
+            kind: "host".into(),
+            owner: none.clone(),
+            namespace: none.clone(),
+            pod: none.clone(),
+            container: none.clone(),
+            pod_uid: none.clone(),
+            container_id: none.clone(),
+            image: none.clone(),
+            runtime: none.clone(),
+            attribution: "host".into(),
+            labels: "{}".into(),
+            profile: None,
+            life: AccountLife::default(),
+        };
+        match owner {
+            Owner::Host { unit } => AccountRecord {
+                owner: Arc::clone(unit),
+                ..host
+            },
+            Owner::Nobody => host,
+            Owner::Container {
+                namespace,
+                pod,
+                container,
+                pod_uid,
+                container_id,
+            } => {
+                let whose = (Arc::clone(pod_uid), Arc::clone(container_id));
+                let unknown = || (UNRESOLVED.into(), UNRESOLVED.into());
+                let (image, runtime) = self.images.get(&whose).cloned().unwrap_or_else(unknown);
+                AccountRecord {
+                    kind: "container".into(),
+                    owner: Arc::clone(container_id),
+                    namespace: Arc::clone(namespace),
+                    pod: Arc::clone(pod),
+                    container: Arc::clone(container),
+                    pod_uid: whose.0,
+                    container_id: whose.1,
+                    image,
+                    runtime,
+                    // Nothing is known of its labels.
+                    attribution: "id_only".into(),
+                    ..host
+                }
+            }
+        }
+    }
+
+    /// Adds up what was read.
+    fn report(
+        mut self,
+        span: &Span,
+        question: &Question,
+        now: Timestamp,
+    ) -> Result<Report, FleetError> {
+        let names: Vec<Arc<str>> = self.hours.keys().cloned().collect();
+        let numbers: HashMap<Arc<str>, i64> = names.iter().cloned().zip(0..).collect();
+        let gpus: HashMap<i64, GpuRecord> = numbers
+            .iter()
+            .map(|(gpu, number)| (*number, self.gpu(gpu, span)))
+            .collect();
+        let nodes: BTreeSet<Arc<str>> = gpus.values().map(|gpu| Arc::clone(&gpu.node)).collect();
+        let extent = LedgerExtent {
+            node: UNRESOLVED.into(),
+            path: PathBuf::new(),
+            store: "".into(),
+            committed: WallTime(
+                u64::try_from(span.end)
+                    .unwrap_or(0)
+                    .saturating_mul(1_000_000_000),
+            ),
+            hour: span.hours.end - 1,
+            first_hour: span.hours.start,
+        };
+        let mut remarks = Remarks::of(&self, span, question);
+        let mut tally = Tally::new(extent, gpus, question);
+        let used = std::mem::take(&mut self.used);
+        for (account, ((gpu, owner), hours)) in (0_i64..).zip(&used) {
+            let Some(number) = numbers.get(gpu) else {
+                continue;
+            };
+            for (hour, amounts) in hours {
+                if *amounts == Amounts::ZERO {
+                    continue;
+                }
+                let used = Used {
+                    hour: *hour,
+                    account,
+                    amounts: *amounts,
+                };
+                tally.account(used, |_| Ok::<_, MoneyError>(self.account(*number, owner)))?;
+            }
+        }
+        for gpu in &names {
+            let Some((mut hours, number)) = self.hours.remove(gpu).zip(numbers.get(gpu)) else {
+                continue;
+            };
+            let apart = balance::balance(&mut hours);
+            remarks.gpu(gpu, apart, hours.values().map(|hour| hour.elapsed).sum());
+            for (book, reasons) in balance::books(*number, hours) {
+                tally.book(book);
+                reasons.into_iter().for_each(|reason| tally.reason(reason));
+            }
+        }
+        let mut report = tally.report(now)?;
+        report.nodes = nodes.into_iter().collect();
+        report.absent = self.absent();
+        for row in report
+            .rows
+            .iter_mut()
+            .chain([&mut report.owned, &mut report.total])
+        {
+            row.life = None;
+        }
+        remarks.put(&mut report);
+        Ok(report)
+    }
+
+    /// What the store does not have.
+    fn absent(&self) -> Absent {
+        let mut absent = Absent::default();
+        for kind in [Kind::Container, Kind::Host, Kind::Total] {
+            absent.add(kind, Figure::AllocatedShare);
+        }
+        let missing = FAMILIES
+            .iter()
+            .filter(|family| !self.names.contains(family.name));
+        for figure in missing.filter_map(|family| family.figure) {
+            absent.add(Kind::Container, figure);
+            absent.add(Kind::Total, figure);
+        }
+        // Only busy time is published of the host. The GPU's energy has that of the host in it, in the rows
+        // without an owner.
+        for figure in [
+            Figure::Held,
+            Figure::Engines,
+            Figure::Memory,
+            Figure::Energy,
+        ] {
+            absent.add(Kind::Host, figure);
+        }
+        absent
+    }
+}
+
+/// The namespace that stands for every owner's and for the agent's target, if it is so.
+fn overwritten(own: &[Labels], owners: &[Labels]) -> Option<String> {
+    let target = |label: &str| -> Option<BTreeSet<&String>> {
+        own.iter().map(|labels| labels.get(label)).collect()
+    };
+    let namespaces = target("namespace").filter(|of| of.len() == 1)?;
+    let namespace = *namespaces.first()?;
+    let pods = target("pod");
+    let is_targets = |labels: &Labels| {
+        found(labels, "namespace") == Some(("namespace", namespace.as_str()))
+            && match (labels.get("pod"), &pods) {
+                (Some(pod), Some(pods)) => pods.contains(pod),
+                (None, _) => true,
+                (Some(_), None) => false,
+            }
+    };
+    let all = !owners.is_empty() && owners.iter().all(is_targets);
+    all.then(|| namespace.clone())
+}
+
+/// What there is to say of a report from a store.
+#[derive(Debug)]
+struct Remarks {
+    asked: Nanos,
+    warnings: Vec<String>,
+    notes: Vec<String>,
+    is_complete: bool,
+    imbalance: Nanos,
+    unbalanced: Vec<String>,
+    late: Vec<String>,
+}
+
+impl Remarks {
+    fn of(fleet: &Fleet, span: &Span, question: &Question) -> Self {
+        let show = |hour| question.zone.show(begin_of(hour));
+        let mut remarks = Self {
+            asked: Nanos::from_secs(
+                u64::try_from(span.end - span.hours.start * 3_600).unwrap_or(0),
+            ),
+            warnings: Vec::new(),
+            notes: Vec::new(),
+            is_complete: true,
+            imbalance: Nanos::ZERO,
+            unbalanced: Vec::new(),
+            late: Vec::new(),
+        };
+        let since = show(span.hours.start);
+        match fleet.active {
+            None => remarks.warn(format!(
+                "the store has no sample of a GPU from {since} on: the time is in no book"
+            )),
+            Some((first, last)) => {
+                if !fleet.has_before {
+                    remarks.warn(format!(
+                        "the store has nothing from before the hour of {}, and the range begins at {since}: is \
+                         its retention shorter than --since? Time of which it has nothing is in no book",
+                        show(first)
+                    ));
+                }
+                if last < span.hours.end - 1 && span.end > (last + 2) * 3_600 {
+                    remarks.warn(format!(
+                        "the store has no sample of a GPU after the hour of {}: does it still scrape the agents?",
+                        show(last)
+                    ));
+                }
+            }
+        }
+        let fallen = fleet.fallen.range(span.hours.clone()).count();
+        if fallen > 0 {
+            remarks.notes.push(format!(
+                "counters began anew, or were taken up by another series, in {fallen} hours: these were read \
+                 sample by sample"
+            ));
+        }
+        remarks.notes.push(format!(
+            "exact to the last sample of each counter; values of the {} days before the range were looked for",
+            (WARM_UP + LOOK_BACK) / 24
+        ));
+        remarks
+    }
+
+    fn warn(&mut self, text: String) {
+        self.is_complete = false;
+        self.warnings.push(text);
+    }
+
+    /// Adds what was found of a GPU.
+    fn gpu(&mut self, gpu: &Arc<str>, apart: balance::Apart, elapsed: Nanos) {
+        let wrong = apart
+            .early
+            .minus(UNDER_WAY)
+            .plus(apart.short.minus(UNDER_WAY));
+        if !wrong.is_zero() {
+            self.imbalance += wrong;
+            self.unbalanced.push(format!(
+                "{gpu} (owners {} s above its busy time, parts {} s above its elapsed time)",
+                apart.early.0 / 1_000_000_000,
+                apart.short.0 / 1_000_000_000
+            ));
+        }
+        let over = elapsed.minus(self.asked);
+        if over > UNDER_WAY {
+            self.late
+                .push(format!("{gpu} ({} s)", over.0 / 1_000_000_000));
+        }
+    }
+
+    fn put(self, report: &mut Report) {
+        let some = |mut names: Vec<String>| {
+            let more = names.len().saturating_sub(MOST_NAMED);
+            names.truncate(MOST_NAMED);
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            format!("{}{more}", names.join(", "))
+        };
+        report.is_complete &= self.is_complete;
+        report.imbalance += self.imbalance;
+        report.warnings.extend(self.warnings);
+        if !self.unbalanced.is_empty() {
+            report.warnings.push(format!(
+                "the counters in the store do not balance: {}. Is a GPU counted by two agents?",
+                some(self.unbalanced)
+            ));
+        }
+        report.notes.extend(self.notes);
+        if !self.late.is_empty() {
+            report.notes.push(format!(
+                "more time than the range has was first seen in it, after the store had been without samples: {}",
+                some(self.late)
+            ));
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The counters that a report is made of, and whose a series is.
+//!
+//! An owner's labels are read wherever a scraper or OTLP has put them: `owner_namespace` of an agent with
+//! `prometheus.owner_prefix`, `exported_namespace` of a Prometheus that renamed them,
+//! `k8s_namespace_name` of OTLP, `namespace`. Labels of the target (`instance`, `job`, `pod` of the agent,
+//! a replica's name) are no part of what identifies a counter, so a replaced target goes on with it.
+
+use std::sync::Arc;
+
+use crate::core::amounts::{Amounts, ByteSeconds, Engine, Millijoules};
+use crate::core::model::{NONE, Nanos};
+use crate::report::promql::answer::Labels;
+use crate::report::tally::Figure;
+
+/// What a counter counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// Of a container.
+    Container(Amount),
+    /// Busy time of the host.
+    Host,
+    /// Of a GPU.
+    Gpu(OfGpu),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Amount {
+    Busy,
+    Engine,
+    Held,
+    Allocated,
+    Memory,
+    Energy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OfGpu {
+    Elapsed,
+    Busy,
+    Idle,
+    Unobserved,
+    Unattributed,
+    Energy,
+    IdleEnergy,
+}
+
+/// A counter that is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Family {
+    pub(super) name: &'static str,
+    pub(super) what: What,
+    /// By what a value is multiplied, so that it is a whole number of the unit of the books.
+    pub(super) scale: f64,
+    /// The figure of the report that is absent where the counter is.
+    pub(super) figure: Option<Figure>,
+    /// Whether there is no report without it.
+    pub(super) is_needed: bool,
+}
+
+const NANOS: f64 = 1e9;
+const MILLI: f64 = 1e3;
+
+const fn of_gpu(name: &'static str, what: OfGpu, scale: f64, is_needed: bool) -> Family {
+    Family {
+        name,
+        what: What::Gpu(what),
+        scale,
+        figure: match what {
+            OfGpu::Energy => Some(Figure::Energy),
+            _ => None,
+        },
+        is_needed,
+    }
+}
+
+const fn of_container(name: &'static str, what: Amount, scale: f64, figure: Figure) -> Family {
+    Family {
+        name,
+        what: What::Container(what),
+        scale,
+        figure: Some(figure),
+        is_needed: false,
+    }
+}
+
+/// The GPUs' own counters come first: they say how far the store reaches.
+pub(super) const FAMILIES: [Family; 14] = [
+    of_gpu(
+        "gpuacct_gpu_elapsed_seconds_total",
+        OfGpu::Elapsed,
+        NANOS,
+        true,
+    ),
+    of_gpu("gpuacct_gpu_busy_seconds_total", OfGpu::Busy, NANOS, true),
+    of_gpu("gpuacct_gpu_idle_seconds_total", OfGpu::Idle, NANOS, true),
+    of_gpu(
+        "gpuacct_gpu_unobserved_seconds_total",
+        OfGpu::Unobserved,
+        NANOS,
+        false,
+    ),
+    of_gpu(
+        "gpuacct_gpu_unattributed_seconds_total",
+        OfGpu::Unattributed,
+        NANOS,
+        false,
+    ),
+    of_gpu(
+        "gpuacct_gpu_energy_joules_total",
+        OfGpu::Energy,
+        MILLI,
+        false,
+    ),
+    of_gpu(
+        "gpuacct_gpu_idle_energy_joules_total",
+        OfGpu::IdleEnergy,
+        MILLI,
+        false,
+    ),
+    Family {
+        name: "gpuacct_host_gpu_busy_seconds_total",
+        what: What::Host,
+        scale: NANOS,
+        figure: None,
+        is_needed: false,
+    },
+    Family {
+        name: CONTAINER_BUSY,
+        what: What::Container(Amount::Busy),
+        scale: NANOS,
+        figure: None,
+        is_needed: false,
+    },
+    of_container(
+        "gpuacct_container_gpu_engine_busy_seconds_total",
+        Amount::Engine,
+        NANOS,
+        Figure::Engines,
+    ),
+    of_container(
+        "gpuacct_container_gpu_held_seconds_total",
+        Amount::Held,
+        NANOS,
+        Figure::Held,
+    ),
+    of_container(
+        "gpuacct_container_gpu_allocated_seconds_total",
+        Amount::Allocated,
+        NANOS,
+        Figure::Allocated,
+    ),
+    of_container(
+        "gpuacct_container_gpu_memory_byte_seconds_total",
+        Amount::Memory,
+        1.0,
+        Figure::Memory,
+    ),
+    of_container(
+        "gpuacct_container_gpu_energy_joules_total",
+        Amount::Energy,
+        MILLI,
+        Figure::Energy,
+    ),
+];
+
+pub(super) const CONTAINER_BUSY: &str = "gpuacct_container_gpu_busy_seconds_total";
+pub(super) const GPU_INFO: &str = "gpuacct_gpu_info";
+pub(super) const CONTAINER_INFO: &str = "gpuacct_container_info";
+
+/// More than any counter has in its unit: a byte-second counter of a node after centuries.
+const MOST: f64 = 1e27;
+
+impl Family {
+    /// A value in the unit of the books; none if no counter has so much.
+    pub(super) fn unit(&self, value: f64) -> Option<u128> {
+        let scaled = (value * self.scale).round();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is a whole number in range"
+        )]
+        (0.0..MOST).contains(&scaled).then_some(scaled as u128)
+    }
+}
+
+/// Names of a label beside its own, first the one that counts most.
+fn names_of(label: &str) -> &'static [&'static str] {
+    match label {
+        "namespace" => &[
+            "owner_namespace",
+            "exported_namespace",
+            "k8s_namespace_name",
+            "namespace",
+        ],
+        "pod" => &["owner_pod", "exported_pod", "k8s_pod_name", "pod"],
+        "container" => &[
+            "owner_container",
+            "exported_container",
+            "k8s_container_name",
+            "container_name",
+            "container",
+        ],
+        "pod_uid" => &[
+            "owner_pod_uid",
+            "exported_pod_uid",
+            "k8s_pod_uid",
+            "pod_uid",
+        ],
+        "container_id" => &[
+            "owner_container_id",
+            "exported_container_id",
+            "container_id",
+        ],
+        "unit" => &["owner_unit", "exported_unit", "gpuacct_unit", "unit"],
+        "gpu_uuid" => &["exported_gpu_uuid", "hw_id", "gpu_uuid"],
+        "reason" => &["exported_reason", "gpuacct_reason", "reason"],
+        "engine" => &["exported_engine", "gpuacct_engine", "engine"],
+        "image" => &["exported_image", "container_image_name", "image"],
+        "runtime" => &["exported_runtime", "container_runtime_name", "runtime"],
+        "index" => &["exported_index", "gpuacct_index", "index"],
+        "model" => &["exported_model", "hw_model", "model"],
+        "mig_profile" => &["exported_mig_profile", "gpuacct_mig_profile", "mig_profile"],
+        "mig_parent" => &["exported_mig_parent", "hw_parent", "mig_parent"],
+        "node" => &["k8s_node_name", "node", "host_name", "kubernetes_node"],
+        _ => &["cluster", "k8s_cluster_name"],
+    }
+}
+
+/// The name and the value of a label, by whatever name it is there. OTLP's dots may have been kept.
+pub(super) fn found<'a>(labels: &'a Labels, label: &str) -> Option<(&'a str, &'a str)> {
+    names_of(label).iter().find_map(|name| {
+        let same = |of: &str| {
+            of.bytes()
+                .map(|c| if c == b'.' { b'_' } else { c })
+                .eq(name.bytes())
+        };
+        let mut found = labels
+            .iter()
+            .filter(|(of, value)| !value.is_empty() && same(of));
+        found
+            .next()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+    })
+}
+
+/// The value of a label; `(none)` where it is not there, as OTLP leaves that out.
+pub(super) fn value(labels: &Labels, label: &str) -> Arc<str> {
+    found(labels, label).map_or(NONE, |(_, value)| value).into()
+}
+
+/// Who used a GPU.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Owner {
+    Container {
+        namespace: Arc<str>,
+        pod: Arc<str>,
+        container: Arc<str>,
+        pod_uid: Arc<str>,
+        container_id: Arc<str>,
+    },
+    Host {
+        unit: Arc<str>,
+    },
+    /// The GPU's own counter.
+    Nobody,
+}
+
+/// What identifies a counter.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Subject {
+    pub(super) gpu: Arc<str>,
+    pub(super) owner: Owner,
+    /// The reason, or the engine; `(none)` where there is neither.
+    pub(super) detail: Arc<str>,
+}
+
+impl Subject {
+    /// The subject of a series; none if it names no GPU.
+    pub(super) fn of(what: What, labels: &Labels) -> Option<Self> {
+        let gpu = found(labels, "gpu_uuid")?.1.into();
+        let of = |label: &str| value(labels, label);
+        let owner = match what {
+            What::Container(_) => Owner::Container {
+                namespace: of("namespace"),
+                pod: of("pod"),
+                container: of("container"),
+                pod_uid: of("pod_uid"),
+                container_id: of("container_id"),
+            },
+            What::Host => Owner::Host { unit: of("unit") },
+            What::Gpu(_) => Owner::Nobody,
+        };
+        let detail = match what {
+            What::Container(Amount::Engine) => of("engine"),
+            What::Gpu(OfGpu::Unobserved | OfGpu::Unattributed) => of("reason"),
+            _ => NONE.into(),
+        };
+        Some(Self { gpu, owner, detail })
+    }
+}
+
+impl Amount {
+    /// Adds growth to an account's amounts. An engine that is not known here is left out.
+    pub(super) fn add(self, amounts: &mut Amounts, detail: &str, grown: u128) {
+        let small = u64::try_from(grown).unwrap_or(u64::MAX);
+        match self {
+            Self::Busy => amounts.busy += Nanos(small),
+            Self::Held => amounts.held += Nanos(small),
+            Self::Allocated => amounts.allocated += Nanos(small),
+            Self::Memory => {
+                amounts.memory = ByteSeconds(amounts.memory.0.saturating_add(grown));
+            }
+            Self::Energy => {
+                amounts.energy = Millijoules(amounts.energy.0.saturating_add(small));
+            }
+            Self::Engine => {
+                let engines = &mut amounts.engines;
+                let engine = Engine::ALL
+                    .into_iter()
+                    .find(|engine| engine.as_str() == detail);
+                match engine {
+                    Some(Engine::Memory) => engines.memory += Nanos(small),
+                    Some(Engine::Encoder) => engines.encoder += Nanos(small),
+                    Some(Engine::Decoder) => engines.decoder += Nanos(small),
+                    Some(Engine::Jpeg) => engines.jpeg += Nanos(small),
+                    Some(Engine::Ofa) => engines.ofa += Nanos(small),
+                    None => {}
+                }
+            }
+        }
+    }
+}

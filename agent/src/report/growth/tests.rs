@@ -1,0 +1,274 @@
+//! Tests of `growth`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const HOUR: i64 = 3_600_000;
+
+/// Growth of the hours `hours`, read as a store would be: by least and greatest value where these say all.
+fn hours_of(counter: &mut Counter, samples: &[Sample], hours: std::ops::Range<i64>) -> Vec<u128> {
+    hours
+        .map(|hour| {
+            // Windows are open on the left: a sample at the very hour belongs to the hour before.
+            let within = |at: i64| at > hour * HOUR && at <= (hour + 1) * HOUR;
+            let of_it: Vec<Sample> = samples
+                .iter()
+                .filter(|s| within(s.at_ms))
+                .copied()
+                .collect();
+            let mut seen: Vec<Seen> = Vec::new();
+            let mut last: HashMap<usize, u128> = HashMap::new();
+            for sample in &of_it {
+                let before = last.insert(sample.series, sample.value);
+                let fell = before.is_some_and(|before| before > sample.value);
+                match seen.iter_mut().find(|seen| seen.series == sample.series) {
+                    Some(seen) => {
+                        seen.least = seen.least.min(sample.value);
+                        seen.most = seen.most.max(sample.value);
+                        seen.fell |= fell;
+                    }
+                    None => seen.push(Seen {
+                        series: sample.series,
+                        least: sample.value,
+                        most: sample.value,
+                        fell,
+                    }),
+                }
+            }
+            if seen.is_empty() {
+                0
+            } else if counter.is_plain(&seen) {
+                counter.hour(hour, &seen)
+            } else {
+                counter.samples(hour, of_it)
+            }
+        })
+        .collect()
+}
+
+fn grown(samples: &[Sample], hours: std::ops::Range<i64>) -> u128 {
+    hours_of(&mut Counter::default(), samples, hours)
+        .iter()
+        .sum()
+}
+
+fn series(number: usize, points: &[(i64, u128)]) -> Vec<Sample> {
+    let sample = |&(at_s, value): &(i64, u128)| Sample {
+        at_ms: at_s * 1000,
+        value,
+        series: number,
+    };
+    points.iter().map(sample).collect()
+}
+
+#[test]
+fn a_job_over_the_hour_is_counted_once_and_whole() {
+    let samples = series(0, &[(3_560, 0), (3_590, 5), (3_605, 12), (7_190, 12)]);
+    assert_eq!(hours_of(&mut Counter::default(), &samples, 0..2), [5, 7]);
+}
+
+#[test]
+fn a_sample_at_the_hour_belongs_to_the_hour_before_also_where_windows_are_closed() {
+    let samples = series(0, &[(3_000, 1), (3_600, 7), (3_601, 9)]);
+    assert_eq!(hours_of(&mut Counter::default(), &samples, 0..2), [6, 2]);
+    // A closed window has the sample at its beginning once more.
+    let mut counter = Counter::default();
+    let seen = |least, most| Seen {
+        series: 0,
+        least,
+        most,
+        fell: false,
+    };
+    assert_eq!(counter.hour(0, &[seen(1, 7)]), 6);
+    assert_eq!(counter.hour(1, &[seen(7, 9)]), 2);
+}
+
+#[test]
+fn what_stood_before_the_first_value_is_not_counted() {
+    assert_eq!(grown(&series(0, &[(10, 5_000), (20, 5_007)]), 0..1), 7);
+}
+
+#[test]
+fn both_sides_of_a_fall_count() {
+    // Within an hour, over the hour, twice within one, and where it grows beyond its old value.
+    for (points, expected) in [
+        (&[(10, 0), (20, 90), (30, 3), (40, 20)][..], 110),
+        (&[(10, 0), (3_599, 90), (3_700, 3), (3_800, 20)], 110),
+        (&[(10, 0), (20, 9), (30, 2), (40, 8), (50, 1)], 18),
+        (&[(10, 0), (20, 10), (30, 3), (40, 20)], 30),
+    ] {
+        assert_eq!(grown(&series(0, points), 0..2), expected, "{points:?}");
+    }
+}
+
+#[test]
+fn a_replaced_target_goes_on_where_the_counter_was() {
+    let mut samples = series(0, &[(10, 100), (1_000, 150)]);
+    samples.extend(series(1, &[(1_100, 160), (3_700, 190)]));
+    assert_eq!(grown(&samples, 0..2), 90);
+}
+
+#[test]
+fn a_replaced_target_that_lost_its_ledger_begins_at_nothing() {
+    let mut samples = series(0, &[(10, 100), (1_000, 150)]);
+    samples.extend(series(1, &[(1_100, 0), (3_700, 30)]));
+    assert_eq!(grown(&samples, 0..2), 80);
+}
+
+#[test]
+fn a_pair_that_sees_the_same_fall_counts_it_once() {
+    let mut samples = series(0, &[(10, 100), (1_000, 150), (1_100, 1), (1_200, 20)]);
+    samples.extend(series(
+        1,
+        &[(15, 101), (1_005, 152), (1_105, 2), (1_195, 19)],
+    ));
+    assert_eq!(grown(&samples, 0..1), 72);
+}
+
+#[test]
+fn a_second_stream_that_lags_is_not_a_fall() {
+    let mut samples = series(
+        0,
+        &[(10, 0), (3_590, 3_500), (3_610, 3_520), (7_190, 7_000)],
+    );
+    samples.extend(series(1, &[(3_615, 3_499), (7_195, 7_010)]));
+    assert_eq!(grown(&samples, 0..2), 7_010);
+}
+
+#[test]
+fn one_of_a_pair_that_missed_a_fall_is_not_lost_for_good() {
+    let mut samples = series(0, &[(10, 0), (20, 40), (30, 0), (3_700, 60), (7_300, 70)]);
+    // The other one was down and comes back above its last value.
+    samples.extend(series(
+        1,
+        &[
+            (12, 10),
+            (7_310, 71),
+            (10_900, 80),
+            (14_500, 100),
+            (18_100, 130),
+        ],
+    ));
+    let found = grown(&samples, 0..6);
+    let truth = 40 + 130;
+    assert!(found <= truth, "{found}");
+    assert!(found >= truth - 20, "{found}");
+}
+
+/// A counter with its lives: each sample has the life that it is of.
+fn truth(union: &[(i64, usize, u128, u32)]) -> u128 {
+    let mut union = union.to_vec();
+    union.sort_unstable();
+    let mut sum = 0;
+    let mut at: Option<(u32, u128)> = None;
+    for (_, _, value, life) in union {
+        sum += match at {
+            None => 0,
+            Some((before, high)) if before == life => value - high,
+            Some(_) => value,
+        };
+        at = Some((life, value));
+    }
+    sum
+}
+
+prop_compose! {
+    /// Steps of a counter: seconds, what it grows, and whether it begins anew before.
+    fn steps()(steps in prop::collection::vec((1_i64..2_000, 0_u128..400, prop::bool::weighted(0.05), 0_u8..8), 2..120))
+        -> Vec<(i64, u128, bool, u8)> { steps }
+}
+
+/// What is scraped of it: which of two servers scrape at a step is in the lowest bits of its last part.
+fn scraped(steps: &[(i64, u128, bool, u8)], pair: bool) -> Vec<(i64, usize, u128, u32)> {
+    let (mut at, mut value, mut life) = (0, 0_u128, 0);
+    let mut union = Vec::new();
+    for (wait, grows, anew, who) in steps {
+        at += wait;
+        if *anew {
+            (value, life) = (0, life + 1);
+        }
+        value += grows;
+        match (pair, who) {
+            (_, 0) => {}
+            (false, _) => union.push((at * 1000, 0, value, life)),
+            (true, 1..=3) => union.push((at * 1000, 0, value, life)),
+            (true, 4..=5) => union.push((at * 1000, 1, value, life)),
+            (true, _) => union.extend([0, 1].map(|who| (at * 1000, who, value, life))),
+        }
+    }
+    union
+}
+
+fn samples_of(union: &[(i64, usize, u128, u32)]) -> Vec<Sample> {
+    let sample = |&(at_ms, series, value, _): &(i64, usize, u128, u32)| Sample {
+        at_ms,
+        value,
+        series,
+    };
+    union.iter().map(sample).collect()
+}
+
+proptest! {
+    #[test]
+    fn one_series_grows_by_what_its_samples_show(steps in steps(), cut in 1_i64..60) {
+        let union = scraped(&steps, false);
+        let samples = samples_of(&union);
+        // By samples alone a fall to a greater value cannot be seen.
+        let shown: u128 = samples
+            .windows(2)
+            .map(|two| two[1].value.checked_sub(two[0].value).unwrap_or(two[1].value))
+            .sum();
+        let hours = 0..70;
+        prop_assert_eq!(grown(&samples, hours.clone()), shown);
+        // A report that begins later knows the value before it, and together they are the same.
+        let first = grown(&samples, 0..cut);
+        let before = samples.iter().rfind(|sample| sample.at_ms <= cut * HOUR);
+        let mut later = Counter::default();
+        if let Some(before) = before {
+            later.seed(before.series, before.value);
+        }
+        let second: u128 = hours_of(&mut later, &samples, cut..70).iter().sum();
+        prop_assert_eq!(first + second, shown);
+    }
+
+    #[test]
+    fn a_pair_never_counts_more_than_there_was(steps in steps()) {
+        let union = scraped(&steps, true);
+        prop_assert!(grown(&samples_of(&union), 0..70) <= truth(&union));
+    }
+
+    #[test]
+    fn a_pair_without_falls_counts_all_of_it(steps in steps()) {
+        let steps: Vec<_> = steps.into_iter().map(|(at, grows, _, who)| (at, grows, false, who)).collect();
+        let union = scraped(&steps, true);
+        prop_assert_eq!(grown(&samples_of(&union), 0..70), truth(&union));
+    }
+
+    #[test]
+    fn a_pair_that_misses_nothing_counts_both_sides_of_a_fall(steps in steps()) {
+        // Both scrape at every step, and what comes after a fall is below what was before it.
+        let mut value = 0;
+        let steps: Vec<_> = steps
+            .into_iter()
+            .map(|(at, grows, anew, _)| {
+                let anew = anew && value > 400;
+                value = if anew { grows } else { value + grows };
+                (at, grows, anew, 7)
+            })
+            .collect();
+        let union = scraped(&steps, true);
+        prop_assert_eq!(grown(&samples_of(&union), 0..70), truth(&union));
+    }
+
+    #[test]
+    fn replaced_targets_count_like_one(steps in steps(), each in 1_usize..20) {
+        let steps: Vec<_> = steps.into_iter().map(|(at, grows, _, who)| (at, grows, false, who)).collect();
+        let mut union = scraped(&steps, false);
+        let one = grown(&samples_of(&union), 0..70);
+        for (at, sample) in union.iter_mut().enumerate() {
+            sample.1 = at / each;
+        }
+        prop_assert_eq!(grown(&samples_of(&union), 0..70), one);
+    }
+}
