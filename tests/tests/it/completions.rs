@@ -64,7 +64,7 @@ const SHELLS: [Shell; 3] = [
 const TYPED: [(&str, &str); 4] = [
     ("gpuacct conf", "gpuacct config"),
     ("gpuacct expl", "gpuacct explain"),
-    ("gpuacct report --time", "gpuacct report --timezone"),
+    ("gpuacct report --timez", "gpuacct report --timezone"),
     ("gpuacct report --output cs", "gpuacct report --output csv"),
 ];
 /// An argument without a flag, of which clap_complete tells fish nothing.
