@@ -68,11 +68,19 @@ fn question(by: &[Dimension]) -> Question {
 async fn asked(
     answers: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static,
 ) -> Result<Report, String> {
+    asked_within(Duration::from_secs(60), answers).await
+}
+
+/// The same with another time for each request.
+async fn asked_within(
+    timeout: Duration,
+    answers: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static,
+) -> Result<Report, String> {
     let access = Access {
         url: server(Shared::new(answers))
             .await
             .replace("http://", "http://me:hunter22@"),
-        timeout: Duration::from_millis(400),
+        timeout,
         ..Access::default()
     };
     let mut store = Store::new(access).unwrap();
@@ -215,7 +223,8 @@ async fn a_store_that_lies_or_answers_half_is_an_error_in_plain_words() {
 
 #[tokio::test]
 async fn a_store_that_hangs_is_given_up() {
-    let error = asked(|_| None).await.expect_err("it hangs");
+    let hangs = asked_within(Duration::from_millis(400), |_| None);
+    let error = hangs.await.expect_err("it hangs");
     assert!(error.contains("has not answered"), "{error}");
     let error = asked(|_| Some(Vec::new())).await.expect_err("it hangs up");
     assert!(error.contains("no answer from"), "{error}");
