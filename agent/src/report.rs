@@ -154,8 +154,7 @@ pub fn make(
     let mut report = tally.report(now)?;
     report.notes.splice(0..0, read_from);
     for error in outside {
-        report.is_complete = false;
-        report.warnings.push(error.to_string());
+        report.warn(error.to_string());
     }
     Ok(report)
 }

@@ -36,6 +36,14 @@ pub enum TextFileError {
     },
 }
 
+/// Reads a file that has one value: the text without the line's end.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn value(path: &Path) -> Result<String, TextFileError> {
+    Ok(read(path)?.trim_end_matches(['\r', '\n']).to_owned())
+}
+
 /// Reads a file of [`MAX_BYTES`] at most.
 ///
 /// # Errors

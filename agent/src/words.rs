@@ -5,8 +5,8 @@
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use crate::core::model::{BootTime, NONE, SourceState, UNRESOLVED};
-use crate::core::snapshot::{Attribution, ContainerAccount, ContainerLabels};
+use crate::core::model::{BootTime, NONE, Nanos, SourceState, UNRESOLVED, WallTime};
+use crate::core::snapshot::{Attribution, ContainerAccount, ContainerLabels, Snapshot};
 use crate::figures::{duration, short};
 
 /// `namespace/pod/container`, or the runtime's name, or the id.
@@ -28,6 +28,17 @@ pub(crate) fn state(account: &ContainerAccount) -> String {
         (_, Attribution::IdOnly { reason }) => format!("id only: {}", reason.as_str()),
         (true, Attribution::Named { .. }) => "ended".to_owned(),
         (false, Attribution::Named { .. }) => "named".to_owned(),
+    }
+}
+
+/// For how long the agent has been running.
+pub(crate) fn uptime(snapshot: &Snapshot, now: WallTime) -> String {
+    match snapshot.sequence {
+        0 => "starting".to_owned(),
+        _ => {
+            let up = Nanos(now.0.saturating_sub(snapshot.agent_started.0));
+            format!("up {}", duration(up))
+        }
     }
 }
 
@@ -62,6 +73,11 @@ fn is_direction(c: char) -> bool {
         c,
         '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
     )
+}
+
+/// A text from outside: bounded, on one line, in the order in which it is written.
+pub(crate) fn shown(text: &str, width: usize) -> String {
+    elide(&printable(text), width)
 }
 
 /// `text` in at most `width` columns, its middle left out where it is longer.

@@ -131,7 +131,8 @@ impl Engines {
     }
 
     /// One engine's, to be changed.
-    pub(super) const fn of_mut(&mut self, engine: Engine) -> &mut Nanos {
+    #[must_use]
+    pub const fn of_mut(&mut self, engine: Engine) -> &mut Nanos {
         match engine {
             Engine::Memory => &mut self.memory,
             Engine::Encoder => &mut self.encoder,

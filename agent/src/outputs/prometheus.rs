@@ -99,8 +99,8 @@ struct Shared {
     exposition: Exposition,
     places: Arc<ConnectionSlots>,
     expositions: Arc<Mutex<Expositions>>,
-    /// Absent if there is no page.
-    page: Option<Arc<PeoplePage>>,
+    /// Without anybody who asks for it, it is empty.
+    page: Arc<PeoplePage>,
 }
 
 #[cfg(feature = "fuzzing")]
@@ -119,13 +119,8 @@ pub fn router(exposition: Exposition) -> Router {
         ),
         is_brief: false,
     };
-    let page = exposition.has_page.then(Arc::default);
-    routes(
-        exposition,
-        probe,
-        ConnectionSlots::new(Bounds::default()),
-        page,
-    )
+    let places = ConnectionSlots::new(Bounds::default());
+    routes(exposition, probe, places, Arc::default())
 }
 
 /// The endpoints `/metrics`, `/healthz` and `/readyz`, and `/` if there is a page.
@@ -133,10 +128,10 @@ fn routes(
     exposition: Exposition,
     probe: ProbeAnswers,
     places: Arc<ConnectionSlots>,
-    page: Option<Arc<PeoplePage>>,
+    page: Arc<PeoplePage>,
 ) -> Router {
     let mut router = Router::new().route("/metrics", get(metrics));
-    if page.is_some() {
+    if exposition.has_page {
         router = router.route("/", get(people_page));
     }
     router
@@ -224,10 +219,10 @@ pub async fn serve_guarded(
         counters: Arc::clone(&exposition.counters),
         of: |counters| &counters.metrics_connections,
     };
-    let page: Option<Arc<PeoplePage>> = exposition.has_page.then(Arc::default);
-    let looking = page.as_ref().map(|page| {
+    let page = Arc::<PeoplePage>::default();
+    let looking = exposition.has_page.then(|| {
         let published = exposition.published.clone();
-        Arc::clone(page).keep_history(published)
+        Arc::clone(&page).keep_history(published)
     });
     let routes = routes(exposition, probe, places, page).layer(from_fn_with_state(guard, admit));
     let looked_until = stopped.clone();
@@ -330,15 +325,13 @@ impl Shared {
     }
 
     fn write(&self, document: Document, published: &Published, now: Clock, out: &mut String) {
-        match (document, &self.page) {
-            (Document::Metrics(format), _) => {
+        match document {
+            Document::Metrics(format) => {
                 let opt_in = Arc::clone(&self.exposition.opt_in.borrow());
                 let view = View::new(published, &self.exposition.counters, &opt_in);
                 render(&view, format, out);
             }
-            (Document::Page, Some(page)) => page.render(published, now, out),
-            // It has no route then.
-            (Document::Page, None) => {}
+            Document::Page => self.page.render(published, now, out),
         }
     }
 

@@ -46,12 +46,11 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
 
 /// The value that a file has now, without the line's end.
 fn value_of(name: &str, path: &Path) -> Result<String, HeaderError> {
-    let text = text_file::read(path).map_err(|source| HeaderError::File {
+    text_file::value(path).map_err(|source| HeaderError::File {
         name: name.to_owned(),
         path: path.to_owned(),
         source,
-    })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    })
 }
 
 /// All headers of a message, as they are now. It blocks for as long as the files do.

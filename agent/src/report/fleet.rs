@@ -29,8 +29,7 @@ use jiff::Timestamp;
 use self::balance::Hour;
 pub use self::error::FleetError;
 use self::families::{
-    CONTAINER_BUSY, CONTAINER_INFO, FAMILIES, Family, GPU_INFO, OfGpu, Owner, Subject, What, found,
-    value,
+    Amount, CONTAINER_INFO, FAMILIES, Family, GPU_INFO, OfGpu, Owner, Subject, What, found, value,
 };
 use self::reading::{LOOK_BACK, Reading, Span, WARM_UP};
 use super::hour::{begin_of, hour_of};
@@ -75,10 +74,7 @@ pub async fn make(
     let from = format!("read from {}", store.url());
     report.notes.insert(0, from);
     for warning in store.take_warnings() {
-        report.is_complete = false;
-        report
-            .warnings
-            .push(format!("{} says: {warning}", store.url()));
+        report.warn(format!("{} says: {warning}", store.url()));
     }
     Ok(report)
 }
@@ -139,14 +135,14 @@ impl Fleet {
         if names.is_empty() {
             return Err(FleetError::Nothing {
                 url: store.url().to_owned(),
-                since: show(span.hours.start * 3_600),
+                since: show(span.since()),
                 until: show(end),
                 vector,
             });
         }
         let lacks: Vec<&str> = FAMILIES
             .iter()
-            .filter(|family| family.is_needed && !names.contains(family.name))
+            .filter(|family| family.is_needed() && !names.contains(family.name))
             .map(|family| family.name)
             .collect();
         if !lacks.is_empty() {
@@ -159,7 +155,7 @@ impl Fleet {
             names,
             ..Self::default()
         };
-        let (since, mut own, mut owners) = (span.hours.start * 3_600, Vec::new(), Vec::new());
+        let (since, mut own, mut owners) = (span.since(), Vec::new(), Vec::new());
         for family in &FAMILIES {
             if !fleet.names.contains(family.name) {
                 continue;
@@ -173,10 +169,10 @@ impl Fleet {
                         || reading
                             .active
                             .is_some_and(|(first, _)| first < span.hours.start);
-                    fleet.labels = std::mem::take(&mut reading.labels);
+                    fleet.labels = reading.labels_of_gpus();
                     own = reading.all_labels().cloned().collect();
                 }
-                What::Container(_) if family.name == CONTAINER_BUSY => {
+                What::Container(Amount::Busy) => {
                     owners = reading.all_labels().cloned().collect();
                 }
                 _ => {}
@@ -232,7 +228,7 @@ impl Fleet {
                     used.entry(grown.hour).or_default().busy += Nanos(small);
                 }
                 What::Container(amount) => {
-                    if family.name == CONTAINER_BUSY {
+                    if amount == Amount::Busy {
                         hour.owned += Nanos(small);
                     }
                     let used = self.used.entry((gpu, owner)).or_default();
@@ -398,7 +394,7 @@ impl Fleet {
         let missing = FAMILIES
             .iter()
             .filter(|family| !self.names.contains(family.name));
-        for figure in missing.filter_map(|family| family.figure) {
+        for figure in missing.filter_map(Family::figure) {
             absent.add(Kind::Container, figure);
             absent.add(Kind::Total, figure);
         }
@@ -442,7 +438,6 @@ struct Remarks {
     asked: Nanos,
     warnings: Vec<String>,
     notes: Vec<String>,
-    is_complete: bool,
     imbalance: Nanos,
     unbalanced: Vec<String>,
     late: Vec<String>,
@@ -452,31 +447,28 @@ impl Remarks {
     fn of(fleet: &Fleet, span: &Span, question: &Question) -> Self {
         let show = |hour| question.zone.show(begin_of(hour));
         let mut remarks = Self {
-            asked: Nanos::from_secs(
-                u64::try_from(span.end - span.hours.start * 3_600).unwrap_or(0),
-            ),
+            asked: Nanos::from_secs(u64::try_from(span.end - span.since()).unwrap_or(0)),
             warnings: Vec::new(),
             notes: Vec::new(),
-            is_complete: true,
             imbalance: Nanos::ZERO,
             unbalanced: Vec::new(),
             late: Vec::new(),
         };
         let since = show(span.hours.start);
         match fleet.active {
-            None => remarks.warn(format!(
+            None => remarks.warnings.push(format!(
                 "the store has no sample of a GPU from {since} on: the time is in no book"
             )),
             Some((first, last)) => {
                 if !fleet.has_before {
-                    remarks.warn(format!(
+                    remarks.warnings.push(format!(
                         "the store has nothing from before the hour of {}, and the range begins at {since}: is \
                          its retention shorter than --since? Time of which it has nothing is in no book",
                         show(first)
                     ));
                 }
                 if last < span.hours.end - 1 && span.end > (last + 2) * 3_600 {
-                    remarks.warn(format!(
+                    remarks.warnings.push(format!(
                         "the store has no sample of a GPU after the hour of {}: does it still scrape the agents?",
                         show(last)
                     ));
@@ -495,11 +487,6 @@ impl Remarks {
             (WARM_UP + LOOK_BACK) / 24
         ));
         remarks
-    }
-
-    fn warn(&mut self, text: String) {
-        self.is_complete = false;
-        self.warnings.push(text);
     }
 
     /// Adds what was found of a GPU.
@@ -534,9 +521,10 @@ impl Remarks {
             };
             format!("{}{more}", names.join(", "))
         };
-        report.is_complete &= self.is_complete;
         report.imbalance += self.imbalance;
-        report.warnings.extend(self.warnings);
+        for warning in self.warnings {
+            report.warn(warning);
+        }
         if !self.unbalanced.is_empty() {
             report.warnings.push(format!(
                 "the counters in the store do not balance: {}. Is a GPU counted by two agents?",

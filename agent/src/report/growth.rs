@@ -71,7 +71,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Notes the value that a series had before the first hour.
+    /// Notes the last value of a series in the present life, as that from before the first hour.
     pub fn seed(&mut self, series: usize, value: u128) {
         let life = self.life;
         let seed = Series {
@@ -166,26 +166,22 @@ impl Counter {
                     };
                     self.series.insert(number, doubted);
                 } else {
-                    self.note(number, value);
+                    self.seed(number, value);
                     self.high = Some(value);
                 }
                 return 0;
             }
         }
-        self.note(number, value);
+        self.seed(number, value);
         self.high = Some(high.max(value));
         value.saturating_sub(high)
-    }
-
-    fn note(&mut self, number: usize, value: u128) {
-        self.seed(number, value);
     }
 
     fn start_at(&mut self, number: usize, value: u128) {
         self.high = Some(value);
         self.begin = value;
         self.floor = value;
-        self.note(number, value);
+        self.seed(number, value);
     }
 
     fn begin_anew(&mut self, number: usize, value: u128) -> u128 {

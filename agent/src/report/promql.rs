@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::Uri;
+use hyper::{HeaderMap, Uri};
 use url::Url;
 
 use self::answer::{AnswerError, Labels, Series};
@@ -171,7 +171,7 @@ impl StoreError {
 /// A store.
 #[derive(Debug)]
 pub struct Store {
-    receiver: Receiver,
+    headers: HeaderMap,
     client: HttpClient,
     /// The URL without an end, a query and a user.
     url: String,
@@ -216,7 +216,7 @@ impl Store {
         receiver = receiver.with_headers(headers);
         receiver.timeout = access.timeout;
         receiver.tls = access.tls;
-        receiver.headers_now()?;
+        let headers = receiver.headers_now()?;
         let values = receiver.headers.iter().map(|(_, value)| value.as_str());
         let secrets = Secrets::of(values, [address.as_str()]);
         Ok(Self {
@@ -226,7 +226,7 @@ impl Store {
             secrets,
             timeout: access.timeout,
             warnings: BTreeSet::new(),
-            receiver,
+            headers,
         })
     }
 
@@ -386,7 +386,7 @@ impl Store {
 
     async fn try_once(&self, url: Uri, query: &str) -> Result<bytes::Bytes, StoreError> {
         let (of, query) = (self.url.clone(), query.to_owned());
-        let headers = self.receiver.headers_now()?;
+        let headers = self.headers.clone();
         let asked = self.client.get(url, headers, MAX_ANSWER_BYTES);
         let (answer, is_cut) = match tokio::time::timeout(self.timeout, asked).await {
             Ok(Ok(answered)) => answered,
@@ -444,12 +444,11 @@ fn question(parameters: &[(&str, String)]) -> String {
 }
 
 fn secret(what: &'static str, path: &Path) -> Result<String, StoreError> {
-    let text = text_file::read(path).map_err(|source| StoreError::Secret {
+    text_file::value(path).map_err(|source| StoreError::Secret {
         what,
         path: path.to_owned(),
         source,
-    })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    })
 }
 
 /// The matchers of a selector, without its braces.

@@ -444,9 +444,7 @@ impl Interner {
             let hierarchy = u32::try_from(decimal(fields.next()?)?).ok()?;
             let _controllers = fields.next()?;
             let path = fields.next()?;
-            if self.namespace.is_initial() {
-                lines.push((hierarchy, self.path(path)));
-            } else if self.namespace.knows(hierarchy) {
+            if self.namespace.knows(hierarchy) {
                 // With one line less, another could make it a process of the host's.
                 let path = self.namespace.on_host(hierarchy, path)?;
                 lines.push((hierarchy, self.path(&path)));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::model::{GpuUuid, Nanos, SourceState};
+use crate::core::model::{GpuUuid, SourceState};
 use crate::core::snapshot::{ContainerAccount, GpuProcessView, Snapshot};
 use crate::figures::{duration, short};
 use crate::outputs::socket::StatusReport;
@@ -52,14 +52,7 @@ pub(super) fn owner(process: &GpuProcessView, names: &BTreeMap<&str, String>) ->
 
 /// For how long the agent has been running.
 pub(super) fn uptime(report: &StatusReport) -> String {
-    let started = report.snapshot.agent_started;
-    match report.snapshot.sequence {
-        0 => "starting".to_owned(),
-        _ => {
-            let up = Nanos(report.now_wall.0.saturating_sub(started.0));
-            format!("up {}", duration(up))
-        }
-    }
+    words::uptime(&report.snapshot, report.now_wall)
 }
 
 /// What else is to be known of the agent at once, a line each.

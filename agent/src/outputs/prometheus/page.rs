@@ -11,7 +11,7 @@ mod picture;
 mod view;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use askama::Template as _;
@@ -82,10 +82,14 @@ impl PeoplePage {
         now.boot.0 / KEPT_FOR.0
     }
 
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes the page.
     pub(super) fn render(&self, published: &Published, now: Clock, out: &mut String) {
         let page = {
-            let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut history = self.history();
             Page::new(published, &mut history, now)
         };
         let document = Document {
@@ -97,13 +101,11 @@ impl PeoplePage {
     }
 
     fn look(&self, published: &Published) {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.look(&published.books);
+        self.history().look(&published.books);
     }
 
     fn meet(&self, published: &Published) {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.meet(&published.books);
+        self.history().meet(&published.books);
     }
 
     /// Looks at what is published now and then once a minute, for ever, and takes up GPUs that come in

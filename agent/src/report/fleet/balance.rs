@@ -64,47 +64,38 @@ impl Hour {
 /// Balances the hours of one GPU, in their order.
 pub(super) fn balance(hours: &mut BTreeMap<i64, Hour>) -> Apart {
     let mut apart = Apart::default();
-    let numbers: Vec<i64> = hours.keys().copied().collect();
-    // Busy time without an owner, so far, by hour.
-    let mut open: Vec<(i64, Nanos)> = Vec::new();
-    for number in numbers {
-        let Some(hour) = hours.get_mut(&number) else {
-            continue;
-        };
-        let told = hour.owned.plus(hour.sum(false));
-        let mut missing = told.minus(hour.busy);
-        let over = hour.busy.minus(told);
+    let mut all: Vec<&mut Hour> = hours.values_mut().collect();
+    // Busy time without an owner, so far, by the place of its hour.
+    let mut open: Vec<(usize, Nanos)> = Vec::new();
+    for at in 0..all.len() {
+        let told = all[at].owned.plus(all[at].sum(false));
+        let mut missing = told.minus(all[at].busy);
+        let over = all[at].busy.minus(told);
         if !over.is_zero() {
-            open.push((number, over));
+            open.push((at, over));
         }
         let mut moved = Nanos::ZERO;
         while !missing.is_zero()
             && let Some((from, time)) = open.pop()
         {
             let part = Nanos(time.0.min(missing.0));
-            if let Some(hour) = hours.get_mut(&from) {
-                hour.shift(part, false);
-            }
+            all[from].shift(part, false);
             missing = missing.minus(part);
             moved += part;
             if part < time {
                 open.push((from, time.minus(part)));
             }
         }
-        if let Some(hour) = hours.get_mut(&number) {
-            hour.shift(moved.plus(missing), true);
-        }
+        all[at].shift(moved.plus(missing), true);
         apart.early += missing;
     }
-    for (number, time) in open {
-        if let Some(hour) = hours.get_mut(&number) {
-            match time < ROUNDING {
-                true => hour.shift(time, false),
-                false => hour.add(false, time),
-            }
+    for (at, time) in open {
+        match time < ROUNDING {
+            true => all[at].shift(time, false),
+            false => all[at].add(false, time),
         }
     }
-    for hour in hours.values_mut() {
+    for hour in all {
         let parts = hour.busy.plus(hour.idle).plus(hour.sum(true));
         let rest = hour.elapsed.minus(parts);
         if rest >= ROUNDING {

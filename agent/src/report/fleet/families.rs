@@ -49,121 +49,54 @@ pub(super) enum OfGpu {
 pub(super) struct Family {
     pub(super) name: &'static str,
     pub(super) what: What,
-    /// By what a value is multiplied, so that it is a whole number of the unit of the books.
-    pub(super) scale: f64,
-    /// The figure of the report that is absent where the counter is.
-    pub(super) figure: Option<Figure>,
-    /// Whether there is no report without it.
-    pub(super) is_needed: bool,
 }
 
 const NANOS: f64 = 1e9;
 const MILLI: f64 = 1e3;
 
-const fn of_gpu(name: &'static str, what: OfGpu, scale: f64, is_needed: bool) -> Family {
-    Family {
-        name,
-        what: What::Gpu(what),
-        scale,
-        figure: match what {
-            OfGpu::Energy => Some(Figure::Energy),
-            _ => None,
-        },
-        is_needed,
-    }
+const fn of_gpu(name: &'static str, what: OfGpu) -> Family {
+    let what = What::Gpu(what);
+    Family { name, what }
 }
 
-const fn of_container(name: &'static str, what: Amount, scale: f64, figure: Figure) -> Family {
-    Family {
-        name,
-        what: What::Container(what),
-        scale,
-        figure: Some(figure),
-        is_needed: false,
-    }
+const fn of_container(name: &'static str, what: Amount) -> Family {
+    let what = What::Container(what);
+    Family { name, what }
 }
 
 /// The GPUs' own counters come first: they say how far the store reaches.
 pub(super) const FAMILIES: [Family; 14] = [
-    of_gpu(
-        "gpuacct_gpu_elapsed_seconds_total",
-        OfGpu::Elapsed,
-        NANOS,
-        true,
-    ),
-    of_gpu("gpuacct_gpu_busy_seconds_total", OfGpu::Busy, NANOS, true),
-    of_gpu("gpuacct_gpu_idle_seconds_total", OfGpu::Idle, NANOS, true),
-    of_gpu(
-        "gpuacct_gpu_unobserved_seconds_total",
-        OfGpu::Unobserved,
-        NANOS,
-        false,
-    ),
+    of_gpu("gpuacct_gpu_elapsed_seconds_total", OfGpu::Elapsed),
+    of_gpu("gpuacct_gpu_busy_seconds_total", OfGpu::Busy),
+    of_gpu("gpuacct_gpu_idle_seconds_total", OfGpu::Idle),
+    of_gpu("gpuacct_gpu_unobserved_seconds_total", OfGpu::Unobserved),
     of_gpu(
         "gpuacct_gpu_unattributed_seconds_total",
         OfGpu::Unattributed,
-        NANOS,
-        false,
     ),
-    of_gpu(
-        "gpuacct_gpu_energy_joules_total",
-        OfGpu::Energy,
-        MILLI,
-        false,
-    ),
-    of_gpu(
-        "gpuacct_gpu_idle_energy_joules_total",
-        OfGpu::IdleEnergy,
-        MILLI,
-        false,
-    ),
+    of_gpu("gpuacct_gpu_energy_joules_total", OfGpu::Energy),
+    of_gpu("gpuacct_gpu_idle_energy_joules_total", OfGpu::IdleEnergy),
     Family {
         name: "gpuacct_host_gpu_busy_seconds_total",
         what: What::Host,
-        scale: NANOS,
-        figure: None,
-        is_needed: false,
     },
-    Family {
-        name: CONTAINER_BUSY,
-        what: What::Container(Amount::Busy),
-        scale: NANOS,
-        figure: None,
-        is_needed: false,
-    },
+    of_container("gpuacct_container_gpu_busy_seconds_total", Amount::Busy),
     of_container(
         "gpuacct_container_gpu_engine_busy_seconds_total",
         Amount::Engine,
-        NANOS,
-        Figure::Engines,
     ),
-    of_container(
-        "gpuacct_container_gpu_held_seconds_total",
-        Amount::Held,
-        NANOS,
-        Figure::Held,
-    ),
+    of_container("gpuacct_container_gpu_held_seconds_total", Amount::Held),
     of_container(
         "gpuacct_container_gpu_allocated_seconds_total",
         Amount::Allocated,
-        NANOS,
-        Figure::Allocated,
     ),
     of_container(
         "gpuacct_container_gpu_memory_byte_seconds_total",
         Amount::Memory,
-        1.0,
-        Figure::Memory,
     ),
-    of_container(
-        "gpuacct_container_gpu_energy_joules_total",
-        Amount::Energy,
-        MILLI,
-        Figure::Energy,
-    ),
+    of_container("gpuacct_container_gpu_energy_joules_total", Amount::Energy),
 ];
 
-pub(super) const CONTAINER_BUSY: &str = "gpuacct_container_gpu_busy_seconds_total";
 pub(super) const GPU_INFO: &str = "gpuacct_gpu_info";
 pub(super) const CONTAINER_INFO: &str = "gpuacct_container_info";
 
@@ -171,9 +104,38 @@ pub(super) const CONTAINER_INFO: &str = "gpuacct_container_info";
 const MOST: f64 = 1e27;
 
 impl Family {
+    /// By what a value is multiplied, so that it is a whole number of the unit of the books.
+    const fn scale(&self) -> f64 {
+        match self.what {
+            What::Gpu(OfGpu::Energy | OfGpu::IdleEnergy) | What::Container(Amount::Energy) => MILLI,
+            What::Container(Amount::Memory) => 1.0,
+            _ => NANOS,
+        }
+    }
+
+    /// Whether there is no report without it.
+    pub(super) const fn is_needed(&self) -> bool {
+        matches!(
+            self.what,
+            What::Gpu(OfGpu::Elapsed | OfGpu::Busy | OfGpu::Idle)
+        )
+    }
+
+    /// The figure of the report that is absent where the counter is.
+    pub(super) const fn figure(&self) -> Option<Figure> {
+        Some(match self.what {
+            What::Gpu(OfGpu::Energy) | What::Container(Amount::Energy) => Figure::Energy,
+            What::Container(Amount::Engine) => Figure::Engines,
+            What::Container(Amount::Held) => Figure::Held,
+            What::Container(Amount::Allocated) => Figure::Allocated,
+            What::Container(Amount::Memory) => Figure::Memory,
+            _ => return None,
+        })
+    }
+
     /// A value in the unit of the books; none if no counter has so much.
     pub(super) fn unit(&self, value: f64) -> Option<u128> {
-        let scaled = (value * self.scale).round();
+        let scaled = (value * self.scale()).round();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -222,7 +184,7 @@ fn names_of(label: &str) -> &'static [&'static str] {
         "mig_profile" => &["exported_mig_profile", "gpuacct_mig_profile", "mig_profile"],
         "mig_parent" => &["exported_mig_parent", "hw_parent", "mig_parent"],
         "node" => &["k8s_node_name", "node", "host_name", "kubernetes_node"],
-        _ => &["cluster", "k8s_cluster_name"],
+        _ => &[],
     }
 }
 
@@ -314,17 +276,9 @@ impl Amount {
                 amounts.energy = Millijoules(amounts.energy.0.saturating_add(small));
             }
             Self::Engine => {
-                let engines = &mut amounts.engines;
-                let engine = Engine::ALL
-                    .into_iter()
-                    .find(|engine| engine.as_str() == detail);
-                match engine {
-                    Some(Engine::Memory) => engines.memory += Nanos(small),
-                    Some(Engine::Encoder) => engines.encoder += Nanos(small),
-                    Some(Engine::Decoder) => engines.decoder += Nanos(small),
-                    Some(Engine::Jpeg) => engines.jpeg += Nanos(small),
-                    Some(Engine::Ofa) => engines.ofa += Nanos(small),
-                    None => {}
+                let mut engines = Engine::ALL.into_iter();
+                if let Some(engine) = engines.find(|engine| engine.as_str() == detail) {
+                    *amounts.engines.of_mut(engine) += Nanos(small);
                 }
             }
         }

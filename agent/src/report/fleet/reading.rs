@@ -30,6 +30,11 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// The first second that is billed.
+    pub(super) fn since(&self) -> i64 {
+        self.hours.start * HOUR
+    }
+
     /// The first second that is read.
     pub(super) fn first(&self) -> i64 {
         (self.hours.start - WARM_UP - LOOK_BACK) * HOUR
@@ -56,8 +61,6 @@ pub(super) struct Reading {
     /// Numbers of the series, and whose they are.
     series: HashMap<Labels, (usize, Subject)>,
     counters: BTreeMap<Subject, Counter>,
-    /// The last labels of each GPU that series had.
-    pub(super) labels: BTreeMap<String, Labels>,
     /// The first and the last hour that had samples, of those that were read hour by hour.
     pub(super) active: Option<(i64, i64)>,
     /// Whether there is a value from before these.
@@ -78,7 +81,6 @@ impl Reading {
             family,
             series: HashMap::new(),
             counters: BTreeMap::new(),
-            labels: BTreeMap::new(),
             active: None,
             has_seeds: false,
             grown: Vec::new(),
@@ -137,10 +139,11 @@ impl Reading {
         end: i64,
     ) -> Result<(), FleetError> {
         let first = end - (hours.end - hours.start - 1) * HOUR;
-        let mut answers = Vec::with_capacity(3);
-        for function in ["min_over_time", "max_over_time", "resets"] {
+        let mut answers: [Vec<Series>; 3] = Default::default();
+        let functions = ["min_over_time", "max_over_time", "resets"];
+        for (answer, function) in answers.iter_mut().zip(functions) {
             let query = format!("{function}({vector}[{window}s])");
-            answers.push(store.range(&query, first, end, HOUR).await?);
+            *answer = store.range(&query, first, end, HOUR).await?;
         }
         let mut seen: BTreeMap<i64, BTreeMap<Subject, Vec<Seen>>> = BTreeMap::new();
         for [least, most, falls] in self.joined(answers, store)? {
@@ -259,33 +262,29 @@ impl Reading {
     /// an answer.
     fn joined(
         &self,
-        answers: Vec<Vec<Series>>,
+        [least, most, falls]: [Vec<Series>; 3],
         store: &Store,
     ) -> Result<Vec<[Series; 3]>, FleetError> {
-        let times =
-            |series: &Series| -> Vec<i64> { series.points.iter().map(|(at, _)| *at).collect() };
-        let mut answers = answers.into_iter();
-        let first = answers.next().unwrap_or_default();
-        let mut others: Vec<HashMap<Labels, Series>> = answers
-            .map(|series| {
-                series
-                    .into_iter()
-                    .map(|of| (of.labels.clone(), of))
-                    .collect()
-            })
-            .collect();
-        let mut joined = Vec::with_capacity(first.len());
-        for series in first {
-            let mut of_others = others.iter_mut().map(|other| other.remove(&series.labels));
-            match (of_others.next().flatten(), of_others.next().flatten()) {
-                (Some(most), Some(falls)) if times(&most) == times(&series) => {
-                    joined.push([series, most, falls]);
+        let by_labels = |all: Vec<Series>| -> HashMap<Labels, Series> {
+            let all = all.into_iter();
+            all.map(|of| (of.labels.clone(), of)).collect()
+        };
+        fn times(series: &Series) -> impl Iterator<Item = i64> {
+            series.points.iter().map(|(at, _)| *at)
+        }
+        let (mut most, mut falls) = (by_labels(most), by_labels(falls));
+        let mut joined = Vec::with_capacity(least.len());
+        for least in least {
+            let of_others = (most.remove(&least.labels), falls.remove(&least.labels));
+            match of_others {
+                (Some(most), Some(falls)) if times(&most).eq(times(&least)) => {
+                    joined.push([least, most, falls]);
                 }
                 _ => return Err(self.half(store, "a least value without a greatest one")),
             }
         }
         // VictoriaMetrics knows of falls in hours without a sample, too.
-        match others.first().is_none_or(HashMap::is_empty) {
+        match most.is_empty() {
             true => Ok(joined),
             false => Err(self.half(store, "a greatest value without a least one")),
         }
@@ -299,11 +298,20 @@ impl Reading {
         let Some(subject) = Subject::of(self.family.what, labels) else {
             return Err(self.half(store, "a series that names no GPU (no gpu_uuid or hw_id)"));
         };
-        self.labels.insert(subject.gpu.to_string(), labels.clone());
         let number = self.series.len();
         self.series
             .insert(labels.clone(), (number, subject.clone()));
         Ok((number, subject))
+    }
+
+    /// The labels that a series of each GPU has, of the one that was met last.
+    pub(super) fn labels_of_gpus(&self) -> BTreeMap<String, Labels> {
+        let mut all: Vec<_> = self.series.iter().collect();
+        all.sort_unstable_by_key(|(_, (number, _))| *number);
+        let named = all.into_iter();
+        named
+            .map(|(labels, (_, subject))| (subject.gpu.to_string(), labels.clone()))
+            .collect()
     }
 
     /// The labels of all series.

@@ -205,7 +205,11 @@ pub fn refusal(body: &[u8]) -> String {
 }
 
 fn failed<T>(answer: &Envelope<T>) -> String {
-    let text = format!("{}: {}", answer.error_type, answer.error);
+    in_line(&format!("{}: {}", answer.error_type, answer.error))
+}
+
+/// A text of the store: bounded, on one line.
+fn in_line(text: &str) -> String {
     let text = text.replace(char::is_control, " ");
     text.chars().take(500).collect()
 }
@@ -227,12 +231,7 @@ fn data<T: DeserializeOwned>(body: &[u8]) -> Result<Told<T>, AnswerError> {
         .into_iter()
         .chain(answer.infos)
         .flatten()
-        .map(|text| {
-            text.replace(char::is_control, " ")
-                .chars()
-                .take(500)
-                .collect()
-        })
+        .map(|text| in_line(&text))
         .collect();
     if is_partial {
         told.push("the answer is only a part of what it should be".to_owned());

@@ -74,7 +74,7 @@ pub enum Figure {
     Engines,
     /// Device memory over time.
     Memory,
-    /// Energy.
+    /// Electrical energy, in millijoules.
     Energy,
 }
 
@@ -113,6 +113,14 @@ pub struct Row {
     pub cost: Option<Decimal>,
     /// Of the whole life of its accounts; not where a row is about a part of time.
     pub life: Option<AccountLife>,
+}
+
+impl Report {
+    /// Adds a warning that it answers less than was asked for.
+    pub fn warn(&mut self, text: String) {
+        self.is_complete = false;
+        self.warnings.push(text);
+    }
 }
 
 /// What is added up.

@@ -9,6 +9,7 @@
 //! the host's cgroup file systems, which must be mounted for that. It does so once: the root of a
 //! namespace never changes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -109,9 +110,9 @@ impl CgroupNamespace {
         self.roots.is_empty()
     }
 
-    /// Whether it is known where its root is in a hierarchy. If not, the hierarchy is not mounted.
+    /// Whether paths in a hierarchy can be completed. If not, the hierarchy is not mounted.
     pub(super) fn knows(&self, hierarchy: u32) -> bool {
-        self.roots.contains_key(&hierarchy)
+        self.is_initial() || self.roots.contains_key(&hierarchy)
     }
 
     /// Where its root is, in the hierarchy with the lowest number.
@@ -122,9 +123,9 @@ impl CgroupNamespace {
 
     /// The path on the host. `None` if it is not known: the hierarchy has no mount, or the path climbs
     /// above the hierarchy's root.
-    pub(super) fn on_host(&self, hierarchy: u32, path: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn on_host<'a>(&self, hierarchy: u32, path: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         if self.is_initial() {
-            return Some(path.to_vec());
+            return Some(Cow::Borrowed(path));
         }
         let mut host = self.roots.get(&hierarchy)?.as_bytes();
         let mut below = path;
@@ -140,9 +141,9 @@ impl CgroupNamespace {
         let below = if below == b"/" { b"" } else { below };
         let whole = [host, below].concat();
         Some(if whole.is_empty() {
-            b"/".to_vec()
+            Cow::Borrowed(b"/")
         } else {
-            whole
+            Cow::Owned(whole)
         })
     }
 }

@@ -189,6 +189,7 @@ impl History {
             return;
         }
         let since = i128::from(snapshot.at.since(last.at).0);
+        let mut met = BTreeSet::new();
         for book in &snapshot.gpus {
             let uuid = &book.gpu.uuid;
             if self.gpus.contains_key(uuid) {
@@ -201,10 +202,12 @@ impl History {
                 lag: -since,
             };
             self.gpus.insert(uuid.clone(), kept);
-            last.accounts.retain(|(_, gpu, _)| gpu != uuid);
-            let own = accounts(snapshot).into_iter();
-            last.accounts.extend(own.filter(|(_, gpu, _)| gpu == uuid));
+            met.insert(uuid);
         }
+        last.accounts.retain(|(_, gpu, _)| !met.contains(gpu));
+        let own = accounts(snapshot).into_iter();
+        last.accounts
+            .extend(own.filter(|(_, gpu, _)| met.contains(gpu)));
         last.accounts.sort_unstable();
     }
 
@@ -488,7 +491,7 @@ impl OwnerKey {
     }
 
     /// What it is called. Without labels it is called by its id or uid.
-    fn name(&self, labels: Option<&ContainerLabels>) -> String {
+    pub(super) fn name(&self, labels: Option<&ContainerLabels>) -> String {
         match (self, labels) {
             (Self::Container(id), Some(labels)) => container(labels, id.as_str()),
             (Self::Pod(uid), Some(labels)) => container(labels, uid),

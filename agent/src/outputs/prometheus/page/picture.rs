@@ -12,7 +12,7 @@ use svg::node::element::{Description, Line, Path, Rectangle, SVG, Text, Title};
 use super::history::{Hour, OwnerKey, Stretch};
 use crate::core::model::Nanos;
 use crate::figures::duration;
-use crate::words::{elide, printable};
+use crate::words::shown;
 
 /// Units of the picture, one a second: as wide as an hour.
 const WIDTH: u64 = 3_600;
@@ -55,7 +55,7 @@ pub(super) fn draw(gpu: &str, hour: &Hour, bands: &[Band<'_>], total: &Stretch) 
             let found = owners.find(|(owner, _)| owner == band.owner);
             found.map_or(Nanos::ZERO, |(_, busy)| *busy)
         });
-        let name = elide(&printable(&band.name), NAME_WIDTH);
+        let name = shown(&band.name, NAME_WIDTH);
         let words = format!("{name}: {}", duration(band.hour));
         append_band(&mut plot, &band.class, words, &places, &mut below, amounts);
     }
@@ -260,7 +260,7 @@ fn description(bands: &[Band<'_>], total: &Stretch) -> String {
         return "Nothing is known yet.".to_owned();
     }
     let owners = bands.iter().map(|band| {
-        let name = elide(&printable(&band.name), NAME_WIDTH);
+        let name = shown(&band.name, NAME_WIDTH);
         format!("{name} {}", duration(band.hour))
     });
     let rest = [

@@ -17,7 +17,7 @@ use crate::outputs::condition::degraded;
 use crate::outputs::gpu_status::{GpuStatus, troubles};
 use crate::outputs::instruments::VERSION;
 use crate::published::Published;
-use crate::words::{container, elide, place_and_reason, printable, state};
+use crate::words::{place_and_reason, shown, state, uptime};
 
 /// Owners of a GPU that have a band of their own in its picture.
 const BANDS: usize = 10;
@@ -119,22 +119,15 @@ struct Use {
     hour: Nanos,
 }
 
-/// A text from outside: bounded, on one line, in the order in which it is written.
-fn shown(text: &str, width: usize) -> String {
-    elide(&printable(text), width)
-}
-
 impl Page {
     /// What is to be said of `published` at `now`.
     pub(super) fn new(published: &Published, history: &mut History, now: Clock) -> Self {
         let snapshot = &published.books;
-        let hours = history.until(snapshot);
+        let mut hours = history.until(snapshot);
         let is_begun = snapshot.sequence > 0;
-        let up = Nanos(now.wall.0.saturating_sub(snapshot.agent_started.0));
         let reasons = degraded(published, now.boot);
         let gpus = snapshot.gpus.iter().enumerate().map(|(number, book)| {
-            let hour = hours.get(&book.gpu.uuid);
-            let hour = hour.cloned().unwrap_or_default();
+            let hour = hours.remove(&book.gpu.uuid).unwrap_or_default();
             Gpu::new(number, book, snapshot, history, &hour, now.wall)
         });
         let sources = published.agent.sources.iter().map(|health| Source {
@@ -152,11 +145,7 @@ impl Page {
         Self {
             version: VERSION,
             as_of: is_begun.then(|| times(snapshot.wall)).flatten(),
-            up: if is_begun {
-                format!("up {}", duration(up))
-            } else {
-                "starting".to_owned()
-            },
+            up: uptime(snapshot, now.wall),
             reasons: reasons
                 .iter()
                 .map(|reason| shown(reason, TEXT_WIDTH))
@@ -333,14 +322,9 @@ impl Use {
         if account.ended || !matches!(account.attribution, Attribution::Named { .. }) {
             remarks.push(state(account));
         }
-        let is_using = account.share > 0.0 || account.memory.is_some_and(|memory| memory > 0);
-        let id = match OwnerKey::of(account) {
-            OwnerKey::Pod(uid) => uid,
-            OwnerKey::Container(id) => id.0,
-            OwnerKey::Unit(unit) => unit.0,
-        };
+        let is_using = is_using(account.share, account.memory);
         Self {
-            name: container(&account.labels, &id),
+            name: OwnerKey::of(account).name(Some(&account.labels)),
             remarks,
             share: account.share,
             memory: account.memory,
@@ -355,10 +339,15 @@ impl Use {
             remarks: vec!["host".to_owned()],
             share: account.share,
             memory: account.memory,
-            has_it: account.share > 0.0 || account.memory.is_some_and(|memory| memory > 0),
+            has_it: is_using(account.share, account.memory),
             hour: Nanos::ZERO,
         }
     }
+}
+
+/// Whether an owner uses a GPU now.
+fn is_using(share: f64, memory: Option<u64>) -> bool {
+    share > 0.0 || memory.is_some_and(|memory| memory > 0)
 }
 
 impl Row {
