@@ -5,6 +5,7 @@
 //! it is checked in both formats whenever something that was waited for has come true, and once
 //! more at the end, so that no scenario has to think of it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,38 @@ fn file_of(config: &Config) -> Result<String> {
     Ok(format!("{}{}", &text[..begins], &text[ends..]))
 }
 
+/// Gives a configuration addresses of its own: a free port of the loopback interface, a socket and a
+/// store in `dir`. Returns the file in `dir` that it is written into.
+fn settled(config: &mut Config, dir: &Path) -> Result<PathBuf> {
+    if config.prometheus.listen.ip().is_unspecified() {
+        config.prometheus.listen = free_address()?;
+    }
+    config.socket.path = dir.join("agent.sock");
+    if config.store.path == Config::default().store.path {
+        config.store.path = dir.join("store");
+    }
+    let file = dir.join(FILE);
+    fs::write(&file, file_of(config)?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}
+
+/// The program and its arguments for an agent in `dir`, to be started by another program that takes
+/// something from it, and the agent's socket. Its configuration is made its own, as by [`Agent::start`].
+///
+/// # Errors
+/// If `dir` cannot be written.
+pub fn command_line(
+    binary: &Path,
+    dir: &Path,
+    mut config: Config,
+) -> Result<(Vec<OsString>, PathBuf)> {
+    let file = settled(&mut config, dir)?;
+    let arguments = ["agent", "--log", "warn", "--config"].map(OsString::from);
+    let words = [binary.into()].into_iter().chain(arguments);
+    Ok((words.chain([file.into()]).collect(), config.socket.path))
+}
+
 /// A running agent. Killed when dropped.
 #[derive(Debug)]
 pub struct Agent {
@@ -93,16 +126,7 @@ impl Agent {
         environment: &[(&str, &Path)],
     ) -> Result<Self> {
         let binary = binary()?;
-        if config.prometheus.listen.ip().is_unspecified() {
-            config.prometheus.listen = free_address()?;
-        }
-        config.socket.path = dir.join("agent.sock");
-        if config.store.path == Config::default().store.path {
-            config.store.path = dir.join("store");
-        }
-        let file = dir.join(FILE);
-        fs::write(&file, file_of(&config)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
+        let file = settled(&mut config, dir)?;
         let log = dir.join("agent.log");
         let out = File::options()
             .create(true)

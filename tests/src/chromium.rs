@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::daemon::program;
+
 /// The names under which distributions have it.
 const PROGRAMS: [&str; 2] = ["chromium", "chromium-browser"];
 /// How long it may take for one page. Only ever waited for when something is broken.
@@ -23,10 +25,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// # Errors
 /// If there is none.
 pub fn available() -> Result<Chromium> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .flat_map(|folder| PROGRAMS.map(|name| folder.join(name)))
-        .find(|program| program.is_file());
+    let found = PROGRAMS.iter().find_map(|name| program(name).ok());
     let program = found.context("no chromium is in PATH; `cargo xtask setup` installs it")?;
     Ok(Chromium { program })
 }

@@ -4,6 +4,7 @@
 //! value: SIGTERM first, SIGKILL when that is not heeded.
 
 use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take to go after SIGTERM.
 const GRACE: Duration = Duration::from_secs(60);
+/// How long a connection may take to be accepted.
+const CONNECT: Duration = Duration::from_secs(1);
 /// How often to look whether it is up.
 const POLL: Duration = Duration::from_millis(20);
 /// Lines of its log that go into a message.
@@ -58,6 +61,15 @@ impl Daemon {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until it takes connections at each address.
+    ///
+    /// # Errors
+    /// As [`Daemon::wait_until_up`].
+    pub fn wait_until_listening(&mut self, addresses: &[SocketAddr]) -> Result<()> {
+        let takes = |address| TcpStream::connect_timeout(address, CONNECT).is_ok();
+        self.wait_until_up(|| addresses.iter().all(takes))
     }
 
     /// Looks until `is_up` says so.

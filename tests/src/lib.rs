@@ -12,6 +12,7 @@ pub mod containerd;
 pub mod crashes;
 pub mod daemon;
 pub mod docker;
+pub mod endpoint;
 pub mod exposition;
 pub mod http;
 pub mod kernel;

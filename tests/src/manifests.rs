@@ -203,10 +203,16 @@ impl Tools {
     }
 }
 
+/// The folder of the repository.
+#[must_use]
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// The folder of what is shipped.
 #[must_use]
 pub fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+    root().join("deploy")
 }
 
 /// The folder of the chart.

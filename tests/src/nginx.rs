@@ -1,10 +1,9 @@
 //! nginx, which ends TLS in front of a receiver of gRPC that has none, and wants a client certificate.
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -73,9 +72,7 @@ impl Nginx {
             .arg("-p")
             .arg(&dir);
         let mut daemon = Daemon::start("nginx", &mut command, &dir.join("nginx.log"))?;
-        daemon.wait_until_up(|| {
-            TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
-        })?;
+        daemon.wait_until_listening(&[address])?;
         Ok(Self {
             _daemon: daemon,
             address,

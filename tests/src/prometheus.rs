@@ -164,8 +164,16 @@ impl Prometheus {
     /// As [`Prometheus::wait_for`].
     pub fn last_scrape(&self, series: &str, bound: Duration) -> Result<f64> {
         let last = format!("max(timestamp({series}))");
-        let found = self.wait_for(&last, bound, |found| !found.is_empty())?;
+        let found = self.wait_for_any(&last, bound)?;
         Ok(found[0].value)
+    }
+
+    /// Asks at every scrape until there is a sample, and returns the answer.
+    ///
+    /// # Errors
+    /// As [`Prometheus::wait_for`].
+    pub fn wait_for_any(&self, promql: &str, bound: Duration) -> Result<Vec<Sample>> {
+        self.wait_for(promql, bound, |found| !found.is_empty())
     }
 
     /// Asks at every scrape until the answer pleases, and returns that.

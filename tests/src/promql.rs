@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
+use tempfile::TempDir;
 
+use crate::manifests::{deploy, root};
 use crate::prometheus::Prometheus;
 
 /// Labels that are not the agent's: of the target, and of the store.
@@ -20,7 +22,8 @@ pub const TARGET: [&str; 4] = ["cluster", "job", "instance", "node"];
 /// What `namespace`, `pod` and `container` begin with if the scraper has renamed them, or the agent was
 /// told to.
 pub const OWNER_PREFIXES: [&str; 2] = ["exported_", "owner_"];
-const OWNER: [&str; 3] = ["namespace", "pod", "container"];
+/// The labels that name an owner.
+pub const OWNER: [&str; 3] = ["namespace", "pod", "container"];
 /// A family that tells by its labels what the scraper adds: it has no owner of its own.
 const WITHOUT_OWNER: &str = "gpuacct_build_info";
 /// What Prometheus itself has of a target.
@@ -35,7 +38,7 @@ pub const RULE_FILES: [&str; 3] = [
 /// `deploy/alerts` of the working copy.
 #[must_use]
 pub fn alerts_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/alerts")
+    deploy().join("alerts")
 }
 
 /// A rule, as its file has it.
@@ -90,7 +93,7 @@ pub fn shipped_rules() -> Result<Vec<Rule>> {
 /// # Errors
 /// If it cannot be read, or is laid out in another way.
 pub fn documented() -> Result<BTreeMap<String, BTreeSet<String>>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/METRICS.md");
+    let file = root().join("docs/METRICS.md");
     let text = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
     let mut families = BTreeMap::new();
     for section in text.split("\n## `").skip(1) {
@@ -109,8 +112,9 @@ pub fn documented() -> Result<BTreeMap<String, BTreeSet<String>>> {
 
 /// What is known to exist.
 #[derive(Debug)]
-pub struct Names<'a> {
-    parser: &'a Prometheus,
+pub struct Names {
+    parser: Prometheus,
+    _dir: TempDir,
     families: BTreeMap<String, BTreeSet<String>>,
     recorded: BTreeMap<String, Vec<Rule>>,
 }
@@ -118,23 +122,34 @@ pub struct Names<'a> {
 /// The labels that a part of an expression can have. `None` for a number.
 type Labels = Option<BTreeSet<String>>;
 
-impl<'a> Names<'a> {
-    /// Of what is documented, and what is recorded by these rules. `parser` is a Prometheus 3.
+impl Names {
+    /// Of what is documented, and what is recorded by the shipped rules. `program` is a Prometheus 3,
+    /// which is started to read expressions.
     ///
     /// # Errors
-    /// If the documents cannot be read.
-    pub fn new(parser: &'a Prometheus, rules: &[Rule]) -> Result<Self> {
+    /// If it does not start, or the documents or the rules cannot be read.
+    pub fn start(program: &Path) -> Result<Self> {
         let mut recorded: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
-        for rule in rules {
+        for rule in shipped_rules()? {
             if let Some(name) = &rule.record {
-                recorded.entry(name.clone()).or_default().push(rule.clone());
+                recorded.entry(name.clone()).or_default().push(rule);
             }
         }
+        let dir = tempfile::tempdir()?;
         Ok(Self {
-            parser,
+            parser: Prometheus::idle(program, dir.path())?,
+            _dir: dir,
             families: documented()?,
             recorded,
         })
+    }
+
+    /// The syntax tree of an expression.
+    ///
+    /// # Errors
+    /// If it cannot be parsed.
+    pub fn parse(&self, promql: &str) -> Result<Value> {
+        self.parser.parse(promql)
     }
 
     /// The labels that the result of an expression can have.

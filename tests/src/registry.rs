@@ -1,10 +1,9 @@
 //! A registry of images and charts on this machine: the reference implementation, as Debian has it.
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -26,7 +25,7 @@ pub fn binary() -> Result<PathBuf> {
 /// A running registry without TLS. Ended when dropped.
 #[derive(Debug)]
 pub struct Registry {
-    _daemon: Daemon,
+    daemon: Daemon,
     address: SocketAddr,
 }
 
@@ -49,13 +48,16 @@ impl Registry {
         let mut command = Command::new(program);
         command.arg("serve").arg(&config);
         let mut daemon = Daemon::start("registry", &mut command, &dir.join("registry.log"))?;
-        daemon.wait_until_up(|| {
-            TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
-        })?;
-        Ok(Self {
-            _daemon: daemon,
-            address,
-        })
+        daemon.wait_until_listening(&[address])?;
+        Ok(Self { daemon, address })
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// If it does not heed SIGTERM.
+    pub fn stop(&mut self) -> Result<()> {
+        self.daemon.stop().map(drop)
     }
 
     /// Where it listens.

@@ -3,7 +3,7 @@
 //! It takes OTLP over gRPC and HTTP and sends on at once, to a [`Sink`] in the test's own process.
 //! It acknowledges what it has queued, not what it has sent on: wait for what is to arrive.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,9 +17,6 @@ use crate::python::venv;
 
 /// The collector, pinned, and what it needs.
 const PACKAGES: [&str; 2] = ["rotel==0.0.1a15", "typing_extensions==4.16.0"];
-/// How long a connection may take to open.
-const CONNECT: Duration = Duration::from_secs(1);
-
 /// The collector's program, brought here first if need be.
 ///
 /// # Errors
@@ -120,8 +117,7 @@ impl Rotel {
             }
         }
         let mut daemon = Daemon::start("rotel", &mut command, &self.dir.join("rotel.log"))?;
-        let takes = |address| TcpStream::connect_timeout(address, CONNECT).is_ok();
-        daemon.wait_until_up(|| takes(&self.grpc) && takes(&self.http))?;
+        daemon.wait_until_listening(&[self.grpc, self.http])?;
         self.daemon = Some(daemon);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! VictoriaMetrics, a real backend that takes OTLP by HTTP over TLS, and is asked in the clear.
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
@@ -70,8 +70,7 @@ impl VictoriaMetrics {
             .args(["-search.latencyOffset=0s", "-memory.allowedBytes=128MB"]);
         let log = dir.join("victoria-metrics.log");
         let mut daemon = Daemon::start("victoria-metrics", &mut command, &log)?;
-        let takes = |address| TcpStream::connect_timeout(address, Duration::from_secs(1)).is_ok();
-        daemon.wait_until_up(|| takes(&safe) && takes(&plain))?;
+        daemon.wait_until_listening(&[safe, plain])?;
         Ok(Self {
             daemon,
             safe,

@@ -365,7 +365,7 @@ impl NodeExporter {
             .args(["--collector.disable-defaults", "--collector.uname"]);
         let log = web_config.with_extension("node_exporter.log");
         let mut daemon = Daemon::start("node_exporter", &mut command, &log)?;
-        daemon.wait_until_up(|| TcpStream::connect(address).is_ok())?;
+        daemon.wait_until_listening(&[address])?;
         Ok(Self {
             _daemon: daemon,
             address,

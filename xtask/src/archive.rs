@@ -15,7 +15,7 @@ use crate::workspace;
 
 /// The keys that Debian signs its releases with.
 pub(crate) const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const ADDRESS: &str = "http://deb.debian.org/debian";
+pub(crate) const ADDRESS: &str = "http://deb.debian.org/debian";
 /// The release after the one whose daemons are tested throughout.
 const SUITE: &str = "trixie";
 const RUNTIMES: [&str; 2] = ["docker.io", "containerd"];
@@ -32,41 +32,40 @@ pub(crate) fn newer_runtimes() -> Result<PathBuf> {
 
 /// VictoriaMetrics, which takes OTLP over TLS. No release of Debian has a version that does.
 pub(crate) fn victoria_metrics() -> Result<PathBuf> {
-    let program = "usr/bin/victoria-metrics";
     let name = "debian-sid-victoria-metrics";
-    Ok(unpacked(name, "sid", &["victoria-metrics"], &[program])?.join(program))
+    program(name, "sid", "victoria-metrics", "usr/bin/victoria-metrics")
 }
 
 /// nginx, which ends TLS in front of receivers that have none.
 pub(crate) fn nginx() -> Result<PathBuf> {
-    let program = "usr/sbin/nginx";
-    Ok(unpacked("debian-bookworm-nginx", "bookworm", &["nginx"], &[program])?.join(program))
+    program(
+        "debian-bookworm-nginx",
+        "bookworm",
+        "nginx",
+        "usr/sbin/nginx",
+    )
 }
 
 /// Alertmanager's tool, which checks its configuration.
 pub(crate) fn amtool() -> Result<PathBuf> {
-    let program = "usr/bin/amtool";
-    let packages = ["prometheus-alertmanager"];
-    Ok(unpacked(
-        "debian-bookworm-alertmanager",
-        "bookworm",
-        &packages,
-        &[program],
-    )?
-    .join(program))
+    let (name, package) = ("debian-bookworm-alertmanager", "prometheus-alertmanager");
+    program(name, "bookworm", package, "usr/bin/amtool")
 }
 
 /// A registry of images and charts.
 pub(crate) fn registry() -> Result<PathBuf> {
-    let program = "usr/bin/docker-registry";
-    let name = "debian-bookworm-docker-registry";
-    Ok(unpacked(name, "bookworm", &["docker-registry"], &[program])?.join(program))
+    let (name, package) = ("debian-bookworm-docker-registry", "docker-registry");
+    program(name, "bookworm", package, "usr/bin/docker-registry")
 }
 
 /// cosign, which signs releases.
 pub(crate) fn cosign() -> Result<PathBuf> {
-    let program = "usr/bin/cosign";
-    Ok(unpacked("debian-sid-cosign", "sid", &["cosign"], &[program])?.join(program))
+    program("debian-sid-cosign", "sid", "cosign", "usr/bin/cosign")
+}
+
+/// The program of a package of a release, which is unpacked into the folder `name` of the tools once.
+fn program(name: &str, suite: &str, package: &str, program: &str) -> Result<PathBuf> {
+    Ok(unpacked(name, suite, &[package], &[program])?.join(program))
 }
 
 /// Debian's newest Prometheus, promtool and node_exporter, as a tree with `usr/bin/promtool` in it.
@@ -80,17 +79,23 @@ pub(crate) fn newest_prometheus() -> Result<PathBuf> {
     unpacked(&name, NEWEST, &NEWEST_PROMETHEUS, &programs)
 }
 
-/// Packages of a release, unpacked into the folder `name` of the tools once. It has `programs`.
-fn unpacked(name: &str, suite: &str, packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
+/// A folder among the tools that `make` puts together once, somewhere in the folder that it is given.
+pub(crate) fn once(name: &str, make: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<PathBuf> {
     let tools = workspace::target().join("tools");
     let tree = tools.join(name);
     if !tree.is_dir() {
         let work = tools.join(format!("{name}.part"));
-        let root = Apt::of(suite, &work)?.unpack(packages)?;
+        let made = make(&work)?;
         // Only what is whole has the name that is looked for.
-        fs::rename(&root, &tree).with_context(|| format!("cannot make {}", tree.display()))?;
+        fs::rename(&made, &tree).with_context(|| format!("cannot make {}", tree.display()))?;
         fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
     }
+    Ok(tree)
+}
+
+/// Packages of a release, unpacked into the folder `name` of the tools once. It has `programs`.
+fn unpacked(name: &str, suite: &str, packages: &[&str], programs: &[&str]) -> Result<PathBuf> {
+    let tree = once(name, |work| Apt::of(suite, work)?.unpack(packages))?;
     for program in programs {
         let program = tree.join(program);
         ensure!(program.is_file(), "{} is not there", program.display());

@@ -8,7 +8,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::build::{self, OBJECT_VARIABLE, Profile};
 use crate::command::Cmd;
@@ -22,8 +22,36 @@ const PACKAGES: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
 /// The C library that programs for another processor are linked with: Debian 12's.
 const GLIBC: &str = "2.36";
 
+/// The program that a package or an image has.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Choice {
+    /// The processor; this machine's if not given
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
+    /// Take this program, built before, in place of building one
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+impl Choice {
+    /// The processor.
+    pub(crate) fn arch(&self) -> Result<Arch> {
+        self.arch
+            .or_else(Arch::of_this_machine)
+            .context("name a processor with --arch")
+    }
+
+    /// Where the program is, built if none was named.
+    pub(crate) fn program(&self) -> Result<PathBuf> {
+        match &self.program {
+            Some(program) => Ok(program.clone()),
+            None => agent(self.arch()?),
+        }
+    }
+}
+
 /// Builds the agent and returns where it is.
-pub(crate) fn agent(arch: Arch) -> Result<PathBuf> {
+fn agent(arch: Arch) -> Result<PathBuf> {
     if Arch::of_this_machine() == Some(arch) {
         return build::agent(Profile::Release);
     }

@@ -112,12 +112,22 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
+/// The paths in a folder, in order.
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let listing = || format!("cannot list {}", folder.display());
+    let entries = fs::read_dir(folder).with_context(listing)?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.with_context(listing)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
 /// Sets the time of everything below a folder.
 pub(crate) fn set_times(folder: &Path, epoch: u64) -> Result<()> {
     let time = UNIX_EPOCH + Duration::from_secs(epoch);
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()));
-    for entry in entries? {
-        let path = entry.context("cannot list a folder")?.path();
+    for path in entries(folder)? {
         if path.is_dir() {
             set_times(&path, epoch)?;
         }

@@ -10,19 +10,18 @@ mod layer;
 mod oci;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::archive;
-use crate::build::{self, OBJECT_VARIABLE, Profile};
-use crate::command::Cmd;
+use crate::build::{self, Profile};
 use crate::cross;
 use crate::dist::{self, Arch, VERSION};
 use crate::package::crates;
 use crate::package::{notices, sbom};
 use crate::setup::{self, Group};
-use crate::test::NEWER_RUNTIMES;
+use crate::test::{self, NEWER_RUNTIMES, REGISTRY};
 use crate::workspace;
 use layer::Layer;
 
@@ -36,28 +35,17 @@ const AGAIN_VARIABLE: &str = "GPUACCT_IMAGE_AGAIN";
 /// Make the image, and push, pull and run it in tests
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The processor; this machine's if not given
-    #[arg(long, value_enum)]
-    arch: Option<Arch>,
-    /// Put this program, built before, into it in place of building one
-    #[arg(long, value_name = "FILE")]
-    program: Option<PathBuf>,
+    #[command(flatten)]
+    choice: cross::Choice,
     /// Make it without testing it
     #[arg(long)]
     no_check: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let own = Arch::of_this_machine();
-    let arch = options
-        .arch
-        .or(own)
-        .context("name a processor with --arch")?;
+    let arch = options.choice.arch()?;
     setup::ensure(&[Group::Images])?;
-    let agent = match &options.program {
-        Some(program) => program.clone(),
-        None => cross::agent(arch)?,
-    };
+    let agent = options.choice.program()?;
     let epoch = dist::epoch()?;
     let folder = workspace::target().join("image").join(arch.name());
     make(&folder, &agent, arch, epoch)?;
@@ -118,15 +106,11 @@ fn check(folder: &Path, again: &Path, arch: Arch) -> Result<()> {
         "other processor"
     };
     let required = format!("agent,docker-new,image,qemu,registry,{run}");
-    Cmd::new(workspace::cargo())
-        .env(IMAGE_VARIABLE, folder)
-        .env(AGAIN_VARIABLE, again)
-        // The tests are built as `cargo xtask test` builds them.
-        .env(OBJECT_VARIABLE, build::object()?)
-        .env("GPUACCT_BIN", build::agent(Profile::Dev)?)
-        .env(NEWER_RUNTIMES, archive::newer_runtimes()?)
-        .env("GPUACCT_REQUIRE", required)
-        .args(["test", "--package", "gpuacct-tests", "--test", "it"])
-        .args(["--", "image::"])
-        .run()
+    let parts = [
+        (IMAGE_VARIABLE, folder),
+        (AGAIN_VARIABLE, again.to_owned()),
+        (NEWER_RUNTIMES, archive::newer_runtimes()?),
+        (REGISTRY, archive::registry()?),
+    ];
+    test::module("image::", &build::agent(Profile::Dev)?, &required, &parts)
 }

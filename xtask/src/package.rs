@@ -14,12 +14,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::build::{self, OBJECT_VARIABLE, Profile};
+use crate::archive;
+use crate::build::{self, Profile};
 use crate::command::Cmd;
 use crate::cross;
 use crate::dist::{self, Arch, VERSION};
 use crate::pypi;
 use crate::setup::{self, Group};
+use crate::test;
 use crate::workspace;
 
 /// The packager, pinned: what it writes is part of the package.
@@ -45,38 +47,27 @@ const COSIGN_VARIABLE: &str = "GPUACCT_COSIGN";
 /// Make the .deb, the .rpm, the bill of materials, checksums and a signature, and install them in tests
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The processor; this machine's if not given
-    #[arg(long, value_enum)]
-    arch: Option<Arch>,
+    #[command(flatten)]
+    choice: cross::Choice,
     /// Sign with this key, as cosign names it (a file, env://NAME, a key service). Without it a key of
     /// this run signs, which shows that signing works and nothing else
     #[arg(long)]
     key: Option<String>,
-    /// Package this program, built before, in place of building one
-    #[arg(long, value_name = "FILE")]
-    program: Option<PathBuf>,
     /// Make them without testing them
     #[arg(long)]
     no_check: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let own = Arch::of_this_machine();
-    let arch = options
-        .arch
-        .or(own)
-        .context("name a processor with --arch")?;
-    let agent = match &options.program {
-        Some(program) => program.clone(),
-        None => cross::agent(arch)?,
-    };
+    let arch = options.choice.arch()?;
+    let agent = options.choice.program()?;
     let folder = dist::folder()?;
     let made = make(&agent, arch, VERSION, &folder)?;
     sign::run(&folder, options.key.as_deref())?;
     for file in made {
         println!("{}", file.display());
     }
-    if !options.no_check && own == Some(arch) {
+    if !options.no_check && Arch::of_this_machine() == Some(arch) {
         check(&agent, arch, &folder)?;
     }
     Ok(())
@@ -232,19 +223,13 @@ fn check(agent: &Path, arch: Arch, folder: &Path) -> Result<()> {
     let newer = again.join("newer");
     fs::create_dir_all(&newer).with_context(|| format!("cannot make {}", newer.display()))?;
     make(agent, arch, &format!("{VERSION}+newer"), &newer)?;
-    let debian = debian(arch)?;
-    Cmd::new(workspace::cargo())
-        .env(PACKAGES_VARIABLE, folder)
-        .env(AGAIN_VARIABLE, again)
-        .env(DEBIAN_VARIABLE, debian)
-        .env(COSIGN_VARIABLE, crate::archive::cosign()?)
-        // The tests are built as `cargo xtask test` builds them.
-        .env(OBJECT_VARIABLE, build::object()?)
-        .env("GPUACCT_BIN", agent)
-        .env("GPUACCT_REQUIRE", "all")
-        .args(["test", "--package", "gpuacct-tests", "--test", "it"])
-        .args(["--", "packages::"])
-        .run()
+    let parts = [
+        (PACKAGES_VARIABLE, folder.to_owned()),
+        (AGAIN_VARIABLE, again),
+        (DEBIAN_VARIABLE, debian(arch)?),
+        (COSIGN_VARIABLE, archive::cosign()?),
+    ];
+    test::module("packages::", agent, "all", &parts)
 }
 
 /// A small Debian 12, as an archive: what is essential there, and systemd.
@@ -256,7 +241,7 @@ fn debian(arch: Arch) -> Result<PathBuf> {
         Cmd::new("mmdebstrap")
             .args(["--variant=essential", "--include=systemd,dbus", "bookworm"])
             .arg(&part)
-            .arg("http://deb.debian.org/debian")
+            .arg(archive::ADDRESS)
             .run()?;
         // Only what is whole has the name that is looked for.
         fs::rename(&part, &archive)

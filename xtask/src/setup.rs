@@ -232,13 +232,6 @@ const NEEDS: &[Need] = &[
     },
     Need {
         group: Group::Images,
-        what: "a registry to push to",
-        is_there: || are_there(&["docker-registry"]),
-        packages: &["docker-registry"],
-        elsewhere: "install the registry of the distribution project, as docker-registry",
-    },
-    Need {
-        group: Group::Images,
         what: "qemu's emulation of a 64-bit Arm, which runs the program of that image",
         is_there: || are_there(&["qemu-aarch64-static"]),
         packages: &["qemu-user-static"],

@@ -15,7 +15,7 @@ mod results;
 use std::ffi::OsString;
 use std::fs;
 use std::io::BufReader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -39,7 +39,7 @@ const NGINX: &str = "GPUACCT_NGINX";
 /// Where the tests find Alertmanager's tool; see `gpuacct_tests::alertmanager`.
 const AMTOOL: &str = "GPUACCT_AMTOOL";
 /// Where the tests find a registry.
-const REGISTRY: &str = "GPUACCT_REGISTRY";
+pub(crate) const REGISTRY: &str = "GPUACCT_REGISTRY";
 /// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
 const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
@@ -151,6 +151,23 @@ fn with(mut command: Cmd, environment: &[(&str, PathBuf)]) -> Cmd {
     command
 }
 
+/// Runs a module of the integration tests with this agent. What is required is not skipped.
+pub(crate) fn module(
+    name: &str,
+    agent: &Path,
+    required: &str,
+    parts: &[(&'static str, PathBuf)],
+) -> Result<()> {
+    let tests = Cmd::new(workspace::cargo())
+        // The tests are built as `run` builds them.
+        .env(build::OBJECT_VARIABLE, build::object()?)
+        .env("GPUACCT_BIN", agent)
+        .env(REQUIRE, required)
+        .args(["test", "--package", "gpuacct-tests", "--test", "it"])
+        .args(["--", name]);
+    with(tests, parts).run()
+}
+
 fn slow_parts() -> Result<PathBuf> {
     setup::ensure(&[Group::Kubelet])?;
     kubelet::built()
@@ -170,6 +187,7 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
     }
     if options.required.is_some() {
         setup::ensure(&[Group::Ebpf, Group::Python])?;
+        parts.push((AMTOOL, archive::amtool()?));
         parts.push((REGISTRY, archive::registry()?));
         parts.push((NEWEST_PROMETHEUS, archive::newest_prometheus()?));
         parts.push((build::OBJECT_VARIABLE, build::object()?));
@@ -184,36 +202,39 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
     ])?;
     // What is tested with these is tested with others, too: without them, as without a network, the
     // rest is worth running.
-    match setup::ensure(&[Group::OtherRuntimes]).and_then(|()| archive::newer_runtimes()) {
-        Ok(tree) => parts.push((NEWER_RUNTIMES, tree)),
-        Err(error) => println!("without further runtimes: {error:#}"),
-    }
-    for (variable, fetched) in [
-        (VICTORIA_METRICS, archive::victoria_metrics()),
-        (NGINX, archive::nginx()),
+    let runtimes = setup::ensure(&[Group::OtherRuntimes]);
+    for (variable, what, fetched) in [
+        (
+            NEWER_RUNTIMES,
+            "further runtimes",
+            runtimes.and_then(|()| archive::newer_runtimes()),
+        ),
+        (
+            VICTORIA_METRICS,
+            "receivers of OTLP over TLS",
+            archive::victoria_metrics(),
+        ),
+        (NGINX, "receivers of OTLP over TLS", archive::nginx()),
+        (AMTOOL, "Alertmanager's tool", archive::amtool()),
+        (REGISTRY, "a registry", archive::registry()),
+        (
+            NEWEST_PROMETHEUS,
+            "the newest Prometheus",
+            archive::newest_prometheus(),
+        ),
     ] {
         match fetched {
-            Ok(program) => parts.push((variable, program)),
-            Err(error) => println!("without receivers of OTLP over TLS: {error:#}"),
+            Ok(place) => parts.push((variable, place)),
+            Err(error) => println!("without {what}: {error:#}"),
         }
     }
-    match archive::amtool() {
-        Ok(program) => parts.push((AMTOOL, program)),
-        Err(error) => println!("without Alertmanager's tool: {error:#}"),
-    }
-    if let Err(error) = setup::ensure(&[Group::Browser]) {
-        println!("without a browser: {error:#}");
-    }
-    match archive::registry() {
-        Ok(program) => parts.push((REGISTRY, program)),
-        Err(error) => println!("without a registry: {error:#}"),
-    }
-    if let Err(error) = setup::ensure(&[Group::Shells]) {
-        println!("without shells to load completions: {error:#}");
-    }
-    match archive::newest_prometheus() {
-        Ok(tree) => parts.push((NEWEST_PROMETHEUS, tree)),
-        Err(error) => println!("without the newest Prometheus: {error:#}"),
+    for (group, what) in [
+        (Group::Browser, "a browser"),
+        (Group::Shells, "shells to load completions"),
+    ] {
+        if let Err(error) = setup::ensure(&[group]) {
+            println!("without {what}: {error:#}");
+        }
     }
     if options.slow {
         parts.push((KUBELET, slow_parts()?));

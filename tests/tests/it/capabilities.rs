@@ -21,14 +21,14 @@ use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent::{self, PATIENCE};
 use gpuacct_tests::cgroups::Containers;
 use gpuacct_tests::daemon::Killed;
-use gpuacct_tests::http::free_address;
 use gpuacct_tests::manifests::{Tools, deploy};
 use gpuacct_tests::node::{Node, state};
 use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::require;
 use sim_nvml::STATE_DIR;
 
-use crate::deploy::held;
+use crate::deploy::bounding_set;
+use crate::install::rows;
 
 /// Somebody who is not root.
 const NOBODY: u32 = 65_534;
@@ -63,27 +63,13 @@ impl Rig {
     fn start(binary: &Path, node: &Node, name: &str, capabilities: &[&str]) -> Self {
         let folder = node.dir().join(name);
         fs::create_dir(&folder).unwrap();
-        let socket = folder.join("agent.sock");
-        let mut config = node.config();
-        config.store.path = folder.join("store");
-        let file = folder.join("gpuacct.toml");
-        fs::write(&file, config.to_toml().unwrap()).unwrap();
-        let set: String = held(&capabilities.join(" "))
-            .iter()
-            .map(|name| name.replace("CAP_", ",+").to_lowercase())
-            .collect();
+        let (agent, socket) = agent::command_line(binary, &folder, node.config()).unwrap();
         let agent = Command::new("unshare")
             .args(["--mount", "sh", "-c"])
             .arg("mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv \"$@\"")
             .args(["sh", "--no-new-privs", "--inh-caps=-all"])
-            .arg(format!("--bounding-set=-all{set}"))
-            .arg(binary)
-            .args(["agent", "--log", "warn", "--config"])
-            .arg(&file)
-            .arg("--listen")
-            .arg(free_address().unwrap().to_string())
-            .arg("--socket")
-            .arg(&socket)
+            .arg(bounding_set(&capabilities.join(" ")))
+            .args(agent)
             .env(STATE_DIR, node.scenario_dir())
             .spawn()
             .unwrap();
@@ -201,12 +187,7 @@ fn the_loss_of_each_capability_of_hardened_costs_what_the_document_says() {
 #[test]
 fn the_document_has_a_row_for_each_capability() {
     let page = fs::read_to_string(deploy().join("../docs/INSTALL.md")).unwrap();
-    let (_, table) = page.split_once("| capability |").unwrap();
-    let (table, _) = table.split_once("\n\n").unwrap();
-    let rows: Vec<_> = table
-        .lines()
-        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0))
-        .collect();
+    let rows = rows(&page, "| capability |");
     assert_eq!(rows, LOSSES.map(|(name, _)| name));
 }
 
@@ -225,21 +206,11 @@ fn an_agent_in_a_cgroup_namespace_of_its_own_refuses_nobody() {
 
     let folder = node.dir().join("namespace");
     fs::create_dir(&folder).unwrap();
-    let mut config = node.config();
-    config.store.path = folder.join("store");
-    let file = folder.join("gpuacct.toml");
-    fs::write(&file, config.to_toml().unwrap()).unwrap();
-    let socket = folder.join("agent.sock");
+    let (words, socket) = agent::command_line(&binary, &folder, node.config()).unwrap();
     let mut agent = Command::new("unshare");
     agent
         .arg("--cgroup")
-        .arg(&binary)
-        .args(["agent", "--log", "warn", "--config"])
-        .arg(&file)
-        .arg("--listen")
-        .arg(free_address().unwrap().to_string())
-        .arg("--socket")
-        .arg(&socket)
+        .args(words)
         .env(STATE_DIR, node.scenario_dir());
     let rig = Rig {
         socket,

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use gpuacct::config::Config;
@@ -20,7 +20,7 @@ use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
 use serde_json::{Map, Value, json};
 
-use crate::deploy::{COMPONENTS, FOREIGN_KINDS, check_affinity, check_volumes};
+use crate::deploy::{COMPONENTS, FOREIGN_KINDS, check_affinity, check_volumes, read, tools};
 
 /// The Prometheus Operator's kinds, and cert-manager's. Newer releases want a newer Python.
 const MODELS: [&str; 2] = [
@@ -136,14 +136,6 @@ const MATRIX: [&[&str]; 14] = [
         "namespace.create=true",
     ],
 ];
-
-fn tools() -> Option<Tools> {
-    require("pypi", Tools::new())
-}
-
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
 
 fn set_values(values: &[&str]) -> Vec<String> {
     let each = values.iter();
@@ -499,9 +491,7 @@ fn the_readme_has_the_comments_of_the_values() {
 #[test]
 fn the_chart_has_the_version_and_the_image_of_the_agent() {
     let Some(tools) = tools() else { return };
-    let manifest = read(&deploy().join("../Cargo.toml"));
-    let (_, version) = manifest.split_once("\nversion = \"").unwrap();
-    let (version, _) = version.split_once('"').unwrap();
+    let version = env!("CARGO_PKG_VERSION");
     let about = tools.documents(&read(&chart().join("Chart.yaml"))).unwrap();
     let about = &about[0];
     assert_eq!(about["version"], json!(version));
@@ -544,6 +534,7 @@ fn the_chart_has_the_version_and_the_image_of_the_agent() {
     let license = about["annotations"]["artifacthub.io/license"]
         .as_str()
         .unwrap();
+    let manifest = read(&deploy().join("../Cargo.toml"));
     let licences = manifest.lines().find(|line| line.starts_with("license = "));
     assert!(licences.unwrap().contains(license), "{license}");
 }

@@ -23,7 +23,7 @@ use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, new_pod_uid, state};
 use gpuacct_tests::pod_resources::{Get, Kubelet, pod};
 use gpuacct_tests::prometheus::{Prometheus, Sample};
-use gpuacct_tests::promql::{Names, RULE_FILES, TARGET, alerts_folder, shipped_rules};
+use gpuacct_tests::promql::{Names, OWNER, OWNER_PREFIXES, RULE_FILES, TARGET, alerts_folder};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::web::newest;
 use serde_json::{Value, json};
@@ -209,12 +209,10 @@ fn every_dashboard_is_whole() {
 
 #[test]
 fn queries_legends_and_columns_name_metrics_and_labels_that_exist() {
-    let Some(parser) = require("prometheus-new", newest("prometheus")) else {
+    let Some(program) = require("prometheus-new", newest("prometheus")) else {
         return;
     };
-    let dir = tempfile::tempdir().unwrap();
-    let parser = Prometheus::idle(&parser, dir.path()).unwrap();
-    let names = Names::new(&parser, &shipped_rules().unwrap()).unwrap();
+    let names = Names::start(&program).unwrap();
     for (file, dashboard) in dashboards() {
         let values = no_values(&dashboard);
         for variable in variables(&dashboard) {
@@ -245,7 +243,7 @@ fn queries_legends_and_columns_name_metrics_and_labels_that_exist() {
                 continue;
             }
             // What a scraper adds where it does not honour the owner's labels.
-            columns.extend(["namespace", "pod", "container"].map(str::to_owned));
+            columns.extend(OWNER.map(str::to_owned));
             let organize = list(panel, "transformations").iter();
             let organize = organize.filter(|t| t["id"] == "organize");
             let [organize] = organize.collect::<Vec<_>>()[..] else {
@@ -263,9 +261,10 @@ fn queries_legends_and_columns_name_metrics_and_labels_that_exist() {
             }
             for column in columns.iter().filter(|c| !TARGET.contains(&&***c)) {
                 let is_named = renamed.contains_key(column) || hidden.contains_key(column);
-                let is_scrapers = ["namespace", "pod", "container"].contains(&&**column)
-                    || column.starts_with("exported_")
-                    || column.starts_with("owner_")
+                let is_scrapers = OWNER.contains(&&**column)
+                    || OWNER_PREFIXES
+                        .iter()
+                        .any(|prefix| column.starts_with(prefix))
                     || column == "__name__";
                 assert!(is_named || is_scrapers, "{name}: {column} has no heading");
             }
@@ -411,8 +410,7 @@ fn values(prometheus: &Prometheus, dashboard: &Value) -> BTreeMap<String, String
             continue;
         };
         let query = format!("group by ({label}) ({})", filled(selector, &values));
-        let some = |found: &[Sample]| !found.is_empty();
-        let found = prometheus.wait_for(&query, PATIENCE, some).unwrap();
+        let found = prometheus.wait_for_any(&query, PATIENCE).unwrap();
         let found: Vec<&String> = found.iter().map(|sample| &sample.labels[label]).collect();
         if name == "namespace" {
             assert_eq!(
@@ -458,8 +456,7 @@ fn what_was_recorded_adds_up(prometheus: &Prometheus) {
              - sum by (instance) (series:gpuacct_namespace_gpu_{amount}_seconds:mark)) < 1e-6 \
              and sum by (instance) (series:gpuacct_namespace_gpu_{amount}_seconds:mark) > 5"
         );
-        let some = |found: &[Sample]| !found.is_empty();
-        prometheus.wait_for(&query, PATIENCE, some).unwrap();
+        prometheus.wait_for_any(&query, PATIENCE).unwrap();
     }
 }
 
@@ -493,8 +490,7 @@ fn every_panel_has_data_with_honor_labels_and_without() {
     // Owners that are lost are told from those that are renamed.
     let lost = scraped_by(Scraper::Overwrites);
     let alert = "ALERTS{alertname=\"GpuacctOwnerLabelsOverwritten\"}";
-    let some = |found: &[Sample]| !found.is_empty();
-    lost.wait_for(alert, PATIENCE, some).unwrap();
+    lost.wait_for_any(alert, PATIENCE).unwrap();
     assert_eq!(owner_alerts(&lost), ["GpuacctOwnerLabelsOverwritten"]);
     drop(lost);
     assert!(rig.agent.stop().unwrap().success());
@@ -521,15 +517,14 @@ fn with_a_prefix_owners_survive_a_scraper_that_renames_or_overwrites_them() {
     for scraper in [Scraper::Overwrites, Scraper::Renames] {
         let kept = prometheus(&program, rig.node.dir(), rig.agent.address(), scraper);
         let owners = "count by (namespace, pod, container) (container_gpu:gpuacct_busy:rate5m > 0)";
-        let some = |found: &[Sample]| !found.is_empty();
-        let found = kept.wait_for(owners, PATIENCE, some).unwrap();
+        let found = kept.wait_for_any(owners, PATIENCE).unwrap();
         let [owner] = &found[..] else {
             panic!("{found:?}");
         };
         let names = ["namespace", "pod", "container"].map(|key| &*owner.labels[key]);
         assert_eq!(names, [NAMESPACE, "train-0", "trainer"], "{scraper:?}");
         let billed = "sum by (namespace) (namespace_gpu:gpuacct_busy_seconds:growth5m)";
-        let found = kept.wait_for(billed, PATIENCE, some).unwrap();
+        let found = kept.wait_for_any(billed, PATIENCE).unwrap();
         assert_eq!(found[0].labels["namespace"], NAMESPACE, "{scraper:?}");
         assert_eq!(owner_alerts(&kept), [""; 0], "{scraper:?}");
     }

@@ -24,7 +24,7 @@ use gpuacct_tests::agent as agent_rig;
 use gpuacct_tests::collector::{self, Collector};
 use gpuacct_tests::daemon::Killed;
 use gpuacct_tests::http::free_address;
-use gpuacct_tests::manifests::{KUBERNETES, Tools, deploy};
+use gpuacct_tests::manifests::{KUBERNETES, Tools, deploy, root};
 use gpuacct_tests::promql;
 use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::require;
@@ -55,11 +55,11 @@ pub(crate) const FOREIGN_KINDS: [&str; 7] = [
     "VerticalPodAutoscaler",
 ];
 
-fn read(path: &Path) -> String {
+pub(crate) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn tools() -> Option<Tools> {
+pub(crate) fn tools() -> Option<Tools> {
     require("pypi", Tools::new())
 }
 
@@ -134,6 +134,8 @@ fn kustomize_builds_every_pair_of_components_and_kubernetes_accepts_them() {
         .map(|chosen| tools.kustomize(chosen).unwrap())
         .collect();
     let rendered = tools.documents_of(&rendered).unwrap();
+    let base = rendered[0].clone();
+    assert!(sets[0].is_empty(), "the first set is the base alone");
     for (chosen, documents) in sets.iter().zip(rendered) {
         let mut daemon_sets = 0;
         for manifest in documents {
@@ -159,7 +161,6 @@ fn kustomize_builds_every_pair_of_components_and_kubernetes_accepts_them() {
     tools.validate(&alone, &["1.27"]).unwrap();
     tools.validate(&manifests, &["1.37"]).unwrap();
     // What everybody applies, with each version between.
-    let base = tools.documents(&tools.kustomize(&[]).unwrap()).unwrap();
     tools.validate(&base, &KUBERNETES).unwrap();
 }
 
@@ -423,7 +424,7 @@ fn prometheus_finds_the_pods_and_sees_a_zero_before_an_amount() {
 }
 
 /// The values of a key in a unit file.
-fn unit_values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
+pub(crate) fn unit_values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines()
         .filter_map(|line| line.split_once('='))
         .filter(|(name, _)| *name == key)
@@ -483,6 +484,13 @@ pub(crate) fn held(capabilities: &str) -> Vec<&str> {
         .collect()
 }
 
+/// The argument by which setpriv leaves a program these capabilities, of those that this machine has.
+pub(crate) fn bounding_set(capabilities: &str) -> String {
+    let names = held(capabilities).into_iter();
+    let names = names.map(|name| name.replace("CAP_", ",+").to_lowercase());
+    format!("--bounding-set=-all{}", names.collect::<String>())
+}
+
 #[test]
 fn the_capabilities_of_the_unit_are_enough() {
     let setpriv = run(Command::new("setpriv").arg("--version"));
@@ -494,27 +502,15 @@ fn the_capabilities_of_the_unit_are_enough() {
     let [capabilities] = unit_values(&unit, "CapabilityBoundingSet")[..] else {
         panic!("one CapabilityBoundingSet");
     };
-    let set: String = held(capabilities)
-        .iter()
-        .map(|name| name.replace("CAP_", ",+").to_lowercase())
-        .collect();
+    let set = bounding_set(capabilities);
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("agent.sock");
-    let mut config = Config::default();
-    config.store.path = folder.path().join("store");
-    let file = folder.path().join("gpuacct.toml");
-    std::fs::write(&file, config.to_toml().unwrap()).unwrap();
+    let (agent, socket) =
+        agent_rig::command_line(&binary, folder.path(), Config::default()).unwrap();
     let _agent = Killed(
         Command::new("setpriv")
             .args(["--no-new-privs", "--inh-caps=-all"])
-            .arg(format!("--bounding-set=-all{set}"))
-            .arg(&binary)
-            .args(["agent", "--log", "warn", "--config"])
-            .arg(&file)
-            .arg("--listen")
-            .arg(free_address().unwrap().to_string())
-            .arg("--socket")
-            .arg(&socket)
+            .arg(&set)
+            .args(agent)
             .spawn()
             .unwrap(),
     );
@@ -525,19 +521,11 @@ fn the_capabilities_of_the_unit_are_enough() {
             .args(["status", "-o", "json", "--socket"])
             .arg(&socket);
         let text = String::from_utf8(status.output().unwrap().stdout).unwrap();
-        let report: Value = serde_json::from_str(&text).unwrap_or_default();
-        let kernel = report["snapshot"]["sources"]
-            .as_array()
-            .into_iter()
-            .flatten();
-        let kernel: Vec<_> = kernel
-            .filter(|source| source["source"] == json!("kernel"))
-            .collect();
-        let state = kernel.first().map(|kernel| &kernel["state"]);
-        if state == Some(&json!("up")) {
+        let state = agent_rig::state_of(&text, "kernel");
+        if state.as_deref() == Some("up") {
             break;
         }
-        assert!(state != Some(&json!("down")), "{kernel:?} with {set}");
+        assert!(state.as_deref() != Some("down"), "{text} with {set}");
         assert!(Instant::now() < deadline, "{text}");
         thread::sleep(Duration::from_millis(50));
     }
@@ -586,7 +574,7 @@ fn the_image_is_made_as_it_should_be() {
         .lines()
         .filter_map(|line| line.strip_prefix('!'))
         .collect();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let manifest = read(&root.join("Cargo.toml"));
     let (_, members) = manifest.split_once("\nmembers = [\n").unwrap();
     let (members, _) = members.split_once("\n]").unwrap();
@@ -598,8 +586,7 @@ fn the_image_is_made_as_it_should_be() {
     for path in let_in {
         assert!(root.join(path).exists(), "{path} is let in and not there");
     }
-    let (_, version) = manifest.split_once("\nversion = \"").unwrap();
-    let (version, _) = version.split_once('"').unwrap();
+    let version = env!("CARGO_PKG_VERSION");
     assert!(dockerfile.contains(&format!("image.version=\"{version}\"")));
 
     let Some(tools) = tools() else { return };
@@ -681,10 +668,6 @@ const DOCUMENTS: [&str; 20] = [
     "docs/adr/README.md",
     "deploy/helm/gpuacct/README.md",
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 #[test]
 fn the_documents_name_metrics_and_files_that_exist() {

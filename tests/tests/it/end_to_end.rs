@@ -163,7 +163,6 @@ impl Rig {
     }
 }
 
-/// An availability with all of its reasons.
 fn receivers() -> Option<rotel::Program> {
     require("prometheus", prometheus::available())?;
     require("pypi", rotel::available())

@@ -14,14 +14,17 @@ use std::time::{Duration, Instant};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent;
-use gpuacct_tests::daemon::Daemon;
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd, Options};
 use gpuacct_tests::http::free_address;
+use gpuacct_tests::manifests::deploy;
 use gpuacct_tests::node::{self, Node};
 use gpuacct_tests::python::run;
+use gpuacct_tests::registry::{self, Registry};
 use gpuacct_tests::requirement::{fetched, require};
 use serde_json::Value;
 use sim_nvml::STATE_DIR;
+
+use crate::deploy::{held, read, unit_values};
 
 /// Names the image, a folder in OCI's layout.
 const IMAGE: &str = "GPUACCT_IMAGE";
@@ -131,42 +134,19 @@ fn it_has_what_scanners_and_tls_look_for_and_no_shell() {
     }
 }
 
-/// Debian's registry on loopback.
-fn registry(folder: &Path) -> (Daemon, String) {
-    let address = free_address().unwrap().to_string();
-    let config = folder.join("registry.yml");
-    let storage = folder.join("registry");
-    let text = format!(
-        "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-         http: {{addr: \"{address}\"}}\n",
-        storage.display()
-    );
-    fs::write(&config, text).unwrap();
-    let mut command = Command::new("docker-registry");
-    command.arg("serve").arg(&config);
-    let log = folder.join("registry.log");
-    let mut daemon = Daemon::start("docker-registry", &mut command, &log).unwrap();
-    let ping = format!("http://{address}/v2/");
-    daemon
-        .wait_until_up(|| ureq::get(&ping).call().is_ok())
-        .unwrap();
-    (daemon, address)
-}
-
 #[test]
 fn pushed_and_pulled_it_runs_with_all_rights_and_with_the_listed_capabilities_only() {
     let Some(image) = image() else { return };
-    let parts = run(Command::new("skopeo").arg("--version"))
-        .and_then(|_| run(Command::new("docker-registry").arg("--version")));
+    let program = run(Command::new("skopeo").arg("--version")).and_then(|_| registry::binary());
     let own = require("own processor", is_own(&image));
     // Debian 12's own Docker Engine knows neither CAP_BPF nor CAP_PERFMON.
     let newer = require("docker-new", docker::newer());
-    let (Some(()), Some(tree), Some(_)) = (own, newer, require("registry", parts)) else {
+    let (Some(()), Some(tree), Some(program)) = (own, newer, require("registry", program)) else {
         return;
     };
     let folder = tempfile::Builder::new().prefix("gi-").tempdir().unwrap();
-    let (mut registry, address) = registry(folder.path());
-    let name = format!("{address}/gpuacct:test");
+    let mut registry = Registry::start(&program, folder.path()).unwrap();
+    let name = format!("{}/gpuacct:test", registry.address());
     run(Command::new("skopeo")
         .args([
             "--insecure-policy",
@@ -198,27 +178,18 @@ fn pushed_and_pulled_it_runs_with_all_rights_and_with_the_listed_capabilities_on
     assert!(config.contains("[prometheus]"), "{config}");
 
     // What the systemd unit lists is all that the agent uses.
-    let unit = fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/gpuacct.service"),
-    );
-    let unit = unit.unwrap();
-    let listed = unit
-        .lines()
-        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    let held = rustix::thread::capabilities(None).unwrap().permitted;
+    let unit = read(&deploy().join("systemd/gpuacct.service"));
+    let [listed] = unit_values(&unit, "CapabilityBoundingSet")[..] else {
+        panic!("one CapabilityBoundingSet");
+    };
     let mut listed_only = of_image("listed")
         .argument("--pid=host")
         .argument("--cap-drop=ALL")
         .argument("--security-opt=seccomp=unconfined")
         .argument("--security-opt=apparmor=unconfined");
-    for capability in listed.unwrap().split(' ') {
-        // What the root of these tests lacks, no container of it can have.
-        let is_held = held
-            .iter_names()
-            .any(|(name, _)| format!("CAP_{name}") == capability || name == capability);
-        if is_held {
-            listed_only = listed_only.argument(&format!("--cap-add={}", &capability[4..]));
-        }
+    // What the root of these tests lacks, no container of it can have.
+    for capability in held(listed) {
+        listed_only = listed_only.argument(&format!("--cap-add={}", &capability[4..]));
     }
     let all = of_image("all")
         .argument("--privileged")

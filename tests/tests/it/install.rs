@@ -13,7 +13,7 @@ use std::process::Command;
 use gpuacct::config::Config;
 use gpuacct_tests::agent;
 use gpuacct_tests::certificates::Authority;
-use gpuacct_tests::manifests::{KUBERNETES, Tools, chart, deploy};
+use gpuacct_tests::manifests::{KUBERNETES, Tools, chart, deploy, root};
 use gpuacct_tests::python::run;
 use gpuacct_tests::registry::{self, Registry};
 use gpuacct_tests::requirement::require;
@@ -22,12 +22,17 @@ use tempfile::TempDir;
 /// Nobody listens there.
 const NO_CLUSTER: [&str; 2] = ["--server", "http://127.0.0.1:1"];
 
-fn root() -> PathBuf {
-    deploy().join("..")
-}
-
 fn page() -> String {
     fs::read_to_string(root().join("docs/INSTALL.md")).unwrap()
+}
+
+/// What the first column of a table has, by the beginning of its heading.
+pub(crate) fn rows<'a>(page: &'a str, heading: &str) -> Vec<&'a str> {
+    let (_, table) = page.split_once(heading).unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let rows = table.lines();
+    rows.filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0))
+        .collect()
 }
 
 /// The blocks of a language on the page.
@@ -212,12 +217,7 @@ fn each_command_on_the_page_does_what_it_says() {
 #[test]
 fn the_page_has_a_row_for_each_component() {
     let page = page();
-    let (_, table) = page.split_once("| component | when |").unwrap();
-    let (table, _) = table.split_once("\n\n").unwrap();
-    let rows: BTreeSet<_> = table
-        .lines()
-        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0))
-        .collect();
+    let rows: BTreeSet<_> = rows(&page, "| component | when |").into_iter().collect();
     assert_eq!(rows, crate::deploy::COMPONENTS.into_iter().collect());
 }
 

@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+use gpuacct_tests::manifests::root;
 use gpuacct_tests::python::{Venv, run, venv};
 use gpuacct_tests::requirement::require;
 
@@ -19,10 +20,6 @@ const PACKAGES: [&str; 3] = [
 
 fn tools() -> Option<Venv> {
     require("pypi", venv("linters", &PACKAGES))
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 fn workflows() -> Vec<PathBuf> {

@@ -10,6 +10,7 @@ use clap::CommandFactory as _;
 use gpuacct::commands::arguments::Arguments;
 use gpuacct::commands::environment::variables;
 use gpuacct_tests::agent;
+use gpuacct_tests::daemon::program;
 use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::require;
 
@@ -114,7 +115,7 @@ fn is_meant(warning: &str) -> bool {
 
 #[test]
 fn mandoc_has_nothing_to_say_against_a_page() {
-    let mandoc = run(Command::new("sh").args(["-c", "command -v mandoc"]));
+    let mandoc = program("mandoc");
     let agent = require("agent", agent::binary());
     let (Some(binary), Some(_)) = (agent, require("mandoc", mandoc)) else {
         return;

@@ -11,8 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gpuacct::outputs::instruments::{Instrument, cadvisor, dcgm};
-use gpuacct_tests::prometheus::Prometheus;
-use gpuacct_tests::promql::{Names, documented, shipped_rules};
+use gpuacct_tests::promql::{Names, documented};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::web::newest;
 use serde::Deserialize;
@@ -159,16 +158,14 @@ fn every_metric_is_named_once_and_every_one_of_ours_exists() {
 
 #[test]
 fn the_queries_are_promql_and_ours_name_what_exists() {
-    let Some(parser) = require("prometheus-new", newest("prometheus")) else {
+    let Some(program) = require("prometheus-new", newest("prometheus")) else {
         return;
     };
-    let dir = tempfile::tempdir().unwrap();
-    let parser = Prometheus::idle(&parser, dir.path()).unwrap();
-    let names = Names::new(&parser, &shipped_rules().unwrap()).unwrap();
+    let names = Names::start(&program).unwrap();
     for (page, _, _) in PAGES {
         for metric in table(page).metrics {
             if let Some(before) = &metric.before {
-                parser.parse(before).unwrap();
+                names.parse(before).unwrap();
                 assert!(before.contains(&metric.theirs), "{before}");
             }
             let Some(after) = &metric.after else { continue };

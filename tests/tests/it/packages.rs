@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use gpuacct_tests::agent::{self, state_of};
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd, Options};
+use gpuacct_tests::manifests::root;
 use gpuacct_tests::python::{run, venv};
 use gpuacct_tests::requirement::{fetched, fetched_program, require};
 use serde_json::Value;
@@ -32,10 +33,6 @@ const SCHEMA: [&str; 1] = ["cyclonedx-python-lib[json-validation]==11.12.0"];
 
 fn packages() -> Option<PathBuf> {
     require("packages", fetched(PACKAGES))
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// The one file of a folder with this ending.

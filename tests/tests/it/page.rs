@@ -4,8 +4,6 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::Child;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -13,19 +11,21 @@ use std::time::{Duration, Instant};
 
 use gpuacct::core::model::{BootTime, Clock, HostUnit, Nanos, SourceState, WallTime};
 use gpuacct::outputs::counters::OutputCounters;
-use gpuacct::outputs::prometheus::{
-    Exposition, Guard, Listeners, ProtectionFiles, bind, serve_guarded,
-};
+use gpuacct::outputs::prometheus::{Guard, Listeners, ProtectionFiles};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct::published::Published;
 use gpuacct_tests::agent::{self, Agent, PATIENCE};
-use gpuacct_tests::cgroups::{self, hierarchy};
+use gpuacct_tests::cgroups;
 use gpuacct_tests::chromium::{self, Chromium, Scheme};
+use gpuacct_tests::daemon::Killed;
+use gpuacct_tests::endpoint;
 use gpuacct_tests::http::get;
 use gpuacct_tests::node::Node;
 use gpuacct_tests::requirement::require;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+
+use crate::placement::Chain;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/src/outputs/golden");
 /// How often to look.
@@ -60,33 +60,18 @@ impl Served {
             true => Guard::open(Arc::clone(&counters)),
             false => Guard::read(protection, Arc::clone(&counters)).expect("the files can be used"),
         };
-        let bound = runtime.block_on(bind(SocketAddr::from(([127, 0, 0, 1], 0))));
-        let metrics = bound.expect("loopback has free ports");
-        let address = metrics.local_addr().expect("it is bound");
+        let (metrics, address) = endpoint::bound(&runtime);
         let now = Clock {
             boot: BootTime(published.books.at.0 + 500_000_000),
             wall: WallTime(published.books.wall.0 + 500_000_000),
         };
         let (publish, published) = watch::channel(Arc::new(published));
-        let exposition = Exposition {
-            published,
-            counters,
-            opt_in: watch::channel(Arc::default()).1,
-            clock: Arc::new(move || now),
-            stuck_after: Nanos::from_secs(30),
-            has_page: true,
-        };
+        let exposition = endpoint::exposition(published, &counters, now);
         let listeners = Listeners {
             metrics,
             probes: None,
         };
-        let guard = Arc::new(guard);
-        runtime.spawn(serve_guarded(
-            listeners,
-            exposition,
-            guard,
-            std::future::pending(),
-        ));
+        endpoint::serve(&runtime, listeners, exposition, guard);
         Self {
             address,
             publish,
@@ -428,37 +413,6 @@ fn the_page_is_for_those_who_may_read_metrics() {
     }
 }
 
-/// A cgroup that a tenant has made, with a name of its own choice. Removed on drop.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn named(name: &str) -> Self {
-        let root = hierarchy().expect("there are cgroups");
-        let path = root.join(format!("gpuacct-page-{}-{name}", std::process::id()));
-        fs::create_dir(&path).expect("root may make cgroups");
-        Self(path)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("cannot remove {}: {error}", self.0.display());
-        }
-    }
-}
-
-/// A process that is ended on drop.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The page of one commit, and what `/metrics` says at the same.
 fn of_one_commit(agent: &Agent) -> (String, String) {
     let deadline = Instant::now() + PATIENCE;
@@ -541,9 +495,12 @@ fn the_page_in_a_browser_agrees_with_metrics() {
     let Some(chromium) = browser() else {
         return;
     };
-    if require("agent", agent::binary()).is_none() || require("cgroups", hierarchy()).is_none() {
+    if require("agent", agent::binary()).is_none() {
         return;
     }
+    let Some(hierarchy) = require("cgroups", cgroups::hierarchy()) else {
+        return;
+    };
     let node = Node::new(2).expect("a node");
     let mut agent = node.agent("a", node.config()).expect("it comes up");
     // From its first look on, the page knows everything.
@@ -561,9 +518,11 @@ fn the_page_in_a_browser_agrees_with_metrics() {
     let unknown = metric(&metrics, elapsed, &first) - hour(&page, "known of the");
 
     let name = "<img src=x onerror=document.title='owned'>";
-    let cgroup = Cgroup::named(name);
+    // A tenant chooses the names of the cgroups that it makes.
+    let own = format!("gpuacct-page-{}-{name}", std::process::id());
+    let cgroup = Chain::make(&hierarchy, [own]);
     let mut work = node.host_work(0, "0.5");
-    let work = cgroups::Container::spawn_at(&cgroup.0, &mut work).expect("it starts");
+    let work = cgroups::Container::spawn_at(cgroup.lowest(), &mut work).expect("it starts");
     let work = Killed(work);
     let family = "gpuacct_host_gpu_busy_seconds_total";
     let is_named = "onerror";

@@ -20,10 +20,10 @@ use gpuacct_tests::node::{Node, account};
 use gpuacct_tests::requirement::require;
 
 /// cgroups one in the other, removed from the lowest up.
-struct Chain(Vec<PathBuf>);
+pub(crate) struct Chain(Vec<PathBuf>);
 
 impl Chain {
-    fn make(mount: &Path, components: impl IntoIterator<Item = String>) -> Self {
+    pub(crate) fn make(mount: &Path, components: impl IntoIterator<Item = String>) -> Self {
         let mut chain = Self(Vec::new());
         let mut path = mount.to_owned();
         for component in components {
@@ -34,7 +34,7 @@ impl Chain {
         chain
     }
 
-    fn lowest(&self) -> &Path {
+    pub(crate) fn lowest(&self) -> &Path {
         self.0.last().unwrap()
     }
 }

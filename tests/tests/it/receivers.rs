@@ -82,9 +82,7 @@ fn prometheus_says_what_it_scraped_and_how_much_it_grew() {
     let prometheus =
         Prometheus::start(dir.path(), &[good, broken, nobody], SCRAPE_INTERVAL).unwrap();
 
-    let first = prometheus
-        .wait_for(COUNTER, PATIENCE, |found| !found.is_empty())
-        .unwrap();
+    let first = prometheus.wait_for_any(COUNTER, PATIENCE).unwrap();
     assert_eq!(first.len(), 1);
     assert_eq!(first[0].value, 0.0);
     assert_eq!(first[0].labels["__name__"], COUNTER);
@@ -134,14 +132,12 @@ fn prometheus_explains_what_it_cannot_answer() {
     let dir = tempfile::tempdir().unwrap();
     let prometheus = Prometheus::start(dir.path(), &[nobody], SCRAPE_INTERVAL).unwrap();
 
-    prometheus
-        .wait_for("up == 0", PATIENCE, |found| !found.is_empty())
-        .unwrap();
+    prometheus.wait_for_any("up == 0", PATIENCE).unwrap();
     assert_eq!(prometheus.query(COUNTER).unwrap(), []);
     let error = prometheus.query("sum(").unwrap_err();
     assert!(format!("{error:#}").contains("bad_data"), "{error:#}");
     let error = prometheus
-        .wait_for(COUNTER, Duration::ZERO, |found| !found.is_empty())
+        .wait_for_any(COUNTER, Duration::ZERO)
         .unwrap_err();
     let text = error.to_string();
     for part in [COUNTER, &nobody.to_string(), "Server is ready"] {

@@ -13,7 +13,6 @@ use std::process::Command;
 
 use gpuacct_tests::alertmanager::amtool;
 use gpuacct_tests::daemon::program;
-use gpuacct_tests::prometheus::Prometheus;
 use gpuacct_tests::promql::{Names, RULE_FILES, Rule, alerts_folder, rules, shipped_rules};
 use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::require;
@@ -107,14 +106,11 @@ fn vmalert_records_the_same_growth() {
 
 #[test]
 fn rules_name_metrics_and_labels_that_exist() {
-    let Some(parser) = require("prometheus-new", newest("prometheus")) else {
+    let Some(program) = require("prometheus-new", newest("prometheus")) else {
         return;
     };
-    let dir = tempfile::tempdir().unwrap();
-    let parser = Prometheus::idle(&parser, dir.path()).unwrap();
-    let shipped = shipped_rules().unwrap();
-    let names = Names::new(&parser, &shipped).unwrap();
-    for rule in &shipped {
+    let names = Names::start(&program).unwrap();
+    for rule in shipped_rules().unwrap() {
         let name = rule.record.as_ref().or(rule.alert.as_ref()).unwrap();
         let labels = names
             .labels(&rule.expr)

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use gpuacct::core::amounts::{Amounts, Engine, Engines};
 use gpuacct::core::input::IdentitySource;
-use gpuacct::core::model::{BootTime, Clock, Nanos, WallTime};
+use gpuacct::core::model::{Clock, Nanos, WallTime};
 use gpuacct::core::snapshot::{Attribution, ContainerLabels, ContainerSeries, Snapshot};
-use gpuacct::outputs::counters::OutputCounters;
-use gpuacct::outputs::prometheus::{Exposition, bind, serve};
+use gpuacct::outputs::prometheus::serve;
 use gpuacct::published::Published;
+use gpuacct_tests::endpoint;
 use gpuacct_tests::http;
 use gpuacct_tests::prometheus::{self, Prometheus};
 use gpuacct_tests::requirement::require;
@@ -66,26 +66,13 @@ fn books(containers: u64) -> Snapshot {
 
 /// Serves these books for as long as the runtime lives.
 fn serving(runtime: &Runtime, snapshot: Snapshot) -> SocketAddr {
-    let clock = || Clock {
-        boot: BootTime(0),
-        wall: WallTime(0),
-    };
     let published = Published {
         books: snapshot,
         ..Published::default()
     };
-    let exposition = Exposition {
-        published: watch::channel(Arc::new(published)).1,
-        counters: Arc::new(OutputCounters::default()),
-        opt_in: watch::channel(Arc::default()).1,
-        clock: Arc::new(clock),
-        stuck_after: Nanos::from_secs(30),
-        has_page: true,
-    };
-    let listener = runtime
-        .block_on(bind(SocketAddr::from(([127, 0, 0, 1], 0))))
-        .expect("loopback has free ports");
-    let address = listener.local_addr().expect("it is bound");
+    let published = watch::channel(Arc::new(published)).1;
+    let exposition = endpoint::exposition(published, &Arc::default(), Clock::default());
+    let (listener, address) = endpoint::bound(runtime);
     runtime.spawn(serve(listener, exposition, std::future::pending()));
     address
 }

@@ -163,7 +163,6 @@ impl Rig {
     }
 }
 
-/// An availability with all of its reasons.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -15,15 +15,14 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use gpuacct::core::model::{BootTime, Clock, Nanos, WallTime};
+use gpuacct::core::model::Clock;
 use gpuacct::core::snapshot::Snapshot;
 use gpuacct::outputs::counters::OutputCounters;
-use gpuacct::outputs::prometheus::{
-    Exposition, Guard, Listeners, ProtectionFiles, bind, serve_guarded,
-};
+use gpuacct::outputs::prometheus::{Guard, Listeners, ProtectionFiles};
 use gpuacct::published::Published;
 use gpuacct_tests::agent;
 use gpuacct_tests::daemon::Daemon;
+use gpuacct_tests::endpoint;
 use gpuacct_tests::http;
 use gpuacct_tests::prometheus::Prometheus;
 use gpuacct_tests::requirement::require;
@@ -99,20 +98,11 @@ impl Endpoint {
         let runtime = Runtime::new().expect("threads can be had");
         let counters: Arc<OutputCounters> = Arc::default();
         let guard = Guard::read(files, Arc::clone(&counters)).expect("the files can be used");
-        let free = || {
-            let address = SocketAddr::from(([127, 0, 0, 1], 0));
-            let listener = runtime.block_on(bind(address)).expect("it is free");
-            let address = listener.local_addr().expect("it is bound");
-            (listener, address)
-        };
-        let ((metrics, address), (probes_alone, probes)) = (free(), free());
+        let (metrics, address) = endpoint::bound(&runtime);
+        let (probes_alone, probes) = endpoint::bound(&runtime);
         let listeners = Listeners {
             metrics,
             probes: Some(probes_alone),
-        };
-        let clock = || Clock {
-            boot: BootTime(0),
-            wall: WallTime(0),
         };
         let published = Published {
             books: Snapshot {
@@ -121,21 +111,9 @@ impl Endpoint {
             },
             ..Published::default()
         };
-        let exposition = Exposition {
-            published: watch::channel(Arc::new(published)).1,
-            counters: Arc::clone(&counters),
-            opt_in: watch::channel(Arc::default()).1,
-            clock: Arc::new(clock),
-            stuck_after: Nanos::from_secs(30),
-            has_page: true,
-        };
-        let guard = Arc::new(guard);
-        runtime.spawn(serve_guarded(
-            listeners,
-            exposition,
-            guard,
-            std::future::pending(),
-        ));
+        let published = watch::channel(Arc::new(published)).1;
+        let exposition = endpoint::exposition(published, &counters, Clock::default());
+        endpoint::serve(&runtime, listeners, exposition, guard);
         Self {
             address,
             probes,
@@ -565,11 +543,7 @@ fn prometheus_scrapes_with_a_password_a_certificate_and_a_token() {
     let prometheus = Prometheus::start_with(&program, folder.path(), &config, interval)
         .expect("it takes the configuration");
     prometheus
-        .wait_for(
-            "count(up == 1) == 3 and count(up) == 6",
-            PATIENCE,
-            |found| !found.is_empty(),
-        )
+        .wait_for_any("count(up == 1) == 3 and count(up) == 6", PATIENCE)
         .expect("three are up");
     let up = prometheus.query("up == 1").expect("it answers");
     let mut jobs: Vec<&str> = up.iter().map(|up| up.labels["job"].as_str()).collect();

@@ -11,10 +11,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::layer::Layer;
-use crate::archive::Apt;
+use crate::archive::{self, Apt};
 use crate::command::Cmd;
 use crate::dist::{self, Arch};
-use crate::workspace;
 
 const SUITE: &str = "bookworm";
 const PACKAGES: [&str; 4] = ["base-files", "ca-certificates", "libc6", "libgcc-s1"];
@@ -73,26 +72,21 @@ pub(crate) fn layer(arch: Arch, epoch: u64) -> Result<Vec<u8>> {
 
 /// The packages, each unpacked into a folder of its own, with dpkg's files in `DEBIAN`.
 fn unpacked(arch: Arch) -> Result<Vec<PathBuf>> {
-    let tools = workspace::target().join("tools");
     let name = format!("debian-{SUITE}-image-{}", arch.name());
-    let tree = tools.join(&name);
-    if !tree.is_dir() {
-        let work = tools.join(format!("{name}.part"));
-        let files = Apt::for_arch(SUITE, &work, arch.name())?.download(&PACKAGES)?;
+    let tree = archive::once(&name, |work| {
+        let files = Apt::for_arch(SUITE, work, arch.name())?.download(&PACKAGES)?;
+        let root = work.join("root");
         for file in files {
             let stem = file.file_name().unwrap_or_default().to_string_lossy();
             let package = stem.split('_').next().unwrap_or_default();
             Cmd::new("dpkg-deb")
                 .arg("--raw-extract")
                 .arg(&file)
-                .arg(work.join("root").join(package))
+                .arg(root.join(package))
                 .run()?;
         }
-        // Only what is whole has the name that is looked for.
-        fs::rename(work.join("root"), &tree)
-            .with_context(|| format!("cannot make {}", tree.display()))?;
-        fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
-    }
+        Ok(root)
+    })?;
     let folders: Vec<PathBuf> = PACKAGES.iter().map(|name| tree.join(name)).collect();
     for folder in &folders {
         ensure!(
@@ -154,13 +148,7 @@ fn add_package(layer: &mut Layer, package: &Path) -> Result<()> {
 
 /// Everything below a folder that is no folder, in order.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()));
-    let mut paths = Vec::new();
-    for entry in entries? {
-        paths.push(entry.context("cannot list a folder")?.path());
-    }
-    paths.sort();
-    for path in paths {
+    for path in dist::entries(folder)? {
         if path.is_dir() && !path.is_symlink() {
             list(&path, files)?;
         } else {

@@ -64,11 +64,8 @@ impl Layer {
 
     /// Adds everything below a folder of this machine, as `place`.
     pub(crate) fn add_tree(&mut self, folder: &Path, place: &Path) -> Result<()> {
-        let entries =
-            fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()));
-        for entry in entries? {
-            let entry = entry.context("cannot list a folder")?;
-            let (path, place) = (entry.path(), place.join(entry.file_name()));
+        for path in dist::entries(folder)? {
+            let place = place.join(path.file_name().unwrap_or_default());
             let about = fs::symlink_metadata(&path)
                 .with_context(|| format!("cannot look at {}", path.display()))?;
             if about.is_dir() {

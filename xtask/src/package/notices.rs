@@ -4,13 +4,12 @@
 //! its manifest names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::crates::{Crate, Id};
-use crate::dist::read;
+use crate::dist::{entries, read};
 
 /// How files with the text of a licence or with notices are called, in small letters.
 const NAMES: [&str; 6] = [
@@ -60,15 +59,12 @@ pub(crate) fn text(crates: &BTreeMap<Id, Crate>) -> Result<String> {
 /// The files of a folder that have the text of a licence, in order.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()));
-    for entry in entries? {
-        let path = entry.context("cannot list a folder")?.path();
+    for path in entries(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = name.to_lowercase();
         if path.is_file() && NAMES.iter().any(|known| name.starts_with(known)) {
             files.push(path);
         }
     }
-    files.sort();
     Ok(files)
 }

@@ -22,10 +22,11 @@ pub(crate) fn document(crates: &BTreeMap<Id, Crate>, arch: Arch, epoch: u64) -> 
     let mut components = Vec::new();
     let mut dependencies = Vec::new();
     let mut agent = None;
+    let std = standard_library()?;
     for (id, found) in crates {
         let mut uses: Vec<String> = found.uses.iter().map(reference).collect();
         if id.name == AGENT {
-            uses.push(reference(&standard_library()?));
+            uses.push(reference(&std));
             agent = Some(component(id, found, "application"));
         } else {
             components.push(component(id, found, "library"));
@@ -37,7 +38,6 @@ pub(crate) fn document(crates: &BTreeMap<Id, Crate>, arch: Arch, epoch: u64) -> 
         }
         dependencies.push(json!({"ref": reference(id), "dependsOn": uses}));
     }
-    let std = standard_library()?;
     components.push(json!({
         "type": "library",
         "bom-ref": reference(&std),

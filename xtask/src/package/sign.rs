@@ -32,16 +32,12 @@ pub(crate) fn run(folder: &Path, key: Option<&str>) -> Result<()> {
         }
     }
     let mut names = Vec::new();
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?
-    {
-        let path = entry.context("cannot list a folder")?.path();
+    for path in dist::entries(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_file() && name.contains(dist::VERSION) {
             names.push(name.into_owned());
         }
     }
-    names.sort();
     let mut sums = String::new();
     for name in names {
         sums += &format!("{}  {name}\n", dist::sha256_of(&folder.join(&name))?);
