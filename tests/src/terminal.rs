@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{InputModes, LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{
+    InputModes, LocalModes, OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr,
+    tcsetwinsize,
+};
 
 /// Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -88,6 +91,7 @@ impl Terminal {
                 ws_ypixel: 0,
             },
         )?;
+        keep_what_is_not_read(&line)?;
         let before = modes(&line)?;
         let has = |name: &str| command.get_envs().any(|(set, _)| set == name);
         let (has_terminal, has_locale) = (has("TERM"), has("LC_ALL"));
@@ -275,6 +279,14 @@ fn displayed(bytes: &[u8], (columns, rows): (u16, u16)) -> String {
         .lines()
         .map(|line| line.trim_end().to_owned() + "\n");
     lines.collect()
+}
+
+/// Makes an interrupt character discard nothing (`NOFLSH`). Linux handles what is typed in a worker of
+/// its own, so a Ctrl-C may discard what is written after it.
+fn keep_what_is_not_read(line: &File) -> Result<()> {
+    let mut modes = tcgetattr(line).context("cannot read the terminal's modes")?;
+    modes.local_modes.insert(LocalModes::NOFLSH);
+    tcsetattr(line, OptionalActions::Now, &modes).context("cannot set the terminal's modes")
 }
 
 fn modes(line: &File) -> Result<Modes> {
