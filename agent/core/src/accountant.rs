@@ -487,8 +487,11 @@ impl Accountant {
             let Some(known) = self.naming.of(account.naming) else {
                 continue;
             };
+            let is_new = account.named.is_none();
             publication::publish(account, known.attribution, &known.labels, policy, clock);
-            if matches!(known.attribution, Attribution::Named { .. }) {
+            // Also one that has used nothing yet opens its namespace's counter, so that it shows 0.
+            let is_owed = is_new || account.fed != account.amounts;
+            if is_owed && matches!(known.attribution, Attribution::Named { .. }) {
                 let amounts = account.amounts.minus(account.fed);
                 account.fed = account.amounts;
                 let namespace = known.labels.namespace.clone();

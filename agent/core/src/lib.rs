@@ -28,6 +28,7 @@ mod health;
 pub mod holding;
 pub mod input;
 pub mod ledger;
+mod live_owners;
 pub mod model;
 mod namespaces;
 mod naming;

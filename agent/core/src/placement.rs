@@ -162,6 +162,8 @@ pub struct PlacementTable {
     rule: NestingRule,
     /// Inner containers that may pay.
     vouched: BTreeSet<InnerContainer>,
+    /// Grows each time the owner of a placement is forgotten.
+    revision: u64,
 }
 
 impl PlacementTable {
@@ -184,6 +186,7 @@ impl PlacementTable {
             refusals: 0,
             rule: NestingRule::default(),
             vouched: BTreeSet::new(),
+            revision: 0,
         }
     }
 
@@ -192,6 +195,12 @@ impl PlacementTable {
     pub const fn with_rule(mut self, rule: NestingRule) -> Self {
         self.rule = rule;
         self
+    }
+
+    /// A number that differs from an earlier one if the known owner of a placement was forgotten since,
+    /// so that it may have another one now.
+    pub(crate) const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Ids in cgroups' paths that were refused, since they belong elsewhere.
@@ -536,6 +545,7 @@ impl PlacementTable {
     /// Forgets what these placements mean, so that it is found again.
     fn look_again(&mut self, which: impl Fn(&Placement) -> bool) {
         let mut forgotten = Vec::new();
+        self.revision += 1;
         for (slot, placement) in self.placements.iter_mut().enumerate() {
             if let Some(placement) = placement
                 && which(placement)

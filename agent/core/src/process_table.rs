@@ -768,6 +768,12 @@ impl ProcessTable {
         self.living.placements()
     }
 
+    /// A number that differs from an earlier one if [`ProcessTable::live_placements`] changed since.
+    #[must_use]
+    pub const fn live_placements_revision(&self) -> u64 {
+        self.living.revision()
+    }
+
     /// Bytes of memory that the table holds, roughly: records and index.
     #[must_use]
     pub fn memory(&self) -> usize {

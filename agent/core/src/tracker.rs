@@ -8,12 +8,14 @@
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use crate::allocation::Span;
 use crate::cgroup_path::{CgroupMeaning, ContainerCgroup};
 use crate::effect::{Effect, Effects};
 use crate::event_stream::EventStream;
 use crate::input::{CgroupAnnouncement, DeviceOpen, KernelBatch, ProcessEvent, ProcessScan};
+use crate::live_owners::LiveOwners;
 use crate::model::{
     BootTime, CgroupKey, ContainerId, Nanos, Owner, Pid, ProcessId, SourceState, UnattributedReason,
 };
@@ -49,6 +51,7 @@ pub(crate) struct ProcessTracker {
     looked_for: HashMap<Pid, BootTime>,
     /// Whether a scan has ever found a batch job where events name only its daemon.
     scans_tell_more: bool,
+    live_owners: LiveOwners,
 }
 
 impl ProcessTracker {
@@ -69,6 +72,7 @@ impl ProcessTracker {
             await_scan_until: BootTime::default(),
             looked_for: HashMap::default(),
             scans_tell_more: false,
+            live_owners: LiveOwners::default(),
         }
     }
 
@@ -412,13 +416,8 @@ impl ProcessTracker {
     }
 
     /// Every owner that has a living process.
-    pub(crate) fn live_owners(&mut self) -> HashSet<Owner> {
-        let placements = &mut self.placements;
-        let owners = self
-            .processes
-            .live_placements()
-            .filter_map(|place| placements.owner(place).map(|(owner, _)| owner.clone()));
-        owners.collect()
+    pub(crate) fn live_owners(&mut self) -> Arc<HashSet<Owner>> {
+        self.live_owners.get(&self.processes, &mut self.placements)
     }
 
     /// From when to when the `wanted` containers lived, by their processes. A container without a

@@ -9,12 +9,19 @@ pub(super) struct Living {
     /// By [`PlacementId::slot`]. Placements are numbered densely.
     by_slot: Vec<u32>,
     count: u64,
+    /// Grows each time a place gets its first living process or loses its last one.
+    revision: u64,
 }
 
 impl Living {
     /// All living processes.
     pub(super) const fn count(&self) -> u64 {
         self.count
+    }
+
+    /// A number that differs from an earlier one if [`Living::placements`] changed since.
+    pub(super) const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// A process lives in this place now.
@@ -48,9 +55,11 @@ impl Living {
             self.by_slot.resize(place.slot() + 1, 0);
         }
         self.by_slot[place.slot()] += 1;
+        self.revision += u64::from(self.by_slot[place.slot()] == 1);
     }
 
     fn subtract(&mut self, place: PlacementId) {
         self.by_slot[place.slot()] -= 1;
+        self.revision += u64::from(self.by_slot[place.slot()] == 0);
     }
 }
