@@ -22,6 +22,7 @@ pub mod manifests;
 pub mod nginx;
 pub mod node;
 pub mod otlp;
+pub mod pace;
 pub mod pod_resources;
 pub mod podman;
 pub mod prometheus;

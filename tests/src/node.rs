@@ -50,8 +50,15 @@ impl Node {
     /// # Errors
     /// As [`Node::new`].
     pub fn with_driver(gpus: u32, driver: Driver) -> Result<Self> {
+        Self::with_gpus((0..gpus).map(GpuSpec::a100).collect(), driver)
+    }
+
+    /// The same with these GPUs. The nodes of a fleet have GPUs with UUIDs of their own.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub fn with_gpus(gpus: Vec<GpuSpec>, driver: Driver) -> Result<Self> {
         let dir = short_folder();
-        let gpus = (0..gpus).map(GpuSpec::a100).collect();
         let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1)?);
         Ok(Self {
             server: Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock"))?,

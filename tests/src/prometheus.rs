@@ -31,6 +31,34 @@ pub fn available() -> Result<()> {
     Ok(())
 }
 
+/// What a Prometheus is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It scrapes, keeps and answers.
+    Server,
+    /// The same, and other servers write to it.
+    Receiver,
+    /// It scrapes, and writes to other servers. It answers no questions. Only Prometheus 3 has the flag.
+    Agent,
+}
+
+impl Role {
+    const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Server => &[],
+            Self::Receiver => &["--web.enable-remote-write-receiver"],
+            Self::Agent => &["--agent"],
+        }
+    }
+
+    const fn storage_flag(self) -> &'static str {
+        match self {
+            Self::Server | Self::Receiver => "--storage.tsdb.path",
+            Self::Agent => "--storage.agent.path",
+        }
+    }
+}
+
 /// A running Prometheus. Ended when dropped.
 #[derive(Debug)]
 pub struct Prometheus {
@@ -94,6 +122,21 @@ impl Prometheus {
         config: &serde_json::Value,
         scrape_interval: Duration,
     ) -> Result<Self> {
+        Self::start_as(Role::Server, program, dir, config, scrape_interval)
+    }
+
+    /// The same in another role. One that is started in the folder of an earlier one goes on with what
+    /// that one had.
+    ///
+    /// # Errors
+    /// As [`Prometheus::start`].
+    pub fn start_as(
+        role: Role,
+        program: &Path,
+        dir: &Path,
+        config: &serde_json::Value,
+        scrape_interval: Duration,
+    ) -> Result<Self> {
         let file = dir.join("prometheus.json");
         fs::write(&file, config.to_string())
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -102,9 +145,10 @@ impl Prometheus {
         command
             .arg("--config.file")
             .arg(&file)
-            .arg("--storage.tsdb.path")
+            .arg(role.storage_flag())
             .arg(dir.join("prometheus"))
-            .arg(format!("--web.listen-address={address}"));
+            .arg(format!("--web.listen-address={address}"))
+            .args(role.flags());
         let mut daemon = Daemon::start("prometheus", &mut command, &dir.join("prometheus.log"))?;
         let ready = format!("http://{address}/-/ready");
         daemon.wait_until_up(|| http::get(&ready, "*/*").is_ok_and(|(code, _)| code == 200))?;
@@ -122,6 +166,12 @@ impl Prometheus {
     pub fn idle(program: &Path, dir: &Path) -> Result<Self> {
         let interval = Duration::from_secs(1);
         Self::start_with(program, dir, &json!({"scrape_configs": []}), interval)
+    }
+
+    /// The URL at which a [`Role::Receiver`] takes samples from other servers.
+    #[must_use]
+    pub fn write_url(&self) -> String {
+        format!("http://{}/api/v1/write", self.address)
     }
 
     /// Where it answers.

@@ -34,14 +34,14 @@ const SKIPS: &str = "GPUACCT_SKIPS";
 /// Names the folder with newer runtimes; see `gpuacct_tests::docker`.
 pub(crate) const NEWER_RUNTIMES: &str = "GPUACCT_NEWER_RUNTIMES";
 /// Where the tests find VictoriaMetrics' program, and nginx's.
-const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
+pub(crate) const VICTORIA_METRICS: &str = "GPUACCT_VICTORIA_METRICS";
 const NGINX: &str = "GPUACCT_NGINX";
 /// Where the tests find Alertmanager's tool; see `gpuacct_tests::alertmanager`.
 const AMTOOL: &str = "GPUACCT_AMTOOL";
 /// Where the tests find a registry.
 pub(crate) const REGISTRY: &str = "GPUACCT_REGISTRY";
 /// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
-const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
+pub(crate) const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
 /// Names the kubelet; see `gpuacct_tests::kubelet`.
 const KUBELET: &str = "GPUACCT_KUBELET";
 /// Where the tests of one run write down which cgroups were there before; see

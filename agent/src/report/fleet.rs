@@ -16,6 +16,7 @@
 mod balance;
 mod error;
 mod families;
+mod late_names;
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -107,7 +108,7 @@ struct Fleet {
     names: BTreeSet<String>,
     /// Hours of each GPU, from counters of its own.
     hours: BTreeMap<Arc<str>, BTreeMap<i64, Hour>>,
-    used: BTreeMap<(Arc<str>, Owner), BTreeMap<i64, Amounts>>,
+    used: late_names::Used,
     /// Labels of the GPUs' own series.
     labels: BTreeMap<String, Labels>,
     /// Their `gpuacct_gpu_info`.
@@ -343,7 +344,7 @@ impl Fleet {
         };
         let mut remarks = Remarks::of(&self, span, question);
         let mut tally = Tally::new(extent, gpus, question);
-        let used = std::mem::take(&mut self.used);
+        let used = late_names::give_to_names(std::mem::take(&mut self.used));
         for (account, ((gpu, owner), hours)) in (0_i64..).zip(&used) {
             let Some(number) = numbers.get(gpu) else {
                 continue;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +13,7 @@ use gpuacct::config::{Config, Span};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent::Agent;
 use gpuacct_tests::docker::{self, Container, ContainerSpec, Dockerd};
+use gpuacct_tests::pace::{interrupted, rest_until};
 use sim_nvml::library::{self, Driver};
 use sim_nvml::{GpuSpec, Scenario, Server, Truth};
 
@@ -480,22 +481,4 @@ fn deviation(busy: f64, length: f64) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "for people, to the millisecond")]
 fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
-}
-
-/// Turns true on SIGINT or SIGTERM, so that everything is taken down in order.
-fn interrupted() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&flag)).context("cannot catch signals")?;
-    }
-    Ok(flag)
-}
-
-/// The demo's own pace: its length is what is asked for, nothing is awaited.
-fn rest_until(deadline: Instant, interrupted: &AtomicBool) -> Result<()> {
-    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
-        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
-        std::thread::sleep(left.min(Duration::from_millis(100)));
-    }
-    Ok(())
 }

@@ -122,6 +122,9 @@ struct Found {
 /// An answer with what it says beside it.
 type Told<T> = (T, Vec<String>);
 
+/// What a store answers for a point that is no number.
+const NOT_A_NUMBER: &str = "NaN";
+
 /// The series of a matrix. `is_asked` says whether a time, in milliseconds, was asked for.
 ///
 /// # Errors
@@ -129,6 +132,29 @@ type Told<T> = (T, Vec<String>);
 pub fn matrix(
     body: &[u8],
     is_asked: impl Fn(i64) -> bool,
+) -> Result<Told<Vec<Series>>, AnswerError> {
+    series(body, is_asked, |_| false)
+}
+
+/// The same of samples as they were stored, without markers of staleness.
+///
+/// A Prometheus that does not find a series any more stores a marker, which is a NaN, and writes it to
+/// other stores as well (section "Stale Markers" of the remote-write specification 1.0). Prometheus leaves
+/// markers out of an answer. VictoriaMetrics answers them as `NaN`.
+///
+/// # Errors
+/// As [`matrix`].
+pub fn samples(
+    body: &[u8],
+    is_asked: impl Fn(i64) -> bool,
+) -> Result<Told<Vec<Series>>, AnswerError> {
+    series(body, is_asked, |text| text == NOT_A_NUMBER)
+}
+
+fn series(
+    body: &[u8],
+    is_asked: impl Fn(i64) -> bool,
+    is_left_out: impl Fn(&str) -> bool,
 ) -> Result<Told<Vec<Series>>, AnswerError> {
     let (data, told): Told<Result_> = data(body)?;
     if data.result_type != "matrix" {
@@ -159,6 +185,9 @@ pub fn matrix(
                     series: shown(),
                     found: at,
                 });
+            }
+            if is_left_out(&text) {
+                continue;
             }
             let value = text
                 .parse()
@@ -283,6 +312,15 @@ mod tests {
         assert_eq!(series[0].points, [(3_600_000, 1.5), (7_200_000, 2000.0)]);
         assert_eq!(series[0].labels.len(), 1);
         assert_eq!(told.len(), 2, "{told:?}");
+    }
+
+    #[test]
+    fn markers_of_staleness_made_a_bill_impossible() {
+        let body = of(r#"{"metric":{},"values":[[1,"5"],[2,"NaN"],[3,"6"]]}"#);
+        let (series, _) = samples(body.as_bytes(), |_| true).unwrap();
+        assert_eq!(series[0].points, [(1_000, 5.0), (3_000, 6.0)]);
+        let body = of(r#"{"metric":{},"values":[[1,"5"],[2,"+Inf"]]}"#);
+        assert!(samples(body.as_bytes(), |_| true).is_err());
     }
 
     #[test]
