@@ -174,6 +174,12 @@ impl Prometheus {
         format!("http://{}/api/v1/write", self.address)
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     /// Where it answers.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {

@@ -144,7 +144,7 @@ fn build(options: &Options, environment: &[(&str, PathBuf)]) -> Result<()> {
     with(build, environment).run()
 }
 
-fn with(mut command: Cmd, environment: &[(&str, PathBuf)]) -> Cmd {
+pub(crate) fn with(mut command: Cmd, environment: &[(&str, PathBuf)]) -> Cmd {
     for (name, value) in environment {
         command = command.env(name, value);
     }

@@ -11,6 +11,7 @@
 
 mod accuracy;
 mod crashes;
+mod fleet;
 mod forks;
 mod health;
 mod identity;
@@ -41,7 +42,7 @@ use report::Row;
 /// A benchmark: its name, its title, what it does.
 type Benchmark = (&'static str, &'static str, fn(&Bench) -> Result<Vec<Row>>);
 
-const BENCHMARKS: [Benchmark; 11] = [
+const BENCHMARKS: [Benchmark; 12] = [
     ("forks", "Processes come and go", forks::on_and_off),
     ("opens", "Opens of devices", opens::on_and_off),
     ("storm", "Events without a loss", forks::storm),
@@ -61,6 +62,7 @@ const BENCHMARKS: [Benchmark; 11] = [
     ),
     ("store", "The books are kept", store::store),
     ("report", "The report", past::report),
+    ("fleet", "The bill of a fleet", fleet::fleet),
 ];
 
 /// Those that measure no cost.
