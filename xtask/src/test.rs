@@ -299,6 +299,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for name in results.names() {
         println!("failed: {name}");
     }
+    for name in results.flaky() {
+        println!("flaky: {name}: it failed and passed at the second try, see above");
+    }
     for line in skipped.lines() {
         println!("skipped: {line}");
     }

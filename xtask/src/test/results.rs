@@ -13,12 +13,21 @@ pub(super) struct Results {
     pub(super) passed: u64,
     pub(super) failed: u64,
     names: BTreeSet<String>,
+    /// Those that failed and passed at the second try.
+    flaky: BTreeSet<String>,
+    /// Whether nextest's summary has been seen. What it lists after it is final.
+    is_final: bool,
 }
 
 impl Results {
     /// The tests that failed, in alphabetical order.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(String::as_str)
+    }
+
+    /// The tests that failed and passed at the second try, in alphabetical order.
+    pub(super) fn flaky(&self) -> impl Iterator<Item = &str> {
+        self.flaky.iter().map(String::as_str)
     }
 
     /// Takes in a line of the runner's report. Other lines, such as what a test prints, change nothing.
@@ -36,8 +45,13 @@ impl Results {
             Runner::Nextest => {
                 if let Some(summary) = line.trim_start().strip_prefix("Summary [") {
                     self.add_summary(summary);
-                } else {
-                    self.names.extend(failed_by_nextest(line));
+                    self.is_final = true;
+                } else if let Some((status, test)) = result_of_nextest(line) {
+                    if status.starts_with("FLAKY ") {
+                        self.flaky.insert(test);
+                    } else if is_failure(status) || (self.is_final && is_failed_try(status)) {
+                        self.names.insert(test);
+                    }
                 }
             }
         }
@@ -76,17 +90,30 @@ impl Results {
     }
 }
 
-/// The test that such a line of nextest's is about: `FAIL [   0.4s] (3/8) package::binary a::test`.
-fn failed_by_nextest(line: &str) -> Option<String> {
+/// Status and test of a line of nextest's: `FAIL [   0.4s] (3/8) package::binary a::test`.
+fn result_of_nextest(line: &str) -> Option<(&str, String)> {
     let (status, rest) = line.trim_start().split_once(" [")?;
-    let is_failure = ["FAIL", "LEAK-FAIL", "ABORT", "TIMEOUT"].contains(&status)
-        || status.strip_prefix("SIG").is_some_and(is_upper);
     let (seconds, test) = rest.split_once("] ")?;
-    if !is_failure || !seconds.trim_start().ends_with('s') {
+    if !seconds.trim_start().ends_with('s') {
         return None;
     }
     // The binary's name says no more than the test's, and libtest has none.
-    test.rsplit(' ').next().map(str::to_owned)
+    Some((status, test.rsplit(' ').next()?.to_owned()))
+}
+
+/// Whether a test that is run once has failed.
+fn is_failure(status: &str) -> bool {
+    ["FAIL", "LEAK-FAIL", "ABORT", "TIMEOUT"].contains(&status)
+        || status.strip_prefix("SIG").is_some_and(is_upper)
+}
+
+/// Whether a try of a test that is run twice has failed: `TRY 2 FAIL`, `TRY 2 ABRT`. Only what is listed
+/// at the end was the last try.
+fn is_failed_try(status: &str) -> bool {
+    let result = status
+        .strip_prefix("TRY ")
+        .and_then(|rest| rest.split_once(' '));
+    result.is_some_and(|(_, result)| result != "PASS")
 }
 
 fn is_upper(text: &str) -> bool {
@@ -168,5 +195,27 @@ mod tests {
             "SIG [1s] x",
         ];
         assert_eq!(results_of(Runner::Nextest, &lines), (0, 0, vec![]));
+    }
+
+    #[test]
+    fn a_test_that_passes_at_the_second_try_is_named_and_has_passed() {
+        let lines = [
+            "  TRY 1 ABRT [   0.005s] (───) fl tests::aborts",
+            "  TRY 2 ABRT [   0.007s] (1/4) fl tests::aborts",
+            "  TRY 1 FAIL [   0.284s] (───) fl tests::flaky",
+            "  TRY 2 PASS [   0.021s] (2/4) fl tests::flaky",
+            "  TRY 1 FAIL [   0.326s] (───) fl tests::bad",
+            "        PASS [   0.010s] (3/4) fl tests::good",
+            "  TRY 2 FAIL [   0.151s] (4/4) fl tests::bad",
+            "     Summary [   0.478s] 4 tests run: 2 passed (1 flaky), 2 failed, 0 skipped",
+            "   FLAKY 2/2 [   0.021s] (2/4) fl tests::flaky",
+            "  TRY 2 ABRT [   0.007s] (1/4) fl tests::aborts",
+            "  TRY 2 FAIL [   0.151s] (4/4) fl tests::bad",
+        ];
+        let results = follow(Runner::Nextest, lines.join("\n").as_bytes()).expect("memory");
+        assert_eq!((results.passed, results.failed), (2, 2));
+        let names: Vec<&str> = results.names().collect();
+        assert_eq!(names, ["tests::aborts", "tests::bad"]);
+        assert_eq!(results.flaky().collect::<Vec<_>>(), ["tests::flaky"]);
     }
 }
