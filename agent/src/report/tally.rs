@@ -28,12 +28,14 @@
 mod dimension;
 mod filter;
 mod keys;
+mod kind;
 mod ledgers;
 mod question;
 mod remarks;
 mod row;
 #[cfg(test)]
 mod tests;
+mod timeline;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -46,10 +48,12 @@ use rust_decimal::Decimal;
 pub use self::dimension::Dimension;
 pub use self::filter::{Filter, Label};
 use self::keys::{AccountKey, AccountValues, Keys};
+pub use self::kind::Kind;
 use self::ledgers::{InLedger, Span};
 pub use self::question::Question;
 use self::remarks::Facts;
-pub use self::row::{Absent, Figure, Kind, Report, Row, Sums};
+pub use self::row::{Absent, Figure, Report, Row, Sums};
+pub use self::timeline::{Column, Strand, Timeline, without_times};
 use super::hour::{begin_of, hour_of, moment_of};
 use super::prices::{Cost, MoneyError, Price};
 use crate::core::amounts::{self, Amounts, Millijoules};
@@ -109,6 +113,8 @@ pub struct Tally<'a> {
     life: AccountLife,
     payers: HashMap<InLedger, Arc<AccountKey>>,
     groups: HashMap<GroupKey, Sums>,
+    /// What is asked for in the order of time.
+    timeline: Option<timeline::Hours>,
     hours: BTreeMap<(i64, InLedger), Hour>,
     none: Arc<str>,
 }
@@ -134,6 +140,7 @@ impl<'a> Tally<'a> {
             at_default_price: BTreeSet::new(),
             payers: HashMap::new(),
             groups: HashMap::new(),
+            timeline: question.timeline.then(Default::default),
             hours: BTreeMap::new(),
             none,
         };
@@ -213,7 +220,7 @@ impl<'a> Tally<'a> {
             unused: allocated.minus(busy),
             cost,
         };
-        self.add(kind, self.none.clone(), key, sums)?;
+        self.add(used.hour, kind, self.none.clone(), key, sums)?;
         Ok(())
     }
 
@@ -333,6 +340,10 @@ impl<'a> Tally<'a> {
         };
         let (is_complete, warnings, notes) = (facts.is_complete(), facts.warnings(), facts.notes());
         let prices = question.prices.as_ref();
+        let timeline = self.timeline.take();
+        let timeline = timeline
+            .map(|hours| hours.timeline((since, until), &question.by, &question.zone, prices))
+            .transpose()?;
         Ok(Report {
             nodes: self.ledgers.into_iter().map(|of| of.node).collect(),
             asked: question.asked,
@@ -347,6 +358,7 @@ impl<'a> Tally<'a> {
             rows,
             owned,
             total,
+            timeline,
             imbalance,
             absent: Absent::default(),
             has_gpus,
@@ -475,7 +487,7 @@ impl<'a> Tally<'a> {
                 unused: Nanos::ZERO,
                 cost: self.cost(gpu, profile.clone(), busy, Nanos::ZERO)?,
             };
-            self.add(kind, reason, key.clone(), sums)?;
+            self.add(hour, kind, reason, key.clone(), sums)?;
         }
         let idle = Sums {
             gpu: book.idle,
@@ -485,7 +497,7 @@ impl<'a> Tally<'a> {
             },
             ..Sums::default()
         };
-        self.add(Kind::Idle, self.none.clone(), key, idle)?;
+        self.add(hour, Kind::Idle, self.none.clone(), key, idle)?;
         self.left_out += left_out;
         Ok(Sums {
             gpu: book.elapsed.minus(left_out),
@@ -526,7 +538,7 @@ impl<'a> Tally<'a> {
                         ..Sums::default()
                     };
                     let key = self.keys.nobody(gpu, hour);
-                    self.add(Kind::Unaccounted, self.none.clone(), key, sums)?;
+                    self.add(hour, Kind::Unaccounted, self.none.clone(), key, sums)?;
                     all += missing;
                 }
             }
@@ -536,6 +548,7 @@ impl<'a> Tally<'a> {
 
     fn add(
         &mut self,
+        hour: i64,
         kind: Kind,
         reason: Arc<str>,
         key: Vec<Arc<str>>,
@@ -543,6 +556,10 @@ impl<'a> Tally<'a> {
     ) -> Result<(), MoneyError> {
         if sums == Sums::default() {
             return Ok(());
+        }
+        if let Some(timeline) = &mut self.timeline {
+            let by = &self.question.by;
+            timeline.add(by, kind, &key, hour, sums.gpu, sums.cost)?;
         }
         let group = self.groups.entry((kind, reason, key)).or_default();
         *group = group.plus(sums)?;

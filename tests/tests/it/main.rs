@@ -42,6 +42,7 @@ mod pod_itself;
 mod pod_resources;
 mod receivers;
 mod report;
+mod report_page;
 mod rules;
 mod runtimes;
 mod scraping;

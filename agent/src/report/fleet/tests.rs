@@ -62,6 +62,7 @@ fn question(by: &[Dimension]) -> Question {
         by: by.to_vec(),
         filter: Filter::default(),
         prices: None,
+        timeline: true,
     }
 }
 

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::dimension::Dimension;
+use super::kind::Kind;
 use super::ledgers::InLedger;
-use super::row::Kind;
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::outputs::store::query::{AccountRecord, GpuRecord};
 use crate::report::zone::Zone;

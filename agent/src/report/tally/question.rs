@@ -19,4 +19,6 @@ pub struct Question {
     pub filter: Filter,
     /// What GPU time costs, if that is asked for.
     pub prices: Option<Prices>,
+    /// Whether the report is wanted in the order of time, too, for pictures.
+    pub timeline: bool,
 }
