@@ -4,6 +4,7 @@
 //! until a scenario says otherwise.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -50,8 +51,16 @@ impl Node {
     /// # Errors
     /// As [`Node::new`].
     pub fn with_driver(gpus: u32, driver: Driver) -> Result<Self> {
+        Self::numbered(0..gpus, driver)
+    }
+
+    /// The same with GPUs of these numbers, so that several nodes have none in common.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub fn numbered(gpus: Range<u32>, driver: Driver) -> Result<Self> {
         let dir = short_folder();
-        let gpus = (0..gpus).map(GpuSpec::a100).collect();
+        let gpus = gpus.map(GpuSpec::a100).collect();
         let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1)?);
         Ok(Self {
             server: Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock"))?,

@@ -57,7 +57,7 @@ pub struct Options {
     #[arg(long, value_name = "D|T")]
     until: Option<Moment>,
     /// What to group by, with commas: namespace, pod, pod_uid, container, container_id, image,
-    /// runtime, unit, label:KEY, node, gpu, gpu_index, model, profile, hour, day, month
+    /// runtime, unit, label:KEY, node, cluster, gpu, gpu_index, model, profile, hour, day, month
     #[arg(
         long,
         value_name = "LIST",
@@ -83,7 +83,7 @@ pub struct Options {
     /// first and last use; the other outputs always have all
     #[arg(long)]
     wide: bool,
-    /// Prices by GPU model and MIG profile, and default ones, a TOML file
+    /// Prices by GPU model and MIG profile, also by node, cluster or label, a TOML file
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
     /// Directory of a store, or ledger file; several are added up, for example those of all nodes
@@ -195,6 +195,7 @@ const fn code_of(error: &ReportError) -> u8 {
         | ReportError::Twice { .. }
         | ReportError::Doubled { .. }
         | ReportError::NoLedger
+        | ReportError::NoCluster(_)
         | ReportError::Zone(_)
         | ReportError::Money(_) => 2,
     }

@@ -291,7 +291,7 @@ impl Store {
         let body = self.ask("query", &parameters).await?;
         let window = (at - seconds) * 1000..=at * 1000;
         self.read(&parameters, &body, |body| {
-            answer::matrix(body, |at_ms| window.contains(&at_ms))
+            answer::samples(body, |at_ms| window.contains(&at_ms))
         })
     }
 

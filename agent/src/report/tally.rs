@@ -55,7 +55,7 @@ use self::remarks::Facts;
 pub use self::row::{Absent, Figure, Report, Row, Sums};
 pub use self::timeline::{Column, Strand, Timeline, without_times};
 use super::hour::{begin_of, hour_of, moment_of};
-use super::prices::{Cost, MoneyError, Price};
+use super::prices::{Cost, MoneyError, Price, Prices, Whose};
 use crate::core::amounts::{self, Amounts, Millijoules};
 use crate::core::model::{GpuUuid, NONE, Nanos, UnobservedReason};
 use crate::outputs::store::query::{
@@ -70,6 +70,8 @@ const HOUR: Nanos = Nanos::from_secs(3_600);
 const UNSUPPORTED: &str = UnobservedReason::Unsupported.as_str();
 
 type GroupKey = (Kind, Arc<str>, Vec<Arc<str>>);
+/// What a price depends on: a GPU, the profile of its instance, and labels of the owner.
+type PricedBy = (InLedger, Option<Arc<str>>, Arc<[(Arc<str>, Arc<str>)]>);
 
 /// Time that two ledgers may have in the same hour of a GPU beyond that hour: windows are booked in the
 /// hour in which they end.
@@ -103,7 +105,9 @@ pub struct Tally<'a> {
     ledgers: Vec<LedgerExtent>,
     question: &'a Question,
     keys: Keys<'a>,
-    price_of: HashMap<(InLedger, Option<Arc<str>>), Price>,
+    /// The labels that prices depend on.
+    price_keys: Vec<Arc<str>>,
+    price_of: HashMap<PricedBy, Price>,
     at_default_price: BTreeSet<String>,
     /// GPUs that have or had MIG instances.
     divided: HashSet<InLedger>,
@@ -136,6 +140,11 @@ impl<'a> Tally<'a> {
             ledgers: Vec::new(),
             question,
             keys: Keys::new(&question.by, &question.zone, Arc::clone(&none)),
+            price_keys: question
+                .prices
+                .iter()
+                .flat_map(Prices::label_keys)
+                .collect(),
             price_of: HashMap::new(),
             at_default_price: BTreeSet::new(),
             payers: HashMap::new(),
@@ -183,7 +192,13 @@ impl<'a> Tally<'a> {
                 let values = AccountValues::new(&record);
                 let is_in = self.question.filter.admits(&values);
                 let gpu = self.in_ledger(record.gpu);
-                let payer = Arc::new(self.keys.account(&values, gpu, is_in));
+                let labels = self.price_keys.iter();
+                let labels = labels.map(|key| {
+                    let of = Dimension::Label(Arc::clone(key));
+                    (Arc::clone(key), values.get(&of))
+                });
+                let labels = labels.collect();
+                let payer = Arc::new(self.keys.account(&values, gpu, is_in, labels));
                 if is_in {
                     self.life = self.life.and(record.life);
                 }
@@ -213,7 +228,8 @@ impl<'a> Tally<'a> {
             return Ok(());
         }
         let key = self.keys.at_hour(&payer.key, used.hour);
-        let cost = self.cost(gpu, payer.profile.clone(), busy, allocated_share)?;
+        let priced_by = (gpu, payer.profile.clone(), Arc::clone(&payer.priced_by));
+        let cost = self.cost(priced_by, busy, allocated_share)?;
         let sums = Sums {
             gpu: busy,
             amounts: used.amounts,
@@ -485,7 +501,7 @@ impl<'a> Tally<'a> {
                     ..Amounts::busy(busy)
                 },
                 unused: Nanos::ZERO,
-                cost: self.cost(gpu, profile.clone(), busy, Nanos::ZERO)?,
+                cost: self.cost((gpu, profile.clone(), Arc::default()), busy, Nanos::ZERO)?,
             };
             self.add(hour, kind, reason, key.clone(), sums)?;
         }
@@ -568,28 +584,26 @@ impl<'a> Tally<'a> {
 
     /// What these times of a GPU cost, of allocated time the part that is the owner's; nothing where
     /// there are no prices.
-    fn cost(
-        &mut self,
-        gpu: InLedger,
-        profile: Option<Arc<str>>,
-        busy: Nanos,
-        allocated: Nanos,
-    ) -> Result<Cost, MoneyError> {
+    fn cost(&mut self, key: PricedBy, busy: Nanos, allocated: Nanos) -> Result<Cost, MoneyError> {
         let Some(prices) = &self.question.prices else {
             return Ok(Cost::default());
         };
         if busy.is_zero() && allocated.is_zero() {
             return Ok(Cost::default());
         }
-        let key = (gpu, profile);
         let price = match self.price_of.get(&key) {
             Some(price) => *price,
             None => {
-                let model = self.keys.device(gpu, &Dimension::Model);
-                let uuid = self.keys.device(gpu, &Dimension::Gpu);
+                let of_device = |dimension| self.keys.device(key.0, &dimension);
+                let (model, uuid) = (of_device(Dimension::Model), of_device(Dimension::Gpu));
+                let whose = Whose {
+                    node: &of_device(Dimension::Node),
+                    cluster: &of_device(Dimension::Cluster),
+                    labels: &key.2,
+                };
                 let found = match &key.1 {
-                    Some(profile) => prices.of_instance(&model, profile, &uuid)?,
-                    None => prices.of(&model, &uuid)?,
+                    Some(profile) => prices.of_instance(&whose, &model, profile, &uuid)?,
+                    None => prices.of(&whose, &model, &uuid)?,
                 };
                 if found.is_default {
                     self.at_default_price.insert(match &key.1 {

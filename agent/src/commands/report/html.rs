@@ -8,7 +8,9 @@
 //! of the JSON; what is shown of it is rounded for people. The picture and its table are sums of the same
 //! figures.
 
+mod bands;
 mod picture;
+mod table;
 mod view;
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ pub(super) fn report(by: &[&str], timezone: &str, prices: Option<&str>) -> Repor
     };
     let gpu = GpuRecord {
         node: "gpu-7".into(),
+        cluster: "lab".into(),
         uuid: GpuUuid(UUID.into()),
         index: "0".into(),
         model: "NVIDIA A100-SXM4-80GB".into(),

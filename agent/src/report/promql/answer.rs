@@ -130,6 +130,31 @@ pub fn matrix(
     body: &[u8],
     is_asked: impl Fn(i64) -> bool,
 ) -> Result<Told<Vec<Series>>, AnswerError> {
+    read_matrix(body, is_asked, false)
+}
+
+/// The samples of series, as they were stored. VictoriaMetrics answers staleness markers among them, which
+/// are no values: a scraper writes one where a series ends, as "NaN". A sample that was sent to it twice may
+/// be there twice.
+///
+/// # Errors
+/// As [`matrix`].
+pub fn samples(
+    body: &[u8],
+    is_asked: impl Fn(i64) -> bool,
+) -> Result<Told<Vec<Series>>, AnswerError> {
+    read_matrix(body, is_asked, true)
+}
+
+/// How a staleness marker is written.
+const STALE: &str = "NaN";
+
+/// A matrix. A `raw` one may have staleness markers and samples that are there twice.
+fn read_matrix(
+    body: &[u8],
+    is_asked: impl Fn(i64) -> bool,
+    is_raw: bool,
+) -> Result<Told<Vec<Series>>, AnswerError> {
     let (data, told): Told<Result_> = data(body)?;
     if data.result_type != "matrix" {
         return Err(AnswerError::Type(
@@ -148,18 +173,14 @@ pub fn matrix(
         }
         let mut points: Vec<(i64, f64)> = Vec::with_capacity(values.len());
         for (at, text) in values {
+            if is_raw && text == STALE {
+                continue;
+            }
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "as saturates, and is checked next"
             )]
             let at_ms = (at * 1000.0).round() as i64;
-            let is_next = points.last().is_none_or(|(before, _)| *before < at_ms);
-            if !is_next || !is_asked(at_ms) {
-                return Err(AnswerError::Time {
-                    series: shown(),
-                    found: at,
-                });
-            }
             let value = text
                 .parse()
                 .ok()
@@ -168,6 +189,16 @@ pub fn matrix(
                 series: shown(),
                 found: text.chars().take(40).collect(),
             })?;
+            if is_raw && points.last() == Some(&(at_ms, value)) {
+                continue;
+            }
+            let is_next = points.last().is_none_or(|(before, _)| *before < at_ms);
+            if !is_next || !is_asked(at_ms) {
+                return Err(AnswerError::Time {
+                    series: shown(),
+                    found: at,
+                });
+            }
             points.push((at_ms, value));
         }
         all.push(Series {
@@ -283,6 +314,25 @@ mod tests {
         assert_eq!(series[0].points, [(3_600_000, 1.5), (7_200_000, 2000.0)]);
         assert_eq!(series[0].labels.len(), 1);
         assert_eq!(told.len(), 2, "{told:?}");
+    }
+
+    #[test]
+    fn what_ends_a_series_is_no_sample_of_it() {
+        let body = of(
+            r#"{"metric":{"a":"b"},"values":[[1,"1"],[2,"2"],[2,"2"],[3,"NaN"],[4,"2"]]},
+               {"metric":{"a":"c"},"values":[[4,"2"],[5,"NaN"]]}"#,
+        );
+        let (series, _) = samples(body.as_bytes(), |_| true).unwrap();
+        assert_eq!(series[0].points, [(1_000, 1.0), (2_000, 2.0), (4_000, 2.0)]);
+        assert_eq!(series[1].points.len(), 1);
+        for wrong in [
+            r#"[[2,"2"],[2,"3"]]"#,
+            r#"[[2,"2"],[1,"2"]]"#,
+            r#"[[2,"-1"]]"#,
+        ] {
+            let body = of(&format!(r#"{{"metric":{{}},"values":{wrong}}}"#));
+            assert!(samples(body.as_bytes(), |_| true).is_err(), "{wrong}");
+        }
     }
 
     #[test]

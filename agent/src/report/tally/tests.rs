@@ -48,6 +48,7 @@ fn question(by: &[Dimension]) -> Question {
 fn gpus(hours: std::ops::RangeInclusive<i64>) -> HashMap<i64, GpuRecord> {
     let record = GpuRecord {
         node: "gpu-7".into(),
+        cluster: "lab".into(),
         uuid: GpuUuid("GPU-0".into()),
         index: "3".into(),
         model: "A100".into(),

@@ -113,8 +113,8 @@ impl Hours {
         let first = hours.clone().next().map_or(first, |hour| first.min(*hour));
         let end = hours.last().map_or(end, |hour| end.max(hour + 1));
         let (unit, place) = match end - first {
-            ..=MOST_HOURS => (Dimension::Hour, 0),
-            ..=MOST_DAY_HOURS => (Dimension::Day, 1),
+            hours if hours <= MOST_HOURS => (Dimension::Hour, 0),
+            hours if hours <= MOST_DAY_HOURS => (Dimension::Day, 1),
             _ => (Dimension::Month, 2),
         };
         let mut names: Vec<Arc<str>> = Vec::new();

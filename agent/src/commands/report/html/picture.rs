@@ -23,6 +23,8 @@ const AXIS: u64 = HEIGHT / 10;
 const ABOVE: u64 = 8;
 const WORDS: u64 = AXIS + ABOVE + 15;
 const ALL: u64 = AXIS + ABOVE + 20;
+/// How wide the scale is, in pixels.
+const SCALE: u64 = 56;
 /// Words below the columns at most.
 const MOST_WORDS: usize = 8;
 /// The columns of a name in the words of the picture.
@@ -92,24 +94,23 @@ pub(super) fn draw(timeline: &Timeline, bands: &[Band]) -> Option<(String, Strin
     }
     let parts: Vec<String> = bands.iter().map(|band| band.words(band.sum())).collect();
     let unit = &timeline.unit;
-    // The style moves it to the right, so that there is room for the scale.
-    let mut area = SVG::new()
-        .set("class", "area")
-        .set("width", "100%")
-        .set("height", ALL)
-        .set("overflow", "visible")
-        .add(plot);
     let mut picture = SVG::new()
         .set("class", "picture")
         .set("role", "img")
         .set("width", "100%")
         .set("height", ALL)
         .add(Title::new(format!("GPU hours by {unit}")))
-        .add(Description::new().add(svg::node::Text::new(format!("{}.", parts.join(", ")))));
-    append_steps(&mut picture, &mut area, step, top);
-    append_times(&mut area, timeline);
-    picture.append(area);
-    Some((picture.to_string(), format!("GPU hours by {unit}")))
+        .add(Description::new().add(svg::node::Text::new(format!("{}.", parts.join(", ")))))
+        .add(plot);
+    // Beside the picture, whose width is a part of the page's.
+    let mut scale = SVG::new()
+        .set("class", "scale")
+        .set("aria-hidden", "true")
+        .set("width", SCALE)
+        .set("height", ALL);
+    append_steps(&mut picture, &mut scale, step, top);
+    append_times(&mut picture, timeline);
+    Some((format!("{scale}{picture}"), format!("GPU hours by {unit}")))
 }
 
 /// The distance of the lines and the top of the picture: at least `most`, in nanoseconds.
@@ -155,10 +156,10 @@ fn append_band(plot: &mut SVG, band: &Band, below: &mut [Nanos], top: u64) {
 }
 
 /// The lines across the picture, with what they mean.
-fn append_steps(picture: &mut SVG, area: &mut SVG, step: u64, top: u64) {
+fn append_steps(picture: &mut SVG, scale: &mut SVG, step: u64, top: u64) {
     for at in (1..=top / step).map(|number| number * step) {
         let y = ABOVE + AXIS - height(Nanos(at), top) / 10;
-        area.append(
+        picture.append(
             Line::new()
                 .set("class", "tick")
                 .set("x1", 0)
@@ -166,16 +167,18 @@ fn append_steps(picture: &mut SVG, area: &mut SVG, step: u64, top: u64) {
                 .set("y1", y)
                 .set("y2", y),
         );
-        picture.append(
+        scale.append(
             Text::new(format!("{} h", hours(Nanos(at), 4)))
-                .set("class", "word step")
-                .set("y", y + 4),
+                .set("class", "word")
+                .set("x", SCALE - 6)
+                .set("y", y + 4)
+                .set("text-anchor", "end"),
         );
     }
 }
 
 /// The names of some columns.
-fn append_times(area: &mut SVG, timeline: &Timeline) {
+fn append_times(picture: &mut SVG, timeline: &Timeline) {
     let count = timeline.columns.len();
     let each = count.div_ceil(MOST_WORDS).max(1);
     let wide = u64::try_from(2 * count).unwrap_or(u64::MAX);
@@ -192,7 +195,7 @@ fn append_times(area: &mut SVG, timeline: &Timeline) {
             _ => name.to_owned(),
         };
         let middle = u64::try_from(2 * at + 1).unwrap_or(u64::MAX);
-        area.append(
+        picture.append(
             Text::new(words)
                 .set("class", "word")
                 .set(

@@ -3,29 +3,23 @@
 //! Every text that comes from outside goes through [`shown`] on its way here, and is escaped by the template
 //! and by the writer of the picture.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rust_decimal::Decimal;
 
-use super::super::page::{GIBIBYTE, JOULES_OF_A_KWH, became, is_shared, names, nothing, short};
-use super::super::print::{Cell, Cells, SECONDS_OF_AN_HOUR, Sheet, seconds};
+use super::super::page::{became, is_shared, names, nothing};
+use super::super::print::{Cell, Cells, Sheet, seconds};
+use super::bands::{Bands, class_of};
 use super::picture::{Band, draw};
+use super::table::{Figure, Heading, Line, Name, Table, Unit};
 use crate::core::model::{NONE, Nanos};
-use crate::drawing::{COLOURS, distinct, first_colour};
 use crate::outputs::instruments::VERSION;
-use crate::report::tally::{Dimension, Kind, Report, Row, Strand, Timeline, without_times};
+use crate::report::tally::{Dimension, Kind, Report, Row, Timeline, without_times};
 use crate::words::shown;
 
-/// Owners that have a colour and a column of their own.
-const BANDS: usize = 10;
-/// The columns of a name that are shown, and of the whole name that is shown on demand.
-const NAME_WIDTH: usize = 80;
-const WHOLE_NAME_WIDTH: usize = 512;
 /// The columns of any other text from outside.
 const TEXT_WIDTH: usize = 400;
-/// What stands where a figure does not apply or is not known.
-const DASH: &str = "-";
 
 /// Everything on the page.
 #[derive(Debug)]
@@ -57,127 +51,6 @@ pub(super) struct Page {
 pub(super) struct Ends {
     pub(super) people: String,
     pub(super) programs: String,
-}
-
-/// A table. Each row has as many names and figures as the table has columns of these.
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    /// Columns that say whose or when it is, with the class of a column's colour.
-    pub(super) names: Vec<Heading>,
-    /// Columns of figures.
-    pub(super) figures: Vec<Heading>,
-    pub(super) rows: Vec<Line>,
-    pub(super) sum: Option<Line>,
-}
-
-/// The head of a column.
-#[derive(Debug)]
-pub(super) struct Heading {
-    pub(super) text: String,
-    /// The field of `-o json`; empty if it has none.
-    pub(super) field: &'static str,
-    /// The class of its colour; empty if it has none.
-    pub(super) class: String,
-}
-
-/// A row of a table.
-#[derive(Debug)]
-pub(super) struct Line {
-    /// The class of its colour; empty if it has none.
-    pub(super) class: String,
-    pub(super) kind: &'static str,
-    pub(super) names: Vec<Name>,
-    pub(super) figures: Vec<Figure>,
-    /// Its part of everything, in whole percents for a bar and in words.
-    pub(super) part: Option<(u32, String)>,
-}
-
-/// A name from outside.
-#[derive(Debug)]
-pub(super) struct Name {
-    pub(super) text: String,
-    /// The whole name, as far as it is bounded.
-    pub(super) whole: String,
-}
-
-/// A figure as the JSON has it and as people read it.
-#[derive(Debug)]
-pub(super) struct Figure {
-    /// The exact figure; absent if it does not apply or is not known.
-    pub(super) exact: Option<String>,
-    pub(super) shown: String,
-}
-
-impl Name {
-    fn new(text: &str) -> Self {
-        Self {
-            text: shown(text, NAME_WIDTH),
-            whole: shown(text, WHOLE_NAME_WIDTH),
-        }
-    }
-}
-
-impl Heading {
-    fn plain(text: &str) -> Self {
-        Self::of_field(text, "")
-    }
-
-    fn of_field(text: &str, field: &'static str) -> Self {
-        Self {
-            text: shown(text, NAME_WIDTH),
-            field,
-            class: String::new(),
-        }
-    }
-}
-
-impl Figure {
-    fn new(exact: Decimal, shown: String) -> Self {
-        Self {
-            exact: Some(exact.to_string()),
-            shown,
-        }
-    }
-
-    fn nothing() -> Self {
-        Self {
-            exact: None,
-            shown: DASH.to_owned(),
-        }
-    }
-
-    /// GPU time in seconds, shown in hours.
-    fn hours(exact: Decimal) -> Self {
-        Self::new(exact, short(exact / SECONDS_OF_AN_HOUR))
-    }
-
-    fn money(cost: Option<Decimal>) -> Self {
-        cost.map_or_else(Self::nothing, |cost| Self::new(cost, cost.to_string()))
-    }
-}
-
-/// How a figure of the JSON is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unit {
-    Hours,
-    GibibyteHours,
-    KilowattHours,
-    Percent,
-    Gibibytes,
-    AsItIs,
-}
-
-impl Unit {
-    fn show(self, number: Decimal) -> String {
-        match self {
-            Self::Hours => short(number / SECONDS_OF_AN_HOUR),
-            Self::GibibyteHours => short(number / GIBIBYTE / SECONDS_OF_AN_HOUR),
-            Self::KilowattHours => short(number / JOULES_OF_A_KWH),
-            Self::Gibibytes => short(number / GIBIBYTE),
-            Self::Percent => format!("{:.1}%", (number * Decimal::ONE_HUNDRED).round_dp(1)),
-            Self::AsItIs => number.to_string(),
-        }
-    }
 }
 
 /// A column of figures of those who own their time: the field of the JSON, what it is called, its unit, and
@@ -481,17 +354,6 @@ fn what(report: &Report, sheet: &Sheet<'_>) -> Table {
     }
 }
 
-/// The class of the colour of time that nobody owns.
-const fn class_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Unattributed => "unowned",
-        Kind::Idle => "idle",
-        Kind::Unobserved => "unobserved",
-        Kind::Unaccounted => "unaccounted",
-        Kind::Container | Kind::Host | Kind::Total => "others",
-    }
-}
-
 /// A part of a whole, in whole percents and in words.
 fn part_of(part: Decimal, whole: Decimal) -> (u32, String) {
     let part = part.checked_div(whole).unwrap_or_default();
@@ -540,92 +402,6 @@ fn unowned(report: &Report, sheet: &Sheet<'_>) -> Option<Table> {
         rows: rows.collect(),
         sum: None,
     })
-}
-
-/// Who has a colour, and all that is drawn.
-#[derive(Debug, Default)]
-struct Bands {
-    classes: HashMap<(Kind, Vec<Arc<str>>), String>,
-    all: Vec<Band>,
-}
-
-impl Bands {
-    /// The bands of a picture, from the bottom up: owners, the largest first; the other owners; time that
-    /// nobody owns.
-    fn of(timeline: &Timeline) -> Self {
-        let mark = timeline.by.iter().position(Dimension::is_identity);
-        let owners = timeline.strands.iter().filter(|of| of.kind.is_owned());
-        let owners: Vec<&Strand> = owners.collect();
-        // One owner more is no more than "1 other owner".
-        let named = match owners.len() {
-            count if count <= BANDS + 1 => count,
-            _ => BANDS,
-        };
-        let (named, others) = owners.split_at(named);
-        let names: Vec<String> = named
-            .iter()
-            .map(|strand| title(&names_of(strand, mark)))
-            .collect();
-        let colours = distinct(names.iter().map(|name| first_colour(name)));
-        const { assert!(BANDS < COLOURS as usize, "each band has a colour") };
-        let mut bands = Self::default();
-        for ((strand, name), colour) in named.iter().zip(names).zip(colours) {
-            let class = format!("c{colour}");
-            let key = (strand.kind, strand.key.clone());
-            bands.classes.insert(key, class.clone());
-            bands.all.push(Band {
-                class,
-                name,
-                times: strand.times.clone(),
-            });
-        }
-        let mut joined = |class: &str, name: String, strands: &[&Strand]| {
-            let mut times = vec![Nanos::ZERO; timeline.columns.len()];
-            for strand in strands {
-                for (sum, time) in times.iter_mut().zip(&strand.times) {
-                    *sum = sum.plus(*time);
-                }
-            }
-            if times.iter().any(|time| !time.is_zero()) {
-                bands.all.push(Band {
-                    class: class.to_owned(),
-                    name,
-                    times,
-                });
-            }
-        };
-        joined("others", format!("{} other owners", others.len()), others);
-        for kind in [
-            Kind::Unattributed,
-            Kind::Idle,
-            Kind::Unobserved,
-            Kind::Unaccounted,
-        ] {
-            let strands = timeline.strands.iter().filter(|of| of.kind == kind);
-            let strands: Vec<&Strand> = strands.collect();
-            joined(class_of(kind), became(kind).to_owned(), &strands);
-        }
-        bands
-    }
-
-    fn class(&self, kind: Kind, key: &[Arc<str>]) -> String {
-        let found = self.classes.get(&(kind, key.to_vec()));
-        found.cloned().unwrap_or_else(|| "others".to_owned())
-    }
-}
-
-fn names_of(strand: &Strand, mark: Option<usize>) -> Vec<String> {
-    names(strand.kind, &strand.key, mark)
-}
-
-/// A name of several parts in one line, without the parts that do not apply.
-fn title(names: &[String]) -> String {
-    let known = names.iter().filter(|name| *name != NONE);
-    let known: Vec<&str> = known.map(String::as_str).collect();
-    match known.is_empty() {
-        true => NONE.to_owned(),
-        false => known.join(" / "),
-    }
 }
 
 /// GPU time in the order of time: a row for each column of the picture.
