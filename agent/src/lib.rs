@@ -8,6 +8,7 @@
 pub mod app;
 pub mod commands;
 pub mod config;
+mod drawing;
 mod errors;
 mod figures;
 pub mod gpu_release;

@@ -100,6 +100,11 @@ pub enum ReportError {
     /// No ledger was named.
     #[error("no ledger was named")]
     NoLedger,
+    /// Ledgers do not say in which cluster they are.
+    #[error(
+        "{0} is for a report from a store of metrics: a ledger does not say in which cluster its node is"
+    )]
+    NoCluster(&'static str),
     /// Prices, or what they come to.
     #[error(transparent)]
     Money(#[from] MoneyError),
@@ -116,6 +121,9 @@ pub fn make(
     question: &Question,
     now: Timestamp,
 ) -> Result<Report, ReportError> {
+    if let Some(what) = question.needs_cluster() {
+        return Err(ReportError::NoCluster(what));
+    }
     let mut names: Vec<(Arc<str>, PathBuf)> = Vec::new();
     let mut tally = None;
     let mut outside = Vec::new();

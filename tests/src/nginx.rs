@@ -1,4 +1,4 @@
-//! nginx, which ends TLS in front of a receiver of gRPC that has none, and wants a client certificate.
+//! nginx, which ends TLS in front of a server that has none, and wants a client certificate.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -42,6 +42,29 @@ impl Nginx {
         authority: &Authority,
         behind: SocketAddr,
     ) -> Result<Self> {
+        let place = format!("grpc_pass grpc://{behind};");
+        Self::start_with(program, dir, authority, &place)
+    }
+
+    /// In front of HTTP at `behind`. It lets in who has a certificate of this authority and this bearer
+    /// token.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_with_token(
+        program: &Path,
+        dir: &Path,
+        authority: &Authority,
+        behind: SocketAddr,
+        token: &str,
+    ) -> Result<Self> {
+        let place = format!(
+            "if ($http_authorization != \"Bearer {token}\") {{ return 401; }} proxy_pass http://{behind};"
+        );
+        Self::start_with(program, dir, authority, &place)
+    }
+
+    fn start_with(program: &Path, dir: &Path, authority: &Authority, place: &str) -> Result<Self> {
         let dir = dir.join("nginx");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let address = free_address()?;
@@ -55,7 +78,7 @@ impl Nginx {
              {temporary}  client_max_body_size 16m;\n  server {{\n    listen {address} ssl http2;\n    \
              ssl_certificate {cert};\n    ssl_certificate_key {key};\n    \
              ssl_client_certificate {ca};\n    ssl_verify_client on;\n    \
-             location / {{ grpc_pass grpc://{behind}; }}\n  }}\n}}\n",
+             location / {{ {place} }}\n  }}\n}}\n",
             dir = dir.display(),
             cert = own.cert.display(),
             key = own.key.display(),

@@ -4,6 +4,7 @@
 //! until a scenario says otherwise.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -50,15 +51,16 @@ impl Node {
     /// # Errors
     /// As [`Node::new`].
     pub fn with_driver(gpus: u32, driver: Driver) -> Result<Self> {
-        Self::with_gpus((0..gpus).map(GpuSpec::a100).collect(), driver)
+        Self::numbered(0..gpus, driver)
     }
 
-    /// The same with these GPUs. The nodes of a fleet have GPUs with UUIDs of their own.
+    /// The same with GPUs of these numbers, so that several nodes have none in common.
     ///
     /// # Errors
     /// As [`Node::new`].
-    pub fn with_gpus(gpus: Vec<GpuSpec>, driver: Driver) -> Result<Self> {
+    pub fn numbered(gpus: Range<u32>, driver: Driver) -> Result<Self> {
         let dir = short_folder();
+        let gpus = gpus.map(GpuSpec::a100).collect();
         let scenario = Arc::new(Scenario::create(dir.path().join("gpus"), gpus, 1)?);
         Ok(Self {
             server: Server::start(Arc::clone(&scenario), dir.path().join("jobs.sock"))?,

@@ -159,6 +159,45 @@ impl Prometheus {
         })
     }
 
+    /// Starts the program that is at a path with nothing to scrape, behind a web configuration file: with
+    /// TLS, client certificates or passwords. Only the program that is tested can ask it. The address is
+    /// known before, so that a certificate can be made for it.
+    ///
+    /// # Errors
+    /// As [`Prometheus::start`].
+    pub fn guarded(
+        program: &Path,
+        dir: &Path,
+        address: SocketAddr,
+        web_config: &Path,
+    ) -> Result<Self> {
+        let file = dir.join("prometheus.json");
+        fs::write(&file, json!({"scrape_configs": []}).to_string())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let mut command = Command::new(program);
+        command
+            .arg("--config.file")
+            .arg(&file)
+            .arg("--storage.tsdb.path")
+            .arg(dir.join("prometheus"))
+            .arg(format!("--web.listen-address={address}"))
+            .arg("--web.config.file")
+            .arg(web_config);
+        let log = dir.join("prometheus.log");
+        let mut daemon = Daemon::start("prometheus", &mut command, &log)?;
+        // Whether it is ready can be asked only by who has a certificate; its log says it, too.
+        let is_ready = || {
+            let log = fs::read_to_string(&log);
+            log.is_ok_and(|log| log.contains("ready to receive web requests"))
+        };
+        daemon.wait_until_up(is_ready)?;
+        Ok(Self {
+            daemon,
+            address,
+            scrape_interval: Duration::from_secs(1),
+        })
+    }
+
     /// Starts the program that is at a path with nothing to scrape, for what it knows of PromQL.
     ///
     /// # Errors

@@ -52,6 +52,19 @@ impl VictoriaMetrics {
     /// # Errors
     /// If it does not come up.
     pub fn start(program: &Path, dir: &Path, authority: &Authority) -> Result<Self> {
+        Self::start_with(program, dir, authority, &[])
+    }
+
+    /// The same with further arguments.
+    ///
+    /// # Errors
+    /// As [`VictoriaMetrics::start`].
+    pub fn start_with(
+        program: &Path,
+        dir: &Path,
+        authority: &Authority,
+        arguments: &[String],
+    ) -> Result<Self> {
         let dir = dir.join("victoria-metrics");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let (safe, plain) = (free_address()?, free_address()?);
@@ -67,7 +80,8 @@ impl VictoriaMetrics {
             .arg(format!("-tlsCertFile={}", own.cert.display()))
             .arg(format!("-tlsKeyFile={}", own.key.display()))
             .arg(format!("-storageDataPath={}", dir.join("data").display()))
-            .args(["-search.latencyOffset=0s", "-memory.allowedBytes=128MB"]);
+            .args(["-search.latencyOffset=0s", "-memory.allowedBytes=128MB"])
+            .args(arguments);
         let log = dir.join("victoria-metrics.log");
         let mut daemon = Daemon::start("victoria-metrics", &mut command, &log)?;
         daemon.wait_until_listening(&[safe, plain])?;

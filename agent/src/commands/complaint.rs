@@ -56,6 +56,7 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
                     Some("name one of the two")
                 }
                 ReportError::NoLedger => Some("name one with --store"),
+                ReportError::NoCluster(_) => Some("use --from, or --by node"),
                 ReportError::Zone(_) => Some("use --timezone with another zone, or UTC"),
             };
         }
@@ -81,7 +82,10 @@ fn of_fleet(error: &FleetError) -> Option<&'static str> {
             "set prometheus.owner_prefix = \"owner_\" in the agent's configuration, or stop the scraper from \
              writing over namespace; what was scraped so far has lost its owners, the nodes' ledgers have them"
         }
-        FleetError::Labels(_) => "group by something else, or use --store with the nodes' ledgers",
+        FleetError::NoPodLabels { .. } | FleetError::LacksPodLabels { .. } => {
+            "name these labels in publish.pod_labels of the agents' configuration, which publishes them from \
+             then on, or use --store with the nodes' ledgers"
+        }
         FleetError::AllocatedPrice => {
             "use prices with busy_hour only, or --store with the nodes' ledgers"
         }
@@ -97,7 +101,9 @@ fn of_store(error: &StoreError) -> Option<&'static str> {
         StoreError::Header(_) | StoreError::Secret { .. } => {
             "look at --header, --header-file, --token-file and --password-file"
         }
-        StoreError::Unreachable { .. } => "see whether the store runs, and look at --from and --ca",
+        StoreError::Unreachable { .. } => {
+            "see whether the store runs, and look at --from, and at --ca, --cert and --key"
+        }
         StoreError::Slow { .. } => "raise --timeout, or ask for less with --selector",
         StoreError::Refused { status, .. } => match status {
             401 | 403 => {

@@ -1,9 +1,11 @@
 //! `gpuacct report`: what was used in the past, for people, spreadsheets and programs.
 //!
 //! It reads the ledger by itself, beside a running agent or without one, and changes nothing. With
-//! `--from` it reads a store of metrics instead ([`remote`]). The page for people is in `report/page.rs`, files for programs are in `report/print.rs`, and what is in them
-//! is in [`crate::report`].
+//! `--from` it reads a store of metrics instead ([`remote`]). The table for people is in `report/page.rs`, the
+//! page for browsers in `report/html.rs`, files for programs are in `report/print.rs`, and what is in them is
+//! in [`crate::report`].
 
+mod html;
 mod page;
 mod print;
 mod remote;
@@ -55,7 +57,7 @@ pub struct Options {
     #[arg(long, value_name = "D|T")]
     until: Option<Moment>,
     /// What to group by, with commas: namespace, pod, pod_uid, container, container_id, image,
-    /// runtime, unit, label:KEY, node, gpu, gpu_index, model, profile, hour, day, month
+    /// runtime, unit, label:KEY, node, cluster, gpu, gpu_index, model, profile, hour, day, month
     #[arg(
         long,
         value_name = "LIST",
@@ -74,14 +76,14 @@ pub struct Options {
     /// hours off UTC
     #[arg(long, value_name = "ZONE", default_value = "UTC")]
     timezone: Zone,
-    /// Output format: table, csv, json or ndjson
+    /// Output format: table, csv, json, ndjson or html
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// A table of any width, with held time, the other engines, processes, memory's peak,
     /// first and last use; the other outputs always have all
     #[arg(long)]
     wide: bool,
-    /// Prices by GPU model and MIG profile, and default ones, a TOML file
+    /// Prices by GPU model and MIG profile, also by node, cluster or label, a TOML file
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
     /// Directory of a store, or ledger file; several are added up, for example those of all nodes
@@ -105,6 +107,8 @@ pub enum Output {
     Json,
     /// A document for each row.
     Ndjson,
+    /// A page for a browser or a printer, with pictures.
+    Html,
 }
 
 /// Reads and prints. The exit codes are those of the help.
@@ -114,6 +118,10 @@ pub async fn run(options: Options) -> ExitCode {
             let what = format!("cannot group the report: --by has {dimension} twice");
             return say(&what, Some("name it once"), 2);
         }
+    }
+    if options.output == Output::Html && html::has_no_reader() {
+        let what = "cannot write the page to standard output: a terminal does not show it";
+        return say(what, Some("redirect it: gpuacct report -o html > FILE"), 1);
     }
     let now = Timestamp::now();
     let asked = match Asked::new(options.since, options.until, &options.timezone, now) {
@@ -130,6 +138,7 @@ pub async fn run(options: Options) -> ExitCode {
         by: Dimension::with_index(&options.by),
         filter: Filter::new(&options.namespace, &options.label),
         prices,
+        timeline: options.output == Output::Html,
     };
     let made = match options.remote.is_chosen() {
         true => options.remote.report(&question, now).await,
@@ -186,6 +195,7 @@ const fn code_of(error: &ReportError) -> u8 {
         | ReportError::Twice { .. }
         | ReportError::Doubled { .. }
         | ReportError::NoLedger
+        | ReportError::NoCluster(_)
         | ReportError::Zone(_)
         | ReportError::Money(_) => 2,
     }
@@ -216,6 +226,7 @@ fn show(options: &Options, report: &Report) -> Result<(), OutputError> {
         Output::Csv => print::csv(report)?,
         Output::Json => print::json(report)?,
         Output::Ndjson => print::ndjson(report)?,
+        Output::Html => html::html(report, options.wide)?,
     };
     output::write_out(&text).map(|_| ())
 }

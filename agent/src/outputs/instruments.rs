@@ -41,4 +41,5 @@ pub use self::instrument::{
 };
 pub use self::labels::{ConfiguredLabel, LabelValues, MAX_LABEL_BYTES};
 pub use self::markdown::metrics_markdown;
+pub use self::pod_labels::pod_label_key;
 pub use self::table::{families, write, write_process};

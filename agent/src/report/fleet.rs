@@ -17,7 +17,9 @@ mod balance;
 mod error;
 mod families;
 mod late_names;
+mod pod_labels;
 mod reading;
+mod remarks;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +34,9 @@ pub use self::error::FleetError;
 use self::families::{
     Amount, CONTAINER_INFO, FAMILIES, Family, GPU_INFO, OfGpu, Owner, Subject, What, found, value,
 };
-use self::reading::{LOOK_BACK, Reading, Span, WARM_UP};
+use self::pod_labels::PodLabels;
+use self::reading::{Reading, Span};
+use self::remarks::{Reach, Remarks};
 use super::hour::{begin_of, hour_of};
 use super::prices::MoneyError;
 use super::promql::Store;
@@ -42,12 +46,8 @@ use crate::core::amounts::{Amounts, Millijoules};
 use crate::core::model::{GpuUuid, NONE, Nanos, UNRESOLVED, WallTime};
 use crate::outputs::store::query::{AccountLife, AccountRecord, GpuRecord, LedgerExtent, Used};
 
-/// Time that may be apart at the ends of the range: what is on its way between the books and the store.
-const UNDER_WAY: Nanos = Nanos::from_secs(120);
-/// GPUs or metrics that a message names at most.
-const MOST_NAMED: usize = 8;
-
-/// Reads a store and adds up.
+/// Reads a store and adds up. `cluster` is the label of the series that names their cluster, if it is none of
+/// those that are known.
 ///
 /// # Errors
 /// If the store cannot be read, has nothing of the range, or contradicts itself; if the question asks for
@@ -55,6 +55,7 @@ const MOST_NAMED: usize = 8;
 pub async fn make(
     store: &mut Store,
     question: &Question,
+    cluster: Option<&str>,
     now: Timestamp,
 ) -> Result<Report, FleetError> {
     check(question)?;
@@ -70,7 +71,8 @@ pub async fn make(
         end: begin_of(asked.end).min(now).as_second(),
     };
     question.zone.check(&span.hours)?;
-    let fleet = Fleet::read(store, &span, question).await?;
+    let mut fleet = Fleet::read(store, &span, question).await?;
+    fleet.cluster = cluster.map(str::to_owned);
     let mut report = fleet.report(&span, question, now)?;
     let from = format!("read from {}", store.url());
     report.notes.insert(0, from);
@@ -82,14 +84,6 @@ pub async fn make(
 
 /// Checks that nothing is asked for that no store has.
 fn check(question: &Question) -> Result<(), FleetError> {
-    for dimension in &question.by {
-        if matches!(dimension, Dimension::Label(_)) {
-            return Err(FleetError::Labels(format!("--by {dimension}")));
-        }
-    }
-    if question.filter.asks_for_labels() {
-        return Err(FleetError::Labels("--label".to_owned()));
-    }
     let prices = question.prices.as_ref();
     match prices.is_some_and(super::prices::Prices::charges_allocated) {
         true => Err(FleetError::AllocatedPrice),
@@ -115,6 +109,10 @@ struct Fleet {
     info: BTreeMap<String, Labels>,
     /// Images and runtimes by pod uid and container id.
     images: HashMap<ContainerName, Image>,
+    /// Labels of pods that the question asks for.
+    pod_labels: PodLabels,
+    /// The label that names a cluster, if it was given.
+    cluster: Option<String>,
     /// The first and the last hour with samples of a GPU.
     active: Option<(i64, i64)>,
     /// Whether the store has anything from before that.
@@ -194,6 +192,8 @@ impl Fleet {
                 }
             }
         }
+        let keys = question.label_keys();
+        fleet.pod_labels = PodLabels::read(store, span, keys, &fleet.names).await?;
         let by = |dimension| question.by.contains(&dimension);
         if (by(Dimension::Image) || by(Dimension::Runtime)) && fleet.names.contains(CONTAINER_INFO)
         {
@@ -249,11 +249,15 @@ impl Fleet {
             (!matches!(&*text, NONE | UNRESOLVED)).then_some(text)
         };
         let labels = self.labels.get(&**gpu);
-        let node = labels
-            .and_then(|labels| found(labels, "node"))
-            .map(|(_, node)| node);
+        let node = labels.and_then(|labels| found(labels, "node"));
+        let cluster = labels.and_then(|labels| match &self.cluster {
+            Some(own) => labels.get(own).map(String::as_str),
+            None => found(labels, "cluster").map(|(_, cluster)| cluster),
+        });
+        let cluster = cluster.filter(|cluster| !cluster.is_empty());
         GpuRecord {
-            node: node.unwrap_or(UNRESOLVED).into(),
+            node: node.map_or(UNRESOLVED, |(_, node)| node).into(),
+            cluster: cluster.unwrap_or(UNRESOLVED).into(),
             uuid: GpuUuid(Arc::clone(gpu)),
             index: of_info("index"),
             model: of_info("model"),
@@ -298,6 +302,8 @@ impl Fleet {
                 let whose = (Arc::clone(pod_uid), Arc::clone(container_id));
                 let unknown = || (UNRESOLVED.into(), UNRESOLVED.into());
                 let (image, runtime) = self.images.get(&whose).cloned().unwrap_or_else(unknown);
+                let pod_of = [namespace, pod, pod_uid].map(Arc::clone);
+                let labels = self.pod_labels.of(&pod_of);
                 AccountRecord {
                     kind: "container".into(),
                     owner: Arc::clone(container_id),
@@ -308,8 +314,9 @@ impl Fleet {
                     container_id: whose.1,
                     image,
                     runtime,
-                    // Nothing is known of its labels.
-                    attribution: "id_only".into(),
+                    // Without a name nothing is known of its labels.
+                    attribution: if labels.is_some() { "named" } else { "id_only" }.into(),
+                    labels: labels.unwrap_or_else(|| "{}".into()),
                     ..host
                 }
             }
@@ -342,7 +349,13 @@ impl Fleet {
             hour: span.hours.end - 1,
             first_hour: span.hours.start,
         };
-        let mut remarks = Remarks::of(&self, span, question);
+        let reach = Reach {
+            active: self.active,
+            has_before: self.has_before,
+            fallen: self.fallen.range(span.hours.clone()).count(),
+        };
+        let mut remarks = Remarks::of(&reach, span, question);
+        remarks.clusters(question, gpus.values());
         let mut tally = Tally::new(extent, gpus, question);
         let used = late_names::give_to_names(std::mem::take(&mut self.used));
         for (account, ((gpu, owner), hours)) in (0_i64..).zip(&used) {
@@ -431,113 +444,4 @@ fn overwritten(own: &[Labels], owners: &[Labels]) -> Option<String> {
     };
     let all = !owners.is_empty() && owners.iter().all(is_targets);
     all.then(|| namespace.clone())
-}
-
-/// What there is to say of a report from a store.
-#[derive(Debug)]
-struct Remarks {
-    asked: Nanos,
-    warnings: Vec<String>,
-    notes: Vec<String>,
-    imbalance: Nanos,
-    unbalanced: Vec<String>,
-    late: Vec<String>,
-}
-
-impl Remarks {
-    fn of(fleet: &Fleet, span: &Span, question: &Question) -> Self {
-        let show = |hour| question.zone.show(begin_of(hour));
-        let mut remarks = Self {
-            asked: Nanos::from_secs(u64::try_from(span.end - span.since()).unwrap_or(0)),
-            warnings: Vec::new(),
-            notes: Vec::new(),
-            imbalance: Nanos::ZERO,
-            unbalanced: Vec::new(),
-            late: Vec::new(),
-        };
-        let since = show(span.hours.start);
-        match fleet.active {
-            None => remarks.warnings.push(format!(
-                "the store has no sample of a GPU from {since} on: the time is in no book"
-            )),
-            Some((first, last)) => {
-                if !fleet.has_before {
-                    remarks.warnings.push(format!(
-                        "the store has nothing from before the hour of {}, and the range begins at {since}: is \
-                         its retention shorter than --since? Time of which it has nothing is in no book",
-                        show(first)
-                    ));
-                }
-                if last < span.hours.end - 1 && span.end > (last + 2) * 3_600 {
-                    remarks.warnings.push(format!(
-                        "the store has no sample of a GPU after the hour of {}: does it still scrape the agents?",
-                        show(last)
-                    ));
-                }
-            }
-        }
-        let fallen = fleet.fallen.range(span.hours.clone()).count();
-        if fallen > 0 {
-            remarks.notes.push(format!(
-                "counters began anew, or were taken up by another series, in {fallen} hours: these were read \
-                 sample by sample"
-            ));
-        }
-        remarks.notes.push(format!(
-            "exact to the last sample of each counter; values of the {} days before the range were looked for",
-            (WARM_UP + LOOK_BACK) / 24
-        ));
-        remarks
-    }
-
-    /// Adds what was found of a GPU.
-    fn gpu(&mut self, gpu: &Arc<str>, apart: balance::Apart, elapsed: Nanos) {
-        let wrong = apart
-            .early
-            .minus(UNDER_WAY)
-            .plus(apart.short.minus(UNDER_WAY));
-        if !wrong.is_zero() {
-            self.imbalance += wrong;
-            self.unbalanced.push(format!(
-                "{gpu} (owners {} s above its busy time, parts {} s above its elapsed time)",
-                apart.early.0 / 1_000_000_000,
-                apart.short.0 / 1_000_000_000
-            ));
-        }
-        let over = elapsed.minus(self.asked);
-        if over > UNDER_WAY {
-            self.late
-                .push(format!("{gpu} ({} s)", over.0 / 1_000_000_000));
-        }
-    }
-
-    fn put(self, report: &mut Report) {
-        let some = |mut names: Vec<String>| {
-            let more = names.len().saturating_sub(MOST_NAMED);
-            names.truncate(MOST_NAMED);
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            format!("{}{more}", names.join(", "))
-        };
-        report.imbalance += self.imbalance;
-        for warning in self.warnings {
-            report.warn(warning);
-        }
-        if !self.unbalanced.is_empty() {
-            report.warnings.push(format!(
-                "the counters in the store do not balance: {}. Is a GPU counted by two agents?",
-                some(self.unbalanced)
-            ));
-        }
-        report.notes.extend(self.notes);
-        if !self.late.is_empty() {
-            report.notes.push(format!(
-                "more time than the range has was first seen in it, after the store had been without samples: {}",
-                some(self.late)
-            ));
-        }
-    }
 }

@@ -13,7 +13,17 @@
 //!
 //! [default]                         # for what has no price of its own, with `mig` like a model's
 //! busy_hour = "1.00"
+//!
+//! [[for]]                           # other prices for some of the time; the first that holds counts
+//! cluster = "b"                     # `cluster`, `node` and labels: all that are given must hold
+//! node = ["gpu-1", "gpu-2"]         # one of these
+//! label.team = "vision"
+//! [for.gpu."NVIDIA A100-SXM4-80GB"] # `gpu` and `default`, as above
+//! busy_hour = "1.20"
 //! ```
+//!
+//! What a part of the file has no price for is looked for in the next one that holds, and last in the tables
+//! above. So prices of some models for a cluster leave the other models as they are.
 //!
 //! A MIG instance is a part of a GPU and has the price of its profile, never the whole GPU's.
 //!
@@ -30,14 +40,18 @@
 //! A model without a price, where there is no default for it, is an error: nothing is given away and
 //! nothing is guessed.
 
-use std::collections::BTreeMap;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rust_decimal::{Decimal, RoundingStrategy};
 use serde::Deserialize;
-use serde::de::{self, Deserializer, Visitor};
 
+use self::table::{Model, PriceTable, Rule};
+pub use self::table::{Price, Quote, Whose};
 use crate::core::model::Nanos;
 use crate::text_file::{self, TextFileError};
 
@@ -112,7 +126,7 @@ pub enum MoneyError {
     TooLarge,
 }
 
-/// Prices, by model.
+/// Prices, by model, and whose time they are for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prices {
     origin: String,
@@ -120,62 +134,10 @@ pub struct Prices {
     pub currency: String,
     /// How many decimals an amount is printed with.
     pub decimals: u32,
-    models: BTreeMap<String, Model>,
-    /// For models and profiles that have no price of their own.
-    default: Model,
-}
-
-/// What a model costs, whole and in parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Model {
-    #[serde(deserialize_with = "decimal")]
-    busy_hour: Option<Decimal>,
-    #[serde(deserialize_with = "decimal")]
-    allocated_hour: Option<Decimal>,
-    /// Prices of MIG instances by profile.
-    mig: BTreeMap<String, Price>,
-}
-
-impl Model {
-    fn whole(&self) -> Option<Price> {
-        let price = Price {
-            busy_hour: self.busy_hour,
-            allocated_hour: self.allocated_hour,
-        };
-        (price != Price::default()).then_some(price)
-    }
-}
-
-/// What an hour of a model costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Price {
-    /// Of its being busy.
-    #[serde(deserialize_with = "decimal")]
-    pub busy_hour: Option<Decimal>,
-    /// Price of an allocated hour, busy or not. Containers that share the GPU by time-slicing pay
-    /// for their share.
-    #[serde(deserialize_with = "decimal")]
-    pub allocated_hour: Option<Decimal>,
-}
-
-/// A price, and where it is from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quote {
-    /// The price.
-    pub price: Price,
-    /// Whether it is the default.
-    pub is_default: bool,
-}
-
-impl Quote {
-    fn new(own: Option<Price>, default: Option<Price>) -> Option<Self> {
-        Some(Self {
-            price: own.or(default)?,
-            is_default: own.is_none(),
-        })
-    }
+    /// Prices of some of the time. The first that holds counts.
+    rules: Vec<Rule>,
+    /// Prices of all other time.
+    table: PriceTable,
 }
 
 #[derive(Deserialize)]
@@ -185,9 +147,11 @@ struct File {
     #[serde(default = "two")]
     decimals: u32,
     #[serde(default)]
-    gpu: Option<BTreeMap<String, Model>>,
+    gpu: BTreeMap<String, Model>,
     #[serde(default)]
     default: Option<Model>,
+    #[serde(default, rename = "for")]
+    rules: Vec<Rule>,
 }
 
 const fn two() -> u32 {
@@ -198,10 +162,35 @@ impl Prices {
     /// Whether anything in it has a price for allocated time.
     #[must_use]
     pub fn charges_allocated(&self) -> bool {
-        let models = self.models.values().chain([&self.default]);
-        let mut prices =
-            models.flat_map(|of| of.whole().into_iter().chain(of.mig.values().copied()));
-        prices.any(|price| price.allocated_hour.is_some())
+        let mut prices = self.tables().flat_map(PriceTable::all);
+        prices.any(|(_, price)| price.allocated_hour.is_some())
+    }
+
+    /// Whether some prices are for clusters.
+    #[must_use]
+    pub fn are_by_cluster(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.cluster.is_empty())
+    }
+
+    /// The keys of the labels that some prices are for, in order.
+    #[must_use]
+    pub fn label_keys(&self) -> BTreeSet<Arc<str>> {
+        let keys = self.rules.iter().flat_map(|rule| rule.label.keys());
+        keys.map(|key| key.as_str().into()).collect()
+    }
+
+    /// All tables, in the order in which they are looked into.
+    fn tables(&self) -> impl Iterator<Item = &PriceTable> {
+        self.rules
+            .iter()
+            .map(|rule| &rule.table)
+            .chain([&self.table])
+    }
+
+    /// The tables for somebody's time.
+    fn tables_for<'a>(&'a self, whose: &'a Whose<'a>) -> impl Iterator<Item = &'a PriceTable> {
+        let rules = self.rules.iter().filter(|rule| rule.holds(whose));
+        rules.map(|rule| &rule.table).chain([&self.table])
     }
 
     /// Reads a file.
@@ -249,27 +238,26 @@ impl Prices {
             &file.decimals,
             "0 to 9",
         )?;
+        let table = PriceTable {
+            models: file.gpu,
+            default: file.default,
+        };
+        let has_prices = !table.is_empty() || !file.rules.is_empty();
         ensure(
-            file.gpu.is_some() || file.default.is_some(),
+            has_prices,
             "gpu",
             &"missing",
             "a table of models, or one of defaults",
         )?;
-        let models = file.gpu.unwrap_or_default();
-        let keys = models
-            .iter()
-            .map(|(model, of_it)| (format!("gpu.{model:?}"), of_it));
-        let default = file
-            .default
-            .iter()
-            .map(|of_it| ("default".to_owned(), of_it));
-        let mut prices = Vec::new();
-        for (key, of_it) in keys.chain(default) {
-            if of_it.mig.is_empty() || of_it.whole().is_some() {
-                prices.push((key.clone(), of_it.whole().unwrap_or_default()));
-            }
-            let instances = of_it.mig.iter();
-            prices.extend(instances.map(|(mig, price)| (format!("{key}.mig.{mig:?}"), *price)));
+        let mut prices: Vec<(String, Price)> = table.all().collect();
+        for (number, rule) in file.rules.iter().enumerate() {
+            let key = format!("for[{number}]");
+            let conditions = "cluster, node or label, which say what it is for";
+            ensure(rule.is_for_something(), &key, &"for everything", conditions)?;
+            let tables = "a table of models, or one of defaults";
+            ensure(!rule.table.is_empty(), &key, &"without a price", tables)?;
+            let own = rule.table.all();
+            prices.extend(own.map(|(of, price)| (format!("{key}.{of}"), price)));
         }
         for (key, price) in prices {
             let both = [price.busy_hour, price.allocated_hour];
@@ -292,55 +280,54 @@ impl Prices {
             origin: origin.to_owned(),
             currency: file.currency,
             decimals: file.decimals,
-            models,
-            default: file.default.unwrap_or_default(),
+            rules: file.rules,
+            table,
         })
     }
 
-    /// The price of a GPU's model, or the default.
+    /// The price of a GPU's model, or the default, for somebody's time.
     ///
     /// # Errors
     /// If it has none.
-    pub fn of(&self, model: &str, gpu: &str) -> Result<Quote, MoneyError> {
-        let own = self.models.get(model).and_then(Model::whole);
-        Quote::new(own, self.default.whole()).ok_or_else(|| MoneyError::Missing {
+    pub fn of(&self, whose: &Whose<'_>, model: &str, gpu: &str) -> Result<Quote, MoneyError> {
+        let mut tables = self.tables_for(whose);
+        let found = tables.find_map(|table| table.of(model));
+        found.ok_or_else(|| MoneyError::Missing {
             origin: self.origin.clone(),
             model: model.to_owned(),
             gpu: gpu.to_owned(),
-            known: self.known(),
+            known: self.known(whose),
         })
     }
 
-    /// The price of a MIG instance of a model, or the default for its profile.
+    /// The price of a MIG instance of a model, or the default for its profile, for somebody's time.
     ///
     /// # Errors
     /// If it has none.
-    pub fn of_instance(&self, model: &str, profile: &str, gpu: &str) -> Result<Quote, MoneyError> {
-        let own = self.models.get(model);
-        let own = own.and_then(|prices| prices.mig.get(profile)).copied();
-        let default = self.default.mig.get(profile).copied();
-        Quote::new(own, default).ok_or_else(|| MoneyError::MissingInstance {
+    pub fn of_instance(
+        &self,
+        whose: &Whose<'_>,
+        model: &str,
+        profile: &str,
+        gpu: &str,
+    ) -> Result<Quote, MoneyError> {
+        let mut tables = self.tables_for(whose);
+        let found = tables.find_map(|table| table.of_instance(model, profile));
+        found.ok_or_else(|| MoneyError::MissingInstance {
             origin: self.origin.clone(),
             model: model.to_owned(),
             profile: profile.to_owned(),
             gpu: gpu.to_owned(),
-            known: self.known(),
+            known: self.known(whose),
         })
     }
 
-    fn known(&self) -> String {
-        let mut known = Vec::new();
-        for (model, prices) in &self.models {
-            known.extend(prices.whole().map(|_| format!("{model:?}")));
-            let instances = prices.mig.keys();
-            known.extend(instances.map(|profile| format!("{profile:?} of {model:?}")));
+    fn known(&self, whose: &Whose<'_>) -> String {
+        let known: Vec<String> = self.tables_for(whose).flat_map(PriceTable::known).collect();
+        match known.is_empty() {
+            true => "nothing".to_owned(),
+            false => known.join(", "),
         }
-        let instances = self.default.mig.keys();
-        known.extend(instances.map(|profile| format!("{profile:?} of any model")));
-        if known.is_empty() {
-            return "nothing".to_owned();
-        }
-        known.join(", ")
     }
 
     /// What the rows come to, and all of them together: see the module for how it is rounded.
@@ -400,35 +387,6 @@ impl Cost {
     }
 }
 
-/// A decimal as text or as a whole number. A number with a point would be a binary fraction, which
-/// "1.80" is not.
-fn decimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decimal>, D::Error> {
-    struct Exact;
-
-    impl Visitor<'_> for Exact {
-        type Value = Decimal;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a price of at least 0 as text, such as \"1.80\"")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Decimal, E> {
-            Decimal::from_str_exact(text)
-                .ok()
-                .filter(|price| !price.is_sign_negative())
-                .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-        }
-
-        fn visit_i64<E: de::Error>(self, whole: i64) -> Result<Decimal, E> {
-            u64::try_from(whole)
-                .map(Decimal::from)
-                .map_err(|_| E::invalid_value(de::Unexpected::Signed(whole), &self))
-        }
-    }
-
-    deserializer.deserialize_any(Exact).map(Some)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -438,6 +396,12 @@ mod tests {
     const A100: &str =
         "currency = \"EUR\"\n[gpu.\"A100\"]\nbusy_hour = \"1.80\"\nallocated_hour = \"0.40\"\n";
 
+    const ANYBODY: Whose<'_> = Whose {
+        node: "gpu-7",
+        cluster: "a",
+        labels: &[],
+    };
+
     fn dec(text: &str) -> Decimal {
         Decimal::from_str_exact(text).unwrap()
     }
@@ -446,7 +410,7 @@ mod tests {
     fn prices_are_read_as_they_are_written() {
         let prices = Prices::parse(A100, "p").unwrap();
         assert_eq!((prices.currency.as_str(), prices.decimals), ("EUR", 2));
-        let price = prices.of("A100", "GPU-0").unwrap().price;
+        let price = prices.of(&ANYBODY, "A100", "GPU-0").unwrap().price;
         assert_eq!(price.busy_hour, Some(dec("1.80")));
         assert_eq!(price.allocated_hour, Some(dec("0.40")));
     }
@@ -490,6 +454,26 @@ mod tests {
                 "unknown field",
             ),
             (
+                "currency = \"EUR\"\n[[for]]\n[for.default]\nbusy_hour = \"1\"",
+                "for[0] is for everything, allowed is cluster, node or label",
+            ),
+            (
+                "currency = \"EUR\"\n[[for]]\nnode = \"a\"",
+                "for[0] is without a price",
+            ),
+            (
+                "currency = \"EUR\"\n[[for]]\nnode = \"a\"\n[for.gpu.A]",
+                "for[0].gpu.\"A\" is without a price",
+            ),
+            (
+                "currency = \"EUR\"\n[[for]]\nnode = []\n[for.gpu.A]",
+                "a list of names with one at least",
+            ),
+            (
+                "currency = \"EUR\"\n[[for]]\nnodes = [\"a\"]\n[for.gpu.A]",
+                "unknown field",
+            ),
+            (
                 "currency = \"EUR\"\n[gpu.A.mig.\"1g.10gb\"]",
                 "gpu.\"A\".mig.\"1g.10gb\" is without a price",
             ),
@@ -498,7 +482,9 @@ mod tests {
             assert!(error.contains(expected), "{text:?} gave {error:?}");
             assert!(error.starts_with("p.toml: "), "{error}");
         }
-        let error = Prices::parse(A100, "p.toml").unwrap().of("H100", "GPU-7");
+        let error = Prices::parse(A100, "p.toml")
+            .unwrap()
+            .of(&ANYBODY, "H100", "GPU-7");
         assert_eq!(
             error.unwrap_err().to_string(),
             "p.toml has no price for \"H100\" (GPU-7), it has prices for \"A100\""
@@ -510,12 +496,14 @@ mod tests {
         let text = format!("{A100}[gpu.A100.mig.\"1g.10gb\"]\nbusy_hour = \"0.30\"\n");
         let prices = Prices::parse(&text, "p.toml").unwrap();
         let instance = prices
-            .of_instance("A100", "1g.10gb", "MIG-0")
+            .of_instance(&ANYBODY, "A100", "1g.10gb", "MIG-0")
             .unwrap()
             .price;
         assert_eq!(instance.busy_hour, Some(dec("0.30")));
         assert_eq!(instance.allocated_hour, None);
-        let error = prices.of_instance("A100", "3g.40gb", "MIG-1").unwrap_err();
+        let error = prices
+            .of_instance(&ANYBODY, "A100", "3g.40gb", "MIG-1")
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             "p.toml has no price for the MIG instance \"3g.40gb\" of \"A100\" (MIG-1), it has prices \
@@ -524,8 +512,12 @@ mod tests {
         // Prices of instances alone are none of the whole.
         let text = "currency = \"EUR\"\n[gpu.A100.mig.\"1g.10gb\"]\nbusy_hour = \"0.30\"\n";
         let prices = Prices::parse(text, "p.toml").unwrap();
-        assert!(prices.of_instance("A100", "1g.10gb", "MIG-0").is_ok());
-        assert!(prices.of("A100", "GPU-0").is_err());
+        assert!(
+            prices
+                .of_instance(&ANYBODY, "A100", "1g.10gb", "MIG-0")
+                .is_ok()
+        );
+        assert!(prices.of(&ANYBODY, "A100", "GPU-0").is_err());
     }
 
     #[test]
@@ -546,8 +538,8 @@ mod tests {
             ("A100", Some("3g.40gb"), None),
         ] {
             let found = match profile {
-                Some(profile) => prices.of_instance(model, profile, "MIG-0"),
-                None => prices.of(model, "GPU-0"),
+                Some(profile) => prices.of_instance(&ANYBODY, model, profile, "MIG-0"),
+                None => prices.of(&ANYBODY, model, "GPU-0"),
             };
             let found = found
                 .ok()
@@ -557,13 +549,61 @@ mod tests {
         }
         let alone = "currency = \"EUR\"\n[default]\nallocated_hour = \"1\"\n";
         let alone = Prices::parse(alone, "p.toml").unwrap();
-        assert!(alone.of("A100", "GPU-0").unwrap().is_default);
+        assert!(alone.of(&ANYBODY, "A100", "GPU-0").unwrap().is_default);
+    }
+
+    #[test]
+    fn the_first_prices_that_hold_and_know_the_model_count() {
+        let text = format!(
+            "{A100}[gpu.H100]\nbusy_hour = \"9\"\n\
+             [[for]]\ncluster = \"b\"\nlabel.team = \"vision\"\n[for.gpu.A100]\nbusy_hour = \"0.10\"\n\
+             [[for]]\nnode = [\"gpu-1\", \"gpu-2\"]\n[for.gpu.A100]\nbusy_hour = \"0.20\"\n\
+             [for.default.mig.\"1g.10gb\"]\nbusy_hour = \"0.02\"\n\
+             [[for]]\ncluster = \"b\"\n[for.default]\nbusy_hour = \"0.30\"\n"
+        );
+        let prices = Prices::parse(&text, "p.toml").unwrap();
+        assert!(prices.are_by_cluster() && prices.charges_allocated());
+        assert_eq!(prices.label_keys(), BTreeSet::from(["team".into()]));
+        for (cluster, node, team, model, expected) in [
+            ("a", "gpu-7", "vision", "A100", Some(("1.80", false))),
+            ("b", "gpu-7", "vision", "A100", Some(("0.10", false))),
+            // The first prices know no H100, and the last ones have a default.
+            ("b", "gpu-7", "vision", "H100", Some(("0.30", true))),
+            ("b", "gpu-1", "language", "A100", Some(("0.20", false))),
+            ("a", "gpu-2", "vision", "A100", Some(("0.20", false))),
+            ("a", "gpu-2", "vision", "H100", Some(("9", false))),
+            ("b", "gpu-7", "language", "A100", Some(("0.30", true))),
+            ("a", "gpu-7", "vision", "L4", None),
+        ] {
+            let labels = [("team".into(), team.into())];
+            let whose = Whose {
+                node,
+                cluster,
+                labels: &labels,
+            };
+            let found = prices.of(&whose, model, "GPU-0").ok();
+            let found = found.map(|quote| (quote.price.busy_hour, quote.is_default));
+            let expected = expected.map(|(price, is_default)| (Some(dec(price)), is_default));
+            assert_eq!(found, expected, "{cluster} {node} {team} {model}");
+        }
+        let whose = Whose {
+            node: "gpu-2",
+            ..ANYBODY
+        };
+        let instance = prices.of_instance(&whose, "A100", "1g.10gb", "MIG-0");
+        assert_eq!(instance.unwrap().price.busy_hour, Some(dec("0.02")));
+        let error = prices.of_instance(&ANYBODY, "A100", "1g.10gb", "MIG-0");
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("it has prices for \"A100\", \"H100\""),
+            "{error}"
+        );
     }
 
     #[test]
     fn money_is_decimal() {
         let prices = Prices::parse(A100, "p").unwrap();
-        let price = prices.of("A100", "").unwrap().price;
+        let price = prices.of(&ANYBODY, "A100", "").unwrap().price;
         let minutes = |n: u64| Nanos::from_secs(60 * n);
         for (busy, allocated, expected) in [
             (minutes(60), minutes(0), "1.80"),

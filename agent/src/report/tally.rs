@@ -28,12 +28,14 @@
 mod dimension;
 mod filter;
 mod keys;
+mod kind;
 mod ledgers;
 mod question;
 mod remarks;
 mod row;
 #[cfg(test)]
 mod tests;
+mod timeline;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -46,12 +48,14 @@ use rust_decimal::Decimal;
 pub use self::dimension::Dimension;
 pub use self::filter::{Filter, Label};
 use self::keys::{AccountKey, AccountValues, Keys};
+pub use self::kind::Kind;
 use self::ledgers::{InLedger, Span};
 pub use self::question::Question;
 use self::remarks::Facts;
-pub use self::row::{Absent, Figure, Kind, Report, Row, Sums};
+pub use self::row::{Absent, Figure, Report, Row, Sums};
+pub use self::timeline::{Column, Strand, Timeline, without_times};
 use super::hour::{begin_of, hour_of, moment_of};
-use super::prices::{Cost, MoneyError, Price};
+use super::prices::{Cost, MoneyError, Price, Prices, Whose};
 use crate::core::amounts::{self, Amounts, Millijoules};
 use crate::core::model::{GpuUuid, NONE, Nanos, UnobservedReason};
 use crate::outputs::store::query::{
@@ -66,6 +70,8 @@ const HOUR: Nanos = Nanos::from_secs(3_600);
 const UNSUPPORTED: &str = UnobservedReason::Unsupported.as_str();
 
 type GroupKey = (Kind, Arc<str>, Vec<Arc<str>>);
+/// What a price depends on: a GPU, the profile of its instance, and labels of the owner.
+type PricedBy = (InLedger, Option<Arc<str>>, Arc<[(Arc<str>, Arc<str>)]>);
 
 /// Time that two ledgers may have in the same hour of a GPU beyond that hour: windows are booked in the
 /// hour in which they end.
@@ -99,7 +105,9 @@ pub struct Tally<'a> {
     ledgers: Vec<LedgerExtent>,
     question: &'a Question,
     keys: Keys<'a>,
-    price_of: HashMap<(InLedger, Option<Arc<str>>), Price>,
+    /// The labels that prices depend on.
+    price_keys: Vec<Arc<str>>,
+    price_of: HashMap<PricedBy, Price>,
     at_default_price: BTreeSet<String>,
     /// GPUs that have or had MIG instances.
     divided: HashSet<InLedger>,
@@ -109,6 +117,8 @@ pub struct Tally<'a> {
     life: AccountLife,
     payers: HashMap<InLedger, Arc<AccountKey>>,
     groups: HashMap<GroupKey, Sums>,
+    /// What is asked for in the order of time.
+    timeline: Option<timeline::Hours>,
     hours: BTreeMap<(i64, InLedger), Hour>,
     none: Arc<str>,
 }
@@ -130,10 +140,16 @@ impl<'a> Tally<'a> {
             ledgers: Vec::new(),
             question,
             keys: Keys::new(&question.by, &question.zone, Arc::clone(&none)),
+            price_keys: question
+                .prices
+                .iter()
+                .flat_map(Prices::label_keys)
+                .collect(),
             price_of: HashMap::new(),
             at_default_price: BTreeSet::new(),
             payers: HashMap::new(),
             groups: HashMap::new(),
+            timeline: question.timeline.then(Default::default),
             hours: BTreeMap::new(),
             none,
         };
@@ -176,7 +192,13 @@ impl<'a> Tally<'a> {
                 let values = AccountValues::new(&record);
                 let is_in = self.question.filter.admits(&values);
                 let gpu = self.in_ledger(record.gpu);
-                let payer = Arc::new(self.keys.account(&values, gpu, is_in));
+                let labels = self.price_keys.iter();
+                let labels = labels.map(|key| {
+                    let of = Dimension::Label(Arc::clone(key));
+                    (Arc::clone(key), values.get(&of))
+                });
+                let labels = labels.collect();
+                let payer = Arc::new(self.keys.account(&values, gpu, is_in, labels));
                 if is_in {
                     self.life = self.life.and(record.life);
                 }
@@ -206,14 +228,15 @@ impl<'a> Tally<'a> {
             return Ok(());
         }
         let key = self.keys.at_hour(&payer.key, used.hour);
-        let cost = self.cost(gpu, payer.profile.clone(), busy, allocated_share)?;
+        let priced_by = (gpu, payer.profile.clone(), Arc::clone(&payer.priced_by));
+        let cost = self.cost(priced_by, busy, allocated_share)?;
         let sums = Sums {
             gpu: busy,
             amounts: used.amounts,
             unused: allocated.minus(busy),
             cost,
         };
-        self.add(kind, self.none.clone(), key, sums)?;
+        self.add(used.hour, kind, self.none.clone(), key, sums)?;
         Ok(())
     }
 
@@ -333,6 +356,10 @@ impl<'a> Tally<'a> {
         };
         let (is_complete, warnings, notes) = (facts.is_complete(), facts.warnings(), facts.notes());
         let prices = question.prices.as_ref();
+        let timeline = self.timeline.take();
+        let timeline = timeline
+            .map(|hours| hours.timeline((since, until), &question.by, &question.zone, prices))
+            .transpose()?;
         Ok(Report {
             nodes: self.ledgers.into_iter().map(|of| of.node).collect(),
             asked: question.asked,
@@ -347,6 +374,7 @@ impl<'a> Tally<'a> {
             rows,
             owned,
             total,
+            timeline,
             imbalance,
             absent: Absent::default(),
             has_gpus,
@@ -473,9 +501,9 @@ impl<'a> Tally<'a> {
                     ..Amounts::busy(busy)
                 },
                 unused: Nanos::ZERO,
-                cost: self.cost(gpu, profile.clone(), busy, Nanos::ZERO)?,
+                cost: self.cost((gpu, profile.clone(), Arc::default()), busy, Nanos::ZERO)?,
             };
-            self.add(kind, reason, key.clone(), sums)?;
+            self.add(hour, kind, reason, key.clone(), sums)?;
         }
         let idle = Sums {
             gpu: book.idle,
@@ -485,7 +513,7 @@ impl<'a> Tally<'a> {
             },
             ..Sums::default()
         };
-        self.add(Kind::Idle, self.none.clone(), key, idle)?;
+        self.add(hour, Kind::Idle, self.none.clone(), key, idle)?;
         self.left_out += left_out;
         Ok(Sums {
             gpu: book.elapsed.minus(left_out),
@@ -526,7 +554,7 @@ impl<'a> Tally<'a> {
                         ..Sums::default()
                     };
                     let key = self.keys.nobody(gpu, hour);
-                    self.add(Kind::Unaccounted, self.none.clone(), key, sums)?;
+                    self.add(hour, Kind::Unaccounted, self.none.clone(), key, sums)?;
                     all += missing;
                 }
             }
@@ -536,6 +564,7 @@ impl<'a> Tally<'a> {
 
     fn add(
         &mut self,
+        hour: i64,
         kind: Kind,
         reason: Arc<str>,
         key: Vec<Arc<str>>,
@@ -544,6 +573,10 @@ impl<'a> Tally<'a> {
         if sums == Sums::default() {
             return Ok(());
         }
+        if let Some(timeline) = &mut self.timeline {
+            let by = &self.question.by;
+            timeline.add(by, kind, &key, hour, sums.gpu, sums.cost)?;
+        }
         let group = self.groups.entry((kind, reason, key)).or_default();
         *group = group.plus(sums)?;
         Ok(())
@@ -551,28 +584,26 @@ impl<'a> Tally<'a> {
 
     /// What these times of a GPU cost, of allocated time the part that is the owner's; nothing where
     /// there are no prices.
-    fn cost(
-        &mut self,
-        gpu: InLedger,
-        profile: Option<Arc<str>>,
-        busy: Nanos,
-        allocated: Nanos,
-    ) -> Result<Cost, MoneyError> {
+    fn cost(&mut self, key: PricedBy, busy: Nanos, allocated: Nanos) -> Result<Cost, MoneyError> {
         let Some(prices) = &self.question.prices else {
             return Ok(Cost::default());
         };
         if busy.is_zero() && allocated.is_zero() {
             return Ok(Cost::default());
         }
-        let key = (gpu, profile);
         let price = match self.price_of.get(&key) {
             Some(price) => *price,
             None => {
-                let model = self.keys.device(gpu, &Dimension::Model);
-                let uuid = self.keys.device(gpu, &Dimension::Gpu);
+                let of_device = |dimension| self.keys.device(key.0, &dimension);
+                let (model, uuid) = (of_device(Dimension::Model), of_device(Dimension::Gpu));
+                let whose = Whose {
+                    node: &of_device(Dimension::Node),
+                    cluster: &of_device(Dimension::Cluster),
+                    labels: &key.2,
+                };
                 let found = match &key.1 {
-                    Some(profile) => prices.of_instance(&model, profile, &uuid)?,
-                    None => prices.of(&model, &uuid)?,
+                    Some(profile) => prices.of_instance(&whose, &model, profile, &uuid)?,
+                    None => prices.of(&whose, &model, &uuid)?,
                 };
                 if found.is_default {
                     self.at_default_price.insert(match &key.1 {

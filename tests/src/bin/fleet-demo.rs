@@ -27,7 +27,6 @@ use gpuacct_tests::prometheus::{Prometheus, Role, Sample};
 use gpuacct_tests::victoria_metrics::{self, VictoriaMetrics};
 use gpuacct_tests::web::newest;
 use serde_json::{Value, json};
-use sim_nvml::GpuSpec;
 use sim_nvml::library::Driver;
 
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
@@ -201,8 +200,7 @@ impl FleetNode {
         number: u32,
         docker: &Path,
     ) -> Result<Self> {
-        let gpus = (0..GPUS).map(|at| GpuSpec::a100(number * GPUS + at));
-        let node = Node::with_gpus(gpus.collect(), Driver::R550)?;
+        let node = Node::numbered(number * GPUS..(number + 1) * GPUS, Driver::R550)?;
         let mut config = node.config();
         config.prometheus.listen = free_address()?;
         config.docker.sockets = vec![docker.to_owned()];

@@ -25,9 +25,9 @@ use rust_decimal::Decimal;
 use serde_json::{Value, json};
 
 /// Only ever waited for when something is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
-const SCRAPE_INTERVAL: Duration = Duration::from_millis(200);
-const HOUR: i64 = 3_600;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const SCRAPE_INTERVAL: Duration = Duration::from_millis(200);
+pub(crate) const HOUR: i64 = 3_600;
 /// What is written reaches over so many hours, of which the first is not in the reports.
 const HOURS: i64 = 5;
 const EVERY: i64 = 30;
@@ -82,7 +82,7 @@ fn passed(range: &std::ops::Range<i64>, at: i64) -> i64 {
 }
 
 /// The beginning of what is written: whole hours ago, so that all of it is past.
-fn base() -> i64 {
+pub(crate) fn base() -> i64 {
     (Timestamp::now().as_second() / HOUR - HOURS - 1) * HOUR
 }
 
@@ -150,7 +150,13 @@ fn exposition(base: i64, servers: Servers<'_>, target: &str, owner: &str) -> Str
 }
 
 /// Starts a Prometheus that has this past.
-fn with_past(program: &Path, promtool: &Path, dir: &Path, text: &str) -> Prometheus {
+pub(crate) fn with_past(program: &Path, promtool: &Path, dir: &Path, text: &str) -> Prometheus {
+    write_past(promtool, dir, text);
+    Prometheus::idle(program, dir).unwrap()
+}
+
+/// Writes this past into the storage of the Prometheus of a folder.
+pub(crate) fn write_past(promtool: &Path, dir: &Path, text: &str) {
     let file = dir.join("past.om");
     fs::write(&file, text).unwrap();
     let output = Command::new(promtool)
@@ -160,14 +166,13 @@ fn with_past(program: &Path, promtool: &Path, dir: &Path, text: &str) -> Prometh
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    Prometheus::idle(program, dir).unwrap()
 }
 
-fn at(second: i64) -> String {
+pub(crate) fn at(second: i64) -> String {
     Timestamp::from_second(second).unwrap().to_string()
 }
 
-fn run(url: &str, since: i64, until: i64, arguments: &[&str]) -> Output {
+pub(crate) fn run(url: &str, since: i64, until: i64, arguments: &[&str]) -> Output {
     Command::new(agent::binary().unwrap())
         .args([
             "report",
@@ -183,14 +188,14 @@ fn run(url: &str, since: i64, until: i64, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn report(url: &str, since: i64, until: i64, arguments: &[&str]) -> Value {
+pub(crate) fn report(url: &str, since: i64, until: i64, arguments: &[&str]) -> Value {
     let output = run(url, since, until, &[arguments, &["-o", "json"]].concat());
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// A figure as the report has it, digit by digit.
-fn number(value: &Value) -> Decimal {
+pub(crate) fn number(value: &Value) -> Decimal {
     value.to_string().parse().unwrap()
 }
 
@@ -267,7 +272,7 @@ fn check_bill(url: &str, base: i64, last: i64) {
 }
 
 /// The distribution's Prometheus and the newest one, with their promtools.
-fn programs() -> Vec<(PathBuf, PathBuf)> {
+pub(crate) fn programs() -> Vec<(PathBuf, PathBuf)> {
     let mut programs = Vec::new();
     if require("prometheus", prometheus::available()).is_some() {
         programs.push(("prometheus".into(), "promtool".into()));

@@ -154,15 +154,15 @@ fn with_texts(text: &str) -> Published {
 }
 
 /// A server that gives the same answer to everybody, and what it was asked for.
-struct Canned {
-    address: SocketAddr,
+pub(crate) struct Canned {
+    pub(crate) address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
-    connections: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
 }
 
 impl Canned {
     /// It lasts for as long as this process.
-    fn serve(headers: &str, body: String) -> Self {
+    pub(crate) fn serve(headers: &str, body: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
         let address = listener.local_addr().expect("it is bound");
         let (asked, connections): (Arc<Mutex<Vec<String>>>, Arc<AtomicUsize>) = Default::default();
@@ -186,7 +186,7 @@ impl Canned {
         }
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.clone()
     }
@@ -210,7 +210,7 @@ fn answer_one(mut client: TcpStream, answer: &str, asked: &Mutex<Vec<String>>) {
 }
 
 /// Names that would be something else, if they could. What they load is at `trap`.
-fn hostile(trap: SocketAddr) -> Vec<String> {
+pub(crate) fn hostile(trap: SocketAddr) -> Vec<String> {
     [
         "<script>document.title='owned'</script>".to_owned(),
         format!("<script src=http://{trap}/s></script>"),
@@ -227,7 +227,7 @@ fn hostile(trap: SocketAddr) -> Vec<String> {
 }
 
 /// How often each element is in a document, by what stands behind `<`.
-fn elements(html: &str) -> Vec<String> {
+pub(crate) fn elements(html: &str) -> Vec<String> {
     let names = html.split('<').skip(1).map(|part| {
         let end = part.find([' ', '>', '\n', '/']).unwrap_or(part.len());
         part[..end].to_ascii_lowercase()
@@ -237,7 +237,7 @@ fn elements(html: &str) -> Vec<String> {
     names
 }
 
-fn browser() -> Option<Chromium> {
+pub(crate) fn browser() -> Option<Chromium> {
     require("chromium", chromium::available())
 }
 

@@ -5,6 +5,8 @@
 //! figures are left out, and the command says which. What the report is grouped by was asked for, and
 //! is always whole.
 
+use std::sync::Arc;
+
 use rust_decimal::Decimal;
 
 use super::super::table::{Align, Optional, Table, wrap};
@@ -69,7 +71,7 @@ pub(super) fn table(report: &Report, wide: bool, width: Option<usize>) -> Page {
 }
 
 /// Why there is nobody in the report.
-fn nothing(report: &Report) -> &'static str {
+pub(super) fn nothing(report: &Report) -> &'static str {
     let is_observed = report
         .rows
         .iter()
@@ -93,28 +95,34 @@ fn who(report: &Report, rows: &[&Row], wide: bool) -> Table {
     let figure = |(name, _): &Figure| (name.clone(), Align::Right);
     columns.extend(figures.iter().map(figure));
     let mut table = Table::of(columns).optional(&LEAST_FIRST);
-    let mut line = |mut key: Vec<String>, kind: &str, row: &Row| {
-        match mark {
-            None => key.insert(0, kind.to_owned()),
-            Some(at) if !kind.is_empty() && [NONE, ""].contains(&key[at].as_str()) => {
-                kind.clone_into(&mut key[at]);
-            }
-            Some(_) => {}
-        }
-        key.extend(figures.iter().map(|(_, of)| of(row)));
-        table.row_of(key);
+    let mut line = |mut cells: Vec<String>, row: &Row| {
+        cells.extend(figures.iter().map(|(_, of)| of(row)));
+        table.row_of(cells);
     };
     for row in rows {
-        let key = row.key.iter().map(ToString::to_string).collect();
-        match (row.kind, mark) {
-            (Kind::Host, _) => line(key, "(host)", row),
-            (_, None) => line(key, "(containers)", row),
-            (_, Some(_)) => line(key, "", row),
-        }
+        line(names(row.kind, &row.key, mark), row);
     }
-    line(vec![String::new(); report.by.len()], OWNED, &report.owned);
+    let mut owned = vec![String::new(); report.by.len() + usize::from(mark.is_none())];
+    OWNED.clone_into(&mut owned[mark.unwrap_or(0)]);
+    line(owned, &report.owned);
     table
 }
+
+/// What of a report says who. That a row is the host's stands at `mark`, the first of the values that say
+/// who, if it has none there. Without such a value a further one is before the others.
+pub(super) fn names(kind: Kind, key: &[Arc<str>], mark: Option<usize>) -> Vec<String> {
+    let mut names: Vec<String> = key.iter().map(ToString::to_string).collect();
+    match (kind, mark) {
+        (Kind::Host, Some(at)) if names[at] == NONE => HOST.clone_into(&mut names[at]),
+        (_, Some(_)) => {}
+        (Kind::Host, None) => names.insert(0, HOST.to_owned()),
+        (_, None) => names.insert(0, "(containers)".to_owned()),
+    }
+    names
+}
+
+/// What a row of the host's is called.
+const HOST: &str = "(host)";
 
 /// What became of the GPUs' time, all of it.
 fn what(report: &Report, rows: &[&Row]) -> Table {
@@ -150,17 +158,21 @@ fn what(report: &Report, rows: &[&Row]) -> Table {
             NONE => String::new(),
             reason => format!(": {reason}"),
         };
-        let what = match row.kind {
-            Kind::Unattributed => format!("no owner{reason}"),
-            Kind::Idle => "idle".to_owned(),
-            Kind::Unobserved => format!("not observed{reason}"),
-            Kind::Unaccounted => "in no book".to_owned(),
-            kind => kind.as_str().to_owned(),
-        };
+        let what = format!("{}{reason}", became(row.kind));
         line(what, &|at| row.key[at].to_string(), row);
     }
     line("total".to_owned(), &no_key, &report.total);
     table
+}
+
+/// What became of time that nobody owns, in words.
+pub(super) const fn became(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Unattributed => "no owner",
+        Kind::Unobserved => "not observed",
+        Kind::Unaccounted => "in no book",
+        kind => kind.as_str(),
+    }
 }
 
 /// What the two tables have in common.
@@ -269,7 +281,7 @@ fn figures(report: &Report, wide: bool) -> Vec<Figure> {
 
 /// Whether a GPU was allocated to several containers at once: their parts of it differ from their
 /// allocated time by more than what is on its way.
-fn is_shared(report: &Report) -> bool {
+pub(super) fn is_shared(report: &Report) -> bool {
     let owned = report.rows.iter().filter(|row| row.kind.is_owned());
     owned.map(|row| row.sums.amounts).any(|of| {
         let rest = of.allocated.minus(of.allocated_share);
@@ -293,15 +305,15 @@ fn share(row: &Row) -> String {
     percent.map_or_else(dash, |percent| format!("{:.1}%", percent.round_dp(1)))
 }
 
-const GIBIBYTE: Decimal = Decimal::from_parts(1 << 30, 0, 0, false, 0);
-const JOULES_OF_A_KWH: Decimal = Decimal::from_parts(3_600_000, 0, 0, false, 0);
+pub(super) const GIBIBYTE: Decimal = Decimal::from_parts(1 << 30, 0, 0, false, 0);
+pub(super) const JOULES_OF_A_KWH: Decimal = Decimal::from_parts(3_600_000, 0, 0, false, 0);
 
 fn dash() -> String {
     "-".to_owned()
 }
 
-/// With three decimals; what is there and smaller is not shown as nothing.
-fn short(number: Decimal) -> String {
+/// A number with three decimals; what is there and smaller is not shown as nothing.
+pub(super) fn short(number: Decimal) -> String {
     let smallest = Decimal::new(1, 3);
     match number {
         number if number.is_zero() => "0".to_owned(),

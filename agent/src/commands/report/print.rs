@@ -30,7 +30,7 @@ use crate::report::zone::Zone;
 
 /// What is printed of one column of one row.
 #[derive(Clone, Copy, Debug)]
-enum Cell<'a> {
+pub(super) enum Cell<'a> {
     Text(&'a str),
     Number(Decimal),
     Moment(Timestamp, &'a Zone),
@@ -53,7 +53,7 @@ impl Serialize for Cell<'_> {
 }
 
 /// The row's cells under their names, in order. Every row of a report has the same names.
-struct Cells<'a>(Vec<(&'a str, Cell<'a>)>);
+pub(super) struct Cells<'a>(pub(super) Vec<(&'a str, Cell<'a>)>);
 
 impl Serialize for Cells<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -66,7 +66,7 @@ impl Serialize for Cells<'_> {
 }
 
 /// A report, and what is the same in each of its rows, of which there can be many thousands.
-struct Sheet<'a> {
+pub(super) struct Sheet<'a> {
     report: &'a Report,
     since: String,
     until: String,
@@ -75,7 +75,7 @@ struct Sheet<'a> {
 }
 
 impl<'a> Sheet<'a> {
-    fn of(report: &'a Report) -> Self {
+    pub(super) fn of(report: &'a Report) -> Self {
         let name = |engine: Engine| format!("engine_{}_busy_seconds", engine.as_str());
         Self {
             report,
@@ -86,7 +86,7 @@ impl<'a> Sheet<'a> {
         }
     }
 
-    fn cells<'b>(&'b self, row: &'b Row) -> Cells<'b> {
+    pub(super) fn cells<'b>(&'b self, row: &'b Row) -> Cells<'b> {
         let if_so = |applies: bool, number: &dyn Fn() -> Decimal| match applies {
             true => Cell::Number(number()),
             false => Cell::Nothing,

@@ -30,6 +30,10 @@ pub(super) struct Remote {
         hide_default_value = true
     )]
     selector: String,
+    /// The label of the series that names their cluster, for --by cluster and prices by cluster
+    /// [default: cluster or k8s_cluster_name]
+    #[arg(long, value_name = "NAME", requires = "from")]
+    cluster_label: Option<String>,
     /// A header of every request; several are possible
     #[arg(long, value_name = "NAME=VALUE", requires = "from", value_parser = header)]
     header: Vec<(String, String)>,
@@ -114,7 +118,8 @@ impl Remote {
             },
             timeout: self.timeout.0,
         };
-        fleet::make(&mut Store::new(access)?, question, now).await
+        let cluster = self.cluster_label.as_deref();
+        fleet::make(&mut Store::new(access)?, question, cluster, now).await
     }
 }
 
@@ -128,7 +133,8 @@ const fn code_of(error: &FleetError) -> u8 {
         | FleetError::OwnNamespace { .. } => 1,
         FleetError::Nothing { .. }
         | FleetError::Future(_)
-        | FleetError::Labels(_)
+        | FleetError::NoPodLabels { .. }
+        | FleetError::LacksPodLabels { .. }
         | FleetError::AllocatedPrice
         | FleetError::Zone(_)
         | FleetError::Money(_) => 2,

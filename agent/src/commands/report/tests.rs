@@ -21,7 +21,7 @@ use crate::report::zone::Zone;
 const UUID: &str = "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566";
 
 /// Half an hour and a bit of use of one GPU by one container, from 08:00 UTC on.
-fn report(by: &[&str], timezone: &str, prices: Option<&str>) -> Report {
+pub(super) fn report(by: &[&str], timezone: &str, prices: Option<&str>) -> Report {
     let since: Timestamp = "2026-01-31T08:00:00Z".parse().unwrap();
     let committed: Timestamp = "2026-01-31T08:30:00.123456789Z".parse().unwrap();
     let hour = hour_of(since);
@@ -33,6 +33,7 @@ fn report(by: &[&str], timezone: &str, prices: Option<&str>) -> Report {
         by: Dimension::with_index(&by),
         filter: Filter::default(),
         prices: prices.map(|text| Prices::parse(text, "p").unwrap()),
+        timeline: true,
     };
     let extent = LedgerExtent {
         node: "gpu-7".into(),
@@ -44,6 +45,7 @@ fn report(by: &[&str], timezone: &str, prices: Option<&str>) -> Report {
     };
     let gpu = GpuRecord {
         node: "gpu-7".into(),
+        cluster: "lab".into(),
         uuid: GpuUuid(UUID.into()),
         index: "0".into(),
         model: "NVIDIA A100-SXM4-80GB".into(),

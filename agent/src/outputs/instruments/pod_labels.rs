@@ -82,12 +82,12 @@ fn keys(labels: &[String]) -> Vec<(&str, String)> {
     let labels: BTreeSet<&str> = labels.iter().map(String::as_str).collect();
     let mut count: BTreeMap<String, usize> = BTreeMap::new();
     for label in &labels {
-        *count.entry(key(label)).or_default() += 1;
+        *count.entry(pod_label_key(label)).or_default() += 1;
     }
     // Another label may already have the key that a number makes.
     let mut taken: BTreeSet<String> = count.keys().cloned().collect();
     let numbered = labels.into_iter().map(|label| {
-        let key = key(label);
+        let key = pod_label_key(label);
         if count.get(&key).is_none_or(|count| *count == 1) {
             return (label, key);
         }
@@ -101,8 +101,10 @@ fn keys(labels: &[String]) -> Vec<(&str, String)> {
     numbered.collect()
 }
 
-/// `label_` and the label in snake case, with an underscore for what no key has.
-fn key(label: &str) -> String {
+/// The key that a pod's label has in `gpuacct_pod_labels`: `label_` and the label in snake case, with an
+/// underscore for what no key has.
+#[must_use]
+pub fn pod_label_key(label: &str) -> String {
     let mut key = String::from("label_");
     let mut is_after_small = false;
     for c in label.chars() {
@@ -132,7 +134,7 @@ mod tests {
             ("a-b", "label_a_b"),
             ("9to5", "label_9to5"),
         ] {
-            assert_eq!(key(label), expected);
+            assert_eq!(pod_label_key(label), expected);
         }
         let of = |labels: &[&str]| {
             let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();

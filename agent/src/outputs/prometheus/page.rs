@@ -19,9 +19,6 @@ use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY, VARY,
     X_CONTENT_TYPE_OPTIONS,
 };
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use ring::digest;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -29,6 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use self::history::History;
 use self::view::Page;
 use crate::core::model::{Clock, GpuUuid, Nanos};
+use crate::drawing;
 use crate::published::Published;
 
 /// How often a column is added to the picture.
@@ -37,17 +35,14 @@ const LOOK_EACH: Duration = Duration::from_secs(60);
 const KEPT_FOR: Nanos = Nanos::from_secs(10);
 
 /// The style, whose hash the Content-Security-Policy has.
-const STYLE: &str = include_str!("../../../templates/page.css");
+const STYLE: &str = concat!(
+    include_str!("../../../templates/base.css"),
+    include_str!("../../../templates/page.css")
+);
 
-/// What a browser may do with the page: use the style that is in it, and nothing else.
-static POLICY: LazyLock<String> = LazyLock::new(|| {
-    let hash = digest::digest(&digest::SHA256, STYLE.as_bytes());
-    let hash = STANDARD.encode(hash);
-    format!(
-        "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; \
-         frame-ancestors 'none'"
-    )
-});
+/// What a browser may do with the page: use the style that is in it, in nobody's frame.
+static POLICY: LazyLock<String> =
+    LazyLock::new(|| format!("{}; frame-ancestors 'none'", drawing::policy(STYLE)));
 
 /// The headers of the page.
 pub(super) fn headers() -> [(HeaderName, &'static str); 6] {

@@ -25,7 +25,7 @@ use super::schema::{
     self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, MEMORY_LOW_BITS, NODE_SINCE, SHARES_SINCE,
 };
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
-use crate::core::model::{GpuUuid, Nanos, UNRESOLVED, WallTime};
+use crate::core::model::{GpuUuid, NONE, Nanos, UNRESOLVED, WallTime};
 
 /// How long to wait for somebody who holds the whole file, which no agent does for longer than it
 /// takes to mend it after a crash.
@@ -168,6 +168,8 @@ pub struct LedgerExtent {
 pub struct GpuRecord {
     /// Name of its node, or `(unresolved)`.
     pub node: Arc<str>,
+    /// The name of the node's cluster, or `(none)`: a ledger does not have it.
+    pub cluster: Arc<str>,
     /// NVML's name of it.
     pub uuid: GpuUuid,
     /// NVML's index, as it was last; that of its GPU for a MIG instance.
@@ -416,6 +418,7 @@ impl Ledger {
                 let of_mig = |key: &str| info["mig"][key].as_str().map(Arc::from);
                 let record = GpuRecord {
                     node: Arc::clone(&self.standing.node),
+                    cluster: NONE.into(),
                     uuid: GpuUuid(uuid),
                     index: row.get::<_, i64>(6)?.to_string().into(),
                     model: row.get(2)?,

@@ -53,9 +53,28 @@ pub enum FleetError {
     /// The range has not begun.
     #[error("the range begins at {0}, which is in the future")]
     Future(String),
-    /// Labels of containers are not read from a store.
-    #[error("a report from a store knows no labels of containers: {0}")]
-    Labels(String),
+    /// The store has no labels of pods.
+    #[error("{url} has no gpuacct_pod_labels, which has the labels of pods: the report asks for {}", asked.join(", "))]
+    NoPodLabels {
+        /// The store.
+        url: String,
+        /// The keys of the labels that are asked for.
+        asked: Vec<String>,
+    },
+    /// The store has labels of pods, and not these.
+    #[error(
+        "gpuacct_pod_labels of {url} has no label of the key {} in the range, it has {}",
+        lacks.join(", "),
+        if has.is_empty() { "none".to_owned() } else { has.join(", ") }
+    )]
+    LacksPodLabels {
+        /// The store.
+        url: String,
+        /// The keys of the labels that are asked for.
+        lacks: Vec<String>,
+        /// The labels that the metric has.
+        has: Vec<String>,
+    },
     /// Parts of allocated time are not published, so they have no cost.
     #[error(
         "the prices charge allocated time, and no metric says which part of a shared GPU is whose"

@@ -184,6 +184,7 @@ fn names_of(label: &str) -> &'static [&'static str] {
         "mig_profile" => &["exported_mig_profile", "gpuacct_mig_profile", "mig_profile"],
         "mig_parent" => &["exported_mig_parent", "hw_parent", "mig_parent"],
         "node" => &["k8s_node_name", "node", "host_name", "kubernetes_node"],
+        "cluster" => &["cluster", "k8s_cluster_name"],
         _ => &[],
     }
 }

@@ -10,9 +10,9 @@ use crate::report::promql::answer::{Labels, Series};
 use crate::report::promql::{Store, one_of};
 
 /// Seconds of an hour.
-const HOUR: i64 = 3_600;
+pub(super) const HOUR: i64 = 3_600;
 /// Hours that one query asks for at most.
-const MOST_HOURS: i64 = 24;
+pub(super) const MOST_HOURS: i64 = 24;
 /// Hours before the range that are read like those in it, so that its first hour knows what went before.
 pub(super) const WARM_UP: i64 = 24;
 /// How far before that the last value of a counter is looked for, in hours: seven days in all.
@@ -41,7 +41,7 @@ impl Span {
     }
 
     /// The hour after the last one that has ended.
-    fn whole(&self) -> i64 {
+    pub(super) fn whole(&self) -> i64 {
         self.hours.end.min(self.end.div_euclid(HOUR))
     }
 }
@@ -304,14 +304,19 @@ impl Reading {
         Ok((number, subject))
     }
 
-    /// The labels that a series of each GPU has, of the one that was met last.
+    /// The labels that series of each GPU have. Of several values the one of the series that was met last.
     pub(super) fn labels_of_gpus(&self) -> BTreeMap<String, Labels> {
         let mut all: Vec<_> = self.series.iter().collect();
         all.sort_unstable_by_key(|(_, (number, _))| *number);
-        let named = all.into_iter();
-        named
-            .map(|(labels, (_, subject))| (subject.gpu.to_string(), labels.clone()))
-            .collect()
+        let mut gpus: BTreeMap<String, Labels> = BTreeMap::new();
+        for (labels, (_, subject)) in all {
+            let known = gpus.entry(subject.gpu.to_string()).or_default();
+            let labels = labels
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()));
+            known.extend(labels);
+        }
+        gpus
     }
 
     /// The labels of all series.

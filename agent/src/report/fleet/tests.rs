@@ -10,7 +10,7 @@ use super::*;
 use crate::errors::chain;
 use crate::report::promql::Access;
 use crate::report::range::Asked;
-use crate::report::tally::{Filter, Label};
+use crate::report::tally::Filter;
 use crate::report::zone::Zone;
 
 const NOW: &str = "2026-01-31T08:30:00Z";
@@ -62,6 +62,7 @@ fn question(by: &[Dimension]) -> Question {
         by: by.to_vec(),
         filter: Filter::default(),
         prices: None,
+        timeline: true,
     }
 }
 
@@ -87,6 +88,7 @@ async fn asked_within(
     let made = make(
         &mut store,
         &question(&[Dimension::Namespace]),
+        None,
         NOW.parse().unwrap(),
     )
     .await;
@@ -272,20 +274,6 @@ async fn what_the_store_says_beside_its_answer_is_shown() {
         .iter()
         .filter(|text| text.contains("gateway is down"));
     assert_eq!(shown.count(), 1, "{:?}", report.warnings);
-}
-
-#[test]
-fn what_no_store_has_is_refused() {
-    assert!(matches!(
-        check(&question(&[Dimension::Label("team".into())])),
-        Err(FleetError::Labels(_))
-    ));
-    let label: Label = "team=vision".parse().unwrap();
-    let limited = Question {
-        filter: Filter::new(&[], &[label]),
-        ..question(&[Dimension::Namespace])
-    };
-    assert!(matches!(check(&limited), Err(FleetError::Labels(_))));
 }
 
 fn labels(text: &str) -> Labels {

@@ -122,9 +122,6 @@ struct Found {
 /// An answer with what it says beside it.
 type Told<T> = (T, Vec<String>);
 
-/// What a store answers for a point that is no number.
-const NOT_A_NUMBER: &str = "NaN";
-
 /// The series of a matrix. `is_asked` says whether a time, in milliseconds, was asked for.
 ///
 /// # Errors
@@ -133,14 +130,12 @@ pub fn matrix(
     body: &[u8],
     is_asked: impl Fn(i64) -> bool,
 ) -> Result<Told<Vec<Series>>, AnswerError> {
-    series(body, is_asked, |_| false)
+    read_matrix(body, is_asked, false)
 }
 
-/// The same of samples as they were stored, without markers of staleness.
-///
-/// A Prometheus that does not find a series any more stores a marker, which is a NaN, and writes it to
-/// other stores as well (section "Stale Markers" of the remote-write specification 1.0). Prometheus leaves
-/// markers out of an answer. VictoriaMetrics answers them as `NaN`.
+/// The samples of series, as they were stored. VictoriaMetrics answers staleness markers among them, which
+/// are no values: a scraper writes one where a series ends, as "NaN". A sample that was sent to it twice may
+/// be there twice.
 ///
 /// # Errors
 /// As [`matrix`].
@@ -148,13 +143,17 @@ pub fn samples(
     body: &[u8],
     is_asked: impl Fn(i64) -> bool,
 ) -> Result<Told<Vec<Series>>, AnswerError> {
-    series(body, is_asked, |text| text == NOT_A_NUMBER)
+    read_matrix(body, is_asked, true)
 }
 
-fn series(
+/// How a staleness marker is written.
+const STALE: &str = "NaN";
+
+/// A matrix. A `raw` one may have staleness markers and samples that are there twice.
+fn read_matrix(
     body: &[u8],
     is_asked: impl Fn(i64) -> bool,
-    is_left_out: impl Fn(&str) -> bool,
+    is_raw: bool,
 ) -> Result<Told<Vec<Series>>, AnswerError> {
     let (data, told): Told<Result_> = data(body)?;
     if data.result_type != "matrix" {
@@ -174,21 +173,14 @@ fn series(
         }
         let mut points: Vec<(i64, f64)> = Vec::with_capacity(values.len());
         for (at, text) in values {
+            if is_raw && text == STALE {
+                continue;
+            }
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "as saturates, and is checked next"
             )]
             let at_ms = (at * 1000.0).round() as i64;
-            let is_next = points.last().is_none_or(|(before, _)| *before < at_ms);
-            if !is_next || !is_asked(at_ms) {
-                return Err(AnswerError::Time {
-                    series: shown(),
-                    found: at,
-                });
-            }
-            if is_left_out(&text) {
-                continue;
-            }
             let value = text
                 .parse()
                 .ok()
@@ -197,6 +189,16 @@ fn series(
                 series: shown(),
                 found: text.chars().take(40).collect(),
             })?;
+            if is_raw && points.last() == Some(&(at_ms, value)) {
+                continue;
+            }
+            let is_next = points.last().is_none_or(|(before, _)| *before < at_ms);
+            if !is_next || !is_asked(at_ms) {
+                return Err(AnswerError::Time {
+                    series: shown(),
+                    found: at,
+                });
+            }
             points.push((at_ms, value));
         }
         all.push(Series {
@@ -315,12 +317,22 @@ mod tests {
     }
 
     #[test]
-    fn markers_of_staleness_made_a_bill_impossible() {
-        let body = of(r#"{"metric":{},"values":[[1,"5"],[2,"NaN"],[3,"6"]]}"#);
+    fn what_ends_a_series_is_no_sample_of_it() {
+        let body = of(
+            r#"{"metric":{"a":"b"},"values":[[1,"1"],[2,"2"],[2,"2"],[3,"NaN"],[4,"2"]]},
+               {"metric":{"a":"c"},"values":[[4,"2"],[5,"NaN"]]}"#,
+        );
         let (series, _) = samples(body.as_bytes(), |_| true).unwrap();
-        assert_eq!(series[0].points, [(1_000, 5.0), (3_000, 6.0)]);
-        let body = of(r#"{"metric":{},"values":[[1,"5"],[2,"+Inf"]]}"#);
-        assert!(samples(body.as_bytes(), |_| true).is_err());
+        assert_eq!(series[0].points, [(1_000, 1.0), (2_000, 2.0), (4_000, 2.0)]);
+        assert_eq!(series[1].points.len(), 1);
+        for wrong in [
+            r#"[[2,"2"],[2,"3"]]"#,
+            r#"[[2,"2"],[1,"2"]]"#,
+            r#"[[2,"-1"]]"#,
+        ] {
+            let body = of(&format!(r#"{{"metric":{{}},"values":{wrong}}}"#));
+            assert!(samples(body.as_bytes(), |_| true).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub enum Dimension {
     Label(Arc<str>),
     /// Name of the node that has the GPU.
     Node,
+    /// Name of the cluster that the node is in, which only a store of metrics has.
+    Cluster,
     /// GPU or MIG instance, by UUID.
     Gpu,
     /// NVML's index of the GPU, which can change over reboots. A MIG instance has its GPU's.
@@ -44,7 +46,7 @@ pub enum Dimension {
 }
 
 /// Those without a parameter, in the order in which they are offered.
-pub(super) const PLAIN: [(&str, Dimension); 16] = [
+pub(super) const PLAIN: [(&str, Dimension); 17] = [
     ("namespace", Dimension::Namespace),
     ("pod", Dimension::Pod),
     ("pod_uid", Dimension::PodUid),
@@ -54,6 +56,7 @@ pub(super) const PLAIN: [(&str, Dimension); 16] = [
     ("runtime", Dimension::Runtime),
     ("unit", Dimension::Unit),
     ("node", Dimension::Node),
+    ("cluster", Dimension::Cluster),
     ("gpu", Dimension::Gpu),
     ("gpu_index", Dimension::GpuIndex),
     ("model", Dimension::Model),
@@ -110,6 +113,7 @@ impl Dimension {
         !matches!(
             self,
             Self::Node
+                | Self::Cluster
                 | Self::Gpu
                 | Self::GpuIndex
                 | Self::Model

@@ -66,12 +66,12 @@ impl Filter {
         self.wanted.is_empty()
     }
 
-    /// Whether it asks for labels that a runtime gave.
-    #[must_use]
-    pub fn asks_for_labels(&self) -> bool {
-        self.wanted
-            .keys()
-            .any(|of| matches!(of, Dimension::Label(_)))
+    /// The keys of the labels that it asks for.
+    pub fn label_keys(&self) -> impl Iterator<Item = Arc<str>> {
+        self.wanted.keys().filter_map(|of| match of {
+            Dimension::Label(key) => Some(Arc::clone(key)),
+            _ => None,
+        })
     }
 
     /// Whether the account is in the report.

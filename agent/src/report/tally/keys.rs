@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::dimension::Dimension;
+use super::kind::Kind;
 use super::ledgers::InLedger;
-use super::row::Kind;
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::outputs::store::query::{AccountRecord, GpuRecord};
 use crate::report::zone::Zone;
@@ -26,6 +26,8 @@ pub(super) struct AccountKey {
     pub(super) key: Vec<Arc<str>>,
     /// Whether it is in the report.
     pub(super) is_in: bool,
+    /// Its labels that prices depend on, with their keys.
+    pub(super) priced_by: Arc<[(Arc<str>, Arc<str>)]>,
 }
 
 /// Makes the keys of rows.
@@ -70,12 +72,15 @@ impl<'a> Keys<'a> {
         account: &AccountValues<'_>,
         gpu: InLedger,
         is_in: bool,
+        priced_by: Arc<[(Arc<str>, Arc<str>)]>,
     ) -> AccountKey {
         let record = account.record;
         let key = self.by.iter().map(|dimension| match dimension {
-            Dimension::Node | Dimension::Gpu | Dimension::GpuIndex | Dimension::Model => {
-                self.device(gpu, dimension)
-            }
+            Dimension::Node
+            | Dimension::Cluster
+            | Dimension::Gpu
+            | Dimension::GpuIndex
+            | Dimension::Model => self.device(gpu, dimension),
             _ => account.get(dimension),
         });
         AccountKey {
@@ -88,6 +93,7 @@ impl<'a> Keys<'a> {
             profile: record.profile.clone(),
             key: key.collect(),
             is_in,
+            priced_by,
         }
     }
 
@@ -95,6 +101,7 @@ impl<'a> Keys<'a> {
     pub(super) fn nobody(&mut self, gpu: InLedger, hour: i64) -> Vec<Arc<str>> {
         let key = self.by.iter().map(|dimension| match dimension {
             Dimension::Node
+            | Dimension::Cluster
             | Dimension::Gpu
             | Dimension::GpuIndex
             | Dimension::Model
@@ -112,6 +119,7 @@ impl<'a> Keys<'a> {
         };
         match dimension {
             Dimension::Node => shown(&gpu.node),
+            Dimension::Cluster => shown(&gpu.cluster),
             Dimension::GpuIndex => Arc::clone(&gpu.index),
             Dimension::Model => shown(&gpu.model),
             Dimension::Profile => gpu.profile.as_ref().map_or(self.none.clone(), shown),
@@ -187,6 +195,7 @@ impl<'a> AccountValues<'a> {
             Dimension::Label(key) => self.label(key),
             Dimension::Unit
             | Dimension::Node
+            | Dimension::Cluster
             | Dimension::Gpu
             | Dimension::GpuIndex
             | Dimension::Model

@@ -7,59 +7,14 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 
 use super::dimension::Dimension;
+use super::kind::Kind;
+use super::timeline::Timeline;
 use crate::core::amounts::Amounts;
 use crate::core::model::Nanos;
 use crate::outputs::store::query::AccountLife;
 use crate::report::prices::{Cost, MoneyError};
 use crate::report::range::Asked;
 use crate::report::zone::Zone;
-
-/// What a row is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Containers, and pods' own processes.
-    Container,
-    /// Processes of the host.
-    Host,
-    /// Busy time without an owner.
-    Unattributed,
-    /// Idle time.
-    Idle,
-    /// Time that was not observed.
-    Unobserved,
-    /// Time that no book covers: no agent ran.
-    Unaccounted,
-    /// Sum of all rows.
-    Total,
-}
-
-impl Kind {
-    /// Returns the name that is printed.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Container => "container",
-            Self::Host => "host",
-            Self::Unattributed => "unattributed",
-            Self::Idle => "idle",
-            Self::Unobserved => "unobserved",
-            Self::Unaccounted => "unaccounted",
-            Self::Total => "total",
-        }
-    }
-
-    /// Whether the row has an owner, and so more columns than its time.
-    #[must_use]
-    pub const fn is_owned(self) -> bool {
-        matches!(self, Self::Container | Self::Host | Self::Total)
-    }
-
-    /// Whether a GPU was busy.
-    #[must_use]
-    pub const fn is_busy(self) -> bool {
-        self.is_owned() || matches!(self, Self::Unattributed)
-    }
-}
 
 /// A figure that not every source of a report has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -176,6 +131,8 @@ pub struct Report {
     pub owned: Row,
     /// All together. Busy time is the devices', not the rows', unless the report is limited.
     pub total: Row,
+    /// The same in the order of time, if that was asked for.
+    pub timeline: Option<Timeline>,
     /// By how much rows and devices differ, over all hours and GPUs; zero, or the books are wrong.
     pub imbalance: Nanos,
     /// Figures that are not known.

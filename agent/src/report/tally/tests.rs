@@ -41,12 +41,14 @@ fn question(by: &[Dimension]) -> Question {
         by: by.to_vec(),
         filter: Filter::default(),
         prices: None,
+        timeline: true,
     }
 }
 
 fn gpus(hours: std::ops::RangeInclusive<i64>) -> HashMap<i64, GpuRecord> {
     let record = GpuRecord {
         node: "gpu-7".into(),
+        cluster: "lab".into(),
         uuid: GpuUuid("GPU-0".into()),
         index: "3".into(),
         model: "A100".into(),
@@ -583,4 +585,84 @@ fn what_has_the_default_price_is_named() {
     let report = tally.report(begin_of(FIRST + 1)).unwrap();
     assert_eq!(report.total.cost, Some(Decimal::new(100, 2)));
     assert_eq!(report.notes, ["the default price applies to \"A100\""]);
+}
+
+#[test]
+fn a_timeline_has_all_of_the_time_and_all_of_the_money() {
+    let prices = "currency = \"EUR\"\n[default]\nbusy_hour = \"1\"\nallocated_hour = \"0.5\"\n";
+    for by in [
+        &[Dimension::Namespace][..],
+        &[Dimension::Namespace, Dimension::Hour],
+        &[Dimension::Day, Dimension::Node],
+        &[Dimension::Unit],
+    ] {
+        let question = Question {
+            prices: Some(Prices::parse(prices, "p").unwrap()),
+            ..question(by)
+        };
+        let mut tally = Tally::new(standing(30), gpus(FIRST..=FIRST + 1), &question);
+        for hour in 0..2 {
+            tally.account(used(hour, 1, 1_000, 2_000), known).unwrap();
+            let other = |_| Ok::<_, MoneyError>(record("other", "named", "{}"));
+            tally.account(used(hour, 2, 1, 7), other).unwrap();
+        }
+        tally.book(book(0, 1_001, 2_000, 99));
+        tally.book(book(1, 1_001, 700, 99));
+        tally.reason(reason(0, "driver_error", true, 99));
+        tally.reason(reason(1, "driver_error", true, 99));
+        let report = tally.report(begin_of(FIRST + 2)).unwrap();
+        let timeline = report.timeline.unwrap();
+        assert_eq!(timeline.unit, Dimension::Hour);
+        assert!(!timeline.by.iter().any(Dimension::is_time), "{by:?}");
+        let names: Vec<String> = timeline
+            .columns
+            .iter()
+            .map(|of| of.name.to_string())
+            .collect();
+        let hours = [FIRST, FIRST + 1].map(|hour| begin_of(hour).to_string());
+        assert_eq!(names, hours);
+        let all: Nanos = timeline.strands.iter().map(Strand::sum).sum();
+        assert_eq!(all, report.total.sums.gpu, "{by:?}");
+        let owned = timeline.strands.iter().filter(|of| of.kind.is_owned());
+        let owned: Nanos = owned.map(Strand::sum).sum();
+        assert_eq!(owned, report.owned.sums.gpu, "{by:?}");
+        let costs = timeline.columns.iter().map(|of| of.cost.unwrap());
+        assert_eq!(Some(costs.sum()), report.total.cost, "{by:?}");
+        for (strand, next) in timeline.strands.iter().zip(&timeline.strands[1..]) {
+            let is_nobodys = !strand.kind.is_owned() && next.kind.is_owned();
+            assert!(!is_nobodys, "{strand:?} before {next:?}");
+        }
+    }
+}
+
+#[test]
+fn long_ranges_are_cut_into_days_and_months() {
+    for (hours, unit, columns) in [
+        (48, Dimension::Hour, 48),
+        (49, Dimension::Day, 3),
+        (100 * 24, Dimension::Day, 101),
+        (101 * 24, Dimension::Month, 5),
+    ] {
+        let question = question(&[Dimension::Namespace]);
+        let committed = (FIRST + hours) * i64::try_from(WHOLE).unwrap();
+        let extent = LedgerExtent {
+            committed: WallTime(u64::try_from(committed).unwrap()),
+            hour: FIRST + hours,
+            ..standing(0)
+        };
+        let mut tally = Tally::new(extent, gpus(FIRST..=FIRST + hours - 1), &question);
+        tally.account(used(0, 1, 10, 0), known).unwrap();
+        tally.account(used(hours - 1, 1, 10, 0), known).unwrap();
+        let report = tally.report(begin_of(FIRST + hours)).unwrap();
+        let timeline = report.timeline.unwrap();
+        assert_eq!((&timeline.unit, timeline.columns.len()), (&unit, columns));
+        // It begins at 2025-11-24T16:00, so the first column is not whole.
+        let owner = timeline
+            .strands
+            .iter()
+            .find(|of| of.kind.is_owned())
+            .unwrap();
+        assert_eq!(owner.times[0], Nanos::from_secs(10), "{unit}");
+        assert_eq!(*owner.times.last().unwrap(), Nanos::from_secs(10), "{unit}");
+    }
 }

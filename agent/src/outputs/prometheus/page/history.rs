@@ -11,9 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::core::model::text::fnv1a;
 use crate::core::model::{BootTime, ContainerId, GpuUuid, HostUnit, NONE, Nanos};
 use crate::core::snapshot::{ContainerAccount, ContainerLabels, GpuBook, Snapshot};
+use crate::drawing::{COLOURS, first_colour};
 use crate::figures::sum;
 use crate::words::container;
 
@@ -25,9 +25,6 @@ const CELLS_A_LOOK: usize = 512;
 const CELLS_A_COLUMN: std::ops::RangeInclusive<usize> = 4..=64;
 /// Owners that are known by name at once.
 const MAX_OWNERS: usize = 512;
-/// Colours of owners.
-pub(super) const COLOURS: u8 = 12;
-
 /// Who a GPU's time is booked to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum OwnerKey {
@@ -473,11 +470,6 @@ fn labels_in(snapshot: &Snapshot, key: &OwnerKey) -> Option<Arc<ContainerLabels>
     let mut accounts = snapshot.accounts.iter();
     let account = accounts.find(|account| OwnerKey::of(account) == *key)?;
     Some(Arc::clone(&account.labels))
-}
-
-/// The colour that an owner of this name has unless others have it already.
-fn first_colour(name: &str) -> u8 {
-    u8::try_from(fnv1a(name.as_bytes()) % u64::from(COLOURS)).unwrap_or(0)
 }
 
 impl OwnerKey {

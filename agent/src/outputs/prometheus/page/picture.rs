@@ -11,6 +11,7 @@ use svg::node::element::{Description, Line, Path, Rectangle, SVG, Text, Title};
 
 use super::history::{Hour, OwnerKey, Stretch};
 use crate::core::model::Nanos;
+use crate::drawing::{block, percent};
 use crate::figures::duration;
 use crate::words::shown;
 
@@ -108,6 +109,11 @@ impl Place<'_> {
         let height = (u128::from(part.0) * u128::from(HEIGHT) + whole / 2) / whole;
         u64::try_from(height).unwrap_or(HEIGHT).min(HEIGHT)
     }
+
+    /// Adds a block at this place to a path.
+    fn block(&self, data: Data, top: u64, height: u64) -> Data {
+        block(data, (self.from, top), (self.to - self.from, height))
+    }
 }
 
 /// The places of the stretches, the oldest first. What is before the picture's beginning is cut off.
@@ -143,7 +149,7 @@ fn append_band(
         *below = below.plus(amount);
         let top = place.height(*below);
         if top > bottom {
-            data = block(data, place, HEIGHT - top, top - bottom);
+            data = place.block(data, HEIGHT - top, top - bottom);
         }
     }
     append_path(plot, class, words, data);
@@ -155,7 +161,7 @@ fn append_unobserved(plot: &mut SVG, places: &[Place<'_>], total: &Stretch) {
     for place in places {
         let height = place.height(place.stretch.unobserved);
         if height > 0 {
-            data = block(data, place, 0, height);
+            data = place.block(data, 0, height);
         }
     }
     let words = format!("not observed: {}", duration(total.unobserved));
@@ -170,20 +176,6 @@ fn append_path(plot: &mut SVG, class: &str, words: String, data: Data) {
             .add(Title::new(words));
         plot.append(path);
     }
-}
-
-fn block(data: Data, place: &Place<'_>, top: u64, height: u64) -> Data {
-    let width = signed(place.to - place.from);
-    data.move_to((signed(place.from), signed(top)))
-        .horizontal_line_by(width)
-        .vertical_line_by(signed(height))
-        .horizontal_line_by(-width)
-        .close()
-}
-
-/// A coordinate as the crate takes it.
-fn signed(coordinate: u64) -> i32 {
-    i32::try_from(coordinate).unwrap_or(i32::MAX)
 }
 
 fn rectangle(class: &str, from: u64, to: u64) -> Rectangle {
@@ -246,11 +238,6 @@ fn append_axis(picture: &mut SVG) {
                 .set("text-anchor", anchor),
         );
     }
-}
-
-fn percent(part: u64, whole: u64) -> String {
-    let hundredths = part * 10_000 / whole;
-    format!("{}.{:02}%", hundredths / 100, hundredths % 100)
 }
 
 /// The picture in words, for who does not see it.

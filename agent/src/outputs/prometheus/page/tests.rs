@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use axum::http::header::CONTENT_SECURITY_POLICY;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest;
 
 use super::history::tests::Node;
 use super::*;
 use crate::core::model::{HostUnit, SourceState, WallTime};
+use crate::drawing::COLOURS;
 use crate::outputs::sample::{self, NOW, golden};
 
 fn at(wall: WallTime) -> Clock {
@@ -156,7 +160,7 @@ fn the_policy_allows_the_style_that_is_in_the_page_and_nothing_else() {
 #[test]
 fn every_class_has_a_style_and_every_style_its_class() {
     let html = written(&PeoplePage::default(), &sample::published());
-    for colour in 0..history::COLOURS {
+    for colour in 0..COLOURS {
         assert!(STYLE.contains(&format!(".c{colour}{{--c:var(--c{colour})}}")));
         // Once for light and once for dark.
         assert_eq!(STYLE.matches(&format!("--c{colour}:#")).count(), 2);

@@ -6,12 +6,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{COLOURS, History, Hour, OwnerKey, Stretch};
+use super::history::{History, Hour, OwnerKey, Stretch};
 use super::picture::{Band, draw};
 use crate::core::model::{Clock, ContainerId, GpuUuid, Nanos, SourceState, WallTime};
 use crate::core::snapshot::{
     AllocationState, AllocationView, Attribution, ContainerAccount, GpuBook, HostAccount, Snapshot,
 };
+use crate::drawing::distinct;
 use crate::figures::{bytes, duration, memory_of, share, unknown};
 use crate::outputs::condition::degraded;
 use crate::outputs::gpu_status::{GpuStatus, troubles};
@@ -437,18 +438,6 @@ const fn status_class(status: GpuStatus) -> &'static str {
         GpuStatus::Degraded => "warn",
         GpuStatus::Failed => "bad",
     }
-}
-
-/// The colours, of which each that an earlier one has is replaced by the next one that none has.
-/// There are more colours than bands.
-fn distinct(colours: impl Iterator<Item = u8>) -> Vec<u8> {
-    let mut taken: Vec<u8> = Vec::with_capacity(BANDS);
-    for own in colours {
-        let from_own = (0..COLOURS).map(|step| (own + step) % COLOURS);
-        let free = from_own.into_iter().find(|colour| !taken.contains(colour));
-        taken.push(free.unwrap_or(own));
-    }
-    taken
 }
 
 /// A share in thousandths, for an order among shares.

@@ -1,0 +1,142 @@
+//! Labels of pods from a store: `gpuacct_pod_labels`, in kube-state-metrics' shape.
+//!
+//! A pod that had several values of a label has the last one, as in a ledger. Of two in the same hour it has
+//! always the same one. A container of which the store has no such series has `(unresolved)`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::error::FleetError;
+use super::families::value;
+use super::reading::{HOUR, MOST_HOURS, Span};
+use crate::core::model::{NONE, UNRESOLVED};
+use crate::outputs::instruments::pod_label_key;
+use crate::report::promql::Store;
+use crate::report::promql::answer::{Labels, Series};
+
+/// The metric that has them.
+pub(super) const POD_LABELS: &str = "gpuacct_pod_labels";
+/// Labels that a message names at most.
+const MOST_NAMED: usize = 16;
+
+/// Namespace, name and uid of a pod.
+type Pod = [Arc<str>; 3];
+
+/// The labels of pods that were asked for.
+#[derive(Debug, Default)]
+pub(super) struct PodLabels {
+    /// The keys as they are typed, with the labels of the metric that have their values.
+    keys: Vec<(Arc<str>, String)>,
+    /// When each pod was seen last, and the values that it had then, in the order of the keys.
+    pods: HashMap<Pod, (i64, Vec<Arc<str>>)>,
+}
+
+impl PodLabels {
+    /// Reads the labels with these keys. The store is not asked if there are none.
+    pub(super) async fn read(
+        store: &mut Store,
+        span: &Span,
+        asked: BTreeSet<Arc<str>>,
+        names: &BTreeSet<String>,
+    ) -> Result<Self, FleetError> {
+        let keys = asked.into_iter().map(|key| {
+            let label = pod_label_key(&key);
+            (key, label)
+        });
+        let mut labels = Self {
+            keys: keys.collect(),
+            pods: HashMap::new(),
+        };
+        if labels.keys.is_empty() {
+            return Ok(labels);
+        }
+        if !names.contains(POD_LABELS) {
+            return Err(FleetError::NoPodLabels {
+                url: store.url().to_owned(),
+                asked: labels.words(|_| true),
+            });
+        }
+        let mut known = BTreeSet::new();
+        let vector = store.vector(POD_LABELS, "");
+        let query = |window: i64| format!("last_over_time({vector}[{window}s])");
+        let (mut at, whole) = (span.hours.start, span.whole());
+        let mut step = MOST_HOURS;
+        while at < whole {
+            let end = whole.min(at + step);
+            let asked = store
+                .range(&query(HOUR), (at + 1) * HOUR, end * HOUR, HOUR)
+                .await;
+            match asked {
+                Err(error) if error.is_too_much() && step > 1 => step /= 2,
+                found => {
+                    labels.add(found?, &mut known);
+                    at = end;
+                }
+            }
+        }
+        // The part of the present hour that has passed.
+        let passed = span.end - whole * HOUR;
+        if whole < span.hours.end && passed > 0 {
+            let found = store.range(&query(passed), span.end, span.end, HOUR).await;
+            labels.add(found?, &mut known);
+        }
+        // A pod of that hour may not be there; a label that no pod has was never published.
+        let lacks = labels.words(|label| !known.contains(label));
+        match lacks.is_empty() || labels.pods.is_empty() {
+            true => Ok(labels),
+            false => Err(FleetError::LacksPodLabels {
+                url: store.url().to_owned(),
+                lacks,
+                has: known.into_iter().take(MOST_NAMED).collect(),
+            }),
+        }
+    }
+
+    /// The keys whose labels are chosen, in words.
+    fn words(&self, is_chosen: impl Fn(&str) -> bool) -> Vec<String> {
+        let chosen = self.keys.iter().filter(|(_, label)| is_chosen(label));
+        chosen.map(|(key, _)| key.to_string()).collect()
+    }
+
+    fn add(&mut self, found: Vec<Series>, known: &mut BTreeSet<String>) {
+        for Series { labels, points } in found {
+            let own = labels.keys().filter(|name| name.starts_with("label_"));
+            known.extend(own.cloned());
+            let Some((last, _)) = points.last() else {
+                continue;
+            };
+            let values: Vec<Arc<str>> = self
+                .keys
+                .iter()
+                .map(|(_, label)| labels.get(label).map_or(UNRESOLVED, String::as_str).into())
+                .collect();
+            let pod = pod_of(&labels);
+            let seen = self.pods.entry(pod).or_insert((*last, values.clone()));
+            let rank = |values: &[Arc<str>]| {
+                let known = values.iter().filter(|value| &***value != UNRESOLVED);
+                known.count()
+            };
+            let is_later = *last > seen.0
+                || (*last == seen.0 && (rank(&values), &values) > (rank(&seen.1), &seen.1));
+            if is_later {
+                *seen = (*last, values);
+            }
+        }
+    }
+
+    /// The labels of a container in a pod, as a ledger has them: an object of JSON. None if nothing is known
+    /// of them.
+    pub(super) fn of(&self, pod: &Pod) -> Option<Arc<str>> {
+        let (_, values) = self.pods.get(pod)?;
+        let keys = self.keys.iter().map(|(key, _)| &**key);
+        let labels: BTreeMap<&str, &str> = keys
+            .zip(values.iter().map(|value| &**value))
+            .filter(|(_, value)| *value != NONE)
+            .collect();
+        serde_json::to_string(&labels).ok().map(Arc::from)
+    }
+}
+
+fn pod_of(labels: &Labels) -> Pod {
+    ["namespace", "pod", "pod_uid"].map(|label| value(labels, label))
+}
