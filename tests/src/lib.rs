@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod docker;
 pub mod endpoint;
 pub mod exposition;
+pub mod host;
 pub mod http;
 pub mod kernel;
 pub mod kubelet;
