@@ -7,6 +7,7 @@ pub mod alertmanager;
 pub mod certificates;
 pub mod cgroups;
 pub mod chromium;
+pub mod cluster;
 pub mod collector;
 pub mod containerd;
 pub mod crashes;
