@@ -2,12 +2,15 @@
 //!
 //! Each has its own data and sockets below one folder and takes everything with it when it is
 //! dropped: pods, shims, mounts, the cgroups that it made. Pods are on the host's network, so no
-//! CNI plugin is needed. They are run through the runtime interface, by a client of the tests' own.
+//! CNI plugin is needed, unless a containerd is started with [`Surroundings`] of its own that have
+//! some. Pods are run through the runtime interface, by a client of the tests' own.
+
+mod image;
 
 use std::fs;
-use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -25,10 +28,13 @@ use crate::proto::cri::{
     PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
     StartContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
+use crate::python::run;
 
 /// The image that every container is made from.
 pub const IMAGE: &str = "docker.io/gpuacct/busybox:1";
 const PAUSE: &str = "registry.k8s.io/pause:3.6";
+/// The addresses of pods with a network of their own. RFC 5737 keeps them for examples.
+const POD_ADDRESSES: &str = "198.51.100.0/24";
 /// How long any call may take. Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest path of a root: a Unix socket's may have 107 bytes.
@@ -67,13 +73,27 @@ pub struct Mask {
     pub over: PathBuf,
 }
 
+/// What a containerd has for its own in place of the machine's: what it finds in some places, and a
+/// network that has nothing but a loopback interface. Its containers are in them, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    /// What it finds.
+    pub(crate) masks: Vec<Mask>,
+    /// The address that the loopback interface has besides its usual one.
+    pub(crate) address: Ipv4Addr,
+    /// The folder that it takes for `/run`, where its socket and its state are as on a node.
+    pub(crate) run: PathBuf,
+    /// The folder of the plugins that give pods a network of their own, if any may have one.
+    pub(crate) plugins: Option<PathBuf>,
+}
+
 /// A containerd.
 #[derive(Debug)]
 pub struct Containerd {
     root: PathBuf,
     /// The tree that its programs are in; the machine's own if none.
     programs: Option<PathBuf>,
-    masks: Vec<Mask>,
+    surroundings: Option<Surroundings>,
     daemon: Option<Daemon>,
     runtime: Runtime,
     cgroups: Cgroups,
@@ -89,12 +109,12 @@ impl Containerd {
         Self::start_from(None, root)
     }
 
-    /// The same with masks, in a mount namespace of its own. Its containers run below them, too.
+    /// The same in surroundings of its own: namespaces for mounts and for the network.
     ///
     /// # Errors
     /// If it does not come up; the message has the end of its log.
-    pub fn start_masked(masks: Vec<Mask>, root: impl Into<PathBuf>) -> Result<Self> {
-        Self::start_with(None, masks, root.into())
+    pub(crate) fn start_in(surroundings: Surroundings, root: impl Into<PathBuf>) -> Result<Self> {
+        Self::start_with(None, Some(surroundings), root.into())
     }
 
     /// The same with the programs of a tree, as [`crate::docker::newer`] names one.
@@ -102,33 +122,23 @@ impl Containerd {
     /// # Errors
     /// If it does not come up; the message has the end of its log.
     pub fn start_from(programs: Option<&Path>, root: impl Into<PathBuf>) -> Result<Self> {
-        Self::start_with(programs, Vec::new(), root.into())
+        Self::start_with(programs, None, root.into())
     }
 
-    fn start_with(programs: Option<&Path>, masks: Vec<Mask>, root: PathBuf) -> Result<Self> {
+    fn start_with(
+        programs: Option<&Path>,
+        surroundings: Option<Surroundings>,
+        root: PathBuf,
+    ) -> Result<Self> {
         let length = root.as_os_str().len();
         ensure!(length <= MAX_ROOT, "{}: {length} bytes", root.display());
-        fs::create_dir_all(root.join("cni"))
-            .with_context(|| format!("cannot make {}", root.display()))?;
-        let shown = root.display();
-        // A negative oom_score_adj, which CRI gives a sandbox, takes a capability that the root of
-        // a container may lack.
-        let config = format!(
-            r#"version = 2
-root = "{shown}/data"
-state = "{shown}/state"
-[grpc]
-  address = "{shown}/c.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  restrict_oom_score_adj = true
-  disable_apparmor = true
-  sandbox_image = "{PAUSE}"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{shown}/cni"
-    conf_dir = "{shown}/cni"
-"#
-        );
-        fs::write(root.join("containerd.toml"), config).context("cannot write the settings")?;
+        let networks = root.join("cni");
+        fs::create_dir_all(&networks).with_context(|| format!("cannot make {}", root.display()))?;
+        let plugins = surroundings.as_ref().and_then(|own| own.plugins.clone());
+        if plugins.is_some() {
+            fs::write(networks.join("pods.conflist"), pod_network().to_string())
+                .context("cannot write the pods' network")?;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -136,12 +146,39 @@ state = "{shown}/state"
         let mut containerd = Self {
             root,
             programs: programs.map(Path::to_owned),
-            masks,
+            surroundings,
             daemon: None,
             runtime,
             cgroups: Cgroups::noticed()?,
             paused: false,
         };
+        let (socket, state) = (containerd.socket(), containerd.state());
+        let plugins = plugins.as_ref().unwrap_or(&networks);
+        // A negative oom_score_adj, which CRI gives a sandbox, takes a capability that the root of
+        // a container may lack.
+        let config = format!(
+            r#"version = 2
+root = "{}/data"
+state = "{}"
+[grpc]
+  address = "{}"
+[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  sandbox_image = "{PAUSE}"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{}"
+    conf_dir = "{}"
+"#,
+            containerd.root.display(),
+            state.display(),
+            socket.display(),
+            plugins.display(),
+            networks.display(),
+        );
+        fs::write(containerd.root.join("containerd.toml"), config)
+            .context("cannot write the settings")?;
+        fs::create_dir_all(state).context("cannot make a folder for the state")?;
         containerd.start_again()?;
         for (image, command) in [(PAUSE, "1000000000"), (IMAGE, "3600")] {
             containerd.import(image, command)?;
@@ -152,7 +189,11 @@ state = "{shown}/state"
     /// Where it listens.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.root.join("c.sock")
+        match &self.surroundings {
+            // Where a containerd of a node has it.
+            Some(own) => own.run.join("containerd/containerd.sock"),
+            None => self.root.join("c.sock"),
+        }
     }
 
     /// Starts it after it was stopped, and waits until its CRI answers.
@@ -165,7 +206,10 @@ state = "{shown}/state"
             Some(tree) => tree.join("usr/bin/containerd"),
             None => program_path("containerd")?,
         };
-        let mut command = masked(&self.masks, &program)?;
+        let mut command = match &self.surroundings {
+            Some(own) => surrounded(own, &program)?,
+            None => Command::new(program),
+        };
         command
             .env("PATH", search_path(self.programs.as_deref()))
             .arg("--config")
@@ -299,7 +343,10 @@ state = "{shown}/state"
     /// Where it keeps the bundles of running containers.
     #[must_use]
     pub fn state(&self) -> PathBuf {
-        self.root.join("state")
+        match &self.surroundings {
+            Some(own) => own.run.join("containerd"),
+            None => self.root.join("state"),
+        }
     }
 
     /// Moves its socket away from the default path. It keeps running, and so do its pods. The tests
@@ -450,19 +497,54 @@ state = "{shown}/state"
     }
 
     /// Makes an image of busybox under all its names, which sleeps for so many seconds.
-    fn import(&self, image: &str, seconds: &str) -> Result<()> {
-        let archive = archive(&self.root, image, seconds)?;
-        let output = Command::new(program_path("ctr")?)
+    fn import(&self, name: &str, seconds: &str) -> Result<()> {
+        let archive = image::archive(&self.root, name, seconds)?;
+        self.ctr(&["images", "import", &archive.display().to_string()])
+    }
+
+    /// Has it take in an image that is a folder in OCI's layout, under this name without a tag. Its
+    /// tag is the one that the folder names.
+    ///
+    /// # Errors
+    /// If containerd does not take it.
+    pub fn import_layout(&self, folder: &Path, name: &str) -> Result<()> {
+        let archive = self.root.join("layout.tar");
+        fs::write(&archive, image::tar(folder)?).context("cannot write an archive")?;
+        let archive = archive.display().to_string();
+        self.ctr(&["images", "import", "--base-name", name, &archive])
+    }
+
+    /// Gives an image a further name.
+    ///
+    /// # Errors
+    /// If containerd does not have it.
+    pub fn tag(&self, image: &str, further: &str) -> Result<()> {
+        self.ctr(&["images", "tag", image, further])
+    }
+
+    /// Has containerd's own client do something with the images of the kubelet.
+    fn ctr(&self, arguments: &[&str]) -> Result<()> {
+        run(Command::new(program_path("ctr")?)
             .arg("--address")
             .arg(self.socket())
-            .args(["--namespace=k8s.io", "images", "import"])
-            .arg(&archive)
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot run ctr")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "ctr images import: {said}");
-        Ok(())
+            .arg("--namespace=k8s.io")
+            .args(arguments))
+        .map(drop)
+    }
+
+    /// How to start a program in this containerd's surroundings.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub(crate) fn enter(&self, program: &Path) -> Result<Command> {
+        let namespaces = format!("/proc/{}/ns", self.pid()?);
+        let mut command = Command::new(program_path("nsenter")?);
+        command
+            .arg(format!("--mount={namespaces}/mnt"))
+            .arg(format!("--net={namespaces}/net"))
+            .arg("--")
+            .arg(program);
+        Ok(command)
     }
 
     fn clean_up(&mut self) -> Result<()> {
@@ -496,27 +578,43 @@ impl Drop for Containerd {
     }
 }
 
-/// How to run a program below masks, if there are any: the process that is started becomes the
-/// program.
-fn masked(masks: &[Mask], program: &Path) -> Result<Command> {
-    /// Pairs of paths up to an empty word, and then the program.
+/// How to start a program in surroundings of its own: the process that is started becomes the program.
+fn surrounded(own: &Surroundings, program: &Path) -> Result<Command> {
+    /// An address, pairs of paths up to an empty word, and then the program.
     const SCRIPT: &str = r#"
+        busybox ip link set lo up
+        busybox ip address add "$1/32" dev lo
+        shift
         while [ -n "$1" ]; do mount --bind "$1" "$2"; shift 2; done
         shift
+        mount --make-rshared /
         exec "$@"
     "#;
-    if masks.is_empty() {
-        return Ok(Command::new(program));
-    }
     let mut command = Command::new(program_path("unshare")?);
     command
-        .args(["--mount", "--propagation", "private"])
-        .args(["sh", "-e", "-c", SCRIPT, "sh"]);
-    for mask in masks {
+        // First private, or the masks would be the machine's. Then shared, as on a node: a pod may
+        // ask to see what is mounted later, which takes that.
+        .args(["--net", "--mount", "--propagation", "private"])
+        .args(["sh", "-e", "-c", SCRIPT, "sh"])
+        .arg(own.address.to_string());
+    for mask in &own.masks {
         command.arg(&mask.own).arg(&mask.over);
     }
     command.arg("").arg(program);
     Ok(command)
+}
+
+/// The network of pods that are not on the host's: a pair of interfaces for each, and an address that
+/// the host can reach.
+fn pod_network() -> serde_json::Value {
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [{
+            "type": "ptp",
+            "ipam": { "type": "host-local", "ranges": [[{ "subnet": POD_ADDRESSES }]] },
+        }],
+    })
 }
 
 fn host_network() -> NamespaceOption {
@@ -525,82 +623,4 @@ fn host_network() -> NamespaceOption {
         pid: NamespaceMode::Container.into(),
         ipc: NamespaceMode::Node.into(),
     }
-}
-
-/// An OCI archive of an image that has busybox and sleeps.
-fn archive(root: &Path, image: &str, seconds: &str) -> Result<PathBuf> {
-    let folder = root.join("image").join(seconds);
-    let (tree, blobs) = (folder.join("tree"), folder.join("oci/blobs/sha256"));
-    for folder in ["bin", "proc", "sys", "dev", "tmp", "etc"] {
-        fs::create_dir_all(tree.join(folder)).context("cannot make the image's folders")?;
-    }
-    fs::create_dir_all(&blobs).context("cannot make the archive's folders")?;
-    fs::copy(program_path("busybox")?, tree.join("bin/busybox")).context("cannot copy busybox")?;
-    let layer = tar(&tree)?;
-    let put = |bytes: &[u8], kind: &str| -> Result<serde_json::Value> {
-        let digest = sha256(bytes)?;
-        fs::write(blobs.join(&digest), bytes).context("cannot write a blob")?;
-        Ok(serde_json::json!({
-            "mediaType": format!("application/vnd.oci.image.{kind}"),
-            "digest": format!("sha256:{digest}"),
-            "size": bytes.len(),
-        }))
-    };
-    let layer_blob = put(&layer, "layer.v1.tar")?;
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let config = serde_json::json!({
-        "architecture": architecture,
-        "os": "linux",
-        "config": { "Entrypoint": ["/bin/busybox", "sleep", seconds], "Env": ["PATH=/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [layer_blob["digest"]] },
-    });
-    let config = put(&serde_json::to_vec(&config)?, "config.v1+json")?;
-    let manifest = serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config,
-        "layers": [layer_blob],
-    });
-    let mut manifest = put(&serde_json::to_vec(&manifest)?, "manifest.v1+json")?;
-    manifest["annotations"] = serde_json::json!({ "io.containerd.image.name": image });
-    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
-    let oci = folder.join("oci");
-    fs::write(oci.join("index.json"), serde_json::to_vec(&index)?)?;
-    fs::write(oci.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    let archive = folder.join("image.tar");
-    fs::write(&archive, tar(&oci)?).context("cannot write the archive")?;
-    Ok(archive)
-}
-
-fn tar(folder: &Path) -> Result<Vec<u8>> {
-    let output = Command::new(program_path("tar")?)
-        .args(["--create", "--owner=0", "--group=0", "--directory"])
-        .arg(folder)
-        .arg(".")
-        .output()
-        .context("cannot run tar")?;
-    ensure!(output.status.success(), "tar: {}", output.status);
-    Ok(output.stdout)
-}
-
-fn sha256(bytes: &[u8]) -> Result<String> {
-    let mut child = Command::new(program_path("sha256sum")?)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run sha256sum")?;
-    child
-        .stdin
-        .take()
-        .context("sha256sum has a standard input")?
-        .write_all(bytes)?;
-    let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let digest = said.split(' ').next().unwrap_or_default();
-    ensure!(digest.len() == 64, "sha256sum said {said:?}");
-    Ok(digest.to_owned())
 }

@@ -1,20 +1,15 @@
-//! A real kubelet on a real containerd, without an API server, and a device plugin that gives it
-//! GPUs.
+//! A real kubelet on a real containerd, with an API server or without one, and a device plugin that
+//! gives it GPUs.
 //!
-//! A kubelet takes the machine for its own: it keeps state in fixed places, deletes the logs of pods
-//! that it does not know, ends processes in their cgroups and sets the kernel's tunables. So this
-//! one finds folders of the test's in those places, files of the test's for the tunables, and runs
-//! its pods below a cgroup of its own. Its network is empty but for a loopback interface, which
-//! keeps its ports apart from everybody else's.
+//! It runs on a [`Host`] of its own, so it changes nothing of the machine's, and its ports are apart
+//! from everybody else's. It refuses to evict anything for a full disk.
 //!
-//! It refuses to evict anything for a full disk. Pods come from files, and their names end in
-//! [`NODE`]'s.
+//! Without an API server, pods come from files, and their names end in [`NODE`]'s.
 
 mod authority;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,185 +23,138 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 
-use crate::containerd::{self, Containerd, Mask};
+use crate::containerd::{self, Containerd};
 use crate::daemon::Daemon;
-use crate::docker::program_path;
+use crate::host::{self, Host};
 use crate::proto::device_plugin as api;
 use crate::proto::device_plugin::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use crate::proto::device_plugin::registration_client::RegistrationClient;
+use crate::requirement::fetched;
 
-/// The environment variable that names the program.
-pub const PROGRAM: &str = "GPUACCT_KUBELET";
+/// The environment variable that names the folder of the programs of Kubernetes, which
+/// `cargo xtask test --slow` builds.
+pub const PROGRAMS: &str = "GPUACCT_KUBERNETES";
 /// What the kubelet calls its node.
 pub const NODE: &str = "node";
 /// The resource that pods ask for.
 pub const RESOURCE: &str = "nvidia.com/gpu";
-/// How long a pod that is to end may take: longer than any test, which ends it when it likes.
-const GRACE_S: u32 = 3600;
+/// The socket at which plugins register with it, in their folder.
+const SOCKET: &str = "kubelet.sock";
 /// How long any call may take. Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a kubelet wants the kernel's tunables to be, and would make them.
-const TUNABLES: [(&str, &str); 6] = [
-    ("vm/overcommit_memory", "1"),
-    ("vm/panic_on_oom", "0"),
-    ("kernel/panic", "10"),
-    ("kernel/panic_on_oops", "1"),
-    ("kernel/keys/root_maxkeys", "1000000"),
-    ("kernel/keys/root_maxbytes", "25000000"),
-];
 
 /// The program, if this machine can run one; if not, why.
 ///
 /// # Errors
 /// If it has not been built, or a part of it or the rights are missing.
 pub fn available() -> Result<PathBuf> {
-    let program = std::env::var_os(PROGRAM).with_context(|| {
-        format!("{PROGRAM} does not name a kubelet; `cargo xtask test --slow` builds one and does")
-    })?;
-    let program = PathBuf::from(program);
-    ensure!(program.is_file(), "{} is not a file", program.display());
-    for needed in ["unshare", "nsenter", "busybox"] {
-        program_path(needed)?;
-    }
-    containerd::available()?;
+    let program = program("kubelet")?;
+    host::available()?;
     Ok(program)
 }
 
-/// A kubelet with its containerd. Both go with it, and all pods.
+/// A program of Kubernetes, if it has been built; if not, why.
+///
+/// # Errors
+/// If it has not.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
+    let program = fetched(PROGRAMS)?.join(name);
+    ensure!(program.is_file(), "{} is not a file", program.display());
+    Ok(program)
+}
+
+/// A kubelet with its host. Both go with it, and all pods.
 #[derive(Debug)]
 pub struct Kubelet {
     // Ends before what it runs pods on: it would start them again.
     daemon: Daemon,
-    containerd: Containerd,
-    /// What it takes for `/var/lib`.
-    lib: PathBuf,
+    host: Host,
     manifests: PathBuf,
 }
 
 impl Kubelet {
-    /// Starts one in a folder and waits until it serves its sockets.
+    /// Starts one in a folder, without an API server, and waits until it serves its sockets.
     ///
     /// # Errors
     /// If it does not come up; the message has the end of its log.
     pub fn start(program: &Path, root: &Path) -> Result<Self> {
-        let [lib, log, tunables, manifests] =
-            ["lib", "log", "tunables", "manifests"].map(|name| root.join(name));
-        for folder in [&lib, &log, &tunables, &manifests] {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
-        }
-        let mut masks = vec![
-            Mask {
-                own: lib.clone(),
-                over: "/var/lib".into(),
-            },
-            Mask {
-                own: log,
-                over: "/var/log".into(),
-            },
-        ];
-        for (name, value) in TUNABLES {
-            let own = tunables.join(name.replace('/', "."));
-            fs::write(&own, value).with_context(|| format!("cannot write {}", own.display()))?;
-            let over = Path::new("/proc/sys").join(name);
-            masks.push(Mask { own, over });
-        }
-        let mut containerd = Containerd::start_masked(masks, root.join("c"))?;
-        let cgroup = format!("gpuacct-kubelet-{}", std::process::id());
-        containerd.make_cgroup(&cgroup)?;
+        Self::start_on(Host::start(root, None)?, program, root, None)
+    }
+
+    /// Starts one on a host, with the file that tells it how to reach an API server if it has one.
+    ///
+    /// # Errors
+    /// If it does not come up; the message has the end of its log.
+    pub(crate) fn start_on(
+        host: Host,
+        program: &Path,
+        root: &Path,
+        api_server: Option<&Path>,
+    ) -> Result<Self> {
+        let manifests = root.join("manifests");
+        fs::create_dir_all(&manifests)
+            .with_context(|| format!("cannot make {}", manifests.display()))?;
         let settings = root.join("kubelet.json");
-        fs::write(
-            &settings,
-            serde_json::to_vec(&configuration(&manifests, &cgroup))?,
-        )
-        .with_context(|| format!("cannot write {}", settings.display()))?;
-        let mut command = Command::new(program_path("nsenter")?);
+        let configuration = configuration(&manifests, host.cgroup());
+        fs::write(&settings, serde_json::to_vec(&configuration)?)
+            .with_context(|| format!("cannot write {}", settings.display()))?;
+        let mut command = host.enter(program)?;
         command
-            .arg(format!("--mount=/proc/{}/ns/mnt", containerd.pid()?))
-            .arg("--")
-            .arg(program_path("unshare")?)
-            .args(["--net", "sh", "-e", "-c"])
-            .arg(r#"busybox ip link set lo up; exec "$0" "$@""#)
-            .arg(program)
             .arg("--config")
             .arg(&settings)
             .args(["--container-runtime", "remote"])
             .arg("--container-runtime-endpoint")
-            .arg(format!("unix://{}", containerd.socket().display()))
+            .arg(format!("unix://{}", host.containerd().socket().display()))
             .args(["--hostname-override", NODE])
             // It asks whether it is on Amazon's machines, and waits for an answer.
             .env("AWS_EC2_METADATA_DISABLED", "true");
-        let mut daemon = Daemon::start("kubelet", &mut command, &root.join("kubelet.log"))?;
-        let sockets = [
-            lib.join("kubelet/pod-resources/kubelet.sock"),
-            lib.join("kubelet/device-plugins/kubelet.sock"),
-        ];
-        daemon.wait_until_up(|| sockets.iter().all(|socket| socket.exists()))?;
-        Ok(Self {
+        if let Some(kubeconfig) = api_server {
+            command
+                .arg("--kubeconfig")
+                .arg(kubeconfig)
+                .args(["--node-ip", &host::ADDRESS.to_string()]);
+        }
+        let daemon = Daemon::start("kubelet", &mut command, &root.join("kubelet.log"))?;
+        let mut kubelet = Self {
             daemon,
-            containerd,
-            lib,
+            host,
             manifests,
-        })
+        };
+        let sockets = [kubelet.pod_resources(), kubelet.plugins().join(SOCKET)];
+        let is_up = || sockets.iter().all(|socket| socket.exists());
+        kubelet.daemon.wait_until_up(is_up)?;
+        Ok(kubelet)
     }
 
     /// What it runs its pods on.
     #[must_use]
+    pub const fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// What it runs its pods with.
+    #[must_use]
     pub const fn containerd(&self) -> &Containerd {
-        &self.containerd
+        self.host.containerd()
     }
 
     /// The socket of its PodResources.
     #[must_use]
     pub fn pod_resources(&self) -> PathBuf {
-        self.lib.join("kubelet/pod-resources/kubelet.sock")
+        self.host
+            .outside("/var/lib/kubelet/pod-resources/kubelet.sock")
     }
 
-    /// Has it run a pod on the host's network: of one container, which asks for so many GPUs and
-    /// runs a command with files of the host's: outside, inside. The pod's name is what is given
-    /// and [`NODE`], with a dash between them.
+    /// Has it run a pod from a file. The pod's name is that in [`Pod`] and [`NODE`], with a dash between
+    /// them.
     ///
     /// # Errors
     /// If the file for it cannot be written.
-    pub fn run_pod(
-        &self,
-        namespace: &str,
-        name: &str,
-        container: &str,
-        gpus: u32,
-        command: &[String],
-        mounts: &[(PathBuf, PathBuf)],
-    ) -> Result<()> {
-        let name_of = |at: usize| format!("m{at}");
-        let volumes = mounts.iter().enumerate().map(
-            |(at, (outside, _))| json!({ "name": name_of(at), "hostPath": { "path": outside } }),
-        );
-        let inside = mounts
-            .iter()
-            .enumerate()
-            .map(|(at, (_, inside))| json!({ "name": name_of(at), "mountPath": inside }));
-        let pod = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "namespace": namespace, "name": name },
-            "spec": {
-                "hostNetwork": true,
-                "terminationGracePeriodSeconds": GRACE_S,
-                "volumes": volumes.collect::<Vec<_>>(),
-                "containers": [{
-                    "name": container,
-                    "image": containerd::IMAGE,
-                    "imagePullPolicy": "Never",
-                    "command": command,
-                    "volumeMounts": inside.collect::<Vec<_>>(),
-                    "resources": { "limits": { RESOURCE: gpus } },
-                }],
-            },
-        });
+    pub fn run_pod(&self, pod: &Pod<'_>) -> Result<()> {
         // The kubelet reads whatever does not begin with a dot, as soon as it is there.
         let draft = self.manifests.join(".draft");
-        fs::write(&draft, serde_json::to_vec(&pod)?).context("cannot write a pod's file")?;
-        fs::rename(&draft, self.manifest(name)).context("cannot hand a pod's file over")
+        fs::write(&draft, pod.manifest().to_string()).context("cannot write a pod's file")?;
+        fs::rename(&draft, self.manifest(pod.name)).context("cannot hand a pod's file over")
     }
 
     /// Has it end a pod, by the name that [`Kubelet::run_pod`] was given. The kubelet forgets it at
@@ -224,7 +172,58 @@ impl Kubelet {
 
     /// Where plugins and the kubelet meet.
     fn plugins(&self) -> PathBuf {
-        self.lib.join("kubelet/device-plugins")
+        self.host.outside("/var/lib/kubelet/device-plugins")
+    }
+}
+
+/// A pod on the host's network, of one container.
+#[derive(Clone, Copy, Debug)]
+pub struct Pod<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Its container's name.
+    pub container: &'a str,
+    /// How many GPUs it asks for.
+    pub gpus: u32,
+    /// What it runs.
+    pub command: &'a [String],
+    /// Files of the host's that it has: outside, inside.
+    pub mounts: &'a [(PathBuf, PathBuf)],
+    /// How many seconds its container may take to end.
+    pub grace_s: u32,
+}
+
+impl Pod<'_> {
+    /// What describes it to a kubelet or an API server.
+    #[must_use]
+    pub fn manifest(&self) -> Value {
+        let name_of = |at: usize| format!("m{at}");
+        let volumes = self.mounts.iter().enumerate().map(
+            |(at, (outside, _))| json!({ "name": name_of(at), "hostPath": { "path": outside } }),
+        );
+        let mounts = self.mounts.iter().enumerate();
+        let mounts =
+            mounts.map(|(at, (_, inside))| json!({ "name": name_of(at), "mountPath": inside }));
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "namespace": self.namespace, "name": self.name },
+            "spec": {
+                "hostNetwork": true,
+                "terminationGracePeriodSeconds": self.grace_s,
+                "volumes": volumes.collect::<Vec<_>>(),
+                "containers": [{
+                    "name": self.container,
+                    "image": containerd::IMAGE,
+                    "imagePullPolicy": "Never",
+                    "command": self.command,
+                    "volumeMounts": mounts.collect::<Vec<_>>(),
+                    "resources": { "limits": { RESOURCE: self.gpus } },
+                }],
+            },
+        })
     }
 }
 
@@ -232,7 +231,8 @@ fn configuration(manifests: &Path, cgroup: &str) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": "127.0.0.1",
+        // Only the host's network has it.
+        "address": "0.0.0.0",
         "healthzBindAddress": "127.0.0.1",
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
@@ -242,6 +242,8 @@ fn configuration(manifests: &Path, cgroup: &str) -> Value {
         // All that it evicts for; the rest of what it would evict for is what a busy machine lacks.
         "evictionHard": { "memory.available": "1Mi" },
         "failSwapOn": false,
+        // So often it tells the API server what there is on its node, such as GPUs.
+        "nodeStatusUpdateFrequency": "1s",
         "fileCheckFrequency": "1s",
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
@@ -275,7 +277,7 @@ impl Plugin {
     /// # Errors
     /// If the kubelet does not take it.
     pub fn register(kubelet: &mut Kubelet, gpus: &[String]) -> Result<Self> {
-        const SOCKET: &str = "gpus.sock";
+        const OWN_SOCKET: &str = "gpus.sock";
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -288,15 +290,16 @@ impl Plugin {
             given: Arc::clone(&given),
         };
         runtime.block_on(async {
-            let listener = UnixListener::bind(folder.join(SOCKET)).context("no plugin's socket")?;
+            let listener =
+                UnixListener::bind(folder.join(OWN_SOCKET)).context("no plugin's socket")?;
             let server = Server::builder().add_service(DevicePluginServer::new(gpus_of));
             tokio::spawn(server.serve_with_incoming(clients(listener)));
-            let address = format!("unix://{}", folder.join("kubelet.sock").display());
+            let address = format!("unix://{}", folder.join(SOCKET).display());
             let register = async {
                 let channel = Endpoint::from_shared(address)?.connect().await?;
                 let request = api::RegisterRequest {
                     version: "v1beta1".to_owned(),
-                    endpoint: SOCKET.to_owned(),
+                    endpoint: OWN_SOCKET.to_owned(),
                     resource_name: RESOURCE.to_owned(),
                     options: Some(api::DevicePluginOptions::default()),
                 };

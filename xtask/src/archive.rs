@@ -58,6 +58,25 @@ pub(crate) fn registry() -> Result<PathBuf> {
     program(name, "bookworm", package, "usr/bin/docker-registry")
 }
 
+/// etcd, in which a control plane of Kubernetes keeps everything.
+pub(crate) fn etcd() -> Result<PathBuf> {
+    program(
+        "debian-bookworm-etcd",
+        "bookworm",
+        "etcd-server",
+        "usr/bin/etcd",
+    )
+}
+
+/// The folder of the plugins that give pods a network.
+pub(crate) fn network_plugins() -> Result<PathBuf> {
+    let (name, folder) = ("debian-bookworm-cni", "usr/lib/cni");
+    let package = "containernetworking-plugins";
+    let programs = ["host-local", "loopback", "ptp"].map(|name| format!("{folder}/{name}"));
+    let programs = programs.each_ref().map(String::as_str);
+    Ok(unpacked(name, "bookworm", &[package], &programs)?.join(folder))
+}
+
 /// cosign, which signs releases.
 pub(crate) fn cosign() -> Result<PathBuf> {
     program("debian-sid-cosign", "sid", "cosign", "usr/bin/cosign")

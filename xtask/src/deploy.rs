@@ -39,7 +39,7 @@ enum Verb {
     /// Check manifests, chart, image, unit, workflows and the commands of docs/INSTALL.md
     ///
     /// helm lint and template over a matrix of values, refusals of the schema, Kubernetes' schemas from
-    /// 1.27 to 1.37, models of operators, the chart against kustomize, capabilities, hadolint, actionlint,
+    /// 1.25 to 1.37, models of operators, the chart against kustomize, capabilities, hadolint, actionlint,
     /// zizmor, shellcheck, systemd-analyze, promtool's tests of rules and alerts, amtool, and the names of
     /// metrics in rules and documents.
     Check,

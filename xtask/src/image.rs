@@ -10,7 +10,7 @@ mod layer;
 mod oci;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -29,7 +29,7 @@ use layer::Layer;
 const MAX_SIZE: u64 = 40 << 20;
 /// What the tests look at (`tests/tests/it/image.rs`): a folder in OCI's layout, and one that was made a
 /// second time.
-const IMAGE_VARIABLE: &str = "GPUACCT_IMAGE";
+pub(crate) const IMAGE_VARIABLE: &str = "GPUACCT_IMAGE";
 const AGAIN_VARIABLE: &str = "GPUACCT_IMAGE_AGAIN";
 
 /// Make the image, and push, pull and run it in tests
@@ -47,8 +47,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(&[Group::Images])?;
     let agent = options.choice.program()?;
     let epoch = dist::epoch()?;
-    let folder = workspace::target().join("image").join(arch.name());
-    make(&folder, &agent, arch, epoch)?;
+    let folder = made(&agent, arch, epoch)?;
     let archive = dist::folder()?.join(format!("gpuacct-{VERSION}-linux-{}.oci.tar", arch.name()));
     let mut tar = Layer::new(epoch);
     tar.add_tree(&folder, Path::new(""))?;
@@ -60,6 +59,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         check(&folder, &again, arch)?;
     }
     Ok(())
+}
+
+/// The image for this machine with an optimised agent, as a folder in OCI's layout, for tests that want
+/// nothing else of this verb.
+pub(crate) fn of_this_machine() -> Result<PathBuf> {
+    let arch = Arch::of_this_machine().context("no image is for this machine's processor")?;
+    made(&build::agent(Profile::Release)?, arch, dist::epoch()?)
+}
+
+/// Makes the image where it is looked for.
+fn made(agent: &Path, arch: Arch, epoch: u64) -> Result<PathBuf> {
+    let folder = workspace::target().join("image").join(arch.name());
+    make(&folder, agent, arch, epoch)?;
+    Ok(folder)
 }
 
 /// Makes the image as a folder in OCI's layout.
@@ -105,7 +118,7 @@ fn check(folder: &Path, again: &Path, arch: Arch) -> Result<()> {
     } else {
         "other processor"
     };
-    let required = format!("agent,docker-new,image,qemu,registry,{run}");
+    let required = format!("agent,docker-new,image,image-again,qemu,registry,{run}");
     let parts = [
         (IMAGE_VARIABLE, folder),
         (AGAIN_VARIABLE, again.to_owned()),

@@ -14,7 +14,7 @@ mod dist;
 mod fuzz;
 mod gpu_record;
 mod image;
-mod kubelet;
+mod kubernetes;
 mod lint;
 mod package;
 mod pypi;

@@ -17,7 +17,7 @@ use clap::ValueEnum;
 
 use crate::archive;
 use crate::command::{Cmd, find_program};
-use crate::kubelet;
+use crate::kubernetes;
 use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
@@ -27,7 +27,7 @@ const BPF_LINKER: &str = "0.13.0";
 /// Install what gpuacct is built and tested with
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What for; everything but guard, images, kubelet and packages if not given
+    /// What for; everything but guard, images, kubernetes and packages if not given
     #[arg(value_enum)]
     groups: Vec<Group>,
 }
@@ -57,8 +57,8 @@ pub(crate) enum Group {
     Fuzz,
     /// Counting instructions, `cargo xtask bench --guard`
     Guard,
-    /// Running pods under a kubelet, which takes minutes to build
-    Kubelet,
+    /// Running pods under a kubelet and a control plane, which take minutes to build
+    Kubernetes,
 }
 
 impl Group {
@@ -66,7 +66,7 @@ impl Group {
     fn is_slow(self) -> bool {
         matches!(
             self,
-            Self::Kubelet | Self::Guard | Self::Packages | Self::Images
+            Self::Kubernetes | Self::Guard | Self::Packages | Self::Images
         )
     }
 }
@@ -252,21 +252,21 @@ const NEEDS: &[Need] = &[
         elsewhere: "install Valgrind 3.19 or newer",
     },
     Need {
-        group: Group::Kubelet,
+        group: Group::Kubernetes,
         what: "apt, and the keys of Debian's archive, whose source of Kubernetes is built",
         is_there: has_archive,
         packages: &["debian-archive-keyring"],
         elsewhere: "no way is known; the tests that want it are skipped",
     },
     Need {
-        group: Group::Kubelet,
+        group: Group::Kubernetes,
         what: "dpkg-source, which unpacks it",
         is_there: || find_program("dpkg-source").is_some(),
         packages: &["dpkg-dev"],
         elsewhere: "no way is known; the tests that want it are skipped",
     },
     Need {
-        group: Group::Kubelet,
+        group: Group::Kubernetes,
         what: "gcc, which Go has link what calls the C library",
         is_there: || find_program("gcc").is_some(),
         packages: &["gcc", "libc6-dev"],
@@ -301,8 +301,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("newest Prometheus: {}", tree.display());
         println!("amtool: {}", archive::amtool()?.display());
     }
-    if groups.contains(&Group::Kubelet) {
-        println!("kubelet: {}", kubelet::built()?.display());
+    if groups.contains(&Group::Kubernetes) {
+        println!("Kubernetes: {}", kubernetes::built()?.display());
+        println!("etcd: {}", archive::etcd()?.display());
+        println!("network plugins: {}", archive::network_plugins()?.display());
     }
     println!("everything is there");
     Ok(())

@@ -24,7 +24,8 @@ use crate::archive;
 use crate::build;
 use crate::command::Cmd;
 use crate::fuzz;
-use crate::kubelet;
+use crate::image::{self, IMAGE_VARIABLE};
+use crate::kubernetes;
 use crate::setup::{self, Group};
 use crate::workspace;
 use results::follow;
@@ -42,8 +43,13 @@ const AMTOOL: &str = "GPUACCT_AMTOOL";
 pub(crate) const REGISTRY: &str = "GPUACCT_REGISTRY";
 /// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
 pub(crate) const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
-/// Names the kubelet; see `gpuacct_tests::kubelet`.
-const KUBELET: &str = "GPUACCT_KUBELET";
+/// Names the folder with the programs of Kubernetes; see `gpuacct_tests::kubelet`.
+const KUBERNETES: &str = "GPUACCT_KUBERNETES";
+/// What a cluster takes besides; see `gpuacct_tests::cluster`.
+const ETCD: &str = "GPUACCT_ETCD";
+const NETWORK_PLUGINS: &str = "GPUACCT_CNI";
+/// The parts that whoever asks for the slow tests does not want to be skipped.
+const SLOW_PARTS: [&str; 3] = ["cluster", "image", "kubelet"];
 /// Where the tests of one run write down which cgroups were there before; see
 /// `gpuacct_tests::docker`.
 const CGROUPS_BEFORE: &str = "GPUACCT_CGROUPS_BEFORE";
@@ -66,8 +72,8 @@ pub(crate) struct Options {
     /// Only the tests that need no root, no kernel, no daemon and no network
     #[arg(long, conflicts_with = "slow")]
     fast: bool,
-    /// Also the tests that take minutes: a pod under a kubelet, which is built, and a minute of each
-    /// fuzz target
+    /// Also the tests that take minutes: the image and the chart in a cluster of one node, a pod under a
+    /// kubelet, and a minute of each fuzz target. Kubernetes is built for it
     #[arg(long)]
     slow: bool,
     /// Run the tests with `cargo test`, even if cargo-nextest is installed
@@ -168,9 +174,15 @@ pub(crate) fn module(
     with(tests, parts).run()
 }
 
-fn slow_parts() -> Result<PathBuf> {
-    setup::ensure(&[Group::Kubelet])?;
-    kubelet::built()
+/// What only the slow tests take.
+fn slow_parts() -> Result<[(&'static str, PathBuf); 4]> {
+    setup::ensure(&[Group::Kubernetes])?;
+    Ok([
+        (KUBERNETES, kubernetes::built()?),
+        (ETCD, archive::etcd()?),
+        (NETWORK_PLUGINS, archive::network_plugins()?),
+        (IMAGE_VARIABLE, image::of_this_machine()?),
+    ])
 }
 
 /// The variables by which the tests find what they are to run with. Sets up what they name.
@@ -237,7 +249,7 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
         }
     }
     if options.slow {
-        parts.push((KUBELET, slow_parts()?));
+        parts.extend(slow_parts()?);
     }
     parts.push((build::OBJECT_VARIABLE, build::object()?));
     parts.push(("GPUACCT_BIN", built.join("gpuacct")));
@@ -276,9 +288,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .args(threads),
     };
     let mut tests = with(tests.args(&options.arguments), &environment);
-    // Whoever asks for these wants no skip.
-    let kubelet = options.slow.then_some("kubelet");
-    let further: Vec<_> = kubelet.into_iter().chain(options.required).collect();
+    let slow = options.slow.then_some(SLOW_PARTS).into_iter().flatten();
+    let further: Vec<_> = slow.chain(options.required).collect();
     if !further.is_empty() {
         let required = std::env::var(REQUIRE).unwrap_or_default();
         tests = tests.env(REQUIRE, format!("{required},{}", further.join(",")));

@@ -1,7 +1,8 @@
 //! The image that `cargo xtask image` makes, as a cluster gets it: pushed to a registry on loopback,
 //! pulled by a Docker Engine, and run. And the program of an image for another processor, emulated.
 //!
-//! The verb makes what these tests look at and sets the variables; without it they are skipped.
+//! The verb makes what these tests look at and sets the variables; without it they are skipped. The slow
+//! tests make an image, too, and run those that need no other one.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent;
+use gpuacct_tests::cluster::IMAGE;
 use gpuacct_tests::docker::{self, ContainerSpec, Dockerd, Options};
 use gpuacct_tests::http::free_address;
 use gpuacct_tests::manifests::deploy;
@@ -26,9 +28,7 @@ use sim_nvml::STATE_DIR;
 
 use crate::deploy::{held, read, unit_values};
 
-/// Names the image, a folder in OCI's layout.
-const IMAGE: &str = "GPUACCT_IMAGE";
-/// Names the same, made a second time.
+/// Names the image that [`IMAGE`] names, made a second time.
 const AGAIN: &str = "GPUACCT_IMAGE_AGAIN";
 
 fn image() -> Option<PathBuf> {
@@ -97,7 +97,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn made_twice_it_is_the_same_bytes() {
     let Some(image) = image() else { return };
-    let Some(again) = require("image", fetched(AGAIN)) else {
+    let Some(again) = require("image-again", fetched(AGAIN)) else {
         return;
     };
     let first = contents(&image);

@@ -1,4 +1,5 @@
-//! `docs/INSTALL.md`: each command on the page is run as far as that is possible without a cluster.
+//! `docs/INSTALL.md`: each command on the page is run as far as that is possible without a cluster. What is
+//! run in a cluster is in `cluster`.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,7 +23,7 @@ use tempfile::TempDir;
 /// Nobody listens there.
 const NO_CLUSTER: [&str; 2] = ["--server", "http://127.0.0.1:1"];
 
-fn page() -> String {
+pub(crate) fn page() -> String {
     fs::read_to_string(root().join("docs/INSTALL.md")).unwrap()
 }
 
@@ -42,6 +43,12 @@ fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     blocks
         .map(|block| block.split_once("```").unwrap().0)
         .collect()
+}
+
+/// The commands of the first block of a section, by its heading.
+pub(crate) fn first_commands<'a>(page: &'a str, heading: &str) -> Vec<&'a str> {
+    let (_, section) = page.split_once(heading).unwrap();
+    blocks(section, "sh")[0].lines().collect()
 }
 
 /// What the commands are tried with.

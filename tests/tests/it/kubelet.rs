@@ -11,7 +11,7 @@ use gpuacct::core::model::{SourceId, SourceState};
 use gpuacct::core::snapshot::{AllocationState, AllocationView, Attribution, ContainerAccount};
 use gpuacct::outputs::socket::StatusReport;
 use gpuacct_tests::agent;
-use gpuacct_tests::kubelet::{self, Kubelet, NODE, Plugin, RESOURCE};
+use gpuacct_tests::kubelet::{self, Kubelet, NODE, Plugin, Pod, RESOURCE};
 use gpuacct_tests::node::{self, Node};
 use gpuacct_tests::requirement::require;
 use sim_nvml::GpuSpec;
@@ -87,9 +87,17 @@ fn a_pod_pays_for_the_gpu_that_a_real_kubelet_gave_it_until_it_ends() {
     let mut mounts = node.mounts();
     mounts.push((word.clone(), "/word".into()));
     let command = command(&node, &gpus);
-    kubelet
-        .run_pod(NAMESPACE, POD, CONTAINER, 1, &command, &mounts)
-        .unwrap();
+    let described = Pod {
+        namespace: NAMESPACE,
+        name: POD,
+        container: CONTAINER,
+        gpus: 1,
+        command: &command,
+        mounts: &mounts,
+        // Longer than the test, which ends it when it likes.
+        grace_s: 3600,
+    };
+    kubelet.run_pod(&described).unwrap();
     let named_by_runtime = Attribution::Named {
         source: IdentitySource::Cri,
     };

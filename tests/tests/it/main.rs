@@ -11,6 +11,7 @@ mod attack;
 mod capabilities;
 mod cdi;
 mod chart;
+mod cluster;
 mod commands;
 mod completions;
 mod cri;
