@@ -45,6 +45,7 @@ use rust_decimal::Decimal;
 
 pub use self::dimension::Dimension;
 pub use self::filter::{Filter, Label};
+pub(super) use self::keys::EMPTY;
 use self::keys::{AccountKey, AccountValues, Keys};
 use self::ledgers::{InLedger, Span};
 pub use self::question::Question;

@@ -19,6 +19,7 @@ mod deploy;
 mod docker;
 mod end_to_end;
 mod fleet;
+mod focus;
 mod gpu_health;
 mod hostile_answers;
 mod id_only;
