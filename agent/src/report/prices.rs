@@ -204,6 +204,23 @@ impl Prices {
         prices.any(|price| price.allocated_hour.is_some())
     }
 
+    /// Prices of busy hours: of each model, whole and by MIG profile, and last the default of whole GPUs,
+    /// which has no model.
+    #[must_use]
+    pub fn busy_hours(&self) -> Vec<(Option<&str>, Option<&str>, Decimal)> {
+        let mut prices = Vec::new();
+        for (model, of_it) in &self.models {
+            let model = Some(model.as_str());
+            prices.extend(of_it.busy_hour.map(|price| (model, None, price)));
+            let instances = of_it.mig.iter();
+            prices.extend(instances.filter_map(|(profile, price)| {
+                Some((model, Some(profile.as_str()), price.busy_hour?))
+            }));
+        }
+        prices.extend(self.default.busy_hour.map(|price| (None, None, price)));
+        prices
+    }
+
     /// Reads a file.
     ///
     /// # Errors

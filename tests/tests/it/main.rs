@@ -8,6 +8,7 @@
 //! beside this folder, and `.config/nextest.toml` says why.
 
 mod attack;
+mod budgets;
 mod capabilities;
 mod cdi;
 mod chart;
