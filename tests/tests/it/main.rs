@@ -36,6 +36,7 @@ mod matrix;
 mod migration;
 mod nvml_clients;
 mod nvml_source;
+mod opencost;
 mod otlp_tls;
 mod packages;
 mod page;
