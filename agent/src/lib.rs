@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod app;
+pub mod budgets;
 pub mod commands;
 pub mod config;
 mod drawing;

@@ -18,6 +18,7 @@
 //! It refuses to estimate. Time that no book covers is shown as such, and has no owner and no price.
 
 pub mod fleet;
+pub mod focus;
 pub mod growth;
 pub mod hour;
 pub mod prices;

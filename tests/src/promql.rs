@@ -28,6 +28,23 @@ pub const OWNER: [&str; 3] = ["namespace", "pod", "container"];
 const WITHOUT_OWNER: &str = "gpuacct_build_info";
 /// What Prometheus itself has of a target.
 const OF_PROMETHEUS: [&str; 1] = ["up"];
+/// What looks back at itself, with its labels: a sum that goes on where it was.
+const LOOKS_BACK: [(&str, &[&str]); 3] = [
+    (
+        "namespace_month:gpuacct_busy_seconds:sum",
+        &["cluster", "namespace", "month"],
+    ),
+    (
+        "namespace_month:gpuacct_allocated_seconds:sum",
+        &["cluster", "namespace", "month"],
+    ),
+    (
+        "namespace_month:gpuacct_busy_cost:sum",
+        &["cluster", "namespace", "month", "currency"],
+    ),
+];
+/// Functions of the time that is asked for, unless they are given another one.
+const OF_TIME: [&str; 5] = ["day_of_month", "days_in_month", "hour", "minute", "month"];
 /// The rule files that are shipped, in the order in which they depend on each other.
 pub const RULE_FILES: [&str; 3] = [
     "gpuacct.prices.yaml",
@@ -165,6 +182,9 @@ impl Names {
     /// The labels of a metric.
     fn of_metric(&self, name: &str) -> Result<BTreeSet<String>> {
         let target = TARGET.map(str::to_owned);
+        if let Some(labels) = looking_back(name) {
+            return Ok(labels);
+        }
         if let Some(rules) = self.recorded.get(name) {
             // What a rule looks back at is what it records itself: it adds nothing.
             let mut labels = BTreeSet::new();
@@ -227,6 +247,10 @@ impl Names {
             );
         }
         let keeps_all = matches!(tree["op"].as_str(), Some("topk" | "bottomk"));
+        if tree["op"] == "count_values" {
+            let value = text(&tree["param"]["val"])?;
+            return Ok(Some(grouping.into_iter().chain([value]).collect()));
+        }
         Ok(Some(if keeps_all {
             inner
         } else if tree["without"] == true {
@@ -254,6 +278,9 @@ impl Names {
                 );
                 labels.insert(text(&arguments[1]["val"])?);
                 Ok(Some(labels))
+            }
+            Some(name) if arguments.is_empty() && OF_TIME.contains(&name) => {
+                Ok(Some(BTreeSet::new()))
             }
             Some("vector" | "absent") => Ok(Some(BTreeSet::new())),
             _ => Ok(found),
@@ -290,6 +317,14 @@ impl Names {
             _ => many.union(&include).cloned().collect(),
         }))
     }
+}
+
+/// The labels of what looks back at itself. They are said, since they do not follow from its rule without
+/// them; a test compares the two.
+#[must_use]
+pub fn looking_back(name: &str) -> Option<BTreeSet<String>> {
+    let (_, labels) = LOOKS_BACK.iter().find(|(known, _)| *known == name)?;
+    Some(labels.iter().map(|label| (*label).to_owned()).collect())
 }
 
 fn text(value: &Value) -> Result<String> {

@@ -23,6 +23,14 @@ pub struct Venv {
 /// # Errors
 /// If there is no Python, or PyPI does not give the packages.
 pub fn venv(name: &str, packages: &[&str]) -> Result<Venv> {
+    venv_of(&program("python3")?, name, packages)
+}
+
+/// The same with this interpreter.
+///
+/// # Errors
+/// If it makes no virtual environment, or PyPI does not give the packages.
+pub fn venv_of(python: &Path, name: &str, packages: &[&str]) -> Result<Venv> {
     for package in packages {
         ensure_pinned(package)?;
     }
@@ -36,7 +44,7 @@ pub fn venv(name: &str, packages: &[&str]) -> Result<Venv> {
     if fs::read_to_string(&marker).is_ok_and(|found| found == content) {
         return Ok(venv);
     }
-    run(Command::new(program("python3")?)
+    run(Command::new(python)
         .args(["-m", "venv", "--clear"])
         .arg(&venv.root))?;
     run(Command::new(venv.program("python"))
@@ -45,6 +53,29 @@ pub fn venv(name: &str, packages: &[&str]) -> Result<Venv> {
         .args(packages))?;
     fs::write(&marker, content).with_context(|| format!("cannot write {}", marker.display()))?;
     Ok(venv)
+}
+
+/// Python 3 of one minor version: `python3`, one whose name says its version, or one that pyenv has made.
+/// Packages with compiled parts come for some versions only.
+///
+/// # Errors
+/// If this machine has none.
+pub fn interpreter(minor: u32) -> Result<PathBuf> {
+    let names = ["python3".to_owned(), format!("python3.{minor}")];
+    let on_path = names.into_iter().filter_map(|name| program(&name).ok());
+    let pyenv = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
+    let pyenv = pyenv.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pyenv")));
+    let made = pyenv.and_then(|root| fs::read_dir(root.join("versions")).ok());
+    let made = made.into_iter().flatten().flatten();
+    let made = made.map(|version| version.path().join("bin/python3"));
+    let is_it = |python: &PathBuf| {
+        let ask = format!("import sys; sys.exit(sys.version_info[:2] != (3, {minor}))");
+        run(Command::new(python).args(["-c", &ask])).is_ok()
+    };
+    on_path
+        .chain(made)
+        .find(is_it)
+        .with_context(|| format!("no Python 3.{minor} is on the PATH, or made by pyenv"))
 }
 
 fn ensure_pinned(package: &str) -> Result<()> {

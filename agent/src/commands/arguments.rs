@@ -7,8 +7,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use super::output::{OutputError, not_written, note};
 use super::{
-    agent, block_on, bundle, check, completions, config, environment, explain, log_level, man,
-    probe, release, report, status,
+    agent, block_on, budgets, bundle, check, completions, config, environment, explain, log_level,
+    man, probe, release, report, status,
 };
 
 /// Which container used how much of which GPU
@@ -30,6 +30,7 @@ enum Command {
     Explain(explain::Options),
     // Its flags take far more room than those of the others.
     Report(Box<report::Options>),
+    Budgets(budgets::Options),
     Check(check::Options),
     Bundle(bundle::Options),
     LogLevel(log_level::Options),
@@ -69,6 +70,7 @@ impl Arguments {
             Some(Command::Status(options)) => block_on(status::run(options)),
             Some(Command::Explain(options)) => block_on(explain::run(options)),
             Some(Command::Report(options)) => block_on(report::run(*options)),
+            Some(Command::Budgets(options)) => budgets::run(&options),
             Some(Command::Check(options)) => block_on(check::run(options)),
             Some(Command::Bundle(options)) => block_on(bundle::run(options)),
             Some(Command::LogLevel(options)) => block_on(log_level::run(options)),

@@ -11,6 +11,7 @@ use crate::errors::{causes, chain};
 use crate::outputs::store::query::ReadError;
 use crate::report::ReportError;
 use crate::report::fleet::FleetError;
+use crate::report::focus::FocusError;
 use crate::report::prices::MoneyError;
 use crate::report::promql::StoreError;
 use crate::report::range::RangeError;
@@ -59,6 +60,20 @@ pub(super) fn remedy_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
                 ReportError::NoCluster(_) => Some("use --from, or --by node"),
                 ReportError::Zone(_) => Some("use --timezone with another zone, or UTC"),
             };
+        }
+        if let Some(error) = error.downcast_ref::<FocusError>() {
+            return Some(match error {
+                FocusError::NoPrices => "name a file of prices with --prices",
+                FocusError::Currency { .. } => "correct the file of prices",
+                FocusError::Limited => {
+                    "leave out --namespace and --label, or use --focus-version 1.2"
+                }
+                FocusError::PricesOfOwners => {
+                    "use prices without label in [[for]]; nodes and clusters may have their own"
+                }
+                FocusError::Money(error) => of_money(error),
+                FocusError::Row(_) => "report this",
+            });
         }
         if let Some(error) = error.downcast_ref::<FleetError>() {
             return of_fleet(error);

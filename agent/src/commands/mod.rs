@@ -8,6 +8,7 @@ pub mod agent;
 pub mod agent_choice;
 pub mod arguments;
 pub mod ask;
+pub mod budgets;
 pub mod bundle;
 mod charset;
 pub mod check;

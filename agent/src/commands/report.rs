@@ -5,6 +5,7 @@
 //! page for browsers in `report/html.rs`, files for programs are in `report/print.rs`, and what is in them is
 //! in [`crate::report`].
 
+mod focus;
 mod html;
 mod page;
 mod print;
@@ -21,7 +22,7 @@ use self::remote::Remote;
 use super::agent_choice::AgentChoice;
 use super::charset::Charset;
 use super::complaint::{complain, remedy_of, say};
-use super::output::{self, OutputError, not_written, note, width};
+use super::output::{self, not_written, note, width};
 use super::progress::Progress;
 use crate::errors::chain;
 use crate::report::prices::Prices;
@@ -76,7 +77,7 @@ pub struct Options {
     /// hours off UTC
     #[arg(long, value_name = "ZONE", default_value = "UTC")]
     timezone: Zone,
-    /// Output format: table, csv, json, ndjson or html
+    /// Output format: table, csv, json, ndjson, html, or focus for FinOps tools
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// A table of any width, with held time, the other engines, processes, memory's peak,
@@ -90,6 +91,8 @@ pub struct Options {
     /// [default: store.path of the configuration]
     #[arg(long, value_name = "PATH")]
     store: Vec<PathBuf>,
+    #[command(flatten)]
+    focus: focus::Flags,
     #[command(flatten)]
     remote: Remote,
     #[command(flatten)]
@@ -109,6 +112,8 @@ pub enum Output {
     Ndjson,
     /// A page for a browser or a printer, with pictures.
     Html,
+    /// Charges by FOCUS, the FinOps Open Cost and Usage Specification, as CSV; needs --prices.
+    Focus,
 }
 
 /// Reads and prints. The exit codes are those of the help.
@@ -140,6 +145,14 @@ pub async fn run(options: Options) -> ExitCode {
         prices,
         timeline: options.output == Output::Html,
     };
+    let question = match options.output {
+        Output::Focus => focus::question(question),
+        _ => Ok(question),
+    };
+    let question = match question {
+        Ok(question) => question,
+        Err(code) => return code,
+    };
     let made = match options.remote.is_chosen() {
         true => options.remote.report(&question, now).await,
         false => of_ledgers(&options, &question, now).await,
@@ -148,9 +161,13 @@ pub async fn run(options: Options) -> ExitCode {
         Ok(report) => report,
         Err(code) => return code,
     };
-    match show(&options, &report) {
-        Ok(()) if report.imbalance.is_zero() => ExitCode::SUCCESS,
-        Ok(()) => ExitCode::from(1),
+    let text = match text(&options, &question, &report) {
+        Ok(text) => text,
+        Err(code) => return code,
+    };
+    match output::write_out(&text) {
+        Ok(_) if report.imbalance.is_zero() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(1),
         Err(error) => not_written(&error),
     }
 }
@@ -201,18 +218,18 @@ const fn code_of(error: &ReportError) -> u8 {
     }
 }
 
-/// Prints the report, after what has to be known of it.
-fn show(options: &Options, report: &Report) -> Result<(), OutputError> {
+/// What is printed, after what has to be known of it was said; or how to exit after the error that was.
+fn text(options: &Options, question: &Question, report: &Report) -> Result<String, ExitCode> {
     for warning in &report.warnings {
         note(format_args!("warning: {warning}"));
     }
     // The other outputs have them in themselves.
-    if matches!(options.output, Output::Csv | Output::Ndjson) {
+    if matches!(options.output, Output::Csv | Output::Ndjson | Output::Focus) {
         for text in &report.notes {
             note(format_args!("note: {text}"));
         }
     }
-    let text = match options.output {
+    let made = match options.output {
         Output::Table => {
             let page = page::table(report, options.wide, width());
             if !page.left_out.is_empty() {
@@ -221,12 +238,13 @@ fn show(options: &Options, report: &Report) -> Result<(), OutputError> {
                     page.left_out.join(", ")
                 ));
             }
-            Charset::of_the_environment().text(page.text)
+            Ok(Charset::of_the_environment().text(page.text))
         }
-        Output::Csv => print::csv(report)?,
-        Output::Json => print::json(report)?,
-        Output::Ndjson => print::ndjson(report)?,
-        Output::Html => html::html(report, options.wide)?,
+        Output::Csv => print::csv(report),
+        Output::Json => print::json(report),
+        Output::Ndjson => print::ndjson(report),
+        Output::Html => html::html(report, options.wide),
+        Output::Focus => return focus::text(&options.focus, question, report),
     };
-    output::write_out(&text).map(|_| ())
+    made.map_err(|error| not_written(&error.into()))
 }

@@ -53,7 +53,7 @@ impl fmt::Display for Mistake {
 }
 
 /// One mistake in the line of the error, several in lines of their own.
-fn listed(mistakes: &[Mistake]) -> String {
+pub(crate) fn listed(mistakes: &[Mistake]) -> String {
     match mistakes {
         [mistake] => format!(": {mistake}"),
         mistakes => {

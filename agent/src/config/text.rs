@@ -120,14 +120,14 @@ fn collect(value: &Spanned<DeValue<'_>>, key: &Key, values: &mut Vec<Located>) {
 }
 
 /// A text by its lines.
-struct Lines<'a> {
+pub(crate) struct Lines<'a> {
     text: &'a str,
     /// Where each line begins.
     begins: Vec<usize>,
 }
 
 impl<'a> Lines<'a> {
-    fn of(text: &'a str) -> Self {
+    pub(crate) fn of(text: &'a str) -> Self {
         let ends = text.match_indices('\n');
         let begins = std::iter::once(0).chain(ends.map(|(end, _)| end + 1));
         Self {
@@ -147,7 +147,7 @@ impl<'a> Lines<'a> {
     }
 
     /// Line and column of an offset, both from 1.
-    fn place(&self, offset: usize) -> (usize, usize) {
+    pub(crate) fn place(&self, offset: usize) -> (usize, usize) {
         let before = self
             .text
             .get(self.begin(offset)..offset)

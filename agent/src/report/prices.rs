@@ -193,6 +193,32 @@ impl Prices {
         rules.map(|rule| &rule.table).chain([&self.table])
     }
 
+    /// Whether some prices are for some of the time only: of nodes, clusters or labels.
+    #[must_use]
+    pub const fn are_by_owner_or_place(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
+    /// Prices of busy hours that are for all of the time: of each model, whole and by MIG profile, and last
+    /// the default of whole GPUs, which has no model.
+    #[must_use]
+    pub fn busy_hours(&self) -> Vec<(Option<&str>, Option<&str>, Decimal)> {
+        let mut prices = Vec::new();
+        let busy_hour = |of_it: &Model| of_it.whole()?.busy_hour;
+        for (model, of_it) in &self.table.models {
+            let model = Some(model.as_str());
+            prices.extend(busy_hour(of_it).map(|price| (model, None, price)));
+            prices.extend(
+                of_it
+                    .instances()
+                    .filter_map(|(profile, price)| Some((model, Some(profile), price.busy_hour?))),
+            );
+        }
+        let default = self.table.default.as_ref().and_then(busy_hour);
+        prices.extend(default.map(|price| (None, None, price)));
+        prices
+    }
+
     /// Reads a file.
     ///
     /// # Errors

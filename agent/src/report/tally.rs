@@ -47,6 +47,7 @@ use rust_decimal::Decimal;
 
 pub use self::dimension::Dimension;
 pub use self::filter::{Filter, Label};
+pub(super) use self::keys::EMPTY;
 use self::keys::{AccountKey, AccountValues, Keys};
 pub use self::kind::Kind;
 use self::ledgers::{InLedger, Span};

@@ -303,6 +303,32 @@ fn the_bill_of_a_fleet_is_the_truth_as_far_as_it_was_scraped() {
             "{page}"
         );
 
+        // The charges for FinOps tools have the same time, and cost what it costs.
+        let prices = dir.path().join("prices.toml");
+        fs::write(
+            &prices,
+            "currency = \"EUR\"\n[default]\nbusy_hour = \"3.6\"\n",
+        )
+        .unwrap();
+        let focus = ["--prices", prices.to_str().unwrap(), "-o", "focus"];
+        let output = run(&url, since, until, &focus);
+        assert!(output.status.success(), "{output:?}");
+        let mut costs: BTreeMap<String, Decimal> = BTreeMap::new();
+        for row in csv::Reader::from_reader(&output.stdout[..]).deserialize() {
+            let row: BTreeMap<String, String> = row.unwrap();
+            if row["x_Kind"] == "container" {
+                let cost: Decimal = row["BilledCost"].parse().unwrap();
+                *costs.entry(row["SubAccountId"].clone()).or_default() += cost;
+            }
+        }
+        let seconds = costs.into_iter().map(|(namespace, cost)| {
+            (
+                namespace,
+                (cost * Decimal::ONE_THOUSAND).round_dp(6).normalize(),
+            )
+        });
+        assert_eq!(seconds.collect::<BTreeMap<_, _>>(), expected(9_990));
+
         // A store that does not reach back as far as the range is no small bill.
         let early = base - 4 * HOUR;
         let output = run(&url, early, until, &["-o", "json"]);

@@ -8,6 +8,7 @@
 //! beside this folder, and `.config/nextest.toml` says why.
 
 mod attack;
+mod budgets;
 mod capabilities;
 mod cdi;
 mod chart;
@@ -23,6 +24,7 @@ mod fleet;
 mod fleet_access;
 mod fleet_clusters;
 mod fleet_streams;
+mod focus;
 mod gpu_health;
 mod hostile_answers;
 mod id_only;
@@ -38,6 +40,7 @@ mod matrix;
 mod migration;
 mod nvml_clients;
 mod nvml_source;
+mod opencost;
 mod otlp_tls;
 mod packages;
 mod page;

@@ -20,21 +20,21 @@ use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
 
-const A100: &str = "NVIDIA A100-SXM4-80GB";
-const H100: &str = "NVIDIA H100 80GB HBM3";
+pub(crate) const A100: &str = "NVIDIA A100-SXM4-80GB";
+pub(crate) const H100: &str = "NVIDIA H100 80GB HBM3";
 /// The hours that the past is about; the last one is not over.
-const RANGE: [&str; 4] = [
+pub(crate) const RANGE: [&str; 4] = [
     "--since",
     "2026-01-31T06:00:00Z",
     "--until",
     "2026-01-31T09:00:00Z",
 ];
 
-fn minutes(n: u64) -> Nanos {
+pub(crate) fn minutes(n: u64) -> Nanos {
     Nanos::from_secs(60 * n)
 }
 
-fn used(busy: u64, allocated: u64) -> Amounts {
+pub(crate) fn used(busy: u64, allocated: u64) -> Amounts {
     Amounts {
         busy: minutes(busy),
         engines: Engines {
@@ -50,12 +50,12 @@ fn used(busy: u64, allocated: u64) -> Amounts {
 }
 
 /// Three hours on two GPUs, the last until half past eight. The writer is still at work.
-fn past(directory: &Path) -> Past {
+pub(crate) fn past(directory: &Path) -> Past {
     past_on(NODE, "2026-01-31T06:00:00Z", directory)
 }
 
 /// The same three hours on a node, from a time on.
-fn past_on(node: &str, begin: &str, directory: &Path) -> Past {
+pub(crate) fn past_on(node: &str, begin: &str, directory: &Path) -> Past {
     let begin: jiff::Timestamp = begin.parse().unwrap();
     let begin = WallTime(u64::try_from(begin.as_nanosecond()).unwrap());
     let mut past = Past::begin_on(node, directory, begin, &[A100, H100]).unwrap();
@@ -101,7 +101,7 @@ fn past_on(node: &str, begin: &str, directory: &Path) -> Past {
     past
 }
 
-fn report(store: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn report(store: &Path, arguments: &[&str]) -> Output {
     Command::new(agent::binary().unwrap())
         .arg("report")
         .arg("--store")
@@ -112,7 +112,7 @@ fn report(store: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn printed(store: &Path, arguments: &[&str]) -> String {
+pub(crate) fn printed(store: &Path, arguments: &[&str]) -> String {
     let output = report(store, arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -126,7 +126,7 @@ fn without_its_ledger(text: &str) -> String {
     lines.fold(String::new(), |kept, line| kept + line + "\n")
 }
 
-type Rows = Vec<BTreeMap<String, String>>;
+pub(crate) type Rows = Vec<BTreeMap<String, String>>;
 
 /// The rows of a report as CSV, by column.
 fn rows(store: &Path, arguments: &[&str]) -> Rows {
@@ -872,7 +872,7 @@ fn a_narrow_terminal_is_told_which_columns_it_lacks() {
 
 /// A GPU in two instances for two hours; after the first hour one of them is made anew, larger, under
 /// the same UUID.
-fn divided(directory: &Path) -> Past {
+pub(crate) fn divided(directory: &Path) -> Past {
     let begin: jiff::Timestamp = "2026-01-31T06:00:00Z".parse().unwrap();
     let begin = WallTime(u64::try_from(begin.as_nanosecond()).unwrap());
     let mut past = Past::begin(directory, begin, &[A100, A100, A100]).unwrap();
@@ -901,7 +901,7 @@ fn divided(directory: &Path) -> Past {
     past
 }
 
-const DIVIDED: [&str; 4] = [
+pub(crate) const DIVIDED: [&str; 4] = [
     "--since",
     "2026-01-31T06:00:00Z",
     "--until",

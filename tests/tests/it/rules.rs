@@ -13,7 +13,9 @@ use std::process::Command;
 
 use gpuacct_tests::alertmanager::amtool;
 use gpuacct_tests::daemon::program;
-use gpuacct_tests::promql::{Names, RULE_FILES, Rule, alerts_folder, rules, shipped_rules};
+use gpuacct_tests::promql::{
+    Names, RULE_FILES, Rule, alerts_folder, looking_back, rules, shipped_rules,
+};
 use gpuacct_tests::python::run;
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::victoria_metrics::vmalert_tool;
@@ -115,6 +117,9 @@ fn rules_name_metrics_and_labels_that_exist() {
         let labels = names
             .labels(&rule.expr)
             .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        if let Some(said) = looking_back(name) {
+            assert_eq!(labels, said, "{name}");
+        }
         for (annotation, text) in &rule.annotations {
             for used in text.split("$labels.").skip(1) {
                 let used: String = used

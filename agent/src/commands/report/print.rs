@@ -222,7 +222,7 @@ pub(super) fn csv(report: &Report) -> io::Result<String> {
 }
 
 /// A text that no spreadsheet calculates.
-fn tame(text: &str) -> Cow<'_, str> {
+pub(super) fn tame(text: &str) -> Cow<'_, str> {
     match text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
         true => Cow::Owned(format!("'{text}")),
         false => Cow::Borrowed(text),

@@ -152,6 +152,12 @@ impl Model {
         };
         (price != Price::default()).then_some(price)
     }
+
+    /// Prices of MIG instances, by profile.
+    pub(super) fn instances(&self) -> impl Iterator<Item = (&str, &Price)> {
+        let instances = self.mig.iter();
+        instances.map(|(profile, price)| (profile.as_str(), price))
+    }
 }
 
 /// What an hour of a model costs.

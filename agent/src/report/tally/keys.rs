@@ -15,7 +15,7 @@ use crate::outputs::store::query::{AccountRecord, GpuRecord};
 use crate::report::zone::Zone;
 
 /// A label's value that is the empty text, which would be a blank.
-pub(super) const EMPTY: &str = "(empty)";
+pub(crate) const EMPTY: &str = "(empty)";
 
 /// An account, as far as the report needs it.
 #[derive(Debug)]
