@@ -465,6 +465,7 @@ fn options(directory: &Path, boot: &str) -> Options {
         max_bytes: 256 << 20,
         boot: boot.into(),
         node: NODE.into(),
+        records: false,
     }
 }
 

@@ -41,6 +41,7 @@ mod placement;
 mod pod_itself;
 mod pod_resources;
 mod receivers;
+mod records;
 mod report;
 mod rules;
 mod runtimes;

@@ -616,7 +616,7 @@ fn has_log(path: &Path) -> bool {
 }
 
 /// A figure that cannot be negative.
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let found: i64 = row.get(column)?;
     u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
 }
@@ -630,7 +630,7 @@ fn unsigned_or_none(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64
 }
 
 /// The amounts, from the column at which they begin.
-fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
+pub(super) fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
     let nanos = |at| unsigned(row, first + at).map(Nanos);
     Ok(Amounts {
         busy: nanos(0)?,
