@@ -13,8 +13,6 @@ use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::transport::Accepted;
-
 /// A signal of OTLP.
 pub(super) trait Signal {
     /// What is sent.
@@ -37,6 +35,25 @@ pub(super) trait Signal {
 
     /// What an answer says of the parts of the message that were refused.
     fn accepted(response: Self::Response) -> Accepted;
+}
+
+/// The receiver took the message.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Accepted {
+    /// Points or log records of it that it refused for good.
+    pub(super) rejected: u64,
+    /// Its words on that; they may also be a warning, with nothing refused.
+    pub(super) message: String,
+}
+
+impl Accepted {
+    /// An answer with a `partial_success`, in which a receiver may say that it refused less than nothing.
+    pub(super) fn with(rejected: i64, message: String) -> Self {
+        Self {
+            rejected: u64::try_from(rejected).unwrap_or(0),
+            message,
+        }
+    }
 }
 
 /// Metrics: the books.

@@ -18,7 +18,7 @@ use tonic::Code;
 use tonic::metadata::MetadataMap;
 use tonic_types::StatusExt as _;
 
-use super::signal::Signal;
+use super::signal::{Accepted, Signal};
 use crate::errors::{causes, chain, without_repetitions};
 use crate::outputs::receiver::{Compression, Protocol, Receiver, ReceiverError};
 use crate::receiver::{ConnectError, HeaderError, HttpClient, HttpError, Notes};
@@ -44,25 +44,6 @@ pub(super) struct Transport<S: Signal> {
 enum OtlpClient<S: Signal> {
     Grpc(S::Client),
     Http { client: Box<HttpClient>, url: Uri },
-}
-
-/// The receiver took the message.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Accepted {
-    /// Points or log records of it that it refused for good.
-    pub(super) rejected: u64,
-    /// Its words on that; they may also be a warning, with nothing refused.
-    pub(super) message: String,
-}
-
-impl Accepted {
-    /// An answer with a `partial_success`, in which a receiver may say that it refused less than nothing.
-    pub(super) fn with(rejected: i64, message: String) -> Self {
-        Self {
-            rejected: u64::try_from(rejected).unwrap_or(0),
-            message,
-        }
-    }
 }
 
 /// The receiver did not take the message.

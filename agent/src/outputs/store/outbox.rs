@@ -23,8 +23,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use super::error::StoreError;
-use super::query::{amounts_from, unsigned};
-use super::sql::{HOUR, Result, int, list};
+use super::sql::{HOUR, Result, amounts_from, int, list, unsigned};
 use crate::core::amounts::Millijoules;
 use crate::core::model::{Nanos, WallTime};
 use crate::published::RecordsBook;
