@@ -100,7 +100,8 @@ pub async fn run(
     };
     let (reload, live) = Reload::new(&config, source);
     let opt_in = live.opt_in.clone();
-    let exporter = outputs::exporter(&config, opt_in, &shown, health.clone())?;
+    let exporter = outputs::exporter(&config, opt_in.clone(), &shown, health.clone())?;
+    let records = outputs::records(&config, opt_in, &shown, health.clone())?;
     let taken = Taken {
         endpoint,
         socket,
@@ -110,7 +111,7 @@ pub async fn run(
     // Begin: the outputs show how far the start has come, and the books go on from what an agent
     // before this one has left, once nobody else holds it.
     sources::announce(&config, &inputs).await;
-    let output_states = output_states(&taken, reload.state());
+    let output_states = output_states(&taken, outputs::records_state(&config), reload.state());
     let (releases, releases_taken) = mpsc::channel(RELEASES);
     let receivers = Receivers {
         log: Arc::clone(&log),
@@ -119,7 +120,7 @@ pub async fn run(
         health: health.clone(),
         counters: Arc::clone(&shown.counters),
     };
-    let (outputs, queries) = outputs::start(live, log, taken, releases, &shown, health);
+    let (mut outputs, queries) = outputs::start(live, log, taken, releases, &shown, health);
     let mut begun = tokio::select! {
         begun = books::begin(&config, &published) => begun,
         () = signals.recv() => {
@@ -129,6 +130,9 @@ pub async fn run(
     };
 
     // Start the sources and the core.
+    if let (Some(records), Some(outbox)) = (records, begun.records.take()) {
+        outputs.start_records(records, outbox);
+    }
     let mapped = MappedFiles::now();
     let receivers = Receivers {
         limiter: begun.limiter.take(),
@@ -192,7 +196,7 @@ async fn drain(
 
 /// The states of the outputs before any of them says so itself. The store's is known once the books
 /// have begun.
-fn output_states(taken: &Taken, config: SourceHealth) -> SourceStates {
+fn output_states(taken: &Taken, records: SourceState, config: SourceHealth) -> SourceStates {
     let otlp = match taken.exporter.is_some() {
         true => SourceState::Absent,
         false => SourceState::Disabled,
@@ -206,6 +210,7 @@ fn output_states(taken: &Taken, config: SourceHealth) -> SourceStates {
     for state in [
         outputs::state_of(SourceId::Prometheus, prometheus, &place),
         outputs::state_of(SourceId::Otlp, otlp, ""),
+        outputs::state_of(SourceId::Records, records, ""),
         config,
     ] {
         states.take(state, now().boot);

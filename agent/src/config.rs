@@ -18,6 +18,7 @@ mod key;
 mod origins;
 mod otlp;
 mod otlp_signal;
+mod records;
 mod sections;
 mod span;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use self::error::{ConfigError, Mistake};
 pub use self::origins::Origins;
 pub use self::otlp::{Otlp, OtlpAttributes, OtlpKind, OtlpLayout, OtlpTemporality};
 pub use self::otlp_signal::{OtlpCompression, OtlpProtocol, OtlpSignal, OtlpTls};
+pub use self::records::Records;
 pub use self::sections::*;
 pub use self::span::Span;
 pub(crate) use self::text::Lines;
@@ -133,13 +135,14 @@ impl Config {
     #[must_use]
     pub fn redacted(mut self) -> Self {
         self.otlp.redact();
+        self.records.redact();
         self
     }
 
     /// What is in it and must not leave the node.
     #[must_use]
     pub fn secrets(&self) -> Secrets {
-        self.otlp.secrets()
+        self.otlp.secrets(self.records.endpoint.as_deref())
     }
 
     /// Checks values that flags have put in place of those of the file. `origins` say which flag has
@@ -170,6 +173,13 @@ impl Config {
     #[must_use]
     pub fn receiver(&self) -> Option<Receiver> {
         self.otlp.receiver(OtlpKind::Metrics)
+    }
+
+    /// The receiver of the usage records, if they are sent and one is configured.
+    #[must_use]
+    pub fn records_receiver(&self) -> Option<Receiver> {
+        let receiver = self.records.receiver(&self.otlp);
+        receiver.filter(|_| self.records.enabled)
     }
 
     /// The configuration as a file. It can be read back.
@@ -231,6 +241,7 @@ impl Config {
             socket,
             otlp,
             prometheus,
+            records,
             ..
         } = self;
         let OtlpTls {
@@ -257,6 +268,7 @@ impl Config {
                 "probe_listen",
                 prometheus.probe_listen.is_none(),
             ),
+            ("records", "endpoint", records.endpoint.is_none()),
             ("otlp", "endpoint", otlp.endpoint.is_none()),
             ("otlp", "node_name", otlp.node_name.is_none()),
             ("otlp", "service_name", otlp.service_name.is_none()),

@@ -25,6 +25,7 @@ mod shutdown;
 pub mod socket_access;
 pub mod sources;
 mod text_file;
+pub mod usage_record;
 mod words;
 
 pub use gpuacct_core as core;

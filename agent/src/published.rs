@@ -162,6 +162,20 @@ pub struct StoreBook {
     /// How often the store was too large and nothing in it could go.
     #[serde(default)]
     pub over_size: u64,
+    /// The usage records that wait in the store. Absent if none are sent.
+    #[serde(default)]
+    pub records: Option<RecordsBook>,
+}
+
+/// Usage records that no receiver has acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordsBook {
+    /// How many wait.
+    pub unsettled: u64,
+    /// When the hour of the oldest of them ended. Absent if none waits.
+    pub oldest_ended: Option<WallTime>,
+    /// Those that were dropped with their hour since the agent began.
+    pub dropped: u64,
 }
 
 /// A call into NVML that has not returned yet. The thread that made it waits in the driver and

@@ -27,6 +27,8 @@ use gpuacct::outputs::store::error::StoreError;
 use gpuacct::outputs::store::mark::MarkerFile;
 use gpuacct::outputs::store::query::Ledger;
 use gpuacct::outputs::store::{self, FILE, Handle, Options, schema};
+use gpuacct::published::RecordsBook;
+use gpuacct::usage_record::Outbox as _;
 use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -168,6 +170,36 @@ impl Node {
         self.keeping = Some(self.runtime.block_on(begun).0);
         self.keep();
         self.stop();
+    }
+
+    /// An agent that sends usage records: it commits, offers what is due, settles it if it is to, and
+    /// commits again. Returns the revisions that were offered, and what is counted in the end.
+    fn send_records(&mut self, options: Options, is_taken: bool) -> (Vec<i64>, RecordsBook) {
+        let handle = store::spawn(options).expect("a thread");
+        let (mark, desk) = (self.mark(), handle.records());
+        let state = self.runtime.block_on(handle.resume(&mark));
+        let state = state.expect("it can be read").expect("it was kept");
+        self.accountant = Accountant::restored(settings(), &state, clock(self.now))
+            .expect("what was kept can be gone on from");
+        let begun = DurabilityGate::begin(handle, mark, no_clock, None);
+        self.keeping = Some(self.runtime.block_on(begun).0);
+        self.keep();
+        let records = self.runtime.block_on(desk.offer(100)).expect("it is open");
+        if is_taken {
+            let keys = records.iter().map(|record| record.key).collect();
+            self.runtime
+                .block_on(desk.settle(keys))
+                .expect("it is open");
+        }
+        self.keep();
+        let keeping = self.keeping.as_ref().expect("it was begun");
+        let book = keeping.book().records.expect("they are sent");
+        self.stop();
+        self.runtime
+            .block_on(desk.offer(100))
+            .expect_err("it is closed");
+        let revisions = records.iter().map(|record| record.key.revision);
+        (revisions.collect(), book)
     }
 
     /// Starts an agent, which goes on if it can, and has it scan `/proc` and read the ring. Returns
@@ -465,6 +497,7 @@ fn options(directory: &Path, boot: &str) -> Options {
         max_bytes: 256 << 20,
         boot: boot.into(),
         node: NODE.into(),
+        records: false,
     }
 }
 
@@ -1041,6 +1074,37 @@ fn a_record_stays_for_as_long_as_an_hour_tells_of_it() {
     }
 }
 
+#[test]
+fn usage_records_that_are_dropped_with_their_hour_are_counted_unless_they_were_taken() {
+    for is_taken in [false, true] {
+        let (mut node, _) = used();
+        node.stop();
+        node.now += 3 * HOUR;
+        let sends = |node: &Node, retention| Options {
+            retention,
+            records: true,
+            ..options(&node.store, &node.boot)
+        };
+        let long = sends(&node, Duration::from_secs(35 * 86_400));
+        // The account's hour and the GPU's, once with an agent that is stopped before it is answered.
+        let (revisions, book) = node.send_records(long.clone(), false);
+        assert_eq!((revisions, book.unsettled), (vec![1, 1], 2));
+        let ended = clock(0).wall.0 / HOUR * HOUR + HOUR;
+        assert_eq!(book.oldest_ended, Some(WallTime(ended)));
+        let (revisions, book) = node.send_records(long, is_taken);
+        assert_eq!(revisions, [1, 1], "the same ones");
+        assert_eq!(book.unsettled, if is_taken { 0 } else { 2 });
+        node.now += 3 * HOUR;
+        let short = sends(&node, Duration::from_secs(4 * 3_600));
+        let (_, book) = node.send_records(short, false);
+        assert_eq!(book.dropped, if is_taken { 0 } else { 2 });
+        assert_eq!(book.oldest_ended, None, "{book:?}");
+        let left = "SELECT (SELECT count(*) FROM account_records) +
+            (SELECT count(*) FROM gpu_records)";
+        assert_eq!(node.sql::<i64>(left), [0]);
+    }
+}
+
 /// A commit that is kept by the second attempt at the latest.
 fn keep_again(node: &mut Node) -> Snapshot {
     let (snapshot, outcome) = node.commit();
@@ -1519,7 +1583,11 @@ fn a_ledger_without_processes_is_gone_on_from() {
 fn as_version_3(file: &Connection) {
     let tables = ["totals", "settled", "series", "namespaces", "hours"].map(|table| (table, ""));
     let others = [("namespaces", "shown_"), ("books", "closed_")];
-    let mut sql = "DROP VIEW used; DROP VIEW unsettled; DROP TABLE allocations;
+    let mut sql = "DROP TRIGGER hour_added; DROP TRIGGER hour_changed; DROP TRIGGER gpu_hour_added;
+        DROP TRIGGER gpu_hour_changed; DROP TRIGGER reason_hour_added;
+        DROP TRIGGER reason_hour_changed; DROP TRIGGER account_named; DROP TABLE account_records;
+        DROP TABLE gpu_records; DROP TABLE records_through;
+        DROP VIEW used; DROP VIEW unsettled; DROP TABLE allocations;
         ALTER TABLE meta DROP COLUMN node;
         ALTER TABLE totals DROP COLUMN since_boot;
         ALTER TABLE totals DROP COLUMN allocated_through_boot;"

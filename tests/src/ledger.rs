@@ -81,6 +81,7 @@ impl Past {
             max_bytes: 1 << 40,
             boot: "b0075eed-0000-4000-8000-000000000000".into(),
             node: node.into(),
+            records: false,
         })?;
         let books = models.iter().zip(0..).map(|(model, index)| KeptBook {
             gpu: GpuInfo {

@@ -36,6 +36,7 @@ pub mod requirement;
 pub mod rerun;
 pub mod rotel;
 pub mod source_rig;
+pub mod sql;
 pub mod terminal;
 pub mod turn;
 pub mod victoria_metrics;

@@ -1,9 +1,10 @@
 //! The end of an OTLP chain, in the test's own process: it takes what a collector sends on, and
 //! keeps it to be looked at.
 //!
-//! It only ever stands behind a collector written by others, which has parsed what the agent sent
-//! and encoded it again: the agent and this end share their protobuf code, so that alone they would
-//! agree on any mistake in it.
+//! What the agent sends is judged behind a collector written by others, which has parsed it and encoded
+//! it again: the agent and this end share their protobuf code, so that alone they would agree on any
+//! mistake in it. The agent sends to this end itself only where a test is about answers, which a
+//! collector does not give on demand.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +16,7 @@ use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{
     LogsService, LogsServiceServer,
 };
 use opentelemetry_proto::tonic::collector::logs::v1::{
-    ExportLogsServiceRequest, ExportLogsServiceResponse,
+    ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
@@ -113,10 +114,29 @@ pub struct Sink {
     runtime: Option<Runtime>,
 }
 
+/// What becomes of a message of logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogsAnswer {
+    /// It is kept and acknowledged.
+    #[default]
+    Take,
+    /// It is kept, and so many of its records are said to be rejected (`partial_success`).
+    Reject(i64),
+    /// It is kept and acknowledged, and those after it are answered as by [`LogsAnswer::LoseAnswer`].
+    TakeOne,
+    /// It is kept, and no acknowledgement arrives: the sender is told that nobody is there.
+    LoseAnswer,
+    /// It is not kept. The sender is asked to come again.
+    Unavailable,
+    /// It is not kept, since the sender may not send.
+    Deny,
+}
+
 #[derive(Debug, Default)]
 struct Shelf {
     received: Mutex<Received>,
     arrived: Condvar,
+    answer: Mutex<LogsAnswer>,
 }
 
 impl Sink {
@@ -162,6 +182,12 @@ impl Sink {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Answers messages of logs in this way from here on.
+    pub fn answer_logs(&self, answer: LogsAnswer) {
+        let now = self.shelf.answer.lock();
+        *now.unwrap_or_else(PoisonError::into_inner) = answer;
     }
 
     /// What has arrived so far.
@@ -224,8 +250,36 @@ impl LogsService for Shelf {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        self.take(|received| received.logs.push(request.into_inner()));
-        Ok(Response::new(Default::default()))
+        let answer = {
+            let mut next = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+            let answer = *next;
+            if answer == LogsAnswer::TakeOne {
+                *next = LogsAnswer::LoseAnswer;
+            }
+            answer
+        };
+        let keep = || self.take(|received| received.logs.push(request.into_inner()));
+        match answer {
+            LogsAnswer::Take | LogsAnswer::TakeOne => {
+                keep();
+                Ok(Response::new(Default::default()))
+            }
+            LogsAnswer::Reject(records) => {
+                keep();
+                Ok(Response::new(ExportLogsServiceResponse {
+                    partial_success: Some(ExportLogsPartialSuccess {
+                        rejected_log_records: records,
+                        error_message: "rejected by the test".to_owned(),
+                    }),
+                }))
+            }
+            LogsAnswer::LoseAnswer => {
+                keep();
+                Err(Status::unavailable("the answer is lost"))
+            }
+            LogsAnswer::Unavailable => Err(Status::unavailable("come again")),
+            LogsAnswer::Deny => Err(Status::permission_denied("not you")),
+        }
     }
 }
 

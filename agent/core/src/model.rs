@@ -478,6 +478,8 @@ pub enum SourceId {
     Prometheus,
     /// The receiver of the books over OTLP.
     Otlp,
+    /// The receiver of the usage records.
+    Records,
     /// The durable ledger.
     Store,
     /// The file of the configuration.
@@ -486,7 +488,7 @@ pub enum SourceId {
 
 impl SourceId {
     /// Every source, in the order in which they are shown.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Kernel,
         Self::Procfs,
         Self::Nvml,
@@ -498,6 +500,7 @@ impl SourceId {
         Self::PodResources,
         Self::Prometheus,
         Self::Otlp,
+        Self::Records,
         Self::Store,
         Self::Config,
     ];
@@ -517,6 +520,7 @@ impl SourceId {
             Self::PodResources => "pod_resources",
             Self::Prometheus => "prometheus",
             Self::Otlp => "otlp",
+            Self::Records => "records",
             Self::Store => "store",
             Self::Config => "config",
         }

@@ -21,7 +21,7 @@ use crate::core::snapshot::Snapshot;
 use crate::outputs::store::durability::{DurabilityGate, PATIENCE};
 use crate::outputs::store::error::StoreError;
 use crate::outputs::store::mark::MarkerFile;
-use crate::outputs::store::{self, Handle, Limiter};
+use crate::outputs::store::{self, Handle, Limiter, RecordsDesk};
 use crate::published::{AgentStatus, Published};
 use crate::sources::clock::now;
 use crate::sources::gpu::cursor::Cursor;
@@ -36,6 +36,8 @@ pub(super) struct OpenedBooks {
     pub(super) keeping: Option<DurabilityGate>,
     /// What can change the store's limits; absent where nothing is kept.
     pub(super) limiter: Option<Limiter>,
+    /// Where usage records wait; absent where nothing is kept.
+    pub(super) records: Option<RecordsDesk>,
     /// How the store is.
     pub(super) store: SourceHealth,
     /// Where the GPUs' windows go on.
@@ -117,6 +119,7 @@ pub(super) async fn begin(
         }
     };
     let limiter = handle.as_ref().map(Handle::limiter);
+    let records = handle.as_ref().map(Handle::records);
     let (keeping, state) = match handle {
         Some(handle) => {
             let (keeping, state) = DurabilityGate::begin(handle, mark, now, trouble.as_ref()).await;
@@ -128,6 +131,7 @@ pub(super) async fn begin(
         accountant,
         keeping,
         limiter,
+        records,
         store: state_of(SourceId::Store, state, &path),
         cursors: cursors.unwrap_or_default(),
     }
@@ -153,6 +157,7 @@ fn open(config: &Config) -> Result<Option<Handle>, StoreError> {
         max_bytes: config.store.max_size,
         boot: boot.into(),
         node: node_name(config).into(),
+        records: config.records.enabled,
     });
     handle
         .map(Some)

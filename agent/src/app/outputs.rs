@@ -24,6 +24,7 @@ use crate::outputs::log::Log;
 use crate::outputs::prometheus::{BindError, Guard, ProtectionFiles};
 use crate::outputs::receiver::ReceiverError;
 use crate::outputs::socket::{ConfigReport, Query};
+use crate::outputs::store::RecordsDesk;
 use crate::outputs::{otlp, prometheus, socket};
 use crate::published::Published;
 use crate::shutdown::until;
@@ -51,6 +52,7 @@ pub(super) struct Outputs {
     /// The thread of a protected `/metrics`: it ends with this.
     _thread: Option<ServersThread>,
     stop: watch::Sender<bool>,
+    health: mpsc::Sender<SourceHealth>,
 }
 
 /// What serves `/metrics`.
@@ -167,6 +169,41 @@ pub(super) fn exporter(
     otlp::Exporter::new(options, published, counters, Arc::new(now), health).map(Some)
 }
 
+/// The exporter of the usage records, if they are sent and a receiver is configured.
+pub(super) fn records(
+    config: &Config,
+    opt_in: watch::Receiver<Arc<OptIn>>,
+    shown: &Shown,
+    health: mpsc::Sender<SourceHealth>,
+) -> Result<Option<otlp::RecordsExporter>, ReceiverError> {
+    let Some(receiver) = config.records_receiver() else {
+        return Ok(None);
+    };
+    let options = otlp::RecordsOptions {
+        interval: config.records.interval.0,
+        opt_in,
+        ..otlp::RecordsOptions::new(receiver, origin(config))
+    };
+    let counters = Arc::clone(&shown.counters);
+    otlp::RecordsExporter::new(options, counters, Arc::new(now), health).map(Some)
+}
+
+/// The state of the usage records before any is sent.
+pub(super) fn records_state(config: &Config) -> SourceState {
+    match (config.records.enabled, config.records_receiver()) {
+        (false, _) => SourceState::Disabled,
+        (true, Some(_)) => SourceState::Absent,
+        (true, None) => SourceState::Down {
+            class: "no_receiver".into(),
+            reason:
+                "neither records.endpoint nor otlp.endpoint names a receiver; the records wait in \
+                     the store"
+                    .into(),
+            next_retry: None,
+        },
+    }
+}
+
 /// Settings of the outputs that change while the agent runs.
 #[derive(Clone)]
 pub(super) struct LiveSettings {
@@ -267,10 +304,11 @@ pub(super) fn start(
     });
     if let Some(exporter) = taken.exporter {
         let exporter = exporter.run(until(stopped));
+        let reported = health.clone();
         tasks.spawn(async move {
             if let Some(state) = panicked(SourceId::Otlp, exporter).await {
                 // The receiver is dropped only when the agent is stopping.
-                let _ = health.send(state_of(SourceId::Otlp, state, "")).await;
+                let _ = reported.send(state_of(SourceId::Otlp, state, "")).await;
             }
         });
     }
@@ -278,6 +316,7 @@ pub(super) fn start(
         tasks,
         _thread: thread,
         stop,
+        health,
     };
     (outputs, queries_taken)
 }
@@ -293,6 +332,18 @@ pub(super) fn state_of(output: SourceId, state: SourceState, place: &str) -> Sou
 }
 
 impl Outputs {
+    /// Sends usage records from here on: their outbox is there once the books have begun.
+    pub(super) fn start_records(&mut self, exporter: otlp::RecordsExporter, outbox: RecordsDesk) {
+        let exporter = exporter.run(outbox, until(self.stop.subscribe()));
+        let health = self.health.clone();
+        self.tasks.spawn(async move {
+            if let Some(state) = panicked(SourceId::Records, exporter).await {
+                // The receiver is dropped only when the agent is stopping.
+                let _ = health.send(state_of(SourceId::Records, state, "")).await;
+            }
+        });
+    }
+
     /// Tells the outputs to show the last snapshot and end, and waits until they have.
     pub(super) async fn drain(mut self) {
         let _ = self.stop.send(true);

@@ -72,7 +72,17 @@ pub async fn look(config: &Config) -> Vec<Finding> {
             .is_none_or(|of| of.endpoint != logs.endpoint)
     });
     for receiver in metrics.into_iter().chain(logs) {
-        findings.push(otlp::look(&receiver).await);
+        findings.push(otlp::look("otlp", &receiver).await);
+    }
+    if config.records.enabled {
+        findings.push(match config.records_receiver() {
+            Some(receiver) => otlp::look("records", &receiver).await,
+            None => warn(
+                "records",
+                "no receiver is configured; the records wait in the store",
+                "set records.endpoint or otlp.endpoint",
+            ),
+        });
     }
     findings
 }

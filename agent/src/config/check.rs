@@ -106,7 +106,7 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         format!("{devices:?}"),
         "at most 8 names, none empty",
     );
-    let spans: [(&'static str, Span, u64, u64, &'static str); 14] = [
+    let spans: [(&'static str, Span, u64, u64, &'static str); 15] = [
         (
             "procfs.interval",
             config.procfs.interval,
@@ -196,6 +196,13 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         (
             "otlp.interval",
             config.otlp.interval,
+            1_000,
+            3_600_000,
+            "1s to 1h",
+        ),
+        (
+            "records.interval",
+            config.records.interval,
             1_000,
             3_600_000,
             "1s to 1h",
@@ -308,14 +315,22 @@ pub(super) fn check(config: &Config, take: &mut dyn FnMut(Wrong)) {
         config.store.max_size,
         "8388608 or more",
     );
-    check_otlp::check(&config.otlp, &mut |key, name, problem| {
+    checks.ensure(
+        !config.records.enabled || config.store.enabled,
+        "records.enabled",
+        config.records.enabled,
+        "false, since store.enabled is false: records are kept in the store until a receiver has them",
+    );
+    let mut take = |key, name, problem| {
         (checks.take)(Wrong {
             key,
             name,
             index: None,
             problem,
         });
-    });
+    };
+    check_otlp::check(&config.otlp, &mut take);
+    check_otlp::records(&config.records, &config.otlp, &mut take);
     if let Some(name) = &config.otlp.node_name {
         checks.ensure(
             !name.trim().is_empty(),

@@ -10,6 +10,7 @@ use url::Url;
 use super::key::cut;
 use super::otlp::{Otlp, OtlpKind};
 use super::otlp_signal::OtlpTls;
+use super::records::Records;
 use crate::receiver::Receiver;
 use crate::secrets;
 
@@ -103,22 +104,43 @@ pub(super) fn check(otlp: &Otlp, take: &mut Take<'_>) {
             );
         }
         if let Some(address) = &own.endpoint {
-            endpoint(keys, address, otlp.receiver(kind).filter(|_| sound), take);
+            endpoint(
+                keys.endpoint,
+                address,
+                otlp.receiver(kind).filter(|_| sound),
+                take,
+            );
         }
     }
     if let Some(address) = &otlp.endpoint {
         for kind in [OtlpKind::Metrics, OtlpKind::Logs] {
             // With an endpoint of its own it has been checked.
             if otlp.signal(kind).endpoint.is_none() {
-                endpoint(&ALL, address, otlp.receiver(kind).filter(|_| sound), take);
+                endpoint(
+                    ALL.endpoint,
+                    address,
+                    otlp.receiver(kind).filter(|_| sound),
+                    take,
+                );
                 break;
             }
         }
     }
 }
 
+/// Checks the address of the usage records. What is wrong with the headers is said of the section that
+/// has them.
+pub(super) fn records(records: &Records, otlp: &Otlp, take: &mut Take<'_>) {
+    if let Some(address) = &records.endpoint {
+        let mut otlp = otlp.clone();
+        otlp.headers.clear();
+        otlp.logs.headers = None;
+        endpoint("records.endpoint", address, records.receiver(&otlp), take);
+    }
+}
+
 /// Checks an address. With a header that cannot be sent the receiver cannot be checked further.
-fn endpoint(keys: &Keys, address: &str, receiver: Option<Receiver>, take: &mut Take<'_>) {
+fn endpoint(key: &'static str, address: &str, receiver: Option<Receiver>, take: &mut Take<'_>) {
     let rest = ["http://", "https://"]
         .iter()
         .find_map(|scheme| address.strip_prefix(scheme));
@@ -130,7 +152,7 @@ fn endpoint(keys: &Keys, address: &str, receiver: Option<Receiver>, take: &mut T
     ensure(
         take,
         has_host && is_usable,
-        keys.endpoint,
+        key,
         &shown,
         "http://HOST[:PORT] or https://HOST[:PORT]",
     );

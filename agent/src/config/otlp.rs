@@ -174,8 +174,8 @@ impl Otlp {
         self.logs.redact();
     }
 
-    /// What is in it and must not leave the node.
-    pub(super) fn secrets(&self) -> Secrets {
+    /// What is in it and must not leave the node, and what is in a further address.
+    pub(super) fn secrets(&self, further: Option<&str>) -> Secrets {
         let (metrics, logs) = (&self.metrics, &self.logs);
         let tables = [
             Some(&self.headers),
@@ -185,6 +185,7 @@ impl Otlp {
         let headers = tables.into_iter().flatten().flat_map(BTreeMap::values);
         let addresses = [&self.endpoint, &metrics.endpoint, &logs.endpoint];
         let addresses = addresses.into_iter().filter_map(|it| it.as_deref());
+        let addresses = addresses.chain(further);
         Secrets::of(headers.map(String::as_str), addresses)
     }
 }

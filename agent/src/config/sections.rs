@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::device_health::{Dcgm, GpuHealth, KernelLog};
 use super::otlp::Otlp;
+use super::records::Records;
 use super::span::Span;
 use crate::socket_access::{SocketAccess, SocketGroup, SocketMode};
 
@@ -52,6 +53,8 @@ pub struct Config {
     pub socket: Socket,
     /// The durable ledger.
     pub store: Store,
+    /// Usage records.
+    pub records: Records,
     /// OTLP.
     pub otlp: Otlp,
     /// The agent's log.

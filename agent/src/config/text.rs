@@ -15,13 +15,14 @@ use super::sections::Config;
 use super::value::Node;
 
 /// Keys whose values may be secrets. What was found there is not shown.
-const SECRET: [&str; 6] = [
+const SECRET: [&str; 7] = [
     "otlp.endpoint",
     "otlp.headers",
     "otlp.metrics.endpoint",
     "otlp.metrics.headers",
     "otlp.logs.endpoint",
     "otlp.logs.headers",
+    "records.endpoint",
 ];
 /// How much of a line is looked at to guess what was meant, in bytes.
 const MOST_OF_LINE: usize = 80;

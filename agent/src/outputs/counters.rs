@@ -50,6 +50,12 @@ pub struct OutputCounters {
     pub otlp_deltas_unread: Counter,
     /// Times that starts of counters which are sent without it were too many to be distinguished.
     pub otlp_starts_merged: Counter,
+    /// Usage records that a receiver has acknowledged.
+    pub records_delivered: Counter,
+    /// Usage records that a receiver refused for good.
+    pub records_rejected: Counter,
+    /// Usage records in messages that failed; they are sent again.
+    pub records_failed: Counter,
     /// Label values that were empty and were published as `(unresolved)`.
     pub labels_blank: Counter,
     /// Label values that were cut to the bound, or freed of control characters.

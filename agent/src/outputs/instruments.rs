@@ -29,6 +29,7 @@ mod namespaces;
 mod nvml;
 mod pod_labels;
 mod process;
+mod records;
 mod sources;
 mod store;
 mod table;

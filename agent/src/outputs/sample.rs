@@ -22,7 +22,7 @@ use crate::core::snapshot::{
 };
 use crate::published::{
     AgentStatus, LookupBook, NamesBook, NvmlCallBook, NvmlThreadBook, ProcessBook, Published,
-    StoreBook,
+    RecordsBook, StoreBook,
 };
 
 /// The boot time at which the sample is looked at: half a second after its commit.
@@ -258,6 +258,12 @@ pub(crate) fn agent_status() -> AgentStatus {
             bytes: 1 << 20,
             hours_merged: 1,
             over_size: 2,
+            records: Some(RecordsBook {
+                unsettled: 12,
+                // An hour before the sample's time.
+                oldest_ended: Some(WallTime(1_789_996_400_250_000_000)),
+                dropped: 3,
+            }),
         }),
         nvml_calls: vec![NvmlCallBook {
             call: "nvmlDeviceGetSamples".into(),

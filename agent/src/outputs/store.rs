@@ -32,6 +32,7 @@ mod file;
 pub mod fuzzing;
 mod hours;
 pub mod mark;
+mod outbox;
 pub mod query;
 mod read;
 mod retention;
@@ -51,6 +52,7 @@ pub use self::file::{FILE, Options, SYNC_EVERY, StoreLimits, Written};
 use self::mark::MarkerFile;
 use crate::core::model::Clock;
 use crate::core::records::{Changes, PersistedState};
+use crate::usage_record::{Outbox, OutboxError, RecordKey, UsageRecord};
 
 /// What the store's thread is asked for.
 enum Command {
@@ -61,6 +63,8 @@ enum Command {
     BeginAnew(&'static str),
     Write(Box<Changes>, oneshot::Sender<Result<Written, StoreError>>),
     Limit(StoreLimits),
+    Offer(usize, oneshot::Sender<Result<Vec<UsageRecord>, StoreError>>),
+    Settle(Vec<RecordKey>, oneshot::Sender<Result<(), StoreError>>),
 }
 
 /// The store's thread, seen from outside. It ends when this is dropped.
@@ -91,6 +95,12 @@ pub fn spawn(options: Options) -> io::Result<Handle> {
                     }
                     Command::BeginAnew(reason) => store.begin_anew(reason),
                     Command::Limit(limits) => store.limit(limits),
+                    Command::Offer(most, answer) => {
+                        let _ = answer.send(store.offer(most));
+                    }
+                    Command::Settle(keys, answer) => {
+                        let _ = answer.send(store.settle(&keys));
+                    }
                     Command::Write(changes, answer) => {
                         let written = store.write(&changes);
                         let _ = answer.send(written);
@@ -136,6 +146,12 @@ impl Handle {
         Limiter(self.commands.downgrade())
     }
 
+    /// What gives the usage records that are due and takes back what became of them.
+    #[must_use]
+    pub fn records(&self) -> RecordsDesk {
+        RecordsDesk(self.commands.downgrade())
+    }
+
     /// Closes the store and waits until it is closed. The disk may hold that up: whoever waits sets
     /// a limit.
     pub async fn close(self) {
@@ -156,6 +172,42 @@ impl Limiter {
             // A thread that is gone has nothing to limit.
             let _ = commands.send(Command::Limit(limits));
         }
+    }
+}
+
+/// Gives the usage records that are due. It does not keep the store open.
+#[derive(Clone, Debug)]
+pub struct RecordsDesk(mpsc::WeakUnboundedSender<Command>);
+
+impl RecordsDesk {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
+    ) -> Result<T, OutboxError> {
+        let Some(commands) = self.0.upgrade() else {
+            return Err(OutboxError {
+                reason: "the store is closed".to_owned(),
+            });
+        };
+        let (answer, answered) = oneshot::channel();
+        // A thread that is gone shows by the answer that does not come.
+        let _ = commands.send(command(answer));
+        // While this waits, the store can be closed.
+        drop(commands);
+        let answer = answered.await.unwrap_or(Err(StoreError::Gone));
+        answer.map_err(|error| OutboxError {
+            reason: error.words(),
+        })
+    }
+}
+
+impl Outbox for RecordsDesk {
+    async fn offer(&self, most: usize) -> Result<Vec<UsageRecord>, OutboxError> {
+        self.ask(|answer| Command::Offer(most, answer)).await
+    }
+
+    async fn settle(&self, keys: Vec<RecordKey>) -> Result<(), OutboxError> {
+        self.ask(|answer| Command::Settle(keys, answer)).await
     }
 }
 

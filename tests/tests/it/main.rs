@@ -48,6 +48,7 @@ mod placement;
 mod pod_itself;
 mod pod_resources;
 mod receivers;
+mod records;
 mod report;
 mod report_page;
 mod rules;

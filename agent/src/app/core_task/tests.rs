@@ -14,6 +14,7 @@ fn core(keeping: Option<DurabilityGate>) -> (Core, watch::Receiver<Arc<Published
         accountant,
         keeping,
         limiter: None,
+        records: None,
         store: state_of(SourceId::Store, SourceState::Up, "/store"),
         cursors: Vec::new(),
     };
@@ -65,6 +66,7 @@ async fn a_commit_that_was_not_stored_is_published_with_the_state_of_the_store()
         max_bytes: u64::MAX,
         boot: "boot".into(),
         node: "node".into(),
+        records: false,
     });
     let mark = MarkerFile::beside(&directory.path().join("agent.sock"));
     let (keeping, _) = DurabilityGate::begin(handle.unwrap(), mark, now, None).await;
@@ -118,6 +120,7 @@ async fn the_core_asks_for_the_events_shortly_before_each_commit() {
         accountant: Accountant::new(Settings::default(), now()),
         keeping: None,
         limiter: None,
+        records: None,
         store: state_of(SourceId::Store, SourceState::Up, ""),
         cursors: Vec::new(),
     };

@@ -18,10 +18,10 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Addresses of a name that are tried.
 const MOST_ADDRESSES: usize = 4;
 
-/// Resolves the receiver's name and connects to it.
-pub(super) async fn look(receiver: &Receiver) -> Finding {
+/// Resolves the name of the receiver of `what` and connects to it.
+pub(super) async fn look(what: &str, receiver: &Receiver) -> Finding {
     // Without its user: a receiver has none in its endpoint.
-    let item = format!("otlp {}", receiver.endpoint);
+    let item = format!("{what} {}", receiver.endpoint);
     let host = receiver.url().ok().and_then(|url| {
         let port = url.port_or_known_default()?;
         Some((url.host_str()?.to_owned(), port))
@@ -118,7 +118,7 @@ mod tests {
     use crate::receiver::Protocol;
 
     async fn found(endpoint: String) -> Finding {
-        look(&Receiver::new(endpoint, Protocol::Grpc)).await
+        look("otlp", &Receiver::new(endpoint, Protocol::Grpc)).await
     }
 
     #[tokio::test]

@@ -42,7 +42,7 @@ const KEYS: [(&str, &str); 12] = [
 
 /// Gauges whose values add up over their series: levels of memory, numbers of things, and states, of
 /// which one has the value 1. OpenTelemetry's word for them is an UpDownCounter.
-pub(super) const LEVELS: [&str; 15] = [
+pub(super) const LEVELS: [&str; 16] = [
     "gpuacct_allocated_devices",
     "gpuacct_cgroups",
     "gpuacct_container_gpu_memory_bytes",
@@ -56,6 +56,7 @@ pub(super) const LEVELS: [&str; 15] = [
     "gpuacct_nvml_threads_blocked",
     "gpuacct_pod_labels",
     "gpuacct_processes",
+    "gpuacct_records_waiting",
     "gpuacct_source_state",
     "gpuacct_store_size_bytes",
 ];

@@ -3,13 +3,13 @@
 use super::container_points::PublishedContainer;
 use super::instrument::{Instrument, Points, Sink, View};
 use super::{
-    agent, cadvisor, containers, dcgm, gpus, health, identity, namespaces, nvml, process, sources,
-    store, tracking,
+    agent, cadvisor, containers, dcgm, gpus, health, identity, namespaces, nvml, process, records,
+    sources, store, tracking,
 };
 
 /// Every family of the agent's own, in the order in which it is published. cAdvisor's and DCGM's
 /// follow where they are switched on.
-const PARTS: [&[Instrument]; 10] = [
+const PARTS: [&[Instrument]; 11] = [
     containers::FAMILIES,
     namespaces::FAMILIES,
     gpus::FAMILIES,
@@ -19,6 +19,7 @@ const PARTS: [&[Instrument]; 10] = [
     identity::FAMILIES,
     nvml::FAMILIES,
     store::FAMILIES,
+    records::FAMILIES,
     agent::FAMILIES,
 ];
 

@@ -14,7 +14,7 @@ use crate::outputs::instruments::conventions::{attribute_name, image_parts};
 use crate::outputs::instruments::{Instrument, LabelValues};
 
 /// Who makes the GPUs that NVML knows.
-const VENDOR: &str = "NVIDIA";
+pub(super) const VENDOR: &str = "NVIDIA";
 /// Keys that name a container, in the table's words.
 const OWNER: [&str; 5] = ["namespace", "pod", "container", "pod_uid", "container_id"];
 
@@ -58,7 +58,8 @@ fn list_of(key: &str, value: &str) -> KeyValue {
     with(key, any_value::Value::ArrayValue(ArrayValue { values }))
 }
 
-fn with(key: &str, value: any_value::Value) -> KeyValue {
+/// A value as an attribute.
+pub(super) fn with(key: &str, value: any_value::Value) -> KeyValue {
     KeyValue {
         key: key.to_owned(),
         value: Some(AnyValue { value: Some(value) }),
@@ -176,7 +177,8 @@ impl<'a> Attributes<'a> {
     }
 }
 
-fn image(value: &str, into: &mut Vec<KeyValue>) {
+/// An image by the conventions, taken apart.
+pub(super) fn image(value: &str, into: &mut Vec<KeyValue>) {
     let parts = image_parts(value);
     into.extend(
         parts

@@ -186,5 +186,6 @@ fn refused(error: &KeepError) -> Failure {
         reason: error.words(),
         retry: Retry::Backoff,
         arrival: Arrival::No,
+        is_of_content: false,
     }
 }

@@ -13,8 +13,6 @@
 //! It refuses to slow anything down: it reads the last commit when it is its turn, and its health is
 //! offered without waiting.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,22 +25,30 @@ use super::counters::OutputCounters;
 use super::instruments::{OptIn, View};
 use super::receiver::{Origin, Receiver, ReceiverError};
 use crate::core::input::SourceHealth;
-use crate::core::model::{BootTime, Nanos, SourceId, SourceState};
+use crate::core::model::SourceId;
 use crate::published::Published;
 
 mod attributes;
 mod delta_session;
+mod health;
+mod pace;
+mod records;
 mod request;
 mod sent_totals;
 mod sent_totals_file;
 mod shape;
+mod signal;
 mod starts;
 mod transport;
 
 use delta_session::DeltaSession;
+use health::Health;
+use pace::{Backoff, random, spread};
+pub use records::{RecordsExporter, RecordsOptions};
 use request::{Counters, build};
 pub use sent_totals_file::SentTotalsLocation;
 pub use shape::{Layout, Naming, Shape};
+use signal::Metrics;
 use starts::Starts;
 pub use starts::StartsFile;
 use transport::{Arrival, Failure, Retry, Transport};
@@ -115,7 +121,7 @@ impl Options {
 /// Pushes the books.
 pub struct Exporter {
     options: Options,
-    transport: Transport,
+    transport: Transport<Metrics>,
     published: watch::Receiver<Arc<Published>>,
     counters: Arc<OutputCounters>,
     clock: ReadClock,
@@ -147,12 +153,7 @@ impl Exporter {
         health: mpsc::Sender<SourceHealth>,
     ) -> Result<Self, ReceiverError> {
         let transport = Transport::new(&options.receiver)?;
-        let health = Health {
-            sender: health,
-            place: options.receiver.endpoint.as_str().into(),
-            state: None,
-            since: BootTime::default(),
-        };
+        let health = Health::new(SourceId::Otlp, &options.receiver.endpoint, health);
         let session = match &options.temporality {
             Temporality::Cumulative => None,
             Temporality::Delta(place) => {
@@ -209,6 +210,10 @@ impl Exporter {
             }
         }
         let mut pause = self.options.first_within.mul_f64(random());
+        let backoff = Backoff {
+            first: self.options.backoff,
+            most: self.options.backoff_max,
+        };
         let mut failures = 0;
         loop {
             tokio::select! {
@@ -238,7 +243,7 @@ impl Exporter {
                 Ok(()) => {
                     failures = 0;
                     let now = (self.clock)().boot;
-                    let pause = self.interval();
+                    let pause = spread(self.options.interval);
                     match self.session.as_ref().and_then(DeltaSession::trouble) {
                         None => self.health.up(now),
                         Some(trouble) => self.health.down(now, trouble, pause),
@@ -247,10 +252,10 @@ impl Exporter {
                 }
                 Err(failure) => {
                     let pause = match failure.retry {
-                        Retry::Backoff => self.backoff(failures),
+                        Retry::Backoff => backoff.after(failures),
                         // If the receiver asks for no pause, the usual one is used.
-                        Retry::After(pause) => pause.max(self.backoff(failures)),
-                        Retry::Never => self.interval(),
+                        Retry::After(pause) => pause.max(backoff.after(failures)),
+                        Retry::Never => spread(self.options.interval),
                     };
                     failures = failures.saturating_add(1);
                     self.health.down((self.clock)().boot, failure, pause);
@@ -343,80 +348,6 @@ impl Exporter {
             session.end().await;
         }
         outcome
-    }
-
-    fn interval(&self) -> Duration {
-        self.options.interval.mul_f64(0.9 + 0.2 * random())
-    }
-
-    fn backoff(&self, failures: u32) -> Duration {
-        let factor = 2_u32.saturating_pow(failures.min(16));
-        self.options
-            .backoff
-            .saturating_mul(factor)
-            .min(self.options.backoff_max)
-            .mul_f64(0.5 + 0.5 * random())
-    }
-}
-
-/// A number in 0..1, good enough to keep nodes apart: `std` seeds its hashers at random.
-fn random() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() >> 11;
-    bits as f64 / (1_u64 << 53) as f64
-}
-
-/// The receiver's health, as it is reported.
-struct Health {
-    sender: mpsc::Sender<SourceHealth>,
-    place: Arc<str>,
-    /// The state now and whether it was reported.
-    state: Option<(SourceState, bool)>,
-    since: BootTime,
-}
-
-impl Health {
-    fn up(&mut self, now: BootTime) {
-        if !matches!(self.state, Some((SourceState::Up, _))) {
-            tracing::info!(endpoint = %self.place, "the OTLP receiver accepts exports");
-            self.since = now;
-            self.state = Some((SourceState::Up, false));
-        }
-        self.tell();
-    }
-
-    fn down(&mut self, now: BootTime, failure: Failure, pause: Duration) {
-        let Failure { class, reason, .. } = failure;
-        if matches!(self.state, Some((SourceState::Down { .. }, _))) {
-            tracing::debug!(endpoint = %self.place, class, %reason, ?pause, "OTLP export still fails");
-        } else {
-            tracing::warn!(endpoint = %self.place, class, %reason, ?pause, "OTLP export failed");
-            self.since = now;
-        }
-        let pause = Nanos::from(pause);
-        let state = SourceState::Down {
-            class: class.into(),
-            reason: reason.into(),
-            next_retry: Some(now.plus(pause)),
-        };
-        self.state = Some((state, false));
-        self.tell();
-    }
-
-    /// Offers the state. Where the channel is full the state is offered again after the next push: an
-    /// output waits for nobody.
-    fn tell(&mut self) {
-        let Some((state, is_reported @ false)) = &mut self.state else {
-            return;
-        };
-        *is_reported = self
-            .sender
-            .try_send(SourceHealth {
-                source: SourceId::Otlp,
-                state: state.clone(),
-                since: self.since,
-                place: Arc::clone(&self.place),
-            })
-            .is_ok();
     }
 }
 

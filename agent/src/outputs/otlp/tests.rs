@@ -26,7 +26,7 @@ use tonic::codec::CompressionEncoding;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
-use crate::core::model::{Clock, WallTime};
+use crate::core::model::{Clock, SourceState, WallTime};
 use crate::outputs::receiver::Protocol;
 use crate::outputs::sample::{self, NOW};
 
@@ -589,30 +589,6 @@ async fn nothing_goes_out_before_the_first_commit() {
     }
 }
 
-#[tokio::test]
-async fn pauses_grow_and_stay_within_their_bounds() {
-    let (_, published) = watch::channel(Arc::new(Published::default()));
-    let (health, _told) = mpsc::channel(1);
-    let mut options = quick(Protocol::Grpc, "http://127.0.0.1:1".to_owned());
-    options.backoff = Duration::from_secs(1);
-    options.backoff_max = Duration::from_secs(60);
-    options.interval = Duration::from_secs(60);
-    let exporter = Exporter::new(options, published, Arc::default(), clock(), health).unwrap();
-    for (failures, whole) in [(0, 1), (1, 2), (5, 32), (6, 60), (u32::MAX, 60)] {
-        let whole = Duration::from_secs(whole);
-        for _ in 0..100 {
-            let pause = exporter.backoff(failures);
-            assert!(
-                pause >= whole / 2 && pause <= whole,
-                "{pause:?} of {whole:?}"
-            );
-            let interval = exporter.interval();
-            assert!(interval >= Duration::from_secs(54), "{interval:?}");
-            assert!(interval <= Duration::from_secs(66), "{interval:?}");
-        }
-    }
-}
-
 fn deltas(options: &mut Options) {
     options.temporality = Temporality::Delta(None);
 }
@@ -826,7 +802,7 @@ async fn a_gateway_over_grpc_does_not_say_whether_a_message_arrived() {
         }
     });
     let receiver = Receiver::new(endpoint, Protocol::Grpc);
-    let mut transport = Transport::new(&receiver).unwrap();
+    let mut transport = Transport::<Metrics>::new(&receiver).unwrap();
     let sent = transport.send(ExportMetricsServiceRequest::default()).await;
     let failure = sent.unwrap_err();
     assert_eq!(failure.class, "unavailable", "{failure:?}");

@@ -13,18 +13,12 @@ use bytes::Bytes;
 use flate2::write::GzEncoder;
 use hyper::Uri;
 use hyper::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
-
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
-use opentelemetry_proto::tonic::collector::metrics::v1::{
-    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
-};
 use prost::Message as _;
 use tonic::Code;
-use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
-use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
+use super::signal::{Accepted, Signal};
 use crate::errors::{causes, chain, without_repetitions};
 use crate::outputs::receiver::{Compression, Protocol, Receiver, ReceiverError};
 use crate::receiver::{ConnectError, HeaderError, HttpClient, HttpError, Notes};
@@ -38,27 +32,18 @@ const NOT_THE_RECEIVERS: &str = "grpc-status header missing";
 /// The longest pause that a receiver may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(600);
 
-/// A way to the receiver.
+/// A way to the receiver of a signal.
 #[derive(Debug)]
-pub(super) struct Transport {
-    way: OtlpClient,
+pub(super) struct Transport<S: Signal> {
+    way: OtlpClient<S>,
     receiver: Receiver,
     notes: Notes,
 }
 
 #[derive(Debug)]
-enum OtlpClient {
-    Grpc(MetricsServiceClient<Channel>),
+enum OtlpClient<S: Signal> {
+    Grpc(S::Client),
     Http { client: Box<HttpClient>, url: Uri },
-}
-
-/// The receiver took the message.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Accepted {
-    /// Points of it that it refused for good.
-    pub(super) rejected: u64,
-    /// Its words on that; they may also be a warning, with nothing refused.
-    pub(super) message: String,
 }
 
 /// The receiver did not take the message.
@@ -73,6 +58,9 @@ pub(super) struct Failure {
     pub(super) retry: Retry,
     /// Whether it may have arrived all the same.
     pub(super) arrival: Arrival,
+    /// Whether the receiver refused what is in the message, and not who sends it or at what time. A
+    /// smaller message, or one without a part of it, may be taken.
+    pub(super) is_of_content: bool,
 }
 
 /// Whether a failed message may have arrived. If so, its deltas must not be sent again.
@@ -96,7 +84,7 @@ pub(super) enum Retry {
     Never,
 }
 
-impl Transport {
+impl<S: Signal> Transport<S> {
     /// A way to the receiver; nothing is connected yet.
     pub(super) fn new(receiver: &Receiver) -> Result<Self, ReceiverError> {
         // Those in files are read with each message.
@@ -104,15 +92,11 @@ impl Transport {
         let (way, notes) = match receiver.protocol {
             Protocol::Grpc => {
                 let (channel, notes) = receiver.channel()?;
-                let client = MetricsServiceClient::new(channel);
-                let client = match receiver.compression {
-                    Compression::None => client,
-                    Compression::Gzip => client.send_compressed(CompressionEncoding::Gzip),
-                };
-                (OtlpClient::Grpc(client), notes)
+                let is_compressed = receiver.compression == Compression::Gzip;
+                (OtlpClient::Grpc(S::client(channel, is_compressed)), notes)
             }
             Protocol::HttpProtobuf => {
-                let url = receiver.signal_url("metrics")?;
+                let url = receiver.signal_url(S::NAME)?;
                 let url = url
                     .as_str()
                     .parse()
@@ -131,10 +115,7 @@ impl Transport {
     }
 
     /// Sends one message and waits for the verdict, no longer than the time-out.
-    pub(super) async fn send(
-        &mut self,
-        request: ExportMetricsServiceRequest,
-    ) -> Result<Accepted, Failure> {
+    pub(super) async fn send(&mut self, request: S::Request) -> Result<Accepted, Failure> {
         let timeout = self.receiver.timeout;
         // What an earlier connection left is no answer to this message.
         drop(self.notes.take_fault());
@@ -145,15 +126,16 @@ impl Transport {
                 reason: format!("the files of headers were not read within {timeout:?}"),
                 retry: Retry::Backoff,
                 arrival: Arrival::No,
+                is_of_content: false,
             })
         })?;
         let secrets = headers.values().filter_map(|value| value.to_str().ok());
         let secrets = Secrets::of(secrets, None);
         let exchange = async {
             match &mut self.way {
-                OtlpClient::Grpc(client) => grpc(client, headers, request).await,
+                OtlpClient::Grpc(client) => grpc::<S>(client, headers, request).await,
                 OtlpClient::Http { client, url } => {
-                    http(client, url, headers, &request, self.receiver.compression).await
+                    http::<S>(client, url, headers, &request, self.receiver.compression).await
                 }
             }
         };
@@ -165,6 +147,7 @@ impl Transport {
                     reason: format!("no answer within {timeout:?}"),
                     retry: Retry::Backoff,
                     arrival: Arrival::Unknown,
+                    is_of_content: false,
                 })
             });
         let words = |words: &str| bounded(&secrets.struck_out(words));
@@ -196,6 +179,7 @@ impl Transport {
                 reason: "the agent is ending".to_owned(),
                 retry: Retry::Backoff,
                 arrival: Arrival::No,
+                is_of_content: false,
             }),
         }
     }
@@ -212,6 +196,7 @@ impl Transport {
                     false => failure.arrival,
                 },
                 retry: Retry::Backoff,
+                is_of_content: false,
             };
         }
         // Some receivers answer a request without a certificate by an error of HTTP.
@@ -237,18 +222,19 @@ fn unsent(error: &HeaderError) -> Failure {
         reason: chain(error),
         retry: Retry::Backoff,
         arrival: Arrival::No,
+        is_of_content: false,
     }
 }
 
-async fn grpc(
-    client: &mut MetricsServiceClient<Channel>,
+async fn grpc<S: Signal>(
+    client: &mut S::Client,
     headers: HeaderMap,
-    message: ExportMetricsServiceRequest,
+    message: S::Request,
 ) -> Result<Accepted, Failure> {
     let mut request = tonic::Request::new(message);
     *request.metadata_mut() = MetadataMap::from_headers(headers);
-    let status = match client.export(request).await {
-        Ok(response) => return Ok(accepted(response.into_inner())),
+    let status = match S::export(client, request).await {
+        Ok(response) => return Ok(S::accepted(response.into_inner())),
         Err(status) => status,
     };
     let retry_info = status.get_details_retry_info();
@@ -291,12 +277,14 @@ async fn grpc(
     let mut reason =
         without_repetitions(iter::once(words).chain(hidden().map(ToString::to_string)));
     let mut connected = true;
+    let mut is_of_content = status.code() == Code::InvalidArgument;
     for error in hidden() {
         connected &= !error.is::<tonic::ConnectError>();
         if let Some(error) = error.downcast_ref::<ConnectError>() {
             (class, reason) = (error.class(), chain(error));
         }
         // With a cause the status is not the receiver's: something broke on the way.
+        is_of_content = false;
         arrival = if connected {
             Arrival::Unknown
         } else {
@@ -308,14 +296,15 @@ async fn grpc(
         reason,
         retry,
         arrival,
+        is_of_content,
     })
 }
 
-async fn http(
+async fn http<S: Signal>(
     client: &HttpClient,
     url: &Uri,
     mut headers: HeaderMap,
-    message: &ExportMetricsServiceRequest,
+    message: &S::Request,
     compression: Compression,
 ) -> Result<Accepted, Failure> {
     let broken = |error: HttpError| {
@@ -330,6 +319,7 @@ async fn http(
             reason: refusal.map_or_else(|| chain(&error), |refusal| chain(refusal)),
             retry: Retry::Backoff,
             arrival,
+            is_of_content: false,
         }
     };
     let body = match compression {
@@ -349,8 +339,8 @@ async fn http(
         .and_then(|value| value.trim().parse().ok())
         .map(Duration::from_secs);
     if (200..300).contains(&status) {
-        return match ExportMetricsServiceResponse::decode(&body[..]) {
-            Ok(answer) => Ok(accepted(answer)),
+        return match S::Response::decode(&body[..]) {
+            Ok(answer) => Ok(S::accepted(answer)),
             // It accepted the message. An unreadable body changes nothing.
             Err(error) => Ok(Accepted {
                 rejected: 0,
@@ -381,6 +371,7 @@ async fn http(
             300..=499 | 501 => Arrival::No,
             _ => Arrival::Unknown,
         },
+        is_of_content: matches!(status, 400 | 413 | 422),
     })
 }
 
@@ -408,16 +399,6 @@ fn overwhelmed(asks_again: bool) -> Arrival {
 struct RpcStatus {
     #[prost(string, tag = "2")]
     message: String,
-}
-
-fn accepted(response: ExportMetricsServiceResponse) -> Accepted {
-    response
-        .partial_success
-        .map(|partial| Accepted {
-            rejected: u64::try_from(partial.rejected_data_points).unwrap_or(0),
-            message: partial.error_message,
-        })
-        .unwrap_or_default()
 }
 
 fn after(pause: Duration) -> Retry {

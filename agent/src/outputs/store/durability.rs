@@ -157,6 +157,7 @@ impl DurabilityGate {
         self.book.bytes = written.bytes;
         self.book.hours_merged = written.hours_merged;
         self.book.over_size = written.over_size;
+        self.book.records = written.records;
         self.book.spent += Nanos::from(written.took);
         let marked = match &self.mode {
             Mode::Kept { marked } => marked.as_ref(),

@@ -62,6 +62,9 @@ pub enum StoreError {
         /// How long was waited.
         seconds: u64,
     },
+    /// Nothing has been opened, or it was closed after an error.
+    #[error("the file is not open; the next commit opens it")]
+    NotOpen,
     /// The thread that writes is gone.
     #[error("the store's thread panicked (a bug); restart the agent")]
     Gone,
@@ -109,6 +112,7 @@ impl StoreError {
                 _ => "io",
             },
             Self::Slow { .. } => "slow",
+            Self::NotOpen => "io",
             Self::Gone => "panic",
         }
     }

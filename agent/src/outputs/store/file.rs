@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::error::StoreError;
 use super::mark::{LifeId, MarkerFile};
+use super::outbox;
 use super::read::{self, Meta};
 use super::retention::{self, Limits};
 use super::schema;
@@ -21,6 +22,8 @@ use super::watermark::{Baseline, Missed, Watermark};
 use super::write::{self, Into};
 use crate::core::model::{BootTime, Clock, Nanos};
 use crate::core::records::{Changes, PersistedState};
+use crate::published::RecordsBook;
+use crate::usage_record::{RecordKey, UsageRecord};
 
 /// The file's name in the store's directory.
 pub const FILE: &str = "gpuacct.db";
@@ -55,6 +58,8 @@ pub struct Options {
     pub boot: Arc<str>,
     /// Name of the node, which is written into the ledger for its readers.
     pub node: Arc<str>,
+    /// Whether hours are sent as usage records.
+    pub records: bool,
 }
 
 /// How much the store may keep.
@@ -79,6 +84,8 @@ pub struct Written {
     pub hours_merged: u64,
     /// How often the file was too large and nothing in it could go.
     pub over_size: u64,
+    /// The usage records that are not settled; absent where none are sent.
+    pub records: Option<RecordsBook>,
 }
 
 /// The file, or what is left to be done to have it.
@@ -103,6 +110,9 @@ pub(super) struct Store {
     synced: Instant,
     bytes: u64,
     over_size: u64,
+    /// The present hour when the hours before it were last entered as usage records.
+    entered: Option<i64>,
+    records: RecordsBook,
 }
 
 /// How long the wall clock has kept pace with the boot clock.
@@ -151,6 +161,8 @@ impl Store {
             synced: Instant::now(),
             bytes: 0,
             over_size: 0,
+            entered: None,
+            records: RecordsBook::default(),
         }
     }
 
@@ -164,6 +176,8 @@ impl Store {
             Some(opened) => opened,
             None => {
                 self.lock()?;
+                // Another file may have other hours.
+                self.entered = None;
                 match open(&self.path()) {
                     Err(error) if error.is_damage() => {
                         self.set_aside(&error)?;
@@ -336,6 +350,7 @@ impl Store {
             bytes: self.bytes,
             hours_merged: self.missed.merged,
             over_size: self.over_size,
+            records: self.options.records.then_some(self.records),
         })
     }
 
@@ -364,6 +379,45 @@ impl Store {
         }
     }
 
+    /// The usage records that are due, `most` at most.
+    pub(super) fn offer(&mut self, most: usize) -> Result<Vec<UsageRecord>, StoreError> {
+        self.enter_records()?;
+        let open = self.open.as_mut().ok_or(StoreError::NotOpen)?;
+        outbox::offer(&mut open.connection, most)
+    }
+
+    /// Takes back what became of usage records.
+    pub(super) fn settle(&mut self, keys: &[RecordKey]) -> Result<(), StoreError> {
+        let open = self.open.as_mut().ok_or(StoreError::NotOpen)?;
+        outbox::settle(&mut open.connection, keys)?;
+        self.count_records()
+    }
+
+    /// Enters the hours that are over as usage records, once an hour.
+    fn enter_records(&mut self) -> Result<(), StoreError> {
+        let Some(open) = &mut self.open else {
+            return Ok(());
+        };
+        let present = open.meta.as_ref().map(|meta| meta.hour);
+        if !self.options.records || self.entered == present {
+            return Ok(());
+        }
+        outbox::enter(&mut open.connection)?;
+        self.entered = present;
+        self.count_records()
+    }
+
+    fn count_records(&mut self) -> Result<(), StoreError> {
+        let Some(open) = &self.open else {
+            return Ok(());
+        };
+        self.records = RecordsBook {
+            dropped: self.records.dropped,
+            ..outbox::standing(&open.connection)?
+        };
+        Ok(())
+    }
+
     /// Changes how much is kept.
     pub(super) fn limit(&mut self, limits: StoreLimits) {
         self.options.retention = limits.retention;
@@ -381,9 +435,10 @@ impl Store {
             hours: held.then_some(i64::try_from(hours).unwrap_or(i64::MAX)),
             bytes: self.options.max_bytes,
         };
+        // Before what is old goes, so that what was never sent is known.
+        let mut done = self.enter_records();
         let Some(open) = &mut self.open else { return };
-        let mut done = Ok(());
-        if open.held != self.held.since {
+        if done.is_ok() && open.held != self.held.since {
             done = write::put_held(&open.connection, self.held.since);
             open.held = self.held.since;
         }
@@ -400,9 +455,15 @@ impl Store {
         }
         if done.is_ok() && self.cleaned != Some((hour, held)) {
             self.cleaned = Some((hour, held));
-            done = retention::drop_old(&mut open.connection, limits, now.wall).map(|stuck| {
-                self.over_size += u64::from(stuck);
+            done = retention::drop_old(&mut open.connection, limits, now.wall).map(|dropped| {
+                self.over_size += u64::from(dropped.is_stuck);
+                if self.options.records {
+                    self.records.dropped += dropped.records;
+                }
             });
+            if done.is_ok() && self.options.records {
+                done = self.count_records();
+            }
         }
         if let Err(error) = done {
             // The next commit meets the same and says so.

@@ -21,10 +21,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
 use serde_json::Value;
 
 use super::file::FILE;
-use super::schema::{
-    self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, MEMORY_LOW_BITS, NODE_SINCE, SHARES_SINCE,
-};
-use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
+use super::schema::{self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, NODE_SINCE, SHARES_SINCE};
+use super::sql::{amounts_from, unsigned};
+use crate::core::amounts::{Amounts, Millijoules};
 use crate::core::model::{GpuUuid, NONE, Nanos, UNRESOLVED, WallTime};
 
 /// How long to wait for somebody who holds the whole file, which no agent does for longer than it
@@ -618,41 +617,12 @@ fn has_log(path: &Path) -> bool {
     std::fs::metadata(log).is_ok_and(|log| log.len() > 0)
 }
 
-/// A figure that cannot be negative.
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
-    let found: i64 = row.get(column)?;
-    u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
-}
-
 /// Reads an unsigned number that may be missing.
 fn unsigned_or_none(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
     match row.get::<_, Option<i64>>(column)? {
         None => Ok(None),
         Some(_) => unsigned(row, column).map(Some),
     }
-}
-
-/// The amounts, from the column at which they begin.
-fn amounts_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Amounts> {
-    let nanos = |at| unsigned(row, first + at).map(Nanos);
-    Ok(Amounts {
-        busy: nanos(0)?,
-        engines: Engines {
-            memory: nanos(1)?,
-            encoder: nanos(2)?,
-            decoder: nanos(3)?,
-            jpeg: nanos(4)?,
-            ofa: nanos(5)?,
-        },
-        held: nanos(6)?,
-        allocated: nanos(7)?,
-        memory: ByteSeconds(
-            u128::from(unsigned(row, first + 8)?)
-                + (u128::from(unsigned(row, first + 11)?) << MEMORY_LOW_BITS),
-        ),
-        energy: Millijoules(unsigned(row, first + 9)?),
-        allocated_share: nanos(10)?,
-    })
 }
 
 /// Why a file cannot be opened.

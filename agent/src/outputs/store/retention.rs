@@ -3,6 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::error::StoreError;
+use super::outbox;
 use super::sql::{HOUR, Result, hour, int};
 use crate::core::model::WallTime;
 
@@ -16,6 +17,15 @@ pub(super) struct Limits {
     pub(super) bytes: u64,
 }
 
+/// What was dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// Whether it is too much still and nothing could go.
+    pub(super) is_stuck: bool,
+    /// Usage records that were not settled.
+    pub(super) records: u64,
+}
+
 /// Hours that are dropped at once where the file is too large.
 const DROPPED_AT_ONCE: i64 = 24;
 
@@ -24,19 +34,19 @@ const DROPPED_AT_ONCE: i64 = 24;
 /// them days later: for as long as an hour has it, its age is the hour's.
 const UNTOLD: &str = "closed IS NOT NULL AND account NOT IN (SELECT account FROM hours)";
 
-/// Drops what is too old, and the oldest of what is too much. Returns whether it is too much still
-/// and nothing could go.
+/// Drops what is too old, and the oldest of what is too much.
 pub(super) fn drop_old(
     connection: &mut Connection,
     limits: Limits,
     now: WallTime,
-) -> std::result::Result<bool, StoreError> {
+) -> std::result::Result<Dropped, StoreError> {
     let failed = StoreError::sqlite;
     let act = "drop what is old";
+    let mut all = Dropped::default();
     if let Some(hours) = limits.hours {
-        drop_before(connection, hour(now).saturating_sub(hours)).map_err(failed(act))?;
+        let before = hour(now).saturating_sub(hours);
+        drop_before(connection, before, &mut all).map_err(failed(act))?;
     }
-    let mut stuck = false;
     while used_bytes(connection).map_err(failed(act))? > limits.bytes {
         let oldest: Option<i64> = connection
             .query_row(
@@ -52,14 +62,14 @@ pub(super) fn drop_old(
             .map_err(failed(act))?;
         // What is left is open or of this hour: small, and needed to go on.
         let Some(oldest) = oldest.filter(|oldest| *oldest < hour(now)) else {
-            stuck = true;
+            all.is_stuck = true;
             break;
         };
         let before = oldest.saturating_add(DROPPED_AT_ONCE).min(hour(now));
-        let dropped = drop_before(connection, before).map_err(failed(act))?;
+        let dropped = drop_before(connection, before, &mut all).map_err(failed(act))?;
         if dropped == 0 {
             // The same would be found again, for ever.
-            stuck = true;
+            all.is_stuck = true;
             break;
         }
         if before == hour(now) {
@@ -69,12 +79,13 @@ pub(super) fn drop_old(
     connection
         .execute_batch("PRAGMA incremental_vacuum")
         .map_err(failed("give space back"))?;
-    Ok(stuck)
+    Ok(all)
 }
 
 /// Returns how many rows went.
-fn drop_before(connection: &mut Connection, before: i64) -> Result<usize> {
+fn drop_before(connection: &mut Connection, before: i64, all: &mut Dropped) -> Result<usize> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let records = outbox::forget(&transaction, before)?;
     let mut dropped = 0;
     for table in ["hours", "gpu_hours", "reason_hours"] {
         dropped +=
@@ -100,6 +111,7 @@ fn drop_before(connection: &mut Connection, before: i64) -> Result<usize> {
         [],
     )?;
     transaction.commit()?;
+    all.records += records;
     Ok(dropped)
 }
 

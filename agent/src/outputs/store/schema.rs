@@ -79,6 +79,16 @@
 //! - `held`, one row at most. `since_boot`: since when the wall clock has kept pace with the boot
 //!   clock. Nothing is dropped for its age before it has done so for a while.
 //! - `hours`, `gpu_hours`, `reason_hours`: what was booked in each hour that is over.
+//! - `account_records`, `gpu_records`: what has become of the usage record of an account's or a GPU's
+//!   hour. There is a row for each hour below `records_through`, and none where `records.enabled` has
+//!   never been set. `revision`: the last one that was given to the exporter, 0 before the first.
+//!   `state`: `due` (what the hour has now was never given to the exporter; its revision will be the
+//!   next one), `offered` (given to the exporter, perhaps sent, not acknowledged: the same revision
+//!   with the same content is sent again), `settled` (acknowledged, or refused for good). Triggers make
+//!   a row `due` when its hour changes later, or the names of its account do. So an offered revision
+//!   never changes its content.
+//! - `records_through`, one row at most. `hour`: every hour before this one has its rows in
+//!   `account_records` and `gpu_records`.
 
 use rusqlite::Connection;
 
@@ -472,6 +482,68 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE meta ADD COLUMN node TEXT;
     ",
+    // Triggers, since a row that changes later must never be forgotten, whoever writes it. They run
+    // only where a row of an hour is written: when an hour ends and when an account is closed.
+    "
+    CREATE TABLE account_records (
+        account INTEGER NOT NULL REFERENCES accounts,
+        hour INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('due', 'offered', 'settled')),
+        PRIMARY KEY (account, hour)
+    ) WITHOUT ROWID;
+    CREATE INDEX account_records_open ON account_records (hour) WHERE state <> 'settled';
+    CREATE TABLE gpu_records (
+        gpu INTEGER NOT NULL REFERENCES gpus,
+        hour INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('due', 'offered', 'settled')),
+        PRIMARY KEY (gpu, hour)
+    ) WITHOUT ROWID;
+    CREATE INDEX gpu_records_open ON gpu_records (hour) WHERE state <> 'settled';
+    CREATE TABLE records_through (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        hour INTEGER NOT NULL
+    );
+    CREATE TRIGGER hour_added AFTER INSERT ON hours
+        WHEN NEW.hour < (SELECT hour FROM records_through)
+    BEGIN
+        INSERT INTO account_records VALUES (NEW.account, NEW.hour, 0, 'due')
+            ON CONFLICT (account, hour) DO UPDATE SET state = 'due';
+    END;
+    CREATE TRIGGER hour_changed AFTER UPDATE ON hours
+    BEGIN
+        UPDATE account_records SET state = 'due'
+            WHERE account = NEW.account AND hour = NEW.hour;
+    END;
+    CREATE TRIGGER gpu_hour_added AFTER INSERT ON gpu_hours
+        WHEN NEW.hour < (SELECT hour FROM records_through)
+    BEGIN
+        INSERT INTO gpu_records VALUES (NEW.gpu, NEW.hour, 0, 'due')
+            ON CONFLICT (gpu, hour) DO UPDATE SET state = 'due';
+    END;
+    CREATE TRIGGER gpu_hour_changed AFTER UPDATE ON gpu_hours
+    BEGIN
+        UPDATE gpu_records SET state = 'due' WHERE gpu = NEW.gpu AND hour = NEW.hour;
+    END;
+    CREATE TRIGGER reason_hour_added AFTER INSERT ON reason_hours
+    BEGIN
+        UPDATE gpu_records SET state = 'due' WHERE gpu = NEW.gpu AND hour = NEW.hour;
+    END;
+    CREATE TRIGGER reason_hour_changed AFTER UPDATE ON reason_hours
+    BEGIN
+        UPDATE gpu_records SET state = 'due' WHERE gpu = NEW.gpu AND hour = NEW.hour;
+    END;
+    CREATE TRIGGER account_named AFTER UPDATE OF namespace, pod, container, pod_uid, container_id,
+            image, runtime, attribution ON accounts
+        WHEN (OLD.namespace, OLD.pod, OLD.container, OLD.pod_uid, OLD.container_id, OLD.image,
+                OLD.runtime, OLD.attribution)
+            IS NOT (NEW.namespace, NEW.pod, NEW.container, NEW.pod_uid, NEW.container_id, NEW.image,
+                NEW.runtime, NEW.attribution)
+    BEGIN
+        UPDATE account_records SET state = 'due' WHERE account = NEW.account;
+    END;
+    ",
 ];
 
 /// The version of a file that has been through every migration.
@@ -627,6 +699,48 @@ mod tests {
             )
             .expect("the row is there");
         assert_eq!(totals, (1, (1 << 62) - 1, 0, None));
+    }
+
+    #[test]
+    fn a_file_of_version_5_keeps_its_hours_and_has_no_records_of_them_yet() {
+        let mut connection = Connection::open_in_memory().expect("memory is there");
+        for migration in &MIGRATIONS[..5] {
+            connection.execute_batch(migration).expect("it is sound");
+        }
+        connection
+            .execute_batch(
+                "INSERT INTO meta VALUES (1, 'x', 1, 7, 0, 0, 0, '', 'node');
+                INSERT INTO lives VALUES (1, 'boot', 0, 'first');
+                INSERT INTO gpus VALUES (1, 'GPU-0', 0, 'm', 'd', '{}');
+                INSERT INTO accounts VALUES
+                    (1, 1, 1, 'container', 'a', '', '', '', '', '', '', '', 'named', 'docker', '{}', 0, 0, NULL, 1, NULL);
+                INSERT INTO hours (hour, account, busy) VALUES (6, 1, 60);
+                INSERT INTO gpu_hours VALUES (6, 1, 100, 60, 40, 0, 0, 0);
+                PRAGMA user_version = 5;",
+            )
+            .expect("the rows fit");
+        migrate(&mut connection, 5).expect("the migration is sound");
+        assert_eq!(version(&connection), Ok(VERSION));
+        // An hour that changes is nobody's concern before records are sent.
+        connection
+            .execute_batch(
+                "UPDATE hours SET busy = busy + 1;
+                UPDATE gpu_hours SET busy = busy + 1;
+                INSERT INTO hours (hour, account, busy) VALUES (5, 1, 1);
+                INSERT INTO gpu_hours VALUES (5, 1, 1, 1, 0, 0, 0, 0);
+                INSERT INTO reason_hours VALUES (6, 1, 'unobserved', 'agent_down', 1);
+                UPDATE accounts SET pod = 'b';",
+            )
+            .expect("the triggers are sound");
+        let counts: [i64; 4] = connection
+            .query_row(
+                "SELECT (SELECT sum(busy) FROM used), (SELECT sum(busy) FROM gpu_used),
+                    (SELECT count(*) FROM account_records), (SELECT count(*) FROM gpu_records)",
+                [],
+                |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]),
+            )
+            .expect("the tables are there");
+        assert_eq!(counts, [62, 62, 0, 0]);
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use rusqlite::Transaction;
 use rusqlite::types::Value;
+use rusqlite::{Row, Transaction};
 
 use super::schema::{AMOUNTS, MEMORY_LOW_BITS};
-use crate::core::amounts::{Amounts, ByteSeconds};
-use crate::core::model::{GpuUuid, WallTime};
+use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
+use crate::core::model::{GpuUuid, Nanos, WallTime};
 
 /// The columns of a GPU's book that are moved into its hours: nanoseconds, and millijoules of energy.
 pub(super) const BOOK_COLUMNS: [&str; 6] = [
@@ -115,4 +115,33 @@ pub(super) fn gpu(transaction: &Transaction<'_>, uuid: &GpuUuid) -> Result<i64> 
     transaction
         .prepare_cached("SELECT gpu FROM gpus WHERE uuid = ?1")?
         .query_row([uuid.as_str()], |row| row.get(0))
+}
+
+/// A figure that cannot be negative.
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> Result<u64> {
+    let found: i64 = row.get(column)?;
+    u64::try_from(found).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, found))
+}
+
+/// The amounts, from the column at which they begin.
+pub(super) fn amounts_from(row: &Row<'_>, first: usize) -> Result<Amounts> {
+    let nanos = |at| unsigned(row, first + at).map(Nanos);
+    Ok(Amounts {
+        busy: nanos(0)?,
+        engines: Engines {
+            memory: nanos(1)?,
+            encoder: nanos(2)?,
+            decoder: nanos(3)?,
+            jpeg: nanos(4)?,
+            ofa: nanos(5)?,
+        },
+        held: nanos(6)?,
+        allocated: nanos(7)?,
+        memory: ByteSeconds(
+            u128::from(unsigned(row, first + 8)?)
+                + (u128::from(unsigned(row, first + 11)?) << MEMORY_LOW_BITS),
+        ),
+        energy: Millijoules(unsigned(row, first + 9)?),
+        allocated_share: nanos(10)?,
+    })
 }

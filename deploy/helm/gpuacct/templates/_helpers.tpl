@@ -66,6 +66,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- else }}
 {{- .Files.Get "files/gpuacct.toml" }}
 {{- end }}
+{{- if .Values.records.enabled }}
+
+[records]
+enabled = true
+{{- with .Values.records.endpoint }}
+endpoint = {{ . | toJson }}
+{{- end }}
+{{- end }}
 {{- with .Values.extraConfig }}
 
 {{ . }}
