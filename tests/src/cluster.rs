@@ -186,19 +186,25 @@ impl Cluster {
         serde_json::from_str(&text).context("kubectl printed no JSON")
     }
 
-    /// Runs a command of the agent in a pod of a DaemonSet, as a user does.
+    /// What becomes of `kubectl` with these arguments.
     ///
     /// # Errors
-    /// If kubectl cannot be run. A command that fails is no error.
-    pub fn gpuacct(&self, words: &[&str]) -> Result<Output> {
+    /// If it cannot be run. That it fails is no error.
+    pub fn kubectl_output(&self, arguments: &[&str]) -> Result<Output> {
         let mut kubectl = self.client(&self.tools.kubectl())?;
-        kubectl
-            .args(["--namespace", "gpuacct", "exec", "daemonset/gpuacct"])
-            .args(["--", "gpuacct"])
-            .args(words);
+        kubectl.args(arguments);
         kubectl
             .output()
             .with_context(|| format!("cannot run {kubectl:?}"))
+    }
+
+    /// Runs a command of the agent in a pod of a DaemonSet, as a user does.
+    ///
+    /// # Errors
+    /// If kubectl cannot be run. That the command fails is no error.
+    pub fn gpuacct(&self, words: &[&str]) -> Result<Output> {
+        let exec = ["--namespace", "gpuacct", "exec", "daemonset/gpuacct"];
+        self.kubectl_output(&[&exec[..], &["--", "gpuacct"], words].concat())
     }
 
     /// Looks until `holds` says so. A look that fails is made again.

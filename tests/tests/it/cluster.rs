@@ -40,6 +40,10 @@ const SECOND: u64 = 1_000_000_000;
 /// The label by which the GPU operator has the agent leave a node, and what it says then.
 const CLIENT: &str = "nvidia.com/gpu.deploy.client";
 const PAUSED: &str = "paused-for-driver-upgrade";
+/// How long what was deleted may still be there. The agent ends at once. A kubelet of this age then keeps
+/// its pod for up to a minute, since it removes dead sandboxes that seldom, and the controller of
+/// namespaces doubles its pauses.
+const GONE: &str = "--timeout=180s";
 
 /// A node with GPUs in a cluster.
 struct Rig {
@@ -68,8 +72,9 @@ impl Rig {
         );
         let plugin = Plugin::register(cluster.kubelet(), &[GpuSpec::a100(0).uuid]).unwrap();
         let containerd = cluster.host().containerd();
-        for name in ["docker.io/library".to_owned(), OWN_REGISTRY.to_owned()] {
-            let name = format!("{name}/gpuacct");
+        // Without a registry in its name an image is Docker's, and without an owner it is `library`'s.
+        for registry in ["docker.io/library", OWN_REGISTRY] {
+            let name = format!("{registry}/gpuacct");
             containerd.import_layout(&image, &name).unwrap();
         }
         cluster
@@ -114,7 +119,7 @@ impl Rig {
     /// called.
     fn rolled_out(&self) -> String {
         let _turn = Turn::wait().unwrap();
-        let rollout = ["rollout", "status", "daemonset/gpuacct", "--timeout=120s"];
+        let rollout = ["rollout", "status", "daemonset/gpuacct", "--timeout=180s"];
         let status = self.in_namespace(&rollout);
         let log = || self.cluster.agent_log();
         status.unwrap_or_else(|error| panic!("{error:#}\n{}", log()));
@@ -128,6 +133,13 @@ impl Rig {
             panic!("one pod, not {pods:#}");
         };
         pod["metadata"]["name"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a pod of the DaemonSet is gone.
+    fn is_gone(&self, pod: &str) {
+        let pod = format!("pod/{pod}");
+        let gone = self.in_namespace(&["wait", "--for=delete", &pod, GONE]);
+        gone.unwrap_or_else(|error| panic!("{error:#}\n{}", self.cluster.agent_log()));
     }
 
     /// What `kubectl` prints in the agent's namespace.
@@ -146,8 +158,8 @@ impl Rig {
                 self.cluster.helm(&[&words[1..], &further].concat())
             }
             ["kubectl", .., "gpuacct", "check"] => {
-                // It says what is missing on this machine, too.
-                let output = self.cluster.gpuacct(&["check"]).unwrap();
+                let output = self.cluster.kubectl_output(&words[1..]).unwrap();
+                // What it says of this machine is not the page's.
                 Ok(String::from_utf8(output.stdout).unwrap())
             }
             ["kubectl", ..] => self.cluster.kubectl(&words[1..]),
@@ -183,14 +195,7 @@ impl Rig {
 
     /// Ends a pod, and waits until the books have all that it used.
     fn ended(&self, pod: &str) -> StatusReport {
-        let delete = [
-            "delete",
-            "pod",
-            pod,
-            "--namespace",
-            NAMESPACE,
-            "--timeout=60s",
-        ];
+        let delete = ["delete", "pod", pod, "--namespace", NAMESPACE, GONE];
         self.cluster.kubectl(&delete).unwrap();
         let end = sim_nvml::wall_us() * 1_000 + SECOND;
         let what = format!("the end of {pod}");
@@ -369,9 +374,7 @@ fn an_upgrade_a_rollback_and_a_pause_for_the_driver_lose_no_total() {
             .unwrap();
     };
     label(PAUSED);
-    let gone = format!("pod/{pod}");
-    rig.in_namespace(&["wait", "--for=delete", &gone, "--timeout=60s"])
-        .unwrap();
+    rig.is_gone(&pod);
     let none = "--for=jsonpath={.status.desiredNumberScheduled}=0";
     rig.in_namespace(&["wait", none, "daemonset/gpuacct", "--timeout=60s"])
         .unwrap();
@@ -396,9 +399,7 @@ fn an_upgrade_a_rollback_and_a_pause_for_the_driver_lose_no_total() {
     cluster
         .helm(&["uninstall", "gpuacct", "--namespace=gpuacct"])
         .unwrap();
-    let gone = format!("pod/{pod}");
-    rig.in_namespace(&["wait", "--for=delete", &gone, "--timeout=60s"])
-        .unwrap();
+    rig.is_gone(&pod);
     let ledger = cluster.host().outside("/var/lib/gpuacct");
     let report = run(Command::new(agent::binary().unwrap())
         .args([
@@ -467,8 +468,11 @@ fn the_manifests_are_applied_and_the_agent_follows_its_config_map() {
         taken.unwrap_or_else(|error| panic!("{component}: {error:#}"));
     }
 
-    let delete = ["delete", "--kustomize", &base, "--timeout=60s"];
+    let delete = ["delete", "--kustomize", &base, "--wait=false"];
     cluster.kubectl(&delete).unwrap();
+    rig.is_gone(&pod);
+    let namespace = ["wait", "--for=delete", "namespace/gpuacct", GONE];
+    cluster.kubectl(&namespace).unwrap();
     let ledger = cluster.host().outside("/var/lib/gpuacct");
     let mut ledger = fs::read_dir(ledger).unwrap();
     assert!(ledger.next().is_some(), "the ledger stays");
