@@ -257,6 +257,45 @@ fn check_page(stores: &[&Path], arguments: &[&str], by: &str) {
     assert_eq!(Some(all), what.sum.figures[0], "{case}");
 
     check_times(stores, arguments, by, &table(&page, "times"), &case);
+    check_picture(&page, &table(&page, "times"), &case);
+    let nobodys: Vec<&Value> = rows.iter().filter(|row| !is_owned(row)).collect();
+    let has_places = by
+        .split(',')
+        .any(|by| ["node", "gpu", "day", "month"].contains(&by));
+    assert_eq!(page.contains("rest-of-time"), has_places, "{case}");
+    if has_places {
+        let rest = table(&page, "rest-of-time");
+        assert_eq!(rest.rows.len(), nobodys.len(), "{case}");
+        for (line, row) in rest.rows.iter().zip(nobodys) {
+            assert_eq!(line.kind, row["kind"], "{case}");
+            check(&rest.fields, line, row, &case);
+        }
+    }
+}
+
+/// Checks that the heights that are drawn are the times of the table: all bands by one scale.
+fn check_picture(page: &str, times: &Table, case: &str) {
+    let bands = page.split("<path ").skip(1).map(|path| {
+        let data = between(path, " d=\"", "\"").unwrap();
+        let blocks = data.split(" v").skip(1);
+        let heights = blocks.map(|rest| rest.split(' ').next().unwrap().parse::<f64>().unwrap());
+        heights.sum::<f64>()
+    });
+    let heights: Vec<f64> = bands.collect();
+    let seconds = |figure: &Option<Decimal>| figure.unwrap().to_string().parse::<f64>().unwrap();
+    let sums: Vec<f64> = times.sum.figures.iter().map(seconds).collect();
+    // The last columns are all of it, and money.
+    let all: f64 = heights.iter().sum();
+    let together: f64 = sums[..heights.len()].iter().sum();
+    for (height, seconds) in heights.iter().zip(&sums) {
+        let expected = seconds * all / together;
+        // Each block is rounded to a unit.
+        let rounded = times.rows.len() as f64;
+        assert!(
+            (height - expected).abs() <= rounded,
+            "{height} {expected}: {case}"
+        );
+    }
 }
 
 /// Checks the table of days against the JSON by day.
