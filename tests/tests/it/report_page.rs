@@ -262,7 +262,11 @@ fn check_page(stores: &[&Path], arguments: &[&str], by: &str) {
     let has_places = by
         .split(',')
         .any(|by| ["node", "gpu", "day", "month"].contains(&by));
-    assert_eq!(page.contains("rest-of-time"), has_places, "{case}");
+    assert_eq!(
+        page.contains("<table class=\"rest-of-time\">"),
+        has_places,
+        "{case}"
+    );
     if has_places {
         let rest = table(&page, "rest-of-time");
         assert_eq!(rest.rows.len(), nobodys.len(), "{case}");
