@@ -76,6 +76,8 @@ fn weeks(node: &str, directory: &Path) {
     let render = past.open(1, &named("batch/render-119/main", &[]));
     let stray = past.open(2, &Payer::IdOnly("feedc0de"));
     let host = past.open(2, &Payer::Host("user@1000.service"));
+    // It has a GPU and never uses it.
+    let forgotten = past.open(2, &named("research/forgotten-0/main", &[]));
     for hour in 0..DAYS * 24 {
         let (day, of_day) = (hour / 24, hour % 24);
         let is_weekend = day % 7 >= 5;
@@ -100,6 +102,7 @@ fn weeks(node: &str, directory: &Path) {
         if day == 3 && of_day > 17 {
             past.unobserved(2, UnobservedReason::DriverError, minutes(45));
         }
+        past.charge(forgotten, used(0, 30));
         if of_day == 12 {
             past.charge(host, used(9, 0));
         }
@@ -374,6 +377,9 @@ fn the_figures_of_the_page_are_those_of_the_json() {
         check_page(&both, &[], by);
         check_page(&both[..1], &[&prices[..], &["--wide"]].concat(), by);
     }
+    let page = printed(&both, &["--by", "pod"], OUTPUT);
+    let is_drawn_nowhere = "<i class=\"swatch none\"></i><bdi title=\"forgotten-0\">";
+    assert!(page.contains(is_drawn_nowhere), "{page}");
     if let Some(file) = kept("report.html") {
         let arguments = [&prices[..], &["--by", "namespace,pod"]].concat();
         fs::write(file, printed(&both, &arguments, OUTPUT)).unwrap();
