@@ -43,7 +43,8 @@ Examples:
   gpuacct report --since 2026-01-01 --until 2026-02-01 --namespace research --by pod,gpu \\
       --prices prices.toml --output csv > research.csv
   gpuacct report --store node-a/gpuacct.db --store node-b/gpuacct.db --by node,namespace
-  gpuacct report --from http://prometheus:9090 --since 30d --by namespace";
+  gpuacct report --from http://prometheus:9090 --since 30d --by namespace
+  gpuacct report --since 30d --by namespace,pod --output html > bill.html";
 
 /// Show what was used in the past, from the ledgers of one node or of several
 ///
@@ -81,7 +82,7 @@ pub struct Options {
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// A table of any width, with held time, the other engines, processes, memory's peak,
-    /// first and last use; the other outputs always have all
+    /// first and last use, or a page with more figures; the other outputs always have all
     #[arg(long)]
     wide: bool,
     /// Prices by GPU model and MIG profile, also by node, cluster or label, a TOML file
@@ -124,7 +125,7 @@ pub async fn run(options: Options) -> ExitCode {
             return say(&what, Some("name it once"), 2);
         }
     }
-    if options.output == Output::Html && html::has_no_reader() {
+    if options.output == Output::Html && html::is_for_a_terminal() {
         let what = "cannot write the page to standard output: a terminal does not show it";
         return say(what, Some("redirect it: gpuacct report -o html > FILE"), 1);
     }

@@ -34,7 +34,7 @@ pub use self::error::FleetError;
 use self::families::{
     Amount, CONTAINER_INFO, FAMILIES, Family, GPU_INFO, OfGpu, Owner, Subject, What, found, value,
 };
-use self::pod_labels::PodLabels;
+use self::pod_labels::{Pod, PodLabels};
 use self::reading::{Reading, Span};
 use self::remarks::{Reach, Remarks};
 use super::hour::{begin_of, hour_of};
@@ -302,8 +302,7 @@ impl Fleet {
                 let whose = (Arc::clone(pod_uid), Arc::clone(container_id));
                 let unknown = || (UNRESOLVED.into(), UNRESOLVED.into());
                 let (image, runtime) = self.images.get(&whose).cloned().unwrap_or_else(unknown);
-                let pod_of = [namespace, pod, pod_uid].map(Arc::clone);
-                let labels = self.pod_labels.of(&pod_of);
+                let labels = owner.pod().and_then(|pod| self.pod_labels.of(&pod));
                 AccountRecord {
                     kind: "container".into(),
                     owner: Arc::clone(container_id),
@@ -356,6 +355,9 @@ impl Fleet {
         };
         let mut remarks = Remarks::of(&reach, span, question);
         remarks.clusters(question, gpus.values());
+        let pods = self.used.keys().filter_map(|(_, owner)| owner.pod());
+        let unlabelled: BTreeSet<Pod> = pods.filter(|pod| self.pod_labels.lacks(pod)).collect();
+        remarks.unlabelled(unlabelled.len());
         let mut tally = Tally::new(extent, gpus, question);
         let used = late_names::give_to_names(std::mem::take(&mut self.used));
         for (account, ((gpu, owner), hours)) in (0_i64..).zip(&used) {

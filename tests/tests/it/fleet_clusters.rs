@@ -228,6 +228,14 @@ fn clusters_and_labels_of_pods_are_groups_and_have_prices() {
             ("(unresolved)", 3),
         ];
         assert_eq!(teams, expected(rows));
+        // The stray one has none.
+        let labelled = of(&["--by", "label:team"]);
+        assert_eq!(labelled["complete"], false);
+        let lacks = "has no labels of 1 pods in the range";
+        assert!(
+            labelled["warnings"].to_string().contains(lacks),
+            "{labelled:#}"
+        );
         let vision = of(&[
             "--by",
             "pod",

@@ -76,6 +76,8 @@ fn weeks(node: &str, directory: &Path) {
     let render = past.open(1, &named("batch/render-119/main", &[]));
     let stray = past.open(2, &Payer::IdOnly("feedc0de"));
     let host = past.open(2, &Payer::Host("user@1000.service"));
+    // It has a GPU and never uses it.
+    let forgotten = past.open(2, &named("research/forgotten-0/main", &[]));
     for hour in 0..DAYS * 24 {
         let (day, of_day) = (hour / 24, hour % 24);
         let is_weekend = day % 7 >= 5;
@@ -100,6 +102,7 @@ fn weeks(node: &str, directory: &Path) {
         if day == 3 && of_day > 17 {
             past.unobserved(2, UnobservedReason::DriverError, minutes(45));
         }
+        past.charge(forgotten, used(0, 30));
         if of_day == 12 {
             past.charge(host, used(9, 0));
         }
@@ -257,6 +260,49 @@ fn check_page(stores: &[&Path], arguments: &[&str], by: &str) {
     assert_eq!(Some(all), what.sum.figures[0], "{case}");
 
     check_times(stores, arguments, by, &table(&page, "times"), &case);
+    check_picture(&page, &table(&page, "times"), &case);
+    let nobodys: Vec<&Value> = rows.iter().filter(|row| !is_owned(row)).collect();
+    let has_places = by
+        .split(',')
+        .any(|by| ["node", "gpu", "day", "month"].contains(&by));
+    assert_eq!(
+        page.contains("<table class=\"rest-of-time\">"),
+        has_places,
+        "{case}"
+    );
+    if has_places {
+        let rest = table(&page, "rest-of-time");
+        assert_eq!(rest.rows.len(), nobodys.len(), "{case}");
+        for (line, row) in rest.rows.iter().zip(nobodys) {
+            assert_eq!(line.kind, row["kind"], "{case}");
+            check(&rest.fields, line, row, &case);
+        }
+    }
+}
+
+/// Checks that the heights that are drawn are the times of the table: all bands by one scale.
+fn check_picture(page: &str, times: &Table, case: &str) {
+    let bands = page.split("<path ").skip(1).map(|path| {
+        let data = between(path, " d=\"", "\"").unwrap();
+        let blocks = data.split(" v").skip(1);
+        let heights = blocks.map(|rest| rest.split(' ').next().unwrap().parse::<f64>().unwrap());
+        heights.sum::<f64>()
+    });
+    let heights: Vec<f64> = bands.collect();
+    let seconds = |figure: &Option<Decimal>| figure.unwrap().to_string().parse::<f64>().unwrap();
+    let sums: Vec<f64> = times.sum.figures.iter().map(seconds).collect();
+    // The last columns are all of it, and money.
+    let all: f64 = heights.iter().sum();
+    let together: f64 = sums[..heights.len()].iter().sum();
+    for (height, seconds) in heights.iter().zip(&sums) {
+        let expected = seconds * all / together;
+        // Each block is rounded to a unit.
+        let rounded = times.rows.len() as f64;
+        assert!(
+            (height - expected).abs() <= rounded,
+            "{height} {expected}: {case}"
+        );
+    }
 }
 
 /// Checks the table of days against the JSON by day.
@@ -331,6 +377,9 @@ fn the_figures_of_the_page_are_those_of_the_json() {
         check_page(&both, &[], by);
         check_page(&both[..1], &[&prices[..], &["--wide"]].concat(), by);
     }
+    let page = printed(&both, &["--by", "pod"], OUTPUT);
+    let is_drawn_nowhere = "<i class=\"swatch none\"></i><bdi title=\"forgotten-0\">";
+    assert!(page.contains(is_drawn_nowhere), "{page}");
     if let Some(file) = kept("report.html") {
         let arguments = [&prices[..], &["--by", "namespace,pod"]].concat();
         fs::write(file, printed(&both, &arguments, OUTPUT)).unwrap();

@@ -40,7 +40,7 @@ struct Document<'a> {
 }
 
 /// Whether the page would go to a terminal, which does not show it.
-pub(super) fn has_no_reader() -> bool {
+pub(super) fn is_for_a_terminal() -> bool {
     io::stdout().is_terminal()
 }
 

@@ -228,6 +228,21 @@ pub(super) enum Owner {
     Nobody,
 }
 
+impl Owner {
+    /// Namespace, name and uid of the pod that it is in, or what stands for that.
+    pub(super) fn pod(&self) -> Option<[Arc<str>; 3]> {
+        match self {
+            Self::Container {
+                namespace,
+                pod,
+                pod_uid,
+                ..
+            } => Some([namespace, pod, pod_uid].map(Arc::clone)),
+            Self::Host { .. } | Self::Nobody => None,
+        }
+    }
+}
+
 /// What identifies a counter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Subject {

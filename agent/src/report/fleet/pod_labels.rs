@@ -15,12 +15,12 @@ use crate::report::promql::Store;
 use crate::report::promql::answer::{Labels, Series};
 
 /// The metric that has them.
-pub(super) const POD_LABELS: &str = "gpuacct_pod_labels";
+const POD_LABELS: &str = "gpuacct_pod_labels";
 /// Labels that a message names at most.
 const MOST_NAMED: usize = 16;
 
 /// Namespace, name and uid of a pod.
-type Pod = [Arc<str>; 3];
+pub(super) type Pod = [Arc<str>; 3];
 
 /// The labels of pods that were asked for.
 #[derive(Debug, Default)]
@@ -90,6 +90,11 @@ impl PodLabels {
                 has: known.into_iter().take(MOST_NAMED).collect(),
             }),
         }
+    }
+
+    /// Whether the store was to have labels of a pod and has none.
+    pub(super) fn lacks(&self, pod: &Pod) -> bool {
+        !self.keys.is_empty() && &*pod[1] != NONE && !self.pods.contains_key(pod)
     }
 
     /// The keys whose labels are chosen, in words.

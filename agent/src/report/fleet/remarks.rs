@@ -99,6 +99,16 @@ impl Remarks {
         }
     }
 
+    /// Says that pods have no labels, if it matters.
+    pub(super) fn unlabelled(&mut self, pods: usize) {
+        if pods > 0 {
+            self.warnings.push(format!(
+                "the store has no labels of {pods} pods in the range, and the report asks for labels: these pods \
+                 have (unresolved)"
+            ));
+        }
+    }
+
     /// Adds what was found of a GPU.
     pub(super) fn gpu(&mut self, gpu: &Arc<str>, apart: Apart, elapsed: Nanos) {
         let wrong = apart

@@ -666,3 +666,46 @@ fn long_ranges_are_cut_into_days_and_months() {
         assert_eq!(*owner.times.last().unwrap(), Nanos::from_secs(10), "{unit}");
     }
 }
+
+#[test]
+fn prices_can_be_for_a_node_a_cluster_or_a_label() {
+    let prices = "currency = \"EUR\"\n[default]\nbusy_hour = \"1\"\n\
+                  [[for]]\nlabel.team = \"vision\"\n[for.default]\nbusy_hour = \"10\"\n\
+                  [[for]]\nlabel.team = \"(none)\"\n[for.default]\nbusy_hour = \"100\"\n\
+                  [[for]]\ncluster = \"lab\"\nnode = \"gpu-7\"\n[for.gpu.A100]\nbusy_hour = \"1000\"\n";
+    let question = Question {
+        prices: Some(Prices::parse(prices, "p").unwrap()),
+        ..question(&[Dimension::Label("team".into()), Dimension::Unit])
+    };
+    assert_eq!(question.needs_cluster(), Some("prices by cluster"));
+    let mut tally = Tally::new(standing(30), gpus(FIRST..=FIRST), &question);
+    let vision = record("ns", "named", "{\"team\":\"vision\"}");
+    let other = record("ns", "named", "{\"team\":\"other\"}");
+    let host = AccountRecord {
+        kind: "host".into(),
+        ..record("ns", "host", "{}")
+    };
+    for (account, record) in (1..).zip([vision, other, host]) {
+        let known = |_| Ok::<_, MoneyError>(record.clone());
+        tally.account(used(0, account, 360, 0), known).unwrap();
+    }
+    // Time that nobody owns has no label.
+    tally.book(book(0, 1_440, 0, 0));
+    tally.reason(reason(0, "no_row", false, 360));
+    let report = tally.report(begin_of(FIRST + 1)).unwrap();
+    let costs = report
+        .rows
+        .iter()
+        .map(|row| (row.kind, row.key[0].to_string(), row.cost));
+    let mut costs: Vec<_> = costs.filter(|(.., cost)| cost.is_some()).collect();
+    costs.sort();
+    let row =
+        |kind, team: &str, euros: i64| (kind, team.to_owned(), Some(Decimal::new(euros * 100, 2)));
+    let expected = [
+        row(Kind::Container, "other", 100),
+        row(Kind::Container, "vision", 1),
+        row(Kind::Host, "(none)", 10),
+        row(Kind::Unattributed, "(none)", 100),
+    ];
+    assert_eq!(costs, expected);
+}

@@ -35,7 +35,7 @@ pub struct Timeline {
     pub by: Vec<Dimension>,
     /// The columns, in order and without a gap.
     pub columns: Vec<Column>,
-    /// GPU time by whose it is, by kind, and those with the most time first.
+    /// GPU time by whose it is: owners first, and those with the most time first.
     pub strands: Vec<Strand>,
 }
 

@@ -26,7 +26,7 @@ impl Bands {
         let mark = timeline.by.iter().position(Dimension::is_identity);
         let owners = timeline.strands.iter().filter(|of| of.kind.is_owned());
         let owners: Vec<&Strand> = owners.collect();
-        // One owner more is no more than "1 other owner".
+        // The place that "1 other owners" would take is as well taken by that owner.
         let named = match owners.len() {
             count if count <= BANDS + 1 => count,
             _ => BANDS,
@@ -48,6 +48,10 @@ impl Bands {
                 name,
                 times: strand.times.clone(),
             });
+        }
+        for strand in others {
+            let key = (strand.kind, strand.key.clone());
+            bands.classes.insert(key, "others".to_owned());
         }
         let mut joined = |class: &str, name: String, strands: &[&Strand]| {
             let mut times = vec![Nanos::ZERO; timeline.columns.len()];
@@ -78,9 +82,10 @@ impl Bands {
         bands
     }
 
+    /// The class of an owner's colour. One that was only given a GPU is not drawn.
     pub(super) fn class(&self, kind: Kind, key: &[Arc<str>]) -> String {
         let found = self.classes.get(&(kind, key.to_vec()));
-        found.cloned().unwrap_or_else(|| "others".to_owned())
+        found.cloned().unwrap_or_else(|| "none".to_owned())
     }
 }
 

@@ -116,7 +116,7 @@ pub(super) fn draw(timeline: &Timeline, bands: &[Band]) -> Option<(String, Strin
 /// The distance of the lines and the top of the picture: at least `most`, in nanoseconds.
 fn scale(most: Nanos) -> (u64, u64) {
     // From a ten-thousandth of an hour on. A month of many thousands of GPUs is far below the end.
-    let steps = (0..).map(|power| HOUR / 10_000 * 10_u64.saturating_pow(power));
+    let steps = (0..).map(|power| 10_u64.saturating_pow(power).saturating_mul(HOUR / 10_000));
     let steps = steps.flat_map(|step| [1, 2, 5].map(|times| step.saturating_mul(times)));
     let mut steps = steps.take_while(|step| *step < u64::MAX / 8);
     let step = steps.find(|step| most.0.div_ceil(*step) <= 5);
