@@ -46,7 +46,7 @@ const LOOKS_BACK: [(&str, &[&str]); 3] = [
 /// Functions of the time that is asked for, unless they are given another one.
 const OF_TIME: [&str; 5] = ["day_of_month", "days_in_month", "hour", "minute", "month"];
 /// Metrics of other projects that dashboards show beside ours, with their labels: Kueue
-/// (`pkg/metrics/metrics.go`), the KAI scheduler (`pkg/queuecontroller/metrics`) and HAMi
+/// (`pkg/metrics/metrics.go`), the KAI scheduler (`pkg/queuecontroller/metrics/metrics.go`) and HAMi
 /// (`cmd/scheduler/metrics.go`).
 pub const OTHERS: [(&str, &[&str]); 5] = [
     (
