@@ -45,6 +45,25 @@ const LOOKS_BACK: [(&str, &[&str]); 3] = [
 ];
 /// Functions of the time that is asked for, unless they are given another one.
 const OF_TIME: [&str; 5] = ["day_of_month", "days_in_month", "hour", "minute", "month"];
+/// Metrics of other projects that dashboards show beside ours, with their labels: Kueue
+/// (`pkg/metrics/metrics.go`), the KAI scheduler (`pkg/queuecontroller/metrics/metrics.go`) and HAMi
+/// (`cmd/scheduler/metrics.go`).
+pub const OTHERS: [(&str, &[&str]); 5] = [
+    (
+        "kueue_cluster_queue_nominal_quota",
+        &["cohort", "cluster_queue", "flavor", "resource"],
+    ),
+    (
+        "kueue_cluster_queue_resource_usage",
+        &["cohort", "cluster_queue", "flavor", "resource"],
+    ),
+    ("kai_queue_deserved_gpus", &["queue_name"]),
+    ("kai_queue_allocated_gpus", &["queue_name"]),
+    (
+        "hami_resource_quota_used",
+        &["namespace", "quota_name", "limit"],
+    ),
+];
 /// The rule files that are shipped, in the order in which they depend on each other.
 pub const RULE_FILES: [&str; 3] = [
     "gpuacct.prices.yaml",
@@ -196,6 +215,10 @@ impl Names {
         }
         if OF_PROMETHEUS.contains(&name) {
             return Ok(target.into());
+        }
+        if let Some((_, labels)) = OTHERS.iter().find(|(other, _)| *other == name) {
+            let labels = labels.iter().map(|label| (*label).to_owned());
+            return Ok(labels.chain(target).collect());
         }
         let own = self.families.get(name);
         let own = own.with_context(|| format!("there is no metric {name}"))?;

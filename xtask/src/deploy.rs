@@ -9,7 +9,8 @@ use clap::Subcommand;
 use crate::test;
 
 /// Modules of `tests/tests/it` about what is shipped.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 10] = [
+    "budgets::",
     "capabilities::",
     "cdi::",
     "chart::",
@@ -17,6 +18,7 @@ const MODULES: [&str; 8] = [
     "install::",
     "linters::",
     "migration::",
+    "opencost::",
     "rules::",
 ];
 /// The module about the dashboards: its tests scrape a real agent.

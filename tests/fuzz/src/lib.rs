@@ -34,6 +34,7 @@ const fn of(name: &'static str, run: fn(&[u8]), most: usize) -> Target {
 pub const TARGETS: &[Target] = &[
     of("accountant", accountant::run, 4 * KIB),
     of("btf", texts::btf, 16 * KIB),
+    of("budgets", texts::budgets, 4 * KIB),
     of("bundle", gpuacct::sources::identity::bundle::fuzz, 8 * KIB),
     of("cgroup_path", texts::cgroup_path, KIB),
     of("config", texts::config, 4 * KIB),

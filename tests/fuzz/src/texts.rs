@@ -52,6 +52,12 @@ pub(crate) fn prices(data: &[u8]) {
     }
 }
 
+pub(crate) fn budgets(data: &[u8]) {
+    if let Ok(budgets) = gpuacct::budgets::parse(&text(data), "fuzz.toml") {
+        gpuacct::budgets::rules::render(&budgets, None).expect("what was read can be written");
+    }
+}
+
 pub(crate) fn range(data: &[u8]) {
     let now = Timestamp::from_second(1_790_000_000).expect("a time");
     let text = text(data);

@@ -23,7 +23,9 @@ use gpuacct_tests::docker::{self, ContainerSpec, Dockerd};
 use gpuacct_tests::node::{Node, new_pod_uid, state};
 use gpuacct_tests::pod_resources::{Get, Kubelet, pod};
 use gpuacct_tests::prometheus::{Prometheus, Sample};
-use gpuacct_tests::promql::{Names, OWNER, OWNER_PREFIXES, RULE_FILES, TARGET, alerts_folder};
+use gpuacct_tests::promql::{
+    Names, OTHERS, OWNER, OWNER_PREFIXES, RULE_FILES, TARGET, alerts_folder,
+};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::web::newest;
 use serde_json::{Value, json};
@@ -72,7 +74,7 @@ fn dashboards() -> BTreeMap<String, Value> {
         (name, serde_json::from_str(&text).unwrap())
     });
     let dashboards: BTreeMap<String, Value> = read.collect();
-    assert_eq!(dashboards.len(), 5);
+    assert_eq!(dashboards.len(), 6);
     dashboards
 }
 
@@ -375,6 +377,19 @@ fn prometheus(program: &Path, dir: &Path, target: SocketAddr, scraper: Scraper) 
         .unwrap();
         files.push(file);
     }
+    // Other projects, of which none runs here, have a sample of each of their metrics.
+    let others = OTHERS.map(|(name, labels)| {
+        let labels = labels.iter().map(|label| match *label {
+            "resource" => (*label, "nvidia.com/gpu"),
+            _ => (*label, "x"),
+        });
+        let labels: BTreeMap<&str, &str> = labels.collect();
+        json!({"record": name, "expr": "vector(4)", "labels": labels})
+    });
+    let file = dir.join("others.yaml");
+    let text = json!({"groups": [{"name": "others", "rules": others}]});
+    fs::write(&file, text.to_string()).unwrap();
+    files.push(file);
     let mut labels = json!({"instance": "node-1", "node": "node-1", "cluster": "c1"});
     if scraper == Scraper::Renames {
         labels["namespace"] = "gpuacct".into();
