@@ -26,6 +26,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(&[Group::Ebpf, Group::Runtimes])?;
     if options.fleet {
+        setup::ensure(&[Group::Python])?;
         let parts = [
             (test::NEWEST_PROMETHEUS, archive::newest_prometheus()?),
             (test::VICTORIA_METRICS, archive::victoria_metrics()?),

@@ -1,11 +1,13 @@
 //! The fleet's demonstration: three nodes in two clusters, each with the built agent and simulated GPUs,
 //! two Prometheus servers that write into a third one and into VictoriaMetrics, and what goes wrong in a
 //! fleet: an agent is killed, a node is rebooted, a server is away, a pod is named late. In the end the
-//! same bill is made of the nodes' ledgers and of each store, and compared. `cargo xtask demo --fleet`
-//! builds and fetches everything and runs this.
+//! same bill is made of the nodes' ledgers, of each store, and of usage records in ClickHouse and DuckDB,
+//! and compared. `cargo xtask demo --fleet` builds and fetches everything and runs this.
 //!
 //! All nodes are on this machine, so they share its kernel and one Docker daemon. Each agent sees the GPUs
 //! of its own node only.
+
+mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,6 +37,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 const GPUS: u32 = 2;
 /// Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
+const NANOS: f64 = 1e9;
 /// How far apart two bills may be that have the same digits: stores keep doubles.
 const ROUNDING: f64 = 1e-6;
 /// What an agent's folder below its node's is called.
@@ -115,9 +118,13 @@ fn run() -> Result<()> {
     for node in &mut fleet.nodes {
         stores.wait_until_settled(node)?;
     }
-    fleet.show_bills(&stores)?;
-    drop((first, second));
-    fleet.stop()
+    let scraped = stores.bills()?;
+    drop((first, second, stores));
+    fleet.stop()?;
+    let booked = fleet.bill()?;
+    println!("the agents send the hour as usage records");
+    let in_sql = records::bills(&mut fleet, dir)?;
+    compare(&booked, &scraped, &in_sql)
 }
 
 /// A job of 300 ms, which no poll would see.
@@ -164,7 +171,8 @@ impl Stores {
     /// Waits until the books of a node that does nothing any more are complete, and both stores have
     /// them.
     fn wait_until_settled(&self, node: &mut FleetNode) -> Result<()> {
-        let status = node.node.settle(running(&mut node.agent)?)?;
+        let agent = node.agent.as_mut().context("the agent runs")?;
+        let status = node.node.settle(agent)?;
         let accounts = status.snapshot.accounts.iter();
         let booked: f64 = accounts.map(|of| of.amounts.busy.as_secs_f64()).sum();
         let query = format!(
@@ -181,6 +189,21 @@ impl Stores {
                 found.iter().any(|(_, value)| has_all(*value))
             })
             .map(drop)
+    }
+}
+
+impl Stores {
+    /// The bill of each store, in seconds.
+    fn bills(&self) -> Result<[(&'static str, Bill); 2]> {
+        let prometheus = format!("http://{}", self.prometheus.address());
+        let victoria_metrics = self.victoria_metrics.url();
+        println!("\n$ gpuacct report --from {prometheus} --since 1h --by cluster,namespace,pod");
+        let by = ["--by", "cluster,namespace,pod"];
+        println!("{}", report(&["--from", &prometheus], &by)?);
+        Ok([
+            ("PROMETHEUS", bill(&["--from", &prometheus])?),
+            ("VICTORIAMETRICS", bill(&["--from", &victoria_metrics])?),
+        ])
     }
 }
 
@@ -242,6 +265,10 @@ impl FleetNode {
         docker.run(&self.spec(namespace, pod, gpu, share))
     }
 
+    fn agent(&mut self) -> Result<&mut Agent> {
+        self.agent.as_mut().context("the agent runs")
+    }
+
     /// Kills the agent. The next one goes on with its ledger.
     fn kill_and_start(&mut self) -> Result<()> {
         // An agent that is dropped is killed.
@@ -274,10 +301,6 @@ impl FleetNode {
         self.agent = Some(self.node.agent(AGENT, self.config.clone())?);
         Ok(())
     }
-}
-
-fn running(agent: &mut Option<Agent>) -> Result<&mut Agent> {
-    agent.as_mut().context("the agent runs")
 }
 
 /// All nodes.
@@ -335,53 +358,12 @@ impl Fleet {
         )
     }
 
-    /// Makes the same bill of the ledgers and of each store, shows all of them, and fails if they differ
-    /// by more than they may.
-    fn show_bills(&self, stores: &Stores) -> Result<()> {
+    /// The bill of the ledgers, in seconds.
+    fn bill(&self) -> Result<Bill> {
         let ledgers: Vec<PathBuf> = self.nodes.iter().map(FleetNode::ledger).collect();
-        let ledgers: Vec<&str> = ledgers.iter().filter_map(|path| path.to_str()).collect();
-        let of_ledgers: Vec<&str> = ledgers.iter().flat_map(|path| ["--store", path]).collect();
-        let prometheus = format!("http://{}", stores.prometheus.address());
-        let victoria_metrics = stores.victoria_metrics.url();
-        println!("\n$ gpuacct report --from {prometheus} --since 1h --by namespace,pod");
-        let text = report(&["--from", &prometheus], &["--by", "namespace,pod"])?;
-        println!("{text}");
-
-        let truth = bill(&of_ledgers)?;
-        let stores = [
-            ("PROMETHEUS", bill(&["--from", &prometheus])?),
-            ("VICTORIAMETRICS", bill(&["--from", &victoria_metrics])?),
-        ];
-        ensure!(!truth.is_empty(), "the ledgers have nothing");
-        println!("busy seconds of each pod, by each road:");
-        print!("{:<22} {:>15}", "WHO", "LEDGERS");
-        for (name, _) in &stores {
-            print!(" {name:>15} {:>9}", "LESS");
-        }
-        println!();
-        let mut complaints = Vec::new();
-        let rows = stores.iter().flat_map(|(_, bill)| bill.keys());
-        let rows: BTreeSet<&String> = truth.keys().chain(rows).collect();
-        for who in rows {
-            let booked = truth.get(who).copied().unwrap_or_default();
-            print!("{who:<22} {booked:>15.6}");
-            for (name, bill) in &stores {
-                let billed = bill.get(who).copied().unwrap_or_default();
-                let less = booked - billed;
-                print!(" {billed:>15.6} {less:>9.6}");
-                if !(-ROUNDING..=SCRAPE_INTERVAL.as_secs_f64()).contains(&less) {
-                    complaints.push(format!("{who}: {name} has {billed}, the ledgers {booked}"));
-                }
-            }
-            println!();
-        }
-        println!(
-            "A store has what was scraped: never more than the ledgers, and less by at most one scrape \
-             interval ({} s) of each counter.",
-            SCRAPE_INTERVAL.as_secs()
-        );
-        ensure!(complaints.is_empty(), "{}", complaints.join("; "));
-        Ok(())
+        let ledgers = ledgers.iter().filter_map(|path| path.to_str());
+        let of_ledgers: Vec<&str> = ledgers.flat_map(|path| ["--store", path]).collect();
+        bill(&of_ledgers)
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -389,8 +371,71 @@ impl Fleet {
     }
 }
 
+/// Shows the bills by each road, and fails if they differ by more than they may: records not at all, and
+/// stores by what one scrape can miss.
+fn compare(
+    booked: &Bill,
+    scraped: &[(&'static str, Bill)],
+    in_sql: &[(&'static str, records::Bill)],
+) -> Result<()> {
+    ensure!(!booked.is_empty(), "the ledgers have nothing");
+    println!("\nbusy seconds of each pod, by each road:");
+    print!("{:<20} {:>14}", "WHO", "LEDGERS");
+    for (name, _) in scraped {
+        print!(" {name:>15} {:>9}", "LESS");
+    }
+    for (name, _) in in_sql {
+        print!(" {name:>14} {:>7}", "LESS ns");
+    }
+    println!();
+    let others = scraped.iter().flat_map(|(_, bill)| bill.keys());
+    let records = in_sql.iter().flat_map(|(_, bill)| bill.keys());
+    let rows: BTreeSet<&String> = booked.keys().chain(others).chain(records).collect();
+    let mut complaints = Vec::new();
+    for who in rows {
+        let seconds = booked.get(who).copied().unwrap_or_default();
+        print!("{who:<20} {seconds:>14.9}");
+        for (name, bill) in scraped {
+            let billed = bill.get(who).copied().unwrap_or_default();
+            let less = seconds - billed;
+            print!(" {billed:>15.6} {less:>9.6}");
+            if !(-ROUNDING..=SCRAPE_INTERVAL.as_secs_f64()).contains(&less) {
+                complaints.push(format!("{who}: {name} has {billed}, the ledgers {seconds}"));
+            }
+        }
+        for (name, bill) in in_sql {
+            let billed = bill.get(who).copied().unwrap_or_default();
+            let less = nanos(seconds) - i128::from(billed);
+            print!(" {:>14.9} {less:>7}", billed as f64 / NANOS);
+            if less != 0 {
+                complaints.push(format!(
+                    "{who}: {name} has {billed} ns, the ledgers {seconds} s"
+                ));
+            }
+        }
+        println!();
+    }
+    println!(
+        "SQL has the ledgers' nanoseconds. A store of metrics has what was scraped: never more than the \
+         ledgers,\nand less by at most one scrape interval ({} s) of each counter.",
+        SCRAPE_INTERVAL.as_secs()
+    );
+    ensure!(complaints.is_empty(), "{}", complaints.join("; "));
+    Ok(())
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a ledger of minutes: whole nanoseconds below 2^53"
+)]
+fn nanos(seconds: f64) -> i128 {
+    (seconds * NANOS).round() as i128
+}
+
 /// Busy seconds of containers, by namespace and pod.
-fn bill(source: &[&str]) -> Result<BTreeMap<String, f64>> {
+type Bill = BTreeMap<String, f64>;
+
+fn bill(source: &[&str]) -> Result<Bill> {
     let text = report(source, &["--by", "namespace,pod", "-o", "json"])?;
     let report: Value = serde_json::from_str(&text).context("a report is JSON")?;
     let rows = report["rows"].as_array().context("a report has rows")?;
