@@ -27,15 +27,10 @@ WHERE ScopeName = 'gpuacct' AND LogAttributes['gpuacct.record.id'] != '';
 
 -- Each record once, in its last revision.
 CREATE OR REPLACE VIEW gpuacct.records AS
-SELECT
-    id,
-    hour,
-    kind,
-    max(received.revision) AS revision,
-    argMax(received.resource, received.revision) AS resource,
-    argMax(received.attributes, received.revision) AS attributes
-FROM gpuacct.received AS received
-GROUP BY id, hour, kind;
+SELECT id, revision, kind, hour, resource, attributes
+FROM gpuacct.received
+ORDER BY revision DESC
+LIMIT 1 BY hour, id;
 
 -- What each account used of a GPU in an hour.
 CREATE OR REPLACE VIEW gpuacct.used AS

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use crate::test;
 
 /// Modules of `tests/tests/it` about what is shipped.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "budgets::",
     "capabilities::",
     "cdi::",
@@ -19,13 +19,15 @@ const MODULES: [&str; 10] = [
     "linters::",
     "migration::",
     "opencost::",
+    "records::",
     "rules::",
 ];
 /// The module about the dashboards: its tests scrape a real agent.
 const DASHBOARDS: [&str; 1] = ["dashboards::"];
 /// The parts that these need. An OpenTelemetry Collector is not among them: nothing here fetches one, and
 /// the test that wants it says that it is skipped.
-const PARTS: &str = "agent,amtool,namespaces,prometheus-new,promtool,pypi,registry,systemd";
+const PARTS: &str =
+    "agent,amtool,chdb,duckdb,namespaces,prometheus-new,promtool,pypi,registry,systemd";
 /// The parts that the dashboards need.
 const PARTS_OF_DASHBOARDS: &str = "agent,docker,prometheus-new";
 
@@ -42,8 +44,8 @@ enum Verb {
     ///
     /// helm lint and template over a matrix of values, refusals of the schema, Kubernetes' schemas from
     /// 1.25 to 1.37, models of operators, the chart against kustomize, capabilities, hadolint, actionlint,
-    /// zizmor, shellcheck, systemd-analyze, promtool's tests of rules and alerts, amtool, and the names of
-    /// metrics in rules and documents.
+    /// zizmor, shellcheck, systemd-analyze, promtool's tests of rules and alerts, amtool, the SQL over usage
+    /// records in DuckDB and ClickHouse, and the names of metrics in rules and documents.
     Check,
     /// Run every panel's query on a Prometheus that scrapes an agent with simulated GPUs
     Dashboards,

@@ -178,6 +178,22 @@ fn every_kind_of_mistake_is_named_with_its_place_its_key_and_what_is_expected() 
             "test:2:12: otlp.logs.endpoint: found \"ftp://collector\", expected http://HOST[:PORT] or",
         ),
         (
+            "[records]\nendpoint = \"collector:4317\"",
+            "test:2:12: records.endpoint: found \"collector:4317\", expected http://HOST[:PORT] or",
+        ),
+        (
+            "[records]\nendpoint = \"http://me:hun/ter22@collector\"",
+            "records.endpoint: found \"http://(redacted)@collector\", expected http://",
+        ),
+        (
+            "[records]\ninterval = \"10ms\"",
+            "records.interval: found \"10ms\", expected 1s to 1h",
+        ),
+        (
+            "[records]\nenabled = true\n[store]\nenabled = false",
+            "test:2:11: records.enabled: found true, expected false, since store.enabled is false",
+        ),
+        (
             "[otlp.tls]\nca_file = \"ca.pem\"",
             "test:2:11: otlp.tls.ca_file: found \"ca.pem\", expected an absolute path",
         ),
@@ -291,6 +307,38 @@ fn every_kind_of_mistake_is_named_with_its_place_its_key_and_what_is_expected() 
         let one = error.starts_with("cannot use the configuration: test:");
         assert!(one, "{text:?} gave {error:?}");
     }
+}
+
+#[test]
+fn records_go_where_logs_go_unless_they_have_an_endpoint_of_their_own() {
+    let otlp = "[otlp]\nendpoint = \"http://all:4318\"\nprotocol = \"http/protobuf\"\n\
+        [otlp.headers]\nx-token = \"all\"\n";
+    let logs = "[otlp.logs]\nendpoint = \"http://logs:1/whole\"\ntimeout = \"3s\"\n";
+    let own = "endpoint = \"http://me:pw99@own:2\"\n";
+    for (enabled, logs, own, expected) in [
+        (false, logs, own, None),
+        (true, "", "", Some("http://all:4318/v1/logs")),
+        (true, logs, "", Some("http://logs:1/whole")),
+        (true, logs, own, Some("http://own:2/v1/logs")),
+    ] {
+        let text = format!("{otlp}{logs}[records]\nenabled = {enabled}\n{own}");
+        let config = Config::parse(&text, "test").unwrap();
+        let receiver = config.records_receiver();
+        let url = receiver.as_ref().map(|it| it.signal_url("logs").unwrap());
+        assert_eq!(url.as_ref().map(url::Url::as_str), expected, "{text}");
+        if let Some(receiver) = receiver.filter(|_| !logs.is_empty()) {
+            assert_eq!(
+                receiver.timeout,
+                std::time::Duration::from_secs(3),
+                "{text}"
+            );
+            assert!(receiver.headers.iter().any(|(_, value)| value == "all"));
+        }
+        let shown = config.clone().redacted().to_toml().unwrap();
+        assert!(!shown.contains("pw99") && !format!("{config:?}").contains("pw99"));
+    }
+    let config = Config::parse("[records]\nenabled = true\n", "test").unwrap();
+    assert_eq!(config.records_receiver(), None, "it waits in the store");
 }
 
 #[test]

@@ -77,6 +77,8 @@ const MATRIX: [&[&str]; 14] = [
         "otlp.protocol=http/protobuf",
         "otlp.temporality=delta",
         "otlp.headersSecret.name=otlp",
+        "records.enabled=true",
+        "records.endpoint=https://records.observability:4318",
     ],
     &[
         "tls.enabled=true",
@@ -322,6 +324,7 @@ fn values_that_cannot_work_are_refused_with_their_place() {
         ),
         (&["otlp.endpoint=collector:4317"], "at '/otlp/endpoint'"),
         (&["otlp.protocol=http"], "at '/otlp/protocol'"),
+        (&["records.endpoint=records:4317"], "at '/records/endpoint'"),
         (&["podMonitor.interval=often"], "at '/podMonitor/interval'"),
         (
             &["networkPolicy.otlpPorts[0]=70000"],

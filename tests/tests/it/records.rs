@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -316,6 +317,60 @@ fn compare(engine: &Engine, received: &Received, expected: &Bill, hours: u64) {
     let [billed, busy, imbalance] = answers[2][0].clone().try_into().unwrap();
     assert_eq!((billed, imbalance.as_str()), (busy, "0"), "{engine:?}");
     assert_eq!(answers[3], [["vision".to_owned(), hours.to_string()]]);
+    // What the document asks, as it asks: the bill, and hours that do not add up.
+    let documented = documented_queries();
+    let documented: Vec<&str> = documented.iter().map(String::as_str).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let answers = engine.ask(dir.path(), &received.logs, &documented).unwrap();
+    assert_eq!(answers.len(), 2);
+    assert_eq!(answers[1], Vec::<sql::Row>::new(), "{engine:?}");
+}
+
+/// The queries of `docs/FLEET.md`.
+fn documented_queries() -> Vec<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/FLEET.md");
+    let page = fs::read_to_string(page).unwrap();
+    let blocks = page.split("```sql\n").skip(1);
+    let blocks = blocks.filter_map(|rest| rest.split_once("```"));
+    // No comment in them has a semicolon.
+    let queries = blocks.flat_map(|(block, _)| block.split(';'));
+    let queries = queries.map(|query| query.trim().to_owned());
+    queries.filter(|query| !query.is_empty()).collect()
+}
+
+/// What the collector's configuration must have, and must not have, so that what is acknowledged is on
+/// a disk. The exporters in it cannot be had here, so it is not run.
+#[test]
+fn the_collectors_configuration_acknowledges_nothing_that_is_only_in_memory() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/collector/records.yaml");
+    let text = fs::read_to_string(file).unwrap();
+    let config: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    let logs = &config["service"]["pipelines"]["logs"];
+    let names = |list: &serde_json::Value| -> Vec<String> {
+        let names = list.as_array().unwrap().iter();
+        names
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect()
+    };
+    let extensions = names(&config["service"]["extensions"]);
+    for exporter in names(&logs["exporters"]) {
+        let of_it = &config["exporters"][&exporter];
+        let storage = of_it["sending_queue"]["storage"].as_str().unwrap();
+        assert!(extensions.iter().any(|name| name == storage), "{exporter}");
+        assert!(config["extensions"][storage]["directory"].is_string());
+        assert_eq!(of_it["retry_on_failure"]["max_elapsed_time"], "0s");
+    }
+    for processor in names(&logs["processors"]) {
+        let kind = processor.split('/').next().unwrap();
+        assert_ne!(kind, "batch", "it acknowledges before the queue has it");
+        assert!(
+            config["processors"].get(&processor).is_some(),
+            "{processor}"
+        );
+    }
+    for receiver in names(&logs["receivers"]) {
+        assert!(config["receivers"].get(&receiver).is_some(), "{receiver}");
+    }
 }
 
 #[test]

@@ -435,10 +435,9 @@ impl Store {
             hours: held.then_some(i64::try_from(hours).unwrap_or(i64::MAX)),
             bytes: self.options.max_bytes,
         };
-        // Before what is old goes, so that what was never sent is known.
-        let mut done = self.enter_records();
         let Some(open) = &mut self.open else { return };
-        if done.is_ok() && open.held != self.held.since {
+        let mut done = Ok(());
+        if open.held != self.held.since {
             done = write::put_held(&open.connection, self.held.since);
             open.held = self.held.since;
         }
@@ -453,6 +452,11 @@ impl Store {
                 Ok(())
             });
         }
+        if done.is_ok() {
+            // Before what is old goes, so that what was never sent is known.
+            done = self.enter_records();
+        }
+        let Some(open) = &mut self.open else { return };
         if done.is_ok() && self.cleaned != Some((hour, held)) {
             self.cleaned = Some((hour, held));
             done = retention::drop_old(&mut open.connection, limits, now.wall).map(|dropped| {

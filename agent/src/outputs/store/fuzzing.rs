@@ -5,7 +5,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
 use super::query::Ledger;
-use super::{read, schema};
+use super::{outbox, read, schema};
 
 /// An empty ledger in memory, to be filled again and again.
 pub struct Rows {
@@ -81,6 +81,8 @@ impl Rows {
                 .and_then(|mut insert| insert.execute(params_from_iter(values)));
         }
         let _ = read::held(&connection);
+        let _ = outbox::due(&connection, 4);
+        let _ = outbox::standing(&connection);
         let meta = read::meta(&connection);
         if let Ok(Some(meta)) = &meta {
             let _ = read::state(&connection, meta);

@@ -69,8 +69,7 @@ pub(super) fn offer(
 
 fn try_offer(connection: &mut Connection, most: usize) -> Result<Vec<UsageRecord>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut records = due_accounts(&transaction, most)?;
-    records.extend(due_gpus(&transaction, most - records.len())?);
+    let records = due(&transaction, most)?;
     for UsageRecord { key, .. } in &records {
         let (table, column, number) = place(key.subject);
         transaction
@@ -81,6 +80,14 @@ fn try_offer(connection: &mut Connection, most: usize) -> Result<Vec<UsageRecord
             .execute(params![number, key.hour, key.revision])?;
     }
     transaction.commit()?;
+    Ok(records)
+}
+
+/// The oldest records that are due or were offered, `most` at most, with the revisions that they are
+/// sent as.
+pub(super) fn due(connection: &Connection, most: usize) -> Result<Vec<UsageRecord>> {
+    let mut records = due_accounts(connection, most)?;
+    records.extend(due_gpus(connection, most - records.len())?);
     Ok(records)
 }
 
@@ -160,13 +167,13 @@ fn end_of(hour: i64) -> WallTime {
 fn revision(row: &Row<'_>, column: usize) -> Result<i64> {
     let last: i64 = row.get(column)?;
     let state: Box<str> = row.get(column + 1)?;
-    Ok(last + i64::from(&*state == "due"))
+    Ok(last.saturating_add(i64::from(&*state == "due")))
 }
 
-fn due_accounts(transaction: &Transaction<'_>, most: usize) -> Result<Vec<UsageRecord>> {
+fn due_accounts(connection: &Connection, most: usize) -> Result<Vec<UsageRecord>> {
     // The number of an account has its life in the upper half. A life is known by when it began: its
     // number may be given anew after an older copy of the file was put back.
-    let mut due = transaction.prepare_cached(&format!(
+    let mut due = connection.prepare_cached(&format!(
         "SELECT r.account, r.hour, r.revision, r.state, (SELECT store FROM meta), l.began,
             g.uuid, g.model, i.profile, i.parent, a.kind, a.owner, a.namespace, a.pod, a.container,
             a.pod_uid, a.container_id, a.image, a.runtime, a.attribution, a.labels, {}
@@ -213,8 +220,8 @@ fn due_accounts(transaction: &Transaction<'_>, most: usize) -> Result<Vec<UsageR
     rows.collect()
 }
 
-fn due_gpus(transaction: &Transaction<'_>, most: usize) -> Result<Vec<UsageRecord>> {
-    let mut due = transaction.prepare_cached(
+fn due_gpus(connection: &Connection, most: usize) -> Result<Vec<UsageRecord>> {
+    let mut due = connection.prepare_cached(
         "SELECT r.gpu, r.hour, r.revision, r.state, (SELECT store FROM meta), g.uuid, g.model,
             CASE WHEN json_valid(g.info) THEN json_extract(g.info, '$.mig.profile') END,
             CASE WHEN json_valid(g.info) THEN json_extract(g.info, '$.mig.parent') END,
@@ -251,7 +258,7 @@ fn due_gpus(transaction: &Transaction<'_>, most: usize) -> Result<Vec<UsageRecor
         Ok((key, id, gpu, hour))
     })?;
     let rows: Vec<_> = rows.collect::<Result<_>>()?;
-    let mut reasons = transaction.prepare_cached(
+    let mut reasons = connection.prepare_cached(
         "SELECT kind, reason, time FROM reason_hours WHERE hour = ?1 AND gpu = ?2 AND time <> 0
         ORDER BY kind, reason",
     )?;

@@ -80,8 +80,8 @@
 //!   clock. Nothing is dropped for its age before it has done so for a while.
 //! - `hours`, `gpu_hours`, `reason_hours`: what was booked in each hour that is over.
 //! - `account_records`, `gpu_records`: what has become of the usage record of an account's or a GPU's
-//!   hour. There is a row for each hour below `records_through`, and none where `records.enabled` has
-//!   never been set. `revision`: the last one that was given to the exporter, 0 before the first.
+//!   hour. There is a row for each hour below `records_through` in which anything was used or accounted
+//!   for, and none where `records.enabled` has never been set. `revision`: the last one that was given to the exporter, 0 before the first.
 //!   `state`: `due` (what the hour has now was never given to the exporter; its revision will be the
 //!   next one), `offered` (given to the exporter, perhaps sent, not acknowledged: the same revision
 //!   with the same content is sent again), `settled` (acknowledged, or refused for good). Triggers make
@@ -512,9 +512,10 @@ const MIGRATIONS: &[&str] = &[
             ON CONFLICT (account, hour) DO UPDATE SET state = 'due';
     END;
     CREATE TRIGGER hour_changed AFTER UPDATE ON hours
+        WHEN NEW.hour < (SELECT hour FROM records_through)
     BEGIN
-        UPDATE account_records SET state = 'due'
-            WHERE account = NEW.account AND hour = NEW.hour;
+        INSERT INTO account_records VALUES (NEW.account, NEW.hour, 0, 'due')
+            ON CONFLICT (account, hour) DO UPDATE SET state = 'due';
     END;
     CREATE TRIGGER gpu_hour_added AFTER INSERT ON gpu_hours
         WHEN NEW.hour < (SELECT hour FROM records_through)
@@ -523,8 +524,10 @@ const MIGRATIONS: &[&str] = &[
             ON CONFLICT (gpu, hour) DO UPDATE SET state = 'due';
     END;
     CREATE TRIGGER gpu_hour_changed AFTER UPDATE ON gpu_hours
+        WHEN NEW.hour < (SELECT hour FROM records_through)
     BEGIN
-        UPDATE gpu_records SET state = 'due' WHERE gpu = NEW.gpu AND hour = NEW.hour;
+        INSERT INTO gpu_records VALUES (NEW.gpu, NEW.hour, 0, 'due')
+            ON CONFLICT (gpu, hour) DO UPDATE SET state = 'due';
     END;
     CREATE TRIGGER reason_hour_added AFTER INSERT ON reason_hours
     BEGIN

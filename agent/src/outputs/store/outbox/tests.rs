@@ -195,6 +195,24 @@ fn what_is_booked_late_is_the_next_revision() {
 }
 
 #[test]
+fn an_hour_that_had_nothing_when_it_was_entered_is_sent_once_it_has() {
+    let mut connection = ledger();
+    // A GPU whose driver did not answer: its hour has a row, and no time yet.
+    execute(
+        &connection,
+        "INSERT INTO gpu_hours VALUES (4, 1, 0, 0, 0, 0, 0, 0)",
+    );
+    enter(&mut connection).expect("the ledger is sound");
+    settle_all(&mut connection);
+    execute(
+        &connection,
+        "UPDATE gpu_hours SET elapsed = 9 WHERE hour = 4;
+        UPDATE hours SET busy = 3 WHERE hour = 4;",
+    );
+    assert_eq!(offered(&mut connection), [account(1, 4, 1), gpu(4, 1)]);
+}
+
+#[test]
 fn what_changes_while_it_is_under_way_is_not_settled_by_the_answer() {
     let mut connection = ledger();
     enter(&mut connection).expect("the ledger is sound");
@@ -243,4 +261,27 @@ fn records_that_are_dropped_with_their_hour_are_counted_unless_they_are_settled(
     assert_eq!(forget(&transaction, 6), Ok(0), "they are gone");
     transaction.commit().expect("memory takes it");
     assert_eq!(standing(&connection).expect("it is sound").unsettled, 3);
+}
+
+#[test]
+fn an_owner_that_outlived_a_reboot_has_a_record_for_each_life_of_the_hour() {
+    let mut connection = ledger();
+    // Accounts have their life in the upper half of their number.
+    let number = (2_i64 << 32) | 1;
+    execute(
+        &connection,
+        &format!(
+            "INSERT INTO lives VALUES (2, 'another boot', 5678, 'reboot');
+            INSERT INTO accounts SELECT {number}, 2, gpu, kind, owner, namespace, pod, container,
+                pod_uid, container_id, image, runtime, attribution, source, labels, opened,
+                held_since_boot, ended_boot, fed, closed FROM accounts WHERE account = 1;
+            INSERT INTO hours (hour, account, busy) VALUES (6, {number}, 7);"
+        ),
+    );
+    enter(&mut connection).expect("the ledger is sound");
+    let records = offer(&mut connection, 100).expect("the ledger is sound");
+    let of_hour = records.iter().filter(|record| record.key.hour == 6);
+    let ids: Vec<&str> = of_hour.map(|record| record.id.as_str()).collect();
+    let second = format!("ledger/5678/GPU-0/{number}/6");
+    assert_eq!(ids, ["ledger/1234/GPU-0/1/6", &second, "ledger/GPU-0/6"]);
 }
