@@ -4,7 +4,7 @@ use gpuacct::config::Config;
 use gpuacct::core::cgroup_path;
 use gpuacct::core::replay::replay;
 use gpuacct::report::hour::hour_of;
-use gpuacct::report::prices::Prices;
+use gpuacct::report::prices::{Prices, Whose};
 use gpuacct::report::range::{Asked, Moment};
 use gpuacct::report::zone::Zone;
 use gpuacct::sources::identity;
@@ -47,8 +47,18 @@ pub(crate) fn config(data: &[u8]) {
 
 pub(crate) fn prices(data: &[u8]) {
     if let Ok(prices) = Prices::parse(&text(data), "fuzz.toml") {
-        let _ = prices.of("NVIDIA H100", "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566");
-        let _ = prices.of_instance("NVIDIA H100", "1g.10gb", "MIG-7c8e1f02");
+        let labels = [("team".into(), "vision".into())];
+        let whose = Whose {
+            node: "gpu-7",
+            cluster: "east",
+            labels: &labels,
+        };
+        let _ = prices.of(
+            &whose,
+            "NVIDIA H100",
+            "GPU-7c8e1f02-9a4b-4d5e-8f60-112233445566",
+        );
+        let _ = prices.of_instance(&whose, "NVIDIA H100", "1g.10gb", "MIG-7c8e1f02");
     }
 }
 
