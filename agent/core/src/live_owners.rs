@@ -10,6 +10,9 @@ use crate::placement::PlacementTable;
 use crate::process_table::ProcessTable;
 use crate::tables::HashSet;
 
+/// Walks over the live placements in one commit, at most.
+const MOST_WALKS: usize = 4;
+
 /// The owners that have a living process.
 #[derive(Debug, Default)]
 pub(crate) struct LiveOwners {
@@ -29,20 +32,21 @@ impl LiveOwners {
         let revisions = |placements: &PlacementTable| {
             Some((processes.live_placements_revision(), placements.revision()))
         };
-        let before = revisions(placements);
-        if self.revisions == before {
-            debug_assert_eq!(
-                *self.owners,
-                collect(processes, placements).0,
-                "kept too long"
-            );
+        if self.revisions == revisions(placements) {
             return Arc::clone(&self.owners);
         }
-        let (owners, is_complete) = collect(processes, placements);
-        self.owners = Arc::new(owners);
-        // To find the owner of one placement may make the table forget that of another.
-        let is_settled = is_complete && revisions(placements) == before;
-        self.revisions = before.filter(|_| is_settled);
+        // To find the owner of one placement may make the table forget that of another. Then those that
+        // were found before are wrong. It does so once for an id, so a second walk is nearly always enough.
+        for _ in 0..MOST_WALKS {
+            let before = revisions(placements);
+            let (owners, is_complete) = collect(processes, placements);
+            self.owners = Arc::new(owners);
+            let is_settled = revisions(placements) == before;
+            self.revisions = before.filter(|_| is_settled && is_complete);
+            if is_settled {
+                break;
+            }
+        }
         Arc::clone(&self.owners)
     }
 }
