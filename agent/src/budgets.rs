@@ -56,15 +56,15 @@ pub enum BudgetsError {
     /// The file is read and cannot be used.
     #[error("cannot use the budgets{}", listed(.0))]
     Wrong(Vec<Mistake>),
-    /// Its prices are for some of the time only, and rules multiply by a price of the model.
-    #[error(
-        "{}: found prices of nodes, clusters or labels ([[for]]), expected prices of models: the rules price \
-         each model alike",
-        path.display()
-    )]
-    PricesOfSome {
+    /// Its prices are of a kind that rules cannot use.
+    #[error("{}: found {found}, expected {expected}", path.display())]
+    UnusablePrices {
         /// The file of prices.
         path: PathBuf,
+        /// What is in it.
+        found: &'static str,
+        /// What the rules need.
+        expected: &'static str,
     },
     /// Its prices cannot be used.
     #[error(transparent)]
@@ -129,10 +129,29 @@ pub fn read(path: &Path) -> Result<(Budgets, Option<Prices>), BudgetsError> {
         return Ok((budgets, None));
     };
     let prices = Prices::read(&path)?;
-    match prices.are_by_owner_or_place() {
-        true => Err(BudgetsError::PricesOfSome { path }),
-        false => Ok((budgets, Some(prices))),
+    let wrong = |found, expected| {
+        Err(BudgetsError::UnusablePrices {
+            path: path.clone(),
+            found,
+            expected,
+        })
+    };
+    if prices.are_by_owner_or_place() {
+        let expected = "prices of models: the rules price each model alike";
+        return wrong("prices of nodes, clusters or labels ([[for]])", expected);
     }
+    if prices.are_by_profile_alone() {
+        let expected = "prices of profiles in the tables of models: the rules look for both";
+        return wrong("prices of MIG profiles in [default]", expected);
+    }
+    if prices
+        .busy_hours()
+        .iter()
+        .all(|(_, _, price)| price.is_zero())
+    {
+        return wrong("no busy_hour", "one: budgets of money are about busy time");
+    }
+    Ok((budgets, Some(prices)))
 }
 
 /// Reads a text that came from `origin`.

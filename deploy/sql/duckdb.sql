@@ -1,15 +1,19 @@
 -- gpuacct's usage records in DuckDB, from the files that an OpenTelemetry Collector has written.
 --
---   SET VARIABLE gpuacct_files = 's3://bucket/gpuacct/**/*.json';   -- or a local pattern, or a list
+--   SET VARIABLE gpuacct_files = 's3://gpu-usage/gpuacct/**/*.json.gz';   -- or a local pattern, or a list
 --   .read duckdb.sql
 --   FROM gpuacct.bill WHERE hour >= '2026-11-01' AND hour < '2026-12-01';
 --
 -- The files are OTLP as JSON, a message in each line, as the exporters `file` and `awss3` of the
--- Collector's distribution "contrib" write it (deploy/collector/records.yaml). To keep the records as
--- Parquet, and to read them from there:
+-- Collector's distribution "contrib" write it (deploy/collector/records.yaml, which compresses them). S3
+-- needs DuckDB's extension httpfs and a secret (CREATE SECRET). To keep the records as Parquet, and to read
+-- them from there:
 --
---   COPY gpuacct.records TO 'records.parquet' (FORMAT parquet);
---   CREATE OR REPLACE VIEW gpuacct.records AS FROM 'records.parquet';
+--   COPY gpuacct.records TO 'records-2026-11.parquet' (FORMAT parquet);
+--   CREATE OR REPLACE VIEW gpuacct.records AS SELECT * FROM 'records-*.parquet'
+--       QUALIFY row_number() OVER (PARTITION BY hour, id ORDER BY revision DESC) = 1;
+--
+-- Two of these files may have one record in two revisions, so duplicates are removed there as well.
 --
 -- A record may be in the files several times, and in several revisions. The greatest revision of each
 -- id counts, once. Times are nanoseconds, energy is millijoules, memory over time is byte-seconds: all

@@ -12,6 +12,7 @@ use serde_saphyr::LitString;
 
 use super::{Budget, Budgets, Limit, Who};
 use crate::core::model::NONE;
+use crate::outputs::instruments::pod_label_key;
 use crate::report::prices::Prices;
 
 /// What stands before the rules.
@@ -134,8 +135,11 @@ fn of_budget(budget: &Budget, prices: Option<&Prices>) -> [Rule; 3] {
     };
     let selector = selector(who);
     let members = members(who);
-    let used =
-        format!("(sum({sum}{selector} and on (month) {MONTH}{members}){divisor}) or vector(0)");
+    // Another group records the sum each five minutes, so its last sample may be older than what an instant
+    // selector finds. The month that it is of is a label.
+    let used = format!(
+        "(sum(last_over_time({sum}{selector}[3d]) and on (month) {MONTH}{members}){divisor})\nor vector(0)"
+    );
     let week = format!(
         "(sum(((last_over_time({sum}{selector}[7d]) - last_over_time({sum}{selector}[3d] offset 7d))\n  or \
          last_over_time({sum}{selector}[7d])){members}){divisor})\nor vector(0)"
@@ -182,20 +186,13 @@ fn selector(who: &Who) -> String {
     }
 }
 
-/// The condition that the namespace has labels now, by kube-state-metrics. It begins the names of labels
-/// with `label_`, and writes `_` for what a label of Prometheus cannot have.
+/// The condition that the namespace has labels now, by kube-state-metrics, which names them as it names the
+/// labels of pods.
 fn members(who: &Who) -> String {
     let matchers: Vec<String> = who
         .labels
         .iter()
-        .map(|(key, value)| {
-            let is_kept = |c: char| c.is_ascii_alphanumeric() || c == '_';
-            let key: String = key
-                .chars()
-                .map(|c| if is_kept(c) { c } else { '_' })
-                .collect();
-            format!("label_{key}={}", quoted(value))
-        })
+        .map(|(key, value)| format!("{}={}", pod_label_key(key), quoted(value)))
         .collect();
     match matchers.is_empty() {
         true => String::new(),

@@ -118,8 +118,46 @@ fn prices_that_rules_cannot_use_are_refused() {
     let prices = "currency = \"EUR\"\n[default]\nbusy_hour = \"1\"\n";
     std::fs::write(dir.path().join("p.toml"), prices).unwrap();
     read(&file).unwrap();
-    let own = "[[for]]\nnode = \"a\"\n[for.default]\nbusy_hour = \"2\"\n";
-    std::fs::write(dir.path().join("p.toml"), format!("{prices}{own}")).unwrap();
-    let error = read(&file).unwrap_err().to_string();
-    assert!(error.contains("p.toml: found prices of nodes"), "{error}");
+    for (wrong, expected) in [
+        (
+            format!("{prices}[[for]]\nnode = \"a\"\n[for.default]\nbusy_hour = \"2\"\n"),
+            "p.toml: found prices of nodes",
+        ),
+        (
+            format!("{prices}[default.mig.\"1g.10gb\"]\nbusy_hour = \"2\"\n"),
+            "p.toml: found prices of MIG profiles in [default]",
+        ),
+        (
+            prices.replace("busy_hour", "allocated_hour"),
+            "p.toml: found no busy_hour",
+        ),
+    ] {
+        std::fs::write(dir.path().join("p.toml"), wrong).unwrap();
+        let error = read(&file).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_model_that_costs_nothing_while_it_is_busy_was_billed_at_the_default() {
+    let prices = "currency = \"EUR\"\n[default]\nbusy_hour = \"1.80\"\n[gpu.\"L4\"]\nallocated_hour = \"2\"\n";
+    let prices = Prices::parse(prices, "p.toml").unwrap();
+    let budgets =
+        good("prices = \"p.toml\"\n[[budget]]\nname = \"a\"\ncluster = \"c\"\nmoney = 5\n");
+    let text = rules::render(&budgets, Some(&prices)).unwrap();
+    assert!(
+        text.contains("vector(0)\n") && text.contains("model: L4"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_label_of_a_namespace_has_the_name_that_kube_state_metrics_gives_it() {
+    let budgets =
+        good("[[budget]]\nname = \"a\"\nnamespace_label = { costCenter = \"7\" }\ngpu_hours = 5\n");
+    let text = rules::render(&budgets, None).unwrap();
+    assert!(
+        text.contains("kube_namespace_labels{label_cost_center=\"7\"}"),
+        "{text}"
+    );
 }

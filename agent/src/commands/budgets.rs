@@ -19,7 +19,7 @@ Exit codes:
 Example:
   gpuacct budgets render budgets.toml > gpuacct.budgets.yaml";
 
-/// Make rules and alerts for Prometheus of a file of budgets
+/// Make rules and alerts for Prometheus from a file of budgets
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Options {
@@ -29,10 +29,10 @@ pub struct Options {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Print the rules: what of each budget is used in this month, what it comes to, and alerts
+    /// Print recording rules (used, limit, forecast) and alerts for each budget
     ///
-    /// Exits with 0 if they are printed, with 1 if they cannot be written, with 2 and everything that is
-    /// wrong with the file if it cannot be used.
+    /// Exits with 0 if they are printed, with 1 if they cannot be written, and with 2 for wrong flags or if
+    /// the budgets or their prices cannot be read or used. All that is wrong with the budgets is listed.
     Render {
         /// The file of budgets, TOML
         #[arg(value_name = "FILE", value_parser = path())]
@@ -47,8 +47,8 @@ pub fn run(options: &Options) -> ExitCode {
     let (budgets, prices) = match budgets::read(file) {
         Ok(read) => read,
         Err(error @ BudgetsError::Money(_)) => return complain(&error, 2),
-        Err(error @ BudgetsError::PricesOfSome { .. }) => {
-            return say(&chain(&error), Some("name prices without [[for]]"), 2);
+        Err(error @ BudgetsError::UnusablePrices { .. }) => {
+            return say(&chain(&error), Some("name another file of prices"), 2);
         }
         Err(error) => return say(&chain(&error), Some("correct the file of budgets"), 2),
     };

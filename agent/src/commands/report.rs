@@ -46,9 +46,9 @@ Examples:
   gpuacct report --from http://prometheus:9090 --since 30d --by namespace
   gpuacct report --since 30d --by namespace,pod --output html > bill.html";
 
-/// Show what was used in the past, from the ledgers of one node or of several
+/// Show past GPU use, from ledgers or from a metrics store (--from). No running agent is needed
 ///
-/// Reads a ledger without the agent and beside it. Counts whole hours.
+/// Counts whole hours.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Options {
@@ -70,8 +70,8 @@ pub struct Options {
     /// Only containers of this namespace; several are alternatives
     #[arg(long, value_name = "NAME")]
     namespace: Vec<String>,
-    /// Only containers whose runtime gave this label; several values of a key are alternatives,
-    /// several keys must all hold
+    /// Only owners with this label. With --from: the pod's label, as in gpuacct_pod_labels. Several
+    /// values of a key are alternatives, several keys must all hold
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<Label>,
     /// Time zone of dates, hours and days: a name such as Europe/Berlin, or local. It must be whole
@@ -81,8 +81,8 @@ pub struct Options {
     /// Output format: table, csv, json, ndjson, html, or focus for FinOps tools
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// A table of any width, with held time, the other engines, processes, memory's peak,
-    /// first and last use, or a page with more figures; the other outputs always have all
+    /// Show all columns, whatever the width of the terminal. With html: show more figures. csv, json
+    /// and ndjson always have all
     #[arg(long)]
     wide: bool,
     /// Prices by GPU model and MIG profile, also by node, cluster or label, a TOML file

@@ -268,10 +268,13 @@ impl Fleet {
         }
     }
 
-    fn account(&self, gpu: i64, owner: &Owner) -> AccountRecord {
+    fn account(&self, gpu: (i64, Option<Arc<str>>), owner: &Owner) -> AccountRecord {
+        let (gpu, profile) = gpu;
         let none: Arc<str> = NONE.into();
         let host = AccountRecord {
             gpu,
+            // A UUID that had another instance before has what stands under it now.
+            profile,
             kind: "host".into(),
             owner: none.clone(),
             namespace: none.clone(),
@@ -283,7 +286,6 @@ impl Fleet {
             runtime: none.clone(),
             attribution: "host".into(),
             labels: "{}".into(),
-            profile: None,
             life: AccountLife::default(),
         };
         match owner {
@@ -355,11 +357,15 @@ impl Fleet {
         };
         let mut remarks = Remarks::of(&reach, span, question);
         remarks.clusters(question, gpus.values());
-        let pods = self.used.keys().filter_map(|(_, owner)| owner.pod());
-        let unlabelled: BTreeSet<Pod> = pods.filter(|pod| self.pod_labels.lacks(pod)).collect();
-        remarks.unlabelled(unlabelled.len());
+        let profiles: HashMap<i64, Option<Arc<str>>> = gpus
+            .iter()
+            .map(|(number, gpu)| (*number, gpu.profile.clone()))
+            .collect();
         let mut tally = Tally::new(extent, gpus, question);
         let used = late_names::give_to_names(std::mem::take(&mut self.used));
+        let pods = used.keys().filter_map(|(_, owner)| owner.pod());
+        let unlabelled: BTreeSet<Pod> = pods.filter(|pod| self.pod_labels.lacks(pod)).collect();
+        remarks.unlabelled(unlabelled.len());
         for (account, ((gpu, owner), hours)) in (0_i64..).zip(&used) {
             let Some(number) = numbers.get(gpu) else {
                 continue;
@@ -373,7 +379,10 @@ impl Fleet {
                     account,
                     amounts: *amounts,
                 };
-                tally.account(used, |_| Ok::<_, MoneyError>(self.account(*number, owner)))?;
+                tally.account(used, |_| {
+                    let profile = profiles.get(number).cloned().flatten();
+                    Ok::<_, MoneyError>(self.account((*number, profile), owner))
+                })?;
             }
         }
         for gpu in &names {

@@ -199,23 +199,29 @@ impl Prices {
         !self.rules.is_empty()
     }
 
+    /// Whether MIG instances have prices whatever the model.
+    #[must_use]
+    pub fn are_by_profile_alone(&self) -> bool {
+        let default = self.table.default.as_ref();
+        default.is_some_and(|default| default.instances().next().is_some())
+    }
+
     /// Prices of busy hours that are for all of the time: of each model, whole and by MIG profile, and last
-    /// the default of whole GPUs, which has no model.
+    /// the default of whole GPUs, which has no model. What has a price, and none for busy time, costs 0.
     #[must_use]
     pub fn busy_hours(&self) -> Vec<(Option<&str>, Option<&str>, Decimal)> {
+        let busy_hour = |price: Price| price.busy_hour.unwrap_or(Decimal::ZERO);
         let mut prices = Vec::new();
-        let busy_hour = |of_it: &Model| of_it.whole()?.busy_hour;
         for (model, of_it) in &self.table.models {
             let model = Some(model.as_str());
-            prices.extend(busy_hour(of_it).map(|price| (model, None, price)));
+            prices.extend(of_it.whole().map(|price| (model, None, busy_hour(price))));
+            let instances = of_it.instances();
             prices.extend(
-                of_it
-                    .instances()
-                    .filter_map(|(profile, price)| Some((model, Some(profile), price.busy_hour?))),
+                instances.map(|(profile, price)| (model, Some(profile), busy_hour(*price))),
             );
         }
-        let default = self.table.default.as_ref().and_then(busy_hour);
-        prices.extend(default.map(|price| (None, None, price)));
+        let default = self.table.default.as_ref().and_then(Model::whole);
+        prices.extend(default.map(|price| (None, None, busy_hour(price))));
         prices
     }
 

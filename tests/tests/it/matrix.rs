@@ -11,8 +11,9 @@ use std::fs::{self, File, Permissions};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use clap::CommandFactory as _;
 use gpuacct::commands::arguments::Arguments;
@@ -21,6 +22,7 @@ use gpuacct_tests::http::free_address;
 use gpuacct_tests::node::Node;
 use gpuacct_tests::terminal::Terminal;
 use sim_nvml::STATE_DIR;
+use tempfile::TempDir;
 
 /// A user that owns nothing (`nobody`).
 const ORDINARY: u32 = 65_534;
@@ -48,6 +50,9 @@ impl Subcommand {
             // Not into the working directory.
             needed.push("-".to_owned());
         }
+        if name == "budgets" {
+            needed.extend(["render".to_owned(), budgets().display().to_string()]);
+        }
         Self {
             parsed,
             name,
@@ -66,9 +71,10 @@ impl Subcommand {
         self.name == "bundle"
     }
 
-    /// Whether it prints what the program itself knows: no agent, no file and no right is needed.
+    /// Whether it prints what the program itself knows, or makes of a file that everybody may read: no agent
+    /// and no right is needed.
     fn needs_nothing(&self) -> bool {
-        ["completions", "man"].contains(&&*self.name)
+        ["budgets", "completions", "man"].contains(&&*self.name)
     }
 
     /// Arguments that no command line can have.
@@ -100,6 +106,22 @@ impl Subcommand {
         }
         wrong
     }
+}
+
+/// A file of budgets that everybody may read.
+fn budgets() -> &'static Path {
+    static FILE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, file) = FILE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Permissions::from_mode(0o755);
+        fs::set_permissions(dir.path(), all.clone()).unwrap();
+        let file = dir.path().join("budgets.toml");
+        let budget = "[[budget]]\nname = \"all\"\ncluster = \"a\"\ngpu_hours = 5\n";
+        fs::write(&file, budget).unwrap();
+        fs::set_permissions(&file, all).unwrap();
+        (dir, file)
+    });
+    file
 }
 
 /// A value that an argument accepts. Where any text is one, it is a level and a subject.

@@ -322,7 +322,7 @@ fn compare(engine: &Engine, received: &Received, expected: &Bill, hours: u64) {
     let documented: Vec<&str> = documented.iter().map(String::as_str).collect();
     let dir = tempfile::tempdir().unwrap();
     let answers = engine.ask(dir.path(), &received.logs, &documented).unwrap();
-    assert_eq!(answers.len(), 2);
+    assert_eq!(answers.len(), 3);
     assert_eq!(answers[1], Vec::<sql::Row>::new(), "{engine:?}");
 }
 

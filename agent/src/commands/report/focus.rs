@@ -33,7 +33,8 @@ pub(super) struct Flags {
     /// Version of the FinOps Open Cost and Usage Specification; 1.3 has its columns for split costs
     #[arg(long, value_enum, value_name = "VERSION", default_value_t = Version::V1_2)]
     focus_version: Version,
-    /// Who provides the GPUs, and is the publisher and the issuer of invoices
+    /// Who provides the GPUs. Fills the columns of provider, publisher and invoice issuer, and in 1.3
+    /// of host provider and service provider
     #[arg(long, value_name = "NAME", default_value = "gpuacct", value_parser = named)]
     focus_provider: String,
     /// The billing account, for example the cluster

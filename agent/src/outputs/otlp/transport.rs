@@ -208,6 +208,8 @@ impl<S: Signal> Transport<S> {
                     "{}; the receiver asked for a client certificate, and otlp.tls.cert_file names none",
                     failure.reason
                 ),
+                // Whoever answers so has not looked at the message.
+                is_of_content: false,
                 ..failure
             };
         }

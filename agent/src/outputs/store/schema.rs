@@ -538,11 +538,11 @@ const MIGRATIONS: &[&str] = &[
         UPDATE gpu_records SET state = 'due' WHERE gpu = NEW.gpu AND hour = NEW.hour;
     END;
     CREATE TRIGGER account_named AFTER UPDATE OF namespace, pod, container, pod_uid, container_id,
-            image, runtime, attribution ON accounts
+            image, runtime, attribution, labels ON accounts
         WHEN (OLD.namespace, OLD.pod, OLD.container, OLD.pod_uid, OLD.container_id, OLD.image,
-                OLD.runtime, OLD.attribution)
+                OLD.runtime, OLD.attribution, OLD.labels)
             IS NOT (NEW.namespace, NEW.pod, NEW.container, NEW.pod_uid, NEW.container_id, NEW.image,
-                NEW.runtime, NEW.attribution)
+                NEW.runtime, NEW.attribution, NEW.labels)
     BEGIN
         UPDATE account_records SET state = 'due' WHERE account = NEW.account;
     END;

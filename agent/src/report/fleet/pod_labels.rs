@@ -16,6 +16,10 @@ use crate::report::promql::answer::{Labels, Series};
 
 /// The metric that has them.
 const POD_LABELS: &str = "gpuacct_pod_labels";
+/// How the names of a pod begin in a store that is sent OTLP, whatever it does with dots.
+const OF_OTLP: &str = "k8s";
+/// How the agent's own attributes begin in OTLP.
+const OF_VENDOR: [&str; 2] = ["gpuacct_", "gpuacct."];
 /// Labels that a message names at most.
 const MOST_NAMED: usize = 16;
 
@@ -105,15 +109,24 @@ impl PodLabels {
 
     fn add(&mut self, found: Vec<Series>, known: &mut BTreeSet<String>) {
         for Series { labels, points } in found {
-            let own = labels.keys().filter(|name| name.starts_with("label_"));
-            known.extend(own.cloned());
+            let own = labels.keys().map(|name| own_name(name));
+            known.extend(
+                own.filter(|name| name.starts_with("label_"))
+                    .map(str::to_owned),
+            );
             let Some((last, _)) = points.last() else {
                 continue;
             };
+            // OTLP leaves out what does not apply.
+            let is_of_otlp = labels.keys().any(|name| name.starts_with(OF_OTLP));
+            let absent = if is_of_otlp { NONE } else { UNRESOLVED };
             let values: Vec<Arc<str>> = self
                 .keys
                 .iter()
-                .map(|(_, label)| labels.get(label).map_or(UNRESOLVED, String::as_str).into())
+                .map(|(_, label)| {
+                    let mut found = labels.iter().filter(|(name, _)| own_name(name) == label);
+                    found.next().map_or(absent, |(_, value)| value).into()
+                })
                 .collect();
             let pod = pod_of(&labels);
             let seen = self.pods.entry(pod).or_insert((*last, values.clone()));
@@ -140,6 +153,13 @@ impl PodLabels {
             .collect();
         serde_json::to_string(&labels).ok().map(Arc::from)
     }
+}
+
+/// The name of a label without what OTLP puts before it.
+fn own_name(name: &str) -> &str {
+    let names = OF_VENDOR.iter();
+    let mut own = names.filter_map(|prefix| name.strip_prefix(prefix));
+    own.next().unwrap_or(name)
 }
 
 fn pod_of(labels: &Labels) -> Pod {

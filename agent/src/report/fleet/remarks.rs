@@ -94,7 +94,7 @@ impl Remarks {
         let unnamed = gpus.filter(|gpu| &*gpu.cluster == UNRESOLVED).count();
         if unnamed > 0 {
             self.warnings.push(format!(
-                "the series of {unnamed} GPUs do not say in which cluster they are, and {what} asks for it:                  --cluster-label names the label that does"
+                "the series of {unnamed} GPUs do not say in which cluster they are, and {what} asks for it: --cluster-label names the label that does"
             ));
         }
     }

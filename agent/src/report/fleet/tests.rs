@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::errors::chain;
+use crate::report::prices::Prices;
 use crate::report::promql::Access;
 use crate::report::range::Asked;
 use crate::report::tally::Filter;
@@ -84,14 +85,12 @@ async fn asked_within(
         timeout,
         ..Access::default()
     };
+    asked_of(access, &question(&[Dimension::Namespace])).await
+}
+
+async fn asked_of(access: Access, question: &Question) -> Result<Report, String> {
     let mut store = Store::new(access).unwrap();
-    let made = make(
-        &mut store,
-        &question(&[Dimension::Namespace]),
-        None,
-        NOW.parse().unwrap(),
-    )
-    .await;
+    let made = make(&mut store, question, None, NOW.parse().unwrap()).await;
     made.map_err(|error| chain(&error))
 }
 
@@ -152,6 +151,48 @@ fn whole(request: &str) -> Option<Vec<u8>> {
             r#"{{"metric":{{{labels}}},"values":[[{at},"{value}"]]}}"#
         )),
     )
+}
+
+/// The same of a MIG instance.
+fn instance(request: &str) -> Option<Vec<u8>> {
+    if request.contains("label/__name__") {
+        return http(200, &names().replace("[\"", "[\"gpuacct_gpu_info\",\""));
+    }
+    if request.contains("/series") {
+        return http(
+            200,
+            r#"{"status":"success","data":[{"gpu_uuid":"GPU-0","index":"0","model":"A100",
+                "mig_profile":"1g.10gb","mig_parent":"GPU-1"}]}"#,
+        );
+    }
+    whole(request)
+}
+
+#[tokio::test]
+async fn time_on_a_mig_instance_was_billed_at_the_price_of_the_whole_gpu() {
+    let prices = "currency = \"EUR\"\n[gpu.A100]\nbusy_hour = \"6\"\n[gpu.A100.mig.\"1g.10gb\"]\nbusy_hour = \"0.6\"\n";
+    let question = Question {
+        prices: Some(Prices::parse(prices, "prices").unwrap()),
+        ..question(&[Dimension::Namespace, Dimension::Profile])
+    };
+    let access = Access {
+        url: server(Shared::new(instance)).await,
+        timeout: Duration::from_secs(60),
+        ..Access::default()
+    };
+    let report = asked_of(access, &question).await.unwrap();
+    let row = report
+        .rows
+        .iter()
+        .find(|row| row.kind == Kind::Container)
+        .unwrap();
+    assert_eq!(&*row.key[1], "1g.10gb");
+    // A sixth of an hour.
+    let cost = row.cost.map(|cost| cost.to_string());
+    assert!(
+        cost.as_deref().is_some_and(|cost| cost.starts_with("0.1")),
+        "{cost:?}"
+    );
 }
 
 #[tokio::test]

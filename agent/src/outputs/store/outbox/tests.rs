@@ -147,6 +147,24 @@ fn a_name_that_comes_late_is_the_next_revision_of_each_hour() {
 }
 
 #[test]
+fn labels_that_come_late_were_never_sent() {
+    let mut connection = ledger();
+    enter(&mut connection).expect("the ledger is sound");
+    settle_all(&mut connection);
+    execute(&connection, "UPDATE accounts SET labels = labels");
+    assert_eq!(offered(&mut connection), [], "nothing has changed");
+    execute(
+        &connection,
+        "UPDATE accounts SET labels = '{\"team\":\"language\"}' WHERE account = 1",
+    );
+    let again = offered(&mut connection);
+    assert!(
+        !again.is_empty() && again.iter().all(|key| key.2 == 2),
+        "{again:?}"
+    );
+}
+
+#[test]
 fn names_that_never_come_are_waited_for_until_the_next_hour_is_over() {
     let mut connection = ledger();
     enter(&mut connection).expect("the ledger is sound");
