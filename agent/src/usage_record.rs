@@ -4,8 +4,8 @@
 //! (`outputs/otlp/records`). Neither sees the other.
 //!
 //! A record is sent at least once. The same record may arrive twice; then it has the same [`UsageRecord::id`]
-//! and the same revision, and the same content. What changes later comes under the same id with a
-//! greater revision. So the greatest revision of each id is the truth.
+//! and the same revision, and the same amounts and names. What changes later comes under the same id with
+//! a greater revision. So the greatest revision of each id is the truth.
 //!
 //! Units are the core's: nanoseconds, byte-seconds, millijoules. Hours count from the Unix epoch and
 //! are UTC's.

@@ -196,8 +196,8 @@ pub(super) fn records_state(config: &Config) -> SourceState {
         (true, None) => SourceState::Down {
             class: "no_receiver".into(),
             reason:
-                "neither records.endpoint nor otlp.endpoint names a receiver; the records wait in \
-                     the store"
+                "none of records.endpoint, otlp.logs.endpoint and otlp.endpoint names a receiver; the \
+                     records wait in the store"
                     .into(),
             next_retry: None,
         },

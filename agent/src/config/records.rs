@@ -9,7 +9,7 @@ use super::span::Span;
 use crate::receiver::Receiver;
 use crate::secrets;
 
-/// Usage records: each account's hour, once, as a log record over OTLP.
+/// Usage records: each account's hour as a log record over OTLP, at least once.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {

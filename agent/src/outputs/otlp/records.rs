@@ -1,4 +1,4 @@
-//! Sends usage records: each account's hour, once, as a log record.
+//! Sends usage records: each account's hour as a log record, at least once.
 //!
 //! A record stays in the [`Outbox`] until a receiver has acknowledged it. So it is sent at least once,
 //! over restarts and crashes, and twice if an answer is lost. It is settled, and never sent again, if
@@ -11,7 +11,7 @@
 //! Every other failure leaves it where it is: a receiver that wants another token, or a proxy that
 //! answers anything with 400, has not judged the record.
 //!
-//! The ledger is asked once in an interval, not with each commit. It refuses to slow anything down:
+//! The ledger is asked once in an interval, not with each commit. The exporter delays nothing else:
 //! its health is offered without waiting.
 
 use std::sync::Arc;

@@ -11,12 +11,12 @@
 //! sending and its answer leaves the record as offered, and the next agent sends the same revision with
 //! the same content. A change makes it due again, as the next revision.
 //!
-//! Nothing is done with a commit. When an hour is over, its rows are entered ([`enter`]); the exporter
-//! asks for what is due ([`offer`]) and says what became of it ([`settle`]). The schema's triggers
-//! make a row due again.
+//! A commit has no work with it, but for one transaction when an hour is over: its rows are entered
+//! ([`enter`]). The exporter asks for what is due ([`offer`]) and says what became of it ([`settle`]).
+//! The schema's triggers make a row due again.
 //!
-//! An account whose names are still awaited is not offered. It is once they are settled, or once the
-//! next hour is over, as what it is then.
+//! An account whose names are still awaited is not offered. It is offered once they are known, or once
+//! the next hour is over, without names.
 
 use std::sync::Arc;
 

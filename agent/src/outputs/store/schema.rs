@@ -81,12 +81,13 @@
 //! - `hours`, `gpu_hours`, `reason_hours`: what was booked in each hour that is over.
 //! - `account_records`, `gpu_records`: what has become of the usage record of an account's or a GPU's
 //!   hour. There is a row for each hour below `records_through` in which anything was used or accounted
-//!   for, and none where `records.enabled` has never been set. `revision`: the last one that was given to the exporter, 0 before the first.
+//!   for, and none where `records.enabled` has never been set. `revision`: the last one that was given to
+//!   the exporter, 0 before the first.
 //!   `state`: `due` (what the hour has now was never given to the exporter; its revision will be the
 //!   next one), `offered` (given to the exporter, perhaps sent, not acknowledged: the same revision
 //!   with the same content is sent again), `settled` (acknowledged, or refused for good). Triggers make
-//!   a row `due` when its hour changes later, or the names of its account do. So an offered revision
-//!   never changes its content.
+//!   a row `due` when its hour changes later, or the names or labels of its account do. So the amounts and
+//!   names of an offered revision never change. Which labels are sent depends on the configuration.
 //! - `records_through`, one row at most. `hour`: every hour before this one has its rows in
 //!   `account_records` and `gpu_records`.
 
