@@ -279,6 +279,18 @@ impl Agent {
         Ok(lines.map(str::to_owned).collect())
     }
 
+    /// The value of one series of `/metrics`, named with its labels as there, verbatim.
+    ///
+    /// # Errors
+    /// As [`Agent::metric_lines`], and if there is no such series.
+    pub fn metric(&self, series: &str) -> Result<String> {
+        let family = series.split('{').next().unwrap_or(series);
+        let lines = self.metric_lines(family)?;
+        let value = lines.iter().find_map(|line| line.strip_prefix(series));
+        let value = value.with_context(|| format!("no {series} in {lines:?}"))?;
+        Ok(value.trim().to_owned())
+    }
+
     /// Looks until `holds` says so. What is published then keeps its promise. A look that fails is
     /// made again: on a busy machine an answer can take longer than whoever asks will wait.
     ///

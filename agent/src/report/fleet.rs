@@ -239,15 +239,19 @@ impl Fleet {
         }
     }
 
+    /// What `gpuacct_gpu_info` says of a GPU; `(unresolved)` where the store has none of it.
+    fn info_of(&self, gpu: &str, label: &str) -> Arc<str> {
+        let info = self.info.get(gpu).map(|labels| value(labels, label));
+        info.unwrap_or_else(|| UNRESOLVED.into())
+    }
+
+    /// The same, if it says something.
+    fn known_info_of(&self, gpu: &str, label: &str) -> Option<Arc<str>> {
+        let text = self.info_of(gpu, label);
+        (!matches!(&*text, NONE | UNRESOLVED)).then_some(text)
+    }
+
     fn gpu(&self, gpu: &Arc<str>, span: &Span) -> GpuRecord {
-        let of_info = |label: &str| {
-            let info = self.info.get(&**gpu).map(|labels| value(labels, label));
-            info.unwrap_or_else(|| UNRESOLVED.into())
-        };
-        let some = |label: &str| {
-            let text = of_info(label);
-            (!matches!(&*text, NONE | UNRESOLVED)).then_some(text)
-        };
         let labels = self.labels.get(&**gpu);
         let node = labels.and_then(|labels| found(labels, "node"));
         let cluster = labels.and_then(|labels| match &self.cluster {
@@ -259,22 +263,21 @@ impl Fleet {
             node: node.map_or(UNRESOLVED, |(_, node)| node).into(),
             cluster: cluster.unwrap_or(UNRESOLVED).into(),
             uuid: GpuUuid(Arc::clone(gpu)),
-            index: of_info("index"),
-            model: of_info("model"),
-            profile: some("mig_profile"),
-            parent: some("mig_parent").map(GpuUuid),
+            index: self.info_of(gpu, "index"),
+            model: self.info_of(gpu, "model"),
+            profile: self.known_info_of(gpu, "mig_profile"),
+            parent: self.known_info_of(gpu, "mig_parent").map(GpuUuid),
             first_hour: span.hours.start,
             last_hour: span.hours.end - 1,
         }
     }
 
-    fn account(&self, gpu: (i64, Option<Arc<str>>), owner: &Owner) -> AccountRecord {
-        let (gpu, profile) = gpu;
+    fn account(&self, number: i64, gpu: &str, owner: &Owner) -> AccountRecord {
         let none: Arc<str> = NONE.into();
         let host = AccountRecord {
-            gpu,
+            gpu: number,
             // A UUID that had another instance before has what stands under it now.
-            profile,
+            profile: self.known_info_of(gpu, "mig_profile"),
             kind: "host".into(),
             owner: none.clone(),
             namespace: none.clone(),
@@ -357,10 +360,6 @@ impl Fleet {
         };
         let mut remarks = Remarks::of(&reach, span, question);
         remarks.clusters(question, gpus.values());
-        let profiles: HashMap<i64, Option<Arc<str>>> = gpus
-            .iter()
-            .map(|(number, gpu)| (*number, gpu.profile.clone()))
-            .collect();
         let mut tally = Tally::new(extent, gpus, question);
         let used = late_names::give_to_names(std::mem::take(&mut self.used));
         let pods = used.keys().filter_map(|(_, owner)| owner.pod());
@@ -380,8 +379,7 @@ impl Fleet {
                     amounts: *amounts,
                 };
                 tally.account(used, |_| {
-                    let profile = profiles.get(number).cloned().flatten();
-                    Ok::<_, MoneyError>(self.account((*number, profile), owner))
+                    Ok::<_, MoneyError>(self.account(*number, gpu, owner))
                 })?;
             }
         }

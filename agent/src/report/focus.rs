@@ -125,7 +125,7 @@ pub enum Meter {
 }
 
 impl Meter {
-    /// Both.
+    /// All meters, in the order in which an hour is split by them.
     pub const ALL: [Self; 2] = [Self::Busy, Self::Allocated];
 
     /// Returns a short name.
@@ -177,21 +177,21 @@ impl Origin {
 /// Who is charged: names as the report has them, none where nothing is known or applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Payer {
-    /// Namespace.
+    /// Name of the Kubernetes namespace.
     pub namespace: Option<Arc<str>>,
-    /// Pod.
+    /// Name of the pod.
     pub pod: Option<Arc<str>>,
-    /// Pod uid.
+    /// The pod's uid, as Kubernetes gave it.
     pub pod_uid: Option<Arc<str>>,
-    /// Container.
+    /// Name of the container.
     pub container: Option<Arc<str>>,
-    /// Container id.
+    /// The container's id, as its runtime gave it.
     pub container_id: Option<Arc<str>>,
-    /// Image.
+    /// Image of the container, as its runtime names it.
     pub image: Option<Arc<str>>,
-    /// Runtime.
+    /// Container runtime, by the form of the cgroup's path.
     pub runtime: Option<Arc<str>>,
-    /// Unit of the host.
+    /// The host's systemd unit, if a process of the host is charged.
     pub unit: Option<Arc<str>>,
     /// Labels that were asked for, by their keys.
     pub labels: Vec<(Arc<str>, Arc<str>)>,

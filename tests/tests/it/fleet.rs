@@ -1,5 +1,5 @@
 //! `gpuacct report --from`, over stores of metrics whose truth is known: Prometheus and VictoriaMetrics
-//! with a written past, and a Prometheus that scrapes an agent.
+//! with a written past. `fleet_streams` has stores that scrape real agents.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -7,16 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use gpuacct::outputs::socket::StatusReport;
-use gpuacct::outputs::store::mark::MarkerFile;
 use gpuacct_tests::agent;
 use gpuacct_tests::certificates::Authority;
-use gpuacct_tests::http::free_address;
-use gpuacct_tests::node::Node;
-use gpuacct_tests::prometheus::{self, Prometheus, Role};
+use gpuacct_tests::prometheus::{self, Prometheus};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::victoria_metrics::{self, VictoriaMetrics};
 use gpuacct_tests::web::newest;
@@ -428,155 +424,4 @@ fn victoria_metrics_gives_the_same_bill() {
     let text: String = lines.map(|line| format!("{line}000\n")).collect();
     store.import(&text).unwrap();
     check_bill(&store.url(), base, 9_990);
-}
-
-#[test]
-fn a_scraped_agent_gives_the_bill_of_its_ledger() {
-    if require("prometheus", prometheus::available()).is_none()
-        || require("agent", agent::binary()).is_none()
-    {
-        return;
-    }
-    let node = Node::new(1).unwrap();
-    let mut running = node.agent("fleet", node.config()).unwrap();
-    let ledger = node.dir().join("fleet").join("store");
-    let store = Prometheus::start(node.dir(), &[running.address()], SCRAPE_INTERVAL).unwrap();
-    // It scrapes before anything is at work, so that it sees where counters begin.
-    store.wait_for_scrape(PATIENCE).unwrap();
-    let mut work = node
-        .host_work(0, "0.5")
-        .args(["--label", "job"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let seconds = |status: &StatusReport| status.snapshot.gpus[0].busy.as_secs_f64();
-    running
-        .wait_for_status("three seconds of work", |status| seconds(status) > 3.0)
-        .unwrap();
-    work.kill().unwrap();
-    work.wait().unwrap();
-    let settled = node.settle(&mut running).unwrap();
-    let booked = seconds(&settled);
-    let is_there = |found: &[prometheus::Sample]| {
-        found
-            .iter()
-            .any(|sample| (sample.value - booked).abs() < 1e-6)
-    };
-    store
-        .wait_for(
-            "sum(gpuacct_host_gpu_busy_seconds_total)",
-            PATIENCE,
-            is_there,
-        )
-        .unwrap();
-    assert!(running.stop().unwrap().success());
-
-    let scraped = by_unit("--from", &format!("http://{}", store.address()));
-    let kept = by_unit("--store", ledger.to_str().unwrap());
-    assert!(
-        kept.values().sum::<Decimal>() > Decimal::from(3),
-        "{kept:?}"
-    );
-    check_scraped(&scraped, &kept);
-}
-
-/// Busy seconds of the last hour's host units.
-fn by_unit(flag: &str, from: &str) -> BTreeMap<String, Decimal> {
-    let output = Command::new(agent::binary().unwrap())
-        .args(["report", flag, from, "--since", "1h", "--by", "unit"])
-        .args(["-o", "json"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let rows = report["rows"].as_array().unwrap().iter();
-    let rows = rows.filter(|row| row["kind"] == "host");
-    let row = |row: &Value| (row["unit"].to_string(), number(&row["busy_seconds"]));
-    rows.map(row).collect()
-}
-
-/// Compares what a store has with the ledger.
-fn check_scraped(scraped: &BTreeMap<String, Decimal>, kept: &BTreeMap<String, Decimal>) {
-    assert_eq!(
-        scraped.keys().collect::<Vec<_>>(),
-        kept.keys().collect::<Vec<_>>()
-    );
-    for (unit, kept) in kept {
-        // Never above, and below by what one scrape can miss; a double has no more than these digits.
-        let missed = kept - scraped[unit];
-        assert!(missed >= Decimal::new(-1, 6), "{unit}: {kept} {scraped:?}");
-        assert!(missed <= Decimal::new(2, 1), "{unit}: {kept} {scraped:?}");
-    }
-}
-
-/// A Prometheus that loses a target writes a marker of staleness. Stores that others write into answer it
-/// as a sample.
-#[test]
-fn a_target_that_was_away_made_the_bill_of_a_store_that_is_written_into_impossible() {
-    let (Some(victoria), Some(program)) = (
-        require("victoria-metrics", victoria_metrics::available()),
-        require("prometheus-new", newest("prometheus")),
-    ) else {
-        return;
-    };
-    if require("agent", agent::binary()).is_none() {
-        return;
-    }
-    let node = Node::new(1).unwrap();
-    let authority = Authority::new(node.dir(), "authority").unwrap();
-    let store = VictoriaMetrics::start(&victoria, node.dir(), &authority).unwrap();
-    let mut config = node.config();
-    config.prometheus.listen = free_address().unwrap();
-    let mut running = node.agent("fleet", config.clone()).unwrap();
-    let interval = format!("{}ms", SCRAPE_INTERVAL.as_millis());
-    let scraper = json!({
-        "global": {"scrape_interval": interval, "scrape_timeout": interval},
-        "scrape_configs": [{
-            "job_name": "gpuacct",
-            "honor_labels": true,
-            "static_configs": [{"targets": [config.prometheus.listen]}],
-        }],
-        "remote_write": [{
-            "url": format!("{}/api/v1/write", store.url()),
-            "queue_config": {"batch_send_deadline": "200ms"},
-        }],
-    });
-    let _scraper =
-        Prometheus::start_as(Role::Agent, &program, node.dir(), &scraper, SCRAPE_INTERVAL).unwrap();
-    let has = |query: &str, pleases: &dyn Fn(f64) -> bool| {
-        let found = |found: &[(Value, f64)]| found.iter().any(|(_, value)| pleases(*value));
-        store.wait_for(query, PATIENCE, found).unwrap();
-    };
-    let elapsed = "gpuacct_gpu_elapsed_seconds_total";
-    has(elapsed, &|_| true);
-    let mut work = node
-        .host_work(0, "0.5")
-        .args(["--label", "job"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let seconds = |status: &StatusReport| status.snapshot.gpus[0].busy.as_secs_f64();
-    running
-        .wait_for_status("a second of work", |status| seconds(status) > 1.0)
-        .unwrap();
-    work.kill().unwrap();
-    work.wait().unwrap();
-    let booked = seconds(&node.settle(&mut running).unwrap());
-    has("sum(gpuacct_host_gpu_busy_seconds_total)", &|value| {
-        (value - booked).abs() < 1e-6
-    });
-
-    assert!(running.stop().unwrap().success());
-    has("up", &|up| up < 0.5);
-    // As a reboot does, so that the hour is read sample by sample.
-    let folder = node.dir().join("fleet");
-    let mark = MarkerFile::beside(&folder.join("agent.sock"));
-    fs::remove_file(mark.path()).unwrap();
-    let running = node.agent("fleet", config).unwrap();
-    has(&format!("resets({elapsed}[1h])"), &|falls| falls > 0.5);
-    assert!(running.stop().unwrap().success());
-
-    let kept = by_unit("--store", folder.join("store").to_str().unwrap());
-    assert!(!kept.is_empty());
-    check_scraped(&by_unit("--from", &store.url()), &kept);
 }

@@ -1,5 +1,5 @@
-//! `gpuacct report --from` over real agents: two nodes in one Prometheus, and a store that has the same
-//! counters by three ways. The nodes' ledgers are the truth.
+//! `gpuacct report --from` over real agents: one and two nodes in a Prometheus, a store that has the same
+//! counters by three ways, and a target that was away. The nodes' ledgers are the truth.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -10,14 +10,16 @@ use std::process::{Command, Stdio};
 
 use gpuacct::config::Config;
 use gpuacct::outputs::socket::StatusReport;
+use gpuacct::outputs::store::mark::MarkerFile;
 use gpuacct_tests::agent::{self, Agent};
 use gpuacct_tests::certificates::Authority;
 use gpuacct_tests::daemon::{Killed, program};
 use gpuacct_tests::http::free_address;
 use gpuacct_tests::node::Node;
-use gpuacct_tests::prometheus::{self, Prometheus};
+use gpuacct_tests::prometheus::{self, Prometheus, Role};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::victoria_metrics::{self, VictoriaMetrics};
+use gpuacct_tests::web::newest;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use sim_nvml::library::Driver;
@@ -32,8 +34,13 @@ fn missed() -> Decimal {
 
 /// A report of the last hours by node and unit.
 fn report(arguments: &[&str]) -> Value {
+    report_by("node,unit", arguments)
+}
+
+/// The same, grouped by something else.
+fn report_by(by: &str, arguments: &[&str]) -> Value {
     let output = Command::new(agent::binary().unwrap())
-        .args(["report", "--since", "1h", "--by", "node,unit", "-o", "json"])
+        .args(["report", "--since", "1h", "--by", by, "-o", "json"])
         .args(arguments)
         .output()
         .unwrap();
@@ -41,13 +48,13 @@ fn report(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Busy seconds of host units, by node and unit.
-fn busy(report: &Value) -> BTreeMap<(String, String), Decimal> {
+/// Busy seconds of host units, by unit, and by node if the report is.
+fn busy(report: &Value) -> BTreeMap<(Option<String>, String), Decimal> {
     let rows = report["rows"].as_array().unwrap().iter();
     let rows = rows.filter(|row| row["kind"] == "host");
     rows.map(|row| {
-        let key = ["node", "unit"].map(|key| row[key].as_str().unwrap().to_owned());
-        (key.into(), number(&row["busy_seconds"]))
+        let [node, unit] = ["node", "unit"].map(|key| row[key].as_str().map(str::to_owned));
+        ((node, unit.unwrap()), number(&row["busy_seconds"]))
     })
     .collect()
 }
@@ -77,6 +84,7 @@ fn agrees(scraped: &Value, kept: &Value) {
 /// A node's agent, and what is at work on its GPU.
 struct Running {
     agent: Agent,
+    config: Config,
     store: PathBuf,
     node: Node,
 }
@@ -87,9 +95,14 @@ impl Running {
         let mut config = node.config();
         config.otlp.node_name = Some(name.to_owned());
         change(&mut config);
-        let agent = node.agent("fleet", config).unwrap();
+        let agent = node.agent("fleet", config.clone()).unwrap();
         let store = node.dir().join("fleet").join("store");
-        Self { agent, store, node }
+        Self {
+            agent,
+            config,
+            store,
+            node,
+        }
     }
 
     fn work(&self, share: &str) -> Killed {
@@ -263,4 +276,105 @@ fn a_store_that_is_scraped_and_pushed_to_bills_each_second_once() {
         "{kept:#}"
     );
     agrees(&scraped, &kept);
+}
+
+#[test]
+fn a_scraped_agent_gives_the_bill_of_its_ledger() {
+    if require("prometheus", prometheus::available()).is_none()
+        || require("agent", agent::binary()).is_none()
+    {
+        return;
+    }
+    let mut running = Running::start(24, "fleet-four", |_| {});
+    let dir = tempfile::tempdir().unwrap();
+    let store = Prometheus::start(dir.path(), &[running.agent.address()], SCRAPE_INTERVAL).unwrap();
+    // It scrapes before anything is at work, so that it sees where counters begin.
+    store.wait_for_scrape(PATIENCE).unwrap();
+    let work = running.work("0.5");
+    running.wait_for_busy(3.0);
+    drop(work);
+    let booked = running.settle();
+    let is_there = |found: &[prometheus::Sample]| {
+        found
+            .iter()
+            .any(|sample| (sample.value - booked).abs() < 1e-6)
+    };
+    store
+        .wait_for(&format!("sum({HOST_BUSY})"), PATIENCE, is_there)
+        .unwrap();
+    let (ledger, _node) = running.stop();
+
+    // Without a label that names the node.
+    let url = format!("http://{}", store.address());
+    let scraped = report_by("unit", &["--from", &url]);
+    let kept = report_by("unit", &["--store", text(&ledger)]);
+    assert!(
+        busy(&kept).values().sum::<Decimal>() > Decimal::from(3),
+        "{kept:#}"
+    );
+    agrees(&scraped, &kept);
+}
+
+/// A Prometheus that loses a target writes a marker of staleness. Stores that others write into answer it
+/// as a sample.
+#[test]
+fn a_target_that_was_away_made_the_bill_of_a_store_that_is_written_into_impossible() {
+    let (Some(victoria), Some(program)) = (
+        require("victoria-metrics", victoria_metrics::available()),
+        require("prometheus-new", newest("prometheus")),
+    ) else {
+        return;
+    };
+    if require("agent", agent::binary()).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority").unwrap();
+    let store = VictoriaMetrics::start(&victoria, dir.path(), &authority).unwrap();
+    let address = free_address().unwrap();
+    let mut running = Running::start(25, "fleet-five", |config| {
+        config.prometheus.listen = address;
+    });
+    let interval = format!("{}ms", SCRAPE_INTERVAL.as_millis());
+    let scraper = json!({
+        "global": {"scrape_interval": interval, "scrape_timeout": interval},
+        "scrape_configs": [{
+            "job_name": "gpuacct",
+            "honor_labels": true,
+            "static_configs": [{"targets": [address]}],
+        }],
+        "remote_write": [{
+            "url": format!("{}/api/v1/write", store.url()),
+            "queue_config": {"batch_send_deadline": "200ms"},
+        }],
+    });
+    let _scraper =
+        Prometheus::start_as(Role::Agent, &program, dir.path(), &scraper, SCRAPE_INTERVAL).unwrap();
+    let has = |query: &str, pleases: &dyn Fn(f64) -> bool| {
+        let found = |found: &[(Value, f64)]| found.iter().any(|(_, value)| pleases(*value));
+        store.wait_for(query, PATIENCE, found).unwrap();
+    };
+    let elapsed = "gpuacct_gpu_elapsed_seconds_total";
+    has(elapsed, &|_| true);
+    let work = running.work("0.5");
+    running.wait_for_busy(1.0);
+    drop(work);
+    let booked = running.settle();
+    has(&format!("sum({HOST_BUSY})"), &|value| {
+        (value - booked).abs() < 1e-6
+    });
+
+    let config = running.config.clone();
+    let (ledger, node) = running.stop();
+    has("up", &|up| up < 0.5);
+    // As a reboot does, so that the hour is read sample by sample.
+    let mark = MarkerFile::beside(&ledger.with_file_name("agent.sock"));
+    fs::remove_file(mark.path()).unwrap();
+    let again = node.agent("fleet", config).unwrap();
+    has(&format!("resets({elapsed}[1h])"), &|falls| falls > 0.5);
+    assert!(again.stop().unwrap().success());
+
+    let kept = report_by("unit", &["--store", text(&ledger)]);
+    assert!(!busy(&kept).is_empty());
+    agrees(&report_by("unit", &["--from", &store.url()]), &kept);
 }

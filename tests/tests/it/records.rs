@@ -190,26 +190,19 @@ fn integer(attributes: &[KeyValue], key: &str) -> Option<i64> {
     }
 }
 
-/// A value of the agent's own metrics, as it is published.
-fn metric(agent: &Agent, series: &str) -> Result<String> {
-    let family = series.split('{').next().unwrap_or(series);
-    let lines = agent.metric_lines(family)?;
-    let line = lines.iter().find_map(|line| line.strip_prefix(series));
-    let value = line.ok_or_else(|| anyhow::anyhow!("no {series} in {lines:?}"))?;
-    Ok(value.trim().to_owned())
-}
-
 fn waiting(agent: &Agent) -> Result<usize> {
-    Ok(metric(agent, "gpuacct_records_waiting")?.parse()?)
+    Ok(agent.metric("gpuacct_records_waiting")?.parse()?)
 }
 
 fn oldest_age(agent: &Agent) -> Result<f64> {
-    Ok(metric(agent, "gpuacct_records_oldest_age_seconds")?.parse()?)
+    Ok(agent
+        .metric("gpuacct_records_oldest_age_seconds")?
+        .parse()?)
 }
 
 fn outcome(agent: &Agent, outcome: &str) -> Result<usize> {
     let series = format!("gpuacct_records_total{{outcome=\"{outcome}\"}}");
-    Ok(metric(agent, &series)?.parse()?)
+    Ok(agent.metric(&series)?.parse()?)
 }
 
 /// Waits until nothing waits any more.

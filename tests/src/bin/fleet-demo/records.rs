@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use gpuacct::config::Span;
-use gpuacct_tests::agent::Agent;
 use gpuacct_tests::otlp::Sink;
 use gpuacct_tests::sql::{self, Engine};
 use rusqlite::Connection;
@@ -61,16 +60,10 @@ fn end_hour(ledger: &Path) -> Result<()> {
 /// Runs a node's agent until a receiver has acknowledged all of its records.
 fn send(node: &mut FleetNode) -> Result<()> {
     node.start_again()?;
-    let value = |agent: &Agent, series: &str| -> Result<f64> {
-        let lines = agent.metric_lines(series.split('{').next().unwrap_or(series))?;
-        let value = lines.iter().find_map(|line| line.strip_prefix(series));
-        let value = value.with_context(|| format!("no {series} in {lines:?}"))?;
-        Ok(value.trim().parse()?)
-    };
     node.agent()?
         .wait_for("its records to be acknowledged", |agent| {
-            let delivered = value(agent, "gpuacct_records_total{outcome=\"delivered\"}")?;
-            Ok(delivered > 0.0 && value(agent, "gpuacct_records_waiting")? < 0.5)
+            let delivered = agent.metric("gpuacct_records_total{outcome=\"delivered\"}")?;
+            Ok(delivered != "0" && agent.metric("gpuacct_records_waiting")? == "0")
         })?;
     node.stop()
 }
