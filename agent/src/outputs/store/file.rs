@@ -606,7 +606,7 @@ fn open(path: &Path) -> Result<Open, StoreError> {
         connection.pragma_update(None, "cell_size_check", true)?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.set_prepared_statement_cache_capacity(64);
-        Ok(())
+        sql::keep_plans(connection)
     };
     set_up(&connection).map_err(failed("set up the file"))?;
     if version < schema::VERSION {

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::file::FILE;
 use super::schema::{self, AMOUNTS, APPLICATION_ID, INSTANCES_SINCE, NODE_SINCE, SHARES_SINCE};
-use super::sql::{amounts_from, unsigned};
+use super::sql::{amounts_from, keep_plans, unsigned};
 use crate::core::amounts::{Amounts, Millijoules};
 use crate::core::model::{GpuUuid, NONE, Nanos, UNRESOLVED, WallTime};
 
@@ -461,21 +461,8 @@ impl Ledger {
                 profile: row.get(16)?,
             })
         };
-        let profile = match self.version {
-            // Of what was there then no more is known than what is there now.
-            ..INSTANCES_SINCE => {
-                "SELECT CASE WHEN json_valid(info) THEN json_extract(info, '$.mig.profile') END
-                    FROM gpus g WHERE g.gpu = a.gpu"
-            }
-            _ => "SELECT profile FROM instances i WHERE i.account = a.account",
-        };
         self.connection
-            .prepare_cached(&format!(
-                "SELECT gpu, kind, owner, namespace, pod, container, pod_uid, container_id, image,
-                    runtime, attribution, labels, coalesce(processes_started, 0), first_used,
-                    last_used, memory_peak, ({profile})
-                 FROM accounts a LEFT JOIN totals USING (account) WHERE account = ?1",
-            ))
+            .prepare_cached(&account_question(self.version))
             .and_then(|mut statement| statement.query_row([account], record))
             .map_err(|error| read_error(&self.path, error))
     }
@@ -581,6 +568,24 @@ impl Ledger {
     }
 }
 
+/// Asks a ledger of some schema version for an account, whose number is the parameter.
+fn account_question(version: u32) -> String {
+    let profile = match version {
+        // Of what was there then no more is known than what is there now.
+        ..INSTANCES_SINCE => {
+            "SELECT CASE WHEN json_valid(info) THEN json_extract(info, '$.mig.profile') END
+                FROM gpus g WHERE g.gpu = a.gpu"
+        }
+        _ => "SELECT profile FROM instances i WHERE i.account = a.account",
+    };
+    format!(
+        "SELECT gpu, kind, owner, namespace, pod, container, pod_uid, container_id, image,
+            runtime, attribution, labels, coalesce(processes_started, 0), first_used,
+            last_used, memory_peak, ({profile})
+         FROM accounts a LEFT JOIN totals USING (account) WHERE account = ?1"
+    )
+}
+
 /// Opens a file and begins to read. `untouched`: nobody writes to it, nothing need be kept beside it.
 fn begin(path: &Path, untouched: bool) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -596,6 +601,7 @@ fn begin(path: &Path, untouched: bool) -> rusqlite::Result<Connection> {
         None => Connection::open_with_flags(path, flags)?,
     };
     connection.busy_timeout(LOCK_TIMEOUT)?;
+    keep_plans(&connection)?;
     connection.pragma_update(None, "query_only", true)?;
     // One view of everything: it begins with the first question, which is asked here.
     connection.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema;")?;
@@ -657,5 +663,34 @@ fn read_error(path: &Path, source: rusqlite::Error) -> ReadError {
             ReadError::Open { path, source }
         }
         _ => ReadError::Read { path, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+
+    /// How often SQLite parses the question for an account anew, of five accounts.
+    fn parsed_anew(keeps_plans: bool) -> i32 {
+        let mut connection = Connection::open_in_memory().expect("memory is there");
+        if keeps_plans {
+            keep_plans(&connection).expect("a setting");
+        }
+        schema::migrate(&mut connection, 0).expect("tables");
+        let question = account_question(schema::VERSION);
+        let mut statement = connection.prepare(&question).expect("a statement");
+        for account in 0..5 {
+            assert!(!statement.exists([account]).expect("an answer"));
+        }
+        statement.get_status(StatementStatus::RePrepare)
+    }
+
+    #[test]
+    fn the_question_for_an_account_was_parsed_anew_for_each_account() {
+        assert_eq!(parsed_anew(true), 0);
+        // If SQLite does that no longer, the setting is not needed.
+        assert_ne!(parsed_anew(false), 0);
     }
 }

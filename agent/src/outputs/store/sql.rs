@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
-use rusqlite::{Row, Transaction};
+use rusqlite::{Connection, Row, Transaction};
 
 use super::schema::{AMOUNTS, MEMORY_LOW_BITS};
 use crate::core::amounts::{Amounts, ByteSeconds, Engines, Millijoules};
@@ -103,6 +104,14 @@ pub(super) fn list_of(prefix: &str, first: usize) -> String {
 pub(super) fn parameters(first: usize) -> String {
     let each = (first..first + AMOUNTS.len()).map(|at| format!("?{at}"));
     each.collect::<Vec<_>>().join(", ")
+}
+
+/// Lets statements of a connection keep their plan whatever their parameters are. Otherwise SQLite parses a
+/// statement anew for each value of a parameter that it compares with the condition of a partial index.
+pub(super) fn keep_plans(connection: &Connection) -> Result<()> {
+    let is_on = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    debug_assert!(is_on, "SQLite has known it since 3.20");
+    Ok(())
 }
 
 /// A text as a parameter.
