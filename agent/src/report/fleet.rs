@@ -22,6 +22,7 @@ mod reading;
 mod remarks;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -35,14 +36,15 @@ use self::families::{
     Amount, CONTAINER_INFO, FAMILIES, Family, GPU_INFO, OfGpu, Owner, Subject, What, found, value,
 };
 use self::pod_labels::{Pod, PodLabels};
-use self::reading::{Reading, Span};
+use self::reading::{Grown, Reading, Span};
 use self::remarks::{Reach, Remarks};
+use self::windows::Windows;
 use super::hour::{begin_of, hour_of};
 use super::prices::MoneyError;
 use super::promql::Store;
 use super::promql::answer::Labels;
 use super::tally::{Absent, Dimension, Figure, Kind, Question, Report, Tally};
-use crate::core::amounts::{Amounts, Millijoules};
+use crate::core::amounts::Amounts;
 use crate::core::model::{GpuUuid, NONE, Nanos, UNRESOLVED, WallTime};
 use crate::outputs::store::query::{AccountLife, AccountRecord, GpuRecord, LedgerExtent, Used};
 
@@ -154,13 +156,25 @@ impl Fleet {
             names,
             ..Self::default()
         };
-        let (since, mut own, mut owners) = (span.since(), Vec::new(), Vec::new());
+        let since = span.since();
+        let (windows, hours) = (Windows::of(span, question), Windows::hours(span));
+        let mut own: Vec<Labels> = Vec::new();
         for family in &FAMILIES {
             if !fleet.names.contains(family.name) {
                 continue;
             }
-            let mut reading = Reading::of(*family, store, span).await?;
-            fleet.fallen.append(&mut reading.fallen);
+            // Which hours have samples is asked of the GPUs' elapsed time, hour by hour.
+            let read_by = match family.what {
+                What::Gpu(OfGpu::Elapsed) => &hours,
+                _ => &windows,
+            };
+            let mut add = |grown: Grown| {
+                if span.hours.contains(&grown.hour) {
+                    let hour = windows.last_hour(grown.hour);
+                    fleet.add(*family, Grown { hour, ..grown });
+                }
+            };
+            let mut reading = Reading::of(*family, store, span, read_by, &mut add).await?;
             match family.what {
                 What::Gpu(OfGpu::Elapsed) => {
                     fleet.active = reading.active;
@@ -172,17 +186,16 @@ impl Fleet {
                     own = reading.all_labels().cloned().collect();
                 }
                 What::Container(Amount::Busy) => {
-                    owners = reading.all_labels().cloned().collect();
+                    if let Some(namespace) = overwritten(&own, reading.all_labels()) {
+                        return Err(FleetError::OwnNamespace {
+                            url: store.url().to_owned(),
+                            namespace,
+                        });
+                    }
                 }
                 _ => {}
             }
-            fleet.add(*family, reading);
-        }
-        if let Some(namespace) = overwritten(&own, &owners) {
-            return Err(FleetError::OwnNamespace {
-                url: store.url().to_owned(),
-                namespace,
-            });
+            fleet.fallen.append(&mut reading.fallen);
         }
         if fleet.names.contains(GPU_INFO) {
             let vector = store.vector(GPU_INFO, "");
@@ -207,34 +220,38 @@ impl Fleet {
         Ok(fleet)
     }
 
-    fn add(&mut self, family: Family, reading: Reading) {
-        for grown in reading.grown {
-            let Subject { gpu, owner, detail } = grown.subject;
-            let small = u64::try_from(grown.amount).unwrap_or(u64::MAX);
-            let hours = self.hours.entry(Arc::clone(&gpu)).or_default();
-            let hour = hours.entry(grown.hour).or_default();
-            match family.what {
-                What::Gpu(OfGpu::Elapsed) => hour.elapsed += Nanos(small),
-                What::Gpu(OfGpu::Busy) => hour.busy += Nanos(small),
-                What::Gpu(OfGpu::Idle) => hour.idle += Nanos(small),
-                What::Gpu(OfGpu::Energy) => hour.energy = Millijoules(small),
-                What::Gpu(OfGpu::IdleEnergy) => hour.energy_idle = Millijoules(small),
-                What::Gpu(of @ (OfGpu::Unobserved | OfGpu::Unattributed)) => {
-                    let key = (of == OfGpu::Unobserved, detail);
-                    *hour.reasons.entry(key).or_default() += Nanos(small);
-                }
-                What::Host => {
+    fn add(&mut self, family: Family, grown: Grown) {
+        let Subject { gpu, owner, detail } = &*grown.subject;
+        let small = u64::try_from(grown.amount).unwrap_or(u64::MAX);
+        let hours = self.hours.entry(Arc::clone(gpu)).or_default();
+        let hour = hours.entry(grown.hour).or_default();
+        let used = |used: &mut late_names::Used, add: &dyn Fn(&mut Amounts)| {
+            let of_owner = used.entry((Arc::clone(gpu), owner.clone())).or_default();
+            add(of_owner.entry(grown.hour).or_default());
+        };
+        match family.what {
+            What::Gpu(OfGpu::Elapsed) => hour.elapsed += Nanos(small),
+            What::Gpu(OfGpu::Busy) => hour.busy += Nanos(small),
+            What::Gpu(OfGpu::Idle) => hour.idle += Nanos(small),
+            What::Gpu(OfGpu::Energy) => hour.energy.0 = hour.energy.0.saturating_add(small),
+            What::Gpu(OfGpu::IdleEnergy) => {
+                hour.energy_idle.0 = hour.energy_idle.0.saturating_add(small);
+            }
+            What::Gpu(of @ (OfGpu::Unobserved | OfGpu::Unattributed)) => {
+                let key = (of == OfGpu::Unobserved, Arc::clone(detail));
+                *hour.reasons.entry(key).or_default() += Nanos(small);
+            }
+            What::Host => {
+                hour.owned += Nanos(small);
+                used(&mut self.used, &|amounts| amounts.busy += Nanos(small));
+            }
+            What::Container(amount) => {
+                if amount == Amount::Busy {
                     hour.owned += Nanos(small);
-                    let used = self.used.entry((gpu, owner)).or_default();
-                    used.entry(grown.hour).or_default().busy += Nanos(small);
                 }
-                What::Container(amount) => {
-                    if amount == Amount::Busy {
-                        hour.owned += Nanos(small);
-                    }
-                    let used = self.used.entry((gpu, owner)).or_default();
-                    amount.add(used.entry(grown.hour).or_default(), &detail, grown.amount);
-                }
+                used(&mut self.used, &|amounts| {
+                    amount.add(amounts, detail, grown.amount);
+                });
             }
         }
     }
@@ -436,7 +453,10 @@ impl Fleet {
 }
 
 /// The namespace that stands for every owner's and for the agent's target, if it is so.
-fn overwritten(own: &[Labels], owners: &[Labels]) -> Option<String> {
+fn overwritten<'a>(
+    own: &[Labels],
+    mut owners: impl ExactSizeIterator<Item = &'a Labels>,
+) -> Option<String> {
     let target = |label: &str| -> Option<BTreeSet<&String>> {
         own.iter().map(|labels| labels.get(label)).collect()
     };
@@ -451,6 +471,6 @@ fn overwritten(own: &[Labels], owners: &[Labels]) -> Option<String> {
                 (Some(_), None) => false,
             }
     };
-    let all = !owners.is_empty() && owners.iter().all(is_targets);
+    let all = owners.len() > 0 && owners.all(is_targets);
     all.then(|| namespace.clone())
 }

@@ -13,7 +13,8 @@
 //! counts once. Where two series contradict each other, the answer is the smaller one.
 //!
 //! An hour in which no series fell is known by the least and the greatest value of each. An hour in which
-//! one fell has to be read sample by sample ([`Counter::is_plain`]).
+//! one fell has to be read sample by sample ([`Counter::is_plain`]). A longer time is added as one if nothing
+//! but growth happened in it ([`Counter::is_settled`]), and otherwise hour by hour; the sum is the same.
 //!
 //! Pure. Values are integers in a unit of the caller's choice.
 
@@ -96,7 +97,28 @@ impl Counter {
         })
     }
 
-    /// Growth in a plain hour. Hours come in order.
+    /// Whether the least and greatest values say all about a time of any length: it is plain, and nobody has
+    /// to know when within it a series came. That matters where a new one joins others, or where one has not
+    /// followed the counter into its present life.
+    #[must_use]
+    pub fn is_settled(&self, seen: &[Seen]) -> bool {
+        let follows = |of: &Seen| match self.series.get(&of.series) {
+            Some(own) => own.life == self.life,
+            None => seen.len() == 1,
+        };
+        self.is_plain(seen) && seen.iter().all(follows)
+    }
+
+    /// Notes where the counter was when an hour began that was added as the last one of a longer time. Hours
+    /// after it then know which new series lag.
+    pub fn began(&mut self, hour: i64, value: u128) {
+        if (self.begin..=self.high.unwrap_or(0)).contains(&value) {
+            self.begin = value;
+            self.hour = Some(hour);
+        }
+    }
+
+    /// Growth in a plain hour, or in a settled time that ends with this hour. Hours come in order.
     pub fn hour(&mut self, hour: i64, seen: &[Seen]) -> u128 {
         self.enter(hour, seen.iter().map(|of| of.series));
         // In such an hour the order of time is that of the values.

@@ -168,6 +168,15 @@ impl StoreError {
     }
 }
 
+/// An answer about a range of times, not read yet.
+#[derive(Debug)]
+pub struct RangeAnswer {
+    parameters: [(&'static str, String); 4],
+    body: bytes::Bytes,
+    /// The times that were asked for, in milliseconds.
+    times: BTreeSet<i64>,
+}
+
 /// A store.
 #[derive(Debug)]
 pub struct Store {
@@ -260,15 +269,46 @@ impl Store {
         last: i64,
         step: i64,
     ) -> Result<Vec<Series>, StoreError> {
+        let answer = self.ask_range(query.to_owned(), first, last, step).await?;
+        self.read_range(answer)
+    }
+
+    /// The same, without reading the answer. Several can be asked at once.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub async fn ask_range(
+        &self,
+        query: String,
+        first: i64,
+        last: i64,
+        step: i64,
+    ) -> Result<RangeAnswer, StoreError> {
         let parameters = [
-            ("query", query.to_owned()),
+            ("query", query),
             ("start", first.to_string()),
             ("end", last.to_string()),
             ("step", step.to_string()),
         ];
         let body = self.ask("query_range", &parameters).await?;
         let times = (first..=last).step_by(usize::try_from(step.max(1)).unwrap_or(1));
-        let times: BTreeSet<i64> = times.map(|at| at * 1000).collect();
+        Ok(RangeAnswer {
+            parameters,
+            body,
+            times: times.map(|at| at * 1000).collect(),
+        })
+    }
+
+    /// The series of an answer.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub fn read_range(&mut self, answer: RangeAnswer) -> Result<Vec<Series>, StoreError> {
+        let RangeAnswer {
+            parameters,
+            body,
+            times,
+        } = answer;
         self.read(&parameters, &body, |body| {
             answer::matrix(body, |at_ms| times.contains(&at_ms))
         })

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const SCRAPE_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
 /// What is written reaches over so many hours, of which the first is not in the reports.
 const HOURS: i64 = 5;
 const EVERY: i64 = 30;
@@ -265,6 +266,39 @@ fn check_bill(url: &str, base: i64, last: i64) {
         }
     }
     assert_eq!(sums, expected(last));
+    check_long_range(url, base + HOUR - 5 * DAY, until);
+}
+
+/// Of each kind, reason and namespace: GPU seconds and busy seconds.
+fn sums(report: &Value) -> BTreeMap<[String; 3], [Decimal; 2]> {
+    let mut sums = BTreeMap::<_, [Decimal; 2]>::new();
+    for row in report["rows"].as_array().unwrap() {
+        let key = ["kind", "reason", "namespace"].map(|key| row[key].to_string());
+        let of_key = sums.entry(key).or_default();
+        for (sum, figure) in of_key.iter_mut().zip(["gpu_seconds", "busy_seconds"]) {
+            // Time in no book is not busy either.
+            *sum += if row[figure].is_null() {
+                Decimal::ZERO
+            } else {
+                number(&row[figure])
+            };
+        }
+    }
+    sums
+}
+
+/// A range of days, which is read by the day, bills what its hours do.
+fn check_long_range(url: &str, since: i64, until: i64) {
+    let by_hour = report(url, since, until, &["--by", "hour,namespace"]);
+    for by in ["namespace", "day,namespace"] {
+        let by_day = report(url, since, until, &["--by", by]);
+        assert_eq!(sums(&by_day), sums(&by_hour), "{by}: {by_day:#}");
+        for same in ["imbalance_seconds", "complete", "warnings"] {
+            assert_eq!(by_day[same], by_hour[same], "{by}: {same}");
+        }
+        let total = |report: &Value| number(&report["total"]["gpu_seconds"]);
+        assert_eq!(total(&by_day), total(&by_hour), "{by}");
+    }
 }
 
 /// The distribution's Prometheus and the newest one, with their promtools.
@@ -362,6 +396,71 @@ fn the_bill_of_a_fleet_is_the_truth_as_far_as_it_was_scraped() {
         .unwrap();
         let output = run(&url, since, until, &prices_flag);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+}
+
+/// Six days of a GPU, scraped by a pair each ten minutes. It is busy for a third of the time. On the third day
+/// all counters begin anew, on the fifth another pod of the agent is scraped, and two namespaces take turns.
+fn six_days(begin: i64) -> String {
+    const ANEW: i64 = 2 * DAY + 10 * HOUR;
+    const REPLACED: i64 = 4 * DAY + 7 * HOUR + 300;
+    let mut families: BTreeMap<&str, String> = BTreeMap::new();
+    for (replica, phase) in [("a", 0), ("b", 70)] {
+        for at in (phase..6 * DAY).step_by(600) {
+            let (pod, since) = (at / REPLACED, if at < ANEW { 0 } else { ANEW });
+            let labels = format!(
+                "prometheus_replica=\"{replica}\",pod=\"gpuacct-{pod}\",node=\"n\",gpu_uuid=\"G\""
+            );
+            let mut put = |family: &'static str, owner: &str, value: i64| {
+                let of_family = families.entry(family).or_default();
+                writeln!(
+                    of_family,
+                    "{family}_total{{{labels}{owner}}} {value} {}",
+                    begin + at
+                )
+                .unwrap();
+            };
+            let elapsed = at - since;
+            let busy = elapsed / 3;
+            put("gpuacct_gpu_elapsed_seconds", "", elapsed);
+            put("gpuacct_gpu_busy_seconds", "", busy);
+            put("gpuacct_gpu_idle_seconds", "", elapsed - busy);
+            // Of each 1,000 s of busy time the first 400 are of one namespace.
+            let first = busy / 1_000 * 400 + (busy % 1_000).min(400);
+            for (namespace, used) in [("first", first), ("second", busy - first)] {
+                let owner = format!(
+                    ",exported_namespace=\"{namespace}\",exported_pod=\"p\",exported_container=\"c\",\
+                     pod_uid=\"{namespace}\",container_id=\"{namespace}\""
+                );
+                put("gpuacct_container_gpu_busy_seconds", &owner, used);
+            }
+        }
+    }
+    let families = families
+        .into_iter()
+        .map(|(family, samples)| format!("# TYPE {family} counter\n{samples}"));
+    families.collect::<String>() + "# EOF\n"
+}
+
+#[test]
+fn a_range_of_days_bills_what_its_hours_do() {
+    for (program, promtool) in programs() {
+        let dir = tempfile::tempdir().unwrap();
+        // Not at midnight, and it ends within a day.
+        let begin = base() - 6 * DAY;
+        let store = with_past(&program, &promtool, dir.path(), &six_days(begin));
+        let url = format!("http://{}", store.address());
+        let (since, until) = (begin + 5 * HOUR, begin + 6 * DAY - 2 * HOUR);
+        check_long_range(&url, since, until);
+        let all = report(&url, since, until, &[]);
+        let total = number(&all["total"]["busy_seconds"]);
+        // Nobody saw the last minutes before the counters began anew.
+        let truth = Decimal::from((until - since) / 3);
+        assert!(
+            total <= truth && truth - total <= 400.into(),
+            "{total} of {truth}"
+        );
+        assert_eq!(number(&all["imbalance_seconds"]), Decimal::ZERO);
     }
 }
 

@@ -87,3 +87,10 @@ pub enum FleetError {
     #[error(transparent)]
     Money(#[from] MoneyError),
 }
+
+impl FleetError {
+    /// Whether less at a time may be answered.
+    pub(super) fn is_too_much(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_too_much())
+    }
+}

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::error::FleetError;
 use super::families::value;
-use super::reading::{HOUR, MOST_HOURS, Span};
+use super::reading::{HOUR, Span};
+use super::windows::MOST_WINDOWS;
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::outputs::instruments::pod_label_key;
 use crate::report::promql::Store;
@@ -64,7 +65,7 @@ impl PodLabels {
         let vector = store.vector(POD_LABELS, "");
         let query = |window: i64| format!("last_over_time({vector}[{window}s])");
         let (mut at, whole) = (span.hours.start, span.whole());
-        let mut step = MOST_HOURS;
+        let mut step = MOST_WINDOWS;
         while at < whole {
             let end = whole.min(at + step);
             let asked = store

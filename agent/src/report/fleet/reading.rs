@@ -1,23 +1,26 @@
-//! Reads a counter from a store: its growth, hour by hour.
+//! Reads a counter from a store: its growth, window by window.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::error::FleetError;
 use super::families::{Family, Subject, found};
+use super::windows::{Run, Windows, hour_ending};
 use crate::report::growth::{Counter, Sample, Seen};
 use crate::report::promql::answer::{Labels, Series};
 use crate::report::promql::{Store, one_of};
 
 /// Seconds of an hour.
 pub(super) const HOUR: i64 = 3_600;
-/// Hours that one query asks for at most.
-pub(super) const MOST_HOURS: i64 = 24;
 /// Hours before the range that are read like those in it, so that its first hour knows what went before.
 pub(super) const WARM_UP: i64 = 24;
 /// How far before that the last value of a counter is looked for, in hours: seven days in all.
 pub(super) const LOOK_BACK: i64 = 6 * 24;
-/// GPUs that one query for samples names at most.
+/// Hours before a day that are read with its hours, where a counter does not simply grow in it: from how
+/// high it stood then follows whether a new series lags.
+const LEAD: i64 = 2;
+/// GPUs that one query names at most.
 const MOST_GPUS: usize = 40;
 
 /// What the store is asked for: whole hours, and the part of one more that has passed.
@@ -46,178 +49,277 @@ impl Span {
     }
 }
 
-/// Growth of a subject in an hour.
+/// Growth of a subject in a window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Grown {
+    /// The last hour of the window.
     pub(super) hour: i64,
-    pub(super) subject: Subject,
+    pub(super) subject: Arc<Subject>,
     pub(super) amount: u128,
 }
 
+/// What the store has of the series of some subjects, by the last hour of each window.
+type SeenIn = BTreeMap<i64, BTreeMap<Arc<Subject>, Vec<Seen>>>;
+/// Times in milliseconds, and values.
+type Points = Vec<(i64, f64)>;
+
 /// A counter of one family, all of the store's.
-#[derive(Debug)]
 pub(super) struct Reading {
     family: Family,
-    /// Numbers of the series, and whose they are.
-    series: HashMap<Labels, (usize, Subject)>,
-    counters: BTreeMap<Subject, Counter>,
-    /// The first and the last hour that had samples, of those that were read hour by hour.
+    /// Numbers of the series.
+    series: HashMap<Labels, usize>,
+    /// Whose they are, by their numbers.
+    whose: Vec<Arc<Subject>>,
+    counters: BTreeMap<Arc<Subject>, Counter>,
+    /// The first and the last hour that had samples, of those that were read window by window.
     pub(super) active: Option<(i64, i64)>,
     /// Whether there is a value from before these.
     pub(super) has_seeds: bool,
-    pub(super) grown: Vec<Grown>,
     /// Hours that were read sample by sample.
     pub(super) fallen: BTreeSet<i64>,
 }
 
+/// Takes growth, also that of the hours before the range.
+type Sink<'a> = &'a mut (dyn FnMut(Grown) + Send);
+
 impl Reading {
-    /// Reads the growth of a family in the hours of a span.
+    /// Reads the growth of a family in windows.
     pub(super) async fn of(
         family: Family,
         store: &mut Store,
         span: &Span,
+        windows: &Windows,
+        sink: Sink<'_>,
     ) -> Result<Self, FleetError> {
         let mut reading = Self {
             family,
             series: HashMap::new(),
+            whose: Vec::new(),
             counters: BTreeMap::new(),
             active: None,
             has_seeds: false,
-            grown: Vec::new(),
             fallen: BTreeSet::new(),
         };
         let vector = store.vector(family.name, "");
-        let begin = span.hours.start - WARM_UP;
+        let begin = (span.hours.start - WARM_UP) * HOUR;
         let before = format!("last_over_time({vector}[{}s])", LOOK_BACK * HOUR);
-        for series in store
-            .range(&before, begin * HOUR, begin * HOUR, HOUR)
-            .await?
-        {
-            let (number, subject) = reading.number(&series.labels, store)?;
+        for series in store.range(&before, begin, begin, HOUR).await? {
+            let number = reading.number(series.labels, store)?;
             for (_, value) in series.points {
                 let value = reading.unit(value, store)?;
                 reading.has_seeds = true;
-                let counter = reading.counters.entry(subject.clone()).or_default();
-                counter.seed(number, value);
+                let subject = Arc::clone(&reading.whose[number]);
+                reading
+                    .counters
+                    .entry(subject)
+                    .or_default()
+                    .seed(number, value);
             }
         }
-        let (mut at, whole) = (begin, span.whole());
-        let mut step = MOST_HOURS;
-        while at < whole {
-            let hours = at..whole.min(at + step);
-            let read = reading
-                .read(store, &vector, hours.clone(), HOUR, hours.end * HOUR)
-                .await;
-            match read {
-                Err(FleetError::Store(error)) if error.is_too_much() && step > 1 => step /= 2,
-                read => {
-                    read?;
-                    at = hours.end;
-                }
+        let mut plan = windows.plan();
+        while let Some(run) = plan.next() {
+            match reading.seen(store, &vector, &run).await {
+                Err(error) if error.is_too_much() && plan.put_back(run) => {}
+                seen => reading.add_run(store, run, seen?, sink).await?,
             }
         }
-        // The part of the present hour that has passed.
-        let passed = span.end - whole * HOUR;
-        if whole < span.hours.end && passed > 0 {
-            reading
-                .read(store, &vector, whole..whole + 1, passed, span.end)
-                .await?;
+        if let Some(run) = Run::of_part(span) {
+            let seen = reading.seen(store, &vector, &run).await?;
+            reading.add_run(store, run, seen, sink).await?;
         }
-        reading
-            .grown
-            .retain(|grown| span.hours.contains(&grown.hour));
         Ok(reading)
     }
 
-    /// Reads some hours, the last of which ends at `end`, by windows of so many seconds.
-    async fn read(
+    /// Reads what windows have of the series of a vector.
+    async fn seen(
         &mut self,
         store: &mut Store,
         vector: &str,
-        hours: Range<i64>,
-        window: i64,
-        end: i64,
-    ) -> Result<(), FleetError> {
-        let first = end - (hours.end - hours.start - 1) * HOUR;
-        let mut answers: [Vec<Series>; 3] = Default::default();
-        let functions = ["min_over_time", "max_over_time", "resets"];
-        for (answer, function) in answers.iter_mut().zip(functions) {
+        run: &Run,
+    ) -> Result<SeenIn, FleetError> {
+        let (first, last, window) = (run.first_end, run.last_end(), run.window);
+        let ask = |function| {
             let query = format!("{function}({vector}[{window}s])");
-            *answer = store.range(&query, first, end, HOUR).await?;
+            store.ask_range(query, first, last, window)
+        };
+        let (least, most, falls) =
+            tokio::try_join!(ask("min_over_time"), ask("max_over_time"), ask("resets"))?;
+        // One answer after the other, so that the labels of only one are in memory.
+        let mut numbered = BTreeMap::new();
+        for Series { labels, points } in store.read_range(least)? {
+            numbered.insert(self.number(labels, store)?, points);
         }
-        let mut seen: BTreeMap<i64, BTreeMap<Subject, Vec<Seen>>> = BTreeMap::new();
-        for [least, most, falls] in self.joined(answers, store)? {
-            let (number, subject) = self.number(&least.labels, store)?;
-            let falls: HashMap<i64, f64> = falls.points.into_iter().collect();
-            for ((at_ms, least), (_, most)) in least.points.iter().zip(&most.points) {
-                let Some(falls) = falls.get(at_ms) else {
+        let least = numbered;
+        let (mut most, is_unknown) = self.by_number(store.read_range(most)?);
+        // VictoriaMetrics knows of falls in hours without a sample, too.
+        let (falls, _) = self.by_number(store.read_range(falls)?);
+        let mut seen = SeenIn::new();
+        for (series, least) in least {
+            let joined = most.remove(&series).zip(falls.get(&series));
+            let same_times = |(most, _): &(Points, _)| {
+                let times = |points: &Points| points.iter().map(|(at, _)| *at).collect::<Vec<_>>();
+                times(most) == times(&least)
+            };
+            let Some((most, falls)) = joined.filter(same_times) else {
+                return Err(self.half(store, "a least value without a greatest one"));
+            };
+            let falls: HashMap<i64, f64> = falls.iter().copied().collect();
+            for ((at_ms, least), (_, most)) in least.into_iter().zip(most) {
+                let Some(falls) = falls.get(&at_ms) else {
                     return Err(self.half(store, "a greatest value and not whether it fell"));
                 };
-                let (least, most) = (self.unit(*least, store)?, self.unit(*most, store)?);
+                let (least, most) = (self.unit(least, store)?, self.unit(most, store)?);
                 if least > most {
                     return Err(self.half(store, "a least value above the greatest"));
                 }
-                // The hour that ends then, or that has come so far.
-                let hour = (at_ms - 1).div_euclid(HOUR * 1000);
-                let of_hour = seen.entry(hour).or_default();
-                of_hour.entry(subject.clone()).or_default().push(Seen {
-                    series: number,
+                let subject = Arc::clone(&self.whose[series]);
+                let of_window = seen.entry(hour_ending(at_ms.div_euclid(1000))).or_default();
+                of_window.entry(subject).or_default().push(Seen {
+                    series,
                     least,
                     most,
                     fell: *falls > 0.0,
                 });
             }
         }
+        if is_unknown || !most.is_empty() {
+            return Err(self.half(store, "a greatest value without a least one"));
+        }
+        Ok(seen)
+    }
+
+    /// Adds windows in their order.
+    async fn add_run(
+        &mut self,
+        store: &mut Store,
+        run: Run,
+        seen: SeenIn,
+        sink: Sink<'_>,
+    ) -> Result<(), FleetError> {
         for (hour, subjects) in seen {
             let first = self.active.map_or(hour, |(first, _)| first);
             self.active = Some((first, hour));
-            let end = end.min((hour + 1) * HOUR);
-            self.hour(store, hour, end, window, subjects).await?;
+            if run.window > HOUR {
+                let hours = hour + 1 - run.window / HOUR..hour + 1;
+                self.add_day(store, hours, subjects, sink).await?;
+            } else {
+                let end = run.last_end().min((hour + 1) * HOUR);
+                self.add_hour(store, hour, end, run.window, subjects, sink)
+                    .await?;
+            }
         }
         Ok(())
     }
 
-    /// Adds an hour of all subjects.
-    async fn hour(
+    /// Adds a window of several hours. The subjects that do not simply grow in it are read by the hour.
+    async fn add_day(
+        &mut self,
+        store: &mut Store,
+        hours: Range<i64>,
+        subjects: BTreeMap<Arc<Subject>, Vec<Seen>>,
+        sink: Sink<'_>,
+    ) -> Result<(), FleetError> {
+        let hour = hours.end - 1;
+        let mut others = BTreeSet::new();
+        for (subject, seen) in subjects {
+            let counter = self.counters.entry(Arc::clone(&subject)).or_default();
+            if counter.is_settled(&seen) {
+                let amount = counter.hour(hour, &seen);
+                sink(Grown {
+                    hour,
+                    subject,
+                    amount,
+                });
+            } else {
+                others.insert(subject);
+            }
+        }
+        if others.is_empty() {
+            return Ok(());
+        }
+        let run = Run::of_hours(&(hours.start - LEAD..hours.end));
+        let mut by_hour = SeenIn::new();
+        let mut portions = Portions::of(self.gpus_of(&others));
+        while let Some(portion) = portions.next() {
+            let vector = portion.vector(self.family.name, store);
+            match self.seen(store, &vector, &run).await {
+                Err(error) if error.is_too_much() && portions.put_back(&portion) => {}
+                seen => {
+                    for (hour, subjects) in seen? {
+                        let of_hour = by_hour.entry(hour).or_default();
+                        let subjects = subjects.into_iter();
+                        of_hour.extend(subjects.filter(|(subject, _)| others.contains(subject)));
+                    }
+                }
+            }
+        }
+        let before = by_hour.remove(&(hours.start - 2)).unwrap_or_default();
+        let last_before = by_hour.remove(&(hours.start - 1)).unwrap_or_default();
+        for subject in last_before.keys() {
+            let most = before.get(subject).into_iter().flatten();
+            if let Some(most) = most.map(|seen| seen.most).max() {
+                let counter = self.counters.entry(Arc::clone(subject)).or_default();
+                counter.began(hours.start - 1, most);
+            }
+        }
+        for (hour, subjects) in by_hour {
+            self.add_hour(store, hour, (hour + 1) * HOUR, HOUR, subjects, sink)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Adds an hour, or the part of it that ends at `end`. The subjects that do not simply grow in it are
+    /// read sample by sample.
+    async fn add_hour(
         &mut self,
         store: &mut Store,
         hour: i64,
         end: i64,
         window: i64,
-        subjects: BTreeMap<Subject, Vec<Seen>>,
+        subjects: BTreeMap<Arc<Subject>, Vec<Seen>>,
+        sink: Sink<'_>,
     ) -> Result<(), FleetError> {
         let mut fallen = BTreeSet::new();
-        for (subject, seen) in &subjects {
-            let counter = self.counters.entry(subject.clone()).or_default();
-            if counter.is_plain(seen) {
-                let amount = counter.hour(hour, seen);
-                self.add(hour, subject.clone(), amount);
+        for (subject, seen) in subjects {
+            let counter = self.counters.entry(Arc::clone(&subject)).or_default();
+            if counter.is_plain(&seen) {
+                let amount = counter.hour(hour, &seen);
+                sink(Grown {
+                    hour,
+                    subject,
+                    amount,
+                });
             } else {
-                fallen.insert(subject.clone());
+                fallen.insert(subject);
             }
         }
         if fallen.is_empty() {
             return Ok(());
         }
         self.fallen.insert(hour);
-        let mut samples: BTreeMap<Subject, Vec<Sample>> = BTreeMap::new();
-        for (label, gpus) in self.gpus_of(&fallen) {
-            for some in gpus.iter().collect::<Vec<_>>().chunks(MOST_GPUS) {
-                let some: Vec<&str> = some.iter().map(|gpu| gpu.as_str()).collect();
-                let vector = store.vector(self.family.name, &one_of(&label, &some));
-                for series in store.samples(&vector, window, end).await? {
-                    let (number, subject) = self.number(&series.labels, store)?;
-                    if !fallen.contains(&subject) {
-                        continue;
-                    }
-                    for (at_ms, value) in series.points {
-                        let sample = Sample {
-                            at_ms,
-                            value: self.unit(value, store)?,
-                            series: number,
-                        };
-                        samples.entry(subject.clone()).or_default().push(sample);
-                    }
+        let mut samples: BTreeMap<Arc<Subject>, Vec<Sample>> = BTreeMap::new();
+        let mut portions = Portions::of(self.gpus_of(&fallen));
+        while let Some(portion) = portions.next() {
+            let vector = portion.vector(self.family.name, store);
+            let found = match store.samples(&vector, window, end).await {
+                Err(error) if error.is_too_much() && portions.put_back(&portion) => continue,
+                found => found?,
+            };
+            for Series { labels, points } in found {
+                let series = self.number(labels, store)?;
+                let subject = Arc::clone(&self.whose[series]);
+                if !fallen.contains(&subject) {
+                    continue;
+                }
+                let of_subject = samples.entry(subject).or_default();
+                for (at_ms, value) in points {
+                    let value = self.unit(value, store)?;
+                    of_subject.push(Sample {
+                        at_ms,
+                        value,
+                        series,
+                    });
                 }
             }
         }
@@ -228,26 +330,22 @@ impl Reading {
                     "no samples of an hour of which it has the greatest value",
                 ));
             };
-            let counter = self.counters.entry(subject.clone()).or_default();
+            let counter = self.counters.entry(Arc::clone(&subject)).or_default();
             let amount = counter.samples(hour, samples);
-            self.add(hour, subject, amount);
+            sink(Grown {
+                hour,
+                subject,
+                amount,
+            });
         }
         Ok(())
     }
 
-    fn add(&mut self, hour: i64, subject: Subject, amount: u128) {
-        self.grown.push(Grown {
-            hour,
-            subject,
-            amount,
-        });
-    }
-
     /// By which labels the GPUs of subjects are named, and their names.
-    fn gpus_of(&self, subjects: &BTreeSet<Subject>) -> BTreeMap<String, BTreeSet<String>> {
+    fn gpus_of(&self, subjects: &BTreeSet<Arc<Subject>>) -> BTreeMap<String, BTreeSet<String>> {
         let mut gpus: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (labels, (_, subject)) in &self.series {
-            if subjects.contains(subject)
+        for (labels, number) in &self.series {
+            if subjects.contains(&self.whose[*number])
                 && let Some((name, value)) = found(labels, "gpu_uuid")
             {
                 gpus.entry(name.to_owned())
@@ -258,69 +356,50 @@ impl Reading {
         gpus
     }
 
-    /// The three answers about each series. One that is not in all of them, with the same times, is half
-    /// an answer.
-    fn joined(
-        &self,
-        [least, most, falls]: [Vec<Series>; 3],
-        store: &Store,
-    ) -> Result<Vec<[Series; 3]>, FleetError> {
-        let by_labels = |all: Vec<Series>| -> HashMap<Labels, Series> {
-            let all = all.into_iter();
-            all.map(|of| (of.labels.clone(), of)).collect()
-        };
-        fn times(series: &Series) -> impl Iterator<Item = i64> {
-            series.points.iter().map(|(at, _)| *at)
-        }
-        let (mut most, mut falls) = (by_labels(most), by_labels(falls));
-        let mut joined = Vec::with_capacity(least.len());
-        for least in least {
-            let of_others = (most.remove(&least.labels), falls.remove(&least.labels));
-            match of_others {
-                (Some(most), Some(falls)) if times(&most).eq(times(&least)) => {
-                    joined.push([least, most, falls]);
-                }
-                _ => return Err(self.half(store, "a least value without a greatest one")),
+    /// The points of series by their numbers, and whether there are series without one.
+    fn by_number(&self, all: Vec<Series>) -> (HashMap<usize, Points>, bool) {
+        let mut is_unknown = false;
+        let mut by_number = HashMap::new();
+        for Series { labels, points } in all {
+            match self.series.get(&labels) {
+                Some(number) => drop(by_number.insert(*number, points)),
+                None => is_unknown = true,
             }
         }
-        // VictoriaMetrics knows of falls in hours without a sample, too.
-        match most.is_empty() {
-            true => Ok(joined),
-            false => Err(self.half(store, "a greatest value without a least one")),
-        }
+        (by_number, is_unknown)
     }
 
-    /// The number of a series, and whose it is.
-    fn number(&mut self, labels: &Labels, store: &Store) -> Result<(usize, Subject), FleetError> {
-        if let Some((number, subject)) = self.series.get(labels) {
-            return Ok((*number, subject.clone()));
+    /// The number of a series; a new one if it is not known yet.
+    fn number(&mut self, labels: Labels, store: &Store) -> Result<usize, FleetError> {
+        if let Some(number) = self.series.get(&labels) {
+            return Ok(*number);
         }
-        let Some(subject) = Subject::of(self.family.what, labels) else {
+        let Some(subject) = Subject::of(self.family.what, &labels) else {
             return Err(self.half(store, "a series that names no GPU (no gpu_uuid or hw_id)"));
         };
-        let number = self.series.len();
-        self.series
-            .insert(labels.clone(), (number, subject.clone()));
-        Ok((number, subject))
+        let number = self.whose.len();
+        self.whose.push(Arc::new(subject));
+        self.series.insert(labels, number);
+        Ok(number)
     }
 
     /// The labels that series of each GPU have. Of several values the one of the series that was met last.
     pub(super) fn labels_of_gpus(&self) -> BTreeMap<String, Labels> {
         let mut all: Vec<_> = self.series.iter().collect();
-        all.sort_unstable_by_key(|(_, (number, _))| *number);
+        all.sort_unstable_by_key(|(_, number)| **number);
         let mut gpus: BTreeMap<String, Labels> = BTreeMap::new();
-        for (labels, (_, subject)) in all {
-            let known = gpus.entry(subject.gpu.to_string()).or_default();
+        for (labels, number) in all {
+            let gpu = self.whose[*number].gpu.to_string();
             let labels = labels
                 .iter()
                 .map(|(name, value)| (name.clone(), value.clone()));
-            known.extend(labels);
+            gpus.entry(gpu).or_default().extend(labels);
         }
         gpus
     }
 
     /// The labels of all series.
-    pub(super) fn all_labels(&self) -> impl Iterator<Item = &Labels> {
+    pub(super) fn all_labels(&self) -> impl ExactSizeIterator<Item = &Labels> {
         self.series.keys()
     }
 
@@ -335,5 +414,54 @@ impl Reading {
             metric: self.family.name,
             found,
         }
+    }
+}
+
+/// GPUs that one query names.
+struct Portion {
+    label: String,
+    gpus: Vec<String>,
+}
+
+impl Portion {
+    fn vector(&self, metric: &str, store: &Store) -> String {
+        let gpus: Vec<&str> = self.gpus.iter().map(String::as_str).collect();
+        store.vector(metric, &one_of(&self.label, &gpus))
+    }
+}
+
+/// GPUs that are still to be asked for.
+struct Portions(VecDeque<Portion>);
+
+impl Portions {
+    fn of(gpus: BTreeMap<String, BTreeSet<String>>) -> Self {
+        let mut portions = VecDeque::new();
+        for (label, gpus) in gpus {
+            let gpus: Vec<String> = gpus.into_iter().collect();
+            portions.extend(gpus.chunks(MOST_GPUS).map(|some| Portion {
+                label: label.clone(),
+                gpus: some.to_vec(),
+            }));
+        }
+        Self(portions)
+    }
+
+    fn next(&mut self) -> Option<Portion> {
+        self.0.pop_front()
+    }
+
+    /// Puts back GPUs that are too much for one query, in two halves. False if it is one GPU.
+    fn put_back(&mut self, portion: &Portion) -> bool {
+        let (first, second) = portion.gpus.split_at(portion.gpus.len() / 2);
+        if first.is_empty() {
+            return false;
+        }
+        for half in [second, first] {
+            self.0.push_front(Portion {
+                label: portion.label.clone(),
+                gpus: half.to_vec(),
+            });
+        }
+        true
     }
 }

@@ -349,10 +349,10 @@ fn owners_are_overwritten_only_if_all_have_the_labels_of_the_target() {
     let target = labels("gpu_uuid=G namespace=monitoring pod=gpuacct-1");
     let other = labels("gpu_uuid=G namespace=monitoring pod=grafana-1");
     let renamed = labels("gpu_uuid=G namespace=monitoring exported_namespace=a pod=gpuacct-1");
-    let found = |owners: &[Labels]| overwritten(&own, owners).is_some();
+    let found = |owners: &[Labels]| overwritten(&own, owners.iter()).is_some();
     assert!(found(std::slice::from_ref(&target)));
     assert!(!found(&[]));
     assert!(!found(&[target.clone(), other]));
     assert!(!found(&[target.clone(), renamed]));
-    assert!(overwritten(&[labels("gpu_uuid=G")], &[target]).is_none());
+    assert!(overwritten(&[labels("gpu_uuid=G")], [target].iter()).is_none());
 }

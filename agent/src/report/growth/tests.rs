@@ -1,41 +1,50 @@
 //! Tests of `growth`.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 
 use super::*;
 
 const HOUR: i64 = 3_600_000;
 
+/// The samples of hours. Windows are open on the left: a sample at the very hour belongs to the hour before.
+fn within(samples: &[Sample], hours: &Range<i64>) -> Vec<Sample> {
+    let is_in = |at: i64| at > hours.start * HOUR && at <= hours.end * HOUR;
+    let samples = samples.iter().filter(|sample| is_in(sample.at_ms));
+    samples.copied().collect()
+}
+
+/// What a store has of these samples.
+fn seen_of(samples: &[Sample]) -> Vec<Seen> {
+    let mut seen: Vec<Seen> = Vec::new();
+    let mut last: HashMap<usize, u128> = HashMap::new();
+    for sample in samples {
+        let before = last.insert(sample.series, sample.value);
+        let fell = before.is_some_and(|before| before > sample.value);
+        match seen.iter_mut().find(|seen| seen.series == sample.series) {
+            Some(seen) => {
+                seen.least = seen.least.min(sample.value);
+                seen.most = seen.most.max(sample.value);
+                seen.fell |= fell;
+            }
+            None => seen.push(Seen {
+                series: sample.series,
+                least: sample.value,
+                most: sample.value,
+                fell,
+            }),
+        }
+    }
+    seen
+}
+
 /// Growth of the hours `hours`, read as a store would be: by least and greatest value where these say all.
-fn hours_of(counter: &mut Counter, samples: &[Sample], hours: std::ops::Range<i64>) -> Vec<u128> {
+fn hours_of(counter: &mut Counter, samples: &[Sample], hours: Range<i64>) -> Vec<u128> {
     hours
         .map(|hour| {
-            // Windows are open on the left: a sample at the very hour belongs to the hour before.
-            let within = |at: i64| at > hour * HOUR && at <= (hour + 1) * HOUR;
-            let of_it: Vec<Sample> = samples
-                .iter()
-                .filter(|s| within(s.at_ms))
-                .copied()
-                .collect();
-            let mut seen: Vec<Seen> = Vec::new();
-            let mut last: HashMap<usize, u128> = HashMap::new();
-            for sample in &of_it {
-                let before = last.insert(sample.series, sample.value);
-                let fell = before.is_some_and(|before| before > sample.value);
-                match seen.iter_mut().find(|seen| seen.series == sample.series) {
-                    Some(seen) => {
-                        seen.least = seen.least.min(sample.value);
-                        seen.most = seen.most.max(sample.value);
-                        seen.fell |= fell;
-                    }
-                    None => seen.push(Seen {
-                        series: sample.series,
-                        least: sample.value,
-                        most: sample.value,
-                        fell,
-                    }),
-                }
-            }
+            let of_it = within(samples, &(hour..hour + 1));
+            let seen = seen_of(&of_it);
             if seen.is_empty() {
                 0
             } else if counter.is_plain(&seen) {
@@ -47,7 +56,34 @@ fn hours_of(counter: &mut Counter, samples: &[Sample], hours: std::ops::Range<i6
         .collect()
 }
 
-fn grown(samples: &[Sample], hours: std::ops::Range<i64>) -> u128 {
+/// Growth of windows of so many hours, read by the hour where they are not settled.
+fn windows_of(samples: &[Sample], hours: Range<i64>, length: i64) -> Vec<u128> {
+    let mut counter = Counter::default();
+    let begins = hours.clone().step_by(usize::try_from(length).unwrap());
+    let windows = begins.map(|begin| begin..hours.end.min(begin + length));
+    windows
+        .map(|window| {
+            let seen = seen_of(&within(samples, &window));
+            if seen.is_empty() {
+                return 0;
+            }
+            if counter.is_settled(&seen) {
+                return counter.hour(window.end - 1, &seen);
+            }
+            let [before, last_before] = [2, 1].map(|back| {
+                let hour = window.start - back;
+                seen_of(&within(samples, &(hour..hour + 1)))
+            });
+            let most = before.iter().map(|seen| seen.most).max();
+            if let Some(most) = most.filter(|_| !last_before.is_empty()) {
+                counter.began(window.start - 1, most);
+            }
+            hours_of(&mut counter, samples, window).into_iter().sum()
+        })
+        .collect()
+}
+
+fn grown(samples: &[Sample], hours: Range<i64>) -> u128 {
     hours_of(&mut Counter::default(), samples, hours)
         .iter()
         .sum()
@@ -270,5 +306,25 @@ proptest! {
             sample.1 = at / each;
         }
         prop_assert_eq!(grown(&samples_of(&union), 0..70), one);
+    }
+
+    #[test]
+    fn windows_of_any_length_grow_by_what_their_hours_do(
+        steps in steps(), pair in any::<bool>(), each in prop::option::of(1_usize..40), length in 2_i64..30
+    ) {
+        // A sample in every hour, as a store has it that scrapes.
+        let steps: Vec<_> = steps.into_iter().map(|(at, grows, anew, who)| (at % 900 + 1, grows, anew, who)).collect();
+        let mut union = scraped(&steps, pair);
+        if let Some(each) = each {
+            // Targets are replaced, so that a counter goes on in another series or begins anew there.
+            for (at, sample) in union.iter_mut().enumerate() {
+                sample.1 += 2 * (at / each);
+            }
+        }
+        let samples = samples_of(&union);
+        let by_hour = hours_of(&mut Counter::default(), &samples, 0..60);
+        let length_of = usize::try_from(length).unwrap();
+        let expected: Vec<u128> = by_hour.chunks(length_of).map(|hours| hours.iter().sum()).collect();
+        prop_assert_eq!(windows_of(&samples, 0..60, length), expected);
     }
 }

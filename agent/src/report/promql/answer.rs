@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use crate::errors::quoted;
 use crate::secrets::Secrets;
@@ -105,18 +105,21 @@ struct Envelope<T> {
     partial: bool,
 }
 
+/// The result is read after its type is known, because each type has another form.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Result_ {
+struct Typed<'a> {
     result_type: String,
-    #[serde(default)]
-    result: serde_json::Value,
+    #[serde(borrow)]
+    result: &'a RawValue,
 }
 
 #[derive(Deserialize)]
-struct Found {
+struct Found<'a> {
     metric: Labels,
-    values: Vec<(f64, String)>,
+    /// A number as text never has an escape, so it can be borrowed.
+    #[serde(borrow)]
+    values: Vec<(f64, &'a str)>,
 }
 
 /// An answer with what it says beside it.
@@ -155,22 +158,18 @@ fn read_matrix(
     is_asked: impl Fn(i64) -> bool,
     is_raw: bool,
 ) -> Result<Told<Vec<Series>>, AnswerError> {
-    let (data, told): Told<Result_> = data(body)?;
+    let (data, told): Told<Typed<'_>> = data(body)?;
     if data.result_type != "matrix" {
         return Err(AnswerError::Type(
             data.result_type.chars().take(40).collect(),
         ));
     }
-    let found: Vec<Found> =
-        serde_json::from_value(data.result).map_err(|error| form(body, &error))?;
-    let mut known = BTreeSet::new();
+    let found: Vec<Found<'_>> =
+        serde_json::from_str(data.result.get()).map_err(|error| form(body, &error))?;
     let mut all = Vec::with_capacity(found.len());
     for Found { mut metric, values } in found {
         metric.remove("__name__");
         let shown = || shown(&metric);
-        if !known.insert(metric.clone()) {
-            return Err(AnswerError::Twice(shown()));
-        }
         let mut points: Vec<(i64, f64)> = Vec::with_capacity(values.len());
         for (at, text) in values {
             if is_raw && text == STALE {
@@ -206,7 +205,12 @@ fn read_matrix(
             points,
         });
     }
-    Ok((all, told))
+    let mut labels: Vec<&Labels> = all.iter().map(|series| &series.labels).collect();
+    labels.sort_unstable();
+    match labels.windows(2).find(|two| two[0] == two[1]) {
+        Some(two) => Err(AnswerError::Twice(shown(two[0]))),
+        None => Ok((all, told)),
+    }
 }
 
 /// Sets of labels, as `/api/v1/series` has them.
@@ -245,7 +249,7 @@ fn in_line(text: &str) -> String {
     text.chars().take(500).collect()
 }
 
-fn data<T: DeserializeOwned>(body: &[u8]) -> Result<Told<T>, AnswerError> {
+fn data<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<Told<T>, AnswerError> {
     let answer: Envelope<T> = serde_json::from_slice(body).map_err(|error| {
         // An error has no data of the type that is expected.
         match serde_json::from_slice::<Envelope<serde_json::Value>>(body) {

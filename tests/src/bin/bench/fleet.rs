@@ -3,7 +3,10 @@
 //!
 //! The past is written by promtool, two hours at a time, as scrapes each minute. Each GPU has three
 //! namespaces: one that works most of the time, one with a job now and then, and one whose jobs of 12 s run
-//! over the end of each hour. Each node is drained and rebooted once a day.
+//! over the end of each hour. Each node is drained for a few minutes a day. Once a week its agent loses its
+//! ledger then, so that all of its counters begin anew.
+
+mod answers;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,7 +27,7 @@ use crate::report::{Row, float, megabytes};
 use crate::{Bench, pause};
 
 /// Nodes and days of each fleet. The last one is the largest.
-const SIZES: [(i64, i64); 4] = [(20, 1), (40, 1), (40, 2), (80, 2)];
+const SIZES: [(i64, i64); 4] = [(8, 4), (16, 4), (16, 8), (32, 8)];
 /// What is wanted to be answered, in nodes and days.
 const WANTED: (i64, i64) = (500, 30);
 const GPUS: i64 = 8;
@@ -33,33 +36,34 @@ const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
 /// promtool makes blocks of so long.
 const BLOCK: i64 = 2 * HOUR;
-/// How long a node does nothing before it is rebooted.
+/// How long a node does nothing before its work goes on, in seconds.
 const DRAINED: i64 = 300;
+/// After how many days a node's counters begin anew.
+const WEEK: i64 = 7;
 /// The first second of the range, a midnight (UTC). Hours before it are written as well.
 const BEGIN: i64 = 1_767_225_600;
 const NAMESPACES: [&str; 3] = ["research", "batch", "short"];
 const POLL: Duration = Duration::from_millis(5);
 const MICROS: f64 = 1e6;
 
-/// When a node is rebooted, in seconds of each day: far from the full hour, when each GPU has a short job.
-const fn reboot(node: i64) -> i64 {
+/// When a node's work goes on, in seconds of each day: far from the full hour, when each GPU has a short job.
+const fn resumed(node: i64) -> i64 {
     6 * HOUR + (10 + node % 40) * 60 + 17
 }
 
-/// Busy microseconds of a namespace on a GPU of a node from `BEGIN - DAY` up to `at`, had it never been
-/// rebooted.
+/// Busy microseconds of a namespace on a GPU of a node from `BEGIN - DAY` up to `at`.
 fn used(namespace: usize, node: i64, gpu: i64, at: i64) -> i64 {
     let passed = at - (BEGIN - DAY);
     let days = passed.div_euclid(DAY);
     let each = |day: i64, second: i64| match namespace {
-        // 30 % until the node is drained, and again after it came back.
+        // 30 % until the node is drained, and again afterwards.
         0 => {
-            let drained = reboot(node) - DRAINED;
-            (second.min(drained) + (second - reboot(node)).max(0)) * 300_000
+            let drained = resumed(node) - DRAINED;
+            (second.min(drained) + (second - resumed(node)).max(0)) * 300_000
         }
-        // A job of 40 minutes at another time of each day, after the reboot.
+        // A job of 40 minutes at another time of each day, later than that.
         1 => {
-            let from = reboot(node) + HOUR + (gpu * 7 + day * 11) % 60 * 60;
+            let from = resumed(node) + HOUR + (gpu * 7 + day * 11) % 60 * 60;
             (second - from).clamp(0, 40 * 60) * 500_000
         }
         // Six seconds to either side of each full hour.
@@ -71,10 +75,11 @@ fn used(namespace: usize, node: i64, gpu: i64, at: i64) -> i64 {
     (0..days).map(|day| each(day, DAY)).sum::<i64>() + each(days, passed.rem_euclid(DAY))
 }
 
-/// The last reboot of a node before `at`; the beginning of what is written if there was none.
-fn booted(node: i64, at: i64) -> i64 {
-    let today = (at - BEGIN).div_euclid(DAY) * DAY + BEGIN + reboot(node);
-    let last = if at >= today { today } else { today - DAY };
+/// When a node's counters began at 0 last before `at`; the beginning of what is written if they did not.
+fn anew(node: i64, at: i64) -> i64 {
+    let days = (at - BEGIN - resumed(node)).div_euclid(DAY);
+    let since = (days - node).rem_euclid(WEEK);
+    let last = BEGIN + (days - since) * DAY + resumed(node);
     last.max(BEGIN - DAY)
 }
 
@@ -90,7 +95,7 @@ struct Scrape<'a> {
 
 impl Scrape<'_> {
     fn grown(&self, namespace: usize, gpu: i64) -> i64 {
-        let since = booted(self.node, self.at);
+        let since = anew(self.node, self.at);
         used(namespace, self.node, gpu, self.at) - used(namespace, self.node, gpu, since)
     }
 
@@ -127,14 +132,14 @@ impl Scrape<'_> {
 
 const FAMILIES: [Family; 5] = [
     ("gpuacct_gpu_elapsed_seconds", "counter", |scrape, text| {
-        let passed = (scrape.at - booted(scrape.node, scrape.at)) * 1_000_000;
+        let passed = (scrape.at - anew(scrape.node, scrape.at)) * 1_000_000;
         scrape.of_gpus(text, |_| passed);
     }),
     ("gpuacct_gpu_busy_seconds", "counter", |scrape, text| {
         scrape.of_gpus(text, |gpu| scrape.busy(gpu));
     }),
     ("gpuacct_gpu_idle_seconds", "counter", |scrape, text| {
-        let passed = (scrape.at - booted(scrape.node, scrape.at)) * 1_000_000;
+        let passed = (scrape.at - anew(scrape.node, scrape.at)) * 1_000_000;
         scrape.of_gpus(text, |gpu| passed - scrape.busy(gpu));
     }),
     (
@@ -182,6 +187,7 @@ pub(crate) fn fleet(bench: &Bench) -> Result<Vec<Row>> {
         )
         .goal("≤ 30 s", last <= 30.0),
     );
+    rows.extend(alone(bench)?);
     Ok(rows)
 }
 
@@ -240,19 +246,22 @@ impl Measured {
     }
 }
 
-fn measure(bench: &Bench, nodes: i64, days: i64) -> Result<Measured> {
-    let dir = bench.dir(&format!("fleet-{nodes}-{days}"))?;
-    let end = BEGIN + days * DAY;
-    let samples = write(&dir, nodes, end)?;
-    let store = Prometheus::idle(&newest("prometheus")?, &dir)?;
-    let url = format!("http://{}", store.address());
+/// A report, and what it cost.
+struct Reported {
+    report: Value,
+    took: Duration,
+    client_kib: u64,
+}
 
+/// Makes a report of the range up to `end`.
+fn report(dir: &Path, url: &str, end: i64, by: &str) -> Result<Reported> {
+    let file = dir.join("report.json");
     let began = Instant::now();
     let mut child = Command::new(agent::binary()?)
-        .args(["report", "--from", &url, "--by", "namespace", "-o", "json"])
+        .args(["report", "--from", url, "--by", by, "-o", "json"])
         .args(["--since", &shown(BEGIN)?, "--until", &shown(end)?])
         .stdin(Stdio::null())
-        .stdout(File::create(dir.join("report.json"))?)
+        .stdout(File::create(&file)?)
         .spawn()
         .context("cannot run the report")?;
     let mut client_kib = 0;
@@ -266,9 +275,65 @@ fn measure(bench: &Bench, nodes: i64, days: i64) -> Result<Measured> {
     };
     let took = began.elapsed();
     ensure!(status.success(), "the report ended with {status}");
-    let server_kib = peak(store.pid())?;
-    let report: Value = serde_json::from_slice(&fs::read(dir.join("report.json"))?)?;
+    Ok(Reported {
+        report: serde_json::from_slice(&fs::read(file)?)?,
+        took,
+        client_kib,
+    })
+}
 
+/// The report of the wanted fleet, from a store that only makes answers.
+fn alone(bench: &Bench) -> Result<Vec<Row>> {
+    let dir = bench.dir("fleet-alone")?;
+    let (nodes, days) = WANTED;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let url = answers::serve(&runtime, nodes)?;
+    let mut rows = vec![Row::new(
+        format!(
+            "{nodes} nodes × {GPUS} GPUs × 3 namespaces, {days} d, of answers that the benchmark makes"
+        ),
+        "",
+    )];
+    for by in ["namespace", "day,namespace", "hour,namespace"] {
+        let reported = report(&dir, &url, BEGIN + days * DAY, by)?;
+        let rows_of = reported.report["rows"].as_array().context("no rows")?;
+        let busy = rows_of
+            .iter()
+            .filter_map(|row| row["busy_seconds"].as_f64());
+        let busy: f64 = busy.sum();
+        let truth = float(u64::try_from(nodes * GPUS * days * DAY)?) * 0.6;
+        ensure!(
+            (busy - truth).abs() < 1.0,
+            "--by {by} has {busy} busy seconds, and {truth} were shown"
+        );
+        let client = megabytes(reported.client_kib);
+        let took = reported.took.as_secs_f64();
+        rows.push(Row::new(format!("— `--by {by}`"), format!("{took:.1} s")));
+        let memory = Row::new("— peak memory of the report", format!("{client:.0} MB"));
+        rows.push(match by {
+            "namespace" => memory.goal("≤ 200 MB", client <= 200.0),
+            _ => memory,
+        });
+    }
+    Ok(rows)
+}
+
+fn measure(bench: &Bench, nodes: i64, days: i64) -> Result<Measured> {
+    let dir = bench.dir(&format!("fleet-{nodes}-{days}"))?;
+    let end = BEGIN + days * DAY;
+    let samples = write(&dir, nodes, end)?;
+    let store = Prometheus::idle(&newest("prometheus")?, &dir)?;
+    let url = format!("http://{}", store.address());
+
+    let Reported {
+        report,
+        took,
+        client_kib,
+    } = report(&dir, &url, end, "namespace")?;
+    let server_kib = peak(store.pid())?;
     let mut bills = BTreeMap::new();
     for (index, namespace) in NAMESPACES.iter().enumerate() {
         let all = (0..nodes).flat_map(|node| (0..GPUS).map(move |gpu| (node, gpu)));
