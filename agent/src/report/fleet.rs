@@ -43,7 +43,7 @@ use super::hour::{begin_of, hour_of};
 use super::prices::MoneyError;
 use super::promql::Store;
 use super::promql::answer::Labels;
-use super::tally::{Absent, Dimension, Figure, Kind, Question, Report, Tally};
+use super::tally::{Absent, Dimension, Elapsed, Figure, Kind, Question, Report, Tally};
 use crate::core::amounts::Amounts;
 use crate::core::model::{GpuUuid, NONE, Nanos, UNRESOLVED, WallTime};
 use crate::outputs::store::query::{AccountLife, AccountRecord, GpuRecord, LedgerExtent, Used};
@@ -102,8 +102,10 @@ type Image = (Arc<str>, Arc<str>);
 #[derive(Debug, Default)]
 struct Fleet {
     names: BTreeSet<String>,
-    /// Hours of each GPU, from counters of its own.
+    /// Windows of each GPU, from counters of its own, by their last hours.
     hours: BTreeMap<Arc<str>, BTreeMap<i64, Hour>>,
+    /// Elapsed time of each GPU in each hour, where windows are longer.
+    elapsed: HashMap<Arc<str>, Elapsed>,
     used: late_names::Used,
     /// Labels of the GPUs' own series.
     labels: BTreeMap<String, Labels>,
@@ -163,14 +165,15 @@ impl Fleet {
             if !fleet.names.contains(family.name) {
                 continue;
             }
-            // Which hours have samples is asked of the GPUs' elapsed time, hour by hour.
-            let read_by = match family.what {
-                What::Gpu(OfGpu::Elapsed) => &hours,
-                _ => &windows,
-            };
+            // Elapsed time says which hours have samples, and what is in no book.
+            let is_elapsed = family.what == What::Gpu(OfGpu::Elapsed);
+            let read_by = if is_elapsed { &hours } else { &windows };
             let mut add = |grown: Grown| {
                 if span.hours.contains(&grown.hour) {
                     let hour = windows.last_hour(grown.hour);
+                    if is_elapsed && windows != hours {
+                        fleet.add_elapsed(&grown);
+                    }
                     fleet.add(*family, Grown { hour, ..grown });
                 }
             };
@@ -218,6 +221,12 @@ impl Fleet {
             }
         }
         Ok(fleet)
+    }
+
+    fn add_elapsed(&mut self, grown: &Grown) {
+        let elapsed = self.elapsed.entry(Arc::clone(&grown.subject.gpu));
+        let time = Nanos(u64::try_from(grown.amount).unwrap_or(u64::MAX));
+        elapsed.or_default().add(grown.hour, time);
     }
 
     fn add(&mut self, family: Family, grown: Grown) {
@@ -406,6 +415,9 @@ impl Fleet {
             };
             let apart = balance::balance(&mut hours);
             remarks.gpu(gpu, apart, hours.values().map(|hour| hour.elapsed).sum());
+            if let Some(elapsed) = self.elapsed.remove(gpu) {
+                tally.elapsed(*number, elapsed);
+            }
             for (book, reasons) in balance::books(*number, hours) {
                 tally.book(book);
                 reasons.into_iter().for_each(|reason| tally.reason(reason));

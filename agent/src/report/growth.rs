@@ -19,6 +19,7 @@
 //! Pure. Values are integers in a unit of the caller's choice.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 #[cfg(test)]
 mod tests;
@@ -69,6 +70,8 @@ pub struct Counter {
     /// `high` at the beginning of the hour before it. A new series between this and `high` lags.
     floor: u128,
     hour: Option<i64>,
+    /// The hours that were added last, if they were added as one.
+    whole: Option<Range<i64>>,
 }
 
 impl Counter {
@@ -98,27 +101,40 @@ impl Counter {
     }
 
     /// Whether the least and greatest values say all about a time of any length: it is plain, and nobody has
-    /// to know when within it a series came. That matters where a new one joins others, or where one has not
+    /// to know when within it a series came. That matters where a new one joins others, and where one has not
     /// followed the counter into its present life.
     #[must_use]
     pub fn is_settled(&self, seen: &[Seen]) -> bool {
         let follows = |of: &Seen| match self.series.get(&of.series) {
-            Some(own) => own.life == self.life,
+            Some(own) => own.life == self.life && (self.high.is_some() || seen.len() == 1),
             None => seen.len() == 1,
         };
         self.is_plain(seen) && seen.iter().all(follows)
     }
 
-    /// Notes where the counter was when an hour began that was added as the last one of a longer time. Hours
-    /// after it then know which new series lag.
-    pub fn began(&mut self, hour: i64, value: u128) {
-        if (self.begin..=self.high.unwrap_or(0)).contains(&value) {
-            self.begin = value;
-            self.hour = Some(hour);
-        }
+    /// Growth in a settled time of several hours. Times come in order.
+    pub fn hours(&mut self, hours: Range<i64>, seen: &[Seen]) -> u128 {
+        let grown = self.hour(hours.end - 1, seen);
+        self.whole = Some(hours);
+        grown
     }
 
-    /// Growth in a plain hour, or in a settled time that ends with this hour. Hours come in order.
+    /// The hours that were added last, if they were added as one. Which new series lag in the next hour is
+    /// known only after [`Counter::ended_with`].
+    #[must_use]
+    pub fn whole(&self) -> Option<Range<i64>> {
+        self.whole.clone()
+    }
+
+    /// Says which of the hours that were added as one was the last with a sample, and the greatest value that
+    /// the counter had in them before that hour; none if it had no other sample.
+    pub fn ended_with(&mut self, hour: i64, before: Option<u128>) {
+        self.whole = None;
+        self.hour = Some(hour);
+        self.begin = before.unwrap_or(self.begin);
+    }
+
+    /// Growth in a plain hour. Hours come in order.
     pub fn hour(&mut self, hour: i64, seen: &[Seen]) -> u128 {
         self.enter(hour, seen.iter().map(|of| of.series));
         // In such an hour the order of time is that of the values.
@@ -154,6 +170,7 @@ impl Counter {
             self.begin = self.high.unwrap_or_default();
             self.hour = Some(hour);
         }
+        self.whole = None;
     }
 
     /// Growth by one value.

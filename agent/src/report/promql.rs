@@ -158,6 +158,15 @@ impl StoreError {
         }
     }
 
+    /// Whether it took too long, to us, to the store (503) or to somebody between (504).
+    pub(super) fn is_too_slow(&self) -> bool {
+        match self {
+            Self::Slow { .. } => true,
+            Self::Refused { status, .. } => matches!(status, 503 | 504),
+            _ => false,
+        }
+    }
+
     /// Whether the command line is wrong, and not the store.
     #[must_use]
     pub const fn is_usage(&self) -> bool {

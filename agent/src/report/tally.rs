@@ -26,6 +26,7 @@
 //! reason; it is split by time.
 
 mod dimension;
+mod elapsed;
 mod filter;
 mod keys;
 mod kind;
@@ -46,6 +47,7 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 
 pub use self::dimension::Dimension;
+pub use self::elapsed::Elapsed;
 pub use self::filter::{Filter, Label};
 pub(super) use self::keys::EMPTY;
 use self::keys::{AccountKey, AccountValues, Keys};
@@ -121,6 +123,8 @@ pub struct Tally<'a> {
     /// What is asked for in the order of time.
     timeline: Option<timeline::Hours>,
     hours: BTreeMap<(i64, InLedger), Hour>,
+    /// What of each GPU's hours is in a book, where its books are of longer times.
+    elapsed: HashMap<InLedger, Elapsed>,
     none: Arc<str>,
 }
 
@@ -152,6 +156,7 @@ impl<'a> Tally<'a> {
             groups: HashMap::new(),
             timeline: question.timeline.then(Default::default),
             hours: BTreeMap::new(),
+            elapsed: HashMap::new(),
             none,
         };
         tally.next_ledger(ledger, gpus);
@@ -245,6 +250,12 @@ impl<'a> Tally<'a> {
     pub fn book(&mut self, book: GpuUsed) {
         let gpu = self.in_ledger(book.gpu);
         self.hours.entry((book.hour, gpu)).or_default().book = book;
+    }
+
+    /// Says how much of each of a GPU's hours is in a book, if its books are of more than an hour.
+    pub fn elapsed(&mut self, gpu: i64, hours: Elapsed) {
+        let gpu = self.in_ledger(gpu);
+        self.elapsed.insert(gpu, hours);
     }
 
     /// Adds time without an owner, or without an observation.
@@ -545,7 +556,10 @@ impl<'a> Tally<'a> {
                 let end = begin_of(hour + 1).min(until);
                 let length = end.duration_since(begin_of(hour)).as_nanos();
                 let length = Nanos(u64::try_from(length).unwrap_or(0));
-                let booked = elapsed.get(&(hour, gpu)).copied().unwrap_or_default();
+                let booked = match self.elapsed.get(&gpu) {
+                    Some(elapsed) => elapsed.of(hour),
+                    None => elapsed.get(&(hour, gpu)).copied().unwrap_or_default(),
+                };
                 surplus += booked.minus(length);
                 let missing = length.minus(booked).minus(surplus);
                 surplus = surplus.minus(length.minus(booked));

@@ -399,18 +399,23 @@ fn the_bill_of_a_fleet_is_the_truth_as_far_as_it_was_scraped() {
     }
 }
 
-/// Six days of a GPU, scraped by a pair each ten minutes. It is busy for a third of the time. On the third day
-/// all counters begin anew, on the fifth another pod of the agent is scraped, and two namespaces take turns.
+/// Six days of a GPU, scraped each ten minutes, and pushed by OTLP under another label. It is busy for a third of
+/// the time. On the third day all counters begin anew while nothing is pushed, on the fifth another pod of the
+/// agent is scraped, and two namespaces take turns.
 fn six_days(begin: i64) -> String {
     const ANEW: i64 = 2 * DAY + 10 * HOUR;
     const REPLACED: i64 = 4 * DAY + 7 * HOUR + 300;
     let mut families: BTreeMap<&str, String> = BTreeMap::new();
-    for (replica, phase) in [("a", 0), ("b", 70)] {
-        for at in (phase..6 * DAY).step_by(600) {
+    for (label, phase, away) in [
+        ("gpu_uuid", 0, 0..0),
+        ("hw_id", 70, ANEW - 2_700..ANEW + 2_400),
+    ] {
+        for at in (phase..6 * DAY)
+            .step_by(600)
+            .filter(|at| !away.contains(at))
+        {
             let (pod, since) = (at / REPLACED, if at < ANEW { 0 } else { ANEW });
-            let labels = format!(
-                "prometheus_replica=\"{replica}\",pod=\"gpuacct-{pod}\",node=\"n\",gpu_uuid=\"G\""
-            );
+            let labels = format!("pod=\"gpuacct-{pod}\",node=\"n\",{label}=\"G\"");
             let mut put = |family: &'static str, owner: &str, value: i64| {
                 let of_family = families.entry(family).or_default();
                 writeln!(

@@ -93,4 +93,9 @@ impl FleetError {
     pub(super) fn is_too_much(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_too_much())
     }
+
+    /// Whether less at a time may be answered in time.
+    pub(super) fn is_too_slow(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_too_slow())
+    }
 }

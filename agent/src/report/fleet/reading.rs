@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::error::FleetError;
 use super::families::{Family, Subject, found};
-use super::windows::{Run, Windows, hour_ending};
+use super::windows::{Plan, Run, Windows, hour_ending};
 use crate::report::growth::{Counter, Sample, Seen};
 use crate::report::promql::answer::{Labels, Series};
 use crate::report::promql::{Store, one_of};
@@ -17,11 +17,12 @@ pub(super) const HOUR: i64 = 3_600;
 pub(super) const WARM_UP: i64 = 24;
 /// How far before that the last value of a counter is looked for, in hours: seven days in all.
 pub(super) const LOOK_BACK: i64 = 6 * 24;
-/// Hours before a day that are read with its hours, where a counter does not simply grow in it: from how
-/// high it stood then follows whether a new series lags.
-const LEAD: i64 = 2;
 /// GPUs that one query names at most.
 const MOST_GPUS: usize = 40;
+/// Queries about named GPUs that are made at most, where one query about all GPUs does as well.
+const MOST_PORTIONS: usize = 4;
+/// What is wrong with an answer about a day, or the hours of it.
+const NO_HOURS: &str = "no samples in the hours of a day of which it has the greatest value";
 
 /// What the store is asked for: whole hours, and the part of one more that has passed.
 #[derive(Clone, Debug)]
@@ -120,6 +121,8 @@ impl Reading {
         while let Some(run) = plan.next() {
             match reading.seen(store, &vector, &run).await {
                 Err(error) if error.is_too_much() && plan.put_back(run) => {}
+                // A store gives up a query that takes too long, or somebody between gives up the store.
+                Err(error) if error.is_too_slow() && run.is_long() && plan.put_back(run) => {}
                 seen => reading.add_run(store, run, seen?, sink).await?,
             }
         }
@@ -138,9 +141,10 @@ impl Reading {
         run: &Run,
     ) -> Result<SeenIn, FleetError> {
         let (first, last, window) = (run.first_end, run.last_end(), run.window);
+        let step = run.step();
         let ask = |function| {
             let query = format!("{function}({vector}[{window}s])");
-            store.ask_range(query, first, last, window)
+            store.ask_range(query, first, last, step)
         };
         let (least, most, falls) =
             tokio::try_join!(ask("min_over_time"), ask("max_over_time"), ask("resets"))?;
@@ -224,7 +228,7 @@ impl Reading {
         for (subject, seen) in subjects {
             let counter = self.counters.entry(Arc::clone(&subject)).or_default();
             if counter.is_settled(&seen) {
-                let amount = counter.hour(hour, &seen);
+                let amount = counter.hours(hours.clone(), &seen);
                 sink(Grown {
                     hour,
                     subject,
@@ -237,36 +241,84 @@ impl Reading {
         if others.is_empty() {
             return Ok(());
         }
-        let run = Run::of_hours(&(hours.start - LEAD..hours.end));
-        let mut by_hour = SeenIn::new();
-        let mut portions = Portions::of(self.gpus_of(&others));
-        while let Some(portion) = portions.next() {
-            let vector = portion.vector(self.family.name, store);
-            match self.seen(store, &vector, &run).await {
-                Err(error) if error.is_too_much() && portions.put_back(&portion) => {}
-                seen => {
-                    for (hour, subjects) in seen? {
-                        let of_hour = by_hour.entry(hour).or_default();
-                        let subjects = subjects.into_iter();
-                        of_hour.extend(subjects.filter(|(subject, _)| others.contains(subject)));
-                    }
-                }
+        // Hours before it that were added as one are read as well: how high the counter stood in them says
+        // whether a new series lags.
+        let mut wholes: BTreeMap<(i64, i64), BTreeSet<Arc<Subject>>> = BTreeMap::new();
+        for subject in &others {
+            let counter = self.counters.get(subject);
+            if let Some(whole) = counter.and_then(Counter::whole) {
+                let subjects = wholes.entry((whole.start, whole.end)).or_default();
+                subjects.insert(Arc::clone(subject));
             }
         }
-        let before = by_hour.remove(&(hours.start - 2)).unwrap_or_default();
-        let last_before = by_hour.remove(&(hours.start - 1)).unwrap_or_default();
-        for subject in last_before.keys() {
-            let most = before.get(subject).into_iter().flatten();
-            if let Some(most) = most.map(|seen| seen.most).max() {
-                let counter = self.counters.entry(Arc::clone(subject)).or_default();
-                counter.began(hours.start - 1, most);
+        for ((first, end), subjects) in wholes {
+            let mut ended: BTreeMap<Arc<Subject>, (i64, u128, Option<u128>)> = BTreeMap::new();
+            for (hour, seen) in self.by_hour(store, first..end, &subjects).await? {
+                for (subject, seen) in seen {
+                    let most = seen.iter().map(|seen| seen.most).max().unwrap_or_default();
+                    let before = ended.get(&subject);
+                    let before = before.map(|(_, most, before)| before.unwrap_or(0).max(*most));
+                    ended.insert(subject, (hour, most, before));
+                }
             }
+            for subject in subjects {
+                let Some((hour, _, before)) = ended.remove(&subject) else {
+                    return Err(self.half(store, NO_HOURS));
+                };
+                let counter = self.counters.entry(subject).or_default();
+                counter.ended_with(hour, before);
+            }
+        }
+        let by_hour = self.by_hour(store, hours, &others).await?;
+        let has_hours =
+            |subject: &Arc<Subject>| by_hour.values().any(|seen| seen.contains_key(subject));
+        if !others.iter().all(has_hours) {
+            return Err(self.half(store, NO_HOURS));
         }
         for (hour, subjects) in by_hour {
             self.add_hour(store, hour, (hour + 1) * HOUR, HOUR, subjects, sink)
                 .await?;
         }
         Ok(())
+    }
+
+    /// Reads what each of some hours has of some subjects.
+    async fn by_hour(
+        &mut self,
+        store: &mut Store,
+        hours: Range<i64>,
+        subjects: &BTreeSet<Arc<Subject>>,
+    ) -> Result<SeenIn, FleetError> {
+        let mut by_hour = SeenIn::new();
+        let mut portions = Portions::of(self.gpus_of(subjects));
+        if portions.are_many() {
+            portions = Portions::everything();
+        }
+        while let Some(portion) = portions.next() {
+            let vector = portion.vector(self.family.name, store);
+            let mut plan = Plan::of_hours(hours.clone());
+            while let Some(run) = plan.next() {
+                let seen = match self.seen(store, &vector, &run).await {
+                    Err(error) if error.is_too_much() && plan.put_back(run) => continue,
+                    seen => seen?,
+                };
+                for (hour, of_hour) in seen {
+                    let known: &mut BTreeMap<_, Vec<Seen>> = by_hour.entry(hour).or_default();
+                    for (subject, seen) in of_hour {
+                        if subjects.contains(&subject) {
+                            // A GPU that two labels name has series in two portions, and one in both.
+                            let known = known.entry(subject).or_default();
+                            for of in seen {
+                                if known.iter().all(|other| other.series != of.series) {
+                                    known.push(of);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(by_hour)
     }
 
     /// Adds an hour, or the part of it that ends at `end`. The subjects that do not simply grow in it are
@@ -417,7 +469,7 @@ impl Reading {
     }
 }
 
-/// GPUs that one query names.
+/// GPUs that one query names; all GPUs if it names none.
 struct Portion {
     label: String,
     gpus: Vec<String>,
@@ -425,6 +477,9 @@ struct Portion {
 
 impl Portion {
     fn vector(&self, metric: &str, store: &Store) -> String {
+        if self.gpus.is_empty() {
+            return store.vector(metric, "");
+        }
         let gpus: Vec<&str> = self.gpus.iter().map(String::as_str).collect();
         store.vector(metric, &one_of(&self.label, &gpus))
     }
@@ -444,6 +499,18 @@ impl Portions {
             }));
         }
         Self(portions)
+    }
+
+    /// All GPUs at once.
+    fn everything() -> Self {
+        Self(VecDeque::from([Portion {
+            label: String::new(),
+            gpus: Vec::new(),
+        }]))
+    }
+
+    fn are_many(&self) -> bool {
+        self.0.len() > MOST_PORTIONS
     }
 
     fn next(&mut self) -> Option<Portion> {

@@ -5,8 +5,9 @@
 //! report tells hours apart or is short, and otherwise a day of the report's zone. A window ends where the
 //! range does.
 //!
-//! Growth adds up over windows ([`crate::report::growth`]), so their length changes no sum. A day in which a
-//! counter does not simply grow is read by the hour.
+//! Growth is the same by the hour and by the day ([`crate::report::growth`]): a day in which a counter does not
+//! simply grow is read by the hour. What of a GPU's time does not fit together is found in each window as a
+//! whole, so a day hides what cancels out within it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,6 +20,8 @@ use crate::report::tally::{Dimension, Question};
 const SHORT: i64 = 72;
 /// Hours that one query asks for at most.
 const MOST_HOURS: i64 = 96;
+/// Seconds of a day.
+const DAY: i64 = 24 * HOUR;
 /// Windows that one query asks for at most.
 pub(super) const MOST_WINDOWS: i64 = 24;
 
@@ -89,15 +92,6 @@ impl Windows {
 }
 
 impl Run {
-    /// Hours, each a window.
-    pub(super) fn of_hours(hours: &Range<i64>) -> Self {
-        Self {
-            first_end: (hours.start + 1) * HOUR,
-            window: HOUR,
-            count: hours.end - hours.start,
-        }
-    }
-
     /// The part of the present hour that has passed.
     pub(super) fn of_part(span: &Span) -> Option<Self> {
         let whole = span.whole();
@@ -107,6 +101,21 @@ impl Run {
             window,
             count: 1,
         })
+    }
+
+    /// How far apart the windows' ends are, in seconds, or what divides the end of a single one: Thanos moves
+    /// times that are no multiple of it.
+    pub(super) fn step(&self) -> i64 {
+        match self.count {
+            1 if self.first_end % HOUR == 0 => HOUR,
+            1 => 1,
+            _ => self.window,
+        }
+    }
+
+    /// Whether it is more than a day.
+    pub(super) fn is_long(&self) -> bool {
+        self.window * self.count > DAY
     }
 
     /// When the last window ends, in seconds.
@@ -125,10 +134,23 @@ fn length(window: &Range<i64>) -> i64 {
 }
 
 impl Plan {
+    /// Hours, each a window.
+    pub(super) fn of_hours(hours: Range<i64>) -> Self {
+        Self {
+            windows: hours.map(|hour| hour..hour + 1).collect(),
+            most_hours: MOST_HOURS,
+        }
+    }
+
     /// Takes the next windows that are read together.
     pub(super) fn next(&mut self) -> Option<Run> {
-        let hours = length(self.windows.front()?);
-        let most = (self.most_hours / hours).clamp(1, MOST_WINDOWS);
+        let first = self.windows.front()?;
+        let hours = length(first);
+        // Windows that do not end at a multiple of their length are asked for one at a time: see `Run::step`.
+        let most = match first.end % hours {
+            0 => (self.most_hours / hours).clamp(1, MOST_WINDOWS),
+            _ => 1,
+        };
         let same = self
             .windows
             .iter()
@@ -241,8 +263,26 @@ mod tests {
     }
 
     #[test]
+    fn thanos_moved_times_that_are_no_multiple_of_the_step() {
+        // Days of Berlin in winter.
+        let mut plan = Windows(vec![-1..23, 23..47, 47..71, 71..72, 72..73]).plan();
+        let mut steps = Vec::new();
+        while let Some(run) = plan.next() {
+            assert_eq!(run.first_end % run.step(), 0, "{run:?}");
+            steps.push((run.count, run.step() / HOUR));
+        }
+        assert_eq!(steps, [(1, 1), (1, 1), (1, 1), (2, 1)]);
+        let part = Run {
+            first_end: 72 * HOUR + 61,
+            window: 61,
+            count: 1,
+        };
+        assert_eq!(part.step(), 1);
+    }
+
+    #[test]
     fn a_query_has_windows_of_one_length_and_fewer_after_one_that_was_too_much() {
-        let mut plan = Windows(vec![0..8, 8..32, 32..56, 56..80, 80..104, 104..128]).plan();
+        let mut plan = Windows(vec![16..24, 24..48, 48..72, 72..96, 96..120, 120..144]).plan();
         let run = |first_end: i64, hours: i64, count| {
             Some(Run {
                 first_end: first_end * HOUR,
@@ -250,16 +290,16 @@ mod tests {
                 count,
             })
         };
-        assert_eq!(plan.next(), run(8, 8, 1));
+        assert_eq!(plan.next(), run(24, 8, 1));
         let four = plan.next();
-        assert_eq!(four, run(32, 24, 4));
+        assert_eq!(four, run(48, 24, 4));
         assert!(plan.put_back(four.unwrap()));
-        assert_eq!(plan.next(), run(32, 24, 2));
+        assert_eq!(plan.next(), run(48, 24, 2));
         let two = plan.next();
-        assert_eq!(two, run(80, 24, 2));
+        assert_eq!(two, run(96, 24, 2));
         assert!(plan.put_back(two.unwrap()));
         let one = plan.next();
-        assert_eq!(one, run(80, 24, 1));
+        assert_eq!(one, run(96, 24, 1));
         // By the hour from here on.
         assert!(plan.put_back(one.unwrap()));
         let mut hours = Vec::new();
@@ -269,7 +309,7 @@ mod tests {
             hours.extend((0..run.count).map(|at| run.first_end / HOUR + at));
             smallest = Some(Run { count: 1, ..run });
         }
-        assert_eq!(hours, (57..=128).collect::<Vec<_>>());
+        assert_eq!(hours, (73..=144).collect::<Vec<_>>());
         assert!(!plan.put_back(smallest.unwrap()));
     }
 }

@@ -1,7 +1,5 @@
 //! Tests of `growth`.
 
-use std::ops::Range;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -68,15 +66,16 @@ fn windows_of(samples: &[Sample], hours: Range<i64>, length: i64) -> Vec<u128> {
                 return 0;
             }
             if counter.is_settled(&seen) {
-                return counter.hour(window.end - 1, &seen);
+                return counter.hours(window, &seen);
             }
-            let [before, last_before] = [2, 1].map(|back| {
-                let hour = window.start - back;
-                seen_of(&within(samples, &(hour..hour + 1)))
-            });
-            let most = before.iter().map(|seen| seen.most).max();
-            if let Some(most) = most.filter(|_| !last_before.is_empty()) {
-                counter.began(window.start - 1, most);
+            if let Some(whole) = counter.whole() {
+                let most = |hour| {
+                    let seen = seen_of(&within(samples, &(hour..hour + 1)));
+                    Some((hour, seen.iter().map(|seen| seen.most).max()?))
+                };
+                let mut active: Vec<(i64, u128)> = whole.filter_map(most).collect();
+                let (last, _) = active.pop().unwrap();
+                counter.ended_with(last, active.iter().map(|(_, most)| *most).max());
             }
             hours_of(&mut counter, samples, window).into_iter().sum()
         })
@@ -190,6 +189,55 @@ fn one_of_a_pair_that_missed_a_fall_is_not_lost_for_good() {
     let truth = 40 + 130;
     assert!(found <= truth, "{found}");
     assert!(found >= truth - 20, "{found}");
+}
+
+/// By the hour, and by windows of so many hours.
+fn both_ways(samples: &[Sample], hours: Range<i64>, length: i64) -> [u128; 2] {
+    [
+        grown(samples, hours.clone()),
+        windows_of(samples, hours, length).iter().sum(),
+    ]
+}
+
+#[test]
+fn a_value_of_an_earlier_life_made_a_second_stream_a_fall() {
+    let mut samples = series(0, &[(2_032, 716), (2_805, 62), (6_937, 2_736)]);
+    samples.extend(series(2, &[(12_583, 621)]));
+    assert_eq!(both_ways(&samples, 0..4, 2), [2_736, 2_736]);
+}
+
+#[test]
+fn a_day_that_ended_without_samples_made_a_fall_a_second_stream() {
+    // Up from 18:00 to 22:30, and again from 00:30 on, as another series that begins anew.
+    let points = |from: i64, to: i64, first: u128| -> Vec<(i64, u128)> {
+        let times = (from..to).step_by(600);
+        times.zip((first..).step_by(600)).collect()
+    };
+    let mut samples = series(0, &points(18 * 3_600, 81_000, 10));
+    samples.extend(series(1, &points(88_200, 48 * 3_600, 12)));
+    let [by_hour, by_day] = both_ways(&samples, 0..48, 24);
+    assert_eq!(by_hour, by_day);
+    assert_eq!(
+        by_hour,
+        81_000 - 600 - 18 * 3_600 + (48 * 3_600 - 600 - 88_200) + 12
+    );
+}
+
+#[test]
+fn a_pair_that_was_silent_was_known_from_the_wrong_one_of_its_values() {
+    let mut counters = [Counter::default(), Counter::default()];
+    let mut samples = series(1, &[(100, 95), (3_500, 100)]);
+    samples.extend(series(0, &[(4_000, 105), (7_000, 111)]));
+    samples.extend(series(1, &[(4_000, 105), (7_000, 111)]));
+    samples.sort_unstable();
+    for counter in &mut counters {
+        counter.seed(0, 100);
+        counter.seed(1, 90);
+    }
+    let by_hour: u128 = hours_of(&mut counters[0], &samples, 0..2).iter().sum();
+    let seen = seen_of(&samples);
+    assert!(!counters[1].is_settled(&seen));
+    assert_eq!(by_hour, 21);
 }
 
 /// A counter with its lives: each sample has the life that it is of.
@@ -312,8 +360,6 @@ proptest! {
     fn windows_of_any_length_grow_by_what_their_hours_do(
         steps in steps(), pair in any::<bool>(), each in prop::option::of(1_usize..40), length in 2_i64..30
     ) {
-        // A sample in every hour, as a store has it that scrapes.
-        let steps: Vec<_> = steps.into_iter().map(|(at, grows, anew, who)| (at % 900 + 1, grows, anew, who)).collect();
         let mut union = scraped(&steps, pair);
         if let Some(each) = each {
             // Targets are replaced, so that a counter goes on in another series or begins anew there.

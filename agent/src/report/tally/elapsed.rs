@@ -1,0 +1,48 @@
+//! How much of each of a GPU's hours is in a book.
+
+use crate::core::model::Nanos;
+
+/// Time by the hour, from the first hour that has any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elapsed {
+    first: i64,
+    hours: Vec<Nanos>,
+}
+
+impl Elapsed {
+    /// Adds time of an hour that is not before those that were added.
+    pub fn add(&mut self, hour: i64, time: Nanos) {
+        if self.hours.is_empty() {
+            self.first = hour;
+        }
+        let Ok(at) = usize::try_from(hour - self.first) else {
+            return;
+        };
+        if at >= self.hours.len() {
+            self.hours.resize(at + 1, Nanos::ZERO);
+        }
+        self.hours[at] += time;
+    }
+
+    /// The time of an hour.
+    pub(super) fn of(&self, hour: i64) -> Nanos {
+        let at = usize::try_from(hour - self.first).ok();
+        let time = at.and_then(|at| self.hours.get(at));
+        time.copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_in_between_have_nothing() {
+        let mut elapsed = Elapsed::default();
+        for (hour, time) in [(7, 1), (7, 2), (10, 5)] {
+            elapsed.add(hour, Nanos(time));
+        }
+        let found = [6, 7, 8, 10, 11].map(|hour| elapsed.of(hour).0);
+        assert_eq!(found, [0, 3, 0, 5, 0]);
+    }
+}
