@@ -20,7 +20,7 @@ use self::connector::Alpn;
 pub(crate) use self::connector::{ConnectError, Connector, Notes};
 pub use self::headers::HeaderError;
 pub(crate) use self::http::{HttpClient, HttpError};
-pub use self::tls::TlsFiles;
+pub use self::tls::{TlsFileNames, TlsFiles};
 use crate::secrets::taken_apart;
 
 /// How a receiver is spoken to.

@@ -129,6 +129,12 @@ pub async fn run(options: Options) -> ExitCode {
         let what = "cannot write the page to standard output: a terminal does not show it";
         return say(what, Some("redirect it: gpuacct report -o html > FILE"), 1);
     }
+    if let Some(flag) = options.focus.given()
+        && options.output != Output::Focus
+    {
+        let what = format!("{flag} is for --output focus");
+        return say(&what, Some("add -o focus, or leave it out"), 2);
+    }
     let now = Timestamp::now();
     let asked = match Asked::new(options.since, options.until, &options.timezone, now) {
         Ok(asked) => asked,

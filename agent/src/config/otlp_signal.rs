@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::span::Span;
-use crate::receiver::{Compression, Protocol, TlsFiles};
+use crate::receiver::{Compression, Protocol, TlsFileNames, TlsFiles};
 use crate::secrets::{self, STRUCK};
 
 /// How OTLP is spoken.
@@ -78,6 +78,7 @@ impl From<OtlpTls> for TlsFiles {
             cert_file,
             key_file,
             server_name,
+            names: TlsFileNames::default(),
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
-use super::tls::{TlsError, TlsFault, TlsFiles};
+use super::tls::{AskedInVain, TlsError, TlsFault, TlsFiles};
 use crate::maybe_tls::MaybeTls;
 
 /// What is spoken over the connections, in the words of ALPN.
@@ -164,27 +164,24 @@ impl Connector {
             return Ok(Link::new(
                 MaybeTls::Plain(stream),
                 self.notes,
-                Arc::default(),
+                AskedInVain::default(),
             ));
         }
         let (tls, alpn) = (Arc::clone(&self.tls), self.alpn.as_bytes());
         let terms = tokio::task::spawn_blocking(move || tls.read(&host, alpn)).await;
         let terms = terms.map_err(|_| ConnectError::Ending)??;
-        let asked_in_vain = terms.asked_in_vain;
-        self.notes.connection_begins(&asked_in_vain);
+        let asked = terms.asked;
+        self.notes.connection_begins(&asked.is_set);
         let connector = TlsConnector::from(terms.config);
         let stream = connector
             .connect(terms.name, stream)
             .await
-            .map_err(|error| {
-                let asked = asked_in_vain.load(Ordering::Relaxed);
-                match TlsFault::of_io(&error, asked) {
-                    Some(fault) => TlsError::Handshake(fault),
-                    None => TlsError::Broken(error),
-                }
+            .map_err(|error| match TlsFault::of_io(&error, asked.file()) {
+                Some(fault) => TlsError::Handshake(fault),
+                None => TlsError::Broken(error),
             })?;
         let stream = MaybeTls::Tls(Box::new(stream.into()));
-        Ok(Link::new(stream, self.notes, asked_in_vain))
+        Ok(Link::new(stream, self.notes, asked))
     }
 }
 
@@ -210,23 +207,23 @@ pub(crate) struct Link {
     notes: Notes,
     /// Whether anything has come back. From then on the receiver has accepted the agent.
     has_read: bool,
-    asked_in_vain: Arc<AtomicBool>,
+    asked: AskedInVain,
 }
 
 impl Link {
-    const fn new(stream: MaybeTls, notes: Notes, asked_in_vain: Arc<AtomicBool>) -> Self {
+    const fn new(stream: MaybeTls, notes: Notes, asked: AskedInVain) -> Self {
         Self {
             stream,
             notes,
             has_read: false,
-            asked_in_vain,
+            asked,
         }
     }
 
     fn noted<T>(&self, done: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &done
             && !self.has_read
-            && let Some(fault) = TlsFault::of_io(error, self.asked_in_vain.load(Ordering::Relaxed))
+            && let Some(fault) = TlsFault::of_io(error, self.asked.file())
         {
             self.notes.set_fault(fault);
         }

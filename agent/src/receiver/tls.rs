@@ -20,6 +20,27 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, Si
 
 use crate::text_file::{self, TextFileError};
 
+/// What the files of TLS are called where they are set, for error messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsFileNames {
+    /// The authorities.
+    pub ca: &'static str,
+    /// The client certificate.
+    pub cert: &'static str,
+    /// Its key.
+    pub key: &'static str,
+}
+
+impl Default for TlsFileNames {
+    fn default() -> Self {
+        Self {
+            ca: "otlp.tls.ca_file",
+            cert: "otlp.tls.cert_file",
+            key: "otlp.tls.key_file",
+        }
+    }
+}
+
 /// The files of TLS. Without any, the receiver's certificate is checked by the authorities that the
 /// system trusts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +54,8 @@ pub struct TlsFiles {
     pub key_file: Option<PathBuf>,
     /// The name that the receiver's certificate must have, where it is not the endpoint's host.
     pub server_name: Option<String>,
+    /// What the files are called.
+    pub names: TlsFileNames,
 }
 
 /// Why there is no TLS connection.
@@ -41,23 +64,23 @@ pub(crate) enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {what} {}", path.display())]
     Read {
-        what: &'static str,
+        what: String,
         path: PathBuf,
         source: TextFileError,
     },
     /// A file has not what is looked for.
     #[error("cannot use {what} {}: {found}", path.display())]
     Content {
-        what: &'static str,
+        what: String,
         path: PathBuf,
         found: String,
     },
     /// One of the two files is named without the other.
-    #[error("otlp.tls.cert_file and otlp.tls.key_file need each other, one of them is not set")]
-    Half,
+    #[error("{} and {} need each other, one of them is not set", .0.cert, .0.key)]
+    Half(TlsFileNames),
     /// The system trusts nobody.
-    #[error("the system has no certificate authorities ({0}), and otlp.tls.ca_file names none")]
-    NoRoots(String),
+    #[error("the system has no certificate authorities ({why}), and {ca} names none")]
+    NoRoots { why: String, ca: &'static str },
     /// The certificate has no name to compare.
     #[error("{0:?} is no name that a certificate can have")]
     Name(String),
@@ -75,8 +98,8 @@ impl TlsError {
         match self {
             Self::Read { .. }
             | Self::Content { .. }
-            | Self::Half
-            | Self::NoRoots(_)
+            | Self::Half(_)
+            | Self::NoRoots { .. }
             | Self::Name(_) => "tls_files",
             Self::Handshake(fault) => fault.class(),
             Self::Broken(_) => "tls",
@@ -97,8 +120,8 @@ enum FaultKind {
     UnknownCa,
     Expired,
     WrongName,
-    /// The receiver wants a certificate of the agent, and there is none.
-    NoClientCertificate,
+    /// The receiver wants a client certificate, and there is none. Its file is called so.
+    NoClientCertificate(&'static str),
     /// The receiver refuses the agent's certificate.
     ClientCertificate,
     Other,
@@ -120,12 +143,12 @@ impl std::fmt::Display for TlsFault {
             FaultKind::WrongName => {
                 write!(f, "the receiver's certificate has another name: ")
             }
-            FaultKind::NoClientCertificate => write!(
+            FaultKind::NoClientCertificate(file) => write!(
                 f,
-                "the receiver wants a client certificate, and otlp.tls.cert_file names none: "
+                "the receiver wants a client certificate, and {file} names none: "
             ),
             FaultKind::ClientCertificate => {
-                write!(f, "the receiver refuses the agent's certificate: ")
+                write!(f, "the receiver refuses the client certificate: ")
             }
             FaultKind::Other => Ok(()),
         }?;
@@ -140,7 +163,7 @@ impl TlsFault {
             FaultKind::UnknownCa => "tls_unknown_ca",
             FaultKind::Expired => "tls_expired",
             FaultKind::WrongName => "tls_wrong_name",
-            FaultKind::NoClientCertificate | FaultKind::ClientCertificate => {
+            FaultKind::NoClientCertificate(_) | FaultKind::ClientCertificate => {
                 "tls_client_certificate"
             }
             FaultKind::Other => "tls",
@@ -151,12 +174,13 @@ impl TlsFault {
     pub(crate) fn is_the_receivers(&self) -> bool {
         matches!(
             self.kind,
-            FaultKind::NoClientCertificate | FaultKind::ClientCertificate
+            FaultKind::NoClientCertificate(_) | FaultKind::ClientCertificate
         )
     }
 
-    /// What rustls reports. `asked_in_vain`: the receiver asked for a certificate and got none.
-    fn of(error: &rustls::Error, asked_in_vain: bool) -> Self {
+    /// What rustls reports. `in_vain`: the receiver asked for a certificate and got none; its file is called
+    /// so.
+    fn of(error: &rustls::Error, in_vain: Option<&'static str>) -> Self {
         use CertificateError as Bad;
         let kind = match error {
             rustls::Error::InvalidCertificate(bad) => match bad {
@@ -169,8 +193,8 @@ impl TlsFault {
                 _ => FaultKind::Other,
             },
             // By this one alone TLS 1.2 says that it wants a certificate.
-            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) if asked_in_vain => {
-                FaultKind::NoClientCertificate
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => {
+                in_vain.map_or(FaultKind::Other, FaultKind::NoClientCertificate)
             }
             rustls::Error::AlertReceived(
                 AlertDescription::CertificateRequired
@@ -182,10 +206,7 @@ impl TlsFault {
                 | AlertDescription::UnknownCA
                 | AlertDescription::AccessDenied
                 | AlertDescription::DecryptError,
-            ) => match asked_in_vain {
-                true => FaultKind::NoClientCertificate,
-                false => FaultKind::ClientCertificate,
-            },
+            ) => in_vain.map_or(FaultKind::ClientCertificate, FaultKind::NoClientCertificate),
             _ => FaultKind::Other,
         };
         let words = error.to_string();
@@ -193,9 +214,9 @@ impl TlsFault {
     }
 
     /// The fault that an error of a TLS stream stands for, if it is one of TLS.
-    pub(super) fn of_io(error: &std::io::Error, asked_in_vain: bool) -> Option<Self> {
+    pub(super) fn of_io(error: &std::io::Error, in_vain: Option<&'static str>) -> Option<Self> {
         let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-        Some(Self::of(error, asked_in_vain))
+        Some(Self::of(error, in_vain))
     }
 }
 
@@ -203,8 +224,22 @@ impl TlsFault {
 pub(super) struct Terms {
     pub(super) config: Arc<ClientConfig>,
     pub(super) name: ServerName<'static>,
-    /// Set when the receiver has asked for a certificate and there was none.
-    pub(super) asked_in_vain: Arc<AtomicBool>,
+    pub(super) asked: AskedInVain,
+}
+
+/// Whether the receiver of a connection has asked for a certificate and there was none.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AskedInVain {
+    pub(super) is_set: Arc<AtomicBool>,
+    /// What the file of the certificate is called.
+    file: &'static str,
+}
+
+impl AskedInVain {
+    /// What the file is called that would have had it.
+    pub(super) fn file(&self) -> Option<&'static str> {
+        self.is_set.load(Ordering::Relaxed).then_some(self.file)
+    }
 }
 
 impl TlsFiles {
@@ -215,34 +250,37 @@ impl TlsFiles {
     /// If a file cannot be used.
     pub(super) fn read(&self, host: &str, protocol: &[u8]) -> Result<Terms, TlsError> {
         let roots = match &self.ca_file {
-            Some(path) => authorities(path)?,
-            None => system_authorities()?,
+            Some(path) => authorities(self.names, path)?,
+            None => system_authorities(self.names)?,
         };
         let certificate = match (&self.cert_file, &self.key_file) {
-            (Some(cert), Some(key)) => Some(Arc::new(certified_key(cert, key)?)),
+            (Some(cert), Some(key)) => Some(Arc::new(certified_key(self.names, cert, key)?)),
             (None, None) => None,
-            _ => return Err(TlsError::Half),
+            _ => return Err(TlsError::Half(self.names)),
         };
         let name = self.server_name.as_deref().unwrap_or(host);
         // An IPv6 address is in brackets in a URL and without them in a certificate.
         let name = name.trim_start_matches('[').trim_end_matches(']');
         let name =
             ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
-        let asked_in_vain = Arc::new(AtomicBool::new(false));
+        let asked = AskedInVain {
+            is_set: Arc::default(),
+            file: self.names.cert,
+        };
         let resolver = ClientCertificate {
             certificate,
-            asked_in_vain: Arc::clone(&asked_in_vain),
+            asked_in_vain: Arc::clone(&asked.is_set),
         };
         let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|error| TlsError::Handshake(TlsFault::of(&error, false)))?
+            .map_err(|error| TlsError::Handshake(TlsFault::of(&error, None)))?
             .with_root_certificates(roots)
             .with_client_cert_resolver(Arc::new(resolver));
         config.alpn_protocols = vec![protocol.to_vec()];
         Ok(Terms {
             config: Arc::new(config),
             name,
-            asked_in_vain,
+            asked,
         })
     }
 
@@ -273,12 +311,12 @@ impl ResolvesClientCert for ClientCertificate {
     }
 }
 
-fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
-    let what = "the certificate authorities of otlp.tls.ca_file";
+fn authorities(names: TlsFileNames, path: &Path) -> Result<RootCertStore, TlsError> {
+    let what = format!("the certificate authorities of {}", names.ca);
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(what, path)? {
+    for certificate in certificates(&what, path)? {
         roots.add(certificate).map_err(|error| TlsError::Content {
-            what,
+            what: what.clone(),
             path: path.to_owned(),
             found: error.to_string(),
         })?;
@@ -288,7 +326,7 @@ fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
 
 /// Those of the system, wherever the distribution has them; `SSL_CERT_FILE` and `SSL_CERT_DIR` name
 /// others.
-fn system_authorities() -> Result<RootCertStore, TlsError> {
+fn system_authorities(names: TlsFileNames) -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     // The system's collection may have some that rustls cannot read. The others are of use.
@@ -296,28 +334,29 @@ fn system_authorities() -> Result<RootCertStore, TlsError> {
     if used == 0 {
         let why = found.errors.first().map(ToString::to_string);
         let why = why.unwrap_or_else(|| "none was found".to_owned());
-        return Err(TlsError::NoRoots(why));
+        return Err(TlsError::NoRoots { why, ca: names.ca });
     }
     Ok(roots)
 }
 
-fn certified_key(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
-    let chain = certificates("the client certificate of otlp.tls.cert_file", cert)?;
-    let what = "the key of otlp.tls.key_file";
+fn certified_key(names: TlsFileNames, cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+    let what = format!("the client certificate of {}", names.cert);
+    let chain = certificates(&what, cert)?;
+    let what = format!("the key of {}", names.key);
     let wrong = |found: String| TlsError::Content {
-        what,
+        what: what.clone(),
         path: key.to_owned(),
         found,
     };
-    let der = PrivateKeyDer::from_pem_slice(text(what, key)?.as_bytes())
+    let der = PrivateKeyDer::from_pem_slice(text(&what, key)?.as_bytes())
         .map_err(|error| wrong(error.to_string()))?;
     CertifiedKey::from_der(chain, der, &default_provider())
         .map_err(|error| wrong(error.to_string()))
 }
 
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(what: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |found: String| TlsError::Content {
-        what,
+        what: what.to_owned(),
         path: path.to_owned(),
         found,
     };
@@ -331,9 +370,9 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
     Ok(found)
 }
 
-fn text(what: &'static str, path: &Path) -> Result<String, TlsError> {
+fn text(what: &str, path: &Path) -> Result<String, TlsError> {
     text_file::read(path).map_err(|source| TlsError::Read {
-        what,
+        what: what.to_owned(),
         path: path.to_owned(),
         source,
     })

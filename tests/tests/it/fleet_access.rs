@@ -139,7 +139,14 @@ fn prometheus_behind_tls_client_certificates_and_passwords() {
         let output = ask(&url, base, &client.tls(None, true), &[]);
         says(&output, &["status 401"]);
         let output = ask(&url, base, &with(client.tls(None, false), &right), &[]);
-        says(&output, &["client certificate", "--cert and --key"]);
+        says(
+            &output,
+            &[
+                "client certificate",
+                "--cert names none",
+                "--cert and --key",
+            ],
+        );
         let other = Authority::new(dir, "other").unwrap();
         let output = ask(
             &url,

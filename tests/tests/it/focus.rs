@@ -379,3 +379,23 @@ fn costs_without_prices_are_refused_in_words() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[test]
+fn flags_of_focus_were_ignored_without_it() {
+    let dir = TempDir::new().unwrap();
+    past(dir.path()).end();
+    for flag in [
+        ["--focus-version", "1.3"],
+        ["--focus-provider", "us"],
+        ["--focus-account", "a"],
+    ] {
+        let output = report(dir.path(), &[&RANGE[..], &flag].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = format!(
+            "error: {} is for --output focus\n  -> add -o focus, or leave it out\n",
+            flag[0]
+        );
+        assert_eq!(said, expected);
+        assert_eq!(output.status.code(), Some(2));
+    }
+}

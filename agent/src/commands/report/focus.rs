@@ -31,15 +31,44 @@ const UNIT: &str = "Hours";
 #[command(next_help_heading = "Costs for FinOps tools, with --output focus and --prices")]
 pub(super) struct Flags {
     /// Version of the FinOps Open Cost and Usage Specification; 1.3 has its columns for split costs
-    #[arg(long, value_enum, value_name = "VERSION", default_value_t = Version::V1_2)]
-    focus_version: Version,
+    /// [default: 1.2]
+    #[arg(long, value_enum, value_name = "VERSION")]
+    focus_version: Option<Version>,
     /// Who provides the GPUs. Fills the columns of provider, publisher and invoice issuer, and in 1.3
-    /// of host provider and service provider
-    #[arg(long, value_name = "NAME", default_value = "gpuacct", value_parser = named)]
-    focus_provider: String,
-    /// The billing account, for example the cluster
-    #[arg(long, value_name = "ID", default_value = "gpuacct", value_parser = named)]
-    focus_account: String,
+    /// of host provider and service provider [default: gpuacct]
+    #[arg(long, value_name = "NAME", value_parser = named)]
+    focus_provider: Option<String>,
+    /// The billing account, for example the cluster [default: gpuacct]
+    #[arg(long, value_name = "ID", value_parser = named)]
+    focus_account: Option<String>,
+}
+
+/// The provider and the account that are not named.
+const UNNAMED: &str = "gpuacct";
+
+impl Flags {
+    /// A flag that was given. All of them need `--output focus`.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--focus-version", self.focus_version.is_some()),
+            ("--focus-provider", self.focus_provider.is_some()),
+            ("--focus-account", self.focus_account.is_some()),
+        ];
+        let mut given = flags.into_iter().filter(|(_, is_given)| *is_given);
+        given.next().map(|(flag, _)| flag)
+    }
+
+    fn version(&self) -> Version {
+        self.focus_version.unwrap_or_default()
+    }
+
+    fn provider(&self) -> &str {
+        self.focus_provider.as_deref().unwrap_or(UNNAMED)
+    }
+
+    fn account(&self) -> &str {
+        self.focus_account.as_deref().unwrap_or(UNNAMED)
+    }
 }
 
 /// A name that is not blank.
@@ -51,9 +80,10 @@ fn named(text: &str) -> Result<String, String> {
 }
 
 /// A version of the specification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum Version {
     /// Without an allocation.
+    #[default]
     #[value(name = "1.2")]
     V1_2,
     /// With the columns for split costs.
@@ -74,7 +104,7 @@ pub(super) fn text(
     report: &Report,
 ) -> Result<String, ExitCode> {
     let made = match &question.prices {
-        Some(prices) => focus::charges(report, prices, flags.focus_version == Version::V1_3),
+        Some(prices) => focus::charges(report, prices, flags.version() == Version::V1_3),
         None => Err(FocusError::NoPrices),
     };
     let charges = made.map_err(|error| complain(&error, 2))?;
@@ -112,7 +142,7 @@ fn csv(flags: &Flags, report: &Report, charges: &[Charge]) -> io::Result<String>
     let mut writer = csv::WriterBuilder::new()
         .terminator(csv::Terminator::CRLF)
         .from_writer(Vec::new());
-    let is_in = |of: &&Column| of.only.is_none_or(|version| version == flags.focus_version);
+    let is_in = |of: &&Column| of.only.is_none_or(|version| version == flags.version());
     let columns: Vec<&Column> = COLUMNS.iter().filter(is_in).collect();
     writer.write_record(columns.iter().map(|column| column.name))?;
     let currency = report.currency.as_deref().unwrap_or_default();
@@ -246,8 +276,8 @@ const COLUMNS: [Column; 65] = [
     }),
     only(Version::V1_3, "AllocatedTags", |of| of.tags()),
     both("BilledCost", |of| some(of.charge.billed)),
-    both("BillingAccountId", |of| some(&of.flags.focus_account)),
-    both("BillingAccountName", |of| some(&of.flags.focus_account)),
+    both("BillingAccountId", |of| some(of.flags.account())),
+    both("BillingAccountName", |of| some(of.flags.account())),
     both("BillingCurrency", |of| some(of.currency)),
     both("BillingPeriodEnd", |of| {
         of.month().and_then(|of| some(of.1))
@@ -271,10 +301,10 @@ const COLUMNS: [Column; 65] = [
     both("ContractedUnitPrice", |of| some(of.origin.price)),
     both("EffectiveCost", |of| some(of.charge.cost)),
     only(Version::V1_3, "HostProviderName", |of| {
-        some(&of.flags.focus_provider)
+        some(of.flags.provider())
     }),
     both("InvoiceId", |_| None),
-    both("InvoiceIssuerName", |of| some(&of.flags.focus_provider)),
+    both("InvoiceIssuerName", |of| some(of.flags.provider())),
     both("ListCost", |of| some(of.charge.cost)),
     both("ListUnitPrice", |of| some(of.origin.price)),
     both("PricingCategory", |_| some("Standard")),
@@ -286,8 +316,8 @@ const COLUMNS: [Column; 65] = [
     both("PricingCurrencyListUnitPrice", |of| some(of.origin.price)),
     both("PricingQuantity", |of| some(of.charge.hours)),
     both("PricingUnit", |_| some(UNIT)),
-    both("ProviderName", |of| some(&of.flags.focus_provider)),
-    both("PublisherName", |of| some(&of.flags.focus_provider)),
+    both("ProviderName", |of| some(of.flags.provider())),
+    both("PublisherName", |of| some(of.flags.provider())),
     both("ResourceId", |of| some(&of.origin.gpu)),
     both("ResourceName", |of| {
         let (node, index) = of.origin.node.as_ref().zip(of.origin.index.as_ref())?;
@@ -302,7 +332,7 @@ const COLUMNS: [Column; 65] = [
     both("ServiceCategory", |_| some("Compute")),
     both("ServiceName", |_| some("GPU")),
     only(Version::V1_3, "ServiceProviderName", |of| {
-        some(&of.flags.focus_provider)
+        some(of.flags.provider())
     }),
     both("ServiceSubcategory", |_| some("Other (Compute)")),
     both("SkuId", |of| some(of.sku())),
@@ -319,7 +349,7 @@ const COLUMNS: [Column; 65] = [
     both("SkuPriceId", |of| some(of.sku())),
     only(Version::V1_2, "SubAccountId", |of| of.namespace()),
     only(Version::V1_2, "SubAccountName", |of| of.namespace()),
-    both("Tags", |of| match of.flags.focus_version {
+    both("Tags", |of| match of.flags.version() {
         Version::V1_2 => of.tags(),
         // These are the tags of the GPU, and it has none.
         Version::V1_3 => None,

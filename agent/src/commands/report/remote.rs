@@ -9,7 +9,7 @@ use super::super::complaint::complain;
 use super::super::environment::path;
 use super::super::progress::Progress;
 use crate::config::Span;
-use crate::receiver::TlsFiles;
+use crate::receiver::{TlsFileNames, TlsFiles};
 use crate::report::fleet::{self, FleetError};
 use crate::report::promql::{Access, Store};
 use crate::report::tally::{Question, Report};
@@ -115,6 +115,11 @@ impl Remote {
                 cert_file: self.cert.clone(),
                 key_file: self.key.clone(),
                 server_name: None,
+                names: TlsFileNames {
+                    ca: "--ca",
+                    cert: "--cert",
+                    key: "--key",
+                },
             },
             timeout: self.timeout.0,
         };

@@ -261,7 +261,7 @@ async fn each_thing_that_is_wrong_with_a_certificate_has_its_own_class() {
             ca(),
             foreign.clone(),
             "tls_client_certificate",
-            "refuses the agent's",
+            "refuses the client",
         ),
         (
             good(),
