@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// Show a fleet: three nodes, two clusters, two stores of metrics, and the same bill by each road
     #[arg(long, conflicts_with = "time")]
     fleet: bool,
+    /// Wait for the end of the hour, and run a job of 12 s over it
+    #[arg(long, requires = "fleet")]
+    over_the_hour: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -31,12 +34,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             (test::NEWEST_PROMETHEUS, archive::newest_prometheus()?),
             (test::VICTORIA_METRICS, archive::victoria_metrics()?),
         ];
-        return parts
-            .into_iter()
-            .fold(program("fleet-demo")?, |demo, (name, path)| {
-                demo.env(name, path)
-            })
-            .run();
+        let demo = test::with(program("fleet-demo")?, &parts);
+        return match options.over_the_hour {
+            true => demo.arg("--over-the-hour").run(),
+            false => demo.run(),
+        };
     }
     program("demo")?
         .arg("--seconds")

@@ -26,8 +26,7 @@ const MODULES: [&str; 11] = [
 const DASHBOARDS: [&str; 1] = ["dashboards::"];
 /// The parts that these need. An OpenTelemetry Collector is not among them: nothing here fetches one, and
 /// the test that wants it says that it is skipped.
-const PARTS: &str =
-    "agent,amtool,chdb,duckdb,namespaces,prometheus-new,promtool,pypi,registry,systemd";
+const PARTS: &str = "agent,amtool,chdb,duckdb,namespaces,prometheus-new,promtool,pypi,registry,systemd,victoria-metrics";
 /// The parts that the dashboards need.
 const PARTS_OF_DASHBOARDS: &str = "agent,docker,prometheus-new";
 

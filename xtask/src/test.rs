@@ -202,6 +202,7 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
         parts.push((AMTOOL, archive::amtool()?));
         parts.push((REGISTRY, archive::registry()?));
         parts.push((NEWEST_PROMETHEUS, archive::newest_prometheus()?));
+        parts.push((VICTORIA_METRICS, archive::victoria_metrics()?));
         parts.push((build::OBJECT_VARIABLE, build::object()?));
         parts.push(("GPUACCT_BIN", built.join("gpuacct")));
         return Ok(parts);

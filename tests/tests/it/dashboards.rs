@@ -308,6 +308,9 @@ impl Rig {
         config.pod_resources.interval = Span(Duration::from_secs(1));
         config.gpu.health.interval = Span(Duration::from_secs(1));
         config.publish.zero_for = Span(ZERO_FOR);
+        // Nobody takes them: no hour ends while the test runs.
+        config.records.enabled = true;
+        config.records.endpoint = Some("http://127.0.0.1:9".to_owned());
         config.prometheus.owner_prefix = owner_prefix.to_owned();
         let mut agent = node.agent("agent", config).unwrap();
         agent

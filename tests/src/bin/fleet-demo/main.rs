@@ -14,7 +14,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use gpuacct::config::Config;
@@ -40,11 +40,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const NANOS: f64 = 1e9;
 /// How far apart two bills may be that have the same digits: stores keep doubles.
 const ROUNDING: f64 = 1e-6;
+/// A job that no poll would see.
+const SHORT: Duration = Duration::from_millis(300);
+/// A job over the end of an hour.
+const OVER_THE_HOUR: Duration = Duration::from_secs(12);
+const HOUR: Duration = Duration::from_secs(3_600);
 /// What an agent's folder below its node's is called.
 const AGENT: &str = "agent";
 
 fn main() -> ExitCode {
-    match run() {
+    let is_over_the_hour = std::env::args().any(|argument| argument == "--over-the-hour");
+    match run(is_over_the_hour) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -53,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<()> {
+fn run(is_over_the_hour: bool) -> Result<()> {
     docker::available().context("the demo starts a dockerd of its own")?;
     let interrupted = interrupted()?;
     let dir = tempfile::Builder::new()
@@ -110,7 +116,11 @@ fn run() -> Result<()> {
     fleet.nodes[1].reboot()?;
     let again = fleet.nodes[1].run(&mut docker, "batch", "render-1", 1, "0.4")?;
     rest()?;
-    short_job(&mut docker, &fleet.nodes[1])?;
+    short_job(&mut docker, &fleet.nodes[1], "thumbnail-0", SHORT)?;
+    if is_over_the_hour {
+        rest_until(before_the_hour()?, &interrupted)?;
+        short_job(&mut docker, &fleet.nodes[1], "nightly-0", OVER_THE_HOUR)?;
+    }
 
     for container in [train, chat, late, again] {
         docker.remove(&container)?;
@@ -127,14 +137,24 @@ fn run() -> Result<()> {
     compare(&booked, &scraped, &in_sql)
 }
 
-/// A job of 300 ms, which no poll would see.
-fn short_job(docker: &mut Dockerd, node: &FleetNode) -> Result<()> {
-    println!("a job of 300 ms runs on node-2");
-    let spec = node.spec("batch", "thumbnail-0", 0, "1");
+/// A job that ends by itself.
+fn short_job(docker: &mut Dockerd, node: &FleetNode, pod: &str, length: Duration) -> Result<()> {
+    println!("{pod} of batch works on {} for {length:?}", node.name);
+    let spec = node.spec("batch", pod, 0, "1");
     let mut command = node.node.work(0, "1", &spec.name);
-    command.extend(["--duration-ms", "300"].map(str::to_owned));
+    command.extend(["--duration-ms".to_owned(), length.as_millis().to_string()]);
     docker.run_to_end(&spec.command(command))?;
     Ok(())
+}
+
+/// When a job has to start of which half is in the next hour.
+fn before_the_hour() -> Result<Instant> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let half = OVER_THE_HOUR / 2;
+    let in_hour = Duration::from_secs((now + half).as_secs() % HOUR.as_secs());
+    let wait = HOUR - in_hour;
+    println!("waiting for the end of the hour, {} s", wait.as_secs());
+    Ok(Instant::now() + wait)
 }
 
 /// The stores that all clusters write into.

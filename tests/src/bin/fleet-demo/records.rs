@@ -45,15 +45,12 @@ pub(crate) fn bills(fleet: &mut Fleet, dir: &Path) -> Result<[(&'static str, Bil
 fn end_hour(ledger: &Path) -> Result<()> {
     let connection =
         Connection::open(ledger).with_context(|| format!("cannot open {}", ledger.display()))?;
+    // By way of negative numbers: no row may take the number of another one that has not moved yet.
+    let moved = ["hours", "gpu_hours", "reason_hours", "meta"].map(|table| {
+        format!("UPDATE {table} SET hour = 1 - hour; UPDATE {table} SET hour = -hour;")
+    });
     connection
-        .execute_batch(
-            "BEGIN IMMEDIATE;
-            UPDATE hours SET hour = hour - 1;
-            UPDATE gpu_hours SET hour = hour - 1;
-            UPDATE reason_hours SET hour = hour - 1;
-            UPDATE meta SET hour = hour - 1;
-            COMMIT;",
-        )
+        .execute_batch(&format!("BEGIN IMMEDIATE; {} COMMIT;", moved.concat()))
         .with_context(|| format!("cannot end the hour of {}", ledger.display()))
 }
 
