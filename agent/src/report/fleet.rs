@@ -160,6 +160,7 @@ impl Fleet {
         };
         let since = span.since();
         let (windows, hours) = (Windows::of(span, question), Windows::hours(span));
+        let mut most_hours = windows::MOST_HOURS;
         let mut own: Vec<Labels> = Vec::new();
         for family in &FAMILIES {
             if !fleet.names.contains(family.name) {
@@ -177,7 +178,8 @@ impl Fleet {
                     fleet.add(*family, Grown { hour, ..grown });
                 }
             };
-            let mut reading = Reading::of(*family, store, span, read_by, &mut add).await?;
+            let mut reading =
+                Reading::of(*family, store, span, read_by, &mut most_hours, &mut add).await?;
             match family.what {
                 What::Gpu(OfGpu::Elapsed) => {
                     fleet.active = reading.active;
@@ -236,7 +238,7 @@ impl Fleet {
         let hour = hours.entry(grown.hour).or_default();
         let used = |used: &mut late_names::Used, add: &dyn Fn(&mut Amounts)| {
             let of_owner = used.entry((Arc::clone(gpu), owner.clone())).or_default();
-            add(of_owner.entry(grown.hour).or_default());
+            add(of_owner.of_mut(grown.hour));
         };
         match family.what {
             What::Gpu(OfGpu::Elapsed) => hour.elapsed += Nanos(small),
@@ -391,21 +393,21 @@ impl Fleet {
         let pods = used.keys().filter_map(|(_, owner)| owner.pod());
         let unlabelled: BTreeSet<Pod> = pods.filter(|pod| self.pod_labels.lacks(pod)).collect();
         remarks.unlabelled(unlabelled.len());
-        for (account, ((gpu, owner), hours)) in (0_i64..).zip(&used) {
-            let Some(number) = numbers.get(gpu) else {
+        for (account, ((gpu, owner), hours)) in (0_i64..).zip(used) {
+            let Some(number) = numbers.get(&gpu) else {
                 continue;
             };
             for (hour, amounts) in hours {
-                if *amounts == Amounts::ZERO {
+                if amounts == Amounts::ZERO {
                     continue;
                 }
                 let used = Used {
-                    hour: *hour,
+                    hour,
                     account,
-                    amounts: *amounts,
+                    amounts,
                 };
                 tally.account(used, |_| {
-                    Ok::<_, MoneyError>(self.account(*number, gpu, owner))
+                    Ok::<_, MoneyError>(self.account(*number, &gpu, &owner))
                 })?;
             }
         }
@@ -413,9 +415,13 @@ impl Fleet {
             let Some((mut hours, number)) = self.hours.remove(gpu).zip(numbers.get(gpu)) else {
                 continue;
             };
+            let raw: Vec<Nanos> = hours.values().map(|hour| hour.elapsed).collect();
             let apart = balance::balance(&mut hours);
             remarks.gpu(gpu, apart, hours.values().map(|hour| hour.elapsed).sum());
-            if let Some(elapsed) = self.elapsed.remove(gpu) {
+            if let Some(mut elapsed) = self.elapsed.remove(gpu) {
+                for (raw, (last_hour, hour)) in raw.into_iter().zip(&hours) {
+                    elapsed.correct(*last_hour, raw, hour.elapsed);
+                }
                 tally.elapsed(*number, elapsed);
             }
             for (book, reasons) in balance::books(*number, hours) {

@@ -131,7 +131,7 @@ impl Counter {
     pub fn ended_with(&mut self, hour: i64, before: Option<u128>) {
         self.whole = None;
         self.hour = Some(hour);
-        self.begin = before.unwrap_or(self.begin);
+        self.begin = self.begin.max(before.unwrap_or(0));
     }
 
     /// Growth in a plain hour. Hours come in order.

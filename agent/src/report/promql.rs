@@ -278,11 +278,13 @@ impl Store {
         last: i64,
         step: i64,
     ) -> Result<Vec<Series>, StoreError> {
-        let answer = self.ask_range(query.to_owned(), first, last, step).await?;
+        let query = query.to_owned();
+        let answer = self.ask_range(query, first, last, step, false).await?;
         self.read_range(answer)
     }
 
-    /// The same, without reading the answer. Several can be asked at once.
+    /// The same, without reading the answer. Several can be asked at once. One that takes too long is not
+    /// repeated if the caller `can_ask_for_less`.
     ///
     /// # Errors
     /// If there is no answer.
@@ -292,6 +294,7 @@ impl Store {
         first: i64,
         last: i64,
         step: i64,
+        can_ask_for_less: bool,
     ) -> Result<RangeAnswer, StoreError> {
         let parameters = [
             ("query", query),
@@ -299,7 +302,9 @@ impl Store {
             ("end", last.to_string()),
             ("step", step.to_string()),
         ];
-        let body = self.ask("query_range", &parameters).await?;
+        let body = self
+            .ask("query_range", &parameters, can_ask_for_less)
+            .await?;
         let times = (first..=last).step_by(usize::try_from(step.max(1)).unwrap_or(1));
         Ok(RangeAnswer {
             parameters,
@@ -337,7 +342,7 @@ impl Store {
             ("query", format!("{vector}[{seconds}s]")),
             ("time", at.to_string()),
         ];
-        let body = self.ask("query", &parameters).await?;
+        let body = self.ask("query", &parameters, false).await?;
         let window = (at - seconds) * 1000..=at * 1000;
         self.read(&parameters, &body, |body| {
             answer::samples(body, |at_ms| window.contains(&at_ms))
@@ -355,7 +360,7 @@ impl Store {
         last: i64,
     ) -> Result<Vec<Labels>, StoreError> {
         let parameters = matched(vector, first, last);
-        let body = self.ask("series", &parameters).await?;
+        let body = self.ask("series", &parameters, false).await?;
         self.read(&parameters, &body, answer::label_sets)
     }
 
@@ -370,7 +375,9 @@ impl Store {
         last: i64,
     ) -> Result<BTreeSet<String>, StoreError> {
         let parameters = matched(vector, first, last);
-        let body = self.ask("label/__name__/values", &parameters).await?;
+        let body = self
+            .ask("label/__name__/values", &parameters, false)
+            .await?;
         self.read(&parameters, &body, answer::values)
     }
 
@@ -398,6 +405,7 @@ impl Store {
         &self,
         path: &str,
         parameters: &[(&str, String)],
+        can_ask_for_less: bool,
     ) -> Result<bytes::Bytes, StoreError> {
         let query = question(parameters);
         let wrong = |found: String| StoreError::Url {
@@ -426,7 +434,8 @@ impl Store {
                 StoreError::Slow { .. } => true,
                 _ => false,
             };
-            if !passes || tried >= TRIES {
+            let is_last = tried >= TRIES || (can_ask_for_less && error.is_too_slow());
+            if !passes || is_last {
                 return Err(error);
             }
             tokio::time::sleep(PAUSE * tried).await;

@@ -11,8 +11,35 @@ use super::families::Owner;
 use crate::core::amounts::Amounts;
 use crate::core::model::{NONE, UNRESOLVED};
 
-/// What each owner used of each GPU, by hour.
-pub(super) type Used = BTreeMap<(Arc<str>, Owner), BTreeMap<i64, Amounts>>;
+/// What each owner used of each GPU.
+pub(super) type Used = BTreeMap<(Arc<str>, Owner), Hours>;
+
+/// What was used in windows, in the order of their last hours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hours(Vec<(i64, Amounts)>);
+
+impl Hours {
+    /// The amounts of a window.
+    pub(super) fn of_mut(&mut self, hour: i64) -> &mut Amounts {
+        let at = match self.0.binary_search_by_key(&hour, |(hour, _)| *hour) {
+            Ok(at) => at,
+            Err(at) => {
+                self.0.insert(at, (hour, Amounts::ZERO));
+                at
+            }
+        };
+        &mut self.0[at].1
+    }
+}
+
+impl IntoIterator for Hours {
+    type Item = (i64, Amounts);
+    type IntoIter = std::vec::IntoIter<(i64, Amounts)>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
 
 /// Gives what containers used before they were named to their names. A container with two names keeps what
 /// it used without one.
@@ -35,7 +62,7 @@ pub(super) fn give_to_names(used: Used) -> Used {
             .and_then(|id| names.get(&id).cloned().flatten());
         let of_owner = named.entry((gpu, name.unwrap_or(owner))).or_default();
         for (hour, amounts) in hours {
-            *of_owner.entry(hour).or_default() += amounts;
+            *of_owner.of_mut(hour) += amounts;
         }
     }
     named
@@ -76,7 +103,7 @@ mod tests {
             ..Amounts::ZERO
         };
         let rows = rows.iter().map(|(gpu, owner, busy)| {
-            let hours = BTreeMap::from([(7, amounts(*busy))]);
+            let hours = Hours(vec![(7, amounts(*busy))]);
             (((*gpu).into(), owner.clone()), hours)
         });
         rows.collect()

@@ -82,7 +82,8 @@ impl PodLabels {
         // The part of the present hour that has passed.
         let passed = span.end - whole * HOUR;
         if whole < span.hours.end && passed > 0 {
-            let found = store.range(&query(passed), span.end, span.end, HOUR).await;
+            // Thanos moves times to multiples of the step.
+            let found = store.range(&query(passed), span.end, span.end, 1).await;
             labels.add(found?, &mut known);
         }
         // A pod of that hour may not be there; a label that no pod has was never published.

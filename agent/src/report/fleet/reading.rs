@@ -84,12 +84,14 @@ pub(super) struct Reading {
 type Sink<'a> = &'a mut (dyn FnMut(Grown) + Send);
 
 impl Reading {
-    /// Reads the growth of a family in windows.
+    /// Reads the growth of a family in windows. One query asks for `most_hours` at most, which becomes less if
+    /// that is too much.
     pub(super) async fn of(
         family: Family,
         store: &mut Store,
         span: &Span,
         windows: &Windows,
+        most_hours: &mut i64,
         sink: Sink<'_>,
     ) -> Result<Self, FleetError> {
         let mut reading = Self {
@@ -117,7 +119,7 @@ impl Reading {
                     .seed(number, value);
             }
         }
-        let mut plan = windows.plan();
+        let mut plan = windows.plan(*most_hours);
         while let Some(run) = plan.next() {
             match reading.seen(store, &vector, &run).await {
                 Err(error) if error.is_too_much() && plan.put_back(run) => {}
@@ -126,6 +128,7 @@ impl Reading {
                 seen => reading.add_run(store, run, seen?, sink).await?,
             }
         }
+        *most_hours = plan.most_hours();
         if let Some(run) = Run::of_part(span) {
             let seen = reading.seen(store, &vector, &run).await?;
             reading.add_run(store, run, seen, sink).await?;
@@ -144,7 +147,7 @@ impl Reading {
         let step = run.step();
         let ask = |function| {
             let query = format!("{function}({vector}[{window}s])");
-            store.ask_range(query, first, last, step)
+            store.ask_range(query, first, last, step, run.is_long())
         };
         let (least, most, falls) =
             tokio::try_join!(ask("min_over_time"), ask("max_over_time"), ask("resets"))?;
@@ -225,6 +228,7 @@ impl Reading {
     ) -> Result<(), FleetError> {
         let hour = hours.end - 1;
         let mut others = BTreeSet::new();
+        let mut series = BTreeSet::new();
         for (subject, seen) in subjects {
             let counter = self.counters.entry(Arc::clone(&subject)).or_default();
             if counter.is_settled(&seen) {
@@ -235,16 +239,37 @@ impl Reading {
                     amount,
                 });
             } else {
+                series.extend(seen.iter().map(|seen| seen.series));
                 others.insert(subject);
             }
         }
         if others.is_empty() {
             return Ok(());
         }
-        // Hours before it that were added as one are read as well: how high the counter stood in them says
-        // whether a new series lags.
+        self.find_ends(store, &others).await?;
+        let by_hour = self.by_hour(store, hours, &others).await?;
+        for seen in by_hour.values().flat_map(BTreeMap::values).flatten() {
+            series.remove(&seen.series);
+        }
+        if !series.is_empty() {
+            return Err(self.half(store, NO_HOURS));
+        }
+        for (hour, subjects) in by_hour {
+            self.add_hour(store, hour, (hour + 1) * HOUR, HOUR, subjects, sink)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the hours that were added as one and last for some subjects: how high the counter stood in them
+    /// says whether a new series lags.
+    async fn find_ends(
+        &mut self,
+        store: &mut Store,
+        subjects: &BTreeSet<Arc<Subject>>,
+    ) -> Result<(), FleetError> {
         let mut wholes: BTreeMap<(i64, i64), BTreeSet<Arc<Subject>>> = BTreeMap::new();
-        for subject in &others {
+        for subject in subjects {
             let counter = self.counters.get(subject);
             if let Some(whole) = counter.and_then(Counter::whole) {
                 let subjects = wholes.entry((whole.start, whole.end)).or_default();
@@ -252,32 +277,23 @@ impl Reading {
             }
         }
         for ((first, end), subjects) in wholes {
-            let mut ended: BTreeMap<Arc<Subject>, (i64, u128, Option<u128>)> = BTreeMap::new();
+            // The last hour with samples, the greatest value in it, and the greatest one before it.
+            let mut ends: BTreeMap<Arc<Subject>, (i64, u128, Option<u128>)> = BTreeMap::new();
             for (hour, seen) in self.by_hour(store, first..end, &subjects).await? {
                 for (subject, seen) in seen {
                     let most = seen.iter().map(|seen| seen.most).max().unwrap_or_default();
-                    let before = ended.get(&subject);
+                    let before = ends.get(&subject);
                     let before = before.map(|(_, most, before)| before.unwrap_or(0).max(*most));
-                    ended.insert(subject, (hour, most, before));
+                    ends.insert(subject, (hour, most, before));
                 }
             }
             for subject in subjects {
-                let Some((hour, _, before)) = ended.remove(&subject) else {
+                let Some((hour, _, before)) = ends.remove(&subject) else {
                     return Err(self.half(store, NO_HOURS));
                 };
                 let counter = self.counters.entry(subject).or_default();
                 counter.ended_with(hour, before);
             }
-        }
-        let by_hour = self.by_hour(store, hours, &others).await?;
-        let has_hours =
-            |subject: &Arc<Subject>| by_hour.values().any(|seen| seen.contains_key(subject));
-        if !others.iter().all(has_hours) {
-            return Err(self.half(store, NO_HOURS));
-        }
-        for (hour, subjects) in by_hour {
-            self.add_hour(store, hour, (hour + 1) * HOUR, HOUR, subjects, sink)
-                .await?;
         }
         Ok(())
     }
@@ -350,6 +366,7 @@ impl Reading {
             return Ok(());
         }
         self.fallen.insert(hour);
+        self.find_ends(store, &fallen).await?;
         let mut samples: BTreeMap<Arc<Subject>, Vec<Sample>> = BTreeMap::new();
         let mut portions = Portions::of(self.gpus_of(&fallen));
         while let Some(portion) = portions.next() {

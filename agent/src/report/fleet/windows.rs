@@ -19,7 +19,7 @@ use crate::report::tally::{Dimension, Question};
 /// pictures show hours ([`crate::report::tally::Timeline`]).
 const SHORT: i64 = 72;
 /// Hours that one query asks for at most.
-const MOST_HOURS: i64 = 96;
+pub(super) const MOST_HOURS: i64 = 96;
 /// Seconds of a day.
 const DAY: i64 = 24 * HOUR;
 /// Windows that one query asks for at most.
@@ -83,10 +83,11 @@ impl Windows {
         window.map_or(hour, |window| window.end - 1)
     }
 
-    pub(super) fn plan(&self) -> Plan {
+    /// All of them, of which one query asks for so many hours at most.
+    pub(super) fn plan(&self, most_hours: i64) -> Plan {
         Plan {
             windows: self.0.iter().cloned().collect(),
-            most_hours: MOST_HOURS,
+            most_hours,
         }
     }
 }
@@ -140,6 +141,11 @@ impl Plan {
             windows: hours.map(|hour| hour..hour + 1).collect(),
             most_hours: MOST_HOURS,
         }
+    }
+
+    /// Hours that one query asks for at most.
+    pub(super) fn most_hours(&self) -> i64 {
+        self.most_hours
     }
 
     /// Takes the next windows that are read together.
@@ -265,7 +271,7 @@ mod tests {
     #[test]
     fn thanos_moved_times_that_are_no_multiple_of_the_step() {
         // Days of Berlin in winter.
-        let mut plan = Windows(vec![-1..23, 23..47, 47..71, 71..72, 72..73]).plan();
+        let mut plan = Windows(vec![-1..23, 23..47, 47..71, 71..72, 72..73]).plan(MOST_HOURS);
         let mut steps = Vec::new();
         while let Some(run) = plan.next() {
             assert_eq!(run.first_end % run.step(), 0, "{run:?}");
@@ -282,7 +288,8 @@ mod tests {
 
     #[test]
     fn a_query_has_windows_of_one_length_and_fewer_after_one_that_was_too_much() {
-        let mut plan = Windows(vec![16..24, 24..48, 48..72, 72..96, 96..120, 120..144]).plan();
+        let mut plan =
+            Windows(vec![16..24, 24..48, 48..72, 72..96, 96..120, 120..144]).plan(MOST_HOURS);
         let run = |first_end: i64, hours: i64, count| {
             Some(Run {
                 first_end: first_end * HOUR,

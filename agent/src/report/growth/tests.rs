@@ -54,18 +54,36 @@ fn hours_of(counter: &mut Counter, samples: &[Sample], hours: Range<i64>) -> Vec
         .collect()
 }
 
-/// Growth of windows of so many hours, read by the hour where they are not settled.
-fn windows_of(samples: &[Sample], hours: Range<i64>, length: i64) -> Vec<u128> {
-    let mut counter = Counter::default();
-    let begins = hours.clone().step_by(usize::try_from(length).unwrap());
-    let windows = begins.map(|begin| begin..hours.end.min(begin + length));
+/// Windows that follow each other, of these lengths in turns.
+fn windows(hours: &Range<i64>, lengths: &[i64]) -> Vec<Range<i64>> {
+    let mut windows = Vec::new();
+    let mut begin = hours.start;
+    for length in lengths.iter().cycle() {
+        if begin >= hours.end {
+            break;
+        }
+        let end = hours.end.min(begin + length);
+        windows.push(begin..end);
+        begin = end;
+    }
     windows
+}
+
+/// Growth of windows, read by the hour where they are not settled.
+fn windows_of(samples: &[Sample], windows: Vec<Range<i64>>) -> Vec<u128> {
+    let mut counter = Counter::default();
+    windows
+        .into_iter()
         .map(|window| {
             let seen = seen_of(&within(samples, &window));
+            let is_hour = window.end - window.start == 1;
             if seen.is_empty() {
                 return 0;
             }
-            if counter.is_settled(&seen) {
+            if is_hour && counter.is_plain(&seen) {
+                return counter.hour(window.start, &seen);
+            }
+            if !is_hour && counter.is_settled(&seen) {
                 return counter.hours(window, &seen);
             }
             if let Some(whole) = counter.whole() {
@@ -193,9 +211,10 @@ fn one_of_a_pair_that_missed_a_fall_is_not_lost_for_good() {
 
 /// By the hour, and by windows of so many hours.
 fn both_ways(samples: &[Sample], hours: Range<i64>, length: i64) -> [u128; 2] {
+    let windows = windows(&hours, &[length]);
     [
-        grown(samples, hours.clone()),
-        windows_of(samples, hours, length).iter().sum(),
+        grown(samples, hours),
+        windows_of(samples, windows).iter().sum(),
     ]
 }
 
@@ -358,7 +377,8 @@ proptest! {
 
     #[test]
     fn windows_of_any_length_grow_by_what_their_hours_do(
-        steps in steps(), pair in any::<bool>(), each in prop::option::of(1_usize..40), length in 2_i64..30
+        steps in steps(), pair in any::<bool>(), each in prop::option::of(1_usize..40),
+        lengths in prop::collection::vec(1_i64..30, 1..4)
     ) {
         let mut union = scraped(&steps, pair);
         if let Some(each) = each {
@@ -369,8 +389,12 @@ proptest! {
         }
         let samples = samples_of(&union);
         let by_hour = hours_of(&mut Counter::default(), &samples, 0..60);
-        let length_of = usize::try_from(length).unwrap();
-        let expected: Vec<u128> = by_hour.chunks(length_of).map(|hours| hours.iter().sum()).collect();
-        prop_assert_eq!(windows_of(&samples, 0..60, length), expected);
+        let windows = windows(&(0..60), &lengths);
+        let sums = windows.iter().map(|window| {
+            let [first, end] = [window.start, window.end].map(|hour| usize::try_from(hour).unwrap());
+            by_hour[first..end].iter().sum()
+        });
+        let expected: Vec<u128> = sums.collect();
+        prop_assert_eq!(windows_of(&samples, windows), expected);
     }
 }

@@ -2,6 +2,9 @@
 
 use crate::core::model::Nanos;
 
+/// For how many hours room is made at once.
+const RESERVED: usize = 24;
+
 /// Time by the hour, from the first hour that has any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Elapsed {
@@ -19,9 +22,23 @@ impl Elapsed {
             return;
         };
         if at >= self.hours.len() {
+            // Many GPUs have some, and doubling would leave a half of it unused.
+            let missing = at + 1 - self.hours.len();
+            if self.hours.capacity() <= at {
+                self.hours.reserve_exact(missing.max(RESERVED));
+            }
             self.hours.resize(at + 1, Nanos::ZERO);
         }
         self.hours[at] += time;
+    }
+
+    /// Corrects an hour by the difference between two figures of a time that ends with it. An hour that was
+    /// never added is left out.
+    pub fn correct(&mut self, hour: i64, before: Nanos, after: Nanos) {
+        let at = usize::try_from(hour - self.first).ok();
+        if let Some(time) = at.and_then(|at| self.hours.get_mut(at)) {
+            *time = time.plus(after).minus(before);
+        }
     }
 
     /// The time of an hour.
@@ -44,5 +61,9 @@ mod tests {
         }
         let found = [6, 7, 8, 10, 11].map(|hour| elapsed.of(hour).0);
         assert_eq!(found, [0, 3, 0, 5, 0]);
+        elapsed.correct(10, Nanos(9), Nanos(7));
+        elapsed.correct(7, Nanos(7), Nanos(9));
+        elapsed.correct(11, Nanos(0), Nanos(1));
+        assert_eq!([7, 10, 11].map(|hour| elapsed.of(hour).0), [5, 3, 0]);
     }
 }

@@ -217,7 +217,7 @@ impl Stores {
     fn bills(&self) -> Result<[(&'static str, Bill); 2]> {
         let prometheus = format!("http://{}", self.prometheus.address());
         let victoria_metrics = self.victoria_metrics.url();
-        println!("\n$ gpuacct report --from {prometheus} --since 1h --by cluster,namespace,pod");
+        println!("\n$ gpuacct report --from {prometheus} --since 2h --by cluster,namespace,pod");
         let by = ["--by", "cluster,namespace,pod"];
         println!("{}", report(&["--from", &prometheus], &by)?);
         Ok([
@@ -475,7 +475,7 @@ fn report(source: &[&str], arguments: &[&str]) -> Result<String> {
     let output = Command::new(agent::binary()?)
         .arg("report")
         .args(source)
-        .args(["--since", "1h"])
+        .args(["--since", "2h"])
         .args(arguments)
         .output()
         .context("cannot run gpuacct report")?;
