@@ -3,7 +3,7 @@
 //!
 //! **Exact to the last sample.** Growth is added up hour by hour from values, not from rates
 //! ([`crate::report::growth`]). What happened after a counter's last sample before it began anew, or
-//! before its first sample, is not in the store and not in the report: it says less, never more.
+//! before its first sample, is not in the store and not in the report.
 //!
 //! **Each counter counts once**, however many series show it ([`families`]).
 //!

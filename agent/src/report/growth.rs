@@ -12,8 +12,8 @@
 //! present life, which is the time since it last began at 0. The highest value counts, so each second
 //! counts once. Where two series contradict each other, the answer is the smaller one.
 //!
-//! An hour in which no series fell is known by the least and the greatest value of each. An hour in which
-//! one fell has to be read sample by sample ([`Counter::is_plain`]). A longer time is added as one if nothing
+//! An hour in which no series fell, and no new one is below the counter, is known by the least and the greatest
+//! value of each. Any other hour has to be read sample by sample ([`Counter::is_plain`]). A longer time is added as one if nothing
 //! but growth happened in it ([`Counter::is_settled`]), and otherwise hour by hour; the sum is the same.
 //!
 //! Pure. Values are integers in a unit of the caller's choice.
@@ -92,7 +92,7 @@ impl Counter {
     pub fn is_plain(&self, seen: &[Seen]) -> bool {
         let own = |of: &Seen| Some(self.series.get(&of.series)?.last);
         let high = self.high.or_else(|| seen.iter().filter_map(own).max());
-        // Of several new series of a new counter, one may have begun anew where the other ended.
+        // Of several new series of a new counter, one may have ended before another began at 0.
         let new = high.or_else(|| seen.iter().map(|of| of.least).max());
         seen.iter().all(|of| {
             let before = own(of).or(new);

@@ -168,7 +168,7 @@ impl Reading {
                 times(most) == times(&least)
             };
             let Some((most, falls)) = joined.filter(same_times) else {
-                return Err(self.half(store, "a least value without a greatest one"));
+                return Err(self.half(store, "a least value without a greatest value at the same times or without a number of falls"));
             };
             let falls: HashMap<i64, f64> = falls.iter().copied().collect();
             for ((at_ms, least), (_, most)) in least.into_iter().zip(most) {
@@ -261,8 +261,8 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads the hours that were added as one and last for some subjects: how high the counter stood in them
-    /// says whether a new series lags.
+    /// Rereads, by the hour, the last window of each subject if it was added as a whole. How high the counter
+    /// stood in its hours says whether a new series lags.
     async fn find_ends(
         &mut self,
         store: &mut Store,

@@ -1,13 +1,13 @@
 //! Into which windows a report's hours are cut.
 //!
 //! A store is asked for the growth of a counter in each window. The fewer windows, the less there is to
-//! send, to read and to keep: a day has 24 times less than its hours. So a window is an hour only where the
-//! report tells hours apart or is short, and otherwise a day of the report's zone. A window ends where the
+//! send, to read and to keep: a day has 24 times less than its hours. So a window is an hour where the
+//! report groups by hour or is short, and otherwise a day of the report's zone. A window ends where the
 //! range does.
 //!
 //! Growth is the same by the hour and by the day ([`crate::report::growth`]): a day in which a counter does not
-//! simply grow is read by the hour. What of a GPU's time does not fit together is found in each window as a
-//! whole, so a day hides what cancels out within it.
+//! simply grow is read by the hour. Differences between counters, such as imbalances, are computed per window,
+//! so opposite differences within a day cancel each other.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,8 +15,8 @@ use std::ops::Range;
 use super::reading::{HOUR, Span, WARM_UP};
 use crate::report::tally::{Dimension, Question};
 
-/// The longest range, in hours, that is always read by the hour. It is not below the longest range whose
-/// pictures show hours ([`crate::report::tally::Timeline`]).
+/// The longest range, in hours, that is always read by the hour. It must be at least the longest range for which
+/// [`crate::report::tally::Timeline`] shows hours.
 const SHORT: i64 = 72;
 /// Hours that one query asks for at most.
 pub(super) const MOST_HOURS: i64 = 96;

@@ -1,4 +1,4 @@
-//! How much of each of a GPU's hours is in a book.
+//! Elapsed time of one GPU, by hour.
 
 use crate::core::model::Nanos;
 
@@ -32,8 +32,8 @@ impl Elapsed {
         self.hours[at] += time;
     }
 
-    /// Corrects an hour by the difference between two figures of a time that ends with it. An hour that was
-    /// never added is left out.
+    /// Adds `after - before`, which are figures of a window, to the window's last hour. An hour that was never
+    /// added is left out.
     pub fn correct(&mut self, hour: i64, before: Nanos, after: Nanos) {
         let at = usize::try_from(hour - self.first).ok();
         if let Some(time) = at.and_then(|at| self.hours.get_mut(at)) {

@@ -1,5 +1,6 @@
 //! A stand-in for the store of a fleet that is too large to be written here: it makes its answers when it is
-//! asked. Each counter grows evenly and never begins anew. So what is measured is the report alone.
+//! asked. Each counter grows evenly and never begins anew. So what is measured is the report, and one thread that makes
+//! answers.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
