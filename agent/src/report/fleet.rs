@@ -20,6 +20,7 @@ mod late_names;
 mod pod_labels;
 mod reading;
 mod remarks;
+mod span;
 #[cfg(test)]
 mod tests;
 mod windows;
@@ -36,8 +37,9 @@ use self::families::{
     Amount, CONTAINER_INFO, FAMILIES, Family, GPU_INFO, OfGpu, Owner, Subject, What, found, value,
 };
 use self::pod_labels::{Pod, PodLabels};
-use self::reading::{Grown, Reading, Span};
+use self::reading::{Grown, Reading};
 use self::remarks::{Reach, Remarks};
+use self::span::Span;
 use self::windows::Windows;
 use super::hour::{begin_of, hour_of};
 use super::prices::MoneyError;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::error::FleetError;
 use super::families::value;
-use super::reading::{HOUR, Span};
+use super::span::{HOUR, Span};
 use super::windows::MOST_WINDOWS;
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::outputs::instruments::pod_label_key;

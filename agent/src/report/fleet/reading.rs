@@ -6,49 +6,18 @@ use std::sync::Arc;
 
 use super::error::FleetError;
 use super::families::{Family, Subject, found};
+use super::span::{HOUR, LOOK_BACK, Span, WARM_UP};
 use super::windows::{Plan, Run, Windows, hour_ending};
 use crate::report::growth::{Counter, Sample, Seen};
 use crate::report::promql::answer::{Labels, Series};
 use crate::report::promql::{Store, one_of};
 
-/// Seconds of an hour.
-pub(super) const HOUR: i64 = 3_600;
-/// Hours before the range that are read like those in it, so that its first hour knows what went before.
-pub(super) const WARM_UP: i64 = 24;
-/// How far before that the last value of a counter is looked for, in hours: seven days in all.
-pub(super) const LOOK_BACK: i64 = 6 * 24;
 /// GPUs that one query names at most.
 const MOST_GPUS: usize = 40;
 /// Queries about named GPUs that are made at most, where one query about all GPUs does as well.
 const MOST_PORTIONS: usize = 4;
 /// What is wrong with an answer about a day, or the hours of it.
 const NO_HOURS: &str = "no samples in the hours of a day of which it has the greatest value";
-
-/// What the store is asked for: whole hours, and the part of one more that has passed.
-#[derive(Clone, Debug)]
-pub(super) struct Span {
-    /// The hours that are billed, the one that has not ended among them.
-    pub(super) hours: Range<i64>,
-    /// The time up to which there can be samples, in seconds.
-    pub(super) end: i64,
-}
-
-impl Span {
-    /// The first second that is billed.
-    pub(super) fn since(&self) -> i64 {
-        self.hours.start * HOUR
-    }
-
-    /// The first second that is read.
-    pub(super) fn first(&self) -> i64 {
-        (self.hours.start - WARM_UP - LOOK_BACK) * HOUR
-    }
-
-    /// The hour after the last one that has ended.
-    pub(super) fn whole(&self) -> i64 {
-        self.hours.end.min(self.end.div_euclid(HOUR))
-    }
-}
 
 /// Growth of a subject in a window.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::balance::Apart;
-use super::reading::{LOOK_BACK, Span, WARM_UP};
+use super::span::{LOOK_BACK, Span, WARM_UP};
 use crate::core::model::{Nanos, UNRESOLVED};
 use crate::outputs::store::query::GpuRecord;
 use crate::report::hour::begin_of;

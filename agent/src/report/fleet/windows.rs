@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::reading::{HOUR, Span, WARM_UP};
+use super::span::{HOUR, Span, WARM_UP};
 use crate::report::tally::{Dimension, Question};
 
 /// The longest range, in hours, that is always read by the hour. It must be at least the longest range for which
