@@ -6,8 +6,10 @@
 //! what is there, as on a host where people use `podman run`.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,6 +17,10 @@ use crate::daemon::Daemon;
 use crate::docker::{
     Cgroups, Container, ContainerSpec, IMAGE, answers, image, program_path, unmount_below,
 };
+
+/// How long the last commands of containers may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Whether this machine can run a Podman of its own; if not, why.
 ///
@@ -189,9 +195,23 @@ impl Drop for Podman {
         }
         // Ends it.
         self.service = None;
+        let deadline = Instant::now() + PATIENCE;
+        while is_in_use(&self.root) && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
         if let Err(error) = unmount_below(Path::new(&self.root)) {
             eprintln!("podman: {error:#}");
         }
         self.cgroups.remove();
     }
+}
+
+/// Whether a process is left that has this folder in its command. What watches a container runs a command after
+/// the container's end, and that mounts the storage once more.
+fn is_in_use(root: &Path) -> bool {
+    let root = root.as_os_str().as_bytes();
+    let processes = fs::read_dir("/proc").into_iter().flatten();
+    let mut commands =
+        processes.filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
+    commands.any(|command| command.windows(root.len()).any(|part| part == root))
 }
