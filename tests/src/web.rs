@@ -29,6 +29,8 @@ use crate::requirement::fetched;
 /// The environment variable that names where the newest Prometheus is: a tree with `usr/bin/prometheus`,
 /// `usr/bin/promtool` and `usr/bin/prometheus-node-exporter` in it, as `cargo xtask test` unpacks it.
 pub const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
+/// The same of the release between the distribution's and the newest, without node_exporter.
+pub const LATER_PROMETHEUS: &str = "GPUACCT_LATER_PROMETHEUS";
 /// How long an answer may take. Only ever waited for when something is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -37,7 +39,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// If there is none.
 pub fn newest(program: &str) -> Result<PathBuf> {
-    let program = fetched(NEWEST_PROMETHEUS)?.join("usr/bin").join(program);
+    program_in(NEWEST_PROMETHEUS, program)
+}
+
+/// A program of the release in between.
+///
+/// # Errors
+/// If there is none.
+pub fn later(program: &str) -> Result<PathBuf> {
+    program_in(LATER_PROMETHEUS, program)
+}
+
+fn program_in(variable: &str, program: &str) -> Result<PathBuf> {
+    let program = fetched(variable)?.join("usr/bin").join(program);
     ensure!(program.is_file(), "{} is not there", program.display());
     Ok(program)
 }

@@ -98,6 +98,18 @@ pub(crate) fn newest_prometheus() -> Result<PathBuf> {
     unpacked(&name, NEWEST, &NEWEST_PROMETHEUS, &programs)
 }
 
+/// Prometheus and promtool of the release between the machine's and the newest, as a tree with
+/// `usr/bin/promtool` in it.
+pub(crate) fn later_prometheus() -> Result<PathBuf> {
+    let programs = ["usr/bin/prometheus", "usr/bin/promtool"];
+    unpacked(
+        "debian-trixie-prometheus",
+        SUITE,
+        &["prometheus", "promtool"],
+        &programs,
+    )
+}
+
 /// A folder among the tools that `make` puts together once, somewhere in the folder that it is given.
 pub(crate) fn once(name: &str, make: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<PathBuf> {
     let tools = workspace::target().join("tools");

@@ -43,6 +43,8 @@ const AMTOOL: &str = "GPUACCT_AMTOOL";
 pub(crate) const REGISTRY: &str = "GPUACCT_REGISTRY";
 /// Names the folder with the newest Prometheus; see `gpuacct_tests::prometheus`.
 pub(crate) const NEWEST_PROMETHEUS: &str = "GPUACCT_NEWEST_PROMETHEUS";
+/// Names the folder with a Prometheus of a release in between; see `gpuacct_tests::web`.
+const LATER_PROMETHEUS: &str = "GPUACCT_LATER_PROMETHEUS";
 /// Names the folder with the programs of Kubernetes; see `gpuacct_tests::kubelet`.
 const KUBERNETES: &str = "GPUACCT_KUBERNETES";
 /// What a cluster takes besides; see `gpuacct_tests::cluster`.
@@ -234,6 +236,11 @@ fn parts(options: &Options) -> Result<Vec<(&'static str, PathBuf)>> {
             NEWEST_PROMETHEUS,
             "the newest Prometheus",
             archive::newest_prometheus(),
+        ),
+        (
+            LATER_PROMETHEUS,
+            "a later Prometheus",
+            archive::later_prometheus(),
         ),
     ] {
         match fetched {

@@ -15,7 +15,7 @@ use gpuacct_tests::certificates::Authority;
 use gpuacct_tests::prometheus::{self, Prometheus};
 use gpuacct_tests::requirement::require;
 use gpuacct_tests::victoria_metrics::{self, VictoriaMetrics};
-use gpuacct_tests::web::newest;
+use gpuacct_tests::web::{later, newest};
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
@@ -301,11 +301,14 @@ fn check_long_range(url: &str, since: i64, until: i64) {
     }
 }
 
-/// The distribution's Prometheus and the newest one, with their promtools.
+/// The distribution's Prometheus, a later one and the newest one, with their promtools.
 pub(crate) fn programs() -> Vec<(PathBuf, PathBuf)> {
     let mut programs = Vec::new();
     if require("prometheus", prometheus::available()).is_some() {
         programs.push(("prometheus".into(), "promtool".into()));
+    }
+    if let Some(program) = require("prometheus-later", later("prometheus")) {
+        programs.push((program, later("promtool").unwrap()));
     }
     if let Some(program) = require("prometheus-new", newest("prometheus")) {
         programs.push((program, newest("promtool").unwrap()));
