@@ -162,6 +162,7 @@ impl Fleet {
         };
         let since = span.since();
         let (windows, hours) = (Windows::of(span, question), Windows::hours(span));
+        let is_by_day = windows != hours;
         let mut most_hours = windows::MOST_HOURS;
         let mut own: Vec<Labels> = Vec::new();
         for family in &FAMILIES {
@@ -174,7 +175,7 @@ impl Fleet {
             let mut add = |grown: Grown| {
                 if span.hours.contains(&grown.hour) {
                     let hour = windows.last_hour(grown.hour);
-                    if is_elapsed && windows != hours {
+                    if is_elapsed && is_by_day {
                         fleet.add_elapsed(&grown);
                     }
                     fleet.add(*family, Grown { hour, ..grown });
@@ -238,10 +239,9 @@ impl Fleet {
         let small = u64::try_from(grown.amount).unwrap_or(u64::MAX);
         let hours = self.hours.entry(Arc::clone(gpu)).or_default();
         let hour = hours.entry(grown.hour).or_default();
-        let used = |used: &mut late_names::Used, add: &dyn Fn(&mut Amounts)| {
-            let of_owner = used.entry((Arc::clone(gpu), owner.clone())).or_default();
-            add(of_owner.of_mut(grown.hour));
-        };
+        if matches!(family.what, What::Host | What::Container(Amount::Busy)) {
+            hour.owned += Nanos(small);
+        }
         match family.what {
             What::Gpu(OfGpu::Elapsed) => hour.elapsed += Nanos(small),
             What::Gpu(OfGpu::Busy) => hour.busy += Nanos(small),
@@ -254,17 +254,14 @@ impl Fleet {
                 let key = (of == OfGpu::Unobserved, Arc::clone(detail));
                 *hour.reasons.entry(key).or_default() += Nanos(small);
             }
-            What::Host => {
-                hour.owned += Nanos(small);
-                used(&mut self.used, &|amounts| amounts.busy += Nanos(small));
-            }
-            What::Container(amount) => {
-                if amount == Amount::Busy {
-                    hour.owned += Nanos(small);
-                }
-                used(&mut self.used, &|amounts| {
-                    amount.add(amounts, detail, grown.amount);
-                });
+            What::Host | What::Container(_) => {
+                let used = self.used.entry((Arc::clone(gpu), owner.clone()));
+                let amounts = used.or_default().of_mut(grown.hour);
+                let amount = match family.what {
+                    What::Container(amount) => amount,
+                    _ => Amount::Busy,
+                };
+                amount.add(amounts, detail, grown.amount);
             }
         }
     }

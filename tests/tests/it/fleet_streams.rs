@@ -81,6 +81,29 @@ fn agrees(scraped: &Value, kept: &Value) {
     );
 }
 
+/// Checks the bill of a store against a ledger in which more than three seconds are busy.
+fn bills_what_was_kept(by: &str, url: &str, ledger: &Path) {
+    let scraped = report_by(by, &["--from", url]);
+    let kept = report_by(by, &["--store", text(ledger)]);
+    assert!(
+        busy(&kept).values().sum::<Decimal>() > Decimal::from(3),
+        "{kept:#}"
+    );
+    agrees(&scraped, &kept);
+}
+
+/// Waits until a store has all of the hosts' busy time that is booked.
+fn wait_for_booked(store: &Prometheus, booked: f64) {
+    let is_there = |found: &[prometheus::Sample]| {
+        found
+            .iter()
+            .any(|sample| (sample.value - booked).abs() < 1e-6)
+    };
+    store
+        .wait_for(&format!("sum({HOST_BUSY})"), PATIENCE, is_there)
+        .unwrap();
+}
+
 /// A node's agent, and what is at work on its GPU.
 struct Running {
     agent: Agent,
@@ -115,6 +138,14 @@ impl Running {
         self.agent
             .wait_for_status("its work", |status| seconds(status) > wanted)
             .unwrap();
+    }
+
+    /// Has a job use the GPU until more than so many seconds are busy, and returns what is booked then.
+    fn works(&mut self, share: &str, wanted: f64) -> f64 {
+        let work = self.work(share);
+        self.wait_for_busy(wanted);
+        drop(work);
+        self.settle()
     }
 
     /// Ends the agent. The ledger is in the node's folder, which is there as long as the node.
@@ -175,14 +206,7 @@ fn two_agents_in_one_prometheus_give_the_bill_of_their_ledgers() {
     nodes[1].wait_for_busy(1.5);
     drop(work);
     let booked: f64 = nodes.iter_mut().map(Running::settle).sum();
-    let is_there = |found: &[prometheus::Sample]| {
-        found
-            .iter()
-            .any(|sample| (sample.value - booked).abs() < 1e-6)
-    };
-    store
-        .wait_for(&format!("sum({HOST_BUSY})"), PATIENCE, is_there)
-        .unwrap();
+    wait_for_booked(&store, booked);
     let nodes = nodes.map(Running::stop);
 
     let url = format!("http://{}", store.address());
@@ -255,10 +279,7 @@ fn a_store_that_is_scraped_and_pushed_to_bills_each_second_once() {
         found.unwrap()
     };
     three("gpuacct_gpu_elapsed_seconds_total");
-    let work = node.work("0.5");
-    node.wait_for_busy(3.0);
-    drop(work);
-    let booked = node.settle();
+    let booked = node.works("0.5", 3.0);
     let series = three(&format!("{HOST_BUSY} > {}", booked - 1e-6));
     // They differ in their labels, by which alone they would be three counters.
     assert!(
@@ -269,13 +290,7 @@ fn a_store_that_is_scraped_and_pushed_to_bills_each_second_once() {
     );
     let (ledger, _node) = node.stop();
 
-    let scraped = report(&["--from", &store.url()]);
-    let kept = report(&["--store", text(&ledger)]);
-    assert!(
-        busy(&kept).values().sum::<Decimal>() > Decimal::from(3),
-        "{kept:#}"
-    );
-    agrees(&scraped, &kept);
+    bills_what_was_kept("node,unit", &store.url(), &ledger);
 }
 
 #[test]
@@ -290,29 +305,13 @@ fn a_scraped_agent_gives_the_bill_of_its_ledger() {
     let store = Prometheus::start(dir.path(), &[running.agent.address()], SCRAPE_INTERVAL).unwrap();
     // It scrapes before anything is at work, so that it sees where counters begin.
     store.wait_for_scrape(PATIENCE).unwrap();
-    let work = running.work("0.5");
-    running.wait_for_busy(3.0);
-    drop(work);
-    let booked = running.settle();
-    let is_there = |found: &[prometheus::Sample]| {
-        found
-            .iter()
-            .any(|sample| (sample.value - booked).abs() < 1e-6)
-    };
-    store
-        .wait_for(&format!("sum({HOST_BUSY})"), PATIENCE, is_there)
-        .unwrap();
+    let booked = running.works("0.5", 3.0);
+    wait_for_booked(&store, booked);
     let (ledger, _node) = running.stop();
 
     // Without a label that names the node.
     let url = format!("http://{}", store.address());
-    let scraped = report_by("unit", &["--from", &url]);
-    let kept = report_by("unit", &["--store", text(&ledger)]);
-    assert!(
-        busy(&kept).values().sum::<Decimal>() > Decimal::from(3),
-        "{kept:#}"
-    );
-    agrees(&scraped, &kept);
+    bills_what_was_kept("unit", &url, &ledger);
 }
 
 /// A Prometheus that loses a target writes a marker of staleness. Stores that others write into answer it
@@ -356,10 +355,7 @@ fn a_target_that_was_away_made_the_bill_of_a_store_that_is_written_into_impossib
     };
     let elapsed = "gpuacct_gpu_elapsed_seconds_total";
     has(elapsed, &|_| true);
-    let work = running.work("0.5");
-    running.wait_for_busy(1.0);
-    drop(work);
-    let booked = running.settle();
+    let booked = running.works("0.5", 1.0);
     has(&format!("sum({HOST_BUSY})"), &|value| {
         (value - booked).abs() < 1e-6
     });

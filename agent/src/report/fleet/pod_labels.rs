@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::error::FleetError;
 use super::families::value;
-use super::span::{HOUR, Span};
-use super::windows::MOST_WINDOWS;
+use super::span::Span;
+use super::windows::{Plan, Run};
 use crate::core::model::{NONE, UNRESOLVED};
 use crate::outputs::instruments::pod_label_key;
 use crate::report::promql::Store;
@@ -63,28 +63,16 @@ impl PodLabels {
         }
         let mut known = BTreeSet::new();
         let vector = store.vector(POD_LABELS, "");
-        let query = |window: i64| format!("last_over_time({vector}[{window}s])");
-        let (mut at, whole) = (span.hours.start, span.whole());
-        let mut step = MOST_WINDOWS;
-        while at < whole {
-            let end = whole.min(at + step);
-            let asked = store
-                .range(&query(HOUR), (at + 1) * HOUR, end * HOUR, HOUR)
-                .await;
-            match asked {
-                Err(error) if error.is_too_much() && step > 1 => step /= 2,
-                found => {
-                    labels.add(found?, &mut known);
-                    at = end;
-                }
+        // The hours, and the part of the present one that has passed.
+        let mut plan = Plan::of_hours(span.hours.start..span.whole());
+        let mut part = Run::of_part(span);
+        while let Some(run) = plan.next().or_else(|| part.take()) {
+            let query = format!("last_over_time({vector}[{}s])", run.window);
+            let asked = store.range(&query, run.first_end, run.last_end(), run.step());
+            match asked.await {
+                Err(error) if error.is_too_much() && plan.put_back(run) => {}
+                found => labels.add(found?, &mut known),
             }
-        }
-        // The part of the present hour that has passed.
-        let passed = span.end - whole * HOUR;
-        if whole < span.hours.end && passed > 0 {
-            // Thanos moves times to multiples of the step.
-            let found = store.range(&query(passed), span.end, span.end, 1).await;
-            labels.add(found?, &mut known);
         }
         // A pod of that hour may not be there; a label that no pod has was never published.
         let lacks = labels.words(|label| !known.contains(label));

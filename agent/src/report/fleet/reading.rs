@@ -121,11 +121,9 @@ impl Reading {
         let (least, most, falls) =
             tokio::try_join!(ask("min_over_time"), ask("max_over_time"), ask("resets"))?;
         // One answer after the other, so that the labels of only one are in memory.
-        let mut numbered = BTreeMap::new();
-        for Series { labels, points } in store.read_range(least)? {
-            numbered.insert(self.number(labels, store)?, points);
-        }
-        let least = numbered;
+        let least = store.read_range(least)?.into_iter();
+        let least = least.map(|of| Ok((self.number(of.labels, store)?, of.points)));
+        let least: BTreeMap<usize, Points> = least.collect::<Result<_, FleetError>>()?;
         let (mut most, is_unknown) = self.by_number(store.read_range(most)?);
         // VictoriaMetrics knows of falls in hours without a sample, too.
         let (falls, _) = self.by_number(store.read_range(falls)?);
@@ -133,8 +131,8 @@ impl Reading {
         for (series, least) in least {
             let joined = most.remove(&series).zip(falls.get(&series));
             let same_times = |(most, _): &(Points, _)| {
-                let times = |points: &Points| points.iter().map(|(at, _)| *at).collect::<Vec<_>>();
-                times(most) == times(&least)
+                let times = |(at, _): &(i64, f64)| *at;
+                most.iter().map(times).eq(least.iter().map(times))
             };
             let Some((most, falls)) = joined.filter(same_times) else {
                 return Err(self.half(store, "a least value without a greatest value at the same times or without a number of falls"));

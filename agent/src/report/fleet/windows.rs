@@ -23,7 +23,7 @@ pub(super) const MOST_HOURS: i64 = 96;
 /// Seconds of a day.
 const DAY: i64 = 24 * HOUR;
 /// Windows that one query asks for at most.
-pub(super) const MOST_WINDOWS: i64 = 24;
+const MOST_WINDOWS: i64 = 24;
 
 /// The windows of a report, in order, the ones before its range included.
 #[derive(Clone, Debug, PartialEq, Eq)]
